@@ -1,0 +1,1 @@
+"""fastslow: speculative decoding with fast and slow thinking."""
