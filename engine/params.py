@@ -1,0 +1,121 @@
+"""What a user may ask for: sampling, speculation, mode. Every field is described and bounded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    field_validator,
+)
+
+Number = StrictFloat | StrictInt
+Thinking = Literal["off", "on", "auto"]
+
+
+class Params(BaseModel):
+    """Immutable, and no unknown or mistyped field slips through."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SamplingParams(Params):
+    """How tokens are drawn and when an answer ends. The names are those of vLLM and OpenAI."""
+
+    max_tokens: Annotated[StrictInt, Field(ge=1)] = Field(
+        default=256, description="most tokens to answer"
+    )
+    min_tokens: Annotated[StrictInt, Field(ge=0)] = Field(
+        default=0, description="end tokens and stop strings are ignored before this many tokens"
+    )
+    temperature: Annotated[Number, Field(ge=0, le=100)] = Field(
+        default=0.0, description="0 = greedy; else logits are divided by it"
+    )
+    top_k: Annotated[StrictInt, Field(ge=-1)] = Field(
+        default=-1, description="keep the k likeliest tokens; -1 or 0 = all"
+    )
+    top_p: Annotated[Number, Field(gt=0, le=1)] = Field(
+        default=1.0, description="keep the smallest set of tokens with this much probability"
+    )
+    min_p: Annotated[Number, Field(ge=0, le=1)] = Field(
+        default=0.0, description="drop tokens below this share of the likeliest one's probability"
+    )
+    repetition_penalty: Annotated[Number, Field(gt=0, le=100)] = Field(
+        default=1.0,
+        description="divides (or multiplies, if negative) logits of tokens seen in the text",
+    )
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = Field(
+        default=0.0, description="subtracted once from tokens seen in the answer"
+    )
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = Field(
+        default=0.0, description="subtracted for each time a token was seen in the answer"
+    )
+    logit_bias: dict[int, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(
+        default=None, description="token id -> value added to its logit"
+    )
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="strings that end the answer; they are not part of it"
+    )
+    stop_token_ids: tuple[Annotated[StrictInt, Field(ge=0)], ...] = Field(
+        default=(), description="token ids that end the answer, besides the model's own"
+    )
+    ignore_eos: StrictBool = Field(default=False, description="go on past the model's end token")
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = Field(
+        default=None, description="the same seed gives the same answer, whatever runs beside it"
+    )
+    n: Annotated[StrictInt, Field(ge=1, le=128)] = Field(
+        default=1, description="answers to each prompt"
+    )
+    logprobs: Annotated[StrictInt, Field(ge=0, le=1000)] | None = Field(
+        default=None,
+        description="log-probabilities of this many likeliest tokens, and of the chosen one",
+    )
+    prompt_logprobs: Annotated[StrictInt, Field(ge=0, le=1000)] | None = Field(
+        default=None, description="the same for each token of the prompt"
+    )
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    def model_post_init(self, _context: object) -> None:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens={self.min_tokens} exceeds max_tokens={self.max_tokens}")
+
+
+class Speculation(Params):
+    """How drafts are made. `nodes=0` or drafter "off" is plain decoding."""
+
+    drafter: str = Field(default="ngram", description="ngram, self, model, ngram+self, ... or off")
+    nodes: Annotated[StrictInt, Field(ge=0, le=64)] = Field(
+        default=4, description="most drafted per step"
+    )
+    model: str | None = Field(
+        default=None, description="the draft model's folder, for drafter 'model'"
+    )
+    groups: Annotated[StrictInt, Field(ge=0)] = Field(
+        default=0, description="routed groups that drafter 'self' runs; 0 = shared experts only"
+    )
+
+
+class Mode(Params):
+    """How a request thinks: which groups of experts run, whether it reasons, its defaults."""
+
+    name: Annotated[str, Field(min_length=1)] = Field(
+        default="custom", description="shown in metrics"
+    )
+    groups: Annotated[StrictInt, Field(ge=0)] | None = Field(
+        default=None, description="routed groups per token; None = all, 0 = shared experts only"
+    )
+    thinking: Thinking = Field(default="auto", description="off, on, or auto: the model decides")
+    sampling: SamplingParams | None = Field(default=None, description="used when a call gives none")
+    speculation: Speculation | None = Field(
+        default=None, description="used when a call says 'auto'"
+    )
+    description: str = Field(default="", description="one line for people")

@@ -1,0 +1,210 @@
+"""The values that flow between the rooms: drafts, rows, verdicts, plans, and who makes them.
+
+Letters: B requests in the step, N draft nodes, T rows, M rows whose logits are wanted, V vocabulary,
+F feature dim. This module is a leaf: it imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastslow.engine.params import SamplingParams, Speculation
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+ALL_GROUPS = -1  # in Rows.groups: every routed group runs
+
+
+class Tree(NamedTuple):
+    """One request's proposal: a tree hanging off its last committed token.
+
+    `parents[i] < i` is a node of the same tree, -1 the last committed token. `probs` f32 [n, V] is
+    the law each node was *sampled* from; None says that the nodes were chosen, not sampled.
+    """
+
+    tokens: Sequence[int] = ()
+    parents: Sequence[int] = ()
+    probs: Floats | None = None
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int], probs: Floats | None = None) -> Tree:
+        """A tree without branches: each token follows the one before it."""
+        return cls(tokens, range(-1, len(tokens) - 1), probs)
+
+
+@dataclass(slots=True)
+class Draft:
+    """A forest, one tree per request, flattened. The empty draft IS ordinary decoding."""
+
+    tokens: Ints  # [N]
+    parents: Ints  # [N] index in the request's own tree; -1 hangs off the last committed token
+    starts: Ints  # [B+1] request b owns nodes starts[b] : starts[b+1]
+    probs: tuple[Floats | None, ...]  # per request f32 [n_b, V], or None: chosen, not sampled
+
+    @classmethod
+    def of(cls, trees: Sequence[Tree]) -> Draft:
+        """Flatten one tree per request, in batch order."""
+        starts = np.cumsum([0, *(len(tree.tokens) for tree in trees)], dtype=np.int64)
+        tokens = np.array([x for tree in trees for x in tree.tokens], dtype=np.int64)
+        parents = np.array([x for tree in trees for x in tree.parents], dtype=np.int64)
+        return cls(tokens, parents, starts, tuple(tree.probs for tree in trees))
+
+    def tree(self, b: int) -> Tree:
+        """Request b's own tree."""
+        nodes = slice(int(self.starts[b]), int(self.starts[b + 1]))
+        return Tree(self.tokens[nodes].tolist(), self.parents[nodes].tolist(), self.probs[b])
+
+
+@dataclass(slots=True)
+class Segment:
+    """The rows of one request in one step: a prompt chunk, the last token, draft nodes, in a line."""
+
+    tokens: Sequence[int]  # [t]
+    positions: Sequence[int]  # [t] place in the text; siblings of a tree share one
+    parents: Sequence[int]  # [t] row of this segment it follows; -1 follows the context
+    slots: Ints  # [t] KV slot that each row writes
+    context: Ints  # [c] KV slots of the committed tokens, in order, that every row reads
+    groups: int | None = None  # routed groups to run; None = all, 0 = shared experts only
+    outputs: Sequence[int] = ()  # rows of this segment whose logits are wanted
+    reach: int = 0  # the longest text this request may become (rotary scaling may depend on it)
+
+
+@dataclass(slots=True)
+class Rows:
+    """What the model runs: every segment of the step, one after the other.
+
+    Row t of request b reads the slots `contexts[b]`, its ancestors by `parents`, and itself.
+    """
+
+    tokens: Ints  # [T]
+    positions: Ints  # [T]
+    slots: Ints  # [T]
+    parents: Ints  # [T] row index inside the request's own segment, or -1
+    groups: Ints  # [T] routed groups to run for this row, ALL_GROUPS = all
+    starts: Ints  # [B+1] request b owns rows starts[b] : starts[b+1]
+    outputs: Ints  # [M] rows whose logits are wanted
+    contexts: tuple[Ints, ...]  # per request: KV slots of its committed tokens
+    reach: Ints  # [B]
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment]) -> Rows:
+        """Lay the segments of a step one after the other."""
+        sizes = [len(s.tokens) for s in segments]
+        starts = np.cumsum([0, *sizes], dtype=np.int64)
+
+        def flat(name: str) -> Ints:
+            return np.array([x for s in segments for x in getattr(s, name)], dtype=np.int64)
+
+        groups = [ALL_GROUPS if s.groups is None else s.groups for s in segments]
+        wanted = [int(start) + i for s, start in zip(segments, starts) for i in s.outputs]
+        return cls(
+            tokens=flat("tokens"),
+            positions=flat("positions"),
+            slots=flat("slots"),
+            parents=flat("parents"),
+            groups=np.repeat(np.array(groups, dtype=np.int64), sizes),
+            starts=starts,
+            outputs=np.array(wanted, dtype=np.int64),
+            contexts=tuple(s.context for s in segments),
+            reach=np.array([s.reach for s in segments], dtype=np.int64),
+        )
+
+
+@dataclass(slots=True)
+class Output:
+    """What a forward gives: logits f32 [M, V] and, if asked for, features [M, F]."""
+
+    logits: torch.Tensor
+    features: torch.Tensor | None = None
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What was decided, per request."""
+
+    paths: list[list[int]] = field(default_factory=list)  # accepted nodes, root to leaf
+    tokens: list[list[int]] = field(default_factory=list)  # accepted, then one from the target
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One request's wish for the next step."""
+
+    nodes: int = 0  # draft budget; 0 = plain decoding
+    groups: int | None = None  # routed groups; None = all (deep), 0 = shared experts only
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the engine is when a policy plans."""
+
+    running: int
+    waiting: int
+
+
+class RequestView(Protocol):
+    """What drafters and policies may know of a request."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and answer so far."""
+
+    @property
+    def prompt_length(self) -> int: ...
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Token ids that end the answer."""
+
+    @property
+    def computed(self) -> int:
+        """How many of `tokens` have their KV in the target's cache."""
+
+    @property
+    def params(self) -> SamplingParams: ...
+    @property
+    def speculation(self) -> Speculation: ...
+    @property
+    def groups(self) -> int | None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def reach(self) -> int: ...
+
+
+class Drafter(Protocol):
+    """Proposes token runs for the target to verify."""
+
+    features: tuple[int, ...]  # target layers it reads; () for none
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+        """At most nodes[b] nodes for request b; 0 is allowed, and so is an empty tree."""
+
+    def commit(
+        self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
+    ) -> None:
+        """Told after each step; `features` [N+B, F] are those of the verified rows, or None."""
+
+    def release(self, requests: Collection[int]) -> None:
+        """These request ids are gone; give back what is held for them. Unknown ids are fine."""
+
+
+class Policy(Protocol):
+    """One per request: decides how to think and how far to draft."""
+
+    def plan(self, request: RequestView, load: Load) -> Plan: ...
+    def record(self, drafted: int, accepted: int) -> None: ...
+
+
+Law = Callable[[Any, RequestView, Sequence[int]], Floats]
+"""(logits f32 [V] tensor, request, tokens drafted after request.tokens) -> f32 [V] law."""
