@@ -1,0 +1,51 @@
+"""tokenizer.json, read by the `tokenizers` library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tokenizers
+
+from fastslow.engine.text.decoder import PieceDecoder
+from fastslow.engine.text.settings import Settings, read_object
+from fastslow.engine.text.special import is_mark, stop_ids
+from fastslow.engine.text.vocabulary import Vocabulary, check_unicode
+
+
+class HfTokenizer(Vocabulary):
+    """A `tokenizers` model of any kind whose decoder joins bytes (see PieceDecoder)."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        """Raises ValueError if the file at `path` is not a usable tokenizer.json."""
+        spec = read_object(path)
+        try:
+            library = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+            raise ValueError(f"{path} is not a tokenizer: {error}") from None
+        # Left in by whoever saved the file last; they would cut a prompt without a word.
+        library.no_truncation()
+        library.no_padding()
+        decode = PieceDecoder(spec.get("decoder"))
+        ids = library.get_vocab(with_added_tokens=True)
+        added = library.get_added_tokens_decoder()
+        data = {number: decode(piece) for piece, number in ids.items()}
+        data |= {number: token.content.encode() for number, token in added.items()}
+        special = {number for number, token in added.items() if token.special}
+        special |= {ids[piece] for piece in ids if piece in settings.special or is_mark(piece)}
+        super().__init__(ids, data, special, decode.leading_spaces)
+        self._library = library
+        self._add_bos = settings.add_bos
+        named = ids.get(settings.bos_token) if settings.bos_token is not None else None
+        self.bos_id = settings.bos_id if named is None else named
+        self.eos_ids = stop_ids(self, settings)
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """See `Tokenizer.encode`. tokenizer_config.json's `add_bos_token`, where it is given,
+        decides; else the file's own post-processor does."""
+        check_unicode(text)
+        added = add_special and self._add_bos is not False
+        added = added and not self.begins_with(text, self.bos_id)
+        ids: list[int] = self._library.encode(text, add_special_tokens=added).ids
+        if added and self._add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            return [self.bos_id, *ids]
+        return ids

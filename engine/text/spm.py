@@ -1,0 +1,84 @@
+"""tokenizer.model, read by the `sentencepiece` library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from fastslow.engine.text.decoder import SPACE
+from fastslow.engine.text.settings import Settings
+from fastslow.engine.text.special import is_mark, stop_ids
+from fastslow.engine.text.vocabulary import Vocabulary, check_unicode
+
+EVERY = 2**31  # spaces: more than any text starts with
+
+
+class SpmTokenizer(Vocabulary):
+    """A SentencePiece model, with the pieces that tokenizer_config.json adds to it."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        """Raises ValueError if the file at `path` is not a SentencePiece model."""
+        library = sentencepiece.SentencePieceProcessor()
+        try:
+            library.LoadFromSerializedProto(path.read_bytes())
+        except RuntimeError as error:
+            raise ValueError(f"{path} is not a SentencePiece model: {error}") from None
+        pieces = [library.id_to_piece(number) for number in range(library.piece_size())]
+        ids = {piece: number for number, piece in enumerate(pieces)}
+        added = {p: number for p, number in settings.added.items() if number >= len(pieces)}
+        control = {
+            piece
+            for number, piece in enumerate(pieces)
+            if library.is_control(number) or library.is_unknown(number)
+        }
+        data = {
+            number: bytes([int(piece[3:5], 16)])
+            if library.is_byte(number)
+            else piece.replace(SPACE, " ").encode()
+            for number, piece in enumerate(pieces)
+        }
+        data |= {number: piece.encode() for piece, number in added.items()}
+        ids |= added
+        marks = control | {piece for piece in ids if piece in settings.special or is_mark(piece)}
+        super().__init__(ids, data, {ids[piece] for piece in marks}, _prefix(library, pieces))
+        self._library = library
+        # User-defined pieces are found by the library itself, the rest of the special ones are not.
+        split = control | set(added) | (settings.special & ids.keys())
+        longest_first = sorted(split, key=len, reverse=True)
+        self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        own_bos: int = library.bos_id()
+        named = ids.get(settings.bos_token) if settings.bos_token is not None else None
+        self.bos_id = named if named is not None else own_bos if own_bos >= 0 else settings.bos_id
+        self._add_bos = settings.add_bos is not False
+        own_eos: int = library.eos_id()
+        self.eos_ids = stop_ids(self, settings) | ({own_eos} if own_eos >= 0 else set())
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """See `Tokenizer.encode`. A bos is added unless `add_bos_token` is false.
+
+        Text between special tokens is encoded by itself, each part with the model's own prefix
+        space, as transformers' slow tokenizers do.
+        """
+        check_unicode(text)
+        ids: list[int] = []
+        for index, part in enumerate(self._split.split(text)):
+            # re.split with a group: the odd parts are the separators.
+            ids += [self._ids[part]] if index % 2 else self._library.encode(part)
+        wanted = add_special and self._add_bos and not self.begins_with(text, self.bos_id)
+        return [self.bos_id, *ids] if wanted and self.bos_id is not None else ids
+
+
+def _prefix(library: sentencepiece.SentencePieceProcessor, pieces: Sequence[str]) -> int:
+    """How many leading spaces the model's decoder drops. Its settings are not in the library's
+    interface, so it is asked to decode three times the shortest piece that begins with a space."""
+    spaced = min((piece for piece in pieces if piece.startswith(SPACE)), key=len, default=None)
+    if spaced is None:
+        return 0
+    number = library.piece_to_id(spaced)
+    once, thrice = library.decode([number]), library.decode([number] * 3)
+    if once.startswith(" "):
+        return 0
+    return EVERY if spaced == SPACE and not thrice else 1

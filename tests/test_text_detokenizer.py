@@ -1,0 +1,150 @@
+"""Text as it comes equals text decoded at once, for any ids and any split."""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers_tiny import write_bpe, write_spm
+
+from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.engine.text.holdback import hold_back
+from fastslow.engine.text.tokenizer import Tokenizer, load_tokenizer
+
+TEXTS = ["Hello there", "你好，世界。", "🙂 👩‍👩‍👧 e\u0301 ﷽", "   spaces", "\ufffd real", "\x00\n"]
+
+
+@pytest.fixture(scope="module", params=["bpe", "spm"])
+def tokenizer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Tokenizer:
+    folder = tmp_path_factory.mktemp(request.param)
+    (write_bpe if request.param == "bpe" else write_spm)(folder)
+    return load_tokenizer(folder)
+
+
+def byte_ids(tokenizer: Tokenizer, data: bytes) -> list[int]:
+    """One id for each byte, whatever the bytes are."""
+    table = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
+    for i in range(tokenizer.vocab_size):  # the byte pieces themselves, where there are any
+        if (tokenizer.piece(i) or "").startswith("<0x"):
+            table[tokenizer.token_bytes(i)] = i
+    return [table[bytes([byte])] for byte in data]
+
+
+def ids_of(tokenizer: Tokenizer) -> st.SearchStrategy[list[int]]:
+    anything = st.lists(st.integers(-1, tokenizer.vocab_size), max_size=20)
+    broken = st.binary(max_size=12).map(lambda data: byte_ids(tokenizer, data))
+    text = st.sampled_from(TEXTS).map(tokenizer.encode)
+    return st.lists(anything | broken | text, max_size=4).map(lambda p: list(chain(*p)))
+
+
+@given(data=st.data(), skip=st.booleans())
+def test_any_split_joins_to_the_whole(
+    tokenizer: Tokenizer, data: st.DataObject, skip: bool
+) -> None:
+    ids = data.draw(ids_of(tokenizer))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=8)))
+    detokenizer = Detokenizer(tokenizer, skip)
+    pushed = [
+        detokenizer.push(ids[a:b]) for a, b in zip([0, *cuts], [*cuts, len(ids)], strict=True)
+    ]
+    assert detokenizer.text == "".join(pushed)
+    whole = "".join(pushed) + detokenizer.finish()
+    assert whole == tokenizer.decode(ids, skip) == detokenizer.text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_no_half_characters(tokenizer: Tokenizer, text: str) -> None:
+    detokenizer = Detokenizer(tokenizer)
+    pushed = "".join(detokenizer.push([i]) for i in byte_ids(tokenizer, text.encode()))
+    assert pushed == text.removeprefix(" " * tokenizer.leading_spaces)
+    assert detokenizer.finish() == ""
+
+
+def test_a_character_comes_with_its_last_byte(tokenizer: Tokenizer) -> None:
+    detokenizer = Detokenizer(tokenizer)
+    ids = byte_ids(tokenizer, "🙂".encode())
+    assert [detokenizer.push([i]) for i in ids] == ["", "", "", "🙂"]
+
+
+def test_broken_bytes_come_at_once_and_unfinished_ones_at_the_end(tokenizer: Tokenizer) -> None:
+    detokenizer = Detokenizer(tokenizer)
+    assert detokenizer.push(byte_ids(tokenizer, b"\xff\x80\xe4\xbd")) == "\ufffd\ufffd"
+    assert detokenizer.push(byte_ids(tokenizer, b"A\xe4")) == "\ufffdA"
+    assert (detokenizer.finish(), detokenizer.finish()) == ("\ufffd", "")
+    assert detokenizer.text == "\ufffd\ufffd\ufffdA\ufffd"
+
+
+def test_special_tokens_that_are_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("pangu")
+    write_spm(folder)
+    spm = load_tokenizer(folder)
+    ids = spm.encode("[unused16]hm[unused17]yes[unused10]", add_special=False)
+    tag = spm.token_id("[unused17]")
+    assert tag is not None
+    assert Detokenizer(spm, keep=frozenset({tag})).push(ids) == "hm[unused17]yes"
+
+
+def test_text_that_goes_on_keeps_its_space(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("spm")
+    write_spm(folder)
+    spm = load_tokenizer(folder)
+    prompt, answer = spm.encode("Hello"), spm.encode("there", add_special=False)
+    assert Detokenizer(spm).push(answer) == "there"
+    detokenizer = Detokenizer(spm, after=prompt)
+    assert (detokenizer.text, detokenizer.push(answer), detokenizer.text) == (
+        "",
+        " there",
+        " there",
+    )
+
+
+@pytest.mark.parametrize("fork", [Detokenizer.fork, copy.copy])
+def test_a_fork_is_independent(tokenizer: Tokenizer, fork: object) -> None:
+    assert callable(fork)
+    detokenizer = Detokenizer(tokenizer)
+    first, second = byte_ids(tokenizer, "é".encode())
+    detokenizer.push([*byte_ids(tokenizer, b"ab"), first])
+    ahead = fork(detokenizer)
+    assert ahead.push([second]) == "é"
+    assert (ahead.text, detokenizer.text) == ("abé", "ab")
+    assert detokenizer.finish() == "\ufffd"
+    assert ahead.finish() == ""
+
+
+def test_the_state_stays_small(tokenizer: Tokenizer) -> None:
+    detokenizer = Detokenizer(tokenizer)
+    for token in byte_ids(tokenizer, bytes(range(256)) * 40):  # mostly broken: nothing may pile up
+        detokenizer = detokenizer.fork()
+        detokenizer.push([token])
+        assert len(detokenizer._pending) < 4
+    assert len(detokenizer.text) > 5000
+
+
+@pytest.mark.parametrize(
+    "text, stops, held",
+    [
+        ("", ("stop",), 0),
+        ("abc", (), 0),
+        ("ab s", ("stop",), 1),
+        ("ab sto", ("stop",), 3),
+        ("ab stop", ("stop",), 0),
+        ("xaab", ("aabaac", "b!"), 3),
+        ("aa", ("aaa",), 2),
+        ("aaaa", ("aaa",), 2),
+        ("用户", ("户：", "用户："), 2),
+    ],
+)
+def test_hold_back(text: str, stops: tuple[str, ...], held: int) -> None:
+    assert hold_back(text, stops) == held
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+def test_hold_back_is_the_longest_beginning(text: str, stops: list[str]) -> None:
+    ends = [k for k in range(len(text) + 1) for stop in stops if len(stop) > k
+            if text.endswith(stop[:k])]  # fmt: skip
+    assert hold_back(text, stops) == max(ends, default=0)

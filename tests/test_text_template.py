@@ -1,0 +1,241 @@
+"""Chat templates: openPangu's, Jinja files, the plain one; and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loguru import logger
+from tokenizers_tiny import write_bpe, write_spm
+
+from fastslow.engine.params import Thinking
+from fastslow.engine.text.template import ChatTemplate, load_template
+from fastslow.engine.text.tokenizer import load_tokenizer
+
+CHAT = [
+    {"role": "system", "content": "S"},
+    {"role": "user", "content": "U1"},
+    {"role": "assistant", "content": "A1"},
+    {"role": "user", "content": "U2"},
+]
+USER = [{"role": "user", "content": "hi"}]
+CHATML = (
+    "{% for m in messages %}\n"
+    "    {% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}\n"
+    "{{ '<|im_start|>' + m.role + '\\n' + m.content + eos_token }}\n"
+    "{% endfor %}\n"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def jinja(folder: Path, source: object) -> ChatTemplate:
+    write_bpe(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text("utf-8")) | {"chat_template": source}
+    path.write_text(json.dumps(config), "utf-8")
+    return load_template(folder, load_tokenizer(folder))
+
+
+def pangu(
+    folder: Path, architecture: str = "PanguProMoEForCausalLM", **config: Any
+) -> ChatTemplate:
+    write_spm(folder, **config)
+    return load_template(folder, load_tokenizer(folder), architecture)
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="WARNING", format="{message}")
+    yield lines
+    logger.remove(sink)
+
+
+def test_pangu_history(tmp_path: Path) -> None:
+    assert pangu(tmp_path).render(CHAT) == (
+        "[unused9]系统：S[unused10][unused9]用户：U1[unused10][unused9]助手：A1[unused10]"
+        "[unused9]用户：U2[unused10][unused9]助手："
+    )
+
+
+def test_pangu_without_system_and_without_prompt(tmp_path: Path) -> None:
+    text = "[unused9]系统：[unused10][unused9]用户：hi[unused10]"
+    assert pangu(tmp_path).render(USER, add_generation_prompt=False) == text
+    tool = [*USER, {"role": "tool", "content": "42"}]
+    assert pangu(tmp_path).render(tool).endswith("[unused9]工具：42[unused10][unused9]助手：")
+
+
+@pytest.mark.parametrize(
+    "architecture, thinking, ending",
+    [
+        ("PanguProMoEForCausalLM", "off", "U2 /no_think"),
+        ("PanguProMoEForCausalLM", "on", "U2"),
+        ("PanguProMoEForCausalLM", "auto", "U2"),
+        ("PanguEmbeddedForCausalLM", "off", "U2 /no_think"),
+        ("PanguEmbeddedForCausalLM", "on", "U2"),
+        ("PanguEmbeddedForCausalLM", "auto", "U2 /auto_think"),
+    ],
+)
+def test_pangu_switches(tmp_path: Path, architecture: str, thinking: Thinking, ending: str) -> None:
+    text = pangu(tmp_path, architecture).render(CHAT, thinking)
+    assert text.endswith(f"[unused9]用户：{ending}[unused10][unused9]助手：")
+    assert "用户：U1[unused10]" in text
+    assert CHAT[3]["content"] == "U2"
+
+
+def test_pangu_switch_goes_to_the_users_turn_even_before_a_tools(tmp_path: Path) -> None:
+    chat = [*USER, {"role": "tool", "content": "42"}]
+    assert "用户：hi /no_think[unused10][unused9]工具：42[unused10]" in pangu(tmp_path).render(
+        chat, "off"
+    )
+    assert "/no_think" not in pangu(tmp_path).render(CHAT[:1], "off")
+
+
+@pytest.mark.parametrize("thinking", ["off", "auto"])
+def test_pangu_switch_is_not_doubled(tmp_path: Path, thinking: Thinking) -> None:
+    chat = [{"role": "user", "content": "hi /no_think"}]
+    text = pangu(tmp_path, "PanguEmbeddedForCausalLM").render(chat, thinking)
+    assert "用户：hi /no_think[unused10]" in text
+
+
+def test_pangu_checkpoint_with_a_template_file_still_switches(tmp_path: Path) -> None:
+    source = "{% for m in messages %}<{{ m.role }}:{{ m.content }}>{% endfor %}"
+    template = pangu(tmp_path, chat_template=source)
+    assert template.render(USER, "off") == "<user:hi /no_think>"
+    assert template.source == source and not template.add_special
+    own = "{{ messages[-1].content }}{% if not enable_thinking %} /no_think{% endif %}"
+    assert pangu(tmp_path, chat_template=own).render(USER, "off") == "hi /no_think"
+
+
+def test_pangu_marks_become_single_tokens(tmp_path: Path) -> None:
+    template = pangu(tmp_path)
+    spm = load_tokenizer(tmp_path)
+    ids = spm.encode(template.render(USER), template.add_special)
+    assert ids[0] == spm.bos_id
+    assert ids.count(spm.token_id("[unused9]") or -1) == 3
+    assert ids.count(spm.token_id("[unused10]") or -1) == 2
+
+
+def test_jinja_from_tokenizer_config(tmp_path: Path) -> None:
+    text = jinja(tmp_path, CHATML).render(USER)
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHATML}]
+    assert jinja(tmp_path, named).render(USER) == text
+
+
+def test_jinja_file_wins(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("file 你", "utf-8")
+    template = jinja(tmp_path, "config")
+    assert template.render(USER) == template.source == "file 你"
+
+
+@pytest.mark.parametrize(
+    "source, text",
+    [
+        (
+            "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}",
+            ("False", "True", ""),
+        ),
+        ("{{ 'x' if tools is none and not documents else 'y' }}", ("x",) * 3),
+        ("{{ {'a': '<é>'} | tojson }}", ('{"a": "<é>"}',) * 3),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}", ("hi",) * 3),
+        (
+            "{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+            ("01",) * 3,
+        ),
+        ("{{ strftime_now('%Y') | length }}{{ bos_token }}", ("4<|endoftext|>",) * 3),
+    ],
+)
+def test_jinja_dialect(tmp_path: Path, source: str, text: tuple[str, str, str]) -> None:
+    template = jinja(tmp_path, source)
+    rendered = tuple(template.render(USER, thinking) for thinking in ("off", "on", "auto"))
+    assert rendered == text
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ strftime_now.__globals__.json }}",
+        "{{ messages.__class__.__init__.__globals__ }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+        "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
+        "{{ messages.append(1) }}",
+        "{% for i in range(10**9) %}{% endfor %}",
+        "{% include '/etc/passwd' %}",
+        "{{ messages[0].content + 1 }}",
+        "{{ 1 // 0 }}",
+        "{{ nothing.at.all }}",
+    ],
+)
+def test_jinja_sandbox_and_errors(tmp_path: Path, source: str) -> None:
+    with pytest.raises(ValueError, match="^tokenizer_config.json: chat_template: "):
+        jinja(tmp_path, source).render(USER)
+
+
+def test_jinja_does_not_change_what_it_is_given(tmp_path: Path) -> None:
+    chat = [dict(USER[0])]
+    with pytest.raises(ValueError, match="chat_template"):
+        jinja(tmp_path, "{{ messages[0].update({'content': 'x'}) }}").render(chat)
+    assert chat == USER
+
+
+def test_a_template_refuses_in_its_own_words(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="chat_template: no tools here$"):
+        jinja(tmp_path, CHATML).render([{"role": "tool", "content": ""}])
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("a\n{% if %}", "chat_template line 2: "),
+        (7, "chat_template must be a string"),
+        ([{"name": "rag", "template": ""}], "has no template named 'default'"),
+    ],
+)
+def test_broken_templates(tmp_path: Path, source: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        jinja(tmp_path, source)
+
+
+def test_a_template_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
+        jinja(tmp_path, None)
+
+
+def test_plain_template_with_one_warning(tmp_path: Path, warnings: list[str]) -> None:
+    template = jinja(tmp_path, None)
+    assert template.render(CHAT) == "System: S\nUser: U1\nAssistant: A1\nUser: U2\nAssistant:"
+    assert template.render(USER, add_generation_prompt=False) == "User: hi"
+    assert len(warnings) == 1 and "no chat template" in warnings[0]
+
+
+def test_file_templates_do_not_warn(tmp_path: Path, warnings: list[str]) -> None:
+    jinja(tmp_path / "a", CHATML)
+    pangu(tmp_path / "b")
+    assert warnings == []
+
+
+@pytest.mark.parametrize("kind", ["pangu", "jinja", "plain"])
+@pytest.mark.parametrize(
+    "messages, message",
+    [
+        ([], "messages is empty"),
+        (["hi"], r"messages\[0\] is a str"),
+        ([*USER, {"content": "x"}], r"messages\[1\].role is None"),
+        ([{"role": "bot", "content": "x"}], r"role is 'bot'; it must be one of system, user"),
+        ([{"role": ["user"], "content": "x"}], "role is "),
+        ([{"role": "user"}], "content is missing"),
+        ([{"role": "user", "content": [1]}], "content is a list; it must be a string"),
+    ],
+)
+def test_bad_messages(tmp_path: Path, kind: str, messages: Any, message: str) -> None:
+    source = CHATML if kind == "jinja" else None
+    template = pangu(tmp_path) if kind == "pangu" else jinja(tmp_path, source)
+    with pytest.raises(ValueError, match=message):
+        template.render(messages, "off")

@@ -1,0 +1,120 @@
+"""Thought and answer, with the tags cut anywhere."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers_tiny import write_bpe, write_spm
+
+from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.engine.text.jinja import JinjaTemplate
+from fastslow.engine.text.plain import PlainTemplate
+from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags, tags_for
+from fastslow.engine.text.tokenizer import Tokenizer, load_tokenizer
+
+TAGS = ThoughtTags("<think>", "</think>")
+
+CASES = [
+    ("", False, ("", "")),
+    ("just an answer", False, ("", "just an answer")),
+    ("<think>a</think>b", False, ("a", "b")),
+    ("<think>a\n</think>\n\nb\n", False, ("a\n", "b\n")),
+    ("<think></think>\n\n", False, ("", "")),
+    ("a</think>\nb", True, ("a", "b")),
+    ("<think>a</think>b", True, ("a", "b")),
+    ("a</think>\nb", False, ("", "a\nb")),
+    ("<think>never closed", False, ("never closed", "")),
+    ("never closed", True, ("never closed", "")),
+    ("<think>a</think>b<think>c</think>d", False, ("ac", "bd")),
+    ("<think>a<think>b</think>c</think>d", False, ("ab", "cd")),
+    ("1 <2 </thin", False, ("", "1 <2 </thin")),
+    ("<think>x</think", False, ("x</think", "")),
+    ("<<think>a<</think>", False, ("a<", "<")),
+]
+
+
+def split(pieces: list[str], tags: ThoughtTags | None, opened: bool) -> tuple[str, str]:
+    splitter = ThoughtSplitter(tags, opened)
+    parts = [*map(splitter.push, pieces), splitter.finish()]
+    assert splitter.finish() == ("", "")
+    return "".join(reasoning for reasoning, _ in parts), "".join(answer for _, answer in parts)
+
+
+@pytest.mark.parametrize("text, opened, expected", CASES)
+def test_split(text: str, opened: bool, expected: tuple[str, str]) -> None:
+    assert split([text], TAGS, opened) == expected
+    assert split(list(text), TAGS, opened) == expected
+
+
+@given(
+    parts=st.lists(st.sampled_from([*TAGS, "<", "</th", "ink>", "\n", "word", "🙂"]), max_size=10),
+    opened=st.booleans(),
+    cuts=st.lists(st.integers(0, 60), max_size=6),
+)
+def test_cuts_make_no_difference_and_nothing_is_lost(
+    parts: list[str], opened: bool, cuts: list[int]
+) -> None:
+    text = "".join(parts)
+    ends = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    pieces = [text[a:b] for a, b in pairwise(ends)]
+    whole = split([text], TAGS, opened)
+    assert split(pieces, TAGS, opened) == whole
+    bare = text.replace(TAGS.open, "").replace(TAGS.close, "") if "\n" not in text else None
+    assert bare is None or len(bare) <= sum(map(len, whole))
+    assert split(pieces, None, opened) == ("", text)
+
+
+def test_text_is_held_back_only_while_it_may_become_a_tag() -> None:
+    splitter = ThoughtSplitter(TAGS)
+    assert splitter.push("a<thi") == ("", "a")
+    assert splitter.push("s is") == ("", "<this is")
+    assert splitter.push("<think>why</") == ("why", "")
+    assert splitter.push("think>\n") == ("", "")
+    assert splitter.push("\nso") == ("", "so")
+    assert splitter.finish() == ("", "")
+
+
+def test_opened_by() -> None:
+    assert TAGS.opened_by("<|im_start|>assistant\n<think>\n")
+    assert not TAGS.opened_by("<think>\n\n</think>\n\n")
+    assert not TAGS.opened_by("")
+
+
+@pytest.fixture
+def spm(tmp_path: Path) -> Tokenizer:
+    write_spm(tmp_path)
+    return load_tokenizer(tmp_path)
+
+
+def test_tags_from_tokens(tmp_path: Path, spm: Tokenizer) -> None:
+    write_bpe(tmp_path / "bpe")
+    bpe = load_tokenizer(tmp_path / "bpe")
+    assert tags_for(bpe) == TAGS
+    assert tags_for(spm, PlainTemplate()) == ThoughtTags("[unused16]", "[unused17]")
+
+
+def test_tags_from_a_template(tmp_path: Path) -> None:
+    write_bpe(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text("utf-8").replace("think>", "thonk>"), "utf-8")
+    bpe = load_tokenizer(tmp_path)
+    assert tags_for(bpe) is tags_for(bpe, PlainTemplate()) is None
+    template = JinjaTemplate("<think></think>", "file", None, None)
+    assert tags_for(bpe, template) == TAGS
+    assert TAGS.ids(bpe) == frozenset()
+
+
+def test_special_tags_through_detokenizer_and_splitter(spm: Tokenizer) -> None:
+    tags = tags_for(spm)
+    assert tags is not None
+    detokenizer = Detokenizer(spm, keep=tags.ids(spm))
+    splitter = ThoughtSplitter(tags)
+    ids = spm.encode("[unused16]hm[unused17]\n\nso[unused10]", add_special=False)
+    parts = [splitter.push(detokenizer.push([token])) for token in ids]
+    parts += [splitter.push(detokenizer.finish()), splitter.finish()]
+    assert "".join(reasoning for reasoning, _ in parts) == "hm"
+    assert "".join(answer for _, answer in parts) == "so"

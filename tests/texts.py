@@ -1,0 +1,70 @@
+"""Running texts through a decoder, cut up in every way, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.types import Ints, Rows, Segment
+
+
+def tokens_of(count: int, seed: int = 0, vocab: int = 96) -> list[int]:
+    return np.random.default_rng(seed).integers(0, vocab, count).tolist()
+
+
+def storage(model: Decoder, slots: int) -> KVStorage:
+    c = model.config
+    return KVStorage(
+        layers=c.layers,
+        slots=slots,
+        kv_heads=c.kv_heads,
+        head_dim=c.head_dim,
+        dtype=model.dtype,
+        device=model.device,
+    )
+
+
+def chunk(
+    tokens: Sequence[int],
+    start: int,
+    stop: int,
+    slots: Ints,
+    groups: int | None = None,
+    reach: int = 0,
+) -> Segment:
+    """Tokens start : stop of a text whose token i lies in slots[i], every logit wanted."""
+    size = stop - start
+    return Segment(
+        tokens[start:stop],
+        range(start, stop),
+        range(-1, size - 1),
+        slots[start:stop],
+        slots[:start],
+        groups,
+        range(size),
+        reach,
+    )
+
+
+def logits(
+    model: Decoder,
+    tokens: Sequence[int],
+    sizes: Sequence[int] | None = None,
+    groups: int | None = None,
+    reach: int = 0,
+    slots: Ints | None = None,
+) -> Tensor:
+    """[T, V] of a text alone in the batch, in chunks of `sizes` (one chunk if None)."""
+    slots = np.arange(len(tokens)) if slots is None else slots
+    kv = storage(model, int(slots.max()) + 1)
+    parts, start = [], 0
+    for size in sizes or [len(tokens)]:
+        rows = Rows.of([chunk(tokens, start, start + size, slots, groups, reach)])
+        parts.append(model.forward(rows, kv).logits)
+        start += size
+    return torch.cat(parts)
