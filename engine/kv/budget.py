@@ -1,0 +1,75 @@
+"""How many pages the KV cache gets."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from fastslow.engine.kv.memory import free_memory
+
+DEFAULT_SHARE = 0.3  # of the memory that is free once the weights are loaded
+
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+def page_budget(
+    kv_memory: float | str | None,
+    *,
+    page_bytes: int,
+    page_size: int,
+    context: int,
+    max_requests: int,
+    device: torch.device | str,
+) -> int:
+    """How many pages of `page_bytes` bytes and `page_size` tokens to allocate.
+
+    kv_memory: an int is bytes, and so is text such as "2GiB", "500MB" or "4096"; a float, at most
+    1.0, is a share of the memory that is free on `device` now; None is a share of 0.3. A share is
+    cut at what `max_requests` requests of `context` tokens can use; bytes are taken as they are,
+    for more pages keep more prefixes cached.
+    Raises ValueError for an amount that is not understood, and for one that cannot hold one
+    request of `context` tokens.
+    """
+    one = -(-context // page_size)
+    if kv_memory is None or isinstance(kv_memory, float):
+        share = DEFAULT_SHARE if kv_memory is None else kv_memory
+        if not 0.0 < share <= 1.0:
+            raise ValueError(f"kv_memory is a share of {share}, but must be above 0 and at most 1")
+        memory = int(free_memory(device) * share)
+        pages = min(memory // page_bytes, one * max_requests)
+    else:
+        memory = parse_bytes(kv_memory) if isinstance(kv_memory, str) else kv_memory
+        pages = memory // page_bytes
+    if pages < max(one, 1):
+        raise ValueError(
+            f"kv_memory is {format_bytes(memory)}, but one request with a context of {context} "
+            f"tokens needs {format_bytes(max(one, 1) * page_bytes)}"
+        )
+    return pages
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes in "2GiB" (powers of 1024), "2GB" or "2G" (powers of 1000), or plain "2048".
+
+    Raises ValueError for any other text.
+    """
+    match = _AMOUNT.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(
+            f"kv_memory is {text!r}, but must be like 2GiB, 500MB or a number of bytes"
+        )
+    number, unit, binary = match.groups()
+    power = _UNITS[unit.upper()]
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+def format_bytes(count: int) -> str:
+    """A number of bytes for people: "1.5 GiB"."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

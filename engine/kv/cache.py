@@ -1,0 +1,221 @@
+"""The KV cache: pages for each request, shared where texts start alike."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from itertools import pairwise
+
+import torch
+
+from fastslow.engine.kv import integrity
+from fastslow.engine.kv.pages import PagePool
+from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, chain
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.table import PageTable
+from fastslow.engine.types import Ints
+
+
+class KVCache:
+    """Paged keys and values of many requests, with a prefix cache.
+
+    A request is `open`ed, `reserve`s pages, has rows written at its `slots` by the model, and says
+    which of them are right with `advance` (a prompt chunk) or `commit` (the accepted part of a
+    draft). Every page that is full and valid is published: a later request with the same root
+    whose text starts with the same tokens shares it. Shared pages are never written, for rows are
+    only written at positions that are not valid yet.
+
+    A request that completes a page which is already published gives its own copy back and shares
+    the published one. So whoever holds a published page holds all pages before it, and idle pages,
+    evicted least recently used first, go from the ends of texts towards their beginnings.
+
+    Not thread-safe: call it from the engine's thread only. Methods raise KeyError for a request
+    that is not open.
+
+    layers, kv_heads, head_dim, dtype, device: shape and place of the rows, see `KVStorage`.
+    pages: how many pages there are (see `budget.page_budget`). page_size: tokens in a page.
+    prefix_caching: whether pages are published at all.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        pages: int,
+        page_size: int = 16,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        prefix_caching: bool = True,
+    ) -> None:
+        for name, value in (("pages", pages), ("page_size", page_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1")
+        self.page_size = page_size
+        self.storage = KVStorage(
+            layers=layers,
+            slots=pages * page_size,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            dtype=dtype,
+            device=device,
+        )
+        self._prefix_caching = prefix_caching
+        self._pool = PagePool(pages)
+        self._index = PrefixIndex()
+        self._tables: dict[int, PageTable] = {}
+
+    @property
+    def pages(self) -> int:
+        """All pages there are."""
+        return self._pool.pages
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that `reserve` could hand out now: empty ones, and cached ones nobody uses."""
+        return self._pool.free + self._pool.idle
+
+    @property
+    def cached_pages(self) -> int:
+        """Pages that a new request could share."""
+        return len(self._index)
+
+    @property
+    def requests(self) -> int:
+        """Requests that are open."""
+        return len(self._tables)
+
+    def pages_for(self, length: int) -> int:
+        """Pages that `length` positions need."""
+        return -(-length // self.page_size)
+
+    def fits(self, length: int) -> bool:
+        """Whether a request of this length could ever fit, with the cache all to itself."""
+        return self.pages_for(length) <= self.pages
+
+    def open(self, request: int, tokens: Sequence[int], root: Hashable, most: int) -> int:
+        """Start a request; share the published pages its text starts with.
+
+        root: all but the text that decides the rows, such as the mode's groups. most: share at
+        most so many tokens; len(tokens) - 1 leaves a row to run, 0 shares nothing.
+        Returns how many tokens are valid already, a multiple of the page size.
+        Raises ValueError if the request is open.
+        """
+        if request in self._tables:
+            raise ValueError(f"request {request} is already open")
+        table = PageTable(self.page_size, root, EMPTY if self._prefix_caching else None)
+        if self._prefix_caching:
+            shared, table.digest = self._index.match(tokens, root, self.page_size, most)
+            for page in shared:
+                self._pool.hold(page)
+            table.extend(shared)
+            table.sealed = len(shared)
+            table.valid = table.room
+        self._tables[request] = table
+        return table.valid
+
+    def reserve(self, request: int, length: int) -> bool:
+        """Hold pages for all positions below `length`, evicting cached pages if need be.
+
+        Returns False, and changes nothing, if there are not enough pages.
+        """
+        table = self._tables[request]
+        need = self.pages_for(length) - len(table.pages)
+        if need <= 0:
+            return True
+        short = need - self._pool.free
+        if short > self._pool.idle:
+            return False
+        if short > 0:
+            for page in self._pool.evict(short):
+                self._index.forget(page)
+        table.extend(self._pool.take(need, after=table.pages[-1] if table.pages else None))
+        return True
+
+    def room(self, request: int) -> int:
+        """Positions covered by the pages that the request holds."""
+        return self._tables[request].room
+
+    def valid(self, request: int) -> int:
+        """Positions of the request whose rows are right."""
+        return self._tables[request].valid
+
+    def slots(self, request: int, start: int, stop: int) -> Ints:
+        """Slots of positions start .. stop-1, i64 [stop - start].
+
+        A view: ask again after `reserve`, `advance` or `commit`. Raises ValueError for positions
+        that are not reserved.
+        """
+        return self._tables[request].slots(start, stop)
+
+    def advance(self, request: int, length: int, tokens: Sequence[int]) -> None:
+        """The rows of all positions below `length` are right now, as after a prompt chunk.
+
+        tokens: the request's text, at least `length` of it. Raises ValueError if that would
+        shrink what is valid, or passes what is reserved or known of the text.
+        """
+        self._validate(request, self._tables[request], length, tokens)
+
+    def commit(self, request: int, base: int, path: Sequence[int], tokens: Sequence[int]) -> None:
+        """Keep the accepted nodes of a draft, whose node i was written at position base + i.
+
+        path: accepted nodes, root to leaf, ascending. Their rows end up at base, base + 1, ...,
+        what follows is not valid. Rows below `base` must be right where they are.
+        tokens: the request's text, with the accepted tokens. Raises ValueError as `advance` does,
+        and for a path that does not ascend or leaves what is reserved.
+        """
+        table = self._tables[request]
+        if base < table.valid:
+            raise ValueError(f"base {base} is among the {table.valid} valid positions")
+        places = [place for place, node in enumerate(path) if node != place]
+        if places:
+            if path[0] < 0 or any(a >= b for a, b in pairwise(path)):
+                raise ValueError(f"path {list(path)} does not ascend")
+            drafted = table.slots(base, base + path[-1] + 1)
+            self.storage.move(drafted[[path[place] for place in places]], drafted[places])
+        self._validate(request, table, base + len(path), tokens)
+
+    def close(self, request: int) -> None:
+        """Give all pages of a request back. Published ones stay cached until they are evicted."""
+        table = self._tables.pop(request)
+        # The end of the text first: idle pages are evicted in this order.
+        for page in reversed(table.pages):
+            self._pool.drop(page, cached=page in self._index)
+
+    def clear_prefix(self) -> None:
+        """Forget all cached pages; what open requests have written is not published any more."""
+        self._pool.evict(self._pool.idle)
+        self._index.clear()
+        for table in self._tables.values():
+            table.digest = None
+
+    def check_integrity(self) -> None:
+        """Raise `IntegrityError` if any page is lost, leaked, or shared by mistake."""
+        integrity.check(self._pool, self._index, self._tables)
+
+    def _validate(self, request: int, table: PageTable, length: int, tokens: Sequence[int]) -> None:
+        limit = min(table.room, len(tokens))
+        if not table.valid <= length <= limit:
+            raise ValueError(
+                f"request {request}: length {length} is outside {table.valid}..{limit}, "
+                "from what is valid to what is reserved and known"
+            )
+        table.valid = length
+        while table.digest is not None and (table.sealed + 1) * self.page_size <= length:
+            self._seal(table, table.digest, tokens)
+
+    def _seal(self, table: PageTable, digest: bytes, tokens: Sequence[int]) -> None:
+        """Publish the first page that is not sealed, or share the one published in its place."""
+        place = table.sealed
+        start = place * self.page_size
+        digest = chain(digest, tokens[start : start + self.page_size])
+        key = Key(table.root, digest)
+        published = self._index.find(key)
+        if published is None:
+            self._index.add(key, table.pages[place], table.pages[place - 1] if place else -1)
+        else:
+            self._pool.hold(published)
+            self._pool.drop(table.pages[place], cached=False)
+            table.replace(place, published)
+        table.sealed += 1
+        table.digest = digest

@@ -1,0 +1,124 @@
+"""The check that no page is lost, leaked, or shared by mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastslow.engine.kv.pages import PagePool
+from fastslow.engine.kv.prefix import PrefixIndex
+from fastslow.engine.kv.table import PageTable
+
+
+class IntegrityError(RuntimeError):
+    """The cache's books do not agree; the message says where."""
+
+
+def _require(holds: bool, wrong: str) -> None:
+    if not holds:
+        raise IntegrityError(wrong)
+
+
+def check(pool: PagePool, index: PrefixIndex, tables: Mapping[int, PageTable]) -> None:
+    """Compare the pool, the prefix index and all tables with each other.
+
+    Raises IntegrityError naming the first thing that is wrong. Cost: linear in pages held.
+    """
+    places = _check_tables(pool, index, tables)
+    _check_pool(pool, index, places)
+    _check_index(pool, index)
+
+
+def _check_tables(
+    pool: PagePool, index: PrefixIndex, tables: Mapping[int, PageTable]
+) -> dict[int, list[tuple[int, int]]]:
+    """For each page held: the (request, place) pairs that hold it."""
+    places: dict[int, list[tuple[int, int]]] = {}
+    for request, table in tables.items():
+        _require(
+            0 <= table.sealed * table.page_size <= table.valid <= table.room,
+            f"request {request}: {table.sealed} sealed pages of {table.page_size}, "
+            f"{table.valid} valid and {table.room} held positions do not nest",
+        )
+        starts = table.slots(0, table.room)[:: table.page_size].tolist()
+        _require(
+            starts == [page * table.page_size for page in table.pages],
+            f"request {request}: its slots are not those of its pages",
+        )
+        for place, page in enumerate(table.pages):
+            _require(
+                0 <= page < pool.pages,
+                f"request {request}: page {page} is outside 0:{pool.pages}",
+            )
+            _require(
+                table.digest is None or (place < table.sealed) == (page in index),
+                f"request {request}: page {page} at place {place} is "
+                f"{'published' if page in index else 'not published'}, {table.sealed} are sealed",
+            )
+            places.setdefault(page, []).append((request, place))
+    for page, holders in places.items():
+        if len(holders) > 1:
+            _require(
+                len({place for _, place in holders}) == 1
+                and len({request for request, _ in holders}) == len(holders)
+                and all(place < tables[request].sealed for request, place in holders),
+                f"page {page} is shared, but not sealed at one place, by (request, place) {holders}",
+            )
+    return places
+
+
+def _check_pool(
+    pool: PagePool, index: PrefixIndex, places: Mapping[int, list[tuple[int, int]]]
+) -> None:
+    idle = set(pool.idle_pages())
+    free = 0
+    for page in range(pool.pages):
+        held = len(places.get(page, ()))
+        _require(
+            pool.references[page] == held,
+            f"page {page}: {pool.references[page]} references counted, {held} tables hold it",
+        )
+        states = [
+            name
+            for name, is_so in (
+                ("free", pool.is_free(page)),
+                ("idle", page in idle),
+                ("held", held > 0),
+            )
+            if is_so
+        ]
+        _require(len(states) == 1, f"page {page} is {' and '.join(states) or 'in no state'}")
+        free += states == ["free"]
+        _require(
+            states != ["idle"] or page in index, f"page {page} is idle, but not in the prefix index"
+        )
+        _require(
+            states != ["free"] or page not in index, f"page {page} is free, but still published"
+        )
+    _require(pool.free == free, f"{pool.free} free pages counted, {free} are free")
+
+
+def _check_index(pool: PagePool, index: PrefixIndex) -> None:
+    for key, page in index.items():
+        _require(
+            page in index and index.key(page) == key,
+            f"prefix index: a key leads to page {page}, which does not lead back",
+        )
+    pages = list(index)
+    _require(
+        len(pages) == len(index),
+        f"prefix index: {len(index)} keys, but {len(pages)} pages with a key",
+    )
+    order = {page: age for age, page in enumerate(pool.idle_pages())}
+    for page in pages:
+        parent = index.parent(page)
+        if parent < 0:
+            continue
+        _require(parent in index, f"page {page} is published, its parent {parent} is not")
+        _require(
+            pool.references[parent] >= pool.references[page],
+            f"page {page} is held more often than its parent {parent}",
+        )
+        _require(
+            parent not in order or order.get(page, len(order)) < order[parent],
+            f"page {parent} would be evicted before page {page}, which follows it",
+        )

@@ -1,0 +1,116 @@
+"""The pool of pages: which are free, which are in use and how often, which are cached and idle."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from fastslow.engine.types import Ints
+
+
+class PagePool:
+    """Page numbers 0 .. pages-1, each either free, held by `references[page]` tables, or idle.
+
+    An idle page is referenced by nobody but still holds cached rows; idle pages are evicted least
+    recently used first. `take` prefers consecutive pages, because a consecutive run of slots can
+    be read as a view where scattered slots need a gather.
+    """
+
+    def __init__(self, pages: int) -> None:
+        self.references = [0] * pages
+        self._is_free = bytearray(b"\1") * pages
+        self._free = pages
+        self._idle: OrderedDict[int, None] = OrderedDict()  # least recently used first
+
+    @property
+    def pages(self) -> int:
+        """All pages there are."""
+        return len(self.references)
+
+    @property
+    def free(self) -> int:
+        """Pages that hold nothing."""
+        return self._free
+
+    @property
+    def idle(self) -> int:
+        """Pages that hold cached rows and could be evicted."""
+        return len(self._idle)
+
+    def is_free(self, page: int) -> bool:
+        """Whether the page holds nothing."""
+        return bool(self._is_free[page])
+
+    def idle_pages(self) -> Iterator[int]:
+        """The idle pages, the next to be evicted first."""
+        return iter(self._idle)
+
+    def take(self, count: int, after: int | None = None) -> list[int]:
+        """`count` free pages, now referenced once; best those that follow page `after`.
+
+        Raises ValueError if fewer are free: evict first.
+        """
+        if count > self._free:
+            raise ValueError(f"{count} pages asked for, {self._free} are free")
+        taken: list[int] = []
+        if after is not None:
+            page = after + 1
+            while len(taken) < count and page < self.pages and self._is_free[page]:
+                taken.append(page)
+                page += 1
+            self._occupy(taken)
+        if len(taken) < count:
+            rest = self._longest_runs(count - len(taken))
+            self._occupy(rest)
+            taken += rest
+        return taken
+
+    def hold(self, page: int) -> None:
+        """One more table uses this cached page."""
+        self._idle.pop(page, None)
+        self.references[page] += 1
+
+    def drop(self, page: int, *, cached: bool) -> None:
+        """One table less uses the page; after the last one it is idle if `cached`, else free."""
+        self.references[page] -= 1
+        if self.references[page]:
+            return
+        if cached:
+            self._idle[page] = None
+        else:
+            self._release(page)
+
+    def evict(self, count: int) -> list[int]:
+        """Free the `count` least recently used idle pages and name them."""
+        evicted = [self._idle.popitem(last=False)[0] for _ in range(count)]
+        for page in evicted:
+            self._release(page)
+        return evicted
+
+    def _occupy(self, pages: Iterable[int]) -> None:
+        for page in pages:
+            self._is_free[page] = 0
+            self.references[page] = 1
+            self._free -= 1
+
+    def _release(self, page: int) -> None:
+        self._is_free[page] = 1
+        self._free += 1
+
+    def _longest_runs(self, count: int) -> list[int]:
+        """`count` free pages out of the longest free runs."""
+        is_free = np.frombuffer(self._is_free, dtype=np.int8)
+        edges: Ints = np.flatnonzero(np.diff(is_free, prepend=0, append=0))
+        starts, lengths = edges[::2], edges[1::2] - edges[::2]
+        chosen: list[int] = []
+        for run in np.argsort(-lengths, kind="stable"):
+            start, length = int(starts[run]), int(lengths[run])
+            used = min(count - len(chosen), length)
+            # The table whose pages end where this run starts may grow: leave it half of the slack.
+            first = start + (length - used) // 2 if start else 0
+            chosen += range(first, first + used)
+            if len(chosen) == count:
+                break
+        return chosen

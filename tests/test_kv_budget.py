@@ -1,0 +1,91 @@
+"""How many pages the cache gets, and how much memory that is reckoned from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastslow.engine.kv import budget, memory
+from fastslow.engine.kv.budget import format_bytes, page_budget, parse_bytes
+
+GIB = 1024**3
+
+
+def pages(kv_memory: float | str | None, *, context: int = 160, max_requests: int = 1000) -> int:
+    return page_budget(
+        kv_memory,
+        page_bytes=1024,
+        page_size=16,
+        context=context,
+        max_requests=max_requests,
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def ten_mib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "free_memory", lambda device: 10 * 1024**2)
+
+
+@pytest.mark.usefixtures("ten_mib")
+def test_a_share_is_cut_at_what_the_requests_can_use() -> None:
+    assert pages(None) == 3072
+    assert pages(0.5) == pages(0.5, context=159) == 5120
+    assert pages(None, max_requests=4) == 40
+
+
+def test_bytes_are_taken_as_they_are() -> None:
+    assert pages(1024 * 100, max_requests=1) == 100
+    assert pages("2MiB", max_requests=1) == 2048
+
+
+@pytest.mark.usefixtures("ten_mib")
+def test_too_little_for_one_request_is_refused_with_numbers() -> None:
+    with pytest.raises(ValueError, match="9.0 KiB, but one request with a context of 160 tokens"):
+        pages(9 * 1024 + 1)
+    with pytest.raises(ValueError, match=r"needs 10\.0 KiB"):
+        pages(0.0001)
+    for share in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="must be above 0 and at most 1"):
+            pages(share)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("2GiB", 2 * GIB), ("1.5 gib", 3 * GIB // 2), ("500MB", 5 * 10**8), ("2G", 2 * 10**9)]
+    + [("4096", 4096), ("4096B", 4096)],
+)
+def test_amounts_in_text(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1GiB", "2XB", "GiB", "50%"])
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be like 2GiB"):
+        parse_bytes(text)
+
+
+def test_bytes_for_people() -> None:
+    assert [format_bytes(n) for n in (1, 1536, 3 * GIB, 5 * 1024 * GIB)] == [
+        "1 B",
+        "1.5 KiB",
+        "3.0 GiB",
+        "5.0 TiB",
+    ]
+
+
+def test_a_container_limit_bounds_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable:    4096 kB\n")
+    monkeypatch.setattr(memory, "_MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert memory.free_memory("cpu") == 4096 * 1024
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.stat").write_text("anon 700\ninactive_file 300\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_memory("cpu") == 4096 * 1024
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert memory.free_memory("cpu") == 4300
