@@ -1,0 +1,140 @@
+"""The safetensors files of a folder, checked against a config before any weight is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.names import tensor_shapes
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
+CONSTANT = re.compile(r".*\.rotary_emb\.inv_freq")  # old exports carry it along; we compute it
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Which file holds which of the tensors that the config asks for."""
+
+    files: dict[Path, list[str]]
+
+    @classmethod
+    def open(cls, folder: Path, config: ModelConfig) -> Checkpoint:
+        """Check the name, shape and dtype of every tensor. ValueError in one sentence."""
+        expected = tensor_shapes(config)
+        files: dict[Path, list[str]] = {}
+        holders: dict[str, Path] = {}
+        for path, listed in _shards(folder).items():
+            with _reading(path) as shard:
+                names = set(shard.keys())
+                if listed is not None and (absent := sorted(listed - names)):
+                    raise ValueError(f"{path} lacks tensor {absent[0]}, which {INDEX} puts there")
+                for name in sorted(names):
+                    if name in holders:
+                        raise ValueError(f"tensor {name} is in both {holders[name]} and {path}")
+                    holders[name] = path
+                    if name in expected:
+                        _check(path, name, shard.get_slice(name), expected[name])
+                        files.setdefault(path, []).append(name)
+                    elif not _ignorable(name, config):
+                        raise ValueError(
+                            f"{path} has an unexpected tensor {name}, which "
+                            f"{config.architecture} does not use"
+                        )
+        if missing := [name for name in expected if name not in holders]:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            shape = list(expected[missing[0]])
+            raise ValueError(f"{folder} lacks tensor {missing[0]} of shape {shape}{more}")
+        return cls(files)
+
+    def fill(self, places: dict[str, Tensor], progress: bool) -> None:
+        """Copy every tensor into its place, one at a time, from memory-mapped files.
+
+        progress: draw a bar on standard error where that is a terminal.
+        """
+        console = Console(stderr=True)
+        bar = Progress(
+            "loading weights",
+            BarColumn(),
+            "{task.completed}/{task.total}",
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not (progress and console.is_terminal),
+        )
+        with bar:
+            task = bar.add_task("", total=sum(map(len, self.files.values())))
+            for path, names in self.files.items():
+                with _reading(path) as shard:
+                    for name in names:
+                        places[name].copy_(shard.get_tensor(name))
+                        bar.advance(task)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as shard:
+            yield shard
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from None
+
+
+def _check(path: Path, name: str, found: Any, shape: tuple[int, ...]) -> None:
+    if found.get_dtype() not in DTYPES:
+        raise ValueError(
+            f"{path}: tensor {name} is of dtype {found.get_dtype()}, which is not one of "
+            f"{', '.join(DTYPES)}"
+        )
+    if tuple(found.get_shape()) != shape:
+        raise ValueError(
+            f"{path}: tensor {name} has shape {found.get_shape()}, but config.json asks for "
+            f"{list(shape)}"
+        )
+
+
+def _ignorable(name: str, config: ModelConfig) -> bool:
+    tied = name == "lm_head.weight" and config.tie_word_embeddings
+    return tied or CONSTANT.fullmatch(name) is not None
+
+
+def _shards(folder: Path) -> dict[Path, set[str] | None]:
+    """The files to read, and the tensors that the index puts in each (None without an index)."""
+    if (folder / SINGLE).is_file():
+        return {folder / SINGLE: None}
+    index = folder / INDEX
+    if not index.is_file():
+        raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}")
+    try:
+        table = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{index} is not valid JSON: {error}") from None
+    weight_map = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} must hold an object weight_map from tensor names to files")
+    shards: dict[str, set[str]] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not _inside(file):
+            raise ValueError(f"{index}: tensor {name} points to {file!r}, outside the folder")
+        shards.setdefault(file, set()).add(name)
+    for file, names in shards.items():
+        if not (folder / file).is_file():
+            raise ValueError(f"{index}: tensor {min(names)} is in {file}, which does not exist")
+    return {folder / file: names for file, names in shards.items()}
+
+
+def _inside(file: str) -> bool:
+    path = PurePosixPath(file.replace("\\", "/"))
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts

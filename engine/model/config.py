@@ -1,0 +1,209 @@
+"""What a model is made of, read from config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastslow.engine.model.fields import boolean, integer, integers, number, text
+from fastslow.engine.model.rope import RopeScaling
+
+if TYPE_CHECKING:
+    import torch
+
+MOGE = "PanguProMoEForCausalLM"
+EMBEDDED = "PanguEmbeddedForCausalLM"
+LLAMA = "LlamaForCausalLM"
+ARCHITECTURES = (MOGE, EMBEDDED, LLAMA)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of a decoder. Sizes are in elements, positions in tokens.
+
+    `groups` is 0 for a dense model; a MoGE model runs one routed expert per group and token.
+    `intermediate_size` is the width of dense MLPs (0 where no layer has one), `dtype` the
+    checkpoint's own, as config.json spells it.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    max_positions: int
+    intermediate_size: int = 0
+    groups: int = 0
+    experts: int = 0
+    moe_intermediate_size: int = 0
+    shared_intermediate_size: int = 0
+    mlp_only_layers: frozenset[int] = frozenset()
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    dtype: str | None = None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ModelConfig:
+        """Read `folder`/config.json. ValueError in one sentence for whatever does not fit."""
+        path = folder / "config.json"
+        if not folder.is_dir():
+            raise ValueError(f"model folder {folder} does not exist")
+        if not path.is_file():
+            raise ValueError(f"{folder} has no config.json")
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from None
+        if not isinstance(raw, dict):
+            raise ValueError(f"{path} must hold a JSON object, not a {type(raw).__name__}")
+        try:
+            return cls.from_json(raw)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """From the fields of a config.json. ValueError names the field, its value, the limit."""
+        names = raw.get("architectures")
+        architecture = names[0] if isinstance(names, list) and names else names
+        if architecture not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise ValueError(f"architecture {architecture!r} is not one of the known {known}")
+        activation = raw.get("hidden_act", "silu")
+        if activation != "silu":
+            raise ValueError(f"hidden_act {activation!r} is not supported, only 'silu' is")
+        partial = number(raw, "partial_rotary_factor", default=1.0)
+        if partial != 1:
+            raise ValueError(f"partial_rotary_factor {partial} is not supported, only 1 is")
+        hidden, heads = integer(raw, "hidden_size"), integer(raw, "num_attention_heads")
+        layers = integer(raw, "num_hidden_layers")
+        moge = architecture == MOGE
+        dense_only = frozenset(integers(raw, "mlp_only_layers")) if moge else frozenset()
+        some_dense = not moge or bool(dense_only)
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        if not isinstance(rope, Mapping):
+            raise ValueError(f"rope_scaling must be an object, got {rope!r}")
+        llama = architecture == LLAMA
+        config = cls(
+            architecture=architecture,
+            vocab_size=integer(raw, "vocab_size"),
+            hidden_size=hidden,
+            layers=layers,
+            heads=heads,
+            kv_heads=integer(raw, "num_key_value_heads", default=heads),
+            head_dim=integer(raw, "head_dim", default=_head_dim(raw, hidden, heads)),
+            max_positions=integer(raw, "max_position_embeddings"),
+            intermediate_size=integer(raw, "intermediate_size") if some_dense else 0,
+            groups=integer(raw, "num_experts_per_tok") if moge else 0,
+            experts=integer(raw, "num_experts") if moge else 0,
+            moe_intermediate_size=integer(raw, "moe_intermediate_size") if moge else 0,
+            shared_intermediate_size=(
+                integer(raw, "shared_expert_intermediate_size") if moge else 0
+            ),
+            mlp_only_layers=dense_only,
+            rms_norm_eps=number(raw, "rms_norm_eps", default=1e-6),
+            rope_theta=number(rope if "rope_theta" in rope else raw, "rope_theta", 10000.0),
+            rope_scaling=_scaling(rope),
+            tie_word_embeddings=boolean(raw, "tie_word_embeddings", False),
+            attention_bias=(
+                boolean(raw, "attention_bias", False) if llama else boolean(raw, "bias", True)
+            ),
+            mlp_bias=llama and boolean(raw, "mlp_bias", False),
+            bos_id=next(iter(integers(raw, "bos_token_id")), None),
+            eos_ids=integers(raw, "eos_token_id"),
+            dtype=text(raw, "dtype", default=text(raw, "torch_dtype", default=None)),
+        )
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"num_attention_heads {self.heads} must be a multiple of num_key_value_heads "
+                f"{self.kv_heads}"
+            )
+        if self.head_dim % 2 or self.head_dim < 4:
+            raise ValueError(f"head_dim {self.head_dim} must be an even number of at least 4")
+        if self.groups and self.experts % self.groups:
+            raise ValueError(
+                f"num_experts {self.experts} must be a multiple of num_experts_per_tok "
+                f"{self.groups}, one expert per group"
+            )
+        if any(n >= self.layers for n in self.mlp_only_layers):
+            raise ValueError(
+                f"mlp_only_layers {sorted(self.mlp_only_layers)} must be below num_hidden_layers "
+                f"{self.layers}"
+            )
+
+    @property
+    def context(self) -> int:
+        """The longest text in tokens; linear and dynamic scaling multiply max_positions."""
+        scaling = self.rope_scaling
+        if scaling is None or scaling.kind == "llama3":
+            return self.max_positions
+        return int(self.max_positions * scaling.factor)
+
+    def routed(self, layer: int) -> bool:
+        """Whether this layer's MLP is a MoGE."""
+        return self.groups > 0 and layer not in self.mlp_only_layers
+
+    def parameters(self) -> int:
+        """How many weights the checkpoint holds, embedding and head included."""
+        from fastslow.engine.model.names import tensor_shapes
+
+        return sum(prod(shape) for shape in tensor_shapes(self).values())
+
+    def active_parameters(self, groups: int | None = None) -> int:
+        """Weights in use for one token: `parameters()` less the experts that do not run.
+
+        groups: routed groups that run; None = all, 0 = shared experts only.
+        """
+        running = self.groups if groups is None else min(groups, self.groups)
+        expert = 3 * self.hidden_size * self.moe_intermediate_size
+        routed = sum(self.routed(n) for n in range(self.layers))
+        return self.parameters() - routed * (self.experts - running) * expert
+
+    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Bytes of keys and values of one token, over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * dtype.itemsize
+
+
+def _head_dim(raw: Mapping[str, Any], hidden: int, heads: int) -> int | None:
+    if raw.get("head_dim") is None and hidden % heads:
+        raise ValueError(
+            f"hidden_size {hidden} must be a multiple of num_attention_heads {heads} where "
+            "head_dim is missing"
+        )
+    return hidden // heads or None
+
+
+def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind not in ("linear", "dynamic", "llama3"):
+        raise ValueError(
+            f"rope_scaling type {kind!r} is not one of the known default, linear, dynamic, llama3"
+        )
+    factor = number(rope, "factor")
+    if factor < 1:
+        raise ValueError(f"rope_scaling factor {factor} must be at least 1")
+    if kind != "llama3":
+        return RopeScaling(kind, factor)
+    low, high = number(rope, "low_freq_factor"), number(rope, "high_freq_factor")
+    if high <= low:
+        raise ValueError(f"high_freq_factor {high} must be above low_freq_factor {low}")
+    original = integer(rope, "original_max_position_embeddings")
+    return RopeScaling(kind, factor, low, high, original)

@@ -1,0 +1,103 @@
+"""The decoder: token ids and a KV cache in, logits out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastslow.engine.model.attention import Step
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.moge import Moge
+from fastslow.engine.model.rope import rotation
+from fastslow.engine.model.visibility import as_run, layout
+from fastslow.engine.model.weights import Weights
+from fastslow.engine.ops.precision import wide
+from fastslow.engine.types import Ints, Output, Rows
+
+if TYPE_CHECKING:
+    from fastslow.engine.kv.storage import KVStorage
+
+
+class Decoder:
+    """A pre-norm transformer of any known architecture; what differs is a layer's MLP.
+
+    A row's result has the same bits whatever rows run beside it, however its text was cut into
+    chunks, and whichever slots hold its keys (see `engine.ops.reference`).
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self.ops = weights.ops
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.weights.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.device
+
+    @torch.inference_mode()
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
+        """Run the rows, writing their keys and values to `kv` at their slots.
+
+        Returns logits, float32 [M, V] (float64 for a float64 model), of `rows.outputs`, and where
+        `features` names layers, their outputs (0 = the first layer's), [M, len(features) * H] in
+        the model's dtype, side by side in the order named. M may be 0. ValueError for a step
+        without rows, or a feature layer that the model does not have.
+        """
+        if not len(rows.tokens):
+            raise ValueError("rows must hold at least 1 row, got 0")
+        if absent := [n for n in features if not 0 <= n < self.config.layers]:
+            raise ValueError(f"feature layer {absent[0]} must be in 0..{self.config.layers - 1}")
+        x_PH, step, groups = self._start(rows)
+        wanted = torch.from_numpy(rows.outputs).to(self.device)
+        seen: dict[int, Tensor] = {}
+        eps = self.config.rms_norm_eps
+        for n, layer in enumerate(self.weights.layers):
+            fresh = self.ops.rms_norm(x_PH, layer.attention_norm, eps)
+            x_PH = x_PH + layer.attention(fresh, kv.k[n], kv.v[n], step)
+            fresh = self.ops.rms_norm(x_PH, layer.mlp_norm, eps)
+            mlp = layer.mlp
+            x_PH = x_PH + (mlp(fresh, groups) if isinstance(mlp, Moge) else mlp(fresh))
+            if n in features:
+                seen[n] = x_PH.index_select(0, wanted)
+        last_MH = self.ops.rms_norm(x_PH.index_select(0, wanted), self.weights.norm, eps)
+        return Output(
+            self._logits(last_MH), torch.cat([seen[n] for n in features], -1) if features else None
+        )
+
+    def _logits(self, last_MH: Tensor) -> Tensor:
+        dtype = wide(self.dtype)
+        if not len(last_MH):
+            return torch.empty(0, self.config.vocab_size, dtype=dtype, device=self.device)
+        return self.ops.linear(last_MH, self.weights.head).to(dtype)
+
+    def _start(self, rows: Rows) -> tuple[Tensor, Step, Ints]:
+        """Embeddings, what the layers share, and groups per row, padded to whole `ops.rows`."""
+        c, count = self.config, len(rows.tokens)
+        padded = count + -count % self.ops.rows
+        sums = wide(self.dtype)
+        tokens = torch.from_numpy(_pad(rows.tokens, padded)).to(self.device)
+        reach = np.repeat(rows.reach, np.diff(rows.starts))
+        cos, sin = rotation(c, _pad(rows.positions, padded), _pad(reach, padded), sums, self.device)
+        lines = layout(rows, padded, self.ops, c.heads // c.kv_heads, sums, self.device)
+        run = as_run(rows.slots)
+        slots = torch.from_numpy(rows.slots).to(self.device) if run is None else run
+        # padding rows run no routed expert
+        return (
+            self.weights.embedding.index_select(0, tokens),
+            Step(count, slots, cos, sin, lines),
+            _pad(rows.groups, padded),
+        )
+
+
+def _pad(values: Ints, size: int) -> Ints:
+    return np.pad(values, (0, size - len(values)))

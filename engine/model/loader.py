@@ -1,0 +1,69 @@
+"""Loading a checkpoint folder: config.json and safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from loguru import logger
+
+from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.weights import Weights
+from fastslow.engine.ops import ops_for
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+def load_model(
+    folder: str | Path,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    progress: bool = True,
+) -> Decoder:
+    """The model in `folder`, ready to run.
+
+    dtype: "bfloat16", "float16", "float32", "float64", the torch dtype, or "auto": the
+    checkpoint's own. device: "cpu", "cuda", or "auto": cuda where there is one. progress: draw a
+    bar on a terminal while reading. Raises ValueError in one sentence, before any weight is
+    allocated, for a folder that does not hold the model its config.json describes.
+    """
+    config = ModelConfig.from_folder(Path(folder))
+    where = pick_device(device)
+    ops = ops_for(where)
+    checkpoint = Checkpoint.open(Path(folder), config)
+    weights = Weights(config, ops, pick_dtype(dtype, config, where), where)
+    checkpoint.fill(weights.places, progress)
+    weights.pack()
+    return Decoder(weights)
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """ "auto" is cuda where there is one, else cpu; ValueError for what torch cannot name."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is not one of auto, cpu, cuda") from None
+
+
+def pick_dtype(dtype: str | torch.dtype, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The dtype to run in. A checkpoint that names none runs in float32.
+
+    float16 becomes bfloat16 on the CPU, whose float16 products are slow, when dtype is "auto".
+    """
+    name = str(dtype).removeprefix("torch.")
+    own = (config.dtype or "float32") if name == "auto" else name
+    if own not in DTYPES:
+        raise ValueError(f"dtype {own!r} is not one of auto, {', '.join(DTYPES)}")
+    if name == "auto" and own == "float16" and device.type == "cpu":
+        logger.info("the checkpoint is float16, which the CPU runs as bfloat16")
+        return torch.bfloat16
+    return DTYPES[own]

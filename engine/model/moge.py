@@ -1,0 +1,90 @@
+"""The MoGE layer: shared experts plus one routed expert per group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastslow.engine.model.dense import Mlp
+from fastslow.engine.model.router import choose
+from fastslow.engine.ops.base import Dispatch, Ops
+from fastslow.engine.ops.precision import wide
+from fastslow.engine.types import Ints
+
+
+@dataclass(slots=True)
+class Moge:
+    """y = shared(x) + sum over the groups that run of weight * expert(x), in group order.
+
+    The router runs in float32 (float64 for a float64 model). Each expert's gate and up are stacked
+    into one matrix [2F, H]; down is [H, F].
+    """
+
+    ops: Ops
+    groups: int
+    router: Tensor  # [E, H] float32
+    scale: Tensor  # [E] float32
+    gate_up: list[Tensor]
+    down: list[Tensor]
+    shared: Mlp
+
+    def pack(self) -> None:
+        """Turn the weights into the device's form, one at a time."""
+        self.shared.pack()
+        self.router = self.ops.pack(self.router)
+        for e in range(len(self.gate_up)):
+            self.gate_up[e] = self.ops.pack(self.gate_up[e])
+            self.down[e] = self.ops.pack(self.down[e])
+
+    def __call__(self, x_PH: Tensor, wanted: Ints) -> Tensor:
+        """[P, H] in the dtype of x. wanted: int64 [P], groups to run per row."""
+        y_PH = self.shared(x_PH)
+        if not wanted.any():
+            return y_PH
+        sums = wide(x_PH.dtype)
+        logits_PE = self.ops.linear(x_PH.to(sums), self.router)
+        choice = choose(logits_PE, self.scale, self.groups, wanted)
+        entries = np.flatnonzero(choice.runs)  # in [P * G], row by row
+        dispatch, places = _dispatch(
+            choice.experts.flatten().cpu().numpy()[entries],
+            entries // self.groups,
+            len(self.gate_up),
+            self.ops.rows,
+            x_PH.device,
+        )
+        out_RH = self.ops.experts(x_PH, self.gate_up, self.down, dispatch)
+        parts = torch.zeros(choice.runs.size, x_PH.shape[1], dtype=sums, device=x_PH.device)
+        picked = out_RH.index_select(0, places).to(sums)
+        parts.index_copy_(0, torch.from_numpy(entries).to(x_PH.device), picked)
+        parts_PGH = parts.view(-1, self.groups, x_PH.shape[1])
+        parts_PGH *= choice.weights[..., None]
+        total = y_PH.to(sums)
+        for g in range(self.groups):
+            total = total + parts_PGH[:, g]
+        return total.to(x_PH.dtype)
+
+
+def _dispatch(
+    experts: Ints, rows: Ints, count: int, step: int, device: torch.device
+) -> tuple[Dispatch, Tensor]:
+    """Sort (expert, row) entries by expert, each expert's share padded to a multiple of `step`.
+
+    Returns the dispatch and, int64, where in the sorted rows each entry went. Padding repeats row
+    0, whose result is not read.
+    """
+    order = np.argsort(experts, kind="stable")
+    sizes = np.bincount(experts, minlength=count)
+    padded = -(-sizes // step) * step
+    stops = np.cumsum(padded)
+    starts = stops - padded
+    ranks = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = starts[experts[order]] + ranks
+    sources = np.zeros(int(stops[-1]), dtype=np.int64)
+    sources[places] = rows
+    used = np.flatnonzero(sizes)
+    runs = list(zip(used.tolist(), starts[used].tolist(), stops[used].tolist(), strict=True))
+    return Dispatch(torch.from_numpy(sources).to(device), runs), torch.from_numpy(places).to(device)

@@ -1,0 +1,43 @@
+"""The router of a mixture of grouped experts: one expert per group.
+
+MoGE: Pangu Pro MoE, arXiv 2505.21411.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastslow.engine.types import Ints
+
+
+class Choice(NamedTuple):
+    """Per row and group: the expert's number, its weight, and whether it runs; each [P, G]."""
+
+    experts: Tensor  # int64
+    weights: Tensor  # float32, float64 for a float64 model
+    runs: NDArray[np.bool_]
+
+
+def choose(logits_PE: Tensor, scale_E: Tensor, groups: int, wanted: Ints) -> Choice:
+    """Softmax over all experts, then the likeliest of each group (the first on an exact tie).
+
+    An expert's weight is its probability times its `scale`; nothing is renormalised. wanted:
+    int64 [P], how many groups run for each row: those of largest weight, the lower group first on
+    a tie; ALL_GROUPS or `groups` and more mean all.
+    """
+    probs = logits_PE.softmax(-1)
+    size = probs.shape[1] // groups
+    best = probs.view(-1, groups, size).max(-1)
+    experts = best.indices + probs.new_tensor(range(0, groups * size, size)).long()
+    weights = best.values * scale_E[experts]
+    runs = np.ones(tuple(weights.shape), dtype=np.bool_)
+    cut = (wanted >= 0) & (wanted < groups)
+    if cut.any():
+        order = np.argsort(-weights.cpu().numpy()[cut], axis=1, kind="stable")
+        rank = np.argsort(order, axis=1)
+        runs[cut] = rank < wanted[cut, None]
+    return Choice(experts, weights, runs)

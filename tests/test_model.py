@@ -1,0 +1,138 @@
+"""The decoder against an independent, naive one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import pytest
+import texts
+import torch
+from reference_model import ReferenceModel
+
+from fastslow.engine.model.loader import load_model
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def assert_same_law(folder: Path, groups: int | None = None, reach: int = 0) -> None:
+    tokens = texts.tokens_of(19)
+    expected = ReferenceModel(folder).logits(tokens, groups, reach).log_softmax(-1)
+    model = load_model(folder, "float32")
+    got = texts.logits(model, tokens, groups=groups, reach=reach).double().log_softmax(-1)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    exact = texts.logits(load_model(folder, "float64"), tokens, groups=groups, reach=reach)
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(exact.log_softmax(-1), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("groups", [None, 0, 1, 3, 4, 8])
+@pytest.mark.parametrize("dense_layers", [None, [1]])
+def test_moge_runs_the_asked_for_groups(
+    tmp_path: Path, groups: int | None, dense_layers: list[int] | None
+) -> None:
+    assert_same_law(checkpoints.write_moge(tmp_path, mlp_only_layers=dense_layers), groups)
+
+
+@pytest.mark.parametrize("groups", [None, 3])
+def test_moge_with_one_device_worth_of_groups(tmp_path: Path, groups: int | None) -> None:
+    folder = checkpoints.write_moge(tmp_path, num_experts=64, num_experts_per_tok=8)
+    assert_same_law(folder, groups)
+
+
+@pytest.mark.parametrize("groups", [None, 2])
+def test_router_ties_go_to_the_first_expert_and_the_lower_group(
+    tmp_path: Path, groups: int | None
+) -> None:
+    folder = checkpoints.write_moge(tmp_path, sharded=False)
+    table = checkpoints.tensors(checkpoints.MOGE)
+    for name, tensor in table.items():
+        if name.endswith("mlp.gate.weight"):
+            tensor.zero_()
+        if name.endswith("router_scale"):
+            tensor.fill_(8.0)
+    checkpoints.write(folder, checkpoints.MOGE, table)
+    assert_same_law(folder, groups)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("biases", [False, True])
+def test_llama(tmp_path: Path, tied: bool, biases: bool) -> None:
+    folder = checkpoints.write_dense(
+        tmp_path, attention_bias=biases, mlp_bias=biases, tie_word_embeddings=tied
+    )
+    assert_same_law(folder)
+
+
+@pytest.mark.parametrize("bias", [None, False, True])
+def test_pangu_embedded_has_attention_biases_unless_told_otherwise(
+    tmp_path: Path, bias: bool | None
+) -> None:
+    folder = checkpoints.write_dense(tmp_path, "PanguEmbeddedForCausalLM", bias=bias)
+    assert load_model(folder).config.attention_bias is (bias is not False)
+    assert_same_law(folder)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "reach"),
+    [
+        ({"type": "linear", "factor": 4.0}, 0),
+        ({"rope_type": "dynamic", "factor": 2.0}, 0),
+        ({"rope_type": "dynamic", "factor": 2.0}, 8),
+        ({"rope_type": "dynamic", "factor": 2.0}, 30),
+        (LLAMA3, 0),
+        ({"rope_type": "default"}, 0),
+    ],
+)
+def test_rope_scaling(tmp_path: Path, scaling: dict[str, Any], reach: int) -> None:
+    folder = checkpoints.write_dense(
+        tmp_path, rope_scaling=scaling, max_position_embeddings=16, rope_theta=100.0
+    )
+    assert_same_law(folder, reach=reach)
+
+
+def test_rope_parameters_of_newer_configs_mean_the_same(tmp_path: Path) -> None:
+    old = checkpoints.write_dense(tmp_path / "old", rope_scaling=LLAMA3, rope_theta=500.0)
+    new = checkpoints.write_dense(
+        tmp_path / "new", rope_parameters={**LLAMA3, "rope_theta": 500.0}, rope_theta=None
+    )
+    tokens = texts.tokens_of(9)
+    assert torch.equal(texts.logits(load_model(old), tokens), texts.logits(load_model(new), tokens))
+
+
+def test_only_wanted_rows_have_logits_and_features(tmp_path: Path) -> None:
+    model = load_model(checkpoints.write_moge(tmp_path))
+    tokens = texts.tokens_of(7)
+    every = texts.chunk(tokens, 0, 7, slots := texts.np.arange(7))
+    some = texts.chunk(tokens, 0, 7, slots)
+    some.outputs = [4, 1]
+    none = texts.chunk(tokens, 0, 7, slots)
+    none.outputs = []
+    kv = texts.storage(model, 7)
+    full = model.forward(texts.Rows.of([every]), kv, features=(2, 0))
+    part = model.forward(texts.Rows.of([some]), kv, features=(2, 0))
+    assert full.features is not None and part.features is not None
+    assert part.features.shape == (2, 2 * model.config.hidden_size)
+    assert torch.equal(part.logits, full.logits[[4, 1]])
+    assert torch.equal(part.features, full.features[[4, 1]])
+    empty = model.forward(texts.Rows.of([none]), kv)
+    assert empty.logits.shape == (0, model.config.vocab_size) and empty.features is None
+    first = model.forward(texts.Rows.of([every]), kv, features=(0,)).features
+    assert first is not None and torch.equal(first, full.features[:, 64:])
+
+
+def test_feature_layers_and_empty_steps_are_checked(tmp_path: Path) -> None:
+    model = load_model(checkpoints.write_dense(tmp_path))
+    kv = texts.storage(model, 4)
+    rows = texts.Rows.of([texts.chunk([1, 2], 0, 2, texts.np.arange(2))])
+    with pytest.raises(ValueError, match=r"feature layer 2 must be in 0\.\.1"):
+        model.forward(rows, kv, features=(0, 2))
+    with pytest.raises(ValueError, match="at least 1 row"):
+        model.forward(texts.Rows.of([]), kv)
