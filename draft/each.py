@@ -1,0 +1,53 @@
+"""Every request its own drafter, all in one batch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+
+from fastslow.engine.params import Speculation
+from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict
+
+
+class Each:
+    """Hands each request to the drafter that its `speculation` names.
+
+    Args:
+        drafters: speculation settings -> drafter. The mapping may grow while the engine runs;
+            a request whose settings are not in it is not drafted for.
+    """
+
+    features: tuple[int, ...] = ()
+
+    def __init__(self, drafters: Mapping[Speculation, Drafter]) -> None:
+        self._drafters = drafters
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+        trees = [Tree()] * len(batch)
+        for drafter, members in self._parts(batch):
+            draft = drafter.propose([batch[b] for b in members], [nodes[b] for b in members])
+            for i, b in enumerate(members):
+                trees[b] = draft.tree(i)
+        return Draft.of(trees)
+
+    def commit(
+        self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
+    ) -> None:
+        for drafter, members in self._parts(batch):
+            part = Verdict(
+                [verdict.paths[b] for b in members], [verdict.tokens[b] for b in members]
+            )
+            drafter.commit([batch[b] for b in members], part, None)
+
+    def release(self, requests: Collection[int]) -> None:
+        for drafter in list(self._drafters.values()):  # another thread may add one
+            drafter.release(requests)
+
+    def _parts(self, batch: Sequence[RequestView]) -> list[tuple[Drafter, list[int]]]:
+        parts: dict[Speculation, list[int]] = defaultdict(list)
+        for b, request in enumerate(batch):
+            if request.speculation in self._drafters:
+                parts[request.speculation].append(b)
+        return [(self._drafters[settings], members) for settings, members in parts.items()]

@@ -1,0 +1,61 @@
+"""Prompt lookup: what followed the last few tokens the last time they stood in this text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from fastslow.draft.base import Stateless
+from fastslow.engine.types import Draft, RequestView, Tree
+
+
+@dataclass(slots=True)
+class _Index:
+    """For each n-gram of one text, where the newest one ends. Grows with the text."""
+
+    read: int = 0  # tokens already indexed
+    ends: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+
+class NgramDraft(Stateless):
+    """Chosen chains copied from the request's own text (Saxena 2023, "Prompt lookup decoding").
+
+    The longest match wins, and of equally long ones the newest.
+
+    Args:
+        longest: most tokens to match, default 4.
+        shortest: fewest tokens to match, default 2.
+
+    Raises:
+        ValueError: unless 1 <= shortest <= longest.
+    """
+
+    def __init__(self, longest: int = 4, shortest: int = 2) -> None:
+        if not 1 <= shortest <= longest:
+            raise ValueError(f"shortest={shortest} must be between 1 and longest={longest}")
+        self._sizes = range(longest, shortest - 1, -1)
+        self._indexes: dict[int, _Index] = {}
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+        return Draft.of([Tree.chain(self._lookup(r, n)) for r, n in zip(batch, nodes)])
+
+    def release(self, requests: Collection[int]) -> None:
+        for request in requests:
+            self._indexes.pop(request, None)
+
+    def _lookup(self, request: RequestView, nodes: int) -> list[int]:
+        tokens = request.tokens
+        index = self._indexes.setdefault(request.id, _Index())
+        # The n-grams that end with the last token are left out: they would find themselves.
+        for end in range(index.read + 1, len(tokens)):
+            for size in self._sizes:
+                if size <= end:
+                    index.ends[tuple(tokens[end - size : end])] = end
+        index.read = max(index.read, len(tokens) - 1)
+        if nodes == 0:
+            return []
+        for size in self._sizes:
+            match = index.ends.get(tuple(tokens[-size:])) if size < len(tokens) else None
+            if match is not None:
+                return tokens[match : match + nodes]
+        return []

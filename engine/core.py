@@ -1,0 +1,213 @@
+"""The step loop: plan, draft, verify, accept, commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+
+from fastslow.engine.accept import accept
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.layout import Layout, lay_rows
+from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.noise import Purpose, stream
+from fastslow.engine.request import Request
+from fastslow.engine.sampling import law, logprobs
+from fastslow.engine.scheduler import Scheduler, Work
+from fastslow.engine.stop import Reason
+from fastslow.engine.types import Draft, Drafter, Floats, Output, Verdict
+
+
+class Core:
+    """Runs requests, from one thread.
+
+    Args:
+        model: the target.
+        kv: its pages.
+        drafter: proposes for the whole batch.
+        prompt_rows: most rows of text in a step, all requests together (chunked prefill).
+        max_running: most requests in a step.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        kv: KVCache,
+        drafter: Drafter,
+        prompt_rows: int = 512,
+        max_running: int = 64,
+    ) -> None:
+        self.model = model
+        self.kv = kv
+        self.drafter = drafter
+        self.scheduler = Scheduler(kv, prompt_rows, max_running)
+
+    @property
+    def idle(self) -> bool:
+        return not self.scheduler.running and not self.scheduler.waiting
+
+    def add(self, request: Request) -> None:
+        """Queue a request; it runs from the next step on."""
+        self.scheduler.add(request)
+
+    def step(self) -> None:
+        """One forward for every request that runs: prompt chunks, last tokens and draft nodes."""
+        work, ready, nodes = self._plan(self.scheduler.next())
+        if not work:
+            return
+        draft = self.drafter.propose(ready, nodes)
+        _check_room(draft, nodes)
+        layout = lay_rows(work, draft, self.kv)
+        out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
+        target = self._target(ready, draft, layout, out.logits)
+        verdict = accept(
+            draft,
+            target,
+            lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
+        )
+        _truncate(ready, verdict)
+        self._note_logprobs(work, ready, layout, verdict, out.logits)
+        self._commit(work, ready, draft, verdict)
+        self.drafter.commit(ready, verdict, _verified(out, layout, draft))
+        self._tell(ready)
+
+    def end(self, requests: Sequence[Request], reason: Reason, error: BaseException | None) -> None:
+        """End requests from outside a step: cancelled, or failed. Their pages come back."""
+        for request in requests:
+            request.error = error
+            request.stopper.finish(reason)
+            self.scheduler.remove(request)
+        self.drafter.release([r.id for r in requests])
+        for request in requests:
+            request.tell()
+
+    def prefix_root(self, request: Request, groups: int | None) -> Hashable:
+        """What besides the tokens decides a request's KV: its groups, and a rotary base that moves."""
+        scaling = self.model.config.rope_scaling
+        moves = scaling is not None and scaling.kind == "dynamic"
+        return (groups, request.reach if moves else 0)
+
+    def _plan(self, work: list[Work]) -> tuple[list[Work], list[Request], list[int]]:
+        kept: list[Work] = []
+        ready: list[Request] = []
+        nodes: list[int] = []
+        load = self.scheduler.load
+        for item in work:
+            request = item.request
+            plan = request.policy.plan(request, load)
+            if plan.groups != request.groups:
+                root = self.prefix_root(request, plan.groups)
+                self.scheduler.restart(request, plan.groups, root)
+                continue
+            kept.append(item)
+            if item.ready:
+                ready.append(request)
+                nodes.append(self.scheduler.room(request, plan.nodes))
+        return kept, ready, nodes
+
+    def _target(
+        self, ready: Sequence[Request], draft: Draft, layout: Layout, logits_MV: torch.Tensor
+    ) -> Floats:
+        """The target law after each last token and each node: f32 [N+B, V]."""
+        rows = len(draft.tokens) + len(ready)
+        laws_TV = np.empty((rows, self.model.config.vocab_size), dtype=np.float32)
+        for b, request in enumerate(ready):
+            tree = draft.tree(b)
+            first = int(draft.starts[b]) + b
+            paths: list[list[int]] = [[]]
+            for token, parent in zip(tree.tokens, tree.parents, strict=True):
+                paths.append([*paths[parent + 1], token])
+            try:
+                for i, path in enumerate(paths):
+                    laws_TV[first + i] = law(logits_MV[layout.verify_logits[b] + i], request, path)
+            except FloatingPointError as error:
+                request.error = error  # this request ends; its neighbours go on
+                laws_TV[first : first + len(paths)] = np.eye(1, laws_TV.shape[1])
+        return laws_TV
+
+    def _note_logprobs(
+        self,
+        work: Sequence[Work],
+        ready: Sequence[Request],
+        layout: Layout,
+        verdict: Verdict,
+        logits_MV: torch.Tensor,
+    ) -> None:
+        for (request, _), (first, tokens) in zip(work, layout.prompt_logits, strict=True):
+            most = request.params.prompt_logprobs or 0
+            for i, token in enumerate(tokens):
+                request.prompt_logprobs.append(logprobs(logits_MV[first + i], token, most))
+        for b, request in enumerate(ready):
+            if request.params.logprobs is None:
+                continue
+            places = [0, *(i + 1 for i in verdict.paths[b])]
+            for place, token in zip(places, verdict.tokens[b], strict=True):
+                row = logits_MV[layout.verify_logits[b] + place]
+                request.logprobs.append(logprobs(row, token, request.params.logprobs))
+
+    def _commit(
+        self, work: Sequence[Work], ready: Sequence[Request], draft: Draft, verdict: Verdict
+    ) -> None:
+        now = time.monotonic()
+        for request, chunk in work:
+            if chunk < request.pending:
+                request.computed += chunk
+                self.kv.advance(request.id, request.computed, request.tokens)
+        for b, request in enumerate(ready):
+            tree, path = draft.tree(b), verdict.paths[b]
+            base = len(request.tokens)
+            request.tokens.extend(verdict.tokens[b])
+            request.computed = base + len(path)
+            self.kv.commit(request.id, base, path, request.tokens)
+            request.policy.record(len(tree.tokens), len(path))
+            request.tally.add(len(tree.tokens), _depth(tree.parents), len(path))
+            request.tally.first_token = request.tally.first_token or now
+            request.tally.last_token = now
+
+    def _tell(self, ready: Sequence[Request]) -> None:
+        for request in ready:
+            if request.error is not None:
+                request.stopper.finish("error")
+        done = [r for r in ready if r.done]
+        for request in done:
+            self.scheduler.remove(request)
+        if done:
+            self.drafter.release([r.id for r in done])
+        for request in ready:
+            request.tell()
+
+
+def _truncate(ready: Sequence[Request], verdict: Verdict) -> None:
+    """Cut accepted runs where the answer ends, before anything is committed."""
+    for b, request in enumerate(ready):
+        kept = request.stopper.scan(verdict.tokens[b])
+        verdict.tokens[b] = verdict.tokens[b][:kept]
+        verdict.paths[b] = verdict.paths[b][: kept - 1]
+
+
+def _verified(out: Output, layout: Layout, draft: Draft) -> torch.Tensor | None:
+    """Features [N+B, F] of the verified rows, in the draft's order."""
+    if out.features is None:
+        return None
+    sizes = np.diff(draft.starts) + 1
+    rows = [
+        i
+        for first, n in zip(layout.verify_logits, sizes, strict=True)
+        for i in range(first, first + n)
+    ]
+    return out.features[torch.tensor(rows, dtype=torch.long)]
+
+
+def _check_room(draft: Draft, nodes: Sequence[int]) -> None:
+    drafted = np.diff(draft.starts)
+    if len(drafted) != len(nodes) or bool((drafted > np.array(nodes, dtype=np.int64)).any()):
+        raise ValueError(f"the drafter proposed {drafted.tolist()} nodes where {list(nodes)} fit")
+
+
+def _depth(parents: Sequence[int]) -> int:
+    depths: list[int] = []
+    for parent in parents:
+        depths.append(1 if parent < 0 else depths[parent] + 1)
+    return max(depths, default=0)

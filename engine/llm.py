@@ -1,0 +1,381 @@
+"""The public face. This file composes everything else, and is the only one that does."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from fastslow.draft.build import build_drafter, check_drafter
+from fastslow.draft.each import Each
+from fastslow.engine.core import Core
+from fastslow.engine.door import Door, Entry, Prompt
+from fastslow.engine.handle import Handle
+from fastslow.engine.kv.budget import page_budget
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.loader import load_model
+from fastslow.engine.noise import sibling_seed
+from fastslow.engine.output import GenerationError, Output, Piece
+from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.request import Request
+from fastslow.engine.sampling import law
+from fastslow.engine.stop import Stopper
+from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.engine.text.message import Message
+from fastslow.engine.text.template import load_template
+from fastslow.engine.text.thought import tags_for
+from fastslow.engine.text.tokenizer import Tokenizer, load_tokenizer, same_vocabulary
+from fastslow.engine.types import Drafter
+from fastslow.engine.worker import Worker
+from fastslow.policies.length import FixedLength
+from fastslow.policies.modes import find_mode, load_modes, nearest
+
+PAGE_SIZE = 16
+OFF = Speculation(drafter="off", nodes=0)
+
+
+class LLM:
+    """A model ready to answer, from any number of threads.
+
+    Args:
+        model: a checkpoint folder, or a built-in name: smollm2-moge, smollm2.
+        dtype: "auto" (the checkpoint's own), "bfloat16", "float32", "float16".
+        device: "auto", "cpu", "cuda" or "npu".
+        kv_memory: memory for keys and values: bytes, text such as "2GiB", or a share (float) of
+            what is free; None = a share of 0.3.
+        max_model_len: most tokens of prompt and answer together; None = what the model can.
+        prompt_rows: most rows of prompts read in one step (chunked prefill).
+        max_running: most requests in one step.
+        prefix_caching: share the KV of texts that start alike.
+        progress: draw a bar while a model is fetched or loaded.
+
+    Raises:
+        ValueError: one sentence about what does not fit.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "smollm2-moge",
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        kv_memory: float | str | None = None,
+        max_model_len: int | None = None,
+        prompt_rows: int = 512,
+        max_running: int = 64,
+        prefix_caching: bool = True,
+        progress: bool = True,
+    ) -> None:
+        for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        folder = resolve_model(model)
+        self._load_options: dict[str, Any] = {
+            "dtype": dtype,
+            "device": device,
+            "progress": progress,
+        }
+        self._kv_options: dict[str, Any] = {"kv_memory": kv_memory, "max_requests": max_running}
+        self.model = load_model(folder, **self._load_options)
+        config = self.model.config
+        context = config.context if max_model_len is None else max_model_len
+        if not 2 <= context <= config.context:
+            raise ValueError(f"max_model_len={context} is outside 2..{config.context}")
+        self.tokenizer = _tokenizer(folder)
+        self.modes = load_modes(folder, config.groups)
+        template = None
+        if self.tokenizer is not None:
+            template = load_template(folder, self.tokenizer, config.architecture)
+        self._tags = tags_for(self.tokenizer, template) if self.tokenizer is not None else None
+        self._door = Door(config, self.tokenizer, template, context)
+        self._kv = self._cache_for(self.model, context, prefix_caching)
+        self._drafters: dict[Speculation, Drafter] = {}
+        self._building = threading.Lock()
+        self._ids = itertools.count()
+        self._core = Core(self.model, self._kv, Each(self._drafters), prompt_rows, max_running)
+        self._worker = Worker(self._core)
+
+    def generate(
+        self,
+        prompts: Any,
+        sampling: SamplingParams | Sequence[SamplingParams | None] | None = None,
+        *,
+        mode: str | Mode | Sequence[str | Mode] = "deep",
+        speculation: str | Speculation | Sequence[str | Speculation] = "auto",
+    ) -> Any:
+        """Answer one prompt or many.
+
+        Args:
+            prompts: text (taken as it is), token ids, chat messages (put through the template), or
+                a list of such prompts.
+            sampling: for all prompts, or a list zipped with them; None = the mode's own, or greedy.
+            mode: "fast", "deep", another preset of the checkpoint, or a `Mode`; or a list.
+            speculation: "auto", "off", a drafter's name or a `Speculation`; or a list.
+
+        Returns:
+            One `Output` for one prompt; for a list, a list in the same order.
+
+        Raises:
+            ValueError: one sentence about the first thing that does not fit; nothing has run then.
+            GenerationError: the engine failed on a request; it holds all outputs.
+        """
+        batch, single = self._door.split(prompts)
+        count = len(batch)
+        params = spread("sampling", sampling, count)
+        modes = [self._mode(m) for m in spread("mode", mode, count)]
+        settings = spread("speculation", speculation, count)
+        jobs = [self._job(*job) for job in zip(batch, params, modes, settings)]
+        handles = [handle for _, group in jobs for handle in group]
+        self._worker.submit([h.request for h in handles])
+        try:
+            outputs = [self._output(entry, group) for entry, group in jobs]
+        except BaseException:  # Ctrl-C too: nobody waits for the answers any more
+            self._worker.cancel([h.request for h in handles])
+            raise
+        errors = [c.error for o in outputs for c in o.choices if c.error is not None]
+        if errors:
+            raise GenerationError(f"{len(errors)} request(s) failed: {errors[0]}", outputs)
+        return outputs[0] if single else outputs
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        sampling: SamplingParams | None = None,
+        *,
+        mode: str | Mode = "deep",
+        speculation: str | Speculation = "auto",
+    ) -> Output:
+        """Answer a conversation, or one user message given as text; see `generate`."""
+        turns = as_messages(messages)
+        output: Output = self.generate(turns, sampling, mode=mode, speculation=speculation)
+        return output
+
+    def stream(
+        self,
+        prompt: Any,
+        sampling: SamplingParams | None = None,
+        *,
+        mode: str | Mode = "deep",
+        speculation: str | Speculation = "auto",
+    ) -> Iterator[Piece]:
+        """One prompt's answer in pieces, as it is made; the last piece carries the `output`.
+
+        Everything is checked before this returns. Leaving the loop early cancels the request.
+
+        Raises:
+            ValueError: as `generate`; also for a list of prompts, or n > 1.
+            GenerationError: while iterating, if the engine failed on the request.
+        """
+        batch, single = self._door.split(prompt)
+        if not single:
+            raise ValueError("stream takes one prompt; give a list to generate")
+        chosen = self._mode(mode)
+        entry, handles = self._job(batch[0], sampling, chosen, speculation, streaming=True)
+        if len(handles) > 1:
+            raise ValueError(f"n={len(handles)} cannot be streamed; use generate, or n=1")
+        self._worker.submit([handles[0].request])
+        return self._pieces(entry, handles[0])
+
+    def stream_chat(
+        self, messages: str | Sequence[Message], *arguments: Any, **options: Any
+    ) -> Iterator[Piece]:
+        """`stream` for a conversation, or one user message given as text."""
+        return self.stream(as_messages(messages), *arguments, **options)
+
+    def close(self) -> None:
+        """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
+        self._worker.close()
+        for name in ("model", "_kv", "_core"):
+            self.__dict__.pop(name, None)
+        self._drafters.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _pieces(self, entry: Entry, handle: Handle) -> Iterator[Piece]:
+        try:
+            while (piece := handle.next()) is not None:
+                if piece.text or piece.reasoning or piece.token_ids:
+                    yield piece
+            output = self._output(entry, [handle])
+            if output.choices[0].error is not None:
+                raise GenerationError(f"the request failed: {output.choices[0].error}", [output])
+            yield Piece(output=output)
+        finally:
+            self._worker.cancel([handle.request])
+
+    def _job(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        mode: Mode,
+        speculation: str | Speculation,
+        streaming: bool = False,
+    ) -> tuple[Entry, list[Handle]]:
+        """A checked prompt with one handle for each of its n answers; nothing is submitted."""
+        params = params or mode.sampling or SamplingParams()
+        if not isinstance(params, SamplingParams):
+            raise ValueError(f"sampling must be SamplingParams, not {type(params).__name__}")
+        self._door.check_params(params)
+        entry = self._door.enter(prompt, mode)
+        settings = self._speculation(speculation, mode)
+        opened = self._tags is not None and entry.text is not None
+        opened = opened and self._tags.opened_by(entry.text)  # type: ignore[union-attr, arg-type]
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        handles = []
+        for i in range(params.n):
+            request = self._request(entry, params, mode, settings, sibling_seed(seed, i))
+            handles.append(Handle(request, mode.name, self._tags, opened, streaming))
+        return entry, handles
+
+    def _request(
+        self, entry: Entry, params: SamplingParams, mode: Mode, settings: Speculation, seed: int
+    ) -> Request:
+        room = min(params.max_tokens, self._door.context - len(entry.tokens))
+        reach = len(entry.tokens) + room - 1
+        if not self._kv.fits(reach):
+            raise ValueError(
+                f"a text of {reach} tokens needs {self._kv.pages_for(reach)} KV pages; there are "
+                f"{self._kv.pages}: raise kv_memory or lower max_tokens"
+            )
+        end_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            end_ids |= self._eos_ids()
+        detokenizer = None
+        if self.tokenizer is not None:
+            shown = self._tags.ids(self.tokenizer) if self._tags else frozenset[int]()
+            detokenizer = Detokenizer(self.tokenizer, keep=shown, after=entry.tokens[-8:])
+        request = Request(
+            id=next(self._ids),
+            tokens=list(entry.tokens),
+            prompt_length=len(entry.tokens),
+            params=params,
+            speculation=settings.model_copy(update={"nodes": 0}),
+            policy=FixedLength(settings.nodes),
+            stopper=Stopper(params, end_ids, room, detokenizer),
+            groups=mode.groups,
+            seed=seed,
+            reach=reach,
+            end_ids=end_ids,
+        )
+        request.root = self._core.prefix_root(request, mode.groups)
+        return request
+
+    def _output(self, entry: Entry, handles: Sequence[Handle]) -> Output:
+        choices = [handle.wait() for handle in handles]
+        first = handles[0].request
+        prompt_logprobs = None
+        if first.params.prompt_logprobs is not None:
+            prompt_logprobs = [None, *first.prompt_logprobs]
+        return Output(entry.text, list(entry.tokens), choices, prompt_logprobs)
+
+    def _mode(self, mode: str | Mode) -> Mode:
+        return find_mode(mode, self.modes, self.model.config.groups)
+
+    def _eos_ids(self) -> frozenset[int]:
+        own = frozenset() if self.tokenizer is None else self.tokenizer.eos_ids
+        return own | frozenset(self.model.config.eos_ids)
+
+    def _speculation(self, wish: str | Speculation, mode: Mode) -> Speculation:
+        """The settings that a wish means, with their drafter made."""
+        if isinstance(wish, Speculation):
+            settings = wish
+        elif not isinstance(wish, str):
+            kind = type(wish).__name__
+            raise ValueError(f"speculation must be a name or Speculation, not {kind}")
+        elif wish == "auto":
+            settings = mode.speculation or Speculation()
+        else:
+            settings = Speculation(drafter=wish)
+        if settings.drafter == "off":
+            return OFF
+        check_drafter(settings, self.model.config.groups)
+        key = settings.model_copy(update={"nodes": 0})
+        with self._building:
+            if key not in self._drafters:
+                self._drafters[key] = build_drafter(
+                    key, self.model, self._kv, law, self._load_draft
+                )
+        return settings
+
+    def _load_draft(self, path: str) -> tuple[Decoder, KVCache]:
+        folder = resolve_model(path)
+        theirs = _tokenizer(folder)
+        if self.tokenizer is not None and theirs is not None:
+            differs = same_vocabulary(self.tokenizer, theirs)
+            if differs:
+                raise ValueError(f"draft model {path!r} cannot draft for this target: {differs}")
+        model = load_model(folder, **self._load_options)
+        if model.config.vocab_size != self.model.config.vocab_size:
+            raise ValueError(
+                f"draft model {path!r} cannot draft for this target: its vocab_size is "
+                f"{model.config.vocab_size}, the target's {self.model.config.vocab_size}"
+            )
+        context = min(self._door.context, model.config.context)
+        return model, self._cache_for(model, context, True)
+
+    def _cache_for(self, model: Decoder, context: int, prefix_caching: bool) -> KVCache:
+        config = model.config
+        pages = page_budget(
+            **self._kv_options,
+            page_bytes=config.kv_bytes_per_token(model.dtype) * PAGE_SIZE,
+            page_size=PAGE_SIZE,
+            context=context,
+            device=model.device,
+        )
+        return KVCache(
+            layers=config.layers,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            pages=pages,
+            page_size=PAGE_SIZE,
+            dtype=model.dtype,
+            device=model.device,
+            prefix_caching=prefix_caching,
+        )
+
+
+def resolve_model(model: str | Path) -> Path:
+    """The folder of a model given by path or by a built-in name.
+
+    Raises:
+        ValueError: neither a folder nor a built-in name (the nearest one is told).
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    # Imported here: a checkpoint folder needs nothing that converts.
+    from fastslow.engine.convert.builtin import BUILTIN, builtin_path
+
+    if str(model) in BUILTIN:
+        return builtin_path(str(model))
+    raise ValueError(
+        f"model={str(model)!r} is no folder and no built-in{nearest(str(model), BUILTIN)}"
+    )
+
+
+def spread(name: str, value: Any, count: int) -> list[Any]:
+    """One value for each prompt: a list as it is, anything else repeated."""
+    if not isinstance(value, list | tuple):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} entries for {count} prompts")
+    return list(value)
+
+
+def as_messages(messages: str | Sequence[Message]) -> list[Message]:
+    """A text is one user message."""
+    return [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    """The folder's tokenizer; a checkpoint without one takes token ids only."""
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return load_tokenizer(folder)
+    return None

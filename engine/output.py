@@ -1,0 +1,109 @@
+"""What a caller gets back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fastslow.engine.stop import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """How one answer came about. Times are seconds."""
+
+    mode: str
+    drafter: str
+    ttft: float  # from the call to the first token
+    tpot: float  # mean time of each token after the first
+    tokens: int
+    steps: int  # target forwards that gave tokens
+    drafted: int
+    accepted: int
+    acceptance: list[float]  # by position: of the drafts that reached it, the share accepted to it
+    cached_tokens: int  # prompt tokens found in the prefix cache
+    preemptions: int
+
+    @property
+    def mean_accepted(self) -> float:
+        """Draft tokens accepted per step."""
+        return self.accepted / self.steps if self.steps else 0.0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """1.0 is plain decoding."""
+        return self.tokens / self.steps if self.steps else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """While decoding: the prompt's time is not counted."""
+        return 1 / self.tpot if self.tpot > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer. `token_ids` holds the end token if one was met; `text` does not."""
+
+    text: str
+    reasoning: str  # what stood between the model's thinking tags, else ""
+    token_ids: list[int]
+    finish_reason: Reason
+    stop_reason: str | int | None  # the stop string or end token that ended it
+    logprobs: list[dict[int, float]] | None
+    metrics: Metrics
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The answers to one prompt; the attributes of the first one are at hand directly."""
+
+    prompt: str | None  # None if token ids were given
+    prompt_token_ids: list[int]
+    choices: list[Completion]
+    prompt_logprobs: list[dict[int, float] | None] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def reasoning(self) -> str:
+        return self.choices[0].reasoning
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.choices[0].token_ids
+
+    @property
+    def finish_reason(self) -> Reason:
+        return self.choices[0].finish_reason
+
+    @property
+    def stop_reason(self) -> str | int | None:
+        return self.choices[0].stop_reason
+
+    @property
+    def logprobs(self) -> list[dict[int, float]] | None:
+        return self.choices[0].logprobs
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.choices[0].metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a streamed answer. The last one carries the whole `output`."""
+
+    text: str = ""
+    reasoning: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    output: Output | None = None
+
+
+class GenerationError(RuntimeError):
+    """At least one request failed inside the engine; `outputs` holds all of them, the good ones too."""
+
+    def __init__(self, message: str, outputs: list[Output]) -> None:
+        super().__init__(message)
+        self.outputs = outputs

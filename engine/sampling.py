@@ -1,0 +1,118 @@
+"""From logits to the target law, position by position.
+
+Order: logit_bias and the min_tokens mask, penalties, then temperature, top_k, top_p, min_p. A row's
+law looks at its own request only, and at the tokens *before* its position: the committed ones and
+the drafted ones on its path, so everything holds inside an accepted run as it does without a draft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.types import Floats, RequestView
+
+
+def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Floats:
+    """The law of the token that follows `request.tokens` and `drafted`.
+
+    Args:
+        logits_V: f32 [V], not changed.
+        request: whose parameters and text count.
+        drafted: tokens on the path after `request.tokens`.
+
+    Returns:
+        f32 [V] summing to 1; one-hot (first of equals) at temperature 0.
+
+    Raises:
+        FloatingPointError: the logits are not finite.
+    """
+    params = request.params
+    if not torch.isfinite(logits_V.sum()):
+        raise FloatingPointError("the model's logits are not finite numbers")
+    shaped_V = _penalised(_biased(logits_V, request, len(drafted)), request, drafted)
+    if params.temperature == 0:
+        one_hot_V = np.zeros(len(shaped_V), dtype=np.float32)
+        one_hot_V[int(shaped_V.argmax())] = 1.0
+        return one_hot_V
+    p_V = torch.softmax((shaped_V - shaped_V.max()) / params.temperature, dim=-1)
+    kept_V = _min_p(_top_p(_top_k(p_V, params), params), params)
+    result: Floats = (kept_V / kept_V.sum()).cpu().numpy()
+    return result
+
+
+def logprobs(logits_V: torch.Tensor, chosen: int, most: int) -> dict[int, float]:
+    """Log-probabilities of the model itself (before bias, penalties, temperature).
+
+    The `most` likeliest tokens, likeliest first, and the chosen one, always.
+    """
+    log_p_V = torch.log_softmax(logits_V, dim=-1)
+    best = torch.topk(log_p_V, min(most, len(log_p_V)))
+    table = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    table.setdefault(chosen, float(log_p_V[chosen]))
+    return table
+
+
+def _biased(logits_V: torch.Tensor, request: RequestView, ahead: int) -> torch.Tensor:
+    params = request.params
+    answered = len(request.tokens) + ahead - request.prompt_length
+    early = answered < params.min_tokens and request.end_ids
+    if not params.logit_bias and not early:
+        return logits_V
+    logits_V = logits_V.clone()
+    if params.logit_bias:
+        ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
+        logits_V[ids] += torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
+    if early:
+        logits_V[torch.tensor(sorted(request.end_ids), device=logits_V.device)] = -torch.inf
+    return logits_V
+
+
+def _penalised(
+    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]
+) -> torch.Tensor:
+    """Repetition over the whole text (Keskar et al. 2019), presence and frequency over the answer."""
+    params = request.params
+    repetition = params.repetition_penalty != 1.0
+    presence, frequency = params.presence_penalty, params.frequency_penalty
+    if not repetition and not presence and not frequency:
+        return logits_V
+    logits_V = logits_V.clone()
+    text = torch.tensor([*request.tokens, *drafted], device=logits_V.device)
+    if repetition:
+        seen = torch.unique(text)
+        value = logits_V[seen]
+        worse = torch.where(value > 0, 1 / params.repetition_penalty, params.repetition_penalty)
+        logits_V[seen] = value * worse
+    if presence or frequency:
+        seen, counts = torch.unique(text[request.prompt_length :], return_counts=True)
+        logits_V[seen] -= presence + frequency * counts
+    return logits_V
+
+
+def _top_k(p_V: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    if not 0 < params.top_k < len(p_V):
+        return p_V
+    least = torch.topk(p_V, params.top_k).values[-1]
+    return torch.where(p_V >= least, p_V, 0.0)  # equals of the k-th stay
+
+
+def _top_p(p_V: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    if params.top_p >= 1:
+        return p_V
+    sorted_V, order = torch.sort(p_V, descending=True, stable=True)
+    before_V = torch.cumsum(sorted_V, dim=-1) - sorted_V
+    beyond = before_V >= params.top_p * sorted_V.sum()
+    beyond[0] = False
+    kept_V = p_V.clone()
+    kept_V[order[beyond]] = 0.0
+    return kept_V
+
+
+def _min_p(p_V: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    if params.min_p == 0:
+        return p_V
+    return torch.where(p_V >= params.min_p * p_V.max(), p_V, 0.0)
