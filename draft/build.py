@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 from fastslow.draft.first import First
@@ -10,7 +9,7 @@ from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.params import Speculation
+from fastslow.engine.params import Speculation, nearest
 from fastslow.engine.types import Drafter, Law
 
 NAMES = ("ngram", "self", "model")
@@ -30,9 +29,8 @@ def check_drafter(settings: Speculation, groups: int) -> list[str]:
     names = settings.drafter.split("+")
     for name in names:
         if name not in NAMES:
-            close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(NAMES)}, off"
-            raise ValueError(f"drafter={settings.drafter!r} is unknown; {hint}")
+            hint = nearest(name, (*NAMES, "off"))
+            raise ValueError(f"drafter={settings.drafter!r} is unknown{hint}")
     if "self" in names and not groups:
         raise ValueError("drafter='self' needs a model with routed groups; this one is dense")
     if "self" in names and settings.groups > groups:

@@ -6,18 +6,17 @@ import time
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-import torch
 
 from fastslow.engine.accept import accept
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.layout import Layout, lay_rows
+from fastslow.engine.layout import lay_rows
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.noise import Purpose, stream
 from fastslow.engine.request import Request
-from fastslow.engine.sampling import law, logprobs
 from fastslow.engine.scheduler import Scheduler, Work
 from fastslow.engine.stop import Reason
-from fastslow.engine.types import Draft, Drafter, Floats, Output, Verdict
+from fastslow.engine.types import Draft, Drafter, Verdict
+from fastslow.engine.verify import note_logprobs, target_laws, verified_features
 
 
 class Core:
@@ -61,16 +60,16 @@ class Core:
         _check_room(draft, nodes)
         layout = lay_rows(work, draft, self.kv)
         out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
-        target = self._target(ready, draft, layout, out.logits)
+        target = target_laws(ready, draft, layout, out.logits)
         verdict = accept(
             draft,
             target,
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
         )
         _truncate(ready, verdict)
-        self._note_logprobs(work, ready, layout, verdict, out.logits)
+        note_logprobs(work, ready, layout, verdict, out.logits)
         self._commit(work, ready, draft, verdict)
-        self.drafter.commit(ready, verdict, _verified(out, layout, draft))
+        self.drafter.commit(ready, verdict, verified_features(out, layout, draft))
         self._tell(ready)
 
     def end(self, requests: Sequence[Request], reason: Reason, error: BaseException | None) -> None:
@@ -79,9 +78,11 @@ class Core:
             request.error = error
             request.stopper.finish(reason)
             self.scheduler.remove(request)
-        self.drafter.release([r.id for r in requests])
-        for request in requests:
-            request.tell()
+        try:
+            self.drafter.release([r.id for r in requests])
+        finally:  # whoever waits must hear of it
+            for request in requests:
+                request.tell()
 
     def prefix_root(self, request: Request, groups: int | None) -> Hashable:
         """What besides the tokens decides a request's KV: its groups, and a rotary base that moves."""
@@ -107,46 +108,6 @@ class Core:
                 nodes.append(self.scheduler.room(request, plan.nodes))
         return kept, ready, nodes
 
-    def _target(
-        self, ready: Sequence[Request], draft: Draft, layout: Layout, logits_MV: torch.Tensor
-    ) -> Floats:
-        """The target law after each last token and each node: f32 [N+B, V]."""
-        rows = len(draft.tokens) + len(ready)
-        laws_TV = np.empty((rows, self.model.config.vocab_size), dtype=np.float32)
-        for b, request in enumerate(ready):
-            tree = draft.tree(b)
-            first = int(draft.starts[b]) + b
-            paths: list[list[int]] = [[]]
-            for token, parent in zip(tree.tokens, tree.parents, strict=True):
-                paths.append([*paths[parent + 1], token])
-            try:
-                for i, path in enumerate(paths):
-                    laws_TV[first + i] = law(logits_MV[layout.verify_logits[b] + i], request, path)
-            except FloatingPointError as error:
-                request.error = error  # this request ends; its neighbours go on
-                laws_TV[first : first + len(paths)] = np.eye(1, laws_TV.shape[1])
-        return laws_TV
-
-    def _note_logprobs(
-        self,
-        work: Sequence[Work],
-        ready: Sequence[Request],
-        layout: Layout,
-        verdict: Verdict,
-        logits_MV: torch.Tensor,
-    ) -> None:
-        for (request, _), (first, tokens) in zip(work, layout.prompt_logits, strict=True):
-            most = request.params.prompt_logprobs or 0
-            for i, token in enumerate(tokens):
-                request.prompt_logprobs.append(logprobs(logits_MV[first + i], token, most))
-        for b, request in enumerate(ready):
-            if request.params.logprobs is None:
-                continue
-            places = [0, *(i + 1 for i in verdict.paths[b])]
-            for place, token in zip(places, verdict.tokens[b], strict=True):
-                row = logits_MV[layout.verify_logits[b] + place]
-                request.logprobs.append(logprobs(row, token, request.params.logprobs))
-
     def _commit(
         self, work: Sequence[Work], ready: Sequence[Request], draft: Draft, verdict: Verdict
     ) -> None:
@@ -167,9 +128,6 @@ class Core:
             request.tally.last_token = now
 
     def _tell(self, ready: Sequence[Request]) -> None:
-        for request in ready:
-            if request.error is not None:
-                request.stopper.finish("error")
         done = [r for r in ready if r.done]
         for request in done:
             self.scheduler.remove(request)
@@ -182,22 +140,13 @@ class Core:
 def _truncate(ready: Sequence[Request], verdict: Verdict) -> None:
     """Cut accepted runs where the answer ends, before anything is committed."""
     for b, request in enumerate(ready):
-        kept = request.stopper.scan(verdict.tokens[b])
+        if request.error is None:
+            kept = request.stopper.scan(verdict.tokens[b])
+        else:
+            request.stopper.finish("error")
+            kept = 0
         verdict.tokens[b] = verdict.tokens[b][:kept]
-        verdict.paths[b] = verdict.paths[b][: kept - 1]
-
-
-def _verified(out: Output, layout: Layout, draft: Draft) -> torch.Tensor | None:
-    """Features [N+B, F] of the verified rows, in the draft's order."""
-    if out.features is None:
-        return None
-    sizes = np.diff(draft.starts) + 1
-    rows = [
-        i
-        for first, n in zip(layout.verify_logits, sizes, strict=True)
-        for i in range(first, first + n)
-    ]
-    return out.features[torch.tensor(rows, dtype=torch.long)]
+        verdict.paths[b] = verdict.paths[b][: max(0, kept - 1)]
 
 
 def _check_room(draft: Draft, nodes: Sequence[int]) -> None:

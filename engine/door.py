@@ -13,6 +13,7 @@ from fastslow.engine.text.template import ChatTemplate
 from fastslow.engine.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Message]
+BYTES = (bytes, bytearray, memoryview)  # sequences of int, but hardly meant as token ids
 
 
 class Entry(NamedTuple):
@@ -20,6 +21,7 @@ class Entry(NamedTuple):
 
     tokens: list[int]
     text: str | None  # None if token ids were given
+    chat: bool = False  # made from messages: the answer begins a text of its own
 
 
 class Door:
@@ -48,7 +50,7 @@ class Door:
         """The prompts of a call, and whether it was a single one."""
         if isinstance(prompts, str):
             return [prompts], True
-        if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
+        if not isinstance(prompts, Sequence) or isinstance(prompts, BYTES):
             kind = type(prompts).__name__
             raise ValueError(
                 f"prompt must be text, token ids, messages or a list of them, not {kind}"
@@ -93,6 +95,10 @@ class Door:
             raise ValueError("stop strings need a tokenizer, and this checkpoint has none")
 
     def _entry(self, prompt: Prompt, mode: Mode) -> Entry:
+        if isinstance(prompt, BYTES):
+            raise ValueError(
+                f"prompt must be text, token ids or messages, not {type(prompt).__name__}"
+            )
         if isinstance(prompt, str):
             if not prompt:
                 raise ValueError("prompt='' is empty: give at least one character")
@@ -105,7 +111,7 @@ class Door:
         tokenizer = self._need_tokenizer()
         assert self._template is not None  # loaded together with the tokenizer
         text = self._template.render(messages, mode.thinking)
-        return Entry(tokenizer.encode(text, self._template.add_special), text)
+        return Entry(tokenizer.encode(text, self._template.add_special), text, chat=True)
 
     def _ids(self, prompt: Sequence[Any]) -> list[int]:
         last = self._config.vocab_size - 1

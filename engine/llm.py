@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from fastslow.draft.build import build_drafter, check_drafter
 from fastslow.draft.each import Each
+from fastslow.engine.closed import Closed
 from fastslow.engine.core import Core
 from fastslow.engine.door import Door, Entry, Prompt
 from fastslow.engine.handle import Handle
@@ -20,7 +21,8 @@ from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.noise import sibling_seed
 from fastslow.engine.output import GenerationError, Output, Piece
-from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest
+from fastslow.engine.progress import bar
 from fastslow.engine.request import Request
 from fastslow.engine.sampling import law
 from fastslow.engine.stop import Stopper
@@ -32,7 +34,7 @@ from fastslow.engine.text.tokenizer import Tokenizer, load_tokenizer, same_vocab
 from fastslow.engine.types import Drafter
 from fastslow.engine.worker import Worker
 from fastslow.policies.length import FixedLength
-from fastslow.policies.modes import find_mode, load_modes, nearest
+from fastslow.policies.modes import find_mode, load_modes
 
 PAGE_SIZE = 16
 OFF = Speculation(drafter="off", nodes=0)
@@ -71,7 +73,7 @@ class LLM:
         progress: bool = True,
     ) -> None:
         for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
-            if value < 1:
+            if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         folder = resolve_model(model)
         self._load_options: dict[str, Any] = {
@@ -106,6 +108,7 @@ class LLM:
         *,
         mode: str | Mode | Sequence[str | Mode] = "deep",
         speculation: str | Speculation | Sequence[str | Speculation] = "auto",
+        progress: bool = True,
     ) -> Any:
         """Answer one prompt or many.
 
@@ -115,6 +118,7 @@ class LLM:
             sampling: for all prompts, or a list zipped with them; None = the mode's own, or greedy.
             mode: "fast", "deep", another preset of the checkpoint, or a `Mode`; or a list.
             speculation: "auto", "off", a drafter's name or a `Speculation`; or a list.
+            progress: for a list of prompts, draw a bar on a terminal.
 
         Returns:
             One `Output` for one prompt; for a list, a list in the same order.
@@ -132,7 +136,8 @@ class LLM:
         handles = [handle for _, group in jobs for handle in group]
         self._worker.submit([h.request for h in handles])
         try:
-            outputs = [self._output(entry, group) for entry, group in jobs]
+            waited = bar(jobs, "Answering") if progress and not single else jobs
+            outputs = [self._output(entry, group) for entry, group in waited]
         except BaseException:  # Ctrl-C too: nobody waits for the answers any more
             self._worker.cancel([h.request for h in handles])
             raise
@@ -164,7 +169,8 @@ class LLM:
     ) -> Iterator[Piece]:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`.
 
-        Everything is checked before this returns. Leaving the loop early cancels the request.
+        Everything is checked before this returns, and the first `next` starts the request; leaving
+        the loop early cancels it.
 
         Raises:
             ValueError: as `generate`; also for a list of prompts, or n > 1.
@@ -177,7 +183,6 @@ class LLM:
         entry, handles = self._job(batch[0], sampling, chosen, speculation, streaming=True)
         if len(handles) > 1:
             raise ValueError(f"n={len(handles)} cannot be streamed; use generate, or n=1")
-        self._worker.submit([handles[0].request])
         return self._pieces(entry, handles[0])
 
     def stream_chat(
@@ -189,8 +194,7 @@ class LLM:
     def close(self) -> None:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
         self._worker.close()
-        for name in ("model", "_kv", "_core"):
-            self.__dict__.pop(name, None)
+        self.model = self._kv = self._core = cast(Any, Closed())
         self._drafters.clear()
 
     def __enter__(self) -> Self:
@@ -200,6 +204,8 @@ class LLM:
         self.close()
 
     def _pieces(self, entry: Entry, handle: Handle) -> Iterator[Piece]:
+        # Submitted here, not by `stream`: of a generator that is dropped unread nothing ever runs.
+        self._worker.submit([handle.request])
         try:
             while (piece := handle.next()) is not None:
                 if piece.text or piece.reasoning or piece.token_ids:
@@ -220,7 +226,8 @@ class LLM:
         streaming: bool = False,
     ) -> tuple[Entry, list[Handle]]:
         """A checked prompt with one handle for each of its n answers; nothing is submitted."""
-        params = params or mode.sampling or SamplingParams()
+        if params is None:
+            params = mode.sampling or SamplingParams()
         if not isinstance(params, SamplingParams):
             raise ValueError(f"sampling must be SamplingParams, not {type(params).__name__}")
         self._door.check_params(params)
@@ -251,7 +258,8 @@ class LLM:
         detokenizer = None
         if self.tokenizer is not None:
             shown = self._tags.ids(self.tokenizer) if self._tags else frozenset[int]()
-            detokenizer = Detokenizer(self.tokenizer, keep=shown, after=entry.tokens[-8:])
+            before = [] if entry.chat else entry.tokens[-8:]
+            detokenizer = Detokenizer(self.tokenizer, keep=shown, after=before)
         request = Request(
             id=next(self._ids),
             tokens=list(entry.tokens),
@@ -370,8 +378,16 @@ def spread(name: str, value: Any, count: int) -> list[Any]:
 
 
 def as_messages(messages: str | Sequence[Message]) -> list[Message]:
-    """A text is one user message."""
-    return [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    """A text is one user message.
+
+    Raises:
+        ValueError: neither a text nor a list of messages.
+    """
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    if isinstance(messages, Sequence) and all(isinstance(m, Mapping) for m in messages):
+        return list(messages)
+    raise ValueError(f"messages={messages!r} must be text or a list of dicts with role and content")
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:

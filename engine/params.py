@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -11,17 +14,31 @@ from pydantic import (
     StrictBool,
     StrictFloat,
     StrictInt,
+    ValidationError,
     field_validator,
 )
 
-Number = StrictFloat | StrictInt
+Number = StrictFloat  # takes an int too, but neither a bool nor text
 Thinking = Literal["off", "on", "auto"]
 
 
 class Params(BaseModel):
-    """Immutable, and no unknown or mistyped field slips through."""
+    """Immutable, and no unknown or mistyped field slips through.
+
+    Raises:
+        ValueError: one sentence with the field, its value and the limit.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise ValueError(sentence(error, type(self).model_fields)) from None
+
+    # As in BaseModel itself: `model_validate` and nested fields need not come through here.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 class SamplingParams(Params):
@@ -45,7 +62,7 @@ class SamplingParams(Params):
     min_p: Annotated[Number, Field(ge=0, le=1)] = Field(
         default=0.0, description="drop tokens below this share of the likeliest one's probability"
     )
-    repetition_penalty: Annotated[Number, Field(gt=0, le=100)] = Field(
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=100)] = Field(
         default=1.0,
         description="divides (or multiplies, if negative) logits of tokens seen in the text",
     )
@@ -96,7 +113,7 @@ class Speculation(Params):
     nodes: Annotated[StrictInt, Field(ge=0, le=64)] = Field(
         default=4, description="most drafted per step"
     )
-    model: str | None = Field(
+    model: str | Path | None = Field(
         default=None, description="the draft model's folder, for drafter 'model'"
     )
     groups: Annotated[StrictInt, Field(ge=0)] = Field(
@@ -119,3 +136,28 @@ class Mode(Params):
         default=None, description="used when a call says 'auto'"
     )
     description: str = Field(default="", description="one line for people")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest one, or all that there are."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+
+
+def sentence(error: ValidationError, fields: Iterable[str] = ()) -> str:
+    """The first thing wrong, as one sentence; `fields` are offered for an unknown name."""
+    first = error.errors()[0]
+    where = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}"
+        for part in first["loc"]
+        if part != "[key]"
+    ).lstrip(".")
+    if first["type"] == "extra_forbidden":
+        return f"field {where!r} is unknown{nearest(where, fields) if fields else ''}"
+    if not where:
+        return str(first["msg"]).removeprefix("Value error, ")
+    value = repr(first["input"])
+    shown = value if len(value) <= 60 else f"{value[:57]}..."
+    limit = str(first["msg"]).partition(" should ")[2] or f"valid: {first['msg']}"
+    return f"{where}={shown} must {limit}"

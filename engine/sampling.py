@@ -15,6 +15,8 @@ import torch
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.types import Floats, RequestView
 
+COLDEST = 1e-30  # float32 divides by it; below, a temperature would round to 0 and make 0 / 0
+
 
 def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Floats:
     """The law of the token that follows `request.tokens` and `drafted`.
@@ -38,7 +40,8 @@ def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) ->
         one_hot_V = np.zeros(len(shaped_V), dtype=np.float32)
         one_hot_V[int(shaped_V.argmax())] = 1.0
         return one_hot_V
-    p_V = torch.softmax((shaped_V - shaped_V.max()) / params.temperature, dim=-1)
+    best = shaped_V.max()
+    p_V = torch.softmax((shaped_V - best) / max(params.temperature, COLDEST), dim=-1)
     kept_V = _min_p(_top_p(_top_k(p_V, params), params), params)
     result: Floats = (kept_V / kept_V.sum()).cpu().numpy()
     return result

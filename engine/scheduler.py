@@ -114,7 +114,10 @@ class Scheduler:
         most = 0 if request.wants_prompt_logprobs else len(request.tokens) - 1
         cached = self._kv.open(request.id, request.tokens, request.root, most)
         chunk = min(len(request.tokens) - cached, left)
-        if not self._kv.reserve(request.id, cached + chunk):
+        # Pages for all of its text must be free, though only a chunk's are taken now: else it would
+        # soon be preempted by older requests and read again and again.
+        whole = self._kv.pages_for(len(request.tokens)) - self._kv.pages_for(cached)
+        if whole > self._kv.free_pages or not self._kv.reserve(request.id, cached + chunk):
             self._kv.close(request.id)
             return 0
         request.computed = cached

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
@@ -10,6 +11,7 @@ from loguru import logger
 
 from fastslow.engine.core import Core
 from fastslow.engine.request import Request
+from fastslow.engine.stop import Reason
 
 
 class Worker:
@@ -21,10 +23,13 @@ class Worker:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._lock = threading.Lock()
+        # A stream that is garbage-collected cancels its request wherever its thread happens to be.
+        self._lock = threading.RLock()
         self._open = True
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="fastslow-engine", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a thread cut off inside a kernel may bring the process down
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; their listeners are called from the engine's thread.
@@ -35,40 +40,54 @@ class Worker:
         self._post(lambda: self._add(requests))
 
     def cancel(self, requests: Sequence[Request]) -> None:
-        """End requests that are not over yet; unknown to a closed worker, which ended all."""
-        if self._open:
-            self._post(lambda: self._cancel(requests))
+        """End requests that are not over yet; a closed worker has ended all of them."""
+        with self._lock:
+            if self._open:
+                self._inbox.put(lambda: self._cancel(requests))
 
     def close(self) -> None:
         """Cancel what runs, give all pages back, end the thread. Closing twice is fine."""
         with self._lock:
-            if not self._open:
-                return
-            self._open = False
-            self._inbox.put(lambda: None)
+            if self._open:
+                self._open = False
+                self._inbox.put(lambda: None)
         self._thread.join()
+        atexit.unregister(self.close)
+        self.__dict__.pop("_core", None)  # the model's memory is free once the LLM lets go too
 
     def _post(self, action: Callable[[], None]) -> None:
         with self._lock:
             if not self._open:
-                raise RuntimeError("this LLM is closed; make a new one")
+                why = "closed" if self._failure is None else f"broken ({self._failure})"
+                raise RuntimeError(f"this LLM is {why}; make a new one")
             self._inbox.put(action)
 
     def _run(self) -> None:
-        while self._open:
-            self._read_inbox()
-            if not self._open:
-                break
-            try:
-                self._core.step()
-            except Exception as error:  # noqa: BLE001 - whatever it was, the engine must go on
-                logger.exception("a step failed; its requests end with this error")
-                self._core.end(list(self._core.scheduler.running), "error", error)
-            if self._core.idle:
-                self._core.kv.check_integrity()
-        scheduler = self._core.scheduler
+        try:
+            while self._open:
+                self._read_inbox()
+                if self._open:
+                    self._step()
+        except Exception as error:  # noqa: BLE001 - nobody may wait for a thread that is gone
+            logger.exception("the engine broke and is closed")
+            self._failure = error
+        with self._lock:
+            self._open = False
         self._read_all()
-        self._core.end([*scheduler.running, *scheduler.waiting], "cancelled", None)
+        scheduler = self._core.scheduler
+        reason: Reason = "cancelled" if self._failure is None else "error"
+        self._core.end([*scheduler.running, *scheduler.waiting], reason, self._failure)
+
+    def _step(self) -> None:
+        scheduler = self._core.scheduler
+        try:
+            self._core.step()
+        except Exception as error:  # noqa: BLE001 - whatever it was, the engine must go on
+            failed = list(scheduler.running) or list(scheduler.waiting)[:1]
+            logger.exception("a step failed; its {} request(s) end with this error", len(failed))
+            self._core.end(failed, "error", error)
+        if self._core.idle:
+            self._core.kv.check_integrity()
 
     def _read_inbox(self) -> None:
         if self._core.idle:

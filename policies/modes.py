@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fastslow.engine.params import Mode
+from fastslow.engine.params import Mode, nearest, sentence
 
 
 class _PresetFile(BaseModel):
@@ -85,17 +84,8 @@ def check_groups(mode: Mode, groups: int) -> Mode:
     return mode.model_copy(update={"groups": None}) if mode.groups == groups else mode
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest one, or all that there are."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
-
-
 def first_line(error: Exception) -> str:
     """One sentence from an error that may be long-winded."""
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return f"{where}: {first['msg']} (got {first['input']!r})"
+        return sentence(error, Mode.model_fields)
     return str(error).splitlines()[0]

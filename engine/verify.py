@@ -1,0 +1,69 @@
+"""What a step's logits say: the law at every verified row, and the log-probabilities asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fastslow.engine.layout import Layout
+from fastslow.engine.request import Request
+from fastslow.engine.sampling import law, logprobs
+from fastslow.engine.scheduler import Work
+from fastslow.engine.types import Draft, Floats, Output, Verdict
+
+
+def target_laws(
+    ready: Sequence[Request], draft: Draft, layout: Layout, logits_MV: torch.Tensor
+) -> Floats:
+    """The target law after each last token and each node: f32 [N+B, V]."""
+    rows = len(draft.tokens) + len(ready)
+    laws_TV = np.empty((rows, logits_MV.shape[1]), dtype=np.float32)
+    for b, request in enumerate(ready):
+        tree = draft.tree(b)
+        first = int(draft.starts[b]) + b
+        paths: list[list[int]] = [[]]
+        for token, parent in zip(tree.tokens, tree.parents, strict=True):
+            paths.append([*paths[parent + 1], token])
+        try:
+            for i, path in enumerate(paths):
+                laws_TV[first + i] = law(logits_MV[layout.verify_logits[b] + i], request, path)
+        except FloatingPointError as error:
+            request.error = error  # this request ends; its neighbours go on
+            laws_TV[first : first + len(paths)] = np.eye(1, laws_TV.shape[1])
+    return laws_TV
+
+
+def note_logprobs(
+    work: Sequence[Work],
+    ready: Sequence[Request],
+    layout: Layout,
+    verdict: Verdict,
+    logits_MV: torch.Tensor,
+) -> None:
+    """Keep the log-probabilities of prompt tokens just read, and of tokens just accepted."""
+    for (request, _), (first, tokens) in zip(work, layout.prompt_logits, strict=True):
+        most = request.params.prompt_logprobs or 0
+        for i, token in enumerate(tokens):
+            request.prompt_logprobs.append(logprobs(logits_MV[first + i], token, most))
+    for b, request in enumerate(ready):
+        if request.params.logprobs is None:
+            continue
+        places = [0, *(i + 1 for i in verdict.paths[b])]
+        for place, token in zip(places, verdict.tokens[b]):
+            row = logits_MV[layout.verify_logits[b] + place]
+            request.logprobs.append(logprobs(row, token, request.params.logprobs))
+
+
+def verified_features(out: Output, layout: Layout, draft: Draft) -> torch.Tensor | None:
+    """Features [N+B, F] of the verified rows, in the draft's order."""
+    if out.features is None:
+        return None
+    sizes = np.diff(draft.starts) + 1
+    rows = [
+        i
+        for first, n in zip(layout.verify_logits, sizes, strict=True)
+        for i in range(first, first + n)
+    ]
+    return out.features[torch.tensor(rows, dtype=torch.long)]

@@ -1,0 +1,62 @@
+"""One call, no object to hold: the models it has used stay loaded for the process."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastslow.engine.llm import LLM
+from fastslow.engine.params import Mode, SamplingParams, Speculation
+
+Key = tuple[str, tuple[tuple[str, object], ...]]
+
+_loaded: dict[Key, LLM] = {}
+_loading = threading.Lock()
+
+
+def generate(
+    prompts: Any,
+    sampling: SamplingParams | Sequence[SamplingParams | None] | None = None,
+    *,
+    model: str | Path = "smollm2-moge",
+    mode: str | Mode | Sequence[str | Mode] = "deep",
+    speculation: str | Speculation | Sequence[str | Speculation] = "auto",
+    **llm_options: Any,
+) -> Any:
+    """Answer one prompt or many with a model that is loaded on first use.
+
+    Each (model, llm_options) is loaded once and kept until the process ends. Hold an `LLM` instead
+    to choose when its memory comes back.
+
+    Args:
+        prompts, sampling, mode, speculation: as `LLM.generate` takes them.
+        model: a checkpoint folder or a built-in name.
+        llm_options: keyword arguments of `LLM`, such as dtype and device.
+
+    Returns:
+        One `Output` for one prompt; for a list, a list in the same order.
+
+    Raises:
+        ValueError: one sentence about the first thing that does not fit.
+        GenerationError: the engine failed on a request; it holds all outputs.
+    """
+    llm = _llm(str(model), llm_options)
+    return llm.generate(prompts, sampling, mode=mode, speculation=speculation)
+
+
+def _llm(model: str, options: dict[str, Any]) -> LLM:
+    key = (model, tuple(sorted(options.items())))
+    with _loading:
+        if key not in _loaded:
+            _loaded[key] = LLM(model, **options)
+        return _loaded[key]
+
+
+@atexit.register
+def _close_all() -> None:
+    with _loading:
+        while _loaded:
+            _loaded.popitem()[1].close()
