@@ -377,7 +377,7 @@ def spread(name: str, value: Any, count: int) -> list[Any]:
     return list(value)
 
 
-def as_messages(messages: str | Sequence[Message]) -> list[Message]:
+def as_messages(messages: Any) -> list[Message]:
     """A text is one user message.
 
     Raises:

@@ -36,11 +36,13 @@ def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) ->
     if not torch.isfinite(logits_V.sum()):
         raise FloatingPointError("the model's logits are not finite numbers")
     shaped_V = _penalised(_biased(logits_V, request, len(drafted)), request, drafted)
+    best = shaped_V.max()
+    if not torch.isfinite(best):
+        raise FloatingPointError("no token is left: min_tokens forbids every one of them")
     if params.temperature == 0:
         one_hot_V = np.zeros(len(shaped_V), dtype=np.float32)
         one_hot_V[int(shaped_V.argmax())] = 1.0
         return one_hot_V
-    best = shaped_V.max()
     p_V = torch.softmax((shaped_V - best) / max(params.temperature, COLDEST), dim=-1)
     kept_V = _min_p(_top_p(_top_k(p_V, params), params), params)
     result: Floats = (kept_V / kept_V.sum()).cpu().numpy()

@@ -38,11 +38,6 @@ class Attention:
     out: Tensor
     out_bias: Tensor | None
 
-    def pack(self) -> None:
-        """Turn the weights into the device's form, one at a time."""
-        self.qkv = self.ops.pack(self.qkv)
-        self.out = self.ops.pack(self.out)
-
     def __call__(self, x_PH: Tensor, k_SKD: Tensor, v_SKD: Tensor, step: Step) -> Tensor:
         """[P, hidden]. Writes the rows' keys and values at their slots, then attends."""
         c = self.config

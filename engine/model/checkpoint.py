@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, Progress
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.model.weights import Read
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -59,28 +60,37 @@ class Checkpoint:
             raise ValueError(f"{folder} lacks tensor {missing[0]} of shape {shape}{more}")
         return cls(files)
 
-    def fill(self, places: dict[str, Tensor], progress: bool) -> None:
-        """Copy every tensor into its place, one at a time, from memory-mapped files.
+    @contextmanager
+    def reader(self, progress: bool) -> Iterator[Read]:
+        """A function that reads a tensor by name, from memory-mapped files that stay open.
 
         progress: draw a bar on standard error where that is a terminal.
         """
-        console = Console(stderr=True)
-        bar = Progress(
-            "loading weights",
-            BarColumn(),
-            "{task.completed}/{task.total}",
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not (progress and console.is_terminal),
-        )
-        with bar:
-            task = bar.add_task("", total=sum(map(len, self.files.values())))
-            for path, names in self.files.items():
-                with _reading(path) as shard:
-                    for name in names:
-                        places[name].copy_(shard.get_tensor(name))
-                        bar.advance(task)
+        with ExitStack() as stack:
+            shards = {
+                name: shard
+                for path, names in self.files.items()
+                for shard in [stack.enter_context(_reading(path))]
+                for name in names
+            }
+            advance = stack.enter_context(_bar(progress, len(shards)))
+
+            def read(name: str) -> Tensor:
+                advance()
+                tensor: Tensor = shards[name].get_tensor(name)
+                return tensor
+
+            yield read
+
+
+@contextmanager
+def _bar(progress: bool, total: int) -> Iterator[Callable[[], None]]:
+    console = Console(stderr=True)
+    columns = ("loading weights", BarColumn(), "{task.completed}/{task.total}")
+    hidden = not (progress and console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)
 
 
 @contextmanager

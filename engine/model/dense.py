@@ -22,11 +22,6 @@ class Mlp:
     down: Tensor
     down_bias: Tensor | None
 
-    def pack(self) -> None:
-        """Turn the weights into the device's form, one at a time."""
-        self.gate_up = self.ops.pack(self.gate_up)
-        self.down = self.ops.pack(self.down)
-
     def __call__(self, x_PH: Tensor) -> Tensor:
         """[P, H] in the dtype of x."""
         inner = self.ops.silu_product(self.ops.linear(x_PH, self.gate_up, self.gate_up_bias))

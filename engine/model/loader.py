@@ -38,20 +38,26 @@ def load_model(
     where = pick_device(device)
     ops = ops_for(where)
     checkpoint = Checkpoint.open(Path(folder), config)
-    weights = Weights(config, ops, pick_dtype(dtype, config, where), where)
-    checkpoint.fill(weights.places, progress)
-    weights.pack()
-    return Decoder(weights)
+    picked = pick_dtype(dtype, config, where)
+    with checkpoint.reader(progress) as read:
+        return Decoder(Weights(config, ops, picked, where, read))
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """ "auto" is cuda where there is one, else cpu; ValueError for what torch cannot name."""
+    """The device to run on; "auto" is cuda where there is one, else cpu.
+
+    ValueError for a device that this version or this machine does not have.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ops_for(device)
     try:
-        return torch.device(device)
+        picked = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device {device!r} is not one of auto, cpu, cuda") from None
+        raise ValueError(f"device {device!r} is not a device name, like cpu or cuda:0") from None
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} is not on this machine, which has no such GPU")
+    return picked
 
 
 def pick_dtype(dtype: str | torch.dtype, config: ModelConfig, device: torch.device) -> torch.dtype:

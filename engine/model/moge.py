@@ -31,14 +31,6 @@ class Moge:
     down: list[Tensor]
     shared: Mlp
 
-    def pack(self) -> None:
-        """Turn the weights into the device's form, one at a time."""
-        self.shared.pack()
-        self.router = self.ops.pack(self.router)
-        for e in range(len(self.gate_up)):
-            self.gate_up[e] = self.ops.pack(self.gate_up[e])
-            self.down[e] = self.ops.pack(self.down[e])
-
     def __call__(self, x_PH: Tensor, wanted: Ints) -> Tensor:
         """[P, H] in the dtype of x. wanted: int64 [P], groups to run per row."""
         y_PH = self.shared(x_PH)

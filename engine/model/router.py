@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,8 +33,9 @@ def choose(logits_PE: Tensor, scale_E: Tensor, groups: int, wanted: Ints) -> Cho
     probs = logits_PE.softmax(-1)
     size = probs.shape[1] // groups
     best = probs.view(-1, groups, size).max(-1)
-    experts = best.indices + probs.new_tensor(range(0, groups * size, size)).long()
-    weights = best.values * scale_E[experts]
+    firsts = torch.arange(0, groups * size, size, device=probs.device)
+    experts = best.indices + firsts
+    weights = best.values * scale_E.index_select(0, experts.flatten()).view(experts.shape)
     runs = np.ones(tuple(weights.shape), dtype=np.bool_)
     cut = (wanted >= 0) & (wanted < groups)
     if cut.any():

@@ -1,8 +1,10 @@
-"""Empty weights of a decoder, and where in them each tensor of a checkpoint belongs."""
+"""The weights of a decoder, stacked as it runs them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from fastslow.engine.model.moge import Moge
 from fastslow.engine.ops.base import Ops
 from fastslow.engine.ops.precision import wide
 
-Places = dict[str, Tensor]
+Read = Callable[[str], Tensor]
 
 
 @dataclass(slots=True)
@@ -29,102 +31,104 @@ class Layer:
 
 @dataclass(slots=True)
 class Weights:
-    """Uninitialised weights of a config, stacked as the model runs them.
+    """Weights of a config in `dtype` on `device`, read by the names of `names.tensor_shapes`.
 
-    `places` maps each tensor name of the checkpoint to the view that it fills: copy into every one,
-    then `pack`.
+    Matrices are stacked and packed one by one as they are read, so that beside the finished ones
+    no more than one lies in memory. A tied head is packed beside the embedding, which stays.
     """
 
     config: ModelConfig
     ops: Ops
     dtype: torch.dtype
     device: torch.device
+    read: Read
     embedding: Tensor = field(init=False)
     layers: list[Layer] = field(init=False)
     norm: Tensor = field(init=False)
     head: Tensor = field(init=False)
-    places: Places = field(init=False, default_factory=dict)
+    _buffer: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        c = self.config
-        self.embedding = self._own("model.embed_tokens.weight", c.vocab_size, c.hidden_size)
-        self.layers = [self._layer(n) for n in range(c.layers)]
-        self.norm = self._own("model.norm.weight", c.hidden_size)
-        self.head = self.embedding
-        if not c.tie_word_embeddings:
-            self.head = self._own("lm_head.weight", c.vocab_size, c.hidden_size)
+        self._buffer = torch.empty(0, dtype=self.dtype, device=self.device)
+        self.embedding = self._plain("model.embed_tokens.weight")
+        self.layers = [self._layer(n) for n in range(self.config.layers)]
+        self.norm = self._plain("model.norm.weight")
+        tied = self.config.tie_word_embeddings
+        self.head = self.ops.pack(self.embedding) if tied else self._packed("lm_head.weight")
+        self._buffer = self._buffer.new_empty(0)
 
-    def pack(self) -> None:
-        """Turn the weights into the device's form, one at a time; ends the use of `places`.
+    def _plain(self, *names: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The named tensors below each other."""
+        parts = [self.read(name) for name in names]
+        shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+        whole = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+        return _fill(whole, parts)
 
-        A tied head is packed beside the embedding, which stays as it is.
+    def _packed(self, *names: str) -> Tensor:
+        """The named matrices below each other, packed out of one reused buffer.
+
+        A buffer of its own for each would leave holes between the packed ones that none fits.
         """
-        self.places.clear()
-        for layer in self.layers:
-            layer.attention.pack()
-            layer.mlp.pack()
-        self.head = self.ops.pack(self.head)
+        parts = [self.read(name) for name in names]
+        shape = (sum(len(part) for part in parts), parts[0].shape[1])
+        if self._buffer.numel() < prod(shape):
+            self._buffer = self._buffer.new_empty(prod(shape))
+        whole = _fill(self._buffer[: prod(shape)].view(shape), parts)
+        packed = self.ops.pack(whole)
+        return whole.clone() if packed is whole else packed
 
-    def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+    def _matrix(self, prefix: str, *parts: str) -> Tensor:
+        return self._packed(*(f"{prefix}.{part}_proj.weight" for part in parts))
 
-    def _own(self, name: str, *shape: int) -> Tensor:
-        self.places[name] = tensor = self._empty(*shape)
-        return tensor
-
-    def _stack(self, prefix: str, parts: dict[str, int], *columns: int) -> Tensor:
-        """One tensor that holds the parts below each other, each a place of its own."""
-        whole = self._empty(sum(parts.values()), *columns)
-        kind = "weight" if columns else "bias"
-        for name, part in zip(parts, torch.split(whole, list(parts.values())), strict=True):
-            self.places[f"{prefix}.{name}_proj.{kind}"] = part
-        return whole
+    def _bias(self, prefix: str, *parts: str) -> Tensor:
+        return self._plain(*(f"{prefix}.{part}_proj.bias" for part in parts))
 
     def _layer(self, n: int) -> Layer:
-        hidden, prefix = self.config.hidden_size, f"model.layers.{n}"
+        prefix = f"model.layers.{n}"
         return Layer(
-            self._own(f"{prefix}.input_layernorm.weight", hidden),
+            self._plain(f"{prefix}.input_layernorm.weight"),
             self._attention(f"{prefix}.self_attn"),
-            self._own(f"{prefix}.post_attention_layernorm.weight", hidden),
+            self._plain(f"{prefix}.post_attention_layernorm.weight"),
             self._moge(f"{prefix}.mlp")
             if self.config.routed(n)
-            else self._mlp(f"{prefix}.mlp", self.config.intermediate_size, self.config.mlp_bias),
+            else self._mlp(f"{prefix}.mlp", self.config.mlp_bias),
         )
 
     def _attention(self, prefix: str) -> Attention:
-        c = self.config
-        queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        parts, bias = {"q": queries, "k": keys, "v": keys}, c.attention_bias
+        bias = self.config.attention_bias
         return Attention(
-            c,
+            self.config,
             self.ops,
-            self._stack(prefix, parts, c.hidden_size),
-            self._stack(prefix, parts) if bias else None,
-            self._own(f"{prefix}.o_proj.weight", c.hidden_size, queries),
-            self._own(f"{prefix}.o_proj.bias", c.hidden_size) if bias else None,
+            self._matrix(prefix, "q", "k", "v"),
+            self._bias(prefix, "q", "k", "v") if bias else None,
+            self._matrix(prefix, "o"),
+            self._bias(prefix, "o") if bias else None,
         )
 
-    def _mlp(self, prefix: str, inner: int, bias: bool) -> Mlp:
-        hidden, parts = self.config.hidden_size, {"gate": inner, "up": inner}
+    def _mlp(self, prefix: str, bias: bool) -> Mlp:
         return Mlp(
             self.ops,
-            self._stack(prefix, parts, hidden),
-            self._stack(prefix, parts) if bias else None,
-            self._own(f"{prefix}.down_proj.weight", hidden, inner),
-            self._own(f"{prefix}.down_proj.bias", hidden) if bias else None,
+            self._matrix(prefix, "gate", "up"),
+            self._bias(prefix, "gate", "up") if bias else None,
+            self._matrix(prefix, "down"),
+            self._bias(prefix, "down") if bias else None,
         )
 
     def _moge(self, prefix: str) -> Moge:
-        c = self.config
-        inner, hidden = c.moe_intermediate_size, c.hidden_size
-        router = torch.empty(c.experts, hidden, dtype=wide(self.dtype), device=self.device)
-        scale = torch.empty(c.experts, dtype=wide(self.dtype), device=self.device)
-        self.places[f"{prefix}.gate.weight"] = router
-        self.places[f"{prefix}.router_scale"] = scale.view(1, -1)
-        gate_up, down = [], []
-        for e in range(c.experts):
-            parts = {"gate": inner, "up": inner}
-            gate_up.append(self._stack(f"{prefix}.experts.{e}", parts, hidden))
-            down.append(self._own(f"{prefix}.experts.{e}.down_proj.weight", hidden, inner))
-        shared = self._mlp(f"{prefix}.shared_expert", c.shared_intermediate_size, bias=False)
-        return Moge(self.ops, c.groups, router, scale, gate_up, down, shared)
+        experts = [f"{prefix}.experts.{e}" for e in range(self.config.experts)]
+        sums = wide(self.dtype)
+        return Moge(
+            self.ops,
+            self.config.groups,
+            self.ops.pack(self._plain(f"{prefix}.gate.weight", dtype=sums)),
+            self._plain(f"{prefix}.router_scale", dtype=sums).flatten(),
+            [self._matrix(expert, "gate", "up") for expert in experts],
+            [self._matrix(expert, "down") for expert in experts],
+            self._mlp(f"{prefix}.shared_expert", bias=False),
+        )
+
+
+def _fill(whole: Tensor, parts: list[Tensor]) -> Tensor:
+    for place, part in zip(torch.split(whole, [len(part) for part in parts]), parts, strict=True):
+        place.copy_(part)
+    return whole

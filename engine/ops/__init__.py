@@ -9,15 +9,16 @@ from fastslow.engine.ops.cpu import CpuOps
 from fastslow.engine.ops.reference import ReferenceOps
 
 
-def ops_for(device: torch.device) -> Ops:
+def ops_for(device: torch.device | str) -> Ops:
     """The building blocks for a device. ValueError for a device that this version cannot run."""
-    if device.type == "cpu":
+    kind = str(device).partition(":")[0]
+    if kind == "cpu":
         return CpuOps()
-    if device.type == "cuda":
+    if kind == "cuda":
         return ReferenceOps()
-    if device.type == "npu":
+    if kind == "npu":
         raise ValueError(
             "device 'npu' needs the extra (pip install 'fastslow[npu]'), and this version has no "
             "NPU path yet: use 'cpu' or 'cuda'"
         )
-    raise ValueError(f"device {device.type!r} is not one of the known cpu, cuda, npu")
+    raise ValueError(f"device {str(device)!r} is not one of auto, cpu, cuda, npu")

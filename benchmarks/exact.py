@@ -1,0 +1,393 @@
+"""Exactness on a real model: whatever drafts and whatever runs beside it, plain decoding's tokens.
+
+    python benchmarks/exact.py --model PATH --prompts FILE.jsonl... [--draft-model PATH] [--light]
+
+A prompt is `turns[0]` of a line, put through the chat template; the files are read in turn. The
+reference is plain greedy decoding, one request alone. Against it run every drafter in every mode
+alone, and batches of 8 that mix modes and drafters: plain ones, with prompts read in small chunks,
+with prompts found in the prefix cache, and with too few KV pages, so that requests are preempted.
+Where an answer parts, the position is recomputed in float64 (see near_tie.py) and counted as a tie
+or as an error. Exit code 1 for an error, or if a case did not bring about what it is for.
+
+--light gives each prompt one mode instead of all, and each drafter alone a share of the prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from near_tie import Finding, Judge
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from fastslow.draft.base import Stateless
+from fastslow.draft.build import build_drafter
+from fastslow.draft.each import Each
+from fastslow.draft.model import BorrowedKV, ModelDraft
+from fastslow.engine.core import Core
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.llm import resolve_model
+from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.loader import load_model
+from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.request import Request
+from fastslow.engine.sampling import law
+from fastslow.engine.stop import Stopper
+from fastslow.engine.text.template import load_template
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.engine.types import Draft, Drafter, Floats, RequestView, Tree
+from fastslow.policies.length import FixedLength
+from fastslow.policies.modes import load_modes
+
+PAGE = 16
+NODES = 6
+BATCH = 8
+
+
+class ForkedDraft(Stateless):
+    """A forced tree: at each depth the model's second choice, a leaf, and then its first.
+
+    The accepted path skips a node at each depth, so its keys and values have to be moved.
+    """
+
+    def __init__(self, model: Decoder, cache: KVCache, groups: int | None) -> None:
+        self._chain = ModelDraft(model, BorrowedKV(cache), self._note, groups)
+        self._second: dict[int, list[int]] = {}
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+        self._second = {request.id: [] for request in batch}
+        draft = self._chain.propose(batch, [n // 2 for n in nodes])
+        return Draft.of([self._forked(r, draft.tree(b)) for b, r in enumerate(batch)])
+
+    def _note(self, logits_V: Any, request: RequestView, drafted: Sequence[int]) -> Floats:
+        self._second[request.id].append(int(logits_V.topk(2).indices[1]))
+        return law(logits_V, request, drafted)
+
+    def _forked(self, request: RequestView, first: Tree) -> Tree:
+        pairs = zip(self._second[request.id], first.tokens)
+        parents = [2 * depth - 1 for depth in range(len(first.tokens)) for _ in range(2)]
+        return Tree(list(chain.from_iterable(pairs)), parents)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Which prompt is answered in which mode, and who drafts."""
+
+    prompt: int
+    mode: str
+    drafter: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way to run jobs. `warm`: their prompts were read before, in their own mode and another;
+    `few`: the pages do not hold the batch."""
+
+    name: str
+    jobs: list[Job]
+    batch: int = BATCH
+    prompt_rows: int = 512
+    warm: bool = False
+    few: bool = False
+
+
+@dataclass
+class Row:
+    """One line of the table."""
+
+    case: str
+    answers: int = 0
+    equal: int = 0
+    ties: int = 0
+    errors: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    cached: int = 0
+    preempted: int = 0
+    seconds: float = 0.0
+    parted: list[dict[str, Any]] = field(default_factory=list)
+    idle: str = ""  # what the case is for and did not bring about
+
+
+class Bench:
+    """A loaded model with its prompts, and the plain answers known so far."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.folder = resolve_model(args.model)
+        self.model = load_model(self.folder, dtype=args.dtype)
+        self.draft_path = args.draft_model
+        self.small = None
+        if args.draft_model is not None:
+            self.small = load_model(resolve_model(args.draft_model), dtype=args.dtype)
+        self.params = SamplingParams(max_tokens=args.tokens)
+        config = self.model.config
+        self.modes = load_modes(self.folder, config.groups)
+        if config.groups:
+            self.modes["shared"] = Mode(name="shared", groups=0, thinking="off")
+        self.tokenizer = load_tokenizer(self.folder)
+        template = load_template(self.folder, self.tokenizer, config.architecture)
+        self.prompts: list[dict[str, list[int]]] = []
+        for text in read_prompts(args.prompts, args.limit):
+            message = {"role": "user", "content": text}
+            by_mode: dict[str, list[int]] = {}
+            for name, mode in self.modes.items():
+                rendered = template.render([message], mode.thinking)
+                ids = self.tokenizer.encode(rendered, template.add_special)
+                by_mode[name] = ids[: args.longest]
+            self.prompts.append(by_mode)
+        self.plain: dict[tuple[int, str], list[int]] = {}
+        self.judge = Judge(self.folder, self.model)
+
+    @property
+    def drafters(self) -> tuple[str, ...]:
+        names = ["ngram", "tree"]
+        names += ["self", "ngram+self"] if self.model.config.groups else []
+        names += ["model"] if self.small is not None else []
+        return tuple(names)
+
+    def run(self, case: Case, done: Callable[[], None]) -> list[Request]:
+        """All jobs of a case, `batch` at a time, the KV checked after every step."""
+        requests = [self._request(n, job, self.params) for n, job in enumerate(case.jobs)]
+        sizes = sorted((-(-(r.reach + NODES) // PAGE) for r in requests), reverse=True)
+        pages = sum(sizes if case.warm else sizes[: case.batch])
+        if case.few:
+            pages = sizes[0] + (pages - sizes[0]) // 4
+        kv = self._cache(self.model, pages, case.warm or case.few)
+        core = Core(self.model, kv, self._drafter(kv, sum(sizes)), case.prompt_rows, case.batch)
+        if case.warm:
+            self._warm(core, case.jobs)
+        for request in requests:
+            request.listener = lambda r: done() if r.done else None
+            core.add(request)
+        _drain(core)
+        return requests
+
+    def _warm(self, core: Core, jobs: Sequence[Job]) -> None:
+        names = list(self.modes)
+        for n, job in enumerate(jobs):
+            other = names[(names.index(job.mode) + 1) % len(names)]
+            for k, mode in enumerate((other, job.mode)):
+                once = SamplingParams(max_tokens=1)
+                at = len(jobs) * (k + 1) + n
+                core.add(self._request(at, Job(job.prompt, mode, "off"), once))
+        _drain(core)
+
+    def _request(self, number: int, job: Job, params: SamplingParams) -> Request:
+        tokens = self.prompts[job.prompt][job.mode]
+        groups = self.modes[job.mode].groups
+        end_ids = self.tokenizer.eos_ids | frozenset(self.model.config.eos_ids)
+        return Request(
+            id=number,
+            tokens=list(tokens),
+            prompt_length=len(tokens),
+            params=params,
+            speculation=self._settings(job.drafter),
+            policy=FixedLength(0 if job.drafter == "off" else NODES),
+            stopper=Stopper(params, end_ids, params.max_tokens, None),
+            groups=groups,
+            seed=number,
+            reach=len(tokens) + params.max_tokens - 1,
+            end_ids=end_ids,
+            root=(groups,),
+        )
+
+    def _settings(self, drafter: str) -> Speculation:
+        path = self.draft_path if "model" in drafter else None
+        return Speculation(drafter=drafter, nodes=0, model=path)
+
+    def _drafter(self, kv: KVCache, draft_pages: int) -> Drafter:
+        made: dict[Speculation, Drafter] = {}
+        for name in self.drafters:
+            settings = self._settings(name)
+            if name == "tree":
+                groups = 0 if self.model.config.groups else None
+                made[settings] = ForkedDraft(self.model, kv, groups)
+            else:
+                made[settings] = build_drafter(
+                    settings, self.model, kv, law, lambda _: self._small_model(draft_pages)
+                )
+        return Each(made)
+
+    def _small_model(self, pages: int) -> tuple[Decoder, KVCache]:
+        assert self.small is not None
+        return self.small, self._cache(self.small, pages, True)
+
+    def _cache(self, model: Decoder, pages: int, prefix_caching: bool) -> KVCache:
+        c = model.config
+        return KVCache(
+            layers=c.layers,
+            kv_heads=c.kv_heads,
+            head_dim=c.head_dim,
+            pages=pages,
+            page_size=PAGE,
+            dtype=model.dtype,
+            device=model.device,
+            prefix_caching=prefix_caching,
+        )
+
+    def compare(self, job: Job, request: Request) -> Finding | None:
+        """None if the answer equals the plain one."""
+        answer = request.tokens[request.prompt_length :]
+        plain = self.plain[job.prompt, job.mode]
+        if answer == plain:
+            return None
+        at = next((i for i, (x, y) in enumerate(zip(plain, answer)) if x != y), None)
+        if at is None:
+            return Finding("error", "one answer goes on where the other ends", 0.0, 0.0)
+        prefix = [*request.tokens[: request.prompt_length], *plain[:at]]
+        return self.judge.judge(prefix, plain[at], answer[at], request.groups, request.reach)
+
+
+def _drain(core: Core) -> None:
+    while not core.idle:
+        core.step()
+        core.kv.check_integrity()
+
+
+def read_prompts(files: Sequence[Path], limit: int) -> list[str]:
+    """The first `limit` prompts, one of each file in turn."""
+    columns = [
+        [json.loads(line)["turns"][0] for line in path.read_text("utf-8").splitlines() if line]
+        for path in files
+    ]
+    rows = chain.from_iterable(zip_longest(*columns))
+    return list(islice((text for text in rows if text is not None), limit))
+
+
+def cases(bench: Bench, light: bool) -> list[Case]:
+    """The plain reference first, then all that must equal it."""
+    modes, drafters, count = list(bench.modes), bench.drafters, range(len(bench.prompts))
+    shifts = range(1 if light else len(modes))
+
+    def mode(prompt: int, shift: int) -> str:
+        return modes[(prompt + shift) % len(modes)]
+
+    plain = [Job(i, mode(i, shift), "off") for shift in shifts for i in count]
+    found = [Case("plain, alone", plain, batch=1)]
+    for d, name in enumerate(drafters):
+        share = [i for i in count if not light or i // len(modes) % len(drafters) == d]
+        alone = [Job(i, mode(i, shift), name) for shift in shifts for i in share]
+        found.append(Case(f"{name}, alone", alone, batch=1))
+    mixed = ("off", *drafters)
+    for shift in shifts:
+        label = f", shift {shift}" if len(shifts) > 1 else ""
+        jobs = [
+            Job(i, mode(i, shift), mixed[(i // len(modes) + shift) % len(mixed)]) for i in count
+        ]
+        found += [
+            Case(f"mixed batch{label}", jobs),
+            Case(f"mixed, chunks of 23{label}", jobs, prompt_rows=23),
+            Case(f"mixed, prefix hit{label}", jobs, warm=True),
+            Case(f"mixed, preempted{label}", jobs, few=True),
+        ]
+    return [case for case in found if case.jobs]
+
+
+def measure(bench: Bench, case: Case, done: Callable[[], None]) -> Row:
+    """Run a case, and judge every answer that differs from the plain one."""
+    started = time.perf_counter()
+    requests = bench.run(case, done)
+    row = Row(case.name, answers=len(requests), seconds=time.perf_counter() - started)
+    for job, request in zip(case.jobs, requests, strict=True):
+        bench.plain.setdefault((job.prompt, job.mode), request.tokens[request.prompt_length :])
+        row.drafted += request.tally.drafted
+        row.accepted += request.tally.accepted
+        row.cached += request.tally.cached
+        row.preempted += request.tally.preemptions
+        finding = bench.compare(job, request)
+        row.equal += finding is None
+        if finding is not None:
+            row.ties += finding.kind == "tie"
+            row.errors += finding.kind == "error"
+            row.parted.append({**asdict(job), **asdict(finding)})
+    wanted = {
+        "nothing accepted": any(job.drafter != "off" for job in case.jobs) and not row.accepted,
+        "no prefix hit": case.warm and not row.cached,
+        "no preemption": case.few and not row.preempted,
+    }
+    row.idle = ", ".join(name for name, missed in wanted.items() if missed)
+    return row
+
+
+def shown(rows: Sequence[Row]) -> Table:
+    names = ("answers", "equal", "ties", "errors", "drafted", "accepted", "cached", "preempted")
+    table = Table("case", *names, "seconds", "not shown")
+    for row in rows:
+        figures = [str(getattr(row, name)) for name in names]
+        table.add_row(row.case, *figures, f"{row.seconds:.0f}", row.idle)
+    return table
+
+
+def machine() -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text().splitlines()
+        cpu = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), cpu)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="a checkpoint folder or a built-in name")
+    parser.add_argument("--prompts", required=True, nargs="+", type=Path, metavar="FILE.jsonl")
+    parser.add_argument("--draft-model", help="a small model with the same vocabulary")
+    parser.add_argument("--limit", type=int, default=100, help="prompts, of all files together")
+    parser.add_argument("--tokens", type=int, default=48, help="most tokens of an answer")
+    parser.add_argument("--longest", type=int, default=256, help="prompts are cut to this")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--light", action="store_true", help="about 15 minutes on two cores")
+    parser.add_argument("--out", type=Path, default=Path("exact.json"))
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    bench = Bench(args)
+    todo = cases(bench, args.light)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    rows: list[Row] = []
+    with Progress(console=console) as progress:
+        task = progress.add_task("", total=sum(len(case.jobs) for case in todo))
+        for case in todo:
+            progress.update(task, description=case.name)
+            rows.append(measure(bench, case, lambda: progress.advance(task)))
+            report = {
+                "command": sys.argv,
+                "machine": machine(),
+                "model": str(bench.folder),
+                "rows": [asdict(row) for row in rows],
+            }
+            args.out.write_text(json.dumps(report, indent=1), "utf-8")
+    console.print(shown(rows))
+    answers, ties = sum(r.answers for r in rows[1:]), sum(r.ties for r in rows[1:])
+    errors = sum(r.errors for r in rows)
+    console.print(f"{answers} answers: {ties} near ties, {errors} errors; figures in {args.out}")
+    return 1 if errors or any(row.idle for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

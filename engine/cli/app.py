@@ -1,0 +1,78 @@
+"""The command `fastslow`. Commands import what is heavy when they run: `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fastslow.engine.cli.chat import chat
+from fastslow.engine.cli.convert import convert
+from fastslow.engine.cli.generate import generate
+from fastslow.engine.cli.inspect import inspect
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+app = typer.Typer(
+    name="fastslow",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (generate, chat, inspect, convert):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import fastslow
+
+        typer.echo(f"fastslow {fastslow.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Speculative decoding with fast and slow thinking, for grouped mixture-of-experts models.
+
+    [bold]Start here[/bold]
+
+      fastslow generate "Why is the sky blue?"
+      fastslow chat --mode fast
+      fastslow inspect path/to/checkpoint
+
+    A model is a checkpoint folder (config.json, safetensors, tokenizer) or a built-in name:
+    smollm2-moge, made on first use from a 93 MB download, or smollm2, its dense original.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        arguments: without the program's name; None = those of the process.
+
+    Exit codes: 0; 1 the engine or the system failed; 2 the input does not fit; 130 Ctrl-C.
+    """
+    try:
+        app(args=arguments, prog_name="fastslow")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except ValueError as error:
+        _fail(error, 2)
+    except (OSError, RuntimeError) as error:
+        _fail(error, 1)
+
+
+def _fail(error: Exception, code: int) -> None:
+    from fastslow.engine.cli.screen import complain
+
+    complain(error)
+    sys.exit(code)

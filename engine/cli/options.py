@@ -1,0 +1,145 @@
+"""What `generate` and `chat` can be told, and what it means for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fastslow.engine.llm import LLM
+    from fastslow.engine.params import Mode, SamplingParams, Speculation
+
+
+def _option(help: str, panel: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+
+
+MODEL, HOW, DRAW = "Model", "Thinking and speculation", "Sampling (default: the mode's own)"
+
+Model = Annotated[
+    str, _option("Checkpoint folder or built-in name; default smollm2-moge.", MODEL, "--model")
+]
+DType = Annotated[str, _option("auto, bfloat16, float32 or float16.", MODEL)]
+Device = Annotated[str, _option("auto, cpu or cuda.", MODEL)]
+KVMemory = Annotated[
+    str | None, _option("Memory for keys and values, such as 2GiB; default: 0.3 of free.", MODEL)
+]
+MaxModelLen = Annotated[
+    int | None, _option("Most tokens of prompt and answer together; default: all it can.", MODEL)
+]
+ModeName = Annotated[str, _option("deep, fast or another preset of the checkpoint.", HOW, "--mode")]
+Groups = Annotated[
+    int | None, _option("Routed groups to run instead of the mode's; 0 = shared only.", HOW)
+]
+Drafter = Annotated[str, _option("auto, off, ngram, self, model or ngram+self.", HOW)]
+Nodes = Annotated[int | None, _option("Most tokens drafted per step; default 4.", HOW)]
+DraftModel = Annotated[
+    str | None, _option("Small model that drafts (folder); means --drafter model.", HOW)
+]
+DraftGroups = Annotated[int | None, _option("Groups that drafter self runs; default 0.", HOW)]
+MaxTokens = Annotated[int | None, _option("Most tokens to answer; default 256.", DRAW)]
+Temperature = Annotated[float | None, _option("0 = always the likeliest token.", DRAW)]
+TopP = Annotated[float | None, _option("Smallest set with this much probability.", DRAW)]
+TopK = Annotated[int | None, _option("The k likeliest tokens only.", DRAW)]
+MinP = Annotated[float | None, _option("Drop below this share of the likeliest.", DRAW)]
+RepetitionPenalty = Annotated[float | None, _option("Above 1: repeat less.", DRAW)]
+Seed = Annotated[int | None, _option("The same seed gives the same answer.", DRAW)]
+Stop = Annotated[list[str] | None, _option("Text that ends the answer; may be repeated.", DRAW)]
+System = Annotated[str | None, typer.Option(help="System message.", show_default=False)]
+
+SAMPLING = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "stop",
+)
+SPECULATION = {"nodes": "nodes", "draft_model": "model", "draft_groups": "groups"}
+
+
+class Wishes:
+    """The options of one command line, checked as far as that goes without a model.
+
+    Args:
+        given: option name -> value; None = not given.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        from fastslow.engine.params import SamplingParams, Speculation
+
+        self._given = given
+        self._sampling = {k: given[k] for k in SAMPLING if given[k] not in (None, [])}
+        self._drafting = {
+            field: given[name] for name, field in SPECULATION.items() if given[name] is not None
+        }
+        SamplingParams(**self._sampling)
+        Speculation(**self._drafting)
+
+    def load(self) -> LLM:
+        """The model, loaded."""
+        from fastslow.engine.llm import LLM
+
+        names = ("dtype", "device", "kv_memory", "max_model_len")
+        return LLM(self._given["model"], **{name: self._given[name] for name in names})
+
+    def call(self, llm: LLM, preset: str | None = None) -> dict[str, Any]:
+        """Keyword arguments of `LLM.stream`.
+
+        Args:
+            llm: the model.
+            preset: the mode; None = what the command line says.
+
+        Raises:
+            ValueError: there is no such preset, or the model has fewer groups.
+        """
+        mode = self._mode(llm) if preset is None else llm.modes[preset]
+        return {
+            "sampling": self._sampling_in(mode),
+            "mode": mode,
+            "speculation": self._speculation_in(mode),
+        }
+
+    def _mode(self, llm: LLM) -> Mode:
+        from fastslow.engine.params import Mode
+        from fastslow.policies.modes import find_mode
+
+        groups = llm.model.config.groups
+        mode = find_mode(self._given["mode"], llm.modes, groups)
+        if self._given["groups"] is None:
+            return mode
+        custom = Mode(**{**dict(mode), "name": "custom", "groups": self._given["groups"]})
+        return find_mode(custom, llm.modes, groups)
+
+    def _sampling_in(self, mode: Mode) -> SamplingParams:
+        """The mode's own parameters, with those of the command line put in."""
+        from fastslow.engine.params import SamplingParams
+
+        own = {} if mode.sampling is None else dict(mode.sampling)
+        return SamplingParams(**{**own, **self._sampling})
+
+    def _speculation_in(self, mode: Mode) -> str | Speculation:
+        """What the command line says about drafts, else "auto"."""
+        from fastslow.engine.params import Speculation
+
+        drafter = self._given["drafter"]
+        if drafter == "auto" and not self._drafting:
+            return "auto"
+        own = {} if mode.speculation is None else dict(mode.speculation)
+        if drafter != "auto":
+            own["drafter"] = drafter
+        elif "model" in self._drafting:
+            own["drafter"] = "model"
+        return Speculation(**{**own, **self._drafting})
+
+
+def conversation(system: str | None) -> list[dict[str, str]]:
+    """The start of a chat."""
+    return [] if system is None else [{"role": "system", "content": system}]

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def require_vacant(out: Path) -> None:
+    """ValueError if `out` exists and is anything but an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"output folder must be new or empty, got {out}, which is neither")
+
+
+@contextmanager
+def fresh_folder(out: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `out` that becomes `out` when the block ends well.
+
+    The rename is atomic, so readers see either nothing or the complete folder. If another
+    process finished first its folder stays and ours is thrown away: both hold the same thing.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield folder
+        for path in (folder, *folder.iterdir()):  # mkdtemp and safetensors make private files
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        try:
+            os.rename(folder, out)
+        except OSError:
+            if not (out / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader, dequantize
+from safetensors.torch import save_file
+
+from fastslow.engine.convert.folder import fresh_folder, require_vacant
+from fastslow.engine.convert.gguf_tokenizer import write_tokenizer
+
+LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+TOP_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+
+
+def half_split(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Reorders the rows of a q or k projection from interleaved to half-split rotary pairs.
+
+    A GGUF of the llama family stores each head's rows as pairs (2i, 2i+1); Hugging Face
+    checkpoints rotate row i against row i + head_dim/2.
+
+    Args:
+        weight: [heads * head_dim, ...], a projection weight or its bias.
+        heads: number of heads in `weight` (the KV heads for k).
+
+    Returns:
+        A tensor of the same shape and dtype.
+    """
+    pairs = weight.reshape(heads, -1, 2, *weight.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(weight.shape).contiguous()
+
+
+def official_name(name: str) -> str:
+    """Hugging Face name of a GGUF llama tensor; ValueError for a tensor llama does not have."""
+    stem, _, kind = name.rpartition(".")
+    if stem in TOP_NAMES:
+        return f"{TOP_NAMES[stem]}.{kind}"
+    parts = stem.split(".")
+    if len(parts) == 3 and parts[0] == "blk" and parts[2] in LAYER_NAMES:
+        return f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}.{kind}"
+    raise ValueError(f"gguf tensor {name!r} has no place in a llama checkpoint")
+
+
+def metadata(reader: GGUFReader) -> dict[str, Any]:
+    """All key-value fields of a GGUF file as Python values."""
+    return {name: field.contents() for name, field in reader.fields.items()}
+
+
+def dense_config(meta: dict[str, Any], tied: bool) -> dict[str, Any]:
+    """config.json of the dense model. ValueError if the file holds no llama model."""
+    arch = meta.get("general.architecture")
+    if arch != "llama":
+        raise ValueError(f"gguf general.architecture must be 'llama', got {arch!r}")
+    heads = int(meta["llama.attention.head_count"])
+    hidden = int(meta["llama.embedding_length"])
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": len(meta["tokenizer.ggml.tokens"]),
+        "hidden_size": hidden,
+        "intermediate_size": int(meta["llama.feed_forward_length"]),
+        "num_hidden_layers": int(meta["llama.block_count"]),
+        "num_attention_heads": heads,
+        "num_key_value_heads": int(meta.get("llama.attention.head_count_kv", heads)),
+        "head_dim": hidden // heads,
+        "max_position_embeddings": int(meta["llama.context_length"]),
+        "rope_theta": float(meta.get("llama.rope.freq_base", 10000.0)),
+        "rms_norm_eps": float(f"{meta['llama.attention.layer_norm_rms_epsilon']:.6g}"),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": tied,
+        "bos_token_id": int(meta["tokenizer.ggml.bos_token_id"]),
+        "eos_token_id": int(meta["tokenizer.ggml.eos_token_id"]),
+        "pad_token_id": int(meta.get("tokenizer.ggml.padding_token_id", 0)),
+        "torch_dtype": "bfloat16",
+    }
+
+
+def dense_tensors(reader: GGUFReader, meta: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields every tensor dequantised to bfloat16 under its Hugging Face name."""
+    heads = {
+        "q_proj": int(meta["llama.attention.head_count"]),
+        "k_proj": int(meta["llama.attention.head_count_kv"]),
+    }
+    for tensor in reader.tensors:
+        if tensor.name == "rope_freqs.weight":
+            continue
+        name = official_name(tensor.name)
+        weight = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+        projection = name.split(".")[-2]
+        if projection in heads:
+            weight = half_split(weight, heads[projection])
+        yield name, weight.to(torch.bfloat16)
+
+
+def gguf_to_dense(gguf: Path, out: Path) -> Path:
+    """Writes a llama GGUF as a dense Hugging Face folder.
+
+    Args:
+        gguf: the file; any quantisation the gguf library can dequantise.
+        out: folder to create; it appears only when complete.
+
+    Returns:
+        `out`, with config.json, generation_config.json, model.safetensors (bfloat16),
+        tokenizer.json, tokenizer_config.json and chat_template.jinja.
+
+    Raises:
+        ValueError: the file is not a llama model or holds a tensor llama does not have; or `out` is not
+            vacant.
+    """
+    require_vacant(out)
+    reader = GGUFReader(gguf)
+    meta = metadata(reader)
+    names = {tensor.name for tensor in reader.tensors}
+    config = dense_config(meta, tied="output.weight" not in names)
+    with fresh_folder(out) as folder:
+        save_file(dict(dense_tensors(reader, meta)), folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        generation = {
+            "bos_token_id": config["bos_token_id"],
+            "eos_token_id": config["eos_token_id"],
+            "pad_token_id": config["pad_token_id"],
+        }
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        write_tokenizer(meta, folder)
+    return out

@@ -1,0 +1,272 @@
+"""Breaks the code on purpose, one way at a time, and shows that a test fails for each.
+
+    python tests/mutations.py [NAME...]
+
+Works on a temporary copy of the repository. Names are parts of the mutations' names. Exit code 1 if
+a broken engine passes, or if the code that a mutation means to break is not there any more.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("fastslow", "engine", "draft", "policies", "tests", "pyproject.toml")
+PATIENCE = 600  # seconds for the tests of one mutation
+
+ACCEPT = ("tests/test_accept.py",)
+LAW = ("tests/test_law.py",)
+EXACT = ("tests/test_exact.py",)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`edits`: (file, code, broken code), each found exactly once. `tests`: who must notice."""
+
+    name: str
+    edits: tuple[tuple[str, str, str], ...]
+    tests: tuple[str, ...]
+
+
+def swap(name: str, file: str, old: str, new: str, tests: tuple[str, ...]) -> Mutation:
+    return Mutation(name, ((file, old, new),), tests)
+
+
+MUTATIONS = (
+    swap(
+        "q ignored",
+        "engine/accept.py",
+        "odds = 1.0 if q_V is None else float(q_V[x])",
+        "odds = 1.0",
+        ACCEPT,
+    ),
+    swap(
+        "residual skipped",
+        "engine/accept.py",
+        "left_V = np.maximum(p_V - q_V, 0.0)",
+        "left_V = p_V.copy()",
+        ACCEPT,
+    ),
+    swap("chosen token not zeroed", "engine/accept.py", "left_V[x] = 0.0", "pass", ACCEPT),
+    swap(
+        "last token from the whole law",
+        "engine/accept.py",
+        "return path, draw(p_V, draws)",
+        "return path, draw(laws_TV[here + 1], draws)",
+        ACCEPT,
+    ),
+    swap(
+        "siblings judged by one draw",
+        "engine/accept.py",
+        "_judge(tree, i, p_V, draws)\n            if",
+        "_judge(tree, i, p_V, noise(b, len(path)))\n            if",
+        ACCEPT,
+    ),
+    swap(
+        "drafts and acceptance share a stream", "engine/noise.py", "DRAFT = 2", "DRAFT = 1", ACCEPT
+    ),
+    swap(
+        "stream not addressed by depth",
+        "engine/core.py",
+        "len(ready[b].tokens) + depth, Purpose.ACCEPT",
+        "len(ready[b].tokens), Purpose.ACCEPT",
+        LAW,
+    ),
+    swap(
+        "penalty one position late",
+        "engine/sampling.py",
+        "torch.tensor([*request.tokens, *drafted]",
+        "torch.tensor([*request.tokens, *drafted[:-1]]",
+        LAW,
+    ),
+    swap(
+        "penalty counts a sibling's path",
+        "engine/verify.py",
+        "[*paths[parent + 1], token]",
+        "[*paths[-1], token]",
+        LAW,
+    ),
+    swap(
+        "min_tokens blind to the draft",
+        "engine/sampling.py",
+        "_biased(logits_V, request, len(drafted))",
+        "_biased(logits_V, request, 0)",
+        LAW,
+    ),
+    swap(
+        "sibling seen in the tree mask",
+        "engine/model/visibility.py",
+        "int(parents[path[-1]])",
+        "path[-1] - 1",
+        EXACT,
+    ),
+    swap(
+        "accepted path not copied",
+        "engine/kv/cache.py",
+        "places = [place for place, node in enumerate(path) if node != place]",
+        "places: list[int] = []",
+        EXACT,
+    ),
+    Mutation(
+        "refused nodes not rolled back",
+        (
+            (
+                "engine/core.py",
+                "request.computed = base + len(path)\n",
+                "request.computed = base + min(len(tree.tokens), len(path) + 1) - (not path)\n",
+            ),
+            (
+                "engine/kv/cache.py",
+                "self._validate(request, table, base + len(path), tokens)",
+                "table.valid = base + len(path)",
+            ),
+        ),
+        EXACT,
+    ),
+    swap(
+        "draft model's own keys not rewound",
+        "draft/model.py",
+        "valid = _common(written, text[:-1])",
+        "valid = min(len(written), len(text) - 1)",
+        EXACT,
+    ),
+    swap(
+        "groups not in the prefix root",
+        "engine/core.py",
+        "return (groups, request.reach if moves else 0)",
+        "return (0, request.reach if moves else 0)",
+        EXACT,
+    ),
+    swap(
+        "stop inside a run not cut",
+        "engine/core.py",
+        "kept = request.stopper.scan(verdict.tokens[b])",
+        "kept = max(request.stopper.scan(verdict.tokens[b]), len(verdict.tokens[b]))",
+        EXACT,
+    ),
+    swap(
+        "logprobs of the row before",
+        "engine/verify.py",
+        "places = [0, *(i + 1 for i in verdict.paths[b])]",
+        "places = [0, *(i for i in verdict.paths[b])]",
+        EXACT,
+    ),
+    swap(
+        "siblings at different positions",
+        "engine/layout.py",
+        "*(last + depth for depth in depths)",
+        "*(last + 1 + i for i, _ in enumerate(depths))",
+        EXACT,
+    ),
+    swap(
+        "one mode for the whole batch",
+        "engine/types.py",
+        "groups = [ALL_GROUPS if s.groups is None else s.groups for s in segments]",
+        "groups = [ALL_GROUPS if segments[0].groups is None else segments[0].groups] * len(sizes)",
+        EXACT,
+    ),
+    Mutation(
+        "a preempted request keeps what was computed",
+        (
+            ("engine/scheduler.py", "request.computed = 0\n", "pass\n"),
+            (
+                "engine/scheduler.py",
+                "request.computed = cached\n",
+                "request.computed = max(request.computed, cached)\n",
+            ),
+        ),
+        EXACT,
+    ),
+)
+
+
+@contextmanager
+def broken(copy: Path, mutation: Mutation) -> Iterator[None]:
+    """The copy with the edits in place, and as it was afterwards."""
+    before: dict[Path, str] = {}
+    try:
+        for name, old, new in mutation.edits:
+            path = copy / name
+            text = path.read_text("utf-8")
+            before.setdefault(path, text)
+            if text.count(old) != 1:
+                raise LookupError(f"{name} holds {old!r} {text.count(old)} times, not once")
+            path.write_text(text.replace(old, new), "utf-8")
+        yield
+    finally:
+        for path, text in before.items():
+            path.write_text(text, "utf-8")
+
+
+def first_failure(copy: Path, tests: tuple[str, ...]) -> str | None:
+    """The first test that fails, or None."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
+    env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            [*command, *tests], cwd=copy, env=env, capture_output=True, text=True, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        return "a test that did not come to an end"
+    if done.returncode == 0:
+        return None
+    failed = re.search(r"^(?:FAILED|ERROR) \S*?::(\S+)", done.stdout, re.MULTILINE)
+    if done.returncode != 1 or failed is None:
+        raise RuntimeError(f"the tests did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return failed[1]
+
+
+def own_package(copy: Path) -> Path:
+    """Where the tests of the copy would import the package from."""
+    code = "import fastslow.engine.core as c; print(c.__file__)"
+    env = {**os.environ, "PYTHONPATH": str(copy)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=copy, env=env, check=True, capture_output=True, text=True
+    )
+    return Path(run.stdout.strip())
+
+
+def main(wanted: list[str]) -> int:
+    chosen = [m for m in MUTATIONS if not wanted or any(part in m.name for part in wanted)]
+    table = Table("mutation", "caught by", "seconds")
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    survived = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder).resolve() / "repo"
+        copy.mkdir()
+        ignored = shutil.ignore_patterns("__pycache__", "data")
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
+            else:
+                shutil.copy(ROOT / name, copy / name)
+        if not own_package(copy).is_relative_to(copy):
+            raise RuntimeError(f"the tests would not import the copy but {own_package(copy)}")
+        for mutation in chosen:
+            started = time.monotonic()
+            with broken(copy, mutation):
+                failure = first_failure(copy, mutation.tests)
+            survived += failure is None
+            seconds = f"{time.monotonic() - started:.0f}"
+            table.add_row(mutation.name, failure or "NOBODY", seconds)
+            console.print(f"{mutation.name}: {failure or 'NOBODY'} ({seconds} s)", style="dim")
+    console.print(table)
+    console.print(f"{len(chosen) - survived} of {len(chosen)} mutations caught")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

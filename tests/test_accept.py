@@ -1,0 +1,183 @@
+"""Acceptance alone: any tree over any laws gives tokens of exactly the target's law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+from laws import chi_square_fits, sampled_text_law
+
+from fastslow.engine.accept import accept
+from fastslow.engine.noise import Purpose, draw, stream
+from fastslow.engine.types import Draft, Floats, Tree
+
+V = 6
+DEPTH = 3
+RUNS = 6000
+
+
+def table(seed: int, sharpness: float = 1.5) -> Callable[[tuple[int, ...]], Floats]:
+    """A law for every text."""
+
+    @cache
+    def law_of(text: tuple[int, ...]) -> Floats:
+        random = np.random.default_rng([seed, len(text), *text])
+        p_V = np.exp(sharpness * random.normal(size=V))
+        return (p_V / p_V.sum()).astype(np.float32)
+
+    return law_of
+
+
+target = table(1)
+close = table(1, 0.9)  # a drafter that is like the target
+far = table(2)  # one that is not
+
+
+def chain(q: Callable[[tuple[int, ...]], Floats], draws: np.random.Generator) -> Tree:
+    """Sampled, no branches."""
+    text: list[int] = []
+    laws = []
+    for _ in range(DEPTH):
+        laws.append(q(tuple(text)))
+        text.append(draw(laws[-1], draws))
+    return Tree.chain(text, np.stack(laws))
+
+
+def siblings(q: Callable[[tuple[int, ...]], Floats], draws: np.random.Generator) -> Tree:
+    """Sampled: three of one law at each node of the last one's line, the same token perhaps twice."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    laws = []
+    text: tuple[int, ...] = ()
+    parent = -1
+    for _ in range(DEPTH):
+        q_V = q(text)
+        level = [draw(q_V, draws) for _ in range(3)]
+        tokens += level
+        parents += [parent] * 3
+        laws += [q_V] * 3
+        parent, text = len(tokens) - 1, (*text, level[-1])
+    return Tree(tokens, parents, np.stack(laws))
+
+
+def chosen(q: Callable[[tuple[int, ...]], Floats], draws: np.random.Generator) -> Tree:
+    """Chosen: the likeliest of q at each depth."""
+    text: list[int] = []
+    for _ in range(DEPTH):
+        text.append(int(q(tuple(text)).argmax()))
+    return Tree.chain(text)
+
+
+def bushy(q: Callable[[tuple[int, ...]], Floats], draws: np.random.Generator) -> Tree:
+    """Chosen: the two best of q everywhere, breadth first, with one sibling that is there twice."""
+    tokens, parents, texts = [], [], [(-1, ())]
+    for parent, text in texts:
+        if len(text) == DEPTH:
+            break
+        first, second = (int(x) for x in np.argsort(-q(text), kind="stable")[:2])
+        for token in (second, first, second):
+            tokens.append(token)
+            parents.append(parent)
+            texts.append((len(tokens) - 1, (*text, token)))
+    return Tree(tokens, parents)
+
+
+def run(make: Callable[..., Tree], q: Callable[..., Floats], seed: int) -> tuple[list[int], int]:
+    """DEPTH + 1 tokens, in as many steps as it takes; and how many drafts were accepted."""
+    text: list[int] = []
+    accepted = 0
+    while len(text) <= DEPTH:
+        done = tuple(text)
+        tree = make(
+            lambda more, done=done: q((*done, *more)), stream(seed, len(text), Purpose.DRAFT)
+        )
+        paths: list[tuple[int, ...]] = [()]
+        for token, parent in zip(tree.tokens, tree.parents):
+            paths.append((*paths[parent + 1], token))
+        laws = np.stack([target((*done, *path)) for path in paths])
+
+        def noise(b: int, depth: int, at: int = len(text)) -> np.random.Generator:
+            return stream(seed, at + depth, Purpose.ACCEPT)
+
+        verdict = accept(Draft.of([tree]), laws, noise)
+        accepted += len(verdict.paths[0])
+        assert [tree.tokens[i] for i in verdict.paths[0]] == verdict.tokens[0][:-1]
+        text += verdict.tokens[0]
+    return text[: DEPTH + 1], accepted
+
+
+@pytest.mark.parametrize("q", [close, far], ids=["close", "far"])
+@pytest.mark.parametrize("make", [chain, siblings, chosen, bushy])
+def test_the_law_of_accepted_tokens(
+    make: Callable[..., Tree], q: Callable[[tuple[int, ...]], Floats]
+) -> None:
+    runs = [run(make, q, seed) for seed in range(RUNS)]
+    assert sum(accepted for _, accepted in runs) > RUNS / 4
+    want = sampled_text_law(target, V, 2)
+    chi_square_fits(want, [tuple(text[:2]) for text, _ in runs])
+    later = sampled_text_law(target, V, DEPTH).sum(0)  # tokens two and three
+    chi_square_fits(later, [tuple(text[1:3]) for text, _ in runs])
+
+
+def one(tree: Tree, *laws: list[float], seed: int = 0) -> tuple[list[int], list[int]]:
+    rows = np.array(laws, dtype=np.float32)
+    verdict = accept(Draft.of([tree]), rows, lambda b, d: stream(seed, d, Purpose.ACCEPT))
+    return verdict.paths[0], verdict.tokens[0]
+
+
+def test_the_empty_draft_is_plain_decoding() -> None:
+    p_V = target(())
+    for seed in range(50):
+        path, tokens = one(Tree(), p_V.tolist(), seed=seed)
+        assert path == []
+        assert tokens == [draw(p_V, stream(seed, 0, Purpose.ACCEPT))]
+
+
+def test_greedy_takes_the_longest_right_path() -> None:
+    hot = np.eye(4).tolist()
+    # 1 -> (3 | 2 -> 0): the target says 1, then 2, then 0, then 3
+    tree = Tree([3, 1, 3, 2, 0], [-1, -1, 1, 1, 3])
+    path, tokens = one(tree, hot[1], hot[0], hot[2], hot[0], hot[0], hot[3])
+    assert (path, tokens) == ([1, 3, 4], [1, 2, 0, 3])
+
+
+def test_a_token_of_no_probability_never_comes_out() -> None:
+    for seed in range(200):
+        _, tokens = one(Tree([0, 1], [-1, -1]), [0, 0.5, 0.5], [1, 0, 0], [1, 0, 0], seed=seed)
+        assert tokens[0] in (1, 2)
+
+
+def test_a_drafter_that_is_the_target_is_always_right() -> None:
+    p_V = target(())
+    for seed in range(200):
+        x = draw(p_V, stream(seed, 0, Purpose.DRAFT))
+        path, _ = one(Tree([x], [-1], p_V[None]), p_V.tolist(), p_V.tolist(), seed=seed)
+        assert path == [0]
+
+
+def test_a_residual_that_rounds_to_nothing() -> None:
+    """p is below q everywhere by rounding only: whatever was refused, a token comes out."""
+    p_V = np.array([0.5, 0.5, 0.0], dtype=np.float32)
+    q_V = np.nextafter(p_V, np.float32(1))
+    q_V[2] = 0
+    for seed in range(100):
+        _, tokens = one(Tree([0], [-1], q_V[None]), p_V.tolist(), p_V.tolist(), seed=seed)
+        assert tokens[0] in (0, 1)
+
+
+def test_neighbours_do_not_change_a_verdict() -> None:
+    trees = [Tree(), chosen(close, stream(0, 0, Purpose.DRAFT)), Tree([3, 4], [-1, 0])]
+
+    def rows(tree: Tree) -> Floats:
+        return np.stack([target((i,)) for i in range(len(tree.tokens) + 1)])
+
+    def noise(b: int, depth: int) -> np.random.Generator:
+        return stream(7, depth, Purpose.ACCEPT)
+
+    together = accept(Draft.of(trees), np.concatenate([rows(t) for t in trees]), noise)
+    for b, tree in enumerate(trees):
+        alone = accept(Draft.of([tree]), rows(tree), noise)
+        assert alone.tokens[0] == together.tokens[b]
+        assert alone.paths[0] == together.paths[b]

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_dense, write_moge
+from tokenizers_tiny import write_bpe
+
+from fastslow.engine.cli.app import main
+from fastslow.engine.cli.screen import Answer, figures
+from fastslow.engine.output import Metrics, Piece
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+VOCAB = 320
+PANGU_72B = {
+    "architectures": ["PanguProMoEForCausalLM"],
+    "vocab_size": 153376,
+    "hidden_size": 5120,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rope_theta": 16000000.0,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 1344,
+    "shared_expert_intermediate_size": 5376,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.fixture(scope="module")
+def moge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny MoGE checkpoint that never ends an answer by itself."""
+    folder = tmp_path_factory.mktemp("moge")
+    write_bpe(folder, TEMPLATE, VOCAB)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return write_moge(folder, vocab=VOCAB, eos_token_id=None, max_position_embeddings=65536)
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_generate_streams_and_ends_with_figures(
+    moge: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", "Hello", "--model", moge, "--max-tokens", 12, "--drafter", "self") == 0
+    *answer, last = capsys.readouterr().out.splitlines()
+    assert answer
+    assert last.startswith("mode deep | drafter self | drafted ")
+    for word in ("accepted ", " tokens/step", " tokens/s"):
+        assert word in last
+
+
+def test_json_holds_the_answer_and_its_figures(
+    moge: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--max-tokens", 6, "--groups", 1, "--nodes", 2, "--json", "--raw")
+    assert run("generate", "Hello", "--model", moge, *options) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(record["token_ids"]) == 6
+    assert record["finish_reason"] == "length"
+    assert record["metrics"]["mode"] == "custom"
+    assert record["metrics"]["tokens"] == 6
+
+
+def test_dash_reads_standard_input(
+    moge: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--model", moge, "--max-tokens", 6, "--raw", "--json")
+    run("generate", "Hello there", *options)
+    given = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello there"))
+    run("generate", "-", *options)
+    assert json.loads(capsys.readouterr().out)["token_ids"] == given["token_ids"]
+
+
+def test_raw_leaves_the_template_out(moge: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--model", moge, "--max-tokens", 8, "--json")
+    run("generate", "Hello", *options)
+    chat = json.loads(capsys.readouterr().out)
+    run("generate", "user: Hello\nassistant: ", *options, "--raw")
+    assert json.loads(capsys.readouterr().out)["token_ids"] == chat["token_ids"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--top-p", "5"), "top_p=5.0 must be less than or equal to 1"),
+        (("--nodes", "99"), "nodes=99 must be less than or equal to 64"),
+        (("--mode", "dep"), "mode='dep' is unknown; did you mean 'deep'?"),
+        (("--groups", "9"), "groups=9 is outside 0..4"),
+        (("--drafter", "ngrm"), "drafter='ngrm' is unknown; did you mean 'ngram'?"),
+        (("--drafter", "model"), "drafter='model' needs model=PATH"),
+        (("--raw", "--system", "Be brief."), "--system needs the chat template"),
+        (("--dtype", "int3"), "dtype 'int3' is not one of"),
+        (("--kv-memory", "1KiB"), "kv_memory is 1.0 KiB"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    moge: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], said: str
+) -> None:
+    assert run("generate", "Hello", "--model", moge, *options) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.startswith("error: ")
+    assert said in streams.err
+    assert streams.err.count("\n") == 1
+
+
+def test_a_draft_model_alone_means_drafter_model(
+    moge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bpe(tmp_path, TEMPLATE, VOCAB)
+    write_dense(tmp_path, vocab=VOCAB)
+    options = ("--draft-model", tmp_path, "--max-tokens", 6)
+    assert run("generate", "Hello", "--model", moge, *options) == 0
+    assert "drafter model" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_inspect_counts_the_72b_without_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PANGU_72B))
+    assert run("inspect", tmp_path, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert 71.97e9 <= record["parameters"] <= 71.99e9
+    assert record["modes"]["deep"]["active_parameters"] == pytest.approx(16.5e9, abs=0.05e9)
+    assert record["modes"]["fast"]["active_parameters"] < 11e9
+    assert record["memory"]["bfloat16"]["kv_per_token"] == 2 * 48 * 8 * 128 * 2
+    assert run("inspect", tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "71.99 B" in shown
+    assert "16.50 B" in shown
+    assert "8 groups of 8" in shown
+    assert "token ids" in shown
+
+
+def test_inspect_shows_tokenizer_and_own_presets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bpe(tmp_path, TEMPLATE, VOCAB)
+    write_moge(tmp_path, vocab=VOCAB)
+    (tmp_path / "fastslow.json").write_text('{"modes": {"middling": {"groups": 3}}}')
+    assert run("inspect", tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "tokenizer.json, 320 ids" in shown
+    assert "middling" in shown
+    assert "3 of 4" in shown
+
+
+def test_inspect_refuses_a_folder_without_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("inspect", tmp_path) == 2
+    assert "has no config.json" in capsys.readouterr().err
+
+
+def test_convert_hands_its_options_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastslow.engine.convert import convert as module
+
+    signature, seen = inspect.signature(module.convert), {}
+
+    def record(*arguments: Any, **options: Any) -> Path:
+        seen.update(signature.bind(*arguments, **options).arguments)
+        return Path("out")
+
+    monkeypatch.setattr(module, "convert", record)
+    options = ("--groups", 4, "--minutes", 2, "--text", "a", "--text", "b", "--recipe", "r")
+    assert run("convert", tmp_path, "out", *options) == 0
+    assert (seen["dense_folder"], seen["out"]) == (tmp_path, Path("out"))
+    assert (seen["groups"], seen["minutes"], seen["recipe_out"]) == (4, 2.0, Path("r"))
+    assert list(seen["text"]) == [Path("a"), Path("b")]
+    assert "--model out" in capsys.readouterr().out
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    import fastslow
+
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"fastslow {fastslow.__version__}\n"
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("generate", "chat", "inspect", "convert"))
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom fastslow.engine.cli.app import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'pydantic', 'tokenizers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_ctrl_c_keeps_what_has_come(moge: Path) -> None:
+    options = ("--model", str(moge), "--max-tokens", "60000", "--drafter", "off")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastslow", "generate", "Hello", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (first + rest).endswith(b"\n")
+    assert b"Traceback" not in errors
+
+
+def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(moge: Path) -> None:
+    ours, theirs = pty.openpty()
+    options = ("--model", str(moge), "--max-tokens", "60000")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastslow", "chat", *options],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        close_fds=True,
+    )
+    os.close(theirs)
+    try:
+        _expect(ours, b"> ")
+        os.write(ours, b"Hello\n")
+        _expect(ours, b"Hello\r\n")
+        os.read(ours, 1)  # the answer has begun
+        process.send_signal(signal.SIGINT)
+        _expect(ours, b"stopped", b"> ")
+        os.write(ours, b"/fast\n")
+        _expect(ours, b"Mode fast", b"> ")
+        os.write(ours, b"\x04")  # Ctrl-D
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        os.close(ours)
+
+
+def _expect(terminal: int, *parts: bytes) -> None:
+    """Read until each part has come, in order."""
+    seen = b""
+    deadline = time.monotonic() + 60
+    for part in parts:
+        while part not in seen:
+            assert time.monotonic() < deadline, f"{part!r} did not come after {seen!r}"
+            if select.select([terminal], [], [], 1)[0]:
+                seen += os.read(terminal, 4096)
+        seen = seen.partition(part)[2]
+
+
+def test_piped_questions_are_answered_one_a_line(
+    moge: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n/fast\nHello again\n/nope\n"))
+    assert run("chat", "--model", moge, "--max-tokens", 4) == 0
+    streams = capsys.readouterr()
+    lines = streams.out.splitlines()
+    assert [line.split(" | ")[0] for line in lines if " | drafter " in line] == [
+        "mode deep",
+        "mode fast",
+    ]
+    assert "/nope is no command" in streams.err
+
+
+def test_a_thought_is_parted_from_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer()
+    for piece in (Piece(reasoning="hm"), Piece(reasoning="m"), Piece(text="4"), Piece(text="2")):
+        answer.add(piece)
+    answer.end()
+    assert capsys.readouterr().out == "hmm\n\n42\n"
+    assert (answer.text, answer.reasoning) == ("42", "hmm")
+
+
+def test_figures_are_one_line() -> None:
+    line = figures(Metrics("deep", "ngram", 0.1, 0.05, 9, 3, 8, 6, [1.0, 0.5], 0, 0))
+    assert line == (
+        "mode deep | drafter ngram | drafted 8 | accepted 6 | 3.00 tokens/step | 20.0 tokens/s"
+    )

@@ -1,0 +1,119 @@
+"""The conversation of `fastslow chat`, and what its options mean, with an engine that plays along."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastslow.engine.cli.chat import Chat
+from fastslow.engine.cli.options import Wishes
+from fastslow.engine.output import Completion, Metrics, Output, Piece
+from fastslow.engine.params import Mode
+
+UNSET = dict.fromkeys(
+    (
+        *("groups", "nodes", "draft_model", "draft_groups", "max_tokens", "temperature", "top_p"),
+        *("top_k", "min_p", "repetition_penalty", "seed", "stop", "kv_memory", "max_model_len"),
+    )
+)
+GIVEN: dict[str, Any] = {**UNSET, "model": "", "mode": "deep", "drafter": "auto"}
+
+
+class Engine:
+    """Stands in for an LLM: answers with what the test says, and remembers what it was asked."""
+
+    def __init__(self, *answers: str | BaseException) -> None:
+        self.model = SimpleNamespace(config=SimpleNamespace(groups=8))
+        self.modes = {name: Mode(name=name) for name in ("deep", "fast")}
+        self.asked: list[list[dict[str, str]]] = []
+        self.used: list[str] = []
+        self._answers = iter(answers)
+
+    def stream(self, turns: Any, **call: Any) -> Iterator[Piece]:
+        self.asked.append(turns)
+        self.used.append(call["mode"].name)
+        answer = next(self._answers)
+        if isinstance(answer, BaseException):
+            yield Piece(text="half an ans")
+            raise answer
+        yield Piece(text=answer)
+        yield Piece(output=_output(answer))
+
+
+def _output(text: str) -> Output:
+    metrics = Metrics("deep", "ngram", 0.1, 0.05, 9, 3, 8, 6, [1.0, 0.5], 0, 0)
+    return Output("", [1], [Completion(text, "", [], "stop", None, None, metrics)])
+
+
+def talk(engine: Engine, lines: list[str | type[BaseException]], system: str | None = None) -> None:
+    said = iter(lines)
+
+    def read(_prompt: str) -> str:
+        line = next(said, EOFError)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.input", read)
+        Chat(engine, Wishes(GIVEN), system).run()  # type: ignore[arg-type]
+
+
+def test_chat_keeps_its_history_until_reset() -> None:
+    engine = Engine("one", "two", "three")
+    talk(engine, ["first", "second", "/reset", "third"], system="Be brief.")
+    start = {"role": "system", "content": "Be brief."}
+    assert [turn["content"] for turn in engine.asked[1]] == ["Be brief.", "first", "one", "second"]
+    assert engine.asked[2] == [start, {"role": "user", "content": "third"}]
+
+
+def test_chat_changes_modes() -> None:
+    engine = Engine("one", "two", "three", "four")
+    talk(engine, ["a", "/fast", "b", "/mode deep", "c", "/mode slow", "d"])
+    assert engine.used == ["deep", "fast", "deep", "deep"]
+
+
+def test_chat_keeps_half_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = Engine(KeyboardInterrupt(), "two")
+    talk(engine, ["first", "second"])
+    assert engine.asked[1][1] == {"role": "assistant", "content": "half an ans"}
+    assert "stopped" in capsys.readouterr().out
+
+
+def test_chat_goes_on_after_a_refused_question(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = Engine("one", "two")
+    engine.stream = _refuse_once(engine.stream)  # type: ignore[method-assign]
+    talk(engine, ["too long", "short"])
+    assert engine.asked == [[{"role": "user", "content": "short"}]]
+    assert "does not fit" in capsys.readouterr().err
+
+
+def _refuse_once(stream: Any) -> Any:
+    refusals = iter([ValueError("does not fit")])
+
+    def refusing(turns: Any, **call: Any) -> Iterator[Piece]:
+        for error in refusals:
+            raise error
+        return stream(turns, **call)  # type: ignore[no-any-return]
+
+    return refusing
+
+
+def test_two_ctrl_c_in_a_row_leave_the_chat() -> None:
+    engine = Engine("one", "two")
+    talk(engine, [KeyboardInterrupt, "a", KeyboardInterrupt, KeyboardInterrupt, "b"])
+    assert len(engine.asked) == 1
+
+
+def test_options_are_put_into_the_modes_own_sampling() -> None:
+    engine = Engine()
+    own = {"sampling": {"temperature": 0.6, "top_p": 0.95}, "speculation": {"nodes": 6}}
+    engine.modes["deep"] = Mode.model_validate({"name": "deep", **own})
+    given = {**GIVEN, "temperature": 0.2, "drafter": "self", "groups": 4}
+    call = Wishes(given).call(engine)  # type: ignore[arg-type]
+    assert (call["sampling"].temperature, call["sampling"].top_p) == (0.2, 0.95)
+    assert (call["speculation"].drafter, call["speculation"].nodes) == ("self", 6)
+    assert (call["mode"].name, call["mode"].groups) == ("custom", 4)

@@ -1,0 +1,351 @@
+"""Bad input is refused at the door: one sentence with the field, the value and the limit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import write_dense, write_moge
+from tokenizers_tiny import write_bpe
+
+from fastslow.engine.llm import LLM
+from fastslow.engine.params import Mode, Params, SamplingParams, Speculation
+from fastslow.policies.modes import builtin_modes, find_mode
+
+VOCAB = 320
+USER = {"role": "user", "content": "hi"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moge")
+    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", VOCAB)
+    return write_moge(folder, vocab=VOCAB, num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    with LLM(folder, kv_memory="2MiB", max_model_len=40, progress=False) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    """Without routed groups, and without a tokenizer."""
+    folder = write_dense(tmp_path_factory.mktemp("dense"), num_hidden_layers=1)
+    with LLM(folder, kv_memory="2MiB", max_model_len=40, progress=False) as llm:
+        yield llm
+
+
+def refused(pattern: str, call: Any, *arguments: Any, **options: Any) -> None:
+    """The call raises a ValueError of one sentence, in which the pattern is found."""
+    with pytest.raises(ValueError) as caught:
+        call(*arguments, **options)
+    message = str(caught.value)
+    assert re.search(pattern, message), message
+    assert "\n" not in message and len(message) < 250, message
+    assert type(caught.value) is ValueError, type(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"max_tokens": 0}, r"^max_tokens=0 must be greater than or equal to 1$"),
+        ({"max_tokens": -5}, r"^max_tokens=-5 must"),
+        ({"max_tokens": "5"}, r"^max_tokens='5' must be a valid integer$"),
+        ({"max_tokens": 5.0}, r"^max_tokens=5.0 must be a valid integer$"),
+        ({"max_tokens": True}, r"^max_tokens=True must be a valid integer$"),
+        ({"max_tokens": None}, r"^max_tokens=None must"),
+        ({"min_tokens": -1}, r"^min_tokens=-1 must be greater than or equal to 0$"),
+        ({"min_tokens": 6, "max_tokens": 5}, r"^min_tokens=6 exceeds max_tokens=5$"),
+        ({"temperature": -0.1}, r"^temperature=-0.1 must be greater than or equal to 0$"),
+        ({"temperature": 101}, r"^temperature=101 must be less than or equal to 100$"),
+        ({"temperature": float("nan")}, r"^temperature=nan must be a finite number$"),
+        ({"temperature": float("inf")}, r"^temperature=inf must"),
+        ({"temperature": "hot"}, r"^temperature='hot' must be a valid number$"),
+        ({"temperature": False}, r"^temperature=False must be a valid number$"),
+        ({"top_k": -2}, r"^top_k=-2 must be greater than or equal to -1$"),
+        ({"top_k": 2.5}, r"^top_k=2.5 must be a valid integer$"),
+        ({"top_p": 0}, r"^top_p=0 must be greater than 0$"),
+        ({"top_p": 1.01}, r"^top_p=1.01 must be less than or equal to 1$"),
+        ({"top_p": "x"}, r"^top_p='x' must"),
+        ({"min_p": -0.1}, r"^min_p=-0.1 must be greater than or equal to 0$"),
+        ({"min_p": 1.5}, r"^min_p=1.5 must be less than or equal to 1$"),
+        ({"min_p": []}, r"^min_p=\[\] must be a valid number$"),
+        ({"repetition_penalty": 0}, r"^repetition_penalty=0 must be greater than or equal to 0.01"),
+        ({"repetition_penalty": 1e-40}, r"^repetition_penalty=1e-40 must"),
+        ({"repetition_penalty": 101}, r"^repetition_penalty=101 must be less than or equal to 100"),
+        ({"presence_penalty": 2.1}, r"^presence_penalty=2.1 must be less than or equal to 2$"),
+        ({"presence_penalty": "1"}, r"^presence_penalty='1' must"),
+        ({"frequency_penalty": -2.1}, r"^frequency_penalty=-2.1 must be greater than or equal to"),
+        ({"frequency_penalty": None}, r"^frequency_penalty=None must be a valid number$"),
+        ({"logit_bias": {1: 101}}, r"^logit_bias\[1\]=101 must be less than or equal to 100$"),
+        ({"logit_bias": {1: "x"}}, r"^logit_bias\[1\]='x' must be a valid number$"),
+        ({"logit_bias": {"cat": 1}}, r"^logit_bias\.cat='cat' must be a valid integer"),
+        ({"logit_bias": [1, 2]}, r"^logit_bias=\[1, 2\] must be a valid dictionary$"),
+        ({"stop": ""}, r"^stop\[0\]='' must have at least 1 character$"),
+        ({"stop": ["a", ""]}, r"^stop\[1\]='' must have at least 1 character$"),
+        ({"stop": [1]}, r"^stop\[0\]=1 must be a valid string$"),
+        ({"stop": 5}, r"^stop=5 must be"),
+        ({"stop_token_ids": [-1]}, r"^stop_token_ids\[0\]=-1 must be greater than or equal to 0$"),
+        ({"stop_token_ids": ["a"]}, r"^stop_token_ids\[0\]='a' must be a valid integer$"),
+        ({"stop_token_ids": 3}, r"^stop_token_ids=3 must be"),
+        ({"ignore_eos": 1}, r"^ignore_eos=1 must be a valid boolean$"),
+        ({"seed": -1}, r"^seed=-1 must be greater than or equal to 0$"),
+        ({"seed": 2**63}, r"^seed=9223372036854775808 must be less than 9223372036854775808$"),
+        ({"seed": 1.0}, r"^seed=1.0 must be a valid integer$"),
+        ({"n": 0}, r"^n=0 must be greater than or equal to 1$"),
+        ({"n": 129}, r"^n=129 must be less than or equal to 128$"),
+        ({"logprobs": -1}, r"^logprobs=-1 must be greater than or equal to 0$"),
+        ({"logprobs": 1001}, r"^logprobs=1001 must be less than or equal to 1000$"),
+        ({"logprobs": True}, r"^logprobs=True must be a valid integer$"),
+        ({"prompt_logprobs": -1}, r"^prompt_logprobs=-1 must"),
+        ({"prompt_logprobs": "2"}, r"^prompt_logprobs='2' must"),
+        ({"temprature": 1.0}, r"^field 'temprature' is unknown; did you mean 'temperature'\?$"),
+        ({"xyzzy": 1.0}, r"^field 'xyzzy' is unknown; known: .*top_p"),
+        ({"top_k": "k" * 500}, r"^top_k='k+\.\.\. must be a valid integer$"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_sampling_parameters(fields: dict[str, Any], pattern: str) -> None:
+    refused(pattern, SamplingParams, **fields)
+
+
+def test_every_sampling_parameter_refuses_another_type() -> None:
+    for name in SamplingParams.model_fields:
+        refused(rf"^{name}", SamplingParams, **{name: object()})
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "pattern"),
+    [
+        (Speculation, {"nodes": -1}, r"^nodes=-1 must be greater than or equal to 0$"),
+        (Speculation, {"nodes": 65}, r"^nodes=65 must be less than or equal to 64$"),
+        (Speculation, {"nodes": 2.0}, r"^nodes=2.0 must be a valid integer$"),
+        (Speculation, {"drafter": 5}, r"^drafter=5 must be a valid string$"),
+        (Speculation, {"groups": -1}, r"^groups=-1 must be greater than or equal to 0$"),
+        (Speculation, {"node": 4}, r"^field 'node' is unknown; did you mean 'nodes'\?$"),
+        (Mode, {"groups": -1}, r"^groups=-1 must be greater than or equal to 0$"),
+        (Mode, {"groups": "all"}, r"^groups='all' must be a valid integer$"),
+        (Mode, {"name": ""}, r"^name='' must have at least 1 character$"),
+        (Mode, {"thinking": "maybe"}, r"^thinking='maybe' must be 'off', 'on' or 'auto'$"),
+        (Mode, {"sampling": 5}, r"^sampling=5 must be"),
+        (Mode, {"sampling": {"top_p": 2}}, r"^sampling\.top_p=2 must be less than or equal to 1$"),
+        (Mode, {"think": "off"}, r"^field 'think' is unknown; did you mean 'thinking'\?$"),
+    ],
+)
+def test_speculation_and_mode(kind: type[Params], fields: dict[str, Any], pattern: str) -> None:
+    refused(pattern, kind, **fields)
+
+
+def test_parameters_cannot_be_changed_afterwards() -> None:
+    params = SamplingParams()
+    with pytest.raises(ValueError, match="frozen"):
+        params.max_tokens = 0  # type: ignore[misc]
+
+
+def test_an_int_is_a_number_too() -> None:
+    params = SamplingParams(temperature=1, top_p=1, stop="x", logit_bias={1: 2})
+    assert (params.temperature, params.stop, params.logit_bias) == (1, ("x",), {1: 2})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pattern"),
+    [
+        ("", r"^prompt='' is empty"),
+        ([], r"^prompt=\[\] is empty"),
+        ([[]], r"^prompt=\[\] is empty"),
+        (["ok", ""], r"^prompt='' is empty"),
+        ([[1, 2], []], r"^prompt=\[\] is empty"),
+        ([1, VOCAB], rf"^prompt token 1 is {VOCAB}, not an id in 0\.\.{VOCAB - 1}$"),
+        ([-1], r"^prompt token 0 is -1, not an id in 0\.\.319$"),
+        ([True, 1], r"^prompt token 0 is True, not an id"),
+        ([1, 2.0], r"^prompt token 1 is 2.0, not an id"),
+        ([1, None], r"^prompt token 1 is None, not an id"),
+        ([1, "a"], r"^prompt token 1 is 'a', not an id"),
+        ([[1], 2], r"^prompt token 0 is \[1\], not an id"),
+        ([[1], [10**30]], r"not an id in 0\.\.319$"),
+        ([[[1]]], r"^prompt token 0 is \[1\], not an id"),
+        (5, r"^prompt must be text.*, not int$"),
+        (None, r"^prompt must be text.*, not NoneType$"),
+        (b"hi", r"^prompt must be text.*, not bytes$"),
+        ([b"hi"], r"^prompt must be text.*, not bytes$"),
+        (bytearray(b"hi"), r"^prompt must be text.*, not bytearray$"),
+        ({"role": "user", "content": "x"}, r"^prompt must be text.*, not dict$"),
+        (np.array([1, 2]), r"^prompt must be text.*, not ndarray$"),
+        ([5] * 40, r"^prompt has 40 tokens; .* fit the context of 40$"),
+        ("word " * 100, r"^prompt has \d+ tokens; .* fit the context of 40$"),
+        ("a\ud800b", r"lone surrogate at position 1"),
+        ([{}], r"^messages\[0\]\.role is None; it must be one of system, user"),
+        ([{"role": "user"}], r"^messages\[0\]\.content is missing"),
+        ([{"role": "robot", "content": "x"}], r"^messages\[0\]\.role is 'robot'; it must be one"),
+        ([USER, {"role": "user", "content": 5}], r"^messages\[1\]\.content is a int"),
+        ([[USER], [{"role": "x", "content": ""}]], r"^messages\[0\]\.role is 'x'"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_prompts(llm: LLM, prompt: Any, pattern: str) -> None:
+    refused(pattern, llm.generate, prompt)
+    if not isinstance(prompt, list) or not isinstance(prompt[:1], list):
+        refused(pattern, llm.stream, prompt)
+
+
+def test_numpy_ids_are_fine(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=2)
+    ids = [np.int64(7), np.int32(8)]
+    assert llm.generate(ids, params).token_ids == llm.generate([7, 8], params).token_ids
+    assert llm.generate((7, 8), params).token_ids == llm.generate([7, 8], params).token_ids
+
+
+@pytest.mark.parametrize(
+    ("messages", "pattern"),
+    [
+        ([], r"is empty"),
+        (5, r"^messages=5 must be text or a list"),
+        (None, r"^messages=None must"),
+        (USER, r"^messages=\{.*must be text or a list"),
+        (["hi"], r"^messages=\['hi'\] must"),
+        ([[USER]], r"^messages=.* must"),
+        ([{"role": "user", "content": None}], r"^messages\[0\]\.content is missing"),
+    ],
+    ids=str,
+)
+def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
+    refused(pattern, llm.chat, messages)
+    refused(pattern, llm.stream_chat, messages)
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"sampling": {"max_tokens": 5}}, r"^sampling must be SamplingParams, not dict$"),
+        ({"sampling": 0}, r"^sampling must be SamplingParams, not int$"),
+        ({"sampling": []}, r"^sampling has 0 entries for 1 prompts$"),
+        ({"sampling": [None, None]}, r"^sampling has 2 entries for 1 prompts$"),
+        (
+            {"sampling": SamplingParams(logit_bias={VOCAB: 1.0})},
+            r"^logit_bias: token id 320 is outside the vocabulary 0\.\.319$",
+        ),
+        (
+            {"sampling": SamplingParams(logit_bias={-1: 1.0})},
+            r"^logit_bias: token id -1 is outside the vocabulary",
+        ),
+        (
+            {"sampling": SamplingParams(stop_token_ids=[5, 999])},
+            r"^stop_token_ids: token id 999 is outside the vocabulary 0\.\.319$",
+        ),
+        ({"mode": "dep"}, r"^mode='dep' is unknown; did you mean 'deep'\?$"),
+        ({"mode": "zzz"}, r"^mode='zzz' is unknown; known: deep, fast$"),
+        ({"mode": None}, r"^mode=None must be a name or a Mode, not NoneType$"),
+        ({"mode": Mode(groups=5)}, r"^mode 'custom': groups=5 is outside 0\.\.4$"),
+        ({"mode": ["fast", "deep"]}, r"^mode has 2 entries for 1 prompts$"),
+        ({"speculation": "ngarm"}, r"^drafter='ngarm' is unknown; did you mean 'ngram'\?$"),
+        ({"speculation": "ngram+sefl"}, r"^drafter='ngram\+sefl' is unknown"),
+        ({"speculation": ""}, r"^drafter='' is unknown; known: model, ngram, off, self$"),
+        ({"speculation": 4}, r"^speculation must be a name or Speculation, not int$"),
+        ({"speculation": None}, r"^speculation must be a name or Speculation, not NoneType$"),
+        ({"speculation": ["off"] * 3}, r"^speculation has 3 entries for 1 prompts$"),
+        ({"speculation": "model"}, r"^drafter='model' needs model=PATH"),
+        (
+            {"speculation": Speculation(drafter="self", groups=5)},
+            r"^speculation groups=5 is outside 0\.\.4$",
+        ),
+        (
+            {"speculation": Speculation(drafter="model", model="/no/such/folder")},
+            r"^model='/no/such/folder' is no folder and no built-in",
+        ),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_options(llm: LLM, options: dict[str, Any], pattern: str) -> None:
+    refused(pattern, llm.generate, "hello", **options)
+
+
+def test_lists_must_be_as_long_as_the_prompts(llm: LLM) -> None:
+    for name, value in (("sampling", None), ("mode", "fast"), ("speculation", "off")):
+        refused(
+            rf"^{name} has 3 entries for 2 prompts$",
+            llm.generate,
+            ["a", "b"],
+            **{name: [value] * 3},
+        )
+
+
+def test_streams_take_one_prompt_and_one_answer(llm: LLM) -> None:
+    refused(r"^stream takes one prompt", llm.stream, ["a", "b"])
+    refused(r"^n=2 cannot be streamed", llm.stream, "a", SamplingParams(n=2))
+
+
+def test_what_a_dense_model_without_a_tokenizer_cannot_do(dense: LLM) -> None:
+    refused(r"has no tokenizer: give the prompt as token ids", dense.generate, "text")
+    refused(r"has no tokenizer", dense.chat, "text")
+    refused(r"^stop strings need a tokenizer", dense.generate, [5], SamplingParams(stop="x"))
+    refused(r"^drafter='self' needs a model with routed groups", dense.generate, [5], **SELF)
+    refused(r"groups=3 is outside None", dense.generate, [5], mode=Mode(groups=3))
+    assert dense.generate([5], SamplingParams(max_tokens=2), mode="fast").text == ""
+
+
+SELF = {"speculation": "self"}
+
+
+@pytest.mark.parametrize("groups", [0, 1, 8])
+def test_every_number_of_groups_up_to_all_is_taken(groups: int) -> None:
+    taken = find_mode(Mode(groups=groups), builtin_modes(8), 8)
+    assert taken.groups == (None if groups == 8 else groups)
+    refused(r"groups=9 is outside 0\.\.8$", find_mode, Mode(groups=9), builtin_modes(8), 8)
+
+
+def test_a_draft_model_with_another_vocabulary(llm: LLM, tmp_path: Path) -> None:
+    write_bpe(tmp_path / "pieces", vocab_size=300)
+    write_moge(tmp_path / "pieces", vocab=VOCAB, num_hidden_layers=1)
+    write_dense(tmp_path / "size", vocab=96)
+    for name, why in (("pieces", "have 320 and 300 ids"), ("size", "vocab_size is 96, .* 320")):
+        wish = Speculation(drafter="model", model=str(tmp_path / name))
+        pattern = rf"^draft model .*{name}' cannot draft for this target: .*{why}"
+        refused_long(pattern, llm, wish)
+
+
+def refused_long(pattern: str, llm: LLM, wish: Speculation) -> None:
+    with pytest.raises(ValueError, match=pattern) as caught:
+        llm.generate("hello", speculation=wish)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"kv_memory": 1000}, r"kv_memory is 1000 B, but one request with a context of 512 tokens"),
+        ({"kv_memory": "3 bananas"}, r"kv_memory is '3 bananas', but must be like 2GiB"),
+        ({"kv_memory": 1.5}, r"kv_memory is a share of 1.5, but must be above 0 and at most 1"),
+        ({"kv_memory": -1}, r"kv_memory is -1 B, but one request"),
+        ({"max_model_len": 513}, r"^max_model_len=513 is outside 2\.\.512$"),
+        ({"max_model_len": 1}, r"^max_model_len=1 is outside 2\.\.512$"),
+        ({"prompt_rows": 0}, r"^prompt_rows=0 must be at least 1$"),
+        ({"prompt_rows": 1.5}, r"^prompt_rows=1.5 must be"),
+        ({"max_running": -3}, r"^max_running=-3 must be at least 1$"),
+        ({"dtype": "float8"}, r"float8"),
+        ({"device": "abacus"}, r"abacus"),
+    ],
+    ids=str,
+)
+def test_settings_of_the_engine(folder: Path, options: dict[str, Any], pattern: str) -> None:
+    refused(pattern, LLM, folder, progress=False, **options)
+
+
+def test_an_unknown_model_name_tells_the_nearest() -> None:
+    refused(r"did you mean 'smollm2-moge'\?$", LLM, "smollm2-mog")
+
+
+def test_requests_in_flight_do_not_notice_a_refused_one(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    alone = llm.generate("hello", params)
+    pieces = llm.stream("hello", params)
+    first = next(pieces)
+    for bad in ("", [VOCAB], [5] * 99):
+        refused("prompt", llm.generate, [bad, "fine"])
+    *_, last = [first, *pieces]
+    assert last.output is not None and last.output.token_ids == alone.token_ids

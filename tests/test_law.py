@@ -1,0 +1,137 @@
+"""Sampled, end to end: what comes out follows the target's law, whatever drafted it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine_tools import (
+    Ask,
+    Bench,
+    RandomDraft,
+    SampledDraft,
+    Setting,
+    answer,
+    cache_for,
+    write_kin,
+)
+from laws import chi_square_fits, plain_law, sampled_text_law
+from reference_model import ReferenceModel
+
+from fastslow.draft.first import First
+from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV
+from fastslow.draft.ngram import NgramDraft
+from fastslow.engine.model.loader import load_model
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.sampling import law
+from fastslow.engine.types import Floats
+
+VOCAB = 12
+EOS = 2
+PROMPT = (5, 6, 7, 5, 8, 6)
+LENGTH = 3  # the first token of a self-draft's answer is plain: the later ones are looked at
+RUNS = 2500
+FIELDS = {"vocab_size": VOCAB, "num_hidden_layers": 1, "eos_token_id": EOS}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kin(tmp_path_factory.mktemp("law") / "target", routed=0.5, **FIELDS)
+
+
+@pytest.fixture(scope="module")
+def bench(folder: Path) -> Bench:
+    model = load_model(folder, "float32", "cpu", progress=False)
+    kin = write_kin(folder.parent / "kin", noise=0.15, routed=0.5, **FIELDS)
+    small = load_model(kin, "float32", "cpu", progress=False)
+    drafters = {
+        "ngram": lambda kv: NgramDraft(longest=2, shortest=1),
+        "model": lambda kv: ModelDraft(small, OwnKV(cache_for(small, 1024)), law),
+        "self": lambda kv: ModelDraft(model, BorrowedKV(kv), law, 0),
+        "chosen tree": lambda kv: RandomDraft(),
+        "sampled tree": lambda kv: SampledDraft(_q, width=2),
+        "ngram+self": lambda kv: First(NgramDraft(), ModelDraft(model, BorrowedKV(kv), law, 1)),
+    }
+    return Bench(model, drafters)
+
+
+@cache
+def _row(last: int) -> Floats:
+    p_V = np.exp(np.random.default_rng(last).normal(size=VOCAB))
+    return (p_V / p_V.sum()).astype(np.float32)
+
+
+def _q(text: Sequence[int]) -> Floats:
+    return _row(text[-1])
+
+
+@pytest.fixture(scope="module")
+def logits(folder: Path) -> Callable[[tuple[int, ...], int | None], list[float]]:
+    """The independent model's logits after PROMPT and an answer's beginning."""
+    plain = ReferenceModel(folder)
+
+    @cache
+    def after(begun: tuple[int, ...], groups: int | None) -> list[float]:
+        values: list[float] = plain.logits([*PROMPT, *begun], groups)[-1].tolist()
+        return values
+
+    return after
+
+
+def params(**fields: object) -> SamplingParams:
+    shape = {"max_tokens": LENGTH, "temperature": 1.0, "ignore_eos": True}
+    return SamplingParams(**{**shape, **fields})
+
+
+PLAIN = params(temperature=1.3)
+CASES = {
+    "ngram": ("ngram", None, PLAIN),
+    "model": ("model", None, PLAIN),
+    "self": ("self", None, PLAIN),
+    "chosen tree": ("chosen tree", None, PLAIN),
+    "sampled tree": ("sampled tree", None, PLAIN),
+    "first, fast mode": ("ngram+self", 2, PLAIN),
+    "top_p": ("model", None, params(top_p=0.8, temperature=1.5)),
+    "top_k": ("sampled tree", None, params(top_k=4, temperature=1.5)),
+    "min_p": ("self", None, params(min_p=0.1, temperature=1.5)),
+    "penalties": (
+        "chosen tree",
+        None,
+        params(presence_penalty=1.2, frequency_penalty=0.8, repetition_penalty=1.5),
+    ),
+    "penalties, sampled": ("self", 2, params(frequency_penalty=1.8, repetition_penalty=1.4)),
+    "logit_bias": ("sampled tree", 2, params(logit_bias={3: 2.5, 7: -4.0, 5: 1.0})),
+    "min_tokens": ("sampled tree", None, params(min_tokens=2, ignore_eos=False, temperature=2.0)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_law_of_drafted_tokens(
+    bench: Bench, logits: Callable[[tuple[int, ...], int | None], list[float]], name: str
+) -> None:
+    drafter, groups, asked = CASES[name]
+    torch.set_num_threads(1)
+    ends = () if asked.ignore_eos else (EOS,)
+
+    def next_law(begun: tuple[int, ...]) -> np.ndarray:
+        if set(begun) & set(ends):
+            return np.eye(VOCAB)[EOS]  # an ended answer is filled up with end tokens
+        after = logits(begun, groups)
+        return plain_law(after, [*PROMPT, *begun], len(PROMPT), asked, ends)
+
+    asks = [Ask(PROMPT, asked, drafter, 4, groups, seed) for seed in range(RUNS)]
+    requests = bench.run(asks, Setting(pages=1024, max_running=200))
+    drafted = sum(r.tally.drafted for r in requests)
+    accepted = sum(r.tally.accepted for r in requests)
+    assert RUNS / 20 < accepted < drafted
+    texts = [tuple((answer(r) + [EOS] * LENGTH)[:LENGTH]) for r in requests]
+    joint = sampled_text_law(next_law, VOCAB, LENGTH)
+    chi_square_fits(joint.sum(0), [text[1:] for text in texts])
+    chi_square_fits(joint.sum(2), [text[:2] for text in texts])
+    for place in range(LENGTH):
+        rest = tuple(axis for axis in range(LENGTH) if axis != place)
+        chi_square_fits(joint.sum(rest), [(text[place],) for text in texts])

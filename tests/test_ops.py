@@ -1,0 +1,126 @@
+"""The building blocks: right, and blind to the rows beside a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fastslow.engine.model.router import choose
+from fastslow.engine.ops import cpu, ops_for
+from fastslow.engine.ops.base import Dispatch, Ops
+from fastslow.engine.ops.cpu import CpuOps
+from fastslow.engine.ops.reference import ReferenceOps
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-12}
+
+
+@pytest.fixture(params=[CpuOps, ReferenceOps])
+def ops(request: pytest.FixtureRequest) -> Ops:
+    made: Ops = request.param()
+    return made
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(960, 576), (128, 64), (37, 51), (96, 64)])
+def test_linear_is_right_and_row_independent(
+    ops: Ops, dtype: torch.dtype, shape: tuple[int, int], threads: int
+) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(shape).to(dtype) / shape[1] ** 0.5, torch.randn(shape[0]).to(dtype)
+    x = torch.randn(133, shape[1]).to(dtype)
+    packed = ops.pack(weight)
+    whole = ops.linear(x, packed, bias)
+    assert whole.dtype == dtype
+    expected = F.linear(x.double(), weight.double(), bias.double())
+    limit = TOLERANCE[dtype]
+    torch.testing.assert_close(whole.double(), expected, rtol=limit, atol=limit)
+    for start, stop in ((0, 1), (3, 5), (7, 14), (60, 133), (1, 65)):
+        assert torch.equal(ops.linear(x[start:stop], packed, bias), whole[start:stop])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_elementwise_blocks_are_right_and_row_independent(
+    ops: Ops, dtype: torch.dtype, threads: int
+) -> None:
+    """Large enough that threads share the rows, and shares end within a row."""
+    torch.manual_seed(0)
+    x = (torch.randn(1001, 2 * 112) * 3).to(dtype)
+    norm = torch.randn(224).to(dtype)
+    made = ops.silu_product(x), ops.rms_norm(x, norm, 1e-5)
+    limit = TOLERANCE[dtype]
+    gate, up = x.double().chunk(2, -1)
+    torch.testing.assert_close(made[0].double(), F.silu(gate) * up, rtol=limit, atol=limit)
+    expected = F.rms_norm(x.double(), (224,), norm.double(), 1e-5)
+    torch.testing.assert_close(made[1].double(), expected, rtol=limit, atol=limit)
+    for t in (0, 333, 334, 500, 667, 1000):
+        row = x[t : t + 1]
+        assert torch.equal(ops.silu_product(row)[0], made[0][t])
+        assert torch.equal(ops.rms_norm(row, norm, 1e-5)[0], made[1][t])
+
+
+def test_silu_of_large_values_does_not_overflow(ops: Ops) -> None:
+    gate_up = torch.tensor([[-300.0, -90.0, 90.0, 1.0, 1.0, 1.0]]).repeat(4, 1)
+    assert torch.equal(ops.silu_product(gate_up)[0], torch.tensor([0.0, 0.0, 90.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_run_their_own_rows(ops: Ops, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 32).to(dtype)
+    gate_up = [torch.randn(64, 32).to(dtype) / 6 for _ in range(3)]
+    down = [torch.randn(32, 32).to(dtype) / 6 for _ in range(3)]
+    dispatch = Dispatch(torch.tensor([5, 0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0]), [(2, 0, 4), (0, 4, 12)])
+    got = ops.experts(x, [ops.pack(w) for w in gate_up], [ops.pack(w) for w in down], dispatch)
+    for place, row, e in ((0, 5, 2), (4, 1, 0), (8, 5, 0)):
+        gate, up = (gate_up[e].double() @ x[row].double()).chunk(2)
+        expected = down[e].double() @ (F.silu(gate) * up)
+        limit = 3 * TOLERANCE[dtype]
+        torch.testing.assert_close(got[place].double(), expected, rtol=limit, atol=limit)
+
+
+def test_without_onednn_plain_products_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "packable", lambda dtype: False)
+    weight, x = torch.randn(8, 16), torch.randn(4, 16)
+    assert CpuOps().pack(weight) is weight
+    assert torch.equal(CpuOps().linear(x, weight), F.linear(x, weight))
+
+
+def test_devices() -> None:
+    assert isinstance(ops_for("cpu"), CpuOps)
+    assert not isinstance(ops_for(torch.device("cuda:1")), CpuOps)
+    with pytest.raises(ValueError, match=r"pip install 'fastslow\[npu\]'"):
+        ops_for("npu:0")
+    with pytest.raises(ValueError, match="device 'tpu' is not one of auto, cpu, cuda, npu"):
+        ops_for("tpu")
+
+
+def test_router_takes_the_first_of_equals_and_keeps_the_heaviest_groups() -> None:
+    logits = torch.tensor(
+        [[1.0, 3.0, 3.0, 0.0, 2.0, 2.0], [0.0] * 6, [0.0] * 6, [5.0, 0, 0, 0, 0, 4]]
+    )
+    scale = torch.tensor([1.0, 1.0, 2.0, 2.0, 1.0, 1.0])
+    choice = choose(logits, scale, 3, np.array([1, 2, 0, -1]))
+    assert choice.experts.tolist() == [[1, 2, 4], [0, 2, 4], [0, 2, 4], [0, 2, 5]]
+    assert choice.runs.tolist() == [
+        [False, True, False],
+        [True, True, False],
+        [False, False, False],
+        [True, True, True],
+    ]
+    probs = logits.softmax(-1)
+    torch.testing.assert_close(
+        choice.weights[0], torch.stack([probs[0, 1], 2 * probs[0, 2], probs[0, 4]])
+    )

@@ -1,0 +1,346 @@
+"""Requests added, cancelled, preempted, switched and failed in any order: nothing leaks or differs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import pytest
+import torch
+from engine_tools import RandomDraft, answer, cache_for, write_kin
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastslow.draft.each import Each
+from fastslow.draft.first import First
+from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV
+from fastslow.draft.ngram import NgramDraft
+from fastslow.engine.core import Core
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.loader import load_model
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.request import Request
+from fastslow.engine.sampling import law
+from fastslow.engine.stop import Stopper
+from fastslow.engine.types import (
+    ALL_GROUPS,
+    Draft,
+    Drafter,
+    Load,
+    Output,
+    Plan,
+    RequestView,
+    Rows,
+    Verdict,
+)
+
+EOS = 2
+LETTERS = (3, 4, 5, 6)
+STORY = [LETTERS[n * n % 7 % 4] for n in range(16)]  # prompts start alike: prefixes are shared
+DRAFTERS = ("off", "ngram", "random", "self", "model", "ngram+self")
+FAULTS = ("forward", "propose", "commit", "nan")
+
+
+def mixed(state: int, token: int, position: int, groups: int) -> int:
+    """One more row in the digest of all that a row has read."""
+    return (state * 31 + token * 7 + position * 3 + (groups + 2) * 13) % 1_000_003
+
+
+def following(state: int) -> int:
+    return EOS if state % 37 == 0 else LETTERS[state // 37 % 4]
+
+
+class MarkerModel:
+    """Writes (token, position, groups) as the key of each row; what comes next depends on all of
+    the keys that the row reads, so one wrong, lost or stale row changes the answer."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.config = ModelConfig(
+            architecture="marker",
+            vocab_size=7,
+            hidden_size=3,
+            layers=1,
+            heads=1,
+            kv_heads=1,
+            head_dim=3,
+            max_positions=64,
+            groups=2,
+        )
+        self.fault: str | None = None
+
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
+        states: list[int] = []
+        for b, context in enumerate(rows.contexts):
+            start, stop = int(rows.starts[b]), int(rows.starts[b + 1])
+            before = 0
+            for key in kv.k[0][torch.from_numpy(context), 0].tolist():
+                before = mixed(before, *map(int, key))
+            for i in range(start, stop):
+                parent = int(rows.parents[i])
+                above = before if parent < 0 else states[start + parent]
+                place = int(rows.positions[i])
+                states.append(mixed(above, int(rows.tokens[i]), place, int(rows.groups[i])))
+        keys = torch.tensor([rows.tokens.tolist(), rows.positions.tolist(), rows.groups.tolist()])
+        kv.k[0][torch.from_numpy(rows.slots), 0] = keys.T.float()
+        logits_MV = torch.zeros(len(rows.outputs), self.config.vocab_size)
+        for m, row in enumerate(rows.outputs):
+            logits_MV[m, following(states[row])] = 9.0
+        fault, self.fault = self.fault, None
+        if fault == "forward":
+            raise RuntimeError("the device is gone")
+        if fault == "nan" and len(logits_MV):
+            logits_MV[0] = torch.nan
+        return Output(logits_MV)
+
+
+class Faulty:
+    """Another drafter, which fails once when told to, after it has done its work."""
+
+    features: tuple[int, ...] = ()
+
+    def __init__(self, inner: Drafter) -> None:
+        self._inner = inner
+        self.fault: str | None = None
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+        draft = self._inner.propose(batch, nodes)
+        self._fail("propose")
+        return draft
+
+    def commit(self, batch: Sequence[RequestView], verdict: Verdict, features: Any) -> None:
+        self._inner.commit(batch, verdict, features)
+        self._fail("commit")
+
+    def release(self, requests: Collection[int]) -> None:
+        self._inner.release(requests)
+
+    def _fail(self, place: str) -> None:
+        if self.fault == place:
+            self.fault = None
+            raise RuntimeError(f"the drafter fails to {place}")
+
+
+class Switch:
+    """Runs other groups once an answer has `at` tokens; notes how long the text was then."""
+
+    def __init__(self, nodes: int, at: int, to: int | None) -> None:
+        self._nodes = nodes
+        self._at = at
+        self._to = to
+        self.length: int | None = None
+
+    def plan(self, request: RequestView, load: Load) -> Plan:
+        if self.length is None and len(request.tokens) - request.prompt_length >= self._at:
+            self.length = len(request.tokens)
+        return Plan(self._nodes, request.groups if self.length is None else self._to)
+
+    def record(self, drafted: int, accepted: int) -> None:
+        pass
+
+
+class Engine:
+    """A core with every drafter, driven as the engine's thread drives it."""
+
+    def __init__(self, model: Any, small: Any, pages: int, rows: int, running: int) -> None:
+        self.model = model
+        self.kv = cache_for(model, pages, page_size=2)
+        self.small_kv = cache_for(small, 20, page_size=2)
+        borrowed = ModelDraft(model, BorrowedKV(self.kv), law, groups=0)
+        made: dict[str, Drafter] = {
+            "ngram": NgramDraft(),
+            "random": RandomDraft(),
+            "self": borrowed,
+            "model": ModelDraft(small, OwnKV(self.small_kv), law),
+            "ngram+self": First(NgramDraft(), borrowed),
+        }
+        each = Each({Speculation(drafter=name): drafter for name, drafter in made.items()})
+        self.drafter = Faulty(each)
+        self.core = Core(model, self.kv, self.drafter, rows, running)
+        self.requests: list[Request] = []
+        self.told: dict[int, int] = {}
+
+    def add(
+        self, prompt: Sequence[int], room: int, drafter: str, groups: int | None, policy: Switch
+    ) -> Request:
+        params = SamplingParams(max_tokens=room)
+        request = Request(
+            id=len(self.requests),
+            tokens=list(prompt),
+            prompt_length=len(prompt),
+            params=params,
+            speculation=Speculation(drafter=drafter),
+            policy=policy,
+            stopper=Stopper(params, frozenset({EOS}), room, None),
+            groups=groups,
+            seed=len(self.requests),
+            reach=len(prompt) + room - 1,
+            end_ids=frozenset({EOS}),
+            listener=self._hear,
+        )
+        request.root = self.core.prefix_root(request, groups)
+        self.requests.append(request)
+        self.core.add(request)
+        return request
+
+    def cancel(self, number: int) -> None:
+        if self.requests:
+            request = self.requests[number % len(self.requests)]
+            self.core.end([r for r in [request] if not r.done], "cancelled", None)
+            self.check()
+
+    def break_next(self, fault: str) -> None:
+        """The next chance to fail like this is taken."""
+        if fault in ("forward", "nan") and hasattr(self.model, "fault"):
+            self.model.fault = fault
+        else:
+            self.drafter.fault = fault
+
+    def step(self) -> None:
+        try:
+            self.core.step()
+        except RuntimeError as error:
+            self.core.end(list(self.core.scheduler.running), "error", error)
+        self.check()
+
+    def drain(self) -> None:
+        for _ in range(2000):
+            if self.core.idle:
+                break
+            self.step()
+        assert self.core.idle, "the engine does not come to an end"
+        for kv in (self.kv, self.small_kv):
+            assert kv.requests == 0 and kv.free_pages == kv.pages, "pages leaked"
+        assert all(self.told[r.id] == 1 for r in self.requests), "an end is told once"
+
+    def check(self) -> None:
+        self.kv.check_integrity()
+        self.small_kv.check_integrity()
+
+    def _hear(self, request: Request) -> None:
+        self.told[request.id] = self.told.get(request.id, 0) + request.done
+
+
+def plain(request: Request, groups: int | None, policy: Switch) -> list[int]:
+    """What a MarkerModel answers, computed from the text alone."""
+    text = list(request.tokens[: request.prompt_length])
+    while len(text) < request.reach + 1:
+        switched = policy.length is not None and len(text) >= policy.length
+        now = policy._to if switched else groups
+        state = 0
+        for place, token in enumerate(text):
+            state = mixed(state, token, place, ALL_GROUPS if now is None else now)
+        text.append(following(state))
+        if text[-1] == EOS:
+            break
+    return text[request.prompt_length :]
+
+
+groups_of = st.sampled_from([None, None, 0, 1])
+additions = st.tuples(
+    st.just("add"),
+    st.integers(1, 14),  # tokens of the common story
+    st.lists(st.sampled_from(LETTERS), max_size=2),  # and of its own
+    st.integers(1, 10),  # room
+    st.sampled_from(DRAFTERS),
+    groups_of,
+    st.one_of(st.just((99, None)), st.tuples(st.integers(0, 6), groups_of)),  # a switch
+)
+operations = st.one_of(
+    additions,
+    additions,
+    st.tuples(st.just("step"), st.integers(1, 4)),
+    st.tuples(st.just("step"), st.integers(1, 4)),
+    st.tuples(st.just("cancel"), st.integers(0, 20)),
+    st.tuples(st.just("fault"), st.sampled_from(FAULTS)),
+)
+Asked = list[tuple[Request, int | None, Switch]]
+
+
+def play(engine: Engine, schedule: Sequence[Any]) -> Asked:
+    asked: Asked = []
+    for name, *details in schedule:
+        if name == "add":
+            shared, own, room, drafter, groups, (at, to) = details
+            policy = Switch(0 if drafter == "off" else 4, at, to)
+            prompt = [*STORY[:shared], *own]
+            asked.append((engine.add(prompt, room, drafter, groups, policy), groups, policy))
+        elif name == "step":
+            for _ in range(details[0]):
+                engine.step()
+        elif name == "cancel":
+            engine.cancel(details[0])
+        else:
+            engine.break_next(details[0])
+    engine.drain()
+    return asked
+
+
+@settings(
+    max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+@given(
+    schedule=st.lists(operations, min_size=8, max_size=30),
+    pages=st.integers(13, 20),
+    rows=st.sampled_from([3, 6, 64]),
+    running=st.sampled_from([2, 8]),
+)
+def test_any_schedule(schedule: list[Any], pages: int, rows: int, running: int) -> None:
+    engine = Engine(MarkerModel(), MarkerModel(), pages, rows, running)
+    for request, groups, policy in play(engine, schedule):
+        expected = plain(request, groups, policy)
+        got = answer(request)
+        if request.stopper.reason in ("cancelled", "error") or request.error is not None:
+            assert got == expected[: len(got)]
+        else:
+            assert got == expected
+            assert request.stopper.reason == ("stop" if got[-1] == EOS else "length")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    folder = tmp_path_factory.mktemp("kin")
+    target = load_model(write_kin(folder / "target"), "float32", progress=False)
+    return target, load_model(write_kin(folder / "small", noise=0.1), "float32", progress=False)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(schedule=st.lists(operations, min_size=8, max_size=20), pages=st.integers(13, 20))
+def test_any_schedule_of_a_real_model(
+    models: tuple[Any, Any], schedule: list[Any], pages: int
+) -> None:
+    engine = Engine(*models, pages, 6, 4)
+    for request, groups, policy in play(engine, schedule):
+        alone = Engine(*models, 32, 64, 1)
+        switch = Switch(0, 99, policy._to)
+        if policy.length is not None:
+            switch = Switch(0, policy.length - request.prompt_length, policy._to)
+        prompt = request.tokens[: request.prompt_length]
+        room = request.reach + 1 - request.prompt_length
+        expected = alone.add(prompt, room, "off", groups, switch)
+        alone.drain()
+        got = answer(request)
+        ended = request.error is None and request.stopper.reason != "cancelled"
+        assert got == (answer(expected) if ended else answer(expected)[: len(got)])
+
+
+def test_a_request_waits_until_its_pages_are_free() -> None:
+    engine = Engine(MarkerModel(), MarkerModel(), 13, 64, 8)
+    policy = Switch(0, 99, None)
+    requests = [engine.add(STORY[:14] + [n], 10, "off", 0, policy) for n in LETTERS]
+    engine.drain()
+    assert [answer(r) for r in requests] == [plain(r, 0, policy) for r in requests]
+    assert sum(r.tally.preemptions for r in requests) > 0
+
+
+def test_a_kv_cache_is_checked_for_real() -> None:
+    kv: KVCache = cache_for(MarkerModel(), 4)  # type: ignore[arg-type]
+    kv.open(0, [3, 4], None, 0)
+    assert kv.reserve(0, 2)
+    kv._pool.references[0] += 1
+    with pytest.raises(RuntimeError, match="references"):
+        kv.check_integrity()
