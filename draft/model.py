@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from loguru import logger
 
 from fastslow.draft.base import Stateless
 from fastslow.engine.kv.cache import KVCache
@@ -41,7 +42,10 @@ class BorrowedKV:
 
     def ready(self, request: RequestView, nodes: int) -> int | None:
         # While a prompt is read its KV is not there yet, and reading it here would be done twice.
-        return request.computed if len(request.tokens) - request.computed == 1 else None
+        # Nor is a first token drafted after a prefix hit: a seed gives the same answer either way.
+        answering = len(request.tokens) > request.prompt_length
+        pending = len(request.tokens) - request.computed
+        return request.computed if answering and pending == 1 else None
 
     def wrote(self, request: RequestView, drafted: Sequence[int]) -> None:
         """Scratch: forgotten at once."""
@@ -122,7 +126,11 @@ class ModelDraft(Stateless):
             rows = Rows.of([run.segment(self._kv.cache) for run in active])
             logits_BV = self._model.forward(rows, self._kv.cache.storage).logits
             for run, logits_V in zip(active, logits_BV):
-                run.extend(self._law(logits_V, run.request, run.drafted))
+                try:
+                    run.extend(self._law(logits_V, run.request, run.drafted))
+                except FloatingPointError as error:  # its neighbours' drafts go on
+                    logger.warning("a draft of {} tokens ends: {}", len(run.drafted), error)
+                    run.most = len(run.drafted)
         for run in runs.values():
             self._kv.wrote(run.request, run.drafted)
         return Draft.of([runs[b].tree() if b in runs else Tree() for b in range(len(batch))])

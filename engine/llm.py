@@ -5,23 +5,25 @@ from __future__ import annotations
 import itertools
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
 from fastslow.draft.build import build_drafter, check_drafter
 from fastslow.draft.each import Each
+from fastslow.engine.call import as_messages, sampling_in, spread
 from fastslow.engine.closed import Closed
 from fastslow.engine.core import Core
 from fastslow.engine.door import Door, Entry, Prompt
 from fastslow.engine.handle import Handle
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.locate import find_tokenizer, resolve_model
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.noise import sibling_seed
 from fastslow.engine.output import GenerationError, Output, Piece
-from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest
+from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.progress import bar
 from fastslow.engine.request import Request
 from fastslow.engine.sampling import law
@@ -30,7 +32,7 @@ from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.message import Message
 from fastslow.engine.text.template import load_template
 from fastslow.engine.text.thought import tags_for
-from fastslow.engine.text.tokenizer import Tokenizer, load_tokenizer, same_vocabulary
+from fastslow.engine.text.tokenizer import same_vocabulary
 from fastslow.engine.types import Drafter
 from fastslow.engine.worker import Worker
 from fastslow.policies.length import FixedLength
@@ -87,7 +89,7 @@ class LLM:
         context = config.context if max_model_len is None else max_model_len
         if not 2 <= context <= config.context:
             raise ValueError(f"max_model_len={context} is outside 2..{config.context}")
-        self.tokenizer = _tokenizer(folder)
+        self.tokenizer = find_tokenizer(folder)
         self.modes = load_modes(folder, config.groups)
         template = None
         if self.tokenizer is not None:
@@ -96,6 +98,7 @@ class LLM:
         self._door = Door(config, self.tokenizer, template, context)
         self._kv = self._cache_for(self.model, context, prefix_caching)
         self._drafters: dict[Speculation, Drafter] = {}
+        self._draft_models: dict[str, Decoder] = {}
         self._building = threading.Lock()
         self._ids = itertools.count()
         self._core = Core(self.model, self._kv, Each(self._drafters), prompt_rows, max_running)
@@ -115,7 +118,8 @@ class LLM:
         Args:
             prompts: text (taken as it is), token ids, chat messages (put through the template), or
                 a list of such prompts.
-            sampling: for all prompts, or a list zipped with them; None = the mode's own, or greedy.
+            sampling: for all prompts, or a list zipped with them. Fields that are not given are the
+                mode's, where it has them.
             mode: "fast", "deep", another preset of the checkpoint, or a `Mode`; or a list.
             speculation: "auto", "off", a drafter's name or a `Speculation`; or a list.
             progress: for a list of prompts, draw a bar on a terminal.
@@ -196,6 +200,7 @@ class LLM:
         self._worker.close()
         self.model = self._kv = self._core = cast(Any, Closed())
         self._drafters.clear()
+        self._draft_models.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -226,10 +231,7 @@ class LLM:
         streaming: bool = False,
     ) -> tuple[Entry, list[Handle]]:
         """A checked prompt with one handle for each of its n answers; nothing is submitted."""
-        if params is None:
-            params = mode.sampling or SamplingParams()
-        if not isinstance(params, SamplingParams):
-            raise ValueError(f"sampling must be SamplingParams, not {type(params).__name__}")
+        params = sampling_in(mode, params)
         self._door.check_params(params)
         entry = self._door.enter(prompt, mode)
         settings = self._speculation(speculation, mode)
@@ -314,8 +316,16 @@ class LLM:
         return settings
 
     def _load_draft(self, path: str) -> tuple[Decoder, KVCache]:
+        """A draft model, loaded once, with a cache of its own for each drafter that uses it."""
+        if path not in self._draft_models:
+            self._draft_models[path] = self._checked_draft(path)
+        model = self._draft_models[path]
+        context = min(self._door.context, model.config.context)
+        return model, self._cache_for(model, context, True)
+
+    def _checked_draft(self, path: str) -> Decoder:
         folder = resolve_model(path)
-        theirs = _tokenizer(folder)
+        theirs = find_tokenizer(folder)
         if self.tokenizer is not None and theirs is not None:
             differs = same_vocabulary(self.tokenizer, theirs)
             if differs:
@@ -326,8 +336,7 @@ class LLM:
                 f"draft model {path!r} cannot draft for this target: its vocab_size is "
                 f"{model.config.vocab_size}, the target's {self.model.config.vocab_size}"
             )
-        context = min(self._door.context, model.config.context)
-        return model, self._cache_for(model, context, True)
+        return model
 
     def _cache_for(self, model: Decoder, context: int, prefix_caching: bool) -> KVCache:
         config = model.config
@@ -348,50 +357,3 @@ class LLM:
             device=model.device,
             prefix_caching=prefix_caching,
         )
-
-
-def resolve_model(model: str | Path) -> Path:
-    """The folder of a model given by path or by a built-in name.
-
-    Raises:
-        ValueError: neither a folder nor a built-in name (the nearest one is told).
-    """
-    if Path(model).is_dir():
-        return Path(model)
-    # Imported here: a checkpoint folder needs nothing that converts.
-    from fastslow.engine.convert.builtin import BUILTIN, builtin_path
-
-    if str(model) in BUILTIN:
-        return builtin_path(str(model))
-    raise ValueError(
-        f"model={str(model)!r} is no folder and no built-in{nearest(str(model), BUILTIN)}"
-    )
-
-
-def spread(name: str, value: Any, count: int) -> list[Any]:
-    """One value for each prompt: a list as it is, anything else repeated."""
-    if not isinstance(value, list | tuple):
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(f"{name} has {len(value)} entries for {count} prompts")
-    return list(value)
-
-
-def as_messages(messages: Any) -> list[Message]:
-    """A text is one user message.
-
-    Raises:
-        ValueError: neither a text nor a list of messages.
-    """
-    if isinstance(messages, str):
-        return [{"role": "user", "content": messages}]
-    if isinstance(messages, Sequence) and all(isinstance(m, Mapping) for m in messages):
-        return list(messages)
-    raise ValueError(f"messages={messages!r} must be text or a list of dicts with role and content")
-
-
-def _tokenizer(folder: Path) -> Tokenizer | None:
-    """The folder's tokenizer; a checkpoint without one takes token ids only."""
-    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        return load_tokenizer(folder)
-    return None

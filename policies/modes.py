@@ -52,8 +52,8 @@ def load_modes(folder: Path, groups: int) -> dict[str, Mode]:
         presets = _PresetFile.model_validate(json.loads(path.read_text("utf-8"))).modes
         for name, fields in presets.items():
             base = modes[name].model_dump() if name in modes else {}
-            modes[name] = Mode.model_validate({**base, **fields, "name": name})
-            check_groups(modes[name], groups)
+            preset = Mode.model_validate({**base, **fields, "name": name})
+            modes[name] = check_groups(preset, groups)
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, ValueError) as error:
         raise ValueError(f"presets in {path} cannot be read: {first_line(error)}") from error
     return modes

@@ -56,7 +56,7 @@ def convert(
     """
     from fastslow.engine.cli.screen import console, quiet_log
     from fastslow.engine.convert.convert import convert as turn
-    from fastslow.engine.llm import resolve_model
+    from fastslow.engine.locate import resolve_model
 
     quiet_log()
     folder = turn(

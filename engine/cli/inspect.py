@@ -25,7 +25,7 @@ def inspect(
     """
     from fastslow.engine.cli.facts import Facts
     from fastslow.engine.cli.screen import console, quiet_log
-    from fastslow.engine.llm import resolve_model
+    from fastslow.engine.locate import resolve_model
 
     quiet_log()
     facts = Facts.of(resolve_model(model))

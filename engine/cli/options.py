@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from fastslow.engine.llm import LLM
-    from fastslow.engine.params import Mode, SamplingParams, Speculation
+    from fastslow.engine.params import Mode, Speculation
 
 
 def _option(help: str, panel: str, *names: str) -> Any:
@@ -76,11 +76,11 @@ class Wishes:
         from fastslow.engine.params import SamplingParams, Speculation
 
         self._given = given
-        self._sampling = {k: given[k] for k in SAMPLING if given[k] not in (None, [])}
+        sampling = {k: given[k] for k in SAMPLING if given[k] not in (None, [])}
+        self._sampling = SamplingParams(**sampling)
         self._drafting = {
             field: given[name] for name, field in SPECULATION.items() if given[name] is not None
         }
-        SamplingParams(**self._sampling)
         Speculation(**self._drafting)
 
     def load(self) -> LLM:
@@ -102,7 +102,7 @@ class Wishes:
         """
         mode = self._mode(llm) if preset is None else llm.modes[preset]
         return {
-            "sampling": self._sampling_in(mode),
+            "sampling": self._sampling,
             "mode": mode,
             "speculation": self._speculation_in(mode),
         }
@@ -117,13 +117,6 @@ class Wishes:
             return mode
         custom = Mode(**{**dict(mode), "name": "custom", "groups": self._given["groups"]})
         return find_mode(custom, llm.modes, groups)
-
-    def _sampling_in(self, mode: Mode) -> SamplingParams:
-        """The mode's own parameters, with those of the command line put in."""
-        from fastslow.engine.params import SamplingParams
-
-        own = {} if mode.sampling is None else dict(mode.sampling)
-        return SamplingParams(**{**own, **self._sampling})
 
     def _speculation_in(self, mode: Mode) -> str | Speculation:
         """What the command line says about drafts, else "auto"."""

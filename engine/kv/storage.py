@@ -10,9 +10,7 @@ import torch
 from fastslow.engine.types import Ints
 
 
-def _zeros(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
-) -> torch.Tensor:
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
     """Zeros that, on the CPU, take no memory until they are written: most pages may never be."""
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
