@@ -49,7 +49,9 @@ def ours(llm: LLM, tokens: int) -> tuple[float, list[int]]:
     return out.metrics.tokens_per_second, out.token_ids
 
 
-def theirs(model: transformers.PreTrainedModel, ids: list[int], tokens: int) -> tuple[float, list[int]]:
+def theirs(
+    model: transformers.PreTrainedModel, ids: list[int], tokens: int
+) -> tuple[float, list[int]]:
     prompt = torch.tensor([ids])
     times = []
     for count in (1, tokens):

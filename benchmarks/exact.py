@@ -38,7 +38,7 @@ from fastslow.draft.each import Each
 from fastslow.draft.model import BorrowedKV, ModelDraft
 from fastslow.engine.core import Core
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.llm import resolve_model
+from fastslow.engine.locate import resolve_model
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import Mode, SamplingParams, Speculation

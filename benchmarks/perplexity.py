@@ -16,7 +16,7 @@ from rich.table import Table
 
 from fastslow import LLM, SamplingParams
 from fastslow.engine.convert.prose import documents
-from fastslow.engine.llm import resolve_model
+from fastslow.engine.locate import resolve_model
 from fastslow.engine.params import Mode
 from fastslow.engine.text.tokenizer import Tokenizer, load_tokenizer
 

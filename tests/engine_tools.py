@@ -258,7 +258,10 @@ class SampledDraft(Stateless):
         return Draft.of([self._tree(r, n) for r, n in zip(batch, nodes)])
 
     def _tree(self, request: RequestView, nodes: int) -> Tree:
-        text, tokens, parents, laws = list(request.tokens), [], [], []
+        text = list(request.tokens)
+        tokens: list[int] = []
+        parents: list[int] = []
+        laws: list[Floats] = []
         parent = -1
         while len(tokens) + self._width <= nodes:
             q_V = self._q(text)

@@ -76,7 +76,7 @@ def plain_law(
         values[token] -= params.frequency_penalty * answer.count(token)
     if params.temperature == 0:
         best = max(range(len(values)), key=lambda i: values[i])
-        return np.eye(len(values))[best]
+        return np.eye(len(values))[best].astype(np.float64)
     top = max(values)
     p = [math.exp((x - top) / params.temperature) for x in values]
     ranked = sorted(range(len(p)), key=lambda i: -p[i])
@@ -90,4 +90,5 @@ def plain_law(
         mass += p[token]
     least = params.min_p * max(p)
     p = [x if x >= least else 0.0 for x in p]
-    return np.array(p) / sum(p)
+    whole = math.fsum(p)
+    return np.array([x / whole for x in p])

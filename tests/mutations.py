@@ -217,7 +217,13 @@ def first_failure(copy: Path, tests: tuple[str, ...]) -> str | None:
     env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(
-            [*command, *tests], cwd=copy, env=env, capture_output=True, text=True, timeout=PATIENCE
+            [*command, *tests],
+            check=False,
+            cwd=copy,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired:
         return "a test that did not come to an end"

@@ -25,7 +25,8 @@ def table(seed: int, sharpness: float = 1.5) -> Callable[[tuple[int, ...]], Floa
     def law_of(text: tuple[int, ...]) -> Floats:
         random = np.random.default_rng([seed, len(text), *text])
         p_V = np.exp(sharpness * random.normal(size=V))
-        return (p_V / p_V.sum()).astype(np.float32)
+        law_V: Floats = (p_V / p_V.sum()).astype(np.float32)
+        return law_V
 
     return law_of
 
@@ -72,7 +73,9 @@ def chosen(q: Callable[[tuple[int, ...]], Floats], draws: np.random.Generator) -
 
 def bushy(q: Callable[[tuple[int, ...]], Floats], draws: np.random.Generator) -> Tree:
     """Chosen: the two best of q everywhere, breadth first, with one sibling that is there twice."""
-    tokens, parents, texts = [], [], [(-1, ())]
+    tokens: list[int] = []
+    parents: list[int] = []
+    texts: list[tuple[int, tuple[int, ...]]] = [(-1, ())]
     for parent, text in texts:
         if len(text) == DEPTH:
             break

@@ -81,6 +81,6 @@ class Answer:
 
     def _print(self, text: str, style: str | None) -> None:
         if text and self._shown:
+            self._last = text[-1]  # first: a Ctrl-C may come between
             # Not Console.print: an answer is no markup, and wraps where the terminal does.
             console().out(text, style=style, highlight=False, end="")
-            self._last = text[-1]
