@@ -76,7 +76,9 @@ def plain_law(
         values[token] -= params.frequency_penalty * answer.count(token)
     if params.temperature == 0:
         best = max(range(len(values)), key=lambda i: values[i])
-        return np.eye(len(values))[best].astype(np.float64)
+        hot = np.zeros(len(values))
+        hot[best] = 1.0
+        return hot
     top = max(values)
     p = [math.exp((x - top) / params.temperature) for x in values]
     ranked = sorted(range(len(p)), key=lambda i: -p[i])

@@ -22,6 +22,7 @@ from engine_tools import (
     write_kin,
 )
 from laws import chi_square_fits, plain_law, sampled_text_law
+from numpy.typing import NDArray
 from reference_model import ReferenceModel
 
 from fastslow.draft.first import First
@@ -64,7 +65,8 @@ def bench(folder: Path) -> Bench:
 @cache
 def _row(last: int) -> Floats:
     p_V = np.exp(np.random.default_rng(last).normal(size=VOCAB))
-    return (p_V / p_V.sum()).astype(np.float32)
+    law_V: Floats = (p_V / p_V.sum()).astype(np.float32)
+    return law_V
 
 
 def _q(text: Sequence[int]) -> Floats:
@@ -119,9 +121,12 @@ def test_the_law_of_drafted_tokens(
     torch.set_num_threads(1)
     ends = () if asked.ignore_eos else (EOS,)
 
-    def next_law(begun: tuple[int, ...]) -> np.ndarray:
+    ended = np.zeros(VOCAB)
+    ended[EOS] = 1.0  # an answer that ended is filled up with end tokens
+
+    def next_law(begun: tuple[int, ...]) -> NDArray[np.float64]:
         if set(begun) & set(ends):
-            return np.eye(VOCAB)[EOS]  # an ended answer is filled up with end tokens
+            return ended
         after = logits(begun, groups)
         return plain_law(after, [*PROMPT, *begun], len(PROMPT), asked, ends)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -225,16 +226,19 @@ class Engine:
         self.told[request.id] = self.told.get(request.id, 0) + request.done
 
 
+def next_token(text: Sequence[int], groups: int | None) -> int:
+    state = 0
+    for place, token in enumerate(text):
+        state = mixed(state, token, place, ALL_GROUPS if groups is None else groups)
+    return following(state)
+
+
 def plain(request: Request, groups: int | None, policy: Switch) -> list[int]:
     """What a MarkerModel answers, computed from the text alone."""
     text = list(request.tokens[: request.prompt_length])
     while len(text) < request.reach + 1:
         switched = policy.length is not None and len(text) >= policy.length
-        now = policy._to if switched else groups
-        state = 0
-        for place, token in enumerate(text):
-            state = mixed(state, token, place, ALL_GROUPS if now is None else now)
-        text.append(following(state))
+        text.append(next_token(text, policy._to if switched else groups))
         if text[-1] == EOS:
             break
     return text[request.prompt_length :]
@@ -335,6 +339,27 @@ def test_a_request_waits_until_its_pages_are_free() -> None:
     engine.drain()
     assert [answer(r) for r in requests] == [plain(r, 0, policy) for r in requests]
     assert sum(r.tally.preemptions for r in requests) > 0
+
+
+def test_a_draft_model_forgets_what_was_refused() -> None:
+    model: Any = MarkerModel()
+    kv = cache_for(model, 20, page_size=2)
+    drafter = ModelDraft(model, OwnKV(kv), law)
+    text = [3, 4, 5]
+    for kept in (0, 2, 1, 4, 3, 0):
+        request: Any = SimpleNamespace(
+            id=0, tokens=text, prompt_length=3, params=SamplingParams(), groups=None, reach=40
+        )
+        drafted = drafter.propose([request], [4]).tree(0).tokens
+        expected = list(text)
+        for _ in range(4):
+            expected.append(next_token(expected, None))
+        assert [*text, *drafted] == expected
+        kv.check_integrity()
+        refused = next(x for x in LETTERS if x != [*drafted, 0][kept])
+        text = [*text, *drafted[:kept], refused]
+    drafter.release([0])
+    assert kv.requests == 0
 
 
 def test_a_kv_cache_is_checked_for_real() -> None:

@@ -25,7 +25,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WHEEL_VARIABLE = "FASTSLOW_SMOLLM2_WHEEL"
 RECIPE = Path(__file__).with_name("data") / "smollm2_moge.safetensors"
-FAST_GROUPS = 2
+FAST_GROUPS = 4
 FORMAT = 1  # raise it when conversion writes something else from the same recipe
 
 
