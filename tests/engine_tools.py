@@ -199,7 +199,8 @@ class OracleDraft(Stateless):
     Args:
         answers: request id -> prompt and answer.
         errs: (position) -> draft a wrong token there.
-        forked: a wrong leaf before every right token, so that accepted paths skip nodes.
+        forked: a wrong leaf before every right token, so that accepted paths skip nodes. The leaf
+            is the token that is right one place later: who counts it, penalises that one.
     """
 
     def __init__(
@@ -221,7 +222,9 @@ class OracleDraft(Stateless):
         told = [_other(x) if self._errs(place + i) else x for i, x in enumerate(known)]
         if not self._forked:
             return Tree.chain(told)
-        pairs = [token for x in told for token in (_other(x + 1), x)][: nodes - nodes % 2]
+        later = [*known[1:], 5]
+        leaves = [y if y != x else _other(x) for x, y in zip(told, later)]
+        pairs = [token for pair in zip(leaves, told) for token in pair][: nodes - nodes % 2]
         return Tree(pairs, [2 * (i // 2) - 1 for i in range(len(pairs))])
 
 

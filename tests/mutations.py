@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +102,7 @@ MUTATIONS = (
         "engine/verify.py",
         "[*paths[parent + 1], token]",
         "[*paths[-1], token]",
-        LAW,
+        MIXED,
     ),
     swap(
         "min_tokens blind to the draft",
@@ -255,8 +256,9 @@ def main(wanted: list[str]) -> int:
                 failure = first_failure(copy, mutation.tests)
             survived += failure is None
             seconds = f"{time.monotonic() - started:.0f}"
-            table.add_row(mutation.name, failure or "NOBODY", seconds)
-            console.print(f"{mutation.name}: {failure or 'NOBODY'} ({seconds} s)", style="dim")
+            caught_by = escape(failure or "NOBODY")
+            table.add_row(mutation.name, caught_by, seconds)
+            console.print(f"{mutation.name}: {caught_by} ({seconds} s)", style="dim")
     console.print(table)
     console.print(f"{len(chosen) - survived} of {len(chosen)} mutations caught")
     return 1 if survived else 0

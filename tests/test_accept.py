@@ -15,7 +15,7 @@ from fastslow.engine.types import Draft, Floats, Tree
 
 V = 6
 DEPTH = 3
-RUNS = 6000
+RUNS = 4000
 
 
 def table(seed: int, sharpness: float = 1.5) -> Callable[[tuple[int, ...]], Floats]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fastslow.engine.cli.chat import Chat
+from fastslow.engine.call import sampling_in
 from fastslow.engine.cli.options import Wishes
 from fastslow.engine.output import Completion, Metrics, Output, Piece
 from fastslow.engine.params import Mode
@@ -114,6 +115,7 @@ def test_options_are_put_into_the_modes_own_sampling() -> None:
     engine.modes["deep"] = Mode.model_validate({"name": "deep", **own})
     given = {**GIVEN, "temperature": 0.2, "drafter": "self", "groups": 4}
     call = Wishes(given).call(engine)  # type: ignore[arg-type]
-    assert (call["sampling"].temperature, call["sampling"].top_p) == (0.2, 0.95)
+    sampling = sampling_in(call["mode"], call["sampling"])
+    assert (sampling.temperature, sampling.top_p) == (0.2, 0.95)
     assert (call["speculation"].drafter, call["speculation"].nodes) == ("self", 6)
     assert (call["mode"].name, call["mode"].groups) == ("custom", 4)

@@ -188,16 +188,16 @@ def test_every_drafter_on_a_dense_model(dense: Bench, drafter: str) -> None:
 
 def mixed(bench: Bench) -> list[Ask]:
     """Eight requests that differ in everything, and with the third one a seeded sample."""
-    text = bench.alone(Ask(PROMPTS[1], params())).stopper.text
+    text = bench.alone(Ask(PROMPTS[1], params(repetition_penalty=1.4))).stopper.text
     bias: dict[int, float] = {7: 4.0, 8: 4.0}
     return [
         Ask(PROMPTS[0], params(), "self0"),
-        Ask(PROMPTS[1], params(stop=[text[9:11]]), "forked"),
+        Ask(PROMPTS[1], params(repetition_penalty=1.4, stop=[text[20:22]]), "forked"),
         Ask(PROMPTS[2], params(temperature=0.9, seed=3), "off", groups=2, seed=3),
         Ask(PROMPTS[3], params(repetition_penalty=1.4, max_tokens=33), "model", groups=0),
         Ask(PROMPTS[4], params(presence_penalty=1.5, logit_bias=bias), "erring", groups=1),
         Ask(PROMPTS[1], params(frequency_penalty=1.0), "ngram+self", groups=2),
-        Ask(PROMPTS[1], params(max_tokens=17), "random", groups=0),
+        Ask(PROMPTS[1], params(max_tokens=17, presence_penalty=1.0), "random", groups=0),
         Ask(PROMPTS[3], params(min_tokens=9, ignore_eos=False), "self1", nodes=3),
     ]
 
