@@ -84,7 +84,7 @@ class SamplingParams(Params):
     ignore_eos: StrictBool = Field(default=False, description="go on past the model's end token")
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = Field(
         default=None,
-        description="keys every draw, with its place in the text: the same call, the same answer",
+        description="keys every draw, with its place in the text: same seed, same drafts, same answer",
     )
     n: Annotated[StrictInt, Field(ge=1, le=128)] = Field(
         default=1, description="answers to each prompt"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fastslow.engine.cli.chat import Chat
 from fastslow.engine.call import sampling_in
+from fastslow.engine.cli.chat import Chat
 from fastslow.engine.cli.options import Wishes
 from fastslow.engine.output import Completion, Metrics, Output, Piece
 from fastslow.engine.params import Mode
