@@ -1,0 +1,51 @@
+"""Tokens per second of each mode and drafter at batch 1, interleaved in one run.
+
+    python benchmarks/modes.py [--model smollm2-moge] [--dtype bfloat16] [--tokens 48] [--repeat 3]
+
+The figure is the median of the repeats, the first token not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+import torch
+
+from fastslow import LLM, Mode, SamplingParams, Speculation
+
+PROMPT = "Explain how rain forms, and then summarise your explanation."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-moge", help="a folder or a built-in name")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--repeat", type=int, default=3)
+    options = parser.parse_args()
+
+    llm = LLM(options.model, dtype=options.dtype)
+    config = llm.model.config
+    modes: dict[str, Mode] = dict(llm.modes)
+    if config.groups:
+        modes["shared only"] = Mode(name="shared only", groups=0)
+    drafters = ["off", "ngram", *(["self"] if config.groups else [])]
+    sampling = SamplingParams(max_tokens=options.tokens, ignore_eos=True)
+    speeds: dict[tuple[str, str], list[float]] = {}
+    for _ in range(options.repeat + 1):
+        for name, mode in modes.items():
+            for drafter in drafters:
+                wish = "off" if drafter == "off" else Speculation(drafter=drafter, nodes=3)
+                out = llm.chat(PROMPT, sampling, mode=mode, speculation=wish)
+                speeds.setdefault((name, drafter), []).append(out.metrics.tokens_per_second)
+    print(f"{torch.get_num_threads()} threads, {options.dtype}, {options.model}")
+    for (name, drafter), measured in speeds.items():
+        active = config.active_parameters(modes[name].groups) / 1e6
+        speed = statistics.median(measured[1:])  # the first round warms up
+        print(f"{name:12} {active:6.1f} M active, drafter {drafter:6} {speed:6.1f} tokens/s")
+    llm.close()
+
+
+if __name__ == "__main__":
+    main()
