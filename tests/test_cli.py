@@ -219,12 +219,18 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def _hear_ctrl_c() -> None:
+    """A shell starts background jobs, this test run perhaps, deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_keeps_what_has_come(moge: Path) -> None:
     options = ("--model", str(moge), "--max-tokens", "60000", "--drafter", "off")
     process = subprocess.Popen(
         [sys.executable, "-m", "fastslow", "generate", "Hello", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=_hear_ctrl_c,
     )
     assert process.stdout is not None
     first = process.stdout.read(1)
@@ -244,6 +250,7 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(moge: Path) -> N
         stdout=theirs,
         stderr=theirs,
         close_fds=True,
+        preexec_fn=_hear_ctrl_c,
     )
     os.close(theirs)
     try:
