@@ -230,7 +230,7 @@ def test_ctrl_c_keeps_what_has_come(moge: Path) -> None:
         [sys.executable, "-m", "fastslow", "generate", "Hello", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=_hear_ctrl_c,
+        preexec_fn=_hear_ctrl_c,  # noqa: PLW1509 - it only sets a signal
     )
     assert process.stdout is not None
     first = process.stdout.read(1)
@@ -250,7 +250,7 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(moge: Path) -> N
         stdout=theirs,
         stderr=theirs,
         close_fds=True,
-        preexec_fn=_hear_ctrl_c,
+        preexec_fn=_hear_ctrl_c,  # noqa: PLW1509 - it only sets a signal
     )
     os.close(theirs)
     try:
