@@ -8,7 +8,7 @@ from fastslow.draft.first import First
 from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.base import Model
 from fastslow.engine.params import Speculation, nearest
 from fastslow.engine.types import Drafter, Law
 
@@ -42,10 +42,10 @@ def check_drafter(settings: Speculation, groups: int) -> list[str]:
 
 def build_drafter(
     settings: Speculation,
-    target: Decoder,
+    target: Model,
     cache: KVCache,
     law: Law,
-    load: Callable[[str], tuple[Decoder, KVCache]],
+    load: Callable[[str], tuple[Model, KVCache]],
 ) -> Drafter:
     """Make the drafter that a request asked for.
 

@@ -11,7 +11,7 @@ from loguru import logger
 
 from fastslow.draft.base import Stateless
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.base import Model
 from fastslow.engine.noise import Purpose, draw, stream
 from fastslow.engine.types import Draft, Floats, Ints, Law, RequestView, Rows, Segment, Tree
 
@@ -108,7 +108,7 @@ class ModelDraft(Stateless):
             fewer groups itself drafts with its own number.
     """
 
-    def __init__(self, model: Decoder, kv: DraftKV, law: Law, groups: int | None = None) -> None:
+    def __init__(self, model: Model, kv: DraftKV, law: Law, groups: int | None = None) -> None:
         self._model = model
         self._kv = kv
         self._law = law

@@ -10,7 +10,7 @@ import numpy as np
 from fastslow.engine.accept import accept
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.layout import lay_rows
-from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.base import Model
 from fastslow.engine.noise import Purpose, stream
 from fastslow.engine.request import Request
 from fastslow.engine.scheduler import Scheduler, Work
@@ -32,7 +32,7 @@ class Core:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         kv: KVCache,
         drafter: Drafter,
         prompt_rows: int = 512,

@@ -19,7 +19,7 @@ from fastslow.engine.handle import Handle
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.locate import find_tokenizer, resolve_model
-from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.base import Model
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.noise import sibling_seed
 from fastslow.engine.output import GenerationError, Output, Piece
@@ -48,6 +48,7 @@ class LLM:
     Args:
         model: a checkpoint folder, or a built-in name: smollm2-moge, smollm2.
         dtype: "auto" (the checkpoint's own), "bfloat16", "float32", "float16".
+        quantization: "int8" or "int4" weights, on the CPU; None runs the dtype.
         device: "auto", "cpu", "cuda" or "npu".
         kv_memory: memory for keys and values: bytes, text such as "2GiB", or a share (float) of
             what is free; None = a share of 0.3.
@@ -66,6 +67,7 @@ class LLM:
         model: str | Path = "smollm2-moge",
         *,
         dtype: str = "auto",
+        quantization: str | None = None,
         device: str = "auto",
         kv_memory: float | str | None = None,
         max_model_len: int | None = None,
@@ -80,6 +82,7 @@ class LLM:
         folder = resolve_model(model)
         self._load_options: dict[str, Any] = {
             "dtype": dtype,
+            "quantization": quantization,
             "device": device,
             "progress": progress,
         }
@@ -98,7 +101,7 @@ class LLM:
         self._door = Door(config, self.tokenizer, template, context)
         self._kv = self._cache_for(self.model, context, prefix_caching)
         self._drafters: dict[Speculation, Drafter] = {}
-        self._draft_models: dict[str, Decoder] = {}
+        self._draft_models: dict[str, Model] = {}
         self._building = threading.Lock()
         self._ids = itertools.count()
         self._core = Core(self.model, self._kv, Each(self._drafters), prompt_rows, max_running)
@@ -315,7 +318,7 @@ class LLM:
                 )
         return settings
 
-    def _load_draft(self, path: str) -> tuple[Decoder, KVCache]:
+    def _load_draft(self, path: str) -> tuple[Model, KVCache]:
         """A draft model, loaded once, with a cache of its own for each drafter that uses it."""
         if path not in self._draft_models:
             self._draft_models[path] = self._checked_draft(path)
@@ -323,7 +326,7 @@ class LLM:
         context = min(self._door.context, model.config.context)
         return model, self._cache_for(model, context, True)
 
-    def _checked_draft(self, path: str) -> Decoder:
+    def _checked_draft(self, path: str) -> Model:
         folder = resolve_model(path)
         theirs = find_tokenizer(folder)
         if self.tokenizer is not None and theirs is not None:
@@ -338,7 +341,7 @@ class LLM:
             )
         return model
 
-    def _cache_for(self, model: Decoder, context: int, prefix_caching: bool) -> KVCache:
+    def _cache_for(self, model: Model, context: int, prefix_caching: bool) -> KVCache:
         config = model.config
         pages = page_budget(
             **self._kv_options,

@@ -10,16 +10,16 @@ import torch
 from torch.nn import functional as F
 
 from fastslow.engine.model.router import choose
-from fastslow.engine.ops import cpu, ops_for
+from fastslow.engine.ops import onednn, ops_for
 from fastslow.engine.ops.base import Dispatch, Ops
-from fastslow.engine.ops.cpu import CpuOps
+from fastslow.engine.ops.onednn import OneDnnOps
 from fastslow.engine.ops.reference import ReferenceOps
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-12}
 
 
-@pytest.fixture(params=[CpuOps, ReferenceOps])
+@pytest.fixture(params=[OneDnnOps, ReferenceOps])
 def ops(request: pytest.FixtureRequest) -> Ops:
     made: Ops = request.param()
     return made
@@ -92,15 +92,15 @@ def test_experts_run_their_own_rows(ops: Ops, dtype: torch.dtype) -> None:
 
 
 def test_without_onednn_plain_products_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "packable", lambda dtype: False)
+    monkeypatch.setattr(onednn, "packable", lambda dtype: False)
     weight, x = torch.randn(8, 16), torch.randn(4, 16)
-    assert CpuOps().pack(weight) is weight
-    assert torch.equal(CpuOps().linear(x, weight), F.linear(x, weight))
+    assert OneDnnOps().pack(weight) is weight
+    assert torch.equal(OneDnnOps().linear(x, weight), F.linear(x, weight))
 
 
 def test_devices() -> None:
-    assert isinstance(ops_for("cpu"), CpuOps)
-    assert not isinstance(ops_for(torch.device("cuda:1")), CpuOps)
+    assert isinstance(ops_for("cpu"), OneDnnOps)
+    assert not isinstance(ops_for(torch.device("cuda:1")), OneDnnOps)
     with pytest.raises(ValueError, match=r"pip install 'fastslow\[npu\]'"):
         ops_for("npu:0")
     with pytest.raises(ValueError, match="device 'tpu' is not one of auto, cpu, cuda, npu"):

@@ -12,6 +12,7 @@ from typing import IO
 
 from loguru import logger
 
+from fastslow.engine.cache import cache_folder
 from fastslow.engine.convert.gguf_file import gguf_to_dense
 from fastslow.engine.convert.moge import write_moge
 from fastslow.engine.convert.recipe import Recipe
@@ -27,14 +28,6 @@ WHEEL_VARIABLE = "FASTSLOW_SMOLLM2_WHEEL"
 RECIPE = Path(__file__).with_name("data") / "smollm2_moge.safetensors"
 FAST_GROUPS = 4
 FORMAT = 1  # raise it when conversion writes something else from the same recipe
-
-
-def cache_folder() -> Path:
-    """FASTSLOW_CACHE, else fastslow in XDG_CACHE_HOME, else ~/.cache/fastslow."""
-    if named := os.environ.get("FASTSLOW_CACHE"):
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "fastslow"
 
 
 def builtin_path(name: str, cache: Path | None = None) -> Path:

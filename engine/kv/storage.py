@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fastslow.engine.types import Ints
 
@@ -46,6 +47,8 @@ class KVStorage:
         self._rows = _zeros((2, layers, slots, kv_heads, head_dim), dtype, device)
         self.k: list[torch.Tensor] = list(self._rows[0].unbind())
         self.v: list[torch.Tensor] = list(self._rows[1].unbind())
+        addresses = [[layer.data_ptr() for layer in side] for side in (self.k, self.v)]
+        self.pointers: NDArray[np.uint64] = np.array(addresses, dtype=np.uint64)  # [2, layers]
 
     @property
     def slots(self) -> int:

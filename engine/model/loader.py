@@ -7,11 +7,16 @@ from pathlib import Path
 import torch
 from loguru import logger
 
+from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.weights import Weights
 from fastslow.engine.ops import ops_for
+from fastslow.engine.ops.cpu import library
+from fastslow.engine.ops.cpu.build import level
+from fastslow.engine.ops.cpu.formats import QUANTIZATIONS, Formats
+from fastslow.engine.ops.cpu.load import load_packed, runs
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -26,21 +31,49 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     progress: bool = True,
-) -> Decoder:
+    quantization: str | None = None,
+) -> Model:
     """The model in `folder`, ready to run.
 
     dtype: "bfloat16", "float16", "float32", "float64", the torch dtype, or "auto": the
     checkpoint's own. device: "cpu", "cuda", or "auto": cuda where there is one. progress: draw a
-    bar on a terminal while reading. Raises ValueError in one sentence, before any weight is
-    allocated, for a folder that does not hold the model its config.json describes.
+    bar on a terminal while reading. quantization: "int8" or "int4" weights, on the CPU; None runs
+    the dtype. Raises ValueError in one sentence, before any weight is allocated, for a folder that
+    does not hold the model its config.json describes.
     """
     config = ModelConfig.from_folder(Path(folder))
     where = pick_device(device)
-    ops = ops_for(where)
     checkpoint = Checkpoint.open(Path(folder), config)
     picked = pick_dtype(dtype, config, where)
+    if _on_kernels(config, picked, where, quantization):
+        formats = Formats.of(picked, quantization)
+        logger.debug("running {} on the CPU kernels ({})", formats.name, level())
+        return load_packed(Path(folder), config, formats, lambda: checkpoint.reader(progress))
     with checkpoint.reader(progress) as read:
-        return Decoder(Weights(config, ops, picked, where, read))
+        return Decoder(Weights(config, ops_for(where), picked, where, read))
+
+
+def _on_kernels(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, quantization: str | None
+) -> bool:
+    """Whether the CPU kernels run this; ValueError for a quantization that nothing here runs."""
+    if quantization is not None:
+        if quantization not in QUANTIZATIONS:
+            known = ", ".join(QUANTIZATIONS)
+            raise ValueError(f"quantization {quantization!r} is not one of {known}")
+        if device.type != "cpu":
+            raise ValueError(f"quantization {quantization!r} runs on the CPU only, not {device}")
+        if not library.available():
+            raise ValueError(
+                f"quantization {quantization!r} needs the CPU kernels, which are not available "
+                "here; the log says why"
+            )
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if (reason := runs(config)) is not None:
+        logger.warning("plain torch runs instead of the CPU kernels: {}", reason)
+        return False
+    return library.available()
 
 
 def pick_device(device: str | torch.device) -> torch.device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastslow.engine.ops.base import Ops
-from fastslow.engine.ops.cpu import CpuOps
+from fastslow.engine.ops.onednn import OneDnnOps
 from fastslow.engine.ops.reference import ReferenceOps
 
 
@@ -13,7 +13,7 @@ def ops_for(device: torch.device | str) -> Ops:
     """The building blocks for a device. ValueError for a device that this version cannot run."""
     kind = str(device).partition(":")[0]
     if kind == "cpu":
-        return CpuOps()
+        return OneDnnOps()
     if kind == "cuda":
         return ReferenceOps()
     if kind == "npu":

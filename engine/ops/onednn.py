@@ -1,4 +1,4 @@
-"""The building blocks on a CPU: weights in oneDNN's own layout, about twice as fast to read."""
+"""The building blocks on a CPU without the kernels: weights in oneDNN's own layout, about twice as fast to read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def packable(dtype: torch.dtype) -> bool:
     return ready
 
 
-class CpuOps(ReferenceOps):
+class OneDnnOps(ReferenceOps):
     """The reference, with products by packed weights (float32, and bfloat16 where oneDNN has it)."""
 
     def pack(self, weight_OI: Tensor) -> Tensor:

@@ -1,0 +1,202 @@
+"""A decoder whose whole step is one call of the kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.ops.cpu import library
+from fastslow.engine.ops.cpu.formats import Formats
+from fastslow.engine.ops.cpu.packed import Arena, Matrix
+from fastslow.engine.ops.cpu.rotary import Rotary
+from fastslow.engine.ops.cpu.rows import Tails, parts
+from fastslow.engine.types import Ints, Output, Rows
+
+if TYPE_CHECKING:
+    from fastslow.engine.kv.storage import KVStorage
+
+MOST_ROWS = 1024  # of one call; longer steps are cut, which changes no bit of a row
+MOST_RATIO = 64  # query heads of a KV head: what a chunk of attention has room for
+
+
+class CpuDecoder:
+    """The counterpart of `engine.model.decoder.Decoder`, from packed weights.
+
+    Activations are float32 between matrices, keys and values are kept in `dtype`. A row's bits
+    depend neither on other rows nor on the number of threads, which is torch's. One step at a
+    time runs in a process: a second thread's waits.
+
+    Args:
+        config: the model's.
+        formats: what `memory` is packed in.
+        arena: where the pieces lie.
+        memory: uint8 [arena.nbytes], kept alive here.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self, config: ModelConfig, formats: Formats, arena: Arena, memory: NDArray[np.uint8]
+    ) -> None:
+        self.config = config
+        self.formats = formats
+        self._arena = arena
+        self._memory = memory
+        self._rotary = Rotary(config)
+        self._kernels = library.kernels()
+        layers = (library.Layer * config.layers)(*map(self._layer, range(config.layers)))
+        self._handle = self._kernels.fs_model_new(ctypes.byref(self._shape()), layers)
+
+    def __del__(self) -> None:
+        if handle := getattr(self, "_handle", None):
+            self._handle = None
+            self._kernels.fs_model_delete(handle)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values, and of features."""
+        return self.formats.kv
+
+    def bytes_for(self, groups: int | None = None) -> int:
+        """Bytes of weights that one token's decode step reads, with so many routed groups."""
+        c = self.config
+        running = c.groups if groups is None else min(groups, c.groups)
+        routed = [n for n in range(c.layers) if c.routed(n)]
+        expert = sum(self._arena.pieces[f"{n}.expert0.{k}"].nbytes for n in routed for k in MLP)
+        every = sum(
+            piece.nbytes
+            for key, piece in self._arena.pieces.items()
+            if key != "embedding" and ".expert" not in key
+        )
+        router = sum(self._arena.pieces[f"{n}.router"].nbytes for n in routed)
+        return every + running * expert - (0 if running else router)
+
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
+        """Run the rows, writing their keys and values to `kv` at their slots.
+
+        Returns logits, float32 [M, V], of `rows.outputs`, and where `features` names layers, their
+        outputs (0 = the first layer's), [M, len(features) * H] in `dtype`, side by side in the
+        order named. M may be 0. ValueError for a step without rows, or a feature layer that the
+        model does not have.
+        """
+        if not len(rows.tokens):
+            raise ValueError("rows must hold at least 1 row, got 0")
+        if absent := [n for n in features if not 0 <= n < self.config.layers]:
+            raise ValueError(f"feature layer {absent[0]} must be in 0..{self.config.layers - 1}")
+        count, hidden = len(rows.outputs), self.config.hidden_size
+        logits = torch.empty(count, self.config.vocab_size)
+        seen = torch.empty(count, len(features) * hidden)
+        tails = Tails.of(rows)
+        reach = np.repeat(rows.reach, np.diff(rows.starts))
+        cos, sin = self._rotary.at(rows.positions, reach)
+        for first, last, owners, starts in parts(rows, MOST_ROWS):
+            some = (rows.outputs >= first) & (rows.outputs < last)
+            picked = np.flatnonzero(some)
+            part_logits, part_seen = logits, seen
+            if len(picked) < count:
+                part_logits, part_seen = (
+                    logits.new_empty(len(picked), logits.shape[1]),
+                    seen[picked],
+                )
+            self._call(
+                kv,
+                features,
+                tokens=rows.tokens[first:last],
+                slots=rows.slots[first:last],
+                groups=rows.groups[first:last],
+                cos=cos[first:last],
+                sin=sin[first:last],
+                starts=starts,
+                contexts=[rows.contexts[b] for b in owners],
+                chains=tails.chains[owners],
+                tails=tails.slots,
+                tail_starts=tails.starts[first:last],
+                tail_lengths=tails.lengths[first:last],
+                wanted=rows.outputs[picked] - first,
+                logits=part_logits,
+                feature_values=part_seen,
+            )
+            if len(picked) < count:
+                logits[picked], seen[picked] = part_logits, part_seen
+        return Output(logits, seen.to(self.dtype) if features else None)
+
+    def _call(
+        self,
+        kv: KVStorage,
+        features: tuple[int, ...],
+        contexts: list[Ints],
+        logits: torch.Tensor,
+        feature_values: torch.Tensor,
+        **arrays: NDArray[Any],
+    ) -> None:
+        contexts = [np.ascontiguousarray(x) for x in contexts]
+        arrays["contexts"] = np.array([x.ctypes.data for x in contexts], dtype=np.uint64)
+        arrays["context_lengths"] = np.array([len(x) for x in contexts], dtype=np.int64)
+        arrays["feature_layers"] = np.array(features, dtype=np.int64)
+        arrays["keys"], arrays["values"] = kv.pointers
+        kept = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+        args = library.StepArgs(
+            threads=torch.get_num_threads(),
+            rows=len(kept["tokens"]),
+            requests=len(contexts),
+            outputs=len(kept["wanted"]),
+            features=len(features),
+            kv_float=self.dtype == torch.float32,
+            logits=logits.data_ptr(),
+            feature_values=feature_values.data_ptr(),
+            **{name: x.ctypes.data for name, x in kept.items()},
+        )
+        self._kernels.fs_step(self._handle, ctypes.byref(args))
+
+    def _at(self, key: str) -> int | None:
+        offset = self._arena.offsets.get(key)
+        return None if offset is None else self._memory.ctypes.data + offset
+
+    def _matrix(self, key: str) -> library.Matrix:
+        piece = self._arena.pieces.get(key)
+        if not isinstance(piece, Matrix):
+            return library.Matrix()
+        return library.Matrix(
+            self._at(key), self._at(f"{key}_bias"), piece.format, piece.inputs, piece.outputs
+        )
+
+    def _layer(self, n: int) -> library.Layer:
+        routed = self.config.routed(n)
+        first, second = self._at(f"{n}.expert0.gate_up"), self._at(f"{n}.expert1.gate_up")
+        return library.Layer(
+            attention_norm=self._at(f"{n}.attention_norm"),
+            mlp_norm=self._at(f"{n}.mlp_norm"),
+            router_scale=self._at(f"{n}.router_scale"),
+            expert_gate_up=self._matrix(f"{n}.expert0.gate_up"),
+            expert_down=self._matrix(f"{n}.expert0.down"),
+            expert_bytes=second - first if routed and first and second else 0,
+            **{k: self._matrix(f"{n}.{k}") for k in ("qkv", "out", "router", *MLP)},
+        )
+
+    def _shape(self) -> library.Shape:
+        c = self.config
+        return library.Shape(
+            layers=c.layers,
+            hidden=c.hidden_size,
+            heads=c.heads,
+            kv_heads=c.kv_heads,
+            head_dim=c.head_dim,
+            neurons=max(c.intermediate_size, c.shared_intermediate_size),
+            vocabulary=c.vocab_size,
+            experts=c.experts,
+            groups=c.groups,
+            expert_neurons=c.moe_intermediate_size,
+            eps=c.rms_norm_eps,
+            embedding_float=self.formats.embedding == torch.float32,
+            embedding=self._at("embedding"),
+            norm=self._at("norm"),
+            head=self._matrix("head"),
+        )
+
+
+MLP = ("gate_up", "down")

@@ -1,0 +1,76 @@
+// What Python calls: models and steps. Formats alone are in api_format.cpp.
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+#include "simd.h"
+#include "step.h"
+
+using namespace fastslow;
+
+extern "C" {
+
+// `layers` and `shape` are copied; what they point to must outlive the model.
+void* fs_model_new(const Shape* shape, const Layer* layers) { return new Model(*shape, layers); }
+
+void fs_model_delete(void* model) { delete (Model*)model; }
+
+// Run a step; it returns when logits and features are written.
+void fs_step(void* handle, const StepArgs* args) {
+    Model& model = *(Model*)handle;
+    Crew& crew = Crew::get();
+    std::lock_guard<std::mutex> guard(crew.lock);
+    Step& step = *model.steps[model.turn++ % Crew::TASKS];
+    crew.reclaim(step);
+    step.prepare(*args);
+    model.make_room(args->rows, args->threads, step.attention.partial_floats);
+    crew.run(step);
+}
+
+// Bytes of memory that all steps of a model share.
+int64_t fs_workspace_bytes(void* handle) { return (int64_t)((Model*)handle)->owned_bytes(); }
+
+// 16, 8 or 4 floats in a vector; and whether bfloat16 and int8 dot instructions are used.
+int fs_vector_width() { return W; }
+
+int fs_dot_instructions() {
+    int found = 0;
+#if defined(FASTSLOW_AVX512) && defined(__AVX512BF16__)
+    found |= 1;
+#endif
+#if defined(FASTSLOW_AVX512) && defined(__AVX512VNNI__)
+    found |= 2;
+#endif
+    return found;
+}
+
+// GB/s of reading memory once, by so many threads, each a slice: what a decode step could reach.
+double fs_read_bandwidth(const void* memory, int64_t bytes, int threads) {
+    std::atomic<int> ready{0};
+    std::atomic<uint64_t> sink{0};
+    const uint8_t* from = (const uint8_t*)memory;
+    auto read = [&](int i) {
+        ready++;
+        for (int spins = 0; ready.load() < threads; spins++) pause(spins);
+        const int64_t first = bytes * i / threads / 256 * 256, last = bytes * (i + 1) / threads / 256 * 256;
+        vu sums[4] = {};
+        for (int64_t at = first; at < last; at += 4 * sizeof(vu)) {
+            for (size_t line = 0; line < 4 * sizeof(vu); line += 64) prefetch(from + at + AHEAD + line);
+            UNROLL for (int k = 0; k < 4; k++) sums[k] += load<vu>(from + at + k * sizeof(vu));
+        }
+        vu all = sums[0] + sums[1] + sums[2] + sums[3];
+        for (int k = 0; k < W; k++) sink += all[k];
+    };
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; i++) others.emplace_back(read, i);
+    for (int spins = 0; ready.load() < threads - 1; spins++) pause(spins);
+    auto start = std::chrono::steady_clock::now();
+    read(0);
+    for (auto& thread : others) thread.join();
+    std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    return (double)bytes / taken.count() / 1e9;
+}
+
+}  // extern "C"

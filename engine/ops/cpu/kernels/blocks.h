@@ -1,0 +1,181 @@
+// Rows for integer weights: blocks of 32 inputs in int8, each with its own scale.
+//
+// One scale for a whole row would lose far more: a few large inputs would flatten all others.
+// Block: the inputs as 32-bit words of quads, then two words that its format defines.
+#pragma once
+
+#include "product.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace fastslow {
+
+constexpr int BLOCK = 32;       // inputs of a block; the last may have half of them
+constexpr int HALF = BLOCK / 2;
+constexpr int QUADS = BLOCK / 4;
+
+static inline vf to_float(vi x) { return __builtin_convertvector(x, vf); }
+static inline vi splat(int32_t x) { return x + vi{}; }
+
+// Sum of products of the signed 16-bit halves of each lane.
+static inline vi dot_halves(vi a, vi b) {
+#if defined(FASTSLOW_AVX512)
+    return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(FASTSLOW_AVX2)
+    return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return (vi)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+#if defined(FASTSLOW_AVX512) && defined(__AVX512VNNI__)
+#define FASTSLOW_VNNI 1
+static inline vi dot_bytes(vi sum, vu weights, vi inputs) {
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, (__m512i)inputs);
+}
+#elif defined(FASTSLOW_AVX2) && defined(__AVXVNNI__)
+#define FASTSLOW_VNNI 1
+static inline vi dot_bytes(vi sum, vu weights, vi inputs) {
+    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)weights, (__m256i)inputs);
+}
+#endif
+
+// Where a prepared block keeps what: Q bytes for each quad of inputs, then two words.
+template <int Q> struct Block {
+    static constexpr int QUAD = Q;
+    static constexpr int SCALE = QUADS * Q;  // a float
+    static constexpr int EXTRA = SCALE + 4;  // the word that the format needs with it
+    static constexpr int BYTES = EXTRA + 4;
+
+    static size_t row_bytes(int inputs) {
+        return to64((size_t)BYTES * ((inputs + BLOCK - 1) / BLOCK));
+    }
+};
+
+// Weights of one quad per lane, unsigned, times a quad of inputs in every lane. Without a dot
+// product of bytes, inputs are kept as two pairs of 16-bit numbers, (0, 2) and (1, 3): those that
+// a mask and a shift part weights into.
+#if defined(FASTSLOW_VNNI)
+struct Bytes : Block<4> {
+    vu quads;
+    Bytes() {}
+    explicit Bytes(vu quads) : quads(quads) {}
+    vi times(const uint8_t* quad, vi sum) const {
+        return dot_bytes(sum, quads, splat(load<int32_t>(quad)));
+    }
+    static vi finish(vi sum) { return sum; }
+};
+
+#else
+struct Bytes : Block<8> {
+    vi even, odd;
+    Bytes() {}
+    explicit Bytes(vu quads)
+        : even((vi)(quads & 0x00ff00ffu)), odd((vi)(quads >> 8 & 0x00ff00ffu)) {}
+    vi times(const uint8_t* quad, vi sum) const {
+        return sum + dot_halves(even, splat(load<int32_t>(quad))) +
+               dot_halves(odd, splat(load<int32_t>(quad + 4)));
+    }
+    static vi finish(vi sum) { return sum; }
+};
+#endif
+
+// The same for weights of 0 to 15. Their products are so small that a whole block's, 8 times
+// 2 * 15 * 127, fit 16 bits: the pairs' sums are joined only at its end.
+#if !defined(FASTSLOW_VNNI) && (defined(FASTSLOW_AVX512) || defined(FASTSLOW_AVX2))
+typedef int16_t vs __attribute__((vector_size(4 * W)));
+
+struct Nibbles : Block<4> {
+    vu quads;
+    Nibbles() {}
+    explicit Nibbles(vu quads) : quads(quads) {}
+    vi times(const uint8_t* quad, vi sum) const {
+        const vi inputs = splat(load<int32_t>(quad));
+#if defined(FASTSLOW_AVX512)
+        const vs pairs = (vs)_mm512_maddubs_epi16((__m512i)quads, (__m512i)inputs);
+#else
+        const vs pairs = (vs)_mm256_maddubs_epi16((__m256i)quads, (__m256i)inputs);
+#endif
+        return (vi)((vs)sum + pairs);
+    }
+    static vi finish(vi sum) { return dot_halves(sum, splat(0x00010001)); }
+};
+#else
+typedef Bytes Nibbles;
+#endif
+
+// Unrolling a block's quads makes compilers hoist their loads: where few registers are free, sums
+// then spill.
+#if defined(FASTSLOW_AVX512) && defined(FASTSLOW_VNNI)
+#define UNROLL_QUADS UNROLL
+#else
+#define UNROLL_QUADS _Pragma("GCC unroll 1")
+#endif
+
+// 127 / largest, or 0 where the largest is so small that this overflows, or is not finite.
+static inline float steps(float largest) {
+    return largest > 1e-36f && largest <= 3.402823466e38f ? 127.0f / largest : 0.0f;
+}
+
+// Write the quads and the scale of a block B; returns the sum of its numbers.
+//
+// A block with an input that is not finite has zeros and a scale that is not finite either, so
+// every output of its row shows it.
+template <class B> static inline int write_block(uint8_t* block, const float* x) {
+    vi most = {};
+    for (int k = 0; k < BLOCK; k += W) {
+        const vi bits = (vi)abs(load<vf>(x + k));  // ordered as the numbers, NaN above all
+        most = bits > most ? bits : most;
+    }
+    int32_t lane[W], top = 0;
+    store(lane, most);
+    for (int i = 0; i < W; i++) top = lane[i] > top ? lane[i] : top;
+    const float largest = load<float>(&top), inverse = steps(largest);
+    const bool zeros = inverse == 0.0f;
+    store(block + B::SCALE, zeros && largest <= 1.0f ? 0.0f : largest / 127.0f);
+
+    int32_t number[BLOCK] = {};
+    int total = 0;
+    if (!zeros) {
+        const vf big = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+        vi sums = {};
+        for (int k = 0; k < BLOCK; k += W) {
+            const vi rounded = (vi)fma(load<vf>(x + k), splat(inverse), big) - (vi)big;
+            store(number + k, rounded);
+            sums += rounded;
+        }
+        store(lane, sums);
+        for (int i = 0; i < W; i++) total += lane[i];
+    }
+    if constexpr (B::QUAD == 4) {
+        for (int k = 0; k < BLOCK; k++) block[k] = (uint8_t)number[k];
+    } else {
+        for (int k = 0; k < BLOCK; k += 4) {
+            const int16_t pairs[] = {(int16_t)number[k], (int16_t)number[k + 2],
+                                     (int16_t)number[k + 1], (int16_t)number[k + 3]};
+            std::memcpy(block + B::QUAD * (k / 4), pairs, sizeof pairs);
+        }
+    }
+    return total;
+}
+
+// Write a whole row of blocks B; extra(at, scale, total) writes the word that the format needs.
+template <class B, class Extra>
+static inline void write_blocks(uint8_t* row, const float* x, int inputs, Extra extra) {
+    for (int k = 0; k < inputs; k += BLOCK, row += B::BYTES) {
+        float rest[BLOCK] = {};
+        const float* from = x + k;
+        if (inputs - k < BLOCK) {
+            std::memcpy(rest, from, 4 * (size_t)(inputs - k));
+            from = rest;
+        }
+        const int total = write_block<B>(row, from);
+        extra(row + B::EXTRA, load<float>(row + B::SCALE), total);
+    }
+}
+
+}  // namespace fastslow

@@ -1,0 +1,89 @@
+// bfloat16 weights and inputs, float32 sums.
+//
+// Tile: [pair of inputs][32 outputs][2] bfloat16. Row: pairs of bfloat16 where the machine has a
+// dot product of pairs; elsewhere the same rounded inputs as floats, which need no widening.
+#include "product.h"
+
+namespace fastslow {
+namespace {
+
+constexpr int STEP = 16;
+
+#if defined(FASTSLOW_AVX512) && defined(__AVX512BF16__)
+constexpr int INPUT = 2;  // bytes of a prepared input
+constexpr int PARTS = 1;  // products of a pair
+
+static inline vf times(vu pair, const uint8_t* x, int, vf sum) {
+    const vu inputs = splat(load<uint32_t>(x));
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pair, (__m512bh)inputs);
+}
+static inline void put(uint8_t* at, vf x) { store(at, narrow(x)); }
+
+#else
+constexpr int INPUT = 4;
+constexpr int PARTS = 2;  // the pair's first, then its second
+
+static inline vf times(vu pair, const uint8_t* x, int part, vf sum) {
+    const vf weights = (vf)(part ? pair & 0xffff0000u : pair << 16);
+    return fma(weights, splat(load<float>(x + INPUT * part)), sum);
+}
+// A NaN stays as it is: rounding its bits up could make it a number.
+static inline void put(uint8_t* at, vf x) { store(at, x == x ? widen(narrow(x)) : x); }
+#endif
+
+struct Kernel {
+    template <int T>
+    static void product(const uint8_t* __restrict tile, int inputs, const uint8_t* const* rows,
+                        float* __restrict out) {
+        const size_t end = (size_t)INPUT * padded(inputs, STEP);
+        const uint8_t* x[T];
+        UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
+        constexpr int ONCE = once(T);
+        for (int first = 0; first < VECTORS; first += ONCE) {
+            const uint8_t* w = tile + sizeof(vf) * first;
+            vf sum[T][ONCE] = {};
+            for (size_t k = 0; k < end; k += 2 * INPUT, w += 4 * TILE) {
+                prefetch_ahead<ONCE * sizeof(vf)>(w);
+                UNROLL for (int v = 0; v < ONCE; v++) {
+                    const vu pair = load<vu>(w + sizeof(vu) * v);
+                    UNROLL for (int part = 0; part < PARTS; part++)
+                        UNROLL for (int t = 0; t < T; t++)
+                            sum[t][v] = times(pair, x[t] + k, part, sum[t][v]);
+                }
+            }
+            UNROLL for (int t = 0; t < T; t++)
+                UNROLL for (int v = 0; v < ONCE; v++)
+                    store(out + t * TILE + (first + v) * W, sum[t][v]);
+        }
+    }
+};
+
+size_t tile_bytes(int inputs) { return 2 * (size_t)TILE * padded(inputs, STEP); }
+size_t row_bytes(int inputs) { return to64((size_t)INPUT * padded(inputs, STEP)); }
+
+void pack(uint8_t* tile, const float* const* weights, int inputs) {
+    std::memset(tile, 0, tile_bytes(inputs));
+    for (int o = 0; o < TILE; o++)
+        if (weights[o])
+            for (int k = 0; k < inputs; k++)
+                store(tile + 4 * ((size_t)(k / 2) * TILE + o) + 2 * (k % 2), narrow(weights[o][k]));
+}
+
+void prepare(uint8_t* row, const float* x, int inputs) {
+    const int whole = inputs / W * W;
+    for (int k = 0; k < whole; k += W) put(row + INPUT * (size_t)k, load<vf>(x + k));
+    // The end of a row is zeros, to the last byte: a vector's worth at a time fits its 64 bytes.
+    for (int k = whole; k < padded(inputs, STEP); k += W) {
+        vf rest = {};
+        if (k < inputs) std::memcpy(&rest, x + k, 4 * (size_t)(inputs - k));
+        put(row + INPUT * (size_t)k, rest);
+    }
+}
+
+}  // namespace
+
+extern const Format bf16_format = {
+    STEP, ROWS, Products<Kernel>::table, tile_bytes, row_bytes, pack, prepare,
+};
+
+}  // namespace fastslow

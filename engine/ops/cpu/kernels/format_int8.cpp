@@ -1,0 +1,140 @@
+// int8 weights with one scale per output; inputs in int8 blocks.
+//
+// Tile: [quad of inputs][32 outputs][4] bytes, each weight + 128, then 32 float scales. A dot
+// instruction takes unsigned times signed bytes and repeats only the signed: hence the + 128,
+// which the block's extra word, -128 times the sum of its inputs, takes back.
+#include "blocks.h"
+
+namespace fastslow {
+namespace {
+
+constexpr int STEP = HALF;
+constexpr int QUAD_BYTES = 4 * TILE;
+
+// With this many rows or fewer, sums stay in registers; with more, weights do. That takes 32
+// registers, and weights that are ready to multiply.
+#if defined(FASTSLOW_AVX512)
+constexpr int FEW = 6;
+#else
+constexpr int FEW = ROWS;
+#endif
+#if defined(FASTSLOW_VNNI)
+constexpr int MOST = ROWS;
+#else
+constexpr int MOST = FEW;
+#endif
+
+struct Kernel {
+    // Few rows: each row's integer and float sums stay in registers, and weights pass by.
+    template <int T, int N>
+    INLINE static void few(const uint8_t* w, const uint8_t* const* x, size_t at,
+                           vf (*sum)[VECTORS]) {
+        vi dot[T][VECTORS];
+        UNROLL for (int t = 0; t < T; t++)
+            UNROLL for (int v = 0; v < VECTORS; v++)
+                dot[t][v] = splat(load<int32_t>(x[t] + at + Bytes::EXTRA));
+        UNROLL_QUADS for (int q = 0; q < N; q++) {
+            const uint8_t* quad = w + QUAD_BYTES * q;
+            prefetch_ahead<VECTORS * sizeof(vu)>(quad);
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                const Bytes weights(load<vu>(quad + sizeof(vu) * v));
+                UNROLL for (int t = 0; t < T; t++)
+                    dot[t][v] = weights.times(x[t] + at + Bytes::QUAD * q, dot[t][v]);
+            }
+        }
+        UNROLL for (int t = 0; t < T; t++) {
+            const vf scale = splat(load<float>(x[t] + at + Bytes::SCALE));
+            UNROLL for (int v = 0; v < VECTORS; v++)
+                sum[t][v] = fma(to_float(dot[t][v]), scale, sum[t][v]);
+        }
+    }
+
+    // Many rows: the block's weights stay in registers, and rows pass by, their sums in `out`.
+    template <int T, int N>
+    INLINE static void many(const uint8_t* w, const uint8_t* const* x, size_t at, float* out) {
+        Bytes weights[N][VECTORS];
+        UNROLL for (int q = 0; q < N; q++)
+            UNROLL for (int v = 0; v < VECTORS; v++)
+                weights[q][v] = Bytes(load<vu>(w + QUAD_BYTES * q + sizeof(vu) * v));
+        constexpr int SHARE = to_share(N * QUAD_BYTES, T);
+        for (int t = 0; t < T; t++) {
+            prefetch_ahead<SHARE>(w + SHARE * t);
+            const uint8_t* block = x[t] + at;
+            vi dot[VECTORS];
+            UNROLL for (int v = 0; v < VECTORS; v++)
+                dot[v] = splat(load<int32_t>(block + Bytes::EXTRA));
+            UNROLL for (int q = 0; q < N; q++)
+                UNROLL for (int v = 0; v < VECTORS; v++)
+                    dot[v] = weights[q][v].times(block + Bytes::QUAD * q, dot[v]);
+            const vf scale = splat(load<float>(block + Bytes::SCALE));
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                float* to = out + t * TILE + v * W;
+                store(to, fma(to_float(dot[v]), scale, load<vf>(to)));
+            }
+        }
+    }
+
+    template <int T, int N>
+    INLINE static void block(const uint8_t* w, const uint8_t* const* x, size_t at,
+                             vf (*sum)[VECTORS], float* out) {
+        if constexpr (T <= FEW) few<T, N>(w, x, at, sum);
+        else many<T, N>(w, x, at, out);
+    }
+
+    template <int T>
+    static void product(const uint8_t* __restrict tile, int inputs, const uint8_t* const* rows,
+                        float* __restrict out) {
+        const int n = padded(inputs, STEP);
+        const uint8_t* x[T];
+        UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
+        vf sum[T][VECTORS] = {};
+        if (T > FEW) std::memset(out, 0, T * TILE * sizeof(float));
+        const uint8_t* w = tile;
+        size_t at = 0;
+        for (int b = 0; b < n / BLOCK; b++, w += BLOCK * TILE, at += Bytes::BYTES)
+            block<T, QUADS>(w, x, at, sum, out);
+        if (n % BLOCK) block<T, QUADS / 2>(w, x, at, sum, out);
+        const uint8_t* scales = tile + (size_t)TILE * n;
+        UNROLL for (int t = 0; t < T; t++)
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                float* to = out + t * TILE + v * W;
+                const vf total = T <= FEW ? sum[t][v] : load<vf>(to);
+                store(to, total * load<vf>(scales + sizeof(vf) * v));
+            }
+    }
+};
+
+size_t tile_bytes(int inputs) { return (size_t)TILE * padded(inputs, STEP) + 4 * TILE; }
+
+void pack(uint8_t* tile, const float* const* weights, int inputs) {
+    const size_t bytes = (size_t)TILE * padded(inputs, STEP);
+    std::memset(tile, 128, bytes);
+    for (int o = 0; o < TILE; o++) {
+        float largest = 0.0f;
+        for (int k = 0; weights[o] && k < inputs; k++) {
+            const float magnitude = std::fabs(weights[o][k]);
+            if (!(magnitude <= largest)) largest = magnitude;  // a NaN stays
+            if (largest != largest) break;
+        }
+        const float inverse = steps(largest);
+        store(tile + bytes + 4 * o, inverse == 0.0f && largest <= 1.0f ? 0.0f : largest / 127.0f);
+        if (inverse == 0.0f) continue;
+        for (int k = 0; k < inputs; k++)
+            tile[(size_t)(k / 4) * QUAD_BYTES + 4 * o + k % 4] =
+                (uint8_t)(std::lrintf(weights[o][k] * inverse) + 128);
+    }
+}
+
+void prepare(uint8_t* row, const float* x, int inputs) {
+    write_blocks<Bytes>(row, x, inputs, [](uint8_t* extra, float, int total) {
+        store(extra, (int32_t)(-128 * total));
+    });
+}
+
+}  // namespace
+
+extern const Format int8_format = {
+    STEP, MOST, Products<Kernel>::table, tile_bytes, Bytes::row_bytes, pack, prepare,
+};
+
+}  // namespace fastslow

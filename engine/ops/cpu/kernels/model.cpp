@@ -1,0 +1,100 @@
+#include "model.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+
+#include "attention.h"
+#include "step.h"
+
+namespace fastslow {
+
+Model::Model(const Shape& shape, const Layer* given)
+    : shape(shape), layers(given, given + shape.layers) {
+    hidden_pad = padded(shape.hidden, TILE);
+    neurons_pad = padded(shape.neurons, TILE / 2);
+    expert_pad = padded(std::max(shape.expert_neurons, 1), TILE / 2);
+    attention_width = padded(shape.heads * shape.head_dim, TILE);
+    auto most = [&](const Matrix& m) {
+        if (m.outputs) ready_bytes = std::max(ready_bytes, spread(format_of(m.format).row_bytes(m.inputs)));
+    };
+    ready_bytes = 64;
+    ready_expert_bytes = 64;
+    for (const Layer& l : layers) {
+        for (const Matrix* m : {&l.qkv, &l.out, &l.gate_up, &l.down}) most(*m);
+        if (!l.router.outputs) continue;
+        const Matrix& down = l.expert_down;
+        ready_expert_bytes =
+            std::max(ready_expert_bytes, spread(format_of(down.format).row_bytes(down.inputs)));
+    }
+    most(shape.head);
+    ready_router_bytes = spread(format_of(F32).row_bytes(shape.hidden));
+    for (int i = 0; i < Crew::TASKS; i++) steps.emplace_back(new Step(*this));
+}
+
+Model::~Model() {
+    Crew& crew = Crew::get();
+    std::lock_guard<std::mutex> guard(crew.lock);
+    crew.settle();
+    release();
+}
+
+// Row strides that are an odd number of lines: rows at a power of two would share a cache set.
+size_t Model::spread(size_t bytes) { return (bytes / 64 | 1) * 64; }
+
+void* Model::take(size_t bytes) {
+    void* memory = std::aligned_alloc(64, std::max<size_t>(to64(bytes), 64));
+    if (!memory) throw std::bad_alloc();
+    std::fill((char*)memory, (char*)memory + to64(bytes), 0);
+    owned_.push_back(memory);
+    bytes_ += to64(bytes);
+    return memory;
+}
+
+void Model::release() {
+    for (void* memory : owned_) std::free(memory);
+    owned_.clear();
+    bytes_ = 0;
+}
+
+void Model::make_room(int rows, int threads, size_t partial_floats) {
+    if (rows <= space.rows && threads <= (int)scratch.size() && partial_floats <= space.partial_floats)
+        return;
+    Crew::get().settle();
+    release();
+    rows = std::max(rows, space.rows);
+    threads = std::max(threads, (int)scratch.size());
+    partial_floats = std::max(partial_floats, space.partial_floats);
+    const size_t entries = (size_t)rows * std::max(shape.groups, 1);
+    auto floats = [&](size_t count) { return (float*)take(count * sizeof(float)); };
+    auto bytes = [&](size_t count) { return (uint8_t*)take(count); };
+    space.rows = rows;
+    space.partial_floats = partial_floats;
+    space.x = floats((size_t)rows * hidden_pad);
+    space.q = floats((size_t)rows * shape.heads * shape.head_dim);
+    space.seen = floats((size_t)rows * attention_width);
+    space.h = floats((size_t)rows * neurons_pad);
+    space.expert_h = floats(entries * expert_pad);
+    space.router_logits = floats((size_t)rows * padded(std::max(shape.experts, 1), TILE));
+    space.partial = floats(partial_floats);
+    const bool wide = rows > NARROW;
+    space.ready = bytes(wide ? rows * ready_bytes : 0);
+    space.ready_router = bytes(wide ? rows * ready_router_bytes : 0);
+    space.ready_expert = bytes(wide ? entries * ready_expert_bytes : 0);
+    const size_t width = padded(shape.head_dim, TILE);
+    scratch.resize(threads);
+    for (Scratch& own : scratch) {
+        own.ready = bytes(NARROW * ready_bytes);
+        own.ready_router = bytes(NARROW * ready_router_bytes);
+        own.ready_expert = bytes((size_t)NARROW * std::max(shape.groups, 1) * ready_expert_bytes);
+        own.row = floats(hidden_pad);
+        own.head = floats(MOST_ROWS * width);
+        own.acc = floats((size_t)rows * TILE);
+        own.scores = floats(MOST_QUERIES * KEY_BLOCK);
+        own.keys = floats(16 * width);
+        own.values = floats(KEY_BLOCK * width);
+        own.outs = floats(2 * MOST_QUERIES * width);
+    }
+}
+
+}  // namespace fastslow

@@ -1,0 +1,91 @@
+// A model as the kernels see it: pointers into packed weights, sizes, and the memory of a step.
+//
+// Letters: T rows, H hidden, D head size, F neurons, E experts, G groups, V vocabulary.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "format.h"
+#include "threads.h"
+
+namespace fastslow {
+
+constexpr int NARROW = 16;  // up to so many rows every thread prepares them all for itself
+
+// Mirrors of the ctypes structures in library.py; `tiles` and biases lie in the packed file.
+extern "C" {
+struct Matrix {
+    const uint8_t* tiles;
+    const float* bias;  // in the order of the packed outputs, padded to whole tiles; may be null
+    int32_t format, inputs, outputs, unused;
+};
+
+struct Layer {
+    const float *attention_norm, *mlp_norm;
+    Matrix qkv;      // a head at a time, each padded to whole tiles
+    Matrix out;      // bias included
+    Matrix gate_up;  // tiles of 16 gates and their 16 ups; a routed layer's shared experts
+    Matrix down;
+    Matrix router;           // float32; outputs 0 in a dense layer
+    const float* router_scale;
+    Matrix expert_gate_up;  // of expert 0; the others follow at a fixed distance
+    Matrix expert_down;
+    int64_t expert_bytes;
+};
+
+struct Shape {
+    int32_t layers, hidden, heads, kv_heads, head_dim, neurons, vocabulary;
+    int32_t experts, groups, expert_neurons;
+    float eps;
+    int32_t embedding_float;  // the embedding is float32, else bfloat16
+    const void* embedding;    // [V, H]
+    const float* norm;
+    Matrix head;
+};
+}
+
+// Memory that the threads share during a step, for a number of rows.
+struct Workspace {
+    int rows = 0;
+    float *x, *q, *seen, *h, *expert_h, *router_logits, *partial;
+    uint8_t *ready, *ready_router, *ready_expert;
+    size_t partial_floats = 0;
+};
+
+// Memory of one thread's own.
+struct Scratch {
+    uint8_t *ready, *ready_router, *ready_expert;
+    float *row, *head, *acc, *scores, *keys, *values, *outs;
+};
+
+struct Step;
+
+struct Model {
+    Model(const Shape& shape, const Layer* layers);
+    ~Model();
+    Model(const Model&) = delete;
+
+    // Memory for a step; whoever calls holds the crew's lock.
+    size_t owned_bytes() const { return bytes_; }
+    void make_room(int rows, int threads, size_t partial_floats);
+
+    Shape shape;
+    std::vector<Layer> layers;
+    int hidden_pad, neurons_pad, expert_pad, attention_width;
+    size_t ready_bytes, ready_expert_bytes, ready_router_bytes;  // of one row
+    Workspace space;
+    std::vector<Scratch> scratch;
+    std::vector<std::unique_ptr<Step>> steps;
+    int turn = 0;
+
+private:
+    std::vector<void*> owned_;
+    size_t bytes_ = 0;
+    static size_t spread(size_t bytes);
+    void* take(size_t bytes);
+    void release();
+};
+
+}  // namespace fastslow

@@ -1,0 +1,45 @@
+// How the products of all formats are laid out: how many rows at once, and their table.
+#pragma once
+
+#include <cstddef>
+#include <utility>
+
+#include "format.h"
+#include "simd.h"
+
+namespace fastslow {
+
+// Most rows of a product. AVX-512 has 32 registers: 24 sums, 2 weights, an input. Others have 16.
+#if defined(FASTSLOW_AVX512)
+constexpr int ROWS = 12;
+#else
+constexpr int ROWS = 3;
+#endif
+
+constexpr int VECTORS = TILE / W;  // vectors of a tile's outputs
+constexpr int LINE = 64;           // bytes of a cache line
+
+// Bytes to ask for with each of T rows, whole lines, so that together they cover `bytes`: asked for
+// all at once, lines wait for each other.
+constexpr int to_share(int bytes, int T) { return (bytes / LINE + T - 1) / T * LINE; }
+
+// Vectors that T rows of floats sum at once, in as many passes as the tile then takes: where
+// vectors are short, only one row has registers for all of them.
+constexpr int once(int T) { return T == 1 || VECTORS < 4 ? VECTORS : 4; }
+
+#define INLINE __attribute__((always_inline)) inline
+
+static_assert(ROWS <= MOST_ROWS, "no format multiplies more rows");
+
+// The table of Kernel::product<T> for T = 1 to ROWS.
+template <class Kernel, class = std::make_index_sequence<ROWS>> struct Products;
+template <class Kernel, size_t... I> struct Products<Kernel, std::index_sequence<I...>> {
+    static constexpr Product table[] = {&Kernel::template product<int(I) + 1>...};
+};
+
+// Ask for the lines that follow these weights by AHEAD bytes.
+template <int BYTES> static inline void prefetch_ahead(const uint8_t* weights) {
+    UNROLL for (int at = 0; at < BYTES; at += LINE) prefetch(weights + AHEAD + at);
+}
+
+}  // namespace fastslow

@@ -1,0 +1,126 @@
+// Vectors of the width this build has: 16, 8 or 4 floats.
+//
+// Written with the compiler's own vector types, so one source serves AVX-512, AVX2 and plain builds.
+// Contraction is off for the whole library: only fma() fuses, so every instance of a template
+// rounds alike, and a row's bits do not depend on how many rows share its kernel.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace fastslow {
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define FASTSLOW_AVX512 1
+constexpr int W = 16;
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define FASTSLOW_AVX2 1
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(4 * W)));
+typedef int32_t vi __attribute__((vector_size(4 * W)));
+typedef uint32_t vu __attribute__((vector_size(4 * W)));
+typedef uint16_t vh __attribute__((vector_size(2 * W)));
+
+// Inner loops over rows and vectors must unroll fully, or their sums leave the registers.
+#define UNROLL _Pragma("GCC unroll 32")
+
+template <class V> static inline V load(const void* from) {
+    V v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+template <class V> static inline void store(void* to, V v) { std::memcpy(to, &v, sizeof v); }
+
+static inline vf splat(float x) { return x - vf{}; }
+static inline vu splat(uint32_t x) { return x + vu{}; }
+
+static inline vf fma(vf a, vf b, vf c) {
+#if defined(FASTSLOW_AVX512)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(FASTSLOW_AVX2)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+static inline vf max(vf a, vf b) { return a > b ? a : b; }
+static inline vf min(vf a, vf b) { return a < b ? a : b; }
+static inline vf abs(vf a) { return (vf)((vu)a & splat(0x7fffffffu)); }
+
+// Sum of the lanes, halves upon halves: one fixed order.
+static inline float sum(vf v) {
+    float lane[W];
+    store(lane, v);
+    for (int half = W / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+static inline float largest(vf v) {
+    float lane[W];
+    store(lane, v);
+    for (int half = W / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+    return lane[0];
+}
+
+// bfloat16 to float32 is exact: the upper half of the word.
+static inline vf widen(vh half) { return (vf)(__builtin_convertvector(half, vu) << 16); }
+
+// float32 to bfloat16, to nearest even.
+static inline vh narrow(vf v) {
+#if defined(FASTSLOW_AVX512) && defined(__AVX512BF16__)
+    return (vh)_mm512_cvtneps_pbh((__m512)v);
+#else
+    vu bits = (vu)v;
+    return __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, vh);
+#endif
+}
+
+static inline float widen(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline uint16_t narrow(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// e^x to about 1 unit in the last place; below -87 it is taken at -87. After Cephes' expf.
+static inline vf exp(vf x) {
+    x = max(min(x, splat(88.0f)), splat(-87.0f));
+    const vf big = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+    vf shifted = fma(x, splat(1.44269504f), big);
+    vf n = shifted - big;
+    vf r = fma(n, splat(-0.693359375f), x);
+    r = fma(n, splat(2.12194440e-4f), r);
+    vf p = splat(1.9875691500e-4f);
+    p = fma(p, r, splat(1.3981999507e-3f));
+    p = fma(p, r, splat(8.3334519073e-3f));
+    p = fma(p, r, splat(4.1665795894e-2f));
+    p = fma(p, r, splat(1.6666665459e-1f));
+    p = fma(p, r, splat(5.0000001201e-1f));
+    p = fma(p, r * r, r + 1.0f);
+    vi power = (vi)shifted - (vi)big;
+    return (vf)((vi)p + (power << 23));
+}
+
+// Ask for a line that will be needed soon; past the end of an allocation this does nothing.
+static inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
+
+}  // namespace fastslow

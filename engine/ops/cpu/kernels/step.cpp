@@ -1,0 +1,256 @@
+#include "step.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "simd.h"
+
+namespace fastslow {
+
+int tiles_per_chunk(int tiles, int threads) {
+    return std::clamp(tiles / (threads * 16), 1, 8);
+}
+
+void gate(const float* gate_up, float* h) {
+    for (int i = 0; i < TILE / 2; i += W) {
+        vf g = load<vf>(gate_up + i), up = load<vf>(gate_up + TILE / 2 + i);
+        store(h + i, g / (exp(-g) + 1.0f) * up);
+    }
+}
+
+static void add_bias(const Matrix& m, int tile, int rows, float* out) {
+    if (!m.bias) return;
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < TILE; j++) out[i * TILE + j] += m.bias[tile * TILE + j];
+}
+
+const float* Step::normed(int thread, int i, const float* weight) const {
+    const int hidden = model.shape.hidden, width = model.hidden_pad;
+    const float* x = model.space.x + (size_t)i * width;
+    float* row = model.scratch[thread].row;
+    vf squares{};
+    for (int k = 0; k < width; k += W) {
+        vf v = load<vf>(x + k);
+        squares = fma(v, v, squares);
+    }
+    vf scale = splat(1.0f / std::sqrt(sum(squares) / (float)hidden + model.shape.eps));
+    int k = 0;
+    for (; k + W <= hidden; k += W)
+        store(row + k, load<vf>(x + k) * scale * load<vf>(weight + k));
+    for (; k < hidden; k++) row[k] = x[k] * scale[0] * weight[k];
+    return row;
+}
+
+void Step::prepare(const StepArgs& given) {
+    args = given;
+    threads = given.threads;
+    groups.assign(given.groups, given.groups + given.rows);
+    wanted.assign(given.wanted, given.wanted + given.outputs);
+    routed = std::any_of(groups.begin(), groups.end(), [](int64_t g) { return g != 0; });
+    attention.plan(args, model.shape);
+    if (routed) {
+        choices.resize(model.layers.size());
+        for (size_t n = 0; n < choices.size(); n++) {
+            if (!choices[n]) choices[n].reset(new Choice);
+            choices[n]->tiles_done.store(0, std::memory_order_relaxed);
+        }
+    }
+    phases.reset(model.shape.layers * 12 + 4, threads);
+}
+
+void Step::work(int thread) {
+    int phase = 0;
+    embed(thread, phase);
+    for (int n = 0; n < model.shape.layers; n++) layer(thread, n, phase);
+    if (args.outputs) head(thread, phase);
+}
+
+void Step::embed(int thread, int& phase) {
+    const Shape& s = model.shape;
+    phases.run(phase++, thread, args.rows, [&](int t) {
+        float* x = model.space.x + (size_t)t * model.hidden_pad;
+        size_t at = (size_t)args.tokens[t] * s.hidden;
+        if (s.embedding_float)
+            std::memcpy(x, (const float*)s.embedding + at, sizeof(float) * s.hidden);
+        else
+            for (int k = 0; k < s.hidden; k++) x[k] = widen(((const uint16_t*)s.embedding)[at + k]);
+        std::fill(x + s.hidden, x + model.hidden_pad, 0.0f);
+    }, stream_of(model.layers[0].qkv).slice(thread, threads));
+}
+
+void Step::layer(int thread, int n, int& phase) {
+    const Layer& l = model.layers[n];
+    project(thread, n, phase);
+    const int chunks = attention.chunks(model.shape.kv_heads);
+    phases.run(phase++, thread, chunks, [&](int c) { attend(*this, thread, n, c); },
+               stream_of(l.out).slice(thread, threads));
+    if (attention.split) {
+        int merges = (int)attention.groups.size() * model.shape.kv_heads;
+        phases.run(phase++, thread, merges, [&](int c) { merge(*this, thread, c); });
+    }
+    close_attention(thread, n, phase);
+    if (l.router.outputs && routed)
+        run_moge(*this, thread, n, phase);
+    else
+        dense(thread, n, phase);
+}
+
+// One head of q, k or v for some rows: rotate it, and keep it or write it to its page.
+static void place_head(const Step& step, int layer, int head, int row, float* v) {
+    const Shape& s = step.model.shape;
+    const StepArgs& a = step.args;
+    const int dim = s.head_dim, half = dim / 2;
+    if (head < s.heads + s.kv_heads) {
+        const float *cos = a.cos + (size_t)row * half, *sin = a.sin + (size_t)row * half;
+        for (int d = 0; d < half; d++) {
+            float x = v[d], y = v[d + half];
+            v[d] = x * cos[d] - y * sin[d];
+            v[d + half] = y * cos[d] + x * sin[d];
+        }
+    }
+    if (head < s.heads) {
+        float* q = step.model.space.q + ((size_t)row * s.heads + head) * dim;
+        const float scale = 1.0f / std::sqrt((float)dim);
+        for (int d = 0; d < dim; d++) q[d] = v[d] * scale;
+        return;
+    }
+    const bool value = head >= s.heads + s.kv_heads;
+    const int kv_head = head - s.heads - (value ? s.kv_heads : 0);
+    void* cache = value ? a.values[layer] : a.keys[layer];
+    const size_t at = ((size_t)a.slots[row] * s.kv_heads + kv_head) * dim;
+    if (a.kv_float)
+        std::memcpy((float*)cache + at, v, sizeof(float) * dim);
+    else
+        for (int d = 0; d < dim; d++) ((uint16_t*)cache)[at + d] = narrow(v[d]);
+}
+
+void Step::project(int thread, int n, int& phase) {
+    const Layer& l = model.layers[n];
+    const Shape& s = model.shape;
+    const int heads = s.heads + 2 * s.kv_heads, tiles = (s.head_dim + TILE - 1) / TILE;
+    Scratch& own = model.scratch[thread];
+    const uint8_t* rows =
+        ready(thread, phase, heads, args.rows, narrow(), format_of(l.qkv.format), s.hidden, model.ready_bytes,
+              model.space.ready, own.ready, [&](int i) { return normed(thread, i, l.attention_norm); });
+    const size_t bytes = tile_bytes(l.qkv);
+    phases.run(phase++, thread, heads, [&](int head) {
+        float* whole = own.head;  // [rows of a block][tiles * TILE]
+        const Format& format = format_of(l.qkv.format);
+        // a block of rows through all tiles of the head, so that the head is whole when it is turned
+        int blocks = (args.rows + format.rows - 1) / format.rows;
+        for (int b = 0; b < blocks; b++) {
+            int first = (int)((int64_t)args.rows * b / blocks);
+            int count = (int)((int64_t)args.rows * (b + 1) / blocks) - first;
+            for (int t = 0; t < tiles; t++) {
+                int tile = head * tiles + t;
+                multiply(l.qkv, l.qkv.tiles + tile * bytes, rows + first * model.ready_bytes,
+                         model.ready_bytes, nullptr, count, [&](int, int got, float* out) {
+                             add_bias(l.qkv, tile, got, out);
+                             for (int i = 0; i < got; i++)
+                                 std::memcpy(whole + ((size_t)i * tiles + t) * TILE, out + i * TILE,
+                                             sizeof(float) * TILE);
+                         });
+            }
+            for (int i = 0; i < count; i++)
+                place_head(*this, n, head, first + i, whole + (size_t)i * tiles * TILE);
+        }
+    });
+}
+
+// x += a matrix times the rows, a tile of columns at a time.
+static void add_to_x(Step& step, int thread, int& phase, const Matrix& m, const uint8_t* rows,
+                     size_t stride, int layer, Stream next) {
+    Model& model = step.model;
+    const StepArgs& a = step.args;
+    const size_t bytes = tile_bytes(m);
+    step.phases.run(phase++, thread, tiles_of(m), [&](int tile) {
+        multiply(m, m.tiles + tile * bytes, rows, stride, nullptr, a.rows,
+                 [&](int first, int got, float* out) {
+                     add_bias(m, tile, got, out);
+                     for (int i = 0; i < got; i++) {
+                         float* x = model.space.x + (size_t)(first + i) * model.hidden_pad + tile * TILE;
+                         for (int j = 0; j < TILE; j += W)
+                             store(x + j, load<vf>(x + j) + load<vf>(out + i * TILE + j));
+                     }
+                 });
+        if (layer >= 0) step.note_features(layer, tile);
+    }, next);
+}
+
+void Step::note_features(int layer, int tile) {
+    const int hidden = model.shape.hidden, first = tile * TILE, last = std::min(first + TILE, hidden);
+    for (int f = 0; f < args.features; f++) {
+        if (args.feature_layers[f] != layer) continue;
+        for (int m = 0; m < args.outputs; m++) {
+            const float* x = model.space.x + (size_t)args.wanted[m] * model.hidden_pad;
+            float* to = args.feature_values + ((size_t)m * args.features + f) * hidden;
+            std::copy(x + first, x + last, to + first);
+        }
+    }
+}
+
+void Step::close_attention(int thread, int n, int& phase) {
+    const Layer& l = model.layers[n];
+    const uint8_t* rows = ready(
+        thread, phase, tiles_of(l.out), args.rows, narrow(), format_of(l.out.format), l.out.inputs,
+        model.ready_bytes, model.space.ready, model.scratch[thread].ready,
+        [&](int i) { return model.space.seen + (size_t)i * model.attention_width; });
+    add_to_x(*this, thread, phase, l.out, rows, model.ready_bytes, -1,
+             stream_of(l.gate_up).slice(thread, threads));
+}
+
+void Step::dense(int thread, int n, int& phase) {
+    const Layer& l = model.layers[n];
+    const Shape& s = model.shape;
+    Scratch& own = model.scratch[thread];
+    const int tiles = tiles_of(l.gate_up), batch = tiles_per_chunk(tiles, threads);
+    const int chunks = (tiles + batch - 1) / batch;
+    const uint8_t* rows =
+        ready(thread, phase, chunks, args.rows, narrow(), format_of(l.gate_up.format), s.hidden,
+              model.ready_bytes, model.space.ready, own.ready,
+              [&](int i) { return normed(thread, i, l.mlp_norm); });
+    const size_t bytes = tile_bytes(l.gate_up);
+    phases.run(phase++, thread, chunks, [&](int c) {
+        for (int tile = c * batch; tile < tiles && tile < (c + 1) * batch; tile++)
+            multiply(l.gate_up, l.gate_up.tiles + tile * bytes, rows, model.ready_bytes, nullptr,
+                     args.rows, [&](int first, int got, float* out) {
+                         add_bias(l.gate_up, tile, got, out);
+                         for (int i = 0; i < got; i++)
+                             gate(out + i * TILE, model.space.h +
+                                                      (size_t)(first + i) * model.neurons_pad +
+                                                      tile * (TILE / 2));
+                     });
+    }, stream_of(l.down).slice(thread, threads));
+    rows = ready(thread, phase, tiles_of(l.down), args.rows, narrow(), format_of(l.down.format), l.down.inputs,
+                 model.ready_bytes, model.space.ready, own.ready,
+                 [&](int i) { return model.space.h + (size_t)i * model.neurons_pad; });
+    const bool last = n + 1 == s.layers;
+    Stream next = stream_of(last ? s.head : model.layers[n + 1].qkv);
+    add_to_x(*this, thread, phase, l.down, rows, model.ready_bytes, n, next.slice(thread, threads));
+}
+
+void Step::head(int thread, int& phase) {
+    const Shape& s = model.shape;
+    const int tiles = tiles_of(s.head), batch = std::max(1, std::min(8, tiles / (threads * 4)));
+    const int chunks = (tiles + batch - 1) / batch;
+    const int count = (int)wanted.size();
+    const uint8_t* rows =
+        ready(thread, phase, chunks, count, count <= NARROW, format_of(s.head.format), s.hidden, model.ready_bytes,
+              model.space.ready, model.scratch[thread].ready,
+              [&](int i) { return normed(thread, (int)wanted[i], s.norm); });
+    const size_t bytes = tile_bytes(s.head);
+    phases.run(phase++, thread, chunks, [&](int c) {
+        for (int tile = c * batch; tile < tiles && tile < (c + 1) * batch; tile++) {
+            const int size = std::min(TILE, s.vocabulary - tile * TILE);
+            multiply(s.head, s.head.tiles + tile * bytes, rows, model.ready_bytes, nullptr, count,
+                     [&](int first, int got, float* out) {
+                         for (int i = 0; i < got; i++)
+                             std::memcpy(args.logits + (size_t)(first + i) * s.vocabulary + tile * TILE,
+                                         out + i * TILE, sizeof(float) * size);
+                     });
+        }
+    }, stream_of(model.layers[0].qkv).slice(thread, threads));
+}
+
+}  // namespace fastslow

@@ -1,0 +1,116 @@
+// One forward of a model: the rows of a step through all layers.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "attention.h"
+#include "model.h"
+#include "moge.h"
+#include "threads.h"
+
+namespace fastslow {
+
+extern "C" {
+// Mirror of the ctypes structure in library.py. All pointers stay valid during the call.
+struct StepArgs {
+    int32_t threads, rows, requests, outputs, features, kv_float;
+    const int64_t* tokens;     // [T]
+    const int64_t* slots;      // [T] where each row's keys and values go
+    const int64_t* groups;     // [T] routed groups to run, -1 = all
+    const float *cos, *sin;    // [T, D / 2]
+    const int64_t* starts;     // [B + 1] request b owns rows starts[b] : starts[b + 1]
+    const int64_t* const* contexts;  // [B] slots of the committed tokens
+    const int64_t* context_lengths;  // [B]
+    const uint8_t* chains;           // [B] rows follow each other
+    const int64_t* tails;            // slots of the step's own rows, path by path
+    const int64_t *tail_starts, *tail_lengths;  // [T] a row sees its context and then its tail
+    void* const* keys;               // [layers] each [slots, kv_heads, D]
+    void* const* values;
+    const int64_t* wanted;         // [M] rows whose logits are wanted
+    float* logits;                 // [M, V]
+    const int64_t* feature_layers; // [features]
+    float* feature_values;         // [M, features, H]
+};
+}
+
+struct Step : Task {
+    explicit Step(Model& model) : model(model) {}
+
+    // Take the arguments over; whoever calls holds the crew's lock.
+    void prepare(const StepArgs& given);
+    void work(int thread) override;
+
+    bool narrow() const { return args.rows <= NARROW; }
+
+    // Rows made ready for a product: `count` of them, row i from the floats at `source(i)`.
+    // Few rows are prepared by every thread for itself, many by all threads together, in a phase.
+    // Null where the phase that would read them, of `chunks` chunks, is over.
+    template <class Source>
+    const uint8_t* ready(int thread, int& phase, int chunks, int count, bool few, const Format& format,
+                         int inputs, size_t stride, uint8_t* shared, uint8_t* own, Source source) {
+        if (few) {
+            if (!phases.open(phase, chunks)) return nullptr;
+            for (int i = 0; i < count; i++) format.prepare(own + i * stride, source(i), inputs);
+            return own;
+        }
+        constexpr int BATCH = 8;
+        phases.run(phase++, thread, (count + BATCH - 1) / BATCH, [&](int c) {
+            for (int i = c * BATCH; i < count && i < (c + 1) * BATCH; i++)
+                format.prepare(shared + i * stride, source(i), inputs);
+        });
+        return shared;
+    }
+
+    // RMS norm of row i of x, into the thread's own scratch. Zhang and Sennrich, arXiv 1910.07467.
+    const float* normed(int thread, int i, const float* weight) const;
+
+    // Copy a tile of columns of x to the features, if they want this layer.
+    void note_features(int layer, int tile);
+
+    Model& model;
+    StepArgs args{};
+    Phases phases;
+    AttentionPlan attention;
+    std::vector<int64_t> groups, wanted;  // late threads read these, so they are copies
+    std::vector<std::unique_ptr<Choice>> choices;  // of each layer: late threads read these too
+    bool routed = false;                           // some row runs routed experts
+
+
+private:
+    void layer(int thread, int n, int& phase);
+    void project(int thread, int n, int& phase);
+    void close_attention(int thread, int n, int& phase);
+    void dense(int thread, int n, int& phase);
+    void embed(int thread, int& phase);
+    void head(int thread, int& phase);
+};
+
+// How many tiles make a chunk: enough chunks for the threads, none so small that taking it costs.
+int tiles_per_chunk(int tiles, int threads);
+
+// A tile times rows at base + index * stride: done(first row, rows, out[rows][TILE]).
+template <class Done>
+void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t stride,
+              const int* index, int count, Done done) {
+    const Format& format = format_of(m.format);
+    alignas(64) float out[MOST_ROWS * TILE];
+    const uint8_t* rows[MOST_ROWS];
+    int blocks = (count + format.rows - 1) / format.rows;  // of even sizes
+    for (int b = 0; b < blocks; b++) {
+        int first = (int)((int64_t)count * b / blocks), last = (int)((int64_t)count * (b + 1) / blocks);
+        for (int i = first; i < last; i++) rows[i - first] = base + (index ? index[i] : i) * stride;
+        format.product[last - first - 1](tile, m.inputs, rows, out);
+        done(first, last - first, out);
+    }
+}
+
+static inline int tiles_of(const Matrix& m) { return (m.outputs + TILE - 1) / TILE; }
+static inline size_t tile_bytes(const Matrix& m) { return format_of(m.format).tile_bytes(m.inputs); }
+static inline Stream stream_of(const Matrix& m) { return {m.tiles, tiles_of(m) * tile_bytes(m)}; }
+
+// silu(gate) * up for 16 neurons: SwiGLU, Shazeer, arXiv 2002.05202.
+void gate(const float* gate_up, float* h);
+
+}  // namespace fastslow

@@ -1,0 +1,127 @@
+"""The compiled kernels, as ctypes sees them. The structures mirror kernels/model.h and step.h."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import (
+    POINTER,
+    Structure,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_void_p,
+)
+from functools import cache
+
+from loguru import logger
+
+from fastslow.engine.ops.cpu.build import build, level
+
+TILE = 32
+
+
+class Matrix(Structure):
+    _fields_ = [
+        ("tiles", c_void_p),
+        ("bias", c_void_p),
+        ("format", c_int32),
+        ("inputs", c_int32),
+        ("outputs", c_int32),
+        ("unused", c_int32),
+    ]
+
+
+class Layer(Structure):
+    _fields_ = [
+        ("attention_norm", c_void_p),
+        ("mlp_norm", c_void_p),
+        ("qkv", Matrix),
+        ("out", Matrix),
+        ("gate_up", Matrix),
+        ("down", Matrix),
+        ("router", Matrix),
+        ("router_scale", c_void_p),
+        ("expert_gate_up", Matrix),
+        ("expert_down", Matrix),
+        ("expert_bytes", c_int64),
+    ]
+
+
+class Shape(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim")),
+        *((name, c_int32) for name in ("neurons", "vocabulary", "experts", "groups")),
+        ("expert_neurons", c_int32),
+        ("eps", c_float),
+        ("embedding_float", c_int32),
+        ("embedding", c_void_p),
+        ("norm", c_void_p),
+        ("head", Matrix),
+    ]
+
+
+class StepArgs(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("threads", "rows", "requests", "outputs", "features")),
+        ("kv_float", c_int32),
+        *((name, c_void_p) for name in ("tokens", "slots", "groups", "cos", "sin", "starts")),
+        *((name, c_void_p) for name in ("contexts", "context_lengths", "chains")),
+        *((name, c_void_p) for name in ("tails", "tail_starts", "tail_lengths")),
+        *((name, c_void_p) for name in ("keys", "values", "wanted", "logits")),
+        *((name, c_void_p) for name in ("feature_layers", "feature_values")),
+    ]
+
+
+SIGNATURES = {
+    "fs_model_new": (c_void_p, [POINTER(Shape), POINTER(Layer)]),
+    "fs_model_delete": (None, [c_void_p]),
+    "fs_step": (None, [c_void_p, POINTER(StepArgs)]),
+    "fs_workspace_bytes": (c_int64, [c_void_p]),
+    "fs_vector_width": (c_int, []),
+    "fs_dot_instructions": (c_int, []),
+    "fs_read_bandwidth": (c_double, [c_void_p, c_int64, c_int]),
+    "fs_tile_bytes": (c_size_t, [c_int, c_int]),
+    "fs_row_bytes": (c_size_t, [c_int, c_int]),
+    "fs_pack": (None, [c_int, c_void_p, c_void_p, c_int, c_int]),
+    "fs_pack_q4_1": (None, [c_void_p, c_void_p, c_int, c_int]),
+    "fs_product": (None, [c_int, c_void_p, c_int, c_int, c_void_p, c_int, c_void_p]),
+}
+
+
+@cache
+def kernels() -> ctypes.CDLL:
+    """The library for this chip, compiled on first use.
+
+    Raises:
+        RuntimeError: it cannot be compiled or loaded; the sentence says what to do.
+    """
+    try:
+        library = ctypes.CDLL(str(build(level())))
+    except OSError as error:
+        raise RuntimeError(f"the CPU kernels could not be loaded: {error}") from None
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype = result
+        function.argtypes = arguments
+    return library
+
+
+@cache
+def available() -> bool:
+    """Whether the kernels run here; if not, one line in the log says what that costs and why."""
+    if level() == "off":
+        logger.info(
+            "the CPU kernels are switched off, plain torch runs instead, several times slower"
+        )
+        return False
+    try:
+        kernels()
+    except RuntimeError as error:
+        logger.warning(
+            "plain torch runs instead of the CPU kernels, several times slower: {}", error
+        )
+        return False
+    return True

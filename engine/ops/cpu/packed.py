@@ -1,0 +1,180 @@
+"""The weights of a model in the order and the form in which the kernels read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.ops.cpu import order
+from fastslow.engine.ops.cpu.formats import Format, Formats
+from fastslow.engine.ops.cpu.library import TILE, kernels
+from fastslow.engine.types import Ints
+
+Read = Callable[[str], Tensor]
+ReadBlocks = Callable[[str], "NDArray[np.uint8] | None"]
+ALIGN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A packed matrix. sources: names of the tensors whose rows, below each other, `order` picks."""
+
+    key: str
+    format: Format
+    inputs: int
+    order: Ints
+    sources: tuple[str, ...]
+
+    @property
+    def outputs(self) -> int:
+        return len(self.order)
+
+    @property
+    def nbytes(self) -> int:
+        return self.outputs // TILE * int(kernels().fs_tile_bytes(self.format, self.inputs))
+
+    def write(self, address: int, read: Read, blocks: ReadBlocks) -> None:
+        """Pack at an address of `nbytes` bytes, from 4-bit blocks where the source has them."""
+        if self.format is Format.INT4:
+            parts = [blocks(name) for name in self.sources]
+            if all(part is not None for part in parts):
+                rows = _ordered(np.concatenate([p for p in parts if p is not None]), self.order)
+                data = rows.ctypes.data
+                kernels().fs_pack_q4_1(address, data, self.outputs, self.inputs)
+                return
+        # a few tiles at a time: a whole matrix in float32 may be larger than what it is packed to
+        whole = torch.cat([read(name) for name in self.sources])
+        step = max(TILE, (1 << 22) // self.inputs // TILE * TILE)
+        tile = int(kernels().fs_tile_bytes(self.format, self.inputs))
+        for first in range(0, self.outputs, step):
+            picked = self.order[first : first + step]
+            some = whole[torch.from_numpy(np.maximum(picked, 0))].float().numpy()
+            some[picked < 0] = 0
+            at = address + first // TILE * tile
+            kernels().fs_pack(self.format, at, some.ctypes.data, len(picked), self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """Plain numbers, in `order` where given: norms, biases, scales, the embedding."""
+
+    key: str
+    count: int
+    dtype: torch.dtype
+    sources: tuple[str, ...]
+    order: Ints | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+    def write(self, address: int, read: Read, blocks: ReadBlocks) -> None:
+        """Copy to an address of `nbytes` bytes."""
+        values = torch.cat([read(name).flatten() for name in self.sources]).to(self.dtype)
+        if self.order is not None:
+            picked = values.numpy()[np.maximum(self.order, 0)]
+            picked[self.order < 0] = 0
+            values = torch.from_numpy(picked)
+        _memory(address, self.nbytes)[:] = values.contiguous().view(torch.uint8).numpy()
+
+
+Piece = Matrix | Vector
+
+
+def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
+    """All that a model needs, in the order of a step: a core then reads one stream."""
+    for n in range(config.layers):
+        yield from _layer(config, formats, n)
+    hidden, vocabulary = config.hidden_size, config.vocab_size
+    tied = config.tie_word_embeddings
+    embedding = "model.embed_tokens.weight"
+    yield Vector("norm", hidden, torch.float32, ("model.norm.weight",))
+    head = embedding if tied else "lm_head.weight"
+    yield Matrix("head", formats.head, hidden, order.plain(vocabulary), (head,))
+    yield Vector("embedding", vocabulary * hidden, formats.embedding, (embedding,))
+
+
+def _layer(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
+    name, f32, form = f"model.layers.{n}", torch.float32, formats.layers
+    hidden = c.hidden_size
+    yield Vector(f"{n}.attention_norm", hidden, f32, (f"{name}.input_layernorm.weight",))
+    heads = order.heads(c.heads + 2 * c.kv_heads, c.head_dim)
+    qkv = [f"{name}.self_attn.{x}_proj" for x in "qkv"]
+    yield from _matrix(f"{n}.qkv", form, hidden, heads, qkv, c.attention_bias)
+    out = [f"{name}.self_attn.o_proj"]
+    width = c.heads * c.head_dim
+    yield from _matrix(f"{n}.out", form, width, order.plain(hidden), out, c.attention_bias)
+    yield Vector(f"{n}.mlp_norm", hidden, f32, (f"{name}.post_attention_layernorm.weight",))
+    mlp = f"{name}.mlp"
+    if not c.routed(n):
+        yield from _mlp(n, "", form, hidden, c.intermediate_size, mlp, c.mlp_bias)
+        return
+    experts = order.plain(c.experts)
+    yield Matrix(f"{n}.router", Format.FLOAT32, hidden, experts, (f"{mlp}.gate.weight",))
+    scale = (f"{mlp}.router_scale",)
+    yield Vector(f"{n}.router_scale", len(experts), f32, scale, experts)
+    shared = f"{mlp}.shared_expert"
+    yield from _mlp(n, "", form, hidden, c.shared_intermediate_size, shared, False)
+    for e in range(c.experts):
+        expert = f"{mlp}.experts.{e}"
+        yield from _mlp(n, f"expert{e}.", form, hidden, c.moe_intermediate_size, expert, False)
+
+
+def _mlp(
+    n: int, key: str, form: Format, hidden: int, inner: int, prefix: str, bias: bool
+) -> Iterator[Piece]:
+    both = [f"{prefix}.gate_proj", f"{prefix}.up_proj"]
+    yield from _matrix(f"{n}.{key}gate_up", form, hidden, order.gate_up(inner), both, bias)
+    down = [f"{prefix}.down_proj"]
+    yield from _matrix(f"{n}.{key}down", form, inner, order.plain(hidden), down, bias)
+
+
+def _matrix(
+    key: str, form: Format, inputs: int, rows: Ints, sources: Sequence[str], bias: bool
+) -> Iterator[Piece]:
+    yield Matrix(key, form, inputs, rows, tuple(f"{s}.weight" for s in sources))
+    if bias:
+        names = tuple(f"{s}.bias" for s in sources)
+        yield Vector(f"{key}_bias", len(rows), torch.float32, names, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """Where each piece lies in one run of memory."""
+
+    pieces: dict[str, Piece]
+    offsets: dict[str, int]
+    nbytes: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, formats: Formats) -> Arena:
+        """Lay the pieces one after the other, each on a cache line of its own."""
+        found, offsets, at = {}, {}, 0
+        for piece in pieces(config, formats):
+            found[piece.key] = piece
+            offsets[piece.key] = at
+            at += -(-piece.nbytes // ALIGN) * ALIGN
+        return cls(found, offsets, at)
+
+    def write(self, address: int, read: Read, blocks: ReadBlocks) -> None:
+        """Fill memory of `nbytes` bytes at an address that is a multiple of 64."""
+        for key, piece in self.pieces.items():
+            piece.write(address + self.offsets[key], read, blocks)
+
+
+def _ordered(rows: NDArray[np.uint8], picked: Ints) -> NDArray[np.uint8]:
+    some = rows[np.maximum(picked, 0)]
+    some[picked < 0] = 0
+    return some
+
+
+def _memory(address: int, size: int) -> NDArray[np.uint8]:
+    import ctypes
+
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))

@@ -1,0 +1,63 @@
+"""A step's rows in the form that the kernels take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastslow.engine.types import Ints, Rows
+
+
+@dataclass(slots=True)
+class Tails:
+    """Which of the step's own slots each row sees after its request's context, itself the last.
+
+    chains: uint8 [B], whether a request's rows follow each other, so that they share one list.
+    """
+
+    slots: Ints
+    starts: Ints  # [T]
+    lengths: Ints  # [T]
+    chains: NDArray[np.uint8]  # [B]
+
+    @classmethod
+    def of(cls, rows: Rows) -> Tails:
+        """The paths from each request's context to each of its rows."""
+        sizes = np.diff(rows.starts)
+        places = np.arange(len(rows.tokens)) - np.repeat(rows.starts[:-1], sizes)
+        follows = rows.parents == places - 1
+        starts = np.repeat(rows.starts[:-1], sizes)
+        chains = np.ones(len(sizes), dtype=np.uint8)
+        if follows.all():
+            return cls(rows.slots, starts, places + 1, chains)
+        slots, lengths, end = [rows.slots], places + 1, len(rows.slots)
+        for b in np.unique(np.repeat(np.arange(len(sizes)), sizes)[~follows]):
+            chains[b] = 0
+            first, last = int(rows.starts[b]), int(rows.starts[b + 1])
+            for row, path in enumerate(_paths(rows.parents[first:last])):
+                slots.append(rows.slots[first + path])
+                starts[first + row], lengths[first + row] = end, len(path)
+                end += len(path)
+        return cls(np.concatenate(slots), starts, lengths, chains)
+
+
+def _paths(parents: Ints) -> Iterator[Ints]:
+    """For each row, the rows from the root to it."""
+    paths: list[Ints] = []
+    for row, parent in enumerate(parents.tolist()):
+        before = paths[parent] if parent >= 0 else np.empty(0, dtype=np.int64)
+        paths.append(np.append(before, row))
+        yield paths[-1]
+
+
+def parts(rows: Rows, most: int) -> Iterator[tuple[int, int, Ints, Ints]]:
+    """The rows at most `most` at a time: first, last, their requests, their starts from 0."""
+    count = len(rows.tokens)
+    for first in range(0, count, most):
+        last = min(first + most, count)
+        starts = np.clip(rows.starts, first, last) - first
+        owners = np.flatnonzero(np.diff(starts))
+        yield first, last, owners, np.append(starts[owners], last - first)
