@@ -13,7 +13,17 @@ from fastslow.draft.base import Stateless
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.noise import Purpose, draw, stream
-from fastslow.engine.types import Draft, Floats, Ints, Law, RequestView, Rows, Segment, Tree
+from fastslow.engine.types import (
+    Certain,
+    Draft,
+    Floats,
+    Ints,
+    Law,
+    RequestView,
+    Rows,
+    Segment,
+    Tree,
+)
 
 
 class DraftKV(Protocol):
@@ -172,14 +182,14 @@ class _Run:
             reach=self.request.reach,
         )
 
-    def extend(self, law_V: Floats) -> None:
-        if self.request.params.temperature == 0:
-            self.drafted.append(int(law_V.argmax()))
+    def extend(self, law: Floats | Certain) -> None:
+        if isinstance(law, Certain):
+            self.drafted.append(law.token)
             return
         place = len(self.request.tokens) + len(self.drafted)
         draws = stream(self.request.seed, place, Purpose.DRAFT)
-        self.drafted.append(draw(law_V, draws))
-        self._laws.append(law_V)
+        self.drafted.append(draw(law, draws))
+        self._laws.append(law)
 
     def tree(self) -> Tree:
         return Tree.chain(self.drafted, np.stack(self._laws) if self._laws else None)

@@ -5,31 +5,32 @@ min(1, p(x)/q(x)); if it is not, p becomes the residual max(p - q, 0). A *chosen
 probability p(x); if not, p(x) becomes 0. When no child is kept, one token is drawn from what is
 left of p. Whatever the drafter proposes, the tokens follow p exactly (Leviathan et al. 2023,
 arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318; for trees, Miao et al. 2023, arXiv 2305.09781).
-Greedy decoding is the same walk with a one-hot p.
+Greedy decoding is the same walk with a one-hot p: the child that is the certain token is kept.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from fastslow.engine.noise import draw
-from fastslow.engine.types import Draft, Floats, Tree, Verdict
+from fastslow.engine.types import Certain, Draft, Floats, Tree, Verdict
 
 Noise = Callable[[int, int], np.random.Generator]
 """(request in the batch, accepted tokens so far) -> the uniform stream of that place."""
 
 
-def accept(draft: Draft, target: Floats, noise: Noise) -> Verdict:
+def accept(draft: Draft, target: Sequence[Floats | Certain], noise: Noise) -> Verdict:
     """Verify every request's tree.
 
     Args:
         draft: the proposed forest.
-        target: f32 [N+B, V]; request b owns rows starts[b]+b onward: the first is the law after
-            its last committed token, then one law after each of its nodes.
-        noise: where the uniform draws come from.
+        target: N+B laws, f32 [V] or the one token that is certain; request b owns those from
+            starts[b]+b on: the first is the law after its last committed token, then one law after
+            each of its nodes.
+        noise: where the uniform draws come from, where there is something to draw.
 
     Returns:
         Accepted nodes of each request, root to leaf, and their tokens with one more from the target.
@@ -44,15 +45,25 @@ def accept(draft: Draft, target: Floats, noise: Noise) -> Verdict:
     return verdict
 
 
-def _walk(tree: Tree, laws_TV: Floats, b: int, noise: Noise) -> tuple[list[int], int]:
+def _walk(
+    tree: Tree, laws: Sequence[Floats | Certain], b: int, noise: Noise
+) -> tuple[list[int], int]:
     children: dict[int, list[int]] = defaultdict(list)
     for i, parent in enumerate(tree.parents):
         children[parent].append(i)
     path: list[int] = []
     here = -1
     while True:
+        law = laws[here + 1]
+        if isinstance(law, Certain):
+            kept = next((i for i in children[here] if tree.tokens[i] == law.token), None)
+            if kept is None:
+                return path, law.token
+            path.append(kept)
+            here = kept
+            continue
         draws = noise(b, len(path))
-        p_V = laws_TV[here + 1]
+        p_V = law
         kept = None
         for i in children[here]:
             kept, p_V = _judge(tree, i, p_V, draws)

@@ -26,7 +26,7 @@ from fastslow.engine.output import GenerationError, Output, Piece
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.progress import bar
 from fastslow.engine.request import Request
-from fastslow.engine.sampling import law
+from fastslow.engine.sampling import decide
 from fastslow.engine.stop import Stopper
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.message import Message
@@ -314,7 +314,7 @@ class LLM:
         with self._building:
             if key not in self._drafters:
                 self._drafters[key] = build_drafter(
-                    key, self.model, self._kv, law, self._load_draft
+                    key, self.model, self._kv, decide, self._load_draft
                 )
         return settings
 

@@ -7,18 +7,21 @@ the drafted ones on its path, so everything holds inside an accepted run as it d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.types import Floats, RequestView
+from fastslow.engine.types import Certain, Floats, RequestView
 
 COLDEST = 1e-30  # float32 divides by it; below, a temperature would round to 0 and make 0 / 0
 
 
-def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Floats:
+def decide(
+    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]
+) -> Floats | Certain:
     """The law of the token that follows `request.tokens` and `drafted`.
 
     Args:
@@ -27,26 +30,46 @@ def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) ->
         drafted: tokens on the path after `request.tokens`.
 
     Returns:
-        f32 [V] summing to 1; one-hot (first of equals) at temperature 0.
+        f32 [V] summing to 1; at temperature 0 the first of the best tokens.
 
     Raises:
         FloatingPointError: the logits are not finite.
     """
     params = request.params
-    if not torch.isfinite(logits_V.sum()):
+    if not _finite(logits_V):
         raise FloatingPointError("the model's logits are not finite numbers")
     shaped_V = _penalised(_biased(logits_V, request, len(drafted)), request, drafted)
-    best = shaped_V.max()
-    if not torch.isfinite(best):
+    token = _argmax(shaped_V)
+    best = shaped_V[token]
+    if not math.isfinite(best):
         raise FloatingPointError("no token is left: min_tokens forbids every one of them")
     if params.temperature == 0:
-        one_hot_V = np.zeros(len(shaped_V), dtype=np.float32)
-        one_hot_V[int(shaped_V.argmax())] = 1.0
-        return one_hot_V
+        return Certain(token)
     p_V = torch.softmax((shaped_V - best) / max(params.temperature, COLDEST), dim=-1)
     kept_V = _min_p(_top_p(_top_k(p_V, params), params), params)
     result: Floats = (kept_V / kept_V.sum()).cpu().numpy()
     return result
+
+
+def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Floats:
+    """`decide` as f32 [V] in all cases: one-hot at temperature 0."""
+    decided = decide(logits_V, request, drafted)
+    if not isinstance(decided, Certain):
+        return decided
+    one_hot_V = np.zeros(len(logits_V), dtype=np.float32)
+    one_hot_V[decided.token] = 1.0
+    return one_hot_V
+
+
+# On the CPU by numpy: torch would wake its threads for a vocabulary, which takes longer than the sum.
+def _finite(logits_V: torch.Tensor) -> bool:
+    on_cpu = logits_V.device.type == "cpu"
+    total = np.add.reduce(logits_V.numpy()) if on_cpu else float(logits_V.sum())
+    return math.isfinite(total)
+
+
+def _argmax(logits_V: torch.Tensor) -> int:
+    return int(logits_V.numpy().argmax() if logits_V.device.type == "cpu" else logits_V.argmax())
 
 
 def logprobs(logits_V: torch.Tensor, chosen: int, most: int) -> dict[int, float]:

@@ -41,6 +41,12 @@ class Tree(NamedTuple):
         return cls(tokens, range(-1, len(tokens) - 1), probs)
 
 
+class Certain(NamedTuple):
+    """A law with all its mass on one token, as at temperature 0: V numbers that need not be made."""
+
+    token: int
+
+
 @dataclass(slots=True)
 class Draft:
     """A forest, one tree per request, flattened. The empty draft IS ordinary decoding."""
@@ -206,5 +212,6 @@ class Policy(Protocol):
     def record(self, drafted: int, accepted: int) -> None: ...
 
 
-Law = Callable[[Any, RequestView, Sequence[int]], Floats]
-"""(logits f32 [V] tensor, request, tokens drafted after request.tokens) -> f32 [V] law."""
+Law = Callable[[Any, RequestView, Sequence[int]], "Floats | Certain"]
+"""(logits f32 [V] tensor, request, tokens drafted after request.tokens) -> f32 [V] law or its one
+token."""

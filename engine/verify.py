@@ -9,30 +9,29 @@ import torch
 
 from fastslow.engine.layout import Layout
 from fastslow.engine.request import Request
-from fastslow.engine.sampling import law, logprobs
+from fastslow.engine.sampling import decide, logprobs
 from fastslow.engine.scheduler import Work
-from fastslow.engine.types import Draft, Floats, Output, Verdict
+from fastslow.engine.types import Certain, Draft, Floats, Output, Verdict
 
 
 def target_laws(
     ready: Sequence[Request], draft: Draft, layout: Layout, logits_MV: torch.Tensor
-) -> Floats:
-    """The target law after each last token and each node: f32 [N+B, V]."""
-    rows = len(draft.tokens) + len(ready)
-    laws_TV = np.empty((rows, logits_MV.shape[1]), dtype=np.float32)
+) -> list[Floats | Certain]:
+    """The target law after each last token and each node: N+B of them, f32 [V] or one token."""
+    laws: list[Floats | Certain] = []
     for b, request in enumerate(ready):
         tree = draft.tree(b)
-        first = int(draft.starts[b]) + b
         paths: list[list[int]] = [[]]
         for token, parent in zip(tree.tokens, tree.parents, strict=True):
             paths.append([*paths[parent + 1], token])
+        rows = logits_MV[layout.verify_logits[b] :]
         try:
-            for i, path in enumerate(paths):
-                laws_TV[first + i] = law(logits_MV[layout.verify_logits[b] + i], request, path)
+            laws += [decide(rows[i], request, path) for i, path in enumerate(paths)]
         except FloatingPointError as error:
             request.error = error  # this request ends; its neighbours go on
-            laws_TV[first : first + len(paths)] = np.eye(1, laws_TV.shape[1])
-    return laws_TV
+            missing = int(draft.starts[b + 1]) + b + 1 - len(laws)
+            laws += [Certain(0)] * missing
+    return laws
 
 
 def note_logprobs(

@@ -70,7 +70,7 @@ MUTATIONS = (
         "last token from the whole law",
         "engine/accept.py",
         "return path, draw(p_V, draws)",
-        "return path, draw(laws_TV[here + 1], draws)",
+        "return path, draw(law, draws)",
         ACCEPT,
     ),
     swap(

@@ -31,7 +31,7 @@ from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling import law
+from fastslow.engine.sampling import decide, law
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.types import Floats, RequestView, Tree
 
@@ -70,9 +70,9 @@ def _bench(folder: Path, kind: str, dtype: str = "float32") -> Bench:
     }
     if kind == "moge":
         drafters |= {
-            "self0": lambda kv: ModelDraft(model, BorrowedKV(kv), law, 0),
-            "self1": lambda kv: ModelDraft(model, BorrowedKV(kv), law, 1),
-            "ngram+self": lambda kv: First(ngram(), ModelDraft(model, BorrowedKV(kv), law, 0)),
+            "self0": lambda kv: ModelDraft(model, BorrowedKV(kv), decide, 0),
+            "self1": lambda kv: ModelDraft(model, BorrowedKV(kv), decide, 1),
+            "ngram+self": lambda kv: First(ngram(), ModelDraft(model, BorrowedKV(kv), decide, 0)),
         }
     return Bench(model, drafters, load_tokenizer(target))
 
@@ -303,7 +303,7 @@ def test_an_oracle_saves_steps(moge: Bench) -> None:
 def test_the_draft_models_pages_come_back(moge: Bench, folder: Path) -> None:
     small = load_model(folder / "moge-kin", "float32", "cpu", progress=False)
     own = cache_for(small)
-    moge.drafters["shared own"] = lambda kv: ModelDraft(small, OwnKV(own), law)
+    moge.drafters["shared own"] = lambda kv: ModelDraft(small, OwnKV(own), decide)
     sums = check(moge, [Ask(prompt, params(), "shared own", groups=0) for prompt in PROMPTS])
     assert sums["accepted"] > 0
     own.check_integrity()

@@ -23,7 +23,7 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.request import Request
-from fastslow.engine.sampling import law
+from fastslow.engine.sampling import decide
 from fastslow.engine.stop import Stopper
 from fastslow.engine.types import (
     ALL_GROUPS,
@@ -151,12 +151,12 @@ class Engine:
         self.model = model
         self.kv = cache_for(model, pages, page_size=2)
         self.small_kv = cache_for(small, 20, page_size=2)
-        borrowed = ModelDraft(model, BorrowedKV(self.kv), law, groups=0)
+        borrowed = ModelDraft(model, BorrowedKV(self.kv), decide, groups=0)
         made: dict[str, Drafter] = {
             "ngram": NgramDraft(),
             "random": RandomDraft(),
             "self": borrowed,
-            "model": ModelDraft(small, OwnKV(self.small_kv), law),
+            "model": ModelDraft(small, OwnKV(self.small_kv), decide),
             "ngram+self": First(NgramDraft(), borrowed),
         }
         each = Each({Speculation(drafter=name): drafter for name, drafter in made.items()})
@@ -344,7 +344,7 @@ def test_a_request_waits_until_its_pages_are_free() -> None:
 def test_a_draft_model_forgets_what_was_refused() -> None:
     model: Any = MarkerModel()
     kv = cache_for(model, 20, page_size=2)
-    drafter = ModelDraft(model, OwnKV(kv), law)
+    drafter = ModelDraft(model, OwnKV(kv), decide)
     text = [3, 4, 5]
     for kept in (0, 2, 1, 4, 3, 0):
         request: Any = SimpleNamespace(

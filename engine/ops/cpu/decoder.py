@@ -62,6 +62,12 @@ class CpuDecoder:
         """Of keys and values, and of features."""
         return self.formats.kv
 
+    def clock(self, on: bool) -> dict[str, float]:
+        """Start or stop timing the parts of a step; returns the seconds of each since last asked."""
+        seconds = np.zeros(len(library.PARTS))
+        self._kernels.fs_clock(self._handle, on, seconds.ctypes.data)
+        return dict(zip(library.PARTS, seconds.tolist()))
+
     def bytes_for(self, groups: int | None = None) -> int:
         """Bytes of weights that one token's decode step reads, with so many routed groups."""
         c = self.config

@@ -21,6 +21,7 @@ from loguru import logger
 from fastslow.engine.ops.cpu.build import build, level
 
 TILE = 32
+PARTS = ("embed", "qkv", "attention", "out", "gate_up", "experts", "down", "head")
 
 
 class Matrix(Structure):
@@ -79,6 +80,7 @@ SIGNATURES = {
     "fs_model_new": (c_void_p, [POINTER(Shape), POINTER(Layer)]),
     "fs_model_delete": (None, [c_void_p]),
     "fs_step": (None, [c_void_p, POINTER(StepArgs)]),
+    "fs_clock": (None, [c_void_p, c_int, c_void_p]),
     "fs_workspace_bytes": (c_int64, [c_void_p]),
     "fs_vector_width": (c_int, []),
     "fs_dot_instructions": (c_int, []),

@@ -1,5 +1,6 @@
 // What Python calls: models and steps. Formats alone are in api_format.cpp.
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -27,6 +28,15 @@ void fs_step(void* handle, const StepArgs* args) {
     step.prepare(*args);
     model.make_room(args->rows, args->threads, step.attention.partial_floats);
     crew.run(step);
+}
+
+// Start or stop measuring where steps spend their time; the seconds so far, one for each Part, are
+// written to `seconds` and forgotten.
+void fs_clock(void* handle, int on, double* seconds) {
+    Clock& clock = ((Model*)handle)->clock;
+    std::copy(clock.seconds, clock.seconds + PARTS, seconds);
+    std::fill(clock.seconds, clock.seconds + PARTS, 0.0);
+    clock.on.store(on != 0);
 }
 
 // Bytes of memory that all steps of a model share.

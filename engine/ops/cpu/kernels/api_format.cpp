@@ -37,8 +37,6 @@ size_t fs_tile_bytes(int id, int inputs) { return format_of(id).tile_bytes(input
 
 size_t fs_row_bytes(int id, int inputs) { return format_of(id).row_bytes(inputs); }
 
-int fs_format_rows(int id) { return format_of(id).rows; }
-
 // weights: [outputs][inputs], contiguous. tile: room for ceil(outputs / 32) tiles.
 void fs_pack(int id, uint8_t* tile, const float* weights, int outputs, int inputs) {
     const Format& format = format_of(id);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "simd.h"
 #include "step.h"
@@ -13,6 +14,7 @@ namespace fastslow {
 namespace {
 
 constexpr int LANES = 16;          // keys scored at a time
+constexpr int KEYS_AHEAD = 32;     // the hardware does not guess where the next page lies
 constexpr int NV = LANES / W;      // vectors of them
 constexpr int TOGETHER = W == 4 ? 1 : W == 8 ? 2 : 4;  // queries whose sums fit the registers
 
@@ -35,15 +37,36 @@ template <class T> struct Chunk {
         return step.model.space.q + ((size_t)row(query) * shape().heads + head(query)) * shape().head_dim;
     }
 
-    // The key or value at a place in a row's text; past its end, its last one.
-    const T* entry(void* const* cache, int row, int64_t place) const {
+    // Where a row's keys (and values) of places from .. from + count - 1 lie, in elements from the
+    // start of the cache; past the row's end, its last one.
+    void find(int row, int64_t from, int count, size_t* at) const {
         const StepArgs& a = step.args;
-        place = std::min(place, sees(row) - 1);
-        int64_t slot = place < context() ? a.contexts[group.request][place]
-                                         : a.tails[a.tail_starts[row] + place - context()];
-        return (const T*)cache[layer] + ((size_t)slot * shape().kv_heads + kv_head) * shape().head_dim;
+        const int64_t* text = a.contexts[group.request];
+        const int64_t* tail = a.tails + a.tail_starts[row];
+        const int64_t end = context(), last = sees(row) - 1;
+        const size_t size = (size_t)shape().head_dim, stride = shape().kv_heads * size;
+        int k = 0;
+        for (; k < count && from + k < end; k++) at[k] = text[from + k] * stride + kv_head * size;
+        for (; k < count; k++)
+            at[k] = tail[std::min(from + k, last) - end] * stride + kv_head * size;
+    }
+
+    const T* keys() const { return (const T*)step.args.keys[layer]; }
+    const T* values() const { return (const T*)step.args.values[layer]; }
+
+    void fetch(const T* entry) const {
+        for (size_t line = 0; line < shape().head_dim * sizeof(T); line += 64)
+            prefetch((const char*)entry + line);
     }
 };
+
+// Calls work with a constant: how many of `count` queries to take at once, at most N. Returns it.
+template <int N, class Work> int few(int count, Work work) {
+    if constexpr (N > 1)
+        if (count < N) return few<N - 1>(count, work);
+    work(std::integral_constant<int, N>{});
+    return N;
+}
 
 // N queries times LANES keys [D][LANES]; two sums per query, by even and odd d.
 template <int N> void score(const float* keys, int dim, const float* const* q, float* const* out) {
@@ -67,28 +90,39 @@ template <int N> void score(const float* keys, int dim, const float* const* q, f
 }
 
 void score_some(const float* keys, int dim, int count, const float* const* q, float* const* out) {
-    int i = 0;
-    for (; i + TOGETHER <= count; i += TOGETHER) score<TOGETHER>(keys, dim, q + i, out + i);
-    for (; i < count; i++) score<1>(keys, dim, q + i, out + i);
+    for (int i = 0; i < count;)
+        i += few<TOGETHER>(count - i, [&](auto n) { score<n()>(keys, dim, q + i, out + i); });
 }
 
-// Scores of the keys at from .. to - 1: scores[query][KEY_BLOCK].
-template <class T> void score_block(const Chunk<T>& c, int64_t from, int64_t to, Scratch& own) {
-    const int ratio = c.ratio(), dim = c.shape().head_dim, count = c.queries();
+// One key block: which keys all rows of the group share, and where those lie.
+struct Block {
+    int64_t from;
+    int count, alike;
+    size_t at[KEY_BLOCK + LANES];
+};
+
+// Scores of a block's keys: scores[query][KEY_BLOCK].
+template <class T> void score_block(const Chunk<T>& c, const Block& block, Scratch& own) {
+    const int ratio = c.ratio(), dim = c.shape().head_dim, queries = c.queries();
     const float* q[MOST_QUERIES];
     float* out[MOST_QUERIES];
-    for (int i = 0; i < count; i++) q[i] = c.q(i);
-    for (int64_t at = from; at < to; at += LANES) {
-        for (int i = 0; i < count; i++) out[i] = own.scores + (size_t)i * KEY_BLOCK + (at - from);
-        const bool shared = c.chain() || at + LANES <= c.context();
-        // the last row of a chain sees all its keys, so its list serves the rows before it
-        const int step = shared ? count : ratio;
-        for (int i = 0; i < count; i += step) {
-            const int row = shared ? c.group.first + c.group.count - 1 : c.row(i);
+    for (int i = 0; i < queries; i++) q[i] = c.q(i);
+    for (int first = 0; first < block.count; first += LANES) {
+        for (int i = 0; i < queries; i++) out[i] = own.scores + (size_t)i * KEY_BLOCK + first;
+        const bool shared = c.chain() || first + LANES <= block.alike;
+        const int together = shared ? queries : ratio;
+        for (int i = 0; i < queries; i += together) {
+            size_t apart[LANES];
+            if (!shared) c.find(c.row(i), block.from + first, LANES, apart);
+            const size_t* at = shared ? block.at + first : apart;
             const T* key[LANES];
-            for (int j = 0; j < LANES; j++) key[j] = c.entry(c.step.args.keys, row, at + j);
+            for (int j = 0; j < LANES; j++) {
+                key[j] = c.keys() + at[j];
+                c.fetch(c.values() + at[j]);  // read once the scores are done
+                if (first + KEYS_AHEAD < block.alike) c.fetch(c.keys() + block.at[first + KEYS_AHEAD + j]);
+            }
             transpose(key, dim, own.keys);
-            score_some(own.keys, dim, step, q + i, out + i);
+            score_some(own.keys, dim, together, q + i, out + i);
         }
     }
 }
@@ -118,55 +152,49 @@ template <class T> static inline vf value_at(const T* v);
 template <> inline vf value_at(const float* v) { return load<vf>(v); }
 template <> inline vf value_at(const uint16_t* v) { return widen(load<vh>(v)); }
 
-// Adds C vectors of values, weighted by the masses, to N sums.
+// Adds C vectors of values from column d on, weighted by the masses, to N sums.
 template <class T, int N, int C>
-void weigh(const T* const* values, int from, int to, const float* const* mass, float* const* out) {
+void weigh(const T* values, const size_t* at, int from, int to, int d, const float* const* mass,
+           float* const* out) {
     vf sums[N][C];
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int c = 0; c < C; c++)
-        sums[i][c] = load<vf>(out[i] + c * W);
+        sums[i][c] = load<vf>(out[i] + d + c * W);
     for (int k = from; k < to; k++) {
         vf v[C];
-        UNROLL for (int c = 0; c < C; c++) v[c] = value_at<T>(values[k] + c * W);
+        UNROLL for (int c = 0; c < C; c++) v[c] = value_at<T>(values + at[k] + d + c * W);
         UNROLL for (int i = 0; i < N; i++) {
             vf m = splat(mass[i][k]);
             UNROLL for (int c = 0; c < C; c++) sums[i][c] = fma(v[c], m, sums[i][c]);
         }
     }
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int c = 0; c < C; c++)
-        store(out[i] + c * W, sums[i][c]);
+        store(out[i] + d + c * W, sums[i][c]);
 }
 
 // All of the head's columns; `width` is a multiple of LANES.
 template <class T, int N>
-void weigh_all(const T* const* values, int from, int to, int width, const float* const* mass,
-               float* const* out) {
-    const T* shifted[KEY_BLOCK];
-    for (int d = 0; d < width;) {
-        float* at[N];
-        for (int i = 0; i < N; i++) at[i] = out[i] + d;
-        for (int k = from; k < to; k++) shifted[k] = values[k] + d;
-        if (d + 4 * W <= width) {
-            weigh<T, N, 4>(shifted, from, to, mass, at);
-            d += 4 * W;
-        } else {
-            weigh<T, N, 1>(shifted, from, to, mass, at);
-            d += W;
-        }
-    }
+void weigh_all(const T* values, const size_t* at, int from, int to, int width,
+               const float* const* mass, float* const* out) {
+    int d = 0;
+    for (; d + 4 * W <= width; d += 4 * W) weigh<T, N, 4>(values, at, from, to, d, mass, out);
+    for (; d < width; d += W) weigh<T, N, 1>(values, at, from, to, d, mass, out);
 }
 
-// Pointers to a row's values at from .. to - 1; heads of an odd size are copied and padded.
+// Values as the sums want them: heads of an odd size are copied and padded, and `at` follows.
 template <class T>
-void find_values(const Chunk<T>& c, int row, int64_t from, int first, int last, Scratch& own,
-                 const T** values) {
+const T* whole_lanes(const Chunk<T>& c, int first, int last, Scratch& own, const size_t* at,
+                     size_t* padded_at) {
     const int dim = c.shape().head_dim, width = padded(dim, LANES);
-    for (int k = first; k < last; k++) {
-        values[k] = c.entry(c.step.args.values, row, from + k);
-        if (dim == width) continue;
-        T* copy = (T*)own.values + (size_t)k * width;
-        std::fill(std::copy(values[k], values[k] + dim, copy), copy + width, T{});
-        values[k] = copy;
+    if (dim == width) {
+        std::copy(at + first, at + last, padded_at + first);
+        return c.values();
     }
+    for (int k = first; k < last; k++) {
+        T* copy = (T*)own.values + (size_t)k * width;
+        std::fill(std::copy(c.values() + at[k], c.values() + at[k] + dim, copy), copy + width, T{});
+        padded_at[k] = (size_t)k * width;
+    }
+    return (const T*)own.values;
 }
 
 // One key block for all queries: most[q], total[q] and the weighted values out[q][width]; a query
@@ -174,42 +202,46 @@ void find_values(const Chunk<T>& c, int row, int64_t from, int first, int last, 
 template <class T>
 void run_block(const Chunk<T>& c, int64_t from, int64_t to, Scratch& own, float* most, float* total,
                float* out) {
-    const int count = c.queries(), ratio = c.ratio(), width = padded(c.shape().head_dim, LANES);
-    score_block(c, from, to, own);
+    const int queries = c.queries(), ratio = c.ratio(), width = padded(c.shape().head_dim, LANES);
+    Block block;
+    block.from = from;
+    block.count = (int)(to - from);
+    // the last row of a chain sees all its keys, so its list serves the rows before it
+    const int64_t alike = c.chain() ? block.count : c.context() - from;
+    block.alike = (int)std::clamp<int64_t>(alike, 0, block.count);
+    c.find(c.group.first + c.group.count - 1, from, block.count + LANES, block.at);
+    score_block(c, block, own);
     int seen[MOST_QUERIES];
     const float* mass[MOST_QUERIES];
     float* sums[MOST_QUERIES];
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < queries; i++) {
         float* scores = own.scores + (size_t)i * KEY_BLOCK;
-        seen[i] = (int)std::clamp<int64_t>(c.sees(c.row(i)) - from, 0, to - from);
+        seen[i] = (int)std::clamp<int64_t>(c.sees(c.row(i)) - from, 0, block.count);
         total[i] = 0.0f;
         if (seen[i]) soften(scores, seen[i], most[i], total[i]);
         mass[i] = scores;
         sums[i] = out + (size_t)i * width;
         std::fill(sums[i], sums[i] + width, 0.0f);
     }
-    // Values that all of some queries see are read once for them; the rest one query at a time.
-    const T* values[KEY_BLOCK];
-    const int last_row = c.group.first + c.group.count - 1;
-    const int alike = (int)std::clamp<int64_t>(c.chain() ? to - from : c.context() - from, 0, to - from);
-    find_values(c, last_row, from, 0, alike, own, values);
-    for (int i = 0; i < count;) {
-        const int n = i + TOGETHER <= count ? TOGETHER : 1;
-        int both = alike;
-        for (int j = i; j < i + n; j++) both = std::min(both, seen[j]);
-        if (n == TOGETHER)
-            weigh_all<T, TOGETHER>(values, 0, both, width, mass + i, sums + i);
-        else
-            weigh_all<T, 1>(values, 0, both, width, mass + i, sums + i);
-        for (int j = i; j < i + n; j++)
-            if (both < std::min(alike, seen[j]))
-                weigh_all<T, 1>(values, both, std::min(alike, seen[j]), width, mass + j, sums + j);
-        i += n;
-    }
-    for (int i = 0; i < count; i++) {
-        if (alike >= seen[i]) continue;
-        if (i % ratio == 0) find_values(c, c.row(i), from, alike, seen[i], own, values);
-        weigh_all<T, 1>(values, alike, seen[i], width, mass + i, sums + i);
+    // Values that some queries all see are read once for them, the rest one query at a time.
+    size_t at[KEY_BLOCK];
+    const T* values = whole_lanes(c, 0, block.alike, own, block.at, at);
+    for (int i = 0; i < queries;)
+        i += few<TOGETHER>(queries - i, [&](auto n) {
+            int both = block.alike;
+            for (int j = i; j < i + n(); j++) both = std::min(both, seen[j]);
+            weigh_all<T, n()>(values, at, 0, both, width, mass + i, sums + i);
+            for (int j = i; j < i + n(); j++)
+                if (int end = std::min(block.alike, seen[j]); both < end)
+                    weigh_all<T, 1>(values, at, both, end, width, mass + j, sums + j);
+        });
+    for (int i = 0; i < queries; i++) {
+        if (block.alike >= seen[i]) continue;
+        if (i % ratio == 0) {  // the row's own path
+            c.find(c.row(i), from, seen[i], block.at);
+            values = whole_lanes(c, block.alike, seen[i], own, block.at, at);
+        }
+        weigh_all<T, 1>(values, at, block.alike, seen[i], width, mass + i, sums + i);
     }
 }
 

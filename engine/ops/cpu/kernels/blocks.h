@@ -117,8 +117,51 @@ typedef Bytes Nibbles;
 #endif
 
 // 127 / largest, or 0 where the largest is so small that this overflows, or is not finite.
-static inline float steps(float largest) {
-    return largest > 1e-36f && largest <= 3.402823466e38f ? 127.0f / largest : 0.0f;
+static inline float steps(float largest) { return largest > 1e-36f ? 127.0f / largest : 0.0f; }
+
+// What a step is worth: 0 where steps() gave 0 for smallness, not finite where for that.
+static inline float step_of(float largest) { return largest <= 1e-36f ? 0.0f : largest / 127.0f; }
+
+static inline int32_t sum(vi v) {
+#if defined(FASTSLOW_AVX512)
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    int32_t total = 0;
+    for (int i = 0; i < W; i++) total += v[i];
+    return total;
+#endif
+}
+
+static inline int32_t largest(vi v) {
+#if defined(FASTSLOW_AVX512)
+    return _mm512_reduce_max_epi32((__m512i)v);
+#else
+    int32_t top = v[0];
+    for (int i = 1; i < W; i++) top = v[i] > top ? v[i] : top;
+    return top;
+#endif
+}
+
+// W numbers as bytes.
+static inline void store_bytes(uint8_t* to, vi number) {
+#if defined(FASTSLOW_AVX2)
+    const __m128i low = _mm256_castsi256_si128((__m256i)number);
+    const __m128i words = _mm_packs_epi32(low, _mm256_extracti128_si256((__m256i)number, 1));
+    _mm_storel_epi64((__m128i*)to, _mm_packs_epi16(words, words));
+#else
+    typedef int8_t vb __attribute__((vector_size(W)));
+    store(to, __builtin_convertvector(number, vb));
+#endif
+}
+
+// W numbers as pairs of 16 bits, (0, 2) and (1, 3) of each quad.
+static inline void store_pairs(uint8_t* to, vi number) {
+    const uint64_t low = 0x0000ffff0000ffff;
+    int32_t lane[W];
+    store(lane, number);
+    for (int i = 0; i < W; i += 4)
+        store(to + 2 * i,
+              (load<uint64_t>(lane + i) & low) | (load<uint64_t>(lane + i + 2) & low) << 16);
 }
 
 // Write the quads and the scale of a block B; returns the sum of its numbers.
@@ -131,36 +174,22 @@ template <class B> static inline int write_block(uint8_t* block, const float* x)
         const vi bits = (vi)abs(load<vf>(x + k));  // ordered as the numbers, NaN above all
         most = bits > most ? bits : most;
     }
-    int32_t lane[W], top = 0;
-    store(lane, most);
-    for (int i = 0; i < W; i++) top = lane[i] > top ? lane[i] : top;
-    const float largest = load<float>(&top), inverse = steps(largest);
-    const bool zeros = inverse == 0.0f;
-    store(block + B::SCALE, zeros && largest <= 1.0f ? 0.0f : largest / 127.0f);
-
-    int32_t number[BLOCK] = {};
-    int total = 0;
-    if (!zeros) {
-        const vf big = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-        vi sums = {};
-        for (int k = 0; k < BLOCK; k += W) {
-            const vi rounded = (vi)fma(load<vf>(x + k), splat(inverse), big) - (vi)big;
-            store(number + k, rounded);
-            sums += rounded;
-        }
-        store(lane, sums);
-        for (int i = 0; i < W; i++) total += lane[i];
+    const int32_t top = largest(most);
+    const float magnitude = load<float>(&top), inverse = steps(magnitude);
+    store(block + B::SCALE, step_of(magnitude));
+    if (inverse == 0.0f) {
+        std::memset(block, 0, B::SCALE);
+        return 0;
     }
-    if constexpr (B::QUAD == 4) {
-        for (int k = 0; k < BLOCK; k++) block[k] = (uint8_t)number[k];
-    } else {
-        for (int k = 0; k < BLOCK; k += 4) {
-            const int16_t pairs[] = {(int16_t)number[k], (int16_t)number[k + 2],
-                                     (int16_t)number[k + 1], (int16_t)number[k + 3]};
-            std::memcpy(block + B::QUAD * (k / 4), pairs, sizeof pairs);
-        }
+    const vf big = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+    vi total = {};
+    for (int k = 0; k < BLOCK; k += W) {
+        const vi number = (vi)fma(load<vf>(x + k), splat(inverse), big) - (vi)big;
+        total += number;
+        if constexpr (B::QUAD == 4) store_bytes(block + k, number);
+        else store_pairs(block + 2 * k, number);
     }
-    return total;
+    return sum(total);
 }
 
 // Write a whole row of blocks B; extra(at, scale, total) writes the word that the format needs.

@@ -117,7 +117,7 @@ void pack(uint8_t* tile, const float* const* weights, int inputs) {
             if (largest != largest) break;
         }
         const float inverse = steps(largest);
-        store(tile + bytes + 4 * o, inverse == 0.0f && largest <= 1.0f ? 0.0f : largest / 127.0f);
+        store(tile + bytes + 4 * o, step_of(largest));
         if (inverse == 0.0f) continue;
         for (int k = 0; k < inputs; k++)
             tile[(size_t)(k / 4) * QUAD_BYTES + 4 * o + k % 4] =

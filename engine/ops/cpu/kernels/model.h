@@ -3,6 +3,8 @@
 // Letters: T rows, H hidden, D head size, F neurons, E experts, G groups, V vocabulary.
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -60,6 +62,22 @@ struct Scratch {
     float *row, *head, *acc, *scores, *keys, *values, *outs;
 };
 
+// Where the time of steps goes, on thread 0; it runs only when asked to.
+enum Part { EMBED, QKV, ATTENTION, OUT, GATE_UP, EXPERTS, DOWN, HEAD, PARTS };
+
+struct Clock {
+    std::atomic<bool> on{false};
+    double seconds[PARTS] = {};
+    std::chrono::steady_clock::time_point last;
+
+    void start() { last = std::chrono::steady_clock::now(); }
+    void note(Part part) {
+        auto now = std::chrono::steady_clock::now();
+        seconds[part] += std::chrono::duration<double>(now - last).count();
+        last = now;
+    }
+};
+
 struct Step;
 
 struct Model {
@@ -76,6 +94,7 @@ struct Model {
     int hidden_pad, neurons_pad, expert_pad, attention_width;
     size_t ready_bytes, ready_expert_bytes, ready_router_bytes;  // of one row
     Workspace space;
+    Clock clock;
     std::vector<Scratch> scratch;
     std::vector<std::unique_ptr<Step>> steps;
     int turn = 0;

@@ -115,6 +115,7 @@ void route(Step& step, int thread, int n, int& phase) {
         return expert_tile(l, l.expert_gate_up, choice.jobs[c / per_job].expert,
                            c % per_job * TILES_TOGETHER);
     };
+    step.mark(thread, GATE_UP);
     // the experts read the same rows; a thread that came too late for the shared ones lacks them
     if (!rows) rows = ready_rows(count);
     step.phases.run(phase++, thread, count, [&](int c) {
@@ -193,6 +194,7 @@ void combine(Step& step, int thread, int n, int& phase) {
 
 void run_moge(Step& step, int thread, int layer, int& phase) {
     route(step, thread, layer, phase);
+    step.mark(thread, EXPERTS);
     combine(step, thread, layer, phase);
 }
 

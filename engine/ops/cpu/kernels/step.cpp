@@ -61,9 +61,12 @@ void Step::prepare(const StepArgs& given) {
 
 void Step::work(int thread) {
     int phase = 0;
+    if (!thread) model.clock.start();
     embed(thread, phase);
+    mark(thread, EMBED);
     for (int n = 0; n < model.shape.layers; n++) layer(thread, n, phase);
     if (args.outputs) head(thread, phase);
+    mark(thread, HEAD);
 }
 
 void Step::embed(int thread, int& phase) {
@@ -82,6 +85,7 @@ void Step::embed(int thread, int& phase) {
 void Step::layer(int thread, int n, int& phase) {
     const Layer& l = model.layers[n];
     project(thread, n, phase);
+    mark(thread, QKV);
     const int chunks = attention.chunks(model.shape.kv_heads);
     phases.run(phase++, thread, chunks, [&](int c) { attend(*this, thread, n, c); },
                stream_of(l.out).slice(thread, threads));
@@ -89,11 +93,14 @@ void Step::layer(int thread, int n, int& phase) {
         int merges = (int)attention.groups.size() * model.shape.kv_heads;
         phases.run(phase++, thread, merges, [&](int c) { merge(*this, thread, c); });
     }
+    mark(thread, ATTENTION);
     close_attention(thread, n, phase);
+    mark(thread, OUT);
     if (l.router.outputs && routed)
         run_moge(*this, thread, n, phase);
     else
         dense(thread, n, phase);
+    mark(thread, DOWN);
 }
 
 // One head of q, k or v for some rows: rotate it, and keep it or write it to its page.
@@ -222,6 +229,7 @@ void Step::dense(int thread, int n, int& phase) {
                                                       tile * (TILE / 2));
                      });
     }, stream_of(l.down).slice(thread, threads));
+    mark(thread, GATE_UP);
     rows = ready(thread, phase, tiles_of(l.down), args.rows, narrow(), format_of(l.down.format), l.down.inputs,
                  model.ready_bytes, model.space.ready, own.ready,
                  [&](int i) { return model.space.h + (size_t)i * model.neurons_pad; });

@@ -66,6 +66,11 @@ struct Step : Task {
     // RMS norm of row i of x, into the thread's own scratch. Zhang and Sennrich, arXiv 1910.07467.
     const float* normed(int thread, int i, const float* weight) const;
 
+    // What has passed since the last call belongs to this part.
+    void mark(int thread, Part part) {
+        if (!thread && model.clock.on.load(std::memory_order_relaxed)) model.clock.note(part);
+    }
+
     // Copy a tile of columns of x to the features, if they want this layer.
     void note_features(int layer, int tile);
 
