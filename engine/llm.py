@@ -46,9 +46,11 @@ class LLM:
     """A model ready to answer, from any number of threads.
 
     Args:
-        model: a checkpoint folder, or a built-in name: smollm2-moge, smollm2.
+        model: a checkpoint folder, a GGUF file of a llama model, or a built-in name: smollm2-moge,
+            smollm2.
         dtype: "auto" (the checkpoint's own), "bfloat16", "float32", "float16".
-        quantization: "int8" or "int4" weights, on the CPU; None runs the dtype.
+        quantization: "int8" or "int4" weights, on the CPU; "none" runs the dtype; "auto" runs a
+            4-bit file as it is if no dtype is asked for.
         device: "auto", "cpu", "cuda" or "npu".
         kv_memory: memory for keys and values: bytes, text such as "2GiB", or a share (float) of
             what is free; None = a share of 0.3.
@@ -67,7 +69,7 @@ class LLM:
         model: str | Path = "smollm2-moge",
         *,
         dtype: str = "auto",
-        quantization: str | None = None,
+        quantization: str = "auto",
         device: str = "auto",
         kv_memory: float | str | None = None,
         max_model_len: int | None = None,

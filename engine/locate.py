@@ -1,4 +1,4 @@
-"""Where a model is: a folder, or a built-in name."""
+"""Where a model is: a folder, a GGUF file, or a built-in name."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from fastslow.engine.text.tokenizer import Tokenizer, load_tokenizer
 
 
 def resolve_model(model: str | Path) -> Path:
-    """The folder of a model given by path or by a built-in name.
+    """The folder of a model given by path or by a built-in name; a GGUF file is converted once.
 
     Raises:
-        ValueError: neither a folder nor a built-in name (the nearest one is told).
+        ValueError: neither a folder, a GGUF file nor a built-in name (the nearest one is told).
     """
     if Path(model).is_dir():
         return Path(model)
     # Imported here: a checkpoint folder needs nothing that converts.
-    from fastslow.engine.convert.builtin import BUILTIN, builtin_path
+    from fastslow.engine.convert.builtin import BUILTIN, builtin_path, gguf_path
 
+    if Path(model).suffix == ".gguf" and Path(model).is_file():
+        return gguf_path(Path(model))
     if str(model) in BUILTIN:
         return builtin_path(str(model))
     raise ValueError(

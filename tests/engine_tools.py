@@ -15,7 +15,7 @@ from fastslow.draft.base import Stateless
 from fastslow.draft.each import Each
 from fastslow.engine.core import Core
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.base import Model
 from fastslow.engine.noise import Purpose, draw, stream
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.request import Request
@@ -67,7 +67,7 @@ class Bench:
     """
 
     def __init__(
-        self, model: Decoder, drafters: dict[str, Make], tokenizer: Tokenizer | None = None
+        self, model: Model, drafters: dict[str, Make], tokenizer: Tokenizer | None = None
     ) -> None:
         self.model = model
         self.drafters = drafters
@@ -146,7 +146,7 @@ def outcome(request: Request) -> tuple[list[int], str, str | None, str | int | N
     return answer(request), stopper.text, stopper.reason, stopper.matched
 
 
-def cache_for(model: Decoder, pages: int = 256, page_size: int = 4) -> KVCache:
+def cache_for(model: Model, pages: int = 256, page_size: int = 4) -> KVCache:
     c = model.config
     return KVCache(
         layers=c.layers,

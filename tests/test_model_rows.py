@@ -11,37 +11,46 @@ import texts
 import torch
 
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.base import Model
 from fastslow.engine.model.loader import load_model
+from fastslow.engine.ops.cpu import library
+from fastslow.engine.ops.cpu.formats import QUANTIZATIONS
 from fastslow.engine.types import Rows, Segment
 
-DTYPES = ["float32", "bfloat16", "float64"]
+DTYPES = ["float32", "bfloat16", "float64", "int8", "int4"]
 
 
-def load(kind: str, dtype: str, factory: pytest.TempPathFactory) -> Decoder:
+def load(kind: str, form: str, factory: pytest.TempPathFactory) -> Model:
+    """A model in a dtype or, where there are kernels for it, a quantization."""
     folder = factory.mktemp(kind)
     if kind == "moge":
-        return load_model(checkpoints.write_moge(folder, mlp_only_layers=[1]), dtype)
-    return load_model(checkpoints.write_dense(folder, attention_bias=True), dtype)
+        checkpoints.write_moge(folder, mlp_only_layers=[1])
+    else:
+        checkpoints.write_dense(folder, attention_bias=True)
+    if form not in QUANTIZATIONS:
+        return load_model(folder, form)
+    if not library.available():
+        pytest.skip("the CPU kernels are not available here")
+    return load_model(folder, quantization=form)
 
 
 @pytest.fixture(scope="module", params=DTYPES)
-def moge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+def moge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load("moge", request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="module", params=DTYPES)
-def dense(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+def dense(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load("dense", request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="module", params=[(k, d) for k in ("moge", "dense") for d in DTYPES])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(*request.param, tmp_path_factory)
 
 
 @pytest.mark.parametrize("groups", [None, 0, 2])
-def test_one_chunk_pieces_and_one_by_one_agree(model: Decoder, groups: int | None) -> None:
+def test_one_chunk_pieces_and_one_by_one_agree(model: Model, groups: int | None) -> None:
     count = 290  # over two attention blocks and two cuts of a prompt chunk
     tokens = texts.tokens_of(count)
     whole = texts.logits(model, tokens, groups=groups)
@@ -49,7 +58,7 @@ def test_one_chunk_pieces_and_one_by_one_agree(model: Decoder, groups: int | Non
     assert torch.equal(whole, texts.logits(model, tokens, [3, 126, 1, 5, 155], groups=groups))
 
 
-def test_slots_do_not_matter(model: Decoder) -> None:
+def test_slots_do_not_matter(model: Model) -> None:
     tokens = texts.tokens_of(150)
     scattered = np.random.default_rng(1).permutation(400)[:150]
     whole = texts.logits(model, tokens)
@@ -59,7 +68,7 @@ def test_slots_do_not_matter(model: Decoder) -> None:
 
 
 @pytest.mark.parametrize("context", [1, 30, 126, 250])
-def test_tree_rows_equal_plain_decoding(model: Decoder, context: int) -> None:
+def test_tree_rows_equal_plain_decoding(model: Model, context: int) -> None:
     """Each node equals its path decoded token by token, beside requests of other lengths."""
     parents = [-1, 0, 0, 1, 2, 2, 5, 0, 3, 6]
     depths = [0, 1, 1, 2, 2, 2, 3, 1, 3, 4]
@@ -95,7 +104,7 @@ def test_tree_rows_equal_plain_decoding(model: Decoder, context: int) -> None:
         assert torch.equal(out[start + node], alone[-1]), node
 
 
-def test_neighbours_in_other_modes_do_not_matter(moge: Decoder) -> None:
+def test_neighbours_in_other_modes_do_not_matter(moge: Model) -> None:
     """Decoding steps of many requests with mixed groups equal each request's own."""
     modes = [None, 0, 1, 2, 3, None, 0, 4, None]
     lengths = [4, 40, 17, 131, 9, 128, 6, 129, 260]
@@ -116,7 +125,7 @@ def test_neighbours_in_other_modes_do_not_matter(moge: Decoder) -> None:
             assert torch.equal(row, texts.logits(moge, tokens, groups=groups)[n - back])
 
 
-def test_a_neighbours_nan_stays_its_own(dense: Decoder) -> None:
+def test_a_neighbours_nan_stays_its_own(dense: Model) -> None:
     tokens = texts.tokens_of(10)
     kv: KVStorage = texts.storage(dense, 300)
     for layer in (*kv.k, *kv.v):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.base import Model
 from fastslow.engine.types import Ints, Rows, Segment
 
 
@@ -17,7 +17,7 @@ def tokens_of(count: int, seed: int = 0, vocab: int = 96) -> list[int]:
     return np.random.default_rng(seed).integers(0, vocab, count).tolist()
 
 
-def storage(model: Decoder, slots: int) -> KVStorage:
+def storage(model: Model, slots: int) -> KVStorage:
     c = model.config
     return KVStorage(
         layers=c.layers,
@@ -52,7 +52,7 @@ def chunk(
 
 
 def logits(
-    model: Decoder,
+    model: Model,
     tokens: Sequence[int],
     sizes: Sequence[int] | None = None,
     groups: int | None = None,

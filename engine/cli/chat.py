@@ -41,6 +41,7 @@ def chat(
     stop: o.Stop = None,
     system: o.System = None,
     dtype: o.DType = "auto",
+    quantization: o.Quantization = "auto",
     device: o.Device = "auto",
     kv_memory: o.KVMemory = None,
     max_model_len: o.MaxModelLen = None,

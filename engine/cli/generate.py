@@ -40,6 +40,7 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no template.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
     dtype: o.DType = "auto",
+    quantization: o.Quantization = "auto",
     device: o.Device = "auto",
     kv_memory: o.KVMemory = None,
     max_model_len: o.MaxModelLen = None,

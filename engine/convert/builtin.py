@@ -27,7 +27,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WHEEL_VARIABLE = "FASTSLOW_SMOLLM2_WHEEL"
 RECIPE = Path(__file__).with_name("data") / "smollm2_moge.safetensors"
 FAST_GROUPS = 4
-FORMAT = 1  # raise it when conversion writes something else from the same recipe
+FORMAT = 2  # raise it when conversion writes something else from the same recipe
 
 
 def builtin_path(name: str, cache: Path | None = None) -> Path:
@@ -63,6 +63,21 @@ def builtin_path(name: str, cache: Path | None = None) -> Path:
         logger.info("making the built-in model smollm2-moge in {}", moge)
         write_moge(dense, Recipe.load(RECIPE), moge, fast=FAST_GROUPS)
     return moge
+
+
+def gguf_path(file: Path, cache: Path | None = None) -> Path:
+    """Checkpoint folder of a GGUF file, made on first use; a changed file gives a new folder.
+
+    Raises:
+        ValueError: the file holds no llama model.
+    """
+    facts = file.stat()
+    state = f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    folder = (cache or cache_folder()) / f"{file.stem}-{_version(state.encode())}"
+    if not _complete(folder):
+        logger.info("converting {} into {}", file, folder)
+        gguf_to_dense(file, folder)
+    return folder
 
 
 def builtin_gguf(cache: Path | None = None) -> Path:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fastslow.engine.model.checkpoint import BLOCKS
+
 POSITIONS = 8192  # longest row that can be run here
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 OFFICIAL = {
@@ -75,7 +77,7 @@ class DenseConfig:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors files, by name."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(path for path in folder.glob("*.safetensors") if path.name != BLOCKS)
     if not files:
         raise ValueError(f"folder {folder} holds no .safetensors file")
     return {name: tensor for file in files for name, tensor in load_file(file).items()}

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from safetensors.torch import save_file
 
 from fastslow.engine.convert.folder import fresh_folder, require_vacant
 from fastslow.engine.convert.gguf_tokenizer import write_tokenizer
+from fastslow.engine.model.checkpoint import BLOCKS
 
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
@@ -96,19 +97,35 @@ def dense_config(meta: dict[str, Any], tied: bool) -> dict[str, Any]:
 
 def dense_tensors(reader: GGUFReader, meta: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields every tensor dequantised to bfloat16 under its Hugging Face name."""
-    heads = {
-        "q_proj": int(meta["llama.attention.head_count"]),
-        "k_proj": int(meta["llama.attention.head_count_kv"]),
-    }
     for tensor in reader.tensors:
         if tensor.name == "rope_freqs.weight":
             continue
         name = official_name(tensor.name)
         weight = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
-        projection = name.split(".")[-2]
-        if projection in heads:
-            weight = half_split(weight, heads[projection])
-        yield name, weight.to(torch.bfloat16)
+        yield name, _turned(name, weight, meta).to(torch.bfloat16)
+
+
+def _turned(name: str, rows: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:
+    """Rows of q and k in half-split order, others as they are."""
+    heads = int(meta["llama.attention.head_count"])
+    counts = {"q_proj": heads, "k_proj": int(meta.get("llama.attention.head_count_kv", heads))}
+    projection = name.split(".")[-2]
+    return half_split(rows, counts[projection]) if projection in counts else rows
+
+
+def q4_1_blocks(reader: GGUFReader, meta: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The 4-bit matrices of the layers as they are: uint8 [outputs, inputs / 32 * 20].
+
+    A block is 32 inputs: scale and minimum in float16, then 16 bytes of which the low halves are
+    inputs 0 to 15. Rows of q and k are in half-split order, as in the dequantised weights.
+    """
+    blocks: dict[str, torch.Tensor] = {}
+    for tensor in reader.tensors:
+        if tensor.tensor_type is GGMLQuantizationType.Q4_1 and tensor.name.startswith("blk."):
+            name = official_name(tensor.name)
+            raw = torch.from_numpy(tensor.data.copy())
+            blocks[name] = _turned(name, raw, meta)
+    return blocks
 
 
 def gguf_to_dense(gguf: Path, out: Path) -> Path:
@@ -120,7 +137,8 @@ def gguf_to_dense(gguf: Path, out: Path) -> Path:
 
     Returns:
         `out`, with config.json, generation_config.json, model.safetensors (bfloat16),
-        tokenizer.json, tokenizer_config.json and chat_template.jinja.
+        tokenizer.json, tokenizer_config.json and chat_template.jinja; where the file has layers in
+        Q4_1, q4_1.safetensors holds their 4-bit blocks, which int4 runs as they are.
 
     Raises:
         ValueError: the file is not a llama model or holds a tensor llama does not have; or `out` is not
@@ -133,6 +151,8 @@ def gguf_to_dense(gguf: Path, out: Path) -> Path:
     config = dense_config(meta, tied="output.weight" not in names)
     with fresh_folder(out) as folder:
         save_file(dict(dense_tensors(reader, meta)), folder / "model.safetensors", {"format": "pt"})
+        if blocks := q4_1_blocks(reader, meta):
+            save_file(blocks, folder / BLOCKS)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         generation = {
             "bos_token_id": config["bos_token_id"],

@@ -21,6 +21,7 @@ from fastslow.engine.model.weights import Read
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+BLOCKS = "q4_1.safetensors"  # beside the weights: the 4-bit blocks they were made from
 DTYPES = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
 CONSTANT = re.compile(r".*\.rotary_emb\.inv_freq")  # old exports carry it along; we compute it
 

@@ -8,7 +8,7 @@ import torch
 from loguru import logger
 
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.weights import Weights
@@ -31,20 +31,23 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     progress: bool = True,
-    quantization: str | None = None,
+    quantization: str = "none",
 ) -> Model:
     """The model in `folder`, ready to run.
 
     dtype: "bfloat16", "float16", "float32", "float64", the torch dtype, or "auto": the
     checkpoint's own. device: "cpu", "cuda", or "auto": cuda where there is one. progress: draw a
-    bar on a terminal while reading. quantization: "int8" or "int4" weights, on the CPU; None runs
-    the dtype. Raises ValueError in one sentence, before any weight is allocated, for a folder that
+    bar on a terminal while reading. quantization: "int8" or "int4" weights, on the CPU; "none" runs
+    the dtype; "auto" is int4 where the folder came from a 4-bit file and no dtype is asked for, else
+    none. Raises ValueError in one sentence, before any weight is allocated, for a folder that
     does not hold the model its config.json describes.
     """
     config = ModelConfig.from_folder(Path(folder))
     where = pick_device(device)
     checkpoint = Checkpoint.open(Path(folder), config)
     picked = pick_dtype(dtype, config, where)
+    if quantization == "auto":
+        quantization = _own_quantization(Path(folder), dtype, where)
     if _on_kernels(config, picked, where, quantization):
         formats = Formats.of(picked, quantization)
         logger.debug("running {} on the CPU kernels ({})", formats.name, level())
@@ -53,13 +56,21 @@ def load_model(
         return Decoder(Weights(config, ops_for(where), picked, where, read))
 
 
+def _own_quantization(folder: Path, dtype: str | torch.dtype, device: torch.device) -> str:
+    four_bit = dtype == "auto" and (folder / BLOCKS).is_file()
+    if not (four_bit and device.type == "cpu" and library.available()):
+        return "none"
+    logger.info("the weights of {} are 4-bit and run so (int4)", folder.name)
+    return "int4"
+
+
 def _on_kernels(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device, quantization: str | None
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, quantization: str
 ) -> bool:
     """Whether the CPU kernels run this; ValueError for a quantization that nothing here runs."""
-    if quantization is not None:
+    if quantization != "none":
         if quantization not in QUANTIZATIONS:
-            known = ", ".join(QUANTIZATIONS)
+            known = ", ".join(("auto", "none", *QUANTIZATIONS))
             raise ValueError(f"quantization {quantization!r} is not one of {known}")
         if device.type != "cpu":
             raise ValueError(f"quantization {quantization!r} runs on the CPU only, not {device}")

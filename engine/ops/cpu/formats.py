@@ -33,12 +33,12 @@ class Formats:
     kv: torch.dtype
 
     @classmethod
-    def of(cls, dtype: torch.dtype, quantization: str | None) -> Formats:
-        """For a dtype (float32 or bfloat16) and "int8", "int4" or None.
+    def of(cls, dtype: torch.dtype, quantization: str) -> Formats:
+        """For a dtype (float32 or bfloat16) and "int8", "int4" or "none".
 
         A 4-bit model keeps its head in int8: it decides between near words.
         """
-        if quantization is None:
+        if quantization == "none":
             form = Format.FLOAT32 if dtype == torch.float32 else Format.BFLOAT16
             return cls(str(dtype).removeprefix("torch."), form, form, dtype, dtype)
         layers = Format.INT8 if quantization == "int8" else Format.INT4

@@ -89,7 +89,7 @@ SIGNATURES = {
     "fs_row_bytes": (c_size_t, [c_int, c_int]),
     "fs_pack": (None, [c_int, c_void_p, c_void_p, c_int, c_int]),
     "fs_pack_q4_1": (None, [c_void_p, c_void_p, c_int, c_int]),
-    "fs_product": (None, [c_int, c_void_p, c_int, c_int, c_void_p, c_int, c_void_p]),
+    "fs_product": (c_int, [c_int, c_void_p, c_int, c_int, c_void_p, c_int, c_void_p]),
 }
 
 

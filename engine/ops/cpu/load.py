@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from fastslow.engine.model.checkpoint import BLOCKS
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.ops.cpu import store
 from fastslow.engine.ops.cpu.decoder import MOST_RATIO, CpuDecoder
 from fastslow.engine.ops.cpu.formats import Format, Formats
 from fastslow.engine.ops.cpu.packed import Arena, Read, ReadBlocks
-
-BLOCKS = "q4_1.safetensors"  # beside the weights: the 4-bit blocks they were made from
 
 
 def load_packed(

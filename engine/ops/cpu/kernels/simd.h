@@ -78,13 +78,14 @@ static inline float largest(vf v) {
 // bfloat16 to float32 is exact: the upper half of the word.
 static inline vf widen(vh half) { return (vf)(__builtin_convertvector(half, vu) << 16); }
 
-// float32 to bfloat16, to nearest even.
+// float32 to bfloat16, to nearest even; a NaN stays one.
 static inline vh narrow(vf v) {
 #if defined(FASTSLOW_AVX512) && defined(__AVX512BF16__)
     return (vh)_mm512_cvtneps_pbh((__m512)v);
 #else
     vu bits = (vu)v;
-    return __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, vh);
+    vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return __builtin_convertvector(v == v ? rounded : splat(0x7fc0u), vh);
 #endif
 }
 
@@ -96,6 +97,7 @@ static inline float widen(uint16_t half) {
 }
 
 static inline uint16_t narrow(float value) {
+    if (value != value) return 0x7fc0;
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
