@@ -1,115 +1,157 @@
-"""Plain batch-1 decoding against transformers on the same weights, interleaved in one run.
+"""Plain decoding by weight format: rows at once, length of context, and a busy neighbour.
 
-    python benchmarks/decode.py --model PATH [--dtype bfloat16] [--tokens 64] [--repeat 5]
+    python benchmarks/decode.py --model smollm2 --formats bfloat16,int8,int4
 
-Needs the extra: pip install '.[bench]'. Each repeat runs both engines one after the other; the
-figure is the median of the repeats' tokens per second, first token not counted, and of their ratio.
-The bandwidth of the moment is probed beside each pair, since a shared machine's wanders.
+Tokens per second of all rows together, the first token of each answer not counted; medians over
+repeats in which all cells take turns. `--beside N` adds cells of one row while N other processes each
+keep a processor busy. What other engines reach is peers.py's to measure.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import probe
 import torch
-import transformers
+from peer.formats import options_of
+from peer.report import middle
+from peer.texts import openings
+from rich.console import Console
+from rich.table import Table
 
 from fastslow import LLM, SamplingParams
 
-PROMPT = "Once upon a time, in a village by the sea, there lived"
+PROMPT = 64
+BUSY = "while True: pass"
 
 
-def probe_bandwidth() -> float:
-    """GB/s of a read far larger than any cache: the best of three sums over 512 MiB."""
-    block = torch.ones(2**27, dtype=torch.float32)
-    best = 0.0
-    for _ in range(3):
-        started = time.perf_counter()
-        block.sum()
-        best = max(best, block.nbytes / (time.perf_counter() - started) / 1e9)
-    return best
+class Cell(NamedTuple):
+    """`rows` answers after `context` tokens each, beside so many busy processes."""
+
+    rows: int = 1
+    context: int = PROMPT
+    beside: int = 0
+
+    @property
+    def title(self) -> str:
+        if self.beside:
+            return f"1 row beside {self.beside}"
+        if self.context != PROMPT:
+            return f"1 row after {self.context}"
+        return f"{self.rows} row{'s' if self.rows > 1 else ''}"
 
 
-def weight_bytes(llm: LLM) -> int:
-    """Bytes of weights a dense step reads: everything but an untied embedding's unused rows."""
-    config = llm.model.config
-    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    return (config.active_parameters() - embedding) * llm.model.dtype.itemsize
+@contextmanager
+def busy(count: int) -> Iterator[list[int]]:
+    """Processes that each keep a processor busy; their ids."""
+    running = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    try:
+        if running:
+            time.sleep(0.5)  # until they are past their own start
+        yield [process.pid for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
-def ours(llm: LLM, tokens: int) -> tuple[float, list[int]]:
+def measure(llm: LLM, cell: Cell, tokens: int, seconds: float) -> dict[str, Any]:
+    """Answers until they took at least `seconds`."""
     sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
-    out = llm.generate(PROMPT, sampling, speculation="off")
-    return out.metrics.tokens_per_second, out.token_ids
+    prompts = openings(llm.tokenizer, cell.rows, cell.context)
+    spent, made = 0.0, 0
+    while not made or spent < seconds:
+        outputs = llm.generate(prompts, sampling, speculation="off", progress=False)
+        metrics = [output.metrics for output in outputs]
+        ends = [m.ttft + m.tpot * (m.tokens - 1) for m in metrics]
+        spent += max(ends) - min(m.ttft for m in metrics)
+        made += cell.rows * (tokens - 1)
+    return {"rate": made / spent}
 
 
-def theirs(
-    model: transformers.PreTrainedModel, ids: list[int], tokens: int
-) -> tuple[float, list[int]]:
-    prompt = torch.tensor([ids])
-    times = []
-    for count in (1, tokens):
-        started = time.perf_counter()
-        with torch.inference_mode():
-            made = model.generate(
-                prompt, max_new_tokens=count, min_new_tokens=count, do_sample=False
-            )
-        times.append(time.perf_counter() - started)
-    return (tokens - 1) / (times[1] - times[0]), made[0, len(ids) :].tolist()
+def sample(llm: LLM, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
+    """A neighbour that the cell asks for counts as the benchmark's own."""
+    with busy(cell.beside) as pids:
+        return probe.sample(
+            args.threads, lambda: measure(llm, cell, args.tokens, args.seconds), pids
+        )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, type=Path, help="a dense checkpoint folder")
-    parser.add_argument("--dtype", default="bfloat16")
+def cells(args: argparse.Namespace, longest: int) -> list[Cell]:
+    found = [Cell(rows=int(n)) for n in args.rows.split(",")]
+    contexts = [int(n) for n in args.contexts.split(",") if n]
+    found += [Cell(context=n) for n in contexts if n + args.tokens <= longest]
+    return found + ([Cell(beside=args.beside)] if args.beside else [])
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    titles = list(dict.fromkeys(row["cell"] for row in rows))
+    shown = Table("tokens/s", *titles)
+    for format in dict.fromkeys(row["format"] for row in rows):
+        mine = {r["cell"]: middle(r["samples"]) for r in rows if r["format"] == format}
+        shown.add_row(format, *(mine.get(title, "-") for title in titles))
+    return shown
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2", help="a folder or a built-in name")
+    parser.add_argument("--formats", default="bfloat16,int8,int4")
+    parser.add_argument("--rows", default="1,2,4,8")
+    parser.add_argument("--contexts", default="", help="tokens, such as 100,1000,8000")
+    parser.add_argument("--beside", type=int, default=0, metavar="N")
+    parser.add_argument("--threads", type=int, default=probe.physical_cores())
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the samples here")
-    options = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=1.0, help="least length of a sample")
+    parser.add_argument("--out", type=Path, default=Path("decode.json"))
+    return parser.parse_args()
 
-    llm = LLM(options.model, dtype=options.dtype)
-    peer = transformers.AutoModelForCausalLM.from_pretrained(
-        options.model, dtype=getattr(torch, options.dtype)
-    ).eval()
-    ids = llm.generate(PROMPT, SamplingParams(max_tokens=1)).prompt_token_ids
-    ours(llm, 8), theirs(peer, ids, 8)  # warm up
-    samples = []
-    for turn in range(options.repeat):
-        bandwidth = probe_bandwidth()
-        mine, my_ids = ours(llm, options.tokens)
-        other, their_ids = theirs(peer, ids, options.tokens)
-        share = mine * weight_bytes(llm) / 1e9 / bandwidth
-        same = next((i for i, (a, b) in enumerate(zip(my_ids, their_ids)) if a != b), len(my_ids))
-        samples.append({"fastslow": mine, "transformers": other, "bandwidth": bandwidth})
-        print(
-            f"{turn + 1}: fastslow {mine:6.1f} tok/s, transformers {other:6.1f}, ratio "
-            f"{mine / other:.2f}; {bandwidth:.0f} GB/s, of which {share:.0%} used; "
-            f"first {same} tokens the same",
-            flush=True,
-        )
-    middle = {k: statistics.median(s[k] for s in samples) for k in samples[0]}
-    ratio = statistics.median(s["fastslow"] / s["transformers"] for s in samples)
-    print(
-        f"median: fastslow {middle['fastslow']:.1f} tok/s, transformers "
-        f"{middle['transformers']:.1f}, ratio {ratio:.2f}"
-    )
-    if options.json:
-        record = {
-            "command": " ".join(sys.argv),
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-            "machine": {"processor": platform.processor(), "threads": torch.get_num_threads()},
-            "ratio": ratio,
-            "samples": samples,
-        }
-        options.json.write_text(json.dumps(record, indent=2))
-    llm.close()
+
+def main() -> int:
+    args = arguments()
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    torch.set_num_threads(args.threads)
+    models: dict[str, LLM] = {}
+    jobs: list[tuple[str, Cell]] = []
+    with ExitStack() as stack:
+        for format in args.formats.split(","):
+            try:
+                models[format] = stack.enter_context(LLM(args.model, **options_of(format)))
+            except ValueError as error:
+                console.print(f"{format} is left out: {error}", highlight=False)
+                continue
+            jobs += [(format, cell) for cell in cells(args, models[format].model.config.context)]
+        rows: list[dict[str, Any]] = [
+            {"format": format, "cell": cell.title, **cell._asdict(), "samples": []}
+            for format, cell in jobs
+        ]
+        for turn in range(-1, args.repeat if jobs else -1):  # the first one warms up
+            for row, (format, cell) in zip(rows, jobs):
+                if turn < 0:
+                    measure(models[format], cell, tokens=4, seconds=0)
+                else:
+                    made = sample(models[format], cell, args)
+                    row["samples"].append({"turn": turn, **made})
+            if turn >= 0:
+                figures = {**probe.header(args.threads), "model": args.model, "rows": rows}
+                args.out.write_text(json.dumps(figures, indent=1), "utf-8")
+    if not jobs:
+        return 1
+    console.print(table(rows))
+    console.print(f"{args.threads} threads; ~ marks contended medians; samples in {args.out}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

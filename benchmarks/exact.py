@@ -39,15 +39,15 @@ from fastslow.draft.model import BorrowedKV, ModelDraft
 from fastslow.engine.core import Core
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.locate import resolve_model
-from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.base import Model
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.request import Request
-from fastslow.engine.sampling import law
+from fastslow.engine.sampling import decide
 from fastslow.engine.stop import Stopper
 from fastslow.engine.text.template import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.types import Draft, Drafter, Floats, RequestView, Tree
+from fastslow.engine.types import Certain, Draft, Drafter, Floats, RequestView, Tree
 from fastslow.policies.length import FixedLength
 from fastslow.policies.modes import load_modes
 
@@ -62,7 +62,7 @@ class ForkedDraft(Stateless):
     The accepted path skips a node at each depth, so its keys and values have to be moved.
     """
 
-    def __init__(self, model: Decoder, cache: KVCache, groups: int | None) -> None:
+    def __init__(self, model: Model, cache: KVCache, groups: int | None) -> None:
         self._chain = ModelDraft(model, BorrowedKV(cache), self._note, groups)
         self._second: dict[int, list[int]] = {}
 
@@ -71,9 +71,11 @@ class ForkedDraft(Stateless):
         draft = self._chain.propose(batch, [n // 2 for n in nodes])
         return Draft.of([self._forked(r, draft.tree(b)) for b, r in enumerate(batch)])
 
-    def _note(self, logits_V: Any, request: RequestView, drafted: Sequence[int]) -> Floats:
+    def _note(
+        self, logits_V: Any, request: RequestView, drafted: Sequence[int]
+    ) -> Floats | Certain:
         self._second[request.id].append(int(logits_V.topk(2).indices[1]))
-        return law(logits_V, request, drafted)
+        return decide(logits_V, request, drafted)
 
     def _forked(self, request: RequestView, first: Tree) -> Tree:
         pairs = zip(self._second[request.id], first.tokens)
@@ -216,15 +218,15 @@ class Bench:
                 made[settings] = ForkedDraft(self.model, kv, groups)
             else:
                 made[settings] = build_drafter(
-                    settings, self.model, kv, law, lambda _: self._small_model(draft_pages)
+                    settings, self.model, kv, decide, lambda _: self._small_model(draft_pages)
                 )
         return Each(made)
 
-    def _small_model(self, pages: int) -> tuple[Decoder, KVCache]:
+    def _small_model(self, pages: int) -> tuple[Model, KVCache]:
         assert self.small is not None
         return self.small, self._cache(self.small, pages, True)
 
-    def _cache(self, model: Decoder, pages: int, prefix_caching: bool) -> KVCache:
+    def _cache(self, model: Model, pages: int, prefix_caching: bool) -> KVCache:
         c = model.config
         return KVCache(
             layers=c.layers,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +12,25 @@ from numpy.typing import NDArray
 
 from fastslow.engine.types import Ints
 
+# Memory of this process alone; Windows has no other kind.
+PRIVATE: dict[str, Any] = (
+    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+)
+
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """Zeros that, on the CPU, take no memory until they are written: most pages may never be."""
+    """Zeros that, on the CPU, take no memory until they are written: most pages may never be.
+
+    Small memory pages, too: a huge one would be filled for one token, and the attention of eight
+    short texts took half as long again on them.
+    """
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    lazy = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    size = math.prod(shape) * dtype.itemsize
+    memory = mmap.mmap(-1, max(size, 1), **PRIVATE)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    lazy = np.frombuffer(memory, dtype=np.uint8)[:size]
     return torch.from_numpy(lazy).view(dtype).view(shape)
 
 

@@ -68,19 +68,34 @@ class CpuDecoder:
         self._kernels.fs_clock(self._handle, on, seconds.ctypes.data)
         return dict(zip(library.PARTS, seconds.tolist()))
 
-    def bytes_for(self, groups: int | None = None) -> int:
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that one token's decode step reads when all groups run."""
+        return self.bytes_for(None)
+
+    def bytes_for(self, groups: int | None) -> int:
         """Bytes of weights that one token's decode step reads, with so many routed groups."""
-        c = self.config
-        running = c.groups if groups is None else min(groups, c.groups)
-        routed = [n for n in range(c.layers) if c.routed(n)]
-        expert = sum(self._arena.pieces[f"{n}.expert0.{k}"].nbytes for n in routed for k in MLP)
+        running = self.config.groups if groups is None else min(groups, self.config.groups)
+        return self._bytes(running * self._routed_layers, router=running > 0)
+
+    def bytes_read(self) -> int:
+        """Bytes of weights that the last step read, with the experts that its rows chose."""
+        experts = int(self._kernels.fs_experts_read(self._handle))
+        return self._bytes(experts, router=experts > 0)
+
+    @property
+    def _routed_layers(self) -> int:
+        return sum(self.config.routed(n) for n in range(self.config.layers))
+
+    def _bytes(self, experts: int, router: bool) -> int:
+        pieces = self._arena.pieces
+        each = sum(pieces[key].nbytes for key in pieces if ".expert0." in key)
         every = sum(
             piece.nbytes
-            for key, piece in self._arena.pieces.items()
-            if key != "embedding" and ".expert" not in key
+            for key, piece in pieces.items()
+            if key != "embedding" and ".expert" not in key and (router or ".router" not in key)
         )
-        router = sum(self._arena.pieces[f"{n}.router"].nbytes for n in routed)
-        return every + running * expert - (0 if running else router)
+        return every + experts * each // max(self._routed_layers, 1)
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
         """Run the rows, writing their keys and values to `kv` at their slots.

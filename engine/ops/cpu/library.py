@@ -81,6 +81,7 @@ SIGNATURES = {
     "fs_model_delete": (None, [c_void_p]),
     "fs_step": (None, [c_void_p, POINTER(StepArgs)]),
     "fs_clock": (None, [c_void_p, c_int, c_void_p]),
+    "fs_experts_read": (c_int64, [c_void_p]),
     "fs_workspace_bytes": (c_int64, [c_void_p]),
     "fs_vector_width": (c_int, []),
     "fs_dot_instructions": (c_int, []),

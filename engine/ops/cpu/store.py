@@ -1,4 +1,4 @@
-"""Packed weights on disk: made once, then memory-mapped."""
+"""Packed weights on disk: made once, then read or memory-mapped."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from fastslow.engine.cache import cache_folder
 from fastslow.engine.ops.cpu.packed import Arena, Read, ReadBlocks
 
 LAYOUT = 1  # raise it when packed bytes change their meaning
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+PAGE = 2 << 20
 SMALL = 64 << 20  # packing less than this takes no time worth a file
 
 
@@ -33,10 +35,34 @@ def packed_path(folder: Path, format_name: str) -> Path:
 
 
 def load(path: Path, size: int) -> NDArray[np.uint8] | None:
-    """The file, memory-mapped; None if it is not there in full."""
+    """The file's bytes; None if it is not there in full.
+
+    Where the system has huge pages, they are read into those: streaming from them is up to a third
+    faster than from a mapped file. Elsewhere the file is mapped.
+    """
     if not path.is_file() or path.stat().st_size != size:
         return None
-    return np.memmap(path, dtype=np.uint8, mode="r")
+    if (whole := _huge(size)) is None:
+        return np.memmap(path, dtype=np.uint8, mode="r")
+    with path.open("rb", buffering=0) as file:
+        view, at = memoryview(whole.data), 0
+        while at < size:
+            got = file.readinto(view[at : at + (64 << 20)])
+            if not got:
+                return None
+            at += got
+    return whole
+
+
+def _huge(size: int) -> NDArray[np.uint8] | None:
+    """Zeros in huge pages, aligned to one; None where the system gives none."""
+    if not hasattr(mmap, "MADV_HUGEPAGE") or not HUGE.is_file() or "[never]" in HUGE.read_text():
+        return None
+    memory = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    whole: NDArray[Any] = np.frombuffer(memory, dtype=np.uint8)
+    first = -whole.ctypes.data % PAGE
+    return whole[first : first + size]
 
 
 def create(path: Path, arena: Arena, read: Read, blocks: ReadBlocks) -> NDArray[np.uint8]:
@@ -72,9 +98,11 @@ def create(path: Path, arena: Arena, read: Read, blocks: ReadBlocks) -> NDArray[
 
 
 def _in_memory(arena: Arena, read: Read, blocks: ReadBlocks) -> NDArray[np.uint8]:
-    memory = mmap.mmap(-1, max(arena.nbytes, 1))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    whole: NDArray[Any] = np.frombuffer(memory, dtype=np.uint8)
+    whole = _huge(arena.nbytes) if arena.nbytes > PAGE else None
+    if whole is None:
+        memory = mmap.mmap(
+            -1, max(arena.nbytes, 1)
+        )  # starts at a page of its own, so it is aligned
+        whole = np.frombuffer(memory, dtype=np.uint8)
     arena.write(whole.ctypes.data, read, blocks)
     return whole

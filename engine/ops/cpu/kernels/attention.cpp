@@ -14,24 +14,27 @@ namespace fastslow {
 namespace {
 
 constexpr int LANES = 16;          // keys scored at a time
-constexpr int KEYS_AHEAD = 32;     // the hardware does not guess where the next page lies
+constexpr int KEYS_AHEAD = 32;  // fetches are spread over the work: a burst of them would stall it
+constexpr int VALUES_AHEAD = 16;
 constexpr int NV = LANES / W;      // vectors of them
 constexpr int TOGETHER = W == 4 ? 1 : W == 8 ? 2 : 4;  // queries whose sums fit the registers
 
-// What one chunk works on: the query heads of one KV head, for a group of rows.
+// What one chunk works on: the query heads of one or all KV heads, for a group of rows. Queries are
+// numbered by KV head, then row, then head.
 template <class T> struct Chunk {
     const Step& step;
     const RowGroup& group;
-    int layer, kv_head, thread;
+    int layer, kv_head, kv_heads;
 
     const Shape& shape() const { return step.model.shape; }
     int ratio() const { return shape().heads / shape().kv_heads; }
-    int queries() const { return group.count * ratio(); }
+    int each() const { return group.count * ratio(); }  // queries of a KV head
+    int queries() const { return each() * kv_heads; }
     bool chain() const { return step.args.chains[group.request]; }
     int64_t context() const { return step.args.context_lengths[group.request]; }
     int64_t sees(int row) const { return context() + step.args.tail_lengths[row]; }
-    int row(int query) const { return group.first + query / ratio(); }
-    int head(int query) const { return kv_head * ratio() + query % ratio(); }
+    int row(int query) const { return group.first + query % each() / ratio(); }
+    int head(int query) const { return (kv_head + query / each()) * ratio() + query % ratio(); }
 
     const float* q(int query) const {
         return step.model.space.q + ((size_t)row(query) * shape().heads + head(query)) * shape().head_dim;
@@ -53,12 +56,18 @@ template <class T> struct Chunk {
 
     const T* keys() const { return (const T*)step.args.keys[layer]; }
     const T* values() const { return (const T*)step.args.values[layer]; }
-
-    void fetch(const T* entry) const {
-        for (size_t line = 0; line < shape().head_dim * sizeof(T); line += 64)
-            prefetch((const char*)entry + line);
-    }
 };
+
+// Whether keys in bfloat16 are scored by bfloat16 dots: queries are then rounded to it, too.
+#if defined(FASTSLOW_AVX512) && defined(__AVX512BF16__)
+constexpr bool DOTS = true;
+static inline vf dot(vf sum, vu keys, uint32_t query) {
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)keys, (__m512bh)_mm512_set1_epi32((int)query));
+}
+#else
+constexpr bool DOTS = false;
+static inline vf dot(vf sum, vu, uint32_t) { return sum; }
+#endif
 
 // Calls work with a constant: how many of `count` queries to take at once, at most N. Returns it.
 template <int N, class Work> int few(int count, Work work) {
@@ -69,19 +78,22 @@ template <int N, class Work> int few(int count, Work work) {
 }
 
 // N queries times LANES keys [D][LANES]; two sums per query, by even and odd d.
-template <int N> void score(const float* keys, int dim, const float* const* q, float* const* out) {
+template <int N>
+void score(const float* keys, int dim, const float* const* q, float* const* out, const char* soon) {
     vf sums[N][2][NV];
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int h = 0; h < 2; h++)
         UNROLL for (int v = 0; v < NV; v++) sums[i][h][v] = vf{};
     const float* query[N];
     UNROLL for (int i = 0; i < N; i++) query[i] = q[i];
     int d = 0;
-    for (; d + 2 <= dim; d += 2)
+    for (; d + 2 <= dim; d += 2) {
+        prefetch(soon + (size_t)d * 32);
         UNROLL for (int h = 0; h < 2; h++) UNROLL for (int v = 0; v < NV; v++) {
             vf key = load<vf>(keys + (d + h) * LANES + v * W);
             UNROLL for (int i = 0; i < N; i++)
                 sums[i][h][v] = fma(key, splat(query[i][d + h]), sums[i][h][v]);
         }
+    }
     if (d < dim)
         UNROLL for (int v = 0; v < NV; v++) UNROLL for (int i = 0; i < N; i++)
             sums[i][0][v] = fma(load<vf>(keys + d * LANES + v * W), splat(query[i][d]), sums[i][0][v]);
@@ -89,9 +101,38 @@ template <int N> void score(const float* keys, int dim, const float* const* q, f
         store(out[i] + v * W, sums[i][0][v] + sums[i][1][v]);
 }
 
-void score_some(const float* keys, int dim, int count, const float* const* q, float* const* out) {
+// The same for pairs: keys [D / 2][LANES] words, queries [D / 2] words.
+template <int N>
+void score(const uint32_t* keys, int dim, const uint32_t* const* q, float* const* out,
+           const char* soon) {
+    vf sums[N][2][NV];
+    UNROLL for (int i = 0; i < N; i++) UNROLL for (int h = 0; h < 2; h++)
+        UNROLL for (int v = 0; v < NV; v++) sums[i][h][v] = vf{};
+    const uint32_t* query[N];
+    UNROLL for (int i = 0; i < N; i++) query[i] = q[i];
+    const int words = dim / 2;
+    int d = 0;
+    for (; d + 2 <= words; d += 2) {
+        prefetch(soon + (size_t)d * 64);
+        prefetch(soon + (size_t)d * 64 + 64);
+        UNROLL for (int h = 0; h < 2; h++) UNROLL for (int v = 0; v < NV; v++) {
+            vu key = load<vu>(keys + (d + h) * LANES + v * W);
+            UNROLL for (int i = 0; i < N; i++) sums[i][h][v] = dot(sums[i][h][v], key, query[i][d + h]);
+        }
+    }
+    if (d < words)
+        UNROLL for (int v = 0; v < NV; v++) UNROLL for (int i = 0; i < N; i++)
+            sums[i][0][v] = dot(sums[i][0][v], load<vu>(keys + d * LANES + v * W), query[i][d]);
+    UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < NV; v++)
+        store(out[i] + v * W, sums[i][0][v] + sums[i][1][v]);
+}
+
+// Any number of queries. `soon` is where keys lie that a later call reads.
+template <class Key>
+void score_some(const Key* keys, int dim, int count, const Key* const* q, float* const* out,
+                const char* soon) {
     for (int i = 0; i < count;)
-        i += few<TOGETHER>(count - i, [&](auto n) { score<n()>(keys, dim, q + i, out + i); });
+        i += few<TOGETHER>(count - i, [&](auto n) { score<n()>(keys, dim, q + i, out + i, soon); });
 }
 
 // One key block: which keys all rows of the group share, and where those lie.
@@ -103,26 +144,38 @@ struct Block {
 
 // Scores of a block's keys: scores[query][KEY_BLOCK].
 template <class T> void score_block(const Chunk<T>& c, const Block& block, Scratch& own) {
-    const int ratio = c.ratio(), dim = c.shape().head_dim, queries = c.queries();
-    const float* q[MOST_QUERIES];
+    constexpr bool dots = DOTS && sizeof(T) == 2;
+    using Key = std::conditional_t<dots, uint32_t, float>;
+    const int ratio = c.ratio(), dim = c.shape().head_dim, each = c.each();
+    const Key* q[MOST_QUERIES];
     float* out[MOST_QUERIES];
-    for (int i = 0; i < queries; i++) q[i] = c.q(i);
+    for (int i = 0; i < c.queries(); i++) {
+        if constexpr (dots) {
+            uint16_t* rounded = (uint16_t*)own.queries + (size_t)i * dim;
+            for (int d = 0; d < dim; d++) rounded[d] = narrow(c.q(i)[d]);
+            q[i] = (const Key*)rounded;
+        } else {
+            q[i] = c.q(i);
+        }
+    }
     for (int first = 0; first < block.count; first += LANES) {
-        for (int i = 0; i < queries; i++) out[i] = own.scores + (size_t)i * KEY_BLOCK + first;
+        for (int i = 0; i < c.queries(); i++) out[i] = own.scores + (size_t)i * KEY_BLOCK + first;
         const bool shared = c.chain() || first + LANES <= block.alike;
-        const int together = shared ? queries : ratio;
-        for (int i = 0; i < queries; i += together) {
+        const int together = shared ? each : ratio;
+        const T* next = c.keys() + block.at[std::min(first + KEYS_AHEAD, block.count - 1)];
+        for (int i = 0; i < c.queries(); i += together) {
             size_t apart[LANES];
             if (!shared) c.find(c.row(i), block.from + first, LANES, apart);
             const size_t* at = shared ? block.at + first : apart;
             const T* key[LANES];
-            for (int j = 0; j < LANES; j++) {
-                key[j] = c.keys() + at[j];
-                c.fetch(c.values() + at[j]);  // read once the scores are done
-                if (first + KEYS_AHEAD < block.alike) c.fetch(c.keys() + block.at[first + KEYS_AHEAD + j]);
-            }
-            transpose(key, dim, own.keys);
-            score_some(own.keys, dim, together, q + i, out + i);
+            for (int j = 0; j < LANES; j++) key[j] = c.keys() + at[j] + i / each * dim;
+            if constexpr (dots)
+                transpose_pairs(key, dim, (uint32_t*)own.keys);
+            else
+                transpose(key, dim, own.keys);
+            // a page of keys is one run of memory: each head fetches its share of a later one
+            const char* soon = (const char*)(next + (size_t)i / each * LANES * dim);
+            score_some((const Key*)own.keys, dim, together, q + i, out + i, soon);
         }
     }
 }
@@ -160,6 +213,9 @@ void weigh(const T* values, const size_t* at, int from, int to, int d, const flo
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int c = 0; c < C; c++)
         sums[i][c] = load<vf>(out[i] + d + c * W);
     for (int k = from; k < to; k++) {
+        const char* soon = (const char*)(values + at[k + VALUES_AHEAD]);
+        prefetch(soon);
+        prefetch(soon + 64);
         vf v[C];
         UNROLL for (int c = 0; c < C; c++) v[c] = value_at<T>(values + at[k] + d + c * W);
         UNROLL for (int i = 0; i < N; i++) {
@@ -223,23 +279,29 @@ void run_block(const Chunk<T>& c, int64_t from, int64_t to, Scratch& own, float*
         sums[i] = out + (size_t)i * width;
         std::fill(sums[i], sums[i] + width, 0.0f);
     }
-    // Values that some queries all see are read once for them, the rest one query at a time.
-    size_t at[KEY_BLOCK];
+    // Values that some queries all see are read once for them, the rest one query at a time; a page
+    // of values serves all heads before the next one is read.
+    size_t at[KEY_BLOCK + LANES] = {};
     const T* values = whole_lanes(c, 0, block.alike, own, block.at, at);
-    for (int i = 0; i < queries;)
-        i += few<TOGETHER>(queries - i, [&](auto n) {
-            int both = block.alike;
-            for (int j = i; j < i + n(); j++) both = std::min(both, seen[j]);
-            weigh_all<T, n()>(values, at, 0, both, width, mass + i, sums + i);
-            for (int j = i; j < i + n(); j++)
-                if (int end = std::min(block.alike, seen[j]); both < end)
-                    weigh_all<T, 1>(values, at, both, end, width, mass + j, sums + j);
-        });
+    const int span = c.kv_heads > 1 ? LANES : KEY_BLOCK, each = c.each(), dim = c.shape().head_dim;
+    for (int first = 0; first < block.alike; first += span) {
+        for (int i = 0; i < queries;)
+            i += few<TOGETHER>(each - i % each, [&](auto n) {
+                const int last = std::min(first + span, block.alike);
+                const T* from_head = values + i / each * dim;
+                int both = last;
+                for (int j = i; j < i + n(); j++) both = std::min(both, seen[j]);
+                weigh_all<T, n()>(from_head, at, first, both, width, mass + i, sums + i);
+                for (int j = i; j < i + n(); j++)
+                    weigh_all<T, 1>(from_head, at, std::max(first, both), std::min(last, seen[j]), width,
+                                    mass + j, sums + j);
+            });
+    }
     for (int i = 0; i < queries; i++) {
         if (block.alike >= seen[i]) continue;
         if (i % ratio == 0) {  // the row's own path
             c.find(c.row(i), from, seen[i], block.at);
-            values = whole_lanes(c, block.alike, seen[i], own, block.at, at);
+            values = whole_lanes(c, block.alike, seen[i], own, block.at, at) + i / each * dim;
         }
         weigh_all<T, 1>(values, at, block.alike, seen[i], width, mass + i, sums + i);
     }
@@ -278,9 +340,10 @@ void finish(const Step& step, int row, int head, float total, const float* out) 
 
 template <class T> void attend_as(Step& step, int thread, int layer, int chunk) {
     const AttentionPlan& plan = step.attention;
-    const int kv_heads = step.model.shape.kv_heads, work = chunk / kv_heads;
+    const int parts = step.model.shape.kv_heads / plan.together, work = chunk / parts;
     const int number = plan.split ? plan.items[work].group : work;
-    const Chunk<T> c{step, plan.groups[number], layer, chunk % kv_heads, thread};
+    const int kv_head = chunk % parts * plan.together;
+    const Chunk<T> c{step, plan.groups[number], layer, kv_head, plan.together};
     const int width = padded(c.shape().head_dim, LANES), count = c.queries();
     Scratch& own = step.model.scratch[thread];
     float most[MOST_QUERIES], total[MOST_QUERIES];
@@ -330,6 +393,11 @@ void AttentionPlan::plan(const StepArgs& a, const Shape& shape) {
     }
     const bool few = (int)groups.size() * shape.kv_heads < 4 * a.threads;
     split = few && a.threads > 1 && items.size() > groups.size();
+    int most_count = 1;
+    for (const RowGroup& group : groups) most_count = std::max(most_count, group.count);
+    const bool enough = (int)(split ? items.size() : groups.size()) >= 4 * a.threads || a.threads == 1;
+    const bool fits = most_count * shape.heads <= MOST_QUERIES && shape.head_dim % LANES == 0;
+    together = enough && fits ? shape.kv_heads : 1;
     const size_t size = padded(shape.head_dim, LANES) + LANES;
     partial_floats = split ? (size_t)a.rows * most_blocks * shape.heads * size : 0;
 }

@@ -11,7 +11,7 @@ struct Shape;
 struct Step;
 
 constexpr int KEY_BLOCK = 256;  // keys per partial softmax; fixed, since sums follow it
-constexpr int MOST_QUERIES = 64;  // rows of a group times the query heads of a KV head
+constexpr int MOST_QUERIES = 64;  // of a chunk: rows times query heads
 
 // Rows of one request that attend together, so that a key is read once for all of them.
 struct RowGroup {
@@ -22,7 +22,9 @@ struct RowGroup {
 // How a step's attention is cut into chunks. The cut decides who works, never a sum's order.
 struct AttentionPlan {
     void plan(const StepArgs& args, const Shape& shape);
-    int chunks(int kv_heads) const { return (split ? (int)items.size() : (int)groups.size()) * kv_heads; }
+    int chunks(int kv_heads) const {
+        return (int)(split ? items.size() : groups.size()) * (kv_heads / together);
+    }
 
     struct Item {
         int group, block;
@@ -31,6 +33,7 @@ struct AttentionPlan {
     std::vector<RowGroup> groups;
     std::vector<Item> items;  // where split: every key block of every group
     bool split = false;       // too few groups for the threads: key blocks run apart, merged after
+    int together = 1;  // KV heads of a chunk: all, so that a page is one stream, or one
     int most_blocks = 1;
     std::size_t partial_floats = 0;
 };

@@ -1,4 +1,4 @@
-// Sixteen keys side by side: [D][16] float32, so that a query scores sixteen keys at once.
+// Sixteen keys side by side: [D][16], so that a query scores sixteen keys at once.
 #pragma once
 
 #include <cstdint>
@@ -65,6 +65,20 @@ static inline void transpose(const uint16_t* const* keys, int dim, float* to) {
 #endif
     for (int k = 0; k < 16; k++)
         for (int i = d; i < dim; i++) to[i * 16 + k] = widen(keys[k][i]);
+}
+
+// The pairs of a bfloat16 dot instruction as they are: [D / 2][16] words. D is even.
+static inline void transpose_pairs(const uint16_t* const* keys, int dim, uint32_t* to) {
+    int d = 0;
+#if defined(FASTSLOW_AVX512)
+    for (; d + 32 <= dim; d += 32) {
+        __m512i columns[16];
+        transpose_words((const void* const*)keys, sizeof(uint16_t) * d, columns);
+        UNROLL for (int i = 0; i < 16; i++) store(to + (d / 2 + i) * 16, columns[i]);
+    }
+#endif
+    for (int k = 0; k < 16; k++)
+        for (int i = d; i < dim; i += 2) std::memcpy(to + i / 2 * 16 + k, keys[k] + i, 4);
 }
 
 }  // namespace fastslow

@@ -1,0 +1,20 @@
+"""How a weight format is asked of fastslow."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZATIONS = ("int8", "int4")
+
+
+def options_of(format: str) -> dict[str, str]:
+    """Arguments of `LLM`: a dtype, a quantization, or neither for "auto"."""
+    if format in QUANTIZATIONS:
+        return {"quantization": format}
+    return {} if format == "auto" else {"dtype": format}
+
+
+def kv_dtype(format: str) -> torch.dtype:
+    """What keys and values are kept in."""
+    return DTYPES.get(format, torch.bfloat16)
