@@ -38,7 +38,7 @@ from peer.report import show
 from peer.texts import TASKS, openings, unseen
 from rich.console import Console
 
-from fastslow.engine.convert.builtin import cache_folder
+from fastslow.engine.cache import cache_folder
 from fastslow.engine.locate import find_tokenizer, resolve_model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.text.template import load_template

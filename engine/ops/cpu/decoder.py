@@ -73,7 +73,7 @@ class CpuDecoder:
         """Bytes of weights that one token's decode step reads when all groups run."""
         return self.bytes_for(None)
 
-    def bytes_for(self, groups: int | None) -> int:
+    def bytes_for(self, groups: int | None = None) -> int:
         """Bytes of weights that one token's decode step reads, with so many routed groups."""
         running = self.config.groups if groups is None else min(groups, self.config.groups)
         return self._bytes(running * self._routed_layers, router=running > 0)

@@ -1,0 +1,145 @@
+"""What a step of several rows costs, against the bytes of weights that it reads.
+
+    python benchmarks/rows.py --model smollm2-moge --quantization int8 [--rows 1 2 4 8]
+
+The rows are the next tokens of as many texts. In a MoGE model they choose different experts, so a
+step reads more the more rows it has; the kernels tell how many experts it read. If time followed
+bytes alone, "of one row" would be 1 everywhere: it is the time per byte over that of a plain step.
+Modes and rows take turns, the bandwidth is probed beside them; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import probe
+import torch
+from peer.texts import openings
+from rich.console import Console
+from rich.table import Table
+
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.locate import find_tokenizer, resolve_model
+from fastslow.engine.model.loader import load_model
+from fastslow.engine.types import Rows, Segment
+
+PROMPT = 64
+PAGE = 16
+
+
+class Steps:
+    """Texts whose keys and values are cached, in one mode, ready for a next row each."""
+
+    def __init__(self, model: Any, texts: list[list[int]], groups: int | None, answer: int) -> None:
+        c = model.config
+        self._model, self._groups = model, groups
+        self._texts = [list(text) for text in texts]
+        pages = len(texts) * -(-(PROMPT + answer) // PAGE)
+        self._kv = KVCache(
+            layers=c.layers,
+            kv_heads=c.kv_heads,
+            head_dim=c.head_dim,
+            pages=pages,
+            page_size=PAGE,
+            dtype=model.dtype,
+            device="cpu",
+            prefix_caching=False,
+        )
+        for n, text in enumerate(self._texts):
+            self._kv.open(n, text, groups, 0)
+            self._kv.reserve(n, PROMPT + answer)
+        self._run([range(len(text)) for text in self._texts])
+
+    def _run(self, places: list[range]) -> float:
+        segments = [
+            Segment(
+                tokens=[self._texts[n][p] for p in some],
+                positions=some,
+                parents=range(-1, len(some) - 1),
+                slots=self._kv.slots(n, some[0], some[-1] + 1),
+                context=self._kv.slots(n, 0, some[0]),
+                groups=self._groups,
+                outputs=[len(some) - 1],
+                reach=some[-1] + 1,
+            )
+            for n, some in enumerate(places)
+        ]
+        rows = Rows.of(segments)
+        started = time.perf_counter()
+        logits_BV = self._model.forward(rows, self._kv.storage).logits
+        taken = time.perf_counter() - started
+        for text, logits_V in zip(self._texts, logits_BV, strict=True):
+            text.append(int(logits_V.argmax()))
+        return taken
+
+    def step(self) -> tuple[float, int]:
+        """One more token of every text: its seconds, and the bytes of weights that it read."""
+        taken = self._run([range(len(text) - 1, len(text)) for text in self._texts])
+        return taken, self._model.bytes_read()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2-moge")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantization", default="none", help="none, int8 or int4")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--groups", type=int, nargs="+", help="default: all, half of them, none")
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--threads", type=int, default=probe.physical_cores())
+    parser.add_argument("--out", type=Path, default=Path("rows.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    folder = resolve_model(options.model)
+    model: Any = load_model(folder, dtype=options.dtype, quantization=options.quantization)
+    if not hasattr(model, "bytes_read"):
+        sys.exit("bytes are counted by the CPU kernels, which do not run here")
+    every = model.config.groups
+    groups = options.groups or sorted({every, every // 2, 0}, reverse=True)
+    texts = openings(find_tokenizer(folder), max(options.rows), PROMPT)
+    runs = {
+        (g, n): Steps(model, texts[:n], g if every else None, options.steps)
+        for g in groups
+        for n in options.rows
+    }
+    samples: dict[tuple[int, int], list[tuple[float, int]]] = {key: [] for key in runs}
+    bandwidth = []
+    for turn in range(options.steps):
+        if turn % 8 == 0:
+            bandwidth.append(probe.read_bandwidth(options.threads))
+        for key, steps in runs.items():
+            samples[key].append(steps.step())
+    probed = statistics.median(bandwidth)
+    table = Table("groups", "rows", "ms a step", "MB read", "GB/s", "of the probe", "of one row")
+    figures = []
+    for g in groups:
+        base = 0.0
+        for n in options.rows:
+            seconds = statistics.median(taken for taken, _ in samples[g, n])
+            read = statistics.median(size for _, size in samples[g, n])
+            per_byte = statistics.median(taken / size for taken, size in samples[g, n])
+            base = base or per_byte
+            speed = 1e-9 / per_byte
+            row = (g, n, seconds * 1e3, read / 1e6, speed, speed / probed, per_byte / base)
+            table.add_row(
+                f"{g}", f"{n}", f"{row[2]:.2f}", f"{row[3]:.1f}", f"{speed:.1f}",
+                f"{row[5]:.0%}", f"{row[6]:.2f}",
+            )  # fmt: skip
+            figures.append(dict(zip((c.header for c in table.columns), row, strict=True)))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    console.print(f"probed {probed:.1f} GB/s, {options.threads} threads; figures in {options.out}")
+    record = {**probe.header(options.threads), "probed": probed, "figures": figures}
+    options.out.write_text(json.dumps(record, indent=1, default=str), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
