@@ -12,7 +12,7 @@ namespace fastslow {
 
 namespace {
 
-constexpr auto PATIENCE = std::chrono::microseconds(500);  // an idle thread sleeps after this
+constexpr auto PATIENCE = std::chrono::microseconds(2000);  // an idle thread sleeps after this
 constexpr int SPINS = 4000;          // before a waiting thread offers its core to others
 constexpr size_t FIRST_FETCH = 16384;  // bytes fetched before the first look whether a phase is over
 constexpr size_t MOST_FETCH = 131072;  // an early thread fetches this much, well below its L2
