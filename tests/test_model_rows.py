@@ -58,6 +58,22 @@ def test_one_chunk_pieces_and_one_by_one_agree(model: Model, groups: int | None)
     assert torch.equal(whole, texts.logits(model, tokens, [3, 126, 1, 5, 155], groups=groups))
 
 
+@pytest.mark.parametrize("rows", [1, 15, 17, 40])
+def test_few_rows_late_in_a_text(tmp_path: Path, rows: int) -> None:
+    """Where several threads share one text's keys, a step has the most phases; in all its sizes."""
+    model = load_model(checkpoints.write_moge(tmp_path), "bfloat16")
+    tokens = texts.tokens_of(600)
+    whole = texts.logits(model, tokens, [560, 40])
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            pieces = [560, *([rows] * (40 // rows)), *([40 % rows] if 40 % rows else [])]
+            assert torch.equal(whole, texts.logits(model, tokens, pieces)), threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_slots_do_not_matter(model: Model) -> None:
     tokens = texts.tokens_of(150)
     scattered = np.random.default_rng(1).permutation(400)[:150]

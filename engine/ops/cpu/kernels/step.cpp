@@ -8,6 +8,10 @@
 
 namespace fastslow {
 
+// The most that a layer takes: qkv, attention, merge, out, shared and routed experts, down, and six
+// times rows made ready. The rest: embedding, and the head with its rows.
+constexpr int LAYER_PHASES = 13, OTHER_PHASES = 3;
+
 int tiles_per_chunk(int tiles, int threads) {
     return std::clamp(tiles / (threads * 16), 1, 8);
 }
@@ -56,7 +60,7 @@ void Step::prepare(const StepArgs& given) {
             choices[n]->tiles_done.store(0, std::memory_order_relaxed);
         }
     }
-    phases.reset(model.shape.layers * 12 + 4, threads);
+    phases.reset(model.shape.layers * LAYER_PHASES + OTHER_PHASES, threads);
 }
 
 void Step::work(int thread) {

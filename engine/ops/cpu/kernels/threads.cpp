@@ -42,6 +42,7 @@ void Phases::reset(int phases, int threads) {
         size_ = size;
     }
     threads_ = threads;
+    phases_ = phases;
     for (size_t i = 0; i < size; i++) counters_[i].value.store(0, std::memory_order_relaxed);
 }
 

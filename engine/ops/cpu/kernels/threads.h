@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -63,10 +64,13 @@ public:
     }
 
 private:
-    Counter* at(int phase) const { return counters_.get() + (size_t)phase * (threads_ + 1); }
+    Counter* at(int phase) const {
+        if (phase >= phases_) std::abort();  // a miscount would overwrite memory
+        return counters_.get() + (size_t)phase * (threads_ + 1);
+    }
     static void wait(const Counter* done, int chunks, Stream next);
 
-    int threads_ = 1;
+    int threads_ = 1, phases_ = 0;
     size_t size_ = 0;
     std::unique_ptr<Counter[]> counters_;
 };
