@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +27,7 @@ from fastslow.engine.model.loader import load_model
 from fastslow.engine.ops.cpu import library, store
 from fastslow.engine.ops.cpu.decoder import CpuDecoder
 
+HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not library.available(), reason="there is no compiler")
 
 
@@ -137,3 +143,49 @@ def test_switched_off_says_so_once(monkeypatch: pytest.MonkeyPatch, log: list[st
     finally:
         library.available.cache_clear()
     assert len([line for line in log if "switched off" in line]) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_has_threads_of_its_own(tmp_path: Path) -> None:
+    model = load_model(checkpoints.write_moge(tmp_path), "bfloat16")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(5):
+            answers(model)
+        first = answers(model)
+        child = os.fork()
+        if not child:
+            signal.alarm(60)  # a child that hangs ends by this
+            os._exit(not all(torch.equal(answers(model), first) for _ in range(6)))
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        torch.set_num_threads(before)
+
+
+MANY = """
+import sys, texts, torch
+from fastslow.engine.model.loader import load_model
+model = load_model(sys.argv[1], "bfloat16")
+one = texts.logits(model, texts.tokens_of(3))
+torch.set_num_threads(300)
+assert torch.equal(texts.logits(model, texts.tokens_of(3)), one)
+"""
+
+
+def test_more_threads_than_the_crew_may_have(tmp_path: Path) -> None:
+    folder = checkpoints.write_dense(tmp_path)
+    run = [sys.executable, "-c", MANY, str(folder)]
+    subprocess.run(run, check=True, timeout=120, env={**os.environ, "PYTHONPATH": str(HERE)})
+
+
+def test_a_full_disk_packs_into_memory(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    folder = checkpoints.write_dense(tmp_path / "model")
+    assert answers(load_model(folder, "bfloat16")).isfinite().all()
+    assert [line for line in log if "No space left" in line] and not list(cache.iterdir())

@@ -51,6 +51,8 @@ class CpuDecoder:
         self._kernels = library.kernels()
         layers = (library.Layer * config.layers)(*map(self._layer, range(config.layers)))
         self._handle = self._kernels.fs_model_new(ctypes.byref(self._shape()), layers)
+        if not self._handle:
+            raise MemoryError("there is no memory left for the model's kernels")
 
     def __del__(self) -> None:
         if handle := getattr(self, "_handle", None):
@@ -109,6 +111,10 @@ class CpuDecoder:
             raise ValueError("rows must hold at least 1 row, got 0")
         if absent := [n for n in features if not 0 <= n < self.config.layers]:
             raise ValueError(f"feature layer {absent[0]} must be in 0..{self.config.layers - 1}")
+        if len(rows.outputs) > len(rows.tokens):
+            raise ValueError(
+                f"{len(rows.outputs)} outputs are more than the {len(rows.tokens)} rows"
+            )
         count, hidden = len(rows.outputs), self.config.hidden_size
         logits = torch.empty(count, self.config.vocab_size)
         seen = torch.empty(count, len(features) * hidden)
@@ -172,7 +178,8 @@ class CpuDecoder:
             feature_values=feature_values.data_ptr(),
             **{name: x.ctypes.data for name, x in kept.items()},
         )
-        self._kernels.fs_step(self._handle, ctypes.byref(args))
+        if self._kernels.fs_step(self._handle, ctypes.byref(args)):
+            raise MemoryError(f"a step of {args.rows} rows found no memory, or no threads")
 
     def _at(self, key: str) -> int | None:
         offset = self._arena.offsets.get(key)

@@ -79,7 +79,7 @@ class StepArgs(Structure):
 SIGNATURES = {
     "fs_model_new": (c_void_p, [POINTER(Shape), POINTER(Layer)]),
     "fs_model_delete": (None, [c_void_p]),
-    "fs_step": (None, [c_void_p, POINTER(StepArgs)]),
+    "fs_step": (c_int, [c_void_p, POINTER(StepArgs)]),
     "fs_clock": (None, [c_void_p, c_int, c_void_p]),
     "fs_experts_read": (c_int64, [c_void_p]),
     "fs_workspace_bytes": (c_int64, [c_void_p]),

@@ -40,25 +40,28 @@ def load(path: Path, size: int) -> NDArray[np.uint8] | None:
     Where the system has huge pages, they are read into those: streaming from them is up to a third
     faster than from a mapped file. Elsewhere the file is mapped.
     """
-    if not path.is_file() or path.stat().st_size != size:
+    try:
+        if path.stat().st_size != size:
+            return None
+        if (whole := _huge(size)) is None:
+            return np.memmap(path, dtype=np.uint8, mode="r")
+        with path.open("rb", buffering=0) as file:
+            view, at = memoryview(whole.data), 0
+            while at < size and (got := file.readinto(view[at : at + (64 << 20)])):
+                at += got
+        return whole if at == size else None
+    except OSError:  # gone meanwhile, or another user's
         return None
-    if (whole := _huge(size)) is None:
-        return np.memmap(path, dtype=np.uint8, mode="r")
-    with path.open("rb", buffering=0) as file:
-        view, at = memoryview(whole.data), 0
-        while at < size:
-            got = file.readinto(view[at : at + (64 << 20)])
-            if not got:
-                return None
-            at += got
-    return whole
 
 
 def _huge(size: int) -> NDArray[np.uint8] | None:
     """Zeros in huge pages, aligned to one; None where the system gives none."""
     if not hasattr(mmap, "MADV_HUGEPAGE") or not HUGE.is_file() or "[never]" in HUGE.read_text():
         return None
-    memory = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:  # more than there is: a mapped file can still run, page by page
+        return None
     memory.madvise(mmap.MADV_HUGEPAGE)
     whole: NDArray[Any] = np.frombuffer(memory, dtype=np.uint8)
     first = -whole.ctypes.data % PAGE
@@ -72,29 +75,33 @@ def create(path: Path, arena: Arena, read: Read, blocks: ReadBlocks) -> NDArray[
     """
     if arena.nbytes < SMALL:
         return _in_memory(arena, read, blocks)
+    made: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".pack.", delete=False) as file:
             made = Path(file.name)
+            if hasattr(
+                os, "posix_fallocate"
+            ):  # a full disk shows now, not as a fault while packing
+                os.posix_fallocate(file.fileno(), 0, arena.nbytes)
             file.truncate(arena.nbytes)
-    except OSError as error:
-        logger.warning("packed weights cannot be kept, so each start packs anew: {}", error)
-        return _in_memory(arena, read, blocks)
-    try:
         logger.info("packing weights, once, into {}", path)
         whole = np.memmap(made, dtype=np.uint8, mode="r+")
         arena.write(whole.ctypes.data, read, blocks)
         whole.flush()
         del whole
-        for old in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
-            old.unlink(missing_ok=True)  # who has it mapped keeps it
+        made.chmod(0o644)
         os.replace(made, path)
-    except BaseException:
-        made.unlink(missing_ok=True)
-        raise
+        for old in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
+            if old != path:
+                old.unlink(missing_ok=True)  # who has it mapped keeps it
+    except OSError as error:
+        logger.warning("packed weights cannot be kept, so each start packs anew: {}", error)
+    finally:
+        if made is not None:
+            made.unlink(missing_ok=True)
     found = load(path, arena.nbytes)
-    assert found is not None
-    return found
+    return _in_memory(arena, read, blocks) if found is None else found
 
 
 def _in_memory(arena: Arena, read: Read, blocks: ReadBlocks) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -14,25 +15,38 @@ using namespace fastslow;
 extern "C" {
 
 // `layers` and `shape` are copied; what they point to must outlive the model.
-void* fs_model_new(const Shape* shape, const Layer* layers) { return new Model(*shape, layers); }
+// Null where memory runs out.
+void* fs_model_new(const Shape* shape, const Layer* layers) {
+    try {
+        return new Model(*shape, layers);
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
 
 void fs_model_delete(void* model) { delete (Model*)model; }
 
-// Run a step; it returns when logits and features are written.
-void fs_step(void* handle, const StepArgs* args) {
+// Run a step; it returns when logits and features are written. 1 where memory or threads run out.
+int fs_step(void* handle, const StepArgs* given) try {
+    StepArgs args = *given;
+    args.threads = std::clamp(args.threads, 1, MOST_THREADS);
     Model& model = *(Model*)handle;
     Crew& crew = Crew::get();
     std::lock_guard<std::mutex> guard(crew.lock);
     Step& step = *model.steps[model.turn++ % Crew::TASKS];
     crew.reclaim(step);
-    step.prepare(*args);
-    model.make_room(args->rows, args->threads, step.attention.partial_floats);
+    step.prepare(args);
+    model.make_room(args.rows, args.threads, step.attention.partial_floats);
     crew.run(step);
+    return 0;
+} catch (const std::exception&) {
+    return 1;
 }
 
 // Start or stop measuring where steps spend their time; the seconds so far, one for each Part, are
 // written to `seconds` and forgotten.
 void fs_clock(void* handle, int on, double* seconds) {
+    std::lock_guard<std::mutex> guard(Crew::get().lock);
     Clock& clock = ((Model*)handle)->clock;
     std::copy(clock.seconds, clock.seconds + PARTS, seconds);
     std::fill(clock.seconds, clock.seconds + PARTS, 0.0);
@@ -51,7 +65,10 @@ int64_t fs_experts_read(void* handle) {
 }
 
 // Bytes of memory that all steps of a model share.
-int64_t fs_workspace_bytes(void* handle) { return (int64_t)((Model*)handle)->owned_bytes(); }
+int64_t fs_workspace_bytes(void* handle) {
+    std::lock_guard<std::mutex> guard(Crew::get().lock);
+    return (int64_t)((Model*)handle)->owned_bytes();
+}
 
 // 16, 8 or 4 floats in a vector; and whether bfloat16 and int8 dot instructions are used.
 int fs_vector_width() { return W; }

@@ -253,14 +253,15 @@ void AttentionPlan::plan(const StepArgs& a, const Shape& shape) {
         }
     }
     const bool few = (int)groups.size() * shape.kv_heads < 4 * a.threads;
-    split = few && a.threads > 1 && items.size() > groups.size();
+    const size_t size = padded(shape.head_dim, LANES) + LANES;
+    partial_floats = (size_t)a.rows * most_blocks * shape.heads * size;
+    split = few && a.threads > 1 && items.size() > groups.size() && partial_floats <= MOST_PARTIALS;
+    if (!split) partial_floats = 0;
     int most_count = 1;
     for (const RowGroup& group : groups) most_count = std::max(most_count, group.count);
     const bool enough = (int)(split ? items.size() : groups.size()) >= 4 * a.threads || a.threads == 1;
     const bool fits = most_count * shape.heads <= MOST_QUERIES && shape.head_dim % LANES == 0;
     together = enough && fits ? shape.kv_heads : 1;
-    const size_t size = padded(shape.head_dim, LANES) + LANES;
-    partial_floats = split ? (size_t)a.rows * most_blocks * shape.heads * size : 0;
 }
 
 void attend(Step& step, int thread, int layer, int chunk) {

@@ -1,6 +1,7 @@
 // Grouped-query attention over paged keys and values. GQA: Ainslie et al., arXiv 2305.13245.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -11,6 +12,7 @@ struct Shape;
 struct Step;
 
 constexpr int KEY_BLOCK = 256;  // keys per partial softmax; fixed, since sums follow it
+constexpr size_t MOST_PARTIALS = 64 << 20;  // floats; a step that needs more is not split
 constexpr int MOST_QUERIES = 64;  // of a chunk: rows times query heads
 
 // Rows of one request that attend together, so that a key is read once for all of them.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #include "attention.h"
 #include "step.h"
@@ -61,15 +62,16 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     if (rows <= space.rows && threads <= (int)scratch.size() && partial_floats <= space.partial_floats)
         return;
     Crew::get().settle();
-    release();
     rows = std::max(rows, space.rows);
     threads = std::max(threads, (int)scratch.size());
-    partial_floats = std::max(partial_floats, space.partial_floats);
+    // a text grows by a block at a time: room for it doubles
+    partial_floats = partial_floats > space.partial_floats ? 2 * partial_floats : space.partial_floats;
+    release();
+    space = Workspace{};  // should memory run out below, nothing points to what is gone
+    scratch.clear();
     const size_t entries = (size_t)rows * std::max(shape.groups, 1);
     auto floats = [&](size_t count) { return (float*)take(count * sizeof(float)); };
     auto bytes = [&](size_t count) { return (uint8_t*)take(count); };
-    space.rows = rows;
-    space.partial_floats = partial_floats;
     space.x = floats((size_t)rows * hidden_pad);
     space.q = floats((size_t)rows * shape.heads * shape.head_dim);
     space.seen = floats((size_t)rows * attention_width);
@@ -82,8 +84,8 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     space.ready_router = bytes(wide ? rows * ready_router_bytes : 0);
     space.ready_expert = bytes(wide ? entries * ready_expert_bytes : 0);
     const size_t width = padded(shape.head_dim, TILE);
-    scratch.resize(threads);
-    for (Scratch& own : scratch) {
+    std::vector<Scratch> own_memory(threads);
+    for (Scratch& own : own_memory) {
         own.ready = bytes(NARROW * ready_bytes);
         own.ready_router = bytes(NARROW * ready_router_bytes);
         own.ready_expert = bytes((size_t)NARROW * std::max(shape.groups, 1) * ready_expert_bytes);
@@ -96,6 +98,9 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
         own.values = floats(KEY_BLOCK * width);
         own.outs = floats(2 * MOST_QUERIES * width);
     }
+    scratch = std::move(own_memory);
+    space.rows = rows;
+    space.partial_floats = partial_floats;
 }
 
 }  // namespace fastslow

@@ -97,7 +97,7 @@ struct Model {
     Clock clock;
     std::vector<Scratch> scratch;
     std::vector<std::unique_ptr<Step>> steps;
-    int turn = 0;
+    unsigned turn = 0;
 
 private:
     std::vector<void*> owned_;

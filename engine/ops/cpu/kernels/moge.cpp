@@ -8,6 +8,17 @@
 
 namespace fastslow {
 
+void Choice::reserve(int rows_count, int experts, int group_count, int width) {
+    const size_t entries = (size_t)rows_count * group_count;
+    expert_.reserve(entries);
+    weight_.reserve(entries);
+    rows.reserve(entries);
+    weights.reserve(entries);
+    sizes_.reserve(experts + 1);
+    probs_.reserve(width);
+    jobs.reserve(experts);
+}
+
 void Choice::choose(const float* logits, int width, int experts, int group_count, const float* scale,
                     const std::vector<int64_t>& groups) {
     const int rows_count = (int)groups.size(), size = experts / group_count;

@@ -21,6 +21,9 @@ struct Choice {
     std::vector<float> weights;  // probability times router scale
     std::atomic<int> tiles_done{0};
 
+    // Memory for a step's decisions, so that making them needs none.
+    void reserve(int rows, int experts, int group_count, int width);
+
     // From router logits [T, width]: softmax over all experts, the likeliest of each group (the
     // first on a tie), and of those the `groups[t]` of largest weight (the lower group on a tie);
     // -1 is all. Nothing is renormalised.

@@ -103,9 +103,9 @@ static inline uint16_t narrow(float value) {
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// e^x to about 1 unit in the last place; below -87 it is taken at -87. After Cephes' expf.
-static inline vf exp(vf x) {
-    x = max(min(x, splat(88.0f)), splat(-87.0f));
+// e^x to about 1 unit in the last place; below -87 it is taken at -87, and a NaN stays one. After Cephes' expf.
+static inline vf exp(vf given) {
+    vf x = max(min(given, splat(88.0f)), splat(-87.0f));
     const vf big = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
     vf shifted = fma(x, splat(1.44269504f), big);
     vf n = shifted - big;
@@ -119,7 +119,7 @@ static inline vf exp(vf x) {
     p = fma(p, r, splat(5.0000001201e-1f));
     p = fma(p, r * r, r + 1.0f);
     vi power = (vi)shifted - (vi)big;
-    return (vf)((vi)p + (power << 23));
+    return given == given ? (vf)((vi)p + (power << 23)) : given;
 }
 
 // Ask for a line that will be needed soon; past the end of an allocation this does nothing.

@@ -57,6 +57,8 @@ void Step::prepare(const StepArgs& given) {
         choices.resize(model.layers.size());
         for (size_t n = 0; n < choices.size(); n++) {
             if (!choices[n]) choices[n].reset(new Choice);
+            const Shape& s = model.shape;
+            choices[n]->reserve(args.rows, s.experts, s.groups, padded(s.experts, TILE));
             choices[n]->tiles_done.store(0, std::memory_order_relaxed);
         }
     }

@@ -78,20 +78,20 @@ Crew& Crew::get() {
 void Crew::grow(int threads) {
     for (; workers_ < threads - 1; workers_++) {
         int thread = workers_ + 1;
-        left_[thread].value.store(epoch_.load());
+        left_[thread].value.store((int)epoch_.load());
         std::thread([this, thread] { serve(thread); }).detach();
     }
 }
 
-int Crew::behind(int thread) const {
-    return epoch_.load() - left_[thread].value.load(std::memory_order_acquire);
+int Crew::behind(int thread, uint32_t epoch) const {
+    return (int)(epoch - (uint32_t)left_[thread].value.load(std::memory_order_acquire));
 }
 
 void Crew::serve(int thread) {
-    int seen = left_[thread].value.load();
+    uint32_t seen = (uint32_t)left_[thread].value.load();
     for (;;) {
         auto since = std::chrono::steady_clock::now();
-        int now;
+        uint32_t now;
         for (int i = 0; (now = epoch_.load(std::memory_order_acquire)) == seen; i++) {
             pause(i);
             if (i % 64 == 63 && std::chrono::steady_clock::now() - since > PATIENCE) epoch_.wait(seen);
@@ -99,7 +99,7 @@ void Crew::serve(int thread) {
         Task* task = tasks_[now % TASKS];
         if (thread < task->threads) task->work(thread);
         seen = now;
-        left_[thread].value.store(seen, std::memory_order_release);
+        left_[thread].value.store((int)seen, std::memory_order_release);
     }
 }
 
@@ -110,8 +110,8 @@ void Crew::run(Task& task) {
     }
     grow(task.threads);
     for (int i = 1; i <= workers_; i++)
-        for (int spins = 0; behind(i) > TASKS - 2; spins++) pause(spins);
-    int next = epoch_.load() + 1;
+        for (int spins = 0; behind(i, epoch_.load()) > TASKS - 2; spins++) pause(spins);
+    uint32_t next = epoch_.load() + 1;
     tasks_[next % TASKS] = &task;
     task.epoch = next;
     epoch_.store(next);
@@ -120,14 +120,14 @@ void Crew::run(Task& task) {
 }
 
 void Crew::reclaim(const Task& task) {
+    if ((int)(task.epoch - epoch_.load()) > 0) return;  // it ran in a crew that a fork left behind
     for (int i = 1; i <= workers_; i++)
-        for (int spins = 0; left_[i].value.load(std::memory_order_acquire) - task.epoch < 0; spins++)
-            pause(spins);
+        for (int spins = 0; behind(i, task.epoch) > 0; spins++) pause(spins);
 }
 
 void Crew::settle() {
     for (int i = 1; i <= workers_; i++)
-        for (int spins = 0; behind(i) > 0; spins++) pause(spins);
+        for (int spins = 0; behind(i, epoch_.load()) > 0; spins++) pause(spins);
 }
 
 }  // namespace fastslow

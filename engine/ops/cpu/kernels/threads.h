@@ -78,7 +78,7 @@ private:
 // What the crew runs: every thread below `threads` calls work once.
 struct Task {
     int threads = 1;
-    int epoch = 0;  // when it last ran
+    uint32_t epoch = 0;  // when it last ran
     virtual void work(int thread) = 0;
     virtual ~Task() = default;
 };
@@ -105,10 +105,10 @@ public:
 private:
     void grow(int threads);
     void serve(int thread);
-    int behind(int thread) const;
+    int behind(int thread, uint32_t epoch) const;
 
     int workers_ = 0;
-    std::atomic<int> epoch_{0};
+    std::atomic<uint32_t> epoch_{0};  // wraps around: compared by difference
     Task* tasks_[TASKS] = {};
     Counter left_[MOST_THREADS];  // the last epoch that a thread is through with
 };
