@@ -1,6 +1,6 @@
 """Tokens per second of each mode and drafter at batch 1, interleaved in one run.
 
-    python benchmarks/modes.py [--model smollm2-moge] [--dtype bfloat16] [--tokens 48] [--repeat 3]
+    python benchmarks/modes.py [--model smollm2-moge] [--dense smollm2] [--tokens 48] [--repeat 3]
 
 The figure is the median of the repeats, the first token not counted.
 """
@@ -20,6 +20,7 @@ PROMPT = "Explain how rain forms, and then summarise your explanation."
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-moge", help="a folder or a built-in name")
+    parser.add_argument("--dense", help="a dense model to measure beside it, plain")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeat", type=int, default=3)
@@ -29,11 +30,16 @@ def main() -> None:
     config = llm.model.config
     modes: dict[str, Mode] = dict(llm.modes)
     if config.groups:
+        modes["two groups"] = Mode(name="two groups", groups=min(2, config.groups))
         modes["shared only"] = Mode(name="shared only", groups=0)
+    dense = LLM(options.dense, dtype=options.dtype) if options.dense else None
     drafters = ["off", "ngram", *(["self"] if config.groups else [])]
     sampling = SamplingParams(max_tokens=options.tokens, ignore_eos=True)
     speeds: dict[tuple[str, str], list[float]] = {}
     for _ in range(options.repeat + 1):
+        if dense is not None:
+            out = dense.chat(PROMPT, sampling, speculation="off")
+            speeds.setdefault(("dense", "off"), []).append(out.metrics.tokens_per_second)
         for name, mode in modes.items():
             for drafter in drafters:
                 wish = "off" if drafter == "off" else Speculation(drafter=drafter, nodes=3)
@@ -41,10 +47,13 @@ def main() -> None:
                 speeds.setdefault((name, drafter), []).append(out.metrics.tokens_per_second)
     print(f"{torch.get_num_threads()} threads, {options.dtype}, {options.model}")
     for (name, drafter), measured in speeds.items():
-        active = config.active_parameters(modes[name].groups) / 1e6
+        shape = dense.model.config if name == "dense" and dense is not None else config
+        active = shape.active_parameters(None if name == "dense" else modes[name].groups) / 1e6
         speed = statistics.median(measured[1:])  # the first round warms up
         print(f"{name:12} {active:6.1f} M active, drafter {drafter:6} {speed:6.1f} tokens/s")
     llm.close()
+    if dense is not None:
+        dense.close()
 
 
 if __name__ == "__main__":
