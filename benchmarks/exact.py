@@ -211,17 +211,7 @@ class Bench:
         return self.small, self._cache(self.small, pages, True)
 
     def _cache(self, model: Model, pages: int, prefix_caching: bool) -> KVCache:
-        c = model.config
-        return KVCache(
-            layers=c.layers,
-            kv_heads=c.kv_heads,
-            head_dim=c.head_dim,
-            pages=pages,
-            page_size=PAGE,
-            dtype=model.dtype,
-            device=model.device,
-            prefix_caching=prefix_caching,
-        )
+        return KVCache.for_model(model, pages, PAGE, prefix_caching)
 
     def compare(self, job: Job, request: Request) -> Finding | None:
         """None if the answer equals the plain one."""

@@ -37,20 +37,10 @@ class Steps:
     """Texts whose keys and values are cached, in one mode, ready for a next row each."""
 
     def __init__(self, model: Any, texts: list[list[int]], groups: int | None, answer: int) -> None:
-        c = model.config
         self._model, self._groups = model, groups
         self._texts = [list(text) for text in texts]
         pages = len(texts) * -(-(PROMPT + answer) // PAGE)
-        self._kv = KVCache(
-            layers=c.layers,
-            kv_heads=c.kv_heads,
-            head_dim=c.head_dim,
-            pages=pages,
-            page_size=PAGE,
-            dtype=model.dtype,
-            device="cpu",
-            prefix_caching=False,
-        )
+        self._kv = KVCache.for_model(model, pages, PAGE, prefix_caching=False)
         for n, text in enumerate(self._texts):
             self._kv.open(n, text, groups, 0)
             self._kv.reserve(n, PROMPT + answer)

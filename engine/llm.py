@@ -352,13 +352,4 @@ class LLM:
             context=context,
             device=model.device,
         )
-        return KVCache(
-            layers=config.layers,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            pages=pages,
-            page_size=PAGE_SIZE,
-            dtype=model.dtype,
-            device=model.device,
-            prefix_caching=prefix_caching,
-        )
+        return KVCache.for_model(model, pages, PAGE_SIZE, prefix_caching)

@@ -147,16 +147,7 @@ def outcome(request: Request) -> tuple[list[int], str, str | None, str | int | N
 
 
 def cache_for(model: Model, pages: int = 256, page_size: int = 4) -> KVCache:
-    c = model.config
-    return KVCache(
-        layers=c.layers,
-        kv_heads=c.kv_heads,
-        head_dim=c.head_dim,
-        pages=pages,
-        page_size=page_size,
-        dtype=model.dtype,
-        device=model.device,
-    )
+    return KVCache.for_model(model, pages, page_size)
 
 
 SMALL = {

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kernel_tools import compiled
 
 from fastslow.engine.ops.cpu import build, library
 
@@ -36,7 +37,7 @@ def has_avx2() -> bool:
     return info.is_file() and all(f" {flag} " in info.read_text() for flag in ("avx2", "fma"))
 
 
-@pytest.mark.skipif(not library.available(), reason="there is no compiler")
+@compiled
 @pytest.mark.parametrize("level", ["avx2", "plain"])
 def test_other_chips(level: str) -> None:
     if level == "avx2" and not has_avx2():
@@ -45,7 +46,7 @@ def test_other_chips(level: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not library.available(), reason="there is no compiler")
+@compiled
 @pytest.mark.parametrize("level", ["native", "plain"])
 def test_sanitizers(level: str) -> None:
     compiler = build.find_compiler()
@@ -63,6 +64,11 @@ def test_sanitizers(level: str) -> None:
         # Python leaks on purpose; gcc 12 misaligns 64-byte locals on its fake stack
         ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0",
     )
+
+
+@compiled
+def test_where_there_is_a_compiler_the_kernels_run() -> None:
+    assert library.available()
 
 
 def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import pytest
 import texts
 import torch
 from gguf.quants import dequantize, quantize
+from kernel_tools import compiled
 from loguru import logger
 from safetensors.torch import load_file, save_file
 
@@ -28,7 +29,7 @@ from fastslow.engine.ops.cpu import library, store
 from fastslow.engine.ops.cpu.decoder import CpuDecoder
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.skipif(not library.available(), reason="there is no compiler")
+pytestmark = compiled
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import texts
 import torch
+from kernel_tools import wanted
 
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.loader import load_model
-from fastslow.engine.ops.cpu import library
 from fastslow.engine.ops.cpu.formats import QUANTIZATIONS
 from fastslow.engine.types import Rows, Segment
 
@@ -29,7 +29,7 @@ def load(kind: str, form: str, factory: pytest.TempPathFactory) -> Model:
         checkpoints.write_dense(folder, attention_bias=True)
     if form not in QUANTIZATIONS:
         return load_model(folder, form)
-    if not library.available():
+    if not wanted():
         pytest.skip("the CPU kernels are not available here")
     return load_model(folder, quantization=form)
 

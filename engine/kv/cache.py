@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +14,9 @@ from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, chain
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.kv.table import PageTable
 from fastslow.engine.types import Ints
+
+if TYPE_CHECKING:
+    from fastslow.engine.model.base import Model
 
 
 class KVCache:
@@ -64,6 +68,22 @@ class KVCache:
         self._pool = PagePool(pages)
         self._index = PrefixIndex()
         self._tables: dict[int, PageTable] = {}
+
+    @classmethod
+    def for_model(
+        cls, model: Model, pages: int, page_size: int = 16, prefix_caching: bool = True
+    ) -> KVCache:
+        """A cache whose rows have the shape, dtype and place of a model's."""
+        return cls(
+            layers=model.config.layers,
+            kv_heads=model.config.kv_heads,
+            head_dim=model.config.head_dim,
+            pages=pages,
+            page_size=page_size,
+            dtype=model.dtype,
+            device=model.device,
+            prefix_caching=prefix_caching,
+        )
 
     @property
     def pages(self) -> int:

@@ -70,11 +70,6 @@ class CpuDecoder:
         self._kernels.fs_clock(self._handle, on, seconds.ctypes.data)
         return dict(zip(library.PARTS, seconds.tolist()))
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of weights that one token's decode step reads when all groups run."""
-        return self.bytes_for(None)
-
     def bytes_for(self, groups: int | None = None) -> int:
         """Bytes of weights that one token's decode step reads, with so many routed groups."""
         running = self.config.groups if groups is None else min(groups, self.config.groups)

@@ -64,12 +64,6 @@ int64_t fs_experts_read(void* handle) {
     return count;
 }
 
-// Bytes of memory that all steps of a model share.
-int64_t fs_workspace_bytes(void* handle) {
-    std::lock_guard<std::mutex> guard(Crew::get().lock);
-    return (int64_t)((Model*)handle)->owned_bytes();
-}
-
 // 16, 8 or 4 floats in a vector; and whether bfloat16 and int8 dot instructions are used.
 int fs_vector_width() { return W; }
 

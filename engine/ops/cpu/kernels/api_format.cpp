@@ -35,8 +35,6 @@ extern "C" {
 
 size_t fs_tile_bytes(int id, int inputs) { return format_of(id).tile_bytes(inputs); }
 
-size_t fs_row_bytes(int id, int inputs) { return format_of(id).row_bytes(inputs); }
-
 // weights: [outputs][inputs], contiguous. tile: room for ceil(outputs / 32) tiles.
 void fs_pack(int id, uint8_t* tile, const float* weights, int outputs, int inputs) {
     const Format& format = format_of(id);

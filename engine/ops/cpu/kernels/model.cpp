@@ -48,14 +48,12 @@ void* Model::take(size_t bytes) {
     if (!memory) throw std::bad_alloc();
     std::fill((char*)memory, (char*)memory + to64(bytes), 0);
     owned_.push_back(memory);
-    bytes_ += to64(bytes);
     return memory;
 }
 
 void Model::release() {
     for (void* memory : owned_) std::free(memory);
     owned_.clear();
-    bytes_ = 0;
 }
 
 void Model::make_room(int rows, int threads, size_t partial_floats) {

@@ -86,7 +86,6 @@ struct Model {
     Model(const Model&) = delete;
 
     // Memory for a step; whoever calls holds the crew's lock.
-    size_t owned_bytes() const { return bytes_; }
     void make_room(int rows, int threads, size_t partial_floats);
 
     Shape shape;
@@ -101,7 +100,6 @@ struct Model {
 
 private:
     std::vector<void*> owned_;
-    size_t bytes_ = 0;
     static size_t spread(size_t bytes);
     void* take(size_t bytes);
     void release();

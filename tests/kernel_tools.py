@@ -1,0 +1,21 @@
+"""Which tests need the compiled kernels."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastslow.engine.ops.cpu import build
+
+
+def wanted() -> bool:
+    """Whether kernels should run here. Where they should and do not, tests fail and do not skip."""
+    if build.level() == "off":
+        return False
+    try:
+        build.find_compiler()
+    except RuntimeError:
+        return False
+    return True
+
+
+compiled = pytest.mark.skipif(not wanted(), reason="no compiler, or the kernels are switched off")
