@@ -257,7 +257,7 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(moge: Path) -> N
         _expect(ours, b"> ")
         os.write(ours, b"Hello\n")
         _expect(ours, b"Hello\r\n")
-        os.read(ours, 1)  # the answer has begun
+        _read(ours, 64)  # more than the line editor's farewell: the answer has begun
         process.send_signal(signal.SIGINT)
         _expect(ours, b"stopped", b"> ")
         os.write(ours, b"/fast\n")
@@ -267,6 +267,13 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(moge: Path) -> N
     finally:
         process.kill()
         os.close(ours)
+
+
+def _read(terminal: int, count: int) -> None:
+    """Read until so many more bytes have come."""
+    while count > 0:
+        assert select.select([terminal], [], [], 60)[0], f"{count} bytes did not come"
+        count -= len(os.read(terminal, count))
 
 
 def _expect(terminal: int, *parts: bytes) -> None:
