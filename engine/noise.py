@@ -8,6 +8,8 @@ import numpy as np
 
 from fastslow.engine.types import Floats
 
+BLOCK = 1024  # tokens that `draw` sums in one go
+
 
 class Purpose(IntEnum):
     """Drafting and acceptance never share a stream."""
@@ -35,7 +37,22 @@ def sibling_seed(seed: int, index: int) -> int:
 
 
 def draw(p_V: Floats, draws: np.random.Generator) -> int:
-    """One token from a law, by its inverse distribution function; never one of probability 0."""
-    cdf_V = np.cumsum(p_V, dtype=np.float64)
-    place = int(np.searchsorted(cdf_V, draws.random() * cdf_V[-1], side="right"))
-    return place if place < len(p_V) else int(np.flatnonzero(p_V)[-1])
+    """One token from a law, by its inverse distribution function; never one of probability 0.
+
+    Reads one uniform number. The function is summed in float64: in float32 a token of small
+    probability far down a large vocabulary would vanish in the sum before it. It is summed in
+    blocks first, since only the block where the number falls is wanted token by token.
+    """
+    upto = np.cumsum(np.add.reduceat(p_V, np.arange(0, len(p_V), BLOCK), dtype=np.float64))
+    mark = draws.random() * upto[-1]
+    block = int(np.searchsorted(upto, mark, side="right"))
+    if block == len(upto):
+        return int(np.flatnonzero(p_V)[-1])
+    inside = p_V[block * BLOCK : (block + 1) * BLOCK]
+    cdf = np.cumsum(inside, dtype=np.float64)
+    if block:
+        cdf += upto[block - 1]
+    place = int(np.searchsorted(cdf, mark, side="right"))
+    if place == len(cdf):  # the two ways to sum a block round differently
+        place = int(np.flatnonzero(inside)[-1])
+    return block * BLOCK + place

@@ -1,0 +1,20 @@
+"""Acceptance: which drafted tokens the target keeps, and the one token it adds."""
+
+from __future__ import annotations
+
+from fastslow.engine.accept.block import block
+from fastslow.engine.accept.follow import follow
+from fastslow.engine.accept.forest import Noise, accept
+from fastslow.engine.accept.rule import Rule
+from fastslow.engine.accept.tokenwise import tokenwise
+from fastslow.engine.accept.typical import LossyTypical
+
+RULES: dict[str, Rule] = {
+    "token": tokenwise,
+    "block": block,
+    "reproducible": follow,
+    "lossy-typical": LossyTypical(),
+}
+"""What a user may ask for, by name. All but the one that says so are exact."""
+
+__all__ = ["RULES", "LossyTypical", "Noise", "Rule", "accept", "block", "follow", "tokenwise"]
