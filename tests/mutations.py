@@ -28,7 +28,8 @@ ROOT = Path(__file__).parent.parent
 COPIED = ("fastslow", "engine", "draft", "policies", "tests", "pyproject.toml")
 PATIENCE = 600  # seconds for the tests of one mutation
 
-ACCEPT = ("tests/test_accept.py",)
+ACCEPT = ("tests/test_accept_exact.py", "tests/test_accept_rules.py", "tests/test_accept.py")
+STREAMS = ("tests/test_accept.py",)
 LAW = ("tests/test_law.py",)
 EXACT = ("tests/test_exact.py",)
 KEYS = ("tests/test_exact.py::test_a_draft_models_keys_follow_what_was_accepted",)
@@ -53,35 +54,69 @@ def swap(name: str, file: str, old: str, new: str, tests: tuple[str, ...]) -> Mu
 MUTATIONS = (
     swap(
         "q ignored",
-        "engine/accept.py",
-        "odds = 1.0 if q_V is None else float(q_V[x])",
-        "odds = 1.0",
+        "engine/accept/tokenwise.py",
+        "draws.random() * float(q_V[x])",
+        "draws.random()",
         ACCEPT,
     ),
     swap(
         "residual skipped",
-        "engine/accept.py",
-        "left_V = np.maximum(p_V - q_V, 0.0)",
-        "left_V = p_V.copy()",
+        "engine/accept/residual.py",
+        "left_V = law - q_V if mass == 1.0 else law * np.float32(mass) - q_V",
+        "left_V = law.copy()",
         ACCEPT,
     ),
-    swap("chosen token not zeroed", "engine/accept.py", "left_V[x] = 0.0", "pass", ACCEPT),
     swap(
         "last token from the whole law",
-        "engine/accept.py",
-        "return path, draw(p_V, draws)",
-        "return path, draw(law, draws)",
+        "engine/accept/tokenwise.py",
+        "return path, pick(law, draws)",
+        "return path, pick(laws[path[-1] + 1 if path else 0], draws)",
         ACCEPT,
     ),
     swap(
         "siblings judged by one draw",
-        "engine/accept.py",
-        "_judge(tree, i, p_V, draws)\n            if",
-        "_judge(tree, i, p_V, noise(b, len(path)))\n            if",
+        "engine/accept/tokenwise.py",
+        "kept = draws.random()",
+        "kept = place(len(path)).random()",
         ACCEPT,
     ),
     swap(
-        "drafts and acceptance share a stream", "engine/noise.py", "DRAFT = 2", "DRAFT = 1", ACCEPT
+        "a child kept that is not the target's token",
+        "engine/accept/follow.py",
+        "parent == here and x == token",
+        "parent == here",
+        ACCEPT,
+    ),
+    swap(
+        "a followed token drawn at the first place",
+        "engine/accept/follow.py",
+        "draw(law, place(len(path)))",
+        "draw(law, place(0))",
+        ACCEPT,
+    ),
+    swap(
+        "block: what a branch owes forgotten",
+        "engine/accept/block.py",
+        "owed, drafted = mass * weight(law, x)",
+        "owed, drafted = weight(law, x)",
+        ACCEPT,
+    ),
+    swap(
+        "block: a refusal taken for certain",
+        "engine/accept/block.py",
+        "came = 1.0 - mass + rest",
+        "came = 1.0",
+        ACCEPT,
+    ),
+    swap(
+        "block: siblings judged by the whole law",
+        "engine/accept/block.py",
+        "law, mass = left, rest / came",
+        "law, mass = law, rest / came",
+        ACCEPT,
+    ),
+    swap(
+        "drafts and acceptance share a stream", "engine/noise.py", "DRAFT = 2", "DRAFT = 1", STREAMS
     ),
     swap(
         "stream not addressed by depth",

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from laws import chi_square_fits, sampled_text_law
 
-from fastslow.engine.accept import accept
+from fastslow.engine.accept import Rule, accept, block, tokenwise
 from fastslow.engine.noise import Purpose, draw, stream
 from fastslow.engine.types import Draft, Floats, Tree
 
 V = 6
 DEPTH = 3
-RUNS = 4000
+RUNS = 2000  # test_accept_exact.py needs no samples; here the real streams are looked at
 
 
 def table(seed: int, sharpness: float = 1.5) -> Callable[[tuple[int, ...]], Floats]:
@@ -87,7 +87,9 @@ def bushy(q: Callable[[tuple[int, ...]], Floats], draws: np.random.Generator) ->
     return Tree(tokens, parents)
 
 
-def run(make: Callable[..., Tree], q: Callable[..., Floats], seed: int) -> tuple[list[int], int]:
+def run(
+    make: Callable[..., Tree], q: Callable[..., Floats], seed: int, rule: Rule
+) -> tuple[list[int], int]:
     """DEPTH + 1 tokens, in as many steps as it takes; and how many drafts were accepted."""
     text: list[int] = []
     accepted = 0
@@ -104,19 +106,27 @@ def run(make: Callable[..., Tree], q: Callable[..., Floats], seed: int) -> tuple
         def noise(b: int, depth: int, at: int = len(text)) -> np.random.Generator:
             return stream(seed, at + depth, Purpose.ACCEPT)
 
-        verdict = accept(Draft.of([tree]), laws, noise)
+        verdict = accept(Draft.of([tree]), laws, noise, [rule])
         accepted += len(verdict.paths[0])
         assert [tree.tokens[i] for i in verdict.paths[0]] == verdict.tokens[0][:-1]
         text += verdict.tokens[0]
     return text[: DEPTH + 1], accepted
 
 
-@pytest.mark.parametrize("q", [close, far], ids=["close", "far"])
-@pytest.mark.parametrize("make", [chain, siblings, chosen, bushy])
+@pytest.mark.parametrize(
+    ("make", "q", "rule"),
+    [
+        pytest.param(chain, close, tokenwise, id="chain-close-token"),
+        pytest.param(chain, close, block, id="chain-close-block"),
+        pytest.param(siblings, far, tokenwise, id="siblings-far-token"),
+        pytest.param(siblings, close, block, id="siblings-close-block"),
+        pytest.param(bushy, far, tokenwise, id="bushy-far-followed"),
+    ],
+)
 def test_the_law_of_accepted_tokens(
-    make: Callable[..., Tree], q: Callable[[tuple[int, ...]], Floats]
+    make: Callable[..., Tree], q: Callable[[tuple[int, ...]], Floats], rule: Rule
 ) -> None:
-    runs = [run(make, q, seed) for seed in range(RUNS)]
+    runs = [run(make, q, seed, rule) for seed in range(RUNS)]
     assert sum(accepted for _, accepted in runs) > RUNS / 4
     want = sampled_text_law(target, V, 2)
     chi_square_fits(want, [tuple(text[:2]) for text, _ in runs])

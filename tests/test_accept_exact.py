@@ -150,7 +150,9 @@ def joint_law(outcomes: Outcomes[Text], target: Law, length: int) -> np.ndarray:
         if len(text) >= length:
             law[text[:length]] += probability
         else:
-            rest = sampled_text_law(lambda more, text=text: target((*text, *more)), V, length - len(text))
+            rest = sampled_text_law(
+                lambda more, text=text: target((*text, *more)), V, length - len(text)
+            )
             law[text] += probability * rest
     return law
 
@@ -171,7 +173,7 @@ def test_the_joint_law_of_a_step(rule: Rule, make: Make, holes: bool) -> None:
 
 def test_the_enumeration_notices_a_wrong_rule() -> None:
     def believes(tree: Tree, laws: object, place: object) -> tuple[list[int], int]:
-        path, token = RULES["token"](tree, laws, place)  # type: ignore[arg-type]
+        path, _ = RULES["token"](tree, laws, place)  # type: ignore[arg-type]
         return path, int(np.argmax(laws[path[-1] + 1 if path else 0]))  # type: ignore[index]
 
     target = table(1)
@@ -193,7 +195,7 @@ def test_certain_laws_among_others(rule: Rule) -> None:
         for i, parent in enumerate(tree.parents):
             if parent == -1 and certain((tree.tokens[i],)) is not None:
                 laws[i + 1] = Certain(2)
-        noise = lambda b, depth: world.stream(depth, Purpose.ACCEPT)  # noqa: E731
+        noise = lambda b, depth: world.stream(depth, Purpose.ACCEPT)
         return tuple(accept(Draft.of([tree]), laws, noise, [rule]).tokens[0])  # type: ignore[arg-type]
 
     def target(text: Text) -> Floats:
@@ -206,8 +208,8 @@ def test_certain_laws_among_others(rule: Rule) -> None:
 
 def test_the_papers_example() -> None:
     """Two tokens, no context: 10/9 accepted token by token, 11/9 by block (2403.10444, section 2)."""
-    target = lambda text: np.array([1 / 3, 2 / 3, 0], dtype=np.float32)  # noqa: E731
-    q = lambda text: np.array([2 / 3, 1 / 3, 0], dtype=np.float32)  # noqa: E731
+    target = lambda text: np.array([1 / 3, 2 / 3, 0], dtype=np.float32)
+    q = lambda text: np.array([2 / 3, 1 / 3, 0], dtype=np.float32)
 
     def pair(q: Law, draws: Stream) -> Tree:
         growing = Growing(q, draws)
@@ -282,7 +284,7 @@ def steps(rule: Rule, by_place: bool) -> Callable[[World], Text]:
                 laws.append(q(text))
                 text = (*text, draw(laws[-1], draws))  # type: ignore[arg-type]
             tree = Tree.chain(text[start:], np.stack(laws))
-            noise = lambda b, d, start=start: world.stream(start + d, Purpose.ACCEPT)  # noqa: E731
+            noise = lambda b, d, start=start: world.stream(start + d, Purpose.ACCEPT)
             found = accept(Draft.of([tree]), laws_of(tree, target, done), noise, [rule])  # type: ignore[arg-type]
             done = (*done, *found.tokens[0])
         return done

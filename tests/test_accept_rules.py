@@ -1,0 +1,255 @@
+"""What each rule promises besides its law."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from fastslow.engine.accept import RULES, LossyTypical, Rule, accept, block, follow, tokenwise
+from fastslow.engine.noise import BLOCK, Purpose, draw, stream
+from fastslow.engine.types import Certain, Draft, Floats, Tree
+
+V = 5
+Text = tuple[int, ...]
+
+
+def law(seed: int, text: Text = (), vocab: int = V) -> Floats:
+    p_V = np.exp(1.5 * np.random.default_rng([seed, len(text), *text]).normal(size=vocab))
+    p_V /= p_V.sum()
+    return p_V.astype(np.float32)
+
+
+def rows(tree: Tree, of: Callable[[Text], Floats], done: Text = ()) -> list[Floats]:
+    paths: list[Text] = [done]
+    for token, parent in zip(tree.tokens, tree.parents):
+        paths.append((*paths[parent + 1], token))
+    return [of(path) for path in paths]
+
+
+def sampled(q: Sequence[Floats], parents: Sequence[int], seed: int) -> Tree:
+    draws = stream(seed, 0, Purpose.DRAFT)
+    return Tree([draw(q_V, draws) for q_V in q], parents, np.stack(q))
+
+
+def judge(rule: Rule, tree: Tree, laws: Sequence[Floats | Certain], seed: int) -> tuple[Text, int]:
+    def noise(b: int, depth: int) -> np.random.Generator:
+        return stream(seed, depth, Purpose.ACCEPT)
+
+    verdict = accept(Draft.of([tree]), laws, noise, [rule])
+    return tuple(verdict.paths[0]), verdict.tokens[0][-1]
+
+
+# Drafters that a reproducible answer must not depend on: (place, text) -> tree.
+def none(seed: int, done: Text) -> Tree:
+    return Tree()
+
+
+def guesses(seed: int, done: Text) -> Tree:
+    first = int(law(1, done).argmax())
+    return Tree([first, 0, 1, 2, 0, 1], [-1, -1, -1, 0, 0, 1])
+
+
+def own_numbers(seed: int, done: Text) -> Tree:
+    """Sampled from another law."""
+    draws = stream(seed, len(done), Purpose.DRAFT)
+    text, laws = done, []
+    for _ in range(3):
+        laws.append(law(2, text))
+        text = (*text, draw(laws[-1], draws))
+    return Tree.chain(text[len(done) :], np.stack(laws))
+
+
+def shared_numbers(seed: int, done: Text) -> Tree:
+    """Drawn from another law by the numbers that the target will be drawn by."""
+    text = done
+    for _ in range(3):
+        q_V = 0.7 * law(1, text) + 0.3 * law(2, text)
+        text = (*text, draw(q_V, stream(seed, len(text), Purpose.ACCEPT)))
+    return Tree.chain(text[len(done) :])
+
+
+def answer(drafter: Callable[[int, Text], Tree], rule: Rule, seed: int) -> tuple[Text, int]:
+    done: Text = ()
+    accepted = 0
+    while len(done) < 12:
+        tree = drafter(seed, done)
+        laws = rows(tree, lambda text: law(1, text), done)
+
+        def noise(b: int, depth: int, start: int = len(done)) -> np.random.Generator:
+            return stream(seed, start + depth, Purpose.ACCEPT)
+
+        verdict = accept(Draft.of([tree]), laws, noise, [rule])
+        accepted += len(verdict.paths[0])
+        done = (*done, *verdict.tokens[0])
+    return done[:12], accepted
+
+
+def test_a_reproducible_answer_is_the_same_with_any_draft_and_with_none() -> None:
+    kept = dict.fromkeys([guesses, own_numbers, shared_numbers], 0)
+    for seed in range(40):
+        plain, _ = answer(none, RULES["reproducible"], seed)
+        assert plain == answer(none, tokenwise, seed)[0]
+        for drafter in kept:
+            text, accepted = answer(drafter, RULES["reproducible"], seed)
+            assert text == plain
+            kept[drafter] += accepted
+        for rule in (tokenwise, block):  # chosen drafts are followed
+            assert answer(guesses, rule, seed)[0] == plain
+    assert kept[own_numbers] > 40
+    assert kept[shared_numbers] > 2 * kept[own_numbers]
+
+
+def test_other_rules_are_not_reproducible() -> None:
+    """Or the test above would prove nothing."""
+    for rule in (tokenwise, block):
+        assert any(
+            answer(own_numbers, rule, seed)[0] != answer(none, rule, seed)[0] for seed in range(20)
+        )
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("probs", [False, True], ids=["chosen", "sampled"])
+def test_greedy_takes_the_longest_right_path_by_every_rule(rule: Rule, probs: bool) -> None:
+    parents = [-1, -1, 1, 1, 3, 0]
+    tokens = [3, 1, 3, 2, 0, 1]  # the target says 1, then 2, then 0, then 4
+    q = np.full((6, V), 1 / V, dtype=np.float32) if probs else None
+    laws = [Certain(1), Certain(1), Certain(2), Certain(4), Certain(0), Certain(4), Certain(4)]
+    assert judge(rule, Tree(tokens, parents, q), laws, 0) == ((1, 3, 4), 4)
+    hot = [np.eye(V, dtype=np.float32)[x.token] for x in laws]
+    assert judge(rule, Tree(tokens, parents, q), hot, 0) == ((1, 3, 4), 4)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_certain_laws_draw_nothing(rule: Rule) -> None:
+    def noise(b: int, depth: int) -> np.random.Generator:
+        raise AssertionError("a number was drawn")
+
+    chain = Tree.chain([1, 2, 3])
+    verdict = accept(Draft.of([chain]), [Certain(x) for x in (1, 2, 0, 0)], noise, [rule])
+    assert verdict.tokens == [[1, 2, 0]]
+
+
+def test_a_mixed_batch_gives_what_each_request_gets_alone() -> None:
+    q = [law(2, (i,)) for i in range(5)]
+    shapes = [(), (-1, 0, 1), (-1, -1, 0, 1, 1)]
+    cases = [(rule, shape) for rule in RULES.values() for shape in shapes]
+    for run in range(20):
+        trees = [sampled(q[: len(s)], s, run) if s else Tree() for _, s in cases]
+        laws = [rows(tree, lambda text: law(1, text)) for tree in trees]
+
+        def noise(b: int, depth: int, run: int = run) -> np.random.Generator:
+            return stream(1000 * run + b, depth, Purpose.ACCEPT)
+
+        flat = [row for own in laws for row in own]
+        together = accept(Draft.of(trees), flat, noise, [rule for rule, _ in cases])
+        for b, (rule, _) in enumerate(cases):
+            path, last = judge(rule, trees[b], laws[b], 1000 * run + b)
+            assert (tuple(together.paths[b]), together.tokens[b][-1]) == (path, last)
+
+
+def test_rules_and_requests_must_be_as_many() -> None:
+    with pytest.raises(ValueError, match="rules has 2 entries, and the batch has 1 requests"):
+        accept(
+            Draft.of([Tree()]), [Certain(0)], lambda b, d: stream(0, d, Purpose.ACCEPT), [block] * 2
+        )
+
+
+@pytest.mark.parametrize("rule", [tokenwise, block, follow])
+@pytest.mark.parametrize("parents", [(-1, 0, 1, 2), (-1, -1, 0, 0, 1, 1)], ids=["chain", "tree"])
+def test_laws_that_differ_by_rounding_only(rule: Rule, parents: Sequence[int]) -> None:
+    """As a drafter that is the target in other batch shapes: no NaN, nothing of probability 0."""
+    vocab = 3000
+    p_V = law(3, vocab=vocab)
+    p_V[::7] = 0.0
+    p_V /= p_V.sum()
+    up_V = np.where(p_V > 0, np.nextafter(p_V, np.float32(1)), p_V)
+    down_V = np.where(p_V > 0, np.nextafter(p_V, np.float32(0)), p_V)
+    for q_V in (p_V, up_V, down_V):
+        for target_V in (p_V, up_V, down_V):
+            depths = []
+            for seed in range(25):
+                tree = sampled([q_V] * len(parents), parents, seed)
+                path, last = judge(rule, tree, [target_V] * (len(parents) + 1), seed)
+                assert all(target_V[x] > 0 for x in (*(tree.tokens[i] for i in path), last))
+                depths.append(len(path))
+            if rule is not follow:
+                assert sum(depths) >= 24 * max(depths)
+
+
+class Refusals:
+    """Numbers that refuse whatever can be refused."""
+
+    def random(self) -> float:
+        return math.nextafter(1.0, 0.0)
+
+
+@pytest.mark.parametrize("rule", [tokenwise, block])
+def test_a_refusal_that_was_a_rounding_keeps_the_node(rule: Rule) -> None:
+    p_V = np.array([0.5, 0.5, 0.0], dtype=np.float32)
+    q_V = np.nextafter(p_V, np.float32(1))
+    q_V[2] = 1e-9
+    for token, path in ((0, [0]), (2, [])):
+        tree = Tree([token], [-1], q_V[None])
+        found, last = rule(tree, [p_V, p_V], lambda depth: Refusals())  # type: ignore[arg-type,return-value]
+        assert found == path
+        assert last in (0, 1)
+
+
+def test_draw_in_blocks_inverts_the_whole_distribution() -> None:
+    for vocab in (1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 17):
+        p_V = law(4, vocab=vocab)
+        p_V[vocab // 3 : vocab // 2] = 0.0
+        p_V[vocab - vocab // 9 :] = 0.0
+        cdf_V = np.cumsum(p_V, dtype=np.float64)
+        draws, again = stream(1, 0, Purpose.ACCEPT), stream(1, 0, Purpose.ACCEPT)
+        for _ in range(300):
+            token = draw(p_V, draws)
+            mark = again.random() * cdf_V[-1]
+            assert p_V[token] > 0
+            assert cdf_V[token] - p_V[token] - 1e-12 <= mark <= cdf_V[token] + 1e-12
+
+
+def test_draw_does_not_depend_on_where_a_row_lies_in_memory() -> None:
+    p_V = law(5, vocab=4 * BLOCK + 3)
+    space = np.zeros(len(p_V) + 16, dtype=np.float32)
+    for shift in range(16):
+        space[shift : shift + len(p_V)] = p_V
+        moved_V = space[shift : shift + len(p_V)]
+        sums = [
+            np.add.reduceat(x, np.arange(0, len(x), BLOCK), dtype=float) for x in (p_V, moved_V)
+        ]
+        assert np.array_equal(*sums)
+        assert draw(p_V, stream(shift, 0, Purpose.ACCEPT)) == draw(
+            moved_V, stream(shift, 0, Purpose.ACCEPT)
+        )
+
+
+def test_typical_acceptance_asks_less_where_the_target_is_unsure() -> None:
+    rule = LossyTypical(epsilon=0.3, delta=0.5)
+    flat = np.full(V, 0.2, dtype=np.float32)  # exp(-entropy) is 0.2: the bar is 0.1
+    sharp = np.array([0.78, 0.15, 0.05, 0.02, 0.0], dtype=np.float32)
+    # the bar of `sharp` is min(0.3, 0.5 * exp(-0.706)) = 0.247
+    for token, path in ((0, (0,)), (1, ()), (4, ())):
+        assert judge(rule, Tree.chain([token]), [sharp, Certain(0)], 0)[0] == path
+    assert judge(rule, Tree.chain([4, 4, 1]), [flat, flat, sharp, flat], 0)[0] == (0, 1)
+    always = LossyTypical(epsilon=0.1, delta=1.0)  # above epsilon the entropy does not matter
+    assert judge(always, Tree.chain([1]), [sharp, Certain(0)], 0)[0] == (0,)
+
+
+def test_typical_acceptance_takes_the_deepest_then_the_likeliest() -> None:
+    rule = LossyTypical()
+    p_V = np.array([0.4, 0.3, 0.2, 0.1, 0.0], dtype=np.float32)
+    bush = Tree([0, 1, 2, 4, 1, 0], [-1, -1, 1, 0, 0, 3])
+    path, last = judge(rule, bush, [p_V] * 7, 3)
+    assert path == (0, 4)  # 0.4 * 0.3 against 0.3 * 0.2; below token 4 nothing counts
+    assert last == draw(p_V, stream(3, 2, Purpose.ACCEPT))
+
+
+@pytest.mark.parametrize("field", ["epsilon", "delta"])
+@pytest.mark.parametrize("value", [0.0, -1.0, 1.5, math.nan])
+def test_typical_acceptance_refuses_bad_limits(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field}={value} must be above 0"):
+        LossyTypical(**{field: value})
