@@ -90,7 +90,7 @@ MUTATIONS = (
     swap(
         "a followed token drawn at the first place",
         "engine/accept/follow.py",
-        "draw(law, place(len(path)))",
+        "draw(law, place(depth))",
         "draw(law, place(0))",
         ACCEPT,
     ),

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastslow.engine.accept.follow import token_at
 from fastslow.engine.accept.residual import weight
 from fastslow.engine.accept.rule import Laws, Place
-from fastslow.engine.noise import draw
 from fastslow.engine.types import Certain, Floats, Tree
 
 
@@ -57,9 +57,7 @@ class LossyTypical:
         while node >= 0:
             path.append(node)
             node = tree.parents[node]
-        law = laws[-last]
-        token = law.token if isinstance(law, Certain) else draw(law, place(len(path)))
-        return path[::-1], token
+        return path[::-1], token_at(laws[-last], place, len(path))
 
 
 def _entropy(law: Floats | Certain) -> float:
