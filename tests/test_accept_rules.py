@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from fastslow.engine.accept import RULES, LossyTypical, Rule, accept, block, follow, tokenwise
-from fastslow.engine.noise import BLOCK, Purpose, draw, stream
+from fastslow.engine.accept import RULES, Rule, accept, block, follow, tokenwise
+from fastslow.engine.noise import Purpose, draw, stream
 from fastslow.engine.types import Certain, Draft, Floats, Tree
 
 V = 5
@@ -196,60 +196,3 @@ def test_a_refusal_that_was_a_rounding_keeps_the_node(rule: Rule) -> None:
         found, last = rule(tree, [p_V, p_V], lambda depth: Refusals())  # type: ignore[arg-type,return-value]
         assert found == path
         assert last in (0, 1)
-
-
-def test_draw_in_blocks_inverts_the_whole_distribution() -> None:
-    for vocab in (1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 17):
-        p_V = law(4, vocab=vocab)
-        p_V[vocab // 3 : vocab // 2] = 0.0
-        p_V[vocab - vocab // 9 :] = 0.0
-        cdf_V = np.cumsum(p_V, dtype=np.float64)
-        draws, again = stream(1, 0, Purpose.ACCEPT), stream(1, 0, Purpose.ACCEPT)
-        for _ in range(300):
-            token = draw(p_V, draws)
-            mark = again.random() * cdf_V[-1]
-            assert p_V[token] > 0
-            assert cdf_V[token] - p_V[token] - 1e-12 <= mark <= cdf_V[token] + 1e-12
-
-
-def test_draw_does_not_depend_on_where_a_row_lies_in_memory() -> None:
-    p_V = law(5, vocab=4 * BLOCK + 3)
-    space = np.zeros(len(p_V) + 16, dtype=np.float32)
-    for shift in range(16):
-        space[shift : shift + len(p_V)] = p_V
-        moved_V = space[shift : shift + len(p_V)]
-        sums = [
-            np.add.reduceat(x, np.arange(0, len(x), BLOCK), dtype=float) for x in (p_V, moved_V)
-        ]
-        assert np.array_equal(*sums)
-        assert draw(p_V, stream(shift, 0, Purpose.ACCEPT)) == draw(
-            moved_V, stream(shift, 0, Purpose.ACCEPT)
-        )
-
-
-def test_typical_acceptance_asks_less_where_the_target_is_unsure() -> None:
-    rule = LossyTypical(epsilon=0.3, delta=0.5)
-    flat = np.full(V, 0.2, dtype=np.float32)  # exp(-entropy) is 0.2: the bar is 0.1
-    sharp = np.array([0.78, 0.15, 0.05, 0.02, 0.0], dtype=np.float32)
-    # the bar of `sharp` is min(0.3, 0.5 * exp(-0.706)) = 0.247
-    for token, path in ((0, (0,)), (1, ()), (4, ())):
-        assert judge(rule, Tree.chain([token]), [sharp, Certain(0)], 0)[0] == path
-    assert judge(rule, Tree.chain([4, 4, 1]), [flat, flat, sharp, flat], 0)[0] == (0, 1)
-    always = LossyTypical(epsilon=0.1, delta=1.0)  # above epsilon the entropy does not matter
-    assert judge(always, Tree.chain([1]), [sharp, Certain(0)], 0)[0] == (0,)
-
-
-def test_typical_acceptance_takes_the_deepest_then_the_likeliest() -> None:
-    rule = LossyTypical()
-    p_V = np.array([0.4, 0.3, 0.2, 0.1, 0.0], dtype=np.float32)
-    bush = Tree([0, 1, 2, 4, 1, 0], [-1, -1, 1, 0, 0, 3])
-    path, last = judge(rule, bush, [p_V] * 7, 3)
-    assert path == (0, 4)  # 0.4 * 0.3 against 0.3 * 0.2; below token 4 nothing counts
-    assert last == draw(p_V, stream(3, 2, Purpose.ACCEPT))
-
-
-@pytest.mark.parametrize("field", ["epsilon", "delta"])
-@pytest.mark.parametrize("value", [0.0, -1.0, 1.5, math.nan])
-def test_typical_acceptance_refuses_bad_limits(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{field}={value} must be above 0"):
-        LossyTypical(**{field: value})

@@ -1,0 +1,155 @@
+"""Sampled trees drafted under `coins`, and the exact law of what a rule makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from coins import Outcomes, Stream, World
+from laws import sampled_text_law
+
+from fastslow.engine.accept import Rule, accept
+from fastslow.engine.noise import Purpose, draw
+from fastslow.engine.types import Draft, Floats, Tree
+
+V = 3
+Text = tuple[int, ...]
+Law = Callable[[Text], Floats]
+Make = Callable[[Law, Stream], Tree]
+
+
+def table(seed: int, sharpness: float = 1.5, vocab: int = V, holes: bool = False) -> Law:
+    """A law for every text; with holes, one token of it has probability 0, as after top-k."""
+
+    @cache
+    def law_of(text: Text) -> Floats:
+        random = np.random.default_rng([seed, len(text), *text])
+        p_V = np.exp(sharpness * random.normal(size=vocab))
+        if holes:
+            p_V[random.integers(vocab)] = 0.0
+        law_V: Floats = (p_V / p_V.sum()).astype(np.float32)
+        return law_V
+
+    return law_of
+
+
+class Growing:
+    """A sampled tree while it is drafted."""
+
+    def __init__(self, q: Law, draws: Stream) -> None:
+        self._q, self._draws = q, draws
+        self._tokens: list[int] = []
+        self._parents: list[int] = []
+        self._laws: list[Floats] = []
+        self._texts: list[Text] = [()]
+
+    def add(self, parent: int, without: Text = ()) -> int:
+        """Sample a node of parent's law, or of what is left of it without these tokens."""
+        q_V = self._q(self._texts[parent + 1]).copy()
+        q_V[list(without)] = 0.0
+        q_V /= q_V.sum()
+        x = draw(q_V, self._draws)  # type: ignore[arg-type]
+        self._tokens.append(x)
+        self._parents.append(parent)
+        self._laws.append(q_V)
+        self._texts.append((*self._texts[parent + 1], x))
+        return len(self._tokens) - 1
+
+    def token(self, node: int) -> int:
+        return self._tokens[node]
+
+    def tree(self) -> Tree:
+        return Tree(self._tokens, self._parents, np.stack(self._laws))
+
+
+def chain(q: Law, draws: Stream) -> Tree:
+    growing = Growing(q, draws)
+    node = -1
+    for _ in range(3):
+        node = growing.add(node)
+    return growing.tree()
+
+
+def repeats(q: Law, draws: Stream) -> Tree:
+    """Siblings of one law, perhaps the same token twice; the first one goes on."""
+    growing = Growing(q, draws)
+    first = growing.add(-1)
+    growing.add(first)
+    growing.add(-1)
+    return growing.tree()
+
+
+def apart(q: Law, draws: Stream) -> Tree:
+    """Siblings without replacement; both go on, and what is drawn first need not come first."""
+    growing = Growing(q, draws)
+    first = growing.add(-1)
+    second = growing.add(-1, without=(growing.token(first),))
+    growing.add(second)
+    growing.add(first)
+    return growing.tree()
+
+
+def shaped_by_what_was_drawn(q: Law, draws: Stream) -> Tree:
+    """The draft goes on only after some tokens, as one does that stops when it is unsure."""
+    growing = Growing(q, draws)
+    node = growing.add(-1)
+    while growing.token(node) != 1 and len(growing.tree().tokens) < 3:
+        node = growing.add(node)
+    return growing.tree()
+
+
+def chosen(q: Law, draws: Stream) -> Tree:
+    """The two best everywhere, one of them twice."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    texts: list[tuple[int, Text]] = [(-1, ())]
+    for parent, text in texts:
+        if len(text) == 2:
+            break
+        best, next_best = (int(x) for x in np.argsort(-q(text), kind="stable")[:2])
+        for x in (next_best, best, next_best):
+            tokens.append(x)
+            parents.append(parent)
+            texts.append((len(tokens) - 1, (*text, x)))
+    return Tree(tokens, parents)
+
+
+def laws_of(tree: Tree, target: Law, done: Text = ()) -> list[Floats]:
+    paths: list[Text] = [done]
+    for token, parent in zip(tree.tokens, tree.parents):
+        paths.append((*paths[parent + 1], token))
+    return [target(path) for path in paths]
+
+
+def one_step(rule: Rule, make: Make, q: Law, target: Law) -> Callable[[World], Text]:
+    def step(world: World) -> Text:
+        tree = make(q, world.stream(0, Purpose.DRAFT))
+        verdict = accept(
+            Draft.of([tree]),
+            laws_of(tree, target),
+            lambda b, depth: world.stream(depth, Purpose.ACCEPT),  # type: ignore[arg-type,return-value]
+            [rule],
+        )
+        assert [tree.tokens[i] for i in verdict.paths[0]] == verdict.tokens[0][:-1]
+        return tuple(verdict.tokens[0])
+
+    return step
+
+
+def joint_law(outcomes: Outcomes[Text], target: Law, length: int) -> np.ndarray:
+    """The law of the first `length` tokens, where plain decoding goes on after the verdict."""
+    law = np.zeros((V,) * length)
+    for text, probability in outcomes:
+        if len(text) >= length:
+            law[text[:length]] += probability
+        else:
+            rest = sampled_text_law(
+                lambda more, text=text: target((*text, *more)), V, length - len(text)
+            )
+            law[text] += probability * rest
+    return law
+
+
+def mean_accepted(rule: Rule, make: Make, q: Law, target: Law) -> float:
+    return sum((len(text) - 1) * p for text, p in Outcomes(one_step(rule, make, q, target)))
