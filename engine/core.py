@@ -60,7 +60,7 @@ class Core:
         _check_room(draft, nodes)
         layout = lay_rows(work, draft, self.kv)
         out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
-        target = target_laws(ready, draft, layout, out.logits)
+        target = target_laws(ready, draft, layout, out)
         verdict = accept(
             draft,
             target,

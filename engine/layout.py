@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.request import Request
+from fastslow.engine.sampling import only_best
 from fastslow.engine.scheduler import Work
 from fastslow.engine.types import Draft, Rows, Segment, Tree
 
@@ -79,5 +80,6 @@ def _segment(
         context=kv.slots(request.id, 0, computed),
         groups=request.groups,
         outputs=outputs,
+        only_best=only_best(request),
         reach=request.reach,
     )

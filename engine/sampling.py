@@ -51,6 +51,21 @@ def decide(
     return result
 
 
+def only_best(request: RequestView) -> bool:
+    """Whether this step's laws are certain and need no logits but the place of the largest."""
+    params = request.params
+    return (
+        params.temperature == 0
+        and params.logprobs is None
+        and params.prompt_logprobs is None
+        and not params.logit_bias
+        and params.repetition_penalty == 1.0
+        and not params.presence_penalty
+        and not params.frequency_penalty
+        and len(request.tokens) - request.prompt_length >= params.min_tokens
+    )
+
+
 def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Floats:
     """`decide` as f32 [V] in all cases: one-hot at temperature 0."""
     decided = decide(logits_V, request, drafted)

@@ -82,6 +82,7 @@ class Segment:
     groups: int | None = None  # routed groups to run; None = all, 0 = shared experts only
     outputs: Sequence[int] = ()  # rows of this segment whose logits are wanted
     reach: int = 0  # the longest text this request may become (rotary scaling may depend on it)
+    only_best: bool = False  # of the outputs' logits, the likeliest token is enough
 
 
 @dataclass(slots=True)
@@ -98,6 +99,7 @@ class Rows:
     groups: Ints  # [T] routed groups to run for this row, ALL_GROUPS = all
     starts: Ints  # [B+1] request b owns rows starts[b] : starts[b+1]
     outputs: Ints  # [M] rows whose logits are wanted
+    only_best: NDArray[np.bool_]  # [M] of these, the likeliest token is enough
     contexts: tuple[Ints, ...]  # per request: KV slots of its committed tokens
     reach: Ints  # [B]
 
@@ -120,6 +122,9 @@ class Rows:
             groups=np.repeat(np.array(groups, dtype=np.int64), sizes),
             starts=starts,
             outputs=np.array(wanted, dtype=np.int64),
+            only_best=np.repeat(
+                [s.only_best for s in segments], [len(s.outputs) for s in segments]
+            ),
             contexts=tuple(s.context for s in segments),
             reach=np.array([s.reach for s in segments], dtype=np.int64),
         )
@@ -127,10 +132,15 @@ class Rows:
 
 @dataclass(slots=True)
 class Output:
-    """What a forward gives: logits f32 [M, V] and, if asked for, features [M, F]."""
+    """What a forward gives: logits f32 [M, V] and, if asked for, features [M, F].
+
+    Rows of `only_best` have no logits (the memory holds anything) but a token in `best` [M]: the
+    first of the likeliest, or -1 where some logit is not finite. `best` is -1 for all other rows.
+    """
 
     logits: torch.Tensor
-    features: torch.Tensor | None = None
+    features: torch.Tensor | None
+    best: Ints
 
 
 @dataclass(slots=True)

@@ -15,22 +15,29 @@ from fastslow.engine.types import Certain, Draft, Floats, Output, Verdict
 
 
 def target_laws(
-    ready: Sequence[Request], draft: Draft, layout: Layout, logits_MV: torch.Tensor
+    ready: Sequence[Request], draft: Draft, layout: Layout, out: Output
 ) -> list[Floats | Certain]:
     """The target law after each last token and each node: N+B of them, f32 [V] or one token."""
     laws: list[Floats | Certain] = []
+    best = out.best.tolist()
     for b, request in enumerate(ready):
+        first, size = layout.verify_logits[b], int(draft.starts[b + 1] - draft.starts[b]) + 1
+        if layout.rows.only_best[first]:
+            tokens = best[first : first + size]
+            if min(tokens) < 0:
+                request.error = FloatingPointError("the model's logits are not finite numbers")
+            laws += [Certain(max(token, 0)) for token in tokens]
+            continue
         tree = draft.tree(b)
         paths: list[list[int]] = [[]]
         for token, parent in zip(tree.tokens, tree.parents, strict=True):
             paths.append([*paths[parent + 1], token])
-        rows = logits_MV[layout.verify_logits[b] :]
+        rows = out.logits[first:]
         try:
             laws += [decide(rows[i], request, path) for i, path in enumerate(paths)]
         except FloatingPointError as error:
             request.error = error  # this request ends; its neighbours go on
-            missing = int(draft.starts[b + 1]) + b + 1 - len(laws)
-            laws += [Certain(0)] * missing
+            laws += [Certain(0)] * (int(draft.starts[b]) + b + size - len(laws))
     return laws
 
 

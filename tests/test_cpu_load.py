@@ -91,7 +91,7 @@ def test_without_huge_pages_the_file_is_mapped(
     first = answers(load_model(folder, "bfloat16"))
     monkeypatch.setattr(store, "HUGE", tmp_path / "nothing")
     model = load_model(folder, "bfloat16")
-    assert isinstance(model, CpuDecoder) and isinstance(model._memory, np.memmap)
+    assert isinstance(model, CpuDecoder) and isinstance(model._memory.hot, np.memmap)
     assert torch.equal(answers(model), first)
 
 

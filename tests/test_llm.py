@@ -262,6 +262,7 @@ def broken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
                 b = next(i for i, stop in enumerate(rows.starts[1:]) if row < stop)
                 if POISON in ids[rows.starts[b] : row + 1]:
                     out.logits[m] = torch.nan
+                    out.best[m] = -1
             return out
 
         monkeypatch.setattr(llm.model, "forward", fail)

@@ -19,6 +19,7 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.core import Core
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.best import best_tokens
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
@@ -96,7 +97,7 @@ class MarkerModel:
             raise RuntimeError("the device is gone")
         if fault == "nan" and len(logits_MV):
             logits_MV[0] = torch.nan
-        return Output(logits_MV)
+        return Output(logits_MV, None, best_tokens(logits_MV, rows.only_best))
 
 
 class Faulty:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.model.attention import Step
+from fastslow.engine.model.best import best_tokens
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.moge import Moge
 from fastslow.engine.model.rope import rotation
@@ -48,7 +49,8 @@ class Decoder:
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
         """Run the rows, writing their keys and values to `kv` at their slots.
 
-        Returns logits, float32 [M, V] (float64 for a float64 model), of `rows.outputs`, and where
+        Returns logits, float32 [M, V] (float64 for a float64 model), of `rows.outputs` (only their
+        best tokens where `rows.only_best`), and where
         `features` names layers, their outputs (0 = the first layer's), [M, len(features) * H] in
         the model's dtype, side by side in the order named. M may be 0. ValueError for a step
         without rows, or a feature layer that the model does not have.
@@ -70,8 +72,11 @@ class Decoder:
             if n in features:
                 seen[n] = x_PH.index_select(0, wanted)
         last_MH = self.ops.rms_norm(x_PH.index_select(0, wanted), self.weights.norm, eps)
+        logits_MV = self._logits(last_MH)
         return Output(
-            self._logits(last_MH), torch.cat([seen[n] for n in features], -1) if features else None
+            logits_MV,
+            torch.cat([seen[n] for n in features], -1) if features else None,
+            best_tokens(logits_MV, rows.only_best),
         )
 
     def _logits(self, last_MH: Tensor) -> Tensor:

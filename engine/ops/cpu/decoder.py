@@ -15,6 +15,7 @@ from fastslow.engine.ops.cpu.formats import Formats
 from fastslow.engine.ops.cpu.packed import Arena, Matrix
 from fastslow.engine.ops.cpu.rotary import Rotary
 from fastslow.engine.ops.cpu.rows import Tails, parts
+from fastslow.engine.ops.cpu.store import Packed
 from fastslow.engine.types import Ints, Output, Rows
 
 if TYPE_CHECKING:
@@ -35,14 +36,12 @@ class CpuDecoder:
         config: the model's.
         formats: what `memory` is packed in.
         arena: where the pieces lie.
-        memory: uint8 [arena.nbytes], kept alive here.
+        memory: the pieces, kept alive here.
     """
 
     device = torch.device("cpu")
 
-    def __init__(
-        self, config: ModelConfig, formats: Formats, arena: Arena, memory: NDArray[np.uint8]
-    ) -> None:
+    def __init__(self, config: ModelConfig, formats: Formats, arena: Arena, memory: Packed) -> None:
         self.config = config
         self.formats = formats
         self._arena = arena
@@ -71,35 +70,37 @@ class CpuDecoder:
         return dict(zip(library.PARTS, seconds.tolist()))
 
     def bytes_for(self, groups: int | None = None) -> int:
-        """Bytes of weights that one token's decode step reads, with so many routed groups."""
+        """Bytes of weights that a greedy token's step reads, with so many routed groups."""
         running = self.config.groups if groups is None else min(groups, self.config.groups)
-        return self._bytes(running * self._routed_layers, router=running > 0)
+        return self._bytes(running * self._routed_layers, running > 0, self.formats.screens)
 
     def bytes_read(self) -> int:
         """Bytes of weights that the last step read, with the experts that its rows chose."""
         experts = int(self._kernels.fs_experts_read(self._handle))
-        return self._bytes(experts, router=experts > 0)
+        screened = bool(self._kernels.fs_screened(self._handle))
+        return self._bytes(experts, experts > 0, screened)
 
     @property
     def _routed_layers(self) -> int:
         return sum(self.config.routed(n) for n in range(self.config.layers))
 
-    def _bytes(self, experts: int, router: bool) -> int:
+    def _bytes(self, experts: int, router: bool, screened: bool) -> int:
         pieces = self._arena.pieces
         each = sum(pieces[key].nbytes for key in pieces if ".expert0." in key)
+        left_out = {"embedding", *(("head",) if screened else ("screen", "screen_norms"))}
         every = sum(
             piece.nbytes
             for key, piece in pieces.items()
-            if key != "embedding" and ".expert" not in key and (router or ".router" not in key)
+            if key not in left_out and ".expert" not in key and (router or ".router" not in key)
         )
         return every + experts * each // max(self._routed_layers, 1)
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
         """Run the rows, writing their keys and values to `kv` at their slots.
 
-        Returns logits, float32 [M, V], of `rows.outputs`, and where `features` names layers, their
-        outputs (0 = the first layer's), [M, len(features) * H] in `dtype`, side by side in the
-        order named. M may be 0. ValueError for a step without rows, or a feature layer that the
+        Returns logits, float32 [M, V], of `rows.outputs` (only their best tokens where
+        `rows.only_best`), and where `features` names layers, their outputs (0 = the first layer's),
+        [M, len(features) * H] in `dtype`, side by side in the order named. M may be 0. ValueError for a step without rows, or a feature layer that the
         model does not have.
         """
         if not len(rows.tokens):
@@ -113,18 +114,17 @@ class CpuDecoder:
         count, hidden = len(rows.outputs), self.config.hidden_size
         logits = torch.empty(count, self.config.vocab_size)
         seen = torch.empty(count, len(features) * hidden)
+        best = np.empty(count, dtype=np.int64)
         tails = Tails.of(rows)
         reach = np.repeat(rows.reach, np.diff(rows.starts))
         cos, sin = self._rotary.at(rows.positions, reach)
         for first, last, owners, starts in parts(rows, MOST_ROWS):
             some = (rows.outputs >= first) & (rows.outputs < last)
             picked = np.flatnonzero(some)
-            part_logits, part_seen = logits, seen
+            part_logits, part_seen, part_best = logits, seen, best
             if len(picked) < count:
-                part_logits, part_seen = (
-                    logits.new_empty(len(picked), logits.shape[1]),
-                    seen[picked],
-                )
+                part_logits = logits.new_empty(len(picked), logits.shape[1])
+                part_seen, part_best = seen[picked], best[picked]
             self._call(
                 kv,
                 features,
@@ -140,12 +140,14 @@ class CpuDecoder:
                 tail_starts=tails.starts[first:last],
                 tail_lengths=tails.lengths[first:last],
                 wanted=rows.outputs[picked] - first,
+                only_best=rows.only_best[picked],
+                best=part_best,
                 logits=part_logits,
                 feature_values=part_seen,
             )
             if len(picked) < count:
-                logits[picked], seen[picked] = part_logits, part_seen
-        return Output(logits, seen.to(self.dtype) if features else None)
+                logits[picked], seen[picked], best[picked] = part_logits, part_seen, part_best
+        return Output(logits, seen.to(self.dtype) if features else None, best)
 
     def _call(
         self,
@@ -178,7 +180,7 @@ class CpuDecoder:
 
     def _at(self, key: str) -> int | None:
         offset = self._arena.offsets.get(key)
-        return None if offset is None else self._memory.ctypes.data + offset
+        return None if offset is None else self._memory.address(offset)
 
     def _matrix(self, key: str) -> library.Matrix:
         piece = self._arena.pieces.get(key)
@@ -219,6 +221,8 @@ class CpuDecoder:
             embedding=self._at("embedding"),
             norm=self._at("norm"),
             head=self._matrix("head"),
+            screen=self._matrix("screen"),
+            screen_norms=self._at("screen_norms"),
         )
 
 

@@ -32,6 +32,11 @@ class Formats:
     embedding: torch.dtype
     kv: torch.dtype
 
+    @property
+    def screens(self) -> bool:
+        """Whether the head has an int8 copy, read first where only the best token is wanted."""
+        return self.head is Format.BFLOAT16
+
     @classmethod
     def of(cls, dtype: torch.dtype, quantization: str) -> Formats:
         """For a dtype (float32 or bfloat16) and "int8", "int4" or "none".

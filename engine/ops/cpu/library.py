@@ -61,6 +61,8 @@ class Shape(Structure):
         ("embedding", c_void_p),
         ("norm", c_void_p),
         ("head", Matrix),
+        ("screen", Matrix),
+        ("screen_norms", c_void_p),
     ]
 
 
@@ -71,7 +73,7 @@ class StepArgs(Structure):
         *((name, c_void_p) for name in ("tokens", "slots", "groups", "cos", "sin", "starts")),
         *((name, c_void_p) for name in ("contexts", "context_lengths", "chains")),
         *((name, c_void_p) for name in ("tails", "tail_starts", "tail_lengths")),
-        *((name, c_void_p) for name in ("keys", "values", "wanted", "logits")),
+        *((name, c_void_p) for name in ("keys", "values", "wanted", "only_best", "best", "logits")),
         *((name, c_void_p) for name in ("feature_layers", "feature_values")),
     ]
 
@@ -82,6 +84,7 @@ SIGNATURES = {
     "fs_step": (c_int, [c_void_p, POINTER(StepArgs)]),
     "fs_clock": (None, [c_void_p, c_int, c_void_p]),
     "fs_experts_read": (c_int64, [c_void_p]),
+    "fs_screened": (c_int, [c_void_p]),
     "fs_vector_width": (c_int, []),
     "fs_dot_instructions": (c_int, []),
     "fs_read_bandwidth": (c_double, [c_void_p, c_int64, c_int]),

@@ -27,7 +27,7 @@ def load_packed(
     """The model of a checked folder, packed on first use. `reader` opens its tensors."""
     arena = Arena.of(config, formats)
     path = store.packed_path(folder, formats.name)
-    memory = store.load(path, arena.nbytes)
+    memory = store.load(path, arena)
     if memory is None:
         with reader() as read, _blocks(folder, formats) as blocks:
             memory = store.create(path, arena, read, blocks)

@@ -19,6 +19,8 @@ from fastslow.engine.types import Ints
 Read = Callable[[str], Tensor]
 ReadBlocks = Callable[[str], "NDArray[np.uint8] | None"]
 ALIGN = 64
+PAGE = 4096
+UNKNOWN = 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,44 @@ class Vector:
         _memory(address, self.nbytes)[:] = values.contiguous().view(torch.uint8).numpy()
 
 
-Piece = Matrix | Vector
+@dataclass(frozen=True, slots=True)
+class ScreenNorms:
+    """float32 [2, outputs]: norms of a matrix' rows in bfloat16, and of what int8 makes of them less.
+
+    Rows of padding have no norm and an endless error: nothing is known of them.
+    """
+
+    key: str
+    rows: int
+    source: str
+
+    @property
+    def outputs(self) -> int:
+        return -(-self.rows // TILE) * TILE
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * self.outputs * 4
+
+    def write(self, address: int, read: Read, blocks: ReadBlocks) -> None:
+        """Compute at an address of `nbytes` bytes."""
+        found = _memory(address, self.nbytes).view(np.float32).reshape(2, self.outputs)
+        found[0], found[1] = 0.0, UNKNOWN
+        whole = read(self.source)
+        for first in range(0, self.rows, 4096):
+            last = min(first + 4096, self.rows)
+            some = whole[first:last].float()
+            exact = some.bfloat16().float()
+            largest = some.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+            int8 = (some * (127 / largest)).round() * (largest / 127)
+            found[0, first:last] = exact.norm(dim=-1).numpy()
+            found[1, first:last] = (exact - int8).norm(dim=-1).numpy()
+
+
+Piece = Matrix | Vector | ScreenNorms
+COLD = (
+    "embedding",
+)  # read a row at a time: a mapped file serves, and what is not read takes no memory
 
 
 def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
@@ -96,6 +135,9 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
     embedding = "model.embed_tokens.weight"
     yield Vector("norm", hidden, torch.float32, ("model.norm.weight",))
     head = embedding if tied else "lm_head.weight"
+    if formats.screens:
+        yield Matrix("screen", Format.INT8, hidden, order.plain(vocabulary), (head,))
+        yield ScreenNorms("screen_norms", vocabulary, head)
     yield Matrix("head", formats.head, hidden, order.plain(vocabulary), (head,))
     yield Vector("embedding", vocabulary * hidden, formats.embedding, (embedding,))
 
@@ -146,21 +188,27 @@ def _matrix(
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """Where each piece lies in one run of memory."""
+    """Where each piece lies in one run of memory.
+
+    hot: bytes that every step reads from; the rest, from a page of its own on, is cold.
+    """
 
     pieces: dict[str, Piece]
     offsets: dict[str, int]
+    hot: int
     nbytes: int
 
     @classmethod
     def of(cls, config: ModelConfig, formats: Formats) -> Arena:
         """Lay the pieces one after the other, each on a cache line of its own."""
-        found, offsets, at = {}, {}, 0
-        for piece in pieces(config, formats):
-            found[piece.key] = piece
-            offsets[piece.key] = at
-            at += -(-piece.nbytes // ALIGN) * ALIGN
-        return cls(found, offsets, at)
+        found = {piece.key: piece for piece in pieces(config, formats)}
+        offsets, at, hot = {}, 0, 0
+        for key in sorted(found, key=lambda key: key in COLD):  # stable: else in a step's order
+            if key in COLD and not hot:
+                hot = at = -(-at // PAGE) * PAGE
+            offsets[key] = at
+            at += -(-found[key].nbytes // ALIGN) * ALIGN
+        return cls(found, offsets, hot, at)
 
     def write(self, address: int, read: Read, blocks: ReadBlocks) -> None:
         """Fill memory of `nbytes` bytes at an address that is a multiple of 64."""

@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from fastslow.engine.cache import cache_folder
 from fastslow.engine.ops.cpu.packed import Arena, Read, ReadBlocks
 
-LAYOUT = 1  # raise it when packed bytes change their meaning
+LAYOUT = 2  # raise it when packed bytes change their meaning
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PAGE = 2 << 20
 SMALL = 64 << 20  # packing less than this takes no time worth a file
@@ -34,22 +35,40 @@ def packed_path(folder: Path, format_name: str) -> Path:
     return cache_folder() / "packed" / name
 
 
-def load(path: Path, size: int) -> NDArray[np.uint8] | None:
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A model's packed weights, in two parts of memory; what lies where is the arena's to say."""
+
+    hot: NDArray[np.uint8]
+    cold: NDArray[np.uint8]
+
+    def address(self, offset: int) -> int:
+        """Where an offset of the arena lies."""
+        if offset < len(self.hot):
+            return int(self.hot.ctypes.data) + offset
+        return int(self.cold.ctypes.data) + offset - len(self.hot)
+
+
+def load(path: Path, arena: Arena) -> Packed | None:
     """The file's bytes; None if it is not there in full.
 
-    Where the system has huge pages, they are read into those: streaming from them is up to a third
-    faster than from a mapped file. Elsewhere the file is mapped.
+    Where the system has huge pages, what every step reads is read into those: streaming from them is
+    up to a third faster than from a mapped file. The rest of the file is mapped.
     """
     try:
-        if path.stat().st_size != size:
+        if path.stat().st_size != arena.nbytes:
             return None
-        if (whole := _huge(size)) is None:
-            return np.memmap(path, dtype=np.uint8, mode="r")
+        mapped = np.memmap(path, dtype=np.uint8, mode="r")
+        if (hot := _huge(arena.hot)) is None:
+            return Packed(mapped[: arena.hot], mapped[arena.hot :])
         with path.open("rb", buffering=0) as file:
-            view, at = memoryview(whole.data), 0
-            while at < size and (got := file.readinto(view[at : at + (64 << 20)])):
+            view, at = memoryview(hot.data), 0
+            while at < arena.hot:
+                got = file.readinto(view[at : min(at + (64 << 20), arena.hot)])
+                if not got:
+                    return None
                 at += got
-        return whole if at == size else None
+        return Packed(hot, mapped[arena.hot :])
     except OSError:  # gone meanwhile, or another user's
         return None
 
@@ -68,7 +87,7 @@ def _huge(size: int) -> NDArray[np.uint8] | None:
     return whole[first : first + size]
 
 
-def create(path: Path, arena: Arena, read: Read, blocks: ReadBlocks) -> NDArray[np.uint8]:
+def create(path: Path, arena: Arena, read: Read, blocks: ReadBlocks) -> Packed:
     """Pack into a new file and map it; older packings of the same folder go.
 
     Small models, and all where the cache cannot be written, are packed into memory.
@@ -100,11 +119,11 @@ def create(path: Path, arena: Arena, read: Read, blocks: ReadBlocks) -> NDArray[
     finally:
         if made is not None:
             made.unlink(missing_ok=True)
-    found = load(path, arena.nbytes)
+    found = load(path, arena)
     return _in_memory(arena, read, blocks) if found is None else found
 
 
-def _in_memory(arena: Arena, read: Read, blocks: ReadBlocks) -> NDArray[np.uint8]:
+def _in_memory(arena: Arena, read: Read, blocks: ReadBlocks) -> Packed:
     whole = _huge(arena.nbytes) if arena.nbytes > PAGE else None
     if whole is None:
         memory = mmap.mmap(
@@ -112,4 +131,4 @@ def _in_memory(arena: Arena, read: Read, blocks: ReadBlocks) -> NDArray[np.uint8
         )  # starts at a page of its own, so it is aligned
         whole = np.frombuffer(memory, dtype=np.uint8)
     arena.write(whole.ctypes.data, read, blocks)
-    return whole
+    return Packed(whole[: arena.hot], whole[arena.hot :])

@@ -26,7 +26,7 @@ void* fs_model_new(const Shape* shape, const Layer* layers) {
 
 void fs_model_delete(void* model) { delete (Model*)model; }
 
-// Run a step; it returns when logits and features are written. 1 where memory or threads run out.
+// Run a step; it returns when logits, best tokens and features are written. 1 where memory or threads run out.
 int fs_step(void* handle, const StepArgs* given) try {
     StepArgs args = *given;
     args.threads = std::clamp(args.threads, 1, MOST_THREADS);
@@ -38,6 +38,7 @@ int fs_step(void* handle, const StepArgs* given) try {
     step.prepare(args);
     model.make_room(args.rows, args.threads, step.attention.partial_floats);
     crew.run(step);
+    step.head_plan.finish(step);
     return 0;
 } catch (const std::exception&) {
     return 1;
@@ -62,6 +63,14 @@ int64_t fs_experts_read(void* handle) {
     if (last.routed)
         for (const auto& choice : last.choices) count += (int64_t)choice->jobs.size();
     return count;
+}
+
+// Whether the last step screened its tokens instead of reading the whole head.
+int fs_screened(void* handle) {
+    Model& model = *(Model*)handle;
+    std::lock_guard<std::mutex> guard(Crew::get().lock);
+    const Step& last = *model.steps[(model.turn + Crew::TASKS - 1) % Crew::TASKS];
+    return last.args.outputs && last.head_plan.screened;
 }
 
 // 16, 8 or 4 floats in a vector; and whether bfloat16 and int8 dot instructions are used.

@@ -29,6 +29,7 @@ Model::Model(const Shape& shape, const Layer* given)
             std::max(ready_expert_bytes, spread(format_of(down.format).row_bytes(down.inputs)));
     }
     most(shape.head);
+    most(shape.screen);
     ready_router_bytes = spread(format_of(F32).row_bytes(shape.hidden));
     for (int i = 0; i < Crew::TASKS; i++) steps.emplace_back(new Step(*this));
 }

@@ -45,6 +45,8 @@ struct Shape {
     const void* embedding;    // [V, H]
     const float* norm;
     Matrix head;
+    Matrix screen;              // the head in int8, or nothing
+    const float* screen_norms;  // [2, V padded to tiles] norms of the head's rows, and of their errors
 };
 }
 

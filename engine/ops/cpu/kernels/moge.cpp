@@ -166,7 +166,7 @@ void combine(Step& step, int thread, int n, int& phase) {
         [&](int i) { return model.space.expert_h + (size_t)i * model.expert_pad; });
     const size_t bytes = tile_bytes(l.down), expert_bytes = tile_bytes(l.expert_down);
     const bool last = n + 1 == model.shape.layers;
-    Stream next = stream_of(last ? model.shape.head : model.layers[n + 1].qkv);
+    Stream next = last ? step.head_stream() : stream_of(model.layers[n + 1].qkv);
     const int jobs = (int)choice.jobs.size();
     step.phases.run(phase++, thread, tiles, [&](int tile) {
         auto start = [&](int j) {

@@ -50,7 +50,6 @@ void Step::prepare(const StepArgs& given) {
     args = given;
     threads = given.threads;
     groups.assign(given.groups, given.groups + given.rows);
-    wanted.assign(given.wanted, given.wanted + given.outputs);
     routed = std::any_of(groups.begin(), groups.end(), [](int64_t g) { return g != 0; });
     attention.plan(args, model.shape);
     if (routed) {
@@ -62,6 +61,7 @@ void Step::prepare(const StepArgs& given) {
             choices[n]->tiles_done.store(0, std::memory_order_relaxed);
         }
     }
+    head_plan.prepare(*this);
     phases.reset(model.shape.layers * LAYER_PHASES + OTHER_PHASES, threads);
 }
 
@@ -71,7 +71,7 @@ void Step::work(int thread) {
     embed(thread, phase);
     mark(thread, EMBED);
     for (int n = 0; n < model.shape.layers; n++) layer(thread, n, phase);
-    if (args.outputs) head(thread, phase);
+    if (args.outputs) run_head(*this, thread, phase);
     mark(thread, HEAD);
 }
 
@@ -191,6 +191,10 @@ static void add_to_x(Step& step, int thread, int& phase, const Matrix& m, const 
     }, next);
 }
 
+Stream Step::head_stream() const {
+    return stream_of(head_plan.screened ? model.shape.screen : model.shape.head);
+}
+
 void Step::note_features(int layer, int tile) {
     const int hidden = model.shape.hidden, first = tile * TILE, last = std::min(first + TILE, hidden);
     for (int f = 0; f < args.features; f++) {
@@ -240,31 +244,8 @@ void Step::dense(int thread, int n, int& phase) {
                  model.ready_bytes, model.space.ready, own.ready,
                  [&](int i) { return model.space.h + (size_t)i * model.neurons_pad; });
     const bool last = n + 1 == s.layers;
-    Stream next = stream_of(last ? s.head : model.layers[n + 1].qkv);
+    Stream next = last ? head_stream() : stream_of(model.layers[n + 1].qkv);
     add_to_x(*this, thread, phase, l.down, rows, model.ready_bytes, n, next.slice(thread, threads));
-}
-
-void Step::head(int thread, int& phase) {
-    const Shape& s = model.shape;
-    const int tiles = tiles_of(s.head), batch = std::max(1, std::min(8, tiles / (threads * 4)));
-    const int chunks = (tiles + batch - 1) / batch;
-    const int count = (int)wanted.size();
-    const uint8_t* rows =
-        ready(thread, phase, chunks, count, count <= NARROW, format_of(s.head.format), s.hidden, model.ready_bytes,
-              model.space.ready, model.scratch[thread].ready,
-              [&](int i) { return normed(thread, (int)wanted[i], s.norm); });
-    const size_t bytes = tile_bytes(s.head);
-    phases.run(phase++, thread, chunks, [&](int c) {
-        for (int tile = c * batch; tile < tiles && tile < (c + 1) * batch; tile++) {
-            const int size = std::min(TILE, s.vocabulary - tile * TILE);
-            multiply(s.head, s.head.tiles + tile * bytes, rows, model.ready_bytes, nullptr, count,
-                     [&](int first, int got, float* out) {
-                         for (int i = 0; i < got; i++)
-                             std::memcpy(args.logits + (size_t)(first + i) * s.vocabulary + tile * TILE,
-                                         out + i * TILE, sizeof(float) * size);
-                     });
-        }
-    }, stream_of(model.layers[0].qkv).slice(thread, threads));
 }
 
 }  // namespace fastslow

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "head.h"
 #include "model.h"
 #include "moge.h"
 #include "threads.h"
@@ -29,7 +30,9 @@ struct StepArgs {
     void* const* keys;               // [layers] each [slots, kv_heads, D]
     void* const* values;
     const int64_t* wanted;         // [M] rows whose logits are wanted
-    float* logits;                 // [M, V]
+    const uint8_t* only_best;      // [M] rows whose best token is enough
+    int64_t* best;                 // [M] these tokens; -1 elsewhere, and where a logit is not finite
+    float* logits;                 // [M, V] of the other rows; those of `only_best` stay as they are
     const int64_t* feature_layers; // [features]
     float* feature_values;         // [M, features, H]
 };
@@ -71,6 +74,9 @@ struct Step : Task {
         if (!thread && model.clock.on.load(std::memory_order_relaxed)) model.clock.note(part);
     }
 
+    // What the head reads first.
+    Stream head_stream() const;
+
     // Copy a tile of columns of x to the features, if they want this layer.
     void note_features(int layer, int tile);
 
@@ -78,10 +84,10 @@ struct Step : Task {
     StepArgs args{};
     Phases phases;
     AttentionPlan attention;
-    std::vector<int64_t> groups, wanted;  // late threads read these, so they are copies
+    HeadPlan head_plan;
+    std::vector<int64_t> groups;                   // late threads read these, so they are copies
     std::vector<std::unique_ptr<Choice>> choices;  // of each layer: late threads read these too
     bool routed = false;                           // some row runs routed experts
-
 
 private:
     void layer(int thread, int n, int& phase);
@@ -89,7 +95,6 @@ private:
     void close_attention(int thread, int n, int& phase);
     void dense(int thread, int n, int& phase);
     void embed(int thread, int& phase);
-    void head(int thread, int& phase);
 };
 
 // How many tiles make a chunk: enough chunks for the threads, none so small that taking it costs.

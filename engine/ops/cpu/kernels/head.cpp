@@ -1,0 +1,234 @@
+#include "head.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "simd.h"
+#include "step.h"
+
+namespace fastslow {
+
+namespace {
+
+constexpr float NOTHING = -std::numeric_limits<float>::infinity();
+constexpr int SCALED = 32;  // inputs that share a scale in int8 rows
+constexpr float ROUNDING = 0x1p-21f;  // of a product and its sum in float32, with room, per input
+
+// What a row contributes to the bound of an output's screening error |w x - w' x'|, which is at most
+// |w - w'| |x'| + |w| |x - x'| (Euclidean norms): w' and x' are in int8.
+struct Slack {
+    float screened;  // |x'|
+    float lost;      // |x - x'|, and what sums round off
+
+    vf at(vf norms, vf errors) const { return (errors * screened + norms * lost) * 1.001f; }
+};
+
+bool any(vi mask) {
+    int32_t all = 0;
+    for (int i = 0; i < W; i++) all |= mask[i];
+    return all;
+}
+
+// Whether some lane is not zero: v - v is that where v is not finite.
+bool strange(vf difference) { return any(difference != vf{}); }
+
+Slack slack(const float* x, int inputs) {
+    double whole = 0.0, screened = 0.0, lost = 0.0;
+    for (int first = 0; first < inputs; first += SCALED) {
+        const int last = std::min(first + SCALED, inputs);
+        float top = 0.0f;
+        for (int k = first; k < last; k++) top = std::max(top, std::fabs(x[k]));
+        const float size = top / 127.0f, inverse = top > 1e-36f ? 127.0f / top : 0.0f;
+        for (int k = first; k < last; k++) {
+            const float exact = widen(narrow(x[k])), near = std::nearbyint(x[k] * inverse) * size;
+            whole += exact * exact;
+            screened += near * near;
+            lost += (exact - near) * (exact - near);
+        }
+    }
+    const double sums = (double)ROUNDING * (inputs + SCALED) * std::sqrt(std::max(whole, screened));
+    return {(float)std::sqrt(screened), (float)(std::sqrt(lost) + sums)};
+}
+
+// Take a tile's logits in; `size` of them are tokens.
+void take(Best& best, const float* out, int first, int size) {
+    alignas(64) float some[TILE];
+    if (size < TILE) {
+        std::copy(out, out + size, some);
+        std::fill(some + size, some + TILE, out[0]);
+        out = some;
+    }
+    vf top = load<vf>(out), odd = top - top;
+    for (int i = W; i < TILE; i += W) {
+        const vf v = load<vf>(out + i);
+        top = max(v, top);
+        odd += v - v;
+    }
+    if (strange(odd)) best.token = -1;
+    const float most = largest(top);
+    if (best.token < 0 || most <= best.logit) return;
+    best.logit = most;
+    best.token = first + (int)(std::find(out, out + TILE, most) - out);
+}
+
+int size_of(const Step& step, int tile) {
+    return std::min(TILE, step.model.shape.vocabulary - tile * TILE);
+}
+
+}  // namespace
+
+void HeadPlan::prepare(const Step& step) {
+    const Shape& s = step.model.shape;
+    const StepArgs& a = step.args;
+    rows.assign(a.wanted, a.wanted + a.outputs);
+    only_best.assign(a.only_best, a.only_best + a.outputs);
+    tiles = tiles_of(s.head);
+    batch = std::max(1, std::min(8, tiles / (a.threads * 4)));
+    chunks = (tiles + batch - 1) / batch;
+    const bool all = std::all_of(only_best.begin(), only_best.end(), [](uint8_t x) { return x; });
+    screened = all && s.screen.tiles && a.outputs <= NARROW;
+    best.assign((size_t)chunks * a.outputs, Best{NOTHING, 0});
+    if (!screened) return;
+    screen.resize((size_t)a.outputs * tiles * TILE);
+    least.resize((size_t)chunks * a.outputs);
+}
+
+void HeadPlan::finish(const Step& step) const {
+    const size_t count = rows.size();
+    for (size_t m = 0; m < count; m++) {
+        Best found{NOTHING, 0};
+        for (int c = 0; c < chunks; c++) {
+            const Best& some = best[c * count + m];
+            if (some.token < 0) found.token = -1;
+            if (found.token >= 0 && some.logit > found.logit) found = some;
+        }
+        step.args.best[m] = only_best[m] ? found.token : -1;
+    }
+}
+
+// Prepared rows of the outputs in a format.
+static const uint8_t* head_rows(Step& step, int thread, int& phase, int format) {
+    Model& model = step.model;
+    const HeadPlan& plan = step.head_plan;
+    const int count = (int)plan.rows.size();
+    return step.ready(thread, phase, plan.chunks, count, count <= NARROW, format_of(format),
+                      model.shape.hidden, model.ready_bytes, model.space.ready,
+                      model.scratch[thread].ready, [&](int i) {
+                          return step.normed(thread, (int)plan.rows[i], model.shape.norm);
+                      });
+}
+
+// All logits: written, or compared, as each row wants.
+static void whole_head(Step& step, int thread, int& phase) {
+    HeadPlan& plan = step.head_plan;
+    const Shape& s = step.model.shape;
+    const size_t stride = step.model.ready_bytes, count = plan.rows.size();
+    const uint8_t* rows = head_rows(step, thread, phase, s.head.format);
+    const size_t bytes = tile_bytes(s.head);
+    step.phases.run(phase++, thread, plan.chunks, [&](int c) {
+        for (int tile = c * plan.batch; tile < std::min((c + 1) * plan.batch, plan.tiles); tile++) {
+            const int size = size_of(step, tile);
+            multiply(s.head, s.head.tiles + tile * bytes, rows, stride, nullptr, (int)count,
+                     [&](int first, int got, float* out) {
+                         for (int i = 0; i < got; i++) {
+                             const size_t m = first + i;
+                             const float* logits = out + i * TILE;
+                             if (plan.only_best[m]) {
+                                 take(plan.best[c * count + m], logits, tile * TILE, size);
+                                 continue;
+                             }
+                             std::memcpy(step.args.logits + m * s.vocabulary + tile * TILE, logits,
+                                         sizeof(float) * size);
+                         }
+                     });
+        }
+    }, stream_of(step.model.layers[0].qkv).slice(thread, step.threads));
+}
+
+// Screened logits, and below which none of them can be the best.
+static void screen_head(Step& step, int thread, int& phase, const Slack* slacks) {
+    HeadPlan& plan = step.head_plan;
+    const Shape& s = step.model.shape;
+    const size_t stride = step.model.ready_bytes, count = plan.rows.size();
+    const uint8_t* rows = head_rows(step, thread, phase, s.screen.format);
+    const size_t bytes = tile_bytes(s.screen);
+    step.phases.run(phase++, thread, plan.chunks, [&](int c) {
+        std::fill_n(&plan.least[c * count], count, NOTHING);
+        for (int tile = c * plan.batch; tile < std::min((c + 1) * plan.batch, plan.tiles); tile++) {
+            const float* norms = s.screen_norms + (size_t)tile * TILE;
+            const float* errors = norms + (size_t)plan.tiles * TILE;
+            multiply(s.screen, s.screen.tiles + tile * bytes, rows, stride, nullptr, (int)count,
+                     [&](int first, int got, float* out) {
+                         for (int i = 0; i < got; i++) {
+                             const size_t m = first + i;
+                             const float* logits = out + i * TILE;
+                             std::memcpy(&plan.screen[(m * plan.tiles + tile) * TILE], logits,
+                                         sizeof(float) * TILE);
+                             vf odd{}, least = splat(NOTHING);
+                             for (int k = 0; k < TILE; k += W) {
+                                 const vf v = load<vf>(logits + k);
+                                 const vf low = v - slacks[m].at(load<vf>(norms + k), load<vf>(errors + k));
+                                 least = max(low, least);
+                                 odd += v - v;
+                             }
+                             float& floor = plan.least[c * count + m];
+                             floor = std::max(floor, largest(least));
+                             if (strange(odd)) plan.best[c * count + m].token = -1;
+                         }
+                     });
+        }
+    });
+}
+
+// The exact logits of every tile that holds a token which may be the best.
+static void rescore(Step& step, int thread, int& phase, const Slack* slacks) {
+    HeadPlan& plan = step.head_plan;
+    const Shape& s = step.model.shape;
+    const size_t stride = step.model.ready_bytes, count = plan.rows.size();
+    const uint8_t* rows = head_rows(step, thread, phase, s.head.format);
+    const size_t bytes = tile_bytes(s.head);
+    float least[NARROW];
+    std::fill_n(least, NARROW, NOTHING);
+    if (rows)
+        for (int c = 0; c < plan.chunks; c++)
+            for (size_t m = 0; m < count; m++) least[m] = std::max(least[m], plan.least[c * count + m]);
+    step.phases.run(phase++, thread, plan.chunks, [&](int c) {
+        for (int tile = c * plan.batch; tile < std::min((c + 1) * plan.batch, plan.tiles); tile++) {
+            const int size = size_of(step, tile);
+            const float* norms = s.screen_norms + (size_t)tile * TILE;
+            const float* errors = norms + (size_t)plan.tiles * TILE;
+            int some = 0, index[NARROW];
+            for (size_t m = 0; m < count; m++) {
+                const float* logits = &plan.screen[(m * plan.tiles + tile) * TILE];
+                vi may{};
+                for (int k = 0; k < TILE; k += W)
+                    may |= load<vf>(logits + k) + slacks[m].at(load<vf>(norms + k), load<vf>(errors + k)) >=
+                           splat(least[m]);
+                if (any(may)) index[some++] = (int)m;
+            }
+            if (!some) continue;
+            multiply(s.head, s.head.tiles + tile * bytes, rows, stride, index, some,
+                     [&](int first, int got, float* out) {
+                         for (int i = 0; i < got; i++)
+                             take(plan.best[c * count + index[first + i]], out + i * TILE,
+                                  tile * TILE, size);
+                     });
+        }
+    }, stream_of(step.model.layers[0].qkv).slice(thread, step.threads));
+}
+
+void run_head(Step& step, int thread, int& phase) {
+    const HeadPlan& plan = step.head_plan;
+    if (!plan.screened) return whole_head(step, thread, phase);
+    Slack slacks[NARROW];
+    if (step.phases.open(phase + 1, plan.chunks))  // rescoring needs them, too
+        for (size_t m = 0; m < plan.rows.size(); m++)
+            slacks[m] = slack(step.normed(thread, (int)plan.rows[m], step.model.shape.norm),
+                              step.model.shape.hidden);
+    screen_head(step, thread, phase, slacks);
+    rescore(step, thread, phase, slacks);
+}
+
+}  // namespace fastslow
