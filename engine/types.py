@@ -59,6 +59,10 @@ class Draft:
     @classmethod
     def of(cls, trees: Sequence[Tree]) -> Draft:
         """Flatten one tree per request, in batch order."""
+        if not any(tree.tokens for tree in trees):
+            nothing = np.empty(0, dtype=np.int64)
+            starts = np.zeros(len(trees) + 1, dtype=np.int64)
+            return cls(nothing, nothing, starts, (None,) * len(trees))
         starts = np.cumsum([0, *(len(tree.tokens) for tree in trees)], dtype=np.int64)
         tokens = np.array([x for tree in trees for x in tree.tokens], dtype=np.int64)
         parents = np.array([x for tree in trees for x in tree.parents], dtype=np.int64)
@@ -130,12 +134,17 @@ class Rows:
         )
 
 
+def _ints(values: Sequence[int]) -> Ints:
+    return np.array(values, dtype=np.int64)
+
+
 @dataclass(slots=True)
 class Output:
     """What a forward gives: logits f32 [M, V] and, if asked for, features [M, F].
 
-    Rows of `only_best` have no logits (the memory holds anything) but a token in `best` [M]: the
-    first of the likeliest, or -1 where some logit is not finite. `best` is -1 for all other rows.
+    Rows of `only_best` have no logits (the memory holds anything, and where all rows are such, logits
+    may be [0, V]) but a token in `best` [M]: the first of the likeliest, or -1 where some logit is
+    not finite. `best` is -1 for all other rows.
     """
 
     logits: torch.Tensor

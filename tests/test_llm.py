@@ -261,7 +261,7 @@ def broken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
             for m, row in enumerate(rows.outputs.tolist()):
                 b = next(i for i, stop in enumerate(rows.starts[1:]) if row < stop)
                 if POISON in ids[rows.starts[b] : row + 1]:
-                    out.logits[m] = torch.nan
+                    out.logits[m : m + 1] = torch.nan  # empty where only the best token is wanted
                     out.best[m] = -1
             return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from fastslow.engine.ops.cpu.packed import Arena, Matrix
 from fastslow.engine.ops.cpu.rotary import Rotary
 from fastslow.engine.ops.cpu.rows import Tails, parts
 from fastslow.engine.ops.cpu.store import Packed
-from fastslow.engine.types import Ints, Output, Rows
+from fastslow.engine.types import Floats, Ints, Output, Rows
 
 if TYPE_CHECKING:
     from fastslow.engine.kv.storage import KVStorage
@@ -112,19 +113,54 @@ class CpuDecoder:
                 f"{len(rows.outputs)} outputs are more than the {len(rows.tokens)} rows"
             )
         count, hidden = len(rows.outputs), self.config.hidden_size
-        logits = torch.empty(count, self.config.vocab_size)
-        seen = torch.empty(count, len(features) * hidden)
+        # no logits are written where every row wants only its best token
+        logits = torch.empty(0 if rows.only_best.all() else count, self.config.vocab_size)
+        seen = torch.empty(count, len(features) * hidden) if features else NOTHING
         best = np.empty(count, dtype=np.int64)
         tails = Tails.of(rows)
-        reach = np.repeat(rows.reach, np.diff(rows.starts))
-        cos, sin = self._rotary.at(rows.positions, reach)
+        cos, sin = self._rotary.at(rows)
+        if len(rows.tokens) <= MOST_ROWS:
+            self._call(
+                kv,
+                features,
+                tokens=rows.tokens,
+                slots=rows.slots,
+                groups=rows.groups,
+                cos=cos,
+                sin=sin,
+                starts=rows.starts,
+                contexts=rows.contexts,
+                chains=tails.chains,
+                tails=tails.slots,
+                tail_starts=tails.starts,
+                tail_lengths=tails.lengths,
+                wanted=rows.outputs,
+                only_best=rows.only_best,
+                best=best,
+                logits=logits,
+                feature_values=seen,
+            )
+        else:
+            self._in_parts(kv, features, rows, tails, (cos, sin), (logits, seen, best))
+        return Output(logits, seen.to(self.dtype) if features else None, best)
+
+    def _in_parts(
+        self,
+        kv: KVStorage,
+        features: tuple[int, ...],
+        rows: Rows,
+        tails: Tails,
+        rotary: tuple[Floats, Floats],
+        results: tuple[torch.Tensor, torch.Tensor, Ints],
+    ) -> None:
+        """The rows at most MOST_ROWS at a time, their results put together in `results`."""
+        cos, sin = rotary
+        logits, seen, best = results
         for first, last, owners, starts in parts(rows, MOST_ROWS):
-            some = (rows.outputs >= first) & (rows.outputs < last)
-            picked = np.flatnonzero(some)
-            part_logits, part_seen, part_best = logits, seen, best
-            if len(picked) < count:
-                part_logits = logits.new_empty(len(picked), logits.shape[1])
-                part_seen, part_best = seen[picked], best[picked]
+            picked = np.flatnonzero((rows.outputs >= first) & (rows.outputs < last))
+            own_logits = logits[picked] if len(logits) else logits
+            own_seen = seen[picked] if features else seen
+            own_best = best[picked]
             self._call(
                 kv,
                 features,
@@ -141,25 +177,27 @@ class CpuDecoder:
                 tail_lengths=tails.lengths[first:last],
                 wanted=rows.outputs[picked] - first,
                 only_best=rows.only_best[picked],
-                best=part_best,
-                logits=part_logits,
-                feature_values=part_seen,
+                best=own_best,
+                logits=own_logits,
+                feature_values=own_seen,
             )
-            if len(picked) < count:
-                logits[picked], seen[picked], best[picked] = part_logits, part_seen, part_best
-        return Output(logits, seen.to(self.dtype) if features else None, best)
+            if len(logits):
+                logits[picked] = own_logits
+            if features:
+                seen[picked] = own_seen
+            best[picked] = own_best
 
     def _call(
         self,
         kv: KVStorage,
         features: tuple[int, ...],
-        contexts: list[Ints],
+        contexts: Sequence[Ints],
         logits: torch.Tensor,
         feature_values: torch.Tensor,
         **arrays: NDArray[Any],
     ) -> None:
         contexts = [np.ascontiguousarray(x) for x in contexts]
-        arrays["contexts"] = np.array([x.ctypes.data for x in contexts], dtype=np.uint64)
+        arrays["contexts"] = np.array([_address(x) for x in contexts], dtype=np.uint64)
         arrays["context_lengths"] = np.array([len(x) for x in contexts], dtype=np.int64)
         arrays["feature_layers"] = np.array(features, dtype=np.int64)
         arrays["keys"], arrays["values"] = kv.pointers
@@ -173,7 +211,7 @@ class CpuDecoder:
             kv_float=self.dtype == torch.float32,
             logits=logits.data_ptr(),
             feature_values=feature_values.data_ptr(),
-            **{name: x.ctypes.data for name, x in kept.items()},
+            **{name: _address(x) for name, x in kept.items()},
         )
         if self._kernels.fs_step(self._handle, ctypes.byref(args)):
             raise MemoryError(f"a step of {args.rows} rows found no memory, or no threads")
@@ -226,4 +264,11 @@ class CpuDecoder:
         )
 
 
+def _address(array: NDArray[Any]) -> int:
+    """Where an array's memory lies; a quarter of what `array.ctypes.data` takes."""
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
 MLP = ("gate_up", "down")
+NOTHING = torch.empty(0, 0)

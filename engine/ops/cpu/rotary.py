@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.rope import rotation
-from fastslow.engine.types import Floats, Ints
+from fastslow.engine.types import Floats, Ints, Rows
 
 FIRST = 1024  # positions of the first table
 
@@ -23,10 +23,11 @@ class Rotary:
         self._cos: Floats = np.empty((0, config.head_dim // 2), dtype=np.float32)
         self._sin = self._cos
 
-    def at(self, positions: Ints, reach: Ints) -> tuple[Floats, Floats]:
-        """float32 [T, head_dim / 2] each, for int64 [T] positions and reaches."""
+    def at(self, rows: Rows) -> tuple[Floats, Floats]:
+        """float32 [T, head_dim / 2] each."""
+        positions = rows.positions
         if self._moves:  # the base depends on how long a request may become
-            return self._computed(positions, reach)
+            return self._computed(positions, np.repeat(rows.reach, np.diff(rows.starts)))
         most = int(positions.max()) + 1
         if most > len(self._cos):
             size = max(FIRST, 1 << (most - 1).bit_length())

@@ -26,6 +26,10 @@ class Tails:
     @classmethod
     def of(cls, rows: Rows) -> Tails:
         """The paths from each request's context to each of its rows."""
+        if len(rows.tokens) == len(rows.starts) - 1:  # a row each, as in plain decoding
+            count = len(rows.tokens)
+            ones = np.ones(count, dtype=np.int64)
+            return cls(rows.slots, rows.starts[:-1], ones, np.ones(count, dtype=np.uint8))
         sizes = np.diff(rows.starts)
         places = np.arange(len(rows.tokens)) - np.repeat(rows.starts[:-1], sizes)
         follows = rows.parents == places - 1
