@@ -169,9 +169,9 @@ MUTATIONS = (
     ),
     swap(
         "rollback of the draft model's keys skipped",
-        "draft/model.py",
-        "valid = _common(written, text[:-1])",
-        "valid = min(len(written), len(text) - 1)",
+        "draft/model/kv.py",
+        "text.valid = _common(written, tokens[:-1])",
+        "text.valid = min(len(written), len(tokens) - 1)",
         KEYS,
     ),
     swap(

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from fastslow.draft.base import Stateless
 from fastslow.draft.build import build_drafter, check_drafter
@@ -155,8 +156,9 @@ def test_bad_names(settings: dict[str, Any], groups: int, pattern: str) -> None:
 
 
 def test_drafters_are_built_by_name() -> None:
-    target: Any = SimpleNamespace(config=SimpleNamespace(groups=8))
-    cache: Any = SimpleNamespace()
+    cpu = torch.device("cpu")
+    target: Any = SimpleNamespace(config=SimpleNamespace(groups=8), device=cpu)
+    cache: Any = SimpleNamespace(storage=SimpleNamespace(device=cpu))
     loaded: list[str] = []
 
     def load(path: str) -> tuple[Any, Any]:

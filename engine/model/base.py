@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -27,3 +28,14 @@ class Model(Protocol):
     def device(self) -> torch.device: ...
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output: ...
+
+    def keep(self, layers: Sequence[int]) -> Model:
+        """The same weights with only these layers, for the same KV: layer n still reads and writes
+        `kv.k[n]` and `kv.v[n]`, those of the others are left alone.
+
+        Args:
+            layers: ascending, of those that run here.
+
+        Raises:
+            ValueError: none, out of order, or one that this model does not run.
+        """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from fastslow.engine.model.attention import Step
 from fastslow.engine.model.best import best_tokens
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.kept import check_features, kept_layers
 from fastslow.engine.model.moge import Moge
 from fastslow.engine.model.rope import rotation
 from fastslow.engine.model.visibility import as_run, layout
@@ -25,13 +27,17 @@ if TYPE_CHECKING:
 class Decoder:
     """A pre-norm transformer of any known architecture; what differs is a layer's MLP.
 
+    `layers`: those that run, the others are skipped; None = all.
+
     A row's result has the same bits whatever rows run beside it, however its text was cut into
     chunks, and whichever slots hold its keys (see `engine.ops.reference`).
     """
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, layers: Sequence[int] | None = None) -> None:
         self.weights = weights
         self.ops = weights.ops
+        every = range(weights.config.layers)
+        self._layers = kept_layers(every if layers is None else layers, every)
 
     @property
     def config(self) -> ModelConfig:
@@ -53,17 +59,17 @@ class Decoder:
         best tokens where `rows.only_best`), and where
         `features` names layers, their outputs (0 = the first layer's), [M, len(features) * H] in
         the model's dtype, side by side in the order named. M may be 0. ValueError for a step
-        without rows, or a feature layer that the model does not have.
+        without rows, or a feature layer that does not run here.
         """
         if not len(rows.tokens):
             raise ValueError("rows must hold at least 1 row, got 0")
-        if absent := [n for n in features if not 0 <= n < self.config.layers]:
-            raise ValueError(f"feature layer {absent[0]} must be in 0..{self.config.layers - 1}")
+        check_features(features, self._layers)
         x_PH, step, groups = self._start(rows)
         wanted = torch.from_numpy(rows.outputs).to(self.device)
         seen: dict[int, Tensor] = {}
         eps = self.config.rms_norm_eps
-        for n, layer in enumerate(self.weights.layers):
+        for n in self._layers:
+            layer = self.weights.layers[n]
             fresh = self.ops.rms_norm(x_PH, layer.attention_norm, eps)
             x_PH = x_PH + layer.attention(fresh, kv.k[n], kv.v[n], step)
             fresh = self.ops.rms_norm(x_PH, layer.mlp_norm, eps)
@@ -78,6 +84,10 @@ class Decoder:
             torch.cat([seen[n] for n in features], -1) if features else None,
             best_tokens(logits_MV, rows.only_best),
         )
+
+    def keep(self, layers: Sequence[int]) -> Decoder:
+        """See `Model.keep`."""
+        return Decoder(self.weights, kept_layers(layers, self._layers))
 
     def _logits(self, last_MH: Tensor) -> Tensor:
         dtype = wide(self.dtype)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.kept import check_features, kept_layers
 from fastslow.engine.ops.cpu import library
 from fastslow.engine.ops.cpu.formats import Formats
 from fastslow.engine.ops.cpu.packed import Arena, Matrix
@@ -38,19 +39,29 @@ class CpuDecoder:
         formats: what `memory` is packed in.
         arena: where the pieces lie.
         memory: the pieces, kept alive here.
+        layers: those that run, the others are skipped; None = all.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, config: ModelConfig, formats: Formats, arena: Arena, memory: Packed) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        formats: Formats,
+        arena: Arena,
+        memory: Packed,
+        layers: Sequence[int] | None = None,
+    ) -> None:
         self.config = config
         self.formats = formats
         self._arena = arena
         self._memory = memory
         self._rotary = Rotary(config)
         self._kernels = library.kernels()
-        layers = (library.Layer * config.layers)(*map(self._layer, range(config.layers)))
-        self._handle = self._kernels.fs_model_new(ctypes.byref(self._shape()), layers)
+        every = range(config.layers)
+        self._layers = kept_layers(every if layers is None else layers, every)
+        running = (library.Layer * len(self._layers))(*map(self._layer, self._layers))
+        self._handle = self._kernels.fs_model_new(ctypes.byref(self._shape()), running)
         if not self._handle:
             raise MemoryError("there is no memory left for the model's kernels")
 
@@ -83,10 +94,10 @@ class CpuDecoder:
 
     @property
     def _routed_layers(self) -> int:
-        return sum(self.config.routed(n) for n in range(self.config.layers))
+        return sum(self.config.routed(n) for n in self._layers)
 
     def _bytes(self, experts: int, router: bool, screened: bool) -> int:
-        pieces = self._arena.pieces
+        pieces = {k: piece for k, piece in self._arena.pieces.items() if self._runs(k)}
         each = sum(pieces[key].nbytes for key in pieces if ".expert0." in key)
         left_out = {"embedding", *(("head",) if screened else ("screen", "screen_norms"))}
         every = sum(
@@ -96,18 +107,26 @@ class CpuDecoder:
         )
         return every + experts * each // max(self._routed_layers, 1)
 
+    def _runs(self, key: str) -> bool:
+        layer = key.partition(".")[0]
+        return not layer.isdigit() or int(layer) in self._layers
+
+    def keep(self, layers: Sequence[int]) -> CpuDecoder:
+        """See `Model.keep`; the weights are shared."""
+        kept = kept_layers(layers, self._layers)
+        return CpuDecoder(self.config, self.formats, self._arena, self._memory, kept)
+
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
         """Run the rows, writing their keys and values to `kv` at their slots.
 
         Returns logits, float32 [M, V], of `rows.outputs` (only their best tokens where
         `rows.only_best`), and where `features` names layers, their outputs (0 = the first layer's),
-        [M, len(features) * H] in `dtype`, side by side in the order named. M may be 0. ValueError for a step without rows, or a feature layer that the
-        model does not have.
+        [M, len(features) * H] in `dtype`, side by side in the order named. M may be 0. ValueError
+        for a step without rows, or a feature layer that does not run here.
         """
         if not len(rows.tokens):
             raise ValueError("rows must hold at least 1 row, got 0")
-        if absent := [n for n in features if not 0 <= n < self.config.layers]:
-            raise ValueError(f"feature layer {absent[0]} must be in 0..{self.config.layers - 1}")
+        check_features(features, self._layers)
         if len(rows.outputs) > len(rows.tokens):
             raise ValueError(
                 f"{len(rows.outputs)} outputs are more than the {len(rows.tokens)} rows"
@@ -199,8 +218,10 @@ class CpuDecoder:
         contexts = [np.ascontiguousarray(x) for x in contexts]
         arrays["contexts"] = np.array([_address(x) for x in contexts], dtype=np.uint64)
         arrays["context_lengths"] = np.array([len(x) for x in contexts], dtype=np.int64)
-        arrays["feature_layers"] = np.array(features, dtype=np.int64)
-        arrays["keys"], arrays["values"] = kv.pointers
+        # the kernels count the layers that run
+        places = [self._layers.index(n) for n in features]
+        arrays["feature_layers"] = np.array(places, dtype=np.int64)
+        arrays["keys"], arrays["values"] = kv.pointers[:, list(self._layers)]
         kept = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
         args = library.StepArgs(
             threads=torch.get_num_threads(),
@@ -244,7 +265,7 @@ class CpuDecoder:
     def _shape(self) -> library.Shape:
         c = self.config
         return library.Shape(
-            layers=c.layers,
+            layers=len(self._layers),
             hidden=c.hidden_size,
             heads=c.heads,
             kv_heads=c.kv_heads,

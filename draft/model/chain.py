@@ -1,0 +1,57 @@
+"""A draft without branches, token by token."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from fastslow.draft.model.lexicon import Lexicon
+from fastslow.draft.model.text import Text
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.noise import Purpose, draw, stream
+from fastslow.engine.types import Certain, Floats, Law, Segment, Tree
+
+
+class Chain:
+    """At temperature 0 its nodes are chosen; else they are sampled from the draft model's own law
+    under the request's parameters, and that law is handed on as `probs`.
+
+    Args:
+        text: what it follows.
+        most: nodes to draft.
+        law: logits -> law under a request's parameters.
+        lexicon: between the draft model's tokens and the target's.
+    """
+
+    def __init__(self, text: Text, most: int, law: Law, lexicon: Lexicon) -> None:
+        self.text = text
+        self._most = most
+        self._law = law
+        self._lexicon = lexicon
+        self._drafted: list[int] = []
+        self._laws: list[Floats] = []
+
+    @property
+    def open(self) -> bool:
+        return len(self._drafted) < self._most
+
+    def rows(self, cache: KVCache) -> list[Segment]:
+        return [self.text.rest(cache)]
+
+    def take(self, logits_MV: Tensor) -> None:
+        request = self.text.request
+        law = self._law(self._lexicon.logits(logits_MV)[0], request, self._drafted)
+        if isinstance(law, Certain):
+            token = law.token
+        else:
+            place = len(request.tokens) + len(self._drafted)
+            token = draw(law, stream(request.seed, place, Purpose.DRAFT))
+            self._laws.append(law)
+        self._drafted.append(token)
+        self.text.tokens.append(self._lexicon.token(token))
+
+    def stop(self) -> None:
+        self._most = len(self._drafted)
+
+    def tree(self) -> Tree:
+        return Tree.chain(self._drafted, np.stack(self._laws) if self._laws else None)

@@ -1,0 +1,73 @@
+"""The drafting model whose tokens are the target's, all or most of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fastslow.draft.model.branches import Branches
+from fastslow.draft.model.chain import Chain
+from fastslow.draft.model.kv import DraftKV
+from fastslow.draft.model.lexicon import Lexicon, SameLexicon
+from fastslow.draft.model.lockstep import Lockstep, Run
+from fastslow.draft.model.text import Text
+from fastslow.engine.model.base import Model
+from fastslow.engine.types import Law, RequestView
+
+
+class ModelDraft(Lockstep):
+    """Chains from a model, or trees where there is nothing to sample.
+
+    At temperature 0 the nodes are chosen: the best token after each, or with `width` above 1 a
+    tree of the likeliest paths. Else a chain is sampled from the draft model's own law under the
+    request's parameters, and that law is handed on as `probs`.
+
+    Args:
+        model: the drafting model, on any device; for self-speculation the target, or
+            `target.keep(layers)`.
+        kv: `OwnKV` for a separate model, `BorrowedKV` for the target itself.
+        law: logits -> law under a request's parameters.
+        groups: routed groups to run; None = all, 0 = shared experts only. A request that runs
+            fewer groups itself drafts with its own number.
+        width: most children of a node; 1 = chains.
+        lexicon: between the models' tokens, where their vocabularies differ.
+
+    Raises:
+        ValueError: width below 1; the KV lies on another device than the model.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kv: DraftKV,
+        law: Law,
+        groups: int | None = None,
+        width: int = 1,
+        lexicon: Lexicon | None = None,
+    ) -> None:
+        super().__init__(model, kv)
+        if width < 1:
+            raise ValueError(f"width={width} must be at least 1")
+        self._law = law
+        self._groups = groups
+        self._width = width
+        self._lexicon = lexicon or SameLexicon()
+
+    def release(self, requests: Collection[int]) -> None:
+        super().release(requests)
+        self._lexicon.release(requests)
+
+    def _begin(self, request: RequestView, most: int) -> Run | None:
+        tokens = list(self._lexicon.text(request))
+        if not tokens or len(tokens) + most > self._model.config.context:
+            return None
+        text = Text(request, tokens, len(tokens) - 1, self._groups_for(request), request.reach)
+        if not self._kv.ready(text, most):
+            return None
+        if self._width > 1 and request.params.temperature == 0:
+            return Branches(text, most, self._width, self._law, self._lexicon)
+        return Chain(text, most, self._law, self._lexicon)
+
+    def _groups_for(self, request: RequestView) -> int | None:
+        if self._groups is None or request.groups is None:
+            return self._groups
+        return min(self._groups, request.groups)

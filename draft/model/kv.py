@@ -1,0 +1,91 @@
+"""Where a drafting model keeps keys and values: pages of its own, or the target's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from fastslow.draft.model.text import Text
+from fastslow.engine.kv.cache import KVCache
+
+
+class DraftKV(Protocol):
+    """Where a drafting model keeps keys and values."""
+
+    cache: KVCache
+
+    def ready(self, text: Text, nodes: int) -> bool:
+        """Make room for the draft and set `text.valid`; False = no draft can be made."""
+
+    def wrote(self, text: Text) -> None:
+        """The rows of `text.valid` tokens stand in the cache now."""
+
+    def release(self, requests: Collection[int]) -> None: ...
+
+
+class BorrowedKV:
+    """The target's own pages: reads its committed KV, scribbles on slots that verification rewrites.
+
+    Args:
+        cache: the target's; the scheduler has reserved room for the draft nodes.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+
+    def ready(self, text: Text, nodes: int) -> bool:
+        request = text.request
+        # While a prompt is read its KV is not there yet, and reading it here would be done twice.
+        # Nor is a first token drafted after a prefix hit: a seed gives the same answer either way.
+        answering = len(request.tokens) > request.prompt_length
+        pending = len(request.tokens) - request.computed
+        text.valid = request.computed
+        return answering and pending == 1
+
+    def wrote(self, text: Text) -> None:
+        """Scratch: forgotten at once."""
+
+    def release(self, requests: Collection[int]) -> None:
+        """The target gives its own pages back."""
+
+
+class OwnKV:
+    """Pages of the draft model's own, rewound to what the target accepted.
+
+    Args:
+        cache: a cache shaped for the draft model, on its device.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+        self._written: dict[int, list[int]] = {}  # tokens whose rows stand in the cache
+
+    def ready(self, text: Text, nodes: int) -> bool:
+        number, tokens = text.request.id, text.tokens
+        if number not in self._written:
+            cached = self.cache.open(number, tokens, None, text.stays)
+            self._written[number] = tokens[:cached]
+        if not self.cache.reserve(number, len(tokens) + nodes):
+            return False
+        written = self._written[number]
+        text.valid = _common(written, tokens[:-1])
+        del written[text.valid :]
+        return True
+
+    def wrote(self, text: Text) -> None:
+        stands = text.tokens[: text.valid]
+        self._written[text.request.id] = stands
+        self.cache.advance(text.request.id, text.stays, stands)
+
+    def release(self, requests: Collection[int]) -> None:
+        for request in requests:
+            if self._written.pop(request, None) is not None:
+                self.cache.close(request)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    for i, (x, y) in enumerate(zip(a, b)):
+        if x != y:
+            return i
+    return min(len(a), len(b))

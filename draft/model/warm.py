@@ -1,0 +1,43 @@
+"""A greedy request as it would be if it were sampled: for scores of more than its best token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.types import RequestView
+
+WARM = {"temperature": 1.0, "top_k": -1, "top_p": 1.0, "min_p": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """A view at temperature 1, with the request's own bias, penalties and ends."""
+
+    id: int
+    tokens: list[int]
+    prompt_length: int
+    end_ids: frozenset[int]
+    computed: int
+    params: SamplingParams
+    speculation: Speculation
+    groups: int | None
+    seed: int
+    reach: int
+
+    @classmethod
+    def of(cls, request: RequestView) -> Self:
+        """Of a request as it stands."""
+        return cls(
+            id=request.id,
+            tokens=request.tokens,
+            prompt_length=request.prompt_length,
+            end_ids=request.end_ids,
+            computed=request.computed,
+            params=request.params.model_copy(update=WARM),
+            speculation=request.speculation,
+            groups=request.groups,
+            seed=request.seed,
+            reach=request.reach,
+        )
