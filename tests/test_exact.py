@@ -24,10 +24,13 @@ from engine_tools import (
     outcome,
     write_kin,
 )
+from spellings import Pieces, letters, renumbered
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.first import First
-from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV
+from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV, RetoldDraft
+from fastslow.draft.model.common import CommonLexicon
+from fastslow.draft.model.spelling import Speller
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import SamplingParams
@@ -40,9 +43,14 @@ ROUTED = 0.3
 PROMPTS = [
     tuple(np.random.default_rng(n).integers(5, VOCAB, n).tolist()) for n in (3, 21, 9, 14, 6)
 ]
-CHAINS = ("ngram", "model", "self0", "self1", "ngram+self")
-TREES = ("random", "sampled")
+CHAINS = ("ngram", "model", "self0", "self1", "ngram+self", "skip", "common", "retold")
+TREES = ("random", "sampled", "tree", "self tree")
+SPOKEN = np.random.default_rng(0).permutation(VOCAB)[:310].tolist()  # by the foreign draft model
 ORACLES = ("told", "erring", "forked")
+DENSE_DRAFTERS = (
+    *("ngram", "model", "ngram+model", "skip", "common", "retold", "random", "sampled", "tree"),
+    *ORACLES,
+)
 KINDS = ("moge", "dense")
 
 
@@ -54,6 +62,15 @@ def _bench(folder: Path, kind: str, dtype: str = "float32") -> Bench:
     kin = write_kin(folder / f"{kind}-kin", base, 0.04, ROUTED, vocab_size=VOCAB)
     model = load_model(target, dtype, "cpu", progress=False)
     small = load_model(kin, dtype, "cpu", progress=False)
+
+    foreign = renumbered(folder / f"{kind}-foreign", kin, SPOKEN)
+    stranger = load_model(foreign, dtype, "cpu", progress=False)
+    words = letters(VOCAB)
+    ours, theirs = Pieces(words), Pieces([words[x] for x in SPOKEN])
+    shallow = model.keep([0])
+
+    def common() -> CommonLexicon:
+        return CommonLexicon(Speller(ours), Speller(theirs), VOCAB)
 
     def ngram() -> NgramDraft:
         return NgramDraft(longest=3, shortest=1)
@@ -67,11 +84,18 @@ def _bench(folder: Path, kind: str, dtype: str = "float32") -> Bench:
         "random": lambda kv: RandomDraft(),
         "sampled": lambda kv: SampledDraft(_recent_law, width=2),
         "ngram+model": lambda kv: First(ngram(), ModelDraft(small, own(), law)),
+        "tree": lambda kv: ModelDraft(small, own(), decide, width=3),
+        "skip": lambda kv: ModelDraft(shallow, BorrowedKV(kv), decide),
+        "retold": lambda kv: RetoldDraft(stranger, OwnKV(cache_for(stranger)), ours, theirs),
+        "common": lambda kv: ModelDraft(
+            stranger, OwnKV(cache_for(stranger)), decide, width=2, lexicon=common()
+        ),
     }
     if kind == "moge":
         drafters |= {
             "self0": lambda kv: ModelDraft(model, BorrowedKV(kv), decide, 0),
             "self1": lambda kv: ModelDraft(model, BorrowedKV(kv), decide, 1),
+            "self tree": lambda kv: ModelDraft(model, BorrowedKV(kv), decide, 1, width=2),
             "ngram+self": lambda kv: First(ngram(), ModelDraft(model, BorrowedKV(kv), decide, 0)),
         }
     return Bench(model, drafters, load_tokenizer(target))
@@ -175,7 +199,7 @@ def test_every_drafter_in_every_mode_alone(moge: Bench, drafter: str) -> None:
     assert drafted > accepted or drafter == "told", "some drafts must be refused"
 
 
-@pytest.mark.parametrize("drafter", ["ngram", "model", "ngram+model", *TREES, *ORACLES])
+@pytest.mark.parametrize("drafter", DENSE_DRAFTERS)
 def test_every_drafter_on_a_dense_model(dense: Bench, drafter: str) -> None:
     drafted = accepted = 0
     for prompt in PROMPTS[:4]:
@@ -187,7 +211,7 @@ def test_every_drafter_on_a_dense_model(dense: Bench, drafter: str) -> None:
 
 
 def mixed(bench: Bench) -> list[Ask]:
-    """Eight requests that differ in everything, and with the third one a seeded sample."""
+    """Requests that differ in everything, and with the third one a seeded sample."""
     text = bench.alone(Ask(PROMPTS[1], params(repetition_penalty=1.4))).stopper.text
     bias: dict[int, float] = {7: 4.0, 8: 4.0}
     return [
@@ -199,6 +223,11 @@ def mixed(bench: Bench) -> list[Ask]:
         Ask(PROMPTS[1], params(frequency_penalty=1.0), "ngram+self", groups=2),
         Ask(PROMPTS[1], params(max_tokens=17, presence_penalty=1.0), "random", groups=0),
         Ask(PROMPTS[3], params(min_tokens=9, ignore_eos=False), "self1", nodes=3),
+        Ask(PROMPTS[2], params(repetition_penalty=1.2), "tree", groups=1),
+        Ask(PROMPTS[0], params(frequency_penalty=0.5), "self tree", nodes=7),
+        Ask(PROMPTS[4], params(max_tokens=21), "common", groups=2),
+        Ask(PROMPTS[2], params(max_tokens=19), "retold", nodes=4),
+        Ask(PROMPTS[1], params(max_tokens=15), "skip", groups=0),
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fastslow.draft.model.spelling import Speller, Spelling, whole
+from fastslow.draft.model.spelling import Speller, Spelling, inside_character, whole
 
 LONGEST = 96  # tokens of the end that are encoded each time
 AGAIN = 16  # of which so many stay open when the others are settled
@@ -28,6 +28,10 @@ class Follower:
         self._marks = marks
         self._settled: list[int] = []
         self._end = b""  # text behind what is settled
+        self._cut = (
+            False  # whether it begins inside a text, so that no tokenizer's space goes before
+        )
+        self._silent = True  # no text was read yet
         self._seen = 0  # tokens of the target that were read
         self.begun = b""  # a character at the end that is not whole, and so not in the tokens
 
@@ -51,26 +55,37 @@ class Follower:
         if first:
             self._settled = self._own.start()
         if token not in self._target.special_ids:
-            self._end += self._target.token_bytes(token)
+            data = self._target.token_bytes(token)
+            if self._silent and self._target.leading_spaces:
+                data = data.removeprefix(b" ")
+            self._end += data
+            self._silent = False
             return
         if first and self._settled and token == self._target.bos_id:
             return  # the draft model's own beginning stands for it
         self._settled += self._encode(whole(self._end)[0])
-        self._end = b""
+        self._end, self._cut = b"", False
         if (mark := self._marks.get(token)) is not None:
             self._settled.append(mark)
 
     def _encode(self, text: str) -> list[int]:
         if not text:
             return []
-        found = self._own.inside(text) if self._settled else None
+        found = self._own.inside(text) if self._cut else None
         return self._own.tokenizer.encode(text, add_special=False) if found is None else found
 
     def _settle(self, ids: list[int], text: str) -> list[int]:
-        """Settle all but a few; a tokenizer that changes the text's bytes gives nothing to cut by."""
-        kept = b"".join(map(self._own.tokenizer.token_bytes, ids[-AGAIN:]))
-        if not text.encode().endswith(kept):
-            return ids
-        self._settled += ids[:-AGAIN]
-        self._end = kept + self.begun
-        return ids[-AGAIN:]
+        """Settle all but a few, up to a place between two characters.
+
+        A tokenizer that changes the text's bytes gives no place to cut it.
+        """
+        data = text.encode()
+        for first in range(len(ids) - AGAIN, 0, -1):
+            kept = b"".join(map(self._own.tokenizer.token_bytes, ids[first:]))
+            if not data.endswith(kept):
+                return ids
+            if not inside_character(kept):
+                self._settled += ids[:first]
+                self._end, self._cut = kept + self.begun, True
+                return ids[first:]
+        return ids

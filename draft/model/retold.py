@@ -68,7 +68,9 @@ class Teller:
             if letters is None:
                 return None
             told, said = letters, rest[lacks:]
-        text = whole(said)[0]
+        text, left = whole(said)
+        if text.encode() + left != said:
+            return None  # no text
         found = self._target.inside(text) if text else []
         return None if found is None else told + found
 

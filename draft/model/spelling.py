@@ -13,6 +13,7 @@ class Spelling(Protocol):
     bos_id: int | None
     eos_ids: frozenset[int]
     special_ids: frozenset[int]  # marks, not text
+    leading_spaces: int  # spaces at the start of a text that are the tokenizer's own
 
     def encode(self, text: str, add_special: bool = True) -> list[int]: ...
     def token_bytes(self, token_id: int) -> bytes: ...
@@ -110,3 +111,8 @@ def missing(begun: bytes) -> int:
     """Bytes that a character lacks of which these are the first."""
     lead = begun[0]
     return (2 if lead < 0xE0 else 3 if lead < 0xF0 else 4) - len(begun)
+
+
+def inside_character(data: bytes) -> bool:
+    """Whether the data begin with what is not the first byte of a character."""
+    return bool(data) and data[0] & 0xC0 == 0x80
