@@ -33,6 +33,8 @@ STREAMS = ("tests/test_accept.py",)
 LAW = ("tests/test_law.py",)
 EXACT = ("tests/test_exact.py",)
 KEYS = ("tests/test_exact.py::test_a_draft_models_keys_follow_what_was_accepted",)
+DRAFTS = ("tests/test_draft_model.py",)
+ACROSS = ("tests/test_draft_across.py",)
 LOGPROBS = ("tests/test_exact.py::test_logprobs_are_those_of_plain_decoding",)
 MIXED = ("tests/test_exact.py::test_a_mixed_batch",)
 STOPS = ("tests/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
@@ -173,6 +175,55 @@ MUTATIONS = (
         "text.valid = _common(written, tokens[:-1])",
         "text.valid = min(len(written), len(tokens) - 1)",
         KEYS,
+    ),
+    swap(
+        "draft tree: a node does not see its parent",
+        "draft/model/branches.py",
+        "slots[path[:-1]]",
+        "slots[path[:0]]",
+        DRAFTS,
+    ),
+    swap(
+        "draft tree: a slot is taken twice",
+        "draft/model/branches.py",
+        "if slot not in used]",
+        "if slot >= 0]",
+        DRAFTS,
+    ),
+    swap(
+        "draft tree: a level short",
+        "draft/model/branches.py",
+        "self._best[: self._most - 1]",
+        "self._best[: self._most - 2]",
+        DRAFTS,
+    ),
+    swap(
+        "tokens not in common can be drafted",
+        "draft/model/common.py",
+        "NEVER = -1e30",
+        "NEVER = 0.0",
+        ACROSS,
+    ),
+    swap(
+        "a text is cut inside a character",
+        "draft/model/follow.py",
+        "if not inside_character(kept)",
+        "if kept",
+        ACROSS,
+    ),
+    swap(
+        "a half written character is forgotten",
+        "draft/model/retold.py",
+        "if begun:\n            if not said",
+        "if not begun:\n            if not said",
+        ACROSS,
+    ),
+    swap(
+        "keys of skipped layers are written",
+        "engine/ops/cpu/decoder.py",
+        "kv.pointers[:, list(self._layers)]",
+        "kv.pointers",
+        ("tests/test_draft_skip.py",),
     ),
     swap(
         "groups not in the prefix root",

@@ -159,8 +159,8 @@ def test_a_draft_that_ends_inside_a_character(bpe: Tokenizer, spm: Tokenizer) ->
 
 
 class Speaker:
-    """A draft model that says a fixed text, in its own tokens, whatever it reads before it ends
-    with `cue`; and keeps what it read."""
+    """A draft model that says a fixed text, in its own tokens, and keeps what it read. It knows
+    how far it is from the keys that it wrote."""
 
     dtype = torch.float32
     device = torch.device("cpu")
@@ -172,6 +172,7 @@ class Speaker:
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
         logits_MV = torch.zeros(len(rows.outputs), self.config.vocab_size)
+        logits_MV[:, -2] = 9.0  # of no token
         assert len(rows.contexts) == 1
         slots = torch.from_numpy(rows.slots)
         kv.k[0][slots, 0, 0] = torch.from_numpy(rows.tokens).float()

@@ -24,9 +24,12 @@ from engine_tools import (
 from laws import chi_square_fits, plain_law, sampled_text_law
 from numpy.typing import NDArray
 from reference_model import ReferenceModel
+from spellings import Pieces, letters, renumbered
 
 from fastslow.draft.first import First
-from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV
+from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV, RetoldDraft
+from fastslow.draft.model.common import CommonLexicon
+from fastslow.draft.model.spelling import Speller
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import SamplingParams
@@ -52,10 +55,25 @@ def bench(folder: Path) -> Bench:
     model = load_model(folder, "float32", "cpu", progress=False)
     kin = write_kin(folder.parent / "kin", noise=0.15, routed=0.5, **FIELDS)
     small = load_model(kin, "float32", "cpu", progress=False)
+    spoken = [4, 11, 2, 5, 9, 6, 0, 3, 8, 7, 10]  # all but one, in another order
+    stranger = load_model(
+        renumbered(folder.parent / "stranger", kin, spoken), "float32", "cpu", progress=False
+    )
+    ours = Pieces(letters(VOCAB))
+    theirs = Pieces([ours.pieces[x] for x in spoken])
+
+    def own() -> OwnKV:
+        return OwnKV(cache_for(stranger, 1024))
+
+    def common() -> CommonLexicon:
+        return CommonLexicon(Speller(ours), Speller(theirs), VOCAB)
+
     drafters: dict[str, Make] = {
         "ngram": lambda kv: NgramDraft(longest=2, shortest=1),
         "model": lambda kv: ModelDraft(small, OwnKV(cache_for(small, 1024)), law),
         "self": lambda kv: ModelDraft(model, BorrowedKV(kv), law, 0),
+        "common": lambda kv: ModelDraft(stranger, own(), law, width=3, lexicon=common()),
+        "retold": lambda kv: RetoldDraft(stranger, own(), ours, theirs),
         "chosen tree": lambda kv: RandomDraft(),
         "sampled tree": lambda kv: SampledDraft(_q, width=2),
         "ngram+self": lambda kv: First(NgramDraft(), ModelDraft(model, BorrowedKV(kv), law, 1)),
@@ -97,6 +115,8 @@ CASES = {
     "ngram": ("ngram", None, PLAIN),
     "model": ("model", None, PLAIN),
     "self": ("self", None, PLAIN),
+    "tokens in common": ("common", None, params(frequency_penalty=1.8, repetition_penalty=1.4)),
+    "told again": ("retold", 2, PLAIN),
     "chosen tree": ("chosen tree", None, PLAIN),
     "sampled tree": ("sampled tree", None, PLAIN),
     "first, fast mode": ("ngram+self", 2, PLAIN),

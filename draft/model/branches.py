@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fastslow.draft.model.lexicon import Lexicon
 from fastslow.draft.model.text import Text
 from fastslow.draft.model.warm import Warm
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.types import Certain, Floats, Law, Segment, Tree
+from fastslow.engine.types import Certain, Floats, Ints, Law, Segment, Tree
 
 ROOT = -1
 
@@ -96,7 +97,7 @@ class Branches:
         for i, slot in zip(self._open, free):
             self._nodes[i].slot = slot
 
-    def _segment(self, slots: np.ndarray, i: int) -> Segment:
+    def _segment(self, slots: Ints, i: int) -> Segment:
         node = self._nodes[i]
         path = [self._length + self._nodes[n].slot for n in self._path(i)]
         return Segment(
@@ -120,10 +121,9 @@ class Branches:
 
 
 def _likeliest(law: Floats | Certain, count: int) -> list[tuple[int, float]]:
-    """The likeliest tokens with their probabilities, likeliest first, ties to the lower id."""
+    """The likeliest tokens with their probabilities, likeliest first."""
     if isinstance(law, Certain):
         return [(law.token, 1.0)]
-    count = min(count, len(law))
-    some = np.sort(np.argpartition(law, len(law) - count)[len(law) - count :])
-    ranked = some[np.argsort(-law[some], kind="stable")]
-    return [(int(x), float(law[x])) for x in ranked if law[x] > 0]
+    best = torch.topk(torch.from_numpy(law), min(count, len(law)))
+    ranked = sorted(zip(best.indices.tolist(), best.values.tolist()), key=lambda x: (-x[1], x[0]))
+    return [(token, p) for token, p in ranked if p > 0]

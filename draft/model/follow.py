@@ -28,9 +28,7 @@ class Follower:
         self._marks = marks
         self._settled: list[int] = []
         self._end = b""  # text behind what is settled
-        self._cut = (
-            False  # whether it begins inside a text, so that no tokenizer's space goes before
-        )
+        self._cut = False  # whether it goes on with what is settled, so no space goes before it
         self._silent = True  # no text was read yet
         self._seen = 0  # tokens of the target that were read
         self.begun = b""  # a character at the end that is not whole, and so not in the tokens

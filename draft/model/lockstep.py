@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
@@ -44,7 +45,7 @@ class Run(Protocol):
     def tree(self) -> Tree: ...
 
 
-class Lockstep(Stateless):
+class Lockstep(Stateless, ABC):
     """What drafting models share. What a request's draft is made of is `_begin`'s to say.
 
     Rows come from integers and logits stay where the model lies, so it may have a device of its
@@ -78,9 +79,9 @@ class Lockstep(Stateless):
     def release(self, requests: Collection[int]) -> None:
         self._kv.release(requests)
 
+    @abstractmethod
     def _begin(self, request: RequestView, most: int) -> Run | None:
         """A draft of at most so many nodes, or None where this request gets none."""
-        raise NotImplementedError
 
     def _read_ahead(self, texts: Sequence[Text]) -> None:
         """Read long texts, up to a rest that one forward takes."""

@@ -83,14 +83,18 @@ class Retold:
         most: nodes to draft, in the target's tokens.
         room: tokens that the draft model may say.
         teller: its tokens -> the target's.
+        vocabulary: its tokens; logits may have more columns.
         begun: see `Teller.tell`.
     """
 
-    def __init__(self, text: Text, most: int, room: int, teller: Teller, begun: bytes) -> None:
+    def __init__(
+        self, text: Text, most: int, room: int, teller: Teller, vocabulary: int, begun: bytes
+    ) -> None:
         self.text = text
         self._most = most
         self._room = room
         self._teller = teller
+        self._vocabulary = vocabulary
         self._begun = begun
         self._drafted: list[int] = []
         self._told: list[int] = []
@@ -105,7 +109,7 @@ class Retold:
         return [self.text.rest(cache)]
 
     def take(self, logits_MV: Tensor) -> None:
-        best, token = logits_MV[0].max(dim=-1)
+        best, token = logits_MV[0, : self._vocabulary].max(dim=-1)
         if not math.isfinite(best):
             raise FloatingPointError("the draft model's logits are not finite numbers")
         self._drafted.append(int(token))
@@ -161,7 +165,8 @@ class RetoldDraft(Lockstep):
         text = Text(request, tokens, stays, None, self._reach_of(request, len(tokens)))
         if not self._kv.ready(text, room):
             return None
-        return Retold(text, most, room, self._teller, follower.begun)
+        vocabulary = self._speller.tokenizer.vocab_size
+        return Retold(text, most, room, self._teller, vocabulary, follower.begun)
 
     def _reach_of(self, request: RequestView, length: int) -> int:
         """The longest text in the draft model's tokens, guessed once: a rotary base may hang on it."""
