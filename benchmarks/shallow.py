@@ -31,7 +31,7 @@ from fastslow.draft.model import BorrowedKV, ModelDraft
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.output import Output
-from fastslow.engine.sampling import decide
+from fastslow.engine.sampling import decide, only_best
 from fastslow.engine.types import Rows, Segment
 
 CONTEXT = 200  # of the forwards that are timed
@@ -143,7 +143,9 @@ def run(llm: LLM, settings: list[Setting], args: argparse.Namespace) -> None:
     for s in settings:
         # a drafter that has no name: put where the engine looks for one that is made already
         key = Speculation(drafter="model", model=s.title, nodes=0)
-        drafter = ModelDraft(made[s.title], BorrowedKV(llm._kv), decide, s.groups, s.width)
+        drafter = ModelDraft(
+            made[s.title], BorrowedKV(llm._kv), decide, s.groups, s.width, only_best=only_best
+        )
         llm._drafters[key] = drafter
         asked[s.title] = key.model_copy(update={"nodes": args.nodes})
     timed = {s.title: (made[s.title], s.groups) for s in settings}

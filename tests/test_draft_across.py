@@ -19,6 +19,7 @@ from fastslow.draft.model.follow import LONGEST, Follower
 from fastslow.draft.model.retold import Teller
 from fastslow.draft.model.spelling import Speller, marks, whole
 from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.best import best_tokens
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling import decide
@@ -183,7 +184,7 @@ class Speaker:
             if text[len(text) - place :] == self.says[:place]:
                 logits_MV[:, self.says[place] if place < len(self.says) else 0] = 5.0
                 break
-        return Output(logits_MV)
+        return Output(logits_MV, None, best_tokens(logits_MV, rows.only_best))
 
 
 def test_other_tokens_end_to_end(bpe: Tokenizer, spm: Tokenizer) -> None:

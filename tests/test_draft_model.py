@@ -16,6 +16,7 @@ from laws import plain_law
 from fastslow.draft.model import ModelDraft, OwnKV
 from fastslow.draft.model.lockstep import READ_ROWS
 from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.best import best_tokens
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling import decide
@@ -43,6 +44,7 @@ class Digest:
         self.device = torch.device("cpu")
         self.config = ModelConfig("digest", VOCAB, 2, 1, 1, 1, 2, context)
         self.forwards: list[int] = []  # rows of each
+        self.wanted_less = False  # whether some row wanted only its best token
         self.broken: set[int] = set()  # forwards whose first logits are no numbers
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
@@ -61,10 +63,12 @@ class Digest:
         logits_MV = torch.stack(
             [logits_of(states[row]) for row in rows.outputs] or [torch.zeros(VOCAB)]
         )
+        self.wanted_less |= bool(rows.only_best.any())
         if len(self.forwards) in self.broken:
             logits_MV[0] = torch.nan
         self.forwards.append(len(rows.tokens))
-        return Output(logits_MV[: len(rows.outputs)])
+        kept = logits_MV[: len(rows.outputs)]
+        return Output(kept, None, best_tokens(kept, rows.only_best))
 
 
 def next_logits(text: Sequence[int]) -> torch.Tensor:
@@ -194,6 +198,24 @@ def test_broken_logits_end_one_draft_only(width: int) -> None:
     assert paths(cut.tree(1)) == paths(whole.tree(1))
     first = paths(cut.tree(0))
     assert 0 < len(first) <= width and first <= {(x,) for x in range(VOCAB)}
+
+
+def test_best_tokens_alone_make_the_same_chains() -> None:
+    drafts = []
+    for only_best in (None, lambda asked: not asked.params.logit_bias):
+        model: Any = Digest()
+        kv = OwnKV(cache_for(model, 64))
+        drafter = ModelDraft(model, kv, decide, only_best=only_best)
+        batch = [request(TEXT, 0), request(TEXT, 1, logit_bias={1: -50.0}), request([6], 2)]
+        drafts.append(drafter.propose(batch, [4, 4, 4]))
+        model.broken = {len(model.forwards)}
+        drafter.release([0, 1, 2])
+        cut = drafter.propose(batch, [4, 4, 4])
+        assert not cut.tree(0).tokens and len(cut.tree(1).tokens) == 4
+        assert model.wanted_less == (only_best is not None)
+    plain, fast = drafts
+    assert plain.tokens.tolist() == fast.tokens.tolist()
+    assert plain.tree(0).tokens != plain.tree(1).tokens
 
 
 def test_long_prompts_are_read_in_pieces() -> None:

@@ -34,7 +34,7 @@ from fastslow.draft.model.spelling import Speller
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling import decide, law
+from fastslow.engine.sampling import decide, law, only_best
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.types import Floats, RequestView, Tree
 
@@ -80,7 +80,7 @@ def _bench(folder: Path, kind: str, dtype: str = "float32") -> Bench:
 
     drafters: dict[str, Make] = {
         "ngram": lambda kv: ngram(),
-        "model": lambda kv: ModelDraft(small, own(), law),
+        "model": lambda kv: ModelDraft(small, own(), decide, only_best=only_best),
         "random": lambda kv: RandomDraft(),
         "sampled": lambda kv: SampledDraft(_recent_law, width=2),
         "ngram+model": lambda kv: First(ngram(), ModelDraft(small, own(), law)),

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastslow.draft.model.lexicon import Lexicon
 from fastslow.draft.model.text import Text
 from fastslow.draft.model.warm import Warm
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.types import Certain, Floats, Ints, Law, Segment, Tree
+from fastslow.engine.types import Certain, Floats, Ints, Law, Output, Segment, Tree
 
 ROOT = -1
 
@@ -64,9 +63,9 @@ class Branches:
         slots = cache.slots(self.text.request.id, 0, self._length + self._most)
         return [self._segment(slots, i) for i in self._open]
 
-    def take(self, logits_MV: Tensor) -> None:
+    def take(self, out: Output) -> None:
         first = len(self._nodes)
-        for i, logits_V in zip(self._open, self._lexicon.logits(logits_MV)):
+        for i, logits_V in zip(self._open, self._lexicon.logits(out.logits)):
             path = [self._nodes[n].token for n in self._path(i)]
             self._grow(i, self._law(logits_V, self._warm, path))
         order = sorted(range(len(self._nodes)), key=lambda i: (-self._nodes[i].score, i))

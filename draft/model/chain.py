@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
 from fastslow.draft.model.lexicon import Lexicon
 from fastslow.draft.model.text import Text
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.noise import Purpose, draw, stream
-from fastslow.engine.types import Certain, Floats, Law, Segment, Tree
+from fastslow.engine.types import Certain, Floats, Law, Output, Segment, Tree
 
 
 class Chain:
@@ -38,9 +37,12 @@ class Chain:
     def rows(self, cache: KVCache) -> list[Segment]:
         return [self.text.rest(cache)]
 
-    def take(self, logits_MV: Tensor) -> None:
+    def take(self, out: Output) -> None:
         request = self.text.request
-        law = self._law(self._lexicon.logits(logits_MV)[0], request, self._drafted)
+        if self.text.only_best:
+            law: Floats | Certain = Certain(best_of(out))
+        else:
+            law = self._law(self._lexicon.logits(out.logits)[0], request, self._drafted)
         if isinstance(law, Certain):
             token = law.token
         else:
@@ -55,3 +57,15 @@ class Chain:
 
     def tree(self) -> Tree:
         return Tree.chain(self._drafted, np.stack(self._laws) if self._laws else None)
+
+
+def best_of(out: Output) -> int:
+    """The likeliest token of a row of which no more was wanted.
+
+    Raises:
+        FloatingPointError: some logit is not finite.
+    """
+    token = int(out.best[0])
+    if token < 0:
+        raise FloatingPointError("the draft model's logits are not finite numbers")
+    return token

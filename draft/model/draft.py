@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from fastslow.draft.model.branches import Branches
 from fastslow.draft.model.chain import Chain
@@ -30,6 +30,8 @@ class ModelDraft(Lockstep):
             fewer groups itself drafts with its own number.
         width: most children of a node; 1 = chains.
         lexicon: between the models' tokens, where their vocabularies differ.
+        only_best: whether a request's laws are certain and need no logits but the place of the
+            largest, which a model may find at less cost; None = of no request.
 
     Raises:
         ValueError: width below 1; the KV lies on another device than the model.
@@ -43,6 +45,7 @@ class ModelDraft(Lockstep):
         groups: int | None = None,
         width: int = 1,
         lexicon: Lexicon | None = None,
+        only_best: Callable[[RequestView], bool] | None = None,
     ) -> None:
         super().__init__(model, kv)
         if width < 1:
@@ -51,6 +54,8 @@ class ModelDraft(Lockstep):
         self._groups = groups
         self._width = width
         self._lexicon = lexicon or SameLexicon()
+        # a lexicon needs the logits of all that both models can say
+        self._only_best = only_best if lexicon is None else None
 
     def release(self, requests: Collection[int]) -> None:
         super().release(requests)
@@ -60,10 +65,13 @@ class ModelDraft(Lockstep):
         tokens = list(self._lexicon.text(request))
         if not tokens or len(tokens) + most > self._model.config.context:
             return None
-        text = Text(request, tokens, len(tokens) - 1, self._groups_for(request), request.reach)
+        groups = self._groups_for(request)
+        text = Text(request, tokens, len(tokens) - 1, groups, request.reach)
         if not self._kv.ready(text, most):
             return None
-        if self._width > 1 and request.params.temperature == 0:
+        branching = self._width > 1 and request.params.temperature == 0
+        text.only_best = not branching and self._only_best is not None and self._only_best(request)
+        if branching:
             return Branches(text, most, self._width, self._law, self._lexicon)
         return Chain(text, most, self._law, self._lexicon)
 

@@ -7,14 +7,13 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from loguru import logger
-from torch import Tensor
 
 from fastslow.draft.base import Stateless
 from fastslow.draft.model.kv import DraftKV
 from fastslow.draft.model.text import Text
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
-from fastslow.engine.types import Draft, RequestView, Rows, Segment, Tree
+from fastslow.engine.types import Draft, Output, RequestView, Rows, Segment, Tree
 
 READ_ROWS = 512  # of text in one forward: a long prompt is read piece by piece
 
@@ -32,8 +31,8 @@ class Run(Protocol):
     def rows(self, cache: KVCache) -> list[Segment]:
         """What to run next, each with one output."""
 
-    def take(self, logits_MV: Tensor) -> None:
-        """The logits of these rows, on the draft model's device.
+    def take(self, out: Output) -> None:
+        """What came of these rows, on the draft model's device.
 
         Raises:
             FloatingPointError: there is no law in them.
@@ -98,11 +97,12 @@ class Lockstep(Stateless, ABC):
     def _step(self, active: Sequence[Run]) -> None:
         parts = [run.rows(self._kv.cache) for run in active]
         rows = Rows.of([segment for part in parts for segment in part])
-        logits_MV = self._model.forward(rows, self._kv.cache.storage).logits
+        out = self._model.forward(rows, self._kv.cache.storage)
         first = 0
         for run, part in zip(active, parts):
+            own = slice(first, first + len(part))
             try:
-                run.take(logits_MV[first : first + len(part)])
+                run.take(Output(out.logits[own], None, out.best[own]))
             except FloatingPointError as error:  # its neighbours' drafts go on
                 logger.warning("a draft ends early: {}", error)
                 run.stop()

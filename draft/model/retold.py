@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
+from fastslow.draft.model.chain import best_of
 from fastslow.draft.model.follow import Follower
 from fastslow.draft.model.kv import DraftKV
 from fastslow.draft.model.lockstep import Lockstep, Run
@@ -14,7 +15,7 @@ from fastslow.draft.model.spelling import Speller, Spelling, marks, missing, who
 from fastslow.draft.model.text import Text
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
-from fastslow.engine.types import RequestView, Segment, Tree
+from fastslow.engine.types import Output, RequestView, Segment, Tree
 
 
 class Teller:
@@ -108,12 +109,10 @@ class Retold:
     def rows(self, cache: KVCache) -> list[Segment]:
         return [self.text.rest(cache)]
 
-    def take(self, logits_MV: Tensor) -> None:
-        best, token = logits_MV[0, : self._vocabulary].max(dim=-1)
-        if not math.isfinite(best):
-            raise FloatingPointError("the draft model's logits are not finite numbers")
-        self._drafted.append(int(token))
-        self.text.tokens.append(int(token))
+    def take(self, out: Output) -> None:
+        token = best_of(out) if self.text.only_best else self._best_known(out.logits[0])
+        self._drafted.append(token)
+        self.text.tokens.append(token)
         self._told, self._goes_on = self._teller.tell(self._drafted, self._begun)
 
     def stop(self) -> None:
@@ -121,6 +120,13 @@ class Retold:
 
     def tree(self) -> Tree:
         return Tree.chain(self._told[: self._most])
+
+    def _best_known(self, logits_V: Tensor) -> int:
+        """The likeliest of the tokens that the tokenizer knows."""
+        best, token = logits_V[: self._vocabulary].max(dim=-1)
+        if not math.isfinite(best):
+            raise FloatingPointError("the draft model's logits are not finite numbers")
+        return int(token)
 
 
 class RetoldDraft(Lockstep):
@@ -162,10 +168,12 @@ class RetoldDraft(Lockstep):
         if not tokens or room < 1:
             return None
         stays = min(follower.settled, len(tokens) - 1)
-        text = Text(request, tokens, stays, None, self._reach_of(request, len(tokens)))
+        vocabulary = self._speller.tokenizer.vocab_size
+        no_more = vocabulary == self._model.config.vocab_size  # logits than tokens
+        reach = self._reach_of(request, len(tokens))
+        text = Text(request, tokens, stays, None, reach, no_more)
         if not self._kv.ready(text, room):
             return None
-        vocabulary = self._speller.tokenizer.vocab_size
         return Retold(text, most, room, self._teller, vocabulary, follower.begun)
 
     def _reach_of(self, request: RequestView, length: int) -> int:

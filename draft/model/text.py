@@ -19,6 +19,7 @@ class Text:
         stays: how many of them, but for the last, no later text of the request will change.
         groups: routed groups to run; None = all.
         reach: the longest text this may become, in the draft model's tokens.
+        only_best: whether the likeliest token is all that is wanted of the model.
         valid: how many of them have their KV in the draft model's cache.
     """
 
@@ -27,6 +28,7 @@ class Text:
     stays: int
     groups: int | None
     reach: int
+    only_best: bool = False
     valid: int = 0
 
     @property
@@ -47,6 +49,7 @@ class Text:
             groups=self.groups,
             outputs=outputs,
             reach=self.reach,
+            only_best=self.only_best,
         )
 
     def rest(self, cache: KVCache) -> Segment:
