@@ -4,8 +4,8 @@
     python benchmarks/shallow.py --model smollm2-moge --prompts FILE.jsonl... --groups 0,1,2
 
 A setting is the layers that run: a-b, both run, or a-b/s, every s-th. Greedy, batch 1. For each setting:
-tokens a step, the share of drafted tokens that is kept, by position, the time of a drafting forward as a
-share of a plain one (the fastest of many, in turns), and tokens a second as a ratio to plain decoding (medians over
+tokens a step, the share of drafted tokens that is kept, by position, the processor time of a drafting
+forward as a share of a plain one (medians, in turns), and tokens a second as a ratio to plain decoding (medians over
 prompts, in turns). Answers must be those of plain decoding.
 """
 
@@ -73,17 +73,20 @@ def answer(llm: LLM, prompt: str, tokens: int, speculation: Any) -> Output:
 
 
 def forward_ms(models: dict[str, tuple[Model, int | None]], repeat: int) -> dict[str, float]:
-    """Milliseconds of a forward of one row, the fastest of all: others may be at work."""
+    """Milliseconds of processor time of a forward of one row, medians, the models taking turns.
+
+    Of the processor, since others may be at work; the clock would count what they take.
+    """
     spent: dict[str, list[float]] = defaultdict(list)
     for turn in range(repeat):
         for name, (model, groups) in models.items():
             kv = _storage(model)
             rows = Rows.of([_row(groups)])
-            started = time.perf_counter()
+            started = time.process_time()
             model.forward(rows, kv)
             if turn:
-                spent[name].append(time.perf_counter() - started)
-    return {name: 1000 * min(times) for name, times in spent.items()}
+                spent[name].append(time.process_time() - started)
+    return {name: 1000 * statistics.median(times) for name, times in spent.items()}
 
 
 _kept: dict[int, KVStorage] = {}
