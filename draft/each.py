@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 
@@ -17,19 +18,30 @@ class Each:
     Args:
         drafters: speculation settings -> drafter. The mapping may grow while the engine runs;
             a request whose settings are not in it is not drafted for.
+        drafted: told after each proposal: whose settings, seconds, nodes of the largest tree.
     """
 
     features: tuple[int, ...] = ()
 
-    def __init__(self, drafters: Mapping[Speculation, Drafter]) -> None:
+    def __init__(
+        self,
+        drafters: Mapping[Speculation, Drafter],
+        drafted: Callable[[Speculation, float, int], None] | None = None,
+    ) -> None:
         self._drafters = drafters
+        self._drafted = drafted
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
         trees = [Tree()] * len(batch)
         for drafter, members in self._parts(batch):
+            started = time.perf_counter()
             draft = drafter.propose([batch[b] for b in members], [nodes[b] for b in members])
             for i, b in enumerate(members):
                 trees[b] = draft.tree(i)
+            if self._drafted is not None:
+                most = max(len(trees[b].tokens) for b in members)
+                settings = batch[members[0]].speculation
+                self._drafted(settings, time.perf_counter() - started, most)
         return Draft.of(trees)
 
     def commit(

@@ -15,7 +15,7 @@ from fastslow.engine.noise import Purpose, stream
 from fastslow.engine.request import Request
 from fastslow.engine.scheduler import Scheduler, Work
 from fastslow.engine.stop import Reason
-from fastslow.engine.types import Draft, Drafter, Verdict
+from fastslow.engine.types import Draft, Drafter, Meter, Verdict
 from fastslow.engine.verify import note_logprobs, target_laws, verified_features
 
 
@@ -28,6 +28,7 @@ class Core:
         drafter: proposes for the whole batch.
         prompt_rows: most rows of text in a step, all requests together (chunked prefill).
         max_running: most requests in a step.
+        meter: cuts drafts to what pays over the whole batch; None runs all that is proposed.
     """
 
     def __init__(
@@ -37,7 +38,9 @@ class Core:
         drafter: Drafter,
         prompt_rows: int = 512,
         max_running: int = 64,
+        meter: Meter | None = None,
     ) -> None:
+        self.meter = meter
         self.model = model
         self.kv = kv
         self.drafter = drafter
@@ -56,20 +59,30 @@ class Core:
         work, ready, nodes = self._plan(self.scheduler.next())
         if not work:
             return
+        started = time.perf_counter()
         draft = self.drafter.propose(ready, nodes)
         _check_room(draft, nodes)
+        draft = self._admitted(work, ready, draft)
+        drafted = time.perf_counter()
         layout = lay_rows(work, draft, self.kv)
         out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
+        verified = time.perf_counter()
         target = target_laws(ready, draft, layout, out)
         verdict = accept(
             draft,
             target,
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
+            [request.rule for request in ready],
         )
         _truncate(ready, verdict)
         note_logprobs(work, ready, layout, verdict, out.logits)
         self._commit(work, ready, draft, verdict)
         self.drafter.commit(ready, verdict, verified_features(out, layout, draft))
+        if self.meter is not None and ready:
+            self.meter.note(ready, len(layout.rows.tokens), time.perf_counter() - drafted)
+        for request in ready:
+            request.tally.draft_seconds += drafted - started
+            request.tally.verify_seconds += verified - drafted
         self._tell(ready)
 
     def end(self, requests: Sequence[Request], reason: Reason, error: BaseException | None) -> None:
@@ -108,6 +121,22 @@ class Core:
                 nodes.append(self.scheduler.room(request, plan.nodes))
         return kept, ready, nodes
 
+    def _admitted(self, work: Sequence[Work], ready: Sequence[Request], draft: Draft) -> Draft:
+        """The part of the drafts that is worth running."""
+        if self.meter is None or not len(draft.tokens):
+            return draft
+        trees = [draft.tree(b) for b in range(len(ready))]
+        survival = [r.policy.survival(tree) if tree.tokens else () for r, tree in zip(ready, trees)]
+        if not any(survival):  # all of fixed length
+            return draft
+        rows = sum(chunk for _, chunk in work)
+        kept = self.meter.admit(ready, survival, [len(tree.tokens) for tree in trees], rows)
+        cut = 0
+        for request, tree, nodes in zip(ready, trees, kept, strict=True):
+            request.tally.cut += len(tree.tokens) - len(nodes)
+            cut += len(tree.tokens) - len(nodes)
+        return Draft.of([t.only(nodes) for t, nodes in zip(trees, kept)]) if cut else draft
+
     def _commit(
         self, work: Sequence[Work], ready: Sequence[Request], draft: Draft, verdict: Verdict
     ) -> None:
@@ -122,7 +151,7 @@ class Core:
             request.tokens.extend(verdict.tokens[b])
             request.computed = base + len(path)
             self.kv.commit(request.id, base, path, request.tokens)
-            request.policy.record(len(tree.tokens), len(path))
+            request.policy.record(tree, path)
             request.tally.add(len(tree.tokens), _depth(tree.parents), len(path))
             request.tally.first_token = request.tally.first_token or now
             request.tally.last_token = now

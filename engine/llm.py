@@ -11,9 +11,11 @@ from typing import Any, Self, cast
 
 from fastslow.draft.build import build_drafter, check_drafter
 from fastslow.draft.each import Each
+from fastslow.engine.accept import RULES
 from fastslow.engine.call import as_messages, sampling_in, spread
 from fastslow.engine.closed import Closed
 from fastslow.engine.core import Core
+from fastslow.engine.cost import step_seconds
 from fastslow.engine.door import Door, Entry, Prompt
 from fastslow.engine.handle import Handle
 from fastslow.engine.kv.budget import page_budget
@@ -33,12 +35,16 @@ from fastslow.engine.text.message import Message
 from fastslow.engine.text.template import load_template
 from fastslow.engine.text.thought import tags_for
 from fastslow.engine.text.tokenizer import same_vocabulary
-from fastslow.engine.types import Drafter
+from fastslow.engine.types import Drafter, Policy
 from fastslow.engine.worker import Worker
-from fastslow.policies.length import FixedLength
+from fastslow.policies.clock import Clock
+from fastslow.policies.length import AdaptiveLength, FixedLength
 from fastslow.policies.modes import find_mode, load_modes
+from fastslow.policies.odds import Odds
+from fastslow.policies.pace import Pace
 
 PAGE_SIZE = 16
+MOST_NODES = 16  # of an adaptive draft
 OFF = Speculation(drafter="off", nodes=0)
 
 
@@ -106,7 +112,11 @@ class LLM:
         self._draft_models: dict[str, Model] = {}
         self._building = threading.Lock()
         self._ids = itertools.count()
-        self._core = Core(self.model, self._kv, Each(self._drafters), prompt_rows, max_running)
+        identity = f"{folder.resolve()} {quantization}"
+        self._clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
+        self._odds: dict[Speculation, Odds] = {}
+        drafter = Each(self._drafters, self._clock.drafted)
+        self._core = Core(self.model, self._kv, drafter, prompt_rows, max_running, self._clock)
         self._worker = Worker(self._core)
 
     def generate(
@@ -267,21 +277,33 @@ class LLM:
             shown = self._tags.ids(self.tokenizer) if self._tags else frozenset[int]()
             before = [] if entry.chat else entry.tokens[-8:]
             detokenizer = Detokenizer(self.tokenizer, keep=shown, after=before)
+        rule = settings.accept.replace("auto", "token")
+        reproducible = settings.accept == "reproducible"
+        reproducible |= settings.accept == "auto" and params.seed is not None
         request = Request(
             id=next(self._ids),
             tokens=list(entry.tokens),
             prompt_length=len(entry.tokens),
             params=params,
-            speculation=settings.model_copy(update={"nodes": 0}),
-            policy=FixedLength(settings.nodes),
+            speculation=_maker(settings),
+            policy=self._length(settings),
             stopper=Stopper(params, end_ids, room, detokenizer),
             groups=mode.groups,
             seed=seed,
             reach=reach,
             end_ids=end_ids,
+            rule=RULES["reproducible" if reproducible else rule],
+            reproducible=reproducible,
         )
         request.root = self._core.prefix_root(request, mode.groups)
         return request
+
+    def _length(self, settings: Speculation) -> Policy:
+        if settings.nodes is not None:
+            return FixedLength(settings.nodes)
+        key = _maker(settings)
+        odds = self._odds.setdefault(key, Odds())
+        return AdaptiveLength(MOST_NODES, odds, self._clock, key)
 
     def _output(self, entry: Entry, handles: Sequence[Handle]) -> Output:
         choices = [handle.wait() for handle in handles]
@@ -312,7 +334,7 @@ class LLM:
         if settings.drafter == "off":
             return OFF
         check_drafter(settings, self.model.config.groups)
-        key = settings.model_copy(update={"nodes": 0})
+        key = _maker(settings)
         with self._building:
             if key not in self._drafters:
                 self._drafters[key] = build_drafter(
@@ -353,3 +375,8 @@ class LLM:
             device=model.device,
         )
         return KVCache.for_model(model, pages, PAGE_SIZE, prefix_caching)
+
+
+def _maker(settings: Speculation) -> Speculation:
+    """The part of the settings that makes a drafter another one."""
+    return settings.model_copy(update={"nodes": 0, "accept": "auto"})

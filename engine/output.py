@@ -17,8 +17,12 @@ class Metrics:
     tpot: float  # mean time of each token after the first
     tokens: int
     steps: int  # target forwards that gave tokens
-    drafted: int
+    drafted: int  # nodes verified
     accepted: int
+    cut: int  # nodes proposed that were not worth verifying
+    runs: list[int]  # accepted in each step; one more token comes from the target
+    draft_seconds: float  # of the steps that the request was part of, together with others
+    verify_seconds: float
     acceptance: list[float]  # by position: of the drafts that reached it, the share accepted to it
     cached_tokens: int  # prompt tokens found in the prefix cache
     preemptions: int

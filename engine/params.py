@@ -84,7 +84,7 @@ class SamplingParams(Params):
     ignore_eos: StrictBool = Field(default=False, description="go on past the model's end token")
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = Field(
         default=None,
-        description="keys every draw, with its place in the text: same seed, same drafts, same answer",
+        description="keys every draw, with its place in the text: same seed, same answer",
     )
     n: Annotated[StrictInt, Field(ge=1, le=128)] = Field(
         default=1, description="answers to each prompt"
@@ -111,8 +111,14 @@ class Speculation(Params):
     """How drafts are made. `nodes=0` or drafter "off" is plain decoding."""
 
     drafter: str = Field(default="ngram", description="ngram, self, model, ngram+self, ... or off")
-    nodes: Annotated[StrictInt, Field(ge=0, le=64)] = Field(
-        default=4, description="most drafted per step"
+    nodes: Annotated[StrictInt, Field(ge=0, le=64)] | None = Field(
+        default=None,
+        description="drafted per step, at most; None = as many as pay, from step to step",
+    )
+    accept: Literal["auto", "token", "block", "reproducible", "lossy-typical"] = Field(
+        default="auto",
+        description="rule of acceptance; auto = token, and with a seed reproducible: same seed, same "
+        "answer, whatever is drafted. lossy-typical alone may change what is said",
     )
     model: str | Path | None = Field(
         default=None, description="the draft model's folder, for drafter 'model'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
+from fastslow.engine.accept import Rule, tokenwise
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.stop import Stopper
 from fastslow.engine.types import Policy
@@ -15,12 +16,16 @@ class Tally:
     """What speculation did for one request."""
 
     steps: int = 0  # forwards that gave tokens
-    drafted: int = 0
+    drafted: int = 0  # nodes that were verified
     accepted: int = 0
+    cut: int = 0  # nodes that were proposed and not worth verifying
+    runs: list[int] = field(default_factory=list)  # accepted in each step
     offered_at: list[int] = field(default_factory=list)  # steps whose draft was this deep
     accepted_at: list[int] = field(default_factory=list)  # of them, accepted to this depth
     preemptions: int = 0
     cached: int = 0  # prompt tokens found in the prefix cache
+    draft_seconds: float = 0.0  # of steps that this request was part of
+    verify_seconds: float = 0.0
     first_token: float = 0.0  # seconds, monotonic clock
     last_token: float = 0.0
 
@@ -29,6 +34,7 @@ class Tally:
         self.steps += 1
         self.drafted += drafted
         self.accepted += accepted
+        self.runs.append(accepted)
         missing = depth - len(self.offered_at)
         self.offered_at += [0] * missing
         self.accepted_at += [0] * missing
@@ -52,6 +58,8 @@ class Request:
     seed: int
     reach: int  # the longest text whose rows may run: all that it may become but the last token
     end_ids: frozenset[int] = frozenset()
+    rule: Rule = tokenwise
+    reproducible: bool = False
     root: Hashable = None  # prefix-cache key: whatever besides the tokens changes the KV
     computed: int = 0
     tally: Tally = field(default_factory=Tally)

@@ -29,16 +29,31 @@ class Tree(NamedTuple):
 
     `parents[i] < i` is a node of the same tree, -1 the last committed token. `probs` f32 [n, V] is
     the law each node was *sampled* from; None says that the nodes were chosen, not sampled.
+    `scores`: how likely each node is to be accepted with all before it, in 0..1, as the drafter
+    thinks; None: it does not say. Scores of sampled nodes must not depend on what was sampled.
     """
 
     tokens: Sequence[int] = ()
     parents: Sequence[int] = ()
     probs: Floats | None = None
+    scores: Sequence[float] | None = None
 
     @classmethod
     def chain(cls, tokens: Sequence[int], probs: Floats | None = None) -> Tree:
         """A tree without branches: each token follows the one before it."""
         return cls(tokens, range(-1, len(tokens) - 1), probs)
+
+    def only(self, nodes: Sequence[int]) -> Tree:
+        """The tree of these nodes, which ascend and hold every node's parent."""
+        if len(nodes) == len(self.tokens):
+            return self
+        place = {-1: -1, **{node: i for i, node in enumerate(nodes)}}
+        return Tree(
+            [self.tokens[i] for i in nodes],
+            [place[self.parents[i]] for i in nodes],
+            None if self.probs is None else self.probs[list(nodes)],
+            None if self.scores is None else [self.scores[i] for i in nodes],
+        )
 
 
 class Certain(NamedTuple):
@@ -55,6 +70,7 @@ class Draft:
     parents: Ints  # [N] index in the request's own tree; -1 hangs off the last committed token
     starts: Ints  # [B+1] request b owns nodes starts[b] : starts[b+1]
     probs: tuple[Floats | None, ...]  # per request f32 [n_b, V], or None: chosen, not sampled
+    scores: tuple[Sequence[float] | None, ...] = ()  # per request, see Tree; () = nobody says
 
     @classmethod
     def of(cls, trees: Sequence[Tree]) -> Draft:
@@ -66,12 +82,16 @@ class Draft:
         starts = np.cumsum([0, *(len(tree.tokens) for tree in trees)], dtype=np.int64)
         tokens = np.array([x for tree in trees for x in tree.tokens], dtype=np.int64)
         parents = np.array([x for tree in trees for x in tree.parents], dtype=np.int64)
-        return cls(tokens, parents, starts, tuple(tree.probs for tree in trees))
+        probs = tuple(tree.probs for tree in trees)
+        return cls(tokens, parents, starts, probs, tuple(tree.scores for tree in trees))
 
     def tree(self, b: int) -> Tree:
         """Request b's own tree."""
         nodes = slice(int(self.starts[b]), int(self.starts[b + 1]))
-        return Tree(self.tokens[nodes].tolist(), self.parents[nodes].tolist(), self.probs[b])
+        scores = self.scores[b] if self.scores else None
+        return Tree(
+            self.tokens[nodes].tolist(), self.parents[nodes].tolist(), self.probs[b], scores
+        )
 
 
 @dataclass(slots=True)
@@ -200,6 +220,11 @@ class RequestView(Protocol):
     @property
     def speculation(self) -> Speculation: ...
     @property
+    def reproducible(self) -> bool:
+        """Its tokens are to be a function of laws and places alone: a drafter that would sample may
+        draw its own tokens with the numbers of acceptance instead, and say they are chosen."""
+
+    @property
     def groups(self) -> int | None: ...
     @property
     def seed(self) -> int: ...
@@ -228,7 +253,28 @@ class Policy(Protocol):
     """One per request: decides how to think and how far to draft."""
 
     def plan(self, request: RequestView, load: Load) -> Plan: ...
-    def record(self, drafted: int, accepted: int) -> None: ...
+    def survival(self, tree: Tree) -> Sequence[float] | None:
+        """How likely each drafted node is to be accepted with all before it; the step runs those
+        that pay over the whole batch. None: all of them."""
+
+    def record(self, tree: Tree, path: Sequence[int]) -> None:
+        """The tree that was verified, and which of its nodes were accepted."""
+
+
+class Meter(Protocol):
+    """Knows what steps take, and decides which drafted nodes are worth running."""
+
+    def admit(
+        self,
+        batch: Sequence[RequestView],
+        survival: Sequence[Sequence[float] | None],
+        sizes: Sequence[int],
+        rows: int,
+    ) -> list[list[int]]:
+        """For each request, the nodes to run; `rows` are the step's other rows."""
+
+    def note(self, batch: Sequence[RequestView], rows: int, seconds: float) -> None:
+        """A step of so many rows took so long, drafting not counted."""
 
 
 Law = Callable[[Any, RequestView, Sequence[int]], "Floats | Certain"]

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from fastslow.engine.types import Load, Plan, RequestView
+from collections.abc import Sequence
+
+from fastslow.engine.types import Load, Plan, RequestView, Tree
+from fastslow.policies.admit import best_length
+from fastslow.policies.clock import Clock
+from fastslow.policies.odds import Leaning, Odds
+
+CHEAP = 0.03  # drafting a node in less than this share of a plain step is as good as free
+PROBES = 16, 256  # steps without a draft before one token is tried: at first, and at last
 
 
 class FixedLength:
@@ -18,5 +26,65 @@ class FixedLength:
     def plan(self, request: RequestView, load: Load) -> Plan:
         return Plan(self._nodes, request.groups)
 
-    def record(self, drafted: int, accepted: int) -> None:
+    def survival(self, tree: Tree) -> None:
+        """All nodes run."""
+
+    def record(self, tree: Tree, path: Sequence[int]) -> None:
         """A fixed length learns nothing."""
+
+
+class AdaptiveLength:
+    """As far as drafting pays, from what was accepted so far and what steps take; 0 too.
+
+    Before a step it plans a budget: all of `most` where drafting is as good as free, else the length
+    of most expected tokens per second. What the drafter then offers is cut over the whole batch, by
+    `survival`. Both know what was accepted before this step, and neither looks at sampled tokens.
+    Where nothing was tried for a while, one node is, so that an estimate never stays wrong.
+
+    Args:
+        most: most nodes a step.
+        odds: what is known of the drafter's acceptance, shared by its requests.
+        clock: what drafting and steps take.
+        drafter: the drafter's name in `clock`.
+    """
+
+    def __init__(self, most: int, odds: Odds, clock: Clock, drafter: object) -> None:
+        self._most = most
+        self._leaning = Leaning(odds)
+        self._clock = clock
+        self._drafter = drafter
+        self._idle = 0  # steps since a node last ran
+        self._patience = PROBES[0]
+        self._probing = False
+
+    def plan(self, request: RequestView, load: Load) -> Plan:
+        pace = self._clock.pace(request.groups)
+        each = self._clock.draft_seconds(self._drafter)
+        batch = max(load.running, 1)
+        self._probing = self._idle >= self._patience
+        if each is None or each < CHEAP * pace.seconds(batch):
+            return Plan(self._most, request.groups)
+        chance, chances = 1.0, []
+        for depth in range(1, self._most + 1):
+            chance *= self._leaning.of(depth, None)
+            chances.append(chance)
+        length = best_length(chances, batch, each, pace)
+        self._idle += length == 0
+        return Plan(length or int(self._probing), request.groups)
+
+    def survival(self, tree: Tree) -> list[float]:
+        chances = self._leaning.survival(tree)
+        if self._probing:
+            chances[0] = 1.0  # tried whatever is known of it
+        return chances
+
+    def record(self, tree: Tree, path: Sequence[int]) -> None:
+        if not tree.tokens:
+            self._idle += 1
+            return
+        self._leaning.learn(tree, path)
+        if self._probing and not path:
+            self._patience = min(2 * self._patience, PROBES[1])
+        elif path:
+            self._patience = PROBES[0]
+        self._idle = 0

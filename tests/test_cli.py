@@ -312,7 +312,9 @@ def test_a_thought_is_parted_from_the_answer(capsys: pytest.CaptureFixture[str])
 
 
 def test_figures_are_one_line() -> None:
-    line = figures(Metrics("deep", "ngram", 0.1, 0.05, 9, 3, 8, 6, [1.0, 0.5], 0, 0))
+    line = figures(
+        Metrics("deep", "ngram", 0.1, 0.05, 9, 3, 8, 6, 0, [2, 2, 2], 0.0, 0.1, [1.0, 0.5], 0, 0)
+    )
     assert line == (
         "mode deep | drafter ngram | drafted 8 | accepted 6 | 3.00 tokens/step | 20.0 tokens/s"
     )

@@ -45,7 +45,9 @@ class Engine:
 
 
 def _output(text: str) -> Output:
-    metrics = Metrics("deep", "ngram", 0.1, 0.05, 9, 3, 8, 6, [1.0, 0.5], 0, 0)
+    metrics = Metrics(
+        "deep", "ngram", 0.1, 0.05, 9, 3, 8, 6, 0, [2, 2, 2], 0.0, 0.1, [1.0, 0.5], 0, 0
+    )
     return Output("", [1], [Completion(text, "", [], "stop", None, None, metrics)])
 
 

@@ -62,6 +62,7 @@ def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
         groups=None,
         seed=number,
         reach=200,
+        reproducible=False,
     )
 
 

@@ -94,6 +94,7 @@ def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
         groups=None,
         seed=number,
         reach=4000,
+        reproducible=False,
     )
 
 

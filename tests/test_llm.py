@@ -237,6 +237,29 @@ def test_close_cancels_what_runs_and_frees_the_model(folder: Path) -> None:
             call("The", params)
 
 
+@pytest.mark.parametrize("rule", ["auto", "reproducible"])
+def test_a_seed_says_the_same_whatever_is_drafted(folder: Path, rule: str) -> None:
+    sampled = SamplingParams(max_tokens=24, ignore_eos=True, temperature=0.2, seed=7)
+    with open_llm(folder) as llm:
+        plain = llm.generate("The quick", sampled, speculation="off").token_ids
+        drafted = accepted = 0
+        for drafter in ("ngram", "self", "self+ngram"):
+            for nodes in (1, 4, None):
+                wish = Speculation(drafter=drafter, nodes=nodes, groups=2, accept=rule)
+                out = llm.generate(["The quick", "Every"], sampled, speculation=wish)[0]
+                assert out.token_ids == plain
+                drafted, accepted = drafted + out.metrics.drafted, accepted + out.metrics.accepted
+        assert 0 < accepted < drafted
+
+
+@pytest.mark.parametrize("rule", ["token", "block", "lossy-typical"])
+def test_every_rule_of_acceptance_answers(folder: Path, rule: str) -> None:
+    with open_llm(folder) as llm:
+        sampled = SamplingParams(max_tokens=12, temperature=0.8)
+        out = llm.generate("The", sampled, speculation=Speculation(drafter="self", accept=rule))
+        assert len(out.token_ids) == 12 and out.metrics.drafted > 0
+
+
 def test_the_context_manager_closes(folder: Path) -> None:
     with open_llm(folder) as llm:
         unread = llm.stream("The", TEN)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.engine.types import Load, Plan
+from fastslow.engine.types import Load, Plan, Tree
 from fastslow.policies.length import FixedLength
 from fastslow.policies.modes import builtin_modes, find_mode, load_modes
 
@@ -20,7 +20,8 @@ def test_a_fixed_length_plans_the_same_in_the_requests_own_groups() -> None:
     for groups in (None, 0, 3):
         request: Any = SimpleNamespace(groups=groups)
         assert policy.plan(request, Load(1, 0)) == Plan(5, groups)
-        policy.record(5, 0)
+        policy.record(Tree.chain([1, 2]), [0])
+        assert policy.survival(Tree.chain([1, 2])) is None
 
 
 def test_fast_runs_a_quarter_of_the_groups_and_deep_all() -> None:

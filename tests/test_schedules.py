@@ -35,6 +35,7 @@ from fastslow.engine.types import (
     Plan,
     RequestView,
     Rows,
+    Tree,
     Verdict,
 )
 
@@ -141,8 +142,11 @@ class Switch:
             self.length = len(request.tokens)
         return Plan(self._nodes, request.groups if self.length is None else self._to)
 
-    def record(self, drafted: int, accepted: int) -> None:
-        pass
+    def survival(self, tree: Tree) -> None:
+        """All nodes run."""
+
+    def record(self, tree: Tree, path: Sequence[int]) -> None:
+        """Learns nothing."""
 
 
 class Engine:
@@ -349,7 +353,14 @@ def test_a_draft_model_forgets_what_was_refused() -> None:
     text = [3, 4, 5]
     for kept in (0, 2, 1, 4, 3, 0):
         request: Any = SimpleNamespace(
-            id=0, tokens=text, prompt_length=3, params=SamplingParams(), groups=None, reach=40
+            id=0,
+            tokens=text,
+            prompt_length=3,
+            params=SamplingParams(),
+            groups=None,
+            seed=0,
+            reach=40,
+            reproducible=False,
         )
         drafted = drafter.propose([request], [4]).tree(0).tokens
         expected = list(text)

@@ -13,7 +13,9 @@ from fastslow.engine.types import Certain, Floats, Law, Output, Segment, Tree
 
 class Chain:
     """At temperature 0 its nodes are chosen; else they are sampled from the draft model's own law
-    under the request's parameters, and that law is handed on as `probs`.
+    under the request's parameters, and that law is handed on as `probs`. For a request that is to be
+    reproducible they are drawn with the numbers that the target's tokens will be drawn with: chosen
+    nodes, which agree more often than independent ones.
 
     Args:
         text: what it follows.
@@ -27,6 +29,9 @@ class Chain:
         self._most = most
         self._law = law
         self._lexicon = lexicon
+        request = text.request
+        # new in each step: a rule may have looked at what a number behind a refused token gave
+        self._draws = stream(request.seed, len(request.tokens), Purpose.DRAFT)
         self._drafted: list[int] = []
         self._laws: list[Floats] = []
 
@@ -45,9 +50,11 @@ class Chain:
             law = self._law(self._lexicon.logits(out.logits)[0], request, self._drafted)
         if isinstance(law, Certain):
             token = law.token
-        else:
+        elif request.reproducible:
             place = len(request.tokens) + len(self._drafted)
-            token = draw(law, stream(request.seed, place, Purpose.DRAFT))
+            token = draw(law, stream(request.seed, place, Purpose.ACCEPT))
+        else:
+            token = draw(law, self._draws)
             self._laws.append(law)
         self._drafted.append(token)
         self.text.tokens.append(self._lexicon.token(token))

@@ -25,6 +25,7 @@ class Warm:
     groups: int | None
     seed: int
     reach: int
+    reproducible: bool
 
     @classmethod
     def of(cls, request: RequestView) -> Self:
@@ -40,4 +41,5 @@ class Warm:
             groups=request.groups,
             seed=request.seed,
             reach=request.reach,
+            reproducible=request.reproducible,
         )

@@ -1,0 +1,63 @@
+"""What steps and drafts take on this machine: measured once, corrected while they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fastslow.engine.types import RequestView
+from fastslow.policies.admit import admit
+from fastslow.policies.pace import Pace
+
+MEASURE = 0.1  # weight of a new measurement
+
+
+class Clock:
+    """The paces of all modes, and what each drafter takes for a node of depth.
+
+    Args:
+        measure: gives the pace of steps with a number of routed groups (None = all); asked once for
+            each number.
+    """
+
+    def __init__(self, measure: Callable[[int | None], Pace]) -> None:
+        self._measure = measure
+        self._paces: dict[int | None, Pace] = {}
+        self._drafting: dict[object, float] = {}
+
+    def pace(self, groups: int | None) -> Pace:
+        """Of steps whose rows run so many groups."""
+        if groups not in self._paces:
+            self._paces[groups] = self._measure(groups)
+        return self._paces[groups]
+
+    def draft_seconds(self, drafter: object) -> float | None:
+        """Seconds that a node of depth takes to draft; None: it was never seen drafting."""
+        return self._drafting.get(drafter)
+
+    def drafted(self, drafter: object, seconds: float, depth: int) -> None:
+        """A drafter took so long for trees of at most this depth; depth 0 says nothing."""
+        if depth > 0:
+            each = seconds / depth
+            before = self._drafting.get(drafter, each)
+            self._drafting[drafter] = before + MEASURE * (min(each, 4 * before) - before)
+
+    def admit(
+        self,
+        batch: Sequence[RequestView],
+        survival: Sequence[Sequence[float] | None],
+        sizes: Sequence[int],
+        rows: int,
+    ) -> list[list[int]]:
+        """For each request, the nodes to run; `rows` are the step's other rows."""
+        return admit(survival, sizes, rows, self.pace(_most(batch)))
+
+    def note(self, batch: Sequence[RequestView], rows: int, seconds: float) -> None:
+        """A step of so many rows took so long, drafting not counted."""
+        if (pace := self._paces.get(_most(batch))) is not None:
+            pace.note(rows, seconds)
+
+
+def _most(batch: Sequence[RequestView]) -> int | None:
+    """A step of several modes goes by the one that runs most groups."""
+    groups = [request.groups for request in batch]
+    return None if None in groups else max(g for g in groups if g is not None)

@@ -1,0 +1,99 @@
+"""How likely drafted tokens are to be accepted: learnt for a drafter, leant towards a request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from fastslow.engine.types import Tree
+
+PRIOR = 0.7  # of a node whose drafter says nothing about it
+WEIGHT = 4.0  # the prior counts as much as this many nodes that were seen
+MEMORY = 256.0  # nodes after which older ones count half
+DEEPEST = 8  # deeper nodes share what is known of this depth
+BINS = 5  # of what drafters themselves say
+STRIDE = 0.25  # how fast a request leans
+LEAN = 3.0  # furthest, in log-odds
+FORGET = 0.99
+
+
+class Odds:
+    """The share of nodes that were accepted where their parent was, for one drafter.
+
+    Nodes are told apart by depth and, where the drafter scores its nodes, by what it says. A node
+    behind a refused one was not judged and counts for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, int], list[float]] = {}  # key -> accepted, judged
+
+    def of(self, depth: int, said: float | None) -> float:
+        """Chance in 0..1 of a node at a depth (1 = next token), its parent accepted.
+
+        said: what the drafter thinks of it, or None.
+        """
+        prior = PRIOR if said is None else said
+        right, seen = self._seen.get(_key(depth, said), (0.0, 0.0))
+        return (right + WEIGHT * prior) / (seen + WEIGHT)
+
+    def learn(self, depth: int, said: float | None, accepted: bool) -> None:
+        """A node was judged."""
+        entry = self._seen.setdefault(_key(depth, said), [0.0, 0.0])
+        entry[0] += accepted
+        entry[1] += 1
+        if entry[1] > MEMORY:
+            entry[0] /= 2
+            entry[1] /= 2
+
+
+class Leaning:
+    """One request's own acceptance, as a shift of its drafter's log-odds."""
+
+    def __init__(self, odds: Odds) -> None:
+        self._odds = odds
+        self._shift = 0.0
+
+    def of(self, depth: int, said: float | None) -> float:
+        """As `Odds.of`, for this request."""
+        p = min(max(self._odds.of(depth, said), 1e-3), 1 - 1e-3)
+        return 1 / (1 + (1 - p) / p * math.exp(-self._shift))
+
+    def survival(self, tree: Tree) -> list[float]:
+        """For each node, the chance that it and all before it are accepted."""
+        chances: list[float] = []
+        depths: list[int] = []
+        for i, parent in enumerate(tree.parents):
+            depths.append(depths[parent] + 1 if parent >= 0 else 1)
+            before = chances[parent] if parent >= 0 else 1.0
+            chances.append(before * self.of(depths[i], _said(tree, i)))
+        return chances
+
+    def learn(self, tree: Tree, path: Sequence[int]) -> None:
+        """A tree was verified, `path` of it accepted."""
+        self._shift *= FORGET
+        for node, depth in _judged(tree, path):
+            said, accepted = _said(tree, node), node in path
+            error = accepted - self.of(depth, said)
+            self._shift = min(max(self._shift + STRIDE * error, -LEAN), LEAN)
+            self._odds.learn(depth, said, accepted)
+
+
+def _judged(tree: Tree, path: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Nodes whose parent was accepted, and their depths."""
+    depth_of = {-1: 1, **{node: depth + 2 for depth, node in enumerate(path)}}
+    for node, parent in enumerate(tree.parents):
+        if parent in depth_of:
+            yield node, depth_of[parent]
+
+
+def _said(tree: Tree, node: int) -> float | None:
+    """What the drafter thinks of a node where its parent is accepted."""
+    if tree.scores is None:
+        return None
+    parent = tree.parents[node]
+    before = tree.scores[parent] if parent >= 0 else 1.0
+    return min(1.0, tree.scores[node] / before) if before > 0 else 0.0
+
+
+def _key(depth: int, said: float | None) -> tuple[int, int]:
+    return min(depth, DEEPEST), -1 if said is None else min(int(said * BINS), BINS - 1)

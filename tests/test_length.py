@@ -1,0 +1,169 @@
+"""The adaptive length: what it believes, what it runs, and that it never runs what does not pay."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastslow.engine.types import Load, Tree
+from fastslow.policies.admit import admit, best_length
+from fastslow.policies.clock import Clock
+from fastslow.policies.length import AdaptiveLength
+from fastslow.policies.odds import Leaning, Odds
+from fastslow.policies.pace import Pace
+
+REQUEST: Any = SimpleNamespace(groups=None)
+FLAT = Pace([1, 128], [1.0, 1.0])  # rows cost nothing
+STEEP = Pace([1, 2, 128], [1.0, 2.0, 128.0])  # a row costs a step
+
+
+def policy(pace: Pace, most: int = 8, odds: Odds | None = None) -> tuple[AdaptiveLength, Clock]:
+    clock = Clock(lambda groups: pace)
+    return AdaptiveLength(most, odds or Odds(), clock, "drafter"), clock
+
+
+def rate(kept: list[list[int]], survival: list[list[float]], rows: int, pace: Pace) -> float:
+    tokens = len(survival) + sum(survival[b][i] for b, nodes in enumerate(kept) for i in nodes)
+    return tokens / pace.seconds(rows + sum(map(len, kept)))
+
+
+def test_admit_finds_the_best_of_all_prefixes() -> None:
+    draws = random.Random(0)
+    pace = Pace([1, 2, 4, 8, 16], [1.0, 1.1, 1.4, 2.2, 4.5])
+    for _ in range(50):
+        survival = []
+        for _ in range(3):
+            chance, chain = 1.0, []
+            for _ in range(draws.randrange(5)):
+                chance *= draws.random()
+                chain.append(chance)
+            survival.append(chain)
+        kept = admit(survival, [len(s) for s in survival], 3, pace)
+        every = itertools.product(*(range(len(s) + 1) for s in survival))
+        best = max(rate([list(range(n)) for n in lengths], survival, 3, pace) for lengths in every)
+        assert rate(kept, survival, 3, pace) == pytest.approx(best)
+
+
+def test_admit_takes_parents_with_their_children_and_leaves_fixed_requests_alone() -> None:
+    kept = admit([[0.5, 0.5, 0.5, 0.1], None, []], [4, 3, 0], 3, FLAT)
+    assert kept == [[0, 1, 2, 3], [0, 1, 2], []]
+    kept = admit([[0.5, 0.5, 0.5, 0.1], None, []], [4, 3, 0], 3, STEEP)
+    assert kept == [[], [0, 1, 2], []]
+
+
+def test_a_drafter_that_takes_time_drafts_less_far() -> None:
+    chances = [0.9**n for n in range(1, 9)]
+    assert best_length(chances, 1, 0.0, FLAT) == 8
+    lengths = [best_length(chances, 1, each, FLAT) for each in (0.1, 0.3, 0.5, 2.0)]
+    assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1] == 0
+
+
+def test_nodes_behind_a_refused_one_are_not_judged() -> None:
+    odds = Odds()
+    leaning = Leaning(odds)
+    before = odds.of(3, None)
+    for _ in range(20):
+        leaning.learn(Tree.chain([1, 2, 3]), [0])
+    assert odds.of(1, None) > 0.9 and odds.of(2, None) < 0.2
+    assert odds.of(3, None) == before
+
+
+def test_siblings_are_judged_together() -> None:
+    odds = Odds()
+    tree = Tree([1, 2, 3], [-1, -1, 1], scores=[0.9, 0.3, 0.25])
+    for _ in range(200):
+        Leaning(odds).learn(tree, [1])
+    assert odds.of(1, 0.9) < 0.1 and odds.of(1, 0.3) > 0.9
+    assert odds.of(2, 0.9) < 0.1  # 0.25 of 0.3 was not accepted either
+
+
+def test_a_request_leans_away_from_what_others_see() -> None:
+    odds = Odds()
+    for _ in range(100):
+        Leaning(odds).learn(Tree.chain([1]), [0])
+    mine = Leaning(odds)
+    for _ in range(10):
+        mine.learn(Tree.chain([1]), [])
+    assert mine.of(1, None) < odds.of(1, None) - 0.1
+
+
+def test_scores_count_until_more_is_known() -> None:
+    sure, unsure = Odds().of(1, 0.95), Odds().of(1, 0.1)
+    assert sure == 0.95 and unsure == 0.1
+
+
+def test_a_pace_is_corrected_by_the_steps_that_run() -> None:
+    pace = Pace([1, 4, 16], [1.0, 1.2, 4.0])
+    for _ in range(400):
+        pace.note(1, 2.0)
+        pace.note(4, 7.0)
+    assert pace.seconds(4) / pace.seconds(1) == pytest.approx(3.5, rel=0.1)
+    assert pace.seconds(1) == pytest.approx(2.0, rel=0.1)
+    before = pace.seconds(1)
+    for _ in range(8):
+        pace.note(1, 1000.0)  # a machine that slept
+    assert pace.seconds(1) == before
+
+
+def test_a_pace_grows_with_rows_whatever_noise_says() -> None:
+    pace = Pace([1, 2, 4], [1.0, 0.5, 2.0])
+    times = [pace.seconds(n) for n in (1, 2, 3, 4, 8, 1024, 4096)]
+    assert times == sorted(times) and times[4] == pytest.approx(4.0)
+    with pytest.raises(ValueError, match="must ascend from 1"):
+        Pace([2, 4], [1.0, 1.0])
+    with pytest.raises(ValueError, match="positive seconds"):
+        Pace([1, 2], [1.0])
+
+
+def test_drafts_that_are_refused_stop_and_are_tried_again() -> None:
+    length, _ = policy(Pace([1, 2, 128], [1.0, 1.3, 40.0]))
+    ran: list[int] = []
+    for _ in range(600):
+        plan = length.plan(REQUEST, Load(1, 0))
+        tree = Tree.chain(list(range(plan.nodes)))
+        nodes = admit([length.survival(tree)], [plan.nodes], 1, FLAT_AT_ONE)[0]
+        tree = tree.only(nodes)
+        length.record(tree, [])
+        ran.append(len(nodes))
+    late = ran[-300:]
+    assert 0 < sum(late) <= 5 and max(late) == 1
+
+
+FLAT_AT_ONE = Pace([1, 2, 128], [1.0, 1.3, 40.0])
+
+
+def test_good_drafts_run_to_the_end_and_bad_ones_recover() -> None:
+    odds = Odds()
+    length, _ = policy(FLAT, 8, odds)
+
+    def step(accepted: int) -> int:
+        plan = length.plan(REQUEST, Load(1, 0))
+        tree = Tree.chain(list(range(plan.nodes)))
+        nodes = admit([length.survival(tree)], [plan.nodes], 1, SLOPE)[0]
+        length.record(tree.only(nodes), list(range(min(accepted, len(nodes)))))
+        return len(nodes)
+
+    assert step(8) > 0
+    assert [step(8) for _ in range(20)][-1] == 8
+    for _ in range(60):
+        step(0)
+    assert step(0) == 0
+    assert max(step(8) for _ in range(300)) == 8
+
+
+SLOPE = Pace([1, 2, 9, 128], [1.0, 1.15, 1.9, 30.0])
+
+
+def test_a_slow_drafter_that_is_refused_is_hardly_asked() -> None:
+    length, clock = policy(FLAT)
+    clock.drafted("drafter", 0.8, 1)
+    asked = []
+    for _ in range(1000):
+        plan = length.plan(REQUEST, Load(1, 0))
+        asked.append(plan.nodes)
+        length.record(Tree.chain(list(range(plan.nodes))), [])
+    assert 0 < sum(asked[-500:]) <= 4
