@@ -256,7 +256,9 @@ def test_a_seed_says_the_same_whatever_is_drafted(folder: Path, rule: str) -> No
 def test_every_rule_of_acceptance_answers(folder: Path, rule: str) -> None:
     with open_llm(folder) as llm:
         sampled = SamplingParams(max_tokens=12, temperature=0.8)
-        out = llm.generate("The", sampled, speculation=Speculation(drafter="self", accept=rule))
+        out = llm.generate(
+            "The", sampled, speculation=Speculation(drafter="self", nodes=2, accept=rule)
+        )
         assert len(out.token_ids) == 12 and out.metrics.drafted > 0
 
 
