@@ -255,7 +255,7 @@ def test_a_seed_says_the_same_whatever_is_drafted(folder: Path, rule: str) -> No
 @pytest.mark.parametrize("rule", ["token", "block", "lossy-typical"])
 def test_every_rule_of_acceptance_answers(folder: Path, rule: str) -> None:
     with open_llm(folder) as llm:
-        sampled = SamplingParams(max_tokens=12, temperature=0.8)
+        sampled = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.8)
         out = llm.generate(
             "The", sampled, speculation=Speculation(drafter="self", nodes=2, accept=rule)
         )
