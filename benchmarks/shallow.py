@@ -96,7 +96,7 @@ def _storage(model: Model) -> KVStorage:
     c = model.config
     shape = {"layers": c.layers, "kv_heads": c.kv_heads, "head_dim": c.head_dim}
     if c.layers not in _kept:
-        _kept[c.layers] = KVStorage(
+        _kept[c.layers] = model.storage(
             slots=CONTEXT + 1, dtype=model.dtype, device=model.device, **shape
         )
     return _kept[c.layers]

@@ -166,6 +166,7 @@ class Speaker:
 
     dtype = torch.float32
     device = torch.device("cpu")
+    storage = KVStorage
 
     def __init__(self, tokenizer: Any, says: Sequence[int], context: int = 512) -> None:
         self.config = ModelConfig("speaker", tokenizer.vocab_size + 5, 2, 1, 1, 1, 2, context)

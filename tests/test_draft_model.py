@@ -39,6 +39,7 @@ class Digest:
     """Writes (token, position) as a row's key; its logits depend on every key that the row reads."""
 
     dtype = torch.float32
+    storage = KVStorage
 
     def __init__(self, context: int = 4096) -> None:
         self.device = torch.device("cpu")

@@ -144,17 +144,17 @@ def test_neighbours_in_other_modes_do_not_matter(moge: Model) -> None:
 def test_a_neighbours_nan_stays_its_own(dense: Model) -> None:
     tokens = texts.tokens_of(10)
     kv: KVStorage = texts.storage(dense, 300)
-    for layer in (*kv.k, *kv.v):
-        layer[10:].fill_(torch.nan)
+    rows = kv.read(np.arange(10, 300))
+    kv.write(np.arange(10, 300), *(torch.full_like(side, torch.nan) for side in rows))
     sick, well = np.arange(20, 28), np.arange(10)
-    rows = Rows.of(
+    step = Rows.of(
         [
             Segment([5], [7], [-1], sick[-1:], sick[:-1], None, [0]),
             texts.chunk(tokens, 0, 9, well),
             Segment([5], [7], [-1], sick[-1:] + 50, sick[:-1] + 50, None, [0]),
         ]
     )
-    out = dense.forward(rows, kv).logits
+    out = dense.forward(step, kv).logits
     assert out[0].isnan().all() and out[-1].isnan().all()
     assert torch.equal(out[1:-1], texts.logits(dense, tokens)[:9])
     one = dense.forward(Rows.of([texts.chunk(tokens, 9, 10, well)]), kv).logits

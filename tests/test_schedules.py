@@ -61,6 +61,7 @@ class MarkerModel:
 
     dtype = torch.float32
     device = torch.device("cpu")
+    storage = KVStorage
 
     def __init__(self) -> None:
         self.config = ModelConfig(

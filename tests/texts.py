@@ -19,7 +19,7 @@ def tokens_of(count: int, seed: int = 0, vocab: int = 96) -> list[int]:
 
 def storage(model: Model, slots: int) -> KVStorage:
     c = model.config
-    return KVStorage(
+    return model.storage(
         layers=c.layers,
         slots=slots,
         kv_heads=c.kv_heads,

@@ -37,7 +37,7 @@ class KVCache:
 
     layers, kv_heads, head_dim, dtype, device: shape and place of the rows, see `KVStorage`.
     pages: how many pages there are (see `budget.page_budget`). page_size: tokens in a page.
-    prefix_caching: whether pages are published at all.
+    prefix_caching: whether pages are published at all. storage: the order of the rows.
     """
 
     def __init__(
@@ -51,12 +51,13 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str,
         prefix_caching: bool = True,
+        storage: type[KVStorage] = KVStorage,
     ) -> None:
         for name, value in (("pages", pages), ("page_size", page_size)):
             if value < 1:
                 raise ValueError(f"{name} is {value}, but must be at least 1")
         self.page_size = page_size
-        self.storage = KVStorage(
+        self.storage = storage(
             layers=layers,
             slots=pages * page_size,
             kv_heads=kv_heads,
@@ -73,7 +74,7 @@ class KVCache:
     def for_model(
         cls, model: Model, pages: int, page_size: int = 16, prefix_caching: bool = True
     ) -> KVCache:
-        """A cache whose rows have the shape, dtype and place of a model's."""
+        """A cache whose rows have the shape, dtype, place and order of a model's."""
         return cls(
             layers=model.config.layers,
             kv_heads=model.config.kv_heads,
@@ -83,6 +84,7 @@ class KVCache:
             dtype=model.dtype,
             device=model.device,
             prefix_caching=prefix_caching,
+            storage=model.storage,
         )
 
     @property

@@ -18,7 +18,7 @@ PRIVATE: dict[str, Any] = (
 )
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
     """Zeros that, on the CPU, take no memory until they are written: most pages may never be.
 
     Small memory pages, too: a huge one would be filled for one token, and the attention of eight
@@ -44,8 +44,8 @@ def bytes_per_page(
 class KVStorage:
     """Keys and values, `k[layer]` and `v[layer]`, each [slots, kv_heads, head_dim].
 
-    All layers are views of one allocation, so that a move is one gather and one scatter however
-    deep the model is. Rows start as zeros: a kernel may read (and mask) rows never written, and
+    Other storages keep the same rows in another order; whoever does not care for it uses `read`,
+    `write` and `move`. Rows start as zeros: a kernel may read (and mask) rows never written, and
     zero times an uninitialised NaN would not be zero.
     """
 
@@ -59,16 +59,29 @@ class KVStorage:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        self._rows = _zeros((2, layers, slots, kv_heads, head_dim), dtype, device)
-        self.k: list[torch.Tensor] = list(self._rows[0].unbind())
-        self.v: list[torch.Tensor] = list(self._rows[1].unbind())
+        self._keys, self._values = self._allocate(layers, slots, kv_heads, head_dim, dtype, device)
+        self.k: list[torch.Tensor] = list(self._keys.unbind())
+        self.v: list[torch.Tensor] = list(self._values.unbind())
         addresses = [[layer.data_ptr() for layer in side] for side in (self.k, self.v)]
         self.pointers: NDArray[np.uint64] = np.array(addresses, dtype=np.uint64)  # [2, layers]
+
+    def _allocate(
+        self,
+        layers: int,
+        slots: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All layers' keys and values, one allocation, layers first."""
+        rows = lazy_zeros((2, layers, slots, kv_heads, head_dim), dtype, device)
+        return rows[0], rows[1]
 
     @property
     def slots(self) -> int:
         """Rows per layer."""
-        return self._rows.shape[2]
+        return self._keys.shape[1]
 
     @property
     def bytes_per_slot(self) -> int:
@@ -78,23 +91,32 @@ class KVStorage:
     @property
     def nbytes(self) -> int:
         """Bytes of the whole storage."""
-        return self._rows.nbytes
+        return self._keys.nbytes + self._values.nbytes
 
     @property
     def dtype(self) -> torch.dtype:
         """The type in which rows are kept."""
-        return self._rows.dtype
+        return self._keys.dtype
 
     @property
     def device(self) -> torch.device:
         """Where rows are kept."""
-        return self._rows.device
+        return self._keys.device
+
+    def read(self, slots: Ints) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy of keys and values of slots i64 [n]: two of [layers, n, kv_heads, head_dim]."""
+        at = torch.as_tensor(slots, device=self.device)
+        return self._keys.index_select(1, at), self._values.index_select(1, at)
+
+    def write(self, slots: Ints, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Fill slots i64 [n], all different, with rows as `read` gives them."""
+        at = torch.as_tensor(slots, device=self.device)
+        self._keys.index_copy_(1, at, keys.to(self.dtype))
+        self._values.index_copy_(1, at, values.to(self.dtype))
 
     def move(self, src: Ints, dst: Ints) -> None:
         """Copy row src[i] to dst[i] in every layer, as if all rows were read before any is written.
 
         src, dst: i64 [n] slots. They may overlap; a slot may occur only once in `dst`.
         """
-        device = self._rows.device
-        rows = self._rows.index_select(2, torch.as_tensor(src, device=device))
-        self._rows.index_copy_(2, torch.as_tensor(dst, device=device), rows)
+        self.write(dst, *self.read(src))

@@ -27,6 +27,10 @@ class Model(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def storage(self) -> type[KVStorage]:
+        """In which order its `forward` wants keys and values."""
+
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output: ...
 
     def keep(self, layers: Sequence[int]) -> Model:

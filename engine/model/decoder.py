@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.attention import Step
 from fastslow.engine.model.best import best_tokens
 from fastslow.engine.model.config import ModelConfig
@@ -20,9 +20,6 @@ from fastslow.engine.model.weights import Weights
 from fastslow.engine.ops.precision import wide
 from fastslow.engine.types import Ints, Output, Rows
 
-if TYPE_CHECKING:
-    from fastslow.engine.kv.storage import KVStorage
-
 
 class Decoder:
     """A pre-norm transformer of any known architecture; what differs is a layer's MLP.
@@ -32,6 +29,8 @@ class Decoder:
     A row's result has the same bits whatever rows run beside it, however its text was cut into
     chunks, and whichever slots hold its keys (see `engine.ops.reference`).
     """
+
+    storage = KVStorage
 
     def __init__(self, weights: Weights, layers: Sequence[int] | None = None) -> None:
         self.weights = weights

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastslow.engine.kv.tiles import TiledStorage
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.kept import check_features, kept_layers
 from fastslow.engine.ops.cpu import library
@@ -43,6 +44,7 @@ class CpuDecoder:
     """
 
     device = torch.device("cpu")
+    storage = TiledStorage
 
     def __init__(
         self,

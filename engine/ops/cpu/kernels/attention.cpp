@@ -7,11 +7,13 @@
 #include "score.h"
 #include "simd.h"
 #include "step.h"
-#include "transpose.h"
+#include "tile.h"
 
 namespace fastslow {
 
 namespace {
+
+constexpr int AHEAD = 2;  // tiles between what is worked on and what is fetched
 
 // What one chunk works on: the query heads of one or all KV heads, for a group of rows. Queries are
 // numbered by KV head, then row, then head.
@@ -34,84 +36,172 @@ template <class T> struct Chunk {
         return step.model.space.q + ((size_t)row(query) * shape().heads + head(query)) * shape().head_dim;
     }
 
-    // Where a row's keys (and values) of places from .. from + count - 1 lie, in elements from the
-    // start of the cache; past the row's end, its last one.
-    void find(int row, int64_t from, int count, size_t* at) const {
+    int64_t slot(int row, int64_t place) const {
         const StepArgs& a = step.args;
-        const int64_t* text = a.contexts[group.request];
-        const int64_t* tail = a.tails + a.tail_starts[row];
-        const int64_t end = context(), last = sees(row) - 1;
-        const size_t size = (size_t)shape().head_dim, stride = shape().kv_heads * size;
-        int k = 0;
-        for (; k < count && from + k < end; k++) at[k] = text[from + k] * stride + kv_head * size;
-        for (; k < count; k++)
-            at[k] = tail[std::min(from + k, last) - end] * stride + kv_head * size;
+        return place < context() ? a.contexts[group.request][place]
+                                 : a.tails[a.tail_starts[row] + place - context()];
+    }
+
+    // Where places from .. from + LANES - 1 of a row lie; past the row's end none is real.
+    void find(int row, int64_t from, Places& places) const {
+        const int64_t end = context();
+        places.count = (int)std::clamp<int64_t>(sees(row) - from, 0, LANES);
+        if (from + LANES <= end)
+            std::copy_n(step.args.contexts[group.request] + from, LANES, places.slots);
+        else
+            for (int k = 0; k < std::max(places.count, 1); k++)
+                places.slots[k] = slot(row, std::min(from + k, sees(row) - 1));
+        places.look();
     }
 
     const T* keys() const { return (const T*)step.args.keys[layer]; }
     const T* values() const { return (const T*)step.args.values[layer]; }
+    size_t start(int64_t slot, int head) const {
+        return Tile<T>::start(slot, kv_head + head, shape().kv_heads, shape().head_dim);
+    }
+    const T* keys_at(const Places& places, int head, Scratch& own) const {
+        if (places.together) return keys() + start(places.slots[0], head);
+        gather_keys(keys(), places, kv_head + head, shape().kv_heads, shape().head_dim, (T*)own.keys);
+        return (const T*)own.keys;
+    }
+    const T* values_at(const Places& places, int head, T* copy) const {
+        if (places.together) return values() + start(places.slots[0], head);
+        gather_values(values(), places, kv_head + head, shape().kv_heads, shape().head_dim, copy);
+        return copy;
+    }
 };
 
-// One key block: which keys all rows of the group share, and where those lie.
+constexpr int TILES = KEY_BLOCK / LANES;
+
+// One key block: where its places lie, by the list of the group's last row.
 struct Block {
     int64_t from;
-    int count, alike;
-    size_t at[KEY_BLOCK + LANES];
+    int count, tiles;
+    int shared;  // leading tiles that are the same for all rows of the group
+    Places places[TILES];
+    int64_t next[AHEAD];  // slots with which the next block's first tiles start
 };
+
+template <class T> void find_block(const Chunk<T>& c, int64_t from, int64_t to, Block& block) {
+    const int last = c.group.first + c.group.count - 1;
+    block.from = from;
+    block.count = (int)(to - from);
+    block.tiles = (block.count + LANES - 1) / LANES;
+    // the last row of a chain sees all its keys, so its list serves the rows before it
+    const int64_t alike = c.chain() ? block.tiles : (c.context() - from) / LANES;
+    block.shared = (int)std::clamp<int64_t>(alike, 0, block.tiles);
+    for (int t = 0; t < block.tiles; t++) c.find(last, from + t * LANES, block.places[t]);
+    const int64_t end = c.sees(last) - 1;
+    for (int i = 0; i < AHEAD; i++)
+        block.next[i] = c.slot(last, std::min(from + KEY_BLOCK + i * LANES, end));
+}
+
+// What to fetch while tile t of keys is scored, and of values is weighed: a page is one run of
+// memory, so each head fetches its share of a later one.
+template <class T> const char* after_keys(const Chunk<T>& c, const Block& block, int t, int head) {
+    const int later = t + AHEAD;
+    if (later < block.tiles) return (const char*)(c.keys() + c.start(block.places[later].slots[0], head));
+    const int value = std::min(later - block.tiles, block.tiles - 1);
+    return (const char*)(c.values() + c.start(block.places[value].slots[0], head));
+}
+
+template <class T> const char* after_values(const Chunk<T>& c, const Block& block, int t, int head) {
+    const int later = t + AHEAD;
+    if (later < block.tiles) return (const char*)(c.values() + c.start(block.places[later].slots[0], head));
+    return (const char*)(c.keys() + c.start(block.next[std::min(later - block.tiles, AHEAD - 1)], head));
+}
+
+// Queries as the keys are multiplied by them: [queries][D / PACK].
+template <class T> const Scalar<T>* turn_queries(const Chunk<T>& c, Scratch& own) {
+    const int dim = c.shape().head_dim;
+    if constexpr (std::is_same_v<Scalar<T>, uint32_t>)
+        for (int i = 0; i < c.queries(); i++)
+            for (int d = 0; d < dim; d++) ((uint16_t*)own.queries)[(size_t)i * dim + d] = narrow(c.q(i)[d]);
+    else
+        for (int i = 0; i < c.queries(); i++) std::copy_n(c.q(i), dim, own.queries + (size_t)i * dim);
+    return (const Scalar<T>*)own.queries;
+}
 
 // Scores of a block's keys: scores[query][KEY_BLOCK].
 template <class T> void score_block(const Chunk<T>& c, const Block& block, Scratch& own) {
-    constexpr bool dots = DOTS && sizeof(T) == 2;
-    using Key = std::conditional_t<dots, uint32_t, float>;
     const int ratio = c.ratio(), dim = c.shape().head_dim, each = c.each();
-    const Key* q[MOST_QUERIES];
+    const Scalar<T>* queries = turn_queries(c, own);
+    const Scalar<T>* q[MOST_QUERIES];
     float* out[MOST_QUERIES];
-    for (int i = 0; i < c.queries(); i++) {
-        if constexpr (dots) {
-            uint16_t* rounded = (uint16_t*)own.queries + (size_t)i * dim;
-            for (int d = 0; d < dim; d++) rounded[d] = narrow(c.q(i)[d]);
-            q[i] = (const Key*)rounded;
-        } else {
-            q[i] = c.q(i);
-        }
-    }
-    for (int first = 0; first < block.count; first += LANES) {
-        for (int i = 0; i < c.queries(); i++) out[i] = own.scores + (size_t)i * KEY_BLOCK + first;
-        const bool shared = c.chain() || first + LANES <= block.alike;
-        const int together = shared ? each : ratio;
-        const T* next = c.keys() + block.at[std::min(first + KEYS_AHEAD, block.count - 1)];
+    for (int i = 0; i < c.queries(); i++) q[i] = queries + (size_t)i * (dim / Tile<T>::PACK);
+    for (int t = 0; t < block.tiles; t++) {
+        for (int i = 0; i < c.queries(); i++) out[i] = own.scores + (size_t)i * KEY_BLOCK + t * LANES;
+        const int together = t < block.shared ? each : ratio;
         for (int i = 0; i < c.queries(); i += together) {
-            size_t apart[LANES];
-            if (!shared) c.find(c.row(i), block.from + first, LANES, apart);
-            const size_t* at = shared ? block.at + first : apart;
-            const T* key[LANES];
-            for (int j = 0; j < LANES; j++) key[j] = c.keys() + at[j] + i / each * dim;
-            if constexpr (dots)
-                transpose_pairs(key, dim, (uint32_t*)own.keys);
-            else
-                transpose(key, dim, own.keys);
-            // a page of keys is one run of memory: each head fetches its share of a later one
-            const char* soon = (const char*)(next + (size_t)i / each * LANES * dim);
-            score_some((const Key*)own.keys, dim, together, q + i, out + i, soon);
+            const int head = i / each;
+            const Places* places = &block.places[t];
+            Places apart;
+            if (t >= block.shared) {
+                c.find(c.row(i), block.from + t * LANES, apart);
+                if (!apart.count) continue;
+                places = &apart;
+            }
+            score_some(c.keys_at(*places, head, own), dim, together, q + i, out + i,
+                       after_keys(c, block, t, head));
         }
     }
 }
 
-// Values as the sums want them: heads of an odd size are copied and padded, and `at` follows.
+// The values of the tiles that all rows share, weighted; read once for as many queries as fit. A
+// page of values serves all heads before the next one is read.
 template <class T>
-const T* whole_lanes(const Chunk<T>& c, int first, int last, Scratch& own, const size_t* at,
-                     size_t* padded_at) {
-    const int dim = c.shape().head_dim, width = padded(dim, LANES);
-    if (dim == width) {
-        std::copy(at + first, at + last, padded_at + first);
-        return c.values();
+void weigh_shared(const Chunk<T>& c, const Block& block, const int* seen, Scratch& own,
+                  const Scalar<T>* const* mass, float* const* out) {
+    const int dim = c.shape().head_dim, each = c.each(), span = c.kv_heads > 1 ? 1 : TILES;
+    for (int first = 0; first < block.shared; first += span) {
+        const int count = std::min(span, block.shared - first), from = first * LANES;
+        for (int head = 0; head < c.kv_heads; head++) {
+            const T* tiles[TILES];
+            const char* soon[TILES];
+            for (int t = 0; t < count; t++) {
+                T* copy = (T*)own.values + (size_t)t * LANES * dim;
+                tiles[t] = c.values_at(block.places[first + t], head, copy);
+                soon[t] = after_values(c, block, first + t, head);
+            }
+            for (int i = head * each; i < (head + 1) * each;)
+                i += few<TOGETHER>((head + 1) * each - i, [&](auto n) {
+                    const Scalar<T>* some[n()];
+                    int real[n()], both = count;  // tiles that all n queries see whole
+                    for (int j = 0; j < n(); j++) {
+                        some[j] = mass[i + j] + from / Tile<T>::PACK;
+                        real[j] = std::clamp(seen[i + j] - from, 0, count * LANES);
+                        both = std::min(both, real[j] / LANES);
+                    }
+                    weigh_all<T, n()>(tiles, both * LANES, dim, some, out + i, soon);
+                    for (int j = 0; j < n(); j++) {
+                        some[j] += both * LANES / Tile<T>::PACK;
+                        weigh_all<T, 1>(tiles + both, real[j] - both * LANES, dim, some + j, out + i + j,
+                                        soon + both);
+                    }
+                });
+        }
     }
-    for (int k = first; k < last; k++) {
-        T* copy = (T*)own.values + (size_t)k * width;
-        std::fill(std::copy(c.values() + at[k], c.values() + at[k] + dim, copy), copy + width, T{});
-        padded_at[k] = (size_t)k * width;
-    }
-    return (const T*)own.values;
+}
+
+// The values on each row's own path.
+template <class T>
+void weigh_apart(const Chunk<T>& c, const Block& block, Scratch& own, const Scalar<T>* const* mass,
+                 float* const* out) {
+    const int dim = c.shape().head_dim, each = c.each(), ratio = c.ratio();
+    for (int i = 0; i < c.queries(); i += ratio)
+        for (int t = block.shared; t < block.tiles; t++) {
+            Places places;
+            c.find(c.row(i), block.from + t * LANES, places);
+            if (!places.count) break;
+            const T* tile = c.values_at(places, i / each, (T*)own.values);
+            const char* soon = (const char*)tile;
+            for (int j = i; j < i + ratio;)
+                j += few<TOGETHER>(i + ratio - j, [&](auto n) {
+                    const Scalar<T>* some[n()];
+                    for (int k = 0; k < n(); k++) some[k] = mass[j + k] + t * LANES / Tile<T>::PACK;
+                    weigh_all<T, n()>(&tile, places.count, dim, some, out + j, &soon);
+                });
+        }
 }
 
 // One key block for all queries: most[q], total[q] and the weighted values out[q][width]; a query
@@ -119,53 +209,24 @@ const T* whole_lanes(const Chunk<T>& c, int first, int last, Scratch& own, const
 template <class T>
 void run_block(const Chunk<T>& c, int64_t from, int64_t to, Scratch& own, float* most, float* total,
                float* out) {
-    const int queries = c.queries(), ratio = c.ratio(), width = padded(c.shape().head_dim, LANES);
+    const int width = padded(c.shape().head_dim, LANES);
     Block block;
-    block.from = from;
-    block.count = (int)(to - from);
-    // the last row of a chain sees all its keys, so its list serves the rows before it
-    const int64_t alike = c.chain() ? block.count : c.context() - from;
-    block.alike = (int)std::clamp<int64_t>(alike, 0, block.count);
-    c.find(c.group.first + c.group.count - 1, from, block.count + LANES, block.at);
+    find_block(c, from, to, block);
     score_block(c, block, own);
     int seen[MOST_QUERIES];
-    const float* mass[MOST_QUERIES];
+    const Scalar<T>* mass[MOST_QUERIES];
     float* sums[MOST_QUERIES];
-    for (int i = 0; i < queries; i++) {
+    for (int i = 0; i < c.queries(); i++) {
         float* scores = own.scores + (size_t)i * KEY_BLOCK;
         seen[i] = (int)std::clamp<int64_t>(c.sees(c.row(i)) - from, 0, block.count);
         total[i] = 0.0f;
-        if (seen[i]) soften(scores, seen[i], most[i], total[i]);
-        mass[i] = scores;
+        if (seen[i]) soften<T>(scores, seen[i], most[i], total[i]);
+        mass[i] = (const Scalar<T>*)scores;
         sums[i] = out + (size_t)i * width;
         std::fill(sums[i], sums[i] + width, 0.0f);
     }
-    // Values that some queries all see are read once for them, the rest one query at a time; a page
-    // of values serves all heads before the next one is read.
-    size_t at[KEY_BLOCK + LANES] = {};
-    const T* values = whole_lanes(c, 0, block.alike, own, block.at, at);
-    const int span = c.kv_heads > 1 ? LANES : KEY_BLOCK, each = c.each(), dim = c.shape().head_dim;
-    for (int first = 0; first < block.alike; first += span) {
-        for (int i = 0; i < queries;)
-            i += few<TOGETHER>(each - i % each, [&](auto n) {
-                const int last = std::min(first + span, block.alike);
-                const T* from_head = values + i / each * dim;
-                int both = last;
-                for (int j = i; j < i + n(); j++) both = std::min(both, seen[j]);
-                weigh_all<T, n()>(from_head, at, first, both, width, mass + i, sums + i);
-                for (int j = i; j < i + n(); j++)
-                    weigh_all<T, 1>(from_head, at, std::max(first, both), std::min(last, seen[j]), width,
-                                    mass + j, sums + j);
-            });
-    }
-    for (int i = 0; i < queries; i++) {
-        if (block.alike >= seen[i]) continue;
-        if (i % ratio == 0) {  // the row's own path
-            c.find(c.row(i), from, seen[i], block.at);
-            values = whole_lanes(c, block.alike, seen[i], own, block.at, at) + i / each * dim;
-        }
-        weigh_all<T, 1>(values, at, block.alike, seen[i], width, mass + i, sums + i);
-    }
+    weigh_shared(c, block, seen, own, mass, sums);
+    weigh_apart(c, block, own, mass, sums);
 }
 
 // Takes the next block's part into a row's softmax so far. Milakov and Gimelshein, arXiv 1805.02867.

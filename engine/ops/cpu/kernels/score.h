@@ -10,25 +10,48 @@
 
 #include "attention.h"
 #include "simd.h"
+#include "tile.h"
 
 namespace fastslow {
 
-constexpr int LANES = 16;  // keys scored at a time
 constexpr int NV = LANES / W;
-constexpr int KEYS_AHEAD = 32;  // fetches are spread over the work: a burst of them would stall it
-constexpr int VALUES_AHEAD = 16;
 constexpr int TOGETHER = W == 4 ? 1 : W == 8 ? 2 : 4;  // queries whose sums fit the registers
 
-// Whether keys in bfloat16 are scored by bfloat16 dots: queries are then rounded to it, too.
+// What words of keys and values are multiplied by.
+template <class T> struct Words;
+
+template <> struct Words<float> {
+    using Scalar = float;
+    static vf add(vf sum, vu words, float by) { return fma((vf)words, splat(by), sum); }
+    static vf kept(vf mass) { return mass; }
+    static void keep(Scalar* to, int k, vf mass) { store(to + k, mass); }
+};
+
+// Where there are bfloat16 dots, queries and masses are rounded to it, too.
 #if defined(FASTSLOW_AVX512) && defined(__AVX512BF16__)
-constexpr bool DOTS = true;
-static inline vf dot(vf sum, vu keys, uint32_t query) {
-    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)keys, (__m512bh)_mm512_set1_epi32((int)query));
-}
+template <> struct Words<uint16_t> {
+    using Scalar = uint32_t;  // two bfloat16
+    static vf add(vf sum, vu words, uint32_t by) {
+        return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)words, (__m512bh)_mm512_set1_epi32((int)by));
+    }
+    static vf kept(vf mass) { return widen(narrow(mass)); }
+    static void keep(Scalar* to, int k, vf mass) { store((uint16_t*)to + k, narrow(mass)); }
+};
 #else
-constexpr bool DOTS = false;
-static inline vf dot(vf sum, vu, uint32_t) { return sum; }
+template <> struct Words<uint16_t> {
+    struct Scalar {
+        float low, high;
+    };
+    static vf add(vf sum, vu words, Scalar by) {
+        sum = fma((vf)(words << 16), splat(by.low), sum);
+        return fma((vf)(words & splat(0xffff0000u)), splat(by.high), sum);
+    }
+    static vf kept(vf mass) { return mass; }
+    static void keep(Scalar* to, int k, vf mass) { store((float*)to + k, mass); }
+};
 #endif
+
+template <class T> using Scalar = typename Words<T>::Scalar;
 
 // Calls work with a constant: how many of `count` queries to take at once, at most N. Returns it.
 template <int N, class Work> int few(int count, Work work) {
@@ -38,66 +61,45 @@ template <int N, class Work> int few(int count, Work work) {
     return N;
 }
 
-// N queries times LANES keys [D][LANES]; two sums per query, by even and odd d.
-template <int N>
-void score(const float* keys, int dim, const float* const* q, float* const* out, const char* soon) {
+// N queries times a tile of keys; two sums per query, by even and odd words. `soon` is a tile that
+// a later call reads: fetches are spread over the work, since a burst of them would stall it.
+template <class T, int N>
+void score(const T* keys, int dim, const Scalar<T>* const* q, float* const* out, const char* soon) {
     vf sums[N][2][NV];
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int h = 0; h < 2; h++)
         UNROLL for (int v = 0; v < NV; v++) sums[i][h][v] = vf{};
-    const float* query[N];
+    const Scalar<T>* query[N];
     UNROLL for (int i = 0; i < N; i++) query[i] = q[i];
-    int d = 0;
-    for (; d + 2 <= dim; d += 2) {
-        prefetch(soon + (size_t)d * 32);
+    const uint32_t* word = (const uint32_t*)keys;
+    const int words = dim / Tile<T>::PACK;
+    int w = 0;
+    for (; w + 2 <= words; w += 2) {
+        prefetch(soon + (size_t)w * 64);
+        prefetch(soon + (size_t)w * 64 + 64);
         UNROLL for (int h = 0; h < 2; h++) UNROLL for (int v = 0; v < NV; v++) {
-            vf key = load<vf>(keys + (d + h) * LANES + v * W);
+            vu key = load<vu>(word + (w + h) * LANES + v * W);
             UNROLL for (int i = 0; i < N; i++)
-                sums[i][h][v] = fma(key, splat(query[i][d + h]), sums[i][h][v]);
+                sums[i][h][v] = Words<T>::add(sums[i][h][v], key, query[i][w + h]);
         }
     }
-    if (d < dim)
+    if (w < words)
         UNROLL for (int v = 0; v < NV; v++) UNROLL for (int i = 0; i < N; i++)
-            sums[i][0][v] = fma(load<vf>(keys + d * LANES + v * W), splat(query[i][d]), sums[i][0][v]);
+            sums[i][0][v] = Words<T>::add(sums[i][0][v], load<vu>(word + w * LANES + v * W), query[i][w]);
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < NV; v++)
         store(out[i] + v * W, sums[i][0][v] + sums[i][1][v]);
 }
 
-// The same for pairs: keys [D / 2][LANES] words, queries [D / 2] words.
-template <int N>
-void score(const uint32_t* keys, int dim, const uint32_t* const* q, float* const* out,
-           const char* soon) {
-    vf sums[N][2][NV];
-    UNROLL for (int i = 0; i < N; i++) UNROLL for (int h = 0; h < 2; h++)
-        UNROLL for (int v = 0; v < NV; v++) sums[i][h][v] = vf{};
-    const uint32_t* query[N];
-    UNROLL for (int i = 0; i < N; i++) query[i] = q[i];
-    const int words = dim / 2;
-    int d = 0;
-    for (; d + 2 <= words; d += 2) {
-        prefetch(soon + (size_t)d * 64);
-        prefetch(soon + (size_t)d * 64 + 64);
-        UNROLL for (int h = 0; h < 2; h++) UNROLL for (int v = 0; v < NV; v++) {
-            vu key = load<vu>(keys + (d + h) * LANES + v * W);
-            UNROLL for (int i = 0; i < N; i++) sums[i][h][v] = dot(sums[i][h][v], key, query[i][d + h]);
-        }
-    }
-    if (d < words)
-        UNROLL for (int v = 0; v < NV; v++) UNROLL for (int i = 0; i < N; i++)
-            sums[i][0][v] = dot(sums[i][0][v], load<vu>(keys + d * LANES + v * W), query[i][d]);
-    UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < NV; v++)
-        store(out[i] + v * W, sums[i][0][v] + sums[i][1][v]);
-}
-
-// Any number of queries. `soon` is where keys lie that a later call reads.
-template <class Key>
-void score_some(const Key* keys, int dim, int count, const Key* const* q, float* const* out,
+// Any number of queries.
+template <class T>
+void score_some(const T* keys, int dim, int count, const Scalar<T>* const* q, float* const* out,
                 const char* soon) {
     for (int i = 0; i < count;)
-        i += few<TOGETHER>(count - i, [&](auto n) { score<n()>(keys, dim, q + i, out + i, soon); });
+        i += few<TOGETHER>(count - i, [&](auto n) { score<T, n()>(keys, dim, q + i, out + i, soon); });
 }
 
-// Turns scores to masses e^(score - max): the first `count` are real. Returns the max and the sum.
-static inline void soften(float* scores, int count, float& most, float& total) {
+// Turns scores to masses e^(score - max) in their place, as the values' scalars: the first `count`
+// are real, the rest of the last tile get 0. Returns the max and the sum.
+template <class T> void soften(float* scores, int count, float& most, float& total) {
     vf top = splat(-INFINITY);
     vi lane;
     for (int i = 0; i < W; i++) lane[i] = i;
@@ -111,45 +113,51 @@ static inline void soften(float* scores, int count, float& most, float& total) {
     vf sums{};
     for (int k = 0; k < padded; k += W) {
         vf mass = lane + k < count ? exp(load<vf>(scores + k) - splat(most)) : vf{};
-        store(scores + k, mass);
-        sums = sums + mass;
+        Words<T>::keep((Scalar<T>*)scores, k, mass);  // behind what is still to be read
+        sums = sums + Words<T>::kept(mass);
     }
     total = sum(sums);
 }
 
-template <class T> static inline vf value_at(const T* v);
-template <> inline vf value_at(const float* v) { return load<vf>(v); }
-template <> inline vf value_at(const uint16_t* v) { return widen(load<vh>(v)); }
-
-// Adds C vectors of values from column d on, weighted by the masses, to N sums.
+// Adds C vectors of values from column d on, of the first `count` places of a list of tiles,
+// weighted by the masses, to N sums. `soon`: tiles that are fetched meanwhile.
 template <class T, int N, int C>
-void weigh(const T* values, const size_t* at, int from, int to, int d, const float* const* mass,
-           float* const* out) {
+void weigh(const T* const* tiles, int count, int dim, int d, const Scalar<T>* const* mass,
+           float* const* out, const char* const* soon) {
+    constexpr int WORDS = LANES / Tile<T>::PACK;
     vf sums[N][C];
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int c = 0; c < C; c++)
         sums[i][c] = load<vf>(out[i] + d + c * W);
-    for (int k = from; k < to; k++) {
-        const char* soon = (const char*)(values + at[k + VALUES_AHEAD]);
-        prefetch(soon);
-        prefetch(soon + 64);
-        vf v[C];
-        UNROLL for (int c = 0; c < C; c++) v[c] = value_at<T>(values + at[k] + d + c * W);
-        UNROLL for (int i = 0; i < N; i++) {
-            vf m = splat(mass[i][k]);
-            UNROLL for (int c = 0; c < C; c++) sums[i][c] = fma(v[c], m, sums[i][c]);
+    auto add = [&](const uint32_t* words, int w, uint32_t real) {
+        UNROLL for (int c = 0; c < C; c++) {
+            vu value = load<vu>(words + c * W) & splat(real);
+            UNROLL for (int i = 0; i < N; i++) sums[i][c] = Words<T>::add(sums[i][c], value, mass[i][w]);
+        }
+    };
+    int t = 0;
+    for (; (t + 1) * LANES <= count; t++) {
+        const uint32_t* words = (const uint32_t*)tiles[t] + d;
+        const char* later = soon[t] + d * 4;
+        for (int w = 0; w < WORDS; w++, words += dim, later += dim * 4) {
+            for (int line = 0; line < C * W * 4; line += 64) prefetch(later + line);
+            add(words, t * WORDS + w, 0xffffffffu);
         }
     }
+    // a word's half past the end may hold anything, and 0 times a NaN would be one
+    for (int k = t * LANES; k < count; k += Tile<T>::PACK)
+        add((const uint32_t*)tiles[t] + (size_t)(k - t * LANES) / Tile<T>::PACK * dim + d, k / Tile<T>::PACK,
+            k + Tile<T>::PACK > count ? 0x0000ffffu : 0xffffffffu);
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int c = 0; c < C; c++)
         store(out[i] + d + c * W, sums[i][c]);
 }
 
-// All of the head's columns; `width` is a multiple of LANES.
+// All of the head's columns; `out` has room for whole lanes, and what follows a tile can be read.
 template <class T, int N>
-void weigh_all(const T* values, const size_t* at, int from, int to, int width,
-               const float* const* mass, float* const* out) {
+void weigh_all(const T* const* tiles, int count, int dim, const Scalar<T>* const* mass,
+               float* const* out, const char* const* soon) {
     int d = 0;
-    for (; d + 4 * W <= width; d += 4 * W) weigh<T, N, 4>(values, at, from, to, d, mass, out);
-    for (; d < width; d += W) weigh<T, N, 1>(values, at, from, to, d, mass, out);
+    for (; d + 4 * W <= dim; d += 4 * W) weigh<T, N, 4>(tiles, count, dim, d, mass, out, soon);
+    for (; d < dim; d += W) weigh<T, N, 1>(tiles, count, dim, d, mass, out, soon);
 }
 
 }  // namespace fastslow

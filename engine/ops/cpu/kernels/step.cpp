@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "simd.h"
+#include "tile.h"
 
 namespace fastslow {
 
@@ -109,6 +110,20 @@ void Step::layer(int thread, int n, int& phase) {
     mark(thread, DOWN);
 }
 
+static void put(float x, float& to) { to = x; }
+static void put(float x, uint16_t& to) { to = narrow(x); }
+
+// Write one head of a key or value to its lane of a tile.
+template <class T>
+static void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head, const Shape& s) {
+    const int dim = s.head_dim, lane = slot % LANES;
+    T* tile = layer + Tile<T>::start(slot, kv_head, s.kv_heads, dim);
+    if (value)
+        for (int d = 0; d < dim; d++) put(v[d], tile[Tile<T>::value(lane, d, dim)]);
+    else
+        for (int d = 0; d < dim; d++) put(v[d], tile[Tile<T>::key(lane, d)]);
+}
+
 // One head of q, k or v for some rows: rotate it, and keep it or write it to its page.
 static void place_head(const Step& step, int layer, int head, int row, float* v) {
     const Shape& s = step.model.shape;
@@ -130,12 +145,11 @@ static void place_head(const Step& step, int layer, int head, int row, float* v)
     }
     const bool value = head >= s.heads + s.kv_heads;
     const int kv_head = head - s.heads - (value ? s.kv_heads : 0);
-    void* cache = value ? a.values[layer] : a.keys[layer];
-    const size_t at = ((size_t)a.slots[row] * s.kv_heads + kv_head) * dim;
+    void* cache = (value ? a.values : a.keys)[layer];
     if (a.kv_float)
-        std::memcpy((float*)cache + at, v, sizeof(float) * dim);
+        keep(v, (float*)cache, value, a.slots[row], kv_head, s);
     else
-        for (int d = 0; d < dim; d++) ((uint16_t*)cache)[at + d] = narrow(v[d]);
+        keep(v, (uint16_t*)cache, value, a.slots[row], kv_head, s);
 }
 
 void Step::project(int thread, int n, int& phase) {

@@ -1,0 +1,73 @@
+// Keys and values as they are kept: tiles of sixteen slots, in the order in which attention reads them.
+//
+// The elements of a tile come in words of 32 bits, one float or two bfloat16, so that a vector of
+// words times one scalar is a step of a score for sixteen keys, or of a sum of values.
+// Mirror of engine/kv/tiles.py.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace fastslow {
+
+constexpr int LANES = 16;  // slots of a tile
+
+template <class T> struct Tile {
+    static constexpr int PACK = 4 / sizeof(T);  // elements of a word
+
+    // Where the tile of a slot and KV head starts in a layer: [slots / LANES][kv_heads][LANES * D].
+    static size_t start(int64_t slot, int kv_head, int kv_heads, int dim) {
+        return ((size_t)(slot / LANES) * kv_heads + kv_head) * LANES * dim;
+    }
+
+    // Keys are [D / PACK][LANES] words: a word is neighbours of one key.
+    static size_t key(int lane, int d) { return ((size_t)(d / PACK) * LANES + lane) * PACK + d % PACK; }
+
+    // Values are [LANES / PACK][D] words: a word is one place of neighbouring slots.
+    static size_t value(int lane, int d, int dim) {
+        return ((size_t)(lane / PACK) * dim + d) * PACK + lane % PACK;
+    }
+};
+
+// The slots of sixteen places of a text, of which the first `count` are real.
+struct Places {
+    int64_t slots[LANES];
+    int count;
+    bool together;  // they are the lanes of one tile, in order
+
+    void look() {
+        together = slots[0] % LANES == 0;
+        for (int j = 1; j < count; j++) together &= slots[j] == slots[0] + j;
+    }
+};
+
+// A tile of keys made of lanes of others. Lanes past the count hold anything.
+template <class T>
+void gather_keys(const T* layer, const Places& places, int kv_head, int kv_heads, int dim, T* to) {
+    const int64_t most = places.slots[0] / LANES * LANES;  // a text's places mostly share a tile
+    std::memcpy(to, layer + Tile<T>::start(most, kv_head, kv_heads, dim), sizeof(T) * LANES * dim);
+    for (int j = 0; j < places.count; j++) {
+        const int64_t slot = places.slots[j];
+        if (slot == most + j) continue;
+        const T* from = layer + Tile<T>::start(slot, kv_head, kv_heads, dim);
+        for (int d = 0; d < dim; d += Tile<T>::PACK)
+            std::memcpy(to + Tile<T>::key(j, d), from + Tile<T>::key(slot % LANES, d), 4);
+    }
+}
+
+// The same of values.
+template <class T>
+void gather_values(const T* layer, const Places& places, int kv_head, int kv_heads, int dim, T* to) {
+    const int64_t most = places.slots[0] / LANES * LANES;
+    std::memcpy(to, layer + Tile<T>::start(most, kv_head, kv_heads, dim), sizeof(T) * LANES * dim);
+    for (int j = 0; j < places.count; j++) {
+        const int64_t slot = places.slots[j];
+        if (slot == most + j) continue;
+        const T* from = layer + Tile<T>::start(slot, kv_head, kv_heads, dim);
+        for (int d = 0; d < dim; d++)
+            to[Tile<T>::value(j, d, dim)] = from[Tile<T>::value(slot % LANES, d, dim)];
+    }
+}
+
+}  // namespace fastslow
