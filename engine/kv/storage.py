@@ -103,6 +103,11 @@ class KVStorage:
         """Where rows are kept."""
         return self._keys.device
 
+    def expect(self, kind: type[KVStorage]) -> None:
+        """Raise ValueError unless the rows lie in the order of this kind of storage."""
+        if type(self) is not kind:
+            raise ValueError(f"kv is a {type(self).__name__}, but must be a {kind.__name__}")
+
     def read(self, slots: Ints) -> tuple[torch.Tensor, torch.Tensor]:
         """A copy of keys and values of slots i64 [n]: two of [layers, n, kv_heads, head_dim]."""
         at = torch.as_tensor(slots, device=self.device)

@@ -58,10 +58,12 @@ class Decoder:
         best tokens where `rows.only_best`), and where
         `features` names layers, their outputs (0 = the first layer's), [M, len(features) * H] in
         the model's dtype, side by side in the order named. M may be 0. ValueError for a step
-        without rows, or a feature layer that does not run here.
+        without rows, a feature layer that does not run here, or
+        another kind of storage.
         """
         if not len(rows.tokens):
             raise ValueError("rows must hold at least 1 row, got 0")
+        kv.expect(self.storage)
         check_features(features, self._layers)
         x_PH, step, groups = self._start(rows)
         wanted = torch.from_numpy(rows.outputs).to(self.device)

@@ -124,10 +124,12 @@ class CpuDecoder:
         Returns logits, float32 [M, V], of `rows.outputs` (only their best tokens where
         `rows.only_best`), and where `features` names layers, their outputs (0 = the first layer's),
         [M, len(features) * H] in `dtype`, side by side in the order named. M may be 0. ValueError
-        for a step without rows, or a feature layer that does not run here.
+        for a step without rows, a feature layer that does not run here, or
+        another kind of storage.
         """
         if not len(rows.tokens):
             raise ValueError("rows must hold at least 1 row, got 0")
+        kv.expect(self.storage)
         check_features(features, self._layers)
         if len(rows.outputs) > len(rows.tokens):
             raise ValueError(

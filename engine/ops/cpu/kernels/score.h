@@ -24,7 +24,8 @@ template <> struct Words<float> {
     using Scalar = float;
     static vf add(vf sum, vu words, float by) { return fma((vf)words, splat(by), sum); }
     static vf kept(vf mass) { return mass; }
-    static void keep(Scalar* to, int k, vf mass) { store(to + k, mass); }
+    static void keep(Scalar* to, int k, vf x) { store(to + k, x); }
+    static void keep(Scalar* to, int k, float x) { to[k] = x; }
 };
 
 // Where there are bfloat16 dots, queries and masses are rounded to it, too.
@@ -34,8 +35,11 @@ template <> struct Words<uint16_t> {
     static vf add(vf sum, vu words, uint32_t by) {
         return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)words, (__m512bh)_mm512_set1_epi32((int)by));
     }
-    static vf kept(vf mass) { return widen(narrow(mass)); }
-    static void keep(Scalar* to, int k, vf mass) { store((uint16_t*)to + k, narrow(mass)); }
+    static vf kept(vf mass) {  // gcc takes widen() apart here
+        return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)narrow(mass)), 16);
+    }
+    static void keep(Scalar* to, int k, vf x) { store((uint16_t*)to + k, narrow(x)); }
+    static void keep(Scalar* to, int k, float x) { ((uint16_t*)to)[k] = narrow(x); }
 };
 #else
 template <> struct Words<uint16_t> {
@@ -47,7 +51,8 @@ template <> struct Words<uint16_t> {
         return fma((vf)(words & splat(0xffff0000u)), splat(by.high), sum);
     }
     static vf kept(vf mass) { return mass; }
-    static void keep(Scalar* to, int k, vf mass) { store((float*)to + k, mass); }
+    static void keep(Scalar* to, int k, vf x) { store((float*)to + k, x); }
+    static void keep(Scalar* to, int k, float x) { ((float*)to)[k] = x; }
 };
 #endif
 
@@ -120,11 +125,13 @@ template <class T> void soften(float* scores, int count, float& most, float& tot
 }
 
 // Adds C vectors of values from column d on, of the first `count` places of a list of tiles,
-// weighted by the masses, to N sums. `soon`: tiles that are fetched meanwhile.
+// weighted by the masses from place `from` on, to N sums. `soon`: tiles that are fetched meanwhile.
 template <class T, int N, int C>
-void weigh(const T* const* tiles, int count, int dim, int d, const Scalar<T>* const* mass,
+void weigh(const T* const* tiles, int count, int dim, int d, const Scalar<T>* const* masses, int from,
            float* const* out, const char* const* soon) {
     constexpr int WORDS = LANES / Tile<T>::PACK;
+    const Scalar<T>* mass[N];
+    UNROLL for (int i = 0; i < N; i++) mass[i] = masses[i] + from / Tile<T>::PACK;
     vf sums[N][C];
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int c = 0; c < C; c++)
         sums[i][c] = load<vf>(out[i] + d + c * W);
@@ -153,11 +160,11 @@ void weigh(const T* const* tiles, int count, int dim, int d, const Scalar<T>* co
 
 // All of the head's columns; `out` has room for whole lanes, and what follows a tile can be read.
 template <class T, int N>
-void weigh_all(const T* const* tiles, int count, int dim, const Scalar<T>* const* mass,
+void weigh_all(const T* const* tiles, int count, int dim, const Scalar<T>* const* mass, int from,
                float* const* out, const char* const* soon) {
     int d = 0;
-    for (; d + 4 * W <= dim; d += 4 * W) weigh<T, N, 4>(tiles, count, dim, d, mass, out, soon);
-    for (; d < dim; d += W) weigh<T, N, 1>(tiles, count, dim, d, mass, out, soon);
+    for (; d + 4 * W <= dim; d += 4 * W) weigh<T, N, 4>(tiles, count, dim, d, mass, from, out, soon);
+    for (; d < dim; d += W) weigh<T, N, 1>(tiles, count, dim, d, mass, from, out, soon);
 }
 
 }  // namespace fastslow

@@ -1,0 +1,70 @@
+// What one chunk of attention works on, and where its keys and values lie.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "attention.h"
+#include "step.h"
+#include "tile.h"
+
+namespace fastslow {
+
+// The query heads of one or all KV heads, for a group of rows. Queries are numbered by KV head, then
+// row, then head.
+template <class T> struct Chunk {
+    const Step& step;
+    const RowGroup& group;
+    int layer, kv_head, kv_heads;
+
+    const Shape& shape() const { return step.model.shape; }
+    int ratio() const { return shape().heads / shape().kv_heads; }
+    int each() const { return group.count * ratio(); }  // queries of a KV head
+    int queries() const { return each() * kv_heads; }
+    bool chain() const { return step.args.chains[group.request]; }
+    int64_t context() const { return step.args.context_lengths[group.request]; }
+    int64_t sees(int row) const { return context() + step.args.tail_lengths[row]; }
+    int row(int query) const { return group.first + query % each() / ratio(); }
+    int head(int query) const { return (kv_head + query / each()) * ratio() + query % ratio(); }
+
+    const float* q(int query) const {
+        return step.model.space.q + ((size_t)row(query) * shape().heads + head(query)) * shape().head_dim;
+    }
+
+    int64_t slot(int row, int64_t place) const {
+        const StepArgs& a = step.args;
+        return place < context() ? a.contexts[group.request][place]
+                                 : a.tails[a.tail_starts[row] + place - context()];
+    }
+
+    // Where places from .. from + LANES - 1 of a row lie; past the row's end none is real.
+    void find(int row, int64_t from, Places& places) const {
+        const int64_t end = context();
+        places.count = (int)std::clamp<int64_t>(sees(row) - from, 0, LANES);
+        if (from + LANES <= end)
+            std::copy_n(step.args.contexts[group.request] + from, LANES, places.slots);
+        else
+            for (int k = 0; k < std::max(places.count, 1); k++)
+                places.slots[k] = slot(row, std::min(from + k, sees(row) - 1));
+        places.look();
+    }
+
+    const T* keys() const { return (const T*)step.args.keys[layer]; }
+    const T* values() const { return (const T*)step.args.values[layer]; }
+    size_t start(int64_t slot, int head) const {
+        return Tile<T>::start(slot, kv_head + head, shape().kv_heads, shape().head_dim);
+    }
+    const T* keys_at(const Places& places, int head, Scratch& own) const {
+        if (places.together) return keys() + start(places.slots[0], head);
+        gather_keys(keys(), places, kv_head + head, shape().kv_heads, shape().head_dim, (T*)own.keys);
+        return (const T*)own.keys;
+    }
+    const T* values_at(const Places& places, int head, T* copy) const {
+        if (places.together) return values() + start(places.slots[0], head);
+        gather_values(values(), places, kv_head + head, shape().kv_heads, shape().head_dim, copy);
+        return copy;
+    }
+};
+
+}  // namespace fastslow

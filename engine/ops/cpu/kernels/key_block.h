@@ -1,0 +1,172 @@
+// One block of keys for all queries of a chunk: scores, masses, weighted values.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "chunk.h"
+#include "score.h"
+
+namespace fastslow {
+
+constexpr int TILES_AHEAD = 2;  // between what is worked on and what is fetched
+
+constexpr int TILES = KEY_BLOCK / LANES;
+
+// One key block: where its places lie, by the list of the group's last row.
+struct KeyBlock {
+    int64_t from;
+    int count, tiles;
+    int shared;  // leading tiles that are the same for all rows of the group
+    Places places[TILES];
+    int64_t next[TILES_AHEAD];  // slots with which the next block's first tiles start
+};
+
+template <class T> void find_block(const Chunk<T>& c, int64_t from, int64_t to, KeyBlock& block) {
+    const int last = c.group.first + c.group.count - 1;
+    block.from = from;
+    block.count = (int)(to - from);
+    block.tiles = (block.count + LANES - 1) / LANES;
+    // the last row of a chain sees all its keys, so its list serves the rows before it
+    const int64_t alike = c.chain() ? block.tiles : (c.context() - from) / LANES;
+    block.shared = (int)std::clamp<int64_t>(alike, 0, block.tiles);
+    for (int t = 0; t < block.tiles; t++) c.find(last, from + t * LANES, block.places[t]);
+    const int64_t end = c.sees(last) - 1;
+    for (int i = 0; i < TILES_AHEAD; i++)
+        block.next[i] = c.slot(last, std::min(from + KEY_BLOCK + i * LANES, end));
+}
+
+// What to fetch while tile t of keys is scored, and of values is weighed: a page is one run of
+// memory, so each head fetches its share of a later one.
+template <class T> const char* after_keys(const Chunk<T>& c, const KeyBlock& block, int t, int head) {
+    const int later = t + TILES_AHEAD;
+    if (later < block.tiles) return (const char*)(c.keys() + c.start(block.places[later].slots[0], head));
+    const int value = std::min(later - block.tiles, block.tiles - 1);
+    return (const char*)(c.values() + c.start(block.places[value].slots[0], head));
+}
+
+template <class T> const char* after_values(const Chunk<T>& c, const KeyBlock& block, int t, int head) {
+    const int later = t + TILES_AHEAD;
+    if (later < block.tiles) return (const char*)(c.values() + c.start(block.places[later].slots[0], head));
+    return (const char*)(c.keys() + c.start(block.next[std::min(later - block.tiles, TILES_AHEAD - 1)], head));
+}
+
+// Queries as the keys are multiplied by them: [queries][D / PACK].
+template <class T> const Scalar<T>* turn_queries(const Chunk<T>& c, Scratch& own) {
+    const int dim = c.shape().head_dim;
+    for (int i = 0; i < c.queries(); i++) {
+        const float* q = c.q(i);
+        Scalar<T>* to = (Scalar<T>*)own.queries + (size_t)i * (dim / Tile<T>::PACK);
+        int d = 0;
+        for (; d + W <= dim; d += W) Words<T>::keep(to, d, load<vf>(q + d));
+        for (; d < dim; d++) Words<T>::keep(to, d, q[d]);
+    }
+    return (const Scalar<T>*)own.queries;
+}
+
+// Scores of a block's keys: scores[query][KEY_BLOCK].
+template <class T> void score_block(const Chunk<T>& c, const KeyBlock& block, Scratch& own) {
+    const int ratio = c.ratio(), dim = c.shape().head_dim, each = c.each();
+    const Scalar<T>* queries = turn_queries(c, own);
+    const Scalar<T>* q[MOST_QUERIES];
+    float* out[MOST_QUERIES];
+    for (int i = 0; i < c.queries(); i++) q[i] = queries + (size_t)i * (dim / Tile<T>::PACK);
+    for (int t = 0; t < block.tiles; t++) {
+        for (int i = 0; i < c.queries(); i++) out[i] = own.scores + (size_t)i * KEY_BLOCK + t * LANES;
+        const int together = t < block.shared ? each : ratio;
+        for (int i = 0; i < c.queries(); i += together) {
+            const int head = i / each;
+            const Places* places = &block.places[t];
+            Places apart;
+            if (t >= block.shared) {
+                c.find(c.row(i), block.from + t * LANES, apart);
+                if (!apart.count) continue;
+                places = &apart;
+            }
+            score_some(c.keys_at(*places, head, own), dim, together, q + i, out + i,
+                       after_keys(c, block, t, head));
+        }
+    }
+}
+
+// The values of the tiles that all rows share, weighted; read once for as many queries as fit. A
+// page of values serves all heads before the next one is read.
+template <class T>
+void weigh_shared(const Chunk<T>& c, const KeyBlock& block, const int* seen, Scratch& own,
+                  const Scalar<T>* const* mass, float* const* out) {
+    const int dim = c.shape().head_dim, each = c.each(), span = c.kv_heads > 1 ? 1 : TILES;
+    for (int first = 0; first < block.shared; first += span) {
+        const int count = std::min(span, block.shared - first), from = first * LANES;
+        for (int head = 0; head < c.kv_heads; head++) {
+            const T* tiles[TILES];
+            const char* soon[TILES];
+            for (int t = 0; t < count; t++) {
+                T* copy = (T*)own.values + (size_t)t * LANES * dim;
+                tiles[t] = c.values_at(block.places[first + t], head, copy);
+                soon[t] = after_values(c, block, first + t, head);
+            }
+            for (int i = head * each; i < (head + 1) * each;)
+                i += few<TOGETHER>((head + 1) * each - i, [&](auto n) {
+                    int least = seen[i];
+                    for (int j = i + 1; j < i + n(); j++) least = std::min(least, seen[j]);
+                    const int both = std::clamp((least - from) / LANES, 0, count);  // all see them whole
+                    const int done = both * LANES;
+                    if (both) weigh_all<T, n()>(tiles, done, dim, mass + i, from, out + i, soon);
+                    if (both == count) return;
+                    for (int j = i; j < i + n(); j++) {
+                        const int real = std::min(seen[j] - from, count * LANES);
+                        if (real > done)
+                            weigh_all<T, 1>(tiles + both, real - done, dim, mass + j, from + done, out + j,
+                                            soon + both);
+                    }
+                });
+        }
+    }
+}
+
+// The values on each row's own path.
+template <class T>
+void weigh_apart(const Chunk<T>& c, const KeyBlock& block, Scratch& own, const Scalar<T>* const* mass,
+                 float* const* out) {
+    const int dim = c.shape().head_dim, each = c.each(), ratio = c.ratio();
+    for (int i = 0; i < c.queries(); i += ratio)
+        for (int t = block.shared; t < block.tiles; t++) {
+            Places places;
+            c.find(c.row(i), block.from + t * LANES, places);
+            if (!places.count) break;
+            const T* tile = c.values_at(places, i / each, (T*)own.values);
+            const char* soon = (const char*)tile;
+            for (int j = i; j < i + ratio;)
+                j += few<TOGETHER>(i + ratio - j, [&](auto n) {
+                    weigh_all<T, n()>(&tile, places.count, dim, mass + j, t * LANES, out + j, &soon);
+                });
+        }
+}
+
+// One key block for all queries: most[q], total[q] and the weighted values out[q][width]; a query
+// that sees none of the keys gets a total of 0.
+template <class T>
+void run_block(const Chunk<T>& c, int64_t from, int64_t to, Scratch& own, float* most, float* total,
+               float* out) {
+    const int width = padded(c.shape().head_dim, LANES);
+    KeyBlock block;
+    find_block(c, from, to, block);
+    score_block(c, block, own);
+    int seen[MOST_QUERIES];
+    const Scalar<T>* mass[MOST_QUERIES];
+    float* sums[MOST_QUERIES];
+    for (int i = 0; i < c.queries(); i++) {
+        float* scores = own.scores + (size_t)i * KEY_BLOCK;
+        seen[i] = (int)std::clamp<int64_t>(c.sees(c.row(i)) - from, 0, block.count);
+        total[i] = 0.0f;
+        if (seen[i]) soften<T>(scores, seen[i], most[i], total[i]);
+        mass[i] = (const Scalar<T>*)scores;
+        sums[i] = out + (size_t)i * width;
+        std::fill(sums[i], sums[i] + width, 0.0f);
+    }
+    weigh_shared(c, block, seen, own, mass, sums);
+    weigh_apart(c, block, own, mass, sums);
+}
+
+}  // namespace fastslow
