@@ -95,9 +95,7 @@ def test_what_tiles_cannot_hold_is_refused() -> None:
     with pytest.raises(ValueError, match=r"dtype of tiles is torch.float64, but must be float32"):
         make(TiledStorage, 16, torch.float64)
     with pytest.raises(ValueError, match="head_dim of tiles is 3, but must be even"):
-        TiledStorage(
-            layers=1, slots=16, kv_heads=1, head_dim=3, dtype=torch.float32, device="cpu"
-        )
+        TiledStorage(layers=1, slots=16, kv_heads=1, head_dim=3, dtype=torch.float32, device="cpu")
 
 
 def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Model, Model]:

@@ -18,7 +18,9 @@ PRIVATE: dict[str, Any] = (
 )
 
 
-def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+def lazy_zeros(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
+) -> torch.Tensor:
     """Zeros that, on the CPU, take no memory until they are written: most pages may never be.
 
     Small memory pages, too: a huge one would be filled for one token, and the attention of eight

@@ -63,7 +63,7 @@ class TiledStorage(KVStorage):
         tiles, lanes, rows, halves = self._places(slots)
         pack = self._keys.shape[-1]
         fresh = keys.transpose(0, 1).to(self.dtype)
-        self._keys[:, tiles, :, :, lanes] = fresh.unflatten(-1, (-1, pack))
+        self._keys[:, tiles, :, :, lanes] = fresh.reshape(*fresh.shape[:-1], -1, pack)
         self._values[:, tiles, :, rows, :, halves] = values.transpose(0, 1).to(self.dtype)
 
     def _places(self, slots: Ints) -> tuple[torch.Tensor, ...]:
