@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine/types.py": ("engine.params",),  # for type checkers only
     "engine/params.py": (),
     "engine/llm.py": ("engine", "draft", "policies"),
+    "engine/cli/corpus.py": ("engine", "draft.suffix"),
     "engine/cli": ("engine", "policies"),
     "engine": ("engine",),
     "draft": ("engine.types", "engine.params", "engine.noise", "engine.model", "engine.kv"),

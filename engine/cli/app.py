@@ -9,6 +9,7 @@ import typer
 
 from fastslow.engine.cli.chat import chat
 from fastslow.engine.cli.convert import convert
+from fastslow.engine.cli.corpus import corpus
 from fastslow.engine.cli.generate import generate
 from fastslow.engine.cli.inspect import inspect
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 for command in (generate, chat, inspect, convert):
     app.command()(command)
+app.add_typer(corpus)
 
 
 def _version(wanted: bool) -> None:

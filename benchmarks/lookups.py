@@ -1,0 +1,122 @@
+"""Suffix lookups in a large corpus: time to build, open and ask; memory.
+
+    python benchmarks/lookups.py FOLDER... --model smollm2 --tokens 10000000 --out lookups/
+
+Texts (.txt, .md, .rst, .py, .html, .c) of the folders, cut into pieces of about 300 tokens, are the
+answers. Queries walk through pieces that are not in the corpus and through some that are, eight
+accepted tokens a step at most, as a request would: each is one proposal of 8 nodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from fastslow.draft.suffix.corpus import Corpus, save, vocab_size
+from fastslow.draft.suffix.documents import Documents
+from fastslow.draft.suffix.draft import SuffixDraft
+from fastslow.draft.suffix.order import depths
+from fastslow.engine.locate import find_tokenizer, resolve_model
+from fastslow.engine.progress import bar
+
+KINDS = {".txt", ".md", ".rst", ".py", ".html", ".c"}
+PIECE = 300
+HELD_OUT = 50  # pieces of each kind that queries walk through
+NODES = 8
+
+
+def pieces(folders: list[Path], tokenizer: Any) -> Iterator[list[int]]:
+    """Token ids of all texts, in pieces; a text that was read before is left out."""
+    paths = [p for f in folders for p in sorted(f.rglob("*")) if p.suffix in KINDS and p.is_file()]
+    random.Random(0).shuffle(paths)
+    seen = set()
+    for path in paths:
+        text = path.read_text("utf-8", "replace")
+        if hash(text) in seen:
+            continue
+        seen.add(hash(text))
+        ids = tokenizer.encode(text, add_special=False)
+        for i in range(0, len(ids) - PIECE // 2, PIECE):
+            yield ids[i : i + PIECE]
+
+
+def ask(corpus: Corpus, texts: list[list[int]]) -> tuple[list[float], float]:
+    """Microseconds of each proposal, and tokens accepted per step."""
+    times, steps, made = [], 0, 0
+    for number, text in enumerate(texts):
+        draft = SuffixDraft(corpus)
+        request: Any = SimpleNamespace(
+            id=number, tokens=text[:8], prompt_length=8, reach=10**9, end_ids=frozenset()
+        )
+        draft.propose([request], [NODES])
+        while len(request.tokens) < len(text) - NODES - 1:
+            begun = time.perf_counter()
+            tree = draft.propose([request], [NODES]).tree(0)
+            times.append((time.perf_counter() - begun) * 1e6)
+            place, parent = len(request.tokens), -1
+            for i, (token, above) in enumerate(zip(tree.tokens, tree.parents)):
+                if above == parent and token == text[place]:
+                    place, parent = place + 1, i
+            steps, made = steps + 1, made + place + 1 - len(request.tokens)
+            request.tokens += text[len(request.tokens) : place + 1]
+    return times, made / steps
+
+
+def say(name: str, times: list[float], rate: float) -> None:
+    cuts = statistics.quantiles(times, n=100)
+    print(
+        f"{name}: median {statistics.median(times):.0f}, p99 {cuts[98]:.0f}, worst "
+        f"{max(times):.0f} microseconds; {rate:.2f} tokens a step, {len(times)} steps"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--model", default="smollm2", help="whose tokenizer")
+    parser.add_argument("--tokens", type=int, default=10_000_000)
+    parser.add_argument("--out", type=Path, default=Path("lookups"))
+    args = parser.parse_args()
+    tokenizer = find_tokenizer(resolve_model(args.model))
+    assert tokenizer is not None
+    vocab = tokenizer.vocab()
+    documents = Documents()
+    stream = pieces(args.folders, tokenizer)
+    new = [next(stream) for _ in range(HELD_OUT)]
+    known: list[list[int]] = []
+    for text in stream:
+        documents.add(text)
+        if len(documents) % 500 == 0 and len(known) < HELD_OUT:
+            known.append(text)
+        if documents.tokens >= args.tokens:
+            break
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun = time.perf_counter()
+    path = args.out / "corpus.safetensors"
+    save(path, documents, vocab, bar(depths(vocab_size(vocab)), "Sorting"))
+    took = time.perf_counter() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{documents.tokens} tokens, {len(documents)} texts, {path.stat().st_size / 1e6:.0f} MB")
+    print(f"indexed and written in {took:.1f} s, {(peak - before) / 1024:.0f} MiB above the tokens")
+    del documents
+    opened = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        corpus = Corpus.open(path, vocab)
+        opened.append(time.perf_counter() - begun)
+    print(f"opened and checked in {statistics.median(opened):.2f} s")
+    for name, texts in (("new text", new), ("text in the corpus", known)):
+        say(name, *ask(corpus, texts))
+
+
+if __name__ == "__main__":
+    main()

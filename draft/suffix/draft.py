@@ -1,0 +1,107 @@
+"""Drafts from text that was said before: by this request, by this engine, by a stored corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+
+from fastslow.draft.suffix.corpus import Corpus
+from fastslow.draft.suffix.earlier import Earlier
+from fastslow.draft.suffix.found import LONGEST, Source
+from fastslow.draft.suffix.grow import Scored, grow
+from fastslow.draft.suffix.own import OwnText
+from fastslow.draft.suffix.runs import Runs
+from fastslow.draft.suffix.trust import Trust
+from fastslow.engine.types import Draft, RequestView, Tree, Verdict
+
+LEAST = 0.2
+SPARE = 32  # tokens looked ahead beyond a draft, so that a run serves several steps
+
+
+class _Text:
+    """One request: its text, the runs that may go on, what was proposed last."""
+
+    def __init__(self, request: RequestView) -> None:
+        self.request = request
+        self.own = OwnText()
+        self.runs = Runs()
+        self.read = len(request.tokens)  # tokens that `runs` know of
+        self.proposed = Scored([], [], [])
+
+
+class SuffixDraft:
+    """Chosen trees of what followed the longest match of the text's end (suffix decoding; Oliaro et
+    al. 2024, "SuffixDecoding", after Saxena 2023, "Prompt lookup decoding").
+
+    Sources are the request's own text, `earlier` and `corpus`; the longest match wins, and those of
+    equal length are counted together. Where they disagree on what follows, the draft branches.
+
+    Args:
+        corpus: stored answers, or None.
+        earlier: answers of the same engine, to which finished ones are added; drafters of one
+            engine may share it. None: no request's answer is kept after it.
+        least: nodes less likely than this to be accepted are not proposed, 0..1.
+
+    Raises:
+        ValueError: `least` is outside 0..1.
+    """
+
+    features: tuple[int, ...] = ()
+
+    def __init__(
+        self, corpus: Corpus | None = None, earlier: Earlier | None = None, least: float = LEAST
+    ) -> None:
+        if not 0 <= least <= 1:
+            raise ValueError(f"least={least} must be between 0 and 1")
+        self._earlier = earlier
+        self._shared: list[Source] = [s for s in (earlier, corpus) if s is not None]
+        self._least = least
+        self._trust = Trust()
+        self._texts: dict[int, _Text] = {}
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+        return Draft.of([self._tree(request, n) for request, n in zip(batch, nodes)])
+
+    def scores(self, request: int) -> Sequence[float]:
+        """How likely each node of this request's last proposal is to be accepted, with all nodes
+        before it: in 0..1, in the order of the nodes; empty for an unknown id."""
+        text = self._texts.get(request)
+        return text.proposed.scores if text is not None else ()
+
+    def commit(
+        self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
+    ) -> None:
+        """Nothing to do: what came is read from the text when it is drafted for again."""
+
+    def release(self, requests: Collection[int]) -> None:
+        for number in requests:
+            text = self._texts.pop(number, None)
+            if text is not None and self._earlier is not None and _finished(text.request):
+                request = text.request
+                tokens, start = request.tokens, request.prompt_length
+                self._earlier.add(tokens[start:], tokens[max(0, start - LONGEST) : start])
+
+    def _tree(self, request: RequestView, nodes: int) -> Tree:
+        text = self._texts.get(request.id)
+        if text is None:
+            text = self._texts[request.id] = _Text(request)
+        if nodes == 0:
+            text.proposed = Scored([], [], [])
+            return Tree()
+        tokens = request.tokens
+        if len(tokens) > text.read:
+            text.runs.follow(tokens[text.read :], self._trust)
+            text.read = len(tokens)
+        if not text.runs.last(nodes):
+            text.own.read(tokens)
+            text.runs = Runs([text.own, *self._shared], tokens[-LONGEST:], nodes + SPARE)
+        text.proposed = grow(text.runs, self._trust, nodes, self._least)
+        return Tree(text.proposed.tokens, text.proposed.parents)
+
+
+def _finished(request: RequestView) -> bool:
+    """Whether the answer came to its own end: a cancelled or failed one is not kept."""
+    answered = len(request.tokens) > request.prompt_length
+    full = len(request.tokens) > request.reach
+    return full or (answered and request.tokens[-1] in request.end_ids)

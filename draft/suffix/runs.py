@@ -1,0 +1,66 @@
+"""What may come next, token by token: runs that are narrowed down as the text goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastslow.draft.suffix.found import Source
+from fastslow.draft.suffix.trust import Trust
+
+FEW = 4  # runs left of a sample, below which all of them are worth a new search
+
+
+class Runs:
+    """The runs that followed the longest matches, of whatever sources, read in step.
+
+    As tokens come, the runs that go otherwise are dropped. Those that are left are again the
+    longest matches: whatever matches one token more now did match one less before.
+
+    Attributes:
+        runs: tokens that followed, and those of them that came already.
+        at: how many of them came.
+        length: tokens that matched when the runs were found.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source] = (), recent: list[int] | None = None, ahead: int = 0
+    ) -> None:
+        """See `Source.find` and `Source.run`."""
+        self.at = 0
+        founds = [source.find(recent or []) for source in sources]
+        self.length = max([found.length for found in founds], default=0)
+        self.runs: list[list[int]] = []
+        self._whole = True
+        for source, found in zip(sources, founds):
+            if found.length == self.length:
+                runs = [source.run(place, ahead) for place in found.places]
+                self.runs += [run for run in runs if run]
+                self._whole = self._whole and found.whole
+
+    def follow(self, tokens: list[int], trust: Trust) -> None:
+        """These tokens came: keep the runs that said so, and let `trust` know."""
+        end = self.at + len(tokens)
+        kept = [run for run in self.runs if run[self.at : end] == tokens]
+        came = len(tokens)
+        if not kept:
+            agree = [(_agree(run, self.at, tokens), run) for run in self.runs]
+            came = max((n for n, _ in agree), default=0)
+            if any(n == came and len(run) > self.at + n for n, run in agree):
+                trust.learn(self.length + self.at + came, False)
+        for i in range(came):
+            trust.learn(self.length + self.at + i, True)
+        self.runs = kept
+        self.at = end
+
+    def last(self, nodes: int) -> bool:
+        """Whether they still say all there is to say about the next `nodes` tokens."""
+        enough = self._whole or len(self.runs) >= FEW
+        return enough and any(len(run) >= self.at + nodes for run in self.runs)
+
+
+def _agree(run: list[int], at: int, tokens: list[int]) -> int:
+    """How many of `tokens` the run foretold."""
+    for i, (said, came) in enumerate(zip(run[at : at + len(tokens)], tokens)):
+        if said != came:
+            return i
+    return min(len(run) - at, len(tokens))

@@ -1,0 +1,131 @@
+"""A safetensors file with a seal: every byte of it is as it was written, or it is not read.
+
+The seal is a SHA-256 of the whole file, kept in the file's own header, its own 64 digits counted as
+zeros. A flipped bit anywhere, a file cut short or a longer one then differ from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+UNSEALED = b"0" * 64
+MARK = b'"seal":"'
+PREFIX = 8  # bytes that tell the length of the header
+LONGEST_HEADER = 2**20
+DTYPES: dict[str, str] = {"I32": "<i4", "I64": "<i8"}
+
+
+class Sealed(NamedTuple):
+    """A file that was found whole."""
+
+    facts: dict[str, str]  # its metadata, without the seal
+    arrays: dict[str, NDArray[Any]]  # views of the mapped file: nothing is copied
+    memory: mmap.mmap
+    offsets: dict[str, int]  # where in `memory` each array begins
+
+
+def write_sealed(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, str]) -> None:
+    """Write beside `path`, then rename: whoever opens it sees the old file or the new one, whole.
+
+    Args:
+        arrays: int32 or int64.
+        facts: metadata.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        save_file(dict(arrays), name, {**facts, "seal": UNSEALED.decode()})
+        with open(name, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+            place = _seal_place(memory)
+            assert place is not None  # it was just written
+            memory[place : place + len(UNSEALED)] = _digest(memory, place)
+            memory.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_sealed(path: Path) -> Sealed:
+    """Map a file and check its seal; reads all of it once.
+
+    Raises:
+        ValueError: there is no such file, or it is not exactly what was written.
+    """
+    try:
+        with path.open("rb") as file:
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: an empty file
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    place = _seal_place(memory)
+    if place is None or memory[place : place + len(UNSEALED)] != _digest(memory, place):
+        raise ValueError(
+            f"{path} is damaged or no sealed file: its contents do not match its checksum"
+        )
+    try:
+        return _views(memory)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has a header that cannot be understood: {error}") from None
+
+
+def _views(memory: mmap.mmap) -> Sealed:
+    base = PREFIX + _header_length(memory)
+    header = json.loads(memory[PREFIX:base])
+    facts = header.pop("__metadata__")
+    arrays: dict[str, NDArray[Any]] = {}
+    offsets: dict[str, int] = {}
+    for name, entry in header.items():
+        dtype = np.dtype(DTYPES[entry["dtype"]])
+        begin, end = entry["data_offsets"]
+        count = math.prod(entry["shape"])
+        if not 0 <= begin <= end <= len(memory) - base or end - begin != count * dtype.itemsize:
+            raise ValueError(f"tensor {name} reaches outside the file")
+        offsets[name] = base + begin
+        flat = np.frombuffer(memory, dtype, count, base + begin)
+        arrays[name] = flat.reshape(entry["shape"])
+    return Sealed({k: v for k, v in facts.items() if k != "seal"}, arrays, memory, offsets)
+
+
+def _header_length(memory: mmap.mmap) -> int:
+    return int.from_bytes(memory[:PREFIX], "little")
+
+
+def _seal_place(memory: mmap.mmap) -> int | None:
+    """Where the digits of the seal stand; None if the header has no room for them."""
+    length = _header_length(memory)
+    if not 0 < length <= min(LONGEST_HEADER, len(memory) - PREFIX):
+        return None
+    found = memory.find(MARK, PREFIX, PREFIX + length)
+    place = found + len(MARK)
+    return place if found >= 0 and place + len(UNSEALED) <= PREFIX + length else None
+
+
+def _digest(memory: mmap.mmap, place: int) -> bytes:
+    """The 64 digits, as bytes, for a file whose own digits stand at `place`."""
+    digest = hashlib.sha256(memory[:place])
+    digest.update(UNSEALED)
+    with memoryview(memory) as view, view[place + len(UNSEALED) :] as rest:
+        digest.update(rest)
+    return digest.hexdigest().encode()
+
+
+def _umask() -> int:
+    """A temporary file is for its owner alone; a corpus is to be as readable as any new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
