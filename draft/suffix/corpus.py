@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -76,15 +77,12 @@ class Corpus:
         if low == high:
             return NOTHING
         recent = recent[-LONGEST:]
-        key = b"".join([token.to_bytes(WIDTH, "little") for token in reversed(recent)])
+        key = array("i", recent[::-1]).tobytes()
         order = self._order
         at = bisect_left(order, key, low, high, key=self._reader(len(key)))
         near = [self._common(key, order[i]) for i in (at - 1, at) if low <= i < high]
         length = max(near)
-        read = self._reader(length * WIDTH)
-        key = key[: length * WIDTH]
-        first = bisect_left(order, key, low, at, key=read)
-        end = bisect_right(order, key, at, high, key=read)
+        first, end = self._around(key[: length * WIDTH], low, at, high)
         count = end - first
         if count <= MOST:
             places = order[first:end].tolist()
@@ -101,6 +99,27 @@ class Corpus:
     def unpack(self) -> Documents:
         """All answers, to add to them."""
         return Documents(self._arrays["tokens"], self._arrays["sizes"])
+
+    def _around(self, key: bytes, low: int, at: int, high: int) -> tuple[int, int]:
+        """The slots in low..high whose places have `key` before them; they touch `at`."""
+        order, read = self._order, self._reader(len(key))
+        # In growing steps: mostly they are few, where low..high may be a share of the corpus.
+        step, inside, first = 1, at, low
+        while inside - step >= low:
+            if read(order[inside - step]) != key:
+                first = inside - step + 1
+                break
+            inside -= step
+            step *= 2
+        first = bisect_left(order, key, first, inside, key=read)
+        step, inside, end = 1, at, high
+        while inside + step <= high:
+            if read(order[inside + step - 1]) != key:
+                end = inside + step - 1
+                break
+            inside += step
+            step *= 2
+        return first, bisect_right(order, key, inside, end, key=read)
 
     def _reader(self, size: int) -> Any:
         """place -> the `size` bytes of what stands before it."""

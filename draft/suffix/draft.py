@@ -39,8 +39,9 @@ class SuffixDraft:
 
     Args:
         corpus: stored answers, or None.
-        earlier: answers of the same engine, to which finished ones are added; drafters of one
-            engine may share it. None: no request's answer is kept after it.
+        earlier: answers of the same engine, to which finished ones are added, but for those that
+            were sampled with a given seed; drafters of one engine may share it. None: no request's
+            answer is kept after it.
         least: nodes less likely than this to be accepted are not proposed, 0..1.
 
     Raises:
@@ -77,7 +78,7 @@ class SuffixDraft:
     def release(self, requests: Collection[int]) -> None:
         for number in requests:
             text = self._texts.pop(number, None)
-            if text is not None and self._earlier is not None and _finished(text.request):
+            if text is not None and self._earlier is not None and _worth_keeping(text.request):
                 request = text.request
                 tokens, start = request.tokens, request.prompt_length
                 self._earlier.add(tokens[start:], tokens[max(0, start - LONGEST) : start])
@@ -100,8 +101,11 @@ class SuffixDraft:
         return Tree(text.proposed.tokens, text.proposed.parents)
 
 
-def _finished(request: RequestView) -> bool:
-    """Whether the answer came to its own end: a cancelled or failed one is not kept."""
+def _worth_keeping(request: RequestView) -> bool:
+    """Whether the answer came to its own end (no cancelled or failed one is kept), and owes nothing
+    to a seed that may come again: its drafts would know the draws that are to judge them."""
     answered = len(request.tokens) > request.prompt_length
-    full = len(request.tokens) > request.reach
-    return full or (answered and request.tokens[-1] in request.end_ids)
+    ended = answered and request.tokens[-1] in request.end_ids
+    params = request.params
+    seeded = params.temperature > 0 and params.seed is not None
+    return (ended or len(request.tokens) > request.reach) and not seeded

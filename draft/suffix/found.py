@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 LONGEST = 32  # tokens of a match that are told apart; longer ones count as equally long
-MOST = 16  # places that a source looks at
+MOST = 8  # places that a source looks at
 
 
 class Found(NamedTuple):

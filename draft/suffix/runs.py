@@ -39,28 +39,16 @@ class Runs:
 
     def follow(self, tokens: list[int], trust: Trust) -> None:
         """These tokens came: keep the runs that said so, and let `trust` know."""
-        end = self.at + len(tokens)
-        kept = [run for run in self.runs if run[self.at : end] == tokens]
-        came = len(tokens)
-        if not kept:
-            agree = [(_agree(run, self.at, tokens), run) for run in self.runs]
-            came = max((n for n, _ in agree), default=0)
-            if any(n == came and len(run) > self.at + n for n, run in agree):
-                trust.learn(self.length + self.at + came, False)
-        for i in range(came):
-            trust.learn(self.length + self.at + i, True)
-        self.runs = kept
-        self.at = end
+        for token in tokens:
+            going = [run for run in self.runs if len(run) > self.at]
+            self.runs = [run for run in going if run[self.at] == token]
+            if going:
+                trust.learn(self.length + self.at, bool(self.runs))
+            self.at += 1
+            if not self.runs:
+                return
 
     def last(self, nodes: int) -> bool:
         """Whether they still say all there is to say about the next `nodes` tokens."""
         enough = self._whole or len(self.runs) >= FEW
         return enough and any(len(run) >= self.at + nodes for run in self.runs)
-
-
-def _agree(run: list[int], at: int, tokens: list[int]) -> int:
-    """How many of `tokens` the run foretold."""
-    for i, (said, came) in enumerate(zip(run[at : at + len(tokens)], tokens)):
-        if said != came:
-            return i
-    return min(len(run) - at, len(tokens))

@@ -1,0 +1,165 @@
+"""A bot that is asked the same again: plain decoding against suffix drafts from a corpus of answers.
+
+    python benchmarks/corpus.py FOLDER --model smollm2 --answers 2000 --quantization int8
+
+Answers to paraphrased customer-service questions are made once, greedily, and kept in FOLDER (a run
+that was stopped goes on where it was); so is the corpus that is built from them. Then questions of
+the corpus and questions on other matters are answered at batch 1, plain and drafted in turn. Tokens
+per second are those of decoding; "with prompt" counts the whole call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastslow import LLM, SamplingParams, Speculation
+from fastslow.draft.suffix.corpus import Corpus
+from fastslow.draft.suffix.draft import SuffixDraft
+from fastslow.engine.cli.app import app
+from fastslow.engine.progress import bar
+
+SYSTEM = "You are the support assistant of a web shop. Answer the customer politely and briefly."
+PRODUCTS = (
+    "headphones", "coffee machine", "running shoes", "laptop", "winter jacket", "phone case",
+    "office chair", "blender", "garden hose", "board game",
+)  # fmt: skip
+MATTERS = (
+    "the {} I ordered has not arrived yet", "my {} arrived damaged", "I want to return my {}",
+    "I was charged twice for the {}", "I would like to change the colour of my {}",
+    "the {} stopped working after a week", "I received a {} that I did not order",
+    "I want to cancel my order of a {}", "the refund for my {} has not come",
+    "parts are missing from my {}", "I need an invoice for the {}",
+    "my discount code did not work for the {}", "I entered the wrong address for my {}",
+    "I would like to know the warranty of the {}", "the {} is the wrong size",
+    "I cannot find the manual of my {}", "my tracking number for the {} does not work",
+    "I want to exchange my {} for another model", "the {} was delivered to a neighbour",
+    "the price of the {} fell after I bought it",
+)  # fmt: skip
+OTHER_MATTERS = (
+    "I forgot the password of my account", "I want to work in your {} department",
+    "I would like to buy forty {} for my company", "please delete all data you have about me",
+    "your advertisement for the {} is misleading", "I want to pay for the {} in instalments",
+    "does your shop in Rotterdam open on Sundays", "I lost my gift card after buying a {}",
+    "which {} would you recommend for a student", "how do you recycle an old {}",
+)  # fmt: skip
+FRAMES = (
+    "Hello, {}. What should I do?", "Hi there! {}. Can you help me?", "{}. Please help.",
+    "Good morning, I have a problem: {}.", "Could you assist me? {}.", "{}, what happens now?",
+    "I am writing because {}. What are the next steps?", "Dear support team, {}. Please advise.",
+    "It is about my last order: {}. How can this be solved?", "{}. Who can help me with that?",
+)  # fmt: skip
+TOKENS = 128
+CHUNK = 64  # answers between two looks at the disk
+
+
+def questions(matters: tuple[str, ...]) -> list[str]:
+    """Every matter of every product in every frame, shuffled in the same way each time."""
+    found = [
+        frame.format(matter.format(product))
+        for matter, product, frame in itertools.product(matters, PRODUCTS, FRAMES)
+    ]
+    found = [text[0].upper() + text[1:] for text in dict.fromkeys(found)]
+    random.Random(0).shuffle(found)
+    return found
+
+
+def chat(question: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+
+
+def make_answers(llm: LLM, path: Path, count: int) -> None:
+    """Answer the questions that the file has no line for yet."""
+    done = len(path.read_text("utf-8").splitlines()) if path.is_file() else 0
+    left = questions(MATTERS)[done:count]
+    sampling = SamplingParams(max_tokens=TOKENS)
+    chunks = [left[i : i + CHUNK] for i in range(0, len(left), CHUNK)]
+    for chunk in bar(chunks, "Answering"):
+        chats = [chat(question) for question in chunk]
+        outputs = llm.generate(chats, sampling, speculation="off", progress=False)
+        lines = [
+            json.dumps({"messages": [*messages, {"role": "assistant", "content": output.text}]})
+            for messages, output in zip(chats, outputs)
+        ]
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+
+
+def compare(llm: LLM, asked: list[str], wish: Speculation) -> dict[str, Any]:
+    """Both ways to answer, in turns; per way seconds of decoding, of the call, and tokens."""
+    sampling = SamplingParams(max_tokens=TOKENS)
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
+    ratios, same = [], 0
+    for turn, question in enumerate(bar(asked, "Asking")):
+        answers, spent = {}, {}
+        for way in ("plain", "suffix") if turn % 2 else ("suffix", "plain"):
+            begun = time.perf_counter()
+            out = llm.chat(chat(question), sampling, speculation=wish if way == "suffix" else "off")
+            took = time.perf_counter() - begun
+            metrics = out.metrics
+            # A draft may give several tokens at once with the first, which tpot leaves out.
+            spent[way] = took - metrics.ttft
+            for i, x in enumerate((took - metrics.ttft, took, metrics.tokens, metrics.steps)):
+                sums[way][i] += x
+            answers[way] = out.token_ids
+        ratios.append(spent["plain"] / max(spent["suffix"], 1e-9))
+        same += answers["plain"] == answers["suffix"]
+    return {"sums": sums, "median ratio": statistics.median(ratios), "same": same}
+
+
+def show(name: str, found: dict[str, Any], asked: int) -> None:
+    print(f"{name}: {asked} questions, {found['same']} answers the same token by token")
+    for way, (decoding, whole, tokens, steps) in found["sums"].items():
+        print(
+            f"  {way:6} {tokens / decoding:7.1f} tokens/s, {tokens / whole:7.1f} with prompt, "
+            f"{tokens / steps:5.2f} tokens a step"
+        )
+    plain, suffix = found["sums"]["plain"], found["sums"]["suffix"]
+    print(
+        f"  ratio {plain[0] / suffix[0]:.2f}, with prompt {plain[1] / suffix[1]:.2f}, "
+        f"median of questions {found['median ratio']:.2f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="smollm2", help="a folder or a built-in name")
+    parser.add_argument("--quantization", default="int8")
+    parser.add_argument("--answers", type=int, default=320, help="in the corpus, at most 2000")
+    parser.add_argument("--ask", type=int, default=20, help="questions of each kind to measure")
+    parser.add_argument("--nodes", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=0, help="0 = torch's choice")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    path, stored = args.folder / "answers.jsonl", args.folder / "corpus.safetensors"
+    with LLM(args.model, quantization=args.quantization, max_running=16) as llm:
+        make_answers(llm, path, args.answers)
+        build = ["corpus", "build", str(path), "-o", str(stored), "--model", args.model]
+        app(args=build, standalone_mode=False)
+        assert llm.tokenizer is not None
+        wish = Speculation(drafter="ngram", nodes=args.nodes)
+        drafter = SuffixDraft(Corpus.open(stored, llm.tokenizer.vocab()))
+        llm._drafters[wish.model_copy(update={"nodes": 0})] = drafter
+        known = random.Random(1).sample(questions(MATTERS)[: args.answers], args.ask)
+        new = questions(OTHER_MATTERS)[: args.ask]
+        compare(llm, new[:1], wish)  # warms up
+        for name, asked in (("repeats", known), ("new", new)):
+            show(name, compare(llm, asked, wish), len(asked))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""The parts of suffix drafting against plain, slow searches."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastslow.draft.suffix.chains import Chains
+from fastslow.draft.suffix.corpus import Corpus, save
+from fastslow.draft.suffix.documents import Documents
+from fastslow.draft.suffix.earlier import Earlier
+from fastslow.draft.suffix.found import LONGEST, MOST, Found
+from fastslow.draft.suffix.grow import grow
+from fastslow.draft.suffix.order import END, depths, sort_places
+from fastslow.draft.suffix.own import OwnText
+from fastslow.draft.suffix.runs import Runs
+from fastslow.draft.suffix.trust import Trust
+
+LETTERS = 6
+VOCAB = {chr(97 + i): i for i in range(LETTERS)}
+
+
+def story(seed: int, length: int, letters: int = LETTERS) -> list[int]:
+    """Text that repeats itself now and then, over and beyond LONGEST tokens."""
+    draw = random.Random(seed)
+    text: list[int] = []
+    while len(text) < length:
+        if len(text) > 8 and draw.random() < 0.3:
+            start = draw.randrange(len(text) - 4)
+            text += text[start : start + draw.randrange(2, 3 * LONGEST)]
+        else:
+            text.append(draw.randrange(letters))
+    return text[:length]
+
+
+def common_end(a: list[int], b: list[int]) -> int:
+    n = 0
+    while n < min(len(a), len(b), LONGEST) and a[-1 - n] == b[-1 - n]:
+        n += 1
+    return n
+
+
+def matches(documents: list[list[int]], recent: list[int]) -> tuple[int, list[list[int]]]:
+    """The longest match before any token, and what follows each such place; by looking at all."""
+    found = [
+        (common_end(text[:place], recent), text[place:])
+        for text in documents
+        for place in range(1, len(text))
+    ]
+    best = max((length for length, _ in found), default=0)
+    return best, [run for length, run in found if length == best > 0]
+
+
+def stored(folder: Path, documents: list[list[int]]) -> Corpus:
+    made = Documents()
+    for text in documents:
+        made.add(text)
+    save(folder / "c", made, VOCAB, depths(LETTERS))
+    return Corpus.open(folder / "c", VOCAB)
+
+
+def runs_of(source: Corpus | Earlier | OwnText, found: Found, ahead: int) -> list[list[int]]:
+    return [source.run(place, ahead) for place in found.places]
+
+
+def test_places_are_sorted_by_what_stands_before_them() -> None:
+    tokens = [*story(1, 150), END, *story(1, 150), END, *story(2, 40), END]
+    order = sort_places(np.array(tokens, np.int32), LETTERS, depths(LETTERS))
+    keys = [[LETTERS if t == END else t for t in tokens[p : p + LONGEST]] for p in order]
+    assert sorted(order.tolist()) == list(range(len(tokens)))
+    # Behind an END texts may lie in any order: no search looks there.
+    keys = [key[: key.index(LETTERS) + 1] if LETTERS in key else key for key in keys]
+    assert keys == sorted(keys)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_corpus_finds_what_a_slow_search_finds(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    documents = [story(seed * 100 + n, draw.randrange(1, 90)) for n in range(12)]
+    documents += documents[:3]
+    corpus = stored(tmp_path, documents)
+    asked = 0
+    for text in [*documents, story(999 + seed, 120)]:
+        for end in range(1, len(text), 3):
+            recent = text[max(0, end - LONGEST) : end]
+            found = corpus.find(recent)
+            length, runs = matches(documents, recent)
+            assert found.length == length
+            assert found.whole == (len(runs) <= MOST)
+            got = runs_of(corpus, found, 1000)
+            if found.whole:
+                assert sorted(got) == sorted(runs)
+            else:
+                assert len(got) == MOST and all(run in runs for run in got)
+            asked += found.length == LONGEST
+    assert asked, "no text was as long as the longest match"
+
+
+def test_a_corpus_knows_tokens_that_it_never_saw(tmp_path: Path) -> None:
+    corpus = stored(tmp_path, [[0, 1, 2], [3]])
+    assert corpus.find([5]) == corpus.find([0, 5]) == corpus.find([2]) == Found()
+    assert corpus.find([10_000]) == corpus.find([-1]) == Found()
+    assert runs_of(corpus, corpus.find([9_999, 0]), 5) == [[1, 2]]
+
+
+def test_a_question_is_matched_and_never_proposed(tmp_path: Path) -> None:
+    made = Documents()
+    made.add([4, 5], context=[0, 1, 2, 3])
+    save(tmp_path / "c", made, VOCAB, depths(LETTERS))
+    corpus = Corpus.open(tmp_path / "c", VOCAB)
+    assert corpus.find([0, 1]) == Found()
+    found = corpus.find([0, 1, 2, 3])
+    assert (found.length, runs_of(corpus, found, 9)) == (4, [[4, 5]])
+    earlier = Earlier()
+    earlier.add([4, 5], context=[0, 1, 2, 3])
+    assert earlier.find([0, 1]) == Found()
+    found = earlier.find([0, 1, 2, 3])
+    assert (found.length, runs_of(earlier, found, 9)) == (4, [[4, 5]])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_own_text_finds_the_longest_match_as_it_grows(seed: int) -> None:
+    text = story(seed, 2500, letters=40)
+    own, grown = OwnText(), list[int]()
+    lengths = set()
+    for end in [*range(1, 200), *range(1000, 1100, 7), *range(2000, 2500, 31)]:
+        grown += text[len(grown) : end]
+        own.read(grown)
+        found = own.find(grown[-LONGEST:])
+        length, runs = matches([grown], grown[-LONGEST:])
+        if found.whole:
+            assert found.length == (length if length > 1 else 0)
+        if found.length and found.whole:
+            ahead = [run[:3] for run in runs_of(own, found, 3)]
+            assert sorted(ahead) == sorted(_looped(run, 3) for run in runs)
+        lengths.add(found.length)
+    assert {0, 2, 5, LONGEST} <= lengths
+
+
+def _looped(run: list[int], length: int) -> list[int]:
+    return (run * length)[:length]
+
+
+def test_a_loop_goes_on() -> None:
+    own = OwnText()
+    own.read([9, 1, 2, 3, 1, 2, 3, 1, 2, 3])
+    found = own.find([9, 1, 2, 3, 1, 2, 3, 1, 2, 3])
+    assert runs_of(own, found, 7)[0] == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_earlier_answers_make_room_for_new_ones() -> None:
+    earlier = Earlier(256)
+    texts = [story(n, 50, letters=1000) for n in range(40)]
+    for n, text in enumerate(texts):
+        earlier.add(text)
+        for old in texts[max(0, n - 3) : n + 1]:
+            found = earlier.find(old[:12])
+            assert old[12:] in runs_of(earlier, found, 100)
+        assert all(END not in run for run in runs_of(earlier, earlier.find(text[-40:]), 100))
+    gone = earlier.find(texts[0][:12])
+    assert all(run[:5] != texts[0][12:17] for run in runs_of(earlier, gone, 100))
+
+
+def test_a_long_answer_leaves_three_quarters_of_the_ring() -> None:
+    earlier = Earlier(256)
+    earlier.add([7, 8, 9])
+    earlier.add(list(range(1000, 3000)))
+    assert runs_of(earlier, earlier.find([7, 8]), 5) == [[9]]
+    assert runs_of(earlier, earlier.find([2997, 2998]), 5) == [[2999]]
+    assert earlier.find([1500, 1501]) == Found()
+
+
+def test_sizes_of_windows() -> None:
+    with pytest.raises(ValueError, match="^tokens=255 must be at least 256$"):
+        Earlier(255)
+    with pytest.raises(ValueError, match="^size=12 must be a power of two$"):
+        Chains(12)
+
+
+class Told:
+    """A source that answers with given runs."""
+
+    def __init__(self, length: int, runs: list[list[int]], whole: bool = True) -> None:
+        self.runs = runs
+        self.found = Found(length, range(len(runs)), whole)
+
+    def find(self, recent: list[int]) -> Found:
+        return self.found
+
+    def run(self, place: int, ahead: int) -> list[int]:
+        return self.runs[place][:ahead]
+
+
+def certain(value: float = 1.0) -> Trust:
+    trust = Trust()
+    trust.of = lambda length: value  # type: ignore[method-assign]
+    return trust
+
+
+def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
+    runs = Runs([Told(3, [[1, 2, 3], [1, 2, 4], [1, 5], [6]])], [0], 9)
+    tree = grow(runs, certain(), 9, 0.0)
+    paths = {}
+    for i, (token, parent) in enumerate(zip(tree.tokens, tree.parents)):
+        assert parent < i
+        above = paths[parent] if parent >= 0 else ()
+        paths[i] = (*above, token)
+    scores = {paths[i]: score for i, score in enumerate(tree.scores)}
+    assert scores == pytest.approx(
+        {
+            (1,): 3 / 4, (6,): 1 / 4, (1, 2): 1 / 2, (1, 5): 1 / 4,
+            (1, 2, 3): 1 / 4, (1, 2, 4): 1 / 4,
+        }
+    )  # fmt: skip
+    assert tree.scores == sorted(tree.scores, reverse=True)
+    assert grow(runs, certain(), 2, 0.0).tokens == [1, 2]
+    assert grow(runs, certain(), 9, 0.3).tokens == [1, 2]
+    assert grow(runs, certain(0.5), 9, 0.3).tokens == [1]
+    assert grow(runs, certain(), 0, 0.0).tokens == grow(Runs(), certain(), 5, 0.0).tokens == []
+
+
+def test_the_longest_match_wins_and_equals_are_counted_together() -> None:
+    short, long, other = Told(2, [[7]]), Told(5, [[1], [2]]), Told(5, [[1]], whole=False)
+    runs = Runs([short, long, other, Told(0, [])], [0], 9)
+    assert (runs.length, runs.runs) == (5, [[1], [2], [1]])
+    assert not runs.last(1), "a sample of few is looked up again"
+    assert Runs([short, long], [0], 9).last(1)
+    assert not Runs([short, long], [0], 9).last(2), "the runs end too soon"
+
+
+def test_runs_are_narrowed_and_trust_learns_from_them() -> None:
+    trust = Trust()
+    before = [trust.of(n) for n in range(LONGEST + 1)]
+    runs = Runs([Told(4, [[1, 2, 3], [1, 2, 9], [1, 5]])], [0], 9)
+    runs.follow([1, 2, 7, 8], trust)
+    assert (runs.runs, runs.at) == ([], 3)
+    assert trust.of(4) > before[4] and trust.of(5) > before[5] and trust.of(6) < before[6]
+    assert [trust.of(n) for n in (3, 7, 8)] == [before[n] for n in (3, 7, 8)]
+    runs = Runs([Told(LONGEST, [[1]])], [0], 9)
+    runs.follow([1, 2], trust)
+    assert trust.of(LONGEST) == trust.of(LONGEST + 50) > before[LONGEST]
+
+
+def test_trust_follows_what_it_sees() -> None:
+    trust = Trust()
+    for i in range(5000):
+        trust.learn(2, i % 10 == 0)
+        trust.learn(20, True)
+    assert trust.of(2) == pytest.approx(0.1, abs=0.02)
+    assert trust.of(20) == pytest.approx(1.0, abs=0.01)
+    for _ in range(600):
+        trust.learn(2, True)
+    assert trust.of(2) > 0.5, "what is long past counts less"
+
+
+def test_narrowed_runs_are_what_a_new_search_finds(tmp_path: Path) -> None:
+    documents = [story(n, 80) for n in range(3)]
+    corpus = stored(tmp_path, documents)
+    compared = 0
+    for seed in range(20):
+        text = [*story(seed, 30), *documents[seed % 3][seed : seed + 40]]
+        for end in range(20, len(text) - 3):
+            runs = Runs([corpus], text[:end][-LONGEST:], 500)
+            if runs.length + 3 > LONGEST or not corpus.find(text[:end][-LONGEST:]).whole:
+                continue
+            runs.follow(text[end : end + 3], Trust())
+            again = Runs([corpus], text[: end + 3][-LONGEST:], 500)
+            if runs.last(1):
+                assert again.length == runs.length + 3
+                left = sorted(run[runs.at :] for run in runs.runs if len(run) > runs.at)
+                assert left == sorted(again.runs)
+                compared += 1
+    assert compared > 20
