@@ -4,8 +4,9 @@
 
 Answers to paraphrased customer-service questions are made once, greedily, and kept in FOLDER (a run
 that was stopped goes on where it was); so is the corpus that is built from them. Then questions of
-the corpus and questions on other matters are answered at batch 1, plain and drafted in turn. Tokens
-per second are those of decoding; "with prompt" counts the whole call.
+the corpus and questions on other matters are answered at batch 1, plain and drafted in turn; so are
+the prompts of other files (--also), which have nothing to do with the corpus. Times are those of the
+whole call, the reading of the prompt included.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import json
 import random
 import statistics
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -95,39 +95,39 @@ def make_answers(llm: LLM, path: Path, count: int) -> None:
 
 
 def compare(llm: LLM, asked: list[str], wish: Speculation) -> dict[str, Any]:
-    """Both ways to answer, in turns; per way seconds of decoding, of the call, and tokens."""
+    """Both ways to answer, in turns; per way seconds of the whole call, tokens and steps."""
     sampling = SamplingParams(max_tokens=TOKENS)
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
+    sums: dict[str, list[float]] = {"plain": [0.0, 0, 0], "suffix": [0.0, 0, 0]}
     ratios, same = [], 0
     for turn, question in enumerate(bar(asked, "Asking")):
         answers, spent = {}, {}
         for way in ("plain", "suffix") if turn % 2 else ("suffix", "plain"):
             begun = time.perf_counter()
             out = llm.chat(chat(question), sampling, speculation=wish if way == "suffix" else "off")
-            took = time.perf_counter() - begun
-            metrics = out.metrics
-            # A draft may give several tokens at once with the first, which tpot leaves out.
-            spent[way] = took - metrics.ttft
-            for i, x in enumerate((took - metrics.ttft, took, metrics.tokens, metrics.steps)):
+            spent[way] = time.perf_counter() - begun
+            for i, x in enumerate((spent[way], out.metrics.tokens, out.metrics.steps)):
                 sums[way][i] += x
             answers[way] = out.token_ids
-        ratios.append(spent["plain"] / max(spent["suffix"], 1e-9))
+        ratios.append(spent["plain"] / spent["suffix"])
         same += answers["plain"] == answers["suffix"]
-    return {"sums": sums, "median ratio": statistics.median(ratios), "same": same}
+    return {"sums": sums, "ratios": ratios, "same": same}
 
 
 def show(name: str, found: dict[str, Any], asked: int) -> None:
     print(f"{name}: {asked} questions, {found['same']} answers the same token by token")
-    for way, (decoding, whole, tokens, steps) in found["sums"].items():
-        print(
-            f"  {way:6} {tokens / decoding:7.1f} tokens/s, {tokens / whole:7.1f} with prompt, "
-            f"{tokens / steps:5.2f} tokens a step"
-        )
-    plain, suffix = found["sums"]["plain"], found["sums"]["suffix"]
+    for way, (seconds, tokens, steps) in found["sums"].items():
+        print(f"  {way:6} {tokens / seconds:7.1f} tokens/s, {tokens / steps:5.2f} tokens a step")
+    ratio = found["sums"]["plain"][0] / found["sums"]["suffix"][0]
     print(
-        f"  ratio {plain[0] / suffix[0]:.2f}, with prompt {plain[1] / suffix[1]:.2f}, "
-        f"median of questions {found['median ratio']:.2f}"
+        f"  ratio {ratio:.2f}; median of the questions {statistics.median(found['ratios']):.2f}, "
+        f"worst {min(found['ratios']):.2f}"
     )
+
+
+def prompts_of(path: Path) -> list[str]:
+    """The first turn, or prompt, of each JSON line."""
+    records = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+    return [r["turns"][0] if "turns" in r else r["prompt"] for r in records]
 
 
 def main() -> None:
@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=320, help="in the corpus, at most 2000")
     parser.add_argument("--ask", type=int, default=20, help="questions of each kind to measure")
     parser.add_argument("--nodes", type=int, default=20)
+    parser.add_argument("--also", type=Path, action="append", default=[], help="JSON lines")
     parser.add_argument("--threads", type=int, default=0, help="0 = torch's choice")
     args = parser.parse_args()
     if args.threads:
@@ -157,7 +158,9 @@ def main() -> None:
         known = random.Random(1).sample(questions(MATTERS)[: args.answers], args.ask)
         new = questions(OTHER_MATTERS)[: args.ask]
         compare(llm, new[:1], wish)  # warms up
-        for name, asked in (("repeats", known), ("new", new)):
+        kinds = {"repeats": known, "new": new}
+        kinds |= {also.stem: prompts_of(also)[: args.ask] for also in args.also}
+        for name, asked in kinds.items():
             show(name, compare(llm, asked, wish), len(asked))
 
 

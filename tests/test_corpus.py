@@ -12,10 +12,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fastslow.draft.suffix import sealed as module
-from fastslow.draft.suffix.corpus import FORMAT, Corpus, describe, save, vocabulary_digest
+from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.documents import Documents
 from fastslow.draft.suffix.order import depths
 from fastslow.draft.suffix.sealed import read_sealed, write_sealed
+from fastslow.draft.suffix.stored import FORMAT, describe, save, vocabulary_digest
 
 VOCAB = {chr(97 + i): i for i in range(8)}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastslow.draft.suffix.chains import Chains
-from fastslow.draft.suffix.corpus import Corpus, save
+from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.documents import Documents
 from fastslow.draft.suffix.earlier import Earlier
 from fastslow.draft.suffix.found import LONGEST, MOST, Found
@@ -17,6 +17,7 @@ from fastslow.draft.suffix.grow import grow
 from fastslow.draft.suffix.order import END, depths, sort_places
 from fastslow.draft.suffix.own import OwnText
 from fastslow.draft.suffix.runs import Runs
+from fastslow.draft.suffix.stored import save
 from fastslow.draft.suffix.trust import Trust
 
 LETTERS = 6

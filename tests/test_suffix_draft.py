@@ -16,11 +16,12 @@ from laws import chi_square_fits, plain_law, sampled_text_law
 from numpy.typing import NDArray
 from reference_model import ReferenceModel
 
-from fastslow.draft.suffix.corpus import Corpus, save
+from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.documents import Documents
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.draft.suffix.earlier import Earlier
 from fastslow.draft.suffix.order import depths
+from fastslow.draft.suffix.stored import save
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.types import Verdict

@@ -77,7 +77,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Check a corpus and tell what it holds."""
-    from fastslow.draft.suffix.corpus import describe
+    from fastslow.draft.suffix.stored import describe
     from fastslow.engine.cli.screen import console
     from fastslow.engine.kv.budget import format_bytes
 
@@ -94,8 +94,8 @@ def info(
 
 def _extend(documents: Documents, answers: Path, out: Path, model: str, most: int) -> None:
     """Add the answers of a file, drop the oldest, index, write."""
-    from fastslow.draft.suffix.corpus import save, vocab_size
     from fastslow.draft.suffix.order import depths
+    from fastslow.draft.suffix.stored import save, vocab_size
     from fastslow.engine.cli.answers import Answers
     from fastslow.engine.cli.screen import console, quiet_log
     from fastslow.engine.locate import resolve_model
