@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 
+from fastslow.draft.columns import columns, union
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict
 
@@ -19,9 +20,10 @@ class Each:
         drafters: speculation settings -> drafter. The mapping may grow while the engine runs;
             a request whose settings are not in it is not drafted for.
         drafted: told after each proposal: whose settings, seconds, nodes of the largest tree.
-    """
 
-    features: tuple[int, ...] = ()
+    Attributes:
+        features: the layers that the drafters of the latest `propose` read, all together.
+    """
 
     def __init__(
         self,
@@ -30,10 +32,14 @@ class Each:
     ) -> None:
         self._drafters = drafters
         self._drafted = drafted
+        self.features: tuple[int, ...] = ()
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
         trees = [Tree()] * len(batch)
-        for drafter, members in self._parts(batch):
+        parts = self._parts(batch)
+        # Of this step's drafters only; another thread may add one before `commit`.
+        self.features = union(drafter for drafter, _ in parts)
+        for drafter, members in parts:
             started = time.perf_counter()
             draft = drafter.propose([batch[b] for b in members], [nodes[b] for b in members])
             for i, b in enumerate(members):
@@ -47,11 +53,18 @@ class Each:
     def commit(
         self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
     ) -> None:
+        counts = [len(path) + 1 for path in verdict.paths]
+        rows = None if features is None else features.split(counts)
         for drafter, members in self._parts(batch):
             part = Verdict(
                 [verdict.paths[b] for b in members], [verdict.tokens[b] for b in members]
             )
-            drafter.commit([batch[b] for b in members], part, None)
+            own = None
+            if rows is not None and drafter.features:
+                own = columns(
+                    torch.cat([rows[b] for b in members]), self.features, drafter.features
+                )
+            drafter.commit([batch[b] for b in members], part, own)
 
     def release(self, requests: Collection[int]) -> None:
         for drafter in list(self._drafters.values()):  # another thread may add one

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 
+from fastslow.draft.columns import columns, union
 from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict
 
 
@@ -13,20 +14,20 @@ class First:
     """`First(a, b)`: b is asked only for the requests where a proposes nothing.
 
     Args:
-        drafters: in order of preference, none of which reads features.
+        drafters: in order of preference.
 
     Raises:
-        ValueError: without a drafter, or with one that reads features.
-    """
+        ValueError: without a drafter.
 
-    features: tuple[int, ...] = ()
+    Attributes:
+        features: the layers that the drafters read, all together.
+    """
 
     def __init__(self, *drafters: Drafter) -> None:
         if not drafters:
             raise ValueError("First() needs at least one drafter")
-        if any(drafter.features for drafter in drafters):
-            raise ValueError("First() cannot hold a drafter that reads features")
         self._drafters = drafters
+        self.features = union(drafters)
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
         trees = [Tree()] * len(batch)
@@ -40,7 +41,8 @@ class First:
         self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
     ) -> None:
         for drafter in self._drafters:
-            drafter.commit(batch, verdict, features)
+            own = columns(features, self.features, drafter.features)
+            drafter.commit(batch, verdict, own)
 
     def release(self, requests: Collection[int]) -> None:
         for drafter in self._drafters:

@@ -16,7 +16,7 @@ from fastslow.engine.request import Request
 from fastslow.engine.scheduler import Scheduler, Work
 from fastslow.engine.stop import Reason
 from fastslow.engine.types import Draft, Drafter, Meter, Verdict
-from fastslow.engine.verify import note_logprobs, target_laws, verified_features
+from fastslow.engine.verify import committed_features, note_logprobs, target_laws
 
 
 class Core:
@@ -77,7 +77,7 @@ class Core:
         _truncate(ready, verdict)
         note_logprobs(work, ready, layout, verdict, out.logits)
         self._commit(work, ready, draft, verdict)
-        self.drafter.commit(ready, verdict, verified_features(out, layout, draft))
+        self.drafter.commit(ready, verdict, committed_features(out, layout, verdict))
         if self.meter is not None and ready:
             self.meter.note(ready, len(layout.rows.tokens), time.perf_counter() - drafted)
         for request in ready:

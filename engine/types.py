@@ -235,7 +235,7 @@ class RequestView(Protocol):
 class Drafter(Protocol):
     """Proposes token runs for the target to verify."""
 
-    features: tuple[int, ...]  # target layers it reads; () for none
+    features: tuple[int, ...]  # target layers it reads; () for none. Read after each `propose`
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
         """At most nodes[b] nodes for request b; 0 is allowed, and so is an empty tree."""
@@ -243,7 +243,11 @@ class Drafter(Protocol):
     def commit(
         self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
     ) -> None:
-        """Told after each step; `features` [N+B, F] are those of the verified rows, or None."""
+        """Told after each step, when the tokens stand in the requests.
+
+        `features` [C, F], request by request: the rows of the last token before the step and of
+        each accepted node, len(path) + 1 of them; None where no layers are read.
+        """
 
     def release(self, requests: Collection[int]) -> None:
         """These request ids are gone; give back what is held for them. Unknown ids are fine."""

@@ -62,14 +62,13 @@ def note_logprobs(
             request.logprobs.append(logprobs(row, token, request.params.logprobs))
 
 
-def verified_features(out: Output, layout: Layout, draft: Draft) -> torch.Tensor | None:
-    """Features [N+B, F] of the verified rows, in the draft's order."""
+def committed_features(out: Output, layout: Layout, verdict: Verdict) -> torch.Tensor | None:
+    """Features [C, F], request by request: of the last token's row, then of each accepted node's."""
     if out.features is None:
         return None
-    sizes = np.diff(draft.starts) + 1
     rows = [
-        i
-        for first, n in zip(layout.verify_logits, sizes, strict=True)
-        for i in range(first, first + n)
+        first + place
+        for first, path in zip(layout.verify_logits, verdict.paths, strict=True)
+        for place in (0, *(node + 1 for node in path))
     ]
     return out.features[torch.tensor(rows, dtype=torch.long)]

@@ -113,13 +113,9 @@ def test_first_asks_the_next_only_where_nothing_was_said() -> None:
     assert all(d.committed == [([0, 1, 2, 3], verdict)] and d.released == [3] for d in (a, b, c))
 
 
-def test_first_needs_drafters_that_read_no_features() -> None:
+def test_first_needs_drafters() -> None:
     with pytest.raises(ValueError, match="at least one"):
         First()
-    reader = Says({})
-    reader.features = (1,)
-    with pytest.raises(ValueError, match="features"):
-        First(Says({}), reader)
 
 
 def test_each_asks_a_requests_own_drafter_and_no_other() -> None:

@@ -1,0 +1,177 @@
+"""A trained head that drafts: chains, or trees of the likeliest paths."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from loguru import logger
+from torch import Tensor
+
+from fastslow.draft.head.context import Context
+from fastslow.draft.head.head import Head
+from fastslow.draft.head.tree import grow_trees
+from fastslow.engine.noise import Purpose, draw, stream
+from fastslow.engine.types import Certain, Draft, Floats, Law, RequestView, Tree, Verdict
+
+NOWHERE = -1e30  # a logit: no mass at any temperature, and still a finite number
+
+
+@dataclass(slots=True)
+class State:
+    """What the head holds for a request.
+
+    Attributes:
+        context: rows taken in.
+        features, after: committed rows not taken in yet, and the token after each.
+        hidden: [H], the head's output at the last row, once that is taken in.
+    """
+
+    context: Context
+    features: list[Tensor] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)
+    hidden: Tensor | None = None
+
+    @property
+    def root(self) -> Tensor:
+        """What drafts begin with; a state is made with its first rows, so it is there."""
+        assert self.hidden is not None
+        return self.hidden
+
+
+class HeadDraft:
+    """Drafts from the target's own hidden states (EAGLE: arXiv 2401.15077, 2406.16858, 2503.01840).
+
+    A request's first draft comes after its first step, when there are features. Rows that the
+    target never showed (prompts, prefix hits) are missing in the head's context, which costs
+    acceptance and nothing else. Nothing here depends on the other requests of a batch.
+
+    Args:
+        head: the trained head.
+        law: logits -> law under a request's parameters.
+        width: 1 drafts chains: at temperature 0 chosen nodes, else sampled from the head's own
+            law under the request's parameters. More: trees of chosen nodes, so many of a depth
+            going on, the likeliest paths within the budget kept (EAGLE-2).
+        depth: of trees at most; a chain is as long as its budget.
+    """
+
+    def __init__(self, head: Head, law: Law, width: int = 1, depth: int = 6) -> None:
+        for name, value in (("width", width), ("depth", depth)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        self.features = head.config.layers
+        self._head = head
+        self._law = law
+        self._width = width
+        self._depth = depth
+        self._states: dict[int, State] = {}
+
+    @torch.inference_mode()
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+        known = [
+            (b, request, self._states[request.id])
+            for b, (request, most) in enumerate(zip(batch, nodes))
+            if most > 0 and request.id in self._states
+        ]
+        self._take_in([state for _, _, state in known])
+        trees = [Tree()] * len(batch)
+        if self._width == 1:
+            chains = [Chain(request, state, nodes[b]) for b, request, state in known]
+            self._extend(chains)
+            made = [chain.tree() for chain in chains]
+        else:
+            roots = [(state.context, state.root) for _, _, state in known]
+            limits = [nodes[b] for b, _, _ in known]
+            made = grow_trees(self._head, roots, limits, self._width, self._depth)
+        for (b, _, _), tree in zip(known, made):
+            trees[b] = tree
+        return Draft.of(trees)
+
+    def commit(
+        self, batch: Sequence[RequestView], verdict: Verdict, features: Tensor | None
+    ) -> None:
+        if features is None:
+            return
+        parts = features.split([len(path) + 1 for path in verdict.paths])
+        for request, tokens, own in zip(batch, verdict.tokens, parts):
+            if not tokens:
+                continue
+            first = len(request.tokens) - len(tokens) - 1  # the row that was last before this step
+            state = self._states.get(request.id)
+            if state is None or state.context.position + len(state.after) != first:
+                state = self._states[request.id] = State(Context(self._head.config, first))
+            state.features.append(own)
+            state.after += tokens
+
+    def release(self, requests: Collection[int]) -> None:
+        for request in requests:
+            self._states.pop(request, None)
+
+    def _take_in(self, states: Sequence[State]) -> None:
+        fresh = [state for state in states if state.after]
+        if not fresh:
+            return
+        features = torch.cat([part for state in fresh for part in state.features])
+        after = [token for state in fresh for token in state.after]
+        sizes = [len(state.after) for state in fresh]
+        hidden = self._head.read(features, after, [state.context for state in fresh], sizes)
+        for state, row in zip(fresh, hidden):
+            state.hidden = row
+            state.features, state.after = [], []
+
+    def _extend(self, chains: Sequence[Chain]) -> None:
+        """All chains in lockstep, one small step of the head a token."""
+        hidden = [chain.state.root for chain in chains]
+        active = list(chains)
+        while active:
+            stacked = torch.stack(hidden)
+            for chain, logits_D in zip(active, self._head.logits(stacked)):
+                chain.extend(self._whole(logits_D), self._law)
+            going = [i for i, chain in enumerate(active) if len(chain.drafted) < chain.most]
+            active = [active[i] for i in going]
+            if active:
+                hidden = list(
+                    self._head.step(
+                        stacked[going],
+                        [chain.drafted[-1] for chain in active],
+                        [chain.state.context for chain in active],
+                        [[len(chain.drafted) - 2] for chain in active],
+                    )
+                )
+
+    def _whole(self, logits_D: Tensor) -> Tensor:
+        """[V]: tokens outside the draft vocabulary have no mass."""
+        logits_V = torch.full((self._head.width,), NOWHERE)
+        logits_V[self._head.tokens] = logits_D
+        return logits_V
+
+
+class Chain:
+    """One request's chain while it is drafted."""
+
+    def __init__(self, request: RequestView, state: State, most: int) -> None:
+        self.request = request
+        self.state = state
+        self.most = most
+        self.drafted: list[int] = []
+        self._laws: list[Floats] = []
+
+    def extend(self, logits_V: Tensor, law: Law) -> None:
+        """One more token; the chain ends where there is no law."""
+        try:
+            decided = law(logits_V, self.request, self.drafted)
+        except FloatingPointError as error:  # its neighbours' drafts go on
+            logger.warning("a draft of {} tokens ends: {}", len(self.drafted), error)
+            self.most = len(self.drafted)
+            return
+        if isinstance(decided, Certain):
+            self.drafted.append(decided.token)
+            return
+        place = len(self.request.tokens) + len(self.drafted)
+        self.drafted.append(draw(decided, stream(self.request.seed, place, Purpose.DRAFT)))
+        self._laws.append(decided)
+
+    def tree(self) -> Tree:
+        return Tree.chain(self.drafted, np.stack(self._laws) if self._laws else None)

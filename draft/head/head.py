@@ -1,0 +1,116 @@
+"""A trained head, ready to draft: loaded, packed, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
+from fastslow.draft.head.context import Context
+from fastslow.draft.head.layer import HeadLayer, rotation
+from fastslow.draft.head.matrices import linear_for
+from fastslow.draft.head.target import Ends
+
+
+class Head:
+    """One decoder layer with the target's embedding in front and rows of its head behind.
+
+    Args:
+        config: its shape.
+        weights: of `HeadConfig.shapes`, any float dtype.
+        ends: of the target.
+
+    Attributes:
+        tokens: int64 [D], target ids of the draft vocabulary.
+        width: V, of the target's vocabulary.
+    """
+
+    def __init__(self, config: HeadConfig, weights: dict[str, Tensor], ends: Ends) -> None:
+        self.config = config
+        self.tokens = weights["tokens"].long()
+        self.width = len(ends.embedding)
+        self._embedding = ends.embedding
+        matrices = {name: weights[name] for name in MATRICES}
+        linear = linear_for(matrices | {"head": ends.head[self.tokens]})
+        self._layer = HeadLayer(config, {name: weights[name].float() for name in NORMS}, linear)
+
+    def read(
+        self, features: Tensor, after: Sequence[int], contexts: Sequence[Context], sizes: Sequence[int]
+    ) -> Tensor:
+        """Take in committed rows; gives the hidden state [B, H] at each context's last new row.
+
+        Args:
+            features: [R, F] of the rows, context by context.
+            after: R tokens, each the one after its row.
+            contexts: B of them, which grow by their rows.
+            sizes: rows of each context, at least 1.
+        """
+        hidden = self._layer.fuse(features.float())
+        positions = [p for c, n in zip(contexts, sizes) for p in c.places(n)]
+        x, q, k, v = self._enter(hidden, after, positions)
+        ends = torch.tensor(sizes).cumsum(0) - 1
+        for context, k_NKD, v_NKD in zip(contexts, k.split(list(sizes)), v.split(list(sizes))):
+            context.commit(k_NKD, v_NKD)
+        seen = [c.attend(q[e : e + 1]) for c, e in zip(contexts, ends.tolist())]
+        return self._layer.leave(x[ends], torch.cat(seen))
+
+    def step(
+        self,
+        hidden: Tensor,
+        after: Sequence[int],
+        contexts: Sequence[Context],
+        parents: Sequence[Sequence[int]],
+    ) -> Tensor:
+        """One more token of drafts; gives the hidden states [R, H] of the rows.
+
+        Args:
+            hidden: [R, H], what the head put out before each token.
+            after: R tokens just drafted.
+            contexts: B of them, each with the rows of its draft.
+            parents: per context, the draft row that each of its new rows follows; -1 = committed.
+        """
+        sizes = [len(p) for p in parents]
+        positions = [p for c, follows in zip(contexts, parents) for p in c.depths(follows)]
+        x, q, k, v = self._enter(hidden, after, positions)
+        parts = zip(contexts, parents, q.split(sizes), k.split(sizes), v.split(sizes))
+        seen = [c.draft(*rows, follows) for c, follows, *rows in parts]
+        return self._layer.leave(x, torch.cat(seen))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, D] from hidden states [R, H]."""
+        return self._layer.logits(hidden)
+
+    def _enter(
+        self, hidden: Tensor, after: Sequence[int], positions: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        embedded = self._embedding[torch.tensor(after)].float()
+        x = self._layer.enter(embedded, hidden)
+        return x, *self._layer.project(x, *rotation(self.config, torch.tensor(positions)))
+
+
+def read_head(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
+    """Config and weights of a head's file, checked.
+
+    Raises:
+        ValueError: one sentence about what is wrong with the file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = HeadConfig.from_metadata(file.metadata())
+            names = set(file.keys())
+            weights = {name: file.get_tensor(name) for name in config.shapes() if name in names}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"head {path} cannot be read: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"head {path}: {error}") from None
+    for name, shape in config.shapes().items():
+        if name not in weights:
+            raise ValueError(f"head {path} lacks tensor {name} of shape {list(shape)}")
+        if tuple(weights[name].shape) != shape:
+            found = list(weights[name].shape)
+            raise ValueError(f"head {path}: tensor {name} is {found}, not {list(shape)}")
+    return config, weights

@@ -1,0 +1,100 @@
+"""Answers of the target itself: a head learns what it will have to guess."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import NamedTuple, Protocol
+
+from fastslow.draft.train.prompts import Conversation
+from fastslow.engine.params import SamplingParams
+
+
+class Answered(Protocol):
+    """What is read of an answer."""
+
+    @property
+    def prompt_token_ids(self) -> list[int]: ...
+    @property
+    def token_ids(self) -> list[int]: ...
+
+
+Ask = Callable[[Sequence[Conversation], Sequence[SamplingParams]], Sequence[Answered]]
+
+
+class Text(NamedTuple):
+    """Token ids of a prompt with its answer, which begins at `start`."""
+
+    tokens: list[int]
+    start: int
+
+
+class Answers:
+    """A file of answers, one JSON object a line, that grows and is taken up again where it ends.
+
+    Args:
+        path: of the file. A last line that was cut off is dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.is_file():
+            whole = path.read_bytes()
+            kept = whole[: whole.rfind(b"\n") + 1]
+            if len(kept) < len(whole):
+                path.write_bytes(kept)
+
+    def read(self) -> list[Text]:
+        """All answers so far, in the order of their prompts."""
+        if not self.path.is_file():
+            return []
+        with self.path.open(encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
+        return [Text([*line["prompt"], *line["answer"]], len(line["prompt"])) for line in lines]
+
+    def write(
+        self,
+        prompts: Sequence[Conversation],
+        ask: Ask,
+        *,
+        tokens: int = 192,
+        greedy: float = 0.6,
+        chunk: int = 128,
+        seed: int = 0,
+        report: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """Answer the prompts that are not answered yet.
+
+        Args:
+            prompts: as in every earlier call; the first ones are answered already.
+            ask: the target.
+            tokens: most tokens of an answer.
+            greedy: share of answers at temperature 0; the others are drawn at 0.7 to 1.
+            chunk: prompts asked at once and written together.
+            seed: of the shares and the draws.
+            report: called with the number of prompts answered.
+        """
+        done = len(self.read())
+        while done < len(prompts):
+            report(done)
+            some = prompts[done : done + chunk]
+            params = [self._params(seed, done + i, tokens, greedy) for i in range(len(some))]
+            outputs = ask(some, params)
+            with self.path.open("a", encoding="utf-8") as file:
+                for output, used in zip(outputs, params, strict=True):
+                    line = {
+                        "prompt": list(output.prompt_token_ids),
+                        "answer": list(output.token_ids),
+                        "temperature": used.temperature,
+                    }
+                    file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            done += len(some)
+        report(done)
+
+    @staticmethod
+    def _params(seed: int, number: int, tokens: int, greedy: float) -> SamplingParams:
+        random = Random(f"{seed} {number}")  # by address: the same whatever was resumed when
+        heat = 0.0 if random.random() < greedy else random.uniform(0.7, 1.0)
+        return SamplingParams(max_tokens=tokens, temperature=heat, seed=random.getrandbits(62))

@@ -1,0 +1,57 @@
+"""What a head is worth: tokens a step in greedy chains, walked over texts it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+
+from fastslow.draft.train.batches import batches
+from fastslow.draft.train.features import Seen
+from fastslow.draft.train.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """Of chains of n tokens.
+
+    Attributes:
+        tokens_per_step: accepted and one more; 1 is plain decoding.
+        acceptance: by position, of the drafts that reached it the share accepted to it.
+        steps: walked.
+    """
+
+    tokens_per_step: float
+    acceptance: list[float]
+    steps: int
+
+
+@torch.no_grad()
+def worth(trainer: Trainer, texts: Sequence[Seen], prompts: float = 0.0) -> Worth:
+    """Walk the texts as greedy decoding would: draft, accept what the target holds likeliest, go on.
+
+    Args:
+        trainer: whose head is measured; chains are as long as its course's steps.
+        texts: greedy answers of the target.
+        prompts: as in `batches`.
+    """
+    depth = trainer.course.steps
+    reached, accepted = [0] * depth, [0] * depth
+    steps = made = 0
+    for batch in batches(texts, trainer.course.rows, prompts, trainer.config.hidden, Random(0)):
+        _, hits = trainer.measure(batch)
+        for b, (first, end) in enumerate(zip(batch.first[:, 0].tolist(), batch.end[:, 0].tolist())):
+            row = first
+            while row + depth <= end:  # a draft that would pass the end says nothing
+                run = 0
+                while run < depth:
+                    reached[run] += 1
+                    if not bool(hits[run][b, row + run]):
+                        break
+                    accepted[run] += 1
+                    run += 1
+                steps, made, row = steps + 1, made + run + 1, row + run + 1
+    shares = [a / r for a, r in zip(accepted, reached) if r]
+    return Worth(made / steps if steps else 0.0, shares, steps)

@@ -1,0 +1,169 @@
+"""The target's hidden states at every token of its answers, computed once and kept in shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fastslow.draft.train.answers import Text
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.model.base import Model
+from fastslow.engine.types import Rows, Segment
+
+INDEX = "index.json"
+ROWS = 512  # of a forward
+PAGE = 16
+
+
+@dataclass(slots=True)
+class Seen:
+    """One text with what the target saw in it. T tokens.
+
+    Attributes:
+        tokens: int32 [T].
+        features: [T, F] bfloat16, the outputs of the layers asked for, side by side.
+        best: int32 [T], the target's likeliest next token.
+        mass: f32 [T], logsumexp of the target's logits.
+        start: where the answer begins.
+    """
+
+    tokens: Tensor
+    features: Tensor
+    best: Tensor
+    mass: Tensor
+    start: int
+
+
+def look(model: Model, texts: Sequence[Text], layers: tuple[int, ...]) -> list[Seen]:
+    """Run the texts through the target, several in a forward."""
+    found: list[Seen] = []
+    group: list[Text] = []
+    for text in [*texts, None]:
+        if group and (text is None or sum(len(t.tokens) for t in [*group, text]) > ROWS):
+            found += _look(model, group, layers)
+            group = []
+        if text is not None:
+            group.append(text)
+    return found
+
+
+def _look(model: Model, texts: Sequence[Text], layers: tuple[int, ...]) -> list[Seen]:
+    sizes = [len(text.tokens) for text in texts]
+    kv = KVCache.for_model(model, sum(-(-size // PAGE) for size in sizes), PAGE, False)
+    segments = []
+    for number, (text, size) in enumerate(zip(texts, sizes)):
+        kv.open(number, text.tokens, None, 0)
+        kv.reserve(number, size)
+        segments.append(
+            Segment(
+                tokens=text.tokens,
+                positions=range(size),
+                parents=range(-1, size - 1),
+                slots=kv.slots(number, 0, size),
+                context=np.zeros(0, dtype=np.int64),
+                outputs=range(size),
+                reach=size,
+            )
+        )
+    out = model.forward(Rows.of(segments), kv.storage, layers)
+    assert out.features is not None
+    best, mass = out.logits.argmax(-1).to(torch.int32), out.logits.logsumexp(-1).float()
+    parts = zip(texts, out.features.bfloat16().split(sizes), best.split(sizes), mass.split(sizes))
+    return [
+        Seen(torch.tensor(text.tokens, dtype=torch.int32), features, b, m, text.start)
+        for text, features, b, m in parts
+    ]
+
+
+class Shards:
+    """A folder of safetensors files with an index, grown text by text and taken up where it ends.
+
+    Args:
+        folder: made if it is not there.
+        layers: target layers that features come from.
+
+    Raises:
+        ValueError: the folder holds features of other layers, or a damaged index.
+    """
+
+    def __init__(self, folder: Path, layers: tuple[int, ...]) -> None:
+        self.folder = folder
+        self.layers = layers
+        self.counts: list[int] = []  # texts in each shard
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / INDEX
+        if path.is_file():
+            try:
+                index = json.loads(path.read_text("utf-8"))
+                theirs, self.counts = tuple(index["layers"]), list(index["counts"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path} is damaged ({error}): remove it to begin again") from None
+            if theirs != layers:
+                raise ValueError(f"{path} has features of layers {theirs}, not {layers}")
+
+    @property
+    def texts(self) -> int:
+        return sum(self.counts)
+
+    def grow(
+        self,
+        model: Model,
+        texts: Sequence[Text],
+        shard: int = 256,
+        report: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """Look at the texts that are not in the shards yet; the first ones are.
+
+        Args:
+            model: the target.
+            texts: as in every earlier call, and more.
+            shard: texts in a file.
+            report: called with the number of texts done.
+        """
+        while self.texts < len(texts):
+            report(self.texts)
+            some = texts[self.texts : self.texts + shard]
+            self._add(look(model, some, self.layers))
+        report(self.texts)
+
+    def read(self) -> Iterator[Seen]:
+        """All texts, in order; a shard is read when its first text is asked for."""
+        for number in range(len(self.counts)):
+            table = load_file(self._path(number))
+            ends = table["ends"].tolist()
+            for i, (first, last) in enumerate(zip([0, *ends], ends)):
+                yield Seen(
+                    table["tokens"][first:last],
+                    table["features"][first:last],
+                    table["best"][first:last],
+                    table["mass"][first:last],
+                    int(table["start"][i]),
+                )
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"features-{number:05}.safetensors"
+
+    def _add(self, seen: Sequence[Seen]) -> None:
+        table = {
+            name: torch.cat([getattr(s, name) for s in seen])
+            for name in ("tokens", "features", "best", "mass")
+        }
+        table["ends"] = torch.tensor([len(s.tokens) for s in seen]).cumsum(0)
+        table["start"] = torch.tensor([s.start for s in seen])
+        path = self._path(len(self.counts))
+        part = path.with_suffix(".part")
+        save_file(table, part)
+        part.rename(path)
+        self.counts.append(len(seen))
+        index = self.folder / INDEX
+        text = json.dumps({"layers": self.layers, "counts": self.counts})
+        part = index.with_suffix(".part")
+        part.write_text(text, "utf-8")
+        part.rename(index)  # last: what the index names is whole

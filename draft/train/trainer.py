@@ -1,0 +1,222 @@
+"""Training of a draft head on stored features."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
+from fastslow.draft.head.layer import HeadLayer
+from fastslow.draft.head.target import Ends
+from fastslow.draft.train.batches import Batch, batches
+from fastslow.draft.train.features import Seen
+from fastslow.draft.train.loss import Guess
+from fastslow.draft.train.unroll import unroll
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a head is trained.
+
+    Attributes:
+        steps: depth of the unrolled chain; the loss of step k counts `fade` ** (k - 1).
+        fade: see steps.
+        rate: peak learning rate, reached after `warm_up` updates; falls to a tenth along a cosine
+            over `tokens`.
+        warm_up: updates.
+        tokens: rows to learn from, all epochs together.
+        rows: padded rows of a batch.
+        prompts: share of texts whose prompt the head sees.
+        decay: weight decay of matrices.
+        seed: of order and shares.
+        products: dtype of the matrix products; parameters and their updates are float32.
+    """
+
+    steps: int = 4
+    fade: float = 0.8
+    rate: float = 1e-3
+    warm_up: int = 20
+    tokens: int = 1_000_000
+    rows: int = 3072
+    prompts: float = 0.0
+    decay: float = 0.01
+    seed: int = 0
+    products: str = "bfloat16"
+
+
+@dataclass(slots=True)
+class Measured:
+    """Means over some batches: loss in nats a row, and how often step k is right."""
+
+    tokens: int
+    loss: float
+    right: list[float]
+
+
+class Trainer:
+    """AdamW on the sum of each step's cross entropy with the target's law.
+
+    Args:
+        config: of the head.
+        weights: of `HeadConfig.shapes`, trained in place.
+        ends: of the target.
+        course: how.
+        checkpoint: file to continue from, if it is there, and to save to.
+    """
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        weights: dict[str, Tensor],
+        ends: Ends,
+        course: Course,
+        checkpoint: Path | None = None,
+    ) -> None:
+        self.config = config
+        self.course = course
+        self.checkpoint = checkpoint
+        self._dtype: torch.dtype = getattr(torch, course.products)
+        self.vocabulary = weights["tokens"]
+        self.weights = {
+            name: torch.nn.Parameter(weights[name].float()) for name in (*MATRICES, *NORMS)
+        }
+        self._embedding = ends.embedding
+        self._head_DH = ends.head[self.vocabulary.long()].to(self._dtype)
+        self._norm = ends.norm.float()
+        decayed = [{"params": [self.weights[n] for n in MATRICES]}]
+        plain = {"params": [self.weights[n] for n in NORMS], "weight_decay": 0.0}
+        self._optimizer = torch.optim.AdamW(
+            [*decayed, plain], course.rate, (0.9, 0.95), weight_decay=course.decay
+        )
+        self.tokens = 0
+        self.updates = 0
+        self.random = Random(course.seed)
+        if checkpoint is not None and checkpoint.is_file():
+            self._resume(checkpoint)
+
+    def measure(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and per step bool [B, T]: the guess is the target's likeliest token."""
+        law_RD, mapped = self._law(batch)
+        layer = HeadLayer(self.config, self.weights, self._linear())
+        embedded = F.embedding(batch.after, self._embedding).float()
+        chain = unroll(layer, batch.features.float(), embedded, batch.visible, self.course.steps)
+        total = torch.zeros(())
+        hits: list[Tensor] = []
+        for step, hidden in enumerate(chain):
+            counted = batch.counts(step)
+            at = counted.flatten().nonzero()[:, 0]
+            weight = torch.full((len(at),), self.course.fade**step)
+            ready = layer.ready(hidden).flatten(0, 1)[at]
+            loss, guesses = Guess.apply(ready, law_RD[at], self._head_DH, weight)  # type: ignore[no-untyped-call]
+            total = total + loss
+            hit = torch.zeros(counted.numel(), dtype=torch.bool)
+            hit[at] = guesses == mapped[at]
+            hits.append(hit.view_as(counted))
+        return total / max(batch.tokens, 1), hits
+
+    def update(self, batch: Batch) -> Measured:
+        """One update."""
+        loss, hits = self.measure(batch)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.course.rate * self._factor()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+        self.tokens += batch.tokens
+        right = [float(h.sum()) / max(int(batch.counts(k).sum()), 1) for k, h in enumerate(hits)]
+        return Measured(self.tokens, float(loss.detach()), right)
+
+    def run(
+        self,
+        texts: Callable[[Random], Iterator[Sequence[Seen]]],
+        report: Callable[[Measured], None] = lambda _: None,
+        every: float = 120.0,
+    ) -> None:
+        """Train until the course is over; a checkpoint every so many seconds, and at the end.
+
+        Args:
+            texts: an epoch: gives groups of texts, in an order drawn from what it is handed.
+            report: called after each update.
+            every: seconds.
+        """
+        saved = time.monotonic()
+        try:
+            for batch in self._epochs(texts):
+                report(self.update(batch))
+                if time.monotonic() - saved > every:
+                    self.save()
+                    saved = time.monotonic()
+        finally:  # Ctrl-C too
+            self.save()
+
+    def save(self) -> None:
+        """Write the head and the optimiser's state to the checkpoint; atomic."""
+        if self.checkpoint is None:
+            return
+        table = {name: p.detach() for name, p in self.weights.items()} | {"tokens": self.vocabulary}
+        for name, p in self.weights.items():
+            for key, value in self._optimizer.state.get(p, {}).items():
+                table[f"adam.{key}.{name}"] = torch.as_tensor(value)
+        clock = {"trained": self.tokens, "updates": self.updates, "course": asdict(self.course)}
+        part = self.checkpoint.with_suffix(".part")
+        save_file(table, part, self.config.metadata() | {"clock": json.dumps(clock)})
+        part.rename(self.checkpoint)
+
+    def _resume(self, path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        theirs, table = HeadConfig.from_metadata(metadata), load_file(path)
+        if theirs != self.config or not torch.equal(table["tokens"], self.vocabulary):
+            raise ValueError(f"checkpoint={path} is of another head: remove it to begin again")
+        for name, p in self.weights.items():
+            p.data.copy_(table[name])
+            moments = ("step", "exp_avg", "exp_avg_sq")
+            if f"adam.step.{name}" in table:
+                self._optimizer.state[p] = {k: table[f"adam.{k}.{name}"].clone() for k in moments}
+        clock = json.loads(metadata["clock"])
+        self.tokens, self.updates = clock["trained"], clock["updates"]
+        self.random = Random(f"{self.course.seed} {self.updates}")
+
+    def _epochs(self, texts: Callable[[Random], Iterator[Sequence[Seen]]]) -> Iterator[Batch]:
+        c = self.course
+        while self.tokens < c.tokens:
+            before = self.tokens
+            for group in texts(self.random):
+                for batch in batches(group, c.rows, c.prompts, self.config.hidden, self.random):
+                    if self.tokens >= c.tokens:
+                        return
+                    yield batch
+            if self.tokens == before:
+                raise ValueError("no answer has at least 3 tokens: there is nothing to learn from")
+
+    def _factor(self) -> float:
+        warm = min(1.0, (self.updates + 1) / self.course.warm_up)
+        done = min(1.0, self.tokens / self.course.tokens)
+        return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+    def _linear(self) -> Callable[[str, Tensor], Tensor]:
+        cast = {name: self.weights[name].to(self._dtype) for name in MATRICES}
+        return lambda name, x: F.linear(x.to(self._dtype), cast[name]).float()
+
+    @torch.no_grad()
+    def _law(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The target's law [B*T, D] in the draft vocabulary, and its best token's place, or -1."""
+        goal = F.rms_norm(batch.goal.float(), self._norm.shape, self._norm, self.config.eps)
+        law = F.linear(goal.flatten(0, 1).to(self._dtype), self._head_DH)
+        law = law.float().sub_(batch.mass.flatten()[:, None]).exp_().to(self._dtype)
+        place = torch.full((len(self._embedding),), -1)
+        place[self.vocabulary.long()] = torch.arange(len(self.vocabulary))
+        return law, place[batch.best.flatten()]

@@ -1,0 +1,81 @@
+"""The head on whole texts, fed with its own outputs, as it will be when it drafts.
+
+EAGLE-3, arXiv 2503.01840 ("training-time test"). Step 1 reads the target's features at every row.
+Step k reads what step k-1 put out one row before, and attends to the true rows up to k-1 back and
+to the rows of steps 2..k between, exactly as a chain of k drafted tokens does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastslow.draft.head.layer import HeadLayer, rotation
+
+
+def unroll(
+    layer: HeadLayer, features: Tensor, embedded: Tensor, visible: Tensor, steps: int
+) -> Iterator[Tensor]:
+    """The head's hidden states of step 1, 2, ..., each [B, T, H].
+
+    Row t of any step guesses what follows the token after row t. The first k-1 rows of step k have
+    no chain behind them and mean nothing.
+
+    Args:
+        features: [B, T, F] of the rows.
+        embedded: [B, T, H], embeddings of the token after each row.
+        visible: bool [B, T], rows that exist for the head: not padding, not hidden context.
+        steps: how often the head is fed with its own outputs, and once more.
+    """
+    T = features.shape[1]
+    cos, sin = rotation(layer.config, torch.arange(T))
+    hidden = layer.fuse(features)
+    chain: list[tuple[Tensor, Tensor]] = []  # keys and values of each step
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    for step in range(steps):
+        x = layer.enter(embedded, hidden)
+        q, k, v = layer.project(x, cos, sin)
+        chain.append((k, v))
+        seen = (distance >= step) & (distance < layer.config.window)
+        # A row that may see nothing, such as padding, looks at itself: no 0 / 0.
+        mask = (seen & visible[:, None, :]) | torch.eye(T, dtype=torch.bool)
+        hidden = layer.leave(x, _attend(q, chain, mask, step))
+        yield hidden
+        hidden = F.pad(hidden, (0, 0, 1, 0))[:, :-1]
+
+
+def _attend(q: Tensor, chain: list[tuple[Tensor, Tensor]], mask: Tensor, step: int) -> Tensor:
+    """[B, T, heads * head_dim]: keys of step 1 by the mask, of later steps one place each."""
+    ratio = q.shape[2] // chain[0][0].shape[2]
+    scale = q.shape[-1] ** -0.5
+    wide = [[x.repeat_interleave(ratio, 2) for x in pair] for pair in chain]
+    k, v = wide[0]
+    if not step:
+        plain = [x.transpose(1, 2) for x in (q, k, v)]
+        out = F.scaled_dot_product_attention(*plain, attn_mask=mask[:, None], scale=scale)
+        return out.transpose(1, 2).flatten(2)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
+    scores = scores.masked_fill(~_strict(mask, step)[:, None], -torch.inf)
+    later = [_back(k, step - i) for i, (k, _) in enumerate(wide) if i]
+    own = torch.stack([(q * k).sum(-1).transpose(1, 2) for k in later], -1) * scale
+    weights = torch.softmax(torch.cat((scores, own), -1), -1)
+    out = torch.einsum("bhqk,bkhd->bqhd", weights[..., :-step], v)
+    for i in range(1, step + 1):
+        out = out + weights[..., i - 1 - step].transpose(1, 2)[..., None] * _back(wide[i][1], step - i)
+    return out.flatten(2)
+
+
+def _strict(mask: Tensor, step: int) -> Tensor:
+    """Without the diagonal that keeps empty rows alive: a chain's row always sees itself."""
+    T = mask.shape[-1]
+    return mask & torch.ones(T, T, dtype=torch.bool).tril(-step)
+
+
+def _back(x: Tensor, places: int) -> Tensor:
+    """Row t holds what row t - places held."""
+    if not places:
+        return x
+    return F.pad(x, (0, 0, 0, 0, places, 0))[:, :-places]

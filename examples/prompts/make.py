@@ -1,0 +1,80 @@
+"""Prompts to train a draft head on, one JSON object a line.
+
+    python examples/prompts/make.py --count 3000 -o prompts.jsonl
+
+Word problems, small Python functions, questions, customer service; with `--model`, the model itself
+also invents user turns after a short opening, and articles that other prompts ask to sum up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from random import Random
+
+from code_requests import code
+from maths import maths
+from talk import PLACES, TOPICS, question, service, summary
+
+from fastslow import LLM, SamplingParams
+
+SHARES = {"maths": 0.34, "code": 0.34, "question": 0.12, "service": 0.05, "invented": 0.08, "summary": 0.07}
+USER = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
+OPENINGS = (
+    "What", "How", "Why", "Can you", "Write", "Explain", "Give me", "I", "My", "Describe", "If", "Please", "Create",
+    "Write a Python function", "def", "A", "Solve", "Calculate", "Suggest", "How many", "Help me", "Here is", "There are",
+)  # fmt: skip
+
+
+def invented(llm: LLM, count: int, seed: int) -> list[str]:
+    """User turns that the model itself goes on with."""
+    random = Random(seed)
+    starts = [random.choice(OPENINGS) for _ in range(count)]
+    sampling = [
+        SamplingParams(max_tokens=90, temperature=1.0, min_p=0.05, seed=seed + i) for i in range(count)
+    ]
+    outputs = llm.generate([USER + start for start in starts], sampling, speculation="off")
+    return [f"{start}{output.text}".strip() for start, output in zip(starts, outputs)]
+
+
+def articles(llm: LLM, count: int, seed: int) -> list[str]:
+    """Short articles about drawn topics."""
+    random = Random(seed)
+    asks = [
+        f"Write a news article about {random.choice(TOPICS)} in {random.choice(PLACES)}."
+        for _ in range(count)
+    ]
+    sampling = [
+        SamplingParams(max_tokens=random.randint(90, 240), temperature=0.9, min_p=0.05, seed=seed + i)
+        for i in range(count)
+    ]
+    talks = [[{"role": "user", "content": ask}] for ask in asks]
+    return [output.text for output in llm.generate(talks, sampling, speculation="off")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", help="also prompts that this model writes")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    args = parser.parse_args()
+    random = Random(args.seed)
+    shares = {k: v for k, v in SHARES.items() if args.model or k not in ("invented", "summary")}
+    kinds = random.choices(list(shares), list(shares.values()), k=args.count)
+    written: dict[str, list[str]] = {"invented": [], "summary": []}
+    if args.model:
+        with LLM(args.model, quantization="int8") as llm:
+            written["invented"] = invented(llm, kinds.count("invented"), args.seed)
+            texts = articles(llm, kinds.count("summary"), args.seed)
+            written["summary"] = [summary(random, text) for text in texts]
+    makers = {"maths": maths, "code": code, "question": question, "service": service}
+    with args.out.open("w", encoding="utf-8") as file:
+        for kind in kinds:
+            text = makers[kind](random) if kind in makers else written[kind].pop()
+            file.write(json.dumps({"category": kind, "prompt": text}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
