@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastslow.draft.head.config import HeadConfig
+from fastslow.draft.head.config import NORMS, HeadConfig
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 
@@ -56,52 +56,41 @@ def draft_vocabulary(tokens: Iterable[int], size: int, vocabulary: int) -> Tenso
 def first_weights(
     folder: Path, layers: tuple[int, ...], tokens: Tensor, seed: int = 0
 ) -> tuple[HeadConfig, dict[str, Tensor]]:
-    """An untrained head, f32: its layer is the target's last one (of a MoGE layer, the shared
-    expert), and the fusion passes on the last of `layers`.
+    """An untrained head, f32. It passes on the last of `layers`, and its own layer adds nothing yet.
 
     Args:
-        folder: of the target.
+        folder: of the target, whose heads and widths the head's layer takes (of a MoGE layer the
+            shared expert's).
         layers: target layers whose outputs are fused.
         tokens: int32 [D], the draft vocabulary.
         seed: of what is random.
     """
     c = ModelConfig.from_folder(folder)
-    last = c.layers - 1
-    routed = c.routed(last)
     config = HeadConfig(
         hidden=c.hidden_size,
         heads=c.heads,
         kv_heads=c.kv_heads,
         head_dim=c.head_dim,
-        neurons=c.shared_intermediate_size if routed else c.intermediate_size,
+        neurons=c.shared_intermediate_size or c.intermediate_size,
         layers=layers,
         vocabulary=len(tokens),
         rope_theta=c.rope_theta,
         eps=c.rms_norm_eps,
     )
-    prefix = f"model.layers.{last}"
-    mlp = f"{prefix}.mlp.shared_expert" if routed else f"{prefix}.mlp"
-    with Checkpoint.open(folder, c).reader(progress=False) as read:
-
-        def stack(place: str, *parts: str) -> Tensor:
-            return torch.cat([read(f"{place}.{part}_proj.weight").float() for part in parts])
-
-        table = {
-            "embedding_norm": torch.ones(c.hidden_size),
-            "hidden_norm": torch.ones(c.hidden_size),
-            "attention_norm": read(f"{prefix}.input_layernorm.weight").float(),
-            "mlp_norm": read(f"{prefix}.post_attention_layernorm.weight").float(),
-            "norm": read("model.norm.weight").float(),
-            "qkv": stack(f"{prefix}.self_attn", "q", "k", "v"),
-            "out": stack(f"{prefix}.self_attn", "o"),
-            "gate_up": stack(mlp, "gate", "up"),
-            "down": stack(mlp, "down"),
-            "tokens": tokens,
-        }
+    shapes = config.shapes()
     random = torch.Generator().manual_seed(seed)
-    for name, parts in (("fuse", len(layers)), ("entry", 2)):
-        block = torch.randn(c.hidden_size, parts * c.hidden_size, generator=random)
-        block *= 0.02
-        block[:, -c.hidden_size :] += torch.eye(c.hidden_size)
-        table[name] = block
+
+    def noise(name: str, size: float) -> Tensor:
+        return torch.randn(shapes[name], generator=random) * size
+
+    table = {name: torch.ones(shapes[name]) for name in NORMS} | {"tokens": tokens}
+    table["norm"] = read_ends(folder).norm.float()
+    # The last layer's features come last, and so does the hidden state in front of the layer.
+    for name in ("fuse", "entry"):
+        table[name] = noise(name, 0.02)
+        table[name][:, -c.hidden_size :] += torch.eye(c.hidden_size)
+    for name in ("qkv", "gate_up"):
+        table[name] = noise(name, c.hidden_size**-0.5)
+    for name in ("out", "down"):
+        table[name] = torch.zeros(shapes[name])
     return config, table

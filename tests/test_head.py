@@ -1,0 +1,187 @@
+"""A draft head by itself: one step at a time it computes what training unrolls; trees; files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from engine_tools import write_kin
+from head_tools import exact_layer, tiny_head, tiny_weights, write_head
+from safetensors.torch import save_file
+
+from fastslow.draft.head.config import HeadConfig
+from fastslow.draft.head.context import Context
+from fastslow.draft.head.head import Head, read_head
+from fastslow.draft.head.matrices import linear_for
+from fastslow.draft.head.target import draft_vocabulary, read_ends
+from fastslow.draft.head.tree import grow_trees
+from fastslow.draft.train.unroll import unroll
+
+FIELDS = {"vocab_size": 12, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kin(tmp_path_factory.mktemp("head") / "target", **FIELDS)
+
+
+@pytest.fixture(scope="module")
+def exact(target: Path) -> Head:
+    """With float32 products, so that it can be compared to the last digits."""
+    config, weights = tiny_weights(target)
+    ends = read_ends(target)
+    head = Head(config, weights, ends)
+    head._layer = exact_layer(config, weights, ends.head[head.tokens])
+    return head
+
+
+def rows(count: int, head: Head, seed: int = 0) -> tuple[torch.Tensor, list[int]]:
+    random = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, len(head.config.layers) * head.config.hidden, generator=random)
+    return features, torch.randint(12, (count,), generator=random).tolist()
+
+
+@pytest.mark.parametrize("cut", [1, 4, 9])
+@pytest.mark.parametrize("window", [512, 6])
+def test_drafting_computes_what_training_unrolled(exact: Head, cut: int, window: int) -> None:
+    config = HeadConfig(**{**_fields(exact.config), "window": window})
+    head = Head.__new__(Head)
+    head.__dict__.update(exact.__dict__)
+    head.config = config
+    head._layer = exact._layer.__class__(config, exact._layer._norms, exact._layer._linear)
+    features, after = rows(14, head)
+    embedded = head._embedding[torch.tensor(after)].float()
+    visible = torch.ones(1, 14, dtype=torch.bool)
+    steps = [s[0] for s in unroll(head._layer, features[None], embedded[None], visible, 4)]
+    context = Context(config, 0)
+    head.read(features[:3], after[:3], [context], [3])
+    if cut > 3:
+        hidden = head.read(features[3:cut], after[3:cut], [context], [cut - 3])
+    else:
+        context = Context(config, 0)
+        hidden = head.read(features[:cut], after[:cut], [context], [cut])
+    assert torch.allclose(hidden[0], steps[0][cut - 1], atol=1e-4)
+    for depth in range(1, 4):
+        hidden = head.step(hidden, [after[cut - 1 + depth]], [context], [[depth - 2]])
+        assert torch.allclose(hidden[0], steps[depth][cut - 1 + depth], atol=1e-4), depth
+    # The draft is forgotten: the next rows stand where it stood.
+    fresh = slice(cut, cut + 2)
+    hidden = head.read(features[fresh], after[fresh], [context], [2])
+    assert torch.allclose(hidden[0], steps[0][cut + 1], atol=1e-4)
+
+
+def _fields(config: HeadConfig) -> dict[str, object]:
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def test_hidden_rows_change_nothing(exact: Head) -> None:
+    """A context that begins late is a text whose first rows are invisible."""
+    features, after = rows(9, exact)
+    embedded = exact._embedding[torch.tensor(after)].float()
+    visible = (torch.arange(9) >= 4)[None]
+    steps = [s[0] for s in unroll(exact._layer, features[None], embedded[None], visible, 3)]
+    context = Context(exact.config, 4)
+    hidden = exact.read(features[4:7], after[4:7], [context], [3])
+    assert torch.allclose(hidden[0], steps[0][6], atol=1e-4)
+    hidden = exact.step(hidden, [after[7]], [context], [[-1]])
+    hidden = exact.step(hidden, [after[8]], [context], [[0]])
+    assert torch.allclose(hidden[0], steps[2][8], atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [512, 4])
+def test_a_node_of_a_tree_sees_its_own_path(exact: Head, window: int) -> None:
+    config = HeadConfig(**{**_fields(exact.config), "window": window})
+    features, after = rows(5, exact)
+
+    def begun() -> tuple[Context, torch.Tensor]:
+        context = Context(config, 0)
+        return context, exact.read(features, after, [context], [5])
+
+    tree, root = begun()
+    first = exact.step(root[[0, 0]], [3, 4], [tree], [[-1, -1]])
+    second = exact.step(first[[1, 0, 1]], [5, 6, 7], [tree], [[1, 0, 1]])
+    for node, path in enumerate(([4, 5], [3, 6], [4, 7])):
+        chain, hidden = begun()
+        for depth, token in enumerate(path):
+            hidden = exact.step(hidden, [token], [chain], [[depth - 1]])
+        if window == 512:  # a window counts rows, and a tree has more of them
+            assert torch.allclose(second[node], hidden[0], atol=1e-5)
+        assert second[node].isfinite().all()
+
+
+def test_trees_keep_the_likeliest_paths(exact: Head) -> None:
+    features, after = rows(5, exact)
+    context = Context(exact.config, 0)
+    hidden = exact.read(features, after, [context], [5])
+    scores: dict[tuple[int, ...], float] = {}
+
+    def explore(path: tuple[int, ...], score: float) -> None:
+        own, state = Context(exact.config, 0), None
+        state = exact.read(features, after, [own], [5])
+        for depth, place in enumerate(path):
+            token = int(exact.tokens[place])
+            state = exact.step(state, [token], [own], [[depth - 1]])
+        log_q = torch.log_softmax(exact.logits(state)[0], -1)
+        for place in range(len(log_q)):
+            scores[(*path, place)] = score + float(log_q[place])
+            if len(path) < 2:
+                explore((*path, place), score + float(log_q[place]))
+
+    explore((), 0.0)
+    best = sorted(scores, key=lambda path: -scores[path])[:6]
+    (tree,) = grow_trees(exact, [(context, hidden[0])], [6], width=10, depth=3)
+    paths = []
+    for token, parent in zip(tree.tokens, tree.parents):
+        place = int((exact.tokens == token).nonzero()[0])
+        paths.append((*(paths[parent] if parent >= 0 else ()), place))
+    assert sorted(paths) == sorted(best)
+    assert grow_trees(exact, [], [], 2, 2) == []
+
+
+def test_a_row_is_multiplied_alike_in_any_batch() -> None:
+    random = torch.Generator().manual_seed(0)
+    matrix = torch.randn(48, 32, generator=random)
+    product = linear_for({"m": matrix})
+    x = torch.randn(5, 32, generator=random) * torch.tensor([1e-3, 1.0, 50.0, 0.0, 2.0])[:, None]
+    whole = product("m", x)
+    assert all(torch.equal(whole[i : i + 1], product("m", x[i : i + 1])) for i in range(5))
+    right = x @ matrix.T
+    error = (whole - right).norm(dim=-1) / right.norm(dim=-1).clamp_min(1e-9)
+    assert error.max() < 0.03 and not whole[3].any()
+
+
+def test_files_are_read_back_and_bad_ones_refused(target: Path, tmp_path: Path) -> None:
+    config, weights = tiny_weights(target)
+    path = write_head(tmp_path / "head.safetensors", config, weights)
+    theirs, table = read_head(path)
+    assert theirs == config and all(torch.equal(table[name], weights[name]) for name in table)
+    assert set(table) == set(config.shapes())
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_head(tmp_path / "absent")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_head(path)
+    save_file(weights, path)
+    with pytest.raises(ValueError, match="metadata field kind=None must be 'fastslow-head'"):
+        read_head(path)
+    write_head(path, config, {k: v for k, v in weights.items() if k != "qkv"})
+    with pytest.raises(ValueError, match="lacks tensor qkv of shape"):
+        read_head(path)
+    write_head(path, config, weights | {"fuse": weights["out"].clone()})
+    with pytest.raises(ValueError, match="tensor fuse is"):
+        read_head(path)
+    wrong = HeadConfig(**{**_fields(config), "kv_heads": 0})
+    with pytest.raises(ValueError, match="kv_heads=0 must be a whole number of at least 1"):
+        read_head(write_head(path, wrong, weights))
+
+
+def test_the_draft_vocabulary_is_what_is_common() -> None:
+    assert draft_vocabulary([9, 9, 9, 7, 7, 30], 2, 50).tolist() == [7, 9]
+    assert draft_vocabulary([9, 30], 5, 50).tolist() == [0, 1, 2, 9, 30]
+
+
+def test_a_head_knows_its_draft_tokens(target: Path) -> None:
+    head = tiny_head(target, size=7)
+    assert head.width == 12 and len(head.tokens) == 7
+    assert head.logits(torch.randn(2, head.config.hidden)).shape == (2, 7)
