@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from fastslow.draft.train.answers import Text
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
-from fastslow.engine.types import Rows, Segment
+from fastslow.engine.types import Output, Rows, Segment
 
 INDEX = "index.json"
 ROWS = 512  # of a forward
@@ -55,6 +56,19 @@ def look(model: Model, texts: Sequence[Text], layers: tuple[int, ...]) -> list[S
 
 
 def _look(model: Model, texts: Sequence[Text], layers: tuple[int, ...]) -> list[Seen]:
+    out = forward(model, texts, layers)
+    assert out.features is not None
+    sizes = [len(text.tokens) for text in texts]
+    best, mass = out.logits.argmax(-1).to(torch.int32), out.logits.logsumexp(-1).float()
+    parts = zip(texts, out.features.bfloat16().split(sizes), best.split(sizes), mass.split(sizes))
+    return [
+        Seen(torch.tensor(text.tokens, dtype=torch.int32), features, b, m, text.start)
+        for text, features, b, m in parts
+    ]
+
+
+def forward(model: Model, texts: Sequence[Text], layers: tuple[int, ...]) -> Output:
+    """Logits and features of every row of the texts, in one forward."""
     sizes = [len(text.tokens) for text in texts]
     kv = KVCache.for_model(model, sum(-(-size // PAGE) for size in sizes), PAGE, False)
     segments = []
@@ -72,14 +86,7 @@ def _look(model: Model, texts: Sequence[Text], layers: tuple[int, ...]) -> list[
                 reach=size,
             )
         )
-    out = model.forward(Rows.of(segments), kv.storage, layers)
-    assert out.features is not None
-    best, mass = out.logits.argmax(-1).to(torch.int32), out.logits.logsumexp(-1).float()
-    parts = zip(texts, out.features.bfloat16().split(sizes), best.split(sizes), mass.split(sizes))
-    return [
-        Seen(torch.tensor(text.tokens, dtype=torch.int32), features, b, m, text.start)
-        for text, features, b, m in parts
-    ]
+    return model.forward(Rows.of(segments), kv.storage, layers)
 
 
 class Shards:
@@ -133,19 +140,22 @@ class Shards:
             self._add(look(model, some, self.layers))
         report(self.texts)
 
-    def read(self) -> Iterator[Seen]:
-        """All texts, in order; a shard is read when its first text is asked for."""
-        for number in range(len(self.counts)):
-            table = load_file(self._path(number))
-            ends = table["ends"].tolist()
-            for i, (first, last) in enumerate(zip([0, *ends], ends)):
-                yield Seen(
-                    table["tokens"][first:last],
-                    table["features"][first:last],
-                    table["best"][first:last],
-                    table["mass"][first:last],
-                    int(table["start"][i]),
-                )
+    def read(self, number: int) -> list[Seen]:
+        """The texts of a shard, in order."""
+        table = load_file(self._path(number))
+        ends = table["ends"].tolist()
+        names = ("tokens", "features", "best", "mass")
+        return [
+            Seen(*(table[name][first:last] for name in names), start=int(start))
+            for first, last, start in zip([0, *ends], ends, table["start"])
+        ]
+
+    def epoch(self, random: Random, together: int = 4) -> Iterator[list[Seen]]:
+        """All texts in random order: so many shards at a time, whose texts then mix."""
+        order = list(range(len(self.counts)))
+        random.shuffle(order)
+        for at in range(0, len(order), together):
+            yield [seen for number in order[at : at + together] for seen in self.read(number)]
 
     def _path(self, number: int) -> Path:
         return self.folder / f"features-{number:05}.safetensors"

@@ -1,0 +1,170 @@
+"""The engine with draft heads: the answers of plain decoding, and every drafter its own features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_tools import PLENTY, Ask, Bench, Setting, answer, finish, write_kin
+from head_tools import tiny_head
+from laws import chi_square_fits, plain_law, sampled_text_law
+from reference_model import ReferenceModel
+
+from fastslow.draft.first import First
+from fastslow.draft.head.draft import HeadDraft
+from fastslow.draft.ngram import NgramDraft
+from fastslow.engine.model.loader import load_model
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.sampling import decide
+from fastslow.engine.types import RequestView, Verdict
+
+FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
+PROMPTS = [tuple(np.random.default_rng(n).integers(3, 12, n).tolist()) for n in (3, 21, 9, 14, 6)]
+KINDS = ("chain", "tree", "ngram+chain", "other layers")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kin(tmp_path_factory.mktemp("engine") / "target", routed=0.3, **FIELDS)
+
+
+@pytest.fixture(scope="module")
+def bench(folder: Path) -> Bench:
+    head, other = tiny_head(folder), tiny_head(folder, (1,))
+    drafters = {
+        "chain": lambda kv: HeadDraft(head, decide),
+        "tree": lambda kv: HeadDraft(head, decide, width=3, depth=3),
+        "ngram+chain": lambda kv: First(NgramDraft(2, 1), HeadDraft(head, decide)),
+        "other layers": lambda kv: HeadDraft(other, decide),
+    }
+    return Bench(load_model(folder, "float32", "cpu", progress=False), drafters)
+
+
+def asks(kind: str | None = None, **params: Any) -> list[Ask]:
+    kinds = (*KINDS, "off") if kind is None else [kind] * len(PROMPTS)
+    settings = {"max_tokens": 20, "ignore_eos": True, **params}
+    return [
+        Ask(prompt, SamplingParams(**settings), name, seed=n)
+        for n, (prompt, name) in enumerate(zip(PROMPTS, kinds))
+    ]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, None], ids=str)
+@pytest.mark.parametrize(
+    "setting",
+    [PLENTY, Setting(prompt_rows=5), Setting(pages=22, max_running=4), Setting(max_running=1)],
+    ids=["plenty", "chunks", "preempted", "one by one"],
+)
+def test_greedy_answers_are_those_of_plain_decoding(
+    bench: Bench, kind: str | None, setting: Setting
+) -> None:
+    wanted = asks(kind)
+    requests = bench.run(wanted, setting, warm=wanted[:2])
+    assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in wanted]
+    drafted = [r.tally.drafted for r, ask in zip(requests, wanted) if ask.drafter != "off"]
+    assert all(drafted)
+
+
+def test_drafts_are_accepted(bench: Bench) -> None:
+    """Or else the tests above would say little."""
+    for kind in KINDS:
+        requests = bench.run(asks(kind, max_tokens=40))
+        assert sum(r.tally.accepted for r in requests) >= 5, kind
+
+
+@pytest.mark.parametrize("params", [{}, {"repetition_penalty": 1.3, "temperature": 0.7}], ids=str)
+def test_a_seed_gives_one_answer_in_any_batch(bench: Bench, params: dict[str, Any]) -> None:
+    wanted = asks("chain", **{"temperature": 1.0, **params})
+    together = [answer(r) for r in bench.run(wanted)]
+    assert together == [answer(bench.run([ask])[0]) for ask in wanted]
+
+
+@pytest.mark.parametrize("kind", ["chain", "tree"])
+def test_sampled_answers_follow_the_law(bench: Bench, folder: Path, kind: str) -> None:
+    params = SamplingParams(max_tokens=5, temperature=1.0, ignore_eos=True)
+    prompt = PROMPTS[4]
+    plain = ReferenceModel(folder)
+
+    def law(begun: tuple[int, ...]) -> Any:
+        text = [*prompt, *begun]
+        return plain_law(plain.logits(text, None)[-1].tolist(), text, len(prompt), params)
+
+    runs = [Ask(prompt, params, kind, nodes=4, seed=seed) for seed in range(800)]
+    texts = [tuple(answer(r)[:3]) for r in bench.run(runs, Setting(pages=4000))]
+    chi_square_fits(sampled_text_law(law, 12, 3), texts)
+
+
+class Watch(HeadDraft):
+    """Keeps what it was told."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.told: dict[int, list[torch.Tensor]] = {}
+
+    def commit(
+        self, batch: list[RequestView], verdict: Verdict, features: torch.Tensor | None
+    ) -> None:
+        assert features is not None and len(features) == sum(len(p) + 1 for p in verdict.paths)
+        parts = features.split([len(path) + 1 for path in verdict.paths])
+        for request, part in zip(batch, parts):
+            self.told.setdefault(request.id, []).append(part)
+        super().commit(batch, verdict, features)
+
+
+def test_each_drafter_is_told_its_own_rows_and_layers(bench: Bench, folder: Path) -> None:
+    one, two = Watch(tiny_head(folder), decide), Watch(tiny_head(folder, (1,)), decide)
+    own = Bench(bench.model, {"chain": lambda kv: one, "tree": lambda kv: two})
+    wanted = [Ask(p, drafter=d) for p, d in zip(PROMPTS, ("chain", "off", "tree", "chain", "off"))]
+    core = own.core()
+    requests = [own.request(n, ask, core) for n, ask in enumerate(wanted)]
+    finish(core, requests)
+    assert set(one.told) == {0, 3} and set(two.told) == {2}
+    for watch, layers in ((one, (0, 1)), (two, (1,))):
+        for number, parts in watch.told.items():
+            tokens = requests[number].tokens[:-1]
+            seen = torch.cat(parts)
+            assert torch.allclose(seen, _features(own, tokens, layers)[-len(seen) :], atol=1e-5)
+    assert not one._states and not two._states, "released"
+
+
+def _features(bench: Bench, tokens: list[int], layers: tuple[int, ...]) -> torch.Tensor:
+    from fastslow.draft.train.answers import Text
+    from fastslow.draft.train.features import forward
+
+    out = forward(bench.model, [Text(tokens, 1)], layers)
+    assert out.features is not None
+    return out.features
+
+
+def test_a_gap_only_costs_acceptance(folder: Path) -> None:
+    """Rows that were never shown leave the context and its positions right."""
+    drafter = HeadDraft(tiny_head(folder), decide)
+    request: Any = Ask(PROMPTS[0])
+    view = _View(7, list(PROMPTS[1]))
+    width = 2 * drafter._head.config.hidden
+    drafter.commit([view], Verdict([[]], [[view.tokens[-1]]]), torch.randn(1, width))
+    assert drafter._states[7].context.position == len(view.tokens) - 2
+    first = drafter.propose([view], [3])
+    assert len(first.tokens) == 3 and request
+    view.tokens += [5, 6, 7, 8]
+    drafter.commit([view], Verdict([[]], [[8]]), torch.randn(1, width))
+    drafter.propose([view], [3])
+    assert drafter._states[7].context.position == len(view.tokens) - 1
+    drafter.commit([view], Verdict([[]], [[]]), torch.randn(1, width))
+    drafter.release([7, 9])
+    assert not drafter._states
+
+
+class _View:
+    def __init__(self, number: int, tokens: list[int]) -> None:
+        self.id, self.tokens, self.prompt_length = number, tokens, len(tokens)
+        self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
+
+
+@pytest.mark.parametrize("field", ["width", "depth"])
+def test_bad_sizes(folder: Path, field: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field}=0 must be at least 1$"):
+        HeadDraft(tiny_head(folder), decide, **{field: 0})
