@@ -13,7 +13,8 @@ from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
 from fastslow.draft.head.context import Context
 from fastslow.draft.head.layer import HeadLayer, rotation
 from fastslow.draft.head.matrices import linear_for
-from fastslow.draft.head.target import Ends
+from fastslow.draft.head.target import Ends, read_ends
+from fastslow.engine.model.config import ModelConfig
 
 
 class Head:
@@ -24,6 +25,11 @@ class Head:
         weights: of `HeadConfig.shapes`, any float dtype.
         ends: of the target.
 
+    It runs on the CPU, wherever the target does.
+
+    Raises:
+        ValueError: the head is of another target.
+
     Attributes:
         tokens: int64 [D], target ids of the draft vocabulary.
         width: V, of the target's vocabulary.
@@ -33,6 +39,12 @@ class Head:
         self.config = config
         self.tokens = weights["tokens"].long()
         self.width = len(ends.embedding)
+        if ends.embedding.shape[1] != config.hidden or int(self.tokens.max()) >= self.width:
+            raise ValueError(
+                f"the head is of a target with hidden_size={config.hidden} and a vocabulary of at "
+                f"least {int(self.tokens.max()) + 1}; this one has {ends.embedding.shape[1]} and "
+                f"{self.width}"
+            )
         self._embedding = ends.embedding
         matrices = {name: weights[name] for name in MATRICES}
         linear = linear_for(matrices | {"head": ends.head[self.tokens]})
@@ -49,7 +61,7 @@ class Head:
             contexts: B of them, which grow by their rows.
             sizes: rows of each context, at least 1.
         """
-        hidden = self._layer.fuse(features.float())
+        hidden = self._layer.fuse(features.to("cpu", torch.float32))
         positions = [p for c, n in zip(contexts, sizes) for p in c.places(n)]
         x, q, k, v = self._enter(hidden, after, positions)
         ends = torch.tensor(sizes).cumsum(0) - 1
@@ -90,6 +102,24 @@ class Head:
         embedded = self._embedding[torch.tensor(after)].float()
         x = self._layer.enter(embedded, hidden)
         return x, *self._layer.project(x, *rotation(self.config, torch.tensor(positions)))
+
+
+def load_head(path: Path, target: Path) -> Head:
+    """The head in a file, for the target in a checkpoint folder.
+
+    Raises:
+        ValueError: one sentence about a file that is no head, or one of another target.
+    """
+    config, weights = read_head(path)
+    layers = ModelConfig.from_folder(target).layers
+    if max(config.layers) >= layers:
+        raise ValueError(
+            f"head {path} reads layer {max(config.layers)} of its target, which has {layers}"
+        )
+    try:
+        return Head(config, weights, read_ends(target))
+    except ValueError as error:
+        raise ValueError(f"head {path}: {error}") from None
 
 
 def read_head(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:

@@ -25,10 +25,11 @@ Ask = Callable[[Sequence[Conversation], Sequence[SamplingParams]], Sequence[Answ
 
 
 class Text(NamedTuple):
-    """Token ids of a prompt with its answer, which begins at `start`."""
+    """Token ids of a prompt with its answer, which begins at `start`; `greedy`: not sampled."""
 
     tokens: list[int]
     start: int
+    greedy: bool = True
 
 
 class Answers:
@@ -52,7 +53,10 @@ class Answers:
             return []
         with self.path.open(encoding="utf-8") as file:
             lines = [json.loads(line) for line in file]
-        return [Text([*line["prompt"], *line["answer"]], len(line["prompt"])) for line in lines]
+        return [
+            Text([*line["prompt"], *line["answer"]], len(line["prompt"]), not line["temperature"])
+            for line in lines
+        ]
 
     def write(
         self,
@@ -60,7 +64,7 @@ class Answers:
         ask: Ask,
         *,
         tokens: int = 192,
-        greedy: float = 0.6,
+        greedy: float = 0.7,
         chunk: int = 128,
         seed: int = 0,
         report: Callable[[int], None] = lambda done: None,

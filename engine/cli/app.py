@@ -12,6 +12,7 @@ from fastslow.engine.cli.convert import convert
 from fastslow.engine.cli.corpus import corpus
 from fastslow.engine.cli.generate import generate
 from fastslow.engine.cli.inspect import inspect
+from fastslow.engine.cli.train_draft import train_draft
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, inspect, convert):
+for command in (generate, chat, inspect, convert, train_draft):
     app.command()(command)
 app.add_typer(corpus)
 

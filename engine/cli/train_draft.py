@@ -1,0 +1,133 @@
+"""`fastslow train-draft`: a draft head for a target, from prompts alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fastslow.engine.cli import options as o
+
+if TYPE_CHECKING:
+    from fastslow.draft.train.trainer import Measured
+
+DATA, TRAINING = "Data", "Training"
+
+
+def train_draft(
+    target: Annotated[str, typer.Option(help="Checkpoint folder or built-in name.")],
+    data: Annotated[Path, typer.Option(help="Prompts, JSON Lines: prompt, turns or messages.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The head's file to write.")],
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Folder for answers, features, checkpoint; default: OUT.work."),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Rows to learn from, all epochs.", rich_help_panel=TRAINING)
+    ] = 1_000_000,
+    rate: Annotated[
+        float, typer.Option(min=0, help="Peak learning rate.", rich_help_panel=TRAINING)
+    ] = 2e-3,
+    rows: Annotated[
+        int, typer.Option(min=1, help="Rows of a batch.", rich_help_panel=TRAINING)
+    ] = 2048,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Depth of the trained chain.", rich_help_panel=TRAINING)
+    ] = 4,
+    vocabulary: Annotated[
+        int, typer.Option(min=1, help="Tokens that can be drafted.", rich_help_panel=TRAINING)
+    ] = 8192,
+    answer: Annotated[
+        int, typer.Option(min=3, help="Most tokens of an answer.", rich_help_panel=DATA)
+    ] = 192,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Answers made at once.", rich_help_panel=DATA)
+    ] = 16,
+    seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
+    dtype: o.DType = "auto",
+    quantization: o.Quantization = "auto",
+    device: o.Device = "auto",
+) -> None:
+    """Train a head that drafts for a target, on the target's own answers.
+
+    Examples:
+      fastslow train-draft --target smollm2-moge --data prompts.jsonl -o head.safetensors
+      fastslow train-draft --target path/to/model --data mine.jsonl -o head.safetensors --tokens 200000
+
+    Ctrl-C keeps what was done; the same command goes on from there.
+    """
+    from fastslow.draft.train.prompts import read_prompts
+    from fastslow.draft.train.run import Plan, Reports, default_layers, train_head
+    from fastslow.draft.train.trainer import Course
+    from fastslow.engine.cli.screen import console, quiet_log
+    from fastslow.engine.llm import LLM
+    from fastslow.engine.locate import resolve_model
+
+    quiet_log()
+    prompts = read_prompts(data)
+    folder = resolve_model(target)
+    with LLM(
+        folder, dtype=dtype, quantization=quantization, device=device, max_running=batch
+    ) as llm:
+        plan = Plan(
+            target=folder,
+            out=out,
+            work=work or out.with_suffix(".work"),
+            layers=default_layers(llm.model.config.layers),
+            vocabulary=vocabulary,
+            answer=answer,
+            course=Course(steps=steps, rate=rate, tokens=tokens, rows=rows, seed=seed),
+        )
+        with Bars(len(prompts), tokens) as bars:
+            found = train_head(
+                plan,
+                llm.model,
+                lambda some, params: llm.generate(
+                    list(some), list(params), speculation="off", progress=False
+                ),
+                prompts,
+                Reports(bars.answers, bars.features, bars.training),
+            )
+    shares = ", ".join(f"{share:.0%}" for share in found.acceptance)
+    console().print(
+        f"{found.tokens_per_step:.2f} tokens/step in chains of {steps} on held-out answers "
+        f"(by position: {shares}); the curve is in {plan.work / 'curve.jsonl'}"
+    )
+
+
+class Bars:
+    """How far each part is, on a terminal; else a line when a part begins or a tenth is done."""
+
+    def __init__(self, prompts: int, tokens: int) -> None:
+        from rich.progress import Progress
+
+        from fastslow.engine.cli.screen import errors
+
+        self._progress = Progress(console=errors(), transient=True)
+        self._parts = {
+            name: self._progress.add_task(name, total=total, visible=False)
+            for name, total in (("answers", prompts), ("features", prompts), ("training", tokens))
+        }
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def answers(self, done: int) -> None:
+        self._move("answers", done, "answers")
+
+    def features(self, done: int) -> None:
+        self._move("features", done, "features")
+
+    def training(self, measured: Measured) -> None:
+        shares = " ".join(f"{share:.0%}" for share in measured.right)
+        self._move("training", measured.tokens, f"training, loss {measured.loss:.2f}, right {shares}")
+
+    def _move(self, part: str, done: int, text: str) -> None:
+        self._progress.update(
+            self._parts[part], completed=done, description=text, visible=True
+        )

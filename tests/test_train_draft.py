@@ -1,0 +1,230 @@
+"""A head is made from prompts: every part by itself, all together, interrupted, and as a command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import write_dense
+from engine_tools import Ask, Bench, answer, write_kin
+from tokenizers_tiny import write_bpe
+
+from fastslow.draft.head.draft import HeadDraft
+from fastslow.draft.head.head import load_head, read_head
+from fastslow.draft.train.answers import Answers, Text
+from fastslow.draft.train.evaluate import worth
+from fastslow.draft.train.features import Shards, look
+from fastslow.draft.train.loss import CHUNK, Guess
+from fastslow.draft.train.prompts import read_prompts
+from fastslow.draft.train.run import Plan, Reports, default_layers, train_head
+from fastslow.draft.train.trainer import Course, Measured
+from fastslow.engine.cli.app import main
+from fastslow.engine.model.loader import load_model
+from fastslow.engine.sampling import decide
+
+VOCAB = 40
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kin(tmp_path_factory.mktemp("train") / "target", routed=0.3, vocab_size=VOCAB)
+
+
+@pytest.fixture(scope="module")
+def bench(target: Path) -> Bench:
+    return Bench(load_model(target, "float32", "cpu", progress=False), {})
+
+
+def prompts(count: int) -> list[Any]:
+    """Conversations whose content is taken for token ids."""
+    return [[{"role": "user", "content": [3 + n % 4, 4, 5]}] for n in range(count)]
+
+
+def asked(bench: Bench) -> Any:
+    def ask(some: Any, params: Any) -> list[Any]:
+        asks = [Ask(tuple(c[0]["content"]), p, seed=p.seed) for c, p in zip(some, params)]
+        requests = bench.run(asks)
+        return [
+            SimpleNamespace(prompt_token_ids=list(a.tokens), token_ids=answer(r))
+            for a, r in zip(asks, requests)
+        ]
+
+    return ask
+
+
+def plan(target: Path, folder: Path, tokens: int = 6000) -> Plan:
+    course = Course(tokens=tokens, rows=256, steps=3, warm_up=4, products="float32", rate=1e-2)
+    return Plan(
+        target, folder / "head.safetensors", folder / "work", (0, 1), VOCAB, 20, 3, course
+    )
+
+
+def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) -> None:
+    made = plan(target, tmp_path)
+    seen: list[Measured] = []
+    told: dict[str, list[int]] = {"answers": [], "features": []}
+    reports = Reports(told["answers"].append, told["features"].append, seen.append)
+    found = train_head(made, bench.model, asked(bench), prompts(40), reports)
+    assert told["answers"][-1] == 40 and told["features"][-1] == 38
+    assert seen[-1].loss < 0.6 * seen[0].loss and seen[-1].right[0] > seen[0].right[0] + 0.3
+    lines = [json.loads(line) for line in (made.work / "curve.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 and lines[-1]["tokens_per_step"] == round(found.tokens_per_step, 3)
+    assert lines[-1]["tokens"] >= 6000 and found.tokens_per_step > 1.5
+    config, weights = read_head(made.out)
+    assert weights["qkv"].dtype == torch.bfloat16 and config.layers == (0, 1)
+    own = Bench(bench.model, {"head": lambda kv: HeadDraft(load_head(made.out, target), decide)})
+    requests = own.run([Ask((3, 4, 5), drafter="head", nodes=3)])
+    assert answer(requests[0]) == answer(own.alone(Ask((3, 4, 5))))
+    assert requests[0].tally.accepted > 0.3 * requests[0].tally.drafted
+
+
+def test_interrupted_it_goes_on(bench: Bench, target: Path, tmp_path: Path) -> None:
+    made = plan(target, tmp_path, tokens=2000)
+    counts: list[int] = []
+
+    def stop(measured: Measured) -> None:
+        counts.append(measured.tokens)
+        if len(counts) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_head(made, bench.model, asked(bench), prompts(30), Reports(training=stop))
+    assert not made.out.exists()
+    answers = (made.work / "answers.jsonl").read_bytes()
+    (made.work / "answers.jsonl").write_bytes(answers + b'{"prompt": [1, 2')  # cut off
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("every prompt is answered already")
+
+    train_head(made, bench.model, refuse, prompts(30), Reports(training=stop))
+    assert (made.work / "answers.jsonl").read_bytes() == answers
+    assert counts[3] > counts[2] and made.out.is_file()
+    other = plan(target, tmp_path, tokens=2000)
+    other = Plan(target, made.out, made.work, (1,), VOCAB, 20, 3, other.course)
+    with pytest.raises(ValueError, match=r"has features of layers \(0, 1\), not \(1,\)"):
+        train_head(other, bench.model, refuse, prompts(30), Reports())
+
+
+def test_answers_do_not_depend_on_where_they_were_resumed(bench: Bench, tmp_path: Path) -> None:
+    whole, parts = Answers(tmp_path / "whole"), Answers(tmp_path / "parts")
+    whole.write(prompts(20), asked(bench), tokens=8, chunk=20, greedy=0.5)
+    for count in (5, 12, 20):
+        parts.write(prompts(count), asked(bench), tokens=8, chunk=5, greedy=0.5)
+    assert whole.read() == parts.read() and len({t.greedy for t in whole.read()}) == 2
+
+
+def test_features_are_the_targets_own(bench: Bench, tmp_path: Path) -> None:
+    texts = [Text([3, 4, 5, 6], 2), Text([7, 8, 9, 10, 11, 12], 3), Text([5] * 3, 1)]
+    shards = Shards(tmp_path / "shards", (1, 0))
+    shards.grow(bench.model, texts[:1], shard=1)
+    shards.grow(bench.model, texts, shard=2)
+    again = Shards(tmp_path / "shards", (1, 0))
+    assert again.counts == [1, 2]
+    alone = [look(bench.model, [text], (1, 0))[0] for text in texts]
+    for mine, kept, text in zip(alone, [*again.read(0), *again.read(1)], texts):
+        assert kept.tokens.tolist() == text.tokens and kept.start == text.start
+        assert torch.allclose(kept.features.float(), mine.features.float(), atol=1e-2)
+        assert torch.equal(kept.best, mine.best) and torch.allclose(kept.mass, mine.mass, atol=1e-4)
+    assert torch.equal(alone[0].best, torch.tensor(_best(bench, texts[0].tokens)))
+
+
+def _best(bench: Bench, tokens: list[int]) -> list[int]:
+    """The next token of plain decoding after each beginning."""
+    runs = [answer(bench.alone(Ask(tuple(tokens[: n + 1]))))[0] for n in range(len(tokens))]
+    return torch.tensor(runs, dtype=torch.int32).tolist()
+
+
+def test_the_loss_is_a_cross_entropy_with_its_gradient() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(CHUNK + 3, 6, requires_grad=True)
+    head, weight = torch.randn(9, 6), torch.rand(CHUNK + 3)
+    law = torch.rand(CHUNK + 3, 9) / 9
+    loss, guesses = Guess.apply(hidden, law, head, weight)
+    (grad,) = torch.autograd.grad(loss, hidden)
+    plain = -(weight[:, None] * law * torch.log_softmax(hidden @ head.T, -1)).sum()
+    (want,) = torch.autograd.grad(plain, hidden)
+    assert torch.allclose(loss, plain) and torch.allclose(grad, want, atol=1e-5)
+    assert torch.equal(guesses, (hidden @ head.T).argmax(-1))
+
+
+def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:
+    """Hits that are known give the steps that can be counted by hand."""
+    seen = look(bench.model, [Text([3, 4, *[5] * 10], 2)], (0, 1))
+    hits = torch.zeros(3, 1, 11, dtype=torch.bool)
+    hits[0, 0, [1, 4]] = hits[1, 0, 2] = True
+
+    def measure(batch: Any) -> tuple[Any, list[Any]]:
+        return None, list(hits[:, :, : batch.after.shape[1]])
+
+    trainer: Any = SimpleNamespace(
+        course=Course(steps=3), config=SimpleNamespace(hidden=32), measure=measure
+    )
+    found = worth(trainer, seen, prompts=1.0)
+    # Row 1: two accepted, on to row 4: one accepted, on to row 6: none, row 7: none, row 8 is too late.
+    assert found.steps == 4 and found.tokens_per_step == (3 + 2 + 1 + 1) / 4
+    assert found.acceptance == [0.5, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("line", "pattern"),
+    [
+        ("{", "line 2: not JSON"),
+        ('{"text": "x"}', "line 2: must have `prompt`, `turns` or `messages`"),
+        ('{"turns": []}', "line 2: must have"),
+        ('["x"]', "line 2: must have"),
+    ],
+)
+def test_bad_prompts(tmp_path: Path, line: str, pattern: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "x"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=pattern):
+        read_prompts(path)
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="must hold at least 1 prompt"):
+        read_prompts(path)
+
+
+def test_prompts_of_three_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    rows = [{"prompt": "a"}, {"turns": ["b", "c"], "category": "x"}, {"messages": talk}]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    user = [[{"role": "user", "content": text}] for text in "ab"]
+    assert read_prompts(path) == [*user, talk]
+
+
+def test_layers() -> None:
+    assert default_layers(30) == (9, 19, 29)
+    assert default_layers(2) == (0, 1) and default_layers(1) == (0,)
+
+
+def test_bad_plans(bench: Bench, target: Path, tmp_path: Path) -> None:
+    made = plan(target, tmp_path)
+    with pytest.raises(ValueError, match="at least 2 prompts, got 1"):
+        train_head(made, bench.model, asked(bench), prompts(1), Reports())
+    wrong = Plan(target, made.out, made.work, (0,))
+    with pytest.raises(ValueError, match=r"layers=\(0,\) must end with 1"):
+        train_head(wrong, bench.model, asked(bench), prompts(3), Reports())
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_dense(tmp_path / "model", vocab=320)
+    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(8)))
+    out = tmp_path / "head.safetensors"
+    arguments = ["--target", folder, "--data", data, "-o", out, "--tokens", 200, "--rows", 64]
+    options = [*arguments, "--answer", 12, "--dtype", "float32", "--vocabulary", 100]
+    with pytest.raises(SystemExit) as stopped:
+        main(["train-draft", *map(str, options)])
+    assert stopped.value.code == 0
+    assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
+    head = load_head(out, folder)
+    assert head.config.layers == (0, 1) and len(head.tokens) == 100
+    with pytest.raises(SystemExit) as stopped:
+        main(["train-draft", "--target", str(folder), "--data", str(out), "-o", str(out)])
+    assert stopped.value.code != 0
