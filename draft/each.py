@@ -54,7 +54,7 @@ class Each:
         self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
     ) -> None:
         counts = [len(path) + 1 for path in verdict.paths]
-        rows = None if features is None else features.split(counts)
+        rows = None if features is None else torch.split(features, counts)
         for drafter, members in self._parts(batch):
             part = Verdict(
                 [verdict.paths[b] for b in members], [verdict.tokens[b] for b in members]

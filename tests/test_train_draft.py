@@ -58,9 +58,7 @@ def asked(bench: Bench) -> Any:
 
 def plan(target: Path, folder: Path, tokens: int = 6000) -> Plan:
     course = Course(tokens=tokens, rows=256, steps=3, warm_up=4, products="float32", rate=1e-2)
-    return Plan(
-        target, folder / "head.safetensors", folder / "work", (0, 1), VOCAB, 20, 3, course
-    )
+    return Plan(target, folder / "head.safetensors", folder / "work", (0, 1), VOCAB, 20, 3, course)
 
 
 def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ class HeadConfig:
             known = {field.name: values[field.name] for field in fields(cls)}
             config = cls(**known | {"layers": tuple(int(n) for n in known["layers"])})
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"metadata field config lacks a field or is damaged: {error}") from None
+            raise ValueError(
+                f"metadata field config lacks a field or is damaged: {error}"
+            ) from None
         config._check()
         return config
 

@@ -56,9 +56,7 @@ class Context:
         """[Q, heads * head_dim]: queries of the last committed row."""
         return self._attend(q_QHD, self._committed, None)
 
-    def draft(
-        self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, parents: Sequence[int]
-    ) -> Tensor:
+    def draft(self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, parents: Sequence[int]) -> Tensor:
         """Append rows of a draft, each after its parent; [N, heads * head_dim] of what they see."""
         before = len(self._parents)
         self._depths += [0 if p < 0 else self._depths[p] + 1 for p in parents]
@@ -78,13 +76,14 @@ class Context:
     def _attend(self, q_QHD: Tensor, end: int, mask_QN: Tensor | None) -> Tensor:
         first = max(0, end - self._window)
         k_KSD, v_KSD = self._kv[:, :, first:end]
-        q = q_QHD.transpose(0, 1).unflatten(0, (-1, self._ratio)).flatten(1, 2)  # [K, ratio * Q, D]
+        count, heads, size = q_QHD.shape
+        q = q_QHD.transpose(0, 1).reshape(-1, self._ratio * count, size)  # query heads by key head
         scores = (q @ k_KSD.transpose(1, 2)) * self._scale
         if mask_QN is not None:
             hidden = F.pad(~mask_QN, (max(0, self._committed - first), 0))[:, -(end - first) :]
             scores.masked_fill_(hidden.repeat(self._ratio, 1), -torch.inf)
-        seen = torch.softmax(scores, -1) @ v_KSD
-        return seen.unflatten(1, (self._ratio, -1)).flatten(0, 1).transpose(0, 1).flatten(1)
+        seen: Tensor = torch.softmax(scores, -1) @ v_KSD
+        return seen.reshape(heads, count, size).transpose(0, 1).flatten(1)
 
     def _write(self, first: int, k_NKD: Tensor, v_NKD: Tensor) -> None:
         end = first + len(k_NKD)

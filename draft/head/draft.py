@@ -94,7 +94,7 @@ class HeadDraft:
     ) -> None:
         if features is None:
             return
-        parts = features.split([len(path) + 1 for path in verdict.paths])
+        parts = torch.split(features, [len(path) + 1 for path in verdict.paths])
         for request, tokens, own in zip(batch, verdict.tokens, parts):
             if not tokens:
                 continue

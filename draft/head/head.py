@@ -51,7 +51,11 @@ class Head:
         self._layer = HeadLayer(config, {name: weights[name].float() for name in NORMS}, linear)
 
     def read(
-        self, features: Tensor, after: Sequence[int], contexts: Sequence[Context], sizes: Sequence[int]
+        self,
+        features: Tensor,
+        after: Sequence[int],
+        contexts: Sequence[Context],
+        sizes: Sequence[int],
     ) -> Tensor:
         """Take in committed rows; gives the hidden state [B, H] at each context's last new row.
 
@@ -65,7 +69,8 @@ class Head:
         positions = [p for c, n in zip(contexts, sizes) for p in c.places(n)]
         x, q, k, v = self._enter(hidden, after, positions)
         ends = torch.tensor(sizes).cumsum(0) - 1
-        for context, k_NKD, v_NKD in zip(contexts, k.split(list(sizes)), v.split(list(sizes))):
+        each = list(sizes)
+        for context, k_NKD, v_NKD in zip(contexts, torch.split(k, each), torch.split(v, each)):
             context.commit(k_NKD, v_NKD)
         seen = [c.attend(q[e : e + 1]) for c, e in zip(contexts, ends.tolist())]
         return self._layer.leave(x[ends], torch.cat(seen))
@@ -88,8 +93,8 @@ class Head:
         sizes = [len(p) for p in parents]
         positions = [p for c, follows in zip(contexts, parents) for p in c.depths(follows)]
         x, q, k, v = self._enter(hidden, after, positions)
-        parts = zip(contexts, parents, q.split(sizes), k.split(sizes), v.split(sizes))
-        seen = [c.draft(*rows, follows) for c, follows, *rows in parts]
+        parts = zip(contexts, *(torch.split(x, sizes) for x in (q, k, v)), parents)
+        seen = [context.draft(*rows) for context, *rows in parts]
         return self._layer.leave(x, torch.cat(seen))
 
     def logits(self, hidden: Tensor) -> Tensor:

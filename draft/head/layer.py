@@ -37,7 +37,7 @@ class HeadLayer:
 
     def fuse(self, features: Tensor) -> Tensor:
         """Hidden states [..., H] from features [..., F]; each layer's are brought to one size."""
-        sizes = features.unflatten(-1, (-1, self.config.hidden))
+        sizes = features.view(*features.shape[:-1], -1, self.config.hidden)
         level = F.rms_norm(sizes, (self.config.hidden,), eps=self.config.eps)
         return self._linear("fuse", level.flatten(-2))
 
@@ -50,8 +50,8 @@ class HeadLayer:
         """Queries [..., heads, head_dim], keys and values [..., kv_heads, head_dim]."""
         c = self.config
         mixed = self._linear("qkv", self._norm("attention_norm", x))
-        mixed = mixed.unflatten(-1, (-1, c.head_dim))
-        q, k, v = mixed.split((c.heads, c.kv_heads, c.kv_heads), -2)
+        mixed = mixed.view(*mixed.shape[:-1], -1, c.head_dim)
+        q, k, v = torch.split(mixed, [c.heads, c.kv_heads, c.kv_heads], -2)
         return turn(q, cos, sin), turn(k, cos, sin), v
 
     def leave(self, x: Tensor, seen: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Packed(NamedTuple):
 
 def linear_for(matrices: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
     """(name, x f32 [..., m]) -> f32 [..., n], from matrices [n, m] in any float dtype."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(OPS, "qlinear_pointwise")):
+    if not (torch._C._has_mkldnn and hasattr(OPS, "qlinear_pointwise")):
         logger.info("the draft head runs in float32: this torch has no int8 products")
         kept = {name: matrix.float() for name, matrix in matrices.items()}
         return lambda name, x: F.linear(x, kept[name])
@@ -44,7 +44,7 @@ def linear_for(matrices: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor
             levels, 1 / (MIDDLE - 1), MIDDLE, m.weight, m.scale, m.zero,
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
-        return out.mul_(size).unflatten(0, x.shape[:-1])
+        return out.mul_(size).view(*x.shape[:-1], -1)
 
     return product
 

@@ -58,7 +58,11 @@ class Growing:
 
 
 def grow_trees(
-    head: Head, roots: Sequence[tuple[Context, Tensor]], nodes: Sequence[int], width: int, depth: int
+    head: Head,
+    roots: Sequence[tuple[Context, Tensor]],
+    nodes: Sequence[int],
+    width: int,
+    depth: int,
 ) -> list[Tree]:
     """A tree for each request, all in lockstep, one small step of the head a depth.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -60,10 +61,10 @@ def _look(model: Model, texts: Sequence[Text], layers: tuple[int, ...]) -> list[
     assert out.features is not None
     sizes = [len(text.tokens) for text in texts]
     best, mass = out.logits.argmax(-1).to(torch.int32), out.logits.logsumexp(-1).float()
-    parts = zip(texts, out.features.bfloat16().split(sizes), best.split(sizes), mass.split(sizes))
+    parts = (torch.split(x, sizes) for x in (out.features.bfloat16(), best, mass))
     return [
-        Seen(torch.tensor(text.tokens, dtype=torch.int32), features, b, m, text.start)
-        for text, features, b, m in parts
+        Seen(torch.tensor(text.tokens, dtype=torch.int32), *seen, text.start)
+        for text, *seen in zip(texts, *parts)
     ]
 
 
@@ -143,12 +144,10 @@ class Shards:
     def read(self, number: int) -> list[Seen]:
         """The texts of a shard, in order."""
         table = load_file(self._path(number))
-        ends = table["ends"].tolist()
-        names = ("tokens", "features", "best", "mass")
-        return [
-            Seen(*(table[name][first:last] for name in names), start=int(start))
-            for first, last, start in zip([0, *ends], ends, table["start"])
-        ]
+        ends = [0, *table["ends"].tolist()]
+        sizes = [last - first for first, last in pairwise(ends)]
+        parts = (torch.split(table[name], sizes) for name in ("tokens", "features", "best", "mass"))
+        return [Seen(*seen) for seen in zip(*parts, table["start"].tolist())]
 
     def epoch(self, random: Random, together: int = 4) -> Iterator[list[Seen]]:
         """All texts in random order: so many shards at a time, whose texts then mix."""

@@ -28,7 +28,6 @@ from fastslow.draft.train.features import Seen
 from fastslow.draft.train.loss import Guess
 from fastslow.draft.train.unroll import unroll
 
-
 STATE = "optimizer."
 
 
@@ -103,9 +102,7 @@ class Trainer:
         self._norm = ends.norm.float()
         matrices, norms = ([self.weights[n] for n in names] for names in (MATRICES, NORMS))
         self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(
-                matrices, course.rate, course.decay, adjust_lr_fn="match_rms_adamw"
-            ),
+            torch.optim.Muon(matrices, course.rate, course.decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(norms, course.rate, (0.9, 0.95), weight_decay=0.0),
         ]
         self.tokens = 0

@@ -54,8 +54,8 @@ def _attend(q: Tensor, chain: list[tuple[Tensor, Tensor]], mask: Tensor, step: i
     wide = [[x.repeat_interleave(ratio, 2) for x in pair] for pair in chain]
     k, v = wide[0]
     if not step:
-        plain = [x.transpose(1, 2) for x in (q, k, v)]
-        out = F.scaled_dot_product_attention(*plain, attn_mask=mask[:, None], scale=scale)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scale)
         return out.transpose(1, 2).flatten(2)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
     scores = scores.masked_fill(~_strict(mask, step)[:, None], -torch.inf)
@@ -64,7 +64,9 @@ def _attend(q: Tensor, chain: list[tuple[Tensor, Tensor]], mask: Tensor, step: i
     weights = torch.softmax(torch.cat((scores, own), -1), -1)
     out = torch.einsum("bhqk,bkhd->bqhd", weights[..., :-step], v)
     for i in range(1, step + 1):
-        out = out + weights[..., i - 1 - step].transpose(1, 2)[..., None] * _back(wide[i][1], step - i)
+        out = out + weights[..., i - 1 - step].transpose(1, 2)[..., None] * _back(
+            wide[i][1], step - i
+        )
     return out.flatten(2)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
@@ -110,7 +110,7 @@ class Bars:
             for name, total in (("answers", prompts), ("features", prompts), ("training", tokens))
         }
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -125,9 +125,9 @@ class Bars:
 
     def training(self, measured: Measured) -> None:
         shares = " ".join(f"{share:.0%}" for share in measured.right)
-        self._move("training", measured.tokens, f"training, loss {measured.loss:.2f}, right {shares}")
+        self._move(
+            "training", measured.tokens, f"training, loss {measured.loss:.2f}, right {shares}"
+        )
 
     def _move(self, part: str, done: int, text: str) -> None:
-        self._progress.update(
-            self._parts[part], completed=done, description=text, visible=True
-        )
+        self._progress.update(self._parts[part], completed=done, description=text, visible=True)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
 
+from words import WORDS
+
 KEEP: dict[str, tuple[str, Callable[[int], bool]]] = {
     "even numbers": ("even", lambda n: n % 2 == 0),
     "odd numbers": ("odd", lambda n: n % 2 == 1),
@@ -58,27 +60,6 @@ ACTS: dict[str, tuple[str, Callable[[str, Callable[[str], bool]], Any]]] = {
     "Move the {} to the end of the string.": (
         "move", lambda s, f: "".join(c for c in s if not f(c)) + "".join(filter(f, s))),
 }  # fmt: skip
-WORDS = "Hello World|banana split|Python 3|data Science|a1b2c3|Red Blue Green|xyz|moonLight|quick brown fox|A".split("|")
-KNOWN = (
-    "checks if a word is a palindrome|returns the nth Fibonacci number|merges two sorted lists|counts the words in a text"
-    "|finds the second largest element of a list|checks if two strings are anagrams|reverses the words of a sentence"
-    "|computes the factorial of n|finds the longest word in a sentence|removes duplicates from a list and keeps the order"
-    "|checks if a number is a perfect square|converts Celsius to Fahrenheit|rotates a list by k places"
-    "|finds the common elements of two lists|returns the transpose of a matrix|flattens a nested list"
-    "|computes the greatest common divisor of two numbers|counts how often each character occurs in a string"
-    "|checks if the brackets in a string are balanced|finds the missing number in a list from 1 to n"
-    "|converts a number to binary|checks if a year is a leap year|finds all pairs that add up to a target"
-    "|sorts a list of strings by length|computes the running maximum of a list|capitalises each word of a sentence"
-    "|splits a list into chunks of size n|computes the dot product of two vectors|checks if a list is sorted"
-    "|finds the first character that does not repeat|converts Roman numerals to integers|interleaves two lists"
-    "|returns the prime factors of a number|implements binary search|implements bubble sort|reads a file and counts lines"
-    "|finds the longest common prefix of a list of strings|inverts a dictionary|groups words by their first letter"
-).split("|")  # fmt: skip
-ASKS = ("Finish this function.\n\n", "Complete the following code:\n\n", "Fill in the body of this function:\n",
-        "Implement the function below.\n", "Write the missing code.\n\n", "Complete this Python function.\n",
-        "Please complete the code.\n\n", "")  # fmt: skip
-FREE = ("Write a Python function that {}.", "How do I write a function in Python that {}?", "Show me Python code that {}.",
-        "Implement a function which {}. Add a short explanation.", "Give me a Python program that {}.")  # fmt: skip
 
 
 class Task(NamedTuple):
@@ -96,16 +77,22 @@ def numbers(random: Random) -> Task:
     for _ in range(random.randint(1, 4)):
         values = [random.randint(-15, 40) for _ in range(random.randint(2, 6))]
         examples.append((values, reduce([change(v) for v in values if test(v)])))
-    name = random.choice((f"{three}_{one}", f"{three}_of_{one}_{two}".strip("_"), f"{one}_{three}", "solve"))
-    argument = random.choice(("numbers: list", "nums", "lst", "l: list[int]", "arr", "values: List[int]"))
+    name = random.choice(
+        (f"{three}_{one}", f"{three}_of_{one}_{two}".strip("_"), f"{one}_{three}", "solve")
+    )
+    argument = random.choice(
+        ("numbers: list", "nums", "lst", "l: list[int]", "arr", "values: List[int]")
+    )
     return Task(name, argument, f"{fold} {turn} {keep} in the list.".replace("  ", " "), examples)
 
 
 def strings(random: Random) -> Task:
     kind, (one, test) = random.choice(list(LETTERS.items()))
     act, (two, change) = random.choice(list(ACTS.items()))
-    picked = random.sample(WORDS, random.randint(1, 4))
-    name = random.choice((f"{two}_{one}", f"{two}{one.capitalize()}", f"{two}_the_{one}", "process"))
+    picked = random.sample(WORDS["words"], random.randint(1, 4))
+    name = random.choice(
+        (f"{two}_{one}", f"{two}{one.capitalize()}", f"{two}_the_{one}", "process")
+    )
     return Task(name, random.choice(("s", "text: str", "string", "txt", "word: str")), act.format(kind),
                 [(word, change(word, test)) for word in picked])  # fmt: skip
 
@@ -113,10 +100,17 @@ def strings(random: Random) -> Task:
 def code(random: Random) -> str:
     """One request: a signature with a docstring to complete, or one in plain words."""
     if random.random() < 0.3:
-        return random.choice(FREE).format(random.choice(KNOWN))
+        return random.choice(WORDS["requests"]).format(random.choice(WORDS["functions"]))
     task = random.choice((numbers, numbers, strings))(random)
     quote = random.choice(('"""', '"""', "'''"))
-    style = random.choice((">>> {n}({a!r})\n    {r!r}", "{n}({a!r}) == {r!r}", "{n}({a!r}) => {r!r}", "{n}({a!r}) returns {r!r}"))
+    style = random.choice(
+        (
+            ">>> {n}({a!r})\n    {r!r}",
+            "{n}({a!r}) == {r!r}",
+            "{n}({a!r}) => {r!r}",
+            "{n}({a!r}) returns {r!r}",
+        )
+    )
     shown = "\n    ".join(style.format(n=task.name, a=a, r=r) for a, r in task.examples)
     start = random.choice(("", "", "\n    ", " "))
     title = random.choice(("\n    ", "\n\n    Examples:\n    ", "\n    For example:\n    "))
@@ -124,4 +118,4 @@ def code(random: Random) -> str:
     body = f"def {task.name}({task.argument}){arrow}\n    {quote}{start}{task.sentence}{title}{shown}\n    {quote}\n"
     if "List[" in body:
         body = "from typing import List\n\n\n" + body
-    return random.choice(ASKS) + body
+    return random.choice(WORDS["completions"]) + body

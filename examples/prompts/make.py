@@ -15,11 +15,19 @@ from random import Random
 
 from code_requests import code
 from maths import maths
-from talk import PLACES, TOPICS, question, service, summary
+from talk import question, service, summary
+from words import WORDS
 
 from fastslow import LLM, SamplingParams
 
-SHARES = {"maths": 0.34, "code": 0.34, "question": 0.12, "service": 0.05, "invented": 0.08, "summary": 0.07}
+SHARES = {
+    "maths": 0.34,
+    "code": 0.34,
+    "question": 0.12,
+    "service": 0.05,
+    "invented": 0.08,
+    "summary": 0.07,
+}
 USER = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
 OPENINGS = (
     "What", "How", "Why", "Can you", "Write", "Explain", "Give me", "I", "My", "Describe", "If", "Please", "Create",
@@ -32,7 +40,8 @@ def invented(llm: LLM, count: int, seed: int) -> list[str]:
     random = Random(seed)
     starts = [random.choice(OPENINGS) for _ in range(count)]
     sampling = [
-        SamplingParams(max_tokens=90, temperature=1.0, min_p=0.05, seed=seed + i) for i in range(count)
+        SamplingParams(max_tokens=90, temperature=1.0, min_p=0.05, seed=seed + i)
+        for i in range(count)
     ]
     outputs = llm.generate([USER + start for start in starts], sampling, speculation="off")
     return [f"{start}{output.text}".strip() for start, output in zip(starts, outputs)]
@@ -42,11 +51,13 @@ def articles(llm: LLM, count: int, seed: int) -> list[str]:
     """Short articles about drawn topics."""
     random = Random(seed)
     asks = [
-        f"Write a news article about {random.choice(TOPICS)} in {random.choice(PLACES)}."
+        f"Write a news article about {random.choice(WORDS['topics'])} in {random.choice(WORDS['countries'])}."
         for _ in range(count)
     ]
     sampling = [
-        SamplingParams(max_tokens=random.randint(90, 240), temperature=0.9, min_p=0.05, seed=seed + i)
+        SamplingParams(
+            max_tokens=random.randint(90, 240), temperature=0.9, min_p=0.05, seed=seed + i
+        )
         for i in range(count)
     ]
     talks = [[{"role": "user", "content": ask}] for ask in asks]
@@ -54,7 +65,9 @@ def articles(llm: LLM, count: int, seed: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", help="also prompts that this model writes")
