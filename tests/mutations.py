@@ -213,7 +213,7 @@ MUTATIONS = (
     ),
     swap(
         "a half written character is forgotten",
-        "draft/model/retold.py",
+        "draft/model/tell.py",
         "if begun:\n            if not said",
         "if not begun:\n            if not said",
         ACROSS,
@@ -221,7 +221,7 @@ MUTATIONS = (
     swap(
         "keys of skipped layers are written",
         "engine/ops/cpu/decoder.py",
-        "kv.pointers[:, list(self._layers)]",
+        "kv.pointers[:, self._kv_layers]",
         "kv.pointers",
         ("tests/test_draft_skip.py",),
     ),

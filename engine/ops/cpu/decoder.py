@@ -62,6 +62,7 @@ class CpuDecoder:
         self._kernels = library.kernels()
         every = range(config.layers)
         self._layers = kept_layers(every if layers is None else layers, every)
+        self._kv_layers = np.array(self._layers)
         running = (library.Layer * len(self._layers))(*map(self._layer, self._layers))
         self._handle = self._kernels.fs_model_new(ctypes.byref(self._shape()), running)
         if not self._handle:
@@ -225,7 +226,7 @@ class CpuDecoder:
         # the kernels count the layers that run
         places = [self._layers.index(n) for n in features]
         arrays["feature_layers"] = np.array(places, dtype=np.int64)
-        arrays["keys"], arrays["values"] = kv.pointers[:, list(self._layers)]
+        arrays["keys"], arrays["values"] = kv.pointers[:, self._kv_layers]
         kept = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
         args = library.StepArgs(
             threads=torch.get_num_threads(),
