@@ -16,8 +16,8 @@ from tokenizers_tiny import SENTENCES, write_bpe, write_spm
 from fastslow.draft.model import ModelDraft, OwnKV, RetoldDraft, model_draft_across
 from fastslow.draft.model.common import CommonLexicon, shared
 from fastslow.draft.model.follow import LONGEST, Follower
-from fastslow.draft.model.tell import Teller
 from fastslow.draft.model.spelling import Speller, inside_character, marks, whole
+from fastslow.draft.model.tell import Teller
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.best import best_tokens
 from fastslow.engine.model.config import ModelConfig
