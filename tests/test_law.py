@@ -115,7 +115,7 @@ CASES = {
     "ngram": ("ngram", None, PLAIN),
     "model": ("model", None, PLAIN),
     "self": ("self", None, PLAIN),
-    "tokens in common": ("common", None, params(frequency_penalty=1.8, repetition_penalty=1.4)),
+    "tokens in common": ("common", None, PLAIN),
     "told again": ("retold", 2, PLAIN),
     "chosen tree": ("chosen tree", None, PLAIN),
     "sampled tree": ("sampled tree", None, PLAIN),
