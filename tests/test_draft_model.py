@@ -15,6 +15,7 @@ from laws import plain_law
 
 from fastslow.draft.model import ModelDraft, OwnKV
 from fastslow.draft.model.lockstep import READ_ROWS
+from fastslow.draft.model.warm import WARM
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.best import best_tokens
 from fastslow.engine.model.config import ModelConfig
@@ -83,6 +84,11 @@ def next_law(text: Sequence[int]) -> list[float]:
     return torch.softmax(next_logits(text).double(), dim=-1).tolist()
 
 
+def warm_law(text: Sequence[int]) -> list[float]:
+    logits = next_logits(text).double() / WARM["temperature"]
+    return torch.softmax(logits, dim=-1).tolist()
+
+
 def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
     return SimpleNamespace(
         id=number,
@@ -112,7 +118,7 @@ def likeliest(
     text: Sequence[int],
     nodes: int,
     width: int,
-    law_of: Callable[[Sequence[int]], Sequence[float]] = next_law,
+    law_of: Callable[[Sequence[int]], Sequence[float]] = warm_law,
 ) -> set[tuple[int, ...]]:
     """Best first, one node at a time, each path computed from its beginning."""
     heap: list[tuple[float, tuple[int, ...]]] = [(-1.0, ())]
@@ -179,7 +185,7 @@ def test_a_penalty_counts_a_nodes_own_path() -> None:
     model: Any = Digest()
     drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), decide, width=3)
     tree = drafter.propose([request(TEXT, **fields)], [12]).tree(0)
-    warm = SamplingParams(**{**fields, "temperature": 1.0, "top_k": -1})
+    warm = SamplingParams(**{**fields, **WARM})
 
     def law_of(text: Sequence[int]) -> list[float]:
         law: list[float] = plain_law(next_logits(text).tolist(), text, 1, warm).tolist()
