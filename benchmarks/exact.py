@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from exact_cases import Case, Job, cases, read_prompts, sweep
@@ -36,9 +36,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fastslow.draft.base import Stateless
-from fastslow.draft.build import build_drafter
+from fastslow.draft.build import Loaded, Means, build_drafter
 from fastslow.draft.each import Each
+from fastslow.draft.head.head import Head, load_head
 from fastslow.draft.model import BorrowedKV, ModelDraft
+from fastslow.draft.suffix.corpus import Corpus
+from fastslow.draft.suffix.earlier import Earlier
 from fastslow.engine.core import Core
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.locate import resolve_model
@@ -47,13 +50,16 @@ from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.request import Request
-from fastslow.engine.sampling import decide
+from fastslow.engine.sampling import decide, only_best
 from fastslow.engine.stop import Stopper
 from fastslow.engine.text.template import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.types import Certain, Draft, Drafter, Floats, RequestView, Tree
-from fastslow.policies.length import FixedLength
+from fastslow.engine.types import Certain, Draft, Drafter, Floats, Policy, RequestView, Tree
+from fastslow.policies.clock import Clock
+from fastslow.policies.length import AdaptiveLength, FixedLength
 from fastslow.policies.modes import load_modes
+from fastslow.policies.odds import Odds
+from fastslow.policies.pace import Pace
 
 PAGE = 16
 NODES = 6
@@ -115,6 +121,10 @@ class Bench:
         self.small = None
         if args.draft_model is not None:
             self.small = load_model(resolve_model(args.draft_model), **kind)
+        self.head = None if args.head is None else load_head(args.head, self.folder)
+        # every other request drafts as far as this invented machine lets it pay
+        self.clock = Clock(lambda groups: Pace([1, 8, 128], [1.0, 1.8, 20.0]))
+        self.odds: dict[str, Odds] = {}
         self.params = SamplingParams(max_tokens=args.tokens)
         config = self.model.config
         self.modes = load_modes(self.folder, config.groups)
@@ -138,9 +148,10 @@ class Bench:
 
     @property
     def drafters(self) -> tuple[str, ...]:
-        names = ["ngram", "tree"]
+        names = ["ngram", "tree", "suffix"]
         names += ["self", "ngram+self"] if self.model.config.groups else []
         names += ["model"] if self.small is not None else []
+        names += ["head", "suffix|head"] if self.head is not None else []
         return tuple(names)
 
     def run(self, case: Case, done: Callable[[], None]) -> list[Request]:
@@ -151,7 +162,8 @@ class Bench:
         if case.few:
             pages = sizes[0] + (pages - sizes[0]) // 4
         kv = self._cache(self.model, pages, case.warm or case.few)
-        core = Core(self.model, kv, self._drafter(kv, sum(sizes)), case.prompt_rows, case.batch)
+        drafter = self._drafter(kv, sum(sizes))
+        core = Core(self.model, kv, drafter, case.prompt_rows, case.batch, self.clock)
         if case.warm:
             self._warm(core, case.jobs)
         for request in requests:
@@ -180,7 +192,7 @@ class Bench:
             prompt_length=len(tokens),
             params=params,
             speculation=self._settings(job.drafter),
-            policy=FixedLength(0 if job.drafter == "off" else NODES),
+            policy=self._length(number, job.drafter),
             stopper=Stopper(params, end_ids, params.max_tokens, None),
             groups=groups,
             seed=number,
@@ -189,26 +201,41 @@ class Bench:
             root=(groups,),
         )
 
+    def _length(self, number: int, drafter: str) -> Policy:
+        if drafter == "off" or number % 2:
+            return FixedLength(0 if drafter == "off" else NODES)
+        return AdaptiveLength(NODES, self.odds.setdefault(drafter, Odds()), self.clock, drafter)
+
     def _settings(self, drafter: str) -> Speculation:
         path = self.draft_path if "model" in drafter else None
-        return Speculation(drafter=drafter, nodes=0, model=path)
+        head = "given" if "head" in drafter else None
+        return Speculation(drafter=drafter, nodes=0, model=path, head=head)
 
     def _drafter(self, kv: KVCache, draft_pages: int) -> Drafter:
         made: dict[Speculation, Drafter] = {}
+        means = Means(
+            target=self.model,
+            cache=kv,
+            law=decide,
+            only_best=only_best,
+            load_model=lambda _: self._small_model(draft_pages),
+            load_head=lambda _: cast(Head, self.head),
+            load_corpus=_no_corpus,
+            earlier=Earlier(),
+            has_head=False,
+        )
         for name in self.drafters:
             settings = self._settings(name)
             if name == "tree":
                 groups = 0 if self.model.config.groups else None
                 made[settings] = ForkedDraft(self.model, kv, groups)
             else:
-                made[settings] = build_drafter(
-                    settings, self.model, kv, decide, lambda _: self._small_model(draft_pages)
-                )
+                made[settings] = build_drafter(settings, means)
         return Each(made)
 
-    def _small_model(self, pages: int) -> tuple[Model, KVCache]:
+    def _small_model(self, pages: int) -> Loaded:
         assert self.small is not None
-        return self.small, self._cache(self.small, pages, True)
+        return Loaded(self.small, self._cache(self.small, pages, True))
 
     def _cache(self, model: Model, pages: int, prefix_caching: bool) -> KVCache:
         return KVCache.for_model(model, pages, PAGE, prefix_caching)
@@ -226,6 +253,10 @@ class Bench:
             return Finding("error", f"token {at} differs", 0.0, 0.0)
         prefix = [*request.tokens[: request.prompt_length], *plain[:at]]
         return self.judge.judge(prefix, plain[at], answer[at], request.groups, request.reach)
+
+
+def _no_corpus(path: Path) -> Corpus:
+    raise ValueError(f"no corpus is asked for, {path} either")
 
 
 def _drain(core: Core) -> None:
@@ -294,6 +325,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="a checkpoint folder or a built-in name")
     parser.add_argument("--prompts", required=True, nargs="+", type=Path, metavar="FILE.jsonl")
     parser.add_argument("--draft-model", help="a small model with the same vocabulary")
+    parser.add_argument("--head", type=Path, help="a draft head trained for the model")
     parser.add_argument("--limit", type=int, default=100, help="prompts, of all files together")
     parser.add_argument("--tokens", type=int, default=48, help="most tokens of an answer")
     parser.add_argument("--longest", type=int, default=256, help="prompts are cut to this")

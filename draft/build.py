@@ -3,67 +3,140 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
+from fastslow.draft.best import Best
 from fastslow.draft.first import First
-from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV
+from fastslow.draft.head.draft import HeadDraft
+from fastslow.draft.head.head import Head
+from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV, model_draft_across
+from fastslow.draft.model.spelling import Spelling
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.suffix.corpus import Corpus
+from fastslow.draft.suffix.draft import SuffixDraft
+from fastslow.draft.suffix.earlier import Earlier
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import Speculation, nearest
-from fastslow.engine.types import Drafter, Law
+from fastslow.engine.types import Drafter, Law, RequestView
 
-NAMES = ("ngram", "self", "model")
+NAMES = ("suffix", "ngram", "head", "self", "model")
 
 
-def check_drafter(settings: Speculation, groups: int) -> list[str]:
-    """The drafters that `settings.drafter` names, in order; "a+b" asks b where a says nothing.
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A draft model, its pages, and both tokenizers where its vocabulary is not the target's."""
+
+    model: Model
+    cache: KVCache
+    spellings: tuple[Spelling, Spelling] | None = None  # the target's, its own
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What drafters are made of.
+
+    Attributes:
+        target: the model that verifies.
+        cache: the target's KV.
+        law: logits -> law under a request's parameters.
+        only_best: whether a request's laws are certain and need no logits.
+        load_model: the draft model at a path.
+        load_head: the trained head at a path, None = the one that belongs to the target.
+        load_corpus: the stored answers at a path.
+        earlier: the engine's own answers; None = they are not kept.
+        has_head: whether a head belongs to the target.
+    """
+
+    target: Model
+    cache: KVCache
+    law: Law
+    only_best: Callable[[RequestView], bool]
+    load_model: Callable[[str], Loaded]
+    load_head: Callable[[Path | None], Head]
+    load_corpus: Callable[[Path], Corpus]
+    earlier: Earlier | None
+    has_head: bool
+
+
+def check_drafter(settings: Speculation, groups: int, has_head: bool = False) -> list[str]:
+    """The drafters that `settings.drafter` names, in order; see `build_drafter`.
 
     Args:
         settings: what a request asked for.
         groups: routed groups of the target, 0 for a dense model.
+        has_head: whether a head belongs to the target.
 
     Raises:
-        ValueError: an unknown name (the nearest known one is told), "self" on a dense model or with
-            more groups than there are, "model" without a path.
+        ValueError: an unknown name (the nearest known one is told), "self" on a dense model without
+            `layers` or with more groups than there are, "model" without a path, "head" without a
+            head.
     """
-    names = settings.drafter.split("+")
+    if settings.drafter == "auto":
+        return ["suffix", "head"] if has_head or settings.head else ["suffix"]
+    names = settings.drafter.replace("|", "+").split("+")
     for name in names:
         if name not in NAMES:
-            hint = nearest(name, (*NAMES, "off"))
+            hint = nearest(name, (*NAMES, "auto", "off"))
             raise ValueError(f"drafter={settings.drafter!r} is unknown{hint}")
-    if "self" in names and not groups:
-        raise ValueError("drafter='self' needs a model with routed groups; this one is dense")
+    if "+" in settings.drafter and "|" in settings.drafter:
+        raise ValueError(f"drafter={settings.drafter!r} must join names by + or by |, not by both")
+    if "self" in names and not groups and settings.layers is None:
+        raise ValueError(
+            "drafter='self' needs a model with routed groups, or layers=(...) to keep; "
+            "this one is dense"
+        )
     if "self" in names and settings.groups > groups:
         raise ValueError(f"speculation groups={settings.groups} is outside 0..{groups}")
     if "model" in names and not settings.model:
         raise ValueError("drafter='model' needs model=PATH, the folder of the draft model")
+    if "head" in names and not has_head and settings.head is None:
+        raise ValueError(
+            "drafter='head' needs head=PATH, a head trained for this model by "
+            "`fastslow train-draft`"
+        )
     return names
 
 
-def build_drafter(
-    settings: Speculation,
-    target: Model,
-    cache: KVCache,
-    law: Law,
-    load: Callable[[str], tuple[Model, KVCache]],
-) -> Drafter:
+def build_drafter(settings: Speculation, means: Means) -> Drafter:
     """Make the drafter that a request asked for.
 
+    "a+b" asks b where a says nothing; "a|b" takes, step by step, the one that promises more. "auto"
+    is the suffix drafter, and the head where one belongs to the model, whichever promises more.
+
     Args:
-        settings: checked by `check_drafter`.
-        target: the model that verifies.
-        cache: the target's KV.
-        law: logits -> law under a request's parameters.
-        load: gives the draft model at a path and a cache for it; raises ValueError if it does not
-            fit the target.
+        settings: what a request asked for.
+        means: what it is made of; its loaders raise ValueError if something does not fit.
     """
-    made: list[Drafter] = []
-    for name in check_drafter(settings, target.config.groups):
-        if name == "ngram":
-            made.append(NgramDraft())
-        elif name == "self":
-            made.append(ModelDraft(target, BorrowedKV(cache), law, settings.groups))
-        else:
-            model, own = load(str(settings.model))
-            made.append(ModelDraft(model, OwnKV(own), law))
-    return made[0] if len(made) == 1 else First(*made)
+    names = check_drafter(settings, means.target.config.groups, means.has_head)
+    made = [_make(name, settings, means) for name in names]
+    if len(made) == 1:
+        return made[0]
+    return First(*made) if "+" in settings.drafter else Best(made)
+
+
+def _make(name: str, settings: Speculation, means: Means) -> Drafter:
+    if name == "ngram":
+        return NgramDraft()
+    if name == "suffix":
+        corpus = None if settings.corpus is None else means.load_corpus(Path(settings.corpus))
+        return SuffixDraft(corpus, means.earlier)
+    if name == "head":
+        path = None if settings.head is None else Path(settings.head)
+        return HeadDraft(means.load_head(path), means.law, settings.width)
+    if name == "self":
+        model = means.target if settings.layers is None else means.target.keep(settings.layers)
+        groups = settings.groups if means.target.config.groups else None
+        kv = BorrowedKV(means.cache)
+        return ModelDraft(model, kv, means.law, groups, settings.width, only_best=means.only_best)
+    loaded = means.load_model(str(settings.model))
+    own = OwnKV(loaded.cache)
+    if loaded.spellings is None:
+        return ModelDraft(
+            loaded.model, own, means.law, width=settings.width, only_best=means.only_best
+        )
+    columns = means.target.config.vocab_size
+    return model_draft_across(
+        loaded.model, own, means.law, *loaded.spellings, columns, settings.width
+    )

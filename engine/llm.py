@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 import secrets
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
-from fastslow.draft.build import build_drafter, check_drafter
 from fastslow.draft.each import Each
 from fastslow.engine.accept import RULES
 from fastslow.engine.call import as_messages, sampling_in, spread
@@ -17,6 +15,7 @@ from fastslow.engine.closed import Closed
 from fastslow.engine.core import Core
 from fastslow.engine.cost import step_seconds
 from fastslow.engine.door import Door, Entry, Prompt
+from fastslow.engine.drafting import Drafting
 from fastslow.engine.handle import Handle
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
@@ -28,14 +27,12 @@ from fastslow.engine.output import GenerationError, Output, Piece
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.progress import bar
 from fastslow.engine.request import Request
-from fastslow.engine.sampling import decide
 from fastslow.engine.stop import Stopper
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.message import Message
 from fastslow.engine.text.template import load_template
 from fastslow.engine.text.thought import tags_for
-from fastslow.engine.text.tokenizer import same_vocabulary
-from fastslow.engine.types import Drafter, Policy
+from fastslow.engine.types import Policy
 from fastslow.engine.worker import Worker
 from fastslow.policies.clock import Clock
 from fastslow.policies.length import AdaptiveLength, FixedLength
@@ -45,7 +42,6 @@ from fastslow.policies.pace import Pace
 
 PAGE_SIZE = 16
 MOST_NODES = 16  # of an adaptive draft
-OFF = Speculation(drafter="off", nodes=0)
 
 
 class LLM:
@@ -64,6 +60,8 @@ class LLM:
         prompt_rows: most rows of prompts read in one step (chunked prefill).
         max_running: most requests in one step.
         prefix_caching: share the KV of texts that start alike.
+        remember: keep answers in memory to draft later ones from (they reach nobody unless the model
+            says them anyway).
         progress: draw a bar while a model is fetched or loaded.
 
     Raises:
@@ -82,6 +80,7 @@ class LLM:
         prompt_rows: int = 512,
         max_running: int = 64,
         prefix_caching: bool = True,
+        remember: bool = True,
         progress: bool = True,
     ) -> None:
         for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
@@ -108,14 +107,20 @@ class LLM:
         self._tags = tags_for(self.tokenizer, template) if self.tokenizer is not None else None
         self._door = Door(config, self.tokenizer, template, context)
         self._kv = self._cache_for(self.model, context, prefix_caching)
-        self._drafters: dict[Speculation, Drafter] = {}
-        self._draft_models: dict[str, Model] = {}
-        self._building = threading.Lock()
+        self._drafting = Drafting(
+            folder,
+            self.model,
+            self._kv,
+            self.tokenizer,
+            self._load_options,
+            lambda model: self._cache_for(model, min(context, model.config.context), True),
+            remember,
+        )
         self._ids = itertools.count()
         identity = f"{folder.resolve()} {quantization}"
         self._clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
         self._odds: dict[Speculation, Odds] = {}
-        drafter = Each(self._drafters, self._clock.drafted)
+        drafter = Each(self._drafting.made, self._clock.drafted)
         self._core = Core(self.model, self._kv, drafter, prompt_rows, max_running, self._clock)
         self._worker = Worker(self._core)
 
@@ -214,8 +219,7 @@ class LLM:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
         self._worker.close()
         self.model = self._kv = self._core = cast(Any, Closed())
-        self._drafters.clear()
-        self._draft_models.clear()
+        self._drafting.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -285,7 +289,7 @@ class LLM:
             tokens=list(entry.tokens),
             prompt_length=len(entry.tokens),
             params=params,
-            speculation=_maker(settings),
+            speculation=self._drafting.make(settings),
             policy=self._length(settings),
             stopper=Stopper(params, end_ids, room, detokenizer),
             groups=mode.groups,
@@ -301,7 +305,7 @@ class LLM:
     def _length(self, settings: Speculation) -> Policy:
         if settings.nodes is not None:
             return FixedLength(settings.nodes)
-        key = _maker(settings)
+        key = self._drafting.make(settings)
         odds = self._odds.setdefault(key, Odds())
         return AdaptiveLength(MOST_NODES, odds, self._clock, key)
 
@@ -331,39 +335,8 @@ class LLM:
             settings = mode.speculation or Speculation()
         else:
             settings = Speculation(drafter=wish)
-        if settings.drafter == "off":
-            return OFF
-        check_drafter(settings, self.model.config.groups)
-        key = _maker(settings)
-        with self._building:
-            if key not in self._drafters:
-                self._drafters[key] = build_drafter(
-                    key, self.model, self._kv, decide, self._load_draft
-                )
+        self._drafting.make(settings)
         return settings
-
-    def _load_draft(self, path: str) -> tuple[Model, KVCache]:
-        """A draft model, loaded once, with a cache of its own for each drafter that uses it."""
-        if path not in self._draft_models:
-            self._draft_models[path] = self._checked_draft(path)
-        model = self._draft_models[path]
-        context = min(self._door.context, model.config.context)
-        return model, self._cache_for(model, context, True)
-
-    def _checked_draft(self, path: str) -> Model:
-        folder = resolve_model(path)
-        theirs = find_tokenizer(folder)
-        if self.tokenizer is not None and theirs is not None:
-            differs = same_vocabulary(self.tokenizer, theirs)
-            if differs:
-                raise ValueError(f"draft model {path!r} cannot draft for this target: {differs}")
-        model = load_model(folder, **self._load_options)
-        if model.config.vocab_size != self.model.config.vocab_size:
-            raise ValueError(
-                f"draft model {path!r} cannot draft for this target: its vocab_size is "
-                f"{model.config.vocab_size}, the target's {self.model.config.vocab_size}"
-            )
-        return model
 
     def _cache_for(self, model: Model, context: int, prefix_caching: bool) -> KVCache:
         config = model.config
@@ -375,8 +348,3 @@ class LLM:
             device=model.device,
         )
         return KVCache.for_model(model, pages, PAGE_SIZE, prefix_caching)
-
-
-def _maker(settings: Speculation) -> Speculation:
-    """The part of the settings that makes a drafter another one."""
-    return settings.model_copy(update={"nodes": 0, "accept": "auto"})

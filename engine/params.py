@@ -110,7 +110,11 @@ class SamplingParams(Params):
 class Speculation(Params):
     """How drafts are made. `nodes=0` or drafter "off" is plain decoding."""
 
-    drafter: str = Field(default="ngram", description="ngram, self, model, ngram+self, ... or off")
+    drafter: str = Field(
+        default="auto",
+        description="suffix, ngram, head, self, model or off; a+b: b where a is silent; a|b: "
+        "whichever promises more; auto = suffix, with the head where the model has one",
+    )
     nodes: Annotated[StrictInt, Field(ge=0, le=64)] | None = Field(
         default=None,
         description="drafted per step, at most; None = as many as pay, from step to step",
@@ -125,6 +129,18 @@ class Speculation(Params):
     )
     groups: Annotated[StrictInt, Field(ge=0)] = Field(
         default=0, description="routed groups that drafter 'self' runs; 0 = shared experts only"
+    )
+    layers: tuple[Annotated[StrictInt, Field(ge=0)], ...] | None = Field(
+        default=None, description="layers that drafter 'self' runs; None = all"
+    )
+    head: str | Path | None = Field(
+        default=None, description="the trained head's file; None = the one of the model"
+    )
+    corpus: str | Path | None = Field(
+        default=None, description="stored answers for drafter 'suffix', see `fastslow corpus`"
+    )
+    width: Annotated[StrictInt, Field(ge=1, le=8)] = Field(
+        default=1, description="children of a node, for drafters head, self and model; 1 = chains"
     )
 
 

@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from fastslow.draft.base import Stateless
-from fastslow.draft.build import build_drafter, check_drafter
+from fastslow.draft.best import Best
+from fastslow.draft.build import Loaded, Means, build_drafter, check_drafter
 from fastslow.draft.each import Each
 from fastslow.draft.first import First
 from fastslow.draft.model import ModelDraft
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.suffix.draft import SuffixDraft
+from fastslow.draft.suffix.earlier import Earlier
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import Draft, RequestView, Tree, Verdict
 
@@ -138,11 +141,17 @@ def test_each_asks_a_requests_own_drafter_and_no_other() -> None:
     ("settings", "groups", "pattern"),
     [
         ({"drafter": "ngarm"}, 8, r"^drafter='ngarm' is unknown; did you mean 'ngram'\?$"),
-        ({"drafter": "zzzz"}, 8, r"^drafter='zzzz' is unknown; known: model, ngram, off, self$"),
+        (
+            {"drafter": "zzzz"},
+            8,
+            r"^drafter='zzzz' is unknown; known: auto, head, model, ngram, off, self, suffix$",
+        ),
         ({"drafter": "ngram+"}, 8, r"^drafter='ngram\+' is unknown"),
         ({"drafter": "self"}, 0, r"^drafter='self' needs a model with routed groups"),
         ({"drafter": "self", "groups": 9}, 8, r"^speculation groups=9 is outside 0\.\.8$"),
         ({"drafter": "ngram+model"}, 8, r"^drafter='model' needs model=PATH"),
+        ({"drafter": "head"}, 8, r"^drafter='head' needs head=PATH"),
+        ({"drafter": "ngram+self|suffix"}, 8, r"must join names by \+ or by \|, not by both$"),
     ],
     ids=str,
 )
@@ -157,13 +166,16 @@ def test_drafters_are_built_by_name() -> None:
     cache: Any = SimpleNamespace(storage=SimpleNamespace(device=cpu))
     loaded: list[str] = []
 
-    def load(path: str) -> tuple[Any, Any]:
+    def load(path: str) -> Loaded:
         loaded.append(path)
-        return target, cache
+        return Loaded(target, cache)
+
+    nothing: Any = None
 
     def build(name: str, **fields: Any) -> Any:
         law: Callable[..., Any] = lambda *_: None
-        return build_drafter(Speculation(drafter=name, **fields), target, cache, law, load)
+        means = Means(target, cache, law, lambda _: True, load, nothing, nothing, Earlier(), False)
+        return build_drafter(Speculation(drafter=name, **fields), means)
 
     assert isinstance(build("ngram"), NgramDraft)
     assert isinstance(build("self", groups=8), ModelDraft)
@@ -173,3 +185,7 @@ def test_drafters_are_built_by_name() -> None:
     several = build("ngram+self")
     assert isinstance(several, First)
     assert [type(d) for d in several._drafters] == [NgramDraft, ModelDraft]
+    either = build("suffix|self")
+    assert isinstance(either, Best)
+    assert [type(d) for d in either.drafters] == [SuffixDraft, ModelDraft]
+    assert isinstance(build("auto"), SuffixDraft)

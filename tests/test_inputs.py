@@ -245,7 +245,10 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
         ({"mode": ["fast", "deep"]}, r"^mode has 2 entries for 1 prompts$"),
         ({"speculation": "ngarm"}, r"^drafter='ngarm' is unknown; did you mean 'ngram'\?$"),
         ({"speculation": "ngram+sefl"}, r"^drafter='ngram\+sefl' is unknown"),
-        ({"speculation": ""}, r"^drafter='' is unknown; known: model, ngram, off, self$"),
+        (
+            {"speculation": ""},
+            r"^drafter='' is unknown; known: auto, head, model, ngram, off, self, suffix$",
+        ),
         ({"speculation": 4}, r"^speculation must be a name or Speculation, not int$"),
         ({"speculation": None}, r"^speculation must be a name or Speculation, not NoneType$"),
         ({"speculation": ["off"] * 3}, r"^speculation has 3 entries for 1 prompts$"),
@@ -303,10 +306,15 @@ def test_a_draft_model_with_another_vocabulary(llm: LLM, tmp_path: Path) -> None
     write_bpe(tmp_path / "pieces", vocab_size=300)
     write_moge(tmp_path / "pieces", vocab=VOCAB, num_hidden_layers=1)
     write_dense(tmp_path / "size", vocab=96)
-    for name, why in (("pieces", "have 320 and 300 ids"), ("size", "vocab_size is 96, .* 320")):
-        wish = Speculation(drafter="model", model=str(tmp_path / name))
-        pattern = rf"^draft model .*{name}' cannot draft for this target: .*{why}"
-        refused_long(pattern, llm, wish)
+    wish = Speculation(drafter="model", model=str(tmp_path / "size"))
+    pattern = "^draft model .*size' cannot draft for this target: its vocab_size is 96, .* 320"
+    refused_long(pattern, llm, wish)
+    # other tokens are translated
+    wish = Speculation(drafter="model", model=str(tmp_path / "pieces"), nodes=3)
+    few = SamplingParams(max_tokens=6)
+    drafted = llm.generate("The quick", few, speculation=wish)
+    assert drafted.token_ids == llm.generate("The quick", few, speculation="off").token_ids
+    assert drafted.metrics.drafted > 0
 
 
 def refused_long(pattern: str, llm: LLM, wish: Speculation) -> None:

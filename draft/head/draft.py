@@ -155,6 +155,8 @@ class Chain:
         self.request = request
         self.state = state
         self.most = most
+        # new in each step: a rule may have looked at what a number behind a refused token gave
+        self._draws = stream(request.seed, len(request.tokens), Purpose.DRAFT)
         self.drafted: list[int] = []
         self._laws: list[Floats] = []
 
@@ -169,8 +171,11 @@ class Chain:
         if isinstance(decided, Certain):
             self.drafted.append(decided.token)
             return
-        place = len(self.request.tokens) + len(self.drafted)
-        self.drafted.append(draw(decided, stream(self.request.seed, place, Purpose.DRAFT)))
+        if self.request.reproducible:  # with the numbers that the target's tokens are drawn with
+            place = len(self.request.tokens) + len(self.drafted)
+            self.drafted.append(draw(decided, stream(self.request.seed, place, Purpose.ACCEPT)))
+            return
+        self.drafted.append(draw(decided, self._draws))
         self._laws.append(decided)
 
     def tree(self) -> Tree:

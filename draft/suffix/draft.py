@@ -98,7 +98,8 @@ class SuffixDraft:
             text.own.read(tokens)
             text.runs = Runs([text.own, *self._shared], tokens[-LONGEST:], nodes + SPARE)
         text.proposed = grow(text.runs, self._trust, nodes, self._least)
-        return Tree(text.proposed.tokens, text.proposed.parents)
+        proposed = text.proposed
+        return Tree(proposed.tokens, proposed.parents, scores=proposed.scores)
 
 
 def _worth_keeping(request: RequestView) -> bool:
