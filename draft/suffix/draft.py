@@ -9,7 +9,7 @@ import torch
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.earlier import Earlier
 from fastslow.draft.suffix.found import LONGEST, Source
-from fastslow.draft.suffix.grow import Scored, grow
+from fastslow.draft.suffix.grow import grow
 from fastslow.draft.suffix.own import OwnText
 from fastslow.draft.suffix.runs import Runs
 from fastslow.draft.suffix.trust import Trust
@@ -20,14 +20,13 @@ SPARE = 32  # tokens looked ahead beyond a draft, so that a run serves several s
 
 
 class _Text:
-    """One request: its text, the runs that may go on, what was proposed last."""
+    """One request: its text, and the runs that may go on."""
 
     def __init__(self, request: RequestView) -> None:
         self.request = request
         self.own = OwnText()
         self.runs = Runs()
         self.read = len(request.tokens)  # tokens that `runs` know of
-        self.proposed = Scored([], [], [])
 
 
 class SuffixDraft:
@@ -64,12 +63,6 @@ class SuffixDraft:
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
         return Draft.of([self._tree(request, n) for request, n in zip(batch, nodes)])
 
-    def scores(self, request: int) -> Sequence[float]:
-        """How likely each node of this request's last proposal is to be accepted, with all nodes
-        before it: in 0..1, in the order of the nodes; empty for an unknown id."""
-        text = self._texts.get(request)
-        return text.proposed.scores if text is not None else ()
-
     def commit(
         self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
     ) -> None:
@@ -88,7 +81,6 @@ class SuffixDraft:
         if text is None:
             text = self._texts[request.id] = _Text(request)
         if nodes == 0:
-            text.proposed = Scored([], [], [])
             return Tree()
         tokens = request.tokens
         if len(tokens) > text.read:
@@ -97,9 +89,7 @@ class SuffixDraft:
         if not text.runs.last(nodes):
             text.own.read(tokens)
             text.runs = Runs([text.own, *self._shared], tokens[-LONGEST:], nodes + SPARE)
-        text.proposed = grow(text.runs, self._trust, nodes, self._least)
-        proposed = text.proposed
-        return Tree(proposed.tokens, proposed.parents, scores=proposed.scores)
+        return grow(text.runs, self._trust, nodes, self._least)
 
 
 def _worth_keeping(request: RequestView) -> bool:

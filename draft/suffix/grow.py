@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
-from typing import NamedTuple
 
 from fastslow.draft.suffix.runs import Runs
 from fastslow.draft.suffix.trust import Trust
+from fastslow.engine.types import Tree
 
 
-class Scored(NamedTuple):
-    """A tree of chosen nodes, and how likely each is to be accepted with all before it, in 0..1."""
-
-    tokens: list[int]
-    parents: list[int]
-    scores: list[float]
-
-
-def grow(runs: Runs, trust: Trust, nodes: int, least: float) -> Scored:
+def grow(runs: Runs, trust: Trust, nodes: int, least: float) -> Tree:
     """The best nodes first, parents before children.
 
     A node's score is its parent's, times the share of the parent's runs that go its way, times the
@@ -29,7 +21,9 @@ def grow(runs: Runs, trust: Trust, nodes: int, least: float) -> Scored:
         nodes: most nodes.
         least: nodes that score below are left out.
     """
-    tree = Scored([], [], [])
+    tokens: list[int] = []
+    parents: list[int] = []
+    scores: list[float] = []
     heap: list[tuple[float, int, int, int, Sequence[list[int]]]] = []
     made = 0  # of equal scores, the one found first
 
@@ -44,15 +38,15 @@ def grow(runs: Runs, trust: Trust, nodes: int, least: float) -> Scored:
     depths: list[int] = []
     if runs.runs and nodes > 0:
         push(runs.runs, runs.at, -1, 1.0)
-    while heap and len(tree.tokens) < nodes:
+    while heap and len(tokens) < nodes:
         score, _, parent, token, members = heappop(heap)
         depths.append(depths[parent] + 1 if parent >= 0 else runs.at)
-        tree.tokens.append(token)
-        tree.parents.append(parent)
-        tree.scores.append(-score)
-        if len(tree.tokens) < nodes:
-            push(members, depths[-1] + 1, len(tree.tokens) - 1, -score)
-    return tree
+        tokens.append(token)
+        parents.append(parent)
+        scores.append(-score)
+        if len(tokens) < nodes:
+            push(members, depths[-1] + 1, len(tokens) - 1, -score)
+    return Tree(tokens, parents, scores=scores)
 
 
 def _by_token(
