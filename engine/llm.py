@@ -303,6 +303,8 @@ class LLM:
         return request
 
     def _length(self, settings: Speculation) -> Policy:
+        if settings.drafter == "off":
+            return FixedLength(0)
         if settings.nodes is not None:
             return FixedLength(settings.nodes)
         key = self._drafting.make(settings)
