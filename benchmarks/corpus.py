@@ -154,7 +154,9 @@ def main() -> None:
         assert llm.tokenizer is not None
         wish = Speculation(drafter="ngram", nodes=args.nodes)
         drafter = SuffixDraft(Corpus.open(stored, llm.tokenizer.vocab()))
-        llm._drafters[wish.model_copy(update={"nodes": 0})] = drafter
+        llm.chat("Hello", SamplingParams(max_tokens=2), speculation=wish)  # makes a drafter
+        (key,) = llm._drafters
+        llm._drafters[key] = drafter
         known = random.Random(1).sample(questions(MATTERS)[: args.answers], args.ask)
         new = questions(OTHER_MATTERS)[: args.ask]
         compare(llm, new[:1], wish)  # warms up
