@@ -23,8 +23,6 @@ from typing import Any
 import torch
 
 from fastslow import LLM, SamplingParams, Speculation
-from fastslow.draft.suffix.corpus import Corpus
-from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.engine.cli.app import app
 from fastslow.engine.progress import bar
 
@@ -139,7 +137,7 @@ def main() -> None:
     parser.add_argument("--quantization", default="int8")
     parser.add_argument("--answers", type=int, default=320, help="in the corpus, at most 2000")
     parser.add_argument("--ask", type=int, default=20, help="questions of each kind to measure")
-    parser.add_argument("--nodes", type=int, default=20)
+    parser.add_argument("--nodes", type=int, help="drafted per step; default: as many as pay")
     parser.add_argument("--also", type=Path, action="append", default=[], help="JSON lines")
     parser.add_argument("--threads", type=int, default=0, help="0 = torch's choice")
     args = parser.parse_args()
@@ -147,16 +145,14 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
     path, stored = args.folder / "answers.jsonl", args.folder / "corpus.safetensors"
-    with LLM(args.model, quantization=args.quantization, max_running=16) as llm:
+    # what it has just answered itself would help with new questions, too
+    options = {"quantization": args.quantization, "max_running": 16, "remember": False}
+    with LLM(args.model, **options) as llm:
         make_answers(llm, path, args.answers)
         build = ["corpus", "build", str(path), "-o", str(stored), "--model", args.model]
         app(args=build, standalone_mode=False)
         assert llm.tokenizer is not None
-        wish = Speculation(drafter="ngram", nodes=args.nodes)
-        drafter = SuffixDraft(Corpus.open(stored, llm.tokenizer.vocab()))
-        llm.chat("Hello", SamplingParams(max_tokens=2), speculation=wish)  # makes a drafter
-        (key,) = llm._drafters
-        llm._drafters[key] = drafter
+        wish = Speculation(drafter="suffix", corpus=stored, nodes=args.nodes)
         known = random.Random(1).sample(questions(MATTERS)[: args.answers], args.ask)
         new = questions(OTHER_MATTERS)[: args.ask]
         compare(llm, new[:1], wish)  # warms up

@@ -41,7 +41,7 @@ from fastslow.policies.odds import Odds
 from fastslow.policies.pace import Pace
 
 PAGE_SIZE = 16
-MOST_NODES = 16  # of an adaptive draft
+MOST_NODES = 24  # of an adaptive draft
 
 
 class LLM:
