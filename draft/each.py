@@ -19,7 +19,8 @@ class Each:
     Args:
         drafters: speculation settings -> drafter. The mapping may grow while the engine runs;
             a request whose settings are not in it is not drafted for.
-        drafted: told after each proposal: whose settings, seconds, nodes of the largest tree.
+        drafted: told after each proposal: whose settings, seconds, requests that were asked, nodes
+            of the largest tree.
 
     Attributes:
         features: the layers that the drafters of the latest `propose` read, all together.
@@ -28,7 +29,7 @@ class Each:
     def __init__(
         self,
         drafters: Mapping[Speculation, Drafter],
-        drafted: Callable[[Speculation, float, int], None] | None = None,
+        drafted: Callable[[Speculation, float, int, int], None] | None = None,
     ) -> None:
         self._drafters = drafters
         self._drafted = drafted
@@ -47,7 +48,8 @@ class Each:
             if self._drafted is not None:
                 most = max(len(trees[b].tokens) for b in members)
                 settings = batch[members[0]].speculation
-                self._drafted(settings, time.perf_counter() - started, most)
+                asked = sum(nodes[b] > 0 for b in members)
+                self._drafted(settings, time.perf_counter() - started, asked, most)
         return Draft.of(trees)
 
     def commit(

@@ -23,6 +23,7 @@ class Clock:
         self._measure = measure
         self._paces: dict[int | None, Pace] = {}
         self._drafting: dict[object, float] = {}
+        self._asking: dict[object, float] = {}
 
     def pace(self, groups: int | None) -> Pace:
         """Of steps whose rows run so many groups."""
@@ -34,12 +35,16 @@ class Clock:
         """Seconds that a node of depth takes to draft; None: it was never seen drafting."""
         return self._drafting.get(drafter)
 
-    def drafted(self, drafter: object, seconds: float, depth: int) -> None:
-        """A drafter took so long for trees of at most this depth; depth 0 says nothing."""
+    def ask_seconds(self, drafter: object) -> float:
+        """Seconds that asking a drafter takes for each request, whatever it says."""
+        return self._asking.get(drafter, 0.0)
+
+    def drafted(self, drafter: object, seconds: float, asked: int, depth: int) -> None:
+        """A drafter took so long for so many requests and trees of at most this depth."""
         if depth > 0:
-            each = seconds / depth
-            before = self._drafting.get(drafter, each)
-            self._drafting[drafter] = before + MEASURE * (min(each, 4 * before) - before)
+            _lean(self._drafting, drafter, seconds / depth)
+        if asked > 0:
+            _lean(self._asking, drafter, seconds / asked)
 
     def admit(
         self,
@@ -55,6 +60,11 @@ class Clock:
         """A step of so many rows took so long, drafting not counted."""
         if (pace := self._paces.get(_most(batch))) is not None:
             pace.note(rows, seconds)
+
+
+def _lean(known: dict[object, float], drafter: object, seconds: float) -> None:
+    before = known.get(drafter, seconds)
+    known[drafter] = before + MEASURE * (min(seconds, 4 * before) - before)
 
 
 def _most(batch: Sequence[RequestView]) -> int | None:

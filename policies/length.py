@@ -10,6 +10,9 @@ from fastslow.policies.clock import Clock
 from fastslow.policies.odds import Leaning, Odds
 
 CHEAP = 0.03  # drafting a node in less than this share of a plain step is as good as free
+HOPE = 0.3  # accepted tokens, until more is known
+NEWEST = 1 / 24  # weight of the newest answer of a drafter
+SILENCE = 8  # steps after which a drafter is asked whatever it brought
 PROBES = 16, 256  # steps without a draft before one token is tried: at first, and at last
 
 
@@ -53,6 +56,9 @@ class AdaptiveLength:
         self._leaning = Leaning(odds)
         self._clock = clock
         self._drafter = drafter
+        self._gain = HOPE  # tokens accepted each time the drafter is asked
+        self._asked = False
+        self._silent = 0  # steps since it was last asked
         self._idle = 0  # steps since a node last ran
         self._patience = PROBES[0]
         self._probing = False
@@ -62,6 +68,13 @@ class AdaptiveLength:
         each = self._clock.draft_seconds(self._drafter)
         batch = max(load.running, 1)
         self._probing = self._idle >= self._patience
+        # a token more is worth a batch's share of a step; asking may take longer than it brings
+        worth = self._gain * pace.seconds(batch) / batch
+        self._asked = worth > self._clock.ask_seconds(self._drafter) or self._silent >= SILENCE
+        if not self._asked:
+            self._silent += 1
+            return Plan(0, request.groups)
+        self._silent = 0
         if each is None or each < CHEAP * pace.seconds(batch):
             return Plan(self._most, request.groups)
         chance, chances = 1.0, []
@@ -79,6 +92,8 @@ class AdaptiveLength:
         return chances
 
     def record(self, tree: Tree, path: Sequence[int]) -> None:
+        if self._asked:
+            self._gain += (len(path) - self._gain) * NEWEST
         if not tree.tokens:
             self._idle += 1
             return

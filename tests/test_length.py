@@ -160,7 +160,7 @@ SLOPE = Pace([1, 2, 9, 128], [1.0, 1.15, 1.9, 30.0])
 
 def test_a_slow_drafter_that_is_refused_is_hardly_asked() -> None:
     length, clock = policy(FLAT)
-    clock.drafted("drafter", 0.8, 1)
+    clock.drafted("drafter", 0.8, 1, 1)
     asked = []
     for _ in range(1000):
         plan = length.plan(REQUEST, Load(1, 0))
