@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from fastslow.policies.pace import Pace
 
+MARGIN = 1.02  # what a draft must promise over none: estimates err, and plain decoding is sure
+
 
 def admit(
     survival: Sequence[Sequence[float] | None], sizes: Sequence[int], rows: int, pace: Pace
@@ -13,7 +15,8 @@ def admit(
     """The nodes of each request's tree to run, ascending.
 
     Nodes are taken in order of survival, which takes parents before children, as long as the
-    expected tokens per second of the step grow; any number of them may be best, 0 too.
+    expected tokens per second of the step grow; any number of them may be best, and none are if that
+    brings less than MARGIN over plain decoding.
 
     Args:
         survival: for each request, the chance of each node to be accepted with all before it;
@@ -35,7 +38,7 @@ def admit(
     ]
     offered.sort()
     tokens = float(len(survival))
-    best, most = 0, tokens / pace.seconds(rows)
+    best, most = 0, MARGIN * tokens / pace.seconds(rows)
     for count, (chance, _, _) in enumerate(offered, 1):
         tokens -= chance
         rate = tokens / pace.seconds(rows + count)
@@ -56,7 +59,7 @@ def best_length(chances: Sequence[float], batch: int, each: float, pace: Pace) -
         pace: seconds of a step by its rows.
     """
     tokens = 1.0
-    best, most = 0, tokens / pace.seconds(batch)
+    best, most = 0, MARGIN * tokens / pace.seconds(batch)
     for length, chance in enumerate(chances, 1):
         tokens += chance
         rate = tokens / (pace.seconds(batch * (1 + length)) + length * each)

@@ -12,6 +12,7 @@ from fastslow.policies.odds import Leaning, Odds
 CHEAP = 0.03  # drafting a node in less than this share of a plain step is as good as free
 HOPE = 0.3  # accepted tokens, until more is known
 NEWEST = 1 / 24  # weight of the newest answer of a drafter
+LEAST = 4  # nodes that a cheap drafter is asked for
 SILENCE = 8  # steps after which a drafter is asked whatever it brought
 PROBES = 16, 256  # steps without a draft before one token is tried: at first, and at last
 
@@ -58,6 +59,7 @@ class AdaptiveLength:
         self._drafter = drafter
         self._gain = HOPE  # tokens accepted each time the drafter is asked
         self._asked = False
+        self._ran = 0  # nodes that paid in the last step
         self._silent = 0  # steps since it was last asked
         self._idle = 0  # steps since a node last ran
         self._patience = PROBES[0]
@@ -76,7 +78,8 @@ class AdaptiveLength:
             return Plan(0, request.groups)
         self._silent = 0
         if each is None or each < CHEAP * pace.seconds(batch):
-            return Plan(self._most, request.groups)
+            # twice what last paid: nodes that are cut take their time to draft, too
+            return Plan(min(self._most, LEAST + 2 * self._ran), request.groups)
         chance, chances = 1.0, []
         for depth in range(1, self._most + 1):
             chance *= self._leaning.of(depth, None)
@@ -94,6 +97,7 @@ class AdaptiveLength:
     def record(self, tree: Tree, path: Sequence[int]) -> None:
         if self._asked:
             self._gain += (len(path) - self._gain) * NEWEST
+        self._ran = len(tree.tokens) if tree.tokens else max(self._ran - 1, 0)
         if not tree.tokens:
             self._idle += 1
             return

@@ -6,10 +6,14 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
 
 MOST_ROWS = 1024  # beyond, a step takes as much more as its rows
-FAST, SLOW = 0.2, 0.05  # how soon the machine's speed, and one number of rows, are believed
-WIDEST = 4.0  # a step that took more than so many times its estimate says nothing of the others
+NEWEST = 0.2  # weight of the newest step
+WIDEST = 2.0  # a step that took so many times what it did lately counts as no more than that
+FRESH = 128  # steps for which what was seen of a number of rows holds
 RENEW = 8  # steps between new estimates
 
 
@@ -32,8 +36,8 @@ class Pace:
         self._rows = np.array(rows)
         # what noise made faster than fewer rows is not
         self._curve = np.maximum.accumulate(np.array(seconds, dtype=np.float64))
-        self._speed = 1.0  # of the machine now, as a factor of the curve
-        self._bends = np.ones(len(rows))  # of single row counts
+        self._ratios = np.ones(len(rows))  # what steps took lately, over the curve
+        self._seen = np.full(len(rows), -FRESH - 1)  # when such a step last ran
         self._steps = 0
         self._table: list[float] = []
         self._renew()
@@ -46,21 +50,34 @@ class Pace:
 
     def note(self, rows: int, seconds: float) -> None:
         """A step took so long, drafting not counted."""
-        if not 1 <= rows <= MOST_ROWS:
+        if not 1 <= rows <= self._rows[-1]:
             return
         place = int(np.argmin(np.abs(self._rows - rows)))
-        ratio = seconds / (self.seconds(rows) / self._speed)
-        if not 1 / WIDEST < ratio / self._speed < WIDEST:
-            return
-        self._bends[place] *= (ratio / self._speed) ** SLOW
-        self._speed *= (ratio / self._speed) ** FAST
+        # relative to the curve at these very rows, which lie between those that were measured
+        ratio = seconds / float(np.interp(rows, self._rows, self._curve))
+        before = float(self._ratios[place])
+        if self._steps - self._seen[place] > FRESH:
+            before = float(self._now()[place])
+        ratio = min(max(ratio, before / WIDEST), before * WIDEST)
+        self._ratios[place] = before + NEWEST * (ratio - before)
+        self._seen[place] = self._steps
         self._steps += 1
         if self._steps % RENEW == 0:
             self._renew()
 
+    def _now(self) -> Floats:
+        """Each measured count's ratio; those not seen lately go by the nearest that was."""
+        fresh = np.flatnonzero(self._steps - self._seen <= FRESH)
+        if not len(fresh):
+            return self._ratios
+        places = np.arange(len(self._rows))
+        nearest = fresh[np.abs(places[:, None] - fresh).argmin(1)]
+        ratios: Floats = self._ratios[nearest]
+        return ratios
+
     def _renew(self) -> None:
         at = np.arange(MOST_ROWS + 1)
-        curve = np.maximum.accumulate(self._curve * self._bends) * self._speed
+        curve = np.maximum.accumulate(self._curve * self._now())
         known = np.interp(at, self._rows, curve)
         last, most = int(self._rows[-1]), curve[-1]
         self._table = np.where(at > last, most * at / last, known).tolist()
