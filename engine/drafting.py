@@ -54,6 +54,7 @@ class Drafting:
         remember: bool,
     ) -> None:
         self.made: dict[Speculation, Drafter] = {}
+        self._keys: dict[Speculation, Speculation] = {}
         self._folder = folder
         self._tokenizer = tokenizer
         self._options = options
@@ -80,6 +81,8 @@ class Drafting:
             ValueError: one sentence about what does not fit.
         """
         key = settings.model_copy(update={"nodes": 0, "accept": "auto"})
+        # always the same object: dictionaries then need not compare all fields in every step
+        key = self._keys.setdefault(key, key)
         if settings.drafter == "off":
             return key
         check_drafter(settings, self._means.target.config.groups, self._means.has_head)
