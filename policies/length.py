@@ -10,7 +10,6 @@ from fastslow.policies.clock import Clock
 from fastslow.policies.odds import Leaning, Odds
 
 CHEAP = 0.03  # drafting a node in less than this share of a plain step is as good as free
-HOPE = 0.3  # accepted tokens, until more is known
 NEWEST = 1 / 24  # weight of the newest answer of a drafter
 LEAST = 4  # nodes that a cheap drafter is asked for
 SILENCE = 8  # steps after which a drafter is asked whatever it brought
@@ -57,7 +56,8 @@ class AdaptiveLength:
         self._leaning = Leaning(odds)
         self._clock = clock
         self._drafter = drafter
-        self._gain = HOPE  # tokens accepted each time the drafter is asked
+        self._odds = odds
+        self._accepted, self._ran_nodes = odds.accepted, odds.ran  # each time it is asked
         self._asked = False
         self._ran = 0  # nodes that paid in the last step
         self._silent = 0  # steps since it was last asked
@@ -71,7 +71,9 @@ class AdaptiveLength:
         batch = max(load.running, 1)
         self._probing = self._idle >= self._patience
         # a token more is worth a batch's share of a step; asking may take longer than it brings
-        worth = self._gain * pace.seconds(batch) / batch
+        step = pace.seconds(batch)
+        price = pace.seconds(2 * batch) / step - 1  # of a row, in tokens
+        worth = (self._accepted - self._ran_nodes * price) * step / batch
         self._asked = worth > self._clock.ask_seconds(self._drafter) or self._silent >= SILENCE
         if not self._asked:
             self._silent += 1
@@ -90,13 +92,16 @@ class AdaptiveLength:
 
     def survival(self, tree: Tree) -> list[float]:
         chances = self._leaning.survival(tree)
-        if self._probing:
+        if self._probing and chances:
             chances[0] = 1.0  # tried whatever is known of it
         return chances
 
     def record(self, tree: Tree, path: Sequence[int]) -> None:
         if self._asked:
-            self._gain += (len(path) - self._gain) * NEWEST
+            accepted, ran = len(path), len(tree.tokens)
+            self._accepted += (accepted - self._accepted) * NEWEST
+            self._ran_nodes += (ran - self._ran_nodes) * NEWEST
+            self._odds.asked(accepted, ran)
         self._ran = len(tree.tokens) if tree.tokens else max(self._ran - 1, 0)
         if not tree.tokens:
             self._idle += 1

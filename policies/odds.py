@@ -12,6 +12,8 @@ WEIGHT = 4.0  # the prior counts as much as this many nodes that were seen
 MEMORY = 256.0  # nodes after which older ones count half
 DEEPEST = 8  # deeper nodes share what is known of this depth
 BINS = 5  # of what drafters themselves say
+HOPE = 0.4, 0.5  # accepted and run each time a drafter is asked, until more is known
+AVERAGE = 1 / 200  # weight of the newest time
 STRIDE = 0.25  # how fast a request leans
 LEAN = 3.0  # furthest, in log-odds
 FORGET = 0.99
@@ -25,6 +27,7 @@ class Odds:
     """
 
     def __init__(self) -> None:
+        self.accepted, self.ran = HOPE  # nodes, each time the drafter was asked
         self._seen: dict[tuple[int, int], list[float]] = {}  # key -> accepted, judged
 
     def of(self, depth: int, said: float | None) -> float:
@@ -35,6 +38,11 @@ class Odds:
         prior = PRIOR if said is None else said
         right, seen = self._seen.get(_key(depth, said), (0.0, 0.0))
         return (right + WEIGHT * prior) / (seen + WEIGHT)
+
+    def asked(self, accepted: int, ran: int) -> None:
+        """The drafter was asked; so many of its nodes ran and were accepted, perhaps none."""
+        self.accepted += (accepted - self.accepted) * AVERAGE
+        self.ran += (ran - self.ran) * AVERAGE
 
     def learn(self, depth: int, said: float | None, accepted: bool) -> None:
         """A node was judged."""
