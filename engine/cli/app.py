@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from fastslow.engine.cli.bench import bench
 from fastslow.engine.cli.chat import chat
 from fastslow.engine.cli.convert import convert
 from fastslow.engine.cli.corpus import corpus
 from fastslow.engine.cli.generate import generate
 from fastslow.engine.cli.inspect import inspect
 from fastslow.engine.cli.train_draft import train_draft
+from fastslow.engine.cli.tune import tune
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -25,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (generate, chat, inspect, convert, train_draft):
+for command in (generate, chat, inspect, convert, bench, tune):
     app.command()(command)
 app.add_typer(corpus)
 
@@ -50,6 +53,7 @@ def _about(
       fastslow generate "Why is the sky blue?"
       fastslow chat --mode fast
       fastslow inspect path/to/checkpoint
+      fastslow tune --prompts mine.jsonl
 
     A model is a checkpoint folder (config.json, safetensors, tokenizer) or a built-in name:
     smollm2-moge, made on first use from a 93 MB download, or smollm2, its dense original.

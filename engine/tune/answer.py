@@ -1,0 +1,61 @@
+"""An answer with the origin of each of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fastslow.engine.llm import LLM
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.engine.text.tokenizer import Tokenizer
+from fastslow.engine.tune.candidates import is_plain
+from fastslow.engine.tune.prompts import Conversation
+from fastslow.engine.tune.sample import Cell
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A piece of text and the drafter that proposed it; None = the model computed it."""
+
+    text: str
+    origin: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was asked, and what came."""
+
+    question: str
+    tokens: list[Token]
+    tokens_per_step: float
+
+
+def watch_answer(llm: LLM, cell: Cell, prompt: Conversation, sampling: SamplingParams) -> Answer:
+    """Answer a prompt and note which tokens were drafted.
+
+    A step gives the drafted tokens that it accepts and then one of the model's own, and a stream
+    gives one piece a step: all tokens of a piece but the last were drafted.
+    """
+    drafter = None if is_plain(cell.setting) else cell.setting.drafter
+    ids: list[int] = []
+    origins: list[str | None] = []
+    per_step = 0.0
+    for piece in llm.stream(prompt, sampling, mode=cell.mode, speculation=cell.setting):
+        if piece.token_ids:
+            ids += piece.token_ids
+            origins += [drafter] * (len(piece.token_ids) - 1) + [None]
+        if piece.output is not None:
+            per_step = piece.output.metrics.tokens_per_step
+    assert llm.tokenizer is not None  # it answered text
+    texts = token_texts(llm.tokenizer, ids)
+    return Answer(prompt[-1]["content"], [Token(*t) for t in zip(texts, origins)], per_step)
+
+
+def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
+    """The text of each token; that of half a character comes with its other half."""
+    detokenizer = Detokenizer(tokenizer)
+    texts = [detokenizer.push([token]) for token in ids]
+    if texts:
+        texts[-1] += detokenizer.finish()
+    return texts

@@ -1,0 +1,72 @@
+"""What is noted beside figures: the machine, the versions, and who else was running."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastslow
+
+CONTENDED = 0.05  # others may take this share of the machine before a sample is marked
+STAT, OWN = Path("/proc/stat"), Path("/proc/self/stat")
+
+
+def circumstances() -> dict[str, Any]:
+    """The command, the versions and the machine, for files of figures."""
+    return {
+        "command": sys.argv,
+        "versions": {
+            "fastslow": fastslow.__version__,
+            "torch": version("torch"),
+            "python": platform.python_version(),
+        },
+        "machine": {
+            "processor": _processor(),
+            "logical": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.platform(),
+        },
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+class Watch:
+    """Time on the processors from here to `others`. Linux only; elsewhere nothing is known."""
+
+    def __init__(self) -> None:
+        self._before = _ticks()
+
+    def others(self) -> float | None:
+        """Share of the machine that other processes, and other machines on it, took. The system
+        counts in hundredths of a second: give it half a second."""
+        after = _ticks()
+        if self._before is None or after is None:
+            return None
+        total, busy, own = (b - a for a, b in zip(self._before, after))
+        return max(0, busy - own) / total if total > 0 else None
+
+
+def _ticks() -> tuple[int, int, int] | None:
+    """So far of everything, of what was busy, and of this process with all its threads."""
+    try:
+        line = STAT.read_text("utf-8").partition("\n")[0]
+        mine = OWN.read_text("utf-8").rpartition(")")[2].split()  # a name may hold blanks
+    except OSError:
+        return None
+    user, nice, system, idle, wait, hard, soft, steal = map(int, line.split()[1:9])
+    busy = user + nice + system + hard + soft + steal
+    return busy + idle + wait, busy, int(mine[11]) + int(mine[12])

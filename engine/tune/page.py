@@ -1,0 +1,196 @@
+"""The report: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import time
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from string import Template
+
+from fastslow.engine.tune.answer import Answer
+from fastslow.engine.tune.candidates import family, is_plain, label
+from fastslow.engine.tune.charts import (
+    Palette,
+    acceptance_chart,
+    batch_chart,
+    cost_chart,
+    length_chart,
+)
+from fastslow.engine.tune.found import Found
+from fastslow.engine.tune.machine import CONTENDED
+from fastslow.engine.tune.sample import Samples, accepted_share, tokens_per_step
+from fastslow.engine.tune.svg import legend, tag
+
+TEMPLATE = Path(__file__).with_name("report.html")
+QUESTION = 400  # characters shown of what was asked
+
+LENGTHS = """\
+Longer drafts save steps if they are accepted, and cost rows if not. Above the dashed line drafting
+pays. Hollow points dropped out of the search early and rest on fewer prompts."""
+ACCEPTANCE = """\
+Of the drafts that were this long, the share that the model agreed with up to each position. Where a
+curve comes near zero, longer drafts are wasted. Answers count by the tokens drafted for them."""
+COST = """\
+The time from one step to the next, against the rows that ran in it. The line is plain decoding, one
+row for each request; single points are settings with drafts, whose time holds the drafter's own."""
+BATCH = """\
+Speculation uses capacity that a small batch leaves idle. As more requests run together, less of it is
+left."""
+ANSWERS = """\
+Coloured words were drafted, and the model agreed; the others it said itself, one in each step.
+Drafting changes how fast an answer comes, not what it says."""
+
+
+def headline(found: Found) -> str:
+    """What was found, in a sentence."""
+    where = f"{found.prompts} prompts in mode {found.mode}, {found.batch} at a time"
+    tried = len([s for s in found.measured if not is_plain(s)])
+    if is_plain(found.best):
+        return (
+            f"For {where}, none of {tried} settings is faster than plain decoding, which gives "
+            f"{found.plain_rate:.1f} tokens/s."
+        )
+    return (
+        f"For {where}, {label(found.best)} is {found.ratio(found.best):.2f} times as fast as plain "
+        f"decoding: {found.rate(found.best):.1f} instead of {found.plain_rate:.1f} tokens/s."
+    )
+
+
+def page(found: Found, settings: str = "tuned.json") -> str:
+    """The whole report.
+
+    Args:
+        found: what tuning found; parts that were not measured say so.
+        settings: name of the settings file, for the lines that tell how to use it.
+
+    Returns:
+        HTML without scripts and without anything to load, in light and dark.
+    """
+    palette = Palette()
+    for setting in found.samples:
+        palette.of(family(setting))
+    body = [
+        tag("p", f"fastslow tune · {escape(found.model)}", class_="over"),
+        tag("h1", escape(headline(found))),
+        _early(found),
+        _tiles(found),
+        _use(found, settings),
+        tag("section", tag("h2", "All settings") + _table(found, palette)),
+        _picture("Tokens per second by draft length", LENGTHS, length_chart(found, palette)),
+        _picture("Acceptance by position", ACCEPTANCE, acceptance_chart(found, palette)),
+        _picture("What a step costs", COST, cost_chart(found, palette)),
+        _picture("Batch size", BATCH, batch_chart(found, palette)),
+        tag("section", _answers(found, palette)),
+        tag("section", tag("h2", "How this was measured") + _facts(found)),
+    ]
+    html = Template(TEMPLATE.read_text("utf-8"))
+    return html.substitute(title=escape(f"fastslow tune: {found.model}"), body="\n".join(body))
+
+
+def _early(found: Found) -> str:
+    if not found.stopped:
+        return ""
+    return tag("p", "The search was stopped early: this is the best until then.", class_="warn")
+
+
+def _tiles(found: Found) -> str:
+    samples = found.samples[found.best]
+    share = accepted_share(samples)
+    tiles = [
+        (f"{found.ratio(found.best):.2f} x", "plain decoding"),
+        (f"{found.rate(found.best):.1f}", f"tokens/s, {label(found.best)}"),
+        (f"{tokens_per_step(samples):.2f}", "tokens per step"),
+        ("-" if share is None else f"{share:.0%}", "of drafted tokens accepted"),
+    ]
+    inner = "".join(
+        tag("div", tag("b", escape(value)) + tag("span", escape(words)), class_="tile")
+        for value, words in tiles
+    )
+    return tag("div", inner, class_="tiles")
+
+
+def _use(found: Found, settings: str) -> str:
+    name = json.dumps(settings, ensure_ascii=False)
+    code = f"llm = LLM({json.dumps(found.model)})\nllm.generate(prompt, speculation={name})"
+    return tag("section", tag("h2", "Use it") + tag("pre", tag("code", escape(code))))
+
+
+def _table(found: Found, palette: Palette) -> str:
+    titles = ("setting", "", "x plain", "tokens/s", "tokens/step", "accepted", "runs")
+    head = tag("tr", "".join(tag("th", escape(title)) for title in titles))
+    most = max((found.ratio(s) for s in found.measured), default=1.0)
+    lines = []
+    for setting in found.measured:
+        samples = found.samples[setting]
+        times, share = found.ratio(setting), accepted_share(samples)
+        meter = tag("i", style=f"width:{100 * times / most:.1f}%")
+        colour = f"meter c{palette.of(family(setting))}"
+        cells = [
+            f"{times:.2f}",
+            f"{found.rate(setting):.1f}",
+            f"{tokens_per_step(samples):.2f}",
+            "-" if share is None else f"{share:.0%}",
+            str(len(samples)),
+        ]
+        row = tag("td", escape(label(setting))) + tag("td", meter, class_=colour)
+        row += "".join(tag("td", cell) for cell in cells)
+        kept = setting in found.finalists or is_plain(setting)
+        kind = "best" if setting == found.best else "" if kept else "out"
+        lines.append(tag("tr", row, class_=kind))
+    return tag("div", tag("table", head + "".join(lines)), class_="wide")
+
+
+def _picture(title: str, hint: str, chart: str) -> str:
+    inner = tag("div", chart, class_="wide") if chart else tag("p", "Not measured.")
+    return tag("section", tag("h2", title) + tag("p", hint, class_="hint") + inner)
+
+
+def _answers(found: Found, palette: Palette) -> str:
+    title = tag("h2", "Sample answers") + tag("p", ANSWERS, class_="hint")
+    if not found.answers:
+        return title + tag("p", "Not measured.")
+    names = dict.fromkeys(t.origin for a in found.answers for t in a.tokens if t.origin)
+    keys = legend((name, palette.of(name)) for name in names)
+    return title + keys + "".join(answer_html(a, palette) for a in found.answers)
+
+
+def answer_html(answer: Answer, palette: Palette) -> str:
+    """A question and its answer, drafted tokens marked in the colours of their drafters."""
+    asked = answer.question
+    if len(asked) > QUESTION:
+        asked = asked[:QUESTION].rstrip() + " ..."
+    runs = []
+    for origin, tokens in groupby(answer.tokens, key=lambda token: token.origin):
+        words = escape("".join(token.text for token in tokens))
+        if origin is not None and words:
+            colour = f"c{palette.of(origin)}"
+            words = tag("mark", words, class_=colour, title=f"drafted by {origin}")
+        runs.append(words)
+    figures = f"{answer.tokens_per_step:.2f} tokens per step"
+    return (
+        tag("p", escape(asked), class_="asked")
+        + tag("div", "".join(runs), class_="answer")
+        + tag("p", figures, class_="hint")
+    )
+
+
+def _facts(found: Found) -> str:
+    every: list[Samples] = [*found.samples.values(), *found.sizes.values()]
+    known = [s for samples in every for s in samples if s.others is not None]
+    marked = sum(s.others is not None and s.others > CONTENDED for s in known)
+    about = found.circumstances
+    runs = sum(map(len, every))
+    facts = {
+        "when": time.strftime("%Y-%m-%d %H:%M"),
+        "took": f"{found.seconds / 60:.1f} minutes, {runs} runs of {found.batch} or more prompts",
+        "answers": json.dumps(found.sampling.model_dump(mode="json", exclude_defaults=True)),
+        "side by side": "every run beside plain decoding on the same prompts, in changing order",
+        "other work": f"took over {CONTENDED:.0%} of the machine in {marked} of {len(known)} runs",
+        "machine": ", ".join(f"{key} {value}" for key, value in about["machine"].items()),
+        "versions": ", ".join(f"{key} {value}" for key, value in about["versions"].items()),
+        "command": " ".join(about["command"]),
+    }
+    rows = (tag("dt", escape(key)) + tag("dd", escape(value)) for key, value in facts.items())
+    return tag("dl", "".join(rows))

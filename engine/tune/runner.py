@@ -1,0 +1,93 @@
+"""Runs cells on the user's prompts and measures them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from fastslow.engine.llm import LLM
+from fastslow.engine.output import Output
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.tune.candidates import PLAIN
+from fastslow.engine.tune.machine import Watch
+from fastslow.engine.tune.prompts import Conversation
+from fastslow.engine.tune.sample import Cell, Sample, sample_of
+
+T = TypeVar("T")
+
+WARM_TOKENS = 8
+
+
+class Runner:
+    """Measures cells with one model.
+
+    The prompts of a cell are read before its clock runs, so its figures are those of decoding.
+
+    Args:
+        llm: the model; nobody else may use it meanwhile. If it has drafters that remember answers,
+            they must be told not to: the same prompts are answered again and again.
+        sampling: of all answers; where it draws, each prompt gets a seed of its own, the same in all
+            cells.
+    """
+
+    def __init__(self, llm: LLM, sampling: SamplingParams) -> None:
+        self._llm = llm
+        self._sampling = sampling
+
+    def warm_up(self, cells: Iterable[Cell], prompt: Conversation) -> None:
+        """Run a few tokens of each cell, so that what is made on first use is there.
+
+        Raises:
+            ValueError: a cell does not fit the model.
+        """
+        few = self._sampling.model_copy(update={"max_tokens": WARM_TOKENS, "min_tokens": 0})
+        for cell in cells:
+            self._answer(cell, [prompt], [few])
+
+    def run(self, cell: Cell, prompts: Sequence[Conversation], part: int, turn: int) -> Sample:
+        """Answer the prompts, `cell.batch` at a time.
+
+        Args:
+            cell: what to measure.
+            prompts: a part of the user's prompts.
+            part: its number.
+            turn: which time it is run.
+
+        Raises:
+            ValueError: a prompt does not fit.
+            GenerationError: the engine failed.
+        """
+        params = [self._seeded(part, i) for i in range(len(prompts))]
+        read = [p.model_copy(update={"max_tokens": 1, "min_tokens": 0}) for p in params]
+        self._answer(cell._replace(setting=PLAIN), prompts, read)
+        watch = Watch()
+        batches = []
+        for start in range(0, len(prompts), cell.batch):
+            some = slice(start, start + cell.batch)
+            outputs = self._answer(cell, prompts[some], params[some])
+            batches.append([output.metrics for output in outputs])
+        return sample_of(batches, part, turn, watch.others())
+
+    def _answer(
+        self, cell: Cell, prompts: Sequence[Conversation], params: Sequence[SamplingParams]
+    ) -> list[Output]:
+        outputs: list[Output] = self._llm.generate(
+            list(prompts),
+            list(params),
+            mode=cell.mode,
+            speculation=cell.setting,
+            progress=False,
+        )
+        return outputs
+
+    def _seeded(self, part: int, place: int) -> SamplingParams:
+        base = self._sampling.seed or 0
+        return self._sampling.model_copy(update={"seed": base + 1000 * part + place})
+
+
+def shuffled(cells: Sequence[T], round: int) -> list[T]:
+    """Cells (or settings) in an order of their own for each round, so that none always follows the same."""
+    order = list(cells)
+    random.Random(round).shuffle(order)
+    return order
