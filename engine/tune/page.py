@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 
 from fastslow.engine.tune.answer import Answer
-from fastslow.engine.tune.candidates import family, is_plain, label
+from fastslow.engine.tune.candidates import PLAIN, family, is_plain, label
 from fastslow.engine.tune.charts import (
     Palette,
     acceptance_chart,
@@ -20,12 +20,15 @@ from fastslow.engine.tune.charts import (
 )
 from fastslow.engine.tune.found import Found
 from fastslow.engine.tune.machine import CONTENDED
-from fastslow.engine.tune.sample import Samples, accepted_share, tokens_per_step
+from fastslow.engine.tune.sample import Samples, accepted_share, step_cost, tokens_per_step
 from fastslow.engine.tune.svg import legend, tag
 
 TEMPLATE = Path(__file__).with_name("report.html")
 QUESTION = 400  # characters shown of what was asked
 
+SETTINGS = """\
+A setting is as fast as its tokens per step, divided by how much longer a step takes than plain
+decoding's. Grey ones dropped out early."""
 LENGTHS = """\
 Longer drafts save steps if they are accepted, and cost rows if not. Above the dashed line drafting
 pays. Hollow points dropped out of the search early and rest on fewer prompts."""
@@ -77,11 +80,11 @@ def page(found: Found, settings: str = "tuned.json") -> str:
         _early(found),
         _tiles(found),
         _use(found, settings),
-        tag("section", tag("h2", "All settings") + _table(found, palette)),
-        _picture("Tokens per second by draft length", LENGTHS, length_chart(found, palette)),
-        _picture("Acceptance by position", ACCEPTANCE, acceptance_chart(found, palette)),
-        _picture("What a step costs", COST, cost_chart(found, palette)),
-        _picture("Batch size", BATCH, batch_chart(found, palette)),
+        _section("All settings", SETTINGS, _table(found, palette)),
+        _section("Tokens per second by draft length", LENGTHS, length_chart(found, palette)),
+        _section("Acceptance by position", ACCEPTANCE, acceptance_chart(found, palette)),
+        _section("What a step costs", COST, cost_chart(found, palette)),
+        _section("Batch size", BATCH, batch_chart(found, palette)),
         tag("section", _answers(found, palette)),
         tag("section", tag("h2", "How this was measured") + _facts(found)),
     ]
@@ -118,7 +121,7 @@ def _use(found: Found, settings: str) -> str:
 
 
 def _table(found: Found, palette: Palette) -> str:
-    titles = ("setting", "", "x plain", "tokens/s", "tokens/step", "accepted", "runs")
+    titles = ("setting", "", "x plain", "tokens/s", "tokens/step", "step time", "accepted", "runs")
     head = tag("tr", "".join(tag("th", escape(title)) for title in titles))
     most = max((found.ratio(s) for s in found.measured), default=1.0)
     lines = []
@@ -131,6 +134,7 @@ def _table(found: Found, palette: Palette) -> str:
             f"{times:.2f}",
             f"{found.rate(setting):.1f}",
             f"{tokens_per_step(samples):.2f}",
+            f"{step_cost(samples, found.samples[PLAIN]):.2f} x",
             "-" if share is None else f"{share:.0%}",
             str(len(samples)),
         ]
@@ -139,11 +143,11 @@ def _table(found: Found, palette: Palette) -> str:
         kept = setting in found.finalists or is_plain(setting)
         kind = "best" if setting == found.best else "" if kept else "out"
         lines.append(tag("tr", row, class_=kind))
-    return tag("div", tag("table", head + "".join(lines)), class_="wide")
+    return tag("table", head + "".join(lines))
 
 
-def _picture(title: str, hint: str, chart: str) -> str:
-    inner = tag("div", chart, class_="wide") if chart else tag("p", "Not measured.")
+def _section(title: str, hint: str, content: str) -> str:
+    inner = tag("div", content, class_="wide") if content else tag("p", "Not measured.")
     return tag("section", tag("h2", title) + tag("p", hint, class_="hint") + inner)
 
 

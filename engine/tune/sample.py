@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -19,6 +18,9 @@ class Cell(NamedTuple):
     setting: Speculation
     batch: int = 1
     mode: str = "deep"
+
+
+CLIP = 1.6  # times a setting's median step cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,28 +91,48 @@ def _by_position(metrics: Sequence[Metrics]) -> list[tuple[float, int]]:
     return found
 
 
-def seconds_per_token(samples: Samples) -> float:
-    """Over all parts; of a part that ran several times its median counts. Infinite without any."""
-    by_part: dict[int, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        if sample.tokens:
-            by_part[sample.part].append(sample)
-    tokens = sum(median(s.tokens for s in same) for same in by_part.values())
-    seconds = sum(median(s.seconds for s in same) for same in by_part.values())
-    return seconds / tokens if tokens else float("inf")
-
-
 def rate(samples: Samples) -> float:
-    """Tokens a second; see `seconds_per_token`."""
-    time = seconds_per_token(samples)
-    return 1 / time if time > 0 else 0.0
+    """Tokens a second, a step taking as long as it does in the median run."""
+    time = seconds_per_step(samples)
+    return tokens_per_forward(samples) / time if time > 0 else 0.0
 
 
 def ratio(samples: Samples, plain: Samples) -> float:
-    """How many times plain decoding, over what both were measured on."""
-    both = {(s.part, s.turn) for s in samples} & {(s.part, s.turn) for s in plain}
-    mine, theirs = ([s for s in group if (s.part, s.turn) in both] for group in (samples, plain))
-    return seconds_per_token(theirs) / seconds_per_token(mine) if both else float("nan")
+    """How many times plain decoding, over the runs that both made: how many times the tokens of a
+    step, divided by how many times its time. nan if there are none."""
+    pairs = _pairs(samples, plain)
+    if not pairs:
+        return float("nan")
+    mine, theirs = zip(*pairs)
+    gain = tokens_per_forward(mine) / tokens_per_forward(theirs)
+    return gain / step_cost(samples, plain)
+
+
+def step_cost(samples: Samples, plain: Samples) -> float:
+    """How many times as long as plain decoding's a step takes; nan without a run of both.
+
+    Tokens of a step are what they are, but its time is at the mercy of whatever else runs. So each
+    run is compared with plain decoding's of the same moment, and one that lies further than CLIP
+    from the median, which no draft explains, counts as CLIP.
+    """
+    pairs = _pairs(samples, plain)
+    if not pairs:
+        return float("nan")
+    costs = [(s.seconds / s.forwards) / (p.seconds / p.forwards) for s, p in pairs]
+    middle = median(costs)
+    clipped = [min(max(cost, middle / CLIP), middle * CLIP) for cost in costs]
+    weights = [s.forwards for s, _ in pairs]
+    return sum(c * w for c, w in zip(clipped, weights)) / sum(weights)
+
+
+def _pairs(samples: Samples, plain: Samples) -> list[tuple[Sample, Sample]]:
+    """Runs of both on the same prompts in the same turn, if there was anything to measure."""
+    there = {(p.part, p.turn): p for p in plain if p.forwards and p.seconds}
+    return [
+        (s, there[s.part, s.turn])
+        for s in samples
+        if s.forwards and s.seconds and (s.part, s.turn) in there
+    ]
 
 
 def ratios_by_turn(samples: Samples, plain: Samples) -> list[float]:
@@ -120,6 +142,12 @@ def ratios_by_turn(samples: Samples, plain: Samples) -> list[float]:
         ratio([s for s in samples if s.turn == t], [s for s in plain if s.turn == t]) for t in turns
     ]
     return [value for value in found if isfinite(value)]
+
+
+def tokens_per_forward(samples: Samples) -> float:
+    """Of all requests of a batch together, while the clock ran."""
+    forwards = sum(s.forwards for s in samples)
+    return sum(s.tokens for s in samples) / forwards if forwards else 0.0
 
 
 def tokens_per_step(samples: Samples) -> float:
@@ -152,6 +180,6 @@ def rows_per_step(samples: Samples) -> float:
 
 
 def seconds_per_step(samples: Samples) -> float:
-    """Mean seconds from one forward to the next, drafting included."""
-    forwards = sum(s.forwards for s in samples)
-    return sum(s.seconds for s in samples) / forwards if forwards else 0.0
+    """From one forward to the next, drafting included: the median run."""
+    times = [s.seconds / s.forwards for s in samples if s.forwards]
+    return median(times) if times else 0.0

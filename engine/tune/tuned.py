@@ -47,7 +47,7 @@ def read_settings(path: str | Path) -> Speculation:
         raise ValueError(f"settings file {str(path)!r} is no JSON: {error}") from error
     except ValidationError as error:
         reason = sentence(error, Speculation.model_fields)
-        raise ValueError(f"settings file {str(path)!r}: speculation.{reason}") from error
+        raise ValueError(f"settings file {str(path)!r}: speculation {reason}") from error
     except ValueError as error:
         raise ValueError(f"settings file {str(path)!r}: {error}") from error
 

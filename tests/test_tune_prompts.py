@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastslow.engine.params import Speculation
+from fastslow.engine.tune.candidates import (
+    default_drafters,
+    family,
+    grid,
+    label,
+    read_lengths,
+)
+from fastslow.engine.tune.prompts import read_prompts
+from fastslow.engine.tune.tuned import read_settings, write_settings
+
+
+def test_every_kind_of_line_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        '{"prompt": "one"}\n\n{"question_id": 3, "turns": ["two", "no"]}\n{"question": "three"}\n'
+        '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "four"}]}\n'
+    )
+    prompts = read_prompts(path)
+    assert [p[-1]["content"] for p in prompts] == ["one", "two", "three", "four"]
+    assert [m["role"] for m in prompts[3]] == ["system", "user"]
+    assert prompts[0] == [{"role": "user", "content": "one"}]
+
+
+def test_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(f'{{"prompt": "{i}"}}\n' for i in range(10)))
+    assert [p[0]["content"] for p in read_prompts(path, 5)] == ["0", "2", "4", "6", "8"]
+    assert len(read_prompts(path, 99)) == 10
+    with pytest.raises(ValueError, match="limit=0 must be at least 1"):
+        read_prompts(path, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{oops", "line 2: no JSON"),
+        ("[1]", "line 2: a JSON object is needed, not list"),
+        ('{"text": "x"}', "line 2: it has none of the fields messages, prompt, turns, question"),
+        ('{"prompt": ""}', "line 2: prompt must be a text that is not empty"),
+        ('{"prompt": 3}', "line 2: prompt must be a text"),
+        ('{"turns": []}', "line 2: turns must be a list with at least one text"),
+        ('{"turns": [7]}', "line 2: turns must be a text"),
+        ('{"messages": "hi"}', "line 2: messages must be a list, not str"),
+        ('{"messages": []}', "line 2: messages is empty"),
+        ('{"messages": [{"role": "elf", "content": "x"}]}', "line 2: messages.*role is 'elf'"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(f'{{"prompt": "fine"}}\n{line}\n')
+    with pytest.raises(ValueError, match=said) as error:
+        read_prompts(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_prompts(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="has no prompt"):
+        read_prompts(tmp_path / "empty.jsonl")
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_prompts(tmp_path / "binary.jsonl")
+
+
+def test_lengths_are_read_and_refused() -> None:
+    assert read_lengths("0, 2,4,2") == [0, 2, 4]
+    for text, said in [
+        ("x", "'x' is neither a number nor 'adaptive'"),
+        ("-1", "'-1' is neither"),
+        ("65", "nodes=65 must be less than or equal to 64"),
+        (",", "names no length"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            read_lengths(text)
+
+
+def test_the_grid_has_each_setting_once_and_no_plain_one() -> None:
+    drafters = [Speculation(drafter="ngram"), Speculation(drafter="off"), *default_drafters(0)]
+    assert [label(s) for s in grid(drafters, [0, 2, 4])] == ["ngram · 2", "ngram · 4"]
+    assert [s.drafter for s in default_drafters(8)] == ["ngram", "self", "ngram+self"]
+
+
+def test_what_is_special_of_a_drafter_is_in_its_name() -> None:
+    assert label(Speculation(drafter="self", groups=2, nodes=3)) == "self, groups=2 · 3"
+    assert family(Speculation(drafter="model", model="small")) == "model, model=small"
+    assert label(Speculation(drafter="ngram", nodes=0)) == "plain"
+
+
+def test_settings_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    for setting in (
+        Speculation(drafter="ngram+self", nodes=6, groups=2),
+        Speculation(drafter="off", nodes=0),
+        Speculation(drafter="model", model="some/folder"),
+    ):
+        write_settings(path, "a model", setting, {"ratio": 1.5})
+        assert read_settings(path) == setting
+        assert read_settings(str(path)) == setting
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ("[]", "a JSON object is needed, not list"),
+        ("{}", "version=None is not 1"),
+        ('{"version": 2, "speculation": {}}', "version=2 is not 1"),
+        ('{"version": true, "speculation": {}}', "version=True is not 1"),
+        ('{"version": 1}', "speculation must be an object"),
+        ('{"version": 1, "speculation": [1]}', "speculation must be an object"),
+        ('{"version": 1, "speculation": {"nodes": 99}}', "speculation nodes=99 must be less"),
+        (
+            '{"version": 1, "speculation": {"node": 9}}',
+            "field 'node' is unknown; did you mean 'nodes'?",
+        ),
+        ('{"version": 1, "speculation": {"drafter": 5}}', "speculation drafter=5 must be"),
+        ("\xff", "cannot be read"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_sentence(
+    tmp_path: Path, content: str, said: str
+) -> None:
+    path = tmp_path / "tuned.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=said) as error:
+        read_settings(path)
+    assert "tuned.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="none.json' cannot be read"):
+        read_settings(tmp_path / "none.json")

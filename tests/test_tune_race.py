@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pytest
+from tune_tools import sample
+
+from fastslow.engine.params import Speculation
+from fastslow.engine.tune.candidates import PLAIN, default_drafters, grid, label
+from fastslow.engine.tune.prompts import Conversation
+from fastslow.engine.tune.race import Race
+from fastslow.engine.tune.runner import Runner, shuffled
+from fastslow.engine.tune.sample import (
+    Cell,
+    Sample,
+    accepted_share,
+    rate,
+    ratio,
+    ratios_by_turn,
+    rows_per_step,
+    sample_of,
+    seconds_per_step,
+    step_cost,
+    tokens_per_step,
+)
+from fastslow.engine.tune.sizes import Sizes
+from fastslow.engine.output import Metrics
+
+PARTS: list[list[Conversation]] = [[[{"role": "user", "content": str(i)}]] for i in range(12)]
+CANDIDATES = grid(default_drafters(8)[:2], [1, 2, 3, 4, 6, 8])
+
+
+def metrics(**fields: object) -> Metrics:
+    given = {"mode": "deep", "drafter": "off", "ttft": 1.0, "tpot": 0.1, "tokens": 11, "steps": 11}
+    given |= {"drafted": 0, "accepted": 0, "acceptance": [], "cached_tokens": 0, "preemptions": 0}
+    return Metrics(**{**given, **fields})  # type: ignore[arg-type]
+
+
+class Machine(Runner):
+    """Runs nothing: steps and their times are made up, and so is the clock.
+
+    Args:
+        speed: of a setting on a part, in times plain.
+        slowness: of the machine at a moment; 1 = usual.
+    """
+
+    def __init__(
+        self,
+        speed: Callable[[Speculation, int], float],
+        slowness: Callable[[int], float] = lambda run: 1.0,
+    ) -> None:
+        self._speed, self._slowness = speed, slowness
+        self.now = 0.0
+        self.runs: list[tuple[Cell, int, int]] = []
+
+    def run(self, cell: Cell, prompts: Sequence[Conversation], part: int, turn: int) -> Sample:
+        seconds = 2.0 * self._slowness(len(self.runs))
+        self.runs.append((cell, part, turn))
+        self.now += seconds
+        forwards = round(1000 / self._speed(cell.setting, part))
+        return sample(part, turn, tokens=1000, seconds=seconds, forwards=forwards)
+
+    def clock(self) -> float:
+        return self.now
+
+
+class Steps(Machine):
+    """As `Machine`, but a step takes its time and speed lies in the tokens that it gives."""
+
+    def run(self, cell: Cell, prompts: Sequence[Conversation], part: int, turn: int) -> Sample:
+        done = super().run(cell, prompts, part, turn)
+        time = done.seconds * done.forwards / 1000
+        return sample(part, turn, tokens=1000, seconds=time, forwards=done.forwards)
+
+
+def race_on(machine: Machine, seconds: float = 400.0) -> Race:
+    race = Race(CANDIDATES, 1, "deep")
+    race.run(machine, PARTS, seconds, lambda share, words: None, machine.clock)
+    return race
+
+
+def speeds(setting: Speculation, part: int) -> float:
+    """The best is self · 3; prompts differ, and each likes another length."""
+    if setting == PLAIN:
+        return 1.0
+    base = 1.6 if setting.drafter == "self" else 1.4
+    return base - 0.08 * abs(setting.nodes - 3) + 0.3 * ((part + setting.nodes) % 4 == 0)
+
+
+def test_the_fastest_is_found_among_many() -> None:
+    race = race_on(Steps(speeds))
+    assert label(race.best) in ("self · 3", "self · 4")
+    assert 1.5 < race.score(race.best) < 1.8
+
+
+def test_a_machine_that_slows_down_and_stalls_changes_nothing() -> None:
+    usual = race_on(Steps(speeds)).best
+
+    def slowness(run: int) -> float:
+        return (1 + run / 20) * (40 if run % 17 == 5 else 1)
+
+    shaky = Steps(speeds, slowness)
+    race = Race(CANDIDATES, 1, "deep")
+    race.run(shaky, PARTS, 40_000.0, lambda share, words: None, shaky.clock)
+    assert race.best == usual
+
+
+def test_plain_decoding_wins_where_nothing_is_faster() -> None:
+    race = race_on(Steps(lambda setting, part: 1.0 if setting == PLAIN else 0.9))
+    assert race.best == PLAIN
+    assert race.score(PLAIN) == 1.0
+
+
+def test_those_that_do_well_get_more_prompts() -> None:
+    race = race_on(Steps(speeds))
+    counts = [len(race.samples[s]) for s in CANDIDATES]
+    assert len(race.alive) == 2
+    assert min(counts) < 10 < len(race.samples[race.best]) == max(counts)
+    assert len(race.samples[PLAIN]) == max(counts)
+
+
+def test_a_race_keeps_its_time() -> None:
+    machine = Steps(speeds)
+    race_on(machine, 400.0)
+    assert 300 < machine.now < 400 + 2.0 * (len(CANDIDATES) + 1)
+    hurried = Steps(speeds)
+    race_on(hurried, 1.0)  # everything once in each rung, however little time there is
+    assert {len(race_on(hurried, 1.0).samples[s]) for s in CANDIDATES} == {1, 2, 3, 4}
+
+
+def test_time_that_is_not_needed_is_not_used() -> None:
+    machine = Steps(speeds)
+    race_on(machine, 1e9)
+    assert len(machine.runs) < 4 * 3 * len(PARTS) * 13
+
+
+def test_plain_runs_first_and_later_anywhere() -> None:
+    machine = Steps(speeds)
+    race_on(machine)
+    assert machine.runs[0][0].setting == PLAIN
+    firsts = {cell.setting for cell, part, _ in machine.runs[13:] if part > 0}
+    assert len(firsts) > 2
+    orders = {tuple(shuffled(CANDIDATES, round)) for round in range(5)}
+    assert len(orders) == 5
+    assert {frozenset(order) for order in orders} == {frozenset(CANDIDATES)}
+
+
+def test_of_equals_the_adaptive_length_wins() -> None:
+    fixed = Speculation(drafter="ngram", nodes=4)
+    free = fixed.model_copy(update={"nodes": None})
+    for speed, best in ((1.49, free), (1.40, fixed)):
+        race = Race([fixed, free], 1, "deep")
+        table = {PLAIN: 1.0, fixed: 1.5, free: speed}
+        machine = Steps(lambda setting, part, table=table: table[setting])
+        race.run(machine, PARTS, 100.0, lambda share, words: None, machine.clock)
+        assert race.best == best
+
+
+def test_batch_sizes_run_plain_and_the_best_on_the_same_prompts() -> None:
+    best = Speculation(drafter="ngram", nodes=4)
+    machine = Steps(speeds)
+    sizes = Sizes(best, "deep", prompts=5)
+    told: list[float] = []
+    prompts = [part[0] for part in PARTS[:5]]
+    sizes.run(machine, prompts, 50.0, lambda share, words: told.append(share), machine.clock)
+    assert {cell.batch for cell in sizes.samples} == {1, 2, 4}
+    counts = Counter(len(samples) for samples in sizes.samples.values())
+    assert counts == {4: 6}
+    assert told == sorted(told)
+    assert max(told) <= 1
+
+
+def test_figures_of_a_sample() -> None:
+    first = metrics(tokens=11, steps=11, ttft=1.0, tpot=0.1)
+    second = metrics(tokens=21, steps=6, ttft=1.5, tpot=0.1, drafted=20, accepted=15)
+    made = sample_of([[first, second], [first]], part=3, turn=1)
+    assert (made.part, made.turn) == (3, 1)
+    assert made.tokens == 10 + 20 + 10
+    assert made.seconds == pytest.approx(2.5 + 1.0)  # 1.0 to 3.5, then 1.0 to 2.0
+    assert (made.forwards, made.rows) == (10 + 10, 10 + 5 + 20 + 10)
+    assert tokens_per_step([made]) == pytest.approx(43 / 28)
+    assert accepted_share([made]) == 0.75
+    assert rows_per_step([made]) == pytest.approx(45 / 20)
+    assert seconds_per_step([made]) == pytest.approx(3.5 / 20)
+    assert accepted_share([sample(0)]) is None
+
+
+def test_ratio_is_gain_over_cost() -> None:
+    plain = [sample(i) for i in range(3)]
+    drafted = [sample(i, forwards=50, seconds=6.0) for i in range(3)]
+    assert ratio(drafted, plain) == pytest.approx(10 / 6)
+    assert step_cost(drafted, plain) == pytest.approx(1.2)
+    assert rate(drafted) == pytest.approx(100 / 6)
+    assert ratio(drafted[:1], plain) == pytest.approx(10 / 6)
+    assert ratio(drafted, []) != ratio(drafted, [])  # nan
+
+
+def test_one_stalled_run_hardly_counts() -> None:
+    plain = [sample(i) for i in range(5)]
+    drafted = [sample(i, forwards=50, seconds=6.0) for i in range(4)]
+    stalled = [*drafted, sample(4, forwards=50, seconds=600.0)]
+    assert ratio(stalled, plain) == pytest.approx(10 / 6, rel=0.12)
+
+
+def test_turns_are_compared_by_themselves() -> None:
+    plain = [sample(0, 0), sample(0, 1, seconds=20.0)]
+    drafted = [sample(0, 0, seconds=5.0), sample(0, 1, seconds=5.0), sample(0, 2)]
+    assert ratios_by_turn(drafted, plain) == pytest.approx([2.0, 4.0])
