@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tune_tools import write_model, write_prompts
+
+from fastslow.engine.cli.app import main
+from fastslow.engine.llm import LLM
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.tune import found as tuning
+from fastslow.engine.tune.answer import token_texts, watch_answer
+from fastslow.engine.tune.candidates import PLAIN, default_drafters, grid, label
+from fastslow.engine.tune.found import Found
+from fastslow.engine.tune.grid import Grid
+from fastslow.engine.tune.prompts import Conversation, read_prompts
+from fastslow.engine.tune.runner import Runner
+from fastslow.engine.tune.sample import Cell
+from fastslow.engine.tune.tuned import read_settings
+
+NGRAM = Speculation(drafter="ngram", nodes=3)
+TWIN = Speculation(drafter="self", groups=4, nodes=3)  # drafts what the model will say
+FEW = SamplingParams(max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    with LLM(folder, kv_memory="64MiB") as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_prompts(tmp_path_factory.mktemp("prompts") / "mine.jsonl")
+
+
+@pytest.fixture
+def prompts(questions: Path) -> list[Conversation]:
+    return read_prompts(questions)
+
+
+def quick(llm: LLM, prompts: list[Conversation], **options: object) -> Found:
+    given: dict[str, object] = {"sampling": FEW, "minutes": 0.02, "tell": lambda share, words: None}
+    settings = grid(default_drafters(4), [1, 3])
+    return tuning.tune(llm, "tiny", prompts, settings, **{**given, **options})  # type: ignore[arg-type]
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_a_sample_holds_what_the_answers_say(llm: LLM, prompts: list[Conversation]) -> None:
+    made = Runner(llm, FEW).run(Cell(NGRAM, 2), prompts[:3], part=0, turn=0)
+    outputs = [llm.generate(p, FEW, speculation=NGRAM).metrics for p in prompts[:3]]
+    assert made.answered == sum(m.tokens for m in outputs) == 36
+    assert made.tokens == 33
+    assert made.steps == sum(m.steps for m in outputs)
+    assert (made.drafted, made.accepted) == (
+        sum(m.drafted for m in outputs),
+        sum(m.accepted for m in outputs),
+    )
+    assert made.drafted > 0
+    assert made.seconds > 0
+    assert made.forwards == max(m.steps for m in outputs[:2]) - 1 + outputs[2].steps - 1
+
+
+def test_prompts_are_read_before_the_clock_runs(llm: LLM) -> None:
+    long = [[{"role": "user", "content": "A prompt of its own. " * 12}]]
+    watched: list[int] = []
+    runner, answer = Runner(llm, FEW), Runner._answer
+
+    class Watched(Runner):
+        def _answer(self, *arguments: object) -> object:  # type: ignore[override]
+            outputs = answer(runner, *arguments)  # type: ignore[arg-type]
+            watched.extend(output.metrics.cached_tokens for output in outputs)
+            return outputs
+
+    Watched(llm, FEW).run(Cell(PLAIN), long, part=0, turn=0)
+    assert watched[0] == 0
+    assert watched[1] > 100
+
+
+def test_sampled_answers_are_the_same_in_every_run(
+    llm: LLM, prompts: list[Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[list[list[int]]] = []
+    real = Runner._answer
+
+    def kept(self: Runner, *arguments: object) -> object:
+        outputs = real(self, *arguments)  # type: ignore[arg-type]
+        answers.append([output.token_ids for output in outputs])
+        return outputs
+
+    monkeypatch.setattr(Runner, "_answer", kept)
+    runner = Runner(llm, SamplingParams(max_tokens=12, temperature=1.0))
+    same = [prompts[0], prompts[0]]
+    for turn in (0, 1):
+        runner.run(Cell(PLAIN, batch=2), same, part=0, turn=turn)
+    runner.run(Cell(PLAIN, batch=2), same, part=1, turn=0)
+    _, first, _, again, _, other = answers
+    assert first == again
+    assert len({tuple(ids) for ids in (*first, *other)}) == 4  # each place has its own seed
+
+
+def test_a_grid_runs_every_cell_once_a_round(llm: LLM, prompts: list[Conversation]) -> None:
+    grid = Grid([NGRAM], batches=(1, 2), modes=("deep", "fast"))
+    grid.measure(Runner(llm, FEW), prompts[:5], repeat=2)
+    assert len(grid.samples) == 2 * 2 * 2
+    for cell, samples in grid.samples.items():
+        assert [(s.turn, s.part) for s in samples] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        assert {s.answered for s in samples} == {24}  # the fifth prompt is left out
+        assert grid.ratio(cell) == 1.0 or cell.setting == NGRAM
+    record = grid.record()
+    json.dumps(record, allow_nan=False)
+    assert {entry["label"] for entry in record} == {"plain", "ngram · 3"}
+
+
+def test_a_grid_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation]) -> None:
+    with pytest.raises(ValueError, match="batch sizes 2, 3 need at least 6 prompts; there are 5"):
+        Grid([NGRAM], batches=(2, 3)).measure(Runner(llm, FEW), prompts[:5], 1)
+    with pytest.raises(ValueError, match="batch=0 must be at least 1"):
+        Grid([NGRAM], batches=(0,))
+    with pytest.raises(ValueError, match="repeat=0 must be at least 1"):
+        Grid([NGRAM]).measure(Runner(llm, FEW), prompts, 0)
+    with pytest.raises(ValueError, match="mode='dep' is unknown"):
+        Grid([NGRAM], modes=("dep",)).measure(Runner(llm, FEW), prompts, 1)
+    with pytest.raises(ValueError, match="drafter='ngrm' is unknown"):
+        Grid([Speculation(drafter="ngrm")]).measure(Runner(llm, FEW), prompts, 1)
+
+
+def test_accepted_tokens_of_an_answer_are_marked(llm: LLM, prompts: list[Conversation]) -> None:
+    more = SamplingParams(max_tokens=60)
+    marked = 0
+    for prompt in prompts[:2]:
+        out = llm.chat(prompt, more, speculation=TWIN)
+        answer = watch_answer(llm, Cell(TWIN), prompt, more)
+        assert "".join(token.text for token in answer.tokens) == out.text
+        assert len(answer.tokens) == 60
+        origins = [token.origin for token in answer.tokens]
+        assert origins.count("self") == out.metrics.accepted
+        assert answer.tokens_per_step == out.metrics.tokens_per_step
+        marked += out.metrics.accepted
+    assert marked > 0
+    plain = watch_answer(llm, Cell(PLAIN), prompts[0], FEW)
+    assert {token.origin for token in plain.tokens} == {None}
+
+
+def test_halves_of_a_character_come_together(llm: LLM) -> None:
+    assert llm.tokenizer is not None
+    ids = llm.tokenizer.encode("a世b")
+    texts = token_texts(llm.tokenizer, ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == "a世b"
+    assert "世" in texts
+    assert token_texts(llm.tokenizer, ids[:-2])[-1].endswith("\ufffd")
+
+
+def test_tuning_measures_everything(llm: LLM, prompts: list[Conversation]) -> None:
+    told: list[tuple[float, str]] = []
+    found = quick(llm, prompts, batch=2, tell=lambda *news: told.append(news))
+    assert not found.stopped
+    assert set(found.samples) == {PLAIN, *grid(default_drafters(4), [1, 3])}
+    assert all(found.samples.values())
+    assert found.best == PLAIN or found.ratio(found.best) > 1
+    assert {cell.batch for cell in found.sizes} == {1, 2, 4, 8}
+    assert all(found.sizes.values())
+    assert len(found.answers) == 3
+    assert [share for share, _ in told] == sorted(share for share, _ in told)
+    figures = found.figures()
+    assert json.loads(json.dumps(figures)) == figures
+    assert figures["settings"]["plain"]["ratio"] == 1.0
+
+
+@pytest.mark.parametrize("runs", [1, 9, 40])
+def test_ctrl_c_keeps_what_was_found(
+    llm: LLM, prompts: list[Conversation], monkeypatch: pytest.MonkeyPatch, runs: int
+) -> None:
+    interrupt_after(runs, monkeypatch)
+    found = quick(llm, prompts, minutes=10.0)
+    assert found.stopped
+    assert sum(map(len, (*found.samples.values(), *found.sizes.values()))) == runs
+    assert found.answers == []
+    assert found.best == PLAIN or found.ratio(found.best) > 1
+
+
+def test_ctrl_c_before_anything_was_measured_is_ctrl_c(
+    llm: LLM, prompts: list[Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_after(0, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        quick(llm, prompts)
+
+
+def interrupt_after(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, real = itertools.count(), Runner.run
+
+    def counted(self: Runner, *arguments: object) -> object:
+        if next(count) >= runs:
+            raise KeyboardInterrupt
+        return real(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Runner, "run", counted)
+
+
+def test_tuning_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation]) -> None:
+    for minutes in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="minutes=.* must be above 0"):
+            quick(llm, prompts, minutes=minutes)
+    with pytest.raises(ValueError, match="batch=9 is outside 1..8, the number of prompts"):
+        quick(llm, prompts, batch=9)
+    with pytest.raises(ValueError, match="mode='dep' is unknown"):
+        quick(llm, prompts, mode="dep")
+    with pytest.raises(ValueError, match="ended at its first token"):
+        quick(llm, prompts, sampling=SamplingParams(max_tokens=1))
+
+
+def test_bench_shows_and_writes(
+    folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figures.json"
+    options = ("--drafters", "ngram,self", "--lengths", "0,2", "--batch", "1,2", "--tokens", 8)
+    files = ("--model", folder, "--prompts", questions, "-o", out)
+    assert run("bench", *files, *options, "--limit", 4, "--repeat", 1) == 0
+    shown = capsys.readouterr().out
+    for word in ("ngram", "self", "plain", "tokens/s", "x plain", "accepted"):
+        assert word in shown
+    record = json.loads(out.read_text("utf-8"))
+    assert len(record["cells"]) == 2 * 3
+    assert record["prompts"] == 4
+    assert {"command", "versions", "machine"} <= set(record)
+    first = record["cells"][0]
+    assert (first["label"], first["ratio"]) == ("plain", 1.0)
+    assert {"tokens", "seconds", "contended", "tokens_per_second"} <= set(first["samples"][0])
+
+
+def test_tune_writes_both_files(
+    folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
+    options = ("--lengths", "1,3", "--tokens", 8, "--minutes", 0.02)
+    files = ("--model", folder, "--prompts", questions, "-o", out, "--report", report)
+    assert run("tune", *files, *options) == 0
+    assert "plain decoding" in capsys.readouterr().out
+    setting = read_settings(out)
+    assert label(setting) in json.loads(out.read_text("utf-8"))["measured"]["settings"]
+    assert report.read_text("utf-8").startswith("<!doctype html>")
+
+
+def test_a_stopped_tune_writes_both_files_and_says_130(
+    folder: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_after(5, monkeypatch)
+    out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
+    files = ("--model", folder, "--prompts", questions, "-o", out, "--report", report)
+    assert run("tune", *files, "--lengths", "2", "--tokens", 8) == 130
+    read_settings(out)
+    assert json.loads(out.read_text("utf-8"))["measured"]["stopped_early"] is True
+    assert "stopped early" in report.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        ("tune", ("--minutes", "0"), "minutes=0.0 must be above 0"),
+        ("tune", ("--batch", "99"), "batch=99 is outside 1..8"),
+        ("tune", ("-o", "nowhere/tuned.json"), "'nowhere/tuned.json' cannot be written"),
+        ("bench", ("-o", "."), "'.' cannot be written"),
+        ("bench", ("--lengths", "many"), "'many' is neither a number"),
+        ("bench", ("--lengths", "0"), "leave nothing but plain decoding"),
+        ("bench", ("--batch", "1,x"), "batch: 'x' must be a whole number"),
+        ("bench", ("--modes", ","), "modes=',' names nothing"),
+        ("bench", ("--tokens", "0"), "max_tokens=0 must be greater than or equal to 1"),
+        ("bench", ("--drafters", "model"), "drafter='model' needs model=PATH"),
+        ("bench", ("--prompts", "none.jsonl"), "prompts file 'none.jsonl' cannot be read"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    folder: Path,
+    questions: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    options: tuple[str, ...],
+    said: str,
+) -> None:
+    assert run(command, "--model", folder, "--prompts", questions, *options) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_help_does_not_load_torch() -> None:
+    code = (
+        "import sys\nfrom fastslow.engine.cli import app\n"
+        "print('torch' in sys.modules, 'fastslow.engine.tune.found' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
