@@ -127,9 +127,7 @@ def test_settings_come_back(tmp_path: Path) -> None:
         ("\xff", "cannot be read"),
     ],
 )
-def test_bad_settings_are_refused_in_one_sentence(
-    tmp_path: Path, content: str, said: str
-) -> None:
+def test_bad_settings_are_refused_in_one_sentence(tmp_path: Path, content: str, said: str) -> None:
     path = tmp_path / "tuned.json"
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=said) as error:

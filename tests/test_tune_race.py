@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from tune_tools import sample
 
+from fastslow.engine.output import Metrics
 from fastslow.engine.params import Speculation
 from fastslow.engine.tune.candidates import PLAIN, default_drafters, grid, label
 from fastslow.engine.tune.prompts import Conversation
@@ -25,7 +26,6 @@ from fastslow.engine.tune.sample import (
     tokens_per_step,
 )
 from fastslow.engine.tune.sizes import Sizes
-from fastslow.engine.output import Metrics
 
 PARTS: list[list[Conversation]] = [[[{"role": "user", "content": str(i)}]] for i in range(12)]
 CANDIDATES = grid(default_drafters(8)[:2], [1, 2, 3, 4, 6, 8])

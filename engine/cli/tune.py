@@ -96,7 +96,7 @@ def tune(
 
 def _say(found: Found, out: Path, report: Path) -> None:
     from fastslow.engine.cli.screen import console
-    from fastslow.engine.tune.page import headline
+    from fastslow.engine.tune.headline import headline
 
     console().print(headline(found))
     console().print(f"settings in {out}, report in {report}", style="dim")

@@ -140,13 +140,13 @@ def tune(
         runner.warm_up([Cell(s, batch, mode) for s in race.samples], order[0])
         left = started + seconds * RACING - time.monotonic()
         race.run(runner, _parts(order, batch), max(left, 1.0), lambda s, t: tell(s * RACING, t))
-        sizes = Sizes(race.best, mode, len(order))
+        sizes = Sizes(race.fastest_draft, mode, len(order))
         found.sizes = sizes.samples
         left = started + seconds * (RACING + SIZING) - time.monotonic()
         sizes.run(runner, order, max(left, 1.0), lambda s, t: tell(RACING + s * SIZING, t))
         tell(RACING + SIZING, "sample answers")
         for prompt in order[:ANSWERS]:
-            cell = Cell(race.best, 1, mode)
+            cell = Cell(race.fastest_draft, 1, mode)
             found.answers.append(watch_answer(llm, cell, prompt, sampling))
     except KeyboardInterrupt:
         if not race.samples[PLAIN]:

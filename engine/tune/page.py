@@ -19,11 +19,13 @@ from fastslow.engine.tune.charts import (
     length_chart,
 )
 from fastslow.engine.tune.found import Found
+from fastslow.engine.tune.headline import headline
 from fastslow.engine.tune.machine import CONTENDED
-from fastslow.engine.tune.sample import Samples, accepted_share, step_cost, tokens_per_step
+from fastslow.engine.tune.sample import accepted_share, step_cost, tokens_per_step
 from fastslow.engine.tune.svg import legend, tag
 
 TEMPLATE = Path(__file__).with_name("report.html")
+NOISY = 1 / 3  # share of runs beside other work from which on the report warns
 QUESTION = 400  # characters shown of what was asked
 
 SETTINGS = """\
@@ -46,21 +48,6 @@ Coloured words were drafted, and the model agreed; the others it said itself, on
 Drafting changes how fast an answer comes, not what it says."""
 
 
-def headline(found: Found) -> str:
-    """What was found, in a sentence."""
-    where = f"{found.prompts} prompts in mode {found.mode}, {found.batch} at a time"
-    tried = len([s for s in found.measured if not is_plain(s)])
-    if is_plain(found.best):
-        return (
-            f"For {where}, none of {tried} settings is faster than plain decoding, which gives "
-            f"{found.plain_rate:.1f} tokens/s."
-        )
-    return (
-        f"For {where}, {label(found.best)} is {found.ratio(found.best):.2f} times as fast as plain "
-        f"decoding: {found.rate(found.best):.1f} instead of {found.plain_rate:.1f} tokens/s."
-    )
-
-
 def page(found: Found, settings: str = "tuned.json") -> str:
     """The whole report.
 
@@ -74,10 +61,11 @@ def page(found: Found, settings: str = "tuned.json") -> str:
     palette = Palette()
     for setting in found.samples:
         palette.of(family(setting))
+    over = f"fastslow tune · {found.model} · mode {found.mode} · batch {found.batch}"
     body = [
-        tag("p", f"fastslow tune · {escape(found.model)}", class_="over"),
+        tag("p", escape(over), class_="over"),
         tag("h1", escape(headline(found))),
-        _early(found),
+        _warnings(found),
         _tiles(found),
         _use(found, settings),
         _section("All settings", SETTINGS, _table(found, palette)),
@@ -92,10 +80,24 @@ def page(found: Found, settings: str = "tuned.json") -> str:
     return html.substitute(title=escape(f"fastslow tune: {found.model}"), body="\n".join(body))
 
 
-def _early(found: Found) -> str:
-    if not found.stopped:
-        return ""
-    return tag("p", "The search was stopped early: this is the best until then.", class_="warn")
+def _warnings(found: Found) -> str:
+    said = []
+    if found.stopped:
+        said.append("The search was stopped early: this is the best until then.")
+    marked, known = _contended(found)
+    if marked > NOISY * known:
+        said.append(
+            f"Other programs took much of the machine in {marked} of {known} runs. Where settings "
+            "lie close together, run this again when it is quiet."
+        )
+    return "".join(tag("p", escape(words), class_="warn") for words in said)
+
+
+def _contended(found: Found) -> tuple[int, int]:
+    """Runs during which others took more than a little of the machine, and runs that know."""
+    every = (*found.samples.values(), *found.sizes.values())
+    shares = [s.others for samples in every for s in samples if s.others is not None]
+    return sum(share > CONTENDED for share in shares), len(shares)
 
 
 def _tiles(found: Found) -> str:
@@ -105,7 +107,7 @@ def _tiles(found: Found) -> str:
         (f"{found.ratio(found.best):.2f} x", "plain decoding"),
         (f"{found.rate(found.best):.1f}", f"tokens/s, {label(found.best)}"),
         (f"{tokens_per_step(samples):.2f}", "tokens per step"),
-        ("-" if share is None else f"{share:.0%}", "of drafted tokens accepted"),
+        ("-" if share is None else f"{share:.0%}", "of drafts accepted"),
     ]
     inner = "".join(
         tag("div", tag("b", escape(value)) + tag("span", escape(words)), class_="tile")
@@ -173,25 +175,24 @@ def answer_html(answer: Answer, palette: Palette) -> str:
             words = tag("mark", words, class_=colour, title=f"drafted by {origin}")
         runs.append(words)
     figures = f"{answer.tokens_per_step:.2f} tokens per step"
-    return (
-        tag("p", escape(asked), class_="asked")
-        + tag("div", "".join(runs), class_="answer")
-        + tag("p", figures, class_="hint")
+    parts = (
+        tag("p", escape(asked), class_="asked"),
+        tag("div", "".join(runs), class_="answer"),
+        tag("p", figures, class_="hint"),
     )
+    return tag("article", "".join(parts))
 
 
 def _facts(found: Found) -> str:
-    every: list[Samples] = [*found.samples.values(), *found.sizes.values()]
-    known = [s for samples in every for s in samples if s.others is not None]
-    marked = sum(s.others is not None and s.others > CONTENDED for s in known)
+    marked, known = _contended(found)
     about = found.circumstances
-    runs = sum(map(len, every))
+    runs = sum(map(len, (*found.samples.values(), *found.sizes.values())))
     facts = {
         "when": time.strftime("%Y-%m-%d %H:%M"),
         "took": f"{found.seconds / 60:.1f} minutes, {runs} runs of {found.batch} or more prompts",
         "answers": json.dumps(found.sampling.model_dump(mode="json", exclude_defaults=True)),
         "side by side": "every run beside plain decoding on the same prompts, in changing order",
-        "other work": f"took over {CONTENDED:.0%} of the machine in {marked} of {len(known)} runs",
+        "other work": f"took over {CONTENDED:.0%} of the machine in {marked} of {known} runs",
         "machine": ", ".join(f"{key} {value}" for key, value in about["machine"].items()),
         "versions": ", ".join(f"{key} {value}" for key, value in about["versions"].items()),
         "command": " ".join(about["command"]),

@@ -78,15 +78,22 @@ class Race:
         return ratio(self.samples[setting], self.samples[PLAIN])
 
     @property
-    def best(self) -> Speculation:
-        """The fastest of those that got furthest, plain decoding if none is faster."""
+    def fastest_draft(self) -> Speculation:
+        """The fastest of those that got furthest, even if plain decoding is faster; plain decoding
+        before anything was measured."""
         scores = {s: self.score(s) for s in self.alive}
-        scores = {s: score for s, score in scores.items() if score > 1}  # not nan either
+        scores = {s: score for s, score in scores.items() if isfinite(score)}
         if not scores:
             return PLAIN
         top = max(scores.values())
         close = [s for s, score in scores.items() if score >= top * (1 - TIE)]
         return max(close, key=lambda s: (s.nodes is None, scores[s]))
+
+    @property
+    def best(self) -> Speculation:
+        """What to use: the fastest draft, or plain decoding if that is no slower."""
+        fastest = self.fastest_draft
+        return fastest if self.score(fastest) > 1 else PLAIN
 
     def _rungs(self) -> int:
         left, rungs = len(self.alive), 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from statistics import median
+from statistics import median_low
 from typing import NamedTuple
 
 from fastslow.engine.output import Metrics
@@ -119,7 +119,7 @@ def step_cost(samples: Samples, plain: Samples) -> float:
     if not pairs:
         return float("nan")
     costs = [(s.seconds / s.forwards) / (p.seconds / p.forwards) for s, p in pairs]
-    middle = median(costs)
+    middle = median_low(costs)  # what disturbs a run makes it longer
     clipped = [min(max(cost, middle / CLIP), middle * CLIP) for cost in costs]
     weights = [s.forwards for s, _ in pairs]
     return sum(c * w for c, w in zip(clipped, weights)) / sum(weights)
@@ -182,4 +182,4 @@ def rows_per_step(samples: Samples) -> float:
 def seconds_per_step(samples: Samples) -> float:
     """From one forward to the next, drafting included: the median run."""
     times = [s.seconds / s.forwards for s in samples if s.forwards]
-    return median(times) if times else 0.0
+    return median_low(times) if times else 0.0
