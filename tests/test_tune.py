@@ -224,6 +224,9 @@ def test_tuning_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation])
         quick(llm, prompts, batch=9)
     with pytest.raises(ValueError, match="mode='dep' is unknown"):
         quick(llm, prompts, mode="dep")
+    long = [{"role": "user", "content": "word " * 600}]
+    with pytest.raises(ValueError, match="prompt 4: prompt has .* must fit the context of 512"):
+        quick(llm, [*prompts[:3], long])
     with pytest.raises(ValueError, match="ended at its first token"):
         quick(llm, prompts, sampling=SamplingParams(max_tokens=1))
 

@@ -160,11 +160,11 @@ def test_of_equals_the_adaptive_length_wins() -> None:
 def test_batch_sizes_run_plain_and_the_best_on_the_same_prompts() -> None:
     best = Speculation(drafter="ngram", nodes=4)
     machine = Steps(speeds)
-    sizes = Sizes(best, "deep", prompts=5)
+    sizes = Sizes(best, "deep", {4, 1, 2, 8}, prompts=5)
     told: list[float] = []
     prompts = [part[0] for part in PARTS[:5]]
     sizes.run(machine, prompts, 50.0, lambda share, words: told.append(share), machine.clock)
-    assert {cell.batch for cell in sizes.samples} == {1, 2, 4}
+    assert [cell.batch for cell in sizes.samples] == [1, 1, 2, 2, 4, 4]
     counts = Counter(len(samples) for samples in sizes.samples.values())
     assert counts == {4: 6}
     assert told == sorted(told)

@@ -26,7 +26,7 @@ from fastslow.engine.tune.sample import (
     ratio,
     tokens_per_step,
 )
-from fastslow.engine.tune.sizes import Sizes
+from fastslow.engine.tune.sizes import SIZES, Sizes
 
 RACING, SIZING = 0.72, 0.23  # shares of the time; what is left is for the answers
 ANSWERS = 3
@@ -137,10 +137,11 @@ def tune(
     race = Race(candidates, batch, mode)
     found = Found(model, batch, mode, len(order), sampling, samples=race.samples)
     try:
+        runner.check(prompts, [mode])
         runner.warm_up([Cell(s, batch, mode) for s in race.samples], order[0])
         left = started + seconds * RACING - time.monotonic()
         race.run(runner, _parts(order, batch), max(left, 1.0), lambda s, t: tell(s * RACING, t))
-        sizes = Sizes(race.fastest_draft, mode, len(order))
+        sizes = Sizes(race.fastest_draft, mode, {*SIZES, batch}, len(order))
         found.sizes = sizes.samples
         left = started + seconds * (RACING + SIZING) - time.monotonic()
         sizes.run(runner, order, max(left, 1.0), lambda s, t: tell(RACING + s * SIZING, t))

@@ -83,12 +83,14 @@ class Grid:
         that slows down slows all of them. After Ctrl-C `samples` keeps what was measured.
 
         Raises:
-            ValueError: too few prompts, a cell does not fit the model, or repeat is below 1.
+            ValueError: too few prompts, a prompt or a cell does not fit the model, or repeat is
+                below 1.
         """
         if repeat < 1:
             raise ValueError(f"repeat={repeat} must be at least 1")
         parts = self.parts(prompts)
         cells = list(self.samples)
+        runner.check(prompts, self.modes)
         runner.warm_up(cells, prompts[0])
         jobs = [
             (turn, number, cell)

@@ -35,6 +35,19 @@ class Runner:
         self._llm = llm
         self._sampling = sampling
 
+    def check(self, prompts: Sequence[Conversation], modes: Iterable[str]) -> None:
+        """Have all prompts looked at, so that none is refused after minutes of measuring.
+
+        Raises:
+            ValueError: one does not fit the model in one of the modes; its number is told.
+        """
+        for mode in modes:
+            for number, prompt in enumerate(prompts, 1):
+                try:  # a stream checks its prompt at once, and runs nothing until it is read
+                    self._llm.stream(prompt, self._sampling, mode=mode, speculation=PLAIN)
+                except ValueError as error:
+                    raise ValueError(f"prompt {number}: {error}") from error
+
     def warm_up(self, cells: Iterable[Cell], prompt: Conversation) -> None:
         """Run a few tokens of each cell, so that what is made on first use is there.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from fastslow.engine.params import Speculation
 from fastslow.engine.tune.candidates import PLAIN
@@ -22,13 +22,16 @@ class Sizes:
     Args:
         setting: is compared with plain decoding; if it is plain decoding, that runs alone.
         mode: name of a preset.
+        sizes: requests at a time.
         prompts: how many there are; larger batches are left out.
     """
 
-    def __init__(self, setting: Speculation, mode: str, prompts: int) -> None:
+    def __init__(
+        self, setting: Speculation, mode: str, sizes: Collection[int], prompts: int
+    ) -> None:
         settings = dict.fromkeys((PLAIN, setting))
         self.samples: dict[Cell, list[Sample]] = {
-            Cell(s, size, mode): [] for size in SIZES if size <= prompts for s in settings
+            Cell(s, size, mode): [] for size in sorted(sizes) if size <= prompts for s in settings
         }
 
     def run(
