@@ -15,10 +15,12 @@ from fastslow.engine.cli.app import main
 from fastslow.engine.llm import LLM
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.tune import found as tuning
+from fastslow.engine.tune import machine
 from fastslow.engine.tune.answer import token_texts, watch_answer
 from fastslow.engine.tune.candidates import PLAIN, default_drafters, grid, label
 from fastslow.engine.tune.found import Found
 from fastslow.engine.tune.grid import Grid
+from fastslow.engine.tune.machine import Watch
 from fastslow.engine.tune.prompts import Conversation, read_prompts
 from fastslow.engine.tune.runner import Runner
 from fastslow.engine.tune.sample import Cell
@@ -92,6 +94,46 @@ def test_prompts_are_read_before_the_clock_runs(llm: LLM) -> None:
     Watched(llm, FEW).run(Cell(PLAIN), long, part=0, turn=0)
     assert watched[0] == 0
     assert watched[1] > 100
+
+
+@pytest.mark.parametrize(
+    ("shares", "kept"),
+    [([0.95, 0.3], 0.3), ([0.95, 0.99], 0.95), ([0.4], 0.4), ([None], None)],
+)
+def test_a_run_that_others_stalled_is_made_again_once(
+    llm: LLM,
+    prompts: list[Conversation],
+    monkeypatch: pytest.MonkeyPatch,
+    shares: list[float | None],
+    kept: float | None,
+) -> None:
+    left = iter(shares)
+    monkeypatch.setattr(Watch, "others", lambda self: next(left))
+    assert Runner(llm, FEW).run(Cell(PLAIN), prompts[:1], 0, 0).others == kept
+    assert list(left) == []
+
+
+def test_time_on_the_processors_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat, own = tmp_path / "stat", tmp_path / "own"
+    monkeypatch.setattr(machine, "STAT", stat)
+    monkeypatch.setattr(machine, "OWN", own)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+
+    def ticks(user: int, idle: int, steal: int, mine: int) -> None:
+        stat.write_text(f"cpu  {user} 0 0 {idle} 0 0 0 {steal} 0 0\ncpu0 1 2 3\n")
+        own.write_text(f"7 (a) name) S {' '.join('0' * 10)} {mine} 20 0 0\n")
+
+    ticks(user=1000, idle=500, steal=0, mine=30)
+    watch = Watch()
+    assert watch.others() is None  # no time has passed
+    ticks(user=1100, idle=560, steal=40, mine=80)
+    assert watch.others() == (140 - 50) / 200
+    ticks(user=1020, idle=520, steal=0, mine=40)
+    assert watch.others() is None  # too soon to tell
+    stat.unlink()
+    assert Watch().others() is None
 
 
 def test_sampled_answers_are_the_same_in_every_run(

@@ -14,6 +14,7 @@ import torch
 import fastslow
 
 CONTENDED = 0.05  # others may take this share of the machine before a sample is marked
+LEAST = 50  # ticks, on each processor, that make a share worth telling
 STAT, OWN = Path("/proc/stat"), Path("/proc/self/stat")
 
 
@@ -51,13 +52,14 @@ class Watch:
         self._before = _ticks()
 
     def others(self) -> float | None:
-        """Share of the machine that other processes, and other machines on it, took. The system
-        counts in hundredths of a second: give it half a second."""
+        """Share of the machine that other processes, and other machines on it, took. None if
+        that is unknown, as it is over less than half a second: the system counts in hundredths."""
         after = _ticks()
         if self._before is None or after is None:
             return None
         total, busy, own = (b - a for a, b in zip(self._before, after))
-        return max(0, busy - own) / total if total > 0 else None
+        long = total >= LEAST * (os.cpu_count() or 1)
+        return max(0, busy - own) / total if long else None
 
 
 def _ticks() -> tuple[int, int, int] | None:

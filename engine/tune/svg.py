@@ -80,6 +80,7 @@ class Plot:
     x_labels: Sequence[tuple[float, str]]
     y_suffix: str = ""
     _parts: list[str] = field(init=False, default_factory=list)
+    _over: list[str] = field(init=False, default_factory=list)  # drawn last
     _scale: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,7 +113,7 @@ class Plot:
         """A dashed line across, with words on it."""
         y = self.y(value)
         self._line(LEFT, y, WIDTH - RIGHT, y, "level")
-        self._parts.append(text(words, WIDTH - RIGHT - 4, y - 6, "end", "level-name"))
+        self._over.append(text(words, WIDTH - RIGHT - 4, y - 6, "end", "level-name"))
 
     def draw(self, series: Series) -> None:
         """A line with dots, or the dots alone."""
@@ -148,7 +149,7 @@ class Plot:
         """The picture."""
         return tag(
             "svg",
-            tag("title", escape(self.title)) + "".join(self._parts),
+            tag("title", escape(self.title)) + "".join(self._parts + self._over),
             viewBox=f"0 0 {WIDTH} {HEIGHT}",
             role="img",
         )
