@@ -15,7 +15,8 @@ from fastslow.draft.head.context import Context
 from fastslow.draft.head.head import Head, read_head
 from fastslow.draft.head.matrices import linear_for
 from fastslow.draft.head.target import draft_vocabulary, read_ends
-from fastslow.draft.head.tree import grow_trees
+from fastslow.draft.head.tree import Growing, grow_trees
+from fastslow.draft.head.words import Words
 from fastslow.draft.train.unroll import unroll
 
 FIELDS = {"vocab_size": 12, "num_hidden_layers": 2}
@@ -32,7 +33,7 @@ def exact(target: Path) -> Head:
     config, weights = tiny_weights(target)
     ends = read_ends(target)
     head = Head(config, weights, ends)
-    head._layer = exact_layer(config, weights, ends.head[head.tokens])
+    head._layer = exact_layer(config, weights, ends.head[head.common.ids])
     return head
 
 
@@ -114,15 +115,18 @@ def test_trees_keep_the_likeliest_paths(exact: Head) -> None:
     features, after = rows(5, exact)
     context = Context(exact.config, 0)
     hidden = exact.read(features, after, [context], [5])
+    words = Words(exact.common)
+    words.add([*after, 11])
+    assert len(words.ids) > len(exact.common.ids)
     scores: dict[tuple[int, ...], float] = {}
 
     def explore(path: tuple[int, ...], score: float) -> None:
         own, state = Context(exact.config, 0), None
         state = exact.read(features, after, [own], [5])
         for depth, place in enumerate(path):
-            token = int(exact.tokens[place])
+            token = int(words.ids[place])
             state = exact.step(state, [token], [own], [[depth - 1]])
-        log_q = torch.log_softmax(exact.logits(state)[0], -1)
+        log_q = torch.log_softmax(exact.logits(state, [words], [1])[0][0], -1)
         for place in range(len(log_q)):
             scores[(*path, place)] = score + float(log_q[place])
             if len(path) < 2:
@@ -130,13 +134,14 @@ def test_trees_keep_the_likeliest_paths(exact: Head) -> None:
 
     explore((), 0.0)
     best = sorted(scores, key=lambda path: -scores[path])[:6]
-    (tree,) = grow_trees(exact, [(context, hidden[0])], [6], width=10, depth=3)
+    growing = Growing(context, words, hidden[0], 6)
+    (tree,) = grow_trees(exact, [growing], width=12, depth=3)
     paths = []
     for token, parent in zip(tree.tokens, tree.parents):
-        place = int((exact.tokens == token).nonzero()[0])
+        place = int((words.ids == token).nonzero()[0])
         paths.append((*(paths[parent] if parent >= 0 else ()), place))
     assert sorted(paths) == sorted(best)
-    assert grow_trees(exact, [], [], 2, 2) == []
+    assert grow_trees(exact, [], 2, 2) == []
 
 
 def test_a_row_is_multiplied_alike_in_any_batch() -> None:
@@ -177,11 +182,20 @@ def test_files_are_read_back_and_bad_ones_refused(target: Path, tmp_path: Path) 
 
 
 def test_the_draft_vocabulary_is_what_is_common() -> None:
-    assert draft_vocabulary([9, 9, 9, 7, 7, 30], 2, 50).tolist() == [7, 9]
-    assert draft_vocabulary([9, 30], 5, 50).tolist() == [0, 1, 2, 9, 30]
+    assert draft_vocabulary([9, 9, 9, 7, 7, 30], 2, 50, least=2).tolist() == [7, 9]
+    assert draft_vocabulary([9] * 3 + [30] * 2, 5, 50).tolist() == [0, 1, 2, 3, 9]
 
 
 def test_a_head_knows_its_draft_tokens(target: Path) -> None:
     head = tiny_head(target, size=7)
-    assert head.width == 12 and len(head.tokens) == 7
-    assert head.logits(torch.randn(2, head.config.hidden)).shape == (2, 7)
+    outside = next(token for token in range(12) if token not in head.common.known)
+    inside = int(head.common.ids[0])
+    words, none = Words(head.common), Words(head.common)
+    words.add([inside, outside, outside])
+    words.add([inside, outside])
+    assert head.width == 12 and words.ids.tolist() == [*none.ids.tolist(), outside]
+    hidden = torch.randn(3, head.config.hidden)
+    mine, plain = head.logits(hidden, [words, none], [2, 1])
+    assert mine.shape == (2, 8) and plain.shape == (1, 7)
+    ready = head._layer.ready(hidden[:2])
+    assert torch.allclose(mine[:, -1], ready @ read_ends(target).head[outside].float(), atol=1e-4)

@@ -222,7 +222,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert stopped.value.code == 0
     assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
     head = load_head(out, folder)
-    assert head.config.layers == (0, 1) and len(head.tokens) == 100
+    assert head.config.layers == (0, 1) and len(head.common.ids) == 100
     with pytest.raises(SystemExit) as stopped:
         main(["train-draft", "--target", str(folder), "--data", str(out), "-o", str(out)])
     assert stopped.value.code != 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from fastslow.draft.head.context import Context
 from fastslow.draft.head.head import Head
-from fastslow.draft.head.tree import grow_trees
+from fastslow.draft.head.tree import Growing, grow_trees
+from fastslow.draft.head.words import Words
 from fastslow.engine.noise import Purpose, draw, stream
 from fastslow.engine.types import Certain, Draft, Floats, Law, RequestView, Tree, Verdict
 
@@ -25,11 +27,13 @@ class State:
 
     Attributes:
         context: rows taken in.
+        words: tokens that can be drafted.
         features, after: committed rows not taken in yet, and the token after each.
         hidden: [H], the head's output at the last row, once that is taken in.
     """
 
     context: Context
+    words: Words
     features: list[Tensor] = field(default_factory=list)
     after: list[int] = field(default_factory=list)
     hidden: Tensor | None = None
@@ -50,7 +54,7 @@ class HeadDraft:
 
     Args:
         head: the trained head.
-        law: logits -> law under a request's parameters.
+        law: logits -> law under a request's parameters; it must not keep the logits.
         width: 1 drafts chains: at temperature 0 chosen nodes, else sampled from the head's own
             law under the request's parameters. More: trees of chosen nodes, so many of a depth
             going on, the likeliest paths within the budget kept (EAGLE-2).
@@ -67,6 +71,7 @@ class HeadDraft:
         self._width = width
         self._depth = depth
         self._states: dict[int, State] = {}
+        self._canvas = Canvas(head.width)
 
     @torch.inference_mode()
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
@@ -82,9 +87,10 @@ class HeadDraft:
             self._extend(chains)
             made = [chain.tree() for chain in chains]
         else:
-            roots = [(state.context, state.root) for _, _, state in known]
-            limits = [nodes[b] for b, _, _ in known]
-            made = grow_trees(self._head, roots, limits, self._width, self._depth)
+            growing = [
+                Growing(state.context, state.words, state.root, nodes[b]) for b, _, state in known
+            ]
+            made = grow_trees(self._head, growing, self._width, self._depth)
         for (b, _, _), tree in zip(known, made):
             trees[b] = tree
         return Draft.of(trees)
@@ -101,9 +107,12 @@ class HeadDraft:
             first = len(request.tokens) - len(tokens) - 1  # the row that was last before this step
             state = self._states.get(request.id)
             if state is None or state.context.position + len(state.after) != first:
-                state = self._states[request.id] = State(Context(self._head.config, first))
+                state = State(Context(self._head.config, first), Words(self._head.common))
+                state.words.add(request.tokens)
+                self._states[request.id] = state
             state.features.append(own)
             state.after += tokens
+            state.words.add(tokens)
 
     def release(self, requests: Collection[int]) -> None:
         for request in requests:
@@ -127,8 +136,11 @@ class HeadDraft:
         active = list(chains)
         while active:
             stacked = torch.stack(hidden)
-            for chain, logits_D in zip(active, self._head.logits(stacked)):
-                chain.extend(self._whole(logits_D), self._law)
+            words = [chain.state.words for chain in active]
+            logits = self._head.logits(stacked, words, [1] * len(active))
+            for chain, logits_1D in zip(active, logits):
+                with self._canvas.hold(chain.state.words.ids, logits_1D[0]) as logits_V:
+                    chain.extend(logits_V, self._law)
             going = [i for i, chain in enumerate(active) if len(chain.drafted) < chain.most]
             active = [active[i] for i in going]
             if active:
@@ -141,11 +153,28 @@ class HeadDraft:
                     )
                 )
 
-    def _whole(self, logits_D: Tensor) -> Tensor:
-        """[V]: tokens outside the draft vocabulary have no mass."""
-        logits_V = torch.full((self._head.width,), NOWHERE)
-        logits_V[self._head.tokens] = logits_D
-        return logits_V
+
+class Canvas:
+    """Logits over the whole vocabulary, all but a request's words without mass; used again and again,
+    since filling V numbers takes as long as a small product.
+
+    Args:
+        width: V.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._logits = np.full(width, NOWHERE, dtype=np.float32)
+        self._tensor = torch.from_numpy(self._logits)
+
+    @contextmanager
+    def hold(self, ids: Tensor, logits: Tensor) -> Iterator[Tensor]:
+        """[V], for as long as the block runs."""
+        places = ids.numpy()
+        self._logits[places] = logits.numpy()
+        try:
+            yield self._tensor
+        finally:
+            self._logits[places] = NOWHERE
 
 
 class Chain:

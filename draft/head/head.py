@@ -14,6 +14,7 @@ from fastslow.draft.head.context import Context
 from fastslow.draft.head.layer import HeadLayer, rotation
 from fastslow.draft.head.matrices import linear_for
 from fastslow.draft.head.target import Ends, read_ends
+from fastslow.draft.head.words import Common, Words
 from fastslow.engine.model.config import ModelConfig
 
 
@@ -31,23 +32,25 @@ class Head:
         ValueError: the head is of another target.
 
     Attributes:
-        tokens: int64 [D], target ids of the draft vocabulary.
+        common: the draft vocabulary.
         width: V, of the target's vocabulary.
     """
 
     def __init__(self, config: HeadConfig, weights: dict[str, Tensor], ends: Ends) -> None:
         self.config = config
-        self.tokens = weights["tokens"].long()
+        tokens = weights["tokens"].long()
         self.width = len(ends.embedding)
-        if ends.embedding.shape[1] != config.hidden or int(self.tokens.max()) >= self.width:
+        if ends.embedding.shape[1] != config.hidden or int(tokens.max()) >= self.width:
             raise ValueError(
                 f"the head is of a target with hidden_size={config.hidden} and a vocabulary of at "
-                f"least {int(self.tokens.max()) + 1}; this one has {ends.embedding.shape[1]} and "
+                f"least {int(tokens.max()) + 1}; this one has {ends.embedding.shape[1]} and "
                 f"{self.width}"
             )
+        self.common = Common(tokens, ends.head)
         self._embedding = ends.embedding
+        self._turns = rotation(config, torch.arange(1024))
         matrices = {name: weights[name] for name in MATRICES}
-        linear = linear_for(matrices | {"head": ends.head[self.tokens]})
+        linear = linear_for(matrices | {"head": ends.head[tokens]})
         self._layer = HeadLayer(config, {name: weights[name].float() for name in NORMS}, linear)
 
     def read(
@@ -97,16 +100,28 @@ class Head:
         seen = [context.draft(*rows) for context, *rows in parts]
         return self._layer.leave(x, torch.cat(seen))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[R, D] from hidden states [R, H]."""
-        return self._layer.logits(hidden)
+    def logits(self, hidden: Tensor, words: Sequence[Words], sizes: Sequence[int]) -> list[Tensor]:
+        """Per request f32 [r, D + E], in the order of its words' `ids`.
+
+        Args:
+            hidden: [R, H], request by request.
+            words: of each request.
+            sizes: rows of each request.
+        """
+        ready = self._layer.ready(hidden)
+        each = list(sizes)
+        parts = zip(torch.split(self._layer.logits(ready), each), torch.split(ready, each), words)
+        return [torch.cat((logits, own @ w.rows.T), -1) for logits, own, w in parts]
 
     def _enter(
         self, hidden: Tensor, after: Sequence[int], positions: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         embedded = self._embedding[torch.tensor(after)].float()
         x = self._layer.enter(embedded, hidden)
-        return x, *self._layer.project(x, *rotation(self.config, torch.tensor(positions)))
+        while max(positions) >= len(self._turns[0]):
+            self._turns = rotation(self.config, torch.arange(2 * len(self._turns[0])))
+        cos, sin = (table[list(positions)] for table in self._turns)
+        return x, *self._layer.project(x, cos, sin)
 
 
 def load_head(path: Path, target: Path) -> Head:

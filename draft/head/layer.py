@@ -64,9 +64,9 @@ class HeadLayer:
         """What the head over the vocabulary multiplies, [..., H]."""
         return self._norm("norm", hidden)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D]"""
-        return self._linear("head", self.ready(hidden))
+    def logits(self, ready: Tensor) -> Tensor:
+        """[..., D] from what `ready` gave."""
+        return self._linear("head", ready)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         return F.rms_norm(x, (self.config.hidden,), self._norms[name], self.config.eps)

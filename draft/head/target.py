@@ -39,14 +39,15 @@ def read_ends(folder: Path) -> Ends:
         return Ends(embedding, head, read("model.norm.weight"))
 
 
-def draft_vocabulary(tokens: Iterable[int], size: int, vocabulary: int) -> Tensor:
+def draft_vocabulary(tokens: Iterable[int], size: int, vocabulary: int, least: int = 3) -> Tensor:
     """int32 [size], ascending: the commonest tokens, then the lowest ids, which merge first.
 
     Args:
         tokens: of the target's answers.
         size: tokens that can be drafted; at most `vocabulary`, the target's.
+        least: how often a token must have come to be called common.
     """
-    common = [token for token, _ in Counter(tokens).most_common(size)]
+    common = [token for token, count in Counter(tokens).most_common(size) if count >= least]
     known = set(common)
     others = (token for token in range(vocabulary) if token not in known)
     filled = [*common, *(token for _, token in zip(range(size - len(common)), others))]

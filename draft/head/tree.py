@@ -6,17 +6,24 @@ EAGLE-2, arXiv 2406.16858.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from fastslow.draft.head.context import Context
 from fastslow.draft.head.head import Head
+from fastslow.draft.head.words import Words
 from fastslow.engine.types import Tree
 
 
 class Growing:
     """One request's tree while it grows.
+
+    Args:
+        context, words: the request's.
+        root: [H], the head's output at its last row.
+        nodes: most nodes.
 
     Attributes:
         tokens, parents, scores: of all nodes so far; a score is the path's log-probability.
@@ -24,8 +31,10 @@ class Growing:
         rows: node -> its row in the context's draft, for nodes that went on.
     """
 
-    def __init__(self, context: Context, nodes: int) -> None:
+    def __init__(self, context: Context, words: Words, root: Tensor, nodes: int) -> None:
         self.context = context
+        self.words = words
+        self.root = root
         self.nodes = nodes
         self.tokens: list[int] = []
         self.parents: list[int] = []
@@ -33,10 +42,13 @@ class Growing:
         self.frontier: list[int] = [-1]
         self.rows: dict[int, int] = {-1: -1}
 
-    def sprout(self, log_q: Tensor, ids: Tensor, width: int) -> None:
-        """Children of the frontier: log_q, ids [len(frontier), w], the likeliest tokens of each."""
+    def sprout(self, logits: Tensor, width: int) -> None:
+        """Children of the frontier, the `width` likeliest of each, from logits [frontier, D + E]."""
         first = len(self.tokens)
-        for parent, scores, tokens in zip(self.frontier, log_q.tolist(), ids.tolist()):
+        log_q = torch.log_softmax(logits, -1)
+        best = torch.topk(log_q, min(width, log_q.shape[-1]))
+        ids = self.words.ids[best.indices].tolist()
+        for parent, scores, tokens in zip(self.frontier, best.values.tolist(), ids):
             base = self.scores[parent] if parent >= 0 else 0.0
             self.scores += [base + score for score in scores]
             self.tokens += tokens
@@ -46,6 +58,13 @@ class Growing:
         bar = sorted(self.scores, reverse=True)[min(self.nodes, len(self.scores)) - 1]
         best = sorted(fresh, key=lambda node: -self.scores[node])[:width]
         self.frontier = sorted(node for node in best if self.scores[node] >= bar)
+
+    def follow(self) -> list[int]:
+        """The draft row that each node of the frontier follows; they become rows themselves."""
+        parents = [self.rows[self.parents[node]] for node in self.frontier]
+        for node in self.frontier:
+            self.rows[node] = len(self.rows) - 1
+        return parents
 
     def tree(self) -> Tree:
         """The likeliest nodes within the budget; a parent is never less likely than its child."""
@@ -57,54 +76,34 @@ class Growing:
         )
 
 
-def grow_trees(
-    head: Head,
-    roots: Sequence[tuple[Context, Tensor]],
-    nodes: Sequence[int],
-    width: int,
-    depth: int,
-) -> list[Tree]:
-    """A tree for each request, all in lockstep, one small step of the head a depth.
+def grow_trees(head: Head, trees: Sequence[Growing], width: int, depth: int) -> list[Tree]:
+    """All trees in lockstep, one small step of the head a depth.
 
     Args:
-        roots: per request its context, and the head's output [H] at its last row.
-        nodes: per request, most nodes.
+        trees: one for each request, nothing grown yet.
         width: nodes that go on from each depth, and children of each.
         depth: of the deepest node.
     """
-    trees = [Growing(context, most) for (context, _), most in zip(roots, nodes)]
-    active = trees
-    hidden = torch.stack([row for _, row in roots]) if roots else torch.empty(0)
-    for level in range(depth):
+    active = list(trees)
+    hidden = torch.stack([tree.root for tree in active]) if active else torch.empty(0)
+    for level in range(1, depth + 1):
         if not active:
             break
-        log_q = torch.log_softmax(head.logits(hidden), -1)
-        best = torch.topk(log_q, min(width, log_q.shape[-1]))
-        at = 0
-        before = [len(tree.frontier) for tree in active]
-        starts = []
-        olds = [list(tree.frontier) for tree in active]
-        for tree, size in zip(active, before):
-            rows = slice(at, at + size)
-            tree.sprout(best.values[rows], head.tokens[best.indices[rows]], width)
-            starts.append(at)
-            at += size
-        if level + 1 == depth:
-            break
-        picked = []
-        after: list[int] = []
-        parents: list[list[int]] = []
-        going: list[Growing] = []
-        for tree, start, old in zip(active, starts, olds):
-            if not tree.frontier:
-                continue
-            going.append(tree)
-            picked += [start + old.index(tree.parents[node]) for node in tree.frontier]
-            after += [tree.tokens[node] for node in tree.frontier]
-            parents.append([tree.rows[tree.parents[node]] for node in tree.frontier])
-            for node in tree.frontier:
-                tree.rows[node] = len(tree.rows) - 1
-        active = going
+        fronts = [tree.frontier for tree in active]
+        sizes = [len(front) for front in fronts]
+        logits = head.logits(hidden, [tree.words for tree in active], sizes)
+        for tree, logits_FD in zip(active, logits):
+            tree.sprout(logits_FD, width)
+        starts = [0, *accumulate(sizes)]
+        going = [i for i, tree in enumerate(active) if tree.frontier and level < depth]
+        rows = [
+            starts[i] + fronts[i].index(active[i].parents[node])
+            for i in going
+            for node in active[i].frontier
+        ]
+        active = [active[i] for i in going]
         if active:
-            hidden = head.step(hidden[picked], after, [tree.context for tree in active], parents)
+            after = [tree.tokens[node] for tree in active for node in tree.frontier]
+            contexts = [tree.context for tree in active]
+            hidden = head.step(hidden[rows], after, contexts, [tree.follow() for tree in active])
     return [tree.tree() for tree in trees]

@@ -61,10 +61,10 @@ def _look(model: Model, texts: Sequence[Text], layers: tuple[int, ...]) -> list[
     assert out.features is not None
     sizes = [len(text.tokens) for text in texts]
     best, mass = out.logits.argmax(-1).to(torch.int32), out.logits.logsumexp(-1).float()
-    parts = (torch.split(x, sizes) for x in (out.features.bfloat16(), best, mass))
+    parts = zip(texts, *(torch.split(x, sizes) for x in (out.features.bfloat16(), best, mass)))
     return [
-        Seen(torch.tensor(text.tokens, dtype=torch.int32), *seen, text.start)
-        for text, *seen in zip(texts, *parts)
+        Seen(torch.tensor(text.tokens, dtype=torch.int32), features, likeliest, total, text.start)
+        for text, features, likeliest, total in parts
     ]
 
 

@@ -26,7 +26,7 @@ class Guess(torch.autograd.Function):
         total = hidden_NH.new_zeros((), dtype=torch.float32)
         grad_NH = torch.empty_like(hidden_NH)
         guesses = []
-        for rows in torch.arange(len(hidden_NH)).split(CHUNK):
+        for rows in torch.split(torch.arange(len(hidden_NH)), CHUNK):
             at = slice(int(rows[0]), int(rows[-1]) + 1)
             log_q = torch.log_softmax((hidden_NH[at].to(head_DH.dtype) @ head_DH.T).float(), -1)
             p, weight = law_ND[at].float(), weight_N[at, None]
@@ -40,6 +40,6 @@ class Guess(torch.autograd.Function):
         return total, found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
         (grad_NH,) = ctx.saved_tensors
         return grad * grad_NH, None, None, None

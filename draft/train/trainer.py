@@ -98,7 +98,7 @@ class Trainer:
             name: torch.nn.Parameter(weights[name].float()) for name in (*MATRICES, *NORMS)
         }
         self._embedding = ends.embedding
-        self._head_DH = ends.head[self.vocabulary.long()].to(self._dtype)
+        self._head_VH = ends.head
         self._norm = ends.norm.float()
         matrices, norms = ([self.weights[n] for n in names] for names in (MATRICES, NORMS))
         self._optimizers: list[torch.optim.Optimizer] = [
@@ -113,7 +113,9 @@ class Trainer:
 
     def measure(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The loss, and per step bool [B, T]: the guess is the target's likeliest token."""
-        law_RD, mapped = self._law(batch)
+        ids, place = self._candidates(batch)
+        head_DH = self._head_VH[ids].to(self._dtype)
+        law_RD, goals = self._law(batch, head_DH), place[batch.best.flatten()]
         layer = HeadLayer(self.config, self.weights, self._linear())
         embedded = F.embedding(batch.after, self._embedding).float()
         chain = unroll(layer, batch.features.float(), embedded, batch.visible, self.course.steps)
@@ -124,10 +126,10 @@ class Trainer:
             at = counted.flatten().nonzero()[:, 0]
             weight = torch.full((len(at),), self.course.fade**step)
             ready = layer.ready(hidden).flatten(0, 1)[at]
-            loss, guesses = Guess.apply(ready, law_RD[at], self._head_DH, weight)  # type: ignore[no-untyped-call]
+            loss, guesses = Guess.apply(ready, law_RD[at], head_DH, weight)  # type: ignore[no-untyped-call]
             total = total + loss
             hit = torch.zeros(counted.numel(), dtype=torch.bool)
-            hit[at] = guesses == mapped[at]
+            hit[at] = guesses == goals[at]
             hits.append(hit.view_as(counted))
         return total / max(batch.tokens, 1), hits
 
@@ -223,12 +225,18 @@ class Trainer:
         cast = {name: self.weights[name].to(self._dtype) for name in MATRICES}
         return lambda name, x: F.linear(x.to(self._dtype), cast[name]).float()
 
-    @torch.no_grad()
-    def _law(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The target's law [B*T, D] in the draft vocabulary, and its best token's place, or -1."""
-        goal = F.rms_norm(batch.goal.float(), self._norm.shape, self._norm, self.config.eps)
-        law = F.linear(goal.flatten(0, 1).to(self._dtype), self._head_DH)
-        law = law.float().sub_(batch.mass.flatten()[:, None]).exp_().to(self._dtype)
+    def _candidates(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Token ids [D] that are told apart: the draft vocabulary and, since a drafter adds those
+        of a request's own text, the batch's own. And for each id of the target its place, or -1."""
         place = torch.full((len(self._embedding),), -1)
-        place[self.vocabulary.long()] = torch.arange(len(self.vocabulary))
-        return law, place[batch.best.flatten()]
+        own = torch.cat((batch.after.flatten(), batch.best.flatten()))
+        ids = torch.unique(torch.cat((self.vocabulary.long(), own)))
+        place[ids] = torch.arange(len(ids))
+        return ids, place
+
+    @torch.no_grad()
+    def _law(self, batch: Batch, head_DH: Tensor) -> Tensor:
+        """The target's law [B*T, D] of the candidates."""
+        goal = F.rms_norm(batch.goal.float(), self._norm.shape, self._norm, self.config.eps)
+        law = F.linear(goal.flatten(0, 1).to(self._dtype), head_DH)
+        return law.float().sub_(batch.mass.flatten()[:, None]).exp_().to(self._dtype)
