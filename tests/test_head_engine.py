@@ -92,7 +92,7 @@ def test_sampled_answers_follow_the_law(bench: Bench, folder: Path, kind: str) -
         text = [*prompt, *begun]
         return plain_law(plain.logits(text, None)[-1].tolist(), text, len(prompt), params)
 
-    runs = [Ask(prompt, params, kind, nodes=4, seed=seed) for seed in range(800)]
+    runs = [Ask(prompt, params, kind, nodes=4, seed=seed) for seed in range(400)]
     texts = [tuple(answer(r)[:3]) for r in bench.run(runs, Setting(pages=4000))]
     chi_square_fits(sampled_text_law(law, 12, 3), texts)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from loguru import logger
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
 from fastslow.draft.head.context import Context
 from fastslow.draft.head.layer import HeadLayer, rotation
 from fastslow.draft.head.matrices import linear_for
-from fastslow.draft.head.target import Ends, read_ends
+from fastslow.draft.head.target import Ends, fingerprint, read_ends
 from fastslow.draft.head.words import Common, Words
 from fastslow.engine.model.config import ModelConfig
 
@@ -131,6 +132,9 @@ def load_head(path: Path, target: Path) -> Head:
         ValueError: one sentence about a file that is no head, or one of another target.
     """
     config, weights = read_head(path)
+    theirs = read_metadata(path).get("target")
+    if theirs is not None and theirs != fingerprint(target):
+        logger.warning("head {} was trained for another target: few drafts may be accepted", path)
     layers = ModelConfig.from_folder(target).layers
     if max(config.layers) >= layers:
         raise ValueError(
@@ -140,6 +144,12 @@ def load_head(path: Path, target: Path) -> Head:
         return Head(config, weights, read_ends(target))
     except ValueError as error:
         raise ValueError(f"head {path}: {error}") from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a head's file says of itself: kind, config, target (a fingerprint), provenance."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 def read_head(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:

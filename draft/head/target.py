@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -37,6 +38,24 @@ def read_ends(folder: Path) -> Ends:
         embedding = read("model.embed_tokens.weight")
         head = embedding if config.tie_word_embeddings else read("lm_head.weight")
         return Ends(embedding, head, read("model.norm.weight"))
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells a target from others, by its shape, its norms and the queries of its last layer."""
+    config = ModelConfig.from_folder(folder)
+    last = f"model.layers.{config.layers - 1}"
+    names = (
+        "model.norm.weight",
+        f"{last}.input_layernorm.weight",
+        f"{last}.post_attention_layernorm.weight",
+        f"{last}.self_attn.q_proj.weight",
+    )
+    shape = (config.architecture, config.layers, config.hidden_size, config.experts)
+    digest = hashlib.sha256(repr(shape).encode())
+    with Checkpoint.open(folder, config).reader(progress=False) as read:
+        for name in names:
+            digest.update(read(name).float().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def draft_vocabulary(tokens: Iterable[int], size: int, vocabulary: int, least: int = 3) -> Tensor:

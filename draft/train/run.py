@@ -13,7 +13,12 @@ import torch
 from loguru import logger
 from safetensors.torch import save_file
 
-from fastslow.draft.head.target import draft_vocabulary, first_weights, read_ends
+from fastslow.draft.head.target import (
+    draft_vocabulary,
+    fingerprint,
+    first_weights,
+    read_ends,
+)
 from fastslow.draft.train.answers import Answers, Ask, Text
 from fastslow.draft.train.evaluate import Worth, worth
 from fastslow.draft.train.features import Seen, Shards
@@ -102,7 +107,7 @@ def train_head(
     trainer.run(shards.epoch, report)
     found = curve.walk()
     story = {"tokens": trainer.tokens, "answers": len(taught), "held_out": vars_of(found)}
-    save_head(trainer, plan.out, story)
+    save_head(trainer, plan.out, fingerprint(plan.target), story)
     return found
 
 
@@ -170,11 +175,13 @@ def vars_of(found: Worth) -> dict[str, Any]:
     }
 
 
-def save_head(trainer: Trainer, path: Path, story: dict[str, Any]) -> None:
-    """Write a head's file: weights in bfloat16, its shape, and how it came about."""
+def save_head(trainer: Trainer, path: Path, target: str, story: dict[str, Any]) -> None:
+    """Write a head's file: weights in bfloat16, its shape, whose it is, and how it came about."""
     table = {name: p.detach().to(torch.bfloat16) for name, p in trainer.weights.items()}
     table["tokens"] = trainer.vocabulary
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(table, part, trainer.config.metadata() | {"provenance": json.dumps(story)})
+    save_file(
+        table, part, trainer.config.metadata() | {"target": target, "provenance": json.dumps(story)}
+    )
     part.rename(path)
