@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,8 @@ def test_trees_keep_the_likeliest_paths(exact: Head) -> None:
         place = int((words.ids == token).nonzero()[0])
         paths.append((*(paths[parent] if parent >= 0 else ()), place))
     assert sorted(paths) == sorted(best)
+    assert tree.scores is not None
+    assert list(tree.scores) == pytest.approx([math.exp(scores[path]) for path in paths], rel=1e-4)
     assert grow_trees(exact, [], 2, 2) == []
 
 

@@ -97,6 +97,22 @@ def test_sampled_answers_follow_the_law(bench: Bench, folder: Path, kind: str) -
     chi_square_fits(sampled_text_law(law, 12, 3), texts)
 
 
+def test_chosen_chains_say_how_sure_they_are(folder: Path) -> None:
+    drafter = HeadDraft(tiny_head(folder), decide)
+    view = _View(7, list(PROMPTS[1]))
+    features = torch.randn(1, 2 * drafter._head.config.hidden)
+    drafter.commit([view], Verdict([[]], [[view.tokens[-1]]]), features)
+    state = drafter._states[7]
+    tree = drafter.propose([view], [3]).tree(0)
+    logits = drafter._head.logits(state.root[None], [state.words], [1])[0][0]
+    assert tree.scores is not None and tree.probs is None
+    assert tree.scores[0] == pytest.approx(float(torch.softmax(logits, -1).max()), rel=1e-4)
+    assert 1 > tree.scores[0] > tree.scores[1] > tree.scores[2] > 0
+    view.params = SamplingParams(temperature=1.0)
+    sampled = drafter.propose([view], [3]).tree(0)
+    assert sampled.scores is None and sampled.probs is not None
+
+
 class Watch(HeadDraft):
     """Keeps what it was told."""
 
@@ -162,6 +178,7 @@ class _View:
     def __init__(self, number: int, tokens: list[int]) -> None:
         self.id, self.tokens, self.prompt_length = number, tokens, len(tokens)
         self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
+        self.reproducible = False
 
 
 @pytest.mark.parametrize("field", ["width", "depth"])

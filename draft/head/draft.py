@@ -139,8 +139,9 @@ class HeadDraft:
             words = [chain.state.words for chain in active]
             logits = self._head.logits(stacked, words, [1] * len(active))
             for chain, logits_1D in zip(active, logits):
-                with self._canvas.hold(chain.state.words.ids, logits_1D[0]) as logits_V:
-                    chain.extend(logits_V, self._law)
+                ids = chain.state.words.ids
+                with self._canvas.hold(ids, logits_1D[0].numpy()) as logits_V:
+                    chain.extend(logits_V, logits_1D[0].numpy(), self._law)
             going = [i for i, chain in enumerate(active) if len(chain.drafted) < chain.most]
             active = [active[i] for i in going]
             if active:
@@ -167,10 +168,10 @@ class Canvas:
         self._tensor = torch.from_numpy(self._logits)
 
     @contextmanager
-    def hold(self, ids: Tensor, logits: Tensor) -> Iterator[Tensor]:
+    def hold(self, ids: Tensor, logits: Floats) -> Iterator[Tensor]:
         """[V], for as long as the block runs."""
         places = ids.numpy()
-        self._logits[places] = logits.numpy()
+        self._logits[places] = logits
         try:
             yield self._tensor
         finally:
@@ -188,9 +189,10 @@ class Chain:
         self._draws = stream(request.seed, len(request.tokens), Purpose.DRAFT)
         self.drafted: list[int] = []
         self._laws: list[Floats] = []
+        self._scores: list[float] = []  # of chosen tokens: the head's probability of the path
 
-    def extend(self, logits_V: Tensor, law: Law) -> None:
-        """One more token; the chain ends where there is no law."""
+    def extend(self, logits_V: Tensor, known: Floats, law: Law) -> None:
+        """One more token; the chain ends where there is no law. `known`: the logits with mass."""
         try:
             decided = law(logits_V, self.request, self.drafted)
         except FloatingPointError as error:  # its neighbours' drafts go on
@@ -199,6 +201,8 @@ class Chain:
             return
         if isinstance(decided, Certain):
             self.drafted.append(decided.token)
+            sure = 1 / float(np.exp(known - float(logits_V[decided.token])).sum())
+            self._scores.append(min(1.0, sure) * (self._scores[-1] if self._scores else 1.0))
             return
         if self.request.reproducible:  # with the numbers that the target's tokens are drawn with
             place = len(self.request.tokens) + len(self.drafted)
@@ -208,4 +212,5 @@ class Chain:
         self._laws.append(decided)
 
     def tree(self) -> Tree:
-        return Tree.chain(self.drafted, np.stack(self._laws) if self._laws else None)
+        probs = np.stack(self._laws) if self._laws else None
+        return Tree.chain(self.drafted, probs)._replace(scores=self._scores or None)

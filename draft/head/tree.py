@@ -5,6 +5,7 @@ EAGLE-2, arXiv 2406.16858.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -72,7 +73,9 @@ class Growing:
         kept = sorted(order[: self.nodes])
         place = {node: i for i, node in enumerate(kept)} | {-1: -1}
         return Tree(
-            [self.tokens[node] for node in kept], [place[self.parents[node]] for node in kept]
+            [self.tokens[node] for node in kept],
+            [place[self.parents[node]] for node in kept],
+            scores=[math.exp(self.scores[node]) for node in kept],
         )
 
 

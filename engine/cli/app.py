@@ -26,8 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, inspect, convert, train_draft):
-for command in (generate, chat, inspect, convert, bench, tune):
+for command in (generate, chat, inspect, convert, bench, tune, train_draft):
     app.command()(command)
 app.add_typer(corpus)
 
