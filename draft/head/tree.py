@@ -47,9 +47,9 @@ class Growing:
         """Children of the frontier, the `width` likeliest of each, from logits [frontier, D + E]."""
         first = len(self.tokens)
         log_q = torch.log_softmax(logits, -1)
-        best = torch.topk(log_q, min(width, log_q.shape[-1]))
-        ids = self.words.ids[best.indices].tolist()
-        for parent, scores, tokens in zip(self.frontier, best.values.tolist(), ids):
+        values, places = torch.topk(log_q, min(width, log_q.shape[-1]))
+        ids = self.words.ids[places].tolist()
+        for parent, scores, tokens in zip(self.frontier, values.tolist(), ids):
             base = self.scores[parent] if parent >= 0 else 0.0
             self.scores += [base + score for score in scores]
             self.tokens += tokens
