@@ -74,6 +74,11 @@ class Drafting:
             has_head=self._own_head is not None,
         )
 
+    @property
+    def has_head(self) -> bool:
+        """Whether a trained head belongs to the target."""
+        return self._own_head is not None
+
     def make(self, settings: Speculation) -> Speculation:
         """The part of settings that makes a drafter another one; the drafter is made.
 

@@ -32,6 +32,7 @@ from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.message import Message
 from fastslow.engine.text.template import load_template
 from fastslow.engine.text.thought import tags_for
+from fastslow.engine.tune.tuned import read_settings
 from fastslow.engine.types import Policy
 from fastslow.engine.worker import Worker
 from fastslow.policies.clock import Clock
@@ -60,6 +61,8 @@ class LLM:
         prompt_rows: most rows of prompts read in one step (chunked prefill).
         max_running: most requests in one step.
         prefix_caching: share the KV of texts that start alike.
+        speculation: what "auto" means where a mode does not say: a drafter's name, a `Speculation`,
+            or the path of a settings file that `fastslow tune` wrote.
         remember: keep answers in memory to draft later ones from (they reach nobody unless the model
             says them anyway).
         progress: draw a bar while a model is fetched or loaded.
@@ -80,6 +83,7 @@ class LLM:
         prompt_rows: int = 512,
         max_running: int = 64,
         prefix_caching: bool = True,
+        speculation: str | Speculation = "auto",
         remember: bool = True,
         progress: bool = True,
     ) -> None:
@@ -116,12 +120,14 @@ class LLM:
             lambda model: self._cache_for(model, min(context, model.config.context), True),
             remember,
         )
+        self._usual = Speculation()
         self._ids = itertools.count()
         identity = f"{folder.resolve()} {quantization}"
         self._clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
         self._odds: dict[Speculation, Odds] = {}
         drafter = Each(self._drafting.made, self._clock.drafted)
         self._core = Core(self.model, self._kv, drafter, prompt_rows, max_running, self._clock)
+        self._usual = self._speculation(speculation, Mode())
         self._worker = Worker(self._core)
 
     def generate(
@@ -141,7 +147,8 @@ class LLM:
             sampling: for all prompts, or a list zipped with them. Fields that are not given are the
                 mode's, where it has them.
             mode: "fast", "deep", another preset of the checkpoint, or a `Mode`; or a list.
-            speculation: "auto", "off", a drafter's name or a `Speculation`; or a list.
+            speculation: "auto", "off", a drafter's name, a `Speculation`, or the path of a settings
+                file (*.json); or a list.
             progress: for a list of prompts, draw a bar on a terminal.
 
         Returns:
@@ -214,6 +221,11 @@ class LLM:
     ) -> Iterator[Piece]:
         """`stream` for a conversation, or one user message given as text."""
         return self.stream(as_messages(messages), *arguments, **options)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a trained draft head belongs to the model."""
+        return self._drafting.has_head
 
     def close(self) -> None:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
@@ -334,7 +346,9 @@ class LLM:
             kind = type(wish).__name__
             raise ValueError(f"speculation must be a name or Speculation, not {kind}")
         elif wish == "auto":
-            settings = mode.speculation or Speculation()
+            settings = mode.speculation or self._usual
+        elif wish.endswith(".json"):
+            settings = read_settings(wish)
         else:
             settings = Speculation(drafter=wish)
         self._drafting.make(settings)

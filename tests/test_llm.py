@@ -22,6 +22,7 @@ from tokenizers_tiny import write_bpe
 from fastslow.engine.llm import LLM
 from fastslow.engine.output import Completion, GenerationError, Output
 from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.tune.tuned import write_settings
 from fastslow.engine.types import Rows
 
 VOCAB = 320
@@ -235,6 +236,20 @@ def test_close_cancels_what_runs_and_frees_the_model(folder: Path) -> None:
     for call in (llm.generate, llm.chat, llm.stream):
         with pytest.raises(RuntimeError, match="^this LLM is closed; make a new one$"):
             call("The", params)
+
+
+def test_settings_that_tuning_wrote_are_taken_by_path(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    write_settings(path, "tiny", Speculation(drafter="self", nodes=3), {})
+    with open_llm(folder, speculation=str(path)) as llm:
+        assert llm.generate("The", TEN).metrics.drafter == "self"
+        assert llm.generate("The", TEN, speculation="off").metrics.drafted == 0
+        out = llm.generate("The", TEN, speculation=str(path))
+        assert out.metrics.drafter == "self" and out.metrics.drafted > 0
+        with pytest.raises(ValueError, match=r"^settings file '.*nothing.json' cannot be read"):
+            llm.generate("The", TEN, speculation=str(tmp_path / "nothing.json"))
+    with pytest.raises(ValueError, match=r"^drafter='ngarm' is unknown"):
+        open_llm(folder, speculation="ngarm")
 
 
 @pytest.mark.parametrize("rule", ["auto", "reproducible"])
