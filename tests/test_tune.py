@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checkpoints import write_dense
 from tune_tools import write_model, write_prompts
 
 from fastslow.engine.cli.app import main
@@ -26,6 +27,7 @@ from fastslow.engine.tune.runner import Runner
 from fastslow.engine.tune.sample import Cell
 from fastslow.engine.tune.tuned import read_settings
 
+DRAFTERS = [Speculation(drafter=name) for name in ("ngram", "self", "suffix|self")]
 NGRAM = Speculation(drafter="ngram", nodes=3)
 TWIN = Speculation(drafter="self", groups=4, nodes=3)  # drafts what the model will say
 FEW = SamplingParams(max_tokens=12)
@@ -54,7 +56,7 @@ def prompts(questions: Path) -> list[Conversation]:
 
 def quick(llm: LLM, prompts: list[Conversation], **options: object) -> Found:
     given: dict[str, object] = {"sampling": FEW, "minutes": 0.02, "tell": lambda share, words: None}
-    settings = grid(default_drafters(4), [1, 3])
+    settings = grid(DRAFTERS, [1, 3])
     return tuning.tune(llm, "tiny", prompts, settings, **{**given, **options})  # type: ignore[arg-type]
 
 
@@ -136,26 +138,11 @@ def test_time_on_the_processors_is_told_apart(
     assert Watch().others() is None
 
 
-def test_sampled_answers_are_the_same_in_every_run(
-    llm: LLM, prompts: list[Conversation], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers: list[list[list[int]]] = []
-    real = Runner._answer
-
-    def kept(self: Runner, *arguments: object) -> object:
-        outputs = real(self, *arguments)  # type: ignore[arg-type]
-        answers.append([output.token_ids for output in outputs])
-        return outputs
-
-    monkeypatch.setattr(Runner, "_answer", kept)
-    runner = Runner(llm, SamplingParams(max_tokens=12, temperature=1.0))
-    same = [prompts[0], prompts[0]]
-    for turn in (0, 1):
-        runner.run(Cell(PLAIN, batch=2), same, part=0, turn=turn)
-    runner.run(Cell(PLAIN, batch=2), same, part=1, turn=0)
-    _, first, _, again, _, other = answers
-    assert first == again
-    assert len({tuple(ids) for ids in (*first, *other)}) == 4  # each place has its own seed
+def test_drafters_are_those_that_the_model_takes(llm: LLM, tmp_path: Path) -> None:
+    assert [s.drafter for s in default_drafters(llm)] == ["suffix", "ngram", "self", "suffix|self"]
+    write_dense(tmp_path)
+    with LLM(tmp_path, kv_memory="16MiB") as dense:
+        assert [s.drafter for s in default_drafters(dense)] == ["suffix", "ngram"]
 
 
 def test_a_grid_runs_every_cell_once_a_round(llm: LLM, prompts: list[Conversation]) -> None:
@@ -215,7 +202,7 @@ def test_tuning_measures_everything(llm: LLM, prompts: list[Conversation]) -> No
     told: list[tuple[float, str]] = []
     found = quick(llm, prompts, batch=2, tell=lambda *news: told.append(news))
     assert not found.stopped
-    assert set(found.samples) == {PLAIN, *grid(default_drafters(4), [1, 3])}
+    assert set(found.samples) == {PLAIN, *grid(DRAFTERS, [1, 3])}
     assert all(found.samples.values())
     assert found.best == PLAIN or found.ratio(found.best) > 1
     assert {cell.batch for cell in found.sizes} == {1, 2, 4, 8}

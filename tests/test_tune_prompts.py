@@ -6,7 +6,6 @@ import pytest
 
 from fastslow.engine.params import Speculation
 from fastslow.engine.tune.candidates import (
-    default_drafters,
     family,
     grid,
     label,
@@ -72,7 +71,7 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
 
 
 def test_lengths_are_read_and_refused() -> None:
-    assert read_lengths("0, 2,4,2") == [0, 2, 4]
+    assert read_lengths("0, 2,adaptive,4,2") == [0, 2, None, 4]
     for text, said in [
         ("x", "'x' is neither a number nor 'adaptive'"),
         ("-1", "'-1' is neither"),
@@ -84,9 +83,8 @@ def test_lengths_are_read_and_refused() -> None:
 
 
 def test_the_grid_has_each_setting_once_and_no_plain_one() -> None:
-    drafters = [Speculation(drafter="ngram"), Speculation(drafter="off"), *default_drafters(0)]
+    drafters = [Speculation(drafter="ngram"), Speculation(drafter="off")] * 2
     assert [label(s) for s in grid(drafters, [0, 2, 4])] == ["ngram · 2", "ngram · 4"]
-    assert [s.drafter for s in default_drafters(8)] == ["ngram", "self", "ngram+self"]
 
 
 def test_what_is_special_of_a_drafter_is_in_its_name() -> None:
@@ -101,6 +99,7 @@ def test_settings_come_back(tmp_path: Path) -> None:
         Speculation(drafter="ngram+self", nodes=6, groups=2),
         Speculation(drafter="off", nodes=0),
         Speculation(drafter="model", model="some/folder"),
+        Speculation(drafter="suffix|head", nodes=None, width=2, layers=(0, 2)),
     ):
         write_settings(path, "a model", setting, {"ratio": 1.5})
         assert read_settings(path) == setting

@@ -8,7 +8,7 @@ from tune_tools import sample
 
 from fastslow.engine.output import Metrics
 from fastslow.engine.params import Speculation
-from fastslow.engine.tune.candidates import PLAIN, default_drafters, grid, label
+from fastslow.engine.tune.candidates import PLAIN, grid, label
 from fastslow.engine.tune.prompts import Conversation
 from fastslow.engine.tune.race import Race
 from fastslow.engine.tune.runner import Runner, shuffled
@@ -28,12 +28,21 @@ from fastslow.engine.tune.sample import (
 from fastslow.engine.tune.sizes import Sizes
 
 PARTS: list[list[Conversation]] = [[[{"role": "user", "content": str(i)}]] for i in range(12)]
-CANDIDATES = grid(default_drafters(8)[:2], [1, 2, 3, 4, 6, 8])
+CANDIDATES = grid([Speculation(drafter="ngram"), Speculation(drafter="self")], [1, 2, 3, 4, 6, 8])
 
 
 def metrics(**fields: object) -> Metrics:
     given = {"mode": "deep", "drafter": "off", "ttft": 1.0, "tpot": 0.1, "tokens": 11, "steps": 11}
-    given |= {"drafted": 0, "accepted": 0, "acceptance": [], "cached_tokens": 0, "preemptions": 0}
+    given |= {
+        "drafted": 0,
+        "accepted": 0,
+        "acceptance": [],
+        "cut": 0,
+        "runs": [],
+        "cached_tokens": 0,
+        "preemptions": 0,
+    }
+    given |= {"draft_seconds": 0.0, "verify_seconds": 0.0}
     return Metrics(**{**given, **fields})  # type: ignore[arg-type]
 
 

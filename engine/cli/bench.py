@@ -76,6 +76,7 @@ def bench(
         kv_memory=kv_memory,
         max_model_len=max_model_len,
         max_running=max(sizes),
+        remember=False,  # else each prompt would be drafted from its own answer
     ) as llm:
         grid = Grid(wishes.settings(llm), sizes, names)
         try:

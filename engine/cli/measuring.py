@@ -106,7 +106,7 @@ class Measuring:
         """
         from fastslow.engine.tune.candidates import default_drafters, grid
 
-        found = grid(self._drafters or default_drafters(llm.model.config.groups), self.lengths)
+        found = grid(self._drafters or default_drafters(llm), self.lengths)
         if not found:
             raise ValueError("drafters and lengths leave nothing but plain decoding to measure")
         return found

@@ -73,6 +73,7 @@ def tune(
             kv_memory=kv_memory,
             max_model_len=max_model_len,
             max_running=max(64, batch),
+            remember=False,  # else each prompt would be drafted from its own answer
         ) as llm,
         Watched() as watched,
     ):

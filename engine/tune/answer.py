@@ -32,24 +32,17 @@ class Answer:
 
 
 def watch_answer(llm: LLM, cell: Cell, prompt: Conversation, sampling: SamplingParams) -> Answer:
-    """Answer a prompt and note which tokens were drafted.
-
-    A step gives the drafted tokens that it accepts and then one of the model's own, and a stream
-    gives one piece a step: all tokens of a piece but the last were drafted.
-    """
+    """Answer a prompt and note which tokens were drafted: in each step those that were accepted, and
+    then one is the model's own."""
+    out = llm.chat(prompt, sampling, mode=cell.mode, speculation=cell.setting)
     drafter = None if is_plain(cell.setting) else cell.setting.drafter
-    ids: list[int] = []
     origins: list[str | None] = []
-    per_step = 0.0
-    for piece in llm.stream(prompt, sampling, mode=cell.mode, speculation=cell.setting):
-        if piece.token_ids:
-            ids += piece.token_ids
-            origins += [drafter] * (len(piece.token_ids) - 1) + [None]
-        if piece.output is not None:
-            per_step = piece.output.metrics.tokens_per_step
+    for accepted in out.metrics.runs:
+        origins += [drafter] * accepted + [None]
     assert llm.tokenizer is not None  # it answered text
-    texts = token_texts(llm.tokenizer, ids)
-    return Answer(prompt[-1]["content"], [Token(*t) for t in zip(texts, origins)], per_step)
+    texts = token_texts(llm.tokenizer, out.token_ids)
+    tokens = [Token(*token) for token in zip(texts, origins)]
+    return Answer(prompt[-1]["content"], tokens, out.metrics.tokens_per_step)
 
 
 def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:

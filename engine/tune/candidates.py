@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from fastslow.engine.llm import LLM
 from fastslow.engine.params import Speculation
 
 PLAIN = Speculation(drafter="off", nodes=0)
 ADAPTIVE = "adaptive"
-LENGTHS = (1, 2, 4, 6, 8, 12)
+LENGTHS = (1, 2, 4, 8, 16)
+DRAFTERS = ("suffix", "ngram", "head", "self", "suffix|head", "suffix|self")
 
 Length = int | None  # None: chosen step by step
 
 
-def adaptive_exists() -> bool:
-    """Whether `Speculation` takes nodes=None, a length that is chosen step by step."""
-    try:
-        Speculation.model_validate({"nodes": None})
-    except ValueError:
-        return False
-    return True
-
-
 def default_lengths() -> list[Length]:
     """The lengths that are tried where nobody says which."""
-    return [*LENGTHS, None] if adaptive_exists() else [*LENGTHS]
+    return [*LENGTHS, None]
 
 
 def read_lengths(text: str) -> list[Length]:
@@ -37,8 +30,7 @@ def read_lengths(text: str) -> list[Length]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         length: Length = None
         if part == ADAPTIVE:
-            if not adaptive_exists():
-                raise ValueError("lengths: there is no adaptive length here yet")
+            length = None
         elif part.isascii() and part.isdigit():
             length = int(part)
             Speculation(nodes=length)  # its limits, in its words
@@ -50,14 +42,17 @@ def read_lengths(text: str) -> list[Length]:
     return list(dict.fromkeys(lengths))
 
 
-def default_drafters(groups: int) -> list[Speculation]:
-    """Drafters that need nothing but the model itself.
+def default_drafters(llm: LLM) -> list[Speculation]:
+    """Those of DRAFTERS that the model takes with nothing but itself."""
+    return [s for s in (Speculation(drafter=name) for name in DRAFTERS) if _takes(llm, s)]
 
-    Args:
-        groups: routed groups of the model, 0 for a dense one.
-    """
-    names = ["ngram", "self", "ngram+self"] if groups else ["ngram"]
-    return [Speculation(drafter=name) for name in names]
+
+def _takes(llm: LLM, setting: Speculation) -> bool:
+    try:  # everything is checked at once, and nothing runs until a stream is read
+        llm.stream([0], speculation=setting)
+    except ValueError:
+        return False
+    return True
 
 
 def grid(drafters: Iterable[Speculation], lengths: Sequence[Length]) -> list[Speculation]:

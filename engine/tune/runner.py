@@ -27,10 +27,9 @@ class Runner:
     The prompts of a cell are read before its clock runs, so its figures are those of decoding.
 
     Args:
-        llm: the model; nobody else may use it meanwhile. If it has drafters that remember answers,
-            they must be told not to: the same prompts are answered again and again.
-        sampling: of all answers; where it draws, each prompt gets a seed of its own, the same in all
-            cells.
+        llm: the model; nobody else may use it meanwhile. It should not remember answers
+            (`remember=False`): the same prompts are answered again and again.
+        sampling: of all answers.
     """
 
     def __init__(self, llm: LLM, sampling: SamplingParams) -> None:
@@ -58,7 +57,7 @@ class Runner:
         """
         few = self._sampling.model_copy(update={"max_tokens": WARM_TOKENS, "min_tokens": 0})
         for cell in cells:
-            self._answer(cell, [prompt], [few])
+            self._answer(cell, [prompt], few)
 
     def run(self, cell: Cell, prompts: Sequence[Conversation], part: int, turn: int) -> Sample:
         """Answer the prompts, `cell.batch` at a time; again if other programs left hardly any of the
@@ -74,45 +73,33 @@ class Runner:
             ValueError: a prompt does not fit.
             GenerationError: the engine failed.
         """
-        params = [self._seeded(part, i) for i in range(len(prompts))]
-        read = [p.model_copy(update={"max_tokens": 1, "min_tokens": 0}) for p in params]
+        read = self._sampling.model_copy(update={"max_tokens": 1, "min_tokens": 0})
         self._answer(cell._replace(setting=PLAIN), prompts, read)
         tries: list[Sample] = []
         while len(tries) < TRIES and all(map(_stalled, tries)):
-            tries.append(self._measure(cell, prompts, params, part, turn))
+            tries.append(self._measure(cell, prompts, part, turn))
         return min(tries, key=lambda sample: sample.others or 0.0)
 
-    def _measure(
-        self,
-        cell: Cell,
-        prompts: Sequence[Conversation],
-        params: Sequence[SamplingParams],
-        part: int,
-        turn: int,
-    ) -> Sample:
+    def _measure(self, cell: Cell, prompts: Sequence[Conversation], part: int, turn: int) -> Sample:
         watch = Watch()
         batches = []
         for start in range(0, len(prompts), cell.batch):
             some = slice(start, start + cell.batch)
-            outputs = self._answer(cell, prompts[some], params[some])
+            outputs = self._answer(cell, prompts[some], self._sampling)
             batches.append([output.metrics for output in outputs])
         return sample_of(batches, part, turn, watch.others())
 
     def _answer(
-        self, cell: Cell, prompts: Sequence[Conversation], params: Sequence[SamplingParams]
+        self, cell: Cell, prompts: Sequence[Conversation], sampling: SamplingParams
     ) -> list[Output]:
         outputs: list[Output] = self._llm.generate(
             list(prompts),
-            list(params),
+            sampling,
             mode=cell.mode,
             speculation=cell.setting,
             progress=False,
         )
         return outputs
-
-    def _seeded(self, part: int, place: int) -> SamplingParams:
-        base = self._sampling.seed or 0
-        return self._sampling.model_copy(update={"seed": base + 1000 * part + place})
 
 
 def _stalled(sample: Sample) -> bool:
