@@ -125,4 +125,7 @@ static inline vf exp(vf given) {
 // Ask for a line that will be needed soon; past the end of an allocation this does nothing.
 static inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
 
+// The same for what is needed too late to take room in L1.
+static inline void prefetch_to_l2(const void* at) { __builtin_prefetch(at, 0, 2); }
+
 }  // namespace fastslow
