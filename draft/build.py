@@ -74,7 +74,7 @@ def check_drafter(settings: Speculation, groups: int, has_head: bool = False) ->
             head.
     """
     if settings.drafter == "auto":
-        return ["suffix", "head"] if has_head or settings.head else ["suffix"]
+        return ["suffix"]
     names = settings.drafter.replace("|", "+").split("+")
     for name in names:
         if name not in NAMES:
@@ -103,7 +103,7 @@ def build_drafter(settings: Speculation, means: Means) -> Drafter:
     """Make the drafter that a request asked for.
 
     "a+b" asks b where a says nothing; "a|b" takes, step by step, the one that promises more. "auto"
-    is the suffix drafter, and the head where one belongs to the model, whichever promises more.
+    is the suffix drafter: on a CPU a head takes longer than what it brings (docs/log.md).
 
     Args:
         settings: what a request asked for.
