@@ -22,7 +22,7 @@ from fastslow.engine.types import Rows, Segment
 ROWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
 CONTEXT = 64  # tokens before the rows
 ROUNDS = 5  # the fastest counts: what else runs on the machine comes and goes
-PATIENCE = 3.0  # seconds; larger steps are then left out
+PATIENCE = 1.5  # seconds; larger steps are then left out
 WORTH_KEEPING = 0.2  # seconds
 
 

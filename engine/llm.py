@@ -8,8 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
+from loguru import logger
+
 from fastslow.draft.each import Each
 from fastslow.engine.accept import RULES
+from fastslow.engine.advice import advice
 from fastslow.engine.call import as_messages, sampling_in, spread
 from fastslow.engine.closed import Closed
 from fastslow.engine.core import Core
@@ -121,6 +124,7 @@ class LLM:
             remember,
         )
         self._usual = Speculation()
+        self._advised: set[str] = set()
         self._ids = itertools.count()
         identity = f"{folder.resolve()} {quantization}"
         self._clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
@@ -325,6 +329,11 @@ class LLM:
 
     def _output(self, entry: Entry, handles: Sequence[Handle]) -> Output:
         choices = [handle.wait() for handle in handles]
+        for choice in choices:
+            said = advice(choice.metrics)
+            if said is not None and choice.metrics.drafter not in self._advised:
+                self._advised.add(choice.metrics.drafter)  # once each
+                logger.warning(said)
         first = handles[0].request
         prompt_logprobs = None
         if first.params.prompt_logprobs is not None:

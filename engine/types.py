@@ -134,27 +134,30 @@ class Rows:
     @classmethod
     def of(cls, segments: Sequence[Segment]) -> Rows:
         """Lay the segments of a step one after the other."""
-        sizes = [len(s.tokens) for s in segments]
-        starts = np.cumsum([0, *sizes], dtype=np.int64)
-
-        def flat(name: str) -> Ints:
-            return np.array([x for s in segments for x in getattr(s, name)], dtype=np.int64)
-
-        groups = [ALL_GROUPS if s.groups is None else s.groups for s in segments]
-        wanted = [int(start) + i for s, start in zip(segments, starts) for i in s.outputs]
+        starts, tokens, positions, parents = [0], list[int](), list[int](), list[int]()
+        groups: list[int] = []
+        outputs: list[int] = []
+        only_best: list[bool] = []
+        for s in segments:
+            first, size = starts[-1], len(s.tokens)
+            starts.append(first + size)
+            tokens += s.tokens
+            positions += s.positions
+            parents += s.parents
+            groups += [ALL_GROUPS if s.groups is None else s.groups] * size
+            outputs += [first + i for i in s.outputs]
+            only_best += [s.only_best] * len(s.outputs)
         return cls(
-            tokens=flat("tokens"),
-            positions=flat("positions"),
-            slots=flat("slots"),
-            parents=flat("parents"),
-            groups=np.repeat(np.array(groups, dtype=np.int64), sizes),
-            starts=starts,
-            outputs=np.array(wanted, dtype=np.int64),
-            only_best=np.repeat(
-                [s.only_best for s in segments], [len(s.outputs) for s in segments]
-            ),
+            tokens=_ints(tokens),
+            positions=_ints(positions),
+            slots=np.concatenate([s.slots for s in segments]) if segments else _ints(()),
+            parents=_ints(parents),
+            groups=_ints(groups),
+            starts=_ints(starts),
+            outputs=_ints(outputs),
+            only_best=np.array(only_best, dtype=np.bool_),
             contexts=tuple(s.context for s in segments),
-            reach=np.array([s.reach for s in segments], dtype=np.int64),
+            reach=_ints([s.reach for s in segments]),
         )
 
 

@@ -256,9 +256,30 @@ MUTATIONS = (
     swap(
         "one mode for the whole batch",
         "engine/types.py",
-        "groups = [ALL_GROUPS if s.groups is None else s.groups for s in segments]",
-        "groups = [ALL_GROUPS if segments[0].groups is None else segments[0].groups] * len(sizes)",
+        "groups += [ALL_GROUPS if s.groups is None else s.groups] * size",
+        "groups += [ALL_GROUPS if segments[0].groups is None else segments[0].groups] * size",
         MIXED,
+    ),
+    swap(
+        "a screened logit is taken for exact",
+        "engine/ops/cpu/kernels/head.cpp",
+        "(errors * screened + norms * lost) * 1.001f",
+        "(errors * screened + norms * lost) * 0.0f",
+        ("tests/test_best.py",),
+    ),
+    swap(
+        "nodes behind a refused one are judged",
+        "policies/odds.py",
+        "if parent in depth_of:",
+        "if depth_of.setdefault(parent, 1):",
+        ("tests/test_length.py",),
+    ),
+    swap(
+        "a step that was held up counts in full",
+        "policies/pace.py",
+        "ratio = min(max(ratio, before / WIDEST), before * WIDEST)",
+        "pass",
+        ("tests/test_length.py",),
     ),
     Mutation(
         "a preempted request keeps what was computed",

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import write_moge
+from loguru import logger
 from tokenizers_tiny import write_bpe
 
 from fastslow.engine.llm import LLM
@@ -437,3 +438,20 @@ def test_a_stop_string_ends_an_answer(llm: LLM) -> None:
     for wish in ("off", "ngram", "self"):
         out = llm.generate("The quick", TEN.model_copy(update={"stop": (stop,)}), speculation=wish)
         assert (out.text, out.stop_reason) == (text[: text.index(stop)], stop)
+
+
+def test_drafts_that_are_hardly_accepted_are_spoken_of_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastslow.engine.advice.POOR", 2.0)  # whatever is accepted is hardly any
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
+    wish = Speculation(drafter="self", nodes=8)
+    long = SamplingParams(max_tokens=60, ignore_eos=True)
+    try:
+        with open_llm(folder) as llm:
+            for _ in range(2):
+                llm.generate("The quick", long, speculation=wish)
+    finally:
+        logger.remove(sink)
+    assert len([line for line in lines if line.startswith("drafter self: ")]) == 1
