@@ -17,13 +17,11 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import write_moge
-from loguru import logger
 from tokenizers_tiny import write_bpe
 
 from fastslow.engine.llm import LLM
 from fastslow.engine.output import Completion, GenerationError, Output
 from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.engine.tune.tuned import write_settings
 from fastslow.engine.types import Rows
 
 VOCAB = 320
@@ -239,45 +237,6 @@ def test_close_cancels_what_runs_and_frees_the_model(folder: Path) -> None:
             call("The", params)
 
 
-def test_settings_that_tuning_wrote_are_taken_by_path(folder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "tuned.json"
-    write_settings(path, "tiny", Speculation(drafter="self", nodes=3), {})
-    with open_llm(folder, speculation=str(path)) as llm:
-        assert llm.generate("The", TEN).metrics.drafter == "self"
-        assert llm.generate("The", TEN, speculation="off").metrics.drafted == 0
-        out = llm.generate("The", TEN, speculation=str(path))
-        assert out.metrics.drafter == "self" and out.metrics.drafted > 0
-        with pytest.raises(ValueError, match=r"^settings file '.*nothing.json' cannot be read"):
-            llm.generate("The", TEN, speculation=str(tmp_path / "nothing.json"))
-    with pytest.raises(ValueError, match=r"^drafter='ngarm' is unknown"):
-        open_llm(folder, speculation="ngarm")
-
-
-@pytest.mark.parametrize("rule", ["auto", "reproducible"])
-def test_a_seed_says_the_same_whatever_is_drafted(folder: Path, rule: str) -> None:
-    sampled = SamplingParams(max_tokens=24, ignore_eos=True, temperature=0.2, seed=7)
-    with open_llm(folder) as llm:
-        plain = llm.generate("The quick", sampled, speculation="off").token_ids
-        drafted = accepted = 0
-        for drafter in ("ngram", "self", "self+ngram"):
-            for nodes in (1, 4, None):
-                wish = Speculation(drafter=drafter, nodes=nodes, groups=2, accept=rule)
-                out = llm.generate(["The quick", "Every"], sampled, speculation=wish)[0]
-                assert out.token_ids == plain
-                drafted, accepted = drafted + out.metrics.drafted, accepted + out.metrics.accepted
-        assert 0 < accepted < drafted
-
-
-@pytest.mark.parametrize("rule", ["token", "block", "lossy-typical"])
-def test_every_rule_of_acceptance_answers(folder: Path, rule: str) -> None:
-    with open_llm(folder) as llm:
-        sampled = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.8)
-        out = llm.generate(
-            "The", sampled, speculation=Speculation(drafter="self", nodes=2, accept=rule)
-        )
-        assert len(out.token_ids) == 12 and out.metrics.drafted > 0
-
-
 def test_the_context_manager_closes(folder: Path) -> None:
     with open_llm(folder) as llm:
         unread = llm.stream("The", TEN)
@@ -438,20 +397,3 @@ def test_a_stop_string_ends_an_answer(llm: LLM) -> None:
     for wish in ("off", "ngram", "self"):
         out = llm.generate("The quick", TEN.model_copy(update={"stop": (stop,)}), speculation=wish)
         assert (out.text, out.stop_reason) == (text[: text.index(stop)], stop)
-
-
-def test_drafts_that_are_hardly_accepted_are_spoken_of_once(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fastslow.engine.advice.POOR", 2.0)  # whatever is accepted is hardly any
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
-    wish = Speculation(drafter="self", nodes=8)
-    long = SamplingParams(max_tokens=60, ignore_eos=True)
-    try:
-        with open_llm(folder) as llm:
-            for _ in range(2):
-                llm.generate("The quick", long, speculation=wish)
-    finally:
-        logger.remove(sink)
-    assert len([line for line in lines if line.startswith("drafter self: ")]) == 1

@@ -1,0 +1,85 @@
+"""Speculation as callers ask for it: settings files, seeds, rules of acceptance, advice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_moge
+from loguru import logger
+from tokenizers_tiny import write_bpe
+
+from fastslow.engine.llm import LLM
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.tune.tuned import write_settings
+
+VOCAB = 320
+TEN = SamplingParams(max_tokens=10, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moge")
+    write_bpe(folder, "{{ messages }}", VOCAB)
+    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
+
+
+def open_llm(folder: Path, **options: Any) -> LLM:
+    return LLM(folder, **{"kv_memory": "4MiB", "progress": False, **options})
+
+
+def test_settings_that_tuning_wrote_are_taken_by_path(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    write_settings(path, "tiny", Speculation(drafter="self", nodes=3), {})
+    with open_llm(folder, speculation=str(path)) as llm:
+        assert llm.generate("The", TEN).metrics.drafter == "self"
+        assert llm.generate("The", TEN, speculation="off").metrics.drafted == 0
+        out = llm.generate("The", TEN, speculation=str(path))
+        assert out.metrics.drafter == "self" and out.metrics.drafted > 0
+        with pytest.raises(ValueError, match=r"^settings file '.*nothing.json' cannot be read"):
+            llm.generate("The", TEN, speculation=str(tmp_path / "nothing.json"))
+    with pytest.raises(ValueError, match=r"^drafter='ngarm' is unknown"):
+        open_llm(folder, speculation="ngarm")
+
+
+@pytest.mark.parametrize("rule", ["auto", "reproducible"])
+def test_a_seed_says_the_same_whatever_is_drafted(folder: Path, rule: str) -> None:
+    sampled = SamplingParams(max_tokens=24, ignore_eos=True, temperature=0.2, seed=7)
+    with open_llm(folder) as llm:
+        plain = llm.generate("The quick", sampled, speculation="off").token_ids
+        drafted = accepted = 0
+        for drafter in ("ngram", "self", "self+ngram"):
+            for nodes in (1, 4, None):
+                wish = Speculation(drafter=drafter, nodes=nodes, groups=2, accept=rule)
+                out = llm.generate(["The quick", "Every"], sampled, speculation=wish)[0]
+                assert out.token_ids == plain
+                drafted, accepted = drafted + out.metrics.drafted, accepted + out.metrics.accepted
+        assert 0 < accepted < drafted
+
+
+@pytest.mark.parametrize("rule", ["token", "block", "lossy-typical"])
+def test_every_rule_of_acceptance_answers(folder: Path, rule: str) -> None:
+    with open_llm(folder) as llm:
+        sampled = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.8)
+        out = llm.generate(
+            "The", sampled, speculation=Speculation(drafter="self", nodes=2, accept=rule)
+        )
+        assert len(out.token_ids) == 12 and out.metrics.drafted > 0
+
+
+def test_drafts_that_are_hardly_accepted_are_spoken_of_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastslow.engine.advice.POOR", 2.0)  # whatever is accepted is hardly any
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
+    wish = Speculation(drafter="self", nodes=8)
+    long = SamplingParams(max_tokens=60, ignore_eos=True)
+    try:
+        with open_llm(folder) as llm:
+            for _ in range(2):
+                llm.generate("The quick", long, speculation=wish)
+    finally:
+        logger.remove(sink)
+    assert len([line for line in lines if line.startswith("drafter self: ")]) == 1
