@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from checkpoints import write_moge
 from loguru import logger
 from tokenizers_tiny import write_bpe
 
+from fastslow.engine.cli.app import app
 from fastslow.engine.llm import LLM
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.tune.tuned import write_settings
@@ -83,3 +85,33 @@ def test_drafts_that_are_hardly_accepted_are_spoken_of_once(
     finally:
         logger.remove(sink)
     assert len([line for line in lines if line.startswith("drafter self: ")]) == 1
+
+
+def test_stored_answers_are_drafted_from(folder: Path, tmp_path: Path) -> None:
+    answers, stored = tmp_path / "answers.jsonl", tmp_path / "corpus.safetensors"
+    long = SamplingParams(max_tokens=40, ignore_eos=True)
+    with open_llm(folder, remember=False) as llm:
+        plain = llm.generate("The quick", long, speculation="off")
+        answers.write_text(json.dumps({"text": plain.text}) + "\n", "utf-8")
+        app(
+            ["corpus", "build", str(answers), "-o", str(stored), "--model", str(folder)],
+            standalone_mode=False,
+        )
+        wish = Speculation(drafter="suffix", corpus=stored, nodes=6)
+        drafted = llm.generate("The quick", long, speculation=wish)
+        assert drafted.token_ids == plain.token_ids
+    stored.write_bytes(stored.read_bytes()[:-9])
+    with open_llm(folder) as llm, pytest.raises(ValueError, match=r"corpus"):
+        llm.generate("The", TEN, speculation=wish)
+
+
+def test_answers_of_the_engine_are_remembered_unless_it_is_told_not_to(folder: Path) -> None:
+    long = SamplingParams(max_tokens=40, ignore_eos=True)
+    wish = Speculation(drafter="suffix", nodes=8)
+    accepted = {}
+    for remember in (True, False):
+        with open_llm(folder, remember=remember) as llm:
+            first, again = (llm.generate("The quick", long, speculation=wish) for _ in range(2))
+            assert first.token_ids == again.token_ids
+            accepted[remember] = again.metrics.accepted - first.metrics.accepted
+    assert accepted[True] > 20 > accepted[False]
