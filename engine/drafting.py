@@ -61,7 +61,7 @@ class Drafting:
         self._cache_for = cache_for
         self._building = threading.Lock()
         self._models = cache(self._load_model)  # loaded once, whoever drafts with them
-        self._own_head = _own_head(folder)
+        self._own_head = own_head(folder)
         self._means = Means(
             target=target,
             cache=pages,
@@ -134,7 +134,7 @@ class Drafting:
         return Corpus.open(path, self._tokenizer.vocab())
 
 
-def _own_head(folder: Path) -> Path | None:
+def own_head(folder: Path) -> Path | None:
     """The head that belongs to a checkpoint: in its folder, or shipped for a built-in model."""
     if (own := folder / HEAD).is_file():
         return own

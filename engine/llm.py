@@ -297,6 +297,7 @@ class LLM:
             shown = self._tags.ids(self.tokenizer) if self._tags else frozenset[int]()
             before = [] if entry.chat else entry.tokens[-8:]
             detokenizer = Detokenizer(self.tokenizer, keep=shown, after=before)
+        drafter = self._drafting.make(settings)
         rule = settings.accept.replace("auto", "token")
         reproducible = settings.accept == "reproducible"
         reproducible |= settings.accept == "auto" and params.seed is not None
@@ -305,8 +306,8 @@ class LLM:
             tokens=list(entry.tokens),
             prompt_length=len(entry.tokens),
             params=params,
-            speculation=self._drafting.make(settings),
-            policy=self._length(settings),
+            speculation=drafter,
+            policy=self._length(settings, drafter),
             stopper=Stopper(params, end_ids, room, detokenizer),
             groups=mode.groups,
             seed=seed,
@@ -318,14 +319,13 @@ class LLM:
         request.root = self._core.prefix_root(request, mode.groups)
         return request
 
-    def _length(self, settings: Speculation) -> Policy:
+    def _length(self, settings: Speculation, drafter: Speculation) -> Policy:
         if settings.drafter == "off":
             return FixedLength(0)
         if settings.nodes is not None:
             return FixedLength(settings.nodes)
-        key = self._drafting.make(settings)
-        odds = self._odds.setdefault(key, Odds())
-        return AdaptiveLength(MOST_NODES, odds, self._clock, key)
+        odds = self._odds.setdefault(drafter, Odds())
+        return AdaptiveLength(MOST_NODES, odds, self._clock, drafter)
 
     def _output(self, entry: Entry, handles: Sequence[Handle]) -> Output:
         choices = [handle.wait() for handle in handles]

@@ -70,7 +70,6 @@ class Draft:
     parents: Ints  # [N] index in the request's own tree; -1 hangs off the last committed token
     starts: Ints  # [B+1] request b owns nodes starts[b] : starts[b+1]
     probs: tuple[Floats | None, ...]  # per request f32 [n_b, V], or None: chosen, not sampled
-    scores: tuple[Sequence[float] | None, ...] = ()  # per request, see Tree; () = nobody says
     trees: tuple[Tree, ...] = ()  # what it was made of, if that is known
 
     @classmethod
@@ -79,23 +78,19 @@ class Draft:
         if not any(tree.tokens for tree in trees):
             nothing = np.empty(0, dtype=np.int64)
             starts = np.zeros(len(trees) + 1, dtype=np.int64)
-            return cls(nothing, nothing, starts, (None,) * len(trees), (), tuple(trees))
+            return cls(nothing, nothing, starts, (None,) * len(trees), tuple(trees))
         starts = np.cumsum([0, *(len(tree.tokens) for tree in trees)], dtype=np.int64)
         tokens = np.array([x for tree in trees for x in tree.tokens], dtype=np.int64)
         parents = np.array([x for tree in trees for x in tree.parents], dtype=np.int64)
         probs = tuple(tree.probs for tree in trees)
-        scores = tuple(tree.scores for tree in trees)
-        return cls(tokens, parents, starts, probs, scores, tuple(trees))
+        return cls(tokens, parents, starts, probs, tuple(trees))
 
     def tree(self, b: int) -> Tree:
         """Request b's own tree."""
         if self.trees:
             return self.trees[b]
         nodes = slice(int(self.starts[b]), int(self.starts[b + 1]))
-        scores = self.scores[b] if self.scores else None
-        return Tree(
-            self.tokens[nodes].tolist(), self.parents[nodes].tolist(), self.probs[b], scores
-        )
+        return Tree(self.tokens[nodes].tolist(), self.parents[nodes].tolist(), self.probs[b])
 
 
 @dataclass(slots=True)

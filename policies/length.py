@@ -57,7 +57,7 @@ class AdaptiveLength:
         self._clock = clock
         self._drafter = drafter
         self._odds = odds
-        self._accepted, self._ran_nodes = odds.accepted, odds.ran  # each time it is asked
+        self._asked_accepted, self._asked_ran = odds.accepted, odds.ran  # nodes, a running mean
         self._asked = False
         self._ran = 0  # nodes that paid in the last step
         self._silent = 0  # steps since it was last asked
@@ -73,7 +73,7 @@ class AdaptiveLength:
         # a token more is worth a batch's share of a step; asking may take longer than it brings
         step = pace.seconds(batch)
         price = pace.seconds(2 * batch) / step - 1  # of a row, in tokens
-        worth = (self._accepted - self._ran_nodes * price) * step / batch
+        worth = (self._asked_accepted - self._asked_ran * price) * step / batch
         self._asked = worth > self._clock.ask_seconds(self._drafter) or self._silent >= SILENCE
         if not self._asked:
             self._silent += 1
@@ -99,8 +99,8 @@ class AdaptiveLength:
     def record(self, tree: Tree, path: Sequence[int]) -> None:
         if self._asked:
             accepted, ran = len(path), len(tree.tokens)
-            self._accepted += (accepted - self._accepted) * NEWEST
-            self._ran_nodes += (ran - self._ran_nodes) * NEWEST
+            self._asked_accepted += (accepted - self._asked_accepted) * NEWEST
+            self._asked_ran += (ran - self._asked_ran) * NEWEST
             self._odds.asked(accepted, ran)
         self._ran = len(tree.tokens) if tree.tokens else max(self._ran - 1, 0)
         if not tree.tokens:

@@ -7,6 +7,7 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastslow.engine.types import Load, Tree
@@ -178,3 +179,13 @@ def test_a_slow_drafter_that_is_refused_is_hardly_asked() -> None:
         asked.append(plan.nodes)
         length.record(Tree.chain(list(range(plan.nodes))), [])
     assert 0 < sum(asked[-500:]) <= 4
+
+
+def test_what_is_left_of_a_tree_keeps_its_shape() -> None:
+    probs = np.arange(8, dtype=np.float32).reshape(4, 2)
+    tree = Tree([5, 6, 7, 8], [-1, -1, 1, 2], probs, [0.9, 0.8, 0.7, 0.6])
+    left = tree.only([1, 2])
+    assert (list(left.tokens), list(left.parents)) == ([6, 7], [-1, 0])
+    assert left.probs is not None and left.probs.tolist() == [[2.0, 3.0], [4.0, 5.0]]
+    assert left.scores == [0.8, 0.7]
+    assert tree.only([0, 1, 2, 3]) is tree and tree.only([]).tokens == []

@@ -12,6 +12,7 @@ from loguru import logger
 from tokenizers_tiny import write_bpe
 
 from fastslow.engine.cli.app import app
+from fastslow.engine.drafting import own_head
 from fastslow.engine.llm import LLM
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.tune.tuned import write_settings
@@ -115,3 +116,11 @@ def test_answers_of_the_engine_are_remembered_unless_it_is_told_not_to(folder: P
             assert first.token_ids == again.token_ids
             accepted[remember] = again.metrics.accepted - first.metrics.accepted
     assert accepted[True] > 20 > accepted[False]
+
+
+def test_the_builtin_model_has_a_head_and_others_bring_their_own(tmp_path: Path) -> None:
+    shipped = own_head(tmp_path / "smollm2-moge-0123456789ab")
+    assert shipped is not None and shipped.is_file() and shipped.stat().st_size < 20 << 20
+    assert own_head(tmp_path / "smollm2-0123456789ab") is None
+    (tmp_path / "draft_head.safetensors").write_bytes(b"")
+    assert own_head(tmp_path) == tmp_path / "draft_head.safetensors"
