@@ -12,7 +12,7 @@ namespace fastslow {
 
 constexpr int TILE = 32;       // outputs of a tile
 constexpr int MOST_ROWS = 16;  // no format multiplies more rows at once
-constexpr int AHEAD = 2048;    // bytes between what a product reads and what it prefetches
+constexpr int AHEAD = 8192;    // bytes between what a product reads and what it prefetches
 
 // One tile times the rows: out[row][TILE]. rows[i] are prepared rows.
 //

@@ -11,24 +11,21 @@ namespace {
 constexpr int STEP = HALF;
 constexpr int QUAD_BYTES = 4 * TILE;
 
-// With this many rows or fewer, sums stay in registers; with more, weights do. That takes 32
-// registers, and weights that are ready to multiply.
-#if defined(FASTSLOW_AVX512)
-constexpr int FEW = 6;
+// Rows whose integer and float sums nearly fit the registers: the compiler spills a few of eight rows'
+// sums, which still takes less than a second pass over the weights.
+#if defined(FASTSLOW_VNNI) && defined(FASTSLOW_AVX512)
+constexpr int MOST = 8;
+#elif defined(FASTSLOW_AVX512)
+constexpr int MOST = 6;
 #else
-constexpr int FEW = ROWS;
-#endif
-#if defined(FASTSLOW_VNNI)
 constexpr int MOST = ROWS;
-#else
-constexpr int MOST = FEW;
 #endif
 
 struct Kernel {
-    // Few rows: each row's integer and float sums stay in registers, and weights pass by.
+    // A block: each row's integer and float sums stay in registers, and weights pass by.
     template <int T, int N>
-    INLINE static void few(const uint8_t* w, const uint8_t* const* x, size_t at,
-                           vf (*sum)[VECTORS]) {
+    INLINE static void block(const uint8_t* w, const uint8_t* const* x, size_t at,
+                             vf (*sum)[VECTORS]) {
         vi dot[T][VECTORS];
         UNROLL for (int t = 0; t < T; t++)
             UNROLL for (int v = 0; v < VECTORS; v++)
@@ -49,38 +46,6 @@ struct Kernel {
         }
     }
 
-    // Many rows: the block's weights stay in registers, and rows pass by, their sums in `out`.
-    template <int T, int N>
-    INLINE static void many(const uint8_t* w, const uint8_t* const* x, size_t at, float* out) {
-        Bytes weights[N][VECTORS];
-        UNROLL for (int q = 0; q < N; q++)
-            UNROLL for (int v = 0; v < VECTORS; v++)
-                weights[q][v] = Bytes(load<vu>(w + QUAD_BYTES * q + sizeof(vu) * v));
-        constexpr int SHARE = to_share(N * QUAD_BYTES, T);
-        for (int t = 0; t < T; t++) {
-            prefetch_ahead<SHARE>(w + SHARE * t);
-            const uint8_t* block = x[t] + at;
-            vi dot[VECTORS];
-            UNROLL for (int v = 0; v < VECTORS; v++)
-                dot[v] = splat(load<int32_t>(block + Bytes::EXTRA));
-            UNROLL for (int q = 0; q < N; q++)
-                UNROLL for (int v = 0; v < VECTORS; v++)
-                    dot[v] = weights[q][v].times(block + Bytes::QUAD * q, dot[v]);
-            const vf scale = splat(load<float>(block + Bytes::SCALE));
-            UNROLL for (int v = 0; v < VECTORS; v++) {
-                float* to = out + t * TILE + v * W;
-                store(to, fma(to_float(dot[v]), scale, load<vf>(to)));
-            }
-        }
-    }
-
-    template <int T, int N>
-    INLINE static void block(const uint8_t* w, const uint8_t* const* x, size_t at,
-                             vf (*sum)[VECTORS], float* out) {
-        if constexpr (T <= FEW) few<T, N>(w, x, at, sum);
-        else many<T, N>(w, x, at, out);
-    }
-
     template <int T>
     static void product(const uint8_t* __restrict tile, int inputs, const uint8_t* const* rows,
                         float* __restrict out) {
@@ -88,19 +53,15 @@ struct Kernel {
         const uint8_t* x[T];
         UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
         vf sum[T][VECTORS] = {};
-        if (T > FEW) std::memset(out, 0, T * TILE * sizeof(float));
         const uint8_t* w = tile;
         size_t at = 0;
         for (int b = 0; b < n / BLOCK; b++, w += BLOCK * TILE, at += Bytes::BYTES)
-            block<T, QUADS>(w, x, at, sum, out);
-        if (n % BLOCK) block<T, QUADS / 2>(w, x, at, sum, out);
+            block<T, QUADS>(w, x, at, sum);
+        if (n % BLOCK) block<T, QUADS / 2>(w, x, at, sum);
         const uint8_t* scales = tile + (size_t)TILE * n;
         UNROLL for (int t = 0; t < T; t++)
-            UNROLL for (int v = 0; v < VECTORS; v++) {
-                float* to = out + t * TILE + v * W;
-                const vf total = T <= FEW ? sum[t][v] : load<vf>(to);
-                store(to, total * load<vf>(scales + sizeof(vf) * v));
-            }
+            UNROLL for (int v = 0; v < VECTORS; v++)
+                store(out + t * TILE + v * W, sum[t][v] * load<vf>(scales + sizeof(vf) * v));
     }
 };
 
