@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import texts
 import torch
+from checkpoints import write
 from extra_tools import MOE, ReferenceMoe, tensors, write_moe
 
-from checkpoints import write
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.types import Rows, Segment
@@ -45,7 +45,13 @@ def test_each_part_says_something(tmp_path: Path) -> None:
     tokens = texts.tokens_of(9)
     plain = texts.logits(load_model(write_moe(tmp_path / "plain")), tokens)
     table = tensors(MOE)
-    for part in ("param_sink_key", "param_sink_value", "k_layernorm", "post_mlp", "correction_bias"):
+    for part in (
+        "param_sink_key",
+        "param_sink_value",
+        "k_layernorm",
+        "post_mlp",
+        "correction_bias",
+    ):
         changed = {n: t.roll(1, 0) if part in n else t for n, t in table.items()}
         other = load_model(write(tmp_path / part, MOE, changed))
         assert (texts.logits(other, tokens) - plain).abs().max() > 1e-3, part
@@ -118,7 +124,9 @@ def test_configs_that_do_not_fit(tmp_path: Path, fields: dict[str, Any], message
 
 def test_fewer_groups_are_refused_and_so_is_a_quantization(tmp_path: Path) -> None:
     model = load_model(write_moe(tmp_path))
-    with pytest.raises(ValueError, match="groups=1 must be None: all experts of this model are one"):
+    with pytest.raises(
+        ValueError, match="groups=1 must be None: all experts of this model are one"
+    ):
         texts.logits(model, [3, 4], groups=1)
     with pytest.raises(ValueError, match="they do not know PanguProMoEV2ForCausalLM"):
         load_model(tmp_path, quantization="int8")

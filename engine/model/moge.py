@@ -77,9 +77,7 @@ class BestOfAll(Moge):
     factor: float
 
     def _choose(self, logits_PE: Tensor, wanted: Ints) -> Choice:
-        return choose_best(
-            logits_PE, self.scale, self.groups, self.normed, self.factor, wanted
-        )
+        return choose_best(logits_PE, self.scale, self.groups, self.normed, self.factor, wanted)
 
 
 def _dispatch(
