@@ -21,7 +21,7 @@ class Moge:
     """y = shared(x) + sum over the groups that run of weight * expert(x), in group order.
 
     The router runs in float32 (float64 for a float64 model). Each expert's gate and up are stacked
-    into one matrix [2F, H]; down is [H, F].
+    into one matrix [2F, H]; down is [H, F]. `watch` is shown each router's input and logits.
     """
 
     ops: Ops
@@ -31,7 +31,7 @@ class Moge:
     gate_up: list[Tensor]
     down: list[Tensor]
     shared: Mlp
-    watch: Callable[[Tensor], None] | None = field(default=None, kw_only=True)  # sees the logits
+    watch: Callable[[Tensor, Tensor], None] | None = field(default=None, kw_only=True)
 
     def __call__(self, x_PH: Tensor, wanted: Ints) -> Tensor:
         """[P, H] in the dtype of x. wanted: int64 [P], groups to run per row."""
@@ -41,7 +41,7 @@ class Moge:
         sums = wide(x_PH.dtype)
         logits_PE = self.ops.linear(x_PH.to(sums), self.router)
         if self.watch is not None:
-            self.watch(logits_PE)
+            self.watch(x_PH, logits_PE)
         choice = self._choose(logits_PE, wanted)
         entries = np.flatnonzero(choice.runs)  # in [P * G], row by row
         dispatch, places = _dispatch(

@@ -12,9 +12,9 @@ import torch
 from fastslow.engine.ops.cpu.library import kernels
 from fastslow.engine.plan.device import HERE, Device
 
-READ = 2**28  # bytes, more than the caches hold
+READ = 2**29  # bytes, more than the caches hold
 SIZE = 1024  # of the square matrices that are multiplied
-PASSES = 5  # the fastest counts
+PASSES = 8  # the fastest counts
 
 
 def probe(threads: int | None = None) -> Device:

@@ -6,7 +6,7 @@ and values, and collectives of a decode step follow each other layer by layer, s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 
 from fastslow.engine.plan.device import Device
 from fastslow.engine.plan.efficiency import Efficiency
@@ -31,10 +31,17 @@ class Terms:
     def seconds(self) -> float:
         return self.weights + self.kv + self.compute + self.links + self.fixed
 
+    def __add__(self, other: Terms) -> Terms:
+        pairs = zip(astuple(self), astuple(other))
+        return Terms(*(a + b for a, b in pairs))
+
+    def __mul__(self, times: float) -> Terms:
+        return Terms(*(a * times for a in astuple(self)))
+
     @property
     def binding(self) -> str:
         """The largest term."""
-        parts = {name: getattr(self, name) for name in self.__slots__}
+        parts: dict[str, float] = asdict(self)
         return max(parts, key=parts.__getitem__)
 
 
@@ -56,6 +63,10 @@ class Setting:
     cards: int
     precision: Precision
     efficiency: Efficiency
+
+    def of(self, work: Work) -> Setting:
+        """The same for other work."""
+        return replace(self, work=work)
 
     def decode(self, requests: float, rows: float, context: float) -> Terms:
         """One step of so many requests, each with `rows` rows (its last token and drafted ones).
