@@ -38,7 +38,9 @@ def plan(
     ] = None,
     acceptance: Annotated[
         float,
-        typer.Option(help="Of a drafted token, below 1; or tokens per step of long drafts, from 1."),
+        typer.Option(
+            help="Of a drafted token, below 1; or tokens per step of long drafts, from 1."
+        ),
     ] = 0.7,
     drafter: Annotated[
         str, typer.Option(help="mtp: a layer and the head per drafted token; free: found in text.")
@@ -58,7 +60,7 @@ def plan(
     """
     from fastslow.engine.cli.screen import console, quiet_log
     from fastslow.engine.plan.device import HERE, find_device
-    from fastslow.engine.plan.efficiency import PROBED
+    from fastslow.engine.plan.efficiency import HOST
     from fastslow.engine.plan.known import config_of
     from fastslow.engine.plan.precision import Precision
     from fastslow.engine.plan.published import calibrate
@@ -73,8 +75,10 @@ def plan(
     drafting = Drafting.of(acceptance, drafter)
     config = config_of(model)
     if sequence > config.context:
-        raise ValueError(f"sequence={sequence} must be at most {config.context}, the model's context")
-    efficiency = PROBED if device == HERE else calibrate()
+        raise ValueError(
+            f"sequence={sequence} must be at most {config.context}, the model's context"
+        )
+    efficiency = HOST if device == HERE else calibrate()
     setting = Setting(Work.of(config), find_device(device), cards, precision, efficiency)
     setting.device.link(cards)
     if batch is None:
@@ -105,20 +109,18 @@ def plan(
 def _table(choices: Sequence[Choice], top: Choice) -> Table:
     from rich.table import Table
 
-    table = Table(
-        "draft", "batch", "tok/step", "ms/step", "ms/tok", "tok/s/card", "GB/card", "most", "limit",
-    )  # fmt: skip
+    table = Table("draft", "batch", "tok/step", "ms/step", "ms/tok", "tok/s", "GB", "most of it")
+    table.caption = "tokens/s and GB are of each card; * the best; m: the batch is as memory allows"
     for choice in choices:
         table.add_row(
             f"{choice.nodes}{' *' if choice is top else ''}",
-            str(choice.batch),
+            f"{choice.batch}{' m' if choice.bound == 'memory' else ''}",
             f"{choice.tokens:.2f}",
             f"{1000 * choice.terms.seconds:.1f}",
             f"{1000 * choice.latency:.1f}",
             f"{choice.rate:.1f}",
             f"{choice.memory / 1e9:.1f}",
             _part(choice.terms),
-            choice.bound,
         )
     return table
 

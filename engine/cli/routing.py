@@ -110,9 +110,7 @@ def _gate(words: str) -> Gate:
 def _spreads(balance: Balance) -> Table:
     from rich.table import Table
 
-    table = Table(
-        "rows", "choice", "spread/step", "fullest/step", "spread, all", "worst layer"
-    )
+    table = Table("rows", "choice", "spread/step", "fullest/step", "spread, all", "worst layer")
     for kind, router, load in _loads(balance):
         whole = load.spread(balance.ranks)
         table.add_row(

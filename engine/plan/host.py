@@ -14,7 +14,7 @@ from fastslow.engine.plan.device import HERE, Device
 
 READ = 2**29  # bytes, more than the caches hold
 SIZE = 1024  # of the square matrices that are multiplied
-PASSES = 8  # the fastest counts
+LONG = 0.25  # seconds of passes, of which the fastest counts: others may run, too
 
 
 def probe(threads: int | None = None) -> Device:
@@ -35,18 +35,21 @@ def _bandwidth(threads: int) -> float:
     block = np.ones(READ // 8, dtype=np.int64)
     library = kernels()
     if library is None:
-        return max(_rate(lambda: block.sum(), block.nbytes) for _ in range(PASSES))
+        return _best(lambda: block.sum(), block.nbytes)
     read = library.fs_read_bandwidth
-    return 1e9 * max(float(read(block.ctypes.data, block.nbytes, threads)) for _ in range(PASSES))
+    return _best(lambda: read(block.ctypes.data, block.nbytes, threads), block.nbytes)
 
 
 def _products(dtype: torch.dtype) -> float:
     """Operations per second of a product of two square matrices."""
     a, b = torch.ones(2, SIZE, SIZE, dtype=dtype)
-    return max(_rate(lambda: a @ b, 2 * SIZE**3) for _ in range(PASSES))
+    return _best(lambda: a @ b, 2 * SIZE**3)
 
 
-def _rate(run: Callable[[], object], amount: float) -> float:
-    started = time.perf_counter()
-    run()
-    return amount / (time.perf_counter() - started)
+def _best(run: Callable[[], object], amount: float) -> float:
+    """The best rate of an amount per second."""
+    best, begun = 0.0, time.perf_counter()
+    while (started := time.perf_counter()) < begun + LONG:
+        run()
+        best = max(best, amount / (time.perf_counter() - started))
+    return best

@@ -6,10 +6,10 @@ two efficiencies that no data sheet tells; the others are predictions. `docs/pla
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastslow.engine.plan.device import DEVICES
-from fastslow.engine.plan.efficiency import PUBLISHED, Efficiency
+from fastslow.engine.plan.efficiency import STATED, Efficiency
 from fastslow.engine.plan.known import config_of
 from fastslow.engine.plan.precision import Precision
 from fastslow.engine.plan.speculation import Drafting
@@ -70,13 +70,13 @@ ROWS = (
 )
 
 
-def calibrate(stated: Efficiency = PUBLISHED) -> Efficiency:
+def calibrate(stated: Efficiency = STATED) -> Efficiency:
     """The two numbers that make the planner's time of `SMALL` and `LARGE` the published one.
 
     A small step is all fixed cost, a large one adds products: two equations, linear in the seconds
     of a layer and in one over the efficiency of products.
     """
-    unit = stated.with_fit(compute=1.0, layer=0.0)
+    unit = replace(stated, compute=1.0, layer=0.0)
     small, large = (
         _setting(row.device, unit).decode(row.batch, 1, SEQUENCE) for row in (SMALL, LARGE)
     )
@@ -84,7 +84,8 @@ def calibrate(stated: Efficiency = PUBLISHED) -> Efficiency:
     wanted = SMALL.milliseconds / 1000, LARGE.milliseconds / 1000
     rest = [t - (s.seconds - s.compute) for t, s in zip(wanted, (small, large))]
     over = (rest[1] - rest[0]) / (large.compute - small.compute)
-    return stated.with_fit(compute=1 / over, layer=(rest[0] - over * small.compute) / layers)
+    layer = (rest[0] - over * small.compute) / layers
+    return replace(stated, compute=1 / over, layer=layer)
 
 
 def _setting(device: str, efficiency: Efficiency) -> Setting:

@@ -80,9 +80,7 @@ def choose_batches(
     return found
 
 
-def choose_nodes(
-    setting: Setting, drafting: Drafting, context: int, batch: int
-) -> list[Choice]:
+def choose_nodes(setting: Setting, drafting: Drafting, context: int, batch: int) -> list[Choice]:
     """Every draft length at a batch that is given, whether memory holds it or not."""
     lengths = range(MOST_NODES + 1)
     return [_planner(setting, drafting, context, n)(batch, "asked") for n in lengths]

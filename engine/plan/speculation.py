@@ -8,7 +8,10 @@ from fastslow.engine.params import nearest
 from fastslow.engine.plan.step import Setting, Terms
 from fastslow.engine.plan.work import Work
 
-DRAFTERS = {"mtp": 1, "free": 0}  # decoder layers that a drafted token runs, with the head behind them
+DRAFTERS = {
+    "mtp": 1,
+    "free": 0,
+}  # decoder layers that a drafted token runs, with the head behind them
 
 
 @dataclass(frozen=True, slots=True)
