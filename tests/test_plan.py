@@ -177,7 +177,29 @@ def test_the_command(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(MOGE))
     for model in (str(config), str(tmp_path)):
-        asked = run("--model", model, "--device", "h100", "--sequence", "64", "--batch", "2")
+        to = tmp_path / "plan.html"
+        small = ("--device", "h100", "--sequence", "64", "--batch", "2", "--picture", str(to))
+        asked = run("--model", model, *small)
+        assert to.read_text("utf-8").count("<svg") == 2
         assert asked.exit_code == 0 and "products" in asked.output
     wrong = run("--model", str(config), "--sequence", "9999")
     assert "sequence=9999 must be at most 512" in str(wrong.exception)
+
+
+@pytest.mark.parametrize(
+    ("batch", "costs"),
+    [
+        (1, (1.44, 1.83, 2.17, 2.72, 3.15)),
+        (4, (1.45, 1.72, 1.87, 2.02, 2.07)),
+        (8, (1.29, 1.39, 1.42, 1.44, 1.44)),
+        (16, (1.10, 1.12, 1.12, 1.12, 1.12)),
+    ],
+)
+def test_weights_of_a_verify_step(batch: int, costs: tuple[float, ...]) -> None:
+    """Against a plain step, for 1, 2, 3, 5 and 7 drafted tokens; computed by hand from
+    U(T) = 64 (1 - (7/8)^T), 7.8 B weights that are always read and 0.99 B of an expert."""
+    work, device = Work.of(config_of(PRO)), DEVICES["800i-a2"]
+    s = Setting(work, device, 4, Precision.of("bf16", "bf16"), WHOLE)
+    plain = s.decode(batch, 1, 0).weights
+    found = [s.decode(batch, nodes + 1, 0).weights / plain for nodes in (1, 2, 3, 5, 7)]
+    assert found == pytest.approx(costs, abs=0.006)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,6 +50,7 @@ def plan(
         str, typer.Option(help="w8a8, bf16, float32, int8, int4; auto: w8a8, on this-cpu bf16.")
     ] = "auto",
     kv: Annotated[str, typer.Option(help="Keys and values: bf16, int8, float32.")] = "bf16",
+    picture: Annotated[Path | None, typer.Option(help="HTML file to write.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Plan batch, draft length and memory of a model on a device: a roofline, checked against
@@ -62,6 +64,7 @@ def plan(
     from fastslow.engine.plan.device import HERE, find_device
     from fastslow.engine.plan.efficiency import HOST
     from fastslow.engine.plan.known import config_of
+    from fastslow.engine.plan.picture import page
     from fastslow.engine.plan.precision import Precision
     from fastslow.engine.plan.published import calibrate
     from fastslow.engine.plan.search import best, choose_batches, choose_nodes
@@ -86,13 +89,14 @@ def plan(
     else:
         choices = choose_nodes(setting, drafting, sequence, batch)
     prefill = setting.prefill(1, sequence)
+    title = f"{model}, {spelled}, KV {kv}, {sequence} tokens a request, on {cards} x {device}"
+    if picture is not None:
+        picture.write_text(page(choices, title), "utf-8")
     if as_json:
         record = _record(setting, choices, best(choices), prefill, sequence)
         console().out(json.dumps(record), highlight=False)
         return
-    console().print(
-        f"{model}, {spelled}, KV {kv}, {sequence} tokens a request, on {cards} x {device}"
-    )
+    console().print(title)
     console().print(_table(choices, best(choices)))
     console().print(
         f"prefill of one prompt: {1000 * prefill.seconds:.1f} ms, "
