@@ -110,7 +110,7 @@ def _gate(words: str) -> Gate:
 def _spreads(balance: Balance) -> Table:
     from rich.table import Table
 
-    table = Table("rows", "choice", "spread/step", "fullest/step", "spread, all", "worst layer")
+    table = Table("rows", "choice", "a step", "fullest", "all rows", "worst layer")
     for kind, router, load in _loads(balance):
         whole = load.spread(balance.ranks)
         table.add_row(
@@ -122,7 +122,7 @@ def _spreads(balance: Balance) -> Table:
             f"{whole.max():.1%} ({whole.argmax()})",
         )
     table.caption = (
-        "spread: standard deviation across ranks over their mean; fullest: the rank that a step "
+        "standard deviation across ranks over their mean; fullest: the rank that a step "
         "waits for, over the mean"
     )
     return table
