@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fastslow.draft.best import Best
 from fastslow.draft.first import First
+from fastslow.draft.head.base import DraftHead
 from fastslow.draft.head.draft import HeadDraft
-from fastslow.draft.head.head import Head
 from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV, model_draft_across
 from fastslow.draft.model.spelling import Spelling
 from fastslow.draft.ngram import NgramDraft
@@ -43,7 +43,8 @@ class Means:
         law: logits -> law under a request's parameters.
         only_best: whether a request's laws are certain and need no logits.
         load_model: the draft model at a path.
-        load_head: the trained head at a path, None = the one that belongs to the target.
+        load_head: the trained head at a path, None = the one that belongs to the target: trained for
+            it, or in its checkpoint.
         load_corpus: the stored answers at a path.
         earlier: the engine's own answers; None = they are not kept.
         has_head: whether a head belongs to the target.
@@ -54,7 +55,7 @@ class Means:
     law: Law
     only_best: Callable[[RequestView], bool]
     load_model: Callable[[str], Loaded]
-    load_head: Callable[[Path | None], Head]
+    load_head: Callable[[Path | None], DraftHead]
     load_corpus: Callable[[Path], Corpus]
     earlier: Earlier | None
     has_head: bool
@@ -85,7 +86,7 @@ def check_drafter(settings: Speculation, groups: int, has_head: bool = False) ->
     if "self" in names and not groups and settings.layers is None:
         raise ValueError(
             "drafter='self' needs a model with routed groups, or layers=(...) to keep; "
-            "this one is dense"
+            "this one is dense, or its experts are one group"
         )
     if "self" in names and settings.groups > groups:
         raise ValueError(f"speculation groups={settings.groups} is outside 0..{groups}")

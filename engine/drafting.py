@@ -12,13 +12,16 @@ from typing import Any
 from loguru import logger
 
 from fastslow.draft.build import Loaded, Means, build_drafter, check_drafter
-from fastslow.draft.head.head import Head, load_head
+from fastslow.draft.head.base import DraftHead
+from fastslow.draft.head.head import load_head
+from fastslow.draft.head.mtp import load_mtp
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.earlier import Earlier
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.locate import find_tokenizer, resolve_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.loader import load_model
+from fastslow.engine.model.predictor import holds_predictor
 from fastslow.engine.params import Speculation
 from fastslow.engine.sampling import decide, only_best
 from fastslow.engine.text.tokenizer import Tokenizer, same_vocabulary
@@ -62,6 +65,7 @@ class Drafting:
         self._building = threading.Lock()
         self._models = cache(self._load_model)  # loaded once, whoever drafts with them
         self._own_head = own_head(folder)
+        self._has_mtp = holds_predictor(folder)
         self._means = Means(
             target=target,
             cache=pages,
@@ -71,13 +75,13 @@ class Drafting:
             load_head=cache(self._load_head),
             load_corpus=cache(self._load_corpus),
             earlier=Earlier() if remember else None,
-            has_head=self._own_head is not None,
+            has_head=self.has_head,
         )
 
     @property
     def has_head(self) -> bool:
-        """Whether a trained head belongs to the target."""
-        return self._own_head is not None
+        """Whether a head belongs to the target: trained for it, or in its checkpoint."""
+        return self._own_head is not None or self._has_mtp
 
     def make(self, settings: Speculation) -> Speculation:
         """The part of settings that makes a drafter another one; the drafter is made.
@@ -125,7 +129,9 @@ class Drafting:
             )
         return model, spellings
 
-    def _load_head(self, path: Path | None) -> Head:
+    def _load_head(self, path: Path | None) -> DraftHead:
+        if path is None and self._own_head is None and self._has_mtp:
+            return load_mtp(self._folder, self._means.target.dtype)
         return load_head(path or self._own_head or Path(HEAD), self._folder)
 
     def _load_corpus(self, path: Path) -> Corpus:

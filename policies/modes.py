@@ -79,7 +79,9 @@ def check_groups(mode: Mode, groups: int) -> Mode:
     if mode.groups is None:
         return mode
     if mode.groups > groups:
-        limit = f"0..{groups}" if groups else "None: this model has no routed groups"
+        limit = (
+            f"0..{groups}" if groups else "None: this model is dense, or its experts are one group"
+        )
         raise ValueError(f"mode {mode.name!r}: groups={mode.groups} is outside {limit}")
     return mode.model_copy(update={"groups": None}) if mode.groups == groups else mode
 

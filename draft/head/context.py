@@ -36,6 +36,16 @@ class Context:
         self._parents: list[int] = []  # of the draft's rows
         self._depths: list[int] = []
 
+    @property
+    def empty(self) -> bool:
+        """Whether no row has come yet."""
+        return not self._committed
+
+    def precede(self, k_NKD: Tensor, v_NKD: Tensor) -> None:
+        """Rows that stand before the text and take no place in it; before any other."""
+        self._write(0, k_NKD, v_NKD)
+        self._committed = len(k_NKD)
+
     def places(self, count: int) -> range:
         """Positions of the next `count` committed rows."""
         return range(self.position, self.position + count)

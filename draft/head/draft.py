@@ -11,8 +11,8 @@ import torch
 from loguru import logger
 from torch import Tensor
 
+from fastslow.draft.head.base import DraftHead
 from fastslow.draft.head.context import Context
-from fastslow.draft.head.head import Head
 from fastslow.draft.head.tree import Growing, grow_trees
 from fastslow.draft.head.words import Words
 from fastslow.engine.noise import Purpose, draw, stream
@@ -61,7 +61,7 @@ class HeadDraft:
         depth: of trees at most; a chain is as long as its budget.
     """
 
-    def __init__(self, head: Head, law: Law, width: int = 1, depth: int = 6) -> None:
+    def __init__(self, head: DraftHead, law: Law, width: int = 1, depth: int = 6) -> None:
         for name, value in (("width", width), ("depth", depth)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")

@@ -12,8 +12,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from fastslow.draft.head.base import DraftHead
 from fastslow.draft.head.context import Context
-from fastslow.draft.head.head import Head
 from fastslow.draft.head.words import Words
 from fastslow.engine.types import Tree
 
@@ -79,7 +79,7 @@ class Growing:
         )
 
 
-def grow_trees(head: Head, trees: Sequence[Growing], width: int, depth: int) -> list[Tree]:
+def grow_trees(head: DraftHead, trees: Sequence[Growing], width: int, depth: int) -> list[Tree]:
     """All trees in lockstep, one small step of the head a depth.
 
     Args:

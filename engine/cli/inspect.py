@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,22 +13,63 @@ if TYPE_CHECKING:
 
     from fastslow.engine.cli.facts import Facts
 
+ROUTING = "Routing"
+
 
 def inspect(
     model: Annotated[str, typer.Argument(help="Checkpoint folder or built-in name.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    routing: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts, JSON Lines: measure tokens per expert, group and rank.",
+            rich_help_panel=ROUTING,
+        ),
+    ] = None,
+    ranks: Annotated[
+        int, typer.Option(min=1, help="Ranks that share the experts.", rich_help_panel=ROUTING)
+    ] = 8,
+    prompts: Annotated[
+        int, typer.Option(min=1, help="Take so many prompts.", rich_help_panel=ROUTING)
+    ] = 32,
+    answer: Annotated[
+        int, typer.Option(min=0, help="Tokens to answer each with.", rich_help_panel=ROUTING)
+    ] = 64,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Answers decoded in a step.", rich_help_panel=ROUTING)
+    ] = 16,
+    gate: Annotated[
+        str | None,
+        typer.Option(
+            help="Experts x groups, as 64x8: random routers over the same inputs instead.",
+            rich_help_panel=ROUTING,
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="HTML file to write.", rich_help_panel=ROUTING)
+    ] = None,
 ) -> None:
     """Show a checkpoint: parameters, memory, context, tokenizer and modes. Reads no weights.
+
+    With --routing it runs prompts, and shows how evenly the routers load experts, groups and ranks,
+    against a choice of the best experts without groups on the same scores.
 
     Examples:
       fastslow inspect path/to/checkpoint
       fastslow inspect smollm2-moge --json
+      fastslow inspect smollm2-moge --routing prompts.jsonl --picture balance.html
     """
     from fastslow.engine.cli.facts import Facts
     from fastslow.engine.cli.screen import console, quiet_log
     from fastslow.engine.locate import resolve_model
 
     quiet_log()
+    if routing is not None:
+        from fastslow.engine.cli.routing import Asked, show_routing
+
+        asked = Asked(routing, prompts, answer, ranks, batch, gate, picture)
+        show_routing(model, asked, as_json)
+        return
     facts = Facts.of(resolve_model(model))
     if as_json:
         console().out(json.dumps(facts.record(), ensure_ascii=False), highlight=False)

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,13 +16,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.model.names import canonical, draft_shapes, tensor_shapes
 from fastslow.engine.model.weights import Read
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 BLOCKS = "q4_1.safetensors"  # beside the weights: the 4-bit blocks they were made from
 DTYPES = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
+DRAFT_LAYER = re.compile(r"model\.layers\.(\d+)\.")  # copies of embedding and head lie there
 CONSTANT = re.compile(r".*\.rotary_emb\.inv_freq")  # old exports carry it along; we compute it
 
 
@@ -31,11 +32,14 @@ class Checkpoint:
     """Which file holds which of the tensors that the config asks for."""
 
     files: dict[Path, list[str]]
+    stored: dict[str, str] = field(default_factory=dict)  # name -> its spelling in the file
 
     @classmethod
     def open(cls, folder: Path, config: ModelConfig) -> Checkpoint:
         """Check the name, shape and dtype of every tensor. ValueError in one sentence."""
         expected = tensor_shapes(config)
+        known = expected | draft_shapes(config)
+        stored: dict[str, str] = {}
         files: dict[Path, list[str]] = {}
         holders: dict[str, Path] = {}
         for path, listed in _shards(folder).items():
@@ -43,12 +47,15 @@ class Checkpoint:
                 names = set(shard.keys())
                 if listed is not None and (absent := sorted(listed - names)):
                     raise ValueError(f"{path} lacks tensor {absent[0]}, which {INDEX} puts there")
-                for name in sorted(names):
+                for spelled in sorted(names):
+                    name = canonical(spelled, config)
+                    if name != spelled:
+                        stored[name] = spelled
                     if name in holders:
                         raise ValueError(f"tensor {name} is in both {holders[name]} and {path}")
                     holders[name] = path
-                    if name in expected:
-                        _check(path, name, shard.get_slice(name), expected[name])
+                    if name in known:
+                        _check(path, spelled, shard.get_slice(spelled), known[name])
                         files.setdefault(path, []).append(name)
                     elif not _ignorable(name, config):
                         raise ValueError(
@@ -59,7 +66,12 @@ class Checkpoint:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             shape = list(expected[missing[0]])
             raise ValueError(f"{folder} lacks tensor {missing[0]} of shape {shape}{more}")
-        return cls(files)
+        return cls(files, stored)
+
+    @property
+    def names(self) -> set[str]:
+        """The tensors that are there."""
+        return {name for names in self.files.values() for name in names}
 
     @contextmanager
     def reader(self, progress: bool) -> Iterator[Read]:
@@ -78,7 +90,7 @@ class Checkpoint:
 
             def read(name: str) -> Tensor:
                 advance()
-                tensor: Tensor = shards[name].get_tensor(name)
+                tensor: Tensor = shards[name].get_tensor(self.stored.get(name, name))
                 return tensor
 
             yield read
@@ -118,7 +130,9 @@ def _check(path: Path, name: str, found: Any, shape: tuple[int, ...]) -> None:
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
     tied = name == "lm_head.weight" and config.tie_word_embeddings
-    return tied or CONSTANT.fullmatch(name) is not None
+    layer = DRAFT_LAYER.match(name) if config.extras is not None else None
+    behind = layer is not None and int(layer[1]) >= config.layers
+    return tied or behind or CONSTANT.fullmatch(name) is not None
 
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:

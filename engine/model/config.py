@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastslow.engine.model.extras import Extras, published
 from fastslow.engine.model.fields import boolean, integer, integers, number, text
 from fastslow.engine.model.rope import RopeScaling
 
@@ -16,16 +17,18 @@ if TYPE_CHECKING:
     import torch
 
 MOGE = "PanguProMoEForCausalLM"
+MOE = "PanguProMoEV2ForCausalLM"
 EMBEDDED = "PanguEmbeddedForCausalLM"
 LLAMA = "LlamaForCausalLM"
-ARCHITECTURES = (MOGE, EMBEDDED, LLAMA)
+ARCHITECTURES = (MOGE, MOE, EMBEDDED, LLAMA)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The shape of a decoder. Sizes are in elements, positions in tokens.
 
-    `groups` is 0 for a dense model; a MoGE model runs one routed expert per group and token.
+    `groups` is 0 where there are no groups to choose among: a dense model, or one whose experts are
+    all one group (`extras`). A MoGE model runs one routed expert per group and token.
     `intermediate_size` is the width of dense MLPs (0 where no layer has one), `dtype` the
     checkpoint's own, as config.json spells it.
     """
@@ -53,6 +56,7 @@ class ModelConfig:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     dtype: str | None = None
+    extras: Extras | None = None
 
     @classmethod
     def from_folder(cls, folder: Path) -> ModelConfig:
@@ -87,11 +91,13 @@ class ModelConfig:
         partial = number(raw, "partial_rotary_factor", default=1.0)
         if partial != 1:
             raise ValueError(f"partial_rotary_factor {partial} is not supported, only 1 is")
+        raw = published(raw) if architecture == MOE else raw
         hidden, heads = integer(raw, "hidden_size"), integer(raw, "num_attention_heads")
         layers = integer(raw, "num_hidden_layers")
-        moge = architecture == MOGE
-        dense_only = frozenset(integers(raw, "mlp_only_layers")) if moge else frozenset()
-        some_dense = not moge or bool(dense_only)
+        head_dim = integer(raw, "head_dim", default=_head_dim(raw, hidden, heads))
+        routed = architecture in (MOGE, MOE)
+        dense_only = frozenset(integers(raw, "mlp_only_layers")) if routed else frozenset()
+        some_dense = not routed or bool(dense_only)
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         if not isinstance(rope, Mapping):
             raise ValueError(f"rope_scaling must be an object, got {rope!r}")
@@ -103,14 +109,14 @@ class ModelConfig:
             layers=layers,
             heads=heads,
             kv_heads=integer(raw, "num_key_value_heads", default=heads),
-            head_dim=integer(raw, "head_dim", default=_head_dim(raw, hidden, heads)),
+            head_dim=head_dim,
             max_positions=integer(raw, "max_position_embeddings"),
             intermediate_size=integer(raw, "intermediate_size") if some_dense else 0,
-            groups=integer(raw, "num_experts_per_tok") if moge else 0,
-            experts=integer(raw, "num_experts") if moge else 0,
-            moe_intermediate_size=integer(raw, "moe_intermediate_size") if moge else 0,
+            groups=integer(raw, "num_experts_per_tok") if architecture == MOGE else 0,
+            experts=integer(raw, "num_experts") if routed else 0,
+            moe_intermediate_size=integer(raw, "moe_intermediate_size") if routed else 0,
             shared_intermediate_size=(
-                integer(raw, "shared_expert_intermediate_size") if moge else 0
+                integer(raw, "shared_expert_intermediate_size") if routed else 0
             ),
             mlp_only_layers=dense_only,
             rms_norm_eps=number(raw, "rms_norm_eps", default=1e-6),
@@ -118,12 +124,15 @@ class ModelConfig:
             rope_scaling=_scaling(rope),
             tie_word_embeddings=boolean(raw, "tie_word_embeddings", False),
             attention_bias=(
-                boolean(raw, "attention_bias", False) if llama else boolean(raw, "bias", True)
+                boolean(raw, "attention_bias", False)
+                if llama
+                else architecture != MOE and boolean(raw, "bias", True)
             ),
             mlp_bias=llama and boolean(raw, "mlp_bias", False),
             bos_id=next(iter(integers(raw, "bos_token_id")), None),
             eos_ids=integers(raw, "eos_token_id"),
             dtype=text(raw, "dtype", default=text(raw, "torch_dtype", default=None)),
+            extras=Extras.of(raw, head_dim) if architecture == MOE else None,
         )
         config._check()
         return config
@@ -155,9 +164,14 @@ class ModelConfig:
             return self.max_positions
         return int(self.max_positions * scaling.factor)
 
+    @property
+    def chosen(self) -> int:
+        """Routed experts that a token runs in a layer that has any; 0 for a dense model."""
+        return self.groups if self.extras is None else self.extras.top_k
+
     def routed(self, layer: int) -> bool:
-        """Whether this layer's MLP is a MoGE."""
-        return self.groups > 0 and layer not in self.mlp_only_layers
+        """Whether this layer's MLP has routed experts."""
+        return self.experts > 0 and layer not in self.mlp_only_layers
 
     def parameters(self) -> int:
         """How many weights the checkpoint holds, embedding and head included."""
@@ -170,7 +184,7 @@ class ModelConfig:
 
         groups: routed groups that run; None = all, 0 = shared experts only.
         """
-        running = self.groups if groups is None else min(groups, self.groups)
+        running = self.chosen if groups is None else min(groups, self.chosen)
         expert = 3 * self.hidden_size * self.moe_intermediate_size
         routed = sum(self.routed(n) for n in range(self.layers))
         return self.parameters() - routed * (self.experts - running) * expert

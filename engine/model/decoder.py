@@ -72,10 +72,12 @@ class Decoder:
         for n in self._layers:
             layer = self.weights.layers[n]
             fresh = self.ops.rms_norm(x_PH, layer.attention_norm, eps)
-            x_PH = x_PH + layer.attention(fresh, kv.k[n], kv.v[n], step)
+            moved = layer.attention(fresh, kv.k[n], kv.v[n], step)
+            x_PH = x_PH + self._behind(moved, layer.behind_attention)
             fresh = self.ops.rms_norm(x_PH, layer.mlp_norm, eps)
             mlp = layer.mlp
-            x_PH = x_PH + (mlp(fresh, groups) if isinstance(mlp, Moge) else mlp(fresh))
+            moved = mlp(fresh, groups) if isinstance(mlp, Moge) else mlp(fresh)
+            x_PH = x_PH + self._behind(moved, layer.behind_mlp)
             if n in features:
                 seen[n] = x_PH.index_select(0, wanted)
         last_MH = self.ops.rms_norm(x_PH.index_select(0, wanted), self.weights.norm, eps)
@@ -89,6 +91,12 @@ class Decoder:
     def keep(self, layers: Sequence[int]) -> Decoder:
         """See `Model.keep`."""
         return Decoder(self.weights, kept_layers(layers, self._layers))
+
+    def _behind(self, moved_PH: Tensor, norm_H: Tensor | None) -> Tensor:
+        """What a sublayer adds, normed where the model does so (sandwich norms)."""
+        if norm_H is None:
+            return moved_PH
+        return self.ops.rms_norm(moved_PH, norm_H, self.config.rms_norm_eps)
 
     def _logits(self, last_MH: Tensor) -> Tensor:
         dtype = wide(self.dtype)

@@ -58,3 +58,11 @@ def integers(raw: Mapping[str, Any], name: str) -> tuple[int, ...]:
     if any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values):
         raise ValueError(f"{name} {value!r} must be whole numbers of at least 0")
     return tuple(values)
+
+
+def count(raw: Mapping[str, Any], name: str) -> int:
+    """A whole number of at least 0; 0 where missing or null."""
+    found = integers(raw, name)
+    if len(found) > 1:
+        raise ValueError(f"{name} {raw[name]!r} must be one whole number")
+    return found[0] if found else 0

@@ -11,6 +11,7 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.extra_weights import ExtraWeights
 from fastslow.engine.model.weights import Weights
 from fastslow.engine.ops import ops_for
 from fastslow.engine.ops.cpu import library
@@ -53,7 +54,8 @@ def load_model(
         logger.debug("running {} on the CPU kernels ({})", formats.name, level())
         return load_packed(Path(folder), config, formats, lambda: checkpoint.reader(progress))
     with checkpoint.reader(progress) as read:
-        return Decoder(Weights(config, ops_for(where), picked, where, read))
+        kind = Weights if config.extras is None else ExtraWeights
+        return Decoder(kind(config, ops_for(where), picked, where, read))
 
 
 def _own_quantization(folder: Path, dtype: str | torch.dtype, device: torch.device) -> str:
@@ -79,9 +81,14 @@ def _on_kernels(
                 f"quantization {quantization!r} needs the CPU kernels, which are not available "
                 "here; the log says why"
             )
+    if config.extras is not None and device.type == "npu":
+        raise ValueError(f"{config.architecture} does not run on 'npu' yet: use 'cpu' or 'cuda'")
+    reason = runs(config)
+    if quantization != "none" and reason is not None:
+        raise ValueError(f"quantization {quantization!r} needs the CPU kernels, but {reason}")
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return False
-    if (reason := runs(config)) is not None:
+    if reason is not None:
         logger.warning("plain torch runs instead of the CPU kernels: {}", reason)
         return False
     return library.available()

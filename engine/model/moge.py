@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastslow.engine.model.dense import Mlp
-from fastslow.engine.model.router import choose
+from fastslow.engine.model.router import Choice, choose, choose_best
 from fastslow.engine.ops.base import Dispatch, Ops
 from fastslow.engine.ops.precision import wide
 from fastslow.engine.types import Ints
@@ -20,7 +21,7 @@ class Moge:
     """y = shared(x) + sum over the groups that run of weight * expert(x), in group order.
 
     The router runs in float32 (float64 for a float64 model). Each expert's gate and up are stacked
-    into one matrix [2F, H]; down is [H, F].
+    into one matrix [2F, H]; down is [H, F]. `watch` is shown each router's input and logits.
     """
 
     ops: Ops
@@ -30,6 +31,7 @@ class Moge:
     gate_up: list[Tensor]
     down: list[Tensor]
     shared: Mlp
+    watch: Callable[[Tensor, Tensor], None] | None = field(default=None, kw_only=True)
 
     def __call__(self, x_PH: Tensor, wanted: Ints) -> Tensor:
         """[P, H] in the dtype of x. wanted: int64 [P], groups to run per row."""
@@ -38,7 +40,9 @@ class Moge:
             return y_PH
         sums = wide(x_PH.dtype)
         logits_PE = self.ops.linear(x_PH.to(sums), self.router)
-        choice = choose(logits_PE, self.scale, self.groups, wanted)
+        if self.watch is not None:
+            self.watch(x_PH, logits_PE)
+        choice = self._choose(logits_PE, wanted)
         entries = np.flatnonzero(choice.runs)  # in [P * G], row by row
         dispatch, places = _dispatch(
             choice.experts.flatten().cpu().numpy()[entries],
@@ -57,6 +61,23 @@ class Moge:
         for g in range(self.groups):
             total = total + parts_PGH[:, g]
         return total.to(x_PH.dtype)
+
+    def _choose(self, logits_PE: Tensor, wanted: Ints) -> Choice:
+        return choose(logits_PE, self.scale, self.groups, wanted)
+
+
+@dataclass(slots=True)
+class BestOfAll(Moge):
+    """The same with one group, of which a token runs the best `groups` experts.
+
+    `scale` holds what is added to an expert's score for the choice alone.
+    """
+
+    normed: bool
+    factor: float
+
+    def _choose(self, logits_PE: Tensor, wanted: Ints) -> Choice:
+        return choose_best(logits_PE, self.scale, self.groups, self.normed, self.factor, wanted)
 
 
 def _dispatch(

@@ -7,7 +7,7 @@ carry those names define them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,10 @@ def inverse_frequencies(config: ModelConfig, reach: int = 0) -> Tensor:
     request keeps one base from its first token to its last; <= 0 means unscaled.
     """
     dim, theta, scaling = config.head_dim, config.rope_theta, config.rope_scaling
+    if config.extras is not None:  # the loader puts dims that stand still where these zeros are
+        still = torch.zeros((dim - config.extras.rotary_dim) // 2, dtype=torch.float64)
+        turning = replace(config, head_dim=config.extras.rotary_dim, extras=None)
+        return torch.cat((inverse_frequencies(turning, reach), still))
     if scaling is not None and scaling.kind == "dynamic":
         length = max(reach, config.max_positions)
         stretch = scaling.factor * length / config.max_positions - (scaling.factor - 1)

@@ -21,12 +21,15 @@ Read = Callable[[str], Tensor]
 
 @dataclass(slots=True)
 class Layer:
-    """One pre-norm layer: x += attention(norm(x)); x += mlp(norm(x))."""
+    """One pre-norm layer: x += attention(norm(x)); x += mlp(norm(x)). Norms `behind` a sublayer are
+    applied to what it adds."""
 
     attention_norm: Tensor
     attention: Attention
     mlp_norm: Tensor
     mlp: Mlp | Moge
+    behind_attention: Tensor | None = None
+    behind_mlp: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -65,11 +68,14 @@ class Weights:
         return _fill(whole, parts)
 
     def _packed(self, *names: str) -> Tensor:
-        """The named matrices below each other, packed out of one reused buffer.
+        """The named matrices below each other."""
+        return self._pack([self.read(name) for name in names])
+
+    def _pack(self, parts: list[Tensor]) -> Tensor:
+        """Matrices below each other, packed out of one reused buffer.
 
         A buffer of its own for each would leave holes between the packed ones that none fits.
         """
-        parts = [self.read(name) for name in names]
         shape = (sum(len(part) for part in parts), parts[0].shape[1])
         if self._buffer.numel() < prod(shape):
             self._buffer = self._buffer.new_empty(prod(shape))

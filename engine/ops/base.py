@@ -6,7 +6,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sinks:
+    """Keys and values that every row of a layer sees before its text.
+
+    k, v: [kv_heads, S, D], S a multiple of the attention block. bias: [1, 1, S / block, 1, block],
+    0 for a sink and -inf for padding.
+    """
+
+    k: Tensor
+    v: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, k_NKD: Tensor, v_NKD: Tensor, block: int, dtype: torch.dtype) -> Sinks:
+        """From N sinks, padded to whole blocks. dtype: of the scores."""
+        count = len(k_NKD)
+        size = count + -count % block
+        k, v = (F.pad(x.transpose(0, 1), (0, 0, 0, size - count)) for x in (k_NKD, v_NKD))
+        bias = torch.zeros(size, dtype=dtype, device=k.device)
+        bias[count:] = -torch.inf
+        return cls(k.contiguous(), v.contiguous(), bias.view(1, 1, -1, 1, block))
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +40,13 @@ class Keys:
 
     slots: a slice where L is 1 and the slots are one run, else int64 [L * S], S a multiple of the
     attention block. bias: [L, 1, blocks, P * G, block], 0 where a row sees the key and -inf where
-    it does not; every row sees at least one. P rows of a line, G query heads per KV head.
+    it does not; every row sees at least one. P rows of a line, G query heads per KV head. sinks:
+    what stands before the text in this layer.
     """
 
     slots: slice | Tensor
     bias: Tensor
+    sinks: Sinks | None = None
 
 
 @dataclass(frozen=True, slots=True)

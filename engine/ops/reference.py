@@ -68,14 +68,21 @@ class ReferenceOps:
         [slots, kv_heads, D] in the model's dtype. P is a multiple of `rows`.
         """
         lines, rows, heads, dim = q_LPHD.shape
-        kv_heads, blocks = k_SKD.shape[1], keys.bias.shape[2]
+        kv_heads = k_SKD.shape[1]
         group = rows * (heads // kv_heads)
-        k = self._gather(k_SKD, keys.slots, lines, blocks, q_LPHD.dtype)
-        v = self._gather(v_SKD, keys.slots, lines, blocks, q_LPHD.dtype)
+        bias = keys.bias
+        k = self._gather(k_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
+        v = self._gather(v_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
+        if keys.sinks is not None:
+            k, v = _behind(keys.sinks.k, k), _behind(keys.sinks.v, v)
+            front = keys.sinks.bias.expand(lines, -1, -1, group, -1)
+            bias = torch.cat((front, bias.expand(lines, -1, -1, -1, -1)), 2)
+        blocks = bias.shape[2]
+        k, v = k.view(-1, self.block, dim), v.view(-1, self.block, dim)
         q = q_LPHD.view(lines, rows, kv_heads, -1, dim).transpose(1, 2)
         q = q.reshape(lines, kv_heads, 1, group, dim).expand(-1, -1, blocks, -1, -1)
         scores = torch.bmm(q.reshape(-1, group, dim), k.transpose(1, 2))
-        scores = scores.view(lines, kv_heads, blocks, group, self.block).add_(keys.bias)
+        scores = scores.view(lines, kv_heads, blocks, group, self.block).add_(bias)
         mass = scores.sub_(scores.amax((2, 4), keepdim=True)).exp_()
         totals = mass.sum(-1, keepdim=True)
         parts = torch.bmm(mass.view(-1, group, self.block), v)
@@ -95,7 +102,7 @@ class ReferenceOps:
         blocks: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        """The lines' keys or values, [lines * kv_heads * blocks, block, D]."""
+        """The lines' keys or values, [lines, kv_heads, blocks * block, D]."""
         _, kv_heads, dim = cache_SKD.shape
         size = blocks * self.block
         out = cache_SKD.new_empty(lines, kv_heads, size, dim, dtype=dtype)
@@ -106,7 +113,7 @@ class ReferenceOps:
         else:
             picked = cache_SKD.index_select(0, slots).view(lines, size, kv_heads, dim)
             out.copy_(picked.transpose(1, 2))
-        return out.view(-1, self.block, dim)
+        return out
 
     def experts(
         self,
@@ -123,3 +130,8 @@ class ReferenceOps:
         inner = [self._product(x_RH[i:j], gate_up_2FH[e], None) for e, i, j in dispatch.runs]
         h_RF = self.silu_product(torch.cat(inner))
         return torch.cat([self._product(h_RF[i:j], down_HF[e], None) for e, i, j in dispatch.runs])
+
+
+def _behind(sinks_KFD: Tensor, own_LKSD: Tensor) -> Tensor:
+    """[L, kv_heads, F + S, D]: the sinks, and then each line's own."""
+    return torch.cat((sinks_KFD.to(own_LKSD.dtype).expand(len(own_LKSD), -1, -1, -1), own_LKSD), 2)

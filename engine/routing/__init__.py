@@ -1,0 +1,1 @@
+"""Where tokens go: how evenly a router loads experts, groups and ranks."""

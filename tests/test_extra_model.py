@@ -1,0 +1,158 @@
+"""openPangu Pro MoE V2 against an independent, naive model, and its rows against each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import texts
+import torch
+from checkpoints import write
+from extra_tools import MOE, ReferenceMoe, tensors, write_moe
+
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.loader import load_model
+from fastslow.engine.types import Rows, Segment
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "no sinks": {"param_sink_number": 0},
+    "sinks of zero value": {"param_sink_with_value": False},
+    "no sandwich": {"sandwich_norm": False},
+    "no bias, no norm": {"router_enable_expert_bias": False, "norm_topk_prob": False},
+    "halves last": {"rotary_layout": "halves-last"},
+    "all rotated": {"qk_nope_dim": 8, "qk_rope_dim": 16, "rotary_layout": "halves-last"},
+    "many sinks": {"param_sink_number": 130},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_law_is_the_references(tmp_path: Path, name: str) -> None:
+    folder = write_moe(tmp_path, **VARIANTS[name])
+    tokens = texts.tokens_of(13)
+    expected = ReferenceMoe(folder).logits(tokens).log_softmax(-1)
+    got = texts.logits(load_model(folder, "float32"), tokens).double().log_softmax(-1)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    exact = texts.logits(load_model(folder, "float64"), tokens).log_softmax(-1)
+    torch.testing.assert_close(exact, expected, rtol=0, atol=1e-9)
+
+
+def test_each_part_says_something(tmp_path: Path) -> None:
+    """Or else the test above would not see it missing."""
+    tokens = texts.tokens_of(9)
+    plain = texts.logits(load_model(write_moe(tmp_path / "plain")), tokens)
+    table = tensors(MOE)
+    for part in (
+        "param_sink_key",
+        "param_sink_value",
+        "k_layernorm",
+        "post_mlp",
+        "correction_bias",
+    ):
+        changed = {n: t.roll(1, 0) if part in n else t for n, t in table.items()}
+        other = load_model(write(tmp_path / part, MOE, changed))
+        assert (texts.logits(other, tokens) - plain).abs().max() > 1e-3, part
+
+
+def test_the_other_spelling_is_the_same_model(tmp_path: Path) -> None:
+    ours = write_moe(tmp_path / "ours")
+    config = {k: v for k, v in MOE.items() if k not in ("num_experts", "mlp_only_layers")}
+    config = {k: v for k, v in config.items() if k != "shared_expert_intermediate_size"}
+    config |= {"n_routed_experts": 10, "n_shared_experts": 2, "first_k_dense_replace": 1}
+    spelled = {
+        name.replace("shared_experts", "shared_expert").replace("gate.e_score", "e_score"): tensor
+        for name, tensor in tensors(MOE).items()
+    }
+    theirs = write(tmp_path / "theirs", config, spelled)
+    assert ModelConfig.from_folder(theirs) == ModelConfig.from_folder(ours)
+    tokens = texts.tokens_of(5)
+    assert torch.equal(
+        texts.logits(load_model(ours), tokens), texts.logits(load_model(theirs), tokens)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_chunks_and_slots_do_not_matter(tmp_path: Path, dtype: str) -> None:
+    model = load_model(write_moe(tmp_path), dtype)
+    tokens = texts.tokens_of(150)
+    whole = texts.logits(model, tokens)
+    scattered = np.random.default_rng(1).permutation(400)[:150]
+    assert torch.equal(whole, texts.logits(model, tokens, [1] * 20 + [3, 126, 1]))
+    assert torch.equal(whole, texts.logits(model, tokens, [70, 1, 79], slots=scattered))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tree_rows_equal_plain_decoding(tmp_path: Path, dtype: str) -> None:
+    model = load_model(write_moe(tmp_path), dtype)
+    parents, depths = [-1, 0, 0, 1, 2, 2, 5], [0, 1, 1, 2, 2, 2, 3]
+    text, nodes = texts.tokens_of(126, seed=2), texts.tokens_of(len(parents), seed=3)
+    other = texts.tokens_of(40, seed=4)
+    slots = np.arange(200)
+    kv = texts.storage(model, 200)
+    model.forward(Rows.of([texts.chunk(text, 0, 126, slots)]), kv)
+    positions = [126 + d for d in depths]
+    tree = Segment(nodes, positions, parents, slots[126:133], slots[:126], None, range(len(nodes)))
+    out = model.forward(Rows.of([texts.chunk(other, 0, 40, slots[140:180]), tree]), kv).logits
+    for node in range(len(nodes)):
+        path = [node]
+        while parents[path[-1]] >= 0:
+            path.append(parents[path[-1]])
+        told = text + [nodes[i] for i in reversed(path)]
+        alone = texts.logits(model, told, [126] + [1] * len(path))
+        assert torch.equal(out[40 + node], alone[-1]), node
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"qk_rope_dim": 7}, "qk_rope_dim 7 must be even"),
+        ({"v_channels": 32}, "v_channels 32 must be at most 24"),
+        ({"num_experts_per_tok": 11}, "num_experts_per_tok 11 must be at most num_experts 10"),
+        ({"rotary_layout": "odd"}, "rotary_layout 'odd' is not one of interleaved-first"),
+        ({"qkv_bias": True}, "qkv_bias True is not supported"),
+        ({"param_sink_number": -1}, "param_sink_number -1 must be whole numbers of at least 0"),
+    ],
+)
+def test_configs_that_do_not_fit(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**MOE, **fields}))
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_folder(tmp_path)
+
+
+def test_fewer_groups_are_refused_and_so_is_a_quantization(tmp_path: Path) -> None:
+    model = load_model(write_moe(tmp_path))
+    with pytest.raises(
+        ValueError, match="groups=1 must be None: all experts of this model are one"
+    ):
+        texts.logits(model, [3, 4], groups=1)
+    with pytest.raises(ValueError, match="they do not know PanguProMoEV2ForCausalLM"):
+        load_model(tmp_path, quantization="int8")
+
+
+def test_the_published_model_counts_as_published() -> None:
+    """openPangu-R-72B-2512: "74B-A15B", by its public config.json."""
+    raw = {
+        **MOE,
+        "vocab_size": 153600,
+        "hidden_size": 4608,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 50,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 4,
+        "qk_nope_dim": 128,
+        "qk_rope_dim": 64,
+        "v_channels": 128,
+        "mlp_only_layers": [0, 1, 2, 3],
+        "num_experts": 80,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 1280,
+        "shared_expert_intermediate_size": 2560,
+        "param_sink_number": 128,
+    }
+    config = ModelConfig.from_json(raw)
+    print(config.parameters(), config.active_parameters())
+    assert round(config.parameters() / 1e9) == 74
+    assert round(config.active_parameters() / 1e9) == 15

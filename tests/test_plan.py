@@ -1,0 +1,205 @@
+"""The planner: counts, terms, the published figures, the search."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import MOGE
+from typer.testing import CliRunner
+
+from fastslow.engine.cli.app import app
+from fastslow.engine.plan import host
+from fastslow.engine.plan.device import DEVICES, HERE, Device, find_device
+from fastslow.engine.plan.efficiency import Efficiency
+from fastslow.engine.plan.known import config_of
+from fastslow.engine.plan.precision import Precision
+from fastslow.engine.plan.published import LARGE, ROWS, SMALL, calibrate
+from fastslow.engine.plan.search import best, choose_batches, choose_nodes, largest
+from fastslow.engine.plan.speculation import Drafting
+from fastslow.engine.plan.step import Setting
+from fastslow.engine.plan.work import Work
+
+WHOLE = Efficiency(memory=1.0, compute=1.0, link=1.0, layer=0.0)
+PRO = "openpangu-pro-moe-72b"
+
+
+def setting(device: str = "800i-a2", cards: int = 4, efficiency: Efficiency = WHOLE) -> Setting:
+    precision = Precision.of("w8a8", "bf16")
+    return Setting(Work.of(config_of(PRO)), DEVICES[device], cards, precision, efficiency)
+
+
+def test_work_is_counted_from_the_tensors() -> None:
+    work = Work.of(config_of(PRO))
+    expert = 3 * 5120 * 1344 * 48
+    assert work.expert == expert and round(expert / 1e9, 2) == 0.99
+    assert work.head == 153376 * 5120
+    assert work.always + 64 * work.expert + 2 * work.head == work.stored == 71_988_781_056
+    assert work.kv == 2 * 48 * 8 * 128
+    assert work.attention == 4 * 48 * 40 * 128
+
+
+@pytest.mark.parametrize(("rows", "experts"), [(1, 8), (2, 15), (4, 26.5), (8, 42), (16, 56)])
+def test_rows_meet_as_many_experts_as_chance_has_it(rows: int, experts: float) -> None:
+    assert Work.of(config_of(PRO)).distinct(rows) == pytest.approx(experts, abs=0.7)
+
+
+def test_terms_are_bytes_and_operations_over_rates() -> None:
+    s = setting()
+    terms = s.decode(3, 2, 1000)
+    w, d = s.work, s.device
+    read = w.always + w.expert * 64 * (1 - (7 / 8) ** 6) + 2 * w.head
+    assert terms.weights == pytest.approx(read / 4 / d.bandwidth)
+    assert terms.kv == pytest.approx(3 * 1000 * w.kv * 2 / 4 / d.bandwidth)
+    layers = 2 * 6 * (w.always + 8 * w.expert) / 560e12
+    half = (2 * 6 * w.head + 6 * 1000 * w.attention) / 280e12
+    assert terms.compute == pytest.approx((layers + half) / 4)
+    assert terms.links == pytest.approx(4 * 48 * 0.75 * 6 * 5120 * 2 / (3 * 28e9))
+    assert terms.fixed == 0
+    assert terms.seconds == pytest.approx(sum(astuple(terms)))
+    assert setting(cards=1).decode(1, 1, 10).links == 0
+
+
+def test_prefill_hides_the_shorter_of_products_and_links() -> None:
+    terms = setting().prefill(4, 2048)
+    assert terms.kv == 0 and min(terms.compute, terms.links) == 0
+    assert terms.binding == "links"  # at the peak of everything
+    halved = Efficiency(memory=1.0, compute=0.3, link=1.0, layer=0.0)
+    assert setting(efficiency=halved).prefill(4, 2048).binding == "compute"
+
+
+def test_published_figures() -> None:
+    """Two rows calibrate; every other decode row within 15%, prefill within 20%."""
+    efficiency = calibrate()
+    assert [row for row in ROWS if row.fits] == [SMALL, LARGE]
+    for row in ROWS:
+        off = row.predict(efficiency) / row.milliseconds - 1
+        limit = 1e-9 if row.fits else 0.20 if row.stage == "prefill" else 0.15
+        assert abs(off) <= limit, (row, off)
+    assert efficiency.compute == pytest.approx(0.31, abs=0.005)
+    assert efficiency.layer == pytest.approx(313e-6, abs=1e-6)
+
+
+def test_published_rates_follow_from_batch_and_latency() -> None:
+    """Which batch a row's "2" means, and that a batch is of all cards together."""
+    said = [14, 1148, 4828, 1528, 201, 321]
+    assert [row.rate for row in ROWS] == pytest.approx(said, rel=0.035)
+
+
+def test_the_published_batch_of_584_needs_narrower_keys_or_shorter_texts() -> None:
+    """What docs/planner.md says of that row's memory."""
+    card = DEVICES["800i-a2"].memory
+    assert setting().memory(456, 2048) < card < setting().memory(584, 2048)
+    narrow = Setting(setting().work, DEVICES["800i-a2"], 4, Precision.of("w8a8", "int8"), WHOLE)
+    assert narrow.memory(584, 2048) < card
+
+
+def test_drafting() -> None:
+    drafting = Drafting.of(0.5, "mtp")
+    assert [drafting.tokens(n) for n in (0, 1, 2)] == [1, 1.5, 1.75]
+    assert Drafting.of(4.0, "free").acceptance == 0.75  # tokens per step of long drafts
+    assert Drafting.of(4.0, "free").tokens(60) == pytest.approx(4.0)
+    s = setting()
+    plain, drafted = drafting.step(s, 8, 0, 100), drafting.step(s, 8, 2, 100)
+    assert plain == s.decode(8, 1, 100)
+    one = s.of(s.work.only(1)).decode(8, 1, 100)
+    assert drafted.seconds == pytest.approx(s.decode(8, 3, 100).seconds + 2 * one.seconds)
+    free = Drafting.of(0.5, "free").step(s, 8, 2, 100)
+    assert free == s.decode(8, 3, 100)
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 2, 3, 64, 100, 4097])
+def test_the_largest_that_fits(wanted: int) -> None:
+    assert largest(lambda n: n <= wanted) == wanted
+
+
+def test_the_search_keeps_latency_and_memory_and_grows_to_the_limit() -> None:
+    s, drafting = setting(efficiency=calibrate()), Drafting.of(0.7, "mtp")
+    choices = choose_batches(s, drafting, 2048, 0.1)
+    assert {c.bound for c in choices} == {"latency", "memory"}
+    for c in choices:
+        assert c.latency <= 0.1 and c.memory <= 0.95 * s.device.memory
+        more = choose_nodes(s, drafting, 2048, c.batch + 1)[c.nodes]
+        assert more.latency > 0.1 or more.memory > 0.95 * s.device.memory
+    top = best(choices)
+    assert top.rate == max(c.rate for c in choices) and top.nodes > 0
+    never = Drafting.of(0.0, "mtp")
+    assert best(choose_batches(s, never, 2048, 0.1)).nodes == 0
+
+
+def test_what_cannot_be_is_said() -> None:
+    drafting = Drafting.of(0.7, "mtp")
+    with pytest.raises(
+        ValueError, match=r"cards=1: a card would hold 74\.0 GB .* but has 65\.3 GB"
+    ):
+        choose_batches(setting(cards=1), drafting, 2048, 0.1)
+    slow = setting(efficiency=calibrate())
+    with pytest.raises(ValueError, match=r"latency-ms=5 cannot be reached: .* takes \d+\.\d ms"):
+        choose_batches(slow, drafting, 2048, 0.005)
+    with pytest.raises(ValueError, match="cards=2: this-cpu is alone"):
+        Device(HERE, 1e9, 1e9, 1e9, 1e9).link(2)
+    for names, message in (
+        (("w8a9", "bf16"), "weights='w8a9' is unknown; did you mean 'w8a8'"),
+        (("w8a8", "fp4"), "kv='fp4' is unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Precision.of(*names)
+    with pytest.raises(ValueError, match="device='800i' is unknown; did you mean '800i-a2'"):
+        find_device("800i")
+    with pytest.raises(ValueError, match="acceptance=-1 must be at least 0"):
+        Drafting.of(-1, "mtp")
+    with pytest.raises(ValueError, match="model='openpangu' is unknown"):
+        config_of("openpangu")
+
+
+def test_this_machine_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "READ", 2**22)
+    monkeypatch.setattr(host, "SIZE", 128)
+    monkeypatch.setattr(host, "LONG", 0.02)
+    device = find_device(HERE)
+    assert device.name == HERE and device.peer is None
+    assert device.bandwidth > 1e6 and device.int8 == 2 * device.half > 1e6
+    assert device.memory > 1e8
+
+
+def test_the_command(tmp_path: Path) -> None:
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["plan", *arguments])
+
+    shown = run("--cards", "4", "--sequence", "2048", "--latency-ms", "100")
+    assert shown.exit_code == 0 and "tok/step" in shown.output and "prefill" in shown.output
+    record = json.loads(run("--cards", "4", "--json").output)
+    assert record["best"]["tokens_per_second_per_card"] > 1000
+    assert record["best"]["binding"] in ("weights", "kv", "compute", "links", "fixed")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(MOGE))
+    for model in (str(config), str(tmp_path)):
+        to = tmp_path / "plan.html"
+        small = ("--device", "h100", "--sequence", "64", "--batch", "2", "--picture", str(to))
+        asked = run("--model", model, *small)
+        assert to.read_text("utf-8").count("<svg") == 2
+        assert asked.exit_code == 0 and "products" in asked.output
+    wrong = run("--model", str(config), "--sequence", "9999")
+    assert "sequence=9999 must be at most 512" in str(wrong.exception)
+
+
+@pytest.mark.parametrize(
+    ("batch", "costs"),
+    [
+        (1, (1.44, 1.83, 2.17, 2.72, 3.15)),
+        (4, (1.45, 1.72, 1.87, 2.02, 2.07)),
+        (8, (1.29, 1.39, 1.42, 1.44, 1.44)),
+        (16, (1.10, 1.12, 1.12, 1.12, 1.12)),
+    ],
+)
+def test_weights_of_a_verify_step(batch: int, costs: tuple[float, ...]) -> None:
+    """Against a plain step, for 1, 2, 3, 5 and 7 drafted tokens; computed by hand from
+    U(T) = 64 (1 - (7/8)^T), 7.8 B weights that are always read and 0.99 B of an expert."""
+    work, device = Work.of(config_of(PRO)), DEVICES["800i-a2"]
+    s = Setting(work, device, 4, Precision.of("bf16", "bf16"), WHOLE)
+    plain = s.decode(batch, 1, 0).weights
+    found = [s.decode(batch, nodes + 1, 0).weights / plain for nodes in (1, 2, 3, 5, 7)]
+    assert found == pytest.approx(costs, abs=0.006)

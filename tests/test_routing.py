@@ -1,0 +1,147 @@
+"""Load of experts, groups and ranks; and what `inspect` counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+import pytest
+import texts
+import torch
+from extra_tools import write_moe
+from tokenizers_tiny import write_bpe
+from typer.testing import CliRunner
+
+from fastslow.engine.cli.app import app
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.plan.known import PRO_MOE
+from fastslow.engine.routing.balance import grouped, measure, per_rank, ungrouped
+from fastslow.engine.routing.scores import Gate, Scores, load_decoder, router_scores
+
+GATE = Gate(experts=16, groups=4, chosen=4)
+
+
+def random_scores(layers: int = 2, prompt: int = 30, answer: int = 9, seed: int = 0) -> Scores:
+    """Some experts are liked by all tokens, as in real models."""
+    random = torch.Generator().manual_seed(seed)
+    liked = torch.randn(layers, 1, 16, generator=random)
+    own = torch.randn(layers, prompt + answer, 16, generator=random)
+    return Scores(liked + own, prompt)
+
+
+def test_choices() -> None:
+    logits = torch.tensor([[[3.0, 9, 8, 7, 0, 0, 0, 1]]])
+    gate = Gate(experts=8, groups=4, chosen=4)
+    assert grouped(logits, gate).tolist() == [[[1, 2, 4, 7]]]
+    assert sorted(ungrouped(logits, gate)[0, 0].tolist()) == [0, 1, 2, 3]
+    assert grouped(logits, Gate(8, 1, 2)).tolist() == [[[1, 2]]]
+
+
+def test_whole_groups_on_a_rank_are_even_whatever_the_scores() -> None:
+    balance = measure([random_scores(seed=n) for n in range(3)], GATE, ranks=4, batch=2)
+    assert balance.rows == {"prefill": 90, "decode": 27}
+    for kind, rows in balance.rows.items():
+        ours, best = balance.loads[kind, "grouped"], balance.loads[kind, "ungrouped"]
+        assert ours.experts.sum() == best.experts.sum() == 2 * rows * 4
+        assert set(ours.spreads) == {0.0} and set(ours.peaks) == {1.0}
+        assert (per_rank(ours.experts, 4) == rows).all() and not ours.spread(4).any()
+        assert best.spread(4).min() > 0 and min(best.peaks) >= 1 and max(best.peaks) > 1
+    # 30 rows of each prompt are a step, and nine steps of two answers, nine of the third alone
+    assert len(balance.loads["prefill", "grouped"].spreads) == 2 * 3
+    assert len(balance.loads["decode", "grouped"].spreads) == 2 * 18
+
+
+def test_half_groups_on_a_rank_are_not() -> None:
+    balance = measure([random_scores()], GATE, ranks=8, batch=1)
+    assert balance.loads["prefill", "grouped"].spread(8).min() > 0
+    with pytest.raises(ValueError, match="ranks=3 must divide the 16 experts"):
+        measure([random_scores()], GATE, ranks=3, batch=1)
+
+
+def test_scores_are_the_routers(tmp_path: Path) -> None:
+    """What is read off choses the experts that run: the first layer's, whose input is known."""
+    folder = checkpoints.write_moge(tmp_path, mlp_only_layers=[1])
+    model = load_decoder(folder, progress=False)
+    tokens = texts.tokens_of(20)
+    plain = texts.logits(model, tokens)
+    scores = next(router_scores(model, [(tokens, 12)], None))
+    assert scores.logits.shape == (2, 20, 16) and scores.prompt == 12
+    assert torch.equal(texts.logits(model, tokens), plain)
+    ran: list[torch.Tensor] = []
+    layer = model.weights.layers[0].mlp
+    layer.watch = lambda x, logits: ran.append(logits)
+    texts.logits(model, tokens)
+    assert torch.equal(ran[0], scores.logits[0])
+
+
+def test_random_routers_have_the_same_inputs(tmp_path: Path) -> None:
+    model = load_decoder(checkpoints.write_moge(tmp_path), progress=False)
+    asked = [(texts.tokens_of(20), 12), (texts.tokens_of(9, seed=1), 9)]
+    gate = Gate(64, 8, 8)
+    first, second = router_scores(model, asked, gate, seed=3)
+    assert first.logits.shape == (3, 20, 64) and second.logits.shape == (3, 9, 64)
+    again = next(router_scores(model, asked[:1], gate, seed=3))
+    assert torch.equal(again.logits, first.logits)
+    assert not torch.equal(next(router_scores(model, asked[:1], gate)).logits, first.logits)
+    balance = measure([first, second], gate, ranks=8, batch=2)
+    assert not balance.loads["prefill", "grouped"].spread(8).any()
+    assert balance.loads["prefill", "ungrouped"].spread(8).min() > 0
+
+
+def test_the_command(tmp_path: Path) -> None:
+    folder = checkpoints.write_moge(tmp_path / "model", vocab=320, num_hidden_layers=2)
+    write_bpe(folder, vocab_size=320)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": "say " * n}) for n in (3, 9, 5)))
+    asked = ["inspect", str(folder), "--routing", str(prompts), "--ranks", "4", "--answer", "6"]
+    picture = tmp_path / "balance.html"
+    shown = CliRunner().invoke(app, [*asked, "--picture", str(picture)])
+    assert shown.exit_code == 0, shown.exception
+    assert "MoGE" in shown.output and "ungrouped" in shown.output
+    page = picture.read_text()
+    assert page.count("<svg") == 6 and "Spread across 4 ranks" in page and "$" not in page
+    record = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
+    ours = {load["choice"]: load for load in record["loads"] if load["rows"] == "decode"}
+    assert record["groups"] == 4 and set(ours) == {"grouped", "ungrouped"}
+    assert np.array(ours["grouped"]["tokens_per_rank"]).std(-1).max() == 0
+    assert np.array(ours["grouped"]["tokens_per_expert"]).shape == (2, 16)
+    random = CliRunner().invoke(app, [*asked, "--gate", "64x8", "--json", "--answer", "0"])
+    record = json.loads(random.stdout)
+    assert record["experts"] == 64 and {load["rows"] for load in record["loads"]} == {"prefill"}
+    for gate in ("64", "64x7", "0x1", "axb"):
+        wrong = CliRunner().invoke(app, [*asked, "--gate", gate])
+        assert f"gate='{gate}'" in str(wrong.exception)
+
+
+def test_a_dense_model_has_no_router_and_one_group_is_shown_too(tmp_path: Path) -> None:
+    dense = ModelConfig.from_folder(checkpoints.write_dense(tmp_path / "dense"))
+    with pytest.raises(ValueError, match="LlamaForCausalLM is dense"):
+        Gate.of(dense)
+    folder = write_moe(tmp_path / "moe")
+    assert Gate.of(ModelConfig.from_folder(folder)) == Gate(10, 1, 3)
+    scores = list(router_scores(load_decoder(folder, False), [([3, 4, 5], 3)], None))
+    balance = measure(scores, Gate(10, 1, 3), ranks=5, batch=1)
+    ours, best = (balance.loads["prefill", router] for router in ("grouped", "ungrouped"))
+    assert (ours.experts == best.experts).all()
+
+
+def test_the_72b_counts_as_arithmetic_has_it(tmp_path: Path) -> None:
+    """config.json alone: 71.99 B in all, 16.50 B for a token."""
+    (tmp_path / "config.json").write_text(json.dumps(PRO_MOE))
+    hidden, layers, heads, kv_heads, dim = 5120, 48, 40, 8, 128
+    queries, keys = heads * dim, kv_heads * dim
+    attention = 2 * hidden * queries + 2 * hidden * keys + (queries + 2 * keys + hidden)  # + biases
+    expert, shared = 3 * hidden * 1344, 3 * hidden * 5376
+    router = 64 * hidden + 64  # and router_scale
+    layer = attention + 2 * hidden + router + shared
+    ends = 2 * 153376 * hidden + hidden  # embedding, head, last norm
+    total = layers * (layer + 64 * expert) + ends
+    active = layers * (layer + 8 * expert) + ends
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path), "--json"])
+    record = json.loads(shown.stdout)
+    assert record["parameters"] == total == 71_988_781_056
+    assert record["modes"]["deep"]["active_parameters"] == active == 16_498_139_136
+    table = CliRunner().invoke(app, ["inspect", str(tmp_path)]).output
+    assert "71.99 B" in table and "16.50 B" in table
