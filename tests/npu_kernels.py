@@ -40,6 +40,7 @@ class Chip:
 
 CHIP = Chip()
 _fractal: set[int] = set()  # addresses of weights in fractal order
+_triangles: dict[tuple[int, torch.dtype, int], bool] = {}
 calls: dict[str, int] = {}  # how often each operator ran
 
 
@@ -114,8 +115,8 @@ def npu_moe_init_routing_v2(
     order = [i for i in flat.argsort(stable=True).tolist() if first <= int(flat[i]) < last]
     out = undefined(x.new_empty(rows * each, x.shape[1]))
     places = torch.full((rows * each,), -1, dtype=torch.int32)
-    for place, entry in enumerate(order):
-        out[place], places[entry] = x[entry // each], place
+    out[: len(order)] = x[[entry // each for entry in order]]
+    places[order] = torch.arange(len(order), dtype=torch.int32)
     counts = torch.bincount(flat[order] - first, minlength=last - first)
     if CHIP.small or expert_tokens_num_type == 0:
         counts = counts.cumsum(0)
@@ -250,20 +251,35 @@ def npu_scatter_pa_kv_cache(
     assert key_cache.shape[2:] == key.shape[1:] and len(slot_mapping) == len(key)
     assert len(slot_mapping.unique()) == len(slot_mapping), "slots must differ"
     assert int(slot_mapping.min()) >= 0 and int(slot_mapping.max()) < blocks * size
-    for row, slot in enumerate(slot_mapping.tolist()):
-        key_cache[slot // size, slot % size] = key[row]
-        value_cache[slot // size, slot % size] = value[row]
+    blocks_at, places = slot_mapping.long() // size, slot_mapping.long() % size
+    key_cache[blocks_at, places] = key
+    value_cache[blocks_at, places] = value
+
+
+def _is_triangle(mask: Tensor, value: int) -> bool:
+    """Whether it is 2048 by 2048 with this value above the diagonal; looked at once."""
+    key = (mask.data_ptr(), mask.dtype, value)
+    if key not in _triangles:
+        wanted = torch.full((2048, 2048), value, dtype=mask.dtype).triu(1)
+        _triangles[key] = mask.shape == wanted.shape and torch.equal(mask, wanted)
+    return _triangles[key]
 
 
 def _softmax(
-    q_HD: Tensor, keys_SKD: Tensor, values_SKD: Tensor, scale: float
+    q_QHD: Tensor, keys_SKD: Tensor, values_SKD: Tensor, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """One row over all the keys given: out [H, D] and the logarithm of its sum, [H, 1]."""
-    group = q_HD.shape[0] // keys_SKD.shape[1]
+    """Rows over keys: out [Q, H, D] and the logarithms of the sums, [Q, H, 1].
+
+    causal: the last row sees the last key, the row before it all but that, and so on.
+    """
+    rows, group = len(q_QHD), q_QHD.shape[1] // keys_SKD.shape[1]
     keys = keys_SKD.float().repeat_interleave(group, 1)
     values = values_SKD.float().repeat_interleave(group, 1)
-    scores = torch.einsum("hd,shd->hs", q_HD.float(), keys) * scale
-    return torch.einsum("hs,shd->hd", scores.softmax(-1), values), scores.logsumexp(-1, True)
+    scores = torch.einsum("qhd,shd->qhs", q_QHD.float(), keys) * scale
+    if causal:
+        last = len(keys) - rows + torch.arange(rows)
+        scores[(torch.arange(len(keys)) > last[:, None])[:, None].expand_as(scores)] = -torch.inf
+    return torch.einsum("qhs,shd->qhd", scores.softmax(-1), values), scores.logsumexp(-1, True)
 
 
 def npu_fused_infer_attention_score(
@@ -294,8 +310,8 @@ def npu_fused_infer_attention_score(
     assert min(lengths) > 0 and max(lengths) <= table.shape[1] * size
     assert mode in (0, 3) and given.get("inner_precise", 0) == 0
     if mode == 3:
-        assert mask is not None and mask.shape == (2048, 2048) and mask.dtype == torch.int8
-        assert torch.equal(mask, torch.ones_like(mask).triu(1)), "1 = masked, above the diagonal"
+        assert mask is not None and mask.dtype == torch.int8
+        assert _is_triangle(mask, 1), "1 = masked, above the diagonal"
     else:
         assert mask is None
     out = torch.empty_like(query)
@@ -308,10 +324,8 @@ def npu_fused_infer_attention_score(
         assert int(blocks.min()) >= 0 and int(blocks.max()) < len(key)
         keys = key[blocks].reshape(-1, kv_heads, 128)[:count]
         values = value[blocks].reshape(-1, kv_heads, 128)[:count]
-        for i in range(rows):
-            seen = count - (rows - 1 - i) if mode == 3 else count
-            found, weight = _softmax(query[first + i], keys[:seen], values[:seen], given["scale"])
-            out[first + i], weights[first + i] = found.to(query.dtype), weight
+        found, weight = _softmax(query[first:last], keys, values, given["scale"], mode == 3)
+        out[first:last], weights[first:last] = found.to(query.dtype), weight
         first = last
     return out, weights if given.get("softmax_lse_flag") else undefined(weights)
 
@@ -372,9 +386,9 @@ def _npu_reshape_and_cache(
     blocks, chunks, size, lanes = key_cache.shape
     assert lanes == 16 and chunks * 16 == key[0].numel() and size in (64, 128)
     assert int(slot_indices.min()) >= 0 and int(slot_indices.max()) < blocks * size
-    for row, slot in enumerate(slot_indices.tolist()):
-        key_cache[slot // size, :, slot % size] = key[row].reshape(chunks, 16)
-        value_cache[slot // size, :, slot % size] = value[row].reshape(chunks, 16)
+    blocks_at, places = slot_indices.long() // size, slot_indices.long() % size
+    key_cache[blocks_at, :, places] = key.reshape(-1, chunks, 16)
+    value_cache[blocks_at, :, places] = value.reshape(-1, chunks, 16)
 
 
 def _fractal_rows(cache: Tensor, blocks: Tensor, count: int, kv_heads: int) -> Tensor:
@@ -406,7 +420,8 @@ def _npu_paged_attention(
         blocks = block_table[row, : -(-count // size)].long()
         keys = _fractal_rows(key_cache, blocks, count, num_kv_heads)
         values = _fractal_rows(value_cache, blocks, count, num_kv_heads)
-        out[row] = _softmax(query[row], keys, values, scale_value)[0].to(out.dtype)
+        found = _softmax(query[row, None], keys, values, scale_value, False)[0]
+        out[row] = found[0].to(out.dtype)
 
 
 def _npu_paged_attention_splitfuse_v2(
@@ -426,8 +441,7 @@ def _npu_paged_attention_splitfuse_v2(
 ) -> None:
     """Runs of rows; the last row of each sees all keys."""
     _paged(query, key_cache, value_cache, num_kv_heads, num_heads, scale_value, block_table)
-    assert mask_type == 5 and mask.shape == (2048, 2048) and mask.dtype in CHIP.floats()
-    assert bool((mask == torch.full_like(mask, -10000).triu(1)).all())
+    assert mask_type == 5 and mask.dtype in CHIP.floats() and _is_triangle(mask, -10000)
     assert seq_len.dtype == context_lens.dtype == torch.int32 and int(seq_len.sum()) == len(query)
     size, first = key_cache.shape[2], 0
     for run, (rows, count) in enumerate(zip(seq_len.tolist(), context_lens.tolist())):
@@ -435,10 +449,8 @@ def _npu_paged_attention_splitfuse_v2(
         blocks = block_table[run, : -(-count // size)].long()
         keys = _fractal_rows(key_cache, blocks, count, num_kv_heads)
         values = _fractal_rows(value_cache, blocks, count, num_kv_heads)
-        for i in range(rows):
-            seen = count - (rows - 1 - i)
-            found = _softmax(query[first + i], keys[:seen], values[:seen], scale_value)[0]
-            out[first + i] = found.to(out.dtype)
+        found = _softmax(query[first : first + rows], keys, values, scale_value, True)[0]
+        out[first : first + rows] = found.to(out.dtype)
         first += rows
 
 
