@@ -40,7 +40,6 @@ class Chip:
 
 CHIP = Chip()
 _fractal: set[int] = set()  # addresses of weights in fractal order
-_triangles: dict[tuple[int, torch.dtype, int], bool] = {}
 calls: dict[str, int] = {}  # how often each operator ran
 
 
@@ -257,12 +256,10 @@ def npu_scatter_pa_kv_cache(
 
 
 def _is_triangle(mask: Tensor, value: int) -> bool:
-    """Whether it is 2048 by 2048 with this value above the diagonal; looked at once."""
-    key = (mask.data_ptr(), mask.dtype, value)
-    if key not in _triangles:
-        wanted = torch.full((2048, 2048), value, dtype=mask.dtype).triu(1)
-        _triangles[key] = mask.shape == wanted.shape and torch.equal(mask, wanted)
-    return _triangles[key]
+    """Whether it is 2048 by 2048 with this value above the diagonal; some rows stand for all."""
+    rows = torch.arange(0, 2048, 273)
+    wanted = (torch.arange(2048) > rows[:, None]) * float(value)
+    return mask.shape == (2048, 2048) and torch.equal(mask[rows].float(), wanted)
 
 
 def _softmax(
@@ -393,9 +390,11 @@ def _npu_reshape_and_cache(
 
 def _fractal_rows(cache: Tensor, blocks: Tensor, count: int, kv_heads: int) -> Tensor:
     """The first rows of these blocks, [count, kv_heads, D]."""
-    return cache[blocks].permute(0, 2, 1, 3).reshape(-1, kv_heads, cache.shape[1] * 16 // kv_heads)[
-        :count
-    ]
+    return (
+        cache[blocks]
+        .permute(0, 2, 1, 3)
+        .reshape(-1, kv_heads, cache.shape[1] * 16 // kv_heads)[:count]
+    )
 
 
 def _npu_paged_attention(

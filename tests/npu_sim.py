@@ -33,9 +33,7 @@ class HostSync(RuntimeError):
 
 
 class _NoHost(TorchFunctionMode):
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in HOST:
             raise HostSync(f"{func.__name__} while a graph is recorded")
         return func(*args, **(kwargs or {}))
@@ -46,11 +44,10 @@ class _Recording(TorchDispatchMode):
         super().__init__()
         self._calls = calls
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.partition("::")[2]
-        if name in WAITING:
+        masks = [x for x in _tensors(args[1:]) if x.dtype == torch.bool]
+        if name in WAITING or (name in ("index", "index_put", "index_put_") and masks):
             raise HostSync(f"{func} while a graph is recorded")
         call = _Call(func, args, dict(kwargs or {}))
         self._calls.append(call)

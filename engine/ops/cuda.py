@@ -27,6 +27,7 @@ class CudaOps:
     most_rows = 128
     graph_rows = 16
     merges = True
+    runs_int8 = False
     tail_dtype: torch.dtype | None = torch.float32
 
     def __init__(self, device: torch.device) -> None:
@@ -56,8 +57,6 @@ class CudaOps:
         return weight_EIO
 
     def linear(self, x_TI: Tensor, matrix: Matrix) -> Tensor:
-        if matrix.scale is not None:
-            raise ValueError("int8 weights do not run on CUDA yet")
         return F.linear(x_TI, matrix.weight, matrix.bias)
 
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
@@ -90,8 +89,6 @@ class CudaOps:
         down: Matrix,
         shared_TH: Tensor,
     ) -> Tensor:
-        if gate_up.scale is not None:
-            raise ValueError("int8 experts do not run on CUDA yet")
         count, groups = len(gate_up.weight), experts_TG.shape[1]
         flat = experts_TG.flatten()
         order = flat.argsort(stable=True)

@@ -42,6 +42,7 @@ class NpuOps:
     graph_rows = 16
     merges = True
     records = True
+    runs_int8 = True
     tail_dtype: torch.dtype | None = torch.float32
 
     def __init__(self, device: torch.device) -> None:

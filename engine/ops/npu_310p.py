@@ -29,6 +29,7 @@ class Npu310pOps(NpuOps):
     most_rows = MASK
     graph_rows = 1  # the only attention whose lengths are a tensor sees one row of each text
     merges = False
+    runs_int8 = False  # its quantised products take other arguments
     tail_dtype: torch.dtype | None = None
 
     def __init__(self, device: torch.device) -> None:
@@ -54,12 +55,12 @@ class Npu310pOps(NpuOps):
         return self._fractal(weight_EIO)
 
     def _fractal(self, weight: Tensor) -> Tensor:
-        need(weight.dtype in (*self.dtypes, torch.int8), f"weights of float16, not {weight.dtype}")
+        need(weight.dtype in self.dtypes, f"weights of float16, not {weight.dtype}")
         cast: Tensor = torch_npu.npu_format_cast(weight.contiguous(), FRACTAL_NZ)
         return cast
 
     def linear(self, x_TI: Tensor, matrix: Matrix) -> Tensor:
-        need(matrix.scale is None, "float16 weights on a 310P, W8A8 does not run there yet")
+        need(matrix.scale is None, "float16 weights on a 310P")
         return F.linear(x_TI, matrix.weight, matrix.bias)
 
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
@@ -91,7 +92,7 @@ class Npu310pOps(NpuOps):
         down: Matrix,
         shared_TH: Tensor,
     ) -> Tensor:
-        need(gate_up.scale is None, "float16 experts on a 310P, W8A8 does not run there yet")
+        need(gate_up.scale is None, "float16 experts on a 310P")
         need(x_TH.shape[-1] % 16 == 0, "hidden_size to be a multiple of 16")
         count = len(gate_up.weight)
         # this chip gives running totals, whatever is asked for

@@ -73,6 +73,9 @@ class PagedOps(Protocol):
     records: bool
     """Whether steps can be recorded."""
 
+    runs_int8: bool
+    """Whether `linear` and `experts` take weights in int8, [I, O] and [E, I, O]."""
+
     tail_dtype: torch.dtype | None
     """In which the few keys of a tail are multiplied; None: the model's."""
 
