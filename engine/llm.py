@@ -22,6 +22,7 @@ from fastslow.engine.drafting import Drafting
 from fastslow.engine.handle import Handle
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.kv.storage import bytes_per_page
 from fastslow.engine.locate import find_tokenizer, resolve_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.loader import load_model
@@ -44,7 +45,6 @@ from fastslow.policies.modes import find_mode, load_modes
 from fastslow.policies.odds import Odds
 from fastslow.policies.pace import Pace
 
-PAGE_SIZE = 16
 MOST_NODES = 24  # of an adaptive draft
 
 
@@ -364,12 +364,18 @@ class LLM:
         return settings
 
     def _cache_for(self, model: Model, context: int, prefix_caching: bool) -> KVCache:
-        config = model.config
+        config, page_size = model.config, model.storage.page_size
         pages = page_budget(
             **self._kv_options,
-            page_bytes=config.kv_bytes_per_token(model.dtype) * PAGE_SIZE,
-            page_size=PAGE_SIZE,
+            page_bytes=bytes_per_page(
+                layers=config.layers,
+                kv_heads=config.kv_heads,
+                head_dim=model.storage.width(config.head_dim),
+                page_size=page_size,
+                dtype=model.dtype,
+            ),
+            page_size=page_size,
             context=context,
             device=model.device,
         )
-        return KVCache.for_model(model, pages, PAGE_SIZE, prefix_caching)
+        return KVCache.for_model(model, pages, page_size, prefix_caching)

@@ -14,6 +14,7 @@ from checkpoints import MOGE, tensors, write
 from fastslow.draft.base import Stateless
 from fastslow.draft.each import Each
 from fastslow.engine.core import Core
+from fastslow.engine.kv.blocks import BlockStorage
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.noise import Purpose, draw, stream
@@ -147,7 +148,9 @@ def outcome(request: Request) -> tuple[list[int], str, str | None, str | int | N
 
 
 def cache_for(model: Model, pages: int = 256, page_size: int = 4) -> KVCache:
-    return KVCache.for_model(model, pages, page_size)
+    """Small pages make many borders; where a page is a block of the kernels, as many of those."""
+    blocks = issubclass(model.storage, BlockStorage)
+    return KVCache.for_model(model, pages, model.storage.page_size if blocks else page_size)
 
 
 SMALL = {

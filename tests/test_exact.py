@@ -54,17 +54,17 @@ DENSE_DRAFTERS = (
 KINDS = ("moge", "dense")
 
 
-def _bench(folder: Path, kind: str, dtype: str = "float32") -> Bench:
+def drafted_bench(folder: Path, kind: str, dtype: str = "float32", device: str = "cpu") -> Bench:
     """Target and draft model are kin, so that they often agree."""
     base = DENSE if kind == "dense" else None
     target = write_kin(folder / kind, base, routed=ROUTED, vocab_size=VOCAB)
     write_bpe(target, vocab_size=VOCAB)
     kin = write_kin(folder / f"{kind}-kin", base, 0.04, ROUTED, vocab_size=VOCAB)
-    model = load_model(target, dtype, "cpu", progress=False)
-    small = load_model(kin, dtype, "cpu", progress=False)
+    model = load_model(target, dtype, device, progress=False)
+    small = load_model(kin, dtype, device, progress=False)
 
     foreign = renumbered(folder / f"{kind}-foreign", kin, SPOKEN)
-    stranger = load_model(foreign, dtype, "cpu", progress=False)
+    stranger = load_model(foreign, dtype, device, progress=False)
     words = letters(VOCAB)
     ours, theirs = Pieces(words), Pieces([words[x] for x in SPOKEN])
     shallow = model.keep([0])
@@ -124,17 +124,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def moge(folder: Path) -> Bench:
-    return _bench(folder, "moge")
+    return drafted_bench(folder, "moge")
 
 
 @pytest.fixture(scope="module")
 def dense(folder: Path) -> Bench:
-    return _bench(folder, "dense")
+    return drafted_bench(folder, "dense")
 
 
 @pytest.fixture(scope="module")
 def narrow(folder: Path) -> Bench:
-    return _bench(folder / "narrow", "moge", "bfloat16")
+    return drafted_bench(folder / "narrow", "moge", "bfloat16")
 
 
 class OddDraft(OracleDraft):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -50,6 +50,14 @@ class KVStorage:
     `write` and `move`. Rows start as zeros: a kernel may read (and mask) rows never written, and
     zero times an uninitialised NaN would not be zero.
     """
+
+    page_size: ClassVar[int] = 16
+    """Tokens of a page whose rows can be read in place."""
+
+    @classmethod
+    def width(cls, head_dim: int) -> int:
+        """Elements that a head's key or value takes."""
+        return head_dim
 
     def __init__(
         self,

@@ -12,12 +12,16 @@ from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.extra_weights import ExtraWeights
+from fastslow.engine.model.paged import PagedDecoder
+from fastslow.engine.model.stacked import Stacked
 from fastslow.engine.model.weights import Weights
-from fastslow.engine.ops import ops_for
+from fastslow.engine.ops import ops_for, paged_ops_for
 from fastslow.engine.ops.cpu import library
 from fastslow.engine.ops.cpu.build import level
 from fastslow.engine.ops.cpu.formats import QUANTIZATIONS, Formats
 from fastslow.engine.ops.cpu.load import load_packed, runs
+from fastslow.engine.ops.device import Place, find_place
+from fastslow.engine.ops.paged import PagedOps
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -37,56 +41,58 @@ def load_model(
     """The model in `folder`, ready to run.
 
     dtype: "bfloat16", "float16", "float32", "float64", the torch dtype, or "auto": the
-    checkpoint's own. device: "cpu", "cuda", or "auto": cuda where there is one. progress: draw a
-    bar on a terminal while reading. quantization: "int8" or "int4" weights, on the CPU; "none" runs
+    checkpoint's own. device: "cpu", "cuda", "npu", or "auto": an accelerator where there is one.
+    progress: draw a bar on a terminal while reading. quantization: "int8" or "int4" weights, on the CPU; "none" runs
     the dtype; "auto" is int4 where the folder came from a 4-bit file and no dtype is asked for, else
     none. Raises ValueError in one sentence, before any weight is allocated, for a folder that
     does not hold the model its config.json describes.
     """
     config = ModelConfig.from_folder(Path(folder))
-    where = pick_device(device)
+    place = find_place(device)
+    where = place.device
     checkpoint = Checkpoint.open(Path(folder), config)
-    picked = pick_dtype(dtype, config, where)
+    ops = paged_ops_for(place) if place.kind != "cpu" else None
+    picked = pick_dtype(dtype, config, place, ops)
     if quantization == "auto":
-        quantization = _own_quantization(Path(folder), dtype, where)
-    if _on_kernels(config, picked, where, quantization):
+        quantization = _own_quantization(Path(folder), dtype, place.kind)
+    if _on_kernels(config, picked, place.kind, quantization):
         formats = Formats.of(picked, quantization)
         logger.debug("running {} on the CPU kernels ({})", formats.name, level())
         return load_packed(Path(folder), config, formats, lambda: checkpoint.reader(progress))
     with checkpoint.reader(progress) as read:
+        if ops is not None and config.extras is None and picked != torch.float64:
+            return PagedDecoder(Stacked(config, ops, picked, where, read))
         kind = Weights if config.extras is None else ExtraWeights
-        return Decoder(kind(config, ops_for(where), picked, where, read))
+        return Decoder(kind(config, ops_for(place.kind), picked, where, read))
 
 
-def _own_quantization(folder: Path, dtype: str | torch.dtype, device: torch.device) -> str:
+def _own_quantization(folder: Path, dtype: str | torch.dtype, device: str) -> str:
     four_bit = dtype == "auto" and (folder / BLOCKS).is_file()
-    if not (four_bit and device.type == "cpu" and library.available()):
+    if not (four_bit and device == "cpu" and library.available()):
         return "none"
     logger.info("the weights of {} are 4-bit and run so (int4)", folder.name)
     return "int4"
 
 
-def _on_kernels(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device, quantization: str
-) -> bool:
+def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantization: str) -> bool:
     """Whether the CPU kernels run this; ValueError for a quantization that nothing here runs."""
     if quantization != "none":
         if quantization not in QUANTIZATIONS:
             known = ", ".join(("auto", "none", *QUANTIZATIONS))
             raise ValueError(f"quantization {quantization!r} is not one of {known}")
-        if device.type != "cpu":
+        if device != "cpu":
             raise ValueError(f"quantization {quantization!r} runs on the CPU only, not {device}")
         if not library.available():
             raise ValueError(
                 f"quantization {quantization!r} needs the CPU kernels, which are not available "
                 "here; the log says why"
             )
-    if config.extras is not None and device.type == "npu":
+    if config.extras is not None and device == "npu":
         raise ValueError(f"{config.architecture} does not run on 'npu' yet: use 'cpu' or 'cuda'")
     reason = runs(config)
     if quantization != "none" and reason is not None:
         raise ValueError(f"quantization {quantization!r} needs the CPU kernels, but {reason}")
-    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+    if device != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return False
     if reason is not None:
         logger.warning("plain torch runs instead of the CPU kernels: {}", reason)
@@ -94,33 +100,24 @@ def _on_kernels(
     return library.available()
 
 
-def pick_device(device: str | torch.device) -> torch.device:
-    """The device to run on; "auto" is cuda where there is one, else cpu.
-
-    ValueError for a device that this version or this machine does not have.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ops_for(device)
-    try:
-        picked = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device {device!r} is not a device name, like cpu or cuda:0") from None
-    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device!r} is not on this machine, which has no such GPU")
-    return picked
-
-
-def pick_dtype(dtype: str | torch.dtype, config: ModelConfig, device: torch.device) -> torch.dtype:
+def pick_dtype(
+    dtype: str | torch.dtype, config: ModelConfig, place: Place, ops: PagedOps | None = None
+) -> torch.dtype:
     """The dtype to run in. A checkpoint that names none runs in float32.
 
-    float16 becomes bfloat16 on the CPU, whose float16 products are slow, when dtype is "auto".
+    When dtype is "auto", float16 becomes bfloat16 on the CPU, whose float16 products are slow, and
+    what an NPU does not run becomes what it does.
     """
     name = str(dtype).removeprefix("torch.")
     own = (config.dtype or "float32") if name == "auto" else name
     if own not in DTYPES:
         raise ValueError(f"dtype {own!r} is not one of auto, {', '.join(DTYPES)}")
-    if name == "auto" and own == "float16" and device.type == "cpu":
+    if name != "auto":
+        return DTYPES[own]
+    if own == "float16" and place.kind == "cpu":
         logger.info("the checkpoint is float16, which the CPU runs as bfloat16")
         return torch.bfloat16
-    return DTYPES[own]
+    runs = DTYPES[own] if ops is None else ops.nearest(DTYPES[own])
+    if runs != DTYPES[own]:
+        logger.info("the checkpoint is {}, which runs here as {}", own, runs)
+    return runs

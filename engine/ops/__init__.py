@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from fastslow.engine.ops.base import Ops
-from fastslow.engine.ops.onednn import OneDnnOps
-from fastslow.engine.ops.reference import ReferenceOps
+from fastslow.engine.ops.device import Place
+
+if TYPE_CHECKING:
+    from fastslow.engine.ops.base import Ops
+    from fastslow.engine.ops.paged import PagedOps
 
 
-def ops_for(device: torch.device | str) -> Ops:
-    """The building blocks for a device. ValueError for a device that this version cannot run."""
-    kind = str(device).partition(":")[0]
-    if kind == "cpu":
-        return OneDnnOps()
-    if kind == "cuda":
-        return ReferenceOps()
-    if kind == "npu":
-        raise ValueError(
-            "device 'npu' needs the extra (pip install 'fastslow[npu]'), and this version has no "
-            "NPU path yet: use 'cpu' or 'cuda'"
-        )
-    raise ValueError(f"device {str(device)!r} is not one of auto, cpu, cuda, npu")
+def ops_for(kind: str) -> Ops:
+    """The building blocks of `engine.model.decoder.Decoder` for a kind of device."""
+    from fastslow.engine.ops.onednn import OneDnnOps
+    from fastslow.engine.ops.reference import ReferenceOps
+
+    return OneDnnOps() if kind == "cpu" else ReferenceOps()
+
+
+def paged_ops_for(place: Place) -> PagedOps:
+    """The building blocks of `engine.model.paged.PagedDecoder` for an accelerator.
+
+    Raises:
+        ValueError: an NPU whose chip is not known.
+    """
+    if place.kind == "cuda":
+        from fastslow.engine.ops.cuda import CudaOps
+
+        return CudaOps(place.device)
+    from fastslow.engine.ops.npu import ops_of_chip
+
+    return ops_of_chip(place.device)

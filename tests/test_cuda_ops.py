@@ -1,0 +1,151 @@
+"""The GPU's building blocks by their numbers, on CPU tensors: no GPU is needed, and none is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import npu_sim
+import numpy as np
+import pytest
+import texts
+import torch
+from checkpoints import write_dense, write_moge
+from test_runs import CASES
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastslow.engine.model.base import Model
+from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.loader import DTYPES, load_model
+from fastslow.engine.model.paged import PagedDecoder
+from fastslow.engine.model.stacked import Stacked
+from fastslow.engine.ops.cuda import CudaOps
+from fastslow.engine.ops.paged import Graph, Matrix
+from fastslow.engine.types import Rows
+
+CPU = torch.device("cpu")
+
+
+class Recording:
+    """A graph on CPU tensors, with nothing but `replay`, as CUDA's."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self._graph = npu_sim.NPUGraph()
+        with npu_sim.graph(self._graph):
+            run()
+
+    def replay(self, queries: list[int], lengths: list[int]) -> None:
+        self._graph.replay()
+
+
+class RecordingOps(CudaOps):
+    """Steps are recorded here as they are on a GPU."""
+
+    def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().check(config, dtype)
+        self.records = not config.groups or self._grouped(dtype)
+
+    def record(self, run: Callable[[], None]) -> Graph:
+        return Recording(run)
+
+
+def load(folder: Path, dtype: str, kind: type[CudaOps] = RecordingOps) -> PagedDecoder:
+    config = ModelConfig.from_folder(folder)
+    with Checkpoint.open(folder, config).reader(progress=False) as read:
+        return PagedDecoder(Stacked(config, kind(CPU), DTYPES[dtype], CPU, read))
+
+
+@pytest.fixture(scope="module")
+def moge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_moge(tmp_path_factory.mktemp("moge"), mlp_only_layers=[1])
+
+
+def near(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
+    assert torch.equal(found.argmax(-1), wanted.argmax(-1))
+
+
+@pytest.mark.parametrize("groups", [None, 0, 2])
+def test_logits_are_those_of_the_cpu(moge: Path, groups: int | None) -> None:
+    tokens = texts.tokens_of(160)
+    model = load(moge, "float32")
+    wanted = texts.logits(load_model(moge, "float32", "cpu"), tokens, groups=groups)
+    near(texts.logits(model, tokens, groups=groups), wanted)
+    near(texts.logits(model, tokens, [130, 1, 1, 9, 1, 18], groups=groups), wanted)
+    scattered = np.random.default_rng(1).permutation(400)[:160]
+    near(texts.logits(model, tokens, [150, 1, 9], groups=groups, slots=scattered), wanted)
+
+
+def test_recorded_steps(tmp_path: Path) -> None:
+    """Nothing in a step waits for the host; a text grows past the widths of its block tables."""
+    folder = write_dense(tmp_path)
+    tokens = texts.tokens_of(270)
+    model = load(folder, "float32")
+    wanted = texts.logits(load_model(folder, "float32", "cpu"), tokens)
+    sizes = [120, *[1] * 20, 100, *[1] * 30]
+    near(texts.logits(model, tokens, sizes), wanted)
+    assert model.recorder.recorded == 3 and model.recorder.replays > 40  # 1, 2 and 4 blocks
+
+
+def test_grouped_products_in_bfloat16(moge: Path) -> None:
+    """Recorded, and as near to float32 as the CPU's kernels come in bfloat16."""
+    tokens = texts.tokens_of(60)
+    model = load(moge, "bfloat16")
+    exact = texts.logits(load_model(moge, "float32", "cpu"), tokens)
+    allowed = (texts.logits(load_model(moge, "bfloat16", "cpu"), tokens) - exact).abs().mean()
+    found = texts.logits(model, tokens, [50, *[1] * 10])
+    assert model.recorder.replays == 9
+    assert (found - exact).abs().mean() < 2 * allowed
+
+
+@pytest.mark.parametrize("name", ["a tree", "all together", "rows that share no parent"])
+def test_trees_beside_chains(moge: Path, name: str) -> None:
+    """Each node's logits are those of its path, whatever stands beside it."""
+    rows = Rows.of(CASES[name])
+    known = np.unique(np.concatenate(rows.contexts))
+    sides = [torch.randn(3, len(known), 2, 16, generator=random(n)) for n in (1, 2)]
+    rows.tokens[:] = np.arange(len(rows.tokens)) % 90
+    rows.outputs = np.arange(len(rows.tokens))
+    rows.only_best = np.zeros(len(rows.tokens), dtype=np.bool_)
+
+    def step(model: Model) -> Tensor:
+        kv = texts.storage(model, 128)
+        kv.write(known, *sides)
+        return model.forward(rows, kv).logits
+
+    near(step(load(moge, "float32")), step(load_model(moge, "float32", "cpu")))
+
+
+def random(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_another_texts_nan_stays_its_own(moge: Path) -> None:
+    """Blocks are read whole, and what a failed request left behind a text's end is not finite."""
+    model, tokens = load(moge, "float32"), texts.tokens_of(12)
+    kv = texts.storage(model, 128)
+    rest = np.arange(12, 128)
+    kv.write(rest, *(torch.full_like(side, torch.nan) for side in kv.read(rest)))
+    found = model.forward(Rows.of([texts.chunk(tokens, 0, 12, np.arange(12))]), kv).logits
+    assert torch.equal(found, texts.logits(model, tokens))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts(dtype: torch.dtype) -> None:
+    ops = CudaOps(CPU)
+    x, shared = (torch.randn(5, 32, generator=random(n)).to(dtype) for n in (0, 1))
+    up = torch.randn(4, 32, 32, generator=random(2)).to(dtype) / 6
+    down = torch.randn(4, 16, 32, generator=random(3)).to(dtype) / 4
+    experts = torch.tensor([[0, 3], [2, 4], [4, 4], [3, 1], [0, 4]], dtype=torch.int32)
+    weights = torch.rand(5, 2, generator=random(4)).masked_fill(experts == 4, 0)
+    found = ops.experts(x, experts, weights, Matrix(up), Matrix(down), shared)
+    for row in range(5):
+        wanted = shared[row].float()
+        for e, w in zip(experts[row].tolist(), weights[row]):
+            if e < 4:
+                gate, side = (x[row].float() @ up[e].float()).to(dtype).float().chunk(2)
+                wanted = wanted + w * ((F.silu(gate) * side).to(dtype).float() @ down[e].float())
+        tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+        torch.testing.assert_close(found[row].float(), wanted, atol=tolerance, rtol=tolerance)

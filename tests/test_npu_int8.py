@@ -1,0 +1,98 @@
+"""int8 weights and rows on the simulated A2; chips that do not run them multiply the weights out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import npu_kernels
+import pytest
+import texts
+import torch
+from checkpoints import write, write_moge
+from npu_tools import CHIPS, simulated
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.loader import load_model
+from fastslow.engine.model.paged import PagedDecoder
+from fastslow.engine.model.stacked import Stacked, StackedMoge
+from fastslow.engine.ops import paged_ops_for
+from fastslow.engine.ops.device import find_place
+
+TOKENS = texts.tokens_of(60)
+
+
+class Matrix(NamedTuple):
+    weight_OI: Tensor
+    scale_O: Tensor
+
+
+def rounded(weight: Tensor) -> Matrix:
+    scale = (weight.float().abs().amax(-1) / 127).bfloat16().float()
+    return Matrix((weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Matrix]]:
+    """A checkpoint whose matrices are what int8 holds, and these matrices in int8."""
+    folder = write_moge(tmp_path_factory.mktemp("w8a8"), sharded=False, mlp_only_layers=[1])
+    table = load_file(folder / "model.safetensors")
+    quantised = {
+        name: rounded(weight) for name, weight in table.items() if name.endswith("_proj.weight")
+    }
+    for name, matrix in quantised.items():
+        table[name] = matrix.weight_OI.float() * matrix.scale_O[:, None]
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    return write(folder, config, table), quantised
+
+
+def on_npu(folder: Path, matrices: dict[str, Matrix], dtype: torch.dtype) -> PagedDecoder:
+    config = ModelConfig.from_folder(folder)
+    place = find_place("npu")
+    with Checkpoint.open(folder, config).reader(progress=False) as read:
+        ops = paged_ops_for(place)
+        return PagedDecoder(Stacked(config, ops, dtype, place.device, read, matrices.get))
+
+
+def test_int8_errs_as_its_rounding_of_rows_does(
+    folders: tuple[Path, dict[str, Matrix]],
+) -> None:
+    folder, matrices = folders
+    exact = texts.logits(load_model(folder, "float32", "cpu"), TOKENS)
+    npu_kernels.calls.clear()
+    with simulated(CHIPS[0], exact=False):
+        model = on_npu(folder, matrices, torch.bfloat16)
+        found = texts.logits(model, TOKENS, [50, *[1] * 10])
+        plain = texts.logits(load_model(folder, "bfloat16", "npu"), TOKENS)
+    moge = model.weights.layers[0].mlp
+    assert isinstance(moge, StackedMoge)
+    assert model.weights.layers[0].qkv.weight.dtype == torch.int8
+    assert moge.gate_up.weight.dtype == torch.int8
+    assert npu_kernels.calls["npu_quant_matmul"] > 0 and model.recorder.replays == 9
+    error, usual = (found - exact).abs().mean(), (plain - exact).abs().mean()
+    assert error < 4 * usual
+    assert (found.argmax(-1) == exact.argmax(-1)).float().mean() > 0.8
+
+
+def test_a_310p_multiplies_them_out(folders: tuple[Path, dict[str, Matrix]]) -> None:
+    folder, matrices = folders
+    with simulated(CHIPS[1]):
+        model = on_npu(folder, matrices, torch.float32)
+        assert model.weights.layers[0].qkv.scale is None
+        found = texts.logits(model, TOKENS)
+    exact = texts.logits(load_model(folder, "float32", "cpu"), TOKENS)
+    torch.testing.assert_close(found, exact, atol=1e-3, rtol=0)
+
+
+def test_experts_are_all_of_one_kind(folders: tuple[Path, dict[str, Matrix]]) -> None:
+    folder, matrices = folders
+    some = {n: m for n, m in matrices.items() if "experts.3." not in n}
+    with (
+        simulated(CHIPS[0], exact=False),
+        pytest.raises(ValueError, match=r"layers\.0\.mlp: some experts are int8 and some are not"),
+    ):
+        on_npu(folder, some, torch.bfloat16)

@@ -1,0 +1,125 @@
+"""Recorded steps: what may not happen in one, and what must be renewed in front of each replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import npu_sim
+import numpy as np
+import pytest
+import texts
+import torch
+from checkpoints import write_moge
+from npu_sim import HostSync, NPUGraph
+from npu_tools import CHIPS, simulated
+
+from fastslow.engine.model import recorded
+from fastslow.engine.model.loader import load_model
+from fastslow.engine.model.paged import PagedDecoder
+from fastslow.engine.types import Rows
+
+TOKENS = texts.tokens_of(40)
+DECODING = [30, *[1] * 10]
+
+
+def load(folder: Path, device: str) -> Any:
+    return load_model(folder, "float32", device, progress=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_moge(tmp_path_factory.mktemp("moge"))
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> torch.Tensor:
+    return texts.logits(load(folder, "cpu"), TOKENS)
+
+
+@pytest.fixture(params=CHIPS)
+def model(request: pytest.FixtureRequest, folder: Path) -> Iterator[PagedDecoder]:
+    with simulated(request.param):
+        yield load(folder, "npu")
+
+
+def test_replays_see_the_new_lengths(model: PagedDecoder, expected: torch.Tensor) -> None:
+    found = texts.logits(model, TOKENS, DECODING)
+    assert model.recorder.recorded == 1 and model.recorder.replays == 9
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    assert torch.equal(found.argmax(-1), expected.argmax(-1))
+
+
+def test_lengths_that_are_not_renewed_are_seen(
+    folder: Path, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above notices: a graph that keeps the lengths it was recorded with answers wrongly."""
+    monkeypatch.setattr(NPUGraph, "update", lambda self, cpu_update_input: None)
+    with simulated(CHIPS[0]):
+        found = texts.logits(load(folder, "npu"), TOKENS, DECODING)
+    assert (found - expected).abs()[32:].max() > 0.1
+
+
+WAITS: dict[str, Callable[[torch.Tensor], object]] = {
+    "item": lambda x: x[0, 0].item(),
+    "cpu": lambda x: x.cpu(),
+    "numpy": lambda x: x.numpy(),
+    "tolist": lambda x: x.tolist(),
+    "if": lambda x: bool((x > 0).any()),
+    "nonzero": lambda x: x.nonzero(),
+    "boolean index": lambda x: x[x > 0],
+    "from the host": lambda x: x + torch.tensor([1.0]),
+    "unique": lambda x: x.unique(),
+}
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_a_word_with_the_host_in_a_recording_fails(name: str) -> None:
+    with torch.inference_mode(), pytest.raises(HostSync), npu_sim.graph(NPUGraph()):
+        WAITS[name](torch.ones(2, 3))
+
+
+def test_and_fails_the_engine(model: PagedDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = model.ops.route
+
+    def waiting(x: torch.Tensor, router: torch.Tensor) -> torch.Tensor:
+        return right(x, router) * float(x.isfinite().all().item())
+
+    monkeypatch.setattr(model.ops, "route", waiting)
+    with pytest.raises(HostSync):
+        texts.logits(model, TOKENS, DECODING)
+
+
+def test_recordings_end_with_their_cache(model: PagedDecoder) -> None:
+    for times in (1, 2):
+        texts.logits(model, TOKENS, DECODING)  # on a cache of its own
+        assert model.recorder.recorded == times
+    assert len(model.recorder._kept) == 0, "the caches are gone"
+
+
+def test_beyond_the_most_steps_run_unrecorded(
+    model: PagedDecoder, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorded, "MOST_RECORDED", 0)
+    found = texts.logits(model, TOKENS, DECODING)
+    assert model.recorder.recorded == model.recorder.replays == 0
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_features_of_a_replay_stay_when_the_next_one_runs(model: PagedDecoder) -> None:
+    kv = texts.storage(model, 40)
+    slots = np.arange(40)
+    kept = []
+    for place in range(6):
+        rows = Rows.of([texts.chunk(TOKENS, place, place + 1, slots)])
+        out = model.forward(rows, kv, (0, 2))
+        assert out.features is not None
+        kept.append((out.features, out.features.clone(), out.logits, out.logits.clone()))
+    assert model.recorder.replays == 5
+    assert all(torch.equal(a, b) and torch.equal(c, d) for a, b, c, d in kept)
+    cpu = PagedDecoder  # features of the same rows, unrecorded
+    whole = Rows.of([texts.chunk(TOKENS, 0, 6, slots)])
+    again = cpu(model.weights).forward(whole, texts.storage(model, 40), (0, 2)).features
+    assert again is not None
+    torch.testing.assert_close(torch.cat([k[0] for k in kept]), again, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,139 @@
+"""Rows laid out as runs over blocks and a tail: each row sees what it should, once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastslow.engine.model.recorded import SIZES, fill_runs, padded_size
+from fastslow.engine.model.runs import Runs, Sight, sight_of
+from fastslow.engine.types import Ints, Rows, Segment
+
+BLOCK = 8
+
+
+def text(blocks: list[int], length: int) -> Ints:
+    """Slots of a text that lies in these blocks."""
+    slots = np.concatenate([np.arange(b * BLOCK, (b + 1) * BLOCK) for b in blocks])
+    return slots[:length]
+
+
+def segment(slots: Ints, context: int, parents: list[int] | None = None) -> Segment:
+    """Rows behind a context, in a chain if nothing is said."""
+    size = len(slots) - context
+    parents = list(range(-1, size - 1)) if parents is None else parents
+    return Segment([1] * size, [0] * size, parents, slots[context:], slots[:context])
+
+
+def seen_slots(rows: Rows, sight: Sight) -> dict[int, list[int]]:
+    """What each row of the step sees, as slots, out of the layout alone."""
+    found: dict[int, list[int]] = {}
+
+    def add(runs: Runs, places: Ints, causal: bool) -> None:
+        first = 0
+        for last, keys, table in zip(runs.queries, runs.lengths, runs.tables, strict=True):
+            lying = text(table.tolist(), keys) if keys else np.empty(0, dtype=np.int64)
+            for i in range(first, last):
+                cut = len(lying) - (last - 1 - i) if causal else len(lying)
+                found.setdefault(int(places[i]), []).extend(lying[:cut].tolist())
+            first = last
+        assert first == len(places)
+
+    if sight.chains is not None:
+        every = np.arange(len(rows.tokens)) if sight.rows is None else sight.rows
+        add(sight.chains, every, True)
+    tail = sight.tail
+    if tail is None:
+        return found
+    if tail.runs is not None:
+        add(tail.runs, tail.rows, False)
+    for row, blind in zip(tail.rows, tail.blind):
+        if blind:
+            found[int(row)] = []
+    width = tail.gather.shape[1]
+    for i, place in enumerate(tail.places):
+        assert tail.gather.flatten()[place] == i
+        line, at = divmod(int(place), width)
+        shown = tail.slots[line][~tail.hidden[line, at]]
+        found.setdefault(int(tail.rows[i]), []).extend(shown.tolist())
+    return found
+
+
+def should_see(rows: Rows) -> dict[int, list[int]]:
+    wanted = {}
+    for b, context in enumerate(rows.contexts):
+        start = int(rows.starts[b])
+        for i in range(start, int(rows.starts[b + 1])):
+            path, row = [], i - start
+            while row >= 0:
+                path.append(int(rows.slots[start + row]))
+                row = int(rows.parents[start + row])
+            wanted[i] = sorted([*context.tolist(), *path])
+    return wanted
+
+
+TREE = [-1, 0, 1, 2, 1, 4, 0]
+CASES = {
+    "a first chunk": [segment(text([3, 1, 2], 21), 0)],
+    "one row each": [segment(text([3, 1], 9), 8), segment(text([5], 4), 3)],
+    "a chunk over borders": [segment(text([3, 1, 7], 23), 5)],
+    "a tree": [segment(text([3, 1, 7], 20), 13, TREE)],
+    "a tree at the beginning": [segment(text([3], 7), 0, TREE)],
+    "rows that share no parent": [segment(text([3, 1], 12), 8, [-1, -1, 0, 1])],
+    "scattered": [segment(np.array([40, 41, 9, 3, 77, 78, 5]), 4)],
+    "a path behind a text": [segment(np.concatenate((text([6, 2], 11), [19 + 8 * 4, 51, 60])), 13)],
+    "a path that looks aligned at its ends": [
+        segment(np.concatenate((text([6], 4), [53, 52, 54, 55])), 7)
+    ],
+    "all together": [
+        segment(text([3, 1, 2], 21), 0),
+        segment(text([4], 5), 4),
+        segment(text([5, 6, 7], 20), 13, TREE),
+        segment(np.array([80, 9, 94]), 2),
+        segment(text([8], 3), 2),
+    ],
+}
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("most", [1, 3, 16])
+@pytest.mark.parametrize("name", CASES)
+def test_each_row_sees_its_own(name: str, most: int, merged: bool) -> None:
+    rows = Rows.of(CASES[name])
+    sight = sight_of(rows, BLOCK, most, merged)
+    found = {row: sorted(slots) for row, slots in seen_slots(rows, sight).items()}
+    assert found == should_see(rows)
+    if sight.chains is not None:
+        assert max(np.diff([0, *sight.chains.queries])) <= most
+    if not merged and sight.tail is not None:
+        assert sight.tail.runs is None
+
+
+def test_chains_are_not_in_the_tail() -> None:
+    for name in ("a first chunk", "one row each", "a chunk over borders"):
+        sight = sight_of(Rows.of(CASES[name]), BLOCK, 16, True)
+        assert sight.rows is None and sight.tail is None, name
+    tail = sight_of(Rows.of(CASES["a tree"]), BLOCK, 16, True).tail
+    assert tail is not None and tail.rows.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("most", [1, 16])
+def test_padded_sizes_have_room_for_all_that_is_added(most: int) -> None:
+    for runs in range(1, 40):
+        for rows in range(runs, runs * most + 1):
+            size = padded_size(runs, rows, most)
+            if size is None and rows > SIZES[-2]:
+                continue  # near the largest there may be no room
+            assert size is not None, (runs, rows)
+            wider, larger = size
+            assert wider >= runs and larger >= rows
+            assert wider - runs <= larger - rows <= most * (wider - runs)
+
+
+def test_added_runs_belong_to_nobody() -> None:
+    runs = Runs([4, 5], [130, 7], np.array([[2, 3], [5, 0]]))
+    full = fill_runs(runs, (4, 24), 3, spare=9 * 128)
+    assert full.queries == [4, 5, 15, 24] and full.lengths == [130, 7, 10, 9]
+    assert full.tables.tolist() == [[2, 3, 0], [5, 0, 0], [9, 0, 0], [9, 0, 0]]
+    same = fill_runs(runs, (2, 5), 2, spare=9 * 128)
+    assert (same.queries, same.lengths) == (runs.queries, runs.lengths)
