@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from math import ceil
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -27,6 +29,8 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.noise import sibling_seed
 from fastslow.engine.output import GenerationError, Output, Piece
+from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.parallel.start import join, load_parallel
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.progress import bar
 from fastslow.engine.request import Request
@@ -69,9 +73,14 @@ class LLM:
         remember: keep answers in memory to draft later ones from (they reach nobody unless the model
             says them anyway).
         progress: draw a bar while a model is fetched or loaded.
+        parallel: share the model among ranks: a `Parallel` or text such as "ep=8,tp=1"; None = this
+            process alone. Under torchrun its processes are the ranks, and all but the first serve
+            inside this call until the first is done, and then exit; else they are started here and
+            end with `close`. kv_memory is then that of all ranks together.
 
     Raises:
         ValueError: one sentence about what does not fit.
+        RuntimeError: a rank failed.
     """
 
     def __init__(
@@ -89,7 +98,12 @@ class LLM:
         speculation: str | Speculation = "auto",
         remember: bool = True,
         progress: bool = True,
+        parallel: str | Parallel | None = None,
     ) -> None:
+        if isinstance(parallel, str):
+            parallel = Parallel.parse(parallel)
+        if parallel is not None:
+            join()
         for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
@@ -101,7 +115,13 @@ class LLM:
             "progress": progress,
         }
         self._kv_options: dict[str, Any] = {"kv_memory": kv_memory, "max_requests": max_running}
-        self.model = load_model(folder, **self._load_options)
+        self._ranks = ExitStack()
+        self.model: Model
+        if parallel is None or parallel.ranks == 1:
+            self.model = load_model(folder, **self._load_options)
+        else:
+            self.model = shared = load_parallel(folder, parallel, **self._load_options)
+            self._ranks.callback(shared.close)
         config = self.model.config
         context = config.context if max_model_len is None else max_model_len
         if not 2 <= context <= config.context:
@@ -126,7 +146,7 @@ class LLM:
         self._usual = Speculation()
         self._advised: set[str] = set()
         self._ids = itertools.count()
-        identity = f"{folder.resolve()} {quantization}"
+        identity = f"{folder.resolve()} {quantization} {parallel or ''}".rstrip()
         self._clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
         self._odds: dict[Speculation, Odds] = {}
         drafter = Each(self._drafting.made, self._clock.drafted)
@@ -234,6 +254,7 @@ class LLM:
     def close(self) -> None:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
         self._worker.close()
+        self._ranks.close()
         self.model = self._kv = self._core = cast(Any, Closed())
         self._drafting.clear()
 
@@ -367,7 +388,9 @@ class LLM:
         config = model.config
         pages = page_budget(
             **self._kv_options,
-            page_bytes=config.kv_bytes_per_token(model.dtype) * PAGE_SIZE,
+            page_bytes=ceil(
+                config.kv_bytes_per_token(model.dtype) * PAGE_SIZE * model.storage.share
+            ),
             page_size=PAGE_SIZE,
             context=context,
             device=model.device,

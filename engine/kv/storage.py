@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -49,7 +49,14 @@ class KVStorage:
     Other storages keep the same rows in another order; whoever does not care for it uses `read`,
     `write` and `move`. Rows start as zeros: a kernel may read (and mask) rows never written, and
     zero times an uninitialised NaN would not be zero.
+
+    Where a model's attention runs several times side by side, slots lie in `homes`, one after the
+    other: a request's must all be of one. `share`: how much of a token's bytes the memory that is
+    asked for KV has to hold.
     """
+
+    homes: ClassVar[int] = 1
+    share: ClassVar[float] = 1.0
 
     def __init__(
         self,
