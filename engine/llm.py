@@ -30,7 +30,7 @@ from fastslow.engine.model.loader import load_model
 from fastslow.engine.noise import sibling_seed
 from fastslow.engine.output import GenerationError, Output, Piece
 from fastslow.engine.parallel.spec import Parallel
-from fastslow.engine.parallel.start import join, load_parallel
+from fastslow.engine.parallel.start import join, load_parallel, wanted
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.progress import bar
 from fastslow.engine.request import Request
@@ -73,10 +73,10 @@ class LLM:
         remember: keep answers in memory to draft later ones from (they reach nobody unless the model
             says them anyway).
         progress: draw a bar while a model is fetched or loaded.
-        parallel: share the model among ranks: a `Parallel` or text such as "ep=8,tp=1"; None = this
-            process alone. Under torchrun its processes are the ranks, and all but the first serve
-            inside this call until the first is done, and then exit; else they are started here and
-            end with `close`. kv_memory is then that of all ranks together.
+        parallel: share the model among ranks: a `Parallel`, or text such as "ep=8,tp=1"; None = this
+            process alone. Ranks are started here and end with `close`. Under torchrun its processes
+            are the ranks ("auto" = all of them); all but the first serve inside this call until the
+            first is done, and then exit. kv_memory is that of all ranks together.
 
     Raises:
         ValueError: one sentence about what does not fit.
@@ -100,8 +100,6 @@ class LLM:
         progress: bool = True,
         parallel: str | Parallel | None = None,
     ) -> None:
-        if isinstance(parallel, str):
-            parallel = Parallel.parse(parallel)
         if parallel is not None:
             join()
         for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
@@ -117,10 +115,10 @@ class LLM:
         self._kv_options: dict[str, Any] = {"kv_memory": kv_memory, "max_requests": max_running}
         self._ranks = ExitStack()
         self.model: Model
-        if parallel is None or parallel.ranks == 1:
+        if (ranks := wanted(parallel, folder)) is None:
             self.model = load_model(folder, **self._load_options)
         else:
-            self.model = shared = load_parallel(folder, parallel, **self._load_options)
+            self.model = shared = load_parallel(folder, ranks, **self._load_options)
             self._ranks.callback(shared.close)
         config = self.model.config
         context = config.context if max_model_len is None else max_model_len
@@ -146,7 +144,7 @@ class LLM:
         self._usual = Speculation()
         self._advised: set[str] = set()
         self._ids = itertools.count()
-        identity = f"{folder.resolve()} {quantization} {parallel or ''}".rstrip()
+        identity = f"{folder.resolve()} {quantization} {ranks or ''}".rstrip()
         self._clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
         self._odds: dict[Speculation, Odds] = {}
         drafter = Each(self._drafting.made, self._clock.drafted)
@@ -394,5 +392,6 @@ class LLM:
             page_size=PAGE_SIZE,
             context=context,
             device=model.device,
+            homes=model.storage.homes,
         )
         return KVCache.for_model(model, pages, PAGE_SIZE, prefix_caching)

@@ -9,9 +9,19 @@ import os
 
 from fastslow.engine.cli.app import main
 
-if __name__ == "__main__":
-    if int(os.environ.get("RANK", "0")) > 0:
-        from fastslow.engine.parallel.start import join
 
-        join()
-    main()
+def run() -> None:
+    """The command, by one process or by those of torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        main()
+    from fastslow.engine.parallel.start import join, let_go
+
+    join()
+    try:
+        main()
+    finally:
+        let_go()
+
+
+if __name__ == "__main__":
+    run()

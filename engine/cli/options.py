@@ -33,7 +33,7 @@ MaxModelLen = Annotated[
     int | None, _option("Most tokens of prompt and answer together; default: all it can.", MODEL)
 ]
 Parallel = Annotated[
-    str | None, _option("Share the model among ranks, such as ep=2,tp=1,dp=1.", MODEL)
+    str, _option("Share the model among ranks: ep=2,tp=1,dp=1; default: those of torchrun.", MODEL)
 ]
 ModeName = Annotated[str, _option("deep, fast or another preset of the checkpoint.", HOW, "--mode")]
 Groups = Annotated[

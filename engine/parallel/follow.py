@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from queue import SimpleQueue
+from typing import NoReturn
 
 import torch.distributed as dist
 from loguru import logger
@@ -22,8 +23,8 @@ from fastslow.engine.parallel.orders import unpack
 from fastslow.engine.parallel.wire import receive, send_json
 
 
-def follow(address: tuple[str, int], token: str, rank: int, local: int, store: Store) -> None:
-    """Serve rank 0 at `address` until it is done. Does not return after a failure: the process ends.
+def follow(address: tuple[str, int], token: str, rank: int, local: int, store: Store) -> NoReturn:
+    """Serve rank 0 at `address` until it is done; then the process ends.
 
     Args:
         address: where rank 0 listens.
@@ -35,7 +36,10 @@ def follow(address: tuple[str, int], token: str, rank: int, local: int, store: S
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which ends the others
     logger.remove()
     logger.add(sys.stderr, level="WARNING", format=f"rank {rank}: {{message}}")
-    connection = socket.create_connection(address)
+    try:
+        connection = socket.create_connection(address)
+    except OSError:
+        os._exit(1)  # rank 0 ended meanwhile
     send_json(connection, {"token": token, "rank": rank, "pid": os.getpid()})
     frames: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, frames), daemon=True).start()
@@ -54,6 +58,7 @@ def follow(address: tuple[str, int], token: str, rank: int, local: int, store: S
             send_json(connection, {"failed": why})
         finally:
             os._exit(1)  # others may be waiting for this rank inside a collective
+    os._exit(0)  # at once: what torch tears down at the end of a process took five seconds
 
 
 def _listen(connection: socket.socket, frames: SimpleQueue[bytes]) -> None:

@@ -7,6 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -55,13 +56,14 @@ class ParallelModel:
         """As `Decoder.forward`.
 
         Raises:
-            RuntimeError: a rank failed or is gone; one sentence. No later step will run.
+            RankError: a rank failed or is gone. No later step will run.
         """
         if not len(rows.tokens):
             raise ValueError("rows must hold at least 1 row, got 0")
         kv.expect(self._storage)
         assert isinstance(kv, PartedStorage)
         check_features(features, self._layers)
+        self._check_homes(rows, kv.slots)
         named = ([kv.number], self._layers, features)
         with self._turn:
             self._tell(Order(Kind.FORWARD, fields(*named, pack_rows(rows))))
@@ -90,6 +92,15 @@ class ParallelModel:
         """End the other ranks. Closing twice is fine."""
         with self._turn:
             self._shut()
+
+    def _check_homes(self, rows: Rows, size: int) -> None:
+        if self._storage.homes == 1:
+            return
+        for b, context in enumerate(rows.contexts):
+            own = rows.slots[rows.starts[b] : rows.starts[b + 1]]
+            homes = np.unique(np.concatenate((context, own)) // size)
+            if len(homes) > 1:
+                raise ValueError(f"request {b} of the step has slots in homes {homes.tolist()}")
 
     def _tell(self, order: Order) -> None:
         self._waiting.append(order)

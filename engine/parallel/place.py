@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import gcd
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.cuts import Over, cut_of, expert_of
@@ -144,6 +145,24 @@ def attention_ranks(config: ModelConfig, parallel: Parallel) -> int:
     raise ValueError(
         f"tp={parallel.tp} does not divide the {config.heads} heads over {config.kv_heads} KV heads"
     )
+
+
+def usual(config: ModelConfig, ranks: int) -> Parallel:
+    """So many ranks for a model: as many as can hold whole groups of experts, the rest by tensors.
+
+    Raises:
+        ValueError: neither heads nor rows can be shared so.
+    """
+    ep = gcd(config.groups, ranks) if config.groups else 1
+    choices = (Parallel(ep=ep, tp=ranks // ep), Parallel(ep=ep, dp=ranks // ep))
+    for choice in choices:
+        try:
+            _check(config, choice)
+        except ValueError as error:
+            why = error
+        else:
+            return choice
+    raise ValueError(f"{ranks} ranks cannot share this model: {why}")
 
 
 def _check(config: ModelConfig, parallel: Parallel) -> None:

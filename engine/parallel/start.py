@@ -25,9 +25,9 @@ from fastslow.engine.model.loader import pick_device, pick_dtype
 from fastslow.engine.parallel.job import Job
 from fastslow.engine.parallel.launched import Launched
 from fastslow.engine.parallel.model import ParallelModel
-from fastslow.engine.parallel.place import Place
+from fastslow.engine.parallel.place import Place, usual
 from fastslow.engine.parallel.spec import Parallel
-from fastslow.engine.parallel.team import Team
+from fastslow.engine.parallel.team import RankError, Team
 
 
 def load_parallel(
@@ -46,7 +46,7 @@ def load_parallel(
     Raises:
         ValueError: the model cannot be shared so, torchrun started another number of ranks, this
             process is in a process group already, or a quantization is asked for.
-        RuntimeError: a rank failed; one sentence.
+        RankError: a rank failed.
     """
     config = ModelConfig.from_folder(folder)
     place = Place.all(config, parallel)[0]
@@ -81,7 +81,7 @@ def load_parallel(
         if team.failure is None:
             team.close()
             raise
-        raise RuntimeError(team.failure) from error
+        raise RankError(team.failure) from error
 
 
 def join() -> None:
@@ -90,6 +90,27 @@ def join() -> None:
     if launched is not None and launched.rank:
         launched.follow()
         raise SystemExit(0)
+
+
+def let_go() -> None:
+    """Under torchrun, the first process is done: if it loaded no model, the others stop waiting."""
+    if (launched := Launched.here()) is not None:
+        launched.call_off()
+
+
+def wanted(parallel: str | Parallel | None, folder: Path) -> Parallel | None:
+    """What `LLM` is asked for; None = one process alone.
+
+    parallel: a `Parallel`, its text, or "auto": all processes of torchrun, as whole groups of experts
+    where there are enough, and by heads or rows else.
+    """
+    if isinstance(parallel, str) and parallel != "auto":
+        parallel = Parallel.parse(parallel)
+    if isinstance(parallel, str):
+        launched = Launched.here()
+        ranks = 1 if launched is None else launched.ranks
+        parallel = usual(ModelConfig.from_folder(folder), ranks)
+    return None if parallel is None or parallel.ranks == 1 else parallel
 
 
 def _say(place: Place, device: torch.device) -> None:
@@ -128,7 +149,10 @@ def _started(ranks: int) -> tuple[Team, Store]:
         for rank in range(1, ranks):
             told = {"address": door.getsockname(), "token": token, "rank": rank, "ranks": ranks}
             command = [sys.executable, "-m", "fastslow.engine.parallel.rank"]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+            # in a group of its own: Ctrl-C is for this process, which ends the others
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, env=environment, process_group=0
+            )
             processes[rank] = process
             assert process.stdin is not None
             with process.stdin as pipe:

@@ -41,7 +41,7 @@ class PartedStorage(KVStorage):
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        own = slots // self.place.homes
+        own = -(-slots // self.place.homes)
         super().__init__(
             layers=layers,
             slots=own,
@@ -57,8 +57,8 @@ class PartedStorage(KVStorage):
         weakref.finalize(self, self.orders.append, gone).atexit = False
 
     def move(self, src: Ints, dst: Ints) -> None:
-        self.orders.append(Order(Kind.MOVE, fields([self.number], src, dst)))
         move(self.place, self, src, dst)
+        self.orders.append(Order(Kind.MOVE, fields([self.number], src, dst)))
 
 
 def parted_storage(own: Place, waiting: deque[Order], shared: bool) -> type[PartedStorage]:

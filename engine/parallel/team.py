@@ -19,11 +19,15 @@ PATIENCE = 300.0  # seconds until every rank must have started
 GRACE = 5.0  # seconds that a rank has to end by itself
 
 
+class RankError(RuntimeError):
+    """A rank failed or is gone: one sentence, which needs no traceback."""
+
+
 class Team:
     """Ranks 1 .. count, each with a connection.
 
     A rank that is gone or says that it failed ends all of them: its sentence is kept in `failure`, and
-    whoever works with the team then gets it as a RuntimeError.
+    whoever works with the team then gets it as a RankError.
 
     Args:
         door: a listening socket, at which the ranks come in.
@@ -66,7 +70,7 @@ class Team:
         """Send a frame to every rank.
 
         Raises:
-            RuntimeError: a rank is gone.
+            RankError: a rank is gone.
         """
         self.check()
         for rank, connection in self._connections.items():
@@ -77,17 +81,17 @@ class Team:
                 self.check()
 
     def wait_loaded(self) -> None:
-        """Until every rank has loaded its part. RuntimeError if one failed."""
+        """Until every rank has loaded its part. RankError if one failed."""
         with self._news:
             self._news.wait_for(lambda: self._loaded == set(self._connections) or self._over)
         self.check()
 
     def check(self) -> None:
-        """RuntimeError with one sentence if the team has ended."""
+        """RankError with one sentence if the team has ended."""
         if self.failure is not None:
-            raise RuntimeError(self.failure)
+            raise RankError(self.failure)
         if self._over:
-            raise RuntimeError("the ranks of this model have ended")
+            raise RankError("the ranks of this model have ended")
 
     def fail(self, why: str) -> None:
         """End all ranks for a reason; the first one counts."""
@@ -101,7 +105,7 @@ class Team:
         self._end()
 
     def explain(self, error: BaseException, seconds: float = 3.0) -> None:
-        """An error came out of a step of rank 0: if a rank caused it, RuntimeError says which one.
+        """An error came out of a step of rank 0: if a rank caused it, RankError says which one.
 
         Collectives fail here as soon as another rank is gone, which may be before that is noticed. An
         error of rank 0 itself leaves the others inside a step, so it ends them, too.
@@ -110,7 +114,7 @@ class Team:
             self._news.wait_for(lambda: self._over, timeout=seconds)
         if self.failure is None:
             self.fail(f"rank 0 failed inside a step: {type(error).__name__}: {error}")
-        raise RuntimeError(self.failure) from error
+        raise RankError(self.failure) from error
 
     def close(self) -> None:
         """Let all ranks end, and wait for it. Closing twice is fine."""
@@ -132,10 +136,10 @@ class Team:
         while len(self._connections) < count:
             for rank, process in self._processes.items():
                 if process.poll() is not None:
-                    raise RuntimeError(f"{self._gone(rank)} while it started")
+                    raise RankError(f"{self._gone(rank)} while it started")
             if time.monotonic() > deadline:
                 missing = sorted(set(range(1, count + 1)) - set(self._connections))
-                raise RuntimeError(f"ranks {missing} did not start within {PATIENCE:.0f} s")
+                raise RankError(f"ranks {missing} did not start within {PATIENCE:.0f} s")
             try:
                 connection, _ = door.accept()
             except TimeoutError:
