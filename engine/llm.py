@@ -6,7 +6,6 @@ import itertools
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from math import ceil
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -26,11 +25,10 @@ from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.locate import find_tokenizer, resolve_model
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.loader import load_model
 from fastslow.engine.noise import sibling_seed
 from fastslow.engine.output import GenerationError, Output, Piece
 from fastslow.engine.parallel.spec import Parallel
-from fastslow.engine.parallel.start import join, load_parallel, wanted
+from fastslow.engine.parallel.start import ends_ranks_if_it_fails, join, open_model
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.progress import bar
 from fastslow.engine.request import Request
@@ -83,6 +81,7 @@ class LLM:
         RuntimeError: a rank failed.
     """
 
+    @ends_ranks_if_it_fails
     def __init__(
         self,
         model: str | Path = "smollm2-moge",
@@ -114,12 +113,7 @@ class LLM:
         }
         self._kv_options: dict[str, Any] = {"kv_memory": kv_memory, "max_requests": max_running}
         self._ranks = ExitStack()
-        self.model: Model
-        if (ranks := wanted(parallel, folder)) is None:
-            self.model = load_model(folder, **self._load_options)
-        else:
-            self.model = shared = load_parallel(folder, ranks, **self._load_options)
-            self._ranks.callback(shared.close)
+        self.model = open_model(folder, parallel, self._ranks, **self._load_options)
         config = self.model.config
         context = config.context if max_model_len is None else max_model_len
         if not 2 <= context <= config.context:
@@ -144,7 +138,7 @@ class LLM:
         self._usual = Speculation()
         self._advised: set[str] = set()
         self._ids = itertools.count()
-        identity = f"{folder.resolve()} {quantization} {ranks or ''}".rstrip()
+        identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
         self._clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
         self._odds: dict[Speculation, Odds] = {}
         drafter = Each(self._drafting.made, self._clock.drafted)
@@ -383,15 +377,13 @@ class LLM:
         return settings
 
     def _cache_for(self, model: Model, context: int, prefix_caching: bool) -> KVCache:
-        config = model.config
+        config, kind = model.config, model.storage
         pages = page_budget(
             **self._kv_options,
-            page_bytes=ceil(
-                config.kv_bytes_per_token(model.dtype) * PAGE_SIZE * model.storage.share
-            ),
+            page_bytes=int(config.kv_bytes_per_token(model.dtype) * PAGE_SIZE * kind.share),
             page_size=PAGE_SIZE,
             context=context,
             device=model.device,
-            homes=model.storage.homes,
+            homes=kind.homes,
         )
         return KVCache.for_model(model, pages, PAGE_SIZE, prefix_caching)
