@@ -27,8 +27,8 @@ from fastslow.engine.locate import find_tokenizer, resolve_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.noise import sibling_seed
 from fastslow.engine.output import GenerationError, Output, Piece
+from fastslow.engine.parallel.ask import ends_ranks_if_it_fails, join, open_model
 from fastslow.engine.parallel.spec import Parallel
-from fastslow.engine.parallel.start import ends_ranks_if_it_fails, join, open_model
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.progress import bar
 from fastslow.engine.request import Request

@@ -18,6 +18,13 @@ from fastslow.engine.parallel.model import ParallelModel
 from fastslow.engine.parallel.plan import Plan
 from fastslow.engine.types import Rows
 
+ENDS = (
+    "embedding reduce-scatter",
+    "outputs all-gather",
+    "logits gather",
+    "features gather",
+)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -65,6 +72,12 @@ def test_requests_of_both_homes_share_a_step(model: ParallelModel) -> None:
     out = model.forward(rows, kv, (2, 0))
     assert out.features is not None and out.features.shape == (40, 128)
     together = out.logits.split([9, 30, 1])
+    rows.only_best[::3] = True
+    some = model.forward(rows, kv).best
+    rows.only_best[:] = True
+    best = model.forward(rows, kv).best
+    assert best.tolist() == out.logits.argmax(-1).tolist()
+    assert some[::3].tolist() == best[::3].tolist() and (some[1::3] == -1).all()
     for tokens, first, logits in zip(texts_of, firsts, together):
         assert torch.equal(logits, home_logits(model, tokens, first // 64, [len(tokens)]))
 
@@ -89,13 +102,24 @@ def test_bytes_held_read_and_sent_are_those_of_the_plan(model: ParallelModel) ->
     rows = Rows.of(
         [texts.chunk(texts.tokens_of(n), 0, n, np.arange(f, f + n)) for n, f in segments]
     )
-    model.forward(rows, kv)
+    model.forward(rows, kv, (2, 0))
     padded = plan.padded([30, 10])
     assert padded == 60
     after = model.report(kv)
+    rows.only_best[:] = True
+    assert model.forward(rows, kv).logits.shape == (0, 97)
+    best = sum(f.sent["logits gather"] for f in model.report())
+    assert best - sum(f.sent["logits gather"] for f in after) == 24 * (2 - 1) * 40
     for name, expected in plan.layer_traffic(padded).items():
         sent = sum(a.sent[name] - b.sent[name] for a, b in zip(after, before))
         assert sent == expected * model.config.layers, name
+    ends = {name: sum(a.sent[name] - b.sent[name] for a, b in zip(after, before)) for name in ENDS}
+    assert ends == {
+        "embedding reduce-scatter": 64 * 4 * (2 - 1) * padded,
+        "outputs all-gather": 64 * 4 * 2 * (2 - 1) * 30,
+        "logits gather": 4 * 49 * (2 - 1) * 40,  # half of 97 token ids
+        "features gather": 4 * 128 * (2 - 1) * 30,
+    }
     per_row = 2 * 64 * 4 * (1 + 2 - 2)
     assert sum(plan.layer_traffic(padded).values()) == per_row * padded
     assert after[0].kv == after[1].kv == 64 * plan.shares[0].kv_per_token

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import DENSE, MOGE
-from test_cli import PANGU_72B
+from test_cli import PANGU_72B, run
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.cuts import Over, cut_of, expert_of
@@ -114,6 +116,21 @@ def test_the_72b_is_planned_and_cut_without_its_weights(layout: str) -> None:
     assert first.kv_per_token == {"ep=8": 24576, "ep=4,dp=2": 49152}[layout]
     per_row = sum(plan.layer_traffic(8).values()) / 8
     assert per_row == 2 * 5120 * 2 * {"ep=8": 8 + 8 - 2, "ep=4,dp=2": 4 + 8 - 2}[layout]
+
+
+def test_inspect_shows_the_shares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PANGU_72B))
+    assert run("inspect", tmp_path, "--parallel", "ep=4,dp=2", "--json") == 0
+    told = json.loads(capsys.readouterr().out)["parallel"]
+    assert (told["ep"], told["tp"], told["dp"], told["sent_per_row_and_layer"]) == (4, 1, 2, 204800)
+    plan = Plan.of(config_of(PANGU_72B), Parallel(ep=4, dp=2), torch.bfloat16)
+    assert [rank["weights"] for rank in told["ranks"]] == [share.weights for share in plan.shares]
+    assert told["ranks"][5]["groups"] == [2, 3] and told["ranks"][5]["home"] == 1
+    assert run("inspect", tmp_path, "--parallel", "ep=4,dp=2") == 0
+    shown = capsys.readouterr().out
+    assert "a row of a layer sends 200.0 KiB between ranks" in shown and "17.5 GiB" in shown
+    assert run("inspect", tmp_path, "--parallel", "ep=3") == 2
+    assert "ep=3 does not divide the 8 groups" in capsys.readouterr().err
 
 
 def test_ranks_of_a_torchrun_are_used_as_well_as_the_model_allows() -> None:

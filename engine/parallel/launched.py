@@ -9,12 +9,12 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
-from fastslow.engine.parallel.follow import follow
-
+# Functions import what needs torch.distributed: torch may have been built without.
 _DOOR = "fastslow/door"
 _used = False  # the other ranks of a job serve one model
 
@@ -50,6 +50,8 @@ class Launched:
         Raises:
             ValueError: the other ranks have served a model already, and ended.
         """
+        from torch.distributed.distributed_c10d import PrefixStore
+
         global _used
         if _used:
             raise ValueError("the ranks of a torchrun job serve one LLM, and theirs was closed")
@@ -69,6 +71,10 @@ class Launched:
 
     def follow(self) -> None:
         """Any rank but the first: serve rank 0 until it is done."""
+        from torch.distributed.distributed_c10d import PrefixStore
+
+        from fastslow.engine.parallel.follow import follow
+
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         store = self._store()
         while not store.check([_DOOR]):
@@ -79,6 +85,8 @@ class Launched:
             follow(address, told["token"], self.rank, self.local, PrefixStore("fastslow", store))
 
     def _store(self) -> Store:
+        from torch.distributed.rendezvous import rendezvous
+
         store: Store = next(iter(rendezvous("env://")))[0]
         return store
 

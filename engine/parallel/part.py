@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
 
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.checkpoint import Checkpoint
@@ -62,8 +62,10 @@ class Part:
         self.device = device
         self._traffic = Traffic()
         ranks = torch.arange(place.parallel.ranks).view(place.homes, place.attention)
-        mesh = DeviceMesh(device.type, ranks, mesh_dim_names=("homes", "heads"))
-        home = mesh.get_group("heads") if place.attention > 1 else None
+        patience = timedelta(seconds=place.parallel.timeout)
+        home, _ = dist.new_subgroups_by_enumeration(  # type: ignore[no-untyped-call]
+            ranks.tolist(), timeout=patience
+        )
         everyone = Group(dist.group.WORLD, place.parallel.ranks, self._traffic)
         checkpoint = Checkpoint.open(folder, place.config)
         with part_reader(checkpoint, place, progress) as read:
