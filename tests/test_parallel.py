@@ -5,20 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 from engine_tools import Bench, Setting
 from parallel_tools import bench_on
-from test_exact import check, mixed
+from test_exact import check, mixed, one_thread  # noqa: F401
 
 from fastslow.engine.parallel.model import ParallelModel
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

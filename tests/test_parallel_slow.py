@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from engine_tools import Ask, Setting
 from head_tools import tiny_weights, write_head
 from parallel_tools import bench_on, ranks
 from test_cli import TEMPLATE
-from test_exact import DENSE_DRAFTERS, PROMPTS, SETTINGS, check, mixed, params
+from test_exact import DENSE_DRAFTERS, PROMPTS, SETTINGS, check, mixed, one_thread, params  # noqa: F401
 from test_parallel_failures import SOON, folder, gone, open_llm  # noqa: F401
 from tokenizers_tiny import write_bpe
 
@@ -33,18 +32,10 @@ WIDE = {"num_attention_heads": 4, "num_key_value_heads": 2}
 MIXES = ("ep=4", "tp=4", "dp=4", "ep=2,tp=2", "dp=2,tp=2", "dp=2,ep=2")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("layout", ["ep=2", "tp=2", "dp=2", *MIXES])
+@pytest.mark.parametrize("layout", ["tp=2", "dp=2", *MIXES])
 def test_every_setting_says_what_one_rank_says(tmp_path: Path, layout: str) -> None:
     with bench_on(tmp_path, layout, **WIDE) as bench:
-        for name in ("together", "chunks of 3", "prefix hit", "few pages, small chunks"):
+        for name in ("prefix hit", "few pages, small chunks"):
             setting, warm = SETTINGS[name]
             if "few" in name:  # of every home
                 assert isinstance(bench.model, ParallelModel)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-import torch
-
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.types import Ints
@@ -18,22 +16,18 @@ class HomesCache(KVCache):
     A request gets a home when it is opened: of those with room for all of its text the one that
     knows most of its beginning, then the one with most room. Its pages never leave it.
 
-    The arguments are those of `KVCache`; `pages` are of all homes together, and what does not divide
-    is left out. Slots are counted over all homes, one home's after the other's.
+    The arguments are those of `KVCache`, `shape` the rest of them; `pages` are of all homes together,
+    and what does not divide is left out. Slots are counted over all homes, one home's after the other's.
     """
 
     def __init__(
         self,
         *,
-        layers: int,
-        kv_heads: int,
-        head_dim: int,
         pages: int,
         page_size: int = 16,
-        dtype: torch.dtype,
-        device: torch.device | str,
         prefix_caching: bool = True,
         storage: type[KVStorage] = KVStorage,
+        **shape: Any,
     ) -> None:
         each = pages // storage.homes
         if each < 1:
@@ -41,13 +35,6 @@ class HomesCache(KVCache):
                 f"pages is {pages}, but must be at least 1 for each of {storage.homes}"
             )
         self.page_size = page_size
-        shape: dict[str, Any] = {
-            "layers": layers,
-            "kv_heads": kv_heads,
-            "head_dim": head_dim,
-            "dtype": dtype,
-            "device": device,
-        }
         self._each = each * page_size
         self.storage = whole = storage(slots=self._each * storage.homes, **shape)
         self._caches = [

@@ -29,6 +29,8 @@ from fastslow.engine.parallel.place import Place
 from fastslow.engine.parallel.spec import Parallel
 from fastslow.engine.parallel.team import RankError, Team
 
+_INTERFACE = "GLOO_SOCKET_IFNAME"
+
 
 def load_parallel(
     folder: Path,
@@ -78,10 +80,11 @@ def load_parallel(
             team.wait_loaded()
             return ParallelModel(part, team, picked)
     except BaseException as error:
-        if team.failure is None:
-            team.close()
-            raise
-        raise RankError(team.failure) from error
+        # this rank's collectives fail at once where another one is gone, before that is noticed
+        if isinstance(error, RuntimeError) and team.failed_soon():
+            raise RankError(team.failure) from error
+        team.close()
+        raise
 
 
 def _say(place: Place, device: torch.device) -> None:
@@ -103,12 +106,11 @@ def _started(ranks: int) -> tuple[Team, Store]:
     """Processes on this machine."""
     room = Path(tempfile.mkdtemp(prefix="fastslow-"))  # nobody else may look into it
     door, token = socket.create_server(("127.0.0.1", 0)), secrets.token_hex(16)
-    threads, undo = _share_cores(ranks)
+    threads, undo = _settle(ranks)
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         "OMP_NUM_THREADS": str(threads),
-        **_LOOPBACK,
     }
     processes: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -128,7 +130,6 @@ def _started(ranks: int) -> tuple[Team, Store]:
             assert process.stdin is not None
             with process.stdin as pipe:
                 pipe.write(json.dumps({**told, "store": str(room / "store")}).encode())
-        os.environ.update(_LOOPBACK)
         store = FileStore(str(room / "store"), ranks)
     except BaseException:
         for process in processes.values():
@@ -140,21 +141,28 @@ def _started(ranks: int) -> tuple[Team, Store]:
     return Team(door, token, ranks - 1, processes, ended), store
 
 
-# The ranks of one machine talk through the loopback, whatever its name resolves to.
-_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-
-
 def _found(launched: Launched) -> tuple[Team, Store]:
     """Processes of torchrun, which wait for this one's address."""
     door, token, store = launched.open_door()
     return Team(door, token, launched.ranks - 1, {}, lambda: None), store
 
 
-def _share_cores(ranks: int) -> tuple[int, Callable[[], None]]:
-    """Threads of each rank, set here; and how to set back what was."""
-    before = torch.get_num_threads()
-    if "OMP_NUM_THREADS" in os.environ:
-        return before, lambda: None
-    threads = max(1, before // ranks)
-    torch.set_num_threads(threads)
-    return threads, lambda: torch.set_num_threads(before)
+def _settle(ranks: int) -> tuple[int, Callable[[], None]]:
+    """Threads of each rank; and how to set back what is changed here for all of them.
+
+    The ranks of one machine talk through its loopback, whatever its name resolves to.
+    """
+    threads, asked = torch.get_num_threads(), os.environ.get(_INTERFACE)
+    if sys.platform == "linux":
+        os.environ[_INTERFACE] = "lo"
+    each = threads if "OMP_NUM_THREADS" in os.environ else max(1, threads // ranks)
+    torch.set_num_threads(each)
+
+    def undo() -> None:
+        torch.set_num_threads(threads)
+        if asked is None:
+            os.environ.pop(_INTERFACE, None)
+        else:
+            os.environ[_INTERFACE] = asked
+
+    return each, undo

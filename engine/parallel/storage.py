@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import deque
-from typing import ClassVar
-
-import torch
+from typing import Any, ClassVar
 
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.parallel.orders import Kind, Order, fields
@@ -31,28 +29,12 @@ class PartedStorage(KVStorage):
     place: ClassVar[Place]
     orders: ClassVar[deque[Order]]
 
-    def __init__(
-        self,
-        *,
-        layers: int,
-        slots: int,
-        kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> None:
+    def __init__(self, *, slots: int, **shape: Any) -> None:
         own = -(-slots // self.place.homes)
-        super().__init__(
-            layers=layers,
-            slots=own,
-            kv_heads=self.place.kv_heads,
-            head_dim=head_dim,
-            dtype=dtype,
-            device=device,
-        )
+        super().__init__(slots=own, **{**shape, "kv_heads": self.place.kv_heads})
         self.number = next(_numbers)
-        shape = (layers, own, DTYPES.index(dtype))
-        self.orders.append(Order(Kind.OPEN, fields([self.number], shape)))
+        told = (len(self.k), own, DTYPES.index(self.dtype))
+        self.orders.append(Order(Kind.OPEN, fields([self.number], told)))
         gone = Order(Kind.FREE, fields([self.number]))
         weakref.finalize(self, self.orders.append, gone).atexit = False
 

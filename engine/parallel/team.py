@@ -104,15 +104,19 @@ class Team:
         logger.error(self.failure)
         self._end()
 
-    def explain(self, error: BaseException, seconds: float = 3.0) -> None:
+    def failed_soon(self, seconds: float = 3.0) -> bool:
+        """Whether a rank has failed, or does within so many seconds."""
+        with self._news:
+            self._news.wait_for(lambda: self._over, timeout=seconds)
+        return self.failure is not None
+
+    def explain(self, error: BaseException) -> None:
         """An error came out of a step of rank 0: if a rank caused it, RankError says which one.
 
         Collectives fail here as soon as another rank is gone, which may be before that is noticed. An
         error of rank 0 itself leaves the others inside a step, so it ends them, too.
         """
-        with self._news:
-            self._news.wait_for(lambda: self._over, timeout=seconds)
-        if self.failure is None:
+        if not self.failed_soon():
             self.fail(f"rank 0 failed inside a step: {type(error).__name__}: {error}")
         raise RankError(self.failure) from error
 
