@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -25,9 +26,10 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import bytes_per_page
 from fastslow.engine.locate import find_tokenizer, resolve_model
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.loader import load_model
 from fastslow.engine.noise import sibling_seed
 from fastslow.engine.output import GenerationError, Output, Piece
+from fastslow.engine.parallel.ask import ends_ranks_if_it_fails, join, open_model
+from fastslow.engine.parallel.spec import Parallel
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.progress import bar
 from fastslow.engine.request import Request
@@ -69,11 +71,17 @@ class LLM:
         remember: keep answers in memory to draft later ones from (they reach nobody unless the model
             says them anyway).
         progress: draw a bar while a model is fetched or loaded.
+        parallel: share the model among ranks: a `Parallel`, or text such as "ep=8,tp=1"; None = this
+            process alone. Ranks are started here and end with `close`. Under torchrun its processes
+            are the ranks ("auto" = all of them); all but the first serve inside this call until the
+            first is done, and then exit. kv_memory is that of all ranks together.
 
     Raises:
         ValueError: one sentence about what does not fit.
+        RuntimeError: a rank failed.
     """
 
+    @ends_ranks_if_it_fails
     def __init__(
         self,
         model: str | Path = "smollm2-moge",
@@ -89,7 +97,10 @@ class LLM:
         speculation: str | Speculation = "auto",
         remember: bool = True,
         progress: bool = True,
+        parallel: str | Parallel | None = None,
     ) -> None:
+        if parallel is not None:
+            join()
         for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
@@ -101,7 +112,8 @@ class LLM:
             "progress": progress,
         }
         self._kv_options: dict[str, Any] = {"kv_memory": kv_memory, "max_requests": max_running}
-        self.model = load_model(folder, **self._load_options)
+        self._ranks = ExitStack()
+        self.model = open_model(folder, parallel, self._ranks, **self._load_options)
         config = self.model.config
         context = config.context if max_model_len is None else max_model_len
         if not 2 <= context <= config.context:
@@ -126,7 +138,7 @@ class LLM:
         self._usual = Speculation()
         self._advised: set[str] = set()
         self._ids = itertools.count()
-        identity = f"{folder.resolve()} {quantization}"
+        identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
         self._clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
         self._odds: dict[Speculation, Odds] = {}
         drafter = Each(self._drafting.made, self._clock.drafted)
@@ -234,6 +246,7 @@ class LLM:
     def close(self) -> None:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
         self._worker.close()
+        self._ranks.close()
         self.model = self._kv = self._core = cast(Any, Closed())
         self._drafting.clear()
 
@@ -364,18 +377,20 @@ class LLM:
         return settings
 
     def _cache_for(self, model: Model, context: int, prefix_caching: bool) -> KVCache:
-        config, page_size = model.config, model.storage.page_size
+        config, kind = model.config, model.storage
+        page_bytes = bytes_per_page(
+            layers=config.layers,
+            kv_heads=config.kv_heads,
+            head_dim=kind.width(config.head_dim),
+            page_size=kind.page_size,
+            dtype=model.dtype,
+        )
         pages = page_budget(
             **self._kv_options,
-            page_bytes=bytes_per_page(
-                layers=config.layers,
-                kv_heads=config.kv_heads,
-                head_dim=model.storage.width(config.head_dim),
-                page_size=page_size,
-                dtype=model.dtype,
-            ),
-            page_size=page_size,
+            page_bytes=int(page_bytes * kind.share),
+            page_size=kind.page_size,
             context=context,
             device=model.device,
+            homes=kind.homes,
         )
-        return KVCache.for_model(model, pages, page_size, prefix_caching)
+        return KVCache.for_model(model, pages, kind.page_size, prefix_caching)

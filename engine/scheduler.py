@@ -95,7 +95,8 @@ class Scheduler:
 
     def _make_room(self, request: Request, chunk: int, work: dict[int, Work]) -> bool:
         while not self._kv.reserve(request.id, request.computed + chunk):
-            victim = self.running[-1]
+            home = self._kv.home(request.id)
+            victim = next(r for r in reversed(self.running) if self._kv.home(r.id) == home)
             work.pop(victim.id, None)
             self._preempt(victim)
             if victim is request:
@@ -117,7 +118,9 @@ class Scheduler:
         # Pages for all of its text must be free, though only a chunk's are taken now: else it would
         # soon be preempted by older requests and read again and again.
         whole = self._kv.pages_for(len(request.tokens)) - self._kv.pages_for(cached)
-        if whole > self._kv.free_pages or not self._kv.reserve(request.id, cached + chunk):
+        if whole > self._kv.free_for(request.id) or not self._kv.reserve(
+            request.id, cached + chunk
+        ):
             self._kv.close(request.id)
             return 0
         request.computed = cached

@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 from loguru import logger
 
 from fastslow.engine.core import Core
+from fastslow.engine.parallel.team import RankError
 from fastslow.engine.request import Request
 from fastslow.engine.stop import Reason
 
@@ -84,7 +85,10 @@ class Worker:
             self._core.step()
         except Exception as error:  # noqa: BLE001 - whatever it was, the engine must go on
             failed = list(scheduler.running) or list(scheduler.waiting)[:1]
-            logger.exception("a step failed; its {} request(s) end with this error", len(failed))
+            said = "a step failed; its {} request(s) end with this error"
+            # what another rank did is told already, and not to be found in this one's stack
+            known = isinstance(error, RankError)
+            logger.opt(exception=None if known else error).error(said, len(failed))
             self._core.end(failed, "error", error)
         if self._core.idle:
             self._core.kv.check_integrity()

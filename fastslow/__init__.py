@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fastslow.api import generate
     from fastslow.engine.llm import LLM
     from fastslow.engine.output import GenerationError, Output, Piece
+    from fastslow.engine.parallel.spec import Parallel
     from fastslow.engine.params import Mode, SamplingParams, Speculation
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "GenerationError",
     "Mode",
     "Output",
+    "Parallel",
     "Piece",
     "SamplingParams",
     "Speculation",
@@ -33,6 +35,7 @@ _HOMES = {
     "GenerationError": "fastslow.engine.output",
     "Mode": "fastslow.engine.params",
     "Output": "fastslow.engine.output",
+    "Parallel": "fastslow.engine.parallel.spec",
     "Piece": "fastslow.engine.output",
     "SamplingParams": "fastslow.engine.params",
     "Speculation": "fastslow.engine.params",

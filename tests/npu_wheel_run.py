@@ -40,9 +40,9 @@ def logits(folder: Path) -> None:
 
 
 def answers(folder: Path) -> None:
-    from test_exact import drafted_bench, tell
+    from test_exact import make_bench, tell
 
-    cpu, npu = drafted_bench(folder, "moge"), drafted_bench(folder, "moge", device="npu")
+    cpu, npu = make_bench(folder, "moge"), make_bench(folder, "moge", device="npu")
     names = ("off", "ngram", "model", "tree", "self1", "self tree", "skip", "told", "forked")
     asks = [
         Ask(PROMPTS[i % 5], params(), name, groups=(None, 0, 2)[i % 3])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV, RetoldDraft
 from fastslow.draft.model.common import CommonLexicon
 from fastslow.draft.model.spelling import Speller
 from fastslow.draft.ngram import NgramDraft
+from fastslow.engine.model.base import Model
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling import decide, law, only_best
@@ -54,13 +55,21 @@ DENSE_DRAFTERS = (
 KINDS = ("moge", "dense")
 
 
-def drafted_bench(folder: Path, kind: str, dtype: str = "float32", device: str = "cpu") -> Bench:
-    """Target and draft model are kin, so that they often agree."""
+def make_bench(
+    folder: Path,
+    kind: str,
+    dtype: str = "float32",
+    device: str = "cpu",
+    load: Callable[..., Model] = load_model,
+    **fields: Any,
+) -> Bench:
+    """Target and draft model are kin, so that they often agree. `load` loads the target."""
     base = DENSE if kind == "dense" else None
-    target = write_kin(folder / kind, base, routed=ROUTED, vocab_size=VOCAB)
+    fields = {"vocab_size": VOCAB, **fields}
+    target = write_kin(folder / kind, base, routed=ROUTED, **fields)
     write_bpe(target, vocab_size=VOCAB)
-    kin = write_kin(folder / f"{kind}-kin", base, 0.04, ROUTED, vocab_size=VOCAB)
-    model = load_model(target, dtype, device, progress=False)
+    kin = write_kin(folder / f"{kind}-kin", base, 0.04, ROUTED, **fields)
+    model = load(target, dtype=dtype, device=device, progress=False)
     small = load_model(kin, dtype, device, progress=False)
 
     foreign = renumbered(folder / f"{kind}-foreign", kin, SPOKEN)
@@ -124,17 +133,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def moge(folder: Path) -> Bench:
-    return drafted_bench(folder, "moge")
+    return make_bench(folder, "moge")
 
 
 @pytest.fixture(scope="module")
 def dense(folder: Path) -> Bench:
-    return drafted_bench(folder, "dense")
+    return make_bench(folder, "dense")
 
 
 @pytest.fixture(scope="module")
 def narrow(folder: Path) -> Bench:
-    return drafted_bench(folder / "narrow", "moge", "bfloat16")
+    return make_bench(folder / "narrow", "moge", "bfloat16")
 
 
 class OddDraft(OracleDraft):

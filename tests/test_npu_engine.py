@@ -18,7 +18,7 @@ from test_exact import (
     ORACLES,
     TREES,
     VOCAB,
-    drafted_bench,
+    make_bench,
     one_thread,
     tell,
 )
@@ -67,9 +67,9 @@ class Pair(NamedTuple):
 
 
 def pair_on(chip: str, folder: Path, kind: str) -> Iterator[Pair]:
-    cpu = drafted_bench(folder, kind)
+    cpu = make_bench(folder, kind)
     with simulated(chip):
-        yield Pair(chip, cpu, drafted_bench(folder, kind, device="npu"))
+        yield Pair(chip, cpu, make_bench(folder, kind, device="npu"))
 
 
 @pytest.fixture(scope="module", params=CHIPS)

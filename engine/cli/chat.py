@@ -45,6 +45,7 @@ def chat(
     device: o.Device = "auto",
     kv_memory: o.KVMemory = None,
     max_model_len: o.MaxModelLen = None,
+    parallel: o.Parallel = "auto",
 ) -> None:
     """Talk to a model; /fast and /deep change how it thinks, /help tells the rest.
 

@@ -44,6 +44,7 @@ def generate(
     device: o.Device = "auto",
     kv_memory: o.KVMemory = None,
     max_model_len: o.MaxModelLen = None,
+    parallel: o.Parallel = "auto",
 ) -> None:
     """Answer one prompt, as it is made; the last line says what speculation did.
 

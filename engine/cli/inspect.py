@@ -48,6 +48,9 @@ def inspect(
     picture: Annotated[
         Path | None, typer.Option(help="HTML file to write.", rich_help_panel=ROUTING)
     ] = None,
+    parallel: Annotated[
+        str | None, typer.Option(help="Ranks that would share it, such as ep=8,tp=1,dp=1.")
+    ] = None,
 ) -> None:
     """Show a checkpoint: parameters, memory, context, tokenizer and modes. Reads no weights.
 
@@ -58,9 +61,11 @@ def inspect(
       fastslow inspect path/to/checkpoint
       fastslow inspect smollm2-moge --json
       fastslow inspect smollm2-moge --routing prompts.jsonl --picture balance.html
+      fastslow inspect path/to/checkpoint --parallel ep=8
     """
     from fastslow.engine.cli.facts import Facts
     from fastslow.engine.cli.screen import console, quiet_log
+    from fastslow.engine.cli.shares import plan_of, shares_record, shares_table
     from fastslow.engine.locate import resolve_model
 
     quiet_log()
@@ -71,11 +76,15 @@ def inspect(
         show_routing(model, asked, as_json)
         return
     facts = Facts.of(resolve_model(model))
+    plan = None if parallel is None else plan_of(facts.config, parallel)
     if as_json:
-        console().out(json.dumps(facts.record(), ensure_ascii=False), highlight=False)
+        record = facts.record() | ({} if plan is None else {"parallel": shares_record(plan)})
+        console().out(json.dumps(record, ensure_ascii=False), highlight=False)
         return
     for table in (_shape(facts), _memory(facts), _modes(facts)):
         console().print(table)
+    if plan is not None:
+        console().print(shares_table(plan))
 
 
 def _shape(facts: Facts) -> Table:

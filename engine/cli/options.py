@@ -32,6 +32,9 @@ KVMemory = Annotated[
 MaxModelLen = Annotated[
     int | None, _option("Most tokens of prompt and answer together; default: all it can.", MODEL)
 ]
+Parallel = Annotated[
+    str, _option("Share the model among ranks: ep=2,tp=1,dp=1; default: those of torchrun.", MODEL)
+]
 ModeName = Annotated[str, _option("deep, fast or another preset of the checkpoint.", HOW, "--mode")]
 Groups = Annotated[
     int | None, _option("Routed groups to run instead of the mode's; 0 = shared only.", HOW)
@@ -90,7 +93,7 @@ class Wishes:
         """The model, loaded."""
         from fastslow.engine.llm import LLM
 
-        names = ("dtype", "quantization", "device", "kv_memory", "max_model_len")
+        names = ("dtype", "quantization", "device", "kv_memory", "max_model_len", "parallel")
         return LLM(self._given["model"], **{name: self._given[name] for name in names})
 
     def call(self, llm: LLM, preset: str | None = None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str,
         prefix_caching: bool = True,
-        storage: type[KVStorage] = KVStorage,
+        storage: Callable[..., KVStorage] = KVStorage,
     ) -> None:
         for name, value in (("pages", pages), ("page_size", page_size)):
             if value < 1:
@@ -75,7 +75,10 @@ class KVCache:
         cls, model: Model, pages: int, page_size: int = 16, prefix_caching: bool = True
     ) -> KVCache:
         """A cache whose rows have the shape, dtype, place and order of a model's."""
-        return cls(
+        from fastslow.engine.kv.homes import HomesCache  # it is made of these
+
+        kind = cls if model.storage.homes == 1 else HomesCache
+        return kind(
             layers=model.config.layers,
             kv_heads=model.config.kv_heads,
             head_dim=model.config.head_dim,
@@ -97,6 +100,14 @@ class KVCache:
         """Pages that `reserve` could hand out now: empty ones, and cached ones nobody uses."""
         return self._pool.free + self._pool.idle
 
+    def free_for(self, request: int) -> int:
+        """Pages that `reserve` could hand out now to this request."""
+        return self.free_pages
+
+    def home(self, request: int) -> int:
+        """Which home the request lives in; only requests of one compete for pages."""
+        return 0
+
     @property
     def cached_pages(self) -> int:
         """Pages that a new request could share."""
@@ -114,6 +125,12 @@ class KVCache:
     def fits(self, length: int) -> bool:
         """Whether a request of this length could ever fit, with the cache all to itself."""
         return self.pages_for(length) <= self.pages
+
+    def known(self, tokens: Sequence[int], root: Hashable, most: int) -> int:
+        """How many tokens `open` would share."""
+        if not self._prefix_caching:
+            return 0
+        return len(self._index.match(tokens, root, self.page_size, most)[0]) * self.page_size
 
     def open(self, request: int, tokens: Sequence[int], root: Hashable, most: int) -> int:
         """Start a request; share the published pages its text starts with.

@@ -49,10 +49,16 @@ class KVStorage:
     Other storages keep the same rows in another order; whoever does not care for it uses `read`,
     `write` and `move`. Rows start as zeros: a kernel may read (and mask) rows never written, and
     zero times an uninitialised NaN would not be zero.
+
+    Where a model's attention runs several times side by side, slots lie in `homes`, one after the
+    other: a request's must all be of one. `share`: how much of a token's bytes the memory that is
+    asked for KV has to hold.
     """
 
     page_size: ClassVar[int] = 16
     """Tokens of a page whose rows can be read in place."""
+    homes: ClassVar[int] = 1
+    share: ClassVar[float] = 1.0
 
     @classmethod
     def width(cls, head_dim: int) -> int:

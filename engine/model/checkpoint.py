@@ -24,6 +24,7 @@ INDEX = "model.safetensors.index.json"
 BLOCKS = "q4_1.safetensors"  # beside the weights: the 4-bit blocks they were made from
 DTYPES = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
 DRAFT_LAYER = re.compile(r"model\.layers\.(\d+)\.")  # copies of embedding and head lie there
+ReadPart = Callable[[str, tuple[slice, ...]], Tensor]
 CONSTANT = re.compile(r".*\.rotary_emb\.inv_freq")  # old exports carry it along; we compute it
 
 
@@ -79,14 +80,7 @@ class Checkpoint:
 
         progress: draw a bar on standard error where that is a terminal.
         """
-        with ExitStack() as stack:
-            shards = {
-                name: shard
-                for path, names in self.files.items()
-                for shard in [stack.enter_context(_reading(path))]
-                for name in names
-            }
-            advance = stack.enter_context(_bar(progress, len(shards)))
+        with self._open_files() as shards, _bar(progress, len(shards)) as advance:
 
             def read(name: str) -> Tensor:
                 advance()
@@ -94,6 +88,32 @@ class Checkpoint:
                 return tensor
 
             yield read
+
+    @contextmanager
+    def slicer(self, progress: bool, total: int) -> Iterator[ReadPart]:
+        """A function that reads a part of a tensor, given by a slice of each axis, and no more.
+
+        progress: draw a bar, as `reader`. total: parts that will be read.
+        """
+        with self._open_files() as shards, _bar(progress, total) as advance:
+
+            def read(name: str, part: tuple[slice, ...]) -> Tensor:
+                advance()
+                tensor: Tensor = shards[name].get_slice(name)[part]
+                return tensor
+
+            yield read
+
+    @contextmanager
+    def _open_files(self) -> Iterator[dict[str, Any]]:
+        """The open file of each tensor."""
+        with ExitStack() as stack:
+            yield {
+                name: shard
+                for path, names in self.files.items()
+                for shard in [stack.enter_context(_reading(path))]
+                for name in names
+            }
 
 
 @contextmanager

@@ -22,6 +22,7 @@ class Moge:
 
     The router runs in float32 (float64 for a float64 model). Each expert's gate and up are stacked
     into one matrix [2F, H]; down is [H, F]. `watch` is shown each router's input and logits.
+    `here`: the groups whose experts are held, where other ranks hold the others; None = all.
     """
 
     ops: Ops
@@ -32,6 +33,7 @@ class Moge:
     down: list[Tensor]
     shared: Mlp
     watch: Callable[[Tensor, Tensor], None] | None = field(default=None, kw_only=True)
+    here: range | None = field(default=None, kw_only=True)
 
     def __call__(self, x_PH: Tensor, wanted: Ints) -> Tensor:
         """[P, H] in the dtype of x. wanted: int64 [P], groups to run per row."""
@@ -43,10 +45,15 @@ class Moge:
         if self.watch is not None:
             self.watch(x_PH, logits_PE)
         choice = self._choose(logits_PE, wanted)
+        if self.here is not None:
+            choice = choice.within(self.here, logits_PE.shape[1] // self.groups)
+        groups = choice.runs.shape[1]
         entries = np.flatnonzero(choice.runs)  # in [P * G], row by row
+        if not len(entries):
+            return y_PH
         dispatch, places = _dispatch(
             choice.experts.flatten().cpu().numpy()[entries],
-            entries // self.groups,
+            entries // groups,
             len(self.gate_up),
             self.ops.rows,
             x_PH.device,
@@ -55,10 +62,10 @@ class Moge:
         parts = torch.zeros(choice.runs.size, x_PH.shape[1], dtype=sums, device=x_PH.device)
         picked = out_RH.index_select(0, places).to(sums)
         parts.index_copy_(0, torch.from_numpy(entries).to(x_PH.device), picked)
-        parts_PGH = parts.view(-1, self.groups, x_PH.shape[1])
+        parts_PGH = parts.view(-1, groups, x_PH.shape[1])
         parts_PGH *= choice.weights[..., None]
         total = y_PH.to(sums)
-        for g in range(self.groups):
+        for g in range(groups):
             total = total + parts_PGH[:, g]
         return total.to(x_PH.dtype)
 

@@ -103,4 +103,4 @@ def load_predictor(folder: Path, dtype: torch.dtype) -> Predictor:
     dtype = torch.float32 if dtype == torch.float64 else dtype
     cpu = torch.device("cpu")
     with Checkpoint.open(folder, config).reader(progress=False) as read:
-        return Predictor(config, ops_for(cpu), dtype, cpu, read)
+        return Predictor(config, ops_for(cpu.type), dtype, cpu, read)

@@ -23,6 +23,12 @@ class Choice(NamedTuple):
     weights: Tensor  # float32, float64 for a float64 model
     runs: NDArray[np.bool_]
 
+    def within(self, groups: range, size: int) -> Choice:
+        """Only these groups, of `size` experts each, whose experts are counted from the first."""
+        own = slice(groups.start, groups.stop)
+        firsts = groups.start * size
+        return Choice(self.experts[:, own] - firsts, self.weights[:, own], self.runs[:, own])
+
 
 def choose(logits_PE: Tensor, scale_E: Tensor, groups: int, wanted: Ints) -> Choice:
     """Softmax over all experts, then the likeliest of each group (the first on an exact tie).

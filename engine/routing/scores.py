@@ -59,7 +59,7 @@ def load_decoder(folder: Path, progress: bool = True) -> Decoder:
     kind = Weights if config.extras is None else ExtraWeights
     cpu = torch.device("cpu")
     with Checkpoint.open(folder, config).reader(progress) as read:
-        return Decoder(kind(config, ops_for(cpu), torch.float32, cpu, read))
+        return Decoder(kind(config, ops_for("cpu"), torch.float32, cpu, read))
 
 
 def router_scores(

@@ -1,0 +1,114 @@
+"""A model that several ranks run together, as the engine and the drafters see it: any `Model`."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.kept import check_features, kept_layers
+from fastslow.engine.parallel.orders import Kind, Order, fields, pack, pack_rows
+from fastslow.engine.parallel.part import Facts, Part
+from fastslow.engine.parallel.storage import PartedStorage, parted_storage
+from fastslow.engine.parallel.team import Team
+from fastslow.engine.types import Output, Rows
+
+
+class ParallelModel:
+    """Rank 0's part; every step goes to the other ranks first.
+
+    Args:
+        part: of rank 0.
+        team: the other ranks, all loaded.
+        dtype: of keys, values and features.
+    """
+
+    def __init__(self, part: Part, team: Team, dtype: torch.dtype) -> None:
+        self.config: ModelConfig = part.place.config
+        self.parallel = part.place.parallel
+        self.dtype = dtype
+        self.device = part.device
+        self._part = part
+        self._team = team
+        self._waiting: deque[Order] = deque()
+        self._storage = parted_storage(part.place, self._waiting, part.device.type == "cpu")
+        self._layers: tuple[int, ...] = tuple(range(self.config.layers))
+        self._turn = threading.Lock()  # orders of two threads must reach all ranks alike
+        self._shut = weakref.finalize(self, _shut, team)
+
+    @property
+    def storage(self) -> type[KVStorage]:
+        return self._storage
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """Process ids of the other ranks."""
+        return self._team.pids
+
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
+        """As `Decoder.forward`.
+
+        Raises:
+            RankError: a rank failed or is gone. No later step will run.
+        """
+        if not len(rows.tokens):
+            raise ValueError("rows must hold at least 1 row, got 0")
+        kv.expect(self._storage)
+        assert isinstance(kv, PartedStorage)
+        check_features(features, self._layers)
+        self._check_homes(rows, kv.slots)
+        named = ([kv.number], self._layers, features)
+        with self._turn:
+            self._tell(Order(Kind.FORWARD, fields(*named, pack_rows(rows))))
+            try:
+                output = self._part.decoder.forward(rows, kv, self._layers, features)
+            except BaseException as error:
+                self._team.explain(error)
+                raise
+        assert output is not None
+        return output
+
+    def keep(self, layers: Sequence[int]) -> ParallelModel:
+        """See `Model.keep`."""
+        kept = object.__new__(ParallelModel)
+        kept.__dict__.update(self.__dict__)
+        kept._layers = kept_layers(layers, self._layers)
+        return kept
+
+    def report(self, kv: KVStorage | None = None) -> list[Facts]:
+        """What every rank holds and has sent. kv: the storage whose bytes rank 0 tells."""
+        with self._turn:
+            self._tell(Order(Kind.REPORT, fields()))
+            return self._part.report(0 if kv is None else kv.nbytes)
+
+    def close(self) -> None:
+        """End the other ranks. Closing twice is fine."""
+        with self._turn:
+            self._shut()
+
+    def _check_homes(self, rows: Rows, size: int) -> None:
+        if self._storage.homes == 1:
+            return
+        for b, context in enumerate(rows.contexts):
+            own = rows.slots[rows.starts[b] : rows.starts[b + 1]]
+            homes = np.unique(np.concatenate((context, own)) // size)
+            if len(homes) > 1:
+                raise ValueError(f"request {b} of the step has slots in homes {homes.tolist()}")
+
+    def _tell(self, order: Order) -> None:
+        self._waiting.append(order)
+        orders = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        self._team.tell(pack(orders))
+
+
+def _shut(team: Team) -> None:
+    team.close()
+    if dist.is_initialized():
+        dist.destroy_process_group()

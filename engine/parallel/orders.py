@@ -1,0 +1,107 @@
+"""What rank 0 tells the other ranks, as bytes: small whole numbers, never objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from fastslow.engine.types import Ints, Rows
+
+
+class Kind(IntEnum):
+    OPEN = 1  # a storage of keys and values: number, layers, slots of a home, dtype
+    FREE = 2  # number
+    MOVE = 3  # number, sources, targets
+    FORWARD = 4  # number, layers, features, rows
+    REPORT = 5
+
+
+class Order(NamedTuple):
+    kind: Kind
+    values: Ints
+
+
+def pack(orders: Sequence[Order]) -> bytes:
+    """All orders, in their order, as int64."""
+    parts = [_ints(part) for kind, values in orders for part in ((kind, len(values)), values)]
+    return np.concatenate(parts).tobytes() if parts else b""
+
+
+def unpack(message: bytes) -> Iterator[Order]:
+    """What `pack` packed."""
+    numbers = np.frombuffer(message, dtype=np.int64)
+    at = 0
+    while at < len(numbers):
+        kind, size = int(numbers[at]), int(numbers[at + 1])
+        yield Order(Kind(kind), numbers[at + 2 : at + 2 + size])
+        at += 2 + size
+
+
+def fields(*parts: Sequence[int] | Ints) -> Ints:
+    """Arrays of whole numbers, each with its length in front."""
+    both = [p for part in parts for p in (_ints([len(part)]), _ints(part))]
+    return np.concatenate(both) if both else np.empty(0, dtype=np.int64)
+
+
+def split(values: Ints) -> list[Ints]:
+    """The arrays that `fields` joined."""
+    parts, at = list[Ints](), 0
+    while at < len(values):
+        size = int(values[at])
+        parts.append(values[at + 1 : at + 1 + size])
+        at += 1 + size
+    return parts
+
+
+def pack_rows(rows: Rows) -> Ints:
+    """Rows as numbers; contexts as the runs of slots that they are made of."""
+    runs = [_runs(context) for context in rows.contexts]
+    return fields(
+        rows.tokens,
+        rows.positions,
+        rows.slots,
+        rows.parents,
+        rows.groups,
+        rows.starts,
+        rows.outputs,
+        rows.only_best.astype(np.int64),
+        rows.reach,
+        *(part for pair in runs for part in pair),
+    )
+
+
+def unpack_rows(values: Ints) -> Rows:
+    """What `pack_rows` packed."""
+    parts = split(values)
+    tokens, positions, slots, parents, groups, starts, outputs, best, reach = parts[:9]
+    firsts, sizes = parts[9::2], parts[10::2]
+    return Rows(
+        tokens=tokens,
+        positions=positions,
+        slots=slots,
+        parents=parents,
+        groups=groups,
+        starts=starts,
+        outputs=outputs,
+        only_best=best.astype(np.bool_),
+        contexts=tuple(_slots(f, s) for f, s in zip(firsts, sizes, strict=True)),
+        reach=reach,
+    )
+
+
+def _runs(slots: Ints) -> tuple[Ints, Ints]:
+    """First slot and length of every ascending run."""
+    edges = np.flatnonzero(np.diff(slots, prepend=-2) != 1)
+    return slots[edges], np.diff(edges, append=len(slots))
+
+
+def _slots(firsts: Ints, sizes: Ints) -> Ints:
+    before = np.cumsum(sizes) - sizes
+    return np.repeat(firsts - before, sizes) + np.arange(int(sizes.sum()))
+
+
+def _ints(values: Sequence[int] | Ints) -> Ints:
+    return np.asarray(values, dtype=np.int64)

@@ -1,0 +1,112 @@
+"""From the last layer's rows, wherever they lie, to logits and features on rank 0."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastslow.engine.model.best import best_tokens
+from fastslow.engine.model.weights import Weights
+from fastslow.engine.ops.precision import wide
+from fastslow.engine.parallel.group import Group
+from fastslow.engine.parallel.place import Place
+from fastslow.engine.types import Ints, Output
+
+
+class Outputs:
+    """The head, cut by vocabulary.
+
+    Args:
+        place: of this rank.
+        weights: its part.
+        everyone: all ranks.
+    """
+
+    def __init__(self, place: Place, weights: Weights, everyone: Group) -> None:
+        self._place = place
+        self._weights = weights
+        self._everyone = everyone
+
+    def __call__(
+        self,
+        mine_mH: Tensor,
+        features_mF: Tensor | None,
+        wanted: tuple[Ints, Ints],
+        only_best: NDArray[np.bool_],
+    ) -> Output | None:
+        """The step's output on rank 0, None on the others.
+
+        mine_mH, features_mF: last rows and features of those wanted rows that this rank keeps.
+        wanted: of all M wanted rows, the rank that keeps each and where.
+        """
+        holders, w = wanted[0], self._weights
+        if not len(holders):
+            return self._nothing(features_mF) if self._place.rank == 0 else None
+        nth = _nth(holders)
+        most = int(nth.max()) + 1
+        at = torch.from_numpy(holders * most + nth).to(mine_mH.device)
+        last = w.ops.rms_norm(mine_mH, w.norm, w.config.rms_norm_eps)
+        last_MH = self._spread(last, most, at)
+        features = self._collect(features_mF, most, at)
+        if only_best.all():
+            return self._best(last_MH, features)
+        logits_MV = self._logits(last_MH)
+        parts = self._everyone.gather(logits_MV, "logits gather")
+        if parts is None:
+            return None
+        whole = torch.cat(parts, -1)[:, : w.config.vocab_size].to(wide(w.dtype))
+        return Output(whole, features, best_tokens(whole, only_best))
+
+    def _spread(self, rows_mH: Tensor, most: int, at: Tensor) -> Tensor:
+        """[M, H] on every rank, in the order in which they are wanted."""
+        padded = F.pad(rows_mH, (0, 0, 0, most - len(rows_mH)))
+        return self._everyone.all_gather(padded, "outputs all-gather").index_select(0, at)
+
+    def _collect(self, rows_mF: Tensor | None, most: int, at: Tensor) -> Tensor | None:
+        """[M, F] on rank 0."""
+        if rows_mF is None:
+            return None
+        padded = F.pad(rows_mF, (0, 0, 0, most - len(rows_mF)))
+        parts = self._everyone.gather(padded, "features gather")
+        return None if parts is None else torch.cat(parts).index_select(0, at)
+
+    def _logits(self, last_MH: Tensor) -> Tensor:
+        """[M, share of V] in the model's dtype; the last share is padded."""
+        size = self._place.vocabulary_size
+        logits = self._weights.ops.linear(last_MH, self._weights.head)
+        return F.pad(logits, (0, size - logits.shape[1]))
+
+    def _best(self, last_MH: Tensor, features: Tensor | None) -> Output | None:
+        """Every rank finds the best of its own vocabulary: three numbers a row instead of V."""
+        ids = self._place.vocabulary()
+        logits = self._logits(last_MH)[:, : len(ids)]
+        top = logits.max(-1)
+        found = (top.values, top.indices + ids.start, logits.isfinite().all(-1))
+        found_M3 = torch.stack([part.double() for part in found], -1)
+        parts = self._everyone.gather(found_M3, "logits gather")
+        if parts is None:
+            return None
+        found_RM3 = torch.stack(parts).cpu().numpy()
+        first = found_RM3[:, :, 0].argmax(0)  # the lower ids on a tie
+        tokens = np.take_along_axis(found_RM3[:, :, 1], first[None], 0)[0].astype(np.int64)
+        best = np.where(found_RM3[:, :, 2].all(0), tokens, -1)
+        return Output(self._no_logits(), features, best)
+
+    def _nothing(self, features_mF: Tensor | None) -> Output:
+        return Output(self._no_logits(), features_mF, np.empty(0, dtype=np.int64))
+
+    def _no_logits(self) -> Tensor:
+        w = self._weights
+        return torch.empty(0, w.config.vocab_size, dtype=wide(w.dtype), device=w.device)
+
+
+def _nth(holders: Ints) -> Ints:
+    """Of each wanted row: how many wanted before it lie on the same rank."""
+    nth = np.empty(len(holders), dtype=np.int64)
+    for rank in np.unique(holders):
+        own = holders == rank
+        nth[own] = np.arange(own.sum())
+    return nth

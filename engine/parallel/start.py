@@ -1,0 +1,170 @@
+"""Ranks begin: started by this process, or found where `torchrun` started them."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from loguru import logger
+from torch._C._distributed_c10d import FileStore
+from torch.distributed.distributed_c10d import Store
+
+from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.loader import pick_dtype
+from fastslow.engine.ops.device import find_place
+from fastslow.engine.parallel.job import Job
+from fastslow.engine.parallel.launched import Launched
+from fastslow.engine.parallel.model import ParallelModel
+from fastslow.engine.parallel.place import Place
+from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.parallel.team import RankError, Team
+
+_INTERFACE = "GLOO_SOCKET_IFNAME"
+
+
+def load_parallel(
+    folder: Path,
+    parallel: Parallel,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: bool = True,
+    quantization: str = "none",
+) -> ParallelModel:
+    """The model in `folder` on `parallel.ranks` ranks, of which this process is the first.
+
+    Under torchrun the other ranks are its processes, else they are started here and end with this
+    one. The other arguments are those of `load_model`.
+
+    Raises:
+        ValueError: the model cannot be shared so, torchrun started another number of ranks, this
+            process is in a process group already, or a quantization is asked for.
+        RankError: a rank failed.
+    """
+    config = ModelConfig.from_folder(folder)
+    place = Place.all(config, parallel)[0]
+    found = find_place(device)
+    where = found.device
+    picked = pick_dtype(dtype, config, found)
+    if quantization not in ("none", "auto"):
+        raise ValueError(f"quantization {quantization!r} runs on one rank only: leave parallel out")
+    if dist.is_initialized():
+        raise ValueError(
+            "this process is in a torch.distributed group already: close the LLM that runs in "
+            "parallel, or leave the group"
+        )
+    Checkpoint.open(folder, config)
+    launched = Launched.here()
+    if launched is not None and launched.ranks != parallel.ranks:
+        raise ValueError(
+            f"parallel {parallel} takes {parallel.ranks} ranks, torchrun started {launched.ranks}"
+        )
+    _say(place, where)
+    job = Job(
+        str(folder.resolve()), parallel.model_dump(), str(picked).removeprefix("torch."), where.type
+    )
+    team, store = _started(parallel.ranks) if launched is None else _found(launched)
+    try:
+        team.tell_job(job.record())
+        local = 0 if launched is None else launched.local
+        with job.met(0, local, store):
+            part = job.part(0, local, progress)
+            team.wait_loaded()
+            return ParallelModel(part, team, picked)
+    except BaseException as error:
+        # this rank's collectives fail at once where another one is gone, before that is noticed
+        if isinstance(error, RuntimeError) and team.failed_soon():
+            raise RankError(team.failure) from error
+        team.close()
+        raise
+
+
+def _say(place: Place, device: torch.device) -> None:
+    c, parallel = place.config, place.parallel
+    if place.attention < parallel.ep * parallel.tp:
+        logger.info(
+            "{} heads over {} KV heads do not divide by ep * tp = {}: attention runs {} times side by "
+            "side, each for requests of its own",
+            c.heads,
+            c.kv_heads,
+            parallel.ep * parallel.tp,
+            place.homes,
+        )
+    if device.type == "cpu":
+        logger.info("{} ranks run plain torch: the CPU kernels are for one rank", parallel.ranks)
+
+
+def _started(ranks: int) -> tuple[Team, Store]:
+    """Processes on this machine."""
+    room = Path(tempfile.mkdtemp(prefix="fastslow-"))  # nobody else may look into it
+    door, token = socket.create_server(("127.0.0.1", 0)), secrets.token_hex(16)
+    threads, undo = _settle(ranks)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "OMP_NUM_THREADS": str(threads),
+    }
+    processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def ended() -> None:
+        undo()
+        shutil.rmtree(room, ignore_errors=True)
+
+    try:
+        for rank in range(1, ranks):
+            told = {"address": door.getsockname(), "token": token, "rank": rank, "ranks": ranks}
+            command = [sys.executable, "-m", "fastslow.engine.parallel.rank"]
+            # in a group of its own: Ctrl-C is for this process, which ends the others
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, env=environment, process_group=0
+            )
+            processes[rank] = process
+            assert process.stdin is not None
+            with process.stdin as pipe:
+                pipe.write(json.dumps({**told, "store": str(room / "store")}).encode())
+        store = FileStore(str(room / "store"), ranks)
+    except BaseException:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+        door.close()
+        ended()
+        raise
+    return Team(door, token, ranks - 1, processes, ended), store
+
+
+def _found(launched: Launched) -> tuple[Team, Store]:
+    """Processes of torchrun, which wait for this one's address."""
+    door, token, store = launched.open_door()
+    return Team(door, token, launched.ranks - 1, {}, lambda: None), store
+
+
+def _settle(ranks: int) -> tuple[int, Callable[[], None]]:
+    """Threads of each rank; and how to set back what is changed here for all of them.
+
+    The ranks of one machine talk through its loopback, whatever its name resolves to.
+    """
+    threads, asked = torch.get_num_threads(), os.environ.get(_INTERFACE)
+    if sys.platform == "linux":
+        os.environ[_INTERFACE] = "lo"
+    each = threads if "OMP_NUM_THREADS" in os.environ else max(1, threads // ranks)
+    torch.set_num_threads(each)
+
+    def undo() -> None:
+        torch.set_num_threads(threads)
+        if asked is None:
+            os.environ.pop(_INTERFACE, None)
+        else:
+            os.environ[_INTERFACE] = asked
+
+    return each, undo

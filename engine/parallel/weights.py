@@ -1,0 +1,100 @@
+"""A rank's part of a checkpoint, read as slices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastslow.engine.model.checkpoint import Checkpoint, ReadPart
+from fastslow.engine.model.moge import Moge
+from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.model.weights import Read, Weights
+from fastslow.engine.ops.base import Ops
+from fastslow.engine.parallel.place import Place
+
+_EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
+
+
+class PartReader:
+    """Reads the tensors of a rank's local config: what it asks for whole is this rank's part.
+
+    Args:
+        place: whose part.
+        read: gives a slice of a tensor of the whole model.
+
+    Attributes:
+        nbytes: read so far.
+    """
+
+    def __init__(self, place: Place, read: ReadPart) -> None:
+        self._place = place
+        self._read = read
+        self._shapes = tensor_shapes(place.config)
+        self.nbytes = 0
+
+    def __call__(self, name: str) -> Tensor:
+        """A tensor by its local name, in which experts are counted from the first held."""
+        if match := _EXPERT.fullmatch(name):
+            before, number, after = match.groups()
+            name = f"{before}{int(number) + self._place.experts.start}{after}"
+        shape = self._shapes[name]
+        part = self._place.part(name, shape)
+        if part is None:
+            return torch.zeros(shape)  # a bias that another rank adds
+        tensor = self._read(name, part)
+        self.nbytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+
+@contextmanager
+def part_reader(checkpoint: Checkpoint, place: Place, progress: bool) -> Iterator[PartReader]:
+    """Reads a rank's part of a checkpoint from memory-mapped files that stay open."""
+    with checkpoint.slicer(progress, _held(place)) as read:
+        yield PartReader(place, read)
+
+
+def part_weights(
+    place: Place, ops: Ops, dtype: torch.dtype, device: torch.device, read: Read
+) -> Weights:
+    """The weights of a rank's part; `read` as `PartReader` gives them."""
+    weights = Weights(place.local, ops, dtype, device, read)
+    for layer in weights.layers:
+        if place.rank % place.attention:
+            layer.attention.out_bias = None
+        if not isinstance(layer.mlp, Moge):
+            if place.rank:
+                layer.mlp.down_bias = None
+        elif place.parallel.ep > 1:
+            layer.mlp.groups = place.config.groups
+            layer.mlp.here = place.groups
+    return weights
+
+
+def weight_bytes(weights: Weights) -> int:
+    """Bytes that the weights take; one tensor under two names counts once."""
+    found: dict[int, Tensor] = {}
+    _collect(weights, found)
+    return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+
+
+def _collect(value: Any, found: dict[int, Tensor]) -> None:
+    if isinstance(value, Tensor):
+        found[id(value)] = value
+    elif isinstance(value, list):
+        for part in value:
+            _collect(part, found)
+    elif is_dataclass(value):
+        for field in fields(value):
+            if field.name not in ("read", "config", "ops"):
+                _collect(getattr(value, field.name), found)
+
+
+def _held(place: Place) -> int:
+    shapes = tensor_shapes(place.config)
+    return sum(place.part(name, shape) is not None for name, shape in shapes.items())

@@ -1,0 +1,209 @@
+"""Who holds what, from a config alone; the 72B's shapes without its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import DENSE, MOGE
+from test_cli import PANGU_72B, run
+
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.cuts import Over, cut_of, expert_of
+from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.ops.reference import ReferenceOps
+from fastslow.engine.parallel.deal import Deal
+from fastslow.engine.parallel.orders import (
+    Kind,
+    Order,
+    fields,
+    pack,
+    pack_rows,
+    unpack,
+    unpack_rows,
+)
+from fastslow.engine.parallel.place import Place, usual
+from fastslow.engine.parallel.plan import Plan
+from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.parallel.weights import PartReader, part_weights, weight_bytes
+from fastslow.engine.types import Rows, Segment
+
+MIXED = {**MOGE, "mlp_only_layers": [1], "vocab_size": 97}
+BIASED = {**DENSE, "attention_bias": True, "mlp_bias": True}
+LAYOUTS = ("ep=2", "tp=2", "dp=2", "ep=4", "tp=4", "ep=2,tp=2", "dp=2,tp=2", "ep=2,dp=2", "dp=4")
+
+
+def config_of(raw: dict[str, object]) -> ModelConfig:
+    return ModelConfig.from_json(raw)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["moge", "dense"])
+def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
+    config = config_of(MIXED if kind == "moge" else BIASED)
+    parallel = Parallel.parse(layout)
+    if kind == "dense" and parallel.ep > 1:
+        return
+    places = Place.all(config, parallel)
+    a, homes = places[0].attention, places[0].homes
+    copies = {
+        Over.NOBODY: parallel.ranks,
+        Over.ALL: 1,
+        Over.HEADS: homes,
+        Over.KV_HEADS: homes * max(1, a // config.kv_heads),
+        Over.EXPERTS: 1,
+        Over.FIRST_OF_ALL: 1,
+        Over.FIRST_OF_HEADS: homes,
+    }
+    for name, shape in tensor_shapes(config).items():
+        held = np.zeros(shape, dtype=np.int64)
+        for place in places:
+            if (part := place.part(name, shape)) is not None:
+                held[part] += 1
+        assert (held == copies[cut_of(name).over]).all(), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_rank_runs_as_many_experts_as_any_other(layout: str) -> None:
+    parallel = Parallel.parse(layout)
+    places = Place.all(config_of(MOGE), parallel)
+    assert {len(place.groups) for place in places} == {4 // parallel.ep}
+    for place in places:
+        assert place.experts == range(4 * place.groups.start, 4 * place.groups.stop)
+
+
+def test_h2p_on_eight_devices() -> None:
+    """Attention DP2 x TP4, experts EP4 x TP2, shared TP8: arXiv 2505.21411."""
+    places = Place.all(config_of(PANGU_72B), Parallel(ep=4, dp=2))
+    assert {(p.attention, p.homes, p.heads, p.kv_heads, len(p.groups)) for p in places} == {
+        (4, 2, 10, 2, 2)
+    }
+    local = places[5].local
+    assert (local.moe_intermediate_size, local.shared_intermediate_size) == (672, 672)
+    assert places[5].home == 1 and places[5].groups == range(2, 4)
+
+
+def part_on_meta(place: Place) -> tuple[int, int]:
+    """Bytes of weights and bytes read, of a rank whose tensors are never allocated."""
+
+    def read(name: str, part: Sequence[slice]) -> torch.Tensor:
+        shape = [s.stop - s.start for s in part]
+        return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+    reader = PartReader(place, read)
+    meta = torch.device("meta")
+    return weight_bytes(
+        part_weights(place, ReferenceOps(), torch.bfloat16, meta, reader)
+    ), reader.nbytes
+
+
+@pytest.mark.parametrize("layout", ["ep=8", "ep=4,dp=2"])
+def test_the_72b_is_planned_and_cut_without_its_weights(layout: str) -> None:
+    config = config_of(PANGU_72B)
+    plan = Plan.of(config, Parallel.parse(layout), torch.bfloat16)
+    assert config.parameters() == pytest.approx(71.99e9, rel=1e-4)
+    for share in plan.shares[::5]:  # the first adds the biases
+        weights, read = part_on_meta(share.place)
+        assert weights == share.weights
+        assert read == 2 * share.elements
+    heaviest = max(share.weights for share in plan.shares)
+    assert heaviest < 1.06 * 2 * config.parameters() / 8
+    first = plan.shares[0]
+    assert first.kv_per_token == {"ep=8": 24576, "ep=4,dp=2": 49152}[layout]
+    per_row = sum(plan.layer_traffic(8).values()) / 8
+    assert per_row == 2 * 5120 * 2 * {"ep=8": 8 + 8 - 2, "ep=4,dp=2": 4 + 8 - 2}[layout]
+
+
+def test_inspect_shows_the_shares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PANGU_72B))
+    assert run("inspect", tmp_path, "--parallel", "ep=4,dp=2", "--json") == 0
+    told = json.loads(capsys.readouterr().out)["parallel"]
+    assert (told["ep"], told["tp"], told["dp"], told["sent_per_row_and_layer"]) == (4, 1, 2, 204800)
+    plan = Plan.of(config_of(PANGU_72B), Parallel(ep=4, dp=2), torch.bfloat16)
+    assert [rank["weights"] for rank in told["ranks"]] == [share.weights for share in plan.shares]
+    assert told["ranks"][5]["groups"] == [2, 3] and told["ranks"][5]["home"] == 1
+    assert run("inspect", tmp_path, "--parallel", "ep=4,dp=2") == 0
+    shown = capsys.readouterr().out
+    assert "a row of a layer sends 200.0 KiB between ranks" in shown and "17.5 GiB" in shown
+    assert run("inspect", tmp_path, "--parallel", "ep=3") == 2
+    assert "ep=3 does not divide the 8 groups" in capsys.readouterr().err
+
+
+def test_ranks_of_a_torchrun_are_used_as_well_as_the_model_allows() -> None:
+    moge, dense = config_of(MOGE), config_of(DENSE)
+    assert usual(moge, 4) == Parallel(ep=4)
+    assert usual(moge, 8) == Parallel(ep=4, tp=2)
+    assert usual(dense, 2) == Parallel(tp=2)
+    assert usual(config_of(PANGU_72B), 16) == Parallel(ep=8, tp=2)
+    nine = config_of({**MOGE, "num_attention_heads": 9, "num_key_value_heads": 3})
+    assert usual(nine, 2) == Parallel(ep=2)
+    assert Place.all(nine, Parallel(ep=2))[0].homes == 2, "nine heads run in two homes"
+    assert (
+        usual(config_of({**DENSE, "num_attention_heads": 9, "num_key_value_heads": 3}), 2).dp == 2
+    )
+    with pytest.raises(ValueError, match="5 ranks cannot share this model"):
+        usual(moge, 5)
+
+
+def test_names_without_a_rule_are_refused() -> None:
+    for name in ("model.layers.0.self_attn.k_layernorm.weight", "x", "model.layers.0.mlp.bias"):
+        with pytest.raises(ValueError, match="has no rule by which several ranks could share it"):
+            cut_of(name)
+    with pytest.raises(ValueError, match="is none of an expert"):
+        expert_of("model.norm.weight")
+
+
+def rows_of(*requests: tuple[int, int]) -> Rows:
+    """Requests of (first slot, rows), each with a context of two slots more than a page away."""
+    return Rows.of(
+        [
+            Segment(
+                tokens=[7 + i for i in range(count)],
+                positions=range(5, 5 + count),
+                parents=[-1, *([0] * (count - 1))],
+                slots=np.arange(first, first + count),
+                context=np.array([first + 40, first + 41, first + 30]),
+                groups=None if first else 0,
+                outputs=[count - 1],
+                reach=99,
+                only_best=bool(first),
+            )
+            for first, count in requests
+        ]
+    )
+
+
+def test_rows_arrive_as_they_were_sent() -> None:
+    rows = rows_of((0, 3), (100, 1), (300, 5))
+    told = [Order(Kind.REPORT, fields()), Order(Kind.FORWARD, pack_rows(rows))]
+    got = list(unpack(pack(told)))
+    assert [order.kind for order in got] == [Kind.REPORT, Kind.FORWARD]
+    back = unpack_rows(got[1].values)
+    for name in Rows.__slots__:
+        ours, theirs = getattr(rows, name), getattr(back, name)
+        if name == "contexts":
+            assert [x.tolist() for x in ours] == [x.tolist() for x in theirs]
+        else:
+            assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs), name
+
+
+def test_rows_are_dealt_to_homes_then_ranks() -> None:
+    places = Place.all(config_of(MOGE), Parallel(dp=2, tp=2))
+    rows = rows_of((1000, 3), (0, 1), (1500, 2))
+    deals = [Deal.of(rows, place, 1000) for place in places]
+    for deal in deals:
+        assert deal.each == 3, "five rows of a home on two ranks"
+        assert deal.places.tolist() == [6, 7, 8, 0, 9, 10]
+        assert deal.tokens.tolist() == [7, 0, 0, 0, 0, 0, 7, 8, 9, 7, 8, 0]
+        assert deal.groups.tolist() == [0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, 0]
+        ranks, at = deal.holders(rows.outputs)
+        assert ranks.tolist() == [2, 0, 3] and at.tolist() == [2, 0, 1]
+    own = deals[3].own
+    assert own is not None and own.starts.tolist() == [0, 3, 5]
+    assert own.slots.tolist() == [0, 1, 2, 500, 501]
+    assert [c.tolist() for c in own.contexts] == [[40, 41, 30], [540, 541, 530]]
+    assert Deal.of(rows_of((1000, 3)), places[0], 1000).own is None
