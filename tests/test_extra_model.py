@@ -137,7 +137,7 @@ def test_fewer_groups_are_refused_and_so_is_a_quantization(tmp_path: Path) -> No
 def test_inspect_names_its_experts(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(MOE))
     shown = CliRunner().invoke(app, ["inspect", str(tmp_path)]).output
-    assert "the best 3 of 10, one group, each of 32; shared 64; dense layers: 1" in shown
+    assert "best 3 of 10, each of 32; shared 64; dense layers: 1" in shown
     assert " dense " not in shown.split("description")[1]
 
 

@@ -64,7 +64,7 @@ class Facts:
         elif c.extras is not None:
             dense = f"; dense layers: {len(c.mlp_only_layers)}" if c.mlp_only_layers else ""
             lines["experts"] = (
-                f"the best {c.chosen} of {c.experts}, one group, each of {c.moe_intermediate_size}; "
+                f"best {c.chosen} of {c.experts}, each of {c.moe_intermediate_size}; "
                 f"shared {c.shared_intermediate_size}{dense}"
             )
         else:
