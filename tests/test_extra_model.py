@@ -12,7 +12,9 @@ import texts
 import torch
 from checkpoints import write
 from extra_tools import MOE, ReferenceMoe, tensors, write_moe
+from typer.testing import CliRunner
 
+from fastslow.engine.cli.app import app
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.types import Rows, Segment
@@ -132,6 +134,13 @@ def test_fewer_groups_are_refused_and_so_is_a_quantization(tmp_path: Path) -> No
         load_model(tmp_path, quantization="int8")
 
 
+def test_inspect_names_its_experts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MOE))
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path)]).output
+    assert "best 3 of 10, each of 32; shared 64; dense layers: 1" in shown
+    assert " dense " not in shown.split("description")[1]
+
+
 def test_the_published_model_counts_as_published() -> None:
     """openPangu-R-72B-2512: "74B-A15B", by its public config.json."""
     raw = {
@@ -153,6 +162,5 @@ def test_the_published_model_counts_as_published() -> None:
         "param_sink_number": 128,
     }
     config = ModelConfig.from_json(raw)
-    print(config.parameters(), config.active_parameters())
     assert round(config.parameters() / 1e9) == 74
     assert round(config.active_parameters() / 1e9) == 15

@@ -61,6 +61,12 @@ class Facts:
                 f"{c.groups} groups of {c.experts // c.groups}, each of {c.moe_intermediate_size}; "
                 f"shared {c.shared_intermediate_size}"
             )
+        elif c.extras is not None:
+            dense = f"; dense layers: {len(c.mlp_only_layers)}" if c.mlp_only_layers else ""
+            lines["experts"] = (
+                f"best {c.chosen} of {c.experts}, each of {c.moe_intermediate_size}; "
+                f"shared {c.shared_intermediate_size}{dense}"
+            )
         else:
             lines["MLP"] = f"dense, {c.intermediate_size}"
         scaling = f", rope scaling {c.rope_scaling.kind}" if c.rope_scaling else ""

@@ -121,7 +121,8 @@ def _modes(facts: Facts) -> Table:
     table = Table("mode", "groups", "thinking", "active per token", "description")
     for mode in facts.modes.values():
         groups = facts.config.groups if mode.groups is None else mode.groups
-        shown = f"{groups} of {facts.config.groups}" if facts.config.groups else "dense"
+        whole = "dense" if facts.config.extras is None else "one"
+        shown = f"{groups} of {facts.config.groups}" if facts.config.groups else whole
         active = billions(facts.config.active_parameters(mode.groups))
         table.add_row(mode.name, shown, mode.thinking, active, mode.description)
     return table
