@@ -6,8 +6,10 @@ import itertools
 import secrets
 from collections.abc import Mapping
 
+from loguru import logger
+
 from fastslow.engine.accept import RULES
-from fastslow.engine.call import sampling_in
+from fastslow.engine.call import ModeWish, sampling_in
 from fastslow.engine.core import Core
 from fastslow.engine.door import Door, Entry, Prompt
 from fastslow.engine.drafting import Drafting
@@ -18,15 +20,18 @@ from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.request import Request
 from fastslow.engine.stop import Stopper
 from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.engine.text.tag_tokens import TagTokens
 from fastslow.engine.text.template import ChatTemplate
-from fastslow.engine.text.thought import tags_for
+from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.text.tokenizer import Tokenizer
+from fastslow.engine.thinking import Thinking
 from fastslow.engine.tune.tuned import read_settings
 from fastslow.engine.types import Policy
 from fastslow.policies.clock import Clock
 from fastslow.policies.length import AdaptiveLength, FixedLength
 from fastslow.policies.modes import find_mode
 from fastslow.policies.odds import Odds
+from fastslow.policies.thinking import ThinkingBudget
 
 MOST_NODES = 24  # of an adaptive draft
 
@@ -38,6 +43,7 @@ class Intake:
         config: of the target.
         tokenizer: None for a checkpoint without one.
         template: of the checkpoint's chat.
+        tags: between which the model thinks, if it does.
         context: most tokens of prompt and answer together.
         core: whose pages the requests will take.
         drafting: makes the drafters.
@@ -54,25 +60,28 @@ class Intake:
         config: ModelConfig,
         tokenizer: Tokenizer | None,
         template: ChatTemplate | None,
+        tags: ThoughtTags | None,
         context: int,
         core: Core,
         drafting: Drafting,
         clock: Clock,
         modes: Mapping[str, Mode],
     ) -> None:
-        self.door = Door(config, tokenizer, template, context)
+        self.door = Door(config, tokenizer, template, tags, context)
         self.usual = Speculation()
         self._config = config
         self._tokenizer = tokenizer
-        self._tags = tags_for(tokenizer, template) if tokenizer is not None else None
+        self._tags = tags
+        self._thoughts = TagTokens(tokenizer, tags) if tokenizer and tags else None
         self._core = core
         self._drafting = drafting
         self._clock = clock
         self._modes = modes
         self._ids = itertools.count()
         self._odds: dict[Speculation, Odds] = {}
+        self._said: set[str] = set()
 
-    def mode(self, mode: str | Mode) -> Mode:
+    def mode(self, mode: ModeWish) -> Mode:
         """The mode that a call names or brings. ValueError: see `find_mode`."""
         return find_mode(mode, self._modes, self._config.groups)
 
@@ -113,13 +122,12 @@ class Intake:
         self.door.check_params(params)
         entry = self.door.enter(prompt, mode)
         settings = self.speculation(speculation, mode)
-        opened = self._tags is not None and entry.text is not None
-        opened = opened and self._tags.opened_by(entry.text)  # type: ignore[union-attr, arg-type]
         seed = secrets.randbits(63) if params.seed is None else params.seed
         handles = []
         for i in range(params.n):
             request = self._request(entry, params, mode, settings, sibling_seed(seed, i))
-            handles.append(Handle(request, mode.name, self._tags, opened, streaming))
+            thinks = mode.thinking != "off"
+            handles.append(Handle(request, mode.name, self._tags, entry.opened, thinks, streaming))
         return entry, handles
 
     def _request(
@@ -154,6 +162,7 @@ class Intake:
             end_ids=end_ids,
             rule=RULES["reproducible" if reproducible else rule],
             reproducible=reproducible,
+            thinking=self._thinking(entry, mode, room),
         )
         request.root = self._core.prefix_root(request, mode.groups)
         return request
@@ -164,6 +173,34 @@ class Intake:
         shown = self._tags.ids(self._tokenizer) if self._tags else frozenset[int]()
         before = [] if entry.chat else entry.tokens[-8:]
         return Detokenizer(self._tokenizer, keep=shown, after=before)
+
+    def _thinking(self, entry: Entry, mode: Mode, room: int) -> Thinking | None:
+        """A chat whose mode does not think, and that gives no budget, has a budget of 0."""
+        most, phrase = mode.thinking_budget, mode.closing or ""
+        if self._thoughts is None:
+            if most is not None or mode.early_exit:
+                self._say(
+                    f"mode {mode.name!r} bounds its thoughts, but this model has no thinking tags: "
+                    "name them in fastslow.json or as thinking_tags"
+                )
+            return None
+        if most is None and mode.thinking == "off" and entry.chat:
+            most, phrase = 0, ""
+        bounded = most is not None or mode.early_exit
+        policy = ThinkingBudget(most, mode.thinking_soft, mode.early_exit) if bounded else None
+        closing = self._thoughts.closing(phrase)
+        if most and most + len(closing) >= room:
+            self._say(
+                f"mode {mode.name!r}: thinking_budget={most} leaves no room for an answer within "
+                f"max_tokens={room}"
+            )
+        return Thinking(self._thoughts, entry.opened, len(entry.tokens), policy, closing)
+
+    def _say(self, warning: str) -> None:
+        """Once each."""
+        if warning not in self._said:
+            self._said.add(warning)
+            logger.warning(warning)
 
     def _length(self, settings: Speculation, drafter: Speculation) -> Policy:
         if settings.drafter == "off":

@@ -192,7 +192,7 @@ class Mode(Params):
     )
     closing: str | None = Field(
         default=None,
-        description="phrase that ends a thought over its budget, before the closing tag; None = a newline",
+        description="what a thought that is closed for the model says last, before the closing tag",
     )
     early_exit: StrictBool = Field(
         default=False, description="close thoughts that go round in circles or have settled"
@@ -212,6 +212,12 @@ class Mode(Params):
         default=None, description="go on in another mode where the model is unsure; None = never"
     )
     description: str = Field(default="", description="one line for people")
+
+    def model_post_init(self, _context: object) -> None:
+        most = self.thinking_budget
+        if self.base is None and self.thinking_soft > (most or 0):
+            limit = "needs a thinking_budget" if most is None else f"exceeds thinking_budget={most}"
+            raise ValueError(f"thinking_soft={self.thinking_soft} {limit}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
