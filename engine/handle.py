@@ -70,7 +70,8 @@ class Handle:
         request = self.request
         stopper = request.stopper
         opened, thinking = self._opened, request.thinking
-        if self._tags is not None and self._thinks and self._tags.strayed(stopper.text):
+        asked = self._tags is not None and self._thinks and not opened
+        if asked and self._tags.strayed(stopper.text):  # type: ignore[union-attr]
             opened = True
             thinking = thinking and thinking.reopened()
         splitter = ThoughtSplitter(self._tags, opened)

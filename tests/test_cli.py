@@ -83,7 +83,7 @@ def test_json_holds_the_answer_and_its_figures(
     record = json.loads(capsys.readouterr().out)
     assert len(record["token_ids"]) == 6
     assert record["finish_reason"] == "length"
-    assert record["metrics"]["mode"] == "custom"
+    assert record["metrics"]["mode"] == "deep*"
     assert record["metrics"]["tokens"] == 6
 
 
