@@ -25,7 +25,9 @@ EMPTY = (
 )
 TEMPLATES = {
     "qwen": CHATML + ASSISTANT + EMPTY,  # writes an empty thought when it is not to think
-    "opening": CHATML + ASSISTANT + "{{ '<think>\\n' }}",  # always opens a thought: it has no switch
+    "opening": CHATML
+    + ASSISTANT
+    + "{{ '<think>\\n' }}",  # always opens a thought: it has no switch
     "switched": CHATML + ASSISTANT + "{% if thinking %}<think>{% else %}</think>{% endif %}",
     "plain": CHATML + ASSISTANT,  # the model opens its thoughts, or does not
 }
