@@ -299,8 +299,8 @@ MUTATIONS = (
     swap(
         "the closing phrase is said twice",
         "engine/thinking.py",
-        "said=state.said or forced,",
-        "said=False,",
+        "said=state.said or forced)",
+        "said=False)",
         ("tests/test_thinking.py",),
     ),
     swap(
@@ -332,10 +332,10 @@ MUTATIONS = (
         ("tests/test_thinking_law.py",),
     ),
     swap(
-        "a thought that the answer opens has no budget",
+        "a thought that the answer opens has a token more",
         "engine/thinking.py",
-        "if self._policy is None or not state.thinking or state.todo:",
-        "if self._policy is None or not state.thinking or state.todo or state.tail[:1]:",
+        "spent=state.spent - inside,",
+        "spent=state.spent - inside - 1,",
         BUDGETS,
     ),
     swap(
