@@ -142,3 +142,17 @@ def test_a_lossy_rule_keeps_to_the_budget_all_the_same(bench: Bench) -> None:
             assert thought[3:] == [SO, SO]
             over += 1
     assert over > 10
+
+
+def test_a_draft_model_stops_at_a_token_that_it_cannot_say(bench: Bench) -> None:
+    bench.tokenizer = Pieces(WORDS)  # type: ignore[assignment]
+    foreign = WORDS[1]  # the one that the other vocabulary lacks
+    bound = Bound(2, closing=foreign * 2, opened=True, tags=TAGS)
+    for heat in (0.0, 1.5):  # trees, chains
+        asked = params(temperature=heat, max_tokens=10)
+        asks = [Ask(PROMPT, asked, "common", 6, None, n, bound, "reproducible") for n in range(8)]
+        requests = bench.run(asks)
+        assert sum(r.tally.accepted for r in requests) > 0
+        for ask, request in zip(asks, requests, strict=True):
+            assert answer(request) == answer(bench.alone(ask))
+            assert answer(request)[2:4] == [1, 1] or CLOSE in answer(request)[:2]
