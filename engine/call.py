@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.engine.text.message import Message
+
+ModeWish = str | Mode | Mapping[str, Any]  # a preset's name, a mode, or the fields of one
+Presets = str | Path | Mapping[str, Mode | Mapping[str, Any]]
 
 
 def spread(name: str, value: Any, count: int) -> list[Any]:

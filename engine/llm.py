@@ -1,9 +1,7 @@
-"""The public face. This file composes everything else, and is the only one that does."""
+"""The public face. This file composes everything else, with `intake.py` and `drafting.py`."""
 
 from __future__ import annotations
 
-import itertools
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,42 +10,32 @@ from typing import Any, Self, cast
 from loguru import logger
 
 from fastslow.draft.each import Each
-from fastslow.engine.accept import RULES
 from fastslow.engine.advice import advice
-from fastslow.engine.call import as_messages, sampling_in, spread
+from fastslow.engine.call import ModeWish, Presets, as_messages, spread
 from fastslow.engine.closed import Closed
 from fastslow.engine.core import Core
 from fastslow.engine.cost import step_seconds
-from fastslow.engine.door import Door, Entry, Prompt
+from fastslow.engine.door import Entry
 from fastslow.engine.drafting import Drafting
 from fastslow.engine.handle import Handle
+from fastslow.engine.intake import Intake
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import bytes_per_page
 from fastslow.engine.locate import find_tokenizer, resolve_model
 from fastslow.engine.model.base import Model
-from fastslow.engine.noise import sibling_seed
 from fastslow.engine.output import GenerationError, Output, Piece
 from fastslow.engine.parallel.ask import ends_ranks_if_it_fails, join, open_model
 from fastslow.engine.parallel.spec import Parallel
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.progress import bar
-from fastslow.engine.request import Request
-from fastslow.engine.stop import Stopper
-from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.message import Message
 from fastslow.engine.text.template import load_template
-from fastslow.engine.text.thought import tags_for
-from fastslow.engine.tune.tuned import read_settings
-from fastslow.engine.types import Policy
+from fastslow.engine.text.thought import find_tags
 from fastslow.engine.worker import Worker
 from fastslow.policies.clock import Clock
-from fastslow.policies.length import AdaptiveLength, FixedLength
-from fastslow.policies.modes import find_mode, load_modes
-from fastslow.policies.odds import Odds
+from fastslow.policies.modes import load_modes
 from fastslow.policies.pace import Pace
-
-MOST_NODES = 24  # of an adaptive draft
 
 
 class LLM:
@@ -70,6 +58,10 @@ class LLM:
             or the path of a settings file that `fastslow tune` wrote.
         remember: keep answers in memory to draft later ones from (they reach nobody unless the model
             says them anyway).
+        modes: presets that join or change the checkpoint's: name -> `Mode` or its fields, or the
+            path of a JSON file that holds them as `fastslow.json` does.
+        thinking_tags: the texts between which the model thinks; None = what the checkpoint's
+            `fastslow.json` says, else openPangu's or `<think>`, if it has them.
         progress: draw a bar while a model is fetched or loaded.
         parallel: share the model among ranks: a `Parallel`, or text such as "ep=8,tp=1"; None = this
             process alone. Ranks are started here and end with `close`. Under torchrun its processes
@@ -96,6 +88,8 @@ class LLM:
         prefix_caching: bool = True,
         speculation: str | Speculation = "auto",
         remember: bool = True,
+        modes: Presets | None = None,
+        thinking_tags: tuple[str, str] | None = None,
         progress: bool = True,
         parallel: str | Parallel | None = None,
     ) -> None:
@@ -119,12 +113,11 @@ class LLM:
         if not 2 <= context <= config.context:
             raise ValueError(f"max_model_len={context} is outside 2..{config.context}")
         self.tokenizer = find_tokenizer(folder)
-        self.modes = load_modes(folder, config.groups)
-        template = None
+        self.modes = load_modes(folder, config.groups, modes)
+        template = tags = None
         if self.tokenizer is not None:
             template = load_template(folder, self.tokenizer, config.architecture)
-        self._tags = tags_for(self.tokenizer, template) if self.tokenizer is not None else None
-        self._door = Door(config, self.tokenizer, template, context)
+            tags = find_tags(folder, self.tokenizer, template, thinking_tags)
         self._kv = self._cache_for(self.model, context, prefix_caching)
         self._drafting = Drafting(
             folder,
@@ -135,15 +128,23 @@ class LLM:
             lambda model: self._cache_for(model, min(context, model.config.context), True),
             remember,
         )
-        self._usual = Speculation()
         self._advised: set[str] = set()
-        self._ids = itertools.count()
         identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
-        self._clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
-        self._odds: dict[Speculation, Odds] = {}
-        drafter = Each(self._drafting.made, self._clock.drafted)
-        self._core = Core(self.model, self._kv, drafter, prompt_rows, max_running, self._clock)
-        self._usual = self._speculation(speculation, Mode())
+        clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
+        drafter = Each(self._drafting.made, clock.drafted)
+        self._core = Core(self.model, self._kv, drafter, prompt_rows, max_running, clock)
+        self._intake = Intake(
+            config,
+            self.tokenizer,
+            template,
+            tags,
+            context,
+            self._core,
+            self._drafting,
+            clock,
+            self.modes,
+        )
+        self._intake.usual = self._intake.speculation(speculation, Mode())
         self._worker = Worker(self._core)
 
     def generate(
@@ -151,7 +152,7 @@ class LLM:
         prompts: Any,
         sampling: SamplingParams | Sequence[SamplingParams | None] | None = None,
         *,
-        mode: str | Mode | Sequence[str | Mode] = "deep",
+        mode: ModeWish | Sequence[ModeWish] = "deep",
         speculation: str | Speculation | Sequence[str | Speculation] = "auto",
         progress: bool = True,
     ) -> Any:
@@ -162,7 +163,8 @@ class LLM:
                 a list of such prompts.
             sampling: for all prompts, or a list zipped with them. Fields that are not given are the
                 mode's, where it has them.
-            mode: "fast", "deep", another preset of the checkpoint, or a `Mode`; or a list.
+            mode: "fast", "deep" or another preset; a `Mode`, or a dict of its fields, which with
+                `base` changes a preset: {"base": "deep", "thinking_budget": 64}; or a list.
             speculation: "auto", "off", a drafter's name, a `Speculation`, or the path of a settings
                 file (*.json); or a list.
             progress: for a list of prompts, draw a bar on a terminal.
@@ -174,12 +176,12 @@ class LLM:
             ValueError: one sentence about the first thing that does not fit; nothing has run then.
             GenerationError: the engine failed on a request; it holds all outputs.
         """
-        batch, single = self._door.split(prompts)
+        batch, single = self._intake.door.split(prompts)
         count = len(batch)
         params = spread("sampling", sampling, count)
-        modes = [self._mode(m) for m in spread("mode", mode, count)]
+        modes = [self._intake.mode(m) for m in spread("mode", mode, count)]
         settings = spread("speculation", speculation, count)
-        jobs = [self._job(*job) for job in zip(batch, params, modes, settings)]
+        jobs = [self._intake.job(*job) for job in zip(batch, params, modes, settings)]
         handles = [handle for _, group in jobs for handle in group]
         self._worker.submit([h.request for h in handles])
         try:
@@ -198,7 +200,7 @@ class LLM:
         messages: str | Sequence[Message],
         sampling: SamplingParams | None = None,
         *,
-        mode: str | Mode = "deep",
+        mode: ModeWish = "deep",
         speculation: str | Speculation = "auto",
     ) -> Output:
         """Answer a conversation, or one user message given as text; see `generate`."""
@@ -211,7 +213,7 @@ class LLM:
         prompt: Any,
         sampling: SamplingParams | None = None,
         *,
-        mode: str | Mode = "deep",
+        mode: ModeWish = "deep",
         speculation: str | Speculation = "auto",
     ) -> Iterator[Piece]:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`.
@@ -223,11 +225,11 @@ class LLM:
             ValueError: as `generate`; also for a list of prompts, or n > 1.
             GenerationError: while iterating, if the engine failed on the request.
         """
-        batch, single = self._door.split(prompt)
+        batch, single = self._intake.door.split(prompt)
         if not single:
             raise ValueError("stream takes one prompt; give a list to generate")
-        chosen = self._mode(mode)
-        entry, handles = self._job(batch[0], sampling, chosen, speculation, streaming=True)
+        chosen = self._intake.mode(mode)
+        entry, handles = self._intake.job(batch[0], sampling, chosen, speculation, streaming=True)
         if len(handles) > 1:
             raise ValueError(f"n={len(handles)} cannot be streamed; use generate, or n=1")
         return self._pieces(entry, handles[0])
@@ -247,7 +249,7 @@ class LLM:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
         self._worker.close()
         self._ranks.close()
-        self.model = self._kv = self._core = cast(Any, Closed())
+        self.model = self._kv = self._core = self._intake = cast(Any, Closed())
         self._drafting.clear()
 
     def __enter__(self) -> Self:
@@ -270,76 +272,6 @@ class LLM:
         finally:
             self._worker.cancel([handle.request])
 
-    def _job(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None,
-        mode: Mode,
-        speculation: str | Speculation,
-        streaming: bool = False,
-    ) -> tuple[Entry, list[Handle]]:
-        """A checked prompt with one handle for each of its n answers; nothing is submitted."""
-        params = sampling_in(mode, params)
-        self._door.check_params(params)
-        entry = self._door.enter(prompt, mode)
-        settings = self._speculation(speculation, mode)
-        opened = self._tags is not None and entry.text is not None
-        opened = opened and self._tags.opened_by(entry.text)  # type: ignore[union-attr, arg-type]
-        seed = secrets.randbits(63) if params.seed is None else params.seed
-        handles = []
-        for i in range(params.n):
-            request = self._request(entry, params, mode, settings, sibling_seed(seed, i))
-            handles.append(Handle(request, mode.name, self._tags, opened, streaming))
-        return entry, handles
-
-    def _request(
-        self, entry: Entry, params: SamplingParams, mode: Mode, settings: Speculation, seed: int
-    ) -> Request:
-        room = min(params.max_tokens, self._door.context - len(entry.tokens))
-        reach = len(entry.tokens) + room - 1
-        if not self._kv.fits(reach):
-            raise ValueError(
-                f"a text of {reach} tokens needs {self._kv.pages_for(reach)} KV pages; there are "
-                f"{self._kv.pages}: raise kv_memory or lower max_tokens"
-            )
-        end_ids = frozenset(params.stop_token_ids)
-        if not params.ignore_eos:
-            end_ids |= self._eos_ids()
-        detokenizer = None
-        if self.tokenizer is not None:
-            shown = self._tags.ids(self.tokenizer) if self._tags else frozenset[int]()
-            before = [] if entry.chat else entry.tokens[-8:]
-            detokenizer = Detokenizer(self.tokenizer, keep=shown, after=before)
-        drafter = self._drafting.make(settings)
-        rule = settings.accept.replace("auto", "token")
-        reproducible = settings.accept == "reproducible"
-        reproducible |= settings.accept == "auto" and params.seed is not None
-        request = Request(
-            id=next(self._ids),
-            tokens=list(entry.tokens),
-            prompt_length=len(entry.tokens),
-            params=params,
-            speculation=drafter,
-            policy=self._length(settings, drafter),
-            stopper=Stopper(params, end_ids, room, detokenizer),
-            groups=mode.groups,
-            seed=seed,
-            reach=reach,
-            end_ids=end_ids,
-            rule=RULES["reproducible" if reproducible else rule],
-            reproducible=reproducible,
-        )
-        request.root = self._core.prefix_root(request, mode.groups)
-        return request
-
-    def _length(self, settings: Speculation, drafter: Speculation) -> Policy:
-        if settings.drafter == "off":
-            return FixedLength(0)
-        if settings.nodes is not None:
-            return FixedLength(settings.nodes)
-        odds = self._odds.setdefault(drafter, Odds())
-        return AdaptiveLength(MOST_NODES, odds, self._clock, drafter)
-
     def _output(self, entry: Entry, handles: Sequence[Handle]) -> Output:
         choices = [handle.wait() for handle in handles]
         for choice in choices:
@@ -352,29 +284,6 @@ class LLM:
         if first.params.prompt_logprobs is not None:
             prompt_logprobs = [None, *first.prompt_logprobs]
         return Output(entry.text, list(entry.tokens), choices, prompt_logprobs)
-
-    def _mode(self, mode: str | Mode) -> Mode:
-        return find_mode(mode, self.modes, self.model.config.groups)
-
-    def _eos_ids(self) -> frozenset[int]:
-        own = frozenset() if self.tokenizer is None else self.tokenizer.eos_ids
-        return own | frozenset(self.model.config.eos_ids)
-
-    def _speculation(self, wish: str | Speculation, mode: Mode) -> Speculation:
-        """The settings that a wish means, with their drafter made."""
-        if isinstance(wish, Speculation):
-            settings = wish
-        elif not isinstance(wish, str):
-            kind = type(wish).__name__
-            raise ValueError(f"speculation must be a name or Speculation, not {kind}")
-        elif wish == "auto":
-            settings = mode.speculation or self._usual
-        elif wish.endswith(".json"):
-            settings = read_settings(wish)
-        else:
-            settings = Speculation(drafter=wish)
-        self._drafting.make(settings)
-        return settings
 
     def _cache_for(self, model: Model, context: int, prefix_caching: bool) -> KVCache:
         config, kind = model.config, model.storage

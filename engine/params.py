@@ -144,21 +144,80 @@ class Speculation(Params):
     )
 
 
+class Escalation(Params):
+    """When an answer goes on in another mode: its running confidence, the mean probability that the
+    model gave to its latest tokens, falls below a threshold."""
+
+    below: Annotated[Number, Field(ge=0, le=1)] = Field(
+        description="go on in the other mode where the running confidence is below this"
+    )
+    window: Annotated[StrictInt, Field(ge=1)] = Field(
+        default=16, description="latest tokens that the running confidence is a mean over"
+    )
+    to: Annotated[str, Field(min_length=1)] = Field(
+        default="deep", description="the mode to go on in"
+    )
+    how: Literal["recompute", "keep"] = Field(
+        default="recompute",
+        description="recompute: the text is read again in the other mode, which is exact; keep: the "
+        "KV of the first mode stays, which is lossy",
+    )
+
+
 class Mode(Params):
-    """How a request thinks: which groups of experts run, whether it reasons, its defaults."""
+    """How a request thinks: which groups of experts run, whether it reasons, its defaults.
+
+    With `base` it is another mode with some fields changed: `Mode(base="deep", thinking_budget=64)`.
+    Fields that are not given are then those of the base.
+    """
 
     name: Annotated[str, Field(min_length=1)] = Field(
         default="custom", description="shown in metrics"
+    )
+    base: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="the preset whose fields hold where none is given here"
     )
     groups: Annotated[StrictInt, Field(ge=0)] | None = Field(
         default=None, description="routed groups per token; None = all, 0 = shared experts only"
     )
     thinking: Thinking = Field(default="auto", description="off, on, or auto: the model decides")
+    thinking_budget: Annotated[StrictInt, Field(ge=0)] | None = Field(
+        default=None,
+        description="most tokens between the thinking tags, then the thought is closed; None = any",
+    )
+    thinking_soft: Annotated[StrictInt, Field(ge=0)] = Field(
+        default=0,
+        description="last so many tokens of the budget, over which the closing tag becomes likelier; "
+        "0 = the budget is hard only",
+    )
+    closing: str | None = Field(
+        default=None,
+        description="what a thought that is closed for the model says last, before the closing tag",
+    )
+    early_exit: StrictBool = Field(
+        default=False, description="close thoughts that go round in circles or have settled"
+    )
     sampling: SamplingParams | None = Field(default=None, description="used when a call gives none")
     speculation: Speculation | None = Field(
         default=None, description="used when a call says 'auto'"
     )
+    latency_ms: Annotated[Number, Field(gt=0)] | None = Field(
+        default=None,
+        description="target of the time to the first token, and of each after it, in milliseconds",
+    )
+    may_shorten: tuple[Literal["draft", "groups"], ...] = Field(
+        default=(), description="what may be cut to keep the target; groups is lossy"
+    )
+    escalate: Escalation | None = Field(
+        default=None, description="go on in another mode where the model is unsure; None = never"
+    )
     description: str = Field(default="", description="one line for people")
+
+    def model_post_init(self, _context: object) -> None:
+        most = self.thinking_budget
+        if self.base is None and self.thinking_soft > (most or 0):
+            limit = "needs a thinking_budget" if most is None else f"exceeds thinking_budget={most}"
+            raise ValueError(f"thinking_soft={self.thinking_soft} {limit}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fastslow.engine.accept import Rule, tokenwise
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.stop import Stopper
+from fastslow.engine.thinking import Thinking
 from fastslow.engine.types import Policy
 
 
@@ -60,6 +61,7 @@ class Request:
     end_ids: frozenset[int] = frozenset()
     rule: Rule = tokenwise
     reproducible: bool = False
+    thinking: Thinking | None = None  # of a model that has thinking tags
     root: Hashable = None  # prefix-cache key: whatever besides the tokens changes the KV
     computed: int = 0
     tally: Tally = field(default_factory=Tally)

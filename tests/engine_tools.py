@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from checkpoints import MOGE, tensors, write
+from thoughts import Bound
 
 from fastslow.draft.base import Stateless
 from fastslow.draft.each import Each
+from fastslow.engine.accept import RULES
 from fastslow.engine.core import Core
 from fastslow.engine.kv.blocks import BlockStorage
 from fastslow.engine.kv.cache import KVCache
@@ -23,6 +25,7 @@ from fastslow.engine.request import Request
 from fastslow.engine.stop import Stopper
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.tokenizer import Tokenizer
+from fastslow.engine.thinking import Thinking
 from fastslow.engine.types import Draft, Drafter, Floats, RequestView, Tree
 from fastslow.policies.length import FixedLength
 
@@ -37,6 +40,8 @@ class Ask:
     nodes: int = 6
     groups: int | None = None
     seed: int = 0
+    bound: Bound | None = None
+    rule: str = "token"
 
     @property
     def plain(self) -> Ask:
@@ -105,9 +110,18 @@ class Bench:
             seed=ask.seed,
             reach=len(ask.tokens) + room - 1,
             end_ids=end_ids,
+            thinking=self._thinking(ask),
+            rule=RULES[ask.rule],
+            reproducible=ask.rule == "reproducible",
         )
         request.root = core.prefix_root(request, ask.groups)
         return request
+
+    def _thinking(self, ask: Ask) -> Thinking | None:
+        if ask.bound is None:
+            return None
+        assert self.tokenizer is not None
+        return ask.bound.of(self.tokenizer, len(ask.tokens))
 
     def run(
         self,

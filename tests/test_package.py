@@ -19,7 +19,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine/types.py": ("engine.params",),  # for type checkers only
     "engine/params.py": (),
     "engine/llm.py": ("engine", "draft", "policies"),
-    "engine/drafting.py": ("engine", "draft"),  # composes, too
+    "engine/intake.py": ("engine", "policies"),  # composes, too
+    "engine/drafting.py": ("engine", "draft"),  # and so does this one
     "engine/cli/corpus.py": ("engine", "draft.suffix"),
     "engine/cli/train_draft.py": ("engine", "draft.train"),  # a workshop, not the engine
     "engine/cli": ("engine", "policies"),

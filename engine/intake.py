@@ -1,0 +1,215 @@
+"""A call becomes requests: its prompt, parameters, mode and drafts, checked. Composes, as `llm.py`."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Mapping
+
+from loguru import logger
+
+from fastslow.engine.accept import RULES
+from fastslow.engine.call import ModeWish, sampling_in
+from fastslow.engine.core import Core
+from fastslow.engine.door import Door, Entry, Prompt
+from fastslow.engine.drafting import Drafting
+from fastslow.engine.handle import Handle
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.noise import sibling_seed
+from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.request import Request
+from fastslow.engine.stop import Stopper
+from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.engine.text.tag_tokens import TagTokens
+from fastslow.engine.text.template import ChatTemplate
+from fastslow.engine.text.thought import ThoughtTags
+from fastslow.engine.text.tokenizer import Tokenizer
+from fastslow.engine.thinking import Thinking
+from fastslow.engine.tune.tuned import read_settings
+from fastslow.engine.types import Policy
+from fastslow.policies.clock import Clock
+from fastslow.policies.length import AdaptiveLength, FixedLength
+from fastslow.policies.modes import find_mode
+from fastslow.policies.odds import Odds
+from fastslow.policies.thinking import ThinkingBudget
+
+MOST_NODES = 24  # of an adaptive draft
+
+
+class Intake:
+    """Turns what callers ask for into requests; nothing is submitted here.
+
+    Args:
+        config: of the target.
+        tokenizer: None for a checkpoint without one.
+        template: of the checkpoint's chat.
+        tags: between which the model thinks, if it does.
+        context: most tokens of prompt and answer together.
+        core: whose pages the requests will take.
+        drafting: makes the drafters.
+        clock: what steps take.
+        modes: presets by name.
+
+    Attributes:
+        door: where prompts are read.
+        usual: what speculation "auto" means where a mode does not say.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None,
+        template: ChatTemplate | None,
+        tags: ThoughtTags | None,
+        context: int,
+        core: Core,
+        drafting: Drafting,
+        clock: Clock,
+        modes: Mapping[str, Mode],
+    ) -> None:
+        self.door = Door(config, tokenizer, template, tags, context)
+        self.usual = Speculation()
+        self._config = config
+        self._tokenizer = tokenizer
+        self._tags = tags
+        self._thoughts = TagTokens(tokenizer, tags) if tokenizer and tags else None
+        self._core = core
+        self._drafting = drafting
+        self._clock = clock
+        self._modes = modes
+        self._ids = itertools.count()
+        self._odds: dict[Speculation, Odds] = {}
+        self._said: set[str] = set()
+
+    def mode(self, mode: ModeWish) -> Mode:
+        """The mode that a call names or brings. ValueError: see `find_mode`."""
+        return find_mode(mode, self._modes, self._config.groups)
+
+    def speculation(self, wish: str | Speculation, mode: Mode) -> Speculation:
+        """The settings that a wish means, with their drafter made.
+
+        Raises:
+            ValueError: an unknown drafter, or one that does not fit the target.
+        """
+        if isinstance(wish, Speculation):
+            settings = wish
+        elif not isinstance(wish, str):
+            kind = type(wish).__name__
+            raise ValueError(f"speculation must be a name or Speculation, not {kind}")
+        elif wish == "auto":
+            settings = mode.speculation or self.usual
+        elif wish.endswith(".json"):
+            settings = read_settings(wish)
+        else:
+            settings = Speculation(drafter=wish)
+        self._drafting.make(settings)
+        return settings
+
+    def job(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        mode: Mode,
+        speculation: str | Speculation,
+        streaming: bool = False,
+    ) -> tuple[Entry, list[Handle]]:
+        """A checked prompt with one handle for each of its n answers.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+        """
+        params = sampling_in(mode, params)
+        self.door.check_params(params)
+        entry = self.door.enter(prompt, mode)
+        settings = self.speculation(speculation, mode)
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        handles = []
+        for i in range(params.n):
+            request = self._request(entry, params, mode, settings, sibling_seed(seed, i))
+            thinks = mode.thinking != "off"
+            handles.append(Handle(request, mode.name, self._tags, entry.opened, thinks, streaming))
+        return entry, handles
+
+    def _request(
+        self, entry: Entry, params: SamplingParams, mode: Mode, settings: Speculation, seed: int
+    ) -> Request:
+        room = min(params.max_tokens, self.door.context - len(entry.tokens))
+        reach = len(entry.tokens) + room - 1
+        kv = self._core.kv
+        if not kv.fits(reach):
+            raise ValueError(
+                f"a text of {reach} tokens needs {kv.pages_for(reach)} KV pages; there are "
+                f"{kv.pages}: raise kv_memory or lower max_tokens"
+            )
+        end_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            end_ids |= self._eos_ids()
+        drafter = self._drafting.make(settings)
+        rule = settings.accept.replace("auto", "token")
+        reproducible = settings.accept == "reproducible"
+        reproducible |= settings.accept == "auto" and params.seed is not None
+        request = Request(
+            id=next(self._ids),
+            tokens=list(entry.tokens),
+            prompt_length=len(entry.tokens),
+            params=params,
+            speculation=drafter,
+            policy=self._length(settings, drafter),
+            stopper=Stopper(params, end_ids, room, self._detokenizer(entry)),
+            groups=mode.groups,
+            seed=seed,
+            reach=reach,
+            end_ids=end_ids,
+            rule=RULES["reproducible" if reproducible else rule],
+            reproducible=reproducible,
+            thinking=self._thinking(entry, mode, room),
+        )
+        request.root = self._core.prefix_root(request, mode.groups)
+        return request
+
+    def _detokenizer(self, entry: Entry) -> Detokenizer | None:
+        if self._tokenizer is None:
+            return None
+        shown = self._tags.ids(self._tokenizer) if self._tags else frozenset[int]()
+        before = [] if entry.chat else entry.tokens[-8:]
+        return Detokenizer(self._tokenizer, keep=shown, after=before)
+
+    def _thinking(self, entry: Entry, mode: Mode, room: int) -> Thinking | None:
+        """A chat whose mode does not think, and that gives no budget, has a budget of 0."""
+        most, phrase = mode.thinking_budget, mode.closing or ""
+        if self._thoughts is None:
+            if most is not None or mode.early_exit:
+                self._say(
+                    f"mode {mode.name!r} bounds its thoughts, but this model has no thinking tags: "
+                    "name them in fastslow.json or as thinking_tags"
+                )
+            return None
+        if most is None and mode.thinking == "off" and entry.chat:
+            most, phrase = 0, ""
+        bounded = most is not None or mode.early_exit
+        policy = ThinkingBudget(most, mode.thinking_soft, mode.early_exit) if bounded else None
+        closing = self._thoughts.closing(phrase)
+        if most and most + len(closing) >= room:
+            self._say(
+                f"mode {mode.name!r}: thinking_budget={most} leaves no room for an answer within "
+                f"max_tokens={room}"
+            )
+        return Thinking(self._thoughts, entry.opened, len(entry.tokens), policy, closing)
+
+    def _say(self, warning: str) -> None:
+        """Once each."""
+        if warning not in self._said:
+            self._said.add(warning)
+            logger.warning(warning)
+
+    def _length(self, settings: Speculation, drafter: Speculation) -> Policy:
+        if settings.drafter == "off":
+            return FixedLength(0)
+        if settings.nodes is not None:
+            return FixedLength(settings.nodes)
+        odds = self._odds.setdefault(drafter, Odds())
+        return AdaptiveLength(MOST_NODES, odds, self._clock, drafter)
+
+    def _eos_ids(self) -> frozenset[int]:
+        own = frozenset() if self._tokenizer is None else self._tokenizer.eos_ids
+        return own | frozenset(self._config.eos_ids)
