@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Mapping
+from functools import cached_property
 
-from fastslow.engine.accept import RULES
+from fastslow.engine.accept import RULES, LossyStepwise, Rule
 from fastslow.engine.call import sampling_in
 from fastslow.engine.core import Core
 from fastslow.engine.door import Door, Entry, Prompt
@@ -29,6 +30,7 @@ from fastslow.policies.modes import find_mode
 from fastslow.policies.odds import Odds
 
 MOST_NODES = 24  # of an adaptive draft
+STEPWISE = "lossy-stepwise"
 
 
 class Intake:
@@ -137,7 +139,6 @@ class Intake:
         if not params.ignore_eos:
             end_ids |= self._eos_ids()
         drafter = self._drafting.make(settings)
-        rule = settings.accept.replace("auto", "token")
         reproducible = settings.accept == "reproducible"
         reproducible |= settings.accept == "auto" and params.seed is not None
         request = Request(
@@ -152,11 +153,30 @@ class Intake:
             seed=seed,
             reach=reach,
             end_ids=end_ids,
-            rule=RULES["reproducible" if reproducible else rule],
+            rule=self._rule(settings, reproducible),
             reproducible=reproducible,
+            scored=settings.accept == STEPWISE,
+            target=None if mode.latency_ms is None else mode.latency_ms / 1000,
+            may_cut_draft="draft" in mode.may_shorten,
+            may_cut_groups="groups" in mode.may_shorten,
         )
         request.root = self._core.prefix_root(request, mode.groups)
         return request
+
+    def _rule(self, settings: Speculation, reproducible: bool) -> Rule:
+        if settings.accept == STEPWISE:
+            return LossyStepwise(self._line_ends, settings.step_score)
+        return RULES["reproducible" if reproducible else settings.accept.replace("auto", "token")]
+
+    @cached_property
+    def _line_ends(self) -> frozenset[int]:
+        """Tokens that hold a newline."""
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise ValueError(f"accept={STEPWISE!r} needs a tokenizer, and this checkpoint has none")
+        return frozenset(
+            i for i in range(tokenizer.vocab_size) if b"\n" in tokenizer.token_bytes(i)
+        )
 
     def _detokenizer(self, entry: Entry) -> Detokenizer | None:
         if self._tokenizer is None:
