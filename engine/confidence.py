@@ -35,6 +35,10 @@ class Confidence:
         """In 0..1; 1 before the first token."""
         return math.exp(_mean(self._latest)) if self._latest else 1.0
 
+    def __str__(self) -> str:
+        count, below = len(self._latest), self.settings.below
+        return f"confidence {self.value:.2f} < {below:g} over {count} token{'s' * (count != 1)}"
+
     @property
     def watching(self) -> bool:
         """Whether it may still fall."""

@@ -192,6 +192,7 @@ class Core:
             confidence.take(logprobs[: len(tokens)], last=request.done)
             if not confidence.fell:
                 continue
+            request.notes.append(escape.told(confidence))
             if escape.successor is not None:
                 request.stopper.finish("escalated")
             elif escape.keep:

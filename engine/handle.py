@@ -3,43 +3,66 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 
+from fastslow.engine.door import Entry
 from fastslow.engine.output import Completion, Metrics, Piece
 from fastslow.engine.request import Request
 from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A way to answer: what is asked, in which mode, and whether the prompt ends inside a thought."""
+
+    request: Request
+    entry: Entry
+    mode: str
+    opened: bool
+
+
 class Handle:
-    """One request, seen from the caller's thread.
+    """One answer, seen from the caller's thread.
 
     Args:
-        request: not submitted yet; its listener is set here.
-        mode: the mode's name, for the metrics.
+        attempts: not submitted yet; listeners are set here. The second, if there is one, answers
+            where the first is found unsure; until that is out of the question nothing of the first
+            is told.
         tags: the model's thinking tags, if it has any.
-        opened: the prompt ends inside a thought.
         streaming: keep every piece; otherwise only the end is told.
+        decision: why this mode, for the metrics.
     """
 
     def __init__(
         self,
-        request: Request,
-        mode: str,
+        attempts: Sequence[Attempt],
         tags: ThoughtTags | None,
-        opened: bool,
         streaming: bool = False,
+        decision: str = "",
     ) -> None:
-        self.request = request
-        self._mode = mode
+        self.requests = [attempt.request for attempt in attempts]
+        self._attempts = list(attempts)
         self._tags = tags
-        self._opened = opened
         self._streaming = streaming
-        self._splitter = ThoughtSplitter(tags, opened)
-        self._sent = request.prompt_length
+        self._decision = decision
         self._over = False
         self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
         self._started = time.monotonic()
-        request.listener = self._hear
+        self._begin()
+        for request in self.requests:
+            request.listener = self._hear
+
+    @property
+    def request(self) -> Request:
+        """The one that answers."""
+        return self._attempts[0].request
+
+    @property
+    def entry(self) -> Entry:
+        """What it was asked."""
+        return self._attempts[0].entry
 
     def next(self) -> Piece | None:
         """Wait for news; None once the request is over, however often it is asked."""
@@ -59,7 +82,7 @@ class Handle:
         """The whole answer of a request that is over."""
         request = self.request
         stopper = request.stopper
-        splitter = ThoughtSplitter(self._tags, self._opened)
+        splitter = ThoughtSplitter(self._tags, self._attempts[0].opened)
         parts = [splitter.push(stopper.text), splitter.finish()]
         return Completion(
             text="".join(text for _, text in parts),
@@ -72,9 +95,23 @@ class Handle:
             error=None if request.error is None else str(request.error),
         )
 
+    def _begin(self) -> None:
+        attempt = self._attempts[0]
+        self._splitter = ThoughtSplitter(self._tags, attempt.opened)
+        self._sent = attempt.request.prompt_length
+
     def _hear(self, request: Request) -> None:
         """In the engine's thread, after each step of the request."""
-        if self._streaming:
+        if request is not self.request:
+            return
+        if request.done and request.escalated and len(self._attempts) > 1:
+            del self._attempts[0]
+            self._begin()
+            if not self.request.done:
+                return
+            request = self.request
+        unsure = len(self._attempts) > 1 and not request.done and request.watched
+        if self._streaming and not unsure:
             reasoning, text = self._splitter.push(request.stopper.news())
             if request.done:
                 last_reasoning, last_text = self._splitter.finish()
@@ -84,16 +121,30 @@ class Handle:
         if request.done:
             self._pieces.put(None)
 
+    def _mode(self) -> str:
+        """The mode that answered; both, where a text went on in another one."""
+        name, escape = self._attempts[0].mode, self.request.escape
+        return f"{name}>{escape.mode}" if escape is not None and self.request.escalated else name
+
     def _metrics(self) -> Metrics:
         request = self.request
         tally = request.tally
         tokens = len(request.tokens) - request.prompt_length
         pairs = zip(tally.accepted_at, tally.offered_at)
+        first = self.requests[0]
+        ttft = max(0.0, tally.first_token - self._started)
+        tpot = (tally.last_token - tally.first_token) / max(1, tokens - 1)
+        kept = None if first.target is None else bool(tokens) and max(ttft, tpot) <= first.target
+        notes = (note for one in self.requests for note in one.notes)
         return Metrics(
-            mode=self._mode,
+            mode=self._mode(),
             drafter=request.speculation.drafter,
-            ttft=max(0.0, tally.first_token - self._started),
-            tpot=(tally.last_token - tally.first_token) / max(1, tokens - 1),
+            ttft=ttft,
+            tpot=tpot,
+            decision="; ".join(filter(None, (self._decision, *notes))),
+            escalated_at=first.confidence.tokens if first.escalated and first.confidence else None,
+            target_ms=None if first.target is None else 1000 * first.target,
+            target_kept=kept,
             tokens=tokens,
             steps=tally.steps,
             drafted=tally.drafted,

@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 from fastslow.engine.accept import RULES, LossyStepwise, Rule
 from fastslow.engine.call import sampling_in
+from fastslow.engine.confidence import Confidence
 from fastslow.engine.core import Core
 from fastslow.engine.door import Door, Entry, Prompt
 from fastslow.engine.drafting import Drafting
-from fastslow.engine.handle import Handle
+from fastslow.engine.handle import Attempt, Handle
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.noise import sibling_seed
-from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.engine.request import Request
+from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
+from fastslow.engine.request import Escape, Request
 from fastslow.engine.stop import Stopper
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.template import ChatTemplate
 from fastslow.engine.text.thought import tags_for
 from fastslow.engine.text.tokenizer import Tokenizer
 from fastslow.engine.tune.tuned import read_settings
-from fastslow.engine.types import Policy
+from fastslow.engine.types import Chooser, Policy, Situation
+from fastslow.policies.auto import AUTO, BUILT_IN, choose
 from fastslow.policies.clock import Clock
+from fastslow.policies.features import count_words
 from fastslow.policies.length import AdaptiveLength, FixedLength
 from fastslow.policies.modes import find_mode
 from fastslow.policies.odds import Odds
 
 MOST_NODES = 24  # of an adaptive draft
 STEPWISE = "lossy-stepwise"
+NAMING = ("name", "base", "description")  # fields of a mode that change nothing
+
+
+class _Asked(NamedTuple):
+    entry: Entry
+    params: SamplingParams
+    mode: Mode
+    settings: Speculation
 
 
 class Intake:
@@ -49,6 +61,7 @@ class Intake:
     Attributes:
         door: where prompts are read.
         usual: what speculation "auto" means where a mode does not say.
+        chooser: what takes a mode for requests of mode "auto".
     """
 
     def __init__(
@@ -64,6 +77,7 @@ class Intake:
     ) -> None:
         self.door = Door(config, tokenizer, template, context)
         self.usual = Speculation()
+        self.chooser: Chooser = BUILT_IN
         self._config = config
         self._tokenizer = tokenizer
         self._tags = tags_for(tokenizer, template) if tokenizer is not None else None
@@ -74,9 +88,24 @@ class Intake:
         self._ids = itertools.count()
         self._odds: dict[Speculation, Odds] = {}
 
-    def mode(self, mode: str | Mode) -> Mode:
-        """The mode that a call names or brings. ValueError: see `find_mode`."""
-        return find_mode(mode, self._modes, self._config.groups)
+    def mode(self, wish: str | Mode | Chooser, prompt: Prompt) -> tuple[Mode, str]:
+        """The mode that a call names, brings, or leaves to a chooser; and why, where it was chosen.
+
+        Raises:
+            ValueError: see `find_mode` and `choose`.
+        """
+        chooser, given = self.chooser, Mode(name=AUTO)
+        if callable(wish):
+            chooser = wish
+        else:
+            given = find_mode(wish, self._modes, self._config.groups)
+        if given.name != AUTO:
+            return given, ""
+        choice = choose(chooser, self._situation(prompt, given.latency_ms), self._modes)
+        taken = self._modes[choice.mode]
+        # what the preset "auto" itself says holds in either mode
+        own = {f: v for f, v in given if f not in NAMING and v != Mode.model_fields[f].default}
+        return taken.model_copy(update=own), choice.why
 
     def speculation(self, wish: str | Speculation, mode: Mode) -> Speculation:
         """The settings that a wish means, with their drafter made.
@@ -102,27 +131,64 @@ class Intake:
         self,
         prompt: Prompt,
         params: SamplingParams | None,
-        mode: Mode,
+        wish: str | Mode | Chooser,
         speculation: str | Speculation,
         streaming: bool = False,
-    ) -> tuple[Entry, list[Handle]]:
-        """A checked prompt with one handle for each of its n answers.
+    ) -> list[Handle]:
+        """A checked prompt as one handle for each of its n answers.
 
         Raises:
             ValueError: one sentence about what does not fit.
         """
+        mode, decision = self.mode(wish, prompt)
+        modes, escape = [mode], None
+        if mode.escalate is not None:
+            escape, _ = self.mode(mode.escalate.to, prompt)
+            if mode.escalate.how == "restart":
+                modes.append(escape)
+        asked = [self._asked(prompt, params, one, speculation) for one in modes]
+        drawn = asked[0].params
+        seed = secrets.randbits(63) if drawn.seed is None else drawn.seed
+        handles = []
+        for i in range(drawn.n):
+            attempts = [self._attempt(one, sibling_seed(seed, i)) for one in asked]
+            if mode.escalate is not None and escape is not None:
+                _watch(attempts, mode.escalate, escape)
+            handles.append(Handle(attempts, self._tags, streaming, decision))
+        return handles
+
+    def _asked(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        mode: Mode,
+        speculation: str | Speculation,
+    ) -> _Asked:
         params = sampling_in(mode, params)
         self.door.check_params(params)
         entry = self.door.enter(prompt, mode)
-        settings = self.speculation(speculation, mode)
-        opened = self._tags is not None and entry.text is not None
-        opened = opened and self._tags.opened_by(entry.text)  # type: ignore[union-attr, arg-type]
-        seed = secrets.randbits(63) if params.seed is None else params.seed
-        handles = []
-        for i in range(params.n):
-            request = self._request(entry, params, mode, settings, sibling_seed(seed, i))
-            handles.append(Handle(request, mode.name, self._tags, opened, streaming))
-        return entry, handles
+        return _Asked(entry, params, mode, self.speculation(speculation, mode))
+
+    def _attempt(self, asked: _Asked, seed: int) -> Attempt:
+        text = asked.entry.text
+        opened = self._tags is not None and text is not None and self._tags.opened_by(text)
+        return Attempt(self._request(*asked, seed), asked.entry, asked.mode.name, opened)
+
+    def _situation(self, prompt: Prompt, latency_ms: float | None) -> Situation:
+        """What a chooser may see of a prompt; what is wrong with it is found out later."""
+        turns, every = 0, ""
+        if isinstance(prompt, str):
+            every = text = prompt
+        elif prompt and all(isinstance(part, Mapping) for part in prompt):
+            said = [(m.get("role"), str(m.get("content", ""))) for m in prompt]  # type: ignore[union-attr]
+            every = " ".join(content for _, content in said)
+            text = next((content for role, content in reversed(said) if role == "user"), every)
+            turns = max(0, sum(role != "system" for role, _ in said) - 1)
+        else:
+            ids = [x for x in prompt if isinstance(x, int)]
+            every = text = self._tokenizer.decode(ids) if self._tokenizer is not None else ""
+        busy = self._core.scheduler.busy
+        return Situation(text, turns, count_words(every), latency_ms, busy)
 
     def _request(
         self, entry: Entry, params: SamplingParams, mode: Mode, settings: Speculation, seed: int
@@ -196,3 +262,12 @@ class Intake:
     def _eos_ids(self) -> frozenset[int]:
         own = frozenset() if self._tokenizer is None else self._tokenizer.eos_ids
         return own | frozenset(self._config.eos_ids)
+
+
+def _watch(attempts: Sequence[Attempt], settings: Escalation, escape: Mode) -> None:
+    """Let the first attempt be left where it is unsure: for the second, or for other groups."""
+    first, successor = attempts[0].request, None
+    if len(attempts) > 1:
+        successor = attempts[1].request
+    first.confidence = Confidence(settings, to_the_end=successor is not None)
+    first.escape = Escape(escape.name, escape.groups, settings.how == "keep", successor)

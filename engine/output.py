@@ -26,6 +26,12 @@ class Metrics:
     acceptance: list[float]  # by position: of the drafts that reached it, the share accepted to it
     cached_tokens: int  # prompt tokens found in the prefix cache
     preemptions: int
+    decision: str = ""  # why this mode, and what became of it; "" where the caller chose it
+    escalated_at: int | None = (
+        None  # tokens of the first mode's answer before another one took over
+    )
+    target_ms: float | None = None  # of the time to the first token, and of the mean of all others
+    target_kept: bool | None = None  # None without a target
 
     @property
     def mean_accepted(self) -> float:

@@ -119,12 +119,12 @@ class Speculation(Params):
         default=None,
         description="drafted per step, at most; None = as many as pay, from step to step",
     )
-    accept: Literal[
-        "auto", "token", "block", "reproducible", "lossy-typical", "lossy-stepwise"
-    ] = Field(
-        default="auto",
-        description="rule of acceptance; auto = token, and with a seed reproducible: same seed, same "
-        "answer, whatever is drafted. Only lossy-typical and lossy-stepwise may change what is said",
+    accept: Literal["auto", "token", "block", "reproducible", "lossy-typical", "lossy-stepwise"] = (
+        Field(
+            default="auto",
+            description="rule of acceptance; auto = token, and with a seed reproducible: same seed, same "
+            "answer, whatever is drafted. Only lossy-typical and lossy-stepwise may change what is said",
+        )
     )
     step_score: Annotated[Number, Field(gt=0, le=1)] = Field(
         default=0.6,

@@ -48,9 +48,17 @@ class Tally:
 class Escape:
     """Where a request goes that is found unsure."""
 
+    mode: str
     groups: int | None
     keep: bool = False  # its KV stays as it is: lossy
     successor: Request | None = None  # answers instead of it, from the beginning
+
+    def told(self, confidence: Confidence) -> str:
+        """What happened, for people."""
+        how = "keeping its KV, lossy" if self.keep else "recomputed"
+        if self.successor is not None:
+            how = f"begun again, {confidence.tokens} tokens dropped"
+        return f"{self.mode} from token {confidence.tokens}: {confidence} ({how})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +124,12 @@ class Request:
     @property
     def wants_logits(self) -> bool:
         """Whether the place of the largest is not enough, whatever its parameters say."""
-        return self.scored or (self.confidence is not None and self.confidence.watching)
+        return self.scored or self.watched
+
+    @property
+    def watched(self) -> bool:
+        """Whether it may still be found unsure."""
+        return self.confidence is not None and self.confidence.watching
 
     @property
     def pending(self) -> int:

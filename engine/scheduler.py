@@ -56,6 +56,11 @@ class Scheduler:
     def load(self) -> Load:
         return Load(len(self.running), len(self.waiting))
 
+    @property
+    def busy(self) -> float:
+        """Requests here over the most that run at a time."""
+        return (len(self.running) + len(self.waiting)) / self._max_running
+
     def add(self, request: Request) -> None:
         self.waiting.append(request)
 
@@ -101,6 +106,7 @@ class Scheduler:
         self._preempt(request)
         request.groups = groups
         request.root = root
+        request.kept = None
 
     def remove(self, request: Request) -> None:
         """Forget a request, running or waiting; its pages come back."""

@@ -34,7 +34,9 @@ def target_laws(
         rows = out.logits[first:]
         try:
             decided = [decide(rows[i], request, path) for i, path in enumerate(paths)]
-            laws += [_scored(x, rows[i]) for i, x in enumerate(decided)] if request.scored else decided
+            laws += (
+                [_scored(x, rows[i]) for i, x in enumerate(decided)] if request.scored else decided
+            )
         except FloatingPointError as error:
             request.error = error  # this request ends; its neighbours go on
             laws += [Certain(0)] * (int(draft.starts[b]) + b + size - len(laws))

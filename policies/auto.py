@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from fastslow.engine.params import Number, Params, nearest
+from fastslow.engine.params import Number, Params, nearest, sentence
 from fastslow.engine.types import Choice, Chooser, Situation
 from fastslow.policies.features import LABELS, features
 
@@ -81,6 +83,28 @@ BUILT_IN = Selector(
     },
     bias=-1.0,
 )
+
+
+def read_selector(path: str | Path) -> Selector:
+    """The selector in a settings file of `fastslow tune --modes`.
+
+    Raises:
+        ValueError: one sentence with the file and what is wrong with it.
+    """
+    try:
+        record = json.loads(Path(path).read_text("utf-8"))
+        if not isinstance(record, dict) or not isinstance(record.get("auto"), dict):
+            raise ValueError("it has no selector under 'auto'; `fastslow tune --modes` writes one")
+        return Selector.model_validate(record["auto"])
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"settings file {str(path)!r} cannot be read: {error}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"settings file {str(path)!r} is no JSON: {error}") from error
+    except ValidationError as error:
+        reason = sentence(error, Selector.model_fields)
+        raise ValueError(f"settings file {str(path)!r}: auto {reason}") from error
+    except ValueError as error:
+        raise ValueError(f"settings file {str(path)!r}: {error}") from error
 
 
 def choose(chooser: Chooser, situation: Situation, presets: Mapping[str, Any]) -> Choice:

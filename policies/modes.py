@@ -33,6 +33,9 @@ def builtin_modes(groups: int) -> dict[str, Mode]:
         "deep": Mode(
             name="deep", groups=None, thinking="on", description="all expert groups, thinking on"
         ),
+        "auto": Mode(
+            name="auto", description="fast or deep, by what is asked; metrics.decision says why"
+        ),
     }
 
 
