@@ -198,7 +198,6 @@ class Core:
             elif escape.keep:
                 request.kept = Kept(request.groups, request.computed)
                 request.groups = escape.groups
-                self.kv.stop_publishing(request.id)
             elif escape.groups != request.groups:
                 root = self.prefix_root(request, escape.groups)
                 self.scheduler.restart(request, escape.groups, root)

@@ -71,25 +71,14 @@ class Scheduler:
     def next(self) -> list[Work]:
         """This step's work, with pages reserved for it."""
         work: dict[int, Work] = {}
-        left = self._prompt_rows
         self.allowance.begin((*self.running, *self.waiting))
-        for request in sorted(self.running, key=_rank):
-            chunk = self.allowance.share(request, min(request.together, left))
-            if chunk > 0 and request in self.running and self._make_room(request, chunk, work):
-                work[request.id] = Work(request, chunk)
-                self.allowance.take(request, chunk)
-                left -= chunk
-        while self.waiting and left > 0 and len(self.running) < self._max_running:
-            request = min(self.waiting, key=_rank)
-            chunk = self._admit(request, left)
-            if not chunk:
-                break
-            self.waiting.remove(request)
-            self.running.append(request)
-            work[request.id] = Work(request, chunk)
-            self.allowance.take(request, chunk)
-            left -= chunk
+        for early in (True, False):
+            self._serve(early, work)
+            self._take_in(early, work)
         self._count(work)
+        for request, _ in work.values():
+            if request.kept is not None and request.computed >= request.kept.length:
+                self._kv.stop_publishing(request.id)
         return [work[r.id] for r in self.running if r.id in work]
 
     def room(self, request: Request, nodes: int) -> int:
@@ -115,6 +104,32 @@ class Scheduler:
             self._kv.close(request.id)
         elif request in self.waiting:
             self.waiting.remove(request)
+
+    def _serve(self, early: bool, work: dict[int, Work]) -> None:
+        """Rows of those that run: of those that go before others, or of all the others."""
+        for request in sorted(self.running, key=_rank):
+            if request.id in work or _goes_first(request) is not early:
+                continue
+            left = self._prompt_rows - sum(chunk for _, chunk in work.values())
+            chunk = self.allowance.share(request, min(request.together, left))
+            if chunk > 0 and request in self.running and self._make_room(request, chunk, work):
+                work[request.id] = Work(request, chunk)
+                self.allowance.take(request, chunk)
+
+    def _take_in(self, early: bool, work: dict[int, Work]) -> None:
+        """Rows of those that wait, in the same order."""
+        while self.waiting and len(self.running) < self._max_running:
+            left = self._prompt_rows - sum(chunk for _, chunk in work.values())
+            request = min(self.waiting, key=_rank)
+            if left <= 0 or (early and not _goes_first(request)):
+                return
+            chunk = self._admit(request, left)
+            if not chunk:
+                return
+            self.waiting.remove(request)
+            self.running.append(request)
+            work[request.id] = Work(request, chunk)
+            self.allowance.take(request, chunk)
 
     def _count(self, work: Mapping[int, Work]) -> None:
         """Note who was passed over for a target's sake."""
@@ -144,22 +159,30 @@ class Scheduler:
         rows = self.allowance.share(request, left)
         if not rows:
             return 0
-        most = 0 if request.wants_prompt_logprobs else len(request.tokens) - 1
-        if request.kept is not None:  # what follows has other groups than its root says
+        most, end = len(request.tokens) - 1, len(request.tokens)
+        if request.wants_prompt_logprobs:
+            most = 0
+        elif request.kept is not None:  # what follows has other groups than its root says
             most = min(most, request.kept.length)
         cached = self._kv.open(request.id, request.tokens, request.root, most)
-        request.computed = cached
-        chunk = min(request.together, rows)
+        if request.kept is not None and cached < request.kept.length:
+            end = request.kept.length
+        chunk = min(end - cached, rows)
         # Pages for all of its text must be free, though only a chunk's are taken now: else it would
         # soon be preempted by older requests and read again and again.
         whole = self._kv.pages_for(len(request.tokens)) - self._kv.pages_for(cached)
         if whole > self._kv.free_pages or not self._kv.reserve(request.id, cached + chunk):
             self._kv.close(request.id)
-            request.computed = 0
             return 0
+        request.computed = cached
         if len(request.tokens) == request.prompt_length:
             request.tally.cached = cached
         return chunk
+
+
+def _goes_first(request: Request) -> bool:
+    """Whether it has a target, or was passed over long enough."""
+    return request.target is not None or request.passed >= PATIENCE
 
 
 def _rank(request: Request) -> tuple[int, bool]:

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
-from engine_tools import Ask, Bench, Setting, answer, finish, write_kin
+from engine_tools import Ask, Bench, OracleDraft, Setting, answer, finish, write_kin
 from kernel_tools import wanted
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.confidence import Confidence
+from fastslow.engine.core import Core
 from fastslow.engine.llm import LLM
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.output import Output
@@ -232,8 +233,8 @@ def test_preemption_changes_nothing_that_was_kept(tmp_path: Path) -> None:
     params = SamplingParams(max_tokens=24, ignore_eos=True)
     asks = [Ask(tuple(range(5 + n, 14 + n)), params, "ngram", groups=0) for n in range(3)]
 
-    def run(setting: Setting, some: list[Ask]) -> list[Request]:
-        core = bench.core(setting)
+    def run(setting: Setting, some: list[Ask], core: Core | None = None) -> list[Request]:
+        core = core or bench.core(setting)
         requests = [bench.request(n, ask, core) for n, ask in enumerate(some)]
         for request in requests:
             request.confidence = Confidence(Escalation(below=0.9, window=2))
@@ -242,7 +243,37 @@ def test_preemption_changes_nothing_that_was_kept(tmp_path: Path) -> None:
         return requests
 
     alone = [answer(run(plenty, [ask])[0]) for ask in asks]
-    beside = run(tight, asks)
+    core = bench.core(tight)
+    beside = run(tight, asks, core)
     assert [answer(r) for r in beside] == alone
     left = [r for r in beside if r.kept is not None and r.tally.preemptions]
     assert left, "somebody was preempted after it changed its mode"
+    for request in beside:
+        ask = Ask(tuple(request.tokens), SamplingParams(max_tokens=1, logprobs=5), groups=0)
+        found = bench.request(9, ask, core)
+        finish(core, [found])
+        assert found.logprobs == bench.run([ask])[0].logprobs, "no page of a mixture was shared"
+
+
+def test_a_draft_that_runs_over_the_switch_changes_nothing(tmp_path: Path) -> None:
+    model = load_model(write_kin(tmp_path / "m", vocab_size=96), "float32", progress=False)
+    known: dict[int, list[int]] = {}
+    bench = Bench(model, {"told": lambda _: OracleDraft(known)})
+    params = SamplingParams(max_tokens=24, ignore_eos=True)
+    cut = 0
+    for keep in (False, True):
+        for n in range(4):
+            ask = Ask(tuple(range(5 + n, 14 + n)), params, "told", groups=0)
+            known[n] = [*ask.tokens, *answer(bench.alone(ask))]
+            found = []
+            for one in (ask, ask.plain):
+                core = bench.core()
+                request = bench.request(n, one, core)
+                request.confidence = Confidence(Escalation(below=0.5, window=2))
+                request.escape = Escape("deep", None, keep=keep)
+                finish(core, [request])
+                assert request.escalated
+                found.append(answer(request))
+                cut += max(request.tally.runs[:1]) > 0 and request.confidence.tokens % 7 > 0
+            assert found[0] == found[1] != known[n][len(ask.tokens) :]
+    assert cut, "somewhere the switch was inside a run of accepted tokens"
