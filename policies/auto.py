@@ -49,7 +49,7 @@ class Selector(Params):
         deep = score > self.threshold
         mode = self.between[deep]
         sign = ">" if deep else "<="
-        return Choice(mode, f"{mode}: {self._sum(seen)} = {score:.1f} {sign} {self.threshold:g}")
+        return Choice(mode, f"{mode}: {self._sum(seen)} = {score:.1f} {sign} {self.threshold:.3g}")
 
     def _parts(self, seen: Mapping[str, float]) -> list[tuple[str, float]]:
         return [

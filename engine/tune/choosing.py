@@ -153,7 +153,9 @@ def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> 
     auto, frontier = judge(features_NF, wanted_N, outcomes, keep)
     fitted = fit(features_NF, wanted_N)
     cut = cheapest(held_out_scores(features_NF, wanted_N), outcomes, keep)
-    varies = features_NF.std(0) > 1e-9  # of what never changed nothing is known: the usual rules hold
+    varies = (
+        features_NF.std(0) > 1e-9
+    )  # of what never changed nothing is known: the usual rules hold
     known = [i for i, name in enumerate(names) if varies[i]]
     selector = Selector(
         between=modes,
