@@ -14,7 +14,8 @@ from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict
 
 
 class Each:
-    """Hands each request to the drafter that its `speculation` names.
+    """Hands each request to the drafter that its `speculation` names. Where a thinking budget says
+    what comes next, that is the draft, whoever drafts.
 
     Args:
         drafters: speculation settings -> drafter. The mapping may grow while the engine runs;
@@ -42,13 +43,15 @@ class Each:
         self.features = union(drafter for drafter, _ in parts)
         for drafter, members in parts:
             started = time.perf_counter()
-            draft = drafter.propose([batch[b] for b in members], [nodes[b] for b in members])
+            told = [_told(batch[b], nodes[b]) for b in members]
+            left = [0 if tree.tokens else nodes[b] for tree, b in zip(told, members)]
+            draft = drafter.propose([batch[b] for b in members], left)
             for i, b in enumerate(members):
-                trees[b] = draft.tree(i)
+                trees[b] = told[i] if told[i].tokens else draft.tree(i)
             if self._drafted is not None:
-                most = max(len(trees[b].tokens) for b in members)
+                most = max(len(draft.tree(i).tokens) for i in range(len(members)))
                 settings = batch[members[0]].speculation
-                asked = sum(nodes[b] > 0 for b in members)
+                asked = sum(n > 0 for n in left)
                 self._drafted(settings, time.perf_counter() - started, asked, most)
         return Draft.of(trees)
 
@@ -78,3 +81,9 @@ class Each:
             if request.speculation in self._drafters:
                 parts[request.speculation].append(b)
         return [(self._drafters[settings], members) for settings, members in parts.items()]
+
+
+def _told(request: RequestView, nodes: int) -> Tree:
+    """What is certain to come next, as far as the nodes go."""
+    ahead = () if request.thinking is None else request.thinking.ahead(request.tokens)[:nodes]
+    return Tree.chain(ahead)._replace(scores=[1.0] * len(ahead)) if ahead else Tree()

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.engine.text.message import Message
+from fastslow.engine.types import Chooser
+
+ModeWish = str | Mode | Mapping[str, Any] | Chooser
+"""A preset's name, a mode, the fields of one, or what names a preset for what is asked."""
+Presets = str | Path | Mapping[str, Mode | Mapping[str, Any]]
 
 
 def spread(name: str, value: Any, count: int) -> list[Any]:

@@ -10,6 +10,7 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.engine.text.message import Message
 from fastslow.engine.text.template import ChatTemplate
+from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -22,6 +23,7 @@ class Entry(NamedTuple):
     tokens: list[int]
     text: str | None  # None if token ids were given
     chat: bool = False  # made from messages: the answer begins a text of its own
+    opened: bool = False  # the answer begins inside a thought
 
 
 class Door:
@@ -31,6 +33,7 @@ class Door:
         config: of the target.
         tokenizer: None for a checkpoint without one; then only token ids are taken.
         template: of the checkpoint's chat.
+        tags: between which the model thinks, if it does.
         context: most tokens of prompt and answer together.
     """
 
@@ -39,9 +42,11 @@ class Door:
         config: ModelConfig,
         tokenizer: Tokenizer | None,
         template: ChatTemplate | None,
+        tags: ThoughtTags | None,
         context: int,
     ) -> None:
         self._config = config
+        self._tags = tags
         self._tokenizer = tokenizer
         self._template = template
         self.context = context
@@ -65,6 +70,9 @@ class Door:
 
     def enter(self, prompt: Prompt, mode: Mode) -> Entry:
         """Token ids of one prompt; messages go through the chat template.
+
+        A chat that is not to think, and whose template opens a thought all the same, has it closed
+        in the prompt: what follows is the answer. Texts and token ids are taken as they stand.
 
         Raises:
             ValueError: empty, of the wrong type, ids outside the vocabulary, or too long.
@@ -102,16 +110,29 @@ class Door:
         if isinstance(prompt, str):
             if not prompt:
                 raise ValueError("prompt='' is empty: give at least one character")
-            return Entry(self._need_tokenizer().encode(prompt), prompt)
+            opened = self._tags is not None and self._tags.opened_by(prompt)
+            return Entry(self._need_tokenizer().encode(prompt), prompt, opened=opened)
         if all(isinstance(part, Mapping) for part in prompt) and prompt:
             return self._chat(list(prompt), mode)  # type: ignore[arg-type]
-        return Entry(self._ids(prompt), None)
+        ids = self._ids(prompt)
+        return Entry(ids, None, opened=self._ends_in_thought(ids))
 
     def _chat(self, messages: list[Message], mode: Mode) -> Entry:
         tokenizer = self._need_tokenizer()
         assert self._template is not None  # loaded together with the tokenizer
         text = self._template.render(messages, mode.thinking)
-        return Entry(tokenizer.encode(text, self._template.add_special), text, chat=True)
+        opened = False
+        if self._tags is not None:
+            opened = self._tags.opened_by(text) or not self._tags.open
+            if mode.thinking == "off" and opened:
+                text, opened = self._tags.shut(text) if self._tags.open else text, False
+        return Entry(tokenizer.encode(text, self._template.add_special), text, True, opened)
+
+    def _ends_in_thought(self, ids: Sequence[int]) -> bool:
+        if self._tags is None or self._tokenizer is None:
+            return False
+        end = self._tokenizer.decode(ids[-len(self._tags.open) - 8 :], skip_special=False)
+        return self._tags.opened_by(end)
 
     def _ids(self, prompt: Sequence[Any]) -> list[int]:
         last = self._config.vocab_size - 1

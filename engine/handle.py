@@ -6,11 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Literal
 
 from fastslow.engine.door import Entry
 from fastslow.engine.output import Completion, Metrics, Piece
 from fastslow.engine.request import Request
 from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags
+from fastslow.engine.thinking import Ended, Thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +23,16 @@ class Attempt:
     entry: Entry
     mode: str
     opened: bool
+    thinks: bool = True  # the mode lets it think
 
 
 class Handle:
     """One answer, seen from the caller's thread.
+
+    What stands between the tags is `reasoning`, all else `text`. A thought that the answer does not
+    get to the end of is reasoning. Where the first tag is the closing one, and the request may think,
+    the answer began inside a thought: what stands before it is reasoning, too. A request that was not
+    to think keeps it as text, so that its answer is never lost to the other field.
 
     Args:
         attempts: not submitted yet; listeners are set here. The second, if there is one, answers
@@ -82,7 +90,12 @@ class Handle:
         """The whole answer of a request that is over."""
         request = self.request
         stopper = request.stopper
-        splitter = ThoughtSplitter(self._tags, self._attempts[0].opened)
+        attempt = self._attempts[0]
+        opened, thinking = attempt.opened, request.thinking
+        if self._tags is not None and attempt.thinks and self._tags.strayed(stopper.text):
+            opened = True
+            thinking = thinking and thinking.reopened()
+        splitter = ThoughtSplitter(self._tags, opened)
         parts = [splitter.push(stopper.text), splitter.finish()]
         return Completion(
             text="".join(text for _, text in parts),
@@ -91,7 +104,7 @@ class Handle:
             finish_reason=stopper.reason or "error",
             stop_reason=stopper.matched,
             logprobs=None if request.params.logprobs is None else request.logprobs,
-            metrics=self._metrics(),
+            metrics=self._metrics(thinking),
             error=None if request.error is None else str(request.error),
         )
 
@@ -126,7 +139,7 @@ class Handle:
         name, escape = self._attempts[0].mode, self.request.escape
         return f"{name}>{escape.mode}" if escape is not None and self.request.escalated else name
 
-    def _metrics(self) -> Metrics:
+    def _metrics(self, thinking: Thinking | None) -> Metrics:
         request = self.request
         tally = request.tally
         tokens = len(request.tokens) - request.prompt_length
@@ -136,6 +149,7 @@ class Handle:
         tpot = (tally.last_token - tally.first_token) / max(1, tokens - 1)
         kept = None if first.target is None else bool(tokens) and max(ttft, tpot) <= first.target
         notes = (note for one in self.requests for note in one.notes)
+        thought, ended = self._thought(thinking)
         return Metrics(
             mode=self._mode(),
             drafter=request.speculation.drafter,
@@ -156,4 +170,15 @@ class Handle:
             acceptance=[accepted / offered for accepted, offered in pairs],
             cached_tokens=tally.cached,
             preemptions=tally.preemptions,
+            thinking_tokens=thought,
+            thinking_ended=ended,
         )
+
+    def _thought(self, thinking: Thinking | None) -> tuple[int, Ended | Literal["length"] | None]:
+        """Tokens of thought, and what ended it."""
+        if thinking is None:
+            return 0, None
+        count, ended, still_open = thinking.outcome(self.request.tokens)
+        if not still_open:
+            return count, ended
+        return count, "length" if self.request.stopper.reason == "length" else None

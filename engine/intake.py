@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+from loguru import logger
+
 from fastslow.engine.accept import RULES, LossyStepwise, Rule
-from fastslow.engine.call import sampling_in
+from fastslow.engine.call import ModeWish, sampling_in
 from fastslow.engine.confidence import Confidence
 from fastslow.engine.core import Core
 from fastslow.engine.door import Door, Entry, Prompt
@@ -21,21 +23,23 @@ from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.request import Escape, Request
 from fastslow.engine.stop import Stopper
 from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.engine.text.tag_tokens import TagTokens
 from fastslow.engine.text.template import ChatTemplate
-from fastslow.engine.text.thought import tags_for
+from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.text.tokenizer import Tokenizer
+from fastslow.engine.thinking import Thinking
 from fastslow.engine.tune.tuned import read_settings
 from fastslow.engine.types import Chooser, Policy, Situation
-from fastslow.policies.auto import AUTO, BUILT_IN, choose
+from fastslow.policies.auto import BUILT_IN, choose
 from fastslow.policies.clock import Clock
 from fastslow.policies.features import count_words
 from fastslow.policies.length import AdaptiveLength, FixedLength
-from fastslow.policies.modes import find_mode
+from fastslow.policies.modes import find_mode, in_either
 from fastslow.policies.odds import Odds
+from fastslow.policies.thinking import ThinkingBudget
 
 MOST_NODES = 24  # of an adaptive draft
 STEPWISE = "lossy-stepwise"
-NAMING = ("name", "base", "description")  # fields of a mode that change nothing
 
 
 class _Asked(NamedTuple):
@@ -52,6 +56,7 @@ class Intake:
         config: of the target.
         tokenizer: None for a checkpoint without one.
         template: of the checkpoint's chat.
+        tags: between which the model thinks, if it does.
         context: most tokens of prompt and answer together.
         core: whose pages the requests will take.
         drafting: makes the drafters.
@@ -69,43 +74,43 @@ class Intake:
         config: ModelConfig,
         tokenizer: Tokenizer | None,
         template: ChatTemplate | None,
+        tags: ThoughtTags | None,
         context: int,
         core: Core,
         drafting: Drafting,
         clock: Clock,
         modes: Mapping[str, Mode],
     ) -> None:
-        self.door = Door(config, tokenizer, template, context)
+        self.door = Door(config, tokenizer, template, tags, context)
         self.usual = Speculation()
         self.chooser: Chooser = BUILT_IN
         self._config = config
         self._tokenizer = tokenizer
-        self._tags = tags_for(tokenizer, template) if tokenizer is not None else None
+        self._tags = tags
+        self._thoughts = TagTokens(tokenizer, tags) if tokenizer and tags else None
         self._core = core
         self._drafting = drafting
         self._clock = clock
         self._modes = modes
         self._ids = itertools.count()
         self._odds: dict[Speculation, Odds] = {}
+        self._said: set[str] = set()
 
-    def mode(self, wish: str | Mode | Chooser, prompt: Prompt) -> tuple[Mode, str]:
+    def mode(self, wish: ModeWish, prompt: Prompt) -> tuple[Mode, str]:
         """The mode that a call names, brings, or leaves to a chooser; and why, where it was chosen.
 
         Raises:
             ValueError: see `find_mode` and `choose`.
         """
-        chooser, given = self.chooser, Mode(name=AUTO)
+        chooser, given = self.chooser, Mode(auto=True)
         if callable(wish):
             chooser = wish
         else:
             given = find_mode(wish, self._modes, self._config.groups)
-        if given.name != AUTO:
+        if not given.auto:
             return given, ""
         choice = choose(chooser, self._situation(prompt, given.latency_ms), self._modes)
-        taken = self._modes[choice.mode]
-        # what the preset "auto" itself says holds in either mode
-        own = {f: v for f, v in given if f not in NAMING and v != Mode.model_fields[f].default}
-        return taken.model_copy(update=own), choice.why
+        return in_either(self._modes[choice.mode], given), choice.why
 
     def speculation(self, wish: str | Speculation, mode: Mode) -> Speculation:
         """The settings that a wish means, with their drafter made.
@@ -131,7 +136,7 @@ class Intake:
         self,
         prompt: Prompt,
         params: SamplingParams | None,
-        wish: str | Mode | Chooser,
+        wish: ModeWish,
         speculation: str | Speculation,
         streaming: bool = False,
     ) -> list[Handle]:
@@ -170,9 +175,9 @@ class Intake:
         return _Asked(entry, params, mode, self.speculation(speculation, mode))
 
     def _attempt(self, asked: _Asked, seed: int) -> Attempt:
-        text = asked.entry.text
-        opened = self._tags is not None and text is not None and self._tags.opened_by(text)
-        return Attempt(self._request(*asked, seed), asked.entry, asked.mode.name, opened)
+        mode, entry = asked.mode, asked.entry
+        request = self._request(*asked, seed)
+        return Attempt(request, entry, mode.name, entry.opened, mode.thinking != "off")
 
     def _situation(self, prompt: Prompt, latency_ms: float | None) -> Situation:
         """What a chooser may see of a prompt; what is wrong with it is found out later."""
@@ -225,6 +230,7 @@ class Intake:
             target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,
             may_cut_groups="groups" in mode.may_shorten,
+            thinking=self._thinking(entry, mode, room),
         )
         request.root = self._core.prefix_root(request, mode.groups)
         return request
@@ -250,6 +256,34 @@ class Intake:
         shown = self._tags.ids(self._tokenizer) if self._tags else frozenset[int]()
         before = [] if entry.chat else entry.tokens[-8:]
         return Detokenizer(self._tokenizer, keep=shown, after=before)
+
+    def _thinking(self, entry: Entry, mode: Mode, room: int) -> Thinking | None:
+        """A chat whose mode does not think, and that gives no budget, has a budget of 0."""
+        most, phrase = mode.thinking_budget, mode.closing or ""
+        if self._thoughts is None:
+            if most is not None or mode.early_exit:
+                self._say(
+                    f"mode {mode.name!r} bounds its thoughts, but this model has no thinking tags: "
+                    "name them in fastslow.json or as thinking_tags"
+                )
+            return None
+        if most is None and mode.thinking == "off" and entry.chat:
+            most, phrase = 0, ""
+        bounded = most is not None or mode.early_exit
+        policy = ThinkingBudget(most, mode.thinking_soft, mode.early_exit) if bounded else None
+        closing = self._thoughts.closing(phrase)
+        if most and most + len(closing) >= room:
+            self._say(
+                f"mode {mode.name!r}: thinking_budget={most} leaves no room for an answer within "
+                f"max_tokens={room}"
+            )
+        return Thinking(self._thoughts, entry.opened, len(entry.tokens), policy, closing)
+
+    def _say(self, warning: str) -> None:
+        """Once each."""
+        if warning not in self._said:
+            self._said.add(warning)
+            logger.warning(warning)
 
     def _length(self, settings: Speculation, drafter: Speculation) -> Policy:
         if settings.drafter == "off":

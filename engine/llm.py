@@ -10,7 +10,7 @@ from loguru import logger
 
 from fastslow.draft.each import Each
 from fastslow.engine.advice import advice
-from fastslow.engine.call import as_messages, spread
+from fastslow.engine.call import ModeWish, Presets, as_messages, spread
 from fastslow.engine.closed import Closed
 from fastslow.engine.core import Core
 from fastslow.engine.cost import step_seconds
@@ -27,6 +27,7 @@ from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.progress import bar
 from fastslow.engine.text.message import Message
 from fastslow.engine.text.template import load_template
+from fastslow.engine.text.thought import find_tags
 from fastslow.engine.types import Chooser
 from fastslow.engine.worker import Worker
 from fastslow.policies.auto import read_selector
@@ -59,6 +60,10 @@ class LLM:
             file of `fastslow tune --modes`, or None for built-in rules.
         remember: keep answers in memory to draft later ones from (they reach nobody unless the model
             says them anyway).
+        modes: presets that join or change the checkpoint's: name -> `Mode` or its fields, or the
+            path of a JSON file that holds them as `fastslow.json` does.
+        thinking_tags: the texts between which the model thinks; None = what the checkpoint's
+            `fastslow.json` says, else openPangu's or `<think>`, if it has them.
         progress: draw a bar while a model is fetched or loaded.
 
     Raises:
@@ -80,6 +85,8 @@ class LLM:
         speculation: str | Speculation = "auto",
         auto: Chooser | str | Path | None = None,
         remember: bool = True,
+        modes: Presets | None = None,
+        thinking_tags: tuple[str, str] | None = None,
         progress: bool = True,
     ) -> None:
         for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
@@ -99,10 +106,11 @@ class LLM:
         if not 2 <= context <= config.context:
             raise ValueError(f"max_model_len={context} is outside 2..{config.context}")
         self.tokenizer = find_tokenizer(folder)
-        self.modes = load_modes(folder, config.groups)
-        template = None
+        self.modes = load_modes(folder, config.groups, modes)
+        template = tags = None
         if self.tokenizer is not None:
             template = load_template(folder, self.tokenizer, config.architecture)
+            tags = find_tags(folder, self.tokenizer, template, thinking_tags)
         self._kv = self._cache_for(self.model, context, prefix_caching)
         self._drafting = Drafting(
             folder,
@@ -122,6 +130,7 @@ class LLM:
             config,
             self.tokenizer,
             template,
+            tags,
             context,
             self._core,
             self._drafting,
@@ -138,7 +147,7 @@ class LLM:
         prompts: Any,
         sampling: SamplingParams | Sequence[SamplingParams | None] | None = None,
         *,
-        mode: str | Mode | Chooser | Sequence[str | Mode | Chooser] = "deep",
+        mode: ModeWish | Sequence[ModeWish] = "deep",
         speculation: str | Speculation | Sequence[str | Speculation] = "auto",
         progress: bool = True,
     ) -> Any:
@@ -149,8 +158,9 @@ class LLM:
                 a list of such prompts.
             sampling: for all prompts, or a list zipped with them. Fields that are not given are the
                 mode's, where it has them.
-            mode: "fast", "deep", "auto", another preset of the checkpoint, a `Mode`, or a callable
-                that takes a `Situation` and gives a preset's name; or a list.
+            mode: "fast", "deep", "auto" or another preset; a `Mode`, or a dict of its fields, which with
+                `base` changes a preset: {"base": "deep", "thinking_budget": 64}; a callable from a
+                `Situation` to a preset's name; or a list.
             speculation: "auto", "off", a drafter's name, a `Speculation`, or the path of a settings
                 file (*.json); or a list.
             progress: for a list of prompts, draw a bar on a terminal.
@@ -186,7 +196,7 @@ class LLM:
         messages: str | Sequence[Message],
         sampling: SamplingParams | None = None,
         *,
-        mode: str | Mode | Chooser = "deep",
+        mode: ModeWish = "deep",
         speculation: str | Speculation = "auto",
     ) -> Output:
         """Answer a conversation, or one user message given as text; see `generate`."""
@@ -199,7 +209,7 @@ class LLM:
         prompt: Any,
         sampling: SamplingParams | None = None,
         *,
-        mode: str | Mode | Chooser = "deep",
+        mode: ModeWish = "deep",
         speculation: str | Speculation = "auto",
     ) -> Iterator[Piece]:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fastslow.engine.stop import Reason
+from fastslow.engine.thinking import Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,10 @@ class Metrics:
     )
     target_ms: float | None = None  # of the time to the first token, and of the mean of all others
     target_kept: bool | None = None  # None without a target
+    thinking_tokens: int = 0  # between the thinking tags, without them and without a closing phrase
+    # what ended the thinking: the model, its budget, early exit (loop, settled), or length: the
+    # answer's tokens ran out inside the thought. None: no thought, or it ended otherwise inside one
+    thinking_ended: Ended | Literal["length"] | None = None
 
     @property
     def mean_accepted(self) -> float:
@@ -54,7 +60,7 @@ class Completion:
     """One answer. `token_ids` holds the end token if one was met; `text` does not."""
 
     text: str
-    reasoning: str  # what stood between the model's thinking tags, else ""
+    reasoning: str  # what stood between the model's thinking tags, else ""; see `Handle`
     token_ids: list[int]
     finish_reason: Reason
     stop_reason: str | int | None  # the stop string or end token that ended it
@@ -103,7 +109,12 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of a streamed answer. The last one carries the whole `output`."""
+    """A piece of a streamed answer. The last one carries the whole `output`.
+
+    Joined, `text` and `reasoning` are those of the output, but for a thought that is closed and was
+    never opened: only its end tells that it was one, so it was streamed as text, while the output
+    has it in `reasoning`.
+    """
 
     text: str = ""
     reasoning: str = ""

@@ -190,6 +190,11 @@ class Mode(Params):
     base: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="the preset whose fields hold where none is given here"
     )
+    auto: StrictBool = Field(
+        default=False,
+        description="another preset is taken for each request, by what is asked; what else is given "
+        "here holds in either",
+    )
     groups: Annotated[StrictInt, Field(ge=0)] | None = Field(
         default=None, description="routed groups per token; None = all, 0 = shared experts only"
     )
@@ -205,7 +210,7 @@ class Mode(Params):
     )
     closing: str | None = Field(
         default=None,
-        description="phrase that ends a thought over its budget, before the closing tag; None = a newline",
+        description="what a thought that is closed for the model says last, before the closing tag",
     )
     early_exit: StrictBool = Field(
         default=False, description="close thoughts that go round in circles or have settled"
@@ -225,6 +230,12 @@ class Mode(Params):
         default=None, description="go on in another mode where the model is unsure; None = never"
     )
     description: str = Field(default="", description="one line for people")
+
+    def model_post_init(self, _context: object) -> None:
+        most = self.thinking_budget
+        if self.base is None and self.thinking_soft > (most or 0):
+            limit = "needs a thinking_budget" if most is None else f"exceeds thinking_budget={most}"
+            raise ValueError(f"thinking_soft={self.thinking_soft} {limit}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from fastslow.engine.accept import Rule, tokenwise
 from fastslow.engine.confidence import Confidence
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.stop import Stopper
+from fastslow.engine.thinking import Thinking
 from fastslow.engine.types import Policy
 
 
@@ -87,6 +88,7 @@ class Request:
     rule: Rule = tokenwise
     reproducible: bool = False
     scored: bool = False  # its rule wants the law behind a certain token
+    thinking: Thinking | None = None  # of a model that has thinking tags
     root: Hashable = None  # prefix-cache key: whatever besides the tokens changes the KV
     computed: int = 0
     tally: Tally = field(default_factory=Tally)

@@ -1,7 +1,7 @@
 """From logits to the target law, position by position.
 
-Order: logit_bias and the min_tokens mask, penalties, then temperature, top_k, top_p, min_p. A row's
-law looks at its own request only, and at the tokens *before* its position: the committed ones and
+Order: a token that the thinking budget forces; logit_bias, the closing tag's lift and the min_tokens
+mask, penalties, then temperature, top_k, top_p, min_p. A row's law looks at its own request only, and at the tokens *before* its position: the committed ones and
 the drafted ones on its path, so everything holds inside an accepted run as it does without a draft.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.types import Certain, Floats, RequestView
+from fastslow.engine.types import Certain, Floats, Lift, RequestView
 
 COLDEST = 1e-30  # float32 divides by it; below, a temperature would round to 0 and make 0 / 0
 
@@ -30,7 +30,7 @@ def decide(
         drafted: tokens on the path after `request.tokens`.
 
     Returns:
-        f32 [V] summing to 1; at temperature 0 the first of the best tokens.
+        f32 [V] summing to 1; at temperature 0 the first of the best tokens, or the forced one.
 
     Raises:
         FloatingPointError: the logits are not finite.
@@ -38,7 +38,10 @@ def decide(
     params = request.params
     if not _finite(logits_V):
         raise FloatingPointError("the model's logits are not finite numbers")
-    shaped_V = _penalised(_biased(logits_V, request, len(drafted)), request, drafted)
+    told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
+    if isinstance(told, Certain):  # whoever samples a draft wants a law at each of its places
+        return told if params.temperature == 0 else _one_hot(told, len(logits_V))
+    shaped_V = _penalised(_biased(logits_V, request, len(drafted), told), request, drafted)
     token = _argmax(shaped_V)
     best = shaped_V[token]
     if not math.isfinite(best):
@@ -49,6 +52,13 @@ def decide(
     kept_V = _min_p(_top_p(_top_k(p_V, params), params), params)
     result: Floats = (kept_V / kept_V.sum()).cpu().numpy()
     return result
+
+
+def certain(best: int, request: RequestView, drafted: Sequence[int]) -> Certain:
+    """`decide` where `only_best` holds: the likeliest token, or the forced one."""
+    told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
+    assert not isinstance(told, Lift), "rows near a raised logit have all of their logits"
+    return Certain(best) if told is None else told
 
 
 def only_best(request: RequestView) -> bool:
@@ -63,16 +73,19 @@ def only_best(request: RequestView) -> bool:
         and not params.presence_penalty
         and not params.frequency_penalty
         and len(request.tokens) - request.prompt_length >= params.min_tokens
+        and (request.thinking is None or not request.thinking.lifts(request.tokens))
     )
 
 
 def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Floats:
     """`decide` as f32 [V] in all cases: one-hot at temperature 0."""
     decided = decide(logits_V, request, drafted)
-    if not isinstance(decided, Certain):
-        return decided
-    one_hot_V = np.zeros(len(logits_V), dtype=np.float32)
-    one_hot_V[decided.token] = 1.0
+    return _one_hot(decided, len(logits_V)) if isinstance(decided, Certain) else decided
+
+
+def _one_hot(law: Certain, size: int) -> Floats:
+    one_hot_V = np.zeros(size, dtype=np.float32)
+    one_hot_V[law.token] = 1.0
     return one_hot_V
 
 
@@ -107,13 +120,17 @@ def log_probability(logits_V: torch.Tensor, token: int) -> float:
     return float(values_V[token] - best) - math.log(total)
 
 
-def _biased(logits_V: torch.Tensor, request: RequestView, ahead: int) -> torch.Tensor:
+def _biased(
+    logits_V: torch.Tensor, request: RequestView, ahead: int, lift: Lift | None
+) -> torch.Tensor:
     params = request.params
     answered = len(request.tokens) + ahead - request.prompt_length
     early = answered < params.min_tokens and request.end_ids
-    if not params.logit_bias and not early:
+    if not params.logit_bias and not early and lift is None:
         return logits_V
     logits_V = logits_V.clone()
+    if lift is not None:
+        logits_V[lift.token] += lift.by
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
         logits_V[ids] += torch.tensor(list(params.logit_bias.values()), device=logits_V.device)

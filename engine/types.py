@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,13 @@ class Certain(NamedTuple):
 
     token: int
     probs: Floats | None = None
+
+
+class Lift(NamedTuple):
+    """A token whose logit is raised."""
+
+    token: int
+    by: float
 
 
 @dataclass(slots=True)
@@ -223,6 +230,48 @@ class Choice(NamedTuple):
 Chooser = Callable[[Situation], "str | Choice"]
 """Takes a mode for a request. It costs the caller's time, so it should be quick."""
 
+Ending = Literal["budget", "loop", "settled"]
+"""Why a thought was closed for the model."""
+
+
+class Thought(NamedTuple):
+    """The thought that a text ends in, as far as a policy may know it."""
+
+    spent: int  # tokens that began between the tags, all thoughts of the answer together
+    recent: Sequence[int] = ()  # the latest of this thought, at most as many as the policy reads
+    line: str = ""  # the line that its last token ended, "" inside a line
+    said: int = 0  # how often this thought has said that line by now
+
+
+class ThinkingPolicy(Protocol):
+    """Decides when a thought has to end. Pure: the same thought gets the same answer."""
+
+    reads: int  # latest tokens that it wants to see; 0 = neither tokens nor lines
+
+    def judge(self, thought: Thought) -> Ending | None:
+        """Why the thought is to be closed now; None = it may go on."""
+
+    def lift(self, spent: int) -> float:
+        """What is added to the closing tag's logit after so many tokens; 0 = nothing."""
+
+    def lifts(self, spent: range) -> bool:
+        """Whether `lift` is other than 0 anywhere in the range."""
+
+
+class ThinkingLaw(Protocol):
+    """What a request's thinking budget makes of its laws: a function of the text alone, so it holds
+    for drafted tokens as for committed ones."""
+
+    def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> Certain | Lift | None:
+        """What holds for the token that follows `tokens` and then `drafted`: it is certain, or a
+        logit is raised, or nothing."""
+
+    def ahead(self, tokens: Sequence[int]) -> Sequence[int]:
+        """Tokens that are certain to follow `tokens`."""
+
+    def lifts(self, tokens: Sequence[int]) -> bool:
+        """Whether a logit may be raised within one step after `tokens`."""
+
 
 class RequestView(Protocol):
     """What drafters and policies may know of a request."""
@@ -251,6 +300,10 @@ class RequestView(Protocol):
     def reproducible(self) -> bool:
         """Its tokens are to be a function of laws and places alone: a drafter that would sample may
         draw its own tokens with the numbers of acceptance instead, and say they are chosen."""
+
+    @property
+    def thinking(self) -> ThinkingLaw | None:
+        """How its thoughts are bounded; None = not at all."""
 
     @property
     def groups(self) -> int | None: ...

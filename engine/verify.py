@@ -8,9 +8,9 @@ import torch
 
 from fastslow.engine.layout import Layout
 from fastslow.engine.request import Request
-from fastslow.engine.sampling import decide, log_probability, logprobs
+from fastslow.engine.sampling import certain, decide, log_probability, logprobs
 from fastslow.engine.scheduler import Work
-from fastslow.engine.types import Certain, Draft, Floats, Output, Verdict
+from fastslow.engine.types import Certain, Draft, Floats, Output, Tree, Verdict
 
 
 def target_laws(
@@ -21,16 +21,13 @@ def target_laws(
     best = out.best.tolist()
     for b, request in enumerate(ready):
         first, size = layout.verify_logits[b], int(draft.starts[b + 1] - draft.starts[b]) + 1
+        paths = _paths(draft.tree(b))
         if layout.rows.only_best[first]:
             tokens = best[first : first + size]
             if min(tokens) < 0:
                 request.error = FloatingPointError("the model's logits are not finite numbers")
-            laws += [Certain(max(token, 0)) for token in tokens]
+            laws += [certain(max(x, 0), request, path) for x, path in zip(tokens, paths)]
             continue
-        tree = draft.tree(b)
-        paths: list[list[int]] = [[]]
-        for token, parent in zip(tree.tokens, tree.parents, strict=True):
-            paths.append([*paths[parent + 1], token])
         rows = out.logits[first:]
         try:
             decided = [decide(rows[i], request, path) for i, path in enumerate(paths)]
@@ -48,6 +45,14 @@ def _scored(law: Floats | Certain, logits_V: torch.Tensor) -> Floats | Certain:
     if not isinstance(law, Certain):
         return law
     return Certain(law.token, torch.softmax(logits_V, dim=-1).numpy(force=True))
+
+
+def _paths(tree: Tree) -> list[list[int]]:
+    """Drafted tokens before each law: none at the first, then root to node, the node's own last."""
+    paths: list[list[int]] = [[]]
+    for token, parent in zip(tree.tokens, tree.parents, strict=True):
+        paths.append([*paths[parent + 1], token])
+    return paths
 
 
 def note_logprobs(

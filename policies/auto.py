@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from fastslow.engine.params import Number, Params, nearest, sentence
+from fastslow.engine.params import Mode, Number, Params, nearest, sentence
 from fastslow.engine.types import Choice, Chooser, Situation
 from fastslow.policies.features import LABELS, features
 
-AUTO = "auto"  # the preset that is another one for each request
 TELLING = 0.05  # what weighs less is not told one by one
 
 
@@ -107,18 +105,17 @@ def read_selector(path: str | Path) -> Selector:
         raise ValueError(f"settings file {str(path)!r}: {error}") from error
 
 
-def choose(chooser: Chooser, situation: Situation, presets: Mapping[str, Any]) -> Choice:
+def choose(chooser: Chooser, situation: Situation, presets: Mapping[str, Mode]) -> Choice:
     """The mode that a chooser takes, checked, with a line that says why.
 
     Raises:
-        ValueError: it names no preset, or "auto" again.
+        ValueError: it names no preset, or one that is to be chosen again.
     """
     said = chooser(situation)
     if isinstance(said, str):
         said = Choice(said, f"{said}: {getattr(chooser, '__name__', type(chooser).__name__)}")
-    if not isinstance(said, tuple) or len(said) != 2 or said[0] not in presets or said[0] == AUTO:
-        named = said[0] if isinstance(said, tuple) and said else said
-        raise ValueError(
-            f"auto chose {named!r}, which is no preset{nearest(str(named), set(presets) - {AUTO})}"
-        )
+    named = said[0] if isinstance(said, tuple) and len(said) == 2 else said
+    known = [name for name, mode in presets.items() if not mode.auto]
+    if named not in known:
+        raise ValueError(f"auto chose {named!r}, which is no preset{nearest(str(named), known)}")
     return Choice(*said)

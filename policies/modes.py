@@ -1,19 +1,19 @@
-"""Modes as presets: built in, from the checkpoint, or the caller's own."""
+"""Modes as presets: built in, from the checkpoint, from the user, or a call's own."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from fastslow.engine.params import Mode, Params, nearest
 
-from fastslow.engine.params import Mode, nearest, sentence
+NESTED = "sampling", "speculation", "escalate"  # fields that have fields of their own
+NAMING = "name", "base", "description", "auto"  # fields that are a mode's own
+CHANGED = "*"  # behind the name of a preset of which a call changed something
 
-
-class _PresetFile(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    modes: dict[str, dict[str, object]] = {}
+Fields = Mapping[str, Any]
 
 
 def builtin_modes(groups: int) -> dict[str, Mode]:
@@ -34,47 +34,66 @@ def builtin_modes(groups: int) -> dict[str, Mode]:
             name="deep", groups=None, thinking="on", description="all expert groups, thinking on"
         ),
         "auto": Mode(
-            name="auto", description="fast or deep, by what is asked; metrics.decision says why"
+            name="auto",
+            auto=True,
+            description="fast or deep, by what is asked; metrics.decision says why",
         ),
     }
 
 
-def load_modes(folder: Path, groups: int) -> dict[str, Mode]:
-    """Built-in presets, changed and joined by those of the checkpoint's `fastslow.json`.
+def load_modes(
+    folder: Path, groups: int, own: str | Path | Mapping[str, Mode | Fields] | None = None
+) -> dict[str, Mode]:
+    """Built-in presets, changed and joined by the checkpoint's, and these by the user's.
 
-    The file holds `{"modes": {name: {field: value, ...}}}`; fields not given keep the built-in value.
+    A file, the checkpoint's `fastslow.json` or the user's, holds `{"modes": {name: {field: value,
+    ...}}}`. A name that is there already is changed: fields not given keep their value. A new one
+    begins with its `base`, another preset, or else with the fields' defaults.
+
+    Args:
+        folder: of the checkpoint.
+        groups: its routed groups.
+        own: the user's: a JSON file, or name -> `Mode` or its fields.
 
     Raises:
-        ValueError: the file is not JSON, a field is unknown or out of range.
+        ValueError: a file is not JSON, a field is unknown or out of range, a base is unknown or goes
+            round in a circle.
     """
     modes = builtin_modes(groups)
-    path = folder / "fastslow.json"
-    if not path.is_file():
-        return modes
+    if (path := folder / "fastslow.json").is_file():
+        modes = _read(path, modes, groups)
+    if isinstance(own, str | Path):
+        return _read(Path(own), modes, groups)
     try:
-        presets = _PresetFile.model_validate(json.loads(path.read_text("utf-8"))).modes
-        for name, fields in presets.items():
-            base = modes[name].model_dump() if name in modes else {}
-            preset = Mode.model_validate({**base, **fields, "name": name})
-            modes[name] = check_groups(preset, groups)
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, ValueError) as error:
-        raise ValueError(f"presets in {path} cannot be read: {first_line(error)}") from error
-    return modes
+        return modes if own is None else _joined(modes, own, groups)
+    except ValueError as error:
+        raise ValueError(f"modes: {error}") from None
 
 
-def find_mode(mode: str | Mode, presets: Mapping[str, Mode], groups: int) -> Mode:
-    """A mode by name, or the caller's own, checked against the model.
+def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], groups: int) -> Mode:
+    """A mode by name, or the caller's own, checked against the model. What changes a preset without
+    a name of its own is called as the preset, with a star.
 
     Raises:
-        ValueError: an unknown name (the nearest known one is told), or groups outside 0..`groups`.
+        ValueError: an unknown name (the nearest known one is told), a field that does not fit, or
+            groups outside 0..`groups`.
     """
+    if isinstance(mode, Mapping):
+        mode = Mode(**mode)
     if isinstance(mode, Mode):
-        return check_groups(mode, groups)
+        if mode.base is None:
+            return check_groups(mode, groups)
+        named = {"name": mode.base + CHANGED, **fields_of(mode)}
+        return check_groups(_over(_named(mode.base, presets), named), groups)
     if not isinstance(mode, str):
         raise ValueError(f"mode={mode!r} must be a name or a Mode, not {type(mode).__name__}")
-    if mode not in presets:
-        raise ValueError(f"mode={mode!r} is unknown{nearest(mode, presets)}")
-    return presets[mode]
+    return _named(mode, presets)
+
+
+def in_either(taken: Mode, auto: Mode) -> Mode:
+    """A preset that was taken for a request, with what the mode that leaves the choice says itself."""
+    own = {name: value for name, value in fields_of(auto).items() if name not in NAMING}
+    return _over(taken, {**own, "name": taken.name}) if own else taken
 
 
 def check_groups(mode: Mode, groups: int) -> Mode:
@@ -87,8 +106,67 @@ def check_groups(mode: Mode, groups: int) -> Mode:
     return mode.model_copy(update={"groups": None}) if mode.groups == groups else mode
 
 
-def first_line(error: Exception) -> str:
-    """One sentence from an error that may be long-winded."""
-    if isinstance(error, ValidationError):
-        return sentence(error, Mode.model_fields)
-    return str(error).splitlines()[0]
+def fields_of(mode: Params) -> dict[str, Any]:
+    """The fields that were given, those of nested settings too."""
+    given = {name: getattr(mode, name) for name in mode.model_fields_set}
+    return {k: fields_of(v) if isinstance(v, Params) else v for k, v in given.items()}
+
+
+def _named(name: str, presets: Mapping[str, Mode]) -> Mode:
+    if name not in presets:
+        raise ValueError(f"mode={name!r} is unknown{nearest(name, presets)}")
+    return presets[name]
+
+
+def _over(base: Mode, fields: Fields) -> Mode:
+    """A mode with these fields, and the base's where none is given."""
+    below = fields_of(base)
+    if fields["name"] != base.name:
+        below.pop("description", None)  # it describes the base
+    for name in NESTED:
+        above = fields.get(name)
+        if isinstance(above, Mapping) and name in below and below[name] is not None:
+            fields = {**fields, name: {**below[name], **above}}
+    return Mode(**{**below, **fields, "base": None})
+
+
+def _read(path: Path, modes: Mapping[str, Mode], groups: int) -> dict[str, Mode]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("must be a valid dictionary")
+        return _joined(modes, content.get("modes", {}), groups)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"presets in {path} cannot be read: {error}") from None
+
+
+def _joined(modes: Mapping[str, Mode], layer: Any, groups: int) -> dict[str, Mode]:
+    """The presets with those of a layer on top."""
+    if not isinstance(layer, Mapping):
+        raise ValueError(f"modes={layer!r} must be a valid dictionary")
+    given: dict[str, Fields] = {}
+    for name, fields in layer.items():
+        given[name] = fields_of(fields) if isinstance(fields, Mode) else fields
+        if not isinstance(given[name], Mapping):
+            raise ValueError(f"modes.{name}={fields!r} must be a valid dictionary")
+    made = dict(modes)
+    for name in given:
+        made[name] = check_groups(_made(name, given, modes, ()), groups)
+    return made
+
+
+def _made(
+    name: str, given: Mapping[str, Fields], below: Mapping[str, Mode], on: tuple[str, ...]
+) -> Mode:
+    """A preset of a layer; those that it begins with are made first."""
+    if name in on:
+        raise ValueError(f"mode {name!r}: base goes round in a circle, {' > '.join((*on, name))}")
+    fields = given.get(name)
+    if fields is None:
+        return _named(name, {**below, **dict.fromkeys(given, Mode())})
+    base = fields.get("base")
+    if base is not None and base != name:
+        start = _made(base, given, below, (*on, name))
+    else:
+        start = below.get(name, Mode())
+    return _over(start, {**fields, "name": name})

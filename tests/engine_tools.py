@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from checkpoints import MOGE, tensors, write
+from thoughts import Bound
 
 from fastslow.draft.base import Stateless
 from fastslow.draft.each import Each
@@ -22,6 +23,7 @@ from fastslow.engine.request import Request
 from fastslow.engine.stop import Stopper
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.tokenizer import Tokenizer
+from fastslow.engine.thinking import Thinking
 from fastslow.engine.types import Draft, Drafter, Floats, RequestView, Tree
 from fastslow.policies.length import FixedLength
 
@@ -36,6 +38,7 @@ class Ask:
     nodes: int = 6
     groups: int | None = None
     seed: int = 0
+    bound: Bound | None = None
 
     @property
     def plain(self) -> Ask:
@@ -104,9 +107,16 @@ class Bench:
             seed=ask.seed,
             reach=len(ask.tokens) + room - 1,
             end_ids=end_ids,
+            thinking=self._thinking(ask),
         )
         request.root = core.prefix_root(request, ask.groups)
         return request
+
+    def _thinking(self, ask: Ask) -> Thinking | None:
+        if ask.bound is None:
+            return None
+        assert self.tokenizer is not None
+        return ask.bound.of(self.tokenizer, len(ask.tokens))
 
     def run(
         self,

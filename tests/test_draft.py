@@ -23,7 +23,8 @@ from fastslow.engine.types import Draft, RequestView, Tree, Verdict
 
 
 def text(tokens: Sequence[int], number: int = 0, drafter: str = "ngram") -> Any:
-    return SimpleNamespace(id=number, tokens=list(tokens), speculation=Speculation(drafter=drafter))
+    settings = Speculation(drafter=drafter)
+    return SimpleNamespace(id=number, tokens=list(tokens), speculation=settings, thinking=None)
 
 
 def chains(draft: Draft) -> list[list[int]]:

@@ -63,6 +63,7 @@ def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
         seed=number,
         reach=200,
         reproducible=False,
+        thinking=None,
     )
 
 

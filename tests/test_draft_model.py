@@ -102,6 +102,7 @@ def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
         seed=number,
         reach=4000,
         reproducible=False,
+        thinking=None,
     )
 
 

@@ -178,7 +178,7 @@ class _View:
     def __init__(self, number: int, tokens: list[int]) -> None:
         self.id, self.tokens, self.prompt_length = number, tokens, len(tokens)
         self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
-        self.reproducible = False
+        self.reproducible, self.thinking = False, None
 
 
 @pytest.mark.parametrize("field", ["width", "depth"])

@@ -32,6 +32,7 @@ def view(
         prompt_length=len(start),
         params=SamplingParams(**{"temperature": 1.0, **fields}),
         end_ids=frozenset(end_ids),
+        thinking=None,
     )
 
 

@@ -433,6 +433,7 @@ def test_a_draft_model_forgets_what_was_refused() -> None:
             seed=0,
             reach=40,
             reproducible=False,
+            thinking=None,
         )
         drafted = drafter.propose([request], [4]).tree(0).tokens
         expected = list(text)

@@ -201,7 +201,9 @@ class Chain:
             return
         if isinstance(decided, Certain):
             self.drafted.append(decided.token)
-            sure = 1 / float(np.exp(known - float(logits_V[decided.token])).sum())
+            logit = float(logits_V[decided.token])
+            forced = logit <= NOWHERE  # by a thinking budget: the head has no word for it
+            sure = 1.0 if forced else 1 / float(np.exp(known - logit).sum())
             self._scores.append(min(1.0, sure) * (self._scores[-1] if self._scores else 1.0))
             return
         if self.request.reproducible:  # with the numbers that the target's tokens are drawn with

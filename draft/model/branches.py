@@ -71,7 +71,7 @@ class Branches:
         order = sorted(range(len(self._nodes)), key=lambda i: (-self._nodes[i].score, i))
         self._best = order[: self._most]
         # a child of the last place would come after it, and so not be in
-        self._open = [i for i in self._best[: self._most - 1] if i >= first]
+        self._open = [i for i in self._best[: self._most - 1] if i >= first and self._own(i)]
         self._place()
 
     def stop(self) -> None:
@@ -100,7 +100,7 @@ class Branches:
         node = self._nodes[i]
         path = [self._length + self._nodes[n].slot for n in self._path(i)]
         return Segment(
-            tokens=[self._lexicon.token(node.token)],
+            tokens=self._own(i),
             positions=[self._length + node.depth - 1],
             parents=[-1],
             slots=slots[path[-1:]],
@@ -109,6 +109,11 @@ class Branches:
             outputs=[0],
             reach=self.text.reach,
         )
+
+    def _own(self, i: int) -> list[int]:
+        """The draft model's token for node i, if it has one."""
+        own = self._lexicon.token(self._nodes[i].token)
+        return [] if own is None else [own]
 
     def _path(self, i: int) -> list[int]:
         """Nodes from the text to node i, itself the last."""

@@ -45,7 +45,7 @@ class Chain:
     def take(self, out: Output) -> None:
         request = self.text.request
         if self.text.only_best:
-            law: Floats | Certain = Certain(best_of(out))
+            law: Floats | Certain = self._told() or Certain(best_of(out))
         else:
             law = self._law(self._lexicon.logits(out.logits)[0], request, self._drafted)
         if isinstance(law, Certain):
@@ -57,7 +57,19 @@ class Chain:
             token = draw(law, self._draws)
             self._laws.append(law)
         self._drafted.append(token)
-        self.text.tokens.append(self._lexicon.token(token))
+        own = self._lexicon.token(token)
+        if own is None:
+            self.stop()
+        else:
+            self.text.tokens.append(own)
+
+    def _told(self) -> Certain | None:
+        """The token that the request's thinking budget forces here."""
+        request = self.text.request
+        if request.thinking is None:
+            return None
+        told = request.thinking.at(request.tokens, self._drafted)
+        return told if isinstance(told, Certain) else None
 
     def stop(self) -> None:
         self._most = len(self._drafted)

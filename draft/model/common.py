@@ -60,8 +60,8 @@ class CommonLexicon:
         read.seen = len(request.tokens)
         return read.ids
 
-    def token(self, token: int) -> int:
-        return self._ids[token]
+    def token(self, token: int) -> int | None:
+        return self._ids.get(token)
 
     def logits(self, logits_MV: Tensor) -> Tensor:
         if self._here.device != logits_MV.device:

@@ -16,8 +16,9 @@ class Lexicon(Protocol):
     def text(self, request: RequestView) -> Sequence[int]:
         """The request's text in the draft model's tokens; it only grows."""
 
-    def token(self, token: int) -> int:
-        """The draft model's token for one of the target's that it drafted."""
+    def token(self, token: int) -> int | None:
+        """The draft model's token for one of the target's that is drafted; None = it has none, as
+        where a thinking budget forces a token that it cannot say."""
 
     def logits(self, logits_MV: Tensor) -> Tensor:
         """The draft model's logits [M, its V] as [M, the target's V]."""

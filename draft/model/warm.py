@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.types import RequestView
+from fastslow.engine.types import RequestView, ThinkingLaw
 
 # A greedy target takes its best token: the draft model's best is it more often than its probability
 # says. Below 1 that is nearer; at 1, trees were too wide.
@@ -28,6 +28,7 @@ class Warm:
     seed: int
     reach: int
     reproducible: bool
+    thinking: ThinkingLaw | None
 
     @classmethod
     def of(cls, request: RequestView) -> Self:
@@ -44,4 +45,5 @@ class Warm:
             seed=request.seed,
             reach=request.reach,
             reproducible=request.reproducible,
+            thinking=request.thinking,
         )

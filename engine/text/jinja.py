@@ -16,13 +16,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from fastslow.engine.params import Thinking
 from fastslow.engine.text.message import Message, check_messages
 
+SWITCHES = "enable_thinking", "thinking"  # Qwen's name and DeepSeek's; a template has one or none
+
 
 class JinjaTemplate:
     """A template in transformers' dialect of Jinja.
 
     It runs in an immutable sandbox: no private attributes, no changes to what it is given. It sees
     `messages`, `add_generation_prompt`, `bos_token`, `eos_token`, empty `tools` and `documents`,
-    and `enable_thinking` unless thinking is "auto".
+    and the switch `enable_thinking`, which some call `thinking`, unless thinking is "auto".
     """
 
     add_special = False
@@ -50,7 +52,7 @@ class JinjaTemplate:
         check_messages(messages)
         given: dict[str, Any] = {"messages": messages, "tools": None, "documents": None}
         if thinking != "auto":
-            given["enable_thinking"] = thinking == "on"
+            given |= dict.fromkeys(SWITCHES, thinking == "on")
         try:
             return self._template.render(
                 **self._given, **given, add_generation_prompt=add_generation_prompt

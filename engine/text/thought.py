@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from fastslow.engine.text.holdback import hold_back
+from fastslow.engine.text.settings import read_object
 from fastslow.engine.text.template import ChatTemplate
 from fastslow.engine.text.tokenizer import Tokenizer
 
+PRESETS = "fastslow.json"  # in a checkpoint's folder
+
 
 class ThoughtTags(NamedTuple):
-    """The texts between which a model thinks."""
+    """The texts between which a model thinks.
+
+    An empty `open` says that the answer of a model that thinks begins inside the thought, without
+    a tag.
+    """
 
     open: str
     close: str
+
+    @classmethod
+    def read(cls, value: Any, where: str) -> ThoughtTags:
+        """Two texts, the second not empty.
+
+        Raises:
+            ValueError: something else; `where` names its place.
+        """
+        pair = list(value) if isinstance(value, list | tuple) else []
+        if len(pair) != 2 or not all(isinstance(tag, str) for tag in pair):
+            raise ValueError(
+                f"{where}={value!r} must be two texts, such as ['<think>', '</think>']"
+            )
+        if not pair[1] or pair[0] == pair[1]:
+            raise ValueError(f"{where}={value!r} must end in a closing tag of its own")
+        return cls(*pair)
 
     def ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Ids of those tags that are single tokens: what `Detokenizer(keep=...)` has to show, since
@@ -23,14 +47,44 @@ class ThoughtTags(NamedTuple):
 
     def opened_by(self, prompt: str) -> bool:
         """Whether a prompt ends with the open tag, so that the model starts inside a thought."""
-        return prompt.rstrip().endswith(self.open)
+        return bool(self.open) and prompt.rstrip().endswith(self.open)
+
+    def shut(self, prompt: str) -> str:
+        """A prompt that ends with the open tag, with the thought closed again: an empty one, as
+        templates write it that can do without."""
+        return f"{prompt}\n{self.close}\n\n" if prompt.endswith("\n") else prompt + self.close
+
+    def strayed(self, text: str) -> bool:
+        """Whether the first tag of an answer is the closing one: it began inside a thought."""
+        place = text.find(self.close)
+        return place >= 0 and not (self.open and 0 <= text.find(self.open) < place)
 
 
 KNOWN = (ThoughtTags("[unused16]", "[unused17]"), ThoughtTags("<think>", "</think>"))
 
 
+def find_tags(
+    folder: Path,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None = None,
+    given: tuple[str, str] | None = None,
+) -> ThoughtTags | None:
+    """The caller's tags, else those of the checkpoint's fastslow.json, `{"thinking_tags":
+    ["<reason>", "</reason>"]}`, else `tags_for`.
+
+    Raises:
+        ValueError: tags that are not two texts.
+    """
+    if given is not None:
+        return ThoughtTags.read(given, "thinking_tags")
+    declared = read_object(folder / PRESETS).get("thinking_tags")
+    if declared is not None:
+        return ThoughtTags.read(declared, f"{folder / PRESETS}: thinking_tags")
+    return tags_for(tokenizer, template)
+
+
 def tags_for(tokenizer: Tokenizer, template: ChatTemplate | None = None) -> ThoughtTags | None:
-    """The tags of a model: openPangu's `[unused16]`/`[unused17]` or `<think>`/`</think>`, whichever
+    """The tags of a model that does not declare any: openPangu's `[unused16]`/`[unused17]` or `<think>`/`</think>`, whichever
     are tokens of its vocabulary or, failing that, are written in its template; else None."""
     for tags in KNOWN:
         if len(tags.ids(tokenizer)) == len(tags):
@@ -81,7 +135,7 @@ class ThoughtSplitter:
         return "".join(parts[0]), "".join(parts[1])
 
     def _first_tag(self, text: str) -> str | None:
-        found = [(text.find(tag), tag) for tag in self._tags or () if tag in text]
+        found = [(text.find(tag), tag) for tag in self._tags or () if tag and tag in text]
         return min(found)[1] if found else None
 
     def _put(self, text: str, parts: tuple[list[str], list[str]]) -> None:

@@ -122,7 +122,7 @@ def tune_modes(
     """
     _check(len(tasks), keep, minutes, batch)
     for mode in modes:
-        if mode not in llm.modes or mode == "auto":
+        if mode not in llm.modes or llm.modes[mode].auto:
             raise ValueError(f"mode {mode!r} is no preset to choose")
     order = list(tasks)
     random.Random(0).shuffle(order)  # a file is often sorted by kind

@@ -1,0 +1,193 @@
+"""How far a request's thought has come, and what its budget makes of the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Self
+
+from fastslow.engine.text.tag_tokens import TagTokens
+from fastslow.engine.types import Certain, Ending, Lift, ThinkingPolicy, Thought
+
+FURTHEST = 64  # tokens that one step may add: most nodes of a draft
+Ended = Literal["model", "budget", "loop", "settled"]
+
+
+class _Piece(NamedTuple):
+    """A token in whose bytes a tag may have begun."""
+
+    data: bytes
+    token: int
+    counted: bool
+
+
+class _State(NamedTuple):
+    """Of a text: what has to be known of it to go on by a token."""
+
+    thinking: bool
+    spent: int = 0  # tokens that began inside a thought and were not forced
+    tail: tuple[_Piece, ...] = ()
+    todo: tuple[int, ...] = ()  # tokens that are certain to follow
+    told: Ending | None = None  # why they are
+    said: bool = False  # whether a closing phrase was begun
+    ended: Ended | None = None  # what closed the latest thought
+    recent: tuple[int, ...] = ()  # of the thought, what the policy reads
+    line: bytes = b""  # that is being written
+    lines: tuple[str, ...] = ()  # written before it in this thought
+
+
+class Thinking:
+    """One request's thinking: counts it, and brings it to an end where the policy says so.
+
+    All is a function of the text. A thought that is to end is followed by the tokens of the closing
+    phrase and tag, each of them certain; these do not count, and neither do tags. So drafts need no
+    rule of their own: a forced token is a law, wherever in a tree it stands.
+
+    The phrase is said once in an answer: a later thought is ended by the tag alone. Where the model
+    has begun a tag of several tokens, its rest is all that is forced.
+
+    Args:
+        tags: the model's.
+        opened: the answer begins inside a thought.
+        prompt_length: tokens before the answer.
+        policy: decides; None = thoughts are only counted.
+        closing: tokens of the closing phrase and tag.
+    """
+
+    def __init__(
+        self,
+        tags: TagTokens,
+        opened: bool,
+        prompt_length: int,
+        policy: ThinkingPolicy | None = None,
+        closing: tuple[int, ...] = (),
+    ) -> None:
+        self._tags = tags
+        self._policy = policy
+        self._reads = 0 if policy is None else policy.reads
+        self._closing = closing or tags.close_ids
+        self._prompt_length = prompt_length
+        self._longest = max(len(tags.open), len(tags.close)) - 1
+        self._read = prompt_length
+        self._state = self._judged(_State(opened))
+        self._drafts: dict[tuple[int, ...], _State] = {(): self._state}
+
+    def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> Certain | Lift | None:
+        if self._policy is None:
+            return None
+        state = self._after(tokens, tuple(drafted))
+        if state.todo:
+            return Certain(state.todo[0])
+        by = self._policy.lift(state.spent) if state.thinking else 0.0
+        return Lift(self._rest_of_tag(state)[0], by) if by else None
+
+    def ahead(self, tokens: Sequence[int]) -> Sequence[int]:
+        return () if self._policy is None else self._after(tokens, ()).todo
+
+    def lifts(self, tokens: Sequence[int]) -> bool:
+        if self._policy is None:
+            return False
+        spent = self._after(tokens, ()).spent
+        return self._policy.lifts(range(spent, spent + FURTHEST + 1))
+
+    def outcome(self, tokens: Sequence[int]) -> tuple[int, Ended | None, bool]:
+        """Of a whole text: tokens of thought, what closed the latest, whether one is still open."""
+        state = self._after(tokens, ())
+        return state.spent, state.ended, state.thinking
+
+    def reopened(self) -> Self:
+        """The same for a text that turned out to begin inside a thought; only counts."""
+        return type(self)(self._tags, True, self._prompt_length)
+
+    def _after(self, tokens: Sequence[int], drafted: tuple[int, ...]) -> _State:
+        if self._read < len(tokens):
+            for token in tokens[self._read :]:
+                self._state = self._step(self._state, token)
+            self._read = len(tokens)
+            self._drafts = {(): self._state}
+        state = self._drafts.get(drafted)
+        if state is None:
+            state = self._step(self._after(tokens, drafted[:-1]), drafted[-1])
+            self._drafts[drafted] = state
+        return state
+
+    def _step(self, state: _State, token: int) -> _State:
+        todo = state.todo
+        forced = bool(todo) and token == todo[0]
+        todo = todo[1:] if forced else ()  # under another mode the text may have gone on otherwise
+        counted = state.thinking and not forced
+        piece = _Piece(self._tags.spell(token), token, counted)
+        before = state._replace(
+            spent=state.spent + counted,
+            tail=(*state.tail, piece),
+            todo=todo,
+            said=state.said or forced,
+        )
+        state = self._past_tags(before, "model" if not forced else state.told)
+        if state.thinking and counted and self._reads:
+            state = self._noted(state, piece)
+        return self._judged(state)
+
+    def _past_tags(self, state: _State, ended: Ended | None) -> _State:
+        """Thoughts open and close at the tags that the latest token completes."""
+        text = b"".join(piece.data for piece in state.tail)
+        while tag := self._tags.close if state.thinking else self._tags.open:
+            place = text.find(tag)
+            if place < 0:
+                break
+            inside, begins = 0, 0  # counted tokens that began in the tag, so not in the thought
+            for piece in state.tail:
+                inside += piece.counted and begins >= place
+                begins += len(piece.data)
+            text = text[place + len(tag) :]
+            state = _State(
+                thinking=not state.thinking,
+                spent=state.spent - inside,
+                tail=(_Piece(text, -1, False),) if text else (),
+                todo=state.todo,
+                told=state.told,
+                said=state.said,
+                ended=ended if state.thinking else state.ended,
+            )
+        return state._replace(tail=_last(state.tail, self._longest))
+
+    def _noted(self, state: _State, piece: _Piece) -> _State:
+        """What the policy reads of a thought: its latest tokens, and its lines."""
+        *ended, line = (state.line + piece.data).split(b"\n")
+        lines = [line.decode("utf-8", "replace").strip() for line in ended]
+        return state._replace(
+            recent=(*state.recent, piece.token)[-self._reads :],
+            line=line,
+            lines=(*state.lines, *filter(None, lines)),
+        )
+
+    def _judged(self, state: _State) -> _State:
+        """With the tokens that are certain from here on, if the policy ends the thought."""
+        if self._policy is None or not state.thinking or state.todo:
+            return state
+        line, said = "", 0
+        if state.lines and state.tail and b"\n" in state.tail[-1].data:
+            line = state.lines[-1]
+            said = state.lines.count(line)
+        told = self._policy.judge(Thought(state.spent, state.recent, line, said))
+        if told is None:
+            return state
+        rest = self._rest_of_tag(state)
+        alone = state.said or len(rest) < len(self._tags.close_ids)
+        return state._replace(todo=rest if alone else self._closing, told=told)
+
+    def _rest_of_tag(self, state: _State) -> tuple[int, ...]:
+        """What is still to be said of the closing tag, if the text ends in a part of it."""
+        whole = self._tags.close_ids
+        said = tuple(piece.token for piece in state.tail)
+        begun = range(min(len(whole) - 1, len(said)), 0, -1)
+        return next((whole[k:] for k in begun if said[-k:] == whole[:k]), whole)
+
+
+def _last(tail: tuple[_Piece, ...], size: int) -> tuple[_Piece, ...]:
+    """The latest tokens that hold so many bytes."""
+    held = 0
+    for i in range(len(tail) - 1, -1, -1):
+        held += len(tail[i].data)
+        if held >= size:
+            return tail[i:]
+    return tail

@@ -1,0 +1,67 @@
+"""When a thought has to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastslow.engine.types import Ending, Thought
+
+SURE = 12.0  # what the closing tag's logit has gained at the last token of a soft budget
+LONGEST_SPAN = 64  # tokens; a thought that goes round in wider circles is not noticed
+ROUNDS, LEAST = 4, 40  # a loop: a span so many times in a row, and at least so many tokens
+TIMES, WORDS = 3, 8  # settled: a line of at least so many characters, for the so manieth time
+
+
+class ThinkingBudget:
+    """At most so many tokens of thought; fewer where it goes round in circles or has settled.
+
+    *Loop*: the latest 40 tokens or more are one span of at most 64 tokens, said four times in a row.
+    *Settled*: the thought has come back to the same line for the third time. A line is what stands
+    between two newlines, without the spaces around it, if it has 8 characters or more. Both look at
+    the thought alone and at no probability, so they need no logits. They are guesses: a thought that
+    writes code may say a line three times and mean it, so both are off by default.
+
+    A *soft* budget makes the closing tag likelier over its last tokens: what is added to the tag's
+    logit rises evenly from nothing to 12, so that the model closes where closing comes easiest.
+
+    Args:
+        most: tokens of all thoughts of an answer together; None = any number.
+        soft: the last so many tokens of `most` are the soft ones; 0 = none.
+        early_exit: whether loops and settled thoughts are ended.
+    """
+
+    def __init__(self, most: int | None, soft: int = 0, early_exit: bool = False) -> None:
+        self._most = most
+        self._soft = 0 if most is None else min(soft, most)
+        self.reads = max(ROUNDS * LONGEST_SPAN, LEAST) if early_exit else 0
+
+    def judge(self, thought: Thought) -> Ending | None:
+        if self._most is not None and thought.spent >= self._most:
+            return "budget"
+        if not self.reads:
+            return None
+        if thought.said >= TIMES and len(thought.line) >= WORDS:
+            return "settled"
+        return "loop" if _circles(thought.recent) else None
+
+    def lift(self, spent: int) -> float:
+        if self._most is None or not self._soft:
+            return 0.0
+        near = spent - (self._most - self._soft) + 1  # soft tokens, the one that comes too
+        return SURE * min(near, self._soft) / self._soft if near > 0 else 0.0
+
+    def lifts(self, spent: range) -> bool:
+        if self._most is None or not self._soft:
+            return False
+        return spent.start < self._most and spent.stop > self._most - self._soft
+
+
+def _circles(tokens: Sequence[int]) -> bool:
+    last = tokens[-1:]
+    for span in range(1, min(LONGEST_SPAN, len(tokens) // ROUNDS) + 1):
+        size = max(ROUNDS * span, LEAST)
+        if size > len(tokens) or tokens[-1 - span : -span] != last:
+            continue
+        if tokens[-size:-span] == tokens[span - size :]:
+            return True
+    return False
