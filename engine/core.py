@@ -195,7 +195,9 @@ class Core:
             request.notes.append(escape.told(confidence))
             if escape.successor is not None:
                 request.stopper.finish("escalated")
-            elif escape.keep:
+                continue
+            request.thinking = escape.thinking
+            if escape.keep:
                 request.kept = Kept(request.groups, request.computed)
                 request.groups = escape.groups
             elif escape.groups != request.groups:

@@ -158,7 +158,7 @@ class Intake:
         for i in range(drawn.n):
             attempts = [self._attempt(one, sibling_seed(seed, i)) for one in asked]
             if mode.escalate is not None and escape is not None:
-                _watch(attempts, mode.escalate, escape)
+                self._watch(attempts, mode.escalate, escape)
             handles.append(Handle(attempts, self._tags, streaming, decision))
         return handles
 
@@ -178,6 +178,19 @@ class Intake:
         mode, entry = asked.mode, asked.entry
         request = self._request(*asked, seed)
         return Attempt(request, entry, mode.name, entry.opened, mode.thinking != "off")
+
+    def _watch(self, attempts: Sequence[Attempt], settings: Escalation, escape: Mode) -> None:
+        """Let the first attempt be left where it is unsure: for the second, or for another mode's
+        groups and laws of thinking."""
+        first, successor, thinking = attempts[0].request, None, None
+        if len(attempts) > 1:
+            successor = attempts[1].request
+        else:
+            room = first.reach + 1 - first.prompt_length
+            thinking = self._thinking(attempts[0].entry, escape, room)
+        first.confidence = Confidence(settings, to_the_end=successor is not None)
+        keep = settings.how == "keep"
+        first.escape = Escape(escape.name, escape.groups, keep, thinking, successor)
 
     def _situation(self, prompt: Prompt, latency_ms: float | None) -> Situation:
         """What a chooser may see of a prompt; what is wrong with it is found out later."""
@@ -296,12 +309,3 @@ class Intake:
     def _eos_ids(self) -> frozenset[int]:
         own = frozenset() if self._tokenizer is None else self._tokenizer.eos_ids
         return own | frozenset(self._config.eos_ids)
-
-
-def _watch(attempts: Sequence[Attempt], settings: Escalation, escape: Mode) -> None:
-    """Let the first attempt be left where it is unsure: for the second, or for other groups."""
-    first, successor = attempts[0].request, None
-    if len(attempts) > 1:
-        successor = attempts[1].request
-    first.confidence = Confidence(settings, to_the_end=successor is not None)
-    first.escape = Escape(escape.name, escape.groups, settings.how == "keep", successor)

@@ -52,6 +52,7 @@ class Escape:
     mode: str
     groups: int | None
     keep: bool = False  # its KV stays as it is: lossy
+    thinking: Thinking | None = None  # of the same text, by that mode's laws
     successor: Request | None = None  # answers instead of it, from the beginning
 
     def told(self, confidence: Confidence) -> str:

@@ -93,6 +93,10 @@ def cut_where_unsure(
         places = [0, *(node + 1 for node in verdict.paths[b])]
         rows = (logits_MV[layout.verify_logits[b] + place] for place in places)
         said = [log_probability(row, x) for row, x in zip(rows, verdict.tokens[b])]
+        if request.thinking is not None:  # a token that a budget forced says nothing of doubts
+            for i in range(len(said)):
+                law = request.thinking.at(request.tokens, verdict.tokens[b][:i])
+                said[i] = 0.0 if isinstance(law, Certain) else said[i]
         kept = confidence.keeps(said)
         verdict.tokens[b] = verdict.tokens[b][:kept]
         verdict.paths[b] = verdict.paths[b][: kept - 1]

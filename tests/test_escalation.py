@@ -277,3 +277,16 @@ def test_a_draft_that_runs_over_the_switch_changes_nothing(tmp_path: Path) -> No
                 cut += max(request.tally.runs[:1]) > 0 and request.confidence.tokens % 7 > 0
             assert found[0] == found[1] != known[n][len(ask.tokens) :]
     assert cut, "somewhere the switch was inside a run of accepted tokens"
+
+
+def test_a_forced_token_is_no_doubt(llm: LLM) -> None:
+    """A mode that does not think closes a thought at once, whatever the model makes of that."""
+    open_, close = (llm.tokenizer.token_id(t) for t in ("<think>", "</think>"))  # type: ignore[union-attr]
+    bias = SamplingParams(max_tokens=8, ignore_eos=True, logit_bias={open_ or 0: 60.0})
+    told = llm.chat("one two", bias.model_copy(update={"logprobs": 0}), mode="fast")
+    assert told.token_ids == [open_, close] * 4 and told.logprobs is not None
+    said = [exp(table[x]) for table, x in zip(told.logprobs, told.token_ids)]
+    own, forced = min(said[::2]), min(said[1::2])
+    assert forced < own, "the model finds them less likely than any token of its own"
+    out = llm.chat("one two", bias, mode=unsure("recompute", (own * forced) ** 0.5, 1))
+    assert out.metrics.escalated_at is None
