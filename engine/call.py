@@ -8,8 +8,10 @@ from typing import Any
 
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.engine.text.message import Message
+from fastslow.engine.types import Chooser
 
-ModeWish = str | Mode | Mapping[str, Any]  # a preset's name, a mode, or the fields of one
+ModeWish = str | Mode | Mapping[str, Any] | Chooser
+"""A preset's name, a mode, the fields of one, or what names a preset for what is asked."""
 Presets = str | Path | Mapping[str, Mode | Mapping[str, Any]]
 
 

@@ -8,15 +8,21 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from fastslow.engine.accept import accept
+from fastslow.engine.allowance import SHARE, Allowance
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.layout import lay_rows
 from fastslow.engine.model.base import Model
 from fastslow.engine.noise import Purpose, stream
-from fastslow.engine.request import Request
+from fastslow.engine.request import Kept, Request
 from fastslow.engine.scheduler import Scheduler, Work
 from fastslow.engine.stop import Reason
 from fastslow.engine.types import Draft, Drafter, Meter, Verdict
-from fastslow.engine.verify import committed_features, note_logprobs, target_laws
+from fastslow.engine.verify import (
+    committed_features,
+    cut_where_unsure,
+    note_logprobs,
+    target_laws,
+)
 
 
 class Core:
@@ -44,7 +50,7 @@ class Core:
         self.model = model
         self.kv = kv
         self.drafter = drafter
-        self.scheduler = Scheduler(kv, prompt_rows, max_running)
+        self.scheduler = Scheduler(kv, prompt_rows, max_running, Allowance(meter))
 
     @property
     def idle(self) -> bool:
@@ -52,6 +58,8 @@ class Core:
 
     def add(self, request: Request) -> None:
         """Queue a request; it runs from the next step on."""
+        if request.target is not None and request.may_cut_groups:
+            self._cut_groups(request, request.target)
         self.scheduler.add(request)
 
     def step(self) -> None:
@@ -74,6 +82,7 @@ class Core:
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
             [request.rule for request in ready],
         )
+        said = cut_where_unsure(ready, layout, verdict, out.logits)
         _truncate(ready, verdict)
         note_logprobs(work, ready, layout, verdict, out.logits)
         self._commit(work, ready, draft, verdict)
@@ -83,6 +92,7 @@ class Core:
         for request in ready:
             request.tally.draft_seconds += drafted - started
             request.tally.verify_seconds += verified - drafted
+        self._escalate(ready, verdict, said)
         self._tell(ready)
 
     def end(self, requests: Sequence[Request], reason: Reason, error: BaseException | None) -> None:
@@ -103,11 +113,25 @@ class Core:
         moves = scaling is not None and scaling.kind == "dynamic"
         return (groups, request.reach if moves else 0)
 
+    def _cut_groups(self, request: Request, target: float) -> None:
+        """Fewer groups where its own would miss the target beside what runs now: lossy."""
+        own = self.model.config.groups if request.groups is None else request.groups
+        rows = self.scheduler.load.running + 1
+        for groups in dict.fromkeys((own, own // 2, own // 4, 0)):
+            asked = request.groups if groups == own else groups
+            if self.meter is None or self.meter.seconds(asked, rows) <= SHARE * target:
+                break
+        if asked != request.groups:
+            request.groups = asked
+            request.root = self.prefix_root(request, asked)
+            request.notes.append(f"{asked} of {own} groups to keep {1000 * target:g} ms (lossy)")
+
     def _plan(self, work: list[Work]) -> tuple[list[Work], list[Request], list[int]]:
         kept: list[Work] = []
         ready: list[Request] = []
         nodes: list[int] = []
-        load = self.scheduler.load
+        load, allowance = self.scheduler.load, self.scheduler.allowance
+        among = sum(item.ready for item in work)
         for item in work:
             request = item.request
             plan = request.policy.plan(request, load)
@@ -118,7 +142,8 @@ class Core:
             kept.append(item)
             if item.ready:
                 ready.append(request)
-                nodes.append(self.scheduler.room(request, plan.nodes))
+                wish = allowance.nodes(request, plan.nodes, among)
+                nodes.append(self.scheduler.room(request, wish))
         return kept, ready, nodes
 
     def _admitted(self, work: Sequence[Work], ready: Sequence[Request], draft: Draft) -> Draft:
@@ -156,6 +181,29 @@ class Core:
             request.tally.first_token = request.tally.first_token or now
             request.tally.last_token = now
 
+    def _escalate(
+        self, ready: Sequence[Request], verdict: Verdict, said: Sequence[Sequence[float]]
+    ) -> None:
+        """Move requests that were found unsure to the mode they escape to."""
+        for request, tokens, logprobs in zip(ready, verdict.tokens, said, strict=True):
+            confidence, escape = request.confidence, request.escape
+            if confidence is None or escape is None or not confidence.watching:
+                continue
+            confidence.take(logprobs[: len(tokens)], last=request.done)
+            if not confidence.fell:
+                continue
+            request.notes.append(escape.told(confidence))
+            if escape.successor is not None:
+                request.stopper.finish("escalated")
+                continue
+            request.thinking = escape.thinking
+            if escape.keep:
+                request.kept = Kept(request.groups, request.computed)
+                request.groups = escape.groups
+            elif escape.groups != request.groups:
+                root = self.prefix_root(request, escape.groups)
+                self.scheduler.restart(request, escape.groups, root)
+
     def _tell(self, ready: Sequence[Request]) -> None:
         done = [r for r in ready if r.done]
         for request in done:
@@ -164,6 +212,10 @@ class Core:
             self.drafter.release([r.id for r in done])
         for request in ready:
             request.tell()
+        for request in done:
+            successor = request.escape.successor if request.escape and request.escalated else None
+            if successor is not None and not successor.done:
+                self.scheduler.add_first(successor)
 
 
 def _truncate(ready: Sequence[Request], verdict: Verdict) -> None:

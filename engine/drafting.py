@@ -89,7 +89,8 @@ class Drafting:
         Raises:
             ValueError: one sentence about what does not fit.
         """
-        key = settings.model_copy(update={"nodes": 0, "accept": "auto"})
+        usual = {"nodes": 0, "accept": "auto", "step_score": Speculation().step_score}
+        key = settings.model_copy(update=usual)
         # always the same object: dictionaries then need not compare all fields in every step
         key = self._keys.setdefault(key, key)
         if settings.drafter == "off":

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal
 
+from fastslow.engine.door import Entry
 from fastslow.engine.output import Completion, Metrics, Piece
 from fastslow.engine.request import Request
 from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags
 from fastslow.engine.thinking import Ended, Thinking
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A way to answer: what is asked, in which mode, and whether the prompt ends inside a thought."""
+
+    request: Request
+    entry: Entry
+    mode: str
+    opened: bool
+    thinks: bool = True  # the mode lets it think
+
+
 class Handle:
-    """One request, seen from the caller's thread.
+    """One answer, seen from the caller's thread.
 
     What stands between the tags is `reasoning`, all else `text`. A thought that the answer does not
     get to the end of is reasoning. Where the first tag is the closing one, and the request may think,
@@ -21,35 +35,42 @@ class Handle:
     to think keeps it as text, so that its answer is never lost to the other field.
 
     Args:
-        request: not submitted yet; its listener is set here.
-        mode: the mode's name, for the metrics.
+        attempts: not submitted yet; listeners are set here. The second, if there is one, answers
+            where the first is found unsure; until that is out of the question nothing of the first
+            is told.
         tags: the model's thinking tags, if it has any.
-        opened: the prompt ends inside a thought.
-        thinks: the mode lets it think.
         streaming: keep every piece; otherwise only the end is told.
+        decision: why this mode, for the metrics.
     """
 
     def __init__(
         self,
-        request: Request,
-        mode: str,
+        attempts: Sequence[Attempt],
         tags: ThoughtTags | None,
-        opened: bool,
-        thinks: bool = True,
         streaming: bool = False,
+        decision: str = "",
     ) -> None:
-        self.request = request
-        self._mode = mode
+        self.requests = [attempt.request for attempt in attempts]
+        self._attempts = list(attempts)
         self._tags = tags
-        self._opened = opened
-        self._thinks = thinks
         self._streaming = streaming
-        self._splitter = ThoughtSplitter(tags, opened)
-        self._sent = request.prompt_length
+        self._decision = decision
         self._over = False
         self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
         self._started = time.monotonic()
-        request.listener = self._hear
+        self._begin()
+        for request in self.requests:
+            request.listener = self._hear
+
+    @property
+    def request(self) -> Request:
+        """The one that answers."""
+        return self._attempts[0].request
+
+    @property
+    def entry(self) -> Entry:
+        """What it was asked."""
+        return self._attempts[0].entry
 
     def next(self) -> Piece | None:
         """Wait for news; None once the request is over, however often it is asked."""
@@ -69,9 +90,10 @@ class Handle:
         """The whole answer of a request that is over."""
         request = self.request
         stopper = request.stopper
-        opened, thinking = self._opened, request.thinking
-        asked = self._tags is not None and self._thinks and not opened
-        if asked and self._tags.strayed(stopper.text):  # type: ignore[union-attr]
+        attempt = self._attempts[0]
+        opened, thinking = attempt.opened, request.thinking
+        asked = attempt.thinks and not opened
+        if self._tags is not None and asked and self._tags.strayed(stopper.text):
             opened = True
             thinking = thinking and thinking.reopened()
         splitter = ThoughtSplitter(self._tags, opened)
@@ -87,9 +109,23 @@ class Handle:
             error=None if request.error is None else str(request.error),
         )
 
+    def _begin(self) -> None:
+        attempt = self._attempts[0]
+        self._splitter = ThoughtSplitter(self._tags, attempt.opened)
+        self._sent = attempt.request.prompt_length
+
     def _hear(self, request: Request) -> None:
         """In the engine's thread, after each step of the request."""
-        if self._streaming:
+        if request is not self.request:
+            return
+        if request.done and request.escalated and len(self._attempts) > 1:
+            del self._attempts[0]
+            self._begin()
+            if not self.request.done:
+                return
+            request = self.request
+        unsure = len(self._attempts) > 1 and not request.done and request.watched
+        if self._streaming and not unsure:
             reasoning, text = self._splitter.push(request.stopper.news())
             if request.done:
                 last_reasoning, last_text = self._splitter.finish()
@@ -99,17 +135,31 @@ class Handle:
         if request.done:
             self._pieces.put(None)
 
+    def _mode(self) -> str:
+        """The mode that answered; both, where a text went on in another one."""
+        name, escape = self._attempts[0].mode, self.request.escape
+        return f"{name}>{escape.mode}" if escape is not None and self.request.escalated else name
+
     def _metrics(self, thinking: Thinking | None) -> Metrics:
         request = self.request
         tally = request.tally
         tokens = len(request.tokens) - request.prompt_length
         pairs = zip(tally.accepted_at, tally.offered_at)
+        first = self.requests[0]
+        ttft = max(0.0, tally.first_token - self._started)
+        tpot = (tally.last_token - tally.first_token) / max(1, tokens - 1)
+        kept = None if first.target is None else bool(tokens) and max(ttft, tpot) <= first.target
+        notes = (note for one in self.requests for note in one.notes)
         thought, ended = self._thought(thinking)
         return Metrics(
-            mode=self._mode,
+            mode=self._mode(),
             drafter=request.speculation.drafter,
-            ttft=max(0.0, tally.first_token - self._started),
-            tpot=(tally.last_token - tally.first_token) / max(1, tokens - 1),
+            ttft=ttft,
+            tpot=tpot,
+            decision="; ".join(filter(None, (self._decision, *notes))),
+            escalated_at=first.confidence.tokens if first.escalated and first.confidence else None,
+            target_ms=None if first.target is None else 1000 * first.target,
+            target_kept=kept,
             tokens=tokens,
             steps=tally.steps,
             drafted=tally.drafted,

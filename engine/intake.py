@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 from loguru import logger
 
-from fastslow.engine.accept import RULES
+from fastslow.engine.accept import RULES, LossyStepwise, Rule
 from fastslow.engine.call import ModeWish, sampling_in
+from fastslow.engine.confidence import Confidence
 from fastslow.engine.core import Core
 from fastslow.engine.door import Door, Entry, Prompt
 from fastslow.engine.drafting import Drafting
-from fastslow.engine.handle import Handle
+from fastslow.engine.handle import Attempt, Handle
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.noise import sibling_seed
-from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.engine.request import Request
+from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
+from fastslow.engine.request import Escape, Request
 from fastslow.engine.stop import Stopper
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.tag_tokens import TagTokens
@@ -26,14 +29,24 @@ from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.text.tokenizer import Tokenizer
 from fastslow.engine.thinking import Thinking
 from fastslow.engine.tune.tuned import read_settings
-from fastslow.engine.types import Policy
+from fastslow.engine.types import Chooser, Policy, Situation
+from fastslow.policies.auto import BUILT_IN, choose
 from fastslow.policies.clock import Clock
+from fastslow.policies.features import count_words
 from fastslow.policies.length import AdaptiveLength, FixedLength
-from fastslow.policies.modes import find_mode
+from fastslow.policies.modes import find_mode, in_either
 from fastslow.policies.odds import Odds
 from fastslow.policies.thinking import ThinkingBudget
 
 MOST_NODES = 24  # of an adaptive draft
+STEPWISE = "lossy-stepwise"
+
+
+class _Asked(NamedTuple):
+    entry: Entry
+    params: SamplingParams
+    mode: Mode
+    settings: Speculation
 
 
 class Intake:
@@ -53,6 +66,7 @@ class Intake:
     Attributes:
         door: where prompts are read.
         usual: what speculation "auto" means where a mode does not say.
+        chooser: what takes a mode for requests of mode "auto".
     """
 
     def __init__(
@@ -69,6 +83,7 @@ class Intake:
     ) -> None:
         self.door = Door(config, tokenizer, template, tags, context)
         self.usual = Speculation()
+        self.chooser: Chooser = BUILT_IN
         self._config = config
         self._tokenizer = tokenizer
         self._tags = tags
@@ -81,9 +96,21 @@ class Intake:
         self._odds: dict[Speculation, Odds] = {}
         self._said: set[str] = set()
 
-    def mode(self, mode: ModeWish) -> Mode:
-        """The mode that a call names or brings. ValueError: see `find_mode`."""
-        return find_mode(mode, self._modes, self._config.groups)
+    def mode(self, wish: ModeWish, prompt: Prompt) -> tuple[Mode, str]:
+        """The mode that a call names, brings, or leaves to a chooser; and why, where it was chosen.
+
+        Raises:
+            ValueError: see `find_mode` and `choose`.
+        """
+        chooser, given = self.chooser, Mode(auto=True)
+        if callable(wish):
+            chooser = wish
+        else:
+            given = find_mode(wish, self._modes, self._config.groups)
+        if not given.auto:
+            return given, ""
+        choice = choose(chooser, self._situation(prompt, given.latency_ms), self._modes)
+        return in_either(self._modes[choice.mode], given), choice.why
 
     def speculation(self, wish: str | Speculation, mode: Mode) -> Speculation:
         """The settings that a wish means, with their drafter made.
@@ -109,26 +136,77 @@ class Intake:
         self,
         prompt: Prompt,
         params: SamplingParams | None,
-        mode: Mode,
+        wish: ModeWish,
         speculation: str | Speculation,
         streaming: bool = False,
-    ) -> tuple[Entry, list[Handle]]:
-        """A checked prompt with one handle for each of its n answers.
+    ) -> list[Handle]:
+        """A checked prompt as one handle for each of its n answers.
 
         Raises:
             ValueError: one sentence about what does not fit.
         """
+        mode, decision = self.mode(wish, prompt)
+        modes, escape = [mode], None
+        if mode.escalate is not None:
+            escape, _ = self.mode(mode.escalate.to, prompt)
+            if mode.escalate.how == "restart":
+                modes.append(escape)
+        asked = [self._asked(prompt, params, one, speculation) for one in modes]
+        drawn = asked[0].params
+        seed = secrets.randbits(63) if drawn.seed is None else drawn.seed
+        handles = []
+        for i in range(drawn.n):
+            attempts = [self._attempt(one, sibling_seed(seed, i)) for one in asked]
+            if mode.escalate is not None and escape is not None:
+                self._watch(attempts, mode.escalate, escape)
+            handles.append(Handle(attempts, self._tags, streaming, decision))
+        return handles
+
+    def _asked(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        mode: Mode,
+        speculation: str | Speculation,
+    ) -> _Asked:
         params = sampling_in(mode, params)
         self.door.check_params(params)
         entry = self.door.enter(prompt, mode)
-        settings = self.speculation(speculation, mode)
-        seed = secrets.randbits(63) if params.seed is None else params.seed
-        handles = []
-        for i in range(params.n):
-            request = self._request(entry, params, mode, settings, sibling_seed(seed, i))
-            thinks = mode.thinking != "off"
-            handles.append(Handle(request, mode.name, self._tags, entry.opened, thinks, streaming))
-        return entry, handles
+        return _Asked(entry, params, mode, self.speculation(speculation, mode))
+
+    def _attempt(self, asked: _Asked, seed: int) -> Attempt:
+        mode, entry = asked.mode, asked.entry
+        request = self._request(*asked, seed)
+        return Attempt(request, entry, mode.name, entry.opened, mode.thinking != "off")
+
+    def _watch(self, attempts: Sequence[Attempt], settings: Escalation, escape: Mode) -> None:
+        """Let the first attempt be left where it is unsure: for the second, or for another mode's
+        groups and laws of thinking."""
+        first, successor, thinking = attempts[0].request, None, None
+        if len(attempts) > 1:
+            successor = attempts[1].request
+        else:
+            room = first.reach + 1 - first.prompt_length
+            thinking = self._thinking(attempts[0].entry, escape, room)
+        first.confidence = Confidence(settings, to_the_end=successor is not None)
+        keep = settings.how == "keep"
+        first.escape = Escape(escape.name, escape.groups, keep, thinking, successor)
+
+    def _situation(self, prompt: Prompt, latency_ms: float | None) -> Situation:
+        """What a chooser may see of a prompt; what is wrong with it is found out later."""
+        turns, every = 0, ""
+        if isinstance(prompt, str):
+            every = text = prompt
+        elif prompt and all(isinstance(part, Mapping) for part in prompt):
+            said = [(m.get("role"), str(m.get("content", ""))) for m in prompt]  # type: ignore[union-attr]
+            every = " ".join(content for _, content in said)
+            text = next((content for role, content in reversed(said) if role == "user"), every)
+            turns = max(0, sum(role != "system" for role, _ in said) - 1)
+        else:
+            ids = [x for x in prompt if isinstance(x, int)]
+            every = text = self._tokenizer.decode(ids) if self._tokenizer is not None else ""
+        busy = self._core.scheduler.busy
+        return Situation(text, turns, count_words(every), latency_ms, busy)
 
     def _request(
         self, entry: Entry, params: SamplingParams, mode: Mode, settings: Speculation, seed: int
@@ -145,7 +223,6 @@ class Intake:
         if not params.ignore_eos:
             end_ids |= self._eos_ids()
         drafter = self._drafting.make(settings)
-        rule = settings.accept.replace("auto", "token")
         reproducible = settings.accept == "reproducible"
         reproducible |= settings.accept == "auto" and params.seed is not None
         request = Request(
@@ -160,12 +237,31 @@ class Intake:
             seed=seed,
             reach=reach,
             end_ids=end_ids,
-            rule=RULES["reproducible" if reproducible else rule],
+            rule=self._rule(settings, reproducible),
             reproducible=reproducible,
+            scored=settings.accept == STEPWISE,
+            target=None if mode.latency_ms is None else mode.latency_ms / 1000,
+            may_cut_draft="draft" in mode.may_shorten,
+            may_cut_groups="groups" in mode.may_shorten,
             thinking=self._thinking(entry, mode, room),
         )
         request.root = self._core.prefix_root(request, mode.groups)
         return request
+
+    def _rule(self, settings: Speculation, reproducible: bool) -> Rule:
+        if settings.accept == STEPWISE:
+            return LossyStepwise(self._line_ends, settings.step_score)
+        return RULES["reproducible" if reproducible else settings.accept.replace("auto", "token")]
+
+    @cached_property
+    def _line_ends(self) -> frozenset[int]:
+        """Tokens that hold a newline."""
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise ValueError(f"accept={STEPWISE!r} needs a tokenizer, and this checkpoint has none")
+        return frozenset(
+            i for i in range(tokenizer.vocab_size) if b"\n" in tokenizer.token_bytes(i)
+        )
 
     def _detokenizer(self, entry: Entry) -> Detokenizer | None:
         if self._tokenizer is None:

@@ -78,8 +78,8 @@ def _segment(
         parents=[*range(-1, chunk - 1), *(chunk + parent for parent in tree.parents)],
         slots=kv.slots(request.id, computed, computed + chunk + len(tree.tokens)),
         context=kv.slots(request.id, 0, computed),
-        groups=request.groups,
+        groups=request.here,
         outputs=outputs,
-        only_best=only_best(request),
+        only_best=only_best(request) and not request.wants_logits,
         reach=request.reach,
     )

@@ -15,7 +15,6 @@ from fastslow.engine.call import ModeWish, Presets, as_messages, spread
 from fastslow.engine.closed import Closed
 from fastslow.engine.core import Core
 from fastslow.engine.cost import step_seconds
-from fastslow.engine.door import Entry
 from fastslow.engine.drafting import Drafting
 from fastslow.engine.handle import Handle
 from fastslow.engine.intake import Intake
@@ -32,7 +31,9 @@ from fastslow.engine.progress import bar
 from fastslow.engine.text.message import Message
 from fastslow.engine.text.template import load_template
 from fastslow.engine.text.thought import find_tags
+from fastslow.engine.types import Chooser
 from fastslow.engine.worker import Worker
+from fastslow.policies.auto import read_selector
 from fastslow.policies.clock import Clock
 from fastslow.policies.modes import load_modes
 from fastslow.policies.pace import Pace
@@ -56,6 +57,8 @@ class LLM:
         prefix_caching: share the KV of texts that start alike.
         speculation: what "auto" means where a mode does not say: a drafter's name, a `Speculation`,
             or the path of a settings file that `fastslow tune` wrote.
+        auto: what mode "auto" goes by: a callable from a `Situation` to a preset's name, a settings
+            file of `fastslow tune --modes`, or None for built-in rules.
         remember: keep answers in memory to draft later ones from (they reach nobody unless the model
             says them anyway).
         modes: presets that join or change the checkpoint's: name -> `Mode` or its fields, or the
@@ -87,6 +90,7 @@ class LLM:
         max_running: int = 64,
         prefix_caching: bool = True,
         speculation: str | Speculation = "auto",
+        auto: Chooser | str | Path | None = None,
         remember: bool = True,
         modes: Presets | None = None,
         thinking_tags: tuple[str, str] | None = None,
@@ -144,6 +148,8 @@ class LLM:
             clock,
             self.modes,
         )
+        if auto is not None:
+            self._intake.chooser = auto if callable(auto) else read_selector(auto)
         self._intake.usual = self._intake.speculation(speculation, Mode())
         self._worker = Worker(self._core)
 
@@ -163,8 +169,9 @@ class LLM:
                 a list of such prompts.
             sampling: for all prompts, or a list zipped with them. Fields that are not given are the
                 mode's, where it has them.
-            mode: "fast", "deep" or another preset; a `Mode`, or a dict of its fields, which with
-                `base` changes a preset: {"base": "deep", "thinking_budget": 64}; or a list.
+            mode: "fast", "deep", "auto" or another preset; a `Mode`, or a dict of its fields, which with
+                `base` changes a preset: {"base": "deep", "thinking_budget": 64}; a callable from a
+                `Situation` to a preset's name; or a list.
             speculation: "auto", "off", a drafter's name, a `Speculation`, or the path of a settings
                 file (*.json); or a list.
             progress: for a list of prompts, draw a bar on a terminal.
@@ -179,16 +186,16 @@ class LLM:
         batch, single = self._intake.door.split(prompts)
         count = len(batch)
         params = spread("sampling", sampling, count)
-        modes = [self._intake.mode(m) for m in spread("mode", mode, count)]
+        modes = spread("mode", mode, count)
         settings = spread("speculation", speculation, count)
         jobs = [self._intake.job(*job) for job in zip(batch, params, modes, settings)]
-        handles = [handle for _, group in jobs for handle in group]
+        handles = [handle for group in jobs for handle in group]
         self._worker.submit([h.request for h in handles])
         try:
             waited = bar(jobs, "Answering") if progress and not single else jobs
-            outputs = [self._output(entry, group) for entry, group in waited]
+            outputs = [self._output(group) for group in waited]
         except BaseException:  # Ctrl-C too: nobody waits for the answers any more
-            self._worker.cancel([h.request for h in handles])
+            self._worker.cancel([request for h in handles for request in h.requests])
             raise
         errors = [c.error for o in outputs for c in o.choices if c.error is not None]
         if errors:
@@ -228,11 +235,10 @@ class LLM:
         batch, single = self._intake.door.split(prompt)
         if not single:
             raise ValueError("stream takes one prompt; give a list to generate")
-        chosen = self._intake.mode(mode)
-        entry, handles = self._intake.job(batch[0], sampling, chosen, speculation, streaming=True)
+        handles = self._intake.job(batch[0], sampling, mode, speculation, streaming=True)
         if len(handles) > 1:
             raise ValueError(f"n={len(handles)} cannot be streamed; use generate, or n=1")
-        return self._pieces(entry, handles[0])
+        return self._pieces(handles[0])
 
     def stream_chat(
         self, messages: str | Sequence[Message], *arguments: Any, **options: Any
@@ -258,28 +264,28 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _pieces(self, entry: Entry, handle: Handle) -> Iterator[Piece]:
+    def _pieces(self, handle: Handle) -> Iterator[Piece]:
         # Submitted here, not by `stream`: of a generator that is dropped unread nothing ever runs.
         self._worker.submit([handle.request])
         try:
             while (piece := handle.next()) is not None:
                 if piece.text or piece.reasoning or piece.token_ids:
                     yield piece
-            output = self._output(entry, [handle])
+            output = self._output([handle])
             if output.choices[0].error is not None:
                 raise GenerationError(f"the request failed: {output.choices[0].error}", [output])
             yield Piece(output=output)
         finally:
-            self._worker.cancel([handle.request])
+            self._worker.cancel(handle.requests)
 
-    def _output(self, entry: Entry, handles: Sequence[Handle]) -> Output:
+    def _output(self, handles: Sequence[Handle]) -> Output:
         choices = [handle.wait() for handle in handles]
         for choice in choices:
             said = advice(choice.metrics)
             if said is not None and choice.metrics.drafter not in self._advised:
                 self._advised.add(choice.metrics.drafter)  # once each
                 logger.warning(said)
-        first = handles[0].request
+        first, entry = handles[0].request, handles[0].entry
         prompt_logprobs = None
         if first.params.prompt_logprobs is not None:
             prompt_logprobs = [None, *first.prompt_logprobs]

@@ -28,6 +28,12 @@ class Metrics:
     acceptance: list[float]  # by position: of the drafts that reached it, the share accepted to it
     cached_tokens: int  # prompt tokens found in the prefix cache
     preemptions: int
+    decision: str = ""  # why this mode, and what became of it; "" where the caller chose it
+    escalated_at: int | None = (
+        None  # tokens of the first mode's answer before another one took over
+    )
+    target_ms: float | None = None  # of the time to the first token, and of the mean of all others
+    target_kept: bool | None = None  # None without a target
     thinking_tokens: int = 0  # between the thinking tags, without them and without a closing phrase
     # what ended the thinking: the model, its budget, early exit (loop, settled), or length: the
     # answer's tokens ran out inside the thought. None: no thought, or it ended otherwise inside one

@@ -119,10 +119,17 @@ class Speculation(Params):
         default=None,
         description="drafted per step, at most; None = as many as pay, from step to step",
     )
-    accept: Literal["auto", "token", "block", "reproducible", "lossy-typical"] = Field(
-        default="auto",
-        description="rule of acceptance; auto = token, and with a seed reproducible: same seed, same "
-        "answer, whatever is drafted. lossy-typical alone may change what is said",
+    accept: Literal["auto", "token", "block", "reproducible", "lossy-typical", "lossy-stepwise"] = (
+        Field(
+            default="auto",
+            description="rule of acceptance; auto = token, and with a seed reproducible: same seed, same "
+            "answer, whatever is drafted. Only lossy-typical and lossy-stepwise may change what is said",
+        )
+    )
+    step_score: Annotated[Number, Field(gt=0, le=1)] = Field(
+        default=0.6,
+        description="lossy-stepwise keeps a drafted line whose tokens the target finds so likely, as a "
+        "geometric mean",
     )
     model: str | Path | None = Field(
         default=None, description="the draft model's folder, for drafter 'model'"
@@ -145,8 +152,8 @@ class Speculation(Params):
 
 
 class Escalation(Params):
-    """When an answer goes on in another mode: its running confidence, the mean probability that the
-    model gave to its latest tokens, falls below a threshold."""
+    """When an answer goes on in another mode: its running confidence, the geometric mean of the
+    probabilities that the model gave to its latest tokens, falls below a threshold."""
 
     below: Annotated[Number, Field(ge=0, le=1)] = Field(
         description="go on in the other mode where the running confidence is below this"
@@ -157,10 +164,16 @@ class Escalation(Params):
     to: Annotated[str, Field(min_length=1)] = Field(
         default="deep", description="the mode to go on in"
     )
-    how: Literal["recompute", "keep"] = Field(
+    how: Literal["recompute", "keep", "restart"] = Field(
         default="recompute",
-        description="recompute: the text is read again in the other mode, which is exact; keep: the "
-        "KV of the first mode stays, which is lossy",
+        description="recompute: the text is read again under the other mode's groups, which is exact; "
+        "keep: the KV of the first mode stays, which is lossy; restart: the answer is dropped and the "
+        "other mode begins anew, with its thinking",
+    )
+    within: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        default=None,
+        description="look at the answer's first so many tokens only, which a stream holds back where "
+        "the answer may be dropped; None = at all of them",
     )
 
 
@@ -176,6 +189,11 @@ class Mode(Params):
     )
     base: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="the preset whose fields hold where none is given here"
+    )
+    auto: StrictBool = Field(
+        default=False,
+        description="another preset is taken for each request, by what is asked; what else is given "
+        "here holds in either",
     )
     groups: Annotated[StrictInt, Field(ge=0)] | None = Field(
         default=None, description="routed groups per token; None = all, 0 = shared experts only"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from fastslow.engine.accept import Rule, tokenwise
+from fastslow.engine.confidence import Confidence
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.stop import Stopper
 from fastslow.engine.thinking import Thinking
@@ -44,6 +45,32 @@ class Tally:
             self.accepted_at[d] += d < accepted
 
 
+@dataclass(frozen=True, slots=True)
+class Escape:
+    """Where a request goes that is found unsure."""
+
+    mode: str
+    groups: int | None
+    keep: bool = False  # its KV stays as it is: lossy
+    thinking: Thinking | None = None  # of the same text, by that mode's laws
+    successor: Request | None = None  # answers instead of it, from the beginning
+
+    def told(self, confidence: Confidence) -> str:
+        """What happened, for people."""
+        how = "keeping its KV, lossy" if self.keep else "recomputed"
+        if self.successor is not None:
+            how = f"begun again, {confidence.tokens} tokens dropped"
+        return f"{self.mode} from token {confidence.tokens}: {confidence} ({how})"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The first `length` rows of a text ran these groups, whatever the request runs now."""
+
+    groups: int | None
+    length: int
+
+
 @dataclass(eq=False, slots=True)
 class Request:
     """`0 <= computed <= len(tokens)`; a request that decodes has exactly one token not computed."""
@@ -61,6 +88,7 @@ class Request:
     end_ids: frozenset[int] = frozenset()
     rule: Rule = tokenwise
     reproducible: bool = False
+    scored: bool = False  # its rule wants the law behind a certain token
     thinking: Thinking | None = None  # of a model that has thinking tags
     root: Hashable = None  # prefix-cache key: whatever besides the tokens changes the KV
     computed: int = 0
@@ -69,6 +97,42 @@ class Request:
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     error: BaseException | None = None
     listener: Callable[[Request], None] | None = None  # called when there is news
+    target: float | None = None  # seconds to the first token, and for each later one
+    may_cut_draft: bool = True  # where a target would be missed
+    may_cut_groups: bool = False
+    passed: int = 0  # steps since it was last served
+    notes: list[str] = field(default_factory=list)  # what was decided about it, for people
+    confidence: Confidence | None = None  # of a request that may go on in another mode
+    escape: Escape | None = None  # that mode
+    kept: Kept | None = None  # the beginning of a text that changed its groups and kept its KV
+
+    @property
+    def here(self) -> int | None:
+        """Groups of the next row."""
+        early = self.kept is not None and self.computed < self.kept.length
+        return self.kept.groups if early and self.kept is not None else self.groups
+
+    @property
+    def together(self) -> int:
+        """Pending tokens that may run in one step: all have the same groups."""
+        if self.kept is not None and self.computed < self.kept.length:
+            return self.kept.length - self.computed
+        return self.pending
+
+    @property
+    def escalated(self) -> bool:
+        """Whether it was found unsure, and left its first mode."""
+        return self.confidence is not None and self.confidence.fell
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether the place of the largest is not enough, whatever its parameters say."""
+        return self.scored or self.watched
+
+    @property
+    def watched(self) -> bool:
+        """Whether it may still be found unsure."""
+        return self.confidence is not None and self.confidence.watching
 
     @property
     def pending(self) -> int:

@@ -112,6 +112,14 @@ def logprobs(logits_V: torch.Tensor, chosen: int, most: int) -> dict[int, float]
     return table
 
 
+def log_probability(logits_V: torch.Tensor, token: int) -> float:
+    """Of one token, as the model itself has it (before bias, penalties, temperature)."""
+    values_V = logits_V.numpy(force=True)
+    best = values_V.max()
+    total = np.exp(values_V - best).sum(dtype=np.float64)
+    return float(values_V[token] - best) - math.log(total)
+
+
 def _biased(
     logits_V: torch.Tensor, request: RequestView, ahead: int, lift: Lift | None
 ) -> torch.Tensor:

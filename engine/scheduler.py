@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
+from fastslow.engine.allowance import PATIENCE, Allowance
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.request import Request
 from fastslow.engine.types import Load
@@ -30,13 +31,21 @@ class Scheduler:
     request gives all of its own back and is computed again later: the oldest always gets on, so
     everything that fits alone ends.
 
+    Requests with a latency target go before all others, waiting or running, and what others bring
+    to a step is cut to what the tightest target leaves. Of those that were passed over PATIENCE times
+    in a row, one a step is served before all others, whatever that takes: nobody starves.
+
     Args:
         kv: whose pages are handed out.
         prompt_rows: most rows of text per step, all requests together (chunked prefill).
         max_running: most requests in a step.
+        allowance: how many rows fit into a step.
     """
 
-    def __init__(self, kv: KVCache, prompt_rows: int, max_running: int) -> None:
+    def __init__(
+        self, kv: KVCache, prompt_rows: int, max_running: int, allowance: Allowance | None = None
+    ) -> None:
+        self.allowance = Allowance(None) if allowance is None else allowance
         self._kv = kv
         self._prompt_rows = prompt_rows
         self._max_running = max_running
@@ -47,27 +56,29 @@ class Scheduler:
     def load(self) -> Load:
         return Load(len(self.running), len(self.waiting))
 
+    @property
+    def busy(self) -> float:
+        """Requests here over the most that run at a time."""
+        return (len(self.running) + len(self.waiting)) / self._max_running
+
     def add(self, request: Request) -> None:
         self.waiting.append(request)
+
+    def add_first(self, request: Request) -> None:
+        """Queue a request before all others: it has waited as another one."""
+        self.waiting.appendleft(request)
 
     def next(self) -> list[Work]:
         """This step's work, with pages reserved for it."""
         work: dict[int, Work] = {}
-        left = self._prompt_rows
-        by_phase = sorted(self.running, key=lambda r: r.pending > 1)  # stable: oldest first
-        for request in by_phase:
-            chunk = min(request.pending, left)
-            if chunk > 0 and request in self.running and self._make_room(request, chunk, work):
-                work[request.id] = Work(request, chunk)
-                left -= chunk
-        while self.waiting and left > 0 and len(self.running) < self._max_running:
-            chunk = self._admit(self.waiting[0], left)
-            if not chunk:
-                break
-            request = self.waiting.popleft()
-            self.running.append(request)
-            work[request.id] = Work(request, chunk)
-            left -= chunk
+        self.allowance.begin((*self.running, *self.waiting))
+        for early in (True, False):
+            self._serve(early, work)
+            self._take_in(early, work)
+        self._count(work)
+        for request, _ in work.values():
+            if request.kept is not None and request.computed >= request.kept.length:
+                self._kv.stop_publishing(request.id)
         return [work[r.id] for r in self.running if r.id in work]
 
     def room(self, request: Request, nodes: int) -> int:
@@ -84,6 +95,7 @@ class Scheduler:
         self._preempt(request)
         request.groups = groups
         request.root = root
+        request.kept = None
 
     def remove(self, request: Request) -> None:
         """Forget a request, running or waiting; its pages come back."""
@@ -92,6 +104,39 @@ class Scheduler:
             self._kv.close(request.id)
         elif request in self.waiting:
             self.waiting.remove(request)
+
+    def _serve(self, early: bool, work: dict[int, Work]) -> None:
+        """Rows of those that run: of those that go before others, or of all the others."""
+        for request in sorted(self.running, key=_rank):
+            if request.id in work or _goes_first(request) is not early:
+                continue
+            left = self._prompt_rows - sum(chunk for _, chunk in work.values())
+            chunk = self.allowance.share(request, min(request.together, left))
+            if chunk > 0 and request in self.running and self._make_room(request, chunk, work):
+                work[request.id] = Work(request, chunk)
+                self.allowance.take(request, chunk)
+
+    def _take_in(self, early: bool, work: dict[int, Work]) -> None:
+        """Rows of those that wait, in the same order."""
+        while self.waiting and len(self.running) < self._max_running:
+            left = self._prompt_rows - sum(chunk for _, chunk in work.values())
+            request = min(self.waiting, key=_rank)
+            if left <= 0 or (early and not _goes_first(request)):
+                return
+            chunk = self._admit(request, left)
+            if not chunk:
+                return
+            self.waiting.remove(request)
+            self.running.append(request)
+            work[request.id] = Work(request, chunk)
+            self.allowance.take(request, chunk)
+
+    def _count(self, work: Mapping[int, Work]) -> None:
+        """Note who was passed over for a target's sake."""
+        waiting = [self.waiting[0]] if self.waiting else []
+        for request in (*self.running, *waiting):
+            served = request.id in work or not self.allowance.limited
+            request.passed = 0 if served else request.passed + 1
 
     def _make_room(self, request: Request, chunk: int, work: dict[int, Work]) -> bool:
         while not self._kv.reserve(request.id, request.computed + chunk):
@@ -112,9 +157,18 @@ class Scheduler:
 
     def _admit(self, request: Request, left: int) -> int:
         """Open the request's pages; returns the rows it may run, 0 if it must wait."""
-        most = 0 if request.wants_prompt_logprobs else len(request.tokens) - 1
+        rows = self.allowance.share(request, left)
+        if not rows:
+            return 0
+        most, end = len(request.tokens) - 1, len(request.tokens)
+        if request.wants_prompt_logprobs:
+            most = 0
+        elif request.kept is not None:  # what follows has other groups than its root says
+            most = min(most, request.kept.length)
         cached = self._kv.open(request.id, request.tokens, request.root, most)
-        chunk = min(len(request.tokens) - cached, left)
+        if request.kept is not None and cached < request.kept.length:
+            end = request.kept.length
+        chunk = min(end - cached, rows)
         # Pages for all of its text must be free, though only a chunk's are taken now: else it would
         # soon be preempted by older requests and read again and again.
         whole = self._kv.pages_for(len(request.tokens)) - self._kv.pages_for(cached)
@@ -127,3 +181,16 @@ class Scheduler:
         if len(request.tokens) == request.prompt_length:
             request.tally.cached = cached
         return chunk
+
+
+def _goes_first(request: Request) -> bool:
+    """Whether it has a target, or was passed over long enough."""
+    return request.target is not None or request.passed >= PATIENCE
+
+
+def _rank(request: Request) -> tuple[int, bool]:
+    """Sorts those that were passed over long enough before targets, and those before all others; then
+    who decodes before who reads. Equals stay in their order."""
+    if request.passed >= PATIENCE:
+        return -request.passed, False
+    return int(request.target is None), request.pending > 1

@@ -9,7 +9,7 @@ from fastslow.engine.params import SamplingParams
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.holdback import hold_back
 
-Reason = Literal["stop", "length", "cancelled", "error"]
+Reason = Literal["stop", "length", "cancelled", "error", "escalated"]
 
 
 class Stopper:

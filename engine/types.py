@@ -57,9 +57,13 @@ class Tree(NamedTuple):
 
 
 class Certain(NamedTuple):
-    """A law with all its mass on one token, as at temperature 0: V numbers that need not be made."""
+    """A law with all its mass on one token, as at temperature 0: V numbers that need not be made.
+
+    `probs` f32 [V]: what it would be at temperature 1, where a rule scores by that.
+    """
 
     token: int
+    probs: Floats | None = None
 
 
 class Lift(NamedTuple):
@@ -205,6 +209,27 @@ class Load:
     waiting: int
 
 
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What is known of a request before anything of it runs: all that a choice of its mode may see."""
+
+    text: str  # what is asked: the last turn of the user, or the whole prompt
+    turns: int = 0  # messages before it, the system's not counted
+    words: int = 0  # of the whole prompt, with all that was said before
+    latency_ms: float | None = None  # the caller's target
+    busy: float = 0.0  # requests in the engine over the most that run at a time; above 1 some wait
+
+
+class Choice(NamedTuple):
+    """A preset's name, and why it was taken, in one line for people."""
+
+    mode: str
+    why: str
+
+
+Chooser = Callable[[Situation], "str | Choice"]
+"""Takes a mode for a request. It costs the caller's time, so it should be quick."""
+
 Ending = Literal["budget", "loop", "settled"]
 """Why a thought was closed for the model."""
 
@@ -335,6 +360,12 @@ class Meter(Protocol):
 
     def note(self, batch: Sequence[RequestView], rows: int, seconds: float) -> None:
         """A step of so many rows took so long, drafting not counted."""
+
+    def seconds(self, groups: int | None, rows: int) -> float:
+        """What a step of so many rows takes, if none runs more than so many routed groups."""
+
+    def draft_seconds(self, drafter: object) -> float | None:
+        """What a drafter takes for a node of depth; None: unknown, or nothing."""
 
 
 Law = Callable[[Any, RequestView, Sequence[int]], "Floats | Certain"]

@@ -8,7 +8,7 @@ import torch
 
 from fastslow.engine.layout import Layout
 from fastslow.engine.request import Request
-from fastslow.engine.sampling import certain, decide, logprobs
+from fastslow.engine.sampling import certain, decide, log_probability, logprobs
 from fastslow.engine.scheduler import Work
 from fastslow.engine.types import Certain, Draft, Floats, Output, Tree, Verdict
 
@@ -30,11 +30,21 @@ def target_laws(
             continue
         rows = out.logits[first:]
         try:
-            laws += [decide(rows[i], request, path) for i, path in enumerate(paths)]
+            decided = [decide(rows[i], request, path) for i, path in enumerate(paths)]
+            laws += (
+                [_scored(x, rows[i]) for i, x in enumerate(decided)] if request.scored else decided
+            )
         except FloatingPointError as error:
             request.error = error  # this request ends; its neighbours go on
             laws += [Certain(0)] * (int(draft.starts[b]) + b + size - len(laws))
     return laws
+
+
+def _scored(law: Floats | Certain, logits_V: torch.Tensor) -> Floats | Certain:
+    """With what the model thinks of all other tokens, too."""
+    if not isinstance(law, Certain):
+        return law
+    return Certain(law.token, torch.softmax(logits_V, dim=-1).numpy(force=True))
 
 
 def _paths(tree: Tree) -> list[list[int]]:
@@ -64,6 +74,34 @@ def note_logprobs(
         for place, token in zip(places, verdict.tokens[b]):
             row = logits_MV[layout.verify_logits[b] + place]
             request.logprobs.append(logprobs(row, token, request.params.logprobs))
+
+
+def cut_where_unsure(
+    ready: Sequence[Request], layout: Layout, verdict: Verdict, logits_MV: torch.Tensor
+) -> list[list[float]]:
+    """Cut runs behind the token at which a request's confidence falls, before anything is committed.
+
+    Returns:
+        For each request, the log-probabilities of what is left of its run; [] where nobody watches.
+    """
+    found: list[list[float]] = []
+    for b, request in enumerate(ready):
+        confidence = request.confidence
+        if confidence is None or not confidence.watching or request.error is not None:
+            found.append([])
+            continue
+        places = [0, *(node + 1 for node in verdict.paths[b])]
+        rows = (logits_MV[layout.verify_logits[b] + place] for place in places)
+        said = [log_probability(row, x) for row, x in zip(rows, verdict.tokens[b])]
+        if request.thinking is not None:  # a token that a budget forced says nothing of doubts
+            for i in range(len(said)):
+                law = request.thinking.at(request.tokens, verdict.tokens[b][:i])
+                said[i] = 0.0 if isinstance(law, Certain) else said[i]
+        kept = confidence.keeps(said)
+        verdict.tokens[b] = verdict.tokens[b][:kept]
+        verdict.paths[b] = verdict.paths[b][: kept - 1]
+        found.append(said[:kept])
+    return found
 
 
 def committed_features(out: Output, layout: Layout, verdict: Verdict) -> torch.Tensor | None:

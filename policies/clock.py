@@ -31,6 +31,10 @@ class Clock:
             self._paces[groups] = self._measure(groups)
         return self._paces[groups]
 
+    def seconds(self, groups: int | None, rows: int) -> float:
+        """What a step of so many rows takes, if none runs more than so many groups."""
+        return self.pace(groups).seconds(rows)
+
     def draft_seconds(self, drafter: object) -> float | None:
         """Seconds that a node of depth takes to draft; None: it was never seen drafting."""
         return self._drafting.get(drafter)

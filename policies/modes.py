@@ -10,6 +10,7 @@ from typing import Any
 from fastslow.engine.params import Mode, Params, nearest
 
 NESTED = "sampling", "speculation", "escalate"  # fields that have fields of their own
+NAMING = "name", "base", "description", "auto"  # fields that are a mode's own
 CHANGED = "*"  # behind the name of a preset of which a call changed something
 
 Fields = Mapping[str, Any]
@@ -31,6 +32,11 @@ def builtin_modes(groups: int) -> dict[str, Mode]:
         ),
         "deep": Mode(
             name="deep", groups=None, thinking="on", description="all expert groups, thinking on"
+        ),
+        "auto": Mode(
+            name="auto",
+            auto=True,
+            description="fast or deep, by what is asked; metrics.decision says why",
         ),
     }
 
@@ -82,6 +88,12 @@ def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], groups: in
     if not isinstance(mode, str):
         raise ValueError(f"mode={mode!r} must be a name or a Mode, not {type(mode).__name__}")
     return _named(mode, presets)
+
+
+def in_either(taken: Mode, auto: Mode) -> Mode:
+    """A preset that was taken for a request, with what the mode that leaves the choice says itself."""
+    own = {name: value for name, value in fields_of(auto).items() if name not in NAMING}
+    return _over(taken, {**own, "name": taken.name}) if own else taken
 
 
 def check_groups(mode: Mode, groups: int) -> Mode:

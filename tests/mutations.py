@@ -38,6 +38,7 @@ ACROSS = ("tests/test_draft_across.py",)
 LOGPROBS = ("tests/test_exact.py::test_logprobs_are_those_of_plain_decoding",)
 MIXED = ("tests/test_exact.py::test_a_mixed_batch",)
 BUDGETS = ("tests/test_thinking_exact.py", "tests/test_thinking.py")
+ESCALATION = ("tests/test_escalation.py",)
 STOPS = ("tests/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
 
 
@@ -356,6 +357,90 @@ MUTATIONS = (
             ),
         ),
         MIXED,
+    ),
+    swap(
+        "an unsure run is not cut",
+        "engine/verify.py",
+        "kept = confidence.keeps(said)",
+        "kept = len(said)",
+        ESCALATION,
+    ),
+    swap(
+        "pages of two modes are published",
+        "engine/scheduler.py",
+        "self._kv.stop_publishing(request.id)",
+        "pass",
+        ESCALATION,
+    ),
+    swap(
+        "a chunk runs over a change of groups",
+        "engine/request.py",
+        "return self.kept.length - self.computed",
+        "return self.pending",
+        ESCALATION,
+    ),
+    swap(
+        "kept rows are computed again under the new groups",
+        "engine/layout.py",
+        "groups=request.here,",
+        "groups=request.groups,",
+        ESCALATION,
+    ),
+    swap(
+        "a stream tells of an answer that is dropped",
+        "engine/handle.py",
+        "if self._streaming and not unsure:",
+        "if self._streaming:",
+        ESCALATION,
+    ),
+    swap(
+        "the confidence sees tokens that were cut",
+        "engine/core.py",
+        "confidence.take(logprobs[: len(tokens)], last=request.done)",
+        "confidence.take(logprobs, last=request.done)",
+        ESCALATION,
+    ),
+    swap(
+        "a request that was passed over waits on",
+        "engine/allowance.py",
+        "return max(fits, min(rows, LEAST))",
+        "return fits",
+        ("tests/test_targets.py",),
+    ),
+    swap(
+        "prompts with a target wait behind others",
+        "engine/scheduler.py",
+        "return int(request.target is None), request.pending > 1",
+        "return 0, request.pending > 1",
+        ("tests/test_targets.py",),
+    ),
+    swap(
+        "a target cuts its own draft unasked",
+        "engine/allowance.py",
+        "if request.target is not None and not request.may_cut_draft:",
+        "if False:",
+        ("tests/test_targets.py",),
+    ),
+    swap(
+        "a step is kept though one before it was refused",
+        "engine/accept/stepwise.py",
+        "kept = node.alive and",
+        "kept =",
+        ("tests/test_accept_stepwise.py",),
+    ),
+    swap(
+        "a selector's means are forgotten",
+        "policies/auto.py",
+        "weight * (seen[name] - self.means.get(name, 0.0))",
+        "weight * seen[name]",
+        ("tests/test_auto.py",),
+    ),
+    swap(
+        "a fold tests what it was fitted to",
+        "engine/tune/selector.py",
+        "others = [i for i in range(count) if i % folds != fold]",
+        "others = list(range(count))",
+        ("tests/test_tune_selector.py",),
     ),
 )
 

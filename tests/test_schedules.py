@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,14 +16,16 @@ from fastslow.draft.each import Each
 from fastslow.draft.first import First
 from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV
 from fastslow.draft.ngram import NgramDraft
+from fastslow.engine.allowance import PATIENCE
+from fastslow.engine.confidence import Confidence
 from fastslow.engine.core import Core
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.best import best_tokens
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.loader import load_model
-from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.request import Request
+from fastslow.engine.params import Escalation, SamplingParams, Speculation
+from fastslow.engine.request import Escape, Request
 from fastslow.engine.sampling import decide
 from fastslow.engine.stop import Stopper
 from fastslow.engine.types import (
@@ -53,6 +55,11 @@ def mixed(state: int, token: int, position: int, groups: int) -> int:
 
 def following(state: int) -> int:
     return EOS if state % 37 == 0 else LETTERS[state // 37 % 4]
+
+
+def sure(state: int) -> bool:
+    """Whether the model is sure of what follows."""
+    return state // 148 % 4 > 0
 
 
 class MarkerModel:
@@ -93,7 +100,7 @@ class MarkerModel:
         kv.k[0][torch.from_numpy(rows.slots), 0] = keys.T.float()
         logits_MV = torch.zeros(len(rows.outputs), self.config.vocab_size)
         for m, row in enumerate(rows.outputs):
-            logits_MV[m, following(states[row])] = 9.0
+            logits_MV[m, following(states[row])] = 9.0 if sure(states[row]) else 1.0
         fault, self.fault = self.fault, None
         if fault == "forward":
             raise RuntimeError("the device is gone")
@@ -150,6 +157,22 @@ class Switch:
         """Learns nothing."""
 
 
+class Slow:
+    """Steps that take a second for each row, and more with more groups."""
+
+    def admit(self, batch: Any, survival: Any, sizes: Sequence[int], rows: int) -> list[list[int]]:
+        return [list(range(size)) for size in sizes]
+
+    def note(self, batch: Any, rows: int, seconds: float) -> None:
+        """It knows already."""
+
+    def seconds(self, groups: int | None, rows: int) -> float:
+        return rows * (1.0 + 0.1 * (2 if groups is None else groups))
+
+    def draft_seconds(self, drafter: object) -> float | None:
+        return 0.5
+
+
 class Engine:
     """A core with every drafter, driven as the engine's thread drives it."""
 
@@ -167,12 +190,18 @@ class Engine:
         }
         each = Each({Speculation(drafter=name): drafter for name, drafter in made.items()})
         self.drafter = Faulty(each)
-        self.core = Core(model, self.kv, self.drafter, rows, running)
+        self.core = Core(model, self.kv, self.drafter, rows, running, Slow())
         self.requests: list[Request] = []
         self.told: dict[int, int] = {}
 
     def add(
-        self, prompt: Sequence[int], room: int, drafter: str, groups: int | None, policy: Switch
+        self,
+        prompt: Sequence[int],
+        room: int,
+        drafter: str,
+        groups: int | None,
+        policy: Switch,
+        target: float | None = None,
     ) -> Request:
         params = SamplingParams(max_tokens=room)
         request = Request(
@@ -188,6 +217,7 @@ class Engine:
             reach=len(prompt) + room - 1,
             end_ids=frozenset({EOS}),
             listener=self._hear,
+            target=target,
         )
         request.root = self.core.prefix_root(request, groups)
         self.requests.append(request)
@@ -227,27 +257,59 @@ class Engine:
     def check(self) -> None:
         self.kv.check_integrity()
         self.small_kv.check_integrity()
+        running = self.core.scheduler.running
+        longest = PATIENCE + len(running) + 1  # others' turns may come first
+        assert all(r.passed <= longest for r in running), "somebody starves"
 
     def _hear(self, request: Request) -> None:
         self.told[request.id] = self.told.get(request.id, 0) + request.done
 
 
-def next_token(text: Sequence[int], groups: int | None) -> int:
+def state_of(text: Sequence[int], groups: Sequence[int | None]) -> int:
+    """After a text each of whose rows ran so many groups."""
     state = 0
-    for place, token in enumerate(text):
-        state = mixed(state, token, place, ALL_GROUPS if groups is None else groups)
-    return following(state)
+    for place, (token, g) in enumerate(zip(text, groups, strict=True)):
+        state = mixed(state, token, place, ALL_GROUPS if g is None else g)
+    return state
 
 
-def plain(request: Request, groups: int | None, policy: Switch) -> list[int]:
+def next_token(text: Sequence[int], groups: int | None) -> int:
+    return following(state_of(text, [groups] * len(text)))
+
+
+def plain(
+    request: Request, groups: int | None, policy: Switch, doubt: Doubt | None = None
+) -> list[int]:
     """What a MarkerModel answers, computed from the text alone."""
     text = list(request.tokens[: request.prompt_length])
+    unsure, fell = 0, None  # tokens in a row; length of the text when it was left
     while len(text) < request.reach + 1:
         switched = policy.length is not None and len(text) >= policy.length
-        text.append(next_token(text, policy._to if switched else groups))
+        ran = [policy._to if switched else groups] * len(text)
+        if doubt is not None and fell is not None:
+            early = fell - 1 if doubt.keep else 0  # its last token had not run yet
+            ran = [groups] * early + [doubt.to] * (len(text) - early)
+        state = state_of(text, ran)
+        text.append(following(state))
+        unsure = 0 if sure(state) else unsure + 1
         if text[-1] == EOS:
             break
+        if doubt is not None and fell is None and unsure >= doubt.window:
+            fell = len(text)
     return text[request.prompt_length :]
+
+
+class Doubt(NamedTuple):
+    """Leave the mode after so many unsure tokens in a row, for so many groups."""
+
+    window: int
+    to: int | None
+    keep: bool
+
+    def watch(self, request: Request) -> None:
+        # a window of none but unsure tokens has a mean of 0.31, one with a sure token at least 0.55
+        request.confidence = Confidence(Escalation(below=0.4, window=self.window))
+        request.escape = Escape("other", self.to, self.keep)
 
 
 groups_of = st.sampled_from([None, None, 0, 1])
@@ -259,6 +321,8 @@ additions = st.tuples(
     st.sampled_from(DRAFTERS),
     groups_of,
     st.one_of(st.just((99, None)), st.tuples(st.integers(0, 6), groups_of)),  # a switch
+    st.one_of(st.none(), st.builds(Doubt, st.integers(1, 2), groups_of, st.booleans())),
+    st.sampled_from([None, None, 0.5, 6.0]),  # a target: tighter than any step, or of some rows
 )
 operations = st.one_of(
     additions,
@@ -268,17 +332,22 @@ operations = st.one_of(
     st.tuples(st.just("cancel"), st.integers(0, 20)),
     st.tuples(st.just("fault"), st.sampled_from(FAULTS)),
 )
-Asked = list[tuple[Request, int | None, Switch]]
+Asked = list[tuple[Request, int | None, Switch, Doubt | None]]
 
 
 def play(engine: Engine, schedule: Sequence[Any]) -> Asked:
     asked: Asked = []
     for name, *details in schedule:
         if name == "add":
-            shared, own, room, drafter, groups, (at, to) = details
+            shared, own, room, drafter, groups, (at, to), doubt, target = details
+            if doubt is not None:
+                at = 99  # one switch is enough
             policy = Switch(0 if drafter == "off" else 4, at, to)
             prompt = [*STORY[:shared], *own]
-            asked.append((engine.add(prompt, room, drafter, groups, policy), groups, policy))
+            request = engine.add(prompt, room, drafter, groups, policy, target)
+            if doubt is not None:
+                doubt.watch(request)
+            asked.append((request, groups, policy, doubt))
         elif name == "step":
             for _ in range(details[0]):
                 engine.step()
@@ -301,8 +370,8 @@ def play(engine: Engine, schedule: Sequence[Any]) -> Asked:
 )
 def test_any_schedule(schedule: list[Any], pages: int, rows: int, running: int) -> None:
     engine = Engine(MarkerModel(), MarkerModel(), pages, rows, running)
-    for request, groups, policy in play(engine, schedule):
-        expected = plain(request, groups, policy)
+    for request, groups, policy, doubt in play(engine, schedule):
+        expected = plain(request, groups, policy, doubt)
         got = answer(request)
         if request.stopper.reason in ("cancelled", "error") or request.error is not None:
             assert got == expected[: len(got)]
@@ -324,7 +393,7 @@ def test_any_schedule_of_a_real_model(
     models: tuple[Any, Any], schedule: list[Any], pages: int
 ) -> None:
     engine = Engine(*models, pages, 6, 4)
-    for request, groups, policy in play(engine, schedule):
+    for request, groups, policy, doubt in play(engine, schedule):
         alone = Engine(*models, 32, 64, 1)
         switch = Switch(0, 99, policy._to)
         if policy.length is not None:
@@ -332,6 +401,8 @@ def test_any_schedule_of_a_real_model(
         prompt = request.tokens[: request.prompt_length]
         room = request.reach + 1 - request.prompt_length
         expected = alone.add(prompt, room, "off", groups, switch)
+        if doubt is not None:
+            doubt.watch(expected)
         alone.drain()
         got = answer(request)
         ended = request.error is None and request.stopper.reason != "cancelled"

@@ -21,6 +21,14 @@ Prompts = Annotated[
         help="JSON lines, each with prompt, messages, turns or question.", show_default=False
     ),
 ]
+MaybePrompts = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help="JSON lines, each with prompt, messages, turns or question.",
+        show_default=False,
+    ),
+]
 Drafters = Annotated[
     str | None,
     typer.Option(

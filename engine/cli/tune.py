@@ -17,7 +17,31 @@ INTERRUPTED = 130
 
 
 def tune(
-    prompts: m.Prompts,
+    prompts: m.MaybePrompts = None,
+    modes: Annotated[
+        bool, typer.Option("--modes", help="Tune the choice between fast and deep instead.")
+    ] = False,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Tune the groups of the fast mode instead.")
+    ] = False,
+    tasks: Annotated[
+        Path | None,
+        typer.Option(help="Graded tasks: JSON lines with prompt and answer.", show_default=False),
+    ] = None,
+    grading: Annotated[
+        str | None,
+        typer.Option(
+            help="exact, number (the last one) or contains; default: by the look of the answer.",
+            rich_help_panel=m.HOW,
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        float,
+        typer.Option(
+            help="Share of deep's gain, or agreement with it, to keep.", rich_help_panel=m.HOW
+        ),
+    ] = 0.9,
     model: o.Model = "smollm2-moge",
     minutes: Annotated[
         float, typer.Option(help="Time for everything.", rich_help_panel=m.HOW)
@@ -29,33 +53,71 @@ def tune(
     drafters: m.Drafters = None,
     lengths: m.Lengths = None,
     draft_model: m.DraftModel = None,
-    tokens: m.Tokens = 128,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Most tokens of an answer; default 128, with --modes 512.",
+            rich_help_panel=m.HOW,
+            show_default=False,
+        ),
+    ] = None,
     limit: m.Limit = None,
     temperature: m.Temperature = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Settings file to write.")] = Path(
         "tuned.json"
     ),
-    report: Annotated[Path, typer.Option(help="Report to write, for a browser.")] = Path(
-        "tuned.html"
-    ),
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Report to write, for a browser; default tuned.html, tuned-modes.html or "
+            "tuned-groups.html.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: o.DType = "auto",
     quantization: o.Quantization = "auto",
     device: o.Device = "auto",
     kv_memory: o.KVMemory = None,
     max_model_len: o.MaxModelLen = None,
 ) -> None:
-    """Find the drafter and the length that answer your prompts fastest.
+    """Find the drafter and the length that answer your prompts fastest; with --modes when to think, with
+    --groups how many groups of experts the fast mode needs.
 
     Examples:
       fastslow tune --prompts mine.jsonl
+      fastslow tune --modes --tasks graded.jsonl
+      fastslow tune --groups --prompts mine.jsonl
       fastslow tune --prompts mine.jsonl --minutes 3 --batch 8 --mode fast
       fastslow tune --prompts mine.jsonl --drafters ngram,self --lengths 2,4,8
 
     Writes a settings file and one HTML page that shows why. Ctrl-C ends the search early and still
     writes both.
     """
-    wishes = m.Measuring(drafters, lengths, draft_model, tokens, temperature)
+    if modes and groups:
+        raise ValueError("--modes and --groups are two things to tune: give one of them")
+    kind = "-modes" if modes else "-groups" if groups else ""
+    report = Path(f"tuned{kind}.html") if report is None else report
     m.writable(out), m.writable(report)
+    wishes = m.Measuring(
+        drafters, lengths, draft_model, tokens or (512 if modes else 128), temperature
+    )
+    if modes or groups:
+        from fastslow.engine.cli.tune_modes import Job, tune_groups_job, tune_modes_job
+
+        options = {
+            "dtype": dtype,
+            "quantization": quantization,
+            "device": device,
+            "kv_memory": kv_memory,
+            "max_model_len": max_model_len,
+        }
+        job = Job(model, options, wishes.sampling, minutes, batch, keep, limit, out, report)
+        work = tune_modes_job if modes else tune_groups_job
+        if work(job, prompts, tasks, grading):
+            raise typer.Exit(INTERRUPTED)
+        return
+    if prompts is None:
+        raise ValueError("--prompts is missing: a file of JSON lines with what you ask")
     asked = m.prompts_for(prompts, limit)
     from fastslow.engine.cli.screen import quiet_log
     from fastslow.engine.llm import LLM

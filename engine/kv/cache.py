@@ -221,6 +221,10 @@ class KVCache:
         for page in reversed(table.pages):
             self._pool.drop(page, cached=page in self._index)
 
+    def stop_publishing(self, request: int) -> None:
+        """What the request writes from now on is for itself alone: its root does not tell of it."""
+        self._tables[request].digest = None
+
     def clear_prefix(self) -> None:
         """Forget all cached pages; what open requests have written is not published any more."""
         self._pool.evict(self._pool.idle)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
-from string import Template
 
 from fastslow.engine.plan.search import Choice
-from fastslow.engine.tune.page import TEMPLATE
+from fastslow.engine.tune.parts import document
 from fastslow.engine.tune.svg import Plot, legend, tag
 
 
@@ -27,8 +26,7 @@ def page(choices: Sequence[Choice], title: str) -> str:
         tag("section", tag("h2", words) + tag("div", plot, class_="wide"))
         for words, plot in pictures
     )
-    body = tag("h1", escape(title)) + "".join(sections)
-    return Template(TEMPLATE.read_text("utf-8")).substitute(title=escape(title), body=body)
+    return document(title, [tag("h1", escape(title)), *sections])
 
 
 def _rates(choices: Sequence[Choice]) -> str:

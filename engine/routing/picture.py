@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from html import escape
-from string import Template
 
 import numpy as np
 
 from fastslow.engine.routing.balance import KINDS, ROUTERS, Balance, Load, per_rank
-from fastslow.engine.tune.page import TEMPLATE
+from fastslow.engine.tune.parts import document
 from fastslow.engine.tune.svg import Plot, Point, Series, legend, tag
 
 NAMES = {"grouped": "MoGE", "ungrouped": "ungrouped"}
@@ -43,9 +42,7 @@ def page(balance: Balance, title: str) -> str:
             head = tag("h2", escape(f"{words} ({rows})")) + tag("p", escape(hint), class_="hint")
             keys = legend((NAMES[router], COLOURS[router]) for router in ROUTERS)
             parts.append(tag("section", head + tag("div", plot, class_="wide") + keys))
-    return Template(TEMPLATE.read_text("utf-8")).substitute(
-        title=escape(title), body="\n".join(parts)
-    )
+    return document(title, parts)
 
 
 def _layers(loads: dict[str, Load], ranks: int) -> str:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from html import escape
 from itertools import groupby
-from pathlib import Path
-from string import Template
 
 from fastslow.engine.tune.answer import Answer
 from fastslow.engine.tune.candidates import PLAIN, family, is_plain, label
@@ -21,10 +18,10 @@ from fastslow.engine.tune.charts import (
 from fastslow.engine.tune.found import Found
 from fastslow.engine.tune.headline import headline
 from fastslow.engine.tune.machine import CONTENDED
+from fastslow.engine.tune.parts import document, facts, head, section, tiles, use
 from fastslow.engine.tune.sample import accepted_share, step_cost, tokens_per_step
 from fastslow.engine.tune.svg import legend, tag
 
-TEMPLATE = Path(__file__).with_name("report.html")
 NOISY = 1 / 3  # share of runs beside other work from which on the report warns
 QUESTION = 400  # characters shown of what was asked
 
@@ -63,24 +60,21 @@ def page(found: Found, settings: str = "tuned.json") -> str:
         palette.of(family(setting))
     over = f"fastslow tune · {found.model} · mode {found.mode} · batch {found.batch}"
     body = [
-        tag("p", escape(over), class_="over"),
-        tag("h1", escape(headline(found))),
-        _warnings(found),
+        head(over, headline(found), _warnings(found)),
         _tiles(found),
         _use(found, settings),
-        _section("All settings", SETTINGS, _table(found, palette)),
-        _section("Tokens per second by draft length", LENGTHS, length_chart(found, palette)),
-        _section("Acceptance by position", ACCEPTANCE, acceptance_chart(found, palette)),
-        _section("What a step costs", COST, cost_chart(found, palette)),
-        _section("Batch size", BATCH, batch_chart(found, palette)),
+        section("All settings", SETTINGS, _table(found, palette)),
+        section("Tokens per second by draft length", LENGTHS, length_chart(found, palette)),
+        section("Acceptance by position", ACCEPTANCE, acceptance_chart(found, palette)),
+        section("What a step costs", COST, cost_chart(found, palette)),
+        section("Batch size", BATCH, batch_chart(found, palette)),
         tag("section", _answers(found, palette)),
-        tag("section", tag("h2", "How this was measured") + _facts(found)),
+        _facts(found),
     ]
-    html = Template(TEMPLATE.read_text("utf-8"))
-    return html.substitute(title=escape(f"fastslow tune: {found.model}"), body="\n".join(body))
+    return document(f"fastslow tune: {found.model}", body)
 
 
-def _warnings(found: Found) -> str:
+def _warnings(found: Found) -> list[str]:
     said = []
     if found.stopped:
         said.append("The search was stopped early: this is the best until then.")
@@ -90,7 +84,7 @@ def _warnings(found: Found) -> str:
             f"Other programs took much of the machine in {marked} of {known} runs. Where settings "
             "lie close together, run this again when it is quiet."
         )
-    return "".join(tag("p", escape(words), class_="warn") for words in said)
+    return said
 
 
 def _contended(found: Found) -> tuple[int, int]:
@@ -103,23 +97,19 @@ def _contended(found: Found) -> tuple[int, int]:
 def _tiles(found: Found) -> str:
     samples = found.samples[found.best]
     share = accepted_share(samples)
-    tiles = [
+    pairs = [
         (f"{found.ratio(found.best):.2f} x", "plain decoding"),
         (f"{found.rate(found.best):.1f}", f"tokens/s, {label(found.best)}"),
         (f"{tokens_per_step(samples):.2f}", "tokens per step"),
         ("-" if share is None else f"{share:.0%}", "of drafts accepted"),
     ]
-    inner = "".join(
-        tag("div", tag("b", escape(value)) + tag("span", escape(words)), class_="tile")
-        for value, words in tiles
-    )
-    return tag("div", inner, class_="tiles")
+    return tiles(pairs)
 
 
 def _use(found: Found, settings: str) -> str:
     name = json.dumps(settings, ensure_ascii=False)
     code = f"llm = LLM({json.dumps(found.model)})\nllm.generate(prompt, speculation={name})"
-    return tag("section", tag("h2", "Use it") + tag("pre", tag("code", escape(code))))
+    return use(code)
 
 
 def _table(found: Found, palette: Palette) -> str:
@@ -146,11 +136,6 @@ def _table(found: Found, palette: Palette) -> str:
         kind = "best" if setting == found.best else "" if kept else "out"
         lines.append(tag("tr", row, class_=kind))
     return tag("table", head + "".join(lines))
-
-
-def _section(title: str, hint: str, content: str) -> str:
-    inner = tag("div", content, class_="wide") if content else tag("p", "Not measured.")
-    return tag("section", tag("h2", title) + tag("p", hint, class_="hint") + inner)
 
 
 def _answers(found: Found, palette: Palette) -> str:
@@ -185,17 +170,11 @@ def answer_html(answer: Answer, palette: Palette) -> str:
 
 def _facts(found: Found) -> str:
     marked, known = _contended(found)
-    about = found.circumstances
     runs = sum(map(len, (*found.samples.values(), *found.sizes.values())))
-    facts = {
-        "when": time.strftime("%Y-%m-%d %H:%M"),
+    own = {
         "took": f"{found.seconds / 60:.1f} minutes, {runs} runs of {found.batch} or more prompts",
         "answers": json.dumps(found.sampling.model_dump(mode="json", exclude_defaults=True)),
         "side by side": "every run beside plain decoding on the same prompts, in changing order",
         "other work": f"took over {CONTENDED:.0%} of the machine in {marked} of {known} runs",
-        "machine": ", ".join(f"{key} {value}" for key, value in about["machine"].items()),
-        "versions": ", ".join(f"{key} {value}" for key, value in about["versions"].items()),
-        "command": " ".join(about["command"]),
     }
-    rows = (tag("dt", escape(key)) + tag("dd", escape(value)) for key, value in facts.items())
-    return tag("dl", "".join(rows))
+    return facts(own, found.circumstances)

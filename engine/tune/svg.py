@@ -51,12 +51,14 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points of one colour, joined by a line or not."""
+    """Points of one colour, joined by a line or not; a dashed one is a line alone."""
 
     name: str
     colour: int
     points: Sequence[Point]
     joined: bool = True
+    dashed: bool = False
+    small: bool = False
 
 
 @dataclass(slots=True)
@@ -118,11 +120,13 @@ class Plot:
     def draw(self, series: Series) -> None:
         """A line with dots, or the dots alone."""
         places = [(self.x(p.x), self.y(p.y)) for p in series.points]
-        marks = [] if len(places) < 2 or not series.joined else [_path(places)]
+        line = "line dashed" if series.dashed else "line"
+        marks = [] if len(places) < 2 or not series.joined else [_path(places, line)]
         for point, (x, y) in zip(series.points, places):
             note = tag("title", escape(point.note))
             kind = "dot hollow" if point.hollow else "dot"
-            marks.append(tag("circle", note, cx=x, cy=y, r=4.5, class_=kind))
+            size = 2.6 if series.small else 4.5
+            marks.append(tag("circle", note, cx=x, cy=y, r=size, class_=kind))
         self._parts.append(tag("g", "".join(marks), class_=f"c{series.colour}"))
 
     def bar(self, x: float, width: float, value: float, colour: int, note: str) -> None:
@@ -158,9 +162,9 @@ class Plot:
         self._parts.append(tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=kind))
 
 
-def _path(places: Iterable[tuple[float, float]]) -> str:
+def _path(places: Iterable[tuple[float, float]], kind: str) -> str:
     joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    return tag("polyline", points=joined, class_="line")
+    return tag("polyline", points=joined, class_=kind)
 
 
 def legend(names: Iterable[tuple[str, int]]) -> str:

@@ -33,6 +33,35 @@ def write_settings(
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
+def add_settings(path: Path, model: str, **parts: Any) -> None:
+    """Put parts into a settings file, beside what is there already: "auto" for mode auto, "modes" for
+    presets. A file that is no settings file is not touched.
+
+    Args:
+        path: of the JSON file; it need not be there, its folder must.
+        model: what the parts were found with, for people.
+        parts: JSON values by name.
+
+    Raises:
+        ValueError: the file is there and is no settings file.
+    """
+    record: Any = {"version": VERSION}
+    if path.is_file():
+        try:
+            record = json.loads(path.read_text("utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"settings file {str(path)!r} is no JSON: {error}") from error
+        if not isinstance(record, dict) or record.get("version") != VERSION:
+            raise ValueError(
+                f"{str(path)!r} is there and is no settings file: name another with -o"
+            )
+    for name, value in parts.items():
+        both = isinstance(record.get(name), dict) and isinstance(value, dict) and name != "auto"
+        record[name] = {**record[name], **value} if both else value
+    record["model"] = model
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
 def read_settings(path: str | Path) -> Speculation:
     """The speculation settings in a file of `write_settings`; whatever else is there is for people.
 
@@ -59,5 +88,8 @@ def _speculation(record: Any) -> Speculation:
     if version != VERSION or isinstance(version, bool):
         raise ValueError(f"version={version!r} is not {VERSION}, the one that is known here")
     if not isinstance(record.get("speculation"), dict):
-        raise ValueError("speculation must be an object with the fields of Speculation")
+        raise ValueError(
+            "speculation must be an object with the fields of Speculation; `fastslow tune --prompts` "
+            "writes one"
+        )
     return Speculation.model_validate(record["speculation"])

@@ -1,0 +1,79 @@
+"""How sure the model has been of its latest tokens; where that falls, a request may change its mode."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+from fastslow.engine.params import Escalation
+
+
+class Confidence:
+    """The running confidence of one answer: the geometric mean of the probabilities that the model
+    gave to its last `window` tokens, before bias, penalties and temperature.
+
+    It looks at committed tokens only, one by one, inside an accepted run too: a run is cut behind the
+    token at which the confidence falls, so a draft changes nothing.
+
+    Args:
+        settings: threshold, window, and how far it looks.
+        to_the_end: also judge an answer that ends before its window is full.
+    """
+
+    def __init__(self, settings: Escalation, to_the_end: bool = False) -> None:
+        self.settings = settings
+        self.fell = False
+        self.tokens = 0  # looked at
+        self._least = math.log(settings.below) if settings.below > 0 else -math.inf
+        self._latest: deque[float] = deque(maxlen=settings.window)
+        self._to_the_end = to_the_end
+        self._over = False
+
+    @property
+    def value(self) -> float:
+        """In 0..1; 1 before the first token."""
+        return math.exp(_mean(self._latest)) if self._latest else 1.0
+
+    def __str__(self) -> str:
+        count, below = len(self._latest), self.settings.below
+        return f"confidence {self.value:.2f} < {below:g} over {count} token{'s' * (count != 1)}"
+
+    @property
+    def watching(self) -> bool:
+        """Whether it may still fall."""
+        return not self.fell and not self._over and not self._passed(self.tokens)
+
+    def keeps(self, logprobs: Sequence[float]) -> int:
+        """How many of these next tokens belong to the mode that made them: up to the one at which
+        the confidence falls, or all. Nothing is remembered."""
+        latest = deque(self._latest, self._latest.maxlen)
+        for count, logprob in enumerate(logprobs, 1):
+            if self._passed(self.tokens + count - 1):
+                break
+            latest.append(logprob)
+            if self._below(latest):
+                return count
+        return len(logprobs)
+
+    def take(self, logprobs: Sequence[float], last: bool) -> None:
+        """These tokens are committed; `last`: the answer ended with them."""
+        for logprob in logprobs:
+            if not self.watching:
+                return
+            self._latest.append(logprob)
+            self.tokens += 1
+            self.fell = self._below(self._latest) and (not last or self._to_the_end)
+        if last and self._to_the_end and self.watching:
+            self.fell = bool(self._latest) and _mean(self._latest) < self._least
+        self._over = last
+
+    def _passed(self, tokens: int) -> bool:
+        return self.settings.within is not None and tokens >= self.settings.within
+
+    def _below(self, latest: deque[float]) -> bool:
+        return len(latest) == latest.maxlen and _mean(latest) < self._least
+
+
+def _mean(values: deque[float]) -> float:
+    return math.fsum(values) / len(values)

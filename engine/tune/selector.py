@@ -1,0 +1,167 @@
+"""A selector fitted to graded tasks: logistic regression, judged on tasks it did not see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+FOLDS = 5
+RIDGE = 1.0  # strength of the L2 penalty on weights of standardised features
+STEPS = 50  # of Newton's method, at most
+ENOUGH = 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """score = bias + (features - means) @ weights, in log-odds."""
+
+    weights: Floats  # [F]
+    means: Floats  # [F]
+    bias: float
+
+    def score(self, features_NF: Floats) -> Floats:
+        """Of tasks, [N]."""
+        scores: Floats = self.bias + (features_NF - self.means) @ self.weights
+        return scores
+
+
+def fit(features_NF: Floats, wanted_N: Bools) -> Fit:
+    """Logistic regression with a ridge penalty, by Newton's method with halved steps.
+
+    Args:
+        features_NF: of the tasks; a feature that never changes gets weight 0.
+        wanted_N: which tasks the score should be high for.
+    """
+    means, spread = features_NF.mean(0), features_NF.std(0)
+    scale = np.where(spread > 1e-9, spread, np.inf)
+    x = np.column_stack([np.ones(len(features_NF)), (features_NF - means) / scale])
+    y = wanted_N.astype(np.float64)
+    penalty = np.full(x.shape[1], RIDGE)
+    penalty[0] = 1e-3  # with one class only, the odds would be infinite
+    w = np.zeros(x.shape[1])
+
+    def loss(at: Floats) -> float:
+        odds = x @ at
+        return float(np.logaddexp(0, odds).sum() - y @ odds + penalty @ at**2 / 2)
+
+    for _ in range(STEPS):
+        p = 1 / (1 + np.exp(-np.clip(x @ w, -500, 500)))
+        slope = x.T @ (p - y) + penalty * w
+        bend = (x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty)
+        step, size = np.linalg.solve(bend, slope), 1.0
+        while loss(w - size * step) > loss(w) and size > 1e-6:
+            size /= 2
+        w = w - size * step
+        if float(np.abs(size * step).max()) < ENOUGH:
+            break
+    return Fit(w[1:] / scale, means, float(w[0]))
+
+
+def held_out_scores(features_NF: Floats, wanted_N: Bools, folds: int = FOLDS) -> Floats:
+    """Each task's score [N] by a fit that has not seen its fold; fold f is every `folds`-th task."""
+    count = len(features_NF)
+    scores = np.zeros(count)
+    for fold in range(folds):
+        others = [i for i in range(count) if i % folds != fold]
+        own = [i for i in range(count) if i % folds == fold]
+        if own and others:
+            scores[own] = fit(features_NF[others], wanted_N[others]).score(features_NF[own])
+    return scores
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a way to choose gives: share right, mean seconds, share that went to the better mode."""
+
+    accuracy: float
+    seconds: float
+    good: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Both modes on the same tasks, [N] each."""
+
+    cheap_right: Bools
+    good_right: Bools
+    cheap_seconds: Floats
+    good_seconds: Floats
+
+    def of(self, goes_N: Bools, before_N: Floats | None = None) -> Figures:
+        """Figures where some tasks go to the better mode, after some seconds in the cheap one."""
+        right = np.where(goes_N, self.good_right, self.cheap_right)
+        before = np.zeros(len(goes_N)) if before_N is None else before_N
+        seconds = np.where(goes_N, self.good_seconds + before, self.cheap_seconds)
+        return Figures(float(right.mean()), float(seconds.mean()), float(goes_N.mean()))
+
+    def only(self, places: Sequence[int]) -> Outcomes:
+        """Of some of the tasks."""
+        some = list(places)
+        return Outcomes(
+            self.cheap_right[some],
+            self.good_right[some],
+            self.cheap_seconds[some],
+            self.good_seconds[some],
+        )
+
+    @property
+    def cheap(self) -> Figures:
+        return self.of(np.zeros(len(self.cheap_right), dtype=np.bool_))
+
+    @property
+    def good(self) -> Figures:
+        return self.of(np.ones(len(self.cheap_right), dtype=np.bool_))
+
+    def aim(self, keep: float) -> float:
+        """The accuracy that keeps so much of the better mode's gain; above 1 if there is no gain."""
+        gain = self.good.accuracy - self.cheap.accuracy
+        return self.cheap.accuracy + keep * gain if gain > 0 else 2.0
+
+
+def thresholds(scores_N: Floats, most: int = 60) -> list[float]:
+    """Places to cut scores at, from all above to none: at most about `most`, between scores."""
+    ranked = np.unique(scores_N)
+    if len(ranked) > most:
+        ranked = np.unique(np.quantile(ranked, np.linspace(0, 1, most)))
+    between = (ranked[1:] + ranked[:-1]) / 2
+    return [float(ranked[0] - 1), *between.tolist(), float(ranked[-1] + 1)]
+
+
+def cheapest(scores_N: Floats, outcomes: Outcomes, keep: float) -> float:
+    """The threshold that takes least time of those that keep `keep` of the gain; without a gain the
+    one above all scores."""
+    cuts = thresholds(scores_N)
+    found = [(outcomes.of(scores_N > cut), cut) for cut in cuts]
+    aim = outcomes.aim(keep)
+    able = [(figures.seconds, cut) for figures, cut in found if figures.accuracy >= aim - 1e-12]
+    return min(able)[1] if able else cuts[-1]
+
+
+def judge(
+    features_NF: Floats, wanted_N: Bools, outcomes: Outcomes, keep: float, folds: int = FOLDS
+) -> tuple[Figures, list[Figures]]:
+    """What a fitted selector gives on tasks that neither its weights nor its threshold have seen.
+
+    Returns:
+        Its figures, each fold's threshold chosen on the other folds' own held-out scores; and the
+        frontier: the figures of every threshold on held-out scores, cheapest first.
+    """
+    count = len(features_NF)
+    goes = np.zeros(count, dtype=np.bool_)
+    for fold in range(folds):
+        others = [i for i in range(count) if i % folds != fold]
+        own = [i for i in range(count) if i % folds == fold]
+        if not own or not others:
+            continue
+        inner = held_out_scores(features_NF[others], wanted_N[others], folds)
+        cut = cheapest(inner, outcomes.only(others), keep)
+        goes[own] = fit(features_NF[others], wanted_N[others]).score(features_NF[own]) > cut
+    scores = held_out_scores(features_NF, wanted_N, folds)
+    frontier = [outcomes.of(scores > cut) for cut in thresholds(scores)]
+    return outcomes.of(goes), sorted(frontier, key=lambda f: f.seconds)

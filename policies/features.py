@@ -1,0 +1,99 @@
+"""What a prompt looks like, in a few numbers that cost nothing: no model is asked."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from fastslow.engine.types import Situation
+
+MOST = 3.0  # of marks and of numbers: more say no more
+
+LABELS: dict[str, str] = {
+    "length": "length",
+    "lines": "lines",
+    "code": "code marks",
+    "maths": "maths marks",
+    "products": "products and powers",
+    "numbers": "numbers",
+    "digits": "digits",
+    "question": "short question",
+    "reasons": "asks for reasons",
+    "history": "history",
+    "urgency": "latency target",
+    "load": "load",
+}
+"""Every feature, and how it is called where a decision is explained."""
+
+WORD = re.compile(r"[一-鿿]|[^\W\d_一-鿿]+|\d+")
+NUMBER = re.compile(r"\d[\d,.]*")
+DIGITS = re.compile(r"\d+")
+CODE = re.compile(
+    r"```|\b(?:def|class|import|return|while|elif|lambda|printf?|function|const|void|SELECT)\b"
+    r"|[;{}]\s*$|=>|==|\+=|\w\(\)|\b(?:code|program|script|python|javascript|bug|regex|sql)\b"
+    r"|代码|程序|函数|算法",
+    re.IGNORECASE | re.MULTILINE,
+)
+MATHS = re.compile(
+    r"\d\s*[-+*/^=×÷%<>]|[-+*/^=×÷]\s*\d|[=∑∫√≤≥π]|\\frac|\b(?:solve|calculate|compute|evaluate"
+    r"|equation|how many|how much|sum|total|altogether|average|percent|probability|ratio|integral"
+    r"|derivative|prime|remainder|twice|half|each|left)\b|计算|多少|方程|概率|平均|一共|总共|求",
+    re.IGNORECASE,
+)
+PRODUCTS = re.compile(
+    r"[*×^÷]|\d\s*/\s*\d|\b(?:times|multipl\w+|divid\w+|product|squared?|per|modulo|mod)\b|乘|除|每",
+    re.IGNORECASE,
+)
+REASONS = re.compile(
+    r"\b(?:why|how (?:does|do|can|would|did)|explain|prove|proof|compare|derive|step by step|reason"
+    r"|trade-?offs?|design|plan)\b|为什么|证明|解释|比较|推导|一步",
+    re.IGNORECASE,
+)
+QUESTION = re.compile(
+    r"^\W*(?:who|whom|whose|when|where|which|what(?:'s| is| was| are)?|is|are|was|were|do|does|did"
+    r"|can|hi|hello|thanks|thank you|谁|哪|什么|何时|你好|谢谢)",
+    re.IGNORECASE,
+)
+SHORT = 16  # words of a question that hardly hides a task
+ENDS = 400  # characters at both ends where an instruction stands; a document may lie between them
+
+
+def count_words(text: str) -> int:
+    """Words, numbers, and each Chinese character as a word."""
+    return sum(1 for _ in WORD.finditer(text))
+
+
+def features(situation: Situation) -> dict[str, float]:
+    """Every feature of LABELS, each about 0 to 10, from the text and the circumstances alone.
+
+    Counts of marks grow with their logarithm; numbers count against the words around them, since a
+    long text has some without asking for a sum.
+    """
+    words = count_words(situation.text)
+    text = _ends(situation.text)
+    maths = _marks(MATHS, text)
+    short = words <= SHORT and bool(QUESTION.search(text)) and not maths
+    per_ten_words = 10 * sum(1 for _ in NUMBER.finditer(text)) / max(count_words(text), 1)
+    target = situation.latency_ms
+    return {
+        "length": math.log2(1 + max(words, situation.words)),
+        "lines": min(math.log2(1 + text.strip().count("\n")), MOST),
+        "code": _marks(CODE, text),
+        "maths": maths,
+        "products": _marks(PRODUCTS, text),
+        "numbers": min(per_ten_words, MOST),
+        "digits": float(min(max(map(len, DIGITS.findall(text)), default=0), 10)),
+        "question": float(short),
+        "reasons": float(bool(REASONS.search(text))),
+        "history": math.log2(1 + situation.turns),
+        "urgency": 0.0 if target is None else min(max(math.log2(1000 / target), 0.0), 4.0),
+        "load": min(max(situation.busy - 1.0, 0.0), 4.0),
+    }
+
+
+def _ends(text: str) -> str:
+    return text if len(text) <= 2 * ENDS else f"{text[:ENDS]}\n{text[-ENDS:]}"
+
+
+def _marks(pattern: re.Pattern[str], text: str) -> float:
+    return min(math.log2(1 + sum(1 for _ in pattern.finditer(text))), MOST)

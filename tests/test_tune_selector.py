@@ -1,0 +1,213 @@
+"""A selector and a threshold of doubt, fitted to made-up tasks whose answers are known."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastslow.engine.params import Escalation
+from fastslow.engine.tune.choosing import ModesFound, find
+from fastslow.engine.tune.choosing_page import best_way, choosing_page, headline
+from fastslow.engine.tune.doubts import given_up
+from fastslow.engine.tune.selector import (
+    Outcomes,
+    cheapest,
+    fit,
+    held_out_scores,
+    judge,
+    thresholds,
+)
+from fastslow.engine.tune.tasks import Task, last_number, read_tasks
+from fastslow.engine.tune.trial import Pair, Trial
+from fastslow.engine.tune.tuned import add_settings, read_settings
+from fastslow.policies.auto import read_selector
+
+SURE, UNSURE = math.log(0.97), math.log(0.3)
+
+
+def made_up(count: int = 300, tells: float = 1.0, seed: int = 0) -> list[Pair]:
+    """Sums that fast gets right up to two digits and deep always; deep takes ten times as long.
+    Fast is unsure where it is wrong. tells: how often the digits say the truth."""
+    rng = random.Random(seed)
+    pairs = []
+    for _ in range(count):
+        digits = rng.choice((1, 2, 4, 5))
+        number = rng.randrange(10 ** (digits - 1), 10**digits)
+        easy = digits <= 2 if rng.random() < tells else rng.random() < 0.5
+        task = Task(
+            [{"role": "user", "content": f"What is {number} + 1?"}], str(number + 1), "number"
+        )
+        logprobs = (SURE, SURE if easy else UNSURE, SURE, SURE)
+        pairs.append(Pair(task, Trial(easy, 0.1, 4, logprobs), Trial(True, 1.0, 40)))
+    return pairs
+
+
+def outcomes(pairs: list[Pair]) -> Outcomes:
+    columns = (
+        [p.cheap.right for p in pairs],
+        [p.good.right for p in pairs],
+        [p.cheap.seconds for p in pairs],
+        [p.good.seconds for p in pairs],
+    )
+    return Outcomes(*(np.array(column) for column in columns))  # type: ignore[arg-type]
+
+
+def test_logistic_regression_finds_what_made_the_data() -> None:
+    random_ = np.random.default_rng(0)
+    x = random_.normal(3.0, 2.0, (4000, 3))
+    odds = 0.8 * (x[:, 0] - 3) - 0.4 * (x[:, 2] - 3) - 0.5
+    y = random_.random(4000) < 1 / (1 + np.exp(-odds))
+    found = fit(x, y)
+    assert found.weights == pytest.approx([0.8, 0.0, -0.4], abs=0.08)
+    assert found.bias == pytest.approx(-0.5, abs=0.12)
+    assert found.means == pytest.approx([3, 3, 3], abs=0.15)
+
+
+def test_features_that_never_change_weigh_nothing() -> None:
+    x = np.column_stack([np.arange(40.0), np.full(40, 7.0)])
+    found = fit(x, np.arange(40) > 20)
+    assert found.weights[1] == 0.0 and found.weights[0] > 0
+    assert np.isfinite(fit(x, np.zeros(40, dtype=np.bool_)).bias), "one class only"
+
+
+def test_a_fold_is_scored_by_the_others() -> None:
+    """Labels are noise and there are nearly as many features as tasks: who tests what he fitted to
+    believes in himself."""
+    random_ = np.random.default_rng(1)
+    x, y = random_.normal(size=(60, 55)), random_.random(60) < 0.5
+    honest, deceived = held_out_scores(x, y), fit(x, y).score(x)
+    assert np.mean((deceived > 0) == y) > 0.85
+    assert np.mean((honest > 0) == y) < 0.7
+
+
+def test_the_cheapest_threshold_that_keeps_enough() -> None:
+    pairs = made_up(200)
+    scores = np.array([float(not pair.cheap.right) for pair in pairs])
+    every = outcomes(pairs)
+    cut = cheapest(scores, every, keep=1.0)
+    assert 0 < cut < 1
+    figures = every.of(scores > cut)
+    assert figures.accuracy == 1.0 and figures.seconds < 0.7 * every.good.seconds
+    nothing = Outcomes(
+        every.cheap_right, every.cheap_right, every.cheap_seconds, every.good_seconds
+    )
+    assert cheapest(scores, nothing, 0.9) == thresholds(scores)[-1], "no gain: never"
+
+
+def test_judging_on_held_out_folds() -> None:
+    pairs = made_up(300, tells=0.9)
+    wanted = np.array([p.gains for p in pairs])
+    digits = np.array([[float(len(p.task.answer)), 1.0] for p in pairs])
+    figures, frontier = judge(digits, wanted, outcomes(pairs), keep=0.8)
+    every = outcomes(pairs)
+    low, high = every.cheap.accuracy, every.good.accuracy
+    assert figures.accuracy >= low + 0.7 * (high - low)
+    assert figures.seconds < 0.75 * every.good.seconds
+    assert frontier[0].seconds == pytest.approx(every.cheap.seconds)
+    assert frontier[-1].seconds == pytest.approx(every.good.seconds)
+
+
+def test_who_is_given_up_and_when() -> None:
+    pairs = made_up(50)
+    goes, before = given_up(pairs, Escalation(below=0.5, window=1, how="restart"))
+    assert goes.tolist() == [p.gains for p in pairs]
+    assert set(np.round(before[goes], 6)) == {0.05}, "at the second of four tokens"
+    never, _ = given_up(pairs, Escalation(below=0.1, window=1, how="restart"))
+    assert not never.any()
+
+
+@pytest.fixture(scope="module")
+def found() -> ModesFound:
+    return find("tiny <b>", ("fast", "deep"), made_up(300, tells=0.95), keep=0.9)
+
+
+def test_found_keeps_the_gain_in_less_time(found: ModesFound) -> None:
+    assert found.figures["fast"].accuracy < 0.6 and found.figures["deep"].accuracy == 1.0
+    for way in ("auto", "escalating"):
+        kept = found.kept(way)
+        assert kept is not None and kept >= 0.85
+        assert found.of_time(way) < 0.75
+    assert found.escalation is not None and found.escalation.how == "restart"
+    assert found.selector.weights["digits"] > 0
+    assert found.grading == {"number": 300}
+
+
+def test_the_report_says_it_all(found: ModesFound) -> None:
+    html = choosing_page(found, "tuned.json")
+    assert headline(found) in html and "tiny &lt;b&gt;" in html and "tiny <b>" not in html
+    assert html.count("<svg") == 1 and "http" not in html.replace("http-equiv", "")
+    for name in found.figures:
+        assert name in html
+    assert best_way(found) in headline(found)
+
+
+def test_without_a_gain_nothing_goes_to_the_better_mode() -> None:
+    pairs = [Pair(p.task, p.cheap, Trial(p.cheap.right, 1.0, 40)) for p in made_up(100)]
+    found = find("tiny", ("fast", "deep"), pairs, keep=0.9)
+    assert found.figures["auto"].good == 0.0 and found.escalation is None
+    assert "is no better than" in headline(found)
+    assert "<svg" in choosing_page(found, "tuned.json")
+
+
+def test_a_settings_file_holds_several_things(found: ModesFound, tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    add_settings(path, "tiny", auto=found.selector.model_dump(mode="json"))
+    add_settings(path, "tiny", modes={"a": {"groups": 1}}, speculation={"drafter": "ngram"})
+    add_settings(path, "tiny", modes={"b": {"groups": 2}})
+    assert read_selector(path) == found.selector
+    assert read_settings(path).drafter == "ngram"
+    assert json.loads(path.read_text())["modes"] == {"a": {"groups": 1}, "b": {"groups": 2}}
+    for text, says in (("{}", "no settings file"), ("x", "no JSON")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=says):
+            add_settings(path, "tiny", auto={})
+        assert path.read_text() == text
+
+
+LINES: list[tuple[dict[str, object], str, str]] = [
+    ({"prompt": "2+2?", "answer": "4"}, "number", "It is 4."),
+    ({"prompt": "2+2?", "answer": 4}, "number", "3 or rather 4"),
+    ({"question": "A sum", "answer": "So 7+5 = 12\n#### 1,200"}, "number", "That makes 1200."),
+    ({"prompt": "Capital?", "answer": "Paris"}, "contains", "it is PARIS, of course"),
+    ({"prompt": "x", "answer": "yes", "grading": "exact"}, "exact", " Yes. "),
+    ({"prompt": "x", "answer": "-3"}, "number", "−3"),
+]
+
+
+@pytest.mark.parametrize(("line", "grading", "right"), LINES)
+def test_grading(line: dict[str, object], grading: str, right: str, tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(json.dumps(line) + "\n\n", "utf-8")
+    (task,) = read_tasks(path)
+    assert task.grading == grading
+    assert task.right(right)
+    assert not task.right("I do not know: 99999 zebras, no")
+
+
+BAD: list[tuple[Callable[[], str], str]] = [
+    (lambda: '{"prompt": "x"}', "line 1: answer must be"),
+    (lambda: '{"prompt": "x", "answer": ""}', "line 1: answer must be"),
+    (lambda: '{"prompt": "x", "answer": "y", "grading": "fair"}', "grading='fair' must be one of"),
+    (lambda: '{"prompt": "x", "answer": "y", "grading": "number"}', "no number to grade by"),
+    (lambda: '{"answer": "y"}', "none of the fields"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), BAD)
+def test_bad_tasks_are_refused(line: Callable[[], str], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(line(), "utf-8")
+    with pytest.raises(ValueError, match=says):
+        read_tasks(path)
+
+
+def test_numbers() -> None:
+    assert last_number("1,234.50 and no more") == last_number("1234.5")
+    assert last_number("none") is None
+    assert last_number("12.") == 12
