@@ -15,8 +15,11 @@ from fastslow.engine.model.weights import Weights
 from fastslow.engine.ops import ops_for
 from fastslow.engine.ops.cpu import library
 from fastslow.engine.ops.cpu.build import level
-from fastslow.engine.ops.cpu.formats import QUANTIZATIONS, Formats
+from fastslow.engine.ops.cpu.formats import EMBEDDING, QUANTIZATIONS, Formats
 from fastslow.engine.ops.cpu.load import load_packed, runs
+from fastslow.engine.quant.scheme import Scheme
+
+W8A8 = "w8a8"
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -37,26 +40,47 @@ def load_model(
 
     dtype: "bfloat16", "float16", "float32", "float64", the torch dtype, or "auto": the
     checkpoint's own. device: "cpu", "cuda", or "auto": cuda where there is one. progress: draw a
-    bar on a terminal while reading. quantization: "int8" or "int4" weights, on the CPU; "none" runs
-    the dtype; "auto" is int4 where the folder came from a 4-bit file and no dtype is asked for, else
-    none. Raises ValueError in one sentence, before any weight is allocated, for a folder that
+    bar on a terminal while reading. quantization: "int8" or "int4" weights, on the CPU; "w8a8" for a
+    checkpoint that is quantised so; "none" runs the dtype; "auto" is w8a8 or int4 where the folder
+    is quantised so, or came from a 4-bit file, and no dtype is asked for, else none. Raises ValueError in one sentence, before any weight is allocated, for a folder that
     does not hold the model its config.json describes.
     """
     config = ModelConfig.from_folder(Path(folder))
     where = pick_device(device)
-    checkpoint = Checkpoint.open(Path(folder), config)
+    scheme = Scheme.from_folder(Path(folder))
+    checkpoint = Checkpoint.open(Path(folder), config, scheme)
     picked = pick_dtype(dtype, config, where)
     if quantization == "auto":
-        quantization = _own_quantization(Path(folder), dtype, where)
+        quantization = _own_quantization(Path(folder), dtype, where, scheme)
+    if quantization == W8A8 and scheme is None:
+        raise ValueError(
+            f"quantization {W8A8!r} runs checkpoints that are quantised so, and {folder} is not: "
+            "see fastslow quantize"
+        )
     if _on_kernels(config, picked, where, quantization):
-        formats = Formats.of(picked, quantization)
+        formats = _formats(picked, quantization, config, scheme)
         logger.debug("running {} on the CPU kernels ({})", formats.name, level())
-        return load_packed(Path(folder), config, formats, lambda: checkpoint.reader(progress))
-    with checkpoint.reader(progress) as read:
-        return Decoder(Weights(config, ops_for(where), picked, where, read))
+        return load_packed(Path(folder), config, formats, lambda: checkpoint.quantised(progress))
+    with checkpoint.quantised(progress) as tensors:
+        own = {"linear": tensors.linear} if quantization == W8A8 else {}
+        return Decoder(Weights(config, ops_for(where), picked, where, tensors.read, **own))
 
 
-def _own_quantization(folder: Path, dtype: str | torch.dtype, device: torch.device) -> str:
+def _formats(
+    dtype: torch.dtype, quantization: str, config: ModelConfig, scheme: Scheme | None
+) -> Formats:
+    if quantization != W8A8 or scheme is None:
+        return Formats.of(dtype, quantization)
+    head = EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
+    return Formats.w8a8(dtype, scheme.kinds, head)
+
+
+def _own_quantization(
+    folder: Path, dtype: str | torch.dtype, device: torch.device, scheme: Scheme | None
+) -> str:
+    if dtype == "auto" and scheme is not None:
+        logger.info("the weights of {} are W8A8 and run so: {}", folder.name, scheme.sentence)
+        return W8A8
     four_bit = dtype == "auto" and (folder / BLOCKS).is_file()
     if not (four_bit and device.type == "cpu" and library.available()):
         return "none"
@@ -68,9 +92,9 @@ def _on_kernels(
     config: ModelConfig, dtype: torch.dtype, device: torch.device, quantization: str
 ) -> bool:
     """Whether the CPU kernels run this; ValueError for a quantization that nothing here runs."""
-    if quantization != "none":
+    if quantization not in ("none", W8A8):
         if quantization not in QUANTIZATIONS:
-            known = ", ".join(("auto", "none", *QUANTIZATIONS))
+            known = ", ".join(("auto", "none", W8A8, *QUANTIZATIONS))
             raise ValueError(f"quantization {quantization!r} is not one of {known}")
         if device.type != "cpu":
             raise ValueError(f"quantization {quantization!r} runs on the CPU only, not {device}")

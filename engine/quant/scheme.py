@@ -69,6 +69,15 @@ class Scheme:
             kinds[name] = Kind(value)
         return cls(kinds, raw.get("kv_cache_type") == KV_TYPE)
 
+    @property
+    def sentence(self) -> str:
+        """What of it is not run as it stands, for the log."""
+        static = sum(kind is Kind.STATIC for kind in self.kinds.values())
+        said = [f"{len(self.kinds)} matrices in int8"]
+        if static:
+            said.append(f"the inputs of {static} static ones in int8 per token, which is finer")
+        return ", ".join(said)
+
     def kind(self, name: str) -> Kind:
         """Of a tensor."""
         return self.kinds.get(name, Kind.FLOAT)

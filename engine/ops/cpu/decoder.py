@@ -14,7 +14,7 @@ from fastslow.engine.kv.tiles import TiledStorage
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.kept import check_features, kept_layers
 from fastslow.engine.ops.cpu import library
-from fastslow.engine.ops.cpu.formats import Formats
+from fastslow.engine.ops.cpu.formats import Format, Formats
 from fastslow.engine.ops.cpu.packed import Arena, Matrix
 from fastslow.engine.ops.cpu.rotary import Rotary
 from fastslow.engine.ops.cpu.rows import Tails, parts
@@ -267,6 +267,12 @@ class CpuDecoder:
             **{k: self._matrix(f"{n}.{k}") for k in ("qkv", "out", "router", *MLP)},
         )
 
+    def _embedding_format(self) -> Format:
+        if self.formats.int8_embedding:
+            return Format.INT8
+        wide = self.formats.embedding == torch.float32
+        return Format.FLOAT32 if wide else Format.BFLOAT16
+
     def _shape(self) -> library.Shape:
         c = self.config
         return library.Shape(
@@ -281,8 +287,8 @@ class CpuDecoder:
             groups=c.groups,
             expert_neurons=c.moe_intermediate_size,
             eps=c.rms_norm_eps,
-            embedding_float=self.formats.embedding == torch.float32,
-            embedding=self._at("embedding"),
+            embedding_format=self._embedding_format(),
+            embedding=self._at("embedding") or self._at("head"),
             norm=self._at("norm"),
             head=self._matrix("head"),
             screen=self._matrix("screen"),

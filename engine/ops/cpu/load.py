@@ -15,22 +15,24 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.ops.cpu import store
 from fastslow.engine.ops.cpu.decoder import MOST_RATIO, CpuDecoder
 from fastslow.engine.ops.cpu.formats import Format, Formats
-from fastslow.engine.ops.cpu.packed import Arena, Read, ReadBlocks
+from fastslow.engine.ops.cpu.packed import Arena, ReadBlocks, Sources
+from fastslow.engine.quant.read import QuantReader
 
 
 def load_packed(
     folder: Path,
     config: ModelConfig,
     formats: Formats,
-    reader: Callable[[], AbstractContextManager[Read]],
+    reader: Callable[[], AbstractContextManager[QuantReader]],
 ) -> CpuDecoder:
     """The model of a checked folder, packed on first use. `reader` opens its tensors."""
     arena = Arena.of(config, formats)
     path = store.packed_path(folder, formats.name)
     memory = store.load(path, arena)
     if memory is None:
-        with reader() as read, _blocks(folder, formats) as blocks:
-            memory = store.create(path, arena, read, blocks)
+        with reader() as tensors, _blocks(folder, formats) as blocks:
+            sources = Sources(tensors.read, blocks, tensors.linear)
+            memory = store.create(path, arena, sources)
     return CpuDecoder(config, formats, arena, memory)
 
 

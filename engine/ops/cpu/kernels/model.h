@@ -41,8 +41,8 @@ struct Shape {
     int32_t layers, hidden, heads, kv_heads, head_dim, neurons, vocabulary;
     int32_t experts, groups, expert_neurons;
     float eps;
-    int32_t embedding_float;  // the embedding is float32, else bfloat16
-    const void* embedding;    // [V, H]
+    int32_t embedding_format;
+    const void* embedding;  // [V, H] in float32 or bfloat16, or tiles in int8, which may be the head's
     const float* norm;
     Matrix head;
     Matrix screen;              // the head in int8, or nothing

@@ -80,8 +80,12 @@ void Step::embed(int thread, int& phase) {
     const Shape& s = model.shape;
     phases.run(phase++, thread, args.rows, [&](int t) {
         float* x = model.space.x + (size_t)t * model.hidden_pad;
-        size_t at = (size_t)args.tokens[t] * s.hidden;
-        if (s.embedding_float)
+        const int64_t token = args.tokens[t];
+        const size_t at = (size_t)token * s.hidden;
+        if (s.embedding_format == INT8)
+            unpack_int8((const uint8_t*)s.embedding + token / TILE * int8_format.tile_bytes(s.hidden),
+                        s.hidden, (int)(token % TILE), x);
+        else if (s.embedding_format == F32)
             std::memcpy(x, (const float*)s.embedding + at, sizeof(float) * s.hidden);
         else
             for (int k = 0; k < s.hidden; k++) x[k] = widen(((const uint16_t*)s.embedding)[at + k]);
