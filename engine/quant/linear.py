@@ -25,8 +25,15 @@ class QuantLinear:
 
     @classmethod
     def of(cls, weight_OI: Tensor) -> Self:
-        """Round a float matrix: symmetric, the largest number of each row becomes 127."""
-        return cls(*quantise_tokens(weight_OI))
+        """Round a float matrix: symmetric, the largest number of each row becomes 127.
+
+        Scales are numbers that bfloat16 holds, so that files can store them in two bytes.
+        """
+        weight = weight_OI.float()
+        scale = (weight.abs().amax(-1) / LARGEST).bfloat16().float()
+        inverse = torch.where(scale > TINY, 1 / scale, 0.0)
+        rounded = (weight * inverse[:, None]).round_().clamp_(-LARGEST, LARGEST)
+        return cls(rounded.to(torch.int8), scale)
 
     @classmethod
     def stack(cls, parts: Sequence[Self]) -> Self:
