@@ -55,9 +55,12 @@ class LLM:
         model: a checkpoint folder, a GGUF file of a llama model, or a built-in name: smollm2-moge,
             smollm2.
         dtype: "auto" (the checkpoint's own), "bfloat16", "float32", "float16".
-        quantization: "int8" or "int4" weights, on the CPU; "none" runs the dtype; "auto" runs a
-            4-bit file as it is if no dtype is asked for.
+        quantization: "int8" or "int4" weights, on the CPU; "w8a8" for a checkpoint that is quantised
+            so; "none" runs the dtype; "auto" runs such a checkpoint, or a 4-bit file, as it is if no
+            dtype is asked for.
         device: "auto", "cpu", "cuda" or "npu".
+        kv_dtype: of keys and values: "int8" halves them (a scale per token and head, on the CPU), "model"
+            keeps the model's own, "auto" is int8 for w8a8 checkpoints that are made for it.
         kv_memory: memory for keys and values: bytes, text such as "2GiB", or a share (float) of
             what is free; None = a share of 0.3.
         max_model_len: most tokens of prompt and answer together; None = what the model can.
@@ -81,6 +84,7 @@ class LLM:
         dtype: str = "auto",
         quantization: str = "auto",
         device: str = "auto",
+        kv_dtype: str = "auto",
         kv_memory: float | str | None = None,
         max_model_len: int | None = None,
         prompt_rows: int = 512,
@@ -98,6 +102,7 @@ class LLM:
             "dtype": dtype,
             "quantization": quantization,
             "device": device,
+            "kv_dtype": kv_dtype,
             "progress": progress,
         }
         self._kv_options: dict[str, Any] = {"kv_memory": kv_memory, "max_requests": max_running}
@@ -127,6 +132,7 @@ class LLM:
         self._advised: set[str] = set()
         self._ids = itertools.count()
         identity = f"{folder.resolve()} {quantization}"
+        identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
         self._clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
         self._odds: dict[Speculation, Odds] = {}
         drafter = Each(self._drafting.made, self._clock.drafted)
@@ -367,7 +373,13 @@ class LLM:
         config = model.config
         pages = page_budget(
             **self._kv_options,
-            page_bytes=config.kv_bytes_per_token(model.dtype) * PAGE_SIZE,
+            page_bytes=PAGE_SIZE
+            * model.storage.token_bytes(
+                layers=config.layers,
+                kv_heads=config.kv_heads,
+                head_dim=config.head_dim,
+                dtype=model.dtype,
+            ),
             page_size=PAGE_SIZE,
             context=context,
             device=model.device,

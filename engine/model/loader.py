@@ -7,6 +7,9 @@ from pathlib import Path
 import torch
 from loguru import logger
 
+from fastslow.engine.kv.int8_tiles import Int8Tiles
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.tiles import TiledStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint
 from fastslow.engine.model.config import ModelConfig
@@ -20,6 +23,7 @@ from fastslow.engine.ops.cpu.load import load_packed, runs
 from fastslow.engine.quant.scheme import Scheme
 
 W8A8 = "w8a8"
+KV_DTYPES = ("auto", "int8", "model")
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -35,6 +39,7 @@ def load_model(
     device: str | torch.device = "auto",
     progress: bool = True,
     quantization: str = "none",
+    kv_dtype: str = "auto",
 ) -> Model:
     """The model in `folder`, ready to run.
 
@@ -42,9 +47,13 @@ def load_model(
     checkpoint's own. device: "cpu", "cuda", or "auto": cuda where there is one. progress: draw a
     bar on a terminal while reading. quantization: "int8" or "int4" weights, on the CPU; "w8a8" for a
     checkpoint that is quantised so; "none" runs the dtype; "auto" is w8a8 or int4 where the folder
-    is quantised so, or came from a 4-bit file, and no dtype is asked for, else none. Raises ValueError in one sentence, before any weight is allocated, for a folder that
+    is quantised so, or came from a 4-bit file, and no dtype is asked for, else none.
+    kv_dtype: of keys and values: "int8" (a scale per token and head, on the CPU kernels), "model" (the
+    model's own), or "auto": int8 for a w8a8 checkpoint that is made for it, else the model's. Raises ValueError in one sentence, before any weight is allocated, for a folder that
     does not hold the model its config.json describes.
     """
+    if kv_dtype not in KV_DTYPES:
+        raise ValueError(f"kv_dtype {kv_dtype!r} is not one of {', '.join(KV_DTYPES)}")
     config = ModelConfig.from_folder(Path(folder))
     where = pick_device(device)
     scheme = Scheme.from_folder(Path(folder))
@@ -60,7 +69,12 @@ def load_model(
     if _on_kernels(config, picked, where, quantization):
         formats = _formats(picked, quantization, config, scheme)
         logger.debug("running {} on the CPU kernels ({})", formats.name, level())
-        return load_packed(Path(folder), config, formats, lambda: checkpoint.quantised(progress))
+        storage = _storage(kv_dtype, config, quantization, scheme)
+        return load_packed(
+            Path(folder), config, formats, lambda: checkpoint.quantised(progress), storage
+        )
+    if kv_dtype == "int8":
+        raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which do not run here")
     with checkpoint.quantised(progress) as tensors:
         own = {"linear": tensors.linear} if quantization == W8A8 else {}
         return Decoder(Weights(config, ops_for(where), picked, where, tensors.read, **own))
@@ -73,6 +87,23 @@ def _formats(
         return Formats.of(dtype, quantization)
     head = EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
     return Formats.w8a8(dtype, scheme.kinds, head)
+
+
+def _storage(
+    kv_dtype: str, config: ModelConfig, quantization: str, scheme: Scheme | None
+) -> type[KVStorage]:
+    """How keys and values are kept; ValueError where int8 is asked for and cannot be."""
+    fits = not config.head_dim % 4
+    if kv_dtype == "int8" and not fits:
+        raise ValueError(
+            f"kv_dtype 'int8' needs a head_dim that is a multiple of 4, not {config.head_dim}"
+        )
+    if kv_dtype != "auto":
+        return Int8Tiles if kv_dtype == "int8" else TiledStorage
+    if not (quantization == W8A8 and scheme is not None and scheme.kv and fits):
+        return TiledStorage
+    logger.info("keys and values are kept in int8, as the checkpoint is made for")
+    return Int8Tiles
 
 
 def _own_quantization(

@@ -69,7 +69,7 @@ class Shape(Structure):
 class StepArgs(Structure):
     _fields_ = [
         *((name, c_int32) for name in ("threads", "rows", "requests", "outputs", "features")),
-        ("kv_float", c_int32),
+        ("kv_format", c_int32),
         *((name, c_void_p) for name in ("tokens", "slots", "groups", "cos", "sin", "starts")),
         *((name, c_void_p) for name in ("contexts", "context_lengths", "chains")),
         *((name, c_void_p) for name in ("tails", "tail_starts", "tail_lengths")),

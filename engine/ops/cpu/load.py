@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.tiles import TiledStorage
 from fastslow.engine.model.checkpoint import BLOCKS
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.ops.cpu import store
@@ -24,8 +26,12 @@ def load_packed(
     config: ModelConfig,
     formats: Formats,
     reader: Callable[[], AbstractContextManager[QuantReader]],
+    storage: type[KVStorage] = TiledStorage,
 ) -> CpuDecoder:
-    """The model of a checked folder, packed on first use. `reader` opens its tensors."""
+    """The model of a checked folder, packed on first use.
+
+    reader: opens its tensors. storage: of keys and values.
+    """
     arena = Arena.of(config, formats)
     path = store.packed_path(folder, formats.name)
     memory = store.load(path, arena)
@@ -33,7 +39,7 @@ def load_packed(
         with reader() as tensors, _blocks(folder, formats) as blocks:
             sources = Sources(tensors.read, blocks, tensors.linear)
             memory = store.create(path, arena, sources)
-    return CpuDecoder(config, formats, arena, memory)
+    return CpuDecoder(config, formats, arena, memory, storage=storage)
 
 
 def runs(config: ModelConfig) -> str | None:

@@ -61,7 +61,8 @@ struct Workspace {
 // Memory of one thread's own.
 struct Scratch {
     uint8_t *ready, *ready_router, *ready_expert;
-    float *row, *head, *acc, *scores, *queries, *keys, *values, *outs;
+    float *row, *head, *acc, *scores, *value_scales, *queries, *keys, *values, *outs;
+    uint8_t* masses;
 };
 
 // Where the time of steps goes, on thread 0; it runs only when asked to.
