@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from loguru import logger
@@ -59,8 +60,18 @@ class Made:
     source_bytes: int = 0
 
 
-class Steps:
-    """Told how far things are; does nothing. Each method says how many steps are done of how many."""
+class Steps(Protocol):
+    """Who is told how far things are."""
+
+    def balanced(self, tokens: int, wanted: int, starved: int) -> None:
+        """So many tokens of those that are wanted are taken; so many experts lack some."""
+
+    def layer(self, done: int, layers: int) -> None:
+        """So many layers are done."""
+
+
+class Silent:
+    """Tells nobody."""
 
     def balanced(self, tokens: int, wanted: int, starved: int) -> None: ...
 
@@ -86,7 +97,7 @@ def quantize(
         ValueError: the source is quantised already, the folder is not free, or there are no texts.
     """
     require_vacant(out)
-    options, steps = options or Options(), steps or Steps()
+    options, steps = options or Options(), steps or Silent()
     if Scheme.from_folder(source) is not None:
         raise ValueError(f"{source} is quantised already")
     config = ModelConfig.from_folder(source)

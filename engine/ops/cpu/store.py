@@ -28,7 +28,7 @@ def packed_path(folder: Path, format_name: str) -> Path:
     where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
     state = hashlib.sha256(str(LAYOUT).encode())
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json"):
+        if path.suffix in (".safetensors", ".json") and not path.name.endswith("_report.json"):
             facts = path.stat()
             state.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
     name = f"{where}-{format_name}-{state.hexdigest()[:12]}.packed"
