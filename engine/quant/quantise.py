@@ -13,7 +13,8 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.quant.align import Alignment, align
 from fastslow.engine.quant.layer import ROUTER, Layer, Tensors, plain, watched
 from fastslow.engine.quant.linear import LARGEST, QuantLinear, quantise_tokens
-from fastslow.engine.quant.sites import sites_of
+from fastslow.engine.quant.rounding import round_matrix
+from fastslow.engine.quant.sites import Site, sites_of
 from fastslow.engine.quant.smooth import SAMPLES, Seen, smooth_site
 
 
@@ -80,7 +81,9 @@ def quantise_layer(
 
     tensors: float32, changed here. float, int8: the rows that the layers before it made.
     """
-    seen, scores, experts = Seen(), list[Tensor](), list[Tensor]()
+    sites = list(sites_of(config, n, tensors))
+    wanted = frozenset(s.consumers[0] for s in sites if ".experts." not in s.consumers[0])
+    seen, scores, experts = Seen(wanted), list[Tensor](), list[Tensor]()
     kv: list[Tensor] = []
     layer = Layer(config, n, tensors, lengths)
 
@@ -89,14 +92,13 @@ def quantise_layer(
         experts.append(experts_NG)
 
     float_NH = layer(float_NH, watched(plain(tensors), seen), chosen)
-    strengths = {
-        s.consumers[0]: smooth_site(s, tensors, seen) for s in sites_of(config, n, tensors)
-    }
-    matrices = {
-        name.removesuffix(".weight"): QuantLinear.of(tensor)
-        for name, tensor in tensors.items()
-        if tensor.ndim == 2 and name.endswith(".weight") and name != f"{ROUTER}.weight"
-    }
+    strengths: dict[str, float] = {}
+    matrices: dict[str, QuantLinear] = {}
+    smoothed = [smooth_site(site, tensors, seen) for site in sites]
+    for site, (strength, columns) in zip(sites, smoothed):  # all are folded before one is rounded
+        key = site.consumers[0]
+        strengths[key] = strength
+        matrices |= _rounded(site, tensors, seen.grams.get(key), columns)
     product = Int8Product(matrices, tensors, config.groups, scores[0] if scores else None)
     int8_NH = layer(int8_NH, product, kept=lambda k, v: kv.extend((k, v)))
     made = Quantised(
@@ -111,6 +113,20 @@ def quantise_layer(
     if experts:
         made.rows = torch.bincount(experts[0].flatten(), minlength=config.experts).tolist()
     return made, float_NH, int8_NH
+
+
+def _rounded(
+    site: Site, tensors: Tensors, gram_II: Tensor | None, columns: Tensor | None
+) -> dict[str, QuantLinear]:
+    """The site's matrices in int8, all that share its input rounded together."""
+    names = [name for name in site.consumers if name != ROUTER]
+    weights = [tensors[f"{name}.weight"] for name in names]
+    if gram_II is not None and columns is not None:
+        gram_II = gram_II / columns / columns[:, None]
+    whole = round_matrix(torch.cat(weights), gram_II)
+    sizes = [len(weight) for weight in weights]
+    parts = zip(torch.split(whole.weight_OI, sizes), torch.split(whole.scale_O, sizes))
+    return {name: QuantLinear(*part) for name, part in zip(names, parts)}
 
 
 def kv_scales(kv_2C: Tensor) -> tuple[Tensor, Tensor]:

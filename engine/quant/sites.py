@@ -25,9 +25,13 @@ class Site:
     makers: tuple[str, ...]
     places: Tensor | None = None
 
+    def columns(self, smooth: Tensor) -> Tensor:
+        """What each column takes, float32 [I]."""
+        return smooth if self.places is None else smooth[self.places]
+
     def fold(self, tensors: Tensors, smooth: Tensor) -> None:
         """Multiply the columns by a vector, float32 [P], and divide what makes the input."""
-        columns = smooth if self.places is None else smooth[self.places]
+        columns = self.columns(smooth)
         for name in self.consumers:
             tensors[f"{name}.weight"] = tensors[f"{name}.weight"] * columns
         for name in self.makers:

@@ -19,7 +19,8 @@ from fastslow.engine.quant.layer import ROUTER, Tensors
 from fastslow.engine.quant.linear import QuantLinear, quantise_tokens
 from fastslow.engine.quant.sites import Site
 
-STRENGTHS = (0.35, 0.5, 0.65, 0.8)  # exponents that are tried, besides no smoothing at all
+STRENGTHS = (0.25, 0.35, 0.5, 0.65)  # exponents that are tried, besides no smoothing at all
+BLOCK = 32
 SAMPLES = 64  # rows of each matrix on which they are judged
 SHARED_SAMPLES = 256  # of a matrix that reads every row
 
@@ -28,9 +29,13 @@ SHARED_SAMPLES = 256  # of a matrix that reads every row
 class Seen:
     """What the matrices of a layer were given: the largest size per channel, some rows, how many.
 
-    Rows are those of the float model, spread over the texts.
+    Rows are those of the float model, spread over the texts. grams: float32 [I, I] of `wanted` inputs,
+    the mean product of channels in rows of length 1: a few tokens have inputs a hundred times as long
+    as others', and would be all that counts.
     """
 
+    wanted: frozenset[str] = frozenset()
+    grams: dict[str, Tensor] = field(default_factory=dict)
     largest: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -41,6 +46,9 @@ class Seen:
         most = SAMPLES if ".experts." in name else SHARED_SAMPLES
         step = max(1, len(x_NI) // most)
         self.rows[name] = x_NI[::step][:most].clone()
+        if name in self.wanted:
+            alike = F.normalize(x_NI, dim=-1)
+            self.grams[name] = alike.T @ alike / len(alike)
 
 
 def vector(site: Site, tensors: Tensors, largest: Mapping[str, Tensor], strength: float) -> Tensor:
@@ -67,35 +75,51 @@ def vector(site: Site, tensors: Tensors, largest: Mapping[str, Tensor], strength
 
 
 def error(site: Site, tensors: Tensors, seen: Seen, smooth: Tensor) -> float:
-    """Squared error that W8A8 makes in the site's products, relative to their size.
+    """Mean over rows of the squared error of the site's products, relative to their size.
 
-    The router is not counted: it stays in float.
+    Inputs are taken in int8 both per token and in blocks of 32, since devices differ in that. The
+    router is not counted: it stays in float.
     """
-    columns = smooth if site.places is None else smooth[site.places]
-    wrong = size = 0.0
+    columns = site.columns(smooth)
+    wrong, size = 0.0, 0
     for name in site.consumers:
         if name == ROUTER or name not in seen.rows:
             continue
         x, weight = seen.rows[name], tensors[f"{name}.weight"]
         exact = F.linear(x, weight)
-        rows, steps = quantise_tokens(x / columns)
-        near = F.linear(
-            rows.float() * steps[:, None], QuantLinear.of(weight * columns).dequantised()
-        )
-        wrong += float((near - exact).square().sum())
-        size += float(exact.square().sum())
-    return wrong / max(size, 1e-30)
+        matrix = QuantLinear.of(weight * columns).dequantised()
+        squares = exact.square().sum(-1).clamp_min(1e-30)
+        for near in (in_tokens(x / columns), in_blocks(x / columns)):
+            missed = (F.linear(near, matrix) - exact).square().sum(-1)
+            wrong += float((missed / squares).sum())
+        size += 2 * len(x)
+    return wrong / max(size, 1)
 
 
-def smooth_site(site: Site, tensors: Tensors, seen: Seen) -> float:
-    """Fold the best vector for a site; returns its strength, 0 where none is better than not to."""
+def smooth_site(site: Site, tensors: Tensors, seen: Seen) -> tuple[float, Tensor | None]:
+    """Fold the best vector for a site; returns its strength and what each column took.
+
+    0 and None where no smoothing is as good.
+    """
     if not any(name in seen.rows for name in site.consumers):
-        return 0.0
+        return 0.0, None
     found = {a: vector(site, tensors, seen.largest, a) for a in STRENGTHS}
     errors = {a: error(site, tensors, seen, smooth) for a, smooth in found.items()}
     best = min(errors, key=errors.__getitem__)
     none = error(site, tensors, seen, torch.ones_like(found[best]))
     if errors[best] >= none:
-        return 0.0
+        return 0.0, None
     site.fold(tensors, found[best])
-    return best
+    return best, site.columns(found[best])
+
+
+def in_tokens(x_TI: Tensor) -> Tensor:
+    """What int8 with a scale per row makes of rows."""
+    rows, steps = quantise_tokens(x_TI)
+    return rows.float() * steps[:, None]
+
+
+def in_blocks(x_TI: Tensor) -> Tensor:
+    """What int8 with a scale per 32 inputs makes of rows, as the CPU kernels take them."""
+    parts = F.pad(x_TI, (0, -x_TI.shape[1] % BLOCK)).view(-1, BLOCK)
+    return in_tokens(parts).view(len(x_TI), -1)[:, : x_TI.shape[1]]
