@@ -110,7 +110,10 @@ def _own_quantization(
     folder: Path, dtype: str | torch.dtype, device: torch.device, scheme: Scheme | None
 ) -> str:
     if dtype == "auto" and scheme is not None:
-        logger.info("the weights of {} are W8A8 and run so: {}", folder.name, scheme.sentence)
+        finer = device.type == "cpu" and library.available()
+        inputs = ", inputs per 32, which is finer than per token" if finer else ""
+        said = f"{scheme.sentence}{inputs}"
+        logger.info("the weights of {} are W8A8 and run so: {}", folder.name, said)
         return W8A8
     four_bit = dtype == "auto" and (folder / BLOCKS).is_file()
     if not (four_bit and device.type == "cpu" and library.available()):
