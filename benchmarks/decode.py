@@ -3,7 +3,8 @@
     python benchmarks/decode.py --model smollm2 --formats bfloat16,int8,int4
 
 Tokens per second of all rows together, the first token of each answer not counted; medians over
-repeats in which all cells take turns. `--beside N` adds cells of one row while N other processes each
+repeats in which all cells take turns. A format may end in +kv8 (keys and values in int8), and then in @FOLDER
+(another model, such as the same one quantised: auto@FOLDER). `--beside N` adds cells of one row while N other processes each
 keep a processor busy. What other engines reach is peers.py's to measure.
 """
 
@@ -127,7 +128,9 @@ def main() -> int:
     with ExitStack() as stack:
         for format in args.formats.split(","):
             try:
-                models[format] = stack.enter_context(LLM(args.model, **options_of(format)))
+                own, _, other = format.partition("@")
+                llm = LLM(other or args.model, **options_of(own))
+                models[format] = stack.enter_context(llm)
             except ValueError as error:
                 console.print(f"{format} is left out: {error}", highlight=False)
                 continue

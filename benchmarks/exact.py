@@ -115,7 +115,11 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.folder = resolve_model(args.model)
-        kind = {"dtype": args.dtype, "quantization": args.quantization}
+        kind = {
+            "dtype": args.dtype,
+            "quantization": args.quantization,
+            "kv_dtype": args.kv_dtype,
+        }
         self.model = load_model(self.folder, **kind)
         self.draft_path = args.draft_model
         self.small = None
@@ -330,7 +334,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=48, help="most tokens of an answer")
     parser.add_argument("--longest", type=int, default=256, help="prompts are cut to this")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--quantization", default="none", help="none, int8 or int4")
+    parser.add_argument("--quantization", default="none", help="none, int8, int4, w8a8 or auto")
+    parser.add_argument("--kv-dtype", default="auto", help="auto, int8 or model")
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--sweep", type=int, metavar="N", help="each combination on 1 prompt in N")
     parser.add_argument("--light", action="store_true", help="about 15 minutes on two cores")

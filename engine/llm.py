@@ -20,7 +20,6 @@ from fastslow.engine.handle import Handle
 from fastslow.engine.intake import Intake
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.kv.storage import bytes_per_page
 from fastslow.engine.locate import find_tokenizer, resolve_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.output import GenerationError, Output, Piece
@@ -46,9 +45,12 @@ class LLM:
         model: a checkpoint folder, a GGUF file of a llama model, or a built-in name: smollm2-moge,
             smollm2.
         dtype: "auto" (the checkpoint's own), "bfloat16", "float32", "float16".
-        quantization: "int8" or "int4" weights, on the CPU; "none" runs the dtype; "auto" runs a
-            4-bit file as it is if no dtype is asked for.
+        quantization: "int8" or "int4" weights, on the CPU; "w8a8" for a checkpoint that is quantised
+            so; "none" runs the dtype; "auto" runs such a checkpoint, or a 4-bit file, as it is if no
+            dtype is asked for.
         device: "auto", "cpu", "cuda" or "npu".
+        kv_dtype: of keys and values: "int8" halves them (a scale per token and head, on the CPU), "model"
+            keeps the model's own, "auto" is int8 for w8a8 checkpoints that are made for it.
         kv_memory: memory for keys and values: bytes, text such as "2GiB", or a share (float) of
             what is free; None = a share of 0.3.
         max_model_len: most tokens of prompt and answer together; None = what the model can.
@@ -84,6 +86,7 @@ class LLM:
         dtype: str = "auto",
         quantization: str = "auto",
         device: str = "auto",
+        kv_dtype: str = "auto",
         kv_memory: float | str | None = None,
         max_model_len: int | None = None,
         prompt_rows: int = 512,
@@ -107,6 +110,7 @@ class LLM:
             "dtype": dtype,
             "quantization": quantization,
             "device": device,
+            "kv_dtype": kv_dtype,
             "progress": progress,
         }
         self._kv_options: dict[str, Any] = {"kv_memory": kv_memory, "max_requests": max_running}
@@ -134,6 +138,7 @@ class LLM:
         )
         self._advised: set[str] = set()
         identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
+        identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
         clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
         drafter = Each(self._drafting.made, clock.drafted)
         self._core = Core(self.model, self._kv, drafter, prompt_rows, max_running, clock)
@@ -293,11 +298,10 @@ class LLM:
 
     def _cache_for(self, model: Model, context: int, prefix_caching: bool) -> KVCache:
         config, kind = model.config, model.storage
-        page_bytes = bytes_per_page(
+        page_bytes = kind.page_size * kind.token_bytes(
             layers=config.layers,
             kv_heads=config.kv_heads,
-            head_dim=kind.width(config.head_dim),
-            page_size=kind.page_size,
+            head_dim=config.head_dim,
             dtype=model.dtype,
         )
         pages = page_budget(

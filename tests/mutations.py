@@ -39,6 +39,9 @@ LOGPROBS = ("tests/test_exact.py::test_logprobs_are_those_of_plain_decoding",)
 MIXED = ("tests/test_exact.py::test_a_mixed_batch",)
 BUDGETS = ("tests/test_thinking_exact.py", "tests/test_thinking.py")
 ESCALATION = ("tests/test_escalation.py",)
+QUANTISED = ("tests/test_quant_make.py",)
+QUANT_FILES = ("tests/test_quant_files.py",)
+INT8_KV = ("tests/test_kv_int8.py",)
 STOPS = ("tests/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
 
 
@@ -441,6 +444,69 @@ MUTATIONS = (
         "others = [i for i in range(count) if i % folds != fold]",
         "others = list(range(count))",
         ("tests/test_tune_selector.py",),
+    ),
+    swap(
+        "smoothing folded on one side",
+        "engine/quant/sites.py",
+        'tensors[f"{name}.weight"] * columns',
+        'tensors[f"{name}.weight"]',
+        QUANTISED,
+    ),
+    swap(
+        "only the first reader's demand",
+        "engine/quant/smooth.py",
+        "torch.stack(demands).amax(0)",
+        "demands[0]",
+        QUANTISED,
+    ),
+    swap(
+        "a gate aligned at any price",
+        "engine/quant/align.py",
+        "if found > after:",
+        "if found >= 0:",
+        QUANTISED,
+    ),
+    swap(
+        "calibration keeps every text",
+        "engine/quant/balance.py",
+        "bool((short & (counts > 0)).any())",
+        "True",
+        QUANTISED,
+    ),
+    swap(
+        "rounding errors passed on with the wrong sign",
+        "engine/quant/rounding.py",
+        "block[i + 1 :] -= factor",
+        "block[i + 1 :] += factor",
+        QUANTISED,
+    ),
+    swap(
+        "a static input's offset forgotten",
+        "engine/quant/read.py",
+        " + offset * weight.double().sum(-1)",
+        " + 0 * offset",
+        QUANT_FILES,
+    ),
+    swap(
+        "int8 outputs in the wrong order of scales",
+        "engine/ops/cpu/packed.py",
+        "scales = _ordered(matrix.scale_O.numpy(), self.order)",
+        "scales = _ordered(matrix.scale_O.numpy()[::-1].copy(), self.order)",
+        QUANT_FILES,
+    ),
+    swap(
+        "int8 values without their scales",
+        "engine/ops/cpu/kernels/score_int8.h",
+        "load<vf>(scores + k) * load<vf>(scales + k)",
+        "load<vf>(scores + k)",
+        INT8_KV,
+    ),
+    swap(
+        "moved int8 rows leave their scales behind",
+        "engine/kv/int8_tiles.py",
+        "self._scales()[:, tiles, :, :, lanes] = scales.permute(2, 1, 3, 0)",
+        "self._scales()",
+        INT8_KV,
     ),
 )
 

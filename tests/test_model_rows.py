@@ -17,7 +17,7 @@ from fastslow.engine.model.loader import load_model
 from fastslow.engine.ops.cpu.formats import QUANTIZATIONS
 from fastslow.engine.types import Rows, Segment
 
-DTYPES = ["float32", "bfloat16", "float64", "int8", "int4"]
+DTYPES = ["float32", "bfloat16", "float64", "int8", "int4", "int8 KV"]
 
 
 def load(kind: str, form: str, factory: pytest.TempPathFactory) -> Model:
@@ -27,10 +27,12 @@ def load(kind: str, form: str, factory: pytest.TempPathFactory) -> Model:
         checkpoints.write_moge(folder, mlp_only_layers=[1])
     else:
         checkpoints.write_dense(folder, attention_bias=True)
-    if form not in QUANTIZATIONS:
+    if form not in (*QUANTIZATIONS, "int8 KV"):
         return load_model(folder, form)
     if not wanted():
         pytest.skip("the CPU kernels are not available here")
+    if form == "int8 KV":
+        return load_model(folder, "bfloat16", kv_dtype="int8")
     return load_model(folder, quantization=form)
 
 

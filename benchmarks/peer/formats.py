@@ -6,10 +6,16 @@ import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("int8", "int4")
+KV8 = "+kv8"
 
 
 def options_of(format: str) -> dict[str, str]:
-    """Arguments of `LLM`: a dtype, a quantization, or neither for "auto"."""
+    """Arguments of `LLM`: a dtype, a quantization, or neither for "auto".
+
+    With "+kv8" behind it keys and values are kept in int8.
+    """
+    if format.endswith(KV8):
+        return options_of(format.removesuffix(KV8)) | {"kv_dtype": "int8"}
     if format in QUANTIZATIONS:
         return {"quantization": format}
     return {} if format == "auto" else {"dtype": format}

@@ -15,6 +15,7 @@ from fastslow.engine.cli.generate import generate
 from fastslow.engine.cli.inspect import inspect
 from fastslow.engine.cli.modes import modes
 from fastslow.engine.cli.plan import plan
+from fastslow.engine.cli.quantize import quantize
 from fastslow.engine.cli.train_draft import train_draft
 from fastslow.engine.cli.tune import tune
 
@@ -28,7 +29,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, inspect, modes, convert, bench, tune, train_draft, plan):
+for command in (
+    generate,
+    chat,
+    inspect,
+    modes,
+    convert,
+    quantize,
+    bench,
+    tune,
+    train_draft,
+    plan,
+):
     app.command()(command)
 app.add_typer(corpus)
 

@@ -46,6 +46,7 @@ def chat(
     dtype: o.DType = "auto",
     quantization: o.Quantization = "auto",
     device: o.Device = "auto",
+    kv_dtype: o.KVDtype = "auto",
     kv_memory: o.KVMemory = None,
     max_model_len: o.MaxModelLen = None,
     parallel: o.Parallel = "auto",

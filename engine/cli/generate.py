@@ -45,6 +45,7 @@ def generate(
     dtype: o.DType = "auto",
     quantization: o.Quantization = "auto",
     device: o.Device = "auto",
+    kv_dtype: o.KVDtype = "auto",
     kv_memory: o.KVMemory = None,
     max_model_len: o.MaxModelLen = None,
     parallel: o.Parallel = "auto",

@@ -115,6 +115,16 @@ class KVStorage:
         return self._keys.dtype
 
     @property
+    def kept(self) -> torch.dtype:
+        """The type of the memory, where that is not what rows are read in."""
+        return self.dtype
+
+    @classmethod
+    def token_bytes(cls, *, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        """Bytes that one token takes: keys and values of all layers."""
+        return 2 * layers * kv_heads * cls.width(head_dim) * dtype.itemsize
+
+    @property
     def device(self) -> torch.device:
         """Where rows are kept."""
         return self._keys.device

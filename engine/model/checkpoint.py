@@ -16,15 +16,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import canonical, draft_shapes, tensor_shapes
+from fastslow.engine.model.names import canonical, draft_shapes
 from fastslow.engine.model.weights import Read
+from fastslow.engine.quant.names import Expected, expected_tensors
+from fastslow.engine.quant.read import QuantReader
+from fastslow.engine.quant.scheme import Scheme
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 BLOCKS = "q4_1.safetensors"  # beside the weights: the 4-bit blocks they were made from
-DTYPES = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
 DRAFT_LAYER = re.compile(r"model\.layers\.(\d+)\.")  # copies of embedding and head lie there
 ReadPart = Callable[[str, tuple[slice, ...]], Tensor]
+EXPORT = "quant_model_weight*.safetensors"  # how exporters of W8A8 name their files
 CONSTANT = re.compile(r".*\.rotary_emb\.inv_freq")  # old exports carry it along; we compute it
 
 
@@ -33,13 +36,18 @@ class Checkpoint:
     """Which file holds which of the tensors that the config asks for."""
 
     files: dict[Path, list[str]]
+    scheme: Scheme | None = None
     stored: dict[str, str] = field(default_factory=dict)  # name -> its spelling in the file
 
     @classmethod
-    def open(cls, folder: Path, config: ModelConfig) -> Checkpoint:
-        """Check the name, shape and dtype of every tensor. ValueError in one sentence."""
-        expected = tensor_shapes(config)
-        known = expected | draft_shapes(config)
+    def open(cls, folder: Path, config: ModelConfig, scheme: Scheme | None = None) -> Checkpoint:
+        """Check the name, shape and dtype of every tensor. ValueError in one sentence.
+
+        scheme: what is quantised, and how; None = nothing.
+        """
+        expected = expected_tensors(config, scheme)
+        drafts = {name: Expected((shape,)) for name, shape in draft_shapes(config).items()}
+        known = expected | drafts
         stored: dict[str, str] = {}
         files: dict[Path, list[str]] = {}
         holders: dict[str, Path] = {}
@@ -63,11 +71,11 @@ class Checkpoint:
                             f"{path} has an unexpected tensor {name}, which "
                             f"{config.architecture} does not use"
                         )
-        if missing := [name for name in expected if name not in holders]:
+        if missing := [n for n, x in expected.items() if n not in holders and not x.optional]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            shape = list(expected[missing[0]])
+            shape = list(expected[missing[0]].shape)
             raise ValueError(f"{folder} lacks tensor {missing[0]} of shape {shape}{more}")
-        return cls(files, stored)
+        return cls(files, scheme, stored)
 
     @property
     def names(self) -> set[str]:
@@ -115,6 +123,13 @@ class Checkpoint:
                 for name in names
             }
 
+    @contextmanager
+    def quantised(self, progress: bool) -> Iterator[QuantReader]:
+        """The same, for tensors that may be in int8."""
+        held = {name for names in self.files.values() for name in names}
+        with self.reader(progress) as read:
+            yield QuantReader(lambda n: read(n) if n in held else None, self.scheme or Scheme({}))
+
 
 @contextmanager
 def _bar(progress: bool, total: int) -> Iterator[Callable[[], None]]:
@@ -135,21 +150,21 @@ def _reading(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from None
 
 
-def _check(path: Path, name: str, found: Any, shape: tuple[int, ...]) -> None:
-    if found.get_dtype() not in DTYPES:
+def _check(path: Path, name: str, found: Any, expected: Expected) -> None:
+    if found.get_dtype() not in expected.dtypes:
         raise ValueError(
             f"{path}: tensor {name} is of dtype {found.get_dtype()}, which is not one of "
-            f"{', '.join(DTYPES)}"
+            f"{', '.join(expected.dtypes)}"
         )
-    if tuple(found.get_shape()) != shape:
+    if tuple(found.get_shape()) not in expected.shapes:
         raise ValueError(
             f"{path}: tensor {name} has shape {found.get_shape()}, but config.json asks for "
-            f"{list(shape)}"
+            f"{list(expected.shape)}"
         )
 
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
-    tied = name == "lm_head.weight" and config.tie_word_embeddings
+    tied = name.startswith("lm_head.weight") and config.tie_word_embeddings
     layer = DRAFT_LAYER.match(name) if config.extras is not None else None
     behind = layer is not None and int(layer[1]) >= config.layers
     return tied or behind or CONSTANT.fullmatch(name) is not None
@@ -161,7 +176,12 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
         return {folder / SINGLE: None}
     index = folder / INDEX
     if not index.is_file():
-        raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}")
+        exported, alone = list(folder.glob(f"{EXPORT}.index.json")), list(folder.glob(EXPORT))
+        if len(alone) == 1 and not exported:
+            return {alone[0]: None}
+        if len(exported) != 1:
+            raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}")
+        index = exported[0]
     try:
         table = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:

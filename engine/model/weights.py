@@ -15,8 +15,13 @@ from fastslow.engine.model.dense import Mlp
 from fastslow.engine.model.moge import Moge
 from fastslow.engine.ops.base import Ops
 from fastslow.engine.ops.precision import wide
+from fastslow.engine.quant.linear import QuantLinear, ReadQuant
 
 Read = Callable[[str], Tensor]
+
+
+def _no_int8(name: str) -> QuantLinear | None:
+    return None
 
 
 @dataclass(slots=True)
@@ -36,6 +41,8 @@ class Layer:
 class Weights:
     """Weights of a config in `dtype` on `device`, read by the names of `names.tensor_shapes`.
 
+    linear: gives matrices that are to run in int8, None for the others.
+
     Matrices are stacked and packed one by one as they are read, so that beside the finished ones
     no more than one lies in memory. A tied head is packed beside the embedding, which stays.
     """
@@ -45,6 +52,7 @@ class Weights:
     dtype: torch.dtype
     device: torch.device
     read: Read
+    linear: ReadQuant = _no_int8
     embedding: Tensor = field(init=False)
     layers: list[Layer] = field(init=False)
     norm: Tensor = field(init=False)
@@ -57,7 +65,7 @@ class Weights:
         self.layers = [self._layer(n) for n in range(self.config.layers)]
         self.norm = self._plain("model.norm.weight")
         tied = self.config.tie_word_embeddings
-        self.head = self.ops.pack(self.embedding) if tied else self._packed("lm_head.weight")
+        self.head = self._tied_head() if tied else self._packed("lm_head.weight")
         self._buffer = self._buffer.new_empty(0)
 
     def _plain(self, *names: str, dtype: torch.dtype | None = None) -> Tensor:
@@ -69,6 +77,9 @@ class Weights:
 
     def _packed(self, *names: str) -> Tensor:
         """The named matrices below each other."""
+        matrices = [m for name in names if (m := self.linear(name)) is not None]
+        if len(matrices) == len(names):
+            return self.ops.pack_int8(QuantLinear.stack(matrices)).to(self.device)
         return self._pack([self.read(name) for name in names])
 
     def _pack(self, parts: list[Tensor]) -> Tensor:
@@ -82,6 +93,10 @@ class Weights:
         whole = _fill(self._buffer[: prod(shape)].view(shape), parts)
         packed = self.ops.pack(whole)
         return whole.clone() if packed is whole else packed
+
+    def _tied_head(self) -> Tensor:
+        name = "model.embed_tokens.weight"
+        return self.ops.pack(self.embedding) if self.linear(name) is None else self._packed(name)
 
     def _matrix(self, prefix: str, *parts: str) -> Tensor:
         return self._packed(*(f"{prefix}.{part}_proj.weight" for part in parts))

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastslow.engine.quant.linear import QuantLinear
+
 
 @dataclass(frozen=True, slots=True)
 class Sinks:
@@ -75,6 +77,9 @@ class Ops(Protocol):
 
     def pack(self, weight_OI: Tensor) -> Tensor:
         """The form of a weight that `linear` wants, in memory of its own or the same tensor."""
+
+    def pack_int8(self, matrix: QuantLinear) -> Tensor:
+        """The same of a matrix in int8, whose inputs `linear` takes in int8 per token."""
 
     def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor: ...
 

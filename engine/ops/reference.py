@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.ops.base import Dispatch, Keys
+from fastslow.engine.ops.int8 import int8_product, pack_int8
 from fastslow.engine.ops.precision import wide
+from fastslow.engine.quant.linear import QuantLinear
 
 
 class ReferenceOps:
@@ -30,6 +32,10 @@ class ReferenceOps:
         """The weight itself."""
         return weight_OI
 
+    def pack_int8(self, matrix: QuantLinear) -> Tensor:
+        """Rows of int8, each with its scale behind it."""
+        return pack_int8(matrix)
+
     def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
         """x @ weight.T + bias, [T, O], in the dtype of x; the weight as `pack` gave it."""
         count = x_TI.shape[0]
@@ -38,6 +44,8 @@ class ReferenceOps:
         return self._product(x_TI, weight_OI, bias_O)[:count]
 
     def _product(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        if weight_OI.dtype == torch.int8:
+            return int8_product(x_TI, weight_OI, bias_O)
         return F.linear(x_TI, weight_OI, bias_O)
 
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:

@@ -14,7 +14,7 @@ from fastslow.engine.kv.tiles import TiledStorage
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.kept import check_features, kept_layers
 from fastslow.engine.ops.cpu import library
-from fastslow.engine.ops.cpu.formats import Formats
+from fastslow.engine.ops.cpu.formats import Format, Formats
 from fastslow.engine.ops.cpu.packed import Arena, Matrix
 from fastslow.engine.ops.cpu.rotary import Rotary
 from fastslow.engine.ops.cpu.rows import Tails, parts
@@ -41,10 +41,10 @@ class CpuDecoder:
         arena: where the pieces lie.
         memory: the pieces, kept alive here.
         layers: those that run, the others are skipped; None = all.
+        storage: of keys and values: `TiledStorage`, or `Int8Tiles`.
     """
 
     device = torch.device("cpu")
-    storage = TiledStorage
 
     def __init__(
         self,
@@ -53,7 +53,9 @@ class CpuDecoder:
         arena: Arena,
         memory: Packed,
         layers: Sequence[int] | None = None,
+        storage: type[KVStorage] = TiledStorage,
     ) -> None:
+        self.storage = storage
         self.config = config
         self.formats = formats
         self._arena = arena
@@ -117,7 +119,7 @@ class CpuDecoder:
     def keep(self, layers: Sequence[int]) -> CpuDecoder:
         """See `Model.keep`; the weights are shared."""
         kept = kept_layers(layers, self._layers)
-        return CpuDecoder(self.config, self.formats, self._arena, self._memory, kept)
+        return CpuDecoder(self.config, self.formats, self._arena, self._memory, kept, self.storage)
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
         """Run the rows, writing their keys and values to `kv` at their slots.
@@ -234,13 +236,18 @@ class CpuDecoder:
             requests=len(contexts),
             outputs=len(kept["wanted"]),
             features=len(features),
-            kv_float=self.dtype == torch.float32,
+            kv_format=KV_FORMATS[kv.kept],
             logits=logits.data_ptr(),
             feature_values=feature_values.data_ptr(),
             **{name: _address(x) for name, x in kept.items()},
         )
         if self._kernels.fs_step(self._handle, ctypes.byref(args)):
             raise MemoryError(f"a step of {args.rows} rows found no memory, or no threads")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of all weights."""
+        return self._arena.nbytes
 
     def _at(self, key: str) -> int | None:
         offset = self._arena.offsets.get(key)
@@ -267,6 +274,12 @@ class CpuDecoder:
             **{k: self._matrix(f"{n}.{k}") for k in ("qkv", "out", "router", *MLP)},
         )
 
+    def _embedding_format(self) -> Format:
+        if self.formats.int8_embedding:
+            return Format.INT8
+        wide = self.formats.embedding == torch.float32
+        return Format.FLOAT32 if wide else Format.BFLOAT16
+
     def _shape(self) -> library.Shape:
         c = self.config
         return library.Shape(
@@ -281,8 +294,8 @@ class CpuDecoder:
             groups=c.groups,
             expert_neurons=c.moe_intermediate_size,
             eps=c.rms_norm_eps,
-            embedding_float=self.formats.embedding == torch.float32,
-            embedding=self._at("embedding"),
+            embedding_format=self._embedding_format(),
+            embedding=self._at("embedding") or self._at("head"),
             norm=self._at("norm"),
             head=self._matrix("head"),
             screen=self._matrix("screen"),
@@ -296,5 +309,10 @@ def _address(array: NDArray[Any]) -> int:
     return address
 
 
+KV_FORMATS = {
+    torch.float32: Format.FLOAT32,
+    torch.bfloat16: Format.BFLOAT16,
+    torch.int8: Format.INT8,
+}
 MLP = ("gate_up", "down")
 NOTHING = torch.empty(0, 0)

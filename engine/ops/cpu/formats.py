@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
 
 QUANTIZATIONS = ("int8", "int4")
+EMBEDDING = "model.embed_tokens.weight"
 
 
 class Format(IntEnum):
@@ -23,7 +25,8 @@ class Format(IntEnum):
 class Formats:
     """What a model is packed in. Norms, biases and the router stay float32 in all of them.
 
-    kv: of keys and values, which is also the dtype that the model shows.
+    kv: of keys and values, which is also the dtype that the model shows. kept: names of matrices
+    that the checkpoint itself has in int8, and that are packed as they are.
     """
 
     name: str
@@ -31,6 +34,25 @@ class Formats:
     head: Format
     embedding: torch.dtype
     kv: torch.dtype
+    kept: frozenset[str] = frozenset()
+
+    def matrix(self, names: Iterable[str]) -> Format:
+        """Of matrices below each other: a checkpoint's int8 only where all of them are."""
+        return Format.INT8 if self.kept.issuperset(names) else self.layers
+
+    def alike(self, prefixes: Iterable[str]) -> Formats:
+        """The same with all gates, ups and downs below the prefixes in one format.
+
+        The experts of a layer follow each other at one distance.
+        """
+        parts = ("gate", "up", "down")
+        names = {f"{prefix}.{part}_proj.weight" for prefix in prefixes for part in parts}
+        return self if names <= self.kept else replace(self, kept=self.kept - names)
+
+    @property
+    def int8_embedding(self) -> bool:
+        """Whether the embedding is read from int8 tiles; those of the head where it is tied."""
+        return EMBEDDING in self.kept
 
     @property
     def screens(self) -> bool:
@@ -48,3 +70,14 @@ class Formats:
             return cls(str(dtype).removeprefix("torch."), form, form, dtype, dtype)
         layers = Format.INT8 if quantization == "int8" else Format.INT4
         return cls(quantization, layers, Format.INT8, torch.bfloat16, torch.bfloat16)
+
+    @classmethod
+    def w8a8(cls, dtype: torch.dtype, kept: Iterable[str], head: str) -> Formats:
+        """For a checkpoint that has the matrices `kept` in int8; all else is in dtype.
+
+        head: the name of the head's matrix.
+        """
+        plain = cls.of(dtype, "none")
+        own = frozenset(kept)
+        form = Format.INT8 if head in own else plain.head
+        return cls(f"w8a8-{plain.name}", plain.layers, form, dtype, dtype, own)

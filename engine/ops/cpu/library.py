@@ -57,7 +57,7 @@ class Shape(Structure):
         *((name, c_int32) for name in ("neurons", "vocabulary", "experts", "groups")),
         ("expert_neurons", c_int32),
         ("eps", c_float),
-        ("embedding_float", c_int32),
+        ("embedding_format", c_int32),
         ("embedding", c_void_p),
         ("norm", c_void_p),
         ("head", Matrix),
@@ -69,7 +69,7 @@ class Shape(Structure):
 class StepArgs(Structure):
     _fields_ = [
         *((name, c_int32) for name in ("threads", "rows", "requests", "outputs", "features")),
-        ("kv_float", c_int32),
+        ("kv_format", c_int32),
         *((name, c_void_p) for name in ("tokens", "slots", "groups", "cos", "sin", "starts")),
         *((name, c_void_p) for name in ("contexts", "context_lengths", "chains")),
         *((name, c_void_p) for name in ("tails", "tail_starts", "tail_lengths")),
@@ -90,6 +90,7 @@ SIGNATURES = {
     "fs_read_bandwidth": (c_double, [c_void_p, c_int64, c_int]),
     "fs_tile_bytes": (c_size_t, [c_int, c_int]),
     "fs_pack": (None, [c_int, c_void_p, c_void_p, c_int, c_int]),
+    "fs_pack_int8": (None, [c_void_p, c_void_p, c_void_p, c_int, c_int]),
     "fs_pack_q4_1": (None, [c_void_p, c_void_p, c_int, c_int]),
     "fs_product": (c_int, [c_int, c_void_p, c_int, c_int, c_void_p, c_int, c_void_p]),
 }

@@ -10,28 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.tiles import TiledStorage
 from fastslow.engine.model.checkpoint import BLOCKS
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.ops.cpu import store
 from fastslow.engine.ops.cpu.decoder import MOST_RATIO, CpuDecoder
 from fastslow.engine.ops.cpu.formats import Format, Formats
-from fastslow.engine.ops.cpu.packed import Arena, Read, ReadBlocks
+from fastslow.engine.ops.cpu.packed import Arena, ReadBlocks, Sources
+from fastslow.engine.quant.read import QuantReader
 
 
 def load_packed(
     folder: Path,
     config: ModelConfig,
     formats: Formats,
-    reader: Callable[[], AbstractContextManager[Read]],
+    reader: Callable[[], AbstractContextManager[QuantReader]],
+    storage: type[KVStorage] = TiledStorage,
 ) -> CpuDecoder:
-    """The model of a checked folder, packed on first use. `reader` opens its tensors."""
+    """The model of a checked folder, packed on first use.
+
+    reader: opens its tensors. storage: of keys and values.
+    """
     arena = Arena.of(config, formats)
     path = store.packed_path(folder, formats.name)
     memory = store.load(path, arena)
     if memory is None:
-        with reader() as read, _blocks(folder, formats) as blocks:
-            memory = store.create(path, arena, read, blocks)
-    return CpuDecoder(config, formats, arena, memory)
+        with reader() as tensors, _blocks(folder, formats) as blocks:
+            sources = Sources(tensors.read, blocks, tensors.linear)
+            memory = store.create(path, arena, sources)
+    return CpuDecoder(config, formats, arena, memory, storage=storage)
 
 
 def runs(config: ModelConfig) -> str | None:

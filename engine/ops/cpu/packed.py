@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,25 @@ from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.ops.cpu import order
-from fastslow.engine.ops.cpu.formats import Format, Formats
+from fastslow.engine.ops.cpu.formats import EMBEDDING, Format, Formats
 from fastslow.engine.ops.cpu.library import TILE, kernels
+from fastslow.engine.quant.linear import QuantLinear, ReadQuant
 from fastslow.engine.types import Ints
 
 Read = Callable[[str], Tensor]
 ReadBlocks = Callable[[str], "NDArray[np.uint8] | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """How a checkpoint's tensors are read by name: as floats; and as 4-bit blocks or in int8, where it
+    has them so."""
+
+    read: Read
+    blocks: ReadBlocks
+    linear: ReadQuant
+
+
 ALIGN = 64
 PAGE = 4096
 UNKNOWN = 1e30
@@ -41,17 +55,22 @@ class Matrix:
     def nbytes(self) -> int:
         return self.outputs // TILE * int(kernels().fs_tile_bytes(self.format, self.inputs))
 
-    def write(self, address: int, read: Read, blocks: ReadBlocks) -> None:
-        """Pack at an address of `nbytes` bytes, from 4-bit blocks where the source has them."""
+    def write(self, address: int, sources: Sources) -> None:
+        """Pack at an address of `nbytes` bytes, from 4-bit blocks or int8 where the source has them."""
+        if self.format is Format.INT8:
+            matrices = [m for name in self.sources if (m := sources.linear(name)) is not None]
+            if len(matrices) == len(self.sources):
+                self._keep(address, QuantLinear.stack(matrices))
+                return
         if self.format is Format.INT4:
-            parts = [blocks(name) for name in self.sources]
+            parts = [sources.blocks(name) for name in self.sources]
             if all(part is not None for part in parts):
                 rows = _ordered(np.concatenate([p for p in parts if p is not None]), self.order)
                 data = rows.ctypes.data
                 kernels().fs_pack_q4_1(address, data, self.outputs, self.inputs)
                 return
         # a few tiles at a time: a whole matrix in float32 may be larger than what it is packed to
-        whole = torch.cat([read(name) for name in self.sources])
+        whole = torch.cat([sources.read(name) for name in self.sources])
         step = max(TILE, (1 << 22) // self.inputs // TILE * TILE)
         tile = int(kernels().fs_tile_bytes(self.format, self.inputs))
         for first in range(0, self.outputs, step):
@@ -60,6 +79,13 @@ class Matrix:
             some[picked < 0] = 0
             at = address + first // TILE * tile
             kernels().fs_pack(self.format, at, some.ctypes.data, len(picked), self.inputs)
+
+    def _keep(self, address: int, matrix: QuantLinear) -> None:
+        rows = _ordered(matrix.weight_OI.numpy(), self.order)
+        scales = _ordered(matrix.scale_O.numpy(), self.order)
+        kernels().fs_pack_int8(
+            address, rows.ctypes.data, scales.ctypes.data, self.outputs, self.inputs
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +102,9 @@ class Vector:
     def nbytes(self) -> int:
         return self.count * self.dtype.itemsize
 
-    def write(self, address: int, read: Read, blocks: ReadBlocks) -> None:
+    def write(self, address: int, sources: Sources) -> None:
         """Copy to an address of `nbytes` bytes."""
-        values = torch.cat([read(name).flatten() for name in self.sources]).to(self.dtype)
+        values = torch.cat([sources.read(name).flatten() for name in self.sources]).to(self.dtype)
         if self.order is not None:
             picked = values.numpy()[np.maximum(self.order, 0)]
             picked[self.order < 0] = 0
@@ -105,11 +131,11 @@ class ScreenNorms:
     def nbytes(self) -> int:
         return 2 * self.outputs * 4
 
-    def write(self, address: int, read: Read, blocks: ReadBlocks) -> None:
+    def write(self, address: int, sources: Sources) -> None:
         """Compute at an address of `nbytes` bytes."""
         found = _memory(address, self.nbytes).view(np.float32).reshape(2, self.outputs)
         found[0], found[1] = 0.0, UNKNOWN
-        whole = read(self.source)
+        whole = sources.read(self.source)
         for first in range(0, self.rows, 4096):
             last = min(first + 4096, self.rows)
             some = whole[first:last].float()
@@ -132,58 +158,62 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
         yield from _layer(config, formats, n)
     hidden, vocabulary = config.hidden_size, config.vocab_size
     tied = config.tie_word_embeddings
-    embedding = "model.embed_tokens.weight"
     yield Vector("norm", hidden, torch.float32, ("model.norm.weight",))
-    head = embedding if tied else "lm_head.weight"
+    head = EMBEDDING if tied else "lm_head.weight"
     if formats.screens:
         yield Matrix("screen", Format.INT8, hidden, order.plain(vocabulary), (head,))
         yield ScreenNorms("screen_norms", vocabulary, head)
     yield Matrix("head", formats.head, hidden, order.plain(vocabulary), (head,))
-    yield Vector("embedding", vocabulary * hidden, formats.embedding, (embedding,))
+    if not formats.int8_embedding:
+        yield Vector("embedding", vocabulary * hidden, formats.embedding, (EMBEDDING,))
+    elif not tied:
+        yield Matrix("embedding", Format.INT8, hidden, order.plain(vocabulary), (EMBEDDING,))
 
 
 def _layer(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
-    name, f32, form = f"model.layers.{n}", torch.float32, formats.layers
+    name, f32 = f"model.layers.{n}", torch.float32
     hidden = c.hidden_size
     yield Vector(f"{n}.attention_norm", hidden, f32, (f"{name}.input_layernorm.weight",))
     heads = order.heads(c.heads + 2 * c.kv_heads, c.head_dim)
     qkv = [f"{name}.self_attn.{x}_proj" for x in "qkv"]
-    yield from _matrix(f"{n}.qkv", form, hidden, heads, qkv, c.attention_bias)
+    yield from _matrix(f"{n}.qkv", formats, hidden, heads, qkv, c.attention_bias)
     out = [f"{name}.self_attn.o_proj"]
     width = c.heads * c.head_dim
-    yield from _matrix(f"{n}.out", form, width, order.plain(hidden), out, c.attention_bias)
+    yield from _matrix(f"{n}.out", formats, width, order.plain(hidden), out, c.attention_bias)
     yield Vector(f"{n}.mlp_norm", hidden, f32, (f"{name}.post_attention_layernorm.weight",))
     mlp = f"{name}.mlp"
     if not c.routed(n):
-        yield from _mlp(n, "", form, hidden, c.intermediate_size, mlp, c.mlp_bias)
+        yield from _mlp(n, "", formats, hidden, c.intermediate_size, mlp, c.mlp_bias)
         return
     experts = order.plain(c.experts)
     yield Matrix(f"{n}.router", Format.FLOAT32, hidden, experts, (f"{mlp}.gate.weight",))
     scale = (f"{mlp}.router_scale",)
     yield Vector(f"{n}.router_scale", len(experts), f32, scale, experts)
     shared = f"{mlp}.shared_expert"
-    yield from _mlp(n, "", form, hidden, c.shared_intermediate_size, shared, False)
+    yield from _mlp(n, "", formats, hidden, c.shared_intermediate_size, shared, False)
+    experts_alike = formats.alike(f"{mlp}.experts.{e}" for e in range(c.experts))
     for e in range(c.experts):
-        expert = f"{mlp}.experts.{e}"
-        yield from _mlp(n, f"expert{e}.", form, hidden, c.moe_intermediate_size, expert, False)
+        expert, inner = f"{mlp}.experts.{e}", c.moe_intermediate_size
+        yield from _mlp(n, f"expert{e}.", experts_alike, hidden, inner, expert, False)
 
 
 def _mlp(
-    n: int, key: str, form: Format, hidden: int, inner: int, prefix: str, bias: bool
+    n: int, key: str, formats: Formats, hidden: int, inner: int, prefix: str, bias: bool
 ) -> Iterator[Piece]:
     both = [f"{prefix}.gate_proj", f"{prefix}.up_proj"]
-    yield from _matrix(f"{n}.{key}gate_up", form, hidden, order.gate_up(inner), both, bias)
+    yield from _matrix(f"{n}.{key}gate_up", formats, hidden, order.gate_up(inner), both, bias)
     down = [f"{prefix}.down_proj"]
-    yield from _matrix(f"{n}.{key}down", form, inner, order.plain(hidden), down, bias)
+    yield from _matrix(f"{n}.{key}down", formats, inner, order.plain(hidden), down, bias)
 
 
 def _matrix(
-    key: str, form: Format, inputs: int, rows: Ints, sources: Sequence[str], bias: bool
+    key: str, formats: Formats, inputs: int, rows: Ints, sources: Sequence[str], bias: bool
 ) -> Iterator[Piece]:
-    yield Matrix(key, form, inputs, rows, tuple(f"{s}.weight" for s in sources))
+    names = tuple(f"{s}.weight" for s in sources)
+    yield Matrix(key, formats.matrix(names), inputs, rows, names)
     if bias:
-        names = tuple(f"{s}.bias" for s in sources)
-        yield Vector(f"{key}_bias", len(rows), torch.float32, names, rows)
+        biases = tuple(f"{s}.bias" for s in sources)
+        yield Vector(f"{key}_bias", len(rows), torch.float32, biases, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +240,13 @@ class Arena:
             at += -(-found[key].nbytes // ALIGN) * ALIGN
         return cls(found, offsets, hot, at)
 
-    def write(self, address: int, read: Read, blocks: ReadBlocks) -> None:
+    def write(self, address: int, sources: Sources) -> None:
         """Fill memory of `nbytes` bytes at an address that is a multiple of 64."""
         for key, piece in self.pieces.items():
-            piece.write(address + self.offsets[key], read, blocks)
+            piece.write(address + self.offsets[key], sources)
 
 
-def _ordered(rows: NDArray[np.uint8], picked: Ints) -> NDArray[np.uint8]:
+def _ordered(rows: NDArray[Any], picked: Ints) -> NDArray[Any]:
     some = rows[np.maximum(picked, 0)]
     some[picked < 0] = 0
     return some

@@ -15,7 +15,7 @@ from loguru import logger
 from numpy.typing import NDArray
 
 from fastslow.engine.cache import cache_folder
-from fastslow.engine.ops.cpu.packed import Arena, Read, ReadBlocks
+from fastslow.engine.ops.cpu.packed import Arena, Sources
 
 LAYOUT = 2  # raise it when packed bytes change their meaning
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -28,7 +28,7 @@ def packed_path(folder: Path, format_name: str) -> Path:
     where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
     state = hashlib.sha256(str(LAYOUT).encode())
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json"):
+        if path.suffix in (".safetensors", ".json") and not path.name.endswith("_report.json"):
             facts = path.stat()
             state.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
     name = f"{where}-{format_name}-{state.hexdigest()[:12]}.packed"
@@ -87,13 +87,13 @@ def _huge(size: int) -> NDArray[np.uint8] | None:
     return whole[first : first + size]
 
 
-def create(path: Path, arena: Arena, read: Read, blocks: ReadBlocks) -> Packed:
+def create(path: Path, arena: Arena, sources: Sources) -> Packed:
     """Pack into a new file and map it; older packings of the same folder go.
 
     Small models, and all where the cache cannot be written, are packed into memory.
     """
     if arena.nbytes < SMALL:
-        return _in_memory(arena, read, blocks)
+        return _in_memory(arena, sources)
     made: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def create(path: Path, arena: Arena, read: Read, blocks: ReadBlocks) -> Packed:
             file.truncate(arena.nbytes)
         logger.info("packing weights, once, into {}", path)
         whole = np.memmap(made, dtype=np.uint8, mode="r+")
-        arena.write(whole.ctypes.data, read, blocks)
+        arena.write(whole.ctypes.data, sources)
         whole.flush()
         del whole
         made.chmod(0o644)
@@ -120,15 +120,15 @@ def create(path: Path, arena: Arena, read: Read, blocks: ReadBlocks) -> Packed:
         if made is not None:
             made.unlink(missing_ok=True)
     found = load(path, arena)
-    return _in_memory(arena, read, blocks) if found is None else found
+    return _in_memory(arena, sources) if found is None else found
 
 
-def _in_memory(arena: Arena, read: Read, blocks: ReadBlocks) -> Packed:
+def _in_memory(arena: Arena, sources: Sources) -> Packed:
     whole = _huge(arena.nbytes) if arena.nbytes > PAGE else None
     if whole is None:
         memory = mmap.mmap(
             -1, max(arena.nbytes, 1)
         )  # starts at a page of its own, so it is aligned
         whole = np.frombuffer(memory, dtype=np.uint8)
-    arena.write(whole.ctypes.data, read, blocks)
+    arena.write(whole.ctypes.data, sources)
     return Packed(whole[: arena.hot], whole[arena.hot :])

@@ -54,6 +54,17 @@ void fs_pack_q4_1(uint8_t* tile, const uint8_t* blocks, int outputs, int inputs)
     }
 }
 
+// weights: [outputs][inputs] bytes, scales: [outputs], contiguous.
+void fs_pack_int8(uint8_t* tile, const int8_t* weights, const float* scales, int outputs, int inputs) {
+    const int8_t* rows[TILE];
+    const float* steps[TILE];
+    for (int i = 0; i < tiles_of(outputs); i++, tile += int8_format.tile_bytes(inputs)) {
+        rows_of(rows, weights, i, outputs, (size_t)inputs);
+        rows_of(steps, scales, i, outputs, 1);
+        pack_int8(tile, rows, steps, inputs);
+    }
+}
+
 // x: [count][inputs], out: [count][outputs], contiguous. tile: 64-byte aligned.
 // Returns 0, or 1 when there is no memory for the prepared rows.
 int fs_product(int id, const uint8_t* tile, int outputs, int inputs, const float* x, int count,

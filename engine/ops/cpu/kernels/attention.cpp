@@ -108,10 +108,11 @@ void AttentionPlan::plan(const StepArgs& a, const Shape& shape) {
 }
 
 void attend(Step& step, int thread, int layer, int chunk) {
-    if (step.args.kv_float)
-        attend_as<float>(step, thread, layer, chunk);
-    else
-        attend_as<uint16_t>(step, thread, layer, chunk);
+    switch (step.args.kv_format) {
+        case F32: return attend_as<float>(step, thread, layer, chunk);
+        case INT8: return attend_as<uint8_t>(step, thread, layer, chunk);
+        default: return attend_as<uint16_t>(step, thread, layer, chunk);
+    }
 }
 
 void merge(Step& step, int thread, int chunk) {

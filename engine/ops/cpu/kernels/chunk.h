@@ -52,16 +52,19 @@ template <class T> struct Chunk {
 
     const T* keys() const { return (const T*)step.args.keys[layer]; }
     const T* values() const { return (const T*)step.args.values[layer]; }
-    size_t start(int64_t slot, int head) const {
-        return Tile<T>::start(slot, kv_head + head, shape().kv_heads, shape().head_dim);
+    const T* key_tile(int64_t slot, int head) const {
+        return keys() + Tile<T>::key_start(slot, kv_head + head, shape().kv_heads, shape().head_dim);
+    }
+    const T* value_tile(int64_t slot, int head) const {
+        return values() + Tile<T>::value_start(slot, kv_head + head, shape().kv_heads, shape().head_dim);
     }
     const T* keys_at(const Places& places, int head, Scratch& own) const {
-        if (places.together) return keys() + start(places.slots[0], head);
+        if (places.together) return key_tile(places.slots[0], head);
         gather_keys(keys(), places, kv_head + head, shape().kv_heads, shape().head_dim, (T*)own.keys);
         return (const T*)own.keys;
     }
     const T* values_at(const Places& places, int head, T* copy) const {
-        if (places.together) return values() + start(places.slots[0], head);
+        if (places.together) return value_tile(places.slots[0], head);
         gather_values(values(), places, kv_head + head, shape().kv_heads, shape().head_dim, copy);
         return copy;
     }

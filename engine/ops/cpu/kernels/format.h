@@ -45,6 +45,13 @@ const Format& format_of(int id);
 // of zeros. `inputs` is a multiple of 32.
 void pack_q4_1(uint8_t* tile, const uint8_t* const* rows, int inputs);
 
+// Pack 32 rows of `inputs` bytes and their scales as an INT8 tile, bit for bit; a null pointer is a row of
+// zeros, whose scale is not read.
+void pack_int8(uint8_t* tile, const int8_t* const* rows, const float* const* scales, int inputs);
+
+// One row of an INT8 tile as floats.
+void unpack_int8(const uint8_t* tile, int inputs, int output, float* out);
+
 static inline int padded(int inputs, int step) { return (inputs + step - 1) / step * step; }
 static inline size_t to64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 

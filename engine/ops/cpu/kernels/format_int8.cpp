@@ -94,6 +94,22 @@ void prepare(uint8_t* row, const float* x, int inputs) {
 
 }  // namespace
 
+void pack_int8(uint8_t* tile, const int8_t* const* rows, const float* const* scales, int inputs) {
+    const size_t bytes = (size_t)TILE * padded(inputs, STEP);
+    std::memset(tile, 128, bytes);
+    for (int o = 0; o < TILE; o++) {
+        store(tile + bytes + 4 * o, rows[o] ? *scales[o] : 0.0f);
+        for (int k = 0; rows[o] && k < inputs; k++)
+            tile[(size_t)(k / 4) * QUAD_BYTES + 4 * o + k % 4] = (uint8_t)(rows[o][k] + 128);
+    }
+}
+
+void unpack_int8(const uint8_t* tile, int inputs, int output, float* out) {
+    const float scale = load<float>(tile + (size_t)TILE * padded(inputs, STEP) + 4 * output);
+    for (int k = 0; k < inputs; k++)
+        out[k] = scale * (float)(tile[(size_t)(k / 4) * QUAD_BYTES + 4 * output + k % 4] - 128);
+}
+
 extern const Format int8_format = {
     STEP, MOST, Products<Kernel>::table, tile_bytes, Bytes::row_bytes, pack, prepare,
 };

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "chunk.h"
 #include "score.h"
+#include "score_int8.h"
 
 namespace fastslow {
 
@@ -41,37 +43,33 @@ template <class T> void find_block(const Chunk<T>& c, int64_t from, int64_t to, 
 // memory, so each head fetches its share of a later one.
 template <class T> const char* after_keys(const Chunk<T>& c, const KeyBlock& block, int t, int head) {
     const int later = t + TILES_AHEAD;
-    if (later < block.tiles) return (const char*)(c.keys() + c.start(block.places[later].slots[0], head));
+    if (later < block.tiles) return (const char*)c.key_tile(block.places[later].slots[0], head);
     const int value = std::min(later - block.tiles, block.tiles - 1);
-    return (const char*)(c.values() + c.start(block.places[value].slots[0], head));
+    return (const char*)c.value_tile(block.places[value].slots[0], head);
 }
 
 template <class T> const char* after_values(const Chunk<T>& c, const KeyBlock& block, int t, int head) {
     const int later = t + TILES_AHEAD;
-    if (later < block.tiles) return (const char*)(c.values() + c.start(block.places[later].slots[0], head));
-    return (const char*)(c.keys() + c.start(block.next[std::min(later - block.tiles, TILES_AHEAD - 1)], head));
+    if (later < block.tiles) return (const char*)c.value_tile(block.places[later].slots[0], head);
+    return (const char*)c.key_tile(block.next[std::min(later - block.tiles, TILES_AHEAD - 1)], head);
 }
 
-// Queries as the keys are multiplied by them: [queries][D / PACK].
-template <class T> const Scalar<T>* turn_queries(const Chunk<T>& c, Scratch& own) {
+// Queries as the keys are multiplied by them, each `query_bytes` long.
+template <class T> void turn_queries(const Chunk<T>& c, Scratch& own, const typename Inner<T>::Query** q) {
     const int dim = c.shape().head_dim;
     for (int i = 0; i < c.queries(); i++) {
-        const float* q = c.q(i);
-        Scalar<T>* to = (Scalar<T>*)own.queries + (size_t)i * (dim / Tile<T>::PACK);
-        int d = 0;
-        for (; d + W <= dim; d += W) Words<T>::keep(to, d, load<vf>(q + d));
-        for (; d < dim; d++) Words<T>::keep(to, d, q[d]);
+        auto* to = (typename Inner<T>::Query*)((char*)own.queries + i * Inner<T>::query_bytes(dim));
+        Inner<T>::turn(c.q(i), dim, to, own.outs);
+        q[i] = to;
     }
-    return (const Scalar<T>*)own.queries;
 }
 
 // Scores of a block's keys: scores[query][KEY_BLOCK].
 template <class T> void score_block(const Chunk<T>& c, const KeyBlock& block, Scratch& own) {
     const int ratio = c.ratio(), dim = c.shape().head_dim, each = c.each();
-    const Scalar<T>* queries = turn_queries(c, own);
-    const Scalar<T>* q[MOST_QUERIES];
+    const typename Inner<T>::Query* q[MOST_QUERIES];
     float* out[MOST_QUERIES];
-    for (int i = 0; i < c.queries(); i++) q[i] = queries + (size_t)i * (dim / Tile<T>::PACK);
+    turn_queries(c, own, q);
     for (int t = 0; t < block.tiles; t++) {
         for (int i = 0; i < c.queries(); i++) out[i] = own.scores + (size_t)i * KEY_BLOCK + t * LANES;
         const int together = t < block.shared ? each : ratio;
@@ -84,8 +82,12 @@ template <class T> void score_block(const Chunk<T>& c, const KeyBlock& block, Sc
                 if (!apart.count) continue;
                 places = &apart;
             }
-            score_some(c.keys_at(*places, head, own), dim, together, q + i, out + i,
-                       after_keys(c, block, t, head));
+            const T* keys = c.keys_at(*places, head, own);
+            score_some<T>(keys, dim, together, q + i, out + i, after_keys(c, block, t, head));
+            if constexpr (Tile<T>::SCALED)
+                for (int j = i; j < i + together; j++)
+                    std::memcpy(own.value_scales + (size_t)j * KEY_BLOCK + t * LANES,
+                                keys + Tile<T>::scale(0, dim, true), sizeof(float) * LANES);
         }
     }
 }
@@ -94,7 +96,7 @@ template <class T> void score_block(const Chunk<T>& c, const KeyBlock& block, Sc
 // page of values serves all heads before the next one is read.
 template <class T>
 void weigh_shared(const Chunk<T>& c, const KeyBlock& block, const int* seen, Scratch& own,
-                  const Scalar<T>* const* mass, float* const* out) {
+                  const typename Inner<T>::Mass* const* mass, float* const* out) {
     const int dim = c.shape().head_dim, each = c.each(), span = c.kv_heads > 1 ? 1 : TILES;
     for (int first = 0; first < block.shared; first += span) {
         const int count = std::min(span, block.shared - first), from = first * LANES;
@@ -107,17 +109,17 @@ void weigh_shared(const Chunk<T>& c, const KeyBlock& block, const int* seen, Scr
                 soon[t] = after_values(c, block, first + t, head);
             }
             for (int i = head * each; i < (head + 1) * each;)
-                i += few<TOGETHER>((head + 1) * each - i, [&](auto n) {
+                i += few<Inner<T>::TOGETHER>((head + 1) * each - i, [&](auto n) {
                     int least = seen[i];
                     for (int j = i + 1; j < i + n(); j++) least = std::min(least, seen[j]);
                     const int both = std::clamp((least - from) / LANES, 0, count);  // all see them whole
                     const int done = both * LANES;
-                    if (both) weigh_all<T, n()>(tiles, done, dim, mass + i, from, out + i, soon);
+                    if (both) Inner<T>::template weigh_all<n()>(tiles, done, dim, mass + i, from, out + i, soon);
                     if (both == count) return;
                     for (int j = i; j < i + n(); j++) {
                         const int real = std::min(seen[j] - from, count * LANES);
                         if (real > done)
-                            weigh_all<T, 1>(tiles + both, real - done, dim, mass + j, from + done, out + j,
+                            Inner<T>::template weigh_all<1>(tiles + both, real - done, dim, mass + j, from + done, out + j,
                                             soon + both);
                     }
                 });
@@ -127,7 +129,7 @@ void weigh_shared(const Chunk<T>& c, const KeyBlock& block, const int* seen, Scr
 
 // The values on each row's own path.
 template <class T>
-void weigh_apart(const Chunk<T>& c, const KeyBlock& block, Scratch& own, const Scalar<T>* const* mass,
+void weigh_apart(const Chunk<T>& c, const KeyBlock& block, Scratch& own, const typename Inner<T>::Mass* const* mass,
                  float* const* out) {
     const int dim = c.shape().head_dim, each = c.each(), ratio = c.ratio();
     for (int i = 0; i < c.queries(); i += ratio)
@@ -138,8 +140,8 @@ void weigh_apart(const Chunk<T>& c, const KeyBlock& block, Scratch& own, const S
             const T* tile = c.values_at(places, i / each, (T*)own.values);
             const char* soon = (const char*)tile;
             for (int j = i; j < i + ratio;)
-                j += few<TOGETHER>(i + ratio - j, [&](auto n) {
-                    weigh_all<T, n()>(&tile, places.count, dim, mass + j, t * LANES, out + j, &soon);
+                j += few<Inner<T>::TOGETHER>(i + ratio - j, [&](auto n) {
+                    Inner<T>::template weigh_all<n()>(&tile, places.count, dim, mass + j, t * LANES, out + j, &soon);
                 });
         }
 }
@@ -154,19 +156,17 @@ void run_block(const Chunk<T>& c, int64_t from, int64_t to, Scratch& own, float*
     find_block(c, from, to, block);
     score_block(c, block, own);
     int seen[MOST_QUERIES];
-    const Scalar<T>* mass[MOST_QUERIES];
-    float* sums[MOST_QUERIES];
+    const typename Inner<T>::Mass* mass[MOST_QUERIES];
+    float *sums[MOST_QUERIES], steps[MOST_QUERIES];
     for (int i = 0; i < c.queries(); i++) {
-        float* scores = own.scores + (size_t)i * KEY_BLOCK;
         seen[i] = (int)std::clamp<int64_t>(c.sees(c.row(i)) - from, 0, block.count);
         total[i] = 0.0f;
-        if (seen[i]) soften<T>(scores, seen[i], most[i], total[i]);
-        mass[i] = (const Scalar<T>*)scores;
         sums[i] = out + (size_t)i * width;
-        std::fill(sums[i], sums[i] + width, 0.0f);
+        mass[i] = Inner<T>::soften(own, i, seen[i], most[i], total[i], sums[i], width, steps[i]);
     }
     weigh_shared(c, block, seen, own, mass, sums);
     weigh_apart(c, block, own, mass, sums);
+    for (int i = 0; i < c.queries(); i++) Inner<T>::settle(sums[i], width, steps[i]);
 }
 
 }  // namespace fastslow

@@ -92,7 +92,9 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
         own.head = floats(MOST_ROWS * width);
         own.acc = floats((size_t)rows * TILE);
         own.scores = floats(MOST_QUERIES * KEY_BLOCK);
-        own.queries = floats(MOST_QUERIES * width);
+        own.value_scales = floats(MOST_QUERIES * KEY_BLOCK);
+        own.masses = bytes((size_t)MOST_QUERIES * KEY_BLOCK * sizeof(float));
+        own.queries = floats(MOST_QUERIES * (width + 16));
         own.keys = floats(16 * width);
         own.values = floats(KEY_BLOCK * width);
         own.outs = floats(2 * MOST_QUERIES * width);

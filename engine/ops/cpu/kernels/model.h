@@ -41,8 +41,8 @@ struct Shape {
     int32_t layers, hidden, heads, kv_heads, head_dim, neurons, vocabulary;
     int32_t experts, groups, expert_neurons;
     float eps;
-    int32_t embedding_float;  // the embedding is float32, else bfloat16
-    const void* embedding;    // [V, H]
+    int32_t embedding_format;
+    const void* embedding;  // [V, H] in float32 or bfloat16, or tiles in int8, which may be the head's
     const float* norm;
     Matrix head;
     Matrix screen;              // the head in int8, or nothing
@@ -61,7 +61,8 @@ struct Workspace {
 // Memory of one thread's own.
 struct Scratch {
     uint8_t *ready, *ready_router, *ready_expert;
-    float *row, *head, *acc, *scores, *queries, *keys, *values, *outs;
+    float *row, *head, *acc, *scores, *value_scales, *queries, *keys, *values, *outs;
+    uint8_t* masses;
 };
 
 // Where the time of steps goes, on thread 0; it runs only when asked to.

@@ -3,12 +3,14 @@
 // Sums live in registers for as many queries as fit, and are the same sums for any number of them.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
 
 #include "attention.h"
+#include "model.h"
 #include "simd.h"
 #include "tile.h"
 
@@ -95,13 +97,6 @@ void score(const T* keys, int dim, const Scalar<T>* const* q, float* const* out,
         store(out[i] + v * W, sums[i][0][v] + sums[i][1][v]);
 }
 
-// Any number of queries.
-template <class T>
-void score_some(const T* keys, int dim, int count, const Scalar<T>* const* q, float* const* out,
-                const char* soon) {
-    for (int i = 0; i < count;)
-        i += few<TOGETHER>(count - i, [&](auto n) { score<T, n()>(keys, dim, q + i, out + i, soon); });
-}
 
 // Turns scores to masses e^(score - max) in their place, as the values' scalars: the first `count`
 // are real, the rest of the last tile get 0. Returns the max and the sum.
@@ -159,13 +154,55 @@ void weigh(const T* const* tiles, int count, int dim, int d, const Scalar<T>* co
         store(out[i] + d + c * W, sums[i][c]);
 }
 
-// All of the head's columns; `out` has room for whole lanes, and what follows a tile can be read.
-template <class T, int N>
-void weigh_all(const T* const* tiles, int count, int dim, const Scalar<T>* const* mass, int from,
-               float* const* out, const char* const* soon) {
-    int d = 0;
-    for (; d + 4 * W <= dim; d += 4 * W) weigh<T, N, 4>(tiles, count, dim, d, mass, from, out, soon);
-    for (; d < dim; d += W) weigh<T, N, 1>(tiles, count, dim, d, mass, from, out, soon);
+// What attention does with the elements of a kind of tile. Queries and masses are prepared once for a
+// block; sums of values are `out`, from `soften` to `settle`.
+template <class T> struct Inner {
+    using Query = Scalar<T>;
+    using Mass = Scalar<T>;
+    static constexpr int TOGETHER = fastslow::TOGETHER;
+
+    static size_t query_bytes(int dim) { return sizeof(Query) * (dim / Tile<T>::PACK); }
+
+    static void turn(const float* q, int dim, Query* to, float*) {
+        int d = 0;
+        for (; d + W <= dim; d += W) Words<T>::keep(to, d, load<vf>(q + d));
+        for (; d < dim; d++) Words<T>::keep(to, d, q[d]);
+    }
+
+    template <int N>
+    static void score(const T* keys, int dim, const Query* const* q, float* const* out, const char* soon) {
+        fastslow::score<T, N>(keys, dim, q, out, soon);
+    }
+
+    // Masses of the first `count` scores of query i, in the scores' place; sums start at 0.
+    static const Mass* soften(Scratch& own, int i, int count, float& most, float& total, float* sums,
+                              int width, float&) {
+        float* scores = own.scores + (size_t)i * KEY_BLOCK;
+        if (count) fastslow::soften<T>(scores, count, most, total);
+        std::fill(sums, sums + width, 0.0f);
+        return (const Mass*)scores;
+    }
+
+    // All of the head's columns; `out` has room for whole lanes, and what follows a tile can be read.
+    template <int N>
+    static void weigh_all(const T* const* tiles, int count, int dim, const Mass* const* mass, int from,
+                          float* const* out, const char* const* soon) {
+        int d = 0;
+        for (; d + 4 * W <= dim; d += 4 * W) weigh<T, N, 4>(tiles, count, dim, d, mass, from, out, soon);
+        for (; d < dim; d += W) weigh<T, N, 1>(tiles, count, dim, d, mass, from, out, soon);
+    }
+
+    static void settle(float*, int, float) {}
+};
+
+// Any number of queries.
+template <class T>
+void score_some(const T* keys, int dim, int count, const typename Inner<T>::Query* const* q,
+                float* const* out, const char* soon) {
+    for (int i = 0; i < count;)
+        i += few<Inner<T>::TOGETHER>(count - i, [&](auto n) {
+            Inner<T>::template score<n()>(keys, dim, q + i, out + i, soon);
+        });
 }
 
 }  // namespace fastslow

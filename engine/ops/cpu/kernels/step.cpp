@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "blocks.h"
 #include "simd.h"
 #include "tile.h"
 
@@ -80,8 +81,12 @@ void Step::embed(int thread, int& phase) {
     const Shape& s = model.shape;
     phases.run(phase++, thread, args.rows, [&](int t) {
         float* x = model.space.x + (size_t)t * model.hidden_pad;
-        size_t at = (size_t)args.tokens[t] * s.hidden;
-        if (s.embedding_float)
+        const int64_t token = args.tokens[t];
+        const size_t at = (size_t)token * s.hidden;
+        if (s.embedding_format == INT8)
+            unpack_int8((const uint8_t*)s.embedding + token / TILE * int8_format.tile_bytes(s.hidden),
+                        s.hidden, (int)(token % TILE), x);
+        else if (s.embedding_format == F32)
             std::memcpy(x, (const float*)s.embedding + at, sizeof(float) * s.hidden);
         else
             for (int k = 0; k < s.hidden; k++) x[k] = widen(((const uint16_t*)s.embedding)[at + k]);
@@ -117,11 +122,32 @@ static void put(float x, uint16_t& to) { to = narrow(x); }
 template <class T>
 static void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head, const Shape& s) {
     const int dim = s.head_dim, lane = slot % LANES;
-    T* tile = layer + Tile<T>::start(slot, kv_head, s.kv_heads, dim);
+    T* tile = layer + Tile<T>::value_start(slot, kv_head, s.kv_heads, dim);  // keys start there, too
     if (value)
         for (int d = 0; d < dim; d++) put(v[d], tile[Tile<T>::value(lane, d, dim)]);
     else
         for (int d = 0; d < dim; d++) put(v[d], tile[Tile<T>::key(lane, d)]);
+}
+
+// The same in int8: the lane's bytes, and its scale among the keys'.
+static void keep_int8(const float* v, uint8_t* keys, uint8_t* values, bool value, int64_t slot, int kv_head,
+                      const Shape& s) {
+    using Kept = Tile<uint8_t>;
+    const int dim = s.head_dim, lane = slot % LANES;
+    uint8_t* key_tile = keys + Kept::key_start(slot, kv_head, s.kv_heads, dim);
+    uint8_t* tile = value ? values + Kept::value_start(slot, kv_head, s.kv_heads, dim) : key_tile;
+    float most = 0.0f;
+    for (int d = 0; d < dim; d++) {
+        const float magnitude = std::fabs(v[d]);
+        if (!(magnitude <= most)) most = magnitude;  // a NaN stays
+        if (most != most) break;
+    }
+    const float inverse = steps(most);
+    store(key_tile + Kept::scale(lane, dim, value), step_of(most));
+    for (int d = 0; d < dim; d++) {
+        const int number = inverse == 0.0f ? 0 : (int)std::lrintf(v[d] * inverse);
+        tile[value ? Kept::value(lane, d, dim) : Kept::key(lane, d)] = (uint8_t)(number + 128);
+    }
 }
 
 // One head of q, k or v for some rows: rotate it, and keep it or write it to its page.
@@ -146,7 +172,9 @@ static void place_head(const Step& step, int layer, int head, int row, float* v)
     const bool value = head >= s.heads + s.kv_heads;
     const int kv_head = head - s.heads - (value ? s.kv_heads : 0);
     void* cache = (value ? a.values : a.keys)[layer];
-    if (a.kv_float)
+    if (a.kv_format == INT8)
+        keep_int8(v, (uint8_t*)a.keys[layer], (uint8_t*)a.values[layer], value, a.slots[row], kv_head, s);
+    else if (a.kv_format == F32)
         keep(v, (float*)cache, value, a.slots[row], kv_head, s);
     else
         keep(v, (uint16_t*)cache, value, a.slots[row], kv_head, s);

@@ -16,7 +16,7 @@ namespace fastslow {
 extern "C" {
 // Mirror of the ctypes structure in library.py. All pointers stay valid during the call.
 struct StepArgs {
-    int32_t threads, rows, requests, outputs, features, kv_float;
+    int32_t threads, rows, requests, outputs, features, kv_format;
     const int64_t* tokens;     // [T]
     const int64_t* slots;      // [T] where each row's keys and values go
     const int64_t* groups;     // [T] routed groups to run, -1 = all
@@ -27,7 +27,7 @@ struct StepArgs {
     const uint8_t* chains;           // [B] rows follow each other
     const int64_t* tails;            // slots of the step's own rows, path by path
     const int64_t *tail_starts, *tail_lengths;  // [T] a row sees its context and then its tail
-    void* const* keys;               // [layers] each [slots, kv_heads, D]
+    void* const* keys;               // [layers] each in tiles of kv_format, see tile.h
     void* const* values;
     const int64_t* wanted;         // [M] rows whose logits are wanted
     const uint8_t* only_best;      // [M] rows whose best token is enough

@@ -1,8 +1,10 @@
 // Keys and values as they are kept: tiles of sixteen slots, in the order in which attention reads them.
 //
-// The elements of a tile come in words of 32 bits, one float or two bfloat16, so that a vector of
-// words times one scalar is a step of a score for sixteen keys, or of a sum of values.
-// Mirror of engine/kv/tiles.py.
+// The elements of a tile come in words of 32 bits, one float, two bfloat16 or four bytes, so that a
+// vector of words times one scalar is a step of a score for sixteen keys, or of a sum of values.
+// Bytes are int8 + 128; behind a tile of keys lie the scales of its keys and then of its values, so
+// that whoever has scored a tile knows what its values are worth.
+// Mirror of engine/kv/tiles.py and engine/kv/int8_tiles.py.
 #pragma once
 
 #include <cstddef>
@@ -16,9 +18,26 @@ constexpr int LANES = 16;  // slots of a tile
 template <class T> struct Tile {
     static constexpr int PACK = 4 / sizeof(T);  // elements of a word
 
-    // Where the tile of a slot and KV head starts in a layer: [slots / LANES][kv_heads][LANES * D].
-    static size_t start(int64_t slot, int kv_head, int kv_heads, int dim) {
-        return ((size_t)(slot / LANES) * kv_heads + kv_head) * LANES * dim;
+    static constexpr bool SCALED = sizeof(T) == 1;
+
+    // Elements of a tile.
+    static size_t key_size(int dim) { return (size_t)LANES * dim + (SCALED ? 2 * LANES * sizeof(float) : 0); }
+    static size_t value_size(int dim) { return (size_t)LANES * dim; }
+
+    // Which tile of a layer is that of a slot and KV head: [slots / LANES][kv_heads].
+    static size_t number(int64_t slot, int kv_head, int kv_heads) {
+        return (size_t)(slot / LANES) * kv_heads + kv_head;
+    }
+    static size_t key_start(int64_t slot, int kv_head, int kv_heads, int dim) {
+        return number(slot, kv_head, kv_heads) * key_size(dim);
+    }
+    static size_t value_start(int64_t slot, int kv_head, int kv_heads, int dim) {
+        return number(slot, kv_head, kv_heads) * value_size(dim);
+    }
+
+    // Where in a tile of keys the scale of a lane's key, or value, lies.
+    static size_t scale(int lane, int dim, bool value) {
+        return (size_t)LANES * dim + ((value ? LANES : 0) + lane) * sizeof(float);
     }
 
     // Keys are [D / PACK][LANES] words: a word is neighbours of one key.
@@ -46,13 +65,18 @@ struct Places {
 template <class T>
 void gather_keys(const T* layer, const Places& places, int kv_head, int kv_heads, int dim, T* to) {
     const int64_t most = places.slots[0] / LANES * LANES;  // a text's places mostly share a tile
-    std::memcpy(to, layer + Tile<T>::start(most, kv_head, kv_heads, dim), sizeof(T) * LANES * dim);
+    std::memcpy(to, layer + Tile<T>::key_start(most, kv_head, kv_heads, dim),
+                sizeof(T) * Tile<T>::key_size(dim));
     for (int j = 0; j < places.count; j++) {
         const int64_t slot = places.slots[j];
         if (slot == most + j) continue;
-        const T* from = layer + Tile<T>::start(slot, kv_head, kv_heads, dim);
+        const T* from = layer + Tile<T>::key_start(slot, kv_head, kv_heads, dim);
+        const int lane = (int)(slot % LANES);
         for (int d = 0; d < dim; d += Tile<T>::PACK)
-            std::memcpy(to + Tile<T>::key(j, d), from + Tile<T>::key(slot % LANES, d), 4);
+            std::memcpy(to + Tile<T>::key(j, d), from + Tile<T>::key(lane, d), 4);
+        if constexpr (Tile<T>::SCALED)
+            for (bool value : {false, true})
+                std::memcpy(to + Tile<T>::scale(j, dim, value), from + Tile<T>::scale(lane, dim, value), 4);
     }
 }
 
@@ -60,11 +84,11 @@ void gather_keys(const T* layer, const Places& places, int kv_head, int kv_heads
 template <class T>
 void gather_values(const T* layer, const Places& places, int kv_head, int kv_heads, int dim, T* to) {
     const int64_t most = places.slots[0] / LANES * LANES;
-    std::memcpy(to, layer + Tile<T>::start(most, kv_head, kv_heads, dim), sizeof(T) * LANES * dim);
+    std::memcpy(to, layer + Tile<T>::value_start(most, kv_head, kv_heads, dim), sizeof(T) * LANES * dim);
     for (int j = 0; j < places.count; j++) {
         const int64_t slot = places.slots[j];
         if (slot == most + j) continue;
-        const T* from = layer + Tile<T>::start(slot, kv_head, kv_heads, dim);
+        const T* from = layer + Tile<T>::value_start(slot, kv_head, kv_heads, dim);
         for (int d = 0; d < dim; d++)
             to[Tile<T>::value(j, d, dim)] = from[Tile<T>::value(slot % LANES, d, dim)];
     }

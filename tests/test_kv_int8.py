@@ -1,0 +1,161 @@
+"""Keys and values in int8: what is kept, and that attention over it is what it should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+import pytest
+import texts
+import torch
+from kernel_tools import compiled
+
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.kv.int8_tiles import Int8Tiles
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.tiles import TiledStorage
+from fastslow.engine.llm import LLM
+from fastslow.engine.model.loader import load_model
+from fastslow.engine.ops.cpu import build, library
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.types import Rows
+
+SHAPE = {"layers": 3, "kv_heads": 2, "head_dim": 8}
+
+
+def make(slots: int) -> Int8Tiles:
+    return Int8Tiles(**SHAPE, slots=slots, dtype=torch.float32, device="cpu")
+
+
+def some(slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = torch.randn(2, 3, slots, 2, 8, generator=torch.Generator().manual_seed(5))
+    rows *= torch.linspace(0.1, 30, slots)[:, None, None]
+    return rows[0], rows[1]
+
+
+def test_rows_are_kept_to_half_a_step_and_moved_bit_for_bit() -> None:
+    storage, (keys, values) = make(40), some(40)
+    order = np.random.default_rng(0).permutation(40)
+    storage.write(order, keys, values)
+    found = storage.read(order)
+    for got, given in zip(found, (keys, values), strict=True):
+        step = given.abs().amax(-1, keepdim=True) / 127
+        assert ((got - given).abs() <= 0.501 * step).all() and not torch.equal(got, given)
+    storage.move(order[[15, 16, 17, 3]], order[[16, 17, 2, 33]])
+    moved = storage.read(order)
+    for got, before in zip(moved, found, strict=True):
+        assert torch.equal(got[:, [16, 17, 2, 33]], before[:, [15, 16, 17, 3]])
+        assert torch.equal(got[:, :2], before[:, :2])
+    assert storage.dtype == torch.float32 and storage.kept == torch.int8 and storage.slots == 40
+
+
+def test_where_the_bytes_of_a_tile_lie() -> None:
+    """As tile.h says: keys by words of four places, values by words of four slots, scales behind keys."""
+    storage, (keys, values) = make(40), some(40)
+    storage.write(np.arange(40), keys, values)
+    flat_keys = storage.k[2].flatten()
+    flat_values = storage.v[2].flatten()
+    size = 16 * 8 + 128
+    for slot, head, d in [(0, 0, 0), (21, 1, 5), (39, 0, 3), (18, 1, 7)]:
+        tile, lane = slot // 16 * 2 + head, slot % 16
+        scales = flat_keys[tile * size + 128 : (tile + 1) * size].clone().view(torch.float32)
+        key = int(flat_keys[tile * size + (d // 4 * 16 + lane) * 4 + d % 4]) - 128
+        value = int(flat_values[tile * 128 + (lane // 4 * 8 + d) * 4 + lane % 4]) - 128
+        for number, scale, given in (
+            (key, scales[lane], keys[2, slot, head]),
+            (value, scales[16 + lane], values[2, slot, head]),
+        ):
+            assert scale == given.abs().max() / 127
+            assert number == round(float(given[d] / scale))
+
+
+def test_a_token_takes_a_byte_a_number_and_its_scales() -> None:
+    assert make(48).nbytes == 48 * Int8Tiles.token_bytes(**SHAPE, dtype=torch.bfloat16)
+    wide = KVStorage.token_bytes(layers=30, kv_heads=3, head_dim=64, dtype=torch.bfloat16)
+    slim = Int8Tiles.token_bytes(layers=30, kv_heads=3, head_dim=64, dtype=torch.bfloat16)
+    assert slim / wide == (64 + 4) / 128
+    cache = KVCache(
+        **SHAPE, pages=7, page_size=3, dtype=torch.float32, device="cpu", storage=Int8Tiles
+    )
+    tokens = list(range(12))
+    cache.open(0, tokens, None, 0)
+    assert cache.reserve(0, 12)
+    slots = cache.slots(0, 0, 12).copy()
+    rows = torch.arange(12.0).view(1, 12, 1, 1).expand(3, -1, 2, 8)
+    cache.storage.write(slots, rows, -rows)
+    cache.commit(0, 5, [1, 2, 5], tokens)
+    keys, values = cache.storage.read(slots[:8])
+    assert keys[0, :, 0, 3].round().tolist() == [0, 1, 2, 3, 4, 6, 7, 10]
+    assert torch.equal(values, -keys)
+
+
+def test_what_int8_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ValueError, match="head_dim of int8 tiles is 6, but must be a multiple of 4"
+    ):
+        Int8Tiles(layers=1, slots=1, kv_heads=1, head_dim=6, dtype=torch.float32, device="cpu")
+    folder = checkpoints.write_dense(tmp_path)
+    with pytest.raises(ValueError, match="kv_dtype 'int9' is not one of auto, int8, model"):
+        load_model(folder, kv_dtype="int9")
+    library.available.cache_clear()
+    with monkeypatch.context() as off:
+        off.setenv(build.VARIABLE, "off")
+        with pytest.raises(ValueError, match="kv_dtype 'int8' needs the CPU kernels"):
+            load_model(folder, kv_dtype="int8")
+    library.available.cache_clear()
+
+
+@compiled
+@pytest.mark.parametrize("head_dim", [4, 20, 64])
+def test_attention_over_int8_is_exact_over_what_is_kept(tmp_path: Path, head_dim: int) -> None:
+    """A model on float keys and values that are given what int8 keeps says the same next token."""
+    folder = checkpoints.write_dense(tmp_path, attention_bias=True, head_dim=head_dim)
+    exact, rounded = load_model(folder, "float32"), load_model(folder, "float32", kv_dtype="int8")
+    assert exact.storage is TiledStorage and rounded.storage is Int8Tiles
+    count = 300  # over a block of keys
+    tokens, slots = texts.tokens_of(count), np.random.default_rng(1).permutation(400)[:count]
+    kept = texts.storage(rounded, 400)
+    rounded.forward(Rows.of([texts.chunk(tokens, 0, count - 1, slots)]), kept)
+    given = texts.storage(exact, 400)
+    given.write(slots[:-1], *kept.read(slots[:-1]))
+    last = Rows.of([texts.chunk(tokens, count - 1, count, slots)])
+    near, same = rounded.forward(last, kept).logits, exact.forward(last, given).logits
+    # only the last row's own key and value are rounded once more
+    assert (near - same).norm() < 4e-3 * same.norm()
+    again = texts.storage(exact, 400)
+    exact.forward(Rows.of([texts.chunk(tokens, 0, count - 1, slots)]), again)
+    first = slots[:1]  # of the first layer: later ones follow from rounded attention
+    for mine, theirs in zip(kept.read(first), again.read(first), strict=True):
+        step = theirs[0].abs().amax(-1, keepdim=True) / 127
+        assert ((mine[0] - theirs[0]).abs() <= 0.51 * step).all()
+
+
+@compiled
+def test_a_key_that_is_not_finite_shows_in_its_request_alone(tmp_path: Path) -> None:
+    model = load_model(checkpoints.write_dense(tmp_path), "float32", kv_dtype="int8")
+    kv, slots = texts.storage(model, 64), np.arange(64)
+    first, second = texts.tokens_of(20), texts.tokens_of(20, seed=1)
+    for at, text in ((0, first), (32, second)):
+        model.forward(Rows.of([texts.chunk(text, 0, 19, slots[at:])]), kv)
+    pieces = [texts.chunk(t, 19, 20, slots[at:]) for at, t in ((0, first), (32, second))]
+    good = model.forward(Rows.of(pieces), kv).logits
+    for side in (0, 1):
+        rows = list(kv.read(slots[4:5]))
+        rows[side] = rows[side] * float("inf")
+        kv.write(slots[4:5], *rows)
+        bad = model.forward(Rows.of(pieces), kv).logits
+        assert not bad[0].isfinite().any() and torch.equal(bad[1], good[1])
+
+
+@compiled
+def test_an_engine_with_int8_keys_speculates_exactly(tmp_path: Path) -> None:
+    folder = checkpoints.write_moge(tmp_path, eos_token_id=None)
+    params = SamplingParams(max_tokens=24)
+    prompts = [texts.tokens_of(n, seed=n) * 3 for n in (5, 9, 14)]
+    with LLM(folder, kv_dtype="int8", kv_memory="4MiB") as llm:
+        plain = llm.generate(prompts, params, speculation="off")
+        for drafter in ("ngram", "suffix", "self"):
+            drafted = llm.generate(prompts, params, speculation=drafter)
+            assert [o.token_ids for o in drafted] == [o.token_ids for o in plain]
+        assert sum(o.metrics.drafted for o in drafted)

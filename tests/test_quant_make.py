@@ -1,0 +1,311 @@
+"""How a checkpoint becomes W8A8: smoothing, aligned gates, rounding, balanced calibration, the plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import repeat
+from pathlib import Path
+
+import checkpoints
+import pytest
+import torch
+from quant_tools import quantised, texts_of
+from torch.nn import functional as F
+
+from fastslow.engine.cli.app import main
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.loader import load_model
+from fastslow.engine.quant.align import agreement, align
+from fastslow.engine.quant.balance import balanced_texts
+from fastslow.engine.quant.evaluate import compare, read_tasks, solves
+from fastslow.engine.quant.layer import ROUTER, Layer, Tensors, plain, watched
+from fastslow.engine.quant.linear import QuantLinear
+from fastslow.engine.quant.plan import int8_embedding, planned
+from fastslow.engine.quant.quantise import kv_scales, quantise_layer
+from fastslow.engine.quant.quantize import Options, quantize
+from fastslow.engine.quant.rounding import round_matrix
+from fastslow.engine.quant.sites import Site, sites_of
+from fastslow.engine.quant.smooth import Seen, error, smooth_site, vector
+
+MOGE = {**checkpoints.MOGE, "bias": True}
+PANGU_72B = {
+    **checkpoints.MOGE,
+    "vocab_size": 153376,
+    "hidden_size": 5120,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 1344,
+    "shared_expert_intermediate_size": 5376,
+}
+CONFIG = ModelConfig.from_json(MOGE)
+LENGTHS = [30, 17]
+
+
+def layer_of(n: int = 0, seed: int = 0) -> Tensors:
+    prefix = f"model.layers.{n}."
+    table = checkpoints.tensors(MOGE, seed)
+    return {k.removeprefix(prefix): t for k, t in table.items() if k.startswith(prefix)}
+
+
+def rows(count: int = 47, seed: int = 0) -> torch.Tensor:
+    """With two channels much larger than the others, as real models have."""
+    x = torch.randn(count, CONFIG.hidden_size, generator=torch.Generator().manual_seed(seed))
+    x[:, 5] *= 40
+    x[:, 20] *= 15
+    return x
+
+
+def test_smoothing_changes_no_bit_of_a_float_model() -> None:
+    tensors, x = layer_of(), rows()
+    layer, seen = Layer(CONFIG, 0, tensors, LENGTHS), Seen()
+    before = layer(x, watched(plain(tensors), seen))
+    old = dict(tensors)
+    folded = 0
+    for site in sites_of(CONFIG, 0, tensors):
+        if not any(name in seen.largest for name in site.consumers):
+            continue
+        smooth = vector(site, tensors, seen.largest, 0.5)
+        assert torch.equal(smooth.log2(), smooth.log2().round())
+        site.fold(tensors, smooth)
+        folded += 1
+    assert folded > 4
+    assert sum(not torch.equal(old[name], tensors[name]) for name in old) > 20
+    assert torch.equal(layer(x, plain(tensors)), before)
+
+
+def test_smoothing_makes_int8_better_where_channels_differ() -> None:
+    tensors, x = layer_of(), rows()
+    seen = Seen()
+    Layer(CONFIG, 0, tensors, LENGTHS)(x, watched(plain(tensors), seen))
+    site = next(iter(sites_of(CONFIG, 0, tensors)))
+    none = torch.ones(CONFIG.hidden_size)
+    before = error(site, tensors, seen, none)
+    strength, columns = smooth_site(site, tensors, seen)
+    assert strength > 0 and columns is not None and columns[5] > columns.median()
+    seen.rows = {name: seen.rows[name] / columns for name in site.consumers}
+    assert error(site, tensors, seen, none) < 0.5 * before
+
+
+def test_the_router_and_every_expert_can_demand() -> None:
+    """The vector of a shared input is the largest demand of any of its readers, channel by channel."""
+    names = (ROUTER, "mlp.shared_expert.up_proj", "mlp.experts.3.up_proj", "mlp.experts.4.up_proj")
+    tensors = {f"{name}.weight": torch.full((2, 4), 1.0) for name in names}
+    tensors[f"{ROUTER}.weight"] /= 16  # small weights ask for much
+    ones = torch.ones(4)
+    largest = {ROUTER: ones.clone(), names[1]: ones.clone(), names[2]: ones.clone()}
+    largest[names[2]][2] = 4.0**8
+    site = Site(names, ("norm",))
+    smooth = vector(site, tensors, largest, 0.5)
+    assert smooth[2] == smooth[0] * 64 and smooth[0] == smooth[1] == smooth[3]
+    largest[ROUTER][1] = 4.0**4  # 16 from the input, 4 from the small weights
+    with_router = vector(site, tensors, largest, 0.5)
+    assert with_router[1] == with_router[0] * 16
+    largest[names[3]] = torch.tensor([1.0, 1.0, 1.0, 4.0**6])  # until now it had seen no row
+    assert vector(site, tensors, largest, 0.5)[3] == vector(site, tensors, largest, 0.5)[0] * 16
+
+
+def test_dead_channels_are_left_alone() -> None:
+    tensors = {"a.weight": torch.ones(3, 4)}
+    smooth = vector(Site(("a",), ()), tensors, {"a": torch.tensor([0.0, 1, 1, 16])}, 0.5)
+    assert smooth[0] == 1 and smooth.isfinite().all()
+    assert vector(Site(("a",), ()), tensors, {"a": torch.zeros(4)}, 0.5).tolist() == [1] * 4
+
+
+def test_an_aligned_gate_chooses_as_before() -> None:
+    """Rows arrive turned a little: least squares finds the gate that undoes it."""
+    random = torch.Generator().manual_seed(0)
+    gate, x = torch.randn(16, 32, generator=random), torch.randn(600, 32, generator=random)
+    turn = torch.eye(32) + 0.15 * torch.randn(32, 32, generator=random)
+    goal = F.linear(x, gate)
+    found = align(gate, x @ turn, goal, 4)
+    assert found.before < 0.7 and found.after > 0.97 and found.ridge is not None
+    assert agreement(F.linear(x @ turn, found.gate_EH), goal, 4) > 0.97
+    same = align(gate, x, goal, 4)
+    assert same.ridge is None and same.gate_EH is gate and same.after == same.before == 1.0
+
+
+def test_a_gate_that_would_fit_noise_stays() -> None:
+    random = torch.Generator().manual_seed(0)
+    gate, x = torch.randn(16, 64, generator=random), torch.randn(40, 64, generator=random)
+    noisy = x + 0.5 * torch.randn(40, 64, generator=random)
+    found = align(gate, noisy, F.linear(x, gate), 4)
+    assert found.after >= found.before
+
+
+def test_rounding_keeps_products_rather_than_numbers() -> None:
+    random = torch.Generator().manual_seed(0)
+    mix = torch.randn(8, 40, generator=random)
+    x = torch.randn(500, 8, generator=random) @ mix + 0.05 * torch.randn(500, 40, generator=random)
+    weight = torch.randn(70, 40, generator=random)
+    plain_, kept = round_matrix(weight, None), round_matrix(weight, x.T @ x / len(x))
+    assert torch.equal(plain_.weight_OI, QuantLinear.of(weight).weight_OI)
+    assert torch.equal(kept.scale_O, plain_.scale_O)
+    exact = F.linear(x, weight)
+    errors = [(F.linear(x, m.dequantised()) - exact).norm() for m in (plain_, kept)]
+    assert errors[1] < 0.5 * errors[0]
+    for gram in (torch.zeros(40, 40), torch.full((40, 40), float("nan"))):
+        assert torch.equal(round_matrix(weight, gram).weight_OI, plain_.weight_OI)
+
+
+def test_a_layer_in_int8_is_near_the_float_one() -> None:
+    tensors, x = layer_of(), rows()
+    exact = Layer(CONFIG, 0, dict(tensors), LENGTHS)(x, plain(tensors))
+    made, float_NH, int8_NH = quantise_layer(CONFIG, 0, tensors, LENGTHS, x, x)
+    assert torch.equal(float_NH, exact)
+    assert 0 < made.drift == pytest.approx(float((int8_NH - exact).norm() / exact.norm()))
+    assert made.drift < 0.1
+    assert made.alignment is not None and made.alignment.after >= made.alignment.before
+    assert sum(made.rows) == 47 * CONFIG.groups and len(made.rows) == CONFIG.experts
+    assert f"{ROUTER}.weight" in made.tensors and ROUTER not in made.matrices
+    keys, values = kv_scales(made.kv)
+    assert len(keys) == len(values) == CONFIG.kv_heads * CONFIG.head_dim
+    assert (keys * 127 >= made.kv[0] * 0.999).all()
+
+
+def one_way(tokens: list[int]) -> torch.Tensor:
+    """Rows of an embedding in which token t is the t-th direction, so that a gate can read it."""
+    return torch.eye(CONFIG.hidden_size)[torch.tensor(tokens)] * 8
+
+
+def routed(n: int) -> Tensors:
+    """A layer that only routes: token t goes to expert t % 4 of its group."""
+    tensors = {name: torch.zeros_like(t) for name, t in layer_of().items()}
+    tensors["post_attention_layernorm.weight"] += 1
+    gate = tensors[f"{ROUTER}.weight"]
+    for token in range(CONFIG.hidden_size):
+        gate[token % 4 :: 4, token] = 1.0
+    return tensors
+
+
+def test_calibration_goes_on_until_every_expert_has_its_tokens() -> None:
+    """Texts that bring nothing to those that starve are left out."""
+    config = ModelConfig.from_json({**MOGE, "num_hidden_layers": 2})
+    told: list[int] = []
+
+    def some() -> Iterator[list[int]]:
+        yield from repeat([0, 1, 2] * 100, 6)
+        yield [4, 5, 6] * 80
+        yield [3, 7, 0]
+        yield [1, 2, 11, 3]
+        yield from repeat([9] * 500)
+
+    found = balanced_texts(
+        config,
+        one_way,
+        routed,
+        some(),
+        enough=600,
+        least=4,
+        most=20000,
+        note=lambda tokens, starved: told.append(starved),
+    )
+    assert found.texts == [[0, 1, 2] * 100] * 2 + [[3, 7, 0], [1, 2, 11, 3]]
+    assert found.counts.shape == (2, 16) and found.counts[:, 3::4].eq(4).all()
+    assert found.starved(4) == [] and told[0] == 8 and told[-1] == 0
+
+
+def test_experts_that_starve_are_named() -> None:
+    config = ModelConfig.from_json({**MOGE, "num_hidden_layers": 2})
+    texts = iter([[0, 1, 2] * 10, [3]])
+    found = balanced_texts(config, one_way, routed, texts, enough=9, least=2, most=10**6)
+    assert found.starved(2) == [(n, e, 1) for n in range(2) for e in range(3, 16, 4)]
+    forever = repeat([0, 1, 2] * 10)
+    stopped = balanced_texts(config, one_way, routed, forever, enough=9, least=2, most=600)
+    assert {tokens for _, _, tokens in stopped.starved(2)} == {0}
+
+
+def test_the_plan_of_the_72b_allocates_nothing() -> None:
+    config = ModelConfig.from_json(PANGU_72B)
+    parts = planned(config, embedding=False, kv=True)
+    before, after = (sum(side) for side in zip(*parts.values()))
+    assert before == 2 * config.parameters() and 71.9e9 < config.parameters() < 72.1e9
+    assert after < 0.52 * before and not int8_embedding(config)
+    assert parts["embedding and head"][0] == parts["embedding and head"][1]
+    expert = 48 * 64 * (3 * 5120 * 1344 + 2 * (2 * 1344 + 5120))
+    assert parts["experts"] == (2 * 48 * 64 * 3 * 5120 * 1344, expert)
+    small = ModelConfig.from_json({**PANGU_72B, "num_hidden_layers": 4})
+    assert int8_embedding(small)
+
+
+def test_the_plan_is_what_is_written(tmp_path: Path) -> None:
+    plain_ = checkpoints.write_moge(tmp_path / "float", torch_dtype="bfloat16")
+    config = ModelConfig.from_folder(plain_)
+    for embedding, kv in (("int8", True), ("float", False)):
+        made = quantize(
+            plain_,
+            tmp_path / f"w8a8-{embedding}",
+            texts_of(96),
+            Options(tokens=64, least=1, most=64, embedding=embedding, kv=kv),
+        )
+        parts = planned(config, embedding=embedding == "int8", kv=kv)
+        before, after = (sum(side) for side in zip(*parts.values()))
+        kept = [x.alignment is not None and x.alignment.ridge is None for x in made.layers]
+        gates = sum(kept) * config.experts * config.hidden_size * 2  # those are still bfloat16
+        assert (made.source_bytes, made.nbytes) == (before, after - gates)
+
+
+def test_what_cannot_be_quantised_is_refused(tmp_path: Path) -> None:
+    plain_ = checkpoints.write_moge(tmp_path / "float", num_hidden_layers=1)
+    folder = quantised(plain_, tmp_path / "w8a8", tokens=24, least=1)
+    with pytest.raises(ValueError, match="is quantised already"):
+        quantize(folder, tmp_path / "again", texts_of(96))
+    with pytest.raises(ValueError, match="must be new or empty"):
+        quantize(plain_, folder, texts_of(96))
+    with pytest.raises(ValueError, match="calibration needs at least one text"):
+        quantize(plain_, tmp_path / "none", iter(()))
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(ValueError, match="tokens=0 must be at least 1"):
+        Options(tokens=0)
+    with pytest.raises(ValueError, match="embedding 'half' is not one of auto, int8, float"):
+        Options(embedding="half")
+
+
+def test_models_are_compared_place_by_place(tmp_path: Path) -> None:
+    model = load_model(checkpoints.write_moge(tmp_path / "a"), "float32")
+    other = load_model(checkpoints.write_moge(tmp_path / "b", seed=1), "float32")
+    texts = list(texts_of(96, 3, 20))
+    same = compare(model, model, texts)
+    assert (same.kl, same.agreement, same.ratio, same.tokens) == (0, 1, 1, 57)
+    apart = compare(model, other, texts)
+    assert apart.kl > 0.1 and apart.agreement < 0.5
+    swapped = compare(other, model, texts)
+    assert apart.perplexity == swapped.source_perplexity
+    with pytest.raises(ValueError, match="evaluation needs a text of at least 2 tokens"):
+        compare(model, model, [[1]])
+
+
+def test_tasks_are_graded_by_their_last_number(tmp_path: Path) -> None:
+    assert solves("3 + 4 = 7, so it is 7.", "7") and not solves("7, no, 8", "7")
+    assert solves("The answer is Paris.", "paris") and not solves("Paris or Rome", "Paris")
+    assert not solves("none", "7") and solves("-3", "-3.0")
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"prompt": "1 + 1", "answer": "2", "kind": "sum"}\n\n{"prompt": "x"}\n')
+    with pytest.raises(ValueError, match="line 3: it must be a JSON object with prompt and answer"):
+        read_tasks(path)
+
+
+def test_the_command_quantises_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain_ = checkpoints.write_moge(tmp_path / "float", num_hidden_layers=2, eos_token_id=None)
+    out = tmp_path / "w8a8"
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["quantize", str(plain_), str(out), "--tokens", "64", "--answer", "6", "--least", "1"]
+            + ["--check", "3", "--kv"]
+        )
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "perplexity" in said and "same experts" in said and f"--model {out}" in said
+    record = json.loads((out / "quantization_report.json").read_text())
+    assert record["bytes"] < record["source_bytes"] and len(record["layers"]) == 2
+    assert record["compared"]["agreement"] > 0.5 and record["compared"]["kl"] > 0
+    assert len(record["layers"][0]["expert_rows"]) == 16
+    with pytest.raises(SystemExit) as ended:
+        main(["quantize", str(plain_), "--plan"])
+    assert ended.value.code == 0 and "all" in capsys.readouterr().out
