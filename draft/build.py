@@ -9,7 +9,7 @@ from pathlib import Path
 from fastslow.draft.best import Best
 from fastslow.draft.first import First
 from fastslow.draft.head.draft import HeadDraft
-from fastslow.draft.head.head import Head
+from fastslow.draft.head.runner import Runner
 from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV, model_draft_across
 from fastslow.draft.model.spelling import Spelling
 from fastslow.draft.ngram import NgramDraft
@@ -54,7 +54,7 @@ class Means:
     law: Law
     only_best: Callable[[RequestView], bool]
     load_model: Callable[[str], Loaded]
-    load_head: Callable[[Path | None], Head]
+    load_head: Callable[[Path | None], Runner]
     load_corpus: Callable[[Path], Corpus]
     earlier: Earlier | None
     has_head: bool
@@ -124,7 +124,8 @@ def _make(name: str, settings: Speculation, means: Means) -> Drafter:
         return SuffixDraft(corpus, means.earlier)
     if name == "head":
         path = None if settings.head is None else Path(settings.head)
-        return HeadDraft(means.load_head(path), means.law, settings.width)
+        runner = means.load_head(path)
+        return HeadDraft(runner, means.law, settings.width, only_best=means.only_best)
     if name == "self":
         model = means.target if settings.layers is None else means.target.keep(settings.layers)
         groups = settings.groups if means.target.config.groups else None

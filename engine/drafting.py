@@ -12,7 +12,8 @@ from typing import Any
 from loguru import logger
 
 from fastslow.draft.build import Loaded, Means, build_drafter, check_drafter
-from fastslow.draft.head.head import Head, load_head
+from fastslow.draft.head.load import load_head
+from fastslow.draft.head.runner import Runner
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.earlier import Earlier
 from fastslow.engine.kv.cache import KVCache
@@ -125,7 +126,7 @@ class Drafting:
             )
         return model, spellings
 
-    def _load_head(self, path: Path | None) -> Head:
+    def _load_head(self, path: Path | None) -> Runner:
         return load_head(path or self._own_head or Path(HEAD), self._folder)
 
     def _load_corpus(self, path: Path) -> Corpus:

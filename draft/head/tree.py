@@ -25,6 +25,7 @@ class Growing:
         context, words: the request's.
         root: [H], the head's output at its last row.
         nodes: most nodes.
+        least: nodes less likely than this, with all before them, are left out; 0..1.
 
     Attributes:
         tokens, parents, scores: of all nodes so far; a score is the path's log-probability.
@@ -32,7 +33,10 @@ class Growing:
         rows: node -> its row in the context's draft, for nodes that went on.
     """
 
-    def __init__(self, context: Context, words: Words, root: Tensor, nodes: int) -> None:
+    def __init__(
+        self, context: Context, words: Words, root: Tensor, nodes: int, least: float = 0.0
+    ) -> None:
+        self._least = math.log(least) if least > 0 else -math.inf
         self.context = context
         self.words = words
         self.root = root
@@ -57,6 +61,7 @@ class Growing:
         fresh = range(first, len(self.tokens))
         # A node that is not among the best so far has no child that is.
         bar = sorted(self.scores, reverse=True)[min(self.nodes, len(self.scores)) - 1]
+        bar = max(bar, self._least)
         best = sorted(fresh, key=lambda node: -self.scores[node])[:width]
         self.frontier = sorted(node for node in best if self.scores[node] >= bar)
 
@@ -69,7 +74,8 @@ class Growing:
 
     def tree(self) -> Tree:
         """The likeliest nodes within the budget; a parent is never less likely than its child."""
-        order = sorted(range(len(self.tokens)), key=lambda node: (-self.scores[node], node))
+        likely = (n for n, score in enumerate(self.scores) if score >= self._least)
+        order = sorted(likely, key=lambda node: (-self.scores[node], node))
         kept = sorted(order[: self.nodes])
         place = {node: i for i, node in enumerate(kept)} | {-1: -1}
         return Tree(

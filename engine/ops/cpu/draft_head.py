@@ -42,8 +42,7 @@ class DraftShape:
 class DraftKernels:
     """Runs a head; its requests are numbers that `open` gives.
 
-    Weights are int8 with a scale per output, activations int8 with a scale per 32, keys and values
-    bfloat16. A row's bits depend neither on other rows nor on the number of threads, torch's.
+    Activations are int8 with a scale per 32, keys and values bfloat16. A row's bits depend neither on other rows nor on the number of threads, torch's.
 
     Args:
         shape: of the layer.
@@ -51,15 +50,23 @@ class DraftKernels:
             [D, H]; vectors [H] "embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm".
         ids: int64 [D], the tokens of the head's rows.
         embedding: [V, H], float32 or bfloat16; not copied.
+        form: of the matrices. Between two drafts the target's weights pass through the caches, so
+            the bytes of a head are most of its time: int4 took three quarters of int8's.
 
     Raises:
         MemoryError: there is none left, here and in all methods.
     """
 
     def __init__(
-        self, shape: DraftShape, weights: Mapping[str, Tensor], ids: Tensor, embedding: Tensor
+        self,
+        shape: DraftShape,
+        weights: Mapping[str, Tensor],
+        ids: Tensor,
+        embedding: Tensor,
+        form: Format = Format.INT4,
     ) -> None:
         self.shape = shape
+        self.form = form
         self.features = weights["fuse"].shape[1]
         self._kernels = library.kernels()
         if embedding.dtype not in (torch.float32, torch.bfloat16):
@@ -143,7 +150,7 @@ class DraftKernels:
         nodes: Sequence[int],
         width: int,
         depth: int,
-        least: float,
+        least: Sequence[float],
     ) -> list[Tree]:
         """Take rows in, and give each text's tree.
 
@@ -155,7 +162,7 @@ class DraftKernels:
             nodes: most nodes of each tree; 0 = none.
             width: nodes of a depth that go on, and children of each.
             depth: of the deepest node.
-            least: no node is less likely than this with all before it, 0..1.
+            least: no node of a tree is less likely than this with all before it, 0..1.
         """
         count, most = len(contexts), max(*nodes, 1)
         numbers = np.array([*contexts, *fresh, *nodes], dtype=np.int64)
@@ -163,14 +170,15 @@ class DraftKernels:
         values = features.float().contiguous()
         found = np.empty(count * (1 + 2 * most), dtype=np.int64)
         scores: Floats = np.empty(count * most, dtype=np.float32)
+        bounds: Floats = np.array(least, dtype=np.float32)
         start, into = numbers.ctypes.data, found.ctypes.data
         args = library.DraftArgs(
             threads=torch.get_num_threads(),
             requests=count,
             width=width,
             depth=depth,
-            least=least,
             most=most,
+            least=bounds.ctypes.data,
             contexts=start,
             fresh=start + 8 * count,
             nodes=start + 16 * count,
@@ -220,10 +228,10 @@ class DraftKernels:
     def _pack(self, matrix: Tensor, rows: Ints, inputs: int) -> library.Matrix:
         picked = matrix.float()[torch.from_numpy(np.maximum(rows, 0))].contiguous().numpy()
         picked[rows < 0] = 0
-        size = len(rows) // library.TILE * int(self._kernels.fs_tile_bytes(Format.INT8, inputs))
+        size = len(rows) // library.TILE * int(self._kernels.fs_tile_bytes(self.form, inputs))
         tiles = self._room(size)
-        self._kernels.fs_pack(Format.INT8, tiles, picked.ctypes.data, len(rows), inputs)
-        return library.Matrix(tiles, None, Format.INT8, inputs, len(rows))
+        self._kernels.fs_pack(self.form, tiles, picked.ctypes.data, len(rows), inputs)
+        return library.Matrix(tiles, None, self.form, inputs, len(rows))
 
     def _vector(self, values: Tensor) -> int:
         at = self._room(4 * len(values))

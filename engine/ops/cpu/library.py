@@ -85,11 +85,9 @@ class StepArgs(Structure):
 
 class DraftArgs(Structure):
     _fields_ = [
-        *((name, c_int32) for name in ("threads", "requests", "width", "depth")),
-        ("least", c_float),
-        ("most", c_int32),
+        *((name, c_int32) for name in ("threads", "requests", "width", "depth", "most")),
         *((name, c_void_p) for name in ("contexts", "fresh", "after", "features", "nodes")),
-        *((name, c_void_p) for name in ("counts", "tokens", "parents", "scores")),
+        *((name, c_void_p) for name in ("least", "counts", "tokens", "parents", "scores")),
     ]
 
 

@@ -19,13 +19,13 @@ struct DraftArgs {
     int32_t threads, requests;
     int32_t width;  // nodes of a depth that go on, and children of each
     int32_t depth;  // of the deepest node
-    float least;    // no node less likely than this, with all before it
     int32_t most;   // room for nodes of a request
     const int64_t* contexts;  // [B]
     const int64_t* fresh;     // [B] rows to take in first
     const int64_t* after;     // [R] the token after each of them
     const float* features;    // [R, F]
     const int64_t* nodes;     // [B] most nodes to draft
+    const float* least;       // [B] no node less likely than this, with all before it
     int64_t* counts;          // [B] nodes drafted
     int64_t *tokens, *parents;  // [B, most]; -1 = after the last row taken in
     float* scores;              // [B, most] likelihood of a node and all before it

@@ -74,10 +74,11 @@ int64_t GrowingTree::depth(int node) const {
 }
 
 Forest::Forest(DraftHead& head, const DraftArgs& args, const std::vector<DraftContext*>& contexts)
-    : head_(head), args_(args), least_(args.least > 0.0f ? std::log(args.least) : NOTHING) {
+    : head_(head), args_(args) {
     trees_.resize(contexts.size());
     for (size_t b = 0; b < contexts.size(); b++) {
         trees_[b].context = contexts[b];
+        trees_[b].least = args.least[b] > 0.0f ? std::log(args.least[b]) : NOTHING;
         trees_[b].most = (int)std::min<int64_t>(args.nodes[b], args.most);
     }
 }
@@ -107,7 +108,7 @@ void Forest::sprout(GrowingTree& tree, const std::vector<int>& parents, const fl
     if (scores.empty()) return;
     const size_t last = std::min<size_t>(tree.most, scores.size()) - 1;
     std::nth_element(scores.begin(), scores.begin() + last, scores.end(), std::greater<float>());
-    const float bar = std::max(scores[last], least_);
+    const float bar = std::max(scores[last], tree.least);
     std::vector<int> fresh;
     for (int n = before; n < (int)tree.nodes.size(); n++) fresh.push_back(n);
     std::stable_sort(fresh.begin(), fresh.end(),
@@ -180,7 +181,7 @@ void Forest::write() const {
         const GrowingTree& tree = trees_[b];
         std::vector<int> order;
         for (int n = 0; n < (int)tree.nodes.size(); n++)
-            if (tree.nodes[n].score >= least_) order.push_back(n);
+            if (tree.nodes[n].score >= tree.least) order.push_back(n);
         std::stable_sort(order.begin(), order.end(),
                          [&](int a, int b) { return tree.nodes[a].score > tree.nodes[b].score; });
         order.resize(std::min<size_t>(order.size(), std::max(tree.most, 0)));

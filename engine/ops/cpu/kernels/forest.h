@@ -29,6 +29,7 @@ struct GrowingTree {
     };
     DraftContext* context = nullptr;
     int most = 0;
+    float least = 0.0f;  // no score below it
     std::vector<Node> nodes;
     std::vector<int> frontier;
     std::vector<std::vector<float>> states;  // hidden states in the order of the frontier's parents
@@ -51,7 +52,6 @@ private:
 
     DraftHead& head_;
     const DraftArgs& args_;
-    float least_;
     std::vector<GrowingTree> trees_;
 };
 
