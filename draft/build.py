@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from fastslow.draft.suffix.earlier import Earlier
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import Speculation, nearest
-from fastslow.engine.types import Drafter, Law, RequestView
+from fastslow.engine.types import Drafter, Law, RequestView, Worth
 
+AUTO_WIDTH = 3
 NAMES = ("suffix", "ngram", "head", "self", "model")
 
 
@@ -47,6 +48,7 @@ class Means:
         load_corpus: the stored answers at a path.
         earlier: the engine's own answers; None = they are not kept.
         has_head: whether a head belongs to the target.
+        worth: what tokens and rows are worth in a batch's step; None = unknown.
     """
 
     target: Model
@@ -58,6 +60,7 @@ class Means:
     load_corpus: Callable[[Path], Corpus]
     earlier: Earlier | None
     has_head: bool
+    worth: Callable[[Sequence[RequestView]], Worth] | None = None
 
 
 def check_drafter(settings: Speculation, groups: int, has_head: bool = False) -> list[str]:
@@ -74,7 +77,7 @@ def check_drafter(settings: Speculation, groups: int, has_head: bool = False) ->
             head.
     """
     if settings.drafter == "auto":
-        return ["suffix"]
+        return ["suffix", "head"] if has_head or settings.head is not None else ["suffix"]
     names = settings.drafter.replace("|", "+").split("+")
     for name in names:
         if name not in NAMES:
@@ -103,7 +106,8 @@ def build_drafter(settings: Speculation, means: Means) -> Drafter:
     """Make the drafter that a request asked for.
 
     "a+b" asks b where a says nothing; "a|b" takes, step by step, the one that promises more. "auto"
-    is the suffix drafter: on a CPU a head takes longer than what it brings (docs/log.md).
+    is "suffix|head" where the model has a head, whose trees are then AUTO_WIDTH wide, else "suffix".
+    How long drafters take is weighed where the length is the engine's to choose.
 
     Args:
         settings: what a request asked for.
@@ -113,7 +117,9 @@ def build_drafter(settings: Speculation, means: Means) -> Drafter:
     made = [_make(name, settings, means) for name in names]
     if len(made) == 1:
         return made[0]
-    return First(*made) if "+" in settings.drafter else Best(made)
+    if "+" in settings.drafter:
+        return First(*made)
+    return Best(made, means.worth if settings.nodes is None else None)
 
 
 def _make(name: str, settings: Speculation, means: Means) -> Drafter:
@@ -125,7 +131,8 @@ def _make(name: str, settings: Speculation, means: Means) -> Drafter:
     if name == "head":
         path = None if settings.head is None else Path(settings.head)
         runner = means.load_head(path)
-        return HeadDraft(runner, means.law, settings.width, only_best=means.only_best)
+        width = AUTO_WIDTH if settings.drafter == "auto" else settings.width
+        return HeadDraft(runner, means.law, width, only_best=means.only_best)
     if name == "self":
         model = means.target if settings.layers is None else means.target.keep(settings.layers)
         groups = settings.groups if means.target.config.groups else None

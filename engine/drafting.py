@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +23,7 @@ from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import Speculation
 from fastslow.engine.sampling import decide, only_best
 from fastslow.engine.text.tokenizer import Tokenizer, same_vocabulary
-from fastslow.engine.types import Drafter
+from fastslow.engine.types import Drafter, RequestView, Worth
 
 HEAD = "draft_head.safetensors"  # in the checkpoint's folder
 
@@ -39,6 +39,7 @@ class Drafting:
         options: dtype, quantization, device and progress of draft models.
         cache_for: pages for a draft model with a context no longer than the target's.
         remember: whether answers are kept to draft later ones.
+        worth: what tokens and rows are worth in a batch's step.
 
     Attributes:
         made: the drafters so far; it grows while the engine runs.
@@ -53,6 +54,7 @@ class Drafting:
         options: dict[str, Any],
         cache_for: Callable[[Model], KVCache],
         remember: bool,
+        worth: Callable[[Sequence[RequestView]], Worth],
     ) -> None:
         self.made: dict[Speculation, Drafter] = {}
         self._keys: dict[Speculation, Speculation] = {}
@@ -73,6 +75,7 @@ class Drafting:
             load_corpus=cache(self._load_corpus),
             earlier=Earlier() if remember else None,
             has_head=self._own_head is not None,
+            worth=worth,
         )
 
     @property
@@ -86,7 +89,9 @@ class Drafting:
         Raises:
             ValueError: one sentence about what does not fit.
         """
-        key = settings.model_copy(update={"nodes": 0, "accept": "auto"})
+        # whether the length is fixed matters, how long it is does not
+        nodes = None if settings.nodes is None else 0
+        key = settings.model_copy(update={"nodes": nodes, "accept": "auto"})
         # always the same object: dictionaries then need not compare all fields in every step
         key = self._keys.setdefault(key, key)
         if settings.drafter == "off":

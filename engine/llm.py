@@ -114,6 +114,8 @@ class LLM:
         self._tags = tags_for(self.tokenizer, template) if self.tokenizer is not None else None
         self._door = Door(config, self.tokenizer, template, context)
         self._kv = self._cache_for(self.model, context, prefix_caching)
+        identity = f"{folder.resolve()} {quantization}"
+        self._clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
         self._drafting = Drafting(
             folder,
             self.model,
@@ -122,12 +124,11 @@ class LLM:
             self._load_options,
             lambda model: self._cache_for(model, min(context, model.config.context), True),
             remember,
+            self._clock.worth,
         )
         self._usual = Speculation()
         self._advised: set[str] = set()
         self._ids = itertools.count()
-        identity = f"{folder.resolve()} {quantization}"
-        self._clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
         self._odds: dict[Speculation, Odds] = {}
         drafter = Each(self._drafting.made, self._clock.drafted)
         self._core = Core(self.model, self._kv, drafter, prompt_rows, max_running, self._clock)

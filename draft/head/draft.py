@@ -95,7 +95,7 @@ class HeadDraft:
             for b, request, _ in known
         ]
         states = [state for _, _, state in known]
-        least = [0.0 if r.speculation.nodes else LEAST for _, r, _ in known]
+        least = [LEAST if r.speculation.nodes is None else 0.0 for _, r, _ in known]
         depth = self._depth if self._width > 1 else max(grown)
         made = self._grow(states, grown, depth, least)
         drawn = [
