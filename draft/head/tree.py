@@ -73,10 +73,19 @@ class Growing:
         return parents
 
     def tree(self) -> Tree:
-        """The likeliest nodes within the budget; a parent is never less likely than its child."""
+        """The likeliest nodes within the budget; a parent is never less likely than its child. The
+        likeliest path comes first, then what branches off its end: rows of a path that is accepted
+        then mostly stand where they should."""
         likely = (n for n, score in enumerate(self.scores) if score >= self._least)
-        order = sorted(likely, key=lambda node: (-self.scores[node], node))
-        kept = sorted(order[: self.nodes])
+        order = sorted(likely, key=lambda node: (-self.scores[node], node))[: self.nodes]
+        children: dict[int, list[int]] = {-1: [], **{node: [] for node in order}}
+        for node in reversed(order):  # so that the likeliest is taken first
+            children[self.parents[node]].append(node)
+        kept: list[int] = []
+        ahead = children[-1]
+        while ahead:
+            kept.append(ahead.pop())
+            ahead += children[kept[-1]]
         place = {node: i for i, node in enumerate(kept)} | {-1: -1}
         return Tree(
             [self.tokens[node] for node in kept],

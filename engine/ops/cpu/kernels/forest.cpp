@@ -175,7 +175,8 @@ void Forest::deepen(std::vector<GrowingTree*>& growing) {
     growing = going;
 }
 
-// The likeliest nodes within the budget; a parent is never less likely than its child.
+// The likeliest nodes within the budget; a parent is never less likely than its child. The likeliest path
+// comes first, then what branches off its end: rows of an accepted path mostly stand where they should.
 void Forest::write() const {
     for (size_t b = 0; b < trees_.size(); b++) {
         const GrowingTree& tree = trees_[b];
@@ -185,17 +186,22 @@ void Forest::write() const {
         std::stable_sort(order.begin(), order.end(),
                          [&](int a, int b) { return tree.nodes[a].score > tree.nodes[b].score; });
         order.resize(std::min<size_t>(order.size(), std::max(tree.most, 0)));
-        std::sort(order.begin(), order.end());
+        std::vector<std::vector<int>> children(tree.nodes.size() + 1);  // of node n at n + 1
+        for (size_t i = order.size(); i-- > 0;)  // so that the likeliest is taken first
+            children[tree.nodes[order[i]].parent + 1].push_back(order[i]);
         const size_t at = b * args_.most;
-        std::vector<int> place(tree.nodes.size(), -1);
-        for (size_t i = 0; i < order.size(); i++) {
-            const auto& node = tree.nodes[order[i]];
-            place[order[i]] = (int)i;
-            args_.tokens[at + i] = node.token;
-            args_.parents[at + i] = node.parent < 0 ? -1 : place[node.parent];
-            args_.scores[at + i] = std::exp(node.score);
+        std::vector<int> ahead = children[0], place(tree.nodes.size() + 1, -1);
+        size_t count = 0;
+        for (; !ahead.empty(); count++) {
+            const int n = ahead.back();
+            ahead.pop_back();
+            place[n + 1] = (int)count;
+            args_.tokens[at + count] = tree.nodes[n].token;
+            args_.parents[at + count] = place[tree.nodes[n].parent + 1];
+            args_.scores[at + count] = std::exp(tree.nodes[n].score);
+            ahead.insert(ahead.end(), children[n + 1].begin(), children[n + 1].end());
         }
-        args_.counts[b] = (int64_t)order.size();
+        args_.counts[b] = (int64_t)count;
     }
 }
 
