@@ -9,52 +9,24 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fastslow.draft.columns import columns, union
+from fastslow.draft.gains import OLD_ALL, OLD_OWN, PATIENCE, Case, Known
 from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict, Worth
 
-PRIOR = 1.0  # tokens that a drafter is thought to bring before it has spoken
-OLD = 10.0, 50.0  # proposals after which older ones fade: of a request, of all requests
-STEADY = 0.02  # weight of the newest time
-PATIENCE = 8, 128  # steps in which a drafter that pays for nobody is not tried: at first, at last
 WAKING = 4  # steps before it is tried in which its features are gathered
 BEGUN = 3.0  # proposals of its own as which those of others count for a new request
 FREE = Worth(1.0, 0.0)
 
 
 @dataclass(slots=True)
-class _Known:
-    """What proposals of one drafter brought, running means: tokens accepted less what the rows took,
-    in tokens; and accepted over promised, where scores promise something."""
-
-    gain: float = PRIOR
-    trust: float = 1.0
-    count: float = 1.0
-
-    def learn(self, gain: float, accepted: int, promised: float, old: float) -> None:
-        self.count = min(self.count + 1, old)
-        self.gain += (gain - self.gain) / self.count
-        if promised > 0:
-            kept = min(accepted / promised * self.trust, 1.5)
-            self.trust += (kept - self.trust) / max(self.count, OLD[0])
-
-
-@dataclass(slots=True)
-class _Trial:
-    """When a drafter that pays for nobody is tried again. wait, patience: steps. turn: whose."""
-
-    wait: int = 0
-    patience: int = PATIENCE[0]
-    turn: int = 0
-
-
-@dataclass(slots=True)
 class _Record:
-    """What one request's drafters brought, and what was said in this step.
+    """What one request's drafters brought, case by case, and what was said in this step.
 
     spoke: the drafter of the tree, or -1. said: tokens that it promises; promised: the same less its
     rows; rows: what these take, in tokens.
     """
 
-    known: list[_Known]
+    cases: dict[int, list[Known]] = field(default_factory=dict)
+    known: list[Known] = field(default_factory=list)  # in this step's case
     spoke: int = -1
     said: float = 0.0
     promised: float = 0.0
@@ -68,9 +40,9 @@ class Best:
     The cheaper drafters come first. One is asked where what it has brought, less what those before
     it promise now, is worth its time and its rows. One that is worth it for no request is tried for
     one of them after some steps, and more and more of them. So a drafter that never pays is hardly
-    ever run, and its features are not gathered. A drafter's promise is the sum of its nodes' scores, corrected by how such promises
-    were kept in this request, or what its proposals have brought where it gives no scores. No
-    sampled token is looked at, beyond what scores may know.
+    ever run, and its features are not gathered. A drafter's promise is the sum of its nodes' scores,
+    corrected by how such promises were kept in this request, or what its proposals have brought
+    where it gives no scores. No sampled token is looked at, beyond what scores may know.
 
     Args:
         drafters: in the order in which they are asked; at least one.
@@ -87,21 +59,19 @@ class Best:
     clock: Callable[[], float] = time.perf_counter
     features: tuple[int, ...] = ()
     _records: dict[int, _Record] = field(default_factory=dict)
-    _known: list[_Known] = field(default_factory=list)  # of all requests
-    _trials: list[_Trial] = field(default_factory=list)
-    _seconds: list[float] = field(default_factory=list)  # that asking takes for each request
+    _cases: dict[int, Case] = field(default_factory=dict)  # by the bits of a batch's size
+    _case: Case = field(default_factory=lambda: Case.of(0))  # this step's
 
     def __post_init__(self) -> None:
         if not self.drafters:
             raise ValueError("Best() needs at least one drafter")
         self.features = union(self.drafters)
-        self._known = [_Known() for _ in self.drafters]
-        self._trials = [_Trial() for _ in self.drafters]
-        self._seconds = [0.0] * len(self.drafters)
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
         trees = [Tree()] * len(batch)
-        records = [self._record(request) for request in batch]
+        bits = len(batch).bit_length()
+        case = self._case = self._cases.setdefault(bits, Case.of(len(self.drafters)))
+        records = [self._record(request, bits) for request in batch]
         for record in records:
             record.spoke, record.promised = -1, 0.0
         worth = FREE if self.worth is None else self.worth(batch)
@@ -110,7 +80,7 @@ class Best:
             asked = self._asked(i, records, nodes, worth)
             if any(asked):
                 self._ask(i, batch, asked, worth, trees, records)
-            if self._trials[i].wait <= WAKING:
+            if case.trials[i].wait <= WAKING:
                 awake.append(drafter)
         self.features = union(awake)
         return Draft.of(trees)
@@ -128,16 +98,16 @@ class Best:
                 continue
             i, accepted = record.spoke, len(path)
             gain = accepted - record.rows
-            record.known[i].learn(gain, accepted, record.said, OLD[0])
-            self._known[i].learn(gain, accepted, record.said, OLD[1])
+            record.known[i].learn(gain, accepted, record.said, OLD_OWN)
+            self._case.known[i].learn(gain, accepted, record.said, OLD_ALL)
             record.spoke = -1
 
     def _asked(
         self, i: int, records: Sequence[_Record], nodes: Sequence[int], worth: Worth
     ) -> list[int]:
         """The nodes for which a drafter is asked now, 0 where it is not."""
-        price = 0.0 if self.worth is None else self._seconds[i]
-        trial = self._trials[i]
+        price = 0.0 if self.worth is None else self._case.costs[i].seconds
+        trial = self._case.trials[i]
         asked, pays = [0] * len(nodes), False
         for b, (record, most) in enumerate(zip(records, nodes)):
             if most > 0 and record.known[i].gain * worth.token > price:
@@ -166,9 +136,9 @@ class Best:
     ) -> None:
         started = self.clock()
         draft = self.drafters[i].propose(batch, nodes)
-        taken = (self.clock() - started) / sum(most > 0 for most in nodes)
-        before = self._seconds[i] or taken
-        self._seconds[i] = before + STEADY * (min(taken, 4 * before) - before)
+        taken = self.clock() - started
+        if len(draft.tokens):  # else it knew at once that it has nothing to say
+            self._case.costs[i].learn(taken / sum(most > 0 for most in nodes))
         row = worth.row / worth.token
         for b, record in enumerate(records):
             tree = draft.tree(b)
@@ -193,11 +163,14 @@ class Best:
         for request in requests:
             self._records.pop(request, None)
 
-    def _record(self, request: RequestView) -> _Record:
+    def _record(self, request: RequestView, bits: int) -> _Record:
         record = self._records.get(request.id)
-        if record is None:  # what other requests saw is where it begins
-            known = [replace(of_all, count=min(of_all.count, BEGUN)) for of_all in self._known]
-            record = self._records[request.id] = _Record(known)
+        if record is None:
+            record = self._records[request.id] = _Record()
+        if bits not in record.cases:  # what other requests saw is where it begins
+            known = (replace(k, count=min(k.count, BEGUN)) for k in self._case.known)
+            record.cases[bits] = list(known)
+        record.known = record.cases[bits]
         return record
 
 
