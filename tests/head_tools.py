@@ -22,7 +22,8 @@ def tiny_weights(
     target: Path, layers: tuple[int, ...] = (0, 1), size: int = 10, seed: int = 0
 ) -> tuple[HeadConfig, dict[str, Tensor]]:
     """An untrained head whose every part matters."""
-    config, weights = first_weights(target, layers, draft_vocabulary([5, 6, 7, 8], size, 12), seed)
+    tokens = draft_vocabulary([5, 6, 7, 8], size, max(12, size))
+    config, weights = first_weights(target, layers, tokens, seed)
     random = torch.Generator().manual_seed(seed)
     for name in (*MATRICES, *NORMS):
         noise = torch.randn(weights[name].shape, generator=random)

@@ -10,6 +10,7 @@ from fastslow.draft.head.config import HeadConfig
 from fastslow.draft.head.target import Ends
 from fastslow.draft.head.words import Common, Words
 from fastslow.engine.ops.cpu.draft_head import DraftKernels, DraftShape
+from fastslow.engine.ops.cpu.formats import Format
 from fastslow.engine.types import Floats, Ints, Tree
 
 
@@ -19,9 +20,16 @@ class KernelRunner:
     Args:
         config, weights: of the head.
         ends: of the target.
+        form: that its matrices are packed in.
     """
 
-    def __init__(self, config: HeadConfig, weights: dict[str, Tensor], ends: Ends) -> None:
+    def __init__(
+        self,
+        config: HeadConfig,
+        weights: dict[str, Tensor],
+        ends: Ends,
+        form: Format = Format.INT4,
+    ) -> None:
         self.layers = config.layers
         self.hidden = config.hidden
         self.width = len(ends.embedding)
@@ -37,7 +45,7 @@ class KernelRunner:
             window=config.window,
         )
         table = {**weights, "head": ends.head[tokens]}
-        self._kernels = DraftKernels(shape, table, tokens, ends.embedding)
+        self._kernels = DraftKernels(shape, table, tokens, ends.embedding, form)
         self._common = Common(tokens, ends.head)
         self._words: dict[int, Words] = {}
 
