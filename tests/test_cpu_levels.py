@@ -13,7 +13,13 @@ from kernel_tools import compiled
 from fastslow.engine.ops.cpu import build, library
 
 HERE = Path(__file__).parent
-KERNEL_TESTS = ["test_cpu_formats.py", "test_model.py", "test_best.py", "test_kv_tiles.py"]
+KERNEL_TESTS = [
+    "test_cpu_formats.py",
+    "test_model.py",
+    "test_best.py",
+    "test_kv_tiles.py",
+    "test_draft_kernels.py",
+]
 ROW_TESTS = "test_model_rows.py::test_tree_rows_equal_plain_decoding"
 
 
