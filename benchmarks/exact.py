@@ -38,7 +38,8 @@ from rich.table import Table
 from fastslow.draft.base import Stateless
 from fastslow.draft.build import Loaded, Means, build_drafter
 from fastslow.draft.each import Each
-from fastslow.draft.head.head import Head, load_head
+from fastslow.draft.head.load import load_head
+from fastslow.draft.head.runner import Runner
 from fastslow.draft.model import BorrowedKV, ModelDraft
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.earlier import Earlier
@@ -223,7 +224,7 @@ class Bench:
             law=decide,
             only_best=only_best,
             load_model=lambda _: self._small_model(draft_pages),
-            load_head=lambda _: cast(Head, self.head),
+            load_head=lambda _: cast(Runner, self.head),
             load_corpus=_no_corpus,
             earlier=Earlier(),
             has_head=False,

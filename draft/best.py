@@ -2,49 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from fastslow.draft.columns import columns, union
-from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict
+from fastslow.draft.gains import OLD_ALL, OLD_OWN, PATIENCE, Case, Known
+from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict, Worth
 
-PRIOR = 1.0  # tokens that a drafter is thought to bring before it has spoken
-RATE = 0.1  # weight of the newest proposal
+WAKING = 4  # steps before it is tried in which its features are gathered
+BEGUN = 3.0  # proposals of its own as which those of others count for a new request
+FREE = Worth(1.0, 0.0)
 
 
 @dataclass(slots=True)
 class _Record:
-    """What one request's drafters brought.
+    """What one request's drafters brought, case by case, and what was said in this step.
 
-    gains: tokens accepted of a proposal, running means. trust: accepted over promised, where scores
-    promise something.
+    spoke: the drafter of the tree, or -1. said: tokens that it promises; promised: the same less its
+    rows; rows: what these take, in tokens.
     """
 
-    gains: list[float]
-    trust: list[float]
+    cases: dict[int, list[Known]] = field(default_factory=dict)
+    known: list[Known] = field(default_factory=list)  # in this step's case
     spoke: int = -1
+    said: float = 0.0
     promised: float = 0.0
-    read: int = 0  # tokens of the text when it spoke
+    rows: float = 0.0
 
 
 @dataclass(slots=True)
 class Best:
-    """`Best(a, b)`: a speaks where its proposal promises at least what b has brought on average.
+    """`Best([a, b])`: a speaks where its proposal promises at least what b would bring.
 
-    The cheaper drafters come first: those behind are asked only where they may bring more, so one
-    that is never worth its time is hardly ever run. A drafter's promise is the sum of its nodes'
-    scores, corrected by how such promises were kept in this request, or what its proposals have
-    brought where it gives no scores. No sampled token is looked at, beyond what scores may know.
+    The cheaper drafters come first. One is asked where what it has brought, less what those before
+    it promise now, is worth its time and its rows. One that is worth it for no request is tried for
+    one of them after some steps, and more and more of them. So a drafter that never pays is hardly
+    ever run, and its features are not gathered. A drafter's promise is the sum of its nodes' scores,
+    corrected by how such promises were kept in this request, or what its proposals have brought
+    where it gives no scores. No sampled token is looked at, beyond what scores may know.
 
     Args:
         drafters: in the order in which they are asked; at least one.
+        worth: what a token and a row are worth in the batch's step; None = drafters and rows cost
+            nothing.
+        clock: seconds.
+
+    Attributes:
+        features: the layers that those read who draft now or soon.
     """
 
     drafters: Sequence[Drafter]
+    worth: Callable[[Sequence[RequestView]], Worth] | None = None
+    clock: Callable[[], float] = time.perf_counter
     features: tuple[int, ...] = ()
     _records: dict[int, _Record] = field(default_factory=dict)
+    _cases: dict[int, Case] = field(default_factory=dict)  # by the bits of a batch's size
+    _case: Case = field(default_factory=lambda: Case.of(0))  # this step's
 
     def __post_init__(self) -> None:
         if not self.drafters:
@@ -53,41 +69,93 @@ class Best:
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
         trees = [Tree()] * len(batch)
-        records = [self._record(request) for request in batch]
-        for record, request in zip(records, batch):
-            record.spoke, record.promised, record.read = -1, 0.0, len(request.tokens)
+        bits = len(batch).bit_length()
+        case = self._case = self._cases.setdefault(bits, Case.of(len(self.drafters)))
+        records = [self._record(request, bits) for request in batch]
+        for record in records:
+            record.spoke, record.promised = -1, 0.0
+        worth = FREE if self.worth is None else self.worth(batch)
+        awake = []
         for i, drafter in enumerate(self.drafters):
-            left = [
-                0 if record.spoke >= 0 and record.promised >= record.gains[i] else most
-                for record, most in zip(records, nodes)
-            ]
-            draft = drafter.propose(batch, left)  # 0 nodes lets it read the text all the same
-            for b, record in enumerate(records):
-                tree = draft.tree(b)
-                if not tree.tokens:
-                    continue
-                promise = record.gains[i]
-                if tree.scores is not None:
-                    promise = sum(tree.scores) * record.trust[i]
-                if record.spoke < 0 or promise > record.promised:
-                    trees[b], record.spoke, record.promised = tree, i, promise
+            asked = self._asked(i, records, nodes, worth)
+            if any(asked):
+                self._ask(i, batch, asked, worth, trees, records)
+            if case.trials[i].wait <= WAKING:
+                awake.append(drafter)
+        self.features = union(awake)
         return Draft.of(trees)
 
     def commit(
         self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
     ) -> None:
         for drafter in self.drafters:
-            drafter.commit(batch, verdict, columns(features, self.features, drafter.features))
+            there = features is not None and set(drafter.features) <= set(self.features)
+            own = columns(features, self.features, drafter.features) if there else None
+            drafter.commit(batch, verdict, own)
         for request, path in zip(batch, verdict.paths, strict=True):
             record = self._records.get(request.id)
             if record is None or record.spoke < 0:
                 continue
-            i = record.spoke
-            record.gains[i] += RATE * (len(path) - record.gains[i])
-            if record.promised > 0:
-                kept = min(len(path) / record.promised * record.trust[i], 1.5)
-                record.trust[i] += RATE * (kept - record.trust[i])
+            i, accepted = record.spoke, len(path)
+            gain = accepted - record.rows
+            record.known[i].learn(gain, accepted, record.said, OLD_OWN)
+            self._case.known[i].learn(gain, accepted, record.said, OLD_ALL)
             record.spoke = -1
+
+    def _asked(
+        self, i: int, records: Sequence[_Record], nodes: Sequence[int], worth: Worth
+    ) -> list[int]:
+        """The nodes for which a drafter is asked now, 0 where it is not."""
+        price = 0.0 if self.worth is None else self._case.costs[i].seconds
+        trial = self._case.trials[i]
+        asked, pays = [0] * len(nodes), False
+        for b, (record, most) in enumerate(zip(records, nodes)):
+            if most > 0 and record.known[i].gain * worth.token > price:
+                pays = True  # though another one may be better now
+                if (record.known[i].gain - record.promised) * worth.token > price:
+                    asked[b] = most
+        if pays:
+            trial.wait, trial.patience = 0, PATIENCE[0]
+        elif trial.wait > 0:
+            trial.wait -= 1
+        elif any(nodes):
+            trial.turn = next(b for b in _around(trial.turn + 1, len(nodes)) if nodes[b] > 0)
+            asked[trial.turn] = nodes[trial.turn]
+            trial.wait = trial.patience
+            trial.patience = min(2 * trial.patience, PATIENCE[1])
+        return asked
+
+    def _ask(
+        self,
+        i: int,
+        batch: Sequence[RequestView],
+        nodes: Sequence[int],
+        worth: Worth,
+        trees: list[Tree],
+        records: Sequence[_Record],
+    ) -> None:
+        started = self.clock()
+        draft = self.drafters[i].propose(batch, nodes)
+        taken = self.clock() - started
+        if len(draft.tokens):  # else it knew at once that it has nothing to say
+            self._case.costs[i].learn(taken / sum(most > 0 for most in nodes))
+        row = worth.row / worth.token
+        for b, record in enumerate(records):
+            tree = draft.tree(b)
+            if not tree.tokens:
+                continue
+            known = record.known[i]
+            if tree.scores is None:
+                said, promise, rows = 0.0, known.gain, len(tree.tokens) * row
+            else:
+                likely = [score * known.trust for score in tree.scores]
+                paying = [chance for chance in likely if chance > row]  # the others will be cut
+                said, rows = sum(paying), len(paying) * row
+                promise = said - rows
+            if record.spoke < 0 or promise > record.promised:
+                trees[b] = tree._replace(by=i)
+                record.spoke, record.said, record.rows = i, said, rows
+                record.promised = promise
 
     def release(self, requests: Collection[int]) -> None:
         for drafter in self.drafters:
@@ -95,8 +163,17 @@ class Best:
         for request in requests:
             self._records.pop(request, None)
 
-    def _record(self, request: RequestView) -> _Record:
-        if request.id not in self._records:
-            count = len(self.drafters)
-            self._records[request.id] = _Record([PRIOR] * count, [1.0] * count)
-        return self._records[request.id]
+    def _record(self, request: RequestView, bits: int) -> _Record:
+        record = self._records.get(request.id)
+        if record is None:
+            record = self._records[request.id] = _Record()
+        if bits not in record.cases:  # what other requests saw is where it begins
+            known = (replace(k, count=min(k.count, BEGUN)) for k in self._case.known)
+            record.cases[bits] = list(known)
+        record.known = record.cases[bits]
+        return record
+
+
+def _around(first: int, count: int) -> Iterator[int]:
+    """All places, from one on and then those before it."""
+    return ((first + n) % count for n in range(count))

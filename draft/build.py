@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastslow.draft.best import Best
 from fastslow.draft.first import First
-from fastslow.draft.head.base import DraftHead
 from fastslow.draft.head.draft import HeadDraft
+from fastslow.draft.head.runner import Runner
 from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV, model_draft_across
 from fastslow.draft.model.spelling import Spelling
 from fastslow.draft.ngram import NgramDraft
@@ -19,8 +19,9 @@ from fastslow.draft.suffix.earlier import Earlier
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import Speculation, nearest
-from fastslow.engine.types import Drafter, Law, RequestView
+from fastslow.engine.types import Drafter, Law, RequestView, Worth
 
+AUTO_WIDTH = 3
 NAMES = ("suffix", "ngram", "head", "self", "model")
 
 
@@ -48,6 +49,7 @@ class Means:
         load_corpus: the stored answers at a path.
         earlier: the engine's own answers; None = they are not kept.
         has_head: whether a head belongs to the target.
+        worth: what tokens and rows are worth in a batch's step; None = unknown.
     """
 
     target: Model
@@ -55,10 +57,11 @@ class Means:
     law: Law
     only_best: Callable[[RequestView], bool]
     load_model: Callable[[str], Loaded]
-    load_head: Callable[[Path | None], DraftHead]
+    load_head: Callable[[Path | None], Runner]
     load_corpus: Callable[[Path], Corpus]
     earlier: Earlier | None
     has_head: bool
+    worth: Callable[[Sequence[RequestView]], Worth] | None = None
 
 
 def check_drafter(settings: Speculation, groups: int, has_head: bool = False) -> list[str]:
@@ -75,7 +78,7 @@ def check_drafter(settings: Speculation, groups: int, has_head: bool = False) ->
             head.
     """
     if settings.drafter == "auto":
-        return ["suffix"]
+        return ["suffix", "head"] if has_head or settings.head is not None else ["suffix"]
     names = settings.drafter.replace("|", "+").split("+")
     for name in names:
         if name not in NAMES:
@@ -104,7 +107,8 @@ def build_drafter(settings: Speculation, means: Means) -> Drafter:
     """Make the drafter that a request asked for.
 
     "a+b" asks b where a says nothing; "a|b" takes, step by step, the one that promises more. "auto"
-    is the suffix drafter: on a CPU a head takes longer than what it brings (docs/log.md).
+    is "suffix|head" where the model has a head, whose trees are then AUTO_WIDTH wide, else "suffix".
+    How long drafters take is weighed where the length is the engine's to choose.
 
     Args:
         settings: what a request asked for.
@@ -114,7 +118,9 @@ def build_drafter(settings: Speculation, means: Means) -> Drafter:
     made = [_make(name, settings, means) for name in names]
     if len(made) == 1:
         return made[0]
-    return First(*made) if "+" in settings.drafter else Best(made)
+    if "+" in settings.drafter:
+        return First(*made)
+    return Best(made, means.worth if settings.nodes is None else None)
 
 
 def _make(name: str, settings: Speculation, means: Means) -> Drafter:
@@ -125,7 +131,9 @@ def _make(name: str, settings: Speculation, means: Means) -> Drafter:
         return SuffixDraft(corpus, means.earlier)
     if name == "head":
         path = None if settings.head is None else Path(settings.head)
-        return HeadDraft(means.load_head(path), means.law, settings.width)
+        runner = means.load_head(path)
+        width = AUTO_WIDTH if settings.drafter == "auto" else settings.width
+        return HeadDraft(runner, means.law, width, only_best=means.only_best)
     if name == "self":
         model = means.target if settings.layers is None else means.target.keep(settings.layers)
         groups = settings.groups if means.target.config.groups else None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 
+from fastslow.draft.best import Best
 from fastslow.draft.columns import columns, union
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict
@@ -39,8 +40,6 @@ class Each:
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
         trees = [Tree()] * len(batch)
         parts = self._parts(batch)
-        # Of this step's drafters only; another thread may add one before `commit`.
-        self.features = union(drafter for drafter, _ in parts)
         for drafter, members in parts:
             started = time.perf_counter()
             told = [_told(batch[b], nodes[b]) for b in members]
@@ -48,11 +47,14 @@ class Each:
             draft = drafter.propose([batch[b] for b in members], left)
             for i, b in enumerate(members):
                 trees[b] = told[i] if told[i].tokens else draft.tree(i)
-            if self._drafted is not None:
+            # `Best` keeps its own time: it knows whom it asked
+            if self._drafted is not None and not isinstance(drafter, Best):
                 most = max(len(draft.tree(i).tokens) for i in range(len(members)))
                 settings = batch[members[0]].speculation
                 asked = sum(n > 0 for n in left)
                 self._drafted(settings, time.perf_counter() - started, asked, most)
+        # Of this step's drafters only; another thread may add one before `commit`.
+        self.features = union(drafter for drafter, _ in parts)
         return Draft.of(trees)
 
     def commit(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 from loguru import logger
 
 from fastslow.draft.build import Loaded, Means, build_drafter, check_drafter
-from fastslow.draft.head.base import DraftHead
-from fastslow.draft.head.head import load_head
+from fastslow.draft.head.load import load_head
 from fastslow.draft.head.mtp import load_mtp
+from fastslow.draft.head.plain import TorchRunner
+from fastslow.draft.head.runner import Runner
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.earlier import Earlier
 from fastslow.engine.kv.cache import KVCache
@@ -25,7 +26,7 @@ from fastslow.engine.model.predictor import holds_predictor
 from fastslow.engine.params import Speculation
 from fastslow.engine.sampling import decide, only_best
 from fastslow.engine.text.tokenizer import Tokenizer, same_vocabulary
-from fastslow.engine.types import Drafter
+from fastslow.engine.types import Drafter, RequestView, Worth
 
 HEAD = "draft_head.safetensors"  # in the checkpoint's folder
 
@@ -41,6 +42,7 @@ class Drafting:
         options: dtype, quantization, device and progress of draft models.
         cache_for: pages for a draft model with a context no longer than the target's.
         remember: whether answers are kept to draft later ones.
+        worth: what tokens and rows are worth in a batch's step.
 
     Attributes:
         made: the drafters so far; it grows while the engine runs.
@@ -55,6 +57,7 @@ class Drafting:
         options: dict[str, Any],
         cache_for: Callable[[Model], KVCache],
         remember: bool,
+        worth: Callable[[Sequence[RequestView]], Worth],
     ) -> None:
         self.made: dict[Speculation, Drafter] = {}
         self._keys: dict[Speculation, Speculation] = {}
@@ -76,6 +79,7 @@ class Drafting:
             load_corpus=cache(self._load_corpus),
             earlier=Earlier() if remember else None,
             has_head=self.has_head,
+            worth=worth,
         )
 
     @property
@@ -89,7 +93,9 @@ class Drafting:
         Raises:
             ValueError: one sentence about what does not fit.
         """
-        usual = {"nodes": 0, "accept": "auto", "step_score": Speculation().step_score}
+        # whether the length is fixed matters, how long it is does not
+        nodes = None if settings.nodes is None else 0
+        usual = {"nodes": nodes, "accept": "auto", "step_score": Speculation().step_score}
         key = settings.model_copy(update=usual)
         # always the same object: dictionaries then need not compare all fields in every step
         key = self._keys.setdefault(key, key)
@@ -130,9 +136,9 @@ class Drafting:
             )
         return model, spellings
 
-    def _load_head(self, path: Path | None) -> DraftHead:
+    def _load_head(self, path: Path | None) -> Runner:
         if path is None and self._own_head is None and self._has_mtp:
-            return load_mtp(self._folder, self._means.target.dtype)
+            return TorchRunner(load_mtp(self._folder, self._means.target.dtype))
         return load_head(path or self._own_head or Path(HEAD), self._folder)
 
     def _load_corpus(self, path: Path) -> Corpus:

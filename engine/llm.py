@@ -127,6 +127,9 @@ class LLM:
             template = load_template(folder, self.tokenizer, config.architecture)
             tags = find_tags(folder, self.tokenizer, template, thinking_tags)
         self._kv = self._cache_for(self.model, context, prefix_caching)
+        identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
+        identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
+        clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
         self._drafting = Drafting(
             folder,
             self.model,
@@ -135,11 +138,9 @@ class LLM:
             self._load_options,
             lambda model: self._cache_for(model, min(context, model.config.context), True),
             remember,
+            clock.worth,
         )
         self._advised: set[str] = set()
-        identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
-        identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
-        clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
         drafter = Each(self._drafting.made, clock.drafted)
         self._core = Core(self.model, self._kv, drafter, prompt_rows, max_running, clock)
         self._intake = Intake(

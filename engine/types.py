@@ -31,12 +31,14 @@ class Tree(NamedTuple):
     the law each node was *sampled* from; None says that the nodes were chosen, not sampled.
     `scores`: how likely each node is to be accepted with all before it, in 0..1, as the drafter
     thinks; None: it does not say. Scores of sampled nodes must not depend on what was sampled.
+    `by`: of several drafters behind one name, the number of the one that made it.
     """
 
     tokens: Sequence[int] = ()
     parents: Sequence[int] = ()
     probs: Floats | None = None
     scores: Sequence[float] | None = None
+    by: int = 0
 
     @classmethod
     def chain(cls, tokens: Sequence[int], probs: Floats | None = None) -> Tree:
@@ -53,6 +55,7 @@ class Tree(NamedTuple):
             [place[self.parents[i]] for i in nodes],
             None if self.probs is None else self.probs[list(nodes)],
             None if self.scores is None else [self.scores[i] for i in nodes],
+            self.by,
         )
 
 
@@ -366,6 +369,13 @@ class Meter(Protocol):
 
     def draft_seconds(self, drafter: object) -> float | None:
         """What a drafter takes for a node of depth; None: unknown, or nothing."""
+
+
+class Worth(NamedTuple):
+    """What drafting gains and takes in a step, in seconds."""
+
+    token: float  # of one more accepted token of one request
+    row: float  # of one more row
 
 
 Law = Callable[[Any, RequestView, Sequence[int]], "Floats | Certain"]

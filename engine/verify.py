@@ -108,6 +108,9 @@ def committed_features(out: Output, layout: Layout, verdict: Verdict) -> torch.T
     """Features [C, F], request by request: of the last token's row, then of each accepted node's."""
     if out.features is None:
         return None
+    if len(layout.verify_logits) == 1 and verdict.paths[0] == list(range(len(verdict.paths[0]))):
+        first = layout.verify_logits[0]  # the usual case: rows that follow each other
+        return out.features[first : first + len(verdict.paths[0]) + 1]
     rows = [
         first + place
         for first, path in zip(layout.verify_logits, verdict.paths, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fastslow.engine.types import RequestView
+from fastslow.engine.types import RequestView, Worth
 from fastslow.policies.admit import admit
 from fastslow.policies.pace import Pace
 
@@ -49,6 +49,12 @@ class Clock:
             _lean(self._drafting, drafter, seconds / depth)
         if asked > 0:
             _lean(self._asking, drafter, seconds / asked)
+
+    def worth(self, batch: Sequence[RequestView]) -> Worth:
+        """What a token and a row more are in a step of these requests."""
+        pace, count = self.pace(_most(batch)), len(batch)
+        step = pace.seconds(count)
+        return Worth(step / count, (pace.seconds(2 * count) - step) / count)
 
     def admit(
         self,

@@ -20,23 +20,23 @@ FORGET = 0.99
 
 
 class Odds:
-    """The share of nodes that were accepted where their parent was, for one drafter.
+    """The share of nodes that were accepted where their parent was, for one drafter's name.
 
-    Nodes are told apart by depth and, where the drafter scores its nodes, by what it says. A node
-    behind a refused one was not judged and counts for nothing.
+    Nodes are told apart by depth, by who drafted them (`Tree.by`) and, where they have scores, by
+    those. A node behind a refused one was not judged and counts for nothing.
     """
 
     def __init__(self) -> None:
         self.accepted, self.ran = HOPE  # nodes, each time the drafter was asked
-        self._seen: dict[tuple[int, int], list[float]] = {}  # key -> accepted, judged
+        self._seen: dict[tuple[int, int, int], list[float]] = {}  # key -> accepted, judged
 
-    def of(self, depth: int, said: float | None) -> float:
+    def of(self, depth: int, said: float | None, by: int = 0) -> float:
         """Chance in 0..1 of a node at a depth (1 = next token), its parent accepted.
 
-        said: what the drafter thinks of it, or None.
+        said: what the drafter thinks of it, or None. by: who drafted it.
         """
         prior = PRIOR if said is None else said
-        right, seen = self._seen.get(_key(depth, said), (0.0, 0.0))
+        right, seen = self._seen.get(_key(depth, said, by), (0.0, 0.0))
         return (right + WEIGHT * prior) / (seen + WEIGHT)
 
     def asked(self, accepted: int, ran: int) -> None:
@@ -44,9 +44,9 @@ class Odds:
         self.accepted += (accepted - self.accepted) * AVERAGE
         self.ran += (ran - self.ran) * AVERAGE
 
-    def learn(self, depth: int, said: float | None, accepted: bool) -> None:
+    def learn(self, depth: int, said: float | None, accepted: bool, by: int = 0) -> None:
         """A node was judged."""
-        entry = self._seen.setdefault(_key(depth, said), [0.0, 0.0])
+        entry = self._seen.setdefault(_key(depth, said, by), [0.0, 0.0])
         entry[0] += accepted
         entry[1] += 1
         if entry[1] > MEMORY:
@@ -59,12 +59,12 @@ class Leaning:
 
     def __init__(self, odds: Odds) -> None:
         self._odds = odds
-        self._shift = 0.0
+        self._shifts: dict[int, float] = {}  # of each who drafts
 
-    def of(self, depth: int, said: float | None) -> float:
+    def of(self, depth: int, said: float | None, by: int = 0) -> float:
         """As `Odds.of`, for this request."""
-        p = min(max(self._odds.of(depth, said), 1e-3), 1 - 1e-3)
-        return 1 / (1 + (1 - p) / p * math.exp(-self._shift))
+        p = min(max(self._odds.of(depth, said, by), 1e-3), 1 - 1e-3)
+        return 1 / (1 + (1 - p) / p * math.exp(-self._shifts.get(by, 0.0)))
 
     def survival(self, tree: Tree) -> list[float]:
         """For each node, the chance that it and all before it are accepted."""
@@ -73,17 +73,18 @@ class Leaning:
         for i, parent in enumerate(tree.parents):
             depths.append(depths[parent] + 1 if parent >= 0 else 1)
             before = chances[parent] if parent >= 0 else 1.0
-            chances.append(before * self.of(depths[i], _said(tree, i)))
+            chances.append(before * self.of(depths[i], _said(tree, i), tree.by))
         return chances
 
     def learn(self, tree: Tree, path: Sequence[int]) -> None:
         """A tree was verified, `path` of it accepted."""
-        self._shift *= FORGET
+        by = tree.by
+        self._shifts[by] = self._shifts.get(by, 0.0) * FORGET
         for node, depth in _judged(tree, path):
             said, accepted = _said(tree, node), node in path
-            error = accepted - self.of(depth, said)
-            self._shift = min(max(self._shift + STRIDE * error, -LEAN), LEAN)
-            self._odds.learn(depth, said, accepted)
+            error = accepted - self.of(depth, said, by)
+            self._shifts[by] = min(max(self._shifts[by] + STRIDE * error, -LEAN), LEAN)
+            self._odds.learn(depth, said, accepted, by)
 
 
 def _judged(tree: Tree, path: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -103,5 +104,5 @@ def _said(tree: Tree, node: int) -> float | None:
     return min(1.0, tree.scores[node] / before) if before > 0 else 0.0
 
 
-def _key(depth: int, said: float | None) -> tuple[int, int]:
-    return min(depth, DEEPEST), -1 if said is None else min(int(said * BINS), BINS - 1)
+def _key(depth: int, said: float | None, by: int) -> tuple[int, int, int]:
+    return by, min(depth, DEEPEST), -1 if said is None else min(int(said * BINS), BINS - 1)

@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastslow.draft.head.compiled import KernelRunner
 from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
 from fastslow.draft.head.head import Head
 from fastslow.draft.head.layer import HeadLayer
+from fastslow.draft.head.plain import TorchRunner
+from fastslow.draft.head.runner import Runner
 from fastslow.draft.head.target import draft_vocabulary, first_weights, read_ends
 
 
@@ -19,7 +22,8 @@ def tiny_weights(
     target: Path, layers: tuple[int, ...] = (0, 1), size: int = 10, seed: int = 0
 ) -> tuple[HeadConfig, dict[str, Tensor]]:
     """An untrained head whose every part matters."""
-    config, weights = first_weights(target, layers, draft_vocabulary([5, 6, 7, 8], size, 12), seed)
+    tokens = draft_vocabulary([5, 6, 7, 8], size, max(12, size))
+    config, weights = first_weights(target, layers, tokens, seed)
     random = torch.Generator().manual_seed(seed)
     for name in (*MATRICES, *NORMS):
         noise = torch.randn(weights[name].shape, generator=random)
@@ -31,6 +35,15 @@ def tiny_head(target: Path, layers: tuple[int, ...] = (0, 1), size: int = 10) ->
     """As it drafts, in int8 where that runs."""
     config, weights = tiny_weights(target, layers, size)
     return Head(config, weights, read_ends(target))
+
+
+def tiny_runner(
+    target: Path, kind: str = "torch", layers: tuple[int, ...] = (0, 1), size: int = 10
+) -> Runner:
+    """The same head in torch, or on the kernels."""
+    if kind == "torch":
+        return TorchRunner(tiny_head(target, layers, size))
+    return KernelRunner(*tiny_weights(target, layers, size), read_ends(target))
 
 
 def exact_layer(config: HeadConfig, weights: dict[str, Tensor], head_DH: Tensor) -> HeadLayer:

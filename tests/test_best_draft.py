@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastslow.draft.best import Best
-from fastslow.engine.types import Draft, RequestView, Tree, Verdict
+from fastslow.engine.types import Draft, RequestView, Tree, Verdict, Worth
 
 
 class Says:
@@ -45,6 +45,28 @@ def step(best: Best, accepted: int) -> list[int]:
     path = list(range(min(accepted, len(tree.tokens))))
     best.commit([view()], Verdict([path], [[7] * (len(path) + 1)]), None)
     return list(tree.tokens)
+
+
+class Watch:
+    """A clock that only moves when it is told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Slow(Says):
+    """Takes its time whenever it is asked."""
+
+    def __init__(self, tree: Tree, watch: Watch, seconds: float, features: tuple[int, ...] = ()):
+        super().__init__(tree, features)
+        self.watch, self.seconds = watch, seconds
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+        self.watch.now += self.seconds
+        return super().propose(batch, nodes)
 
 
 SURE = Tree([5, 5, 5], [-1, 0, 1], scores=[0.9, 0.8, 0.7])
@@ -94,3 +116,89 @@ def test_everyone_hears_of_every_step_and_of_ends() -> None:
     assert one.gone == two.gone == [0] and not best._records
     with pytest.raises(ValueError, match="at least one drafter"):
         Best([])
+
+
+def step_all(best: Best, count: int, accepted: int) -> list[list[int]]:
+    views = [view(n) for n in range(count)]
+    draft = best.propose(views, [4] * count)
+    paths = [list(range(min(accepted, len(draft.tree(b).tokens)))) for b in range(count)]
+    best.commit(views, Verdict(paths, [[7] * (len(path) + 1) for path in paths]), None)
+    return [list(draft.tree(b).tokens) for b in range(count)]
+
+
+def test_time_is_charged_to_who_took_it() -> None:
+    """A token is worth one second; the second drafter takes five, and the first one is still asked."""
+    watch = Watch()
+    cheap, dear = Slow(UNSURE, watch, 0.001), Slow(CHAIN, watch, 5.0, (3,))
+    best = Best([cheap, dear], lambda batch: Worth(1.0, 0.0), watch)
+    for _ in range(300):
+        step_all(best, 1, 1)
+    assert cheap.asked == 300
+    assert 2 <= dear.asked <= 10, "tried now and then"
+
+
+def test_who_is_worth_his_time_is_asked() -> None:
+    watch = Watch()
+    cheap, dear = Slow(UNSURE, watch, 0.001), Slow(CHAIN, watch, 0.5)
+    best = Best([cheap, dear], lambda batch: Worth(1.0, 0.0), watch)
+    said = [step_all(best, 1, 2)[0] for _ in range(50)]
+    assert said[-1] == [8, 8] and dear.asked == 50
+
+
+def test_rows_count_against_a_draft() -> None:
+    """Two nodes of which one is accepted: a token, less two rows of 0.6 tokens each."""
+    asked = {}
+    for row in (0.1, 0.6):
+        watch = Watch()
+        only = Slow(CHAIN, watch, 0.01)
+        best = Best([only], lambda batch, row=row: Worth(1.0, row), watch)
+        for _ in range(200):
+            step_all(best, 1, 1)
+        asked[row] = only.asked
+    assert asked[0.1] == 200 and asked[0.6] < 30
+
+
+def test_what_never_pays_is_tried_for_one_request_at_a_time_and_reads_nothing() -> None:
+    watch = Watch()
+    cheap, dear = Slow(UNSURE, watch, 0.0), Slow(CHAIN, watch, 50.0, (3,))
+    best = Best([cheap, dear], lambda batch: Worth(1.0, 0.0), watch)
+    for _ in range(30):
+        step_all(best, 8, 0)
+    before, read = dear.asked, 0
+    for _ in range(300):
+        dear.asked = 0
+        step_all(best, 8, 0)
+        before += dear.asked
+        assert dear.asked <= 1
+        read += best.features == (3,)
+    assert read < 30, "features are gathered shortly before it is tried"
+
+
+def test_a_batch_of_another_size_is_another_case() -> None:
+    watch = Watch()
+    dear = Slow(CHAIN, watch, 0.5)
+    best = Best([dear], lambda batch: Worth(1.0 / len(batch), 0.0), watch)
+    for _ in range(60):
+        step_all(best, 8, 0)
+    dear.asked = 0
+    assert step_all(best, 1, 2) == [[8, 8]], "of a single request nothing is known yet"
+    for _ in range(20):
+        step_all(best, 1, 2)
+    assert dear.asked == 21
+
+
+def test_a_new_request_begins_with_what_others_saw() -> None:
+    watch = Watch()
+    dear = Slow(CHAIN, watch, 0.5)
+    best = Best([dear], lambda batch: Worth(1.0, 0.0), watch)
+    for _ in range(40):
+        step(best, 0)
+    dear.asked = 0
+    best.propose([view(99)], [4])
+    assert dear.asked == 0
+
+
+def test_a_tree_says_who_made_it() -> None:
+    best = Best([Says(Tree()), Says(CHAIN)])
+    tree = best.propose([view()], [4]).tree(0)
+    assert tree.by == 1 and tree.only([0]).by == 1

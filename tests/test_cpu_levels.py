@@ -19,6 +19,7 @@ KERNEL_TESTS = [
     "test_best.py",
     "test_kv_tiles.py",
     "test_kv_int8.py",
+    "test_draft_kernels.py",
 ]
 ROW_TESTS = "test_model_rows.py::test_tree_rows_equal_plain_decoding"
 

@@ -17,6 +17,7 @@ from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.draft.head.context import Context
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.mtp import load_mtp
+from fastslow.draft.head.plain import TorchRunner
 from fastslow.draft.head.words import Words
 from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV
 from fastslow.draft.ngram import NgramDraft
@@ -52,8 +53,8 @@ def bench(folder: Path) -> Bench:
             "random": lambda kv: RandomDraft(),
             "skip": lambda kv: ModelDraft(model.keep([0]), BorrowedKV(kv), decide),
             "kin": lambda kv: ModelDraft(kin, OwnKV(cache_for(kin)), decide, only_best=only_best),
-            "mtp": lambda kv: HeadDraft(head, decide),
-            "mtp tree": lambda kv: HeadDraft(head, decide, width=3, depth=3),
+            "mtp": lambda kv: HeadDraft(TorchRunner(head), decide),
+            "mtp tree": lambda kv: HeadDraft(TorchRunner(head), decide, width=3, depth=3),
         },
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,25 @@ import numpy as np
 import pytest
 import torch
 from engine_tools import PLENTY, Ask, Bench, Setting, answer, finish, write_kin
-from head_tools import tiny_head
+from head_tools import tiny_runner
+from kernel_tools import wanted
 from laws import chi_square_fits, plain_law, sampled_text_law
 from reference_model import ReferenceModel
 
 from fastslow.draft.first import First
-from fastslow.draft.head.draft import HeadDraft
+from fastslow.draft.head.draft import LEAST, MOST_WAITING, HeadDraft
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.model.loader import load_model
-from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling import decide
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.sampling import decide, only_best
 from fastslow.engine.types import RequestView, Verdict
 
 FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
 PROMPTS = [tuple(np.random.default_rng(n).integers(3, 12, n).tolist()) for n in (3, 21, 9, 14, 6)]
-KINDS = ("chain", "tree", "ngram+chain", "other layers")
+TORCH = ("chain", "tree", "ngram+chain", "other layers")
+COMPILED = ("kernel chain", "kernel best chain", "kernel tree") if wanted() else ()
+KINDS = (*TORCH, *COMPILED)
+RUNNERS = ("torch", "kernels") if wanted() else ("torch",)
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +38,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bench(folder: Path) -> Bench:
-    head, other = tiny_head(folder), tiny_head(folder, (1,))
+    head, other = tiny_runner(folder), tiny_runner(folder, layers=(1,))
     drafters = {
         "chain": lambda kv: HeadDraft(head, decide),
         "tree": lambda kv: HeadDraft(head, decide, width=3, depth=3),
         "ngram+chain": lambda kv: First(NgramDraft(2, 1), HeadDraft(head, decide)),
-        "other layers": lambda kv: HeadDraft(other, decide),
+        "other layers": lambda kv: HeadDraft(other, decide, only_best=only_best),
     }
+    if COMPILED:
+        fast = tiny_runner(folder, "kernels")
+        drafters |= {
+            "kernel chain": lambda kv: HeadDraft(fast, decide),
+            "kernel best chain": lambda kv: HeadDraft(fast, decide, only_best=only_best),
+            "kernel tree": lambda kv: HeadDraft(fast, decide, width=3, depth=3),
+        }
     return Bench(load_model(folder, "float32", "cpu", progress=False), drafters)
 
 
 def asks(kind: str | None = None, **params: Any) -> list[Ask]:
-    kinds = (*KINDS, "off") if kind is None else [kind] * len(PROMPTS)
+    mixed = [k for k in KINDS if k.startswith("kernel") == bool(COMPILED)]
+    kinds = (*mixed, "chain", "off", "off") if kind is None else [kind] * len(PROMPTS)
     settings = {"max_tokens": 20, "ignore_eos": True, **params}
     return [
         Ask(prompt, SamplingParams(**settings), name, seed=n)
@@ -75,14 +88,17 @@ def test_drafts_are_accepted(bench: Bench) -> None:
         assert sum(r.tally.accepted for r in requests) >= 5, kind
 
 
+@pytest.mark.parametrize("kind", [k for k in KINDS if k.endswith("chain")])
 @pytest.mark.parametrize("params", [{}, {"repetition_penalty": 1.3, "temperature": 0.7}], ids=str)
-def test_a_seed_gives_one_answer_in_any_batch(bench: Bench, params: dict[str, Any]) -> None:
-    wanted = asks("chain", **{"temperature": 1.0, **params})
+def test_a_seed_gives_one_answer_in_any_batch(
+    bench: Bench, params: dict[str, Any], kind: str
+) -> None:
+    wanted = asks(kind, **{"temperature": 1.0, **params})
     together = [answer(r) for r in bench.run(wanted)]
     assert together == [answer(bench.run([ask])[0]) for ask in wanted]
 
 
-@pytest.mark.parametrize("kind", ["chain", "tree"])
+@pytest.mark.parametrize("kind", ["chain", "tree", *COMPILED[::2]])
 def test_sampled_answers_follow_the_law(bench: Bench, folder: Path, kind: str) -> None:
     params = SamplingParams(max_tokens=5, temperature=1.0, ignore_eos=True)
     prompt = PROMPTS[4]
@@ -97,20 +113,38 @@ def test_sampled_answers_follow_the_law(bench: Bench, folder: Path, kind: str) -
     chi_square_fits(sampled_text_law(law, 12, 3), texts)
 
 
-def test_chosen_chains_say_how_sure_they_are(folder: Path) -> None:
-    drafter = HeadDraft(tiny_head(folder), decide)
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("best", [None, only_best], ids=["law", "best"])
+def test_chosen_chains_say_how_sure_they_are(
+    folder: Path, runner: str, best: Callable[[RequestView], bool] | None
+) -> None:
+    drafter = HeadDraft(tiny_runner(folder, runner), decide, only_best=best)
     view = _View(7, list(PROMPTS[1]))
-    features = torch.randn(1, 2 * drafter._head.config.hidden)
+    features = torch.randn(1, 2 * drafter._runner.hidden)
     drafter.commit([view], Verdict([[]], [[view.tokens[-1]]]), features)
-    state = drafter._states[7]
     tree = drafter.propose([view], [3]).tree(0)
-    logits = drafter._head.logits(state.root[None], [state.words], [1])[0][0]
+    drafter.propose([view], [1])
+    logits = torch.from_numpy(drafter._runner.logits(drafter._states[7].text))
     assert tree.scores is not None and tree.probs is None
     assert tree.scores[0] == pytest.approx(float(torch.softmax(logits, -1).max()), rel=1e-4)
     assert 1 > tree.scores[0] > tree.scores[1] > tree.scores[2] > 0
     view.params = SamplingParams(temperature=1.0)
     sampled = drafter.propose([view], [3]).tree(0)
     assert sampled.scores is None and sampled.probs is not None
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_where_the_length_is_free_unlikely_paths_are_left_out(folder: Path, runner: str) -> None:
+    drafter = HeadDraft(tiny_runner(folder, runner), decide, width=3, depth=5)
+    view = _View(7, list(PROMPTS[1]))
+    features = torch.randn(1, 2 * drafter._runner.hidden)
+    drafter.commit([view], Verdict([[]], [[view.tokens[-1]]]), features)
+    fixed = drafter.propose([view], [12]).tree(0)
+    view.speculation = Speculation()
+    free = drafter.propose([view], [12]).tree(0)
+    assert fixed.scores is not None and free.scores is not None
+    assert min(fixed.scores) < LEAST <= min(free.scores)
+    assert sorted(free.scores) == pytest.approx(sorted(x for x in fixed.scores if x >= LEAST))
 
 
 class Watch(HeadDraft):
@@ -131,7 +165,8 @@ class Watch(HeadDraft):
 
 
 def test_each_drafter_is_told_its_own_rows_and_layers(bench: Bench, folder: Path) -> None:
-    one, two = Watch(tiny_head(folder), decide), Watch(tiny_head(folder, (1,)), decide)
+    one = Watch(tiny_runner(folder, RUNNERS[-1]), decide)
+    two = Watch(tiny_runner(folder, layers=(1,)), decide)
     own = Bench(bench.model, {"chain": lambda kv: one, "tree": lambda kv: two})
     wanted = [Ask(p, drafter=d) for p, d in zip(PROMPTS, ("chain", "off", "tree", "chain", "off"))]
     core = own.core()
@@ -155,23 +190,34 @@ def _features(bench: Bench, tokens: list[int], layers: tuple[int, ...]) -> torch
     return out.features
 
 
-def test_a_gap_only_costs_acceptance(folder: Path) -> None:
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_gap_only_costs_acceptance(folder: Path, runner: str) -> None:
     """Rows that were never shown leave the context and its positions right."""
-    drafter = HeadDraft(tiny_head(folder), decide)
-    request: Any = Ask(PROMPTS[0])
+    drafter = HeadDraft(tiny_runner(folder, runner), decide)
     view = _View(7, list(PROMPTS[1]))
-    width = 2 * drafter._head.config.hidden
+    width = 2 * drafter._runner.hidden
     drafter.commit([view], Verdict([[]], [[view.tokens[-1]]]), torch.randn(1, width))
-    assert drafter._states[7].context.position == len(view.tokens) - 2
-    first = drafter.propose([view], [3])
-    assert len(first.tokens) == 3 and request
+    assert drafter._states[7].position == len(view.tokens) - 2
+    assert len(drafter.propose([view], [3]).tokens) == 3
     view.tokens += [5, 6, 7, 8]
     drafter.commit([view], Verdict([[]], [[8]]), torch.randn(1, width))
-    drafter.propose([view], [3])
-    assert drafter._states[7].context.position == len(view.tokens) - 1
+    assert drafter._states[7].position == len(view.tokens) - 2
+    assert len(drafter.propose([view], [3]).tokens) == 3
+    assert drafter._states[7].position == len(view.tokens) - 1
     drafter.commit([view], Verdict([[]], [[]]), torch.randn(1, width))
     drafter.release([7, 9])
     assert not drafter._states
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_rows_that_nobody_drafts_from_do_not_pile_up(folder: Path, runner: str) -> None:
+    drafter = HeadDraft(tiny_runner(folder, runner), decide)
+    view = _View(7, list(PROMPTS[1]))
+    for _ in range(3 * MOST_WAITING):
+        view.tokens.append(5)
+        drafter.commit([view], Verdict([[]], [[5]]), torch.randn(1, 2 * drafter._runner.hidden))
+        assert len(drafter._states[7].after) <= MOST_WAITING
+    assert len(drafter.propose([view], [3]).tokens) == 3
 
 
 class _View:
@@ -179,9 +225,10 @@ class _View:
         self.id, self.tokens, self.prompt_length = number, tokens, len(tokens)
         self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
         self.reproducible, self.thinking = False, None
+        self.speculation = Speculation(nodes=3)
 
 
 @pytest.mark.parametrize("field", ["width", "depth"])
 def test_bad_sizes(folder: Path, field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}=0 must be at least 1$"):
-        HeadDraft(tiny_head(folder), decide, **{field: 0})
+        HeadDraft(tiny_runner(folder), decide, **{field: 0})

@@ -83,6 +83,23 @@ def test_siblings_are_judged_together() -> None:
     assert odds.of(2, 0.9) < 0.1  # 0.25 of 0.3 was not accepted either
 
 
+def test_each_drafter_behind_a_name_has_odds_of_its_own() -> None:
+    odds = Odds()
+    leaning = Leaning(odds)
+    for _ in range(50):
+        leaning.learn(Tree([1], [-1], scores=[0.5], by=0), [0])
+        leaning.learn(Tree([1], [-1], scores=[0.5], by=1), [])
+    assert odds.of(1, 0.5, 0) > 0.9 and odds.of(1, 0.5, 1) < 0.1
+    (sure,), (unsure,) = (leaning.survival(Tree([1], [-1], scores=[0.5], by=n)) for n in (0, 1))
+    assert sure > 0.9 and unsure < 0.1
+
+
+def test_what_tokens_and_rows_are_worth() -> None:
+    clock = Clock(lambda groups: Pace([1, 2, 4, 8], [1.0, 1.2, 2.0, 3.0]))
+    assert clock.worth([REQUEST]) == pytest.approx((1.0, 0.2))
+    assert clock.worth([REQUEST] * 4) == pytest.approx((0.5, 0.25))
+
+
 def test_a_request_leans_away_from_what_others_see() -> None:
     odds = Odds()
     for _ in range(100):

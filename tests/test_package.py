@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("engine", "draft", "policies")
 LIMIT = 400
 
+HOLDS_A_MODEL = ("engine.types", "engine.params", "engine.noise", "engine.model", "engine.kv")
 # What a file or folder may import of ours, besides its own folder. The first match counts.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine/types.py": ("engine.params",),  # for type checkers only
@@ -26,7 +27,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine/cli": ("engine", "policies"),
     "engine/tune/choosing.py": ("engine", "policies"),  # fits a selector
     "engine": ("engine",),
-    "draft": ("engine.types", "engine.params", "engine.noise", "engine.model", "engine.kv"),
+    "draft/head": (*HOLDS_A_MODEL, "engine.ops.cpu"),  # a head runs on the target's kernels
+    "draft": HOLDS_A_MODEL,
     "policies": ("engine.types", "engine.params"),
 }
 

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from engine_tools import Ask, Bench, OracleDraft, Setting, answer
-from test_exact import CHAINS, ORACLES, PROMPTS, TREES, check, params, tell
-from test_exact import _bench as make_bench
+from test_exact import CHAINS, ORACLES, PROMPTS, TREES, check, make_bench, params, tell
 from thoughts import Bound
 
 from fastslow.engine.ops.cpu import library

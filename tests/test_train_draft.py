@@ -14,7 +14,8 @@ from engine_tools import Ask, Bench, answer, write_kin
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.head.draft import HeadDraft
-from fastslow.draft.head.head import load_head, read_head
+from fastslow.draft.head.head import read_head
+from fastslow.draft.head.load import load_head
 from fastslow.draft.train.answers import Answers, Text
 from fastslow.draft.train.evaluate import worth
 from fastslow.draft.train.features import Shards, look

@@ -56,11 +56,15 @@ class Context:
 
     def commit(self, k_NKD: Tensor, v_NKD: Tensor) -> None:
         """Append rows of the text."""
-        self._parents.clear()
-        self._depths.clear()
+        self.forget()
         self._write(self._committed, k_NKD, v_NKD)
         self._committed += len(k_NKD)
         self.position += len(k_NKD)
+
+    def forget(self) -> None:
+        """The draft's rows are no longer there."""
+        self._parents.clear()
+        self._depths.clear()
 
     def attend(self, q_QHD: Tensor) -> Tensor:
         """[Q, heads * head_dim]: queries of the last committed row."""

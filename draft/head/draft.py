@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -11,38 +11,35 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from fastslow.draft.head.base import DraftHead
-from fastslow.draft.head.context import Context
-from fastslow.draft.head.tree import Growing, grow_trees
-from fastslow.draft.head.words import Words
+from fastslow.draft.head.runner import Runner
 from fastslow.engine.noise import Purpose, draw, stream
-from fastslow.engine.types import Certain, Draft, Floats, Law, RequestView, Tree, Verdict
+from fastslow.engine.types import Certain, Draft, Floats, Ints, Law, RequestView, Tree, Verdict
 
 NOWHERE = -1e30  # a logit: no mass at any temperature, and still a finite number
+LEAST = 0.08  # likelihood of a path that is hardly worth its rows, on the fastest machine
+MOST_WAITING = 256  # rows not taken in, after which a text is begun anew
+NO_ROWS = torch.empty(0)
 
 
 @dataclass(slots=True)
 class State:
-    """What the head holds for a request.
+    """What is held for a request.
 
     Attributes:
-        context: rows taken in.
-        words: tokens that can be drafted.
+        text: its number in the runner.
+        position: of the next row to take in.
         features, after: committed rows not taken in yet, and the token after each.
-        hidden: [H], the head's output at the last row, once that is taken in.
     """
 
-    context: Context
-    words: Words
+    text: int
+    position: int
     features: list[Tensor] = field(default_factory=list)
     after: list[int] = field(default_factory=list)
-    hidden: Tensor | None = None
 
     @property
-    def root(self) -> Tensor:
-        """What drafts begin with; a state is made with its first rows, so it is there."""
-        assert self.hidden is not None
-        return self.hidden
+    def end(self) -> int:
+        """The position after the last row that is known."""
+        return self.position + len(self.after)
 
 
 class HeadDraft:
@@ -52,45 +49,64 @@ class HeadDraft:
     target never showed (prompts, prefix hits) are missing in the head's context, which costs
     acceptance and nothing else. Nothing here depends on the other requests of a batch.
 
+    Where the length is the engine's to choose, a tree ends where its paths become unlikely.
+
     Args:
-        head: the trained head.
+        runner: of the trained head.
         law: logits -> law under a request's parameters; it must not keep the logits.
         width: 1 drafts chains: at temperature 0 chosen nodes, else sampled from the head's own
             law under the request's parameters. More: trees of chosen nodes, so many of a depth
             going on, the likeliest paths within the budget kept (EAGLE-2).
         depth: of trees at most; a chain is as long as its budget.
+        only_best: whether a request's laws are certain and the largest logit decides; None = of no
+            request.
     """
 
-    def __init__(self, head: DraftHead, law: Law, width: int = 1, depth: int = 6) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        law: Law,
+        width: int = 1,
+        depth: int = 6,
+        only_best: Callable[[RequestView], bool] | None = None,
+    ) -> None:
         for name, value in (("width", width), ("depth", depth)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        self.features = head.config.layers
-        self._head = head
+        self.features = runner.layers
+        self._runner = runner
         self._law = law
         self._width = width
         self._depth = depth
+        self._only_best = only_best or (lambda request: False)
         self._states: dict[int, State] = {}
-        self._canvas = Canvas(head.width)
+        self._canvas = Canvas(runner.width)
 
-    @torch.inference_mode()
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
         known = [
             (b, request, self._states[request.id])
             for b, (request, most) in enumerate(zip(batch, nodes))
             if most > 0 and request.id in self._states
         ]
-        self._take_in([state for _, _, state in known])
+        if not known:
+            return Draft.of([Tree()] * len(batch))
+        grown = [
+            nodes[b] if self._width > 1 or self._only_best(request) else 0
+            for b, request, _ in known
+        ]
+        states = [state for _, _, state in known]
+        least = [LEAST if r.speculation.nodes is None else 0.0 for _, r, _ in known]
+        depth = self._depth if self._width > 1 else max(grown)
+        made = self._grow(states, grown, depth, least)
+        drawn = [
+            (i, Chain(request, state, nodes[b]))
+            for i, (b, request, state) in enumerate(known)
+            if not grown[i]
+        ]
+        self._extend([chain for _, chain in drawn])
+        for i, chain in drawn:
+            made[i] = chain.tree()
         trees = [Tree()] * len(batch)
-        if self._width == 1:
-            chains = [Chain(request, state, nodes[b]) for b, request, state in known]
-            self._extend(chains)
-            made = [chain.tree() for chain in chains]
-        else:
-            growing = [
-                Growing(state.context, state.words, state.root, nodes[b]) for b, _, state in known
-            ]
-            made = grow_trees(self._head, growing, self._width, self._depth)
         for (b, _, _), tree in zip(known, made):
             trees[b] = tree
         return Draft.of(trees)
@@ -100,59 +116,67 @@ class HeadDraft:
     ) -> None:
         if features is None:
             return
-        parts = torch.split(features, [len(path) + 1 for path in verdict.paths])
-        for request, tokens, own in zip(batch, verdict.tokens, parts):
+        at = 0
+        for request, path, tokens in zip(batch, verdict.paths, verdict.tokens):
+            own = features[at : at + len(path) + 1]
+            at += len(own)
             if not tokens:
                 continue
             first = len(request.tokens) - len(tokens) - 1  # the row that was last before this step
             state = self._states.get(request.id)
-            if state is None or state.context.position + len(state.after) != first:
-                state = State(Context(self._head.config, first), Words(self._head.common))
-                state.words.add(request.tokens)
+            if state is not None and (state.end != first or len(state.after) >= MOST_WAITING):
+                self.release([request.id])
+                state = None
+            if state is None:
+                state = State(self._runner.open(first), first)
+                self._runner.add_words(state.text, request.tokens)
                 self._states[request.id] = state
+            else:
+                self._runner.add_words(state.text, tokens)
             state.features.append(own)
             state.after += tokens
-            state.words.add(tokens)
 
     def release(self, requests: Collection[int]) -> None:
         for request in requests:
-            self._states.pop(request, None)
+            state = self._states.pop(request, None)
+            if state is not None:
+                self._runner.close(state.text)
 
-    def _take_in(self, states: Sequence[State]) -> None:
-        fresh = [state for state in states if state.after]
-        if not fresh:
-            return
-        features = torch.cat([part for state in fresh for part in state.features])
-        after = [token for state in fresh for token in state.after]
-        sizes = [len(state.after) for state in fresh]
-        hidden = self._head.read(features, after, [state.context for state in fresh], sizes)
-        for state, row in zip(fresh, hidden):
-            state.hidden = row
+    def _grow(
+        self, states: Sequence[State], nodes: Sequence[int], depth: int, least: Sequence[float]
+    ) -> list[Tree]:
+        """Take in what waits, and grow the trees of those who may have nodes."""
+        parts = [part for state in states for part in state.features]
+        after = [token for state in states for token in state.after]
+        features = torch.cat(parts) if len(parts) > 1 else parts[0] if parts else NO_ROWS
+        trees = self._runner.grow(
+            [state.text for state in states],
+            [len(state.after) for state in states],
+            after,
+            features.to("cpu", torch.float32),
+            nodes,
+            self._width,
+            depth,
+            least,
+        )
+        for state in states:
+            state.position = state.end
             state.features, state.after = [], []
+        return trees
 
     def _extend(self, chains: Sequence[Chain]) -> None:
         """All chains in lockstep, one small step of the head a token."""
-        hidden = [chain.state.root for chain in chains]
-        active = list(chains)
+        active = [chain for chain in chains if chain.most > 0]
         while active:
-            stacked = torch.stack(hidden)
-            words = [chain.state.words for chain in active]
-            logits = self._head.logits(stacked, words, [1] * len(active))
-            for chain, logits_1D in zip(active, logits):
-                ids = chain.state.words.ids
-                with self._canvas.hold(ids, logits_1D[0].numpy()) as logits_V:
-                    chain.extend(logits_V, logits_1D[0].numpy(), self._law)
-            going = [i for i, chain in enumerate(active) if len(chain.drafted) < chain.most]
-            active = [active[i] for i in going]
+            for chain in active:
+                logits = self._runner.logits(chain.state.text)
+                words = self._runner.words(chain.state.text)
+                with self._canvas.hold(words, logits) as logits_V:
+                    chain.extend(logits_V, logits, self._law)
+            active = [chain for chain in active if len(chain.drafted) < chain.most]
             if active:
-                hidden = list(
-                    self._head.step(
-                        stacked[going],
-                        [chain.drafted[-1] for chain in active],
-                        [chain.state.context for chain in active],
-                        [[len(chain.drafted) - 2] for chain in active],
-                    )
-                )
+                texts = [chain.state.text for chain in active]
+                self._runner.follow(texts, [chain.drafted[-1] for chain in active])
 
 
 class Canvas:
@@ -168,9 +192,8 @@ class Canvas:
         self._tensor = torch.from_numpy(self._logits)
 
     @contextmanager
-    def hold(self, ids: Tensor, logits: Floats) -> Iterator[Tensor]:
+    def hold(self, places: Ints, logits: Floats) -> Iterator[Tensor]:
         """[V], for as long as the block runs."""
-        places = ids.numpy()
         self._logits[places] = logits
         try:
             yield self._tensor

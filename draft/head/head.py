@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from loguru import logger
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -14,9 +13,8 @@ from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
 from fastslow.draft.head.context import Context
 from fastslow.draft.head.layer import HeadLayer, rotation
 from fastslow.draft.head.matrices import linear_for
-from fastslow.draft.head.target import Ends, fingerprint, read_ends
+from fastslow.draft.head.target import Ends
 from fastslow.draft.head.words import Common, Words
-from fastslow.engine.model.config import ModelConfig
 
 
 class Head:
@@ -29,9 +27,6 @@ class Head:
 
     It runs on the CPU, wherever the target does.
 
-    Raises:
-        ValueError: the head is of another target.
-
     Attributes:
         common: the draft vocabulary.
         width: V, of the target's vocabulary.
@@ -41,12 +36,6 @@ class Head:
         self.config = config
         tokens = weights["tokens"].long()
         self.width = len(ends.embedding)
-        if ends.embedding.shape[1] != config.hidden or int(tokens.max()) >= self.width:
-            raise ValueError(
-                f"the head is of a target with hidden_size={config.hidden} and a vocabulary of at "
-                f"least {int(tokens.max()) + 1}; this one has {ends.embedding.shape[1]} and "
-                f"{self.width}"
-            )
         self.common = Common(tokens, ends.head)
         self._embedding = ends.embedding
         self._turns = rotation(config, torch.arange(1024))
@@ -123,27 +112,6 @@ class Head:
             self._turns = rotation(self.config, torch.arange(2 * len(self._turns[0])))
         cos, sin = (table[list(positions)] for table in self._turns)
         return x, *self._layer.project(x, cos, sin)
-
-
-def load_head(path: Path, target: Path) -> Head:
-    """The head in a file, for the target in a checkpoint folder.
-
-    Raises:
-        ValueError: one sentence about a file that is no head, or one of another target.
-    """
-    config, weights = read_head(path)
-    theirs = read_metadata(path).get("target")
-    if theirs is not None and theirs != fingerprint(target):
-        logger.warning("head {} was trained for another target: few drafts may be accepted", path)
-    layers = ModelConfig.from_folder(target).layers
-    if max(config.layers) >= layers:
-        raise ValueError(
-            f"head {path} reads layer {max(config.layers)} of its target, which has {layers}"
-        )
-    try:
-        return Head(config, weights, read_ends(target))
-    except ValueError as error:
-        raise ValueError(f"head {path}: {error}") from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:

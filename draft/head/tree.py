@@ -25,6 +25,7 @@ class Growing:
         context, words: the request's.
         root: [H], the head's output at its last row.
         nodes: most nodes.
+        least: nodes less likely than this, with all before them, are left out; 0..1.
 
     Attributes:
         tokens, parents, scores: of all nodes so far; a score is the path's log-probability.
@@ -32,7 +33,10 @@ class Growing:
         rows: node -> its row in the context's draft, for nodes that went on.
     """
 
-    def __init__(self, context: Context, words: Words, root: Tensor, nodes: int) -> None:
+    def __init__(
+        self, context: Context, words: Words, root: Tensor, nodes: int, least: float = 0.0
+    ) -> None:
+        self._least = math.log(least) if least > 0 else -math.inf
         self.context = context
         self.words = words
         self.root = root
@@ -57,6 +61,7 @@ class Growing:
         fresh = range(first, len(self.tokens))
         # A node that is not among the best so far has no child that is.
         bar = sorted(self.scores, reverse=True)[min(self.nodes, len(self.scores)) - 1]
+        bar = max(bar, self._least)
         best = sorted(fresh, key=lambda node: -self.scores[node])[:width]
         self.frontier = sorted(node for node in best if self.scores[node] >= bar)
 
@@ -68,9 +73,19 @@ class Growing:
         return parents
 
     def tree(self) -> Tree:
-        """The likeliest nodes within the budget; a parent is never less likely than its child."""
-        order = sorted(range(len(self.tokens)), key=lambda node: (-self.scores[node], node))
-        kept = sorted(order[: self.nodes])
+        """The likeliest nodes within the budget; a parent is never less likely than its child. The
+        likeliest path comes first, then what branches off its end: rows of a path that is accepted
+        then mostly stand where they should."""
+        likely = (n for n, score in enumerate(self.scores) if score >= self._least)
+        order = sorted(likely, key=lambda node: (-self.scores[node], node))[: self.nodes]
+        children: dict[int, list[int]] = {-1: [], **{node: [] for node in order}}
+        for node in reversed(order):  # so that the likeliest is taken first
+            children[self.parents[node]].append(node)
+        kept: list[int] = []
+        ahead = children[-1]
+        while ahead:
+            kept.append(ahead.pop())
+            ahead += children[kept[-1]]
         place = {node: i for i, node in enumerate(kept)} | {-1: -1}
         return Tree(
             [self.tokens[node] for node in kept],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from fastslow.engine.kv.storage import KVStorage, lazy_zeros
+from fastslow.engine.ops.cpu import library
 from fastslow.engine.types import Ints
 
 LANES = 16  # slots of a tile; kernels/tile.h has the same
@@ -65,6 +67,31 @@ class TiledStorage(KVStorage):
         fresh = keys.transpose(0, 1).to(self.dtype)
         self._keys[:, tiles, :, :, lanes] = fresh.reshape(*fresh.shape[:-1], -1, pack)
         self._values[:, tiles, :, rows, :, halves] = values.transpose(0, 1).to(self.dtype)
+
+    def move(self, src: Ints, dst: Ints) -> None:
+        if not library.available():
+            super().move(src, dst)
+            return
+        read, written = (np.ascontiguousarray(slots, dtype=np.int64) for slots in (src, dst))
+        both = np.concatenate((read, written))
+        if len(read) != len(written) or (
+            len(both) and not 0 <= both.min() <= both.max() < self.slots
+        ):
+            raise IndexError(f"slots {src} to {dst} are not pairs within {self.slots}")
+        head_dim, kv_heads = self._values.shape[-2], self._keys.shape[2]
+        failed = library.kernels().fs_move(
+            self.pointers[0].ctypes.data,
+            self.pointers[1].ctypes.data,
+            len(self.k),
+            read.ctypes.data,
+            written.ctypes.data,
+            len(read),
+            kv_heads,
+            head_dim,
+            self.dtype == torch.float32,
+        )
+        if failed:
+            raise MemoryError(f"moving {len(read)} rows found no memory")
 
     def _places(self, slots: Ints) -> tuple[torch.Tensor, ...]:
         """Of each slot its tile, its lane, and among values its row of words and part of a word."""

@@ -63,6 +63,10 @@ class Shape(Structure):
         ("head", Matrix),
         ("screen", Matrix),
         ("screen_norms", c_void_p),
+        ("fuse", Matrix),
+        ("entry", Matrix),
+        ("embedding_norm", c_void_p),
+        ("hidden_norm", c_void_p),
     ]
 
 
@@ -75,6 +79,15 @@ class StepArgs(Structure):
         *((name, c_void_p) for name in ("tails", "tail_starts", "tail_lengths")),
         *((name, c_void_p) for name in ("keys", "values", "wanted", "only_best", "best", "logits")),
         *((name, c_void_p) for name in ("feature_layers", "feature_values")),
+        *((name, c_void_p) for name in ("fused", "hidden")),
+    ]
+
+
+class DraftArgs(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("threads", "requests", "width", "depth", "most")),
+        *((name, c_void_p) for name in ("contexts", "fresh", "after", "features", "nodes")),
+        *((name, c_void_p) for name in ("least", "counts", "tokens", "parents", "scores")),
     ]
 
 
@@ -85,6 +98,18 @@ SIGNATURES = {
     "fs_clock": (None, [c_void_p, c_int, c_void_p]),
     "fs_experts_read": (c_int64, [c_void_p]),
     "fs_screened": (c_int, [c_void_p]),
+    "fs_draft_new": (c_void_p, [POINTER(Shape), POINTER(Layer), c_void_p, c_int, c_double]),
+    "fs_draft_delete": (None, [c_void_p]),
+    "fs_draft_open": (c_int64, [c_void_p, c_int64]),
+    "fs_draft_close": (c_int, [c_void_p, c_int64]),
+    "fs_draft_words": (c_int, [c_void_p, c_int64, c_void_p, c_void_p, c_int]),
+    "fs_draft_grow": (c_int, [c_void_p, POINTER(DraftArgs)]),
+    "fs_draft_follow": (c_int, [c_void_p, c_void_p, c_void_p, c_int, c_int]),
+    "fs_draft_logits": (c_void_p, [c_void_p, c_int64, POINTER(c_int64)]),
+    "fs_move": (
+        c_int,
+        [c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_int],
+    ),
     "fs_vector_width": (c_int, []),
     "fs_dot_instructions": (c_int, []),
     "fs_read_bandwidth": (c_double, [c_void_p, c_int64, c_int]),

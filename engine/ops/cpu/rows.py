@@ -37,24 +37,18 @@ class Tails:
         chains = np.ones(len(sizes), dtype=np.uint8)
         if follows.all():
             return cls(rows.slots, starts, places + 1, chains)
-        slots, lengths, end = [rows.slots], places + 1, len(rows.slots)
-        for b in np.unique(np.repeat(np.arange(len(sizes)), sizes)[~follows]):
+        extra, lengths = list[int](), places + 1
+        given, parents, first_tail = rows.slots.tolist(), rows.parents.tolist(), len(rows.slots)
+        for b in np.unique(np.repeat(np.arange(len(sizes)), sizes)[~follows]).tolist():
             chains[b] = 0
             first, last = int(rows.starts[b]), int(rows.starts[b + 1])
-            for row, path in enumerate(_paths(rows.parents[first:last])):
-                slots.append(rows.slots[first + path])
-                starts[first + row], lengths[first + row] = end, len(path)
-                end += len(path)
-        return cls(np.concatenate(slots), starts, lengths, chains)
-
-
-def _paths(parents: Ints) -> Iterator[Ints]:
-    """For each row, the rows from the root to it."""
-    paths: list[Ints] = []
-    for row, parent in enumerate(parents.tolist()):
-        before = paths[parent] if parent >= 0 else np.empty(0, dtype=np.int64)
-        paths.append(np.append(before, row))
-        yield paths[-1]
+            paths: list[list[int]] = []  # slots from the root to each row
+            for row in range(first, last):
+                parent = parents[row]
+                paths.append([*(paths[parent] if parent >= 0 else ()), given[row]])
+                starts[row], lengths[row] = first_tail + len(extra), len(paths[-1])
+                extra += paths[-1]
+        return cls(np.array(given + extra, dtype=np.int64), starts, lengths, chains)
 
 
 def parts(rows: Rows, most: int) -> Iterator[tuple[int, int, Ints, Ints]]:

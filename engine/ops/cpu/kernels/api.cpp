@@ -30,15 +30,8 @@ void fs_model_delete(void* model) { delete (Model*)model; }
 int fs_step(void* handle, const StepArgs* given) try {
     StepArgs args = *given;
     args.threads = std::clamp(args.threads, 1, MOST_THREADS);
-    Model& model = *(Model*)handle;
-    Crew& crew = Crew::get();
-    std::lock_guard<std::mutex> guard(crew.lock);
-    Step& step = *model.steps[model.turn++ % Crew::TASKS];
-    crew.reclaim(step);
-    step.prepare(args);
-    model.make_room(args.rows, args.threads, step.attention.partial_floats);
-    crew.run(step);
-    step.head_plan.finish(step);
+    std::lock_guard<std::mutex> guard(Crew::get().lock);
+    run_step(*(Model*)handle, args);
     return 0;
 } catch (const std::exception&) {
     return 1;

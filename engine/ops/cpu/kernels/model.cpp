@@ -16,6 +16,8 @@ Model::Model(const Shape& shape, const Layer* given)
     neurons_pad = padded(shape.neurons, TILE / 2);
     expert_pad = padded(std::max(shape.expert_neurons, 1), TILE / 2);
     attention_width = padded(shape.heads * shape.head_dim, TILE);
+    pair_width = shape.entry.outputs ? padded(shape.entry.inputs, TILE) : 0;
+    level_width = shape.fuse.outputs ? padded(shape.fuse.inputs, TILE) : 0;
     auto most = [&](const Matrix& m) {
         if (m.outputs) ready_bytes = std::max(ready_bytes, spread(format_of(m.format).row_bytes(m.inputs)));
     };
@@ -28,8 +30,7 @@ Model::Model(const Shape& shape, const Layer* given)
         ready_expert_bytes =
             std::max(ready_expert_bytes, spread(format_of(down.format).row_bytes(down.inputs)));
     }
-    most(shape.head);
-    most(shape.screen);
+    for (const Matrix* m : {&shape.head, &shape.screen, &shape.fuse, &shape.entry}) most(*m);
     ready_router_bytes = spread(format_of(F32).row_bytes(shape.hidden));
     for (int i = 0; i < Crew::TASKS; i++) steps.emplace_back(new Step(*this));
 }
@@ -78,6 +79,8 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     space.expert_h = floats(entries * expert_pad);
     space.router_logits = floats((size_t)rows * padded(std::max(shape.experts, 1), TILE));
     space.partial = floats(partial_floats);
+    space.pair = floats((size_t)rows * pair_width);
+    space.level = floats((size_t)rows * level_width);
     const bool wide = rows > NARROW;
     space.ready = bytes(wide ? rows * ready_bytes : 0);
     space.ready_router = bytes(wide ? rows * ready_router_bytes : 0);

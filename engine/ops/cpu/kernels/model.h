@@ -47,13 +47,17 @@ struct Shape {
     Matrix head;
     Matrix screen;              // the head in int8, or nothing
     const float* screen_norms;  // [2, V padded to tiles] norms of the head's rows, and of their errors
+    // A draft head's entry, see entry.h; without outputs, a row begins with its token's embedding.
+    Matrix fuse;   // features of a target's layers, side by side -> H
+    Matrix entry;  // embedding and hidden state -> H
+    const float *embedding_norm, *hidden_norm;
 };
 }
 
 // Memory that the threads share during a step, for a number of rows.
 struct Workspace {
     int rows = 0;
-    float *x, *q, *seen, *h, *expert_h, *router_logits, *partial;
+    float *x, *q, *seen, *h, *expert_h, *router_logits, *partial, *pair, *level;
     uint8_t *ready, *ready_router, *ready_expert;
     size_t partial_floats = 0;
 };
@@ -93,7 +97,7 @@ struct Model {
 
     Shape shape;
     std::vector<Layer> layers;
-    int hidden_pad, neurons_pad, expert_pad, attention_width;
+    int hidden_pad, neurons_pad, expert_pad, attention_width, pair_width, level_width;
     size_t ready_bytes, ready_expert_bytes, ready_router_bytes;  // of one row
     Workspace space;
     Clock clock;

@@ -5,14 +5,15 @@
 #include <cstring>
 
 #include "blocks.h"
+#include "entry.h"
 #include "simd.h"
 #include "tile.h"
 
 namespace fastslow {
 
 // The most that a layer takes: qkv, attention, merge, out, shared and routed experts, down, and six
-// times rows made ready. The rest: embedding, and the head with its rows.
-constexpr int LAYER_PHASES = 13, OTHER_PHASES = 3;
+// times rows made ready. The rest: embedding or entry, and the head with its rows.
+constexpr int LAYER_PHASES = 13, OTHER_PHASES = 2 + ENTRY_PHASES;
 
 int tiles_per_chunk(int tiles, int threads) {
     return std::clamp(tiles / (threads * 16), 1, 8);
@@ -67,6 +68,16 @@ void Step::prepare(const StepArgs& given) {
     phases.reset(model.shape.layers * LAYER_PHASES + OTHER_PHASES, threads);
 }
 
+void run_step(Model& model, const StepArgs& args) {
+    Crew& crew = Crew::get();
+    Step& step = *model.steps[model.turn++ % Crew::TASKS];
+    crew.reclaim(step);
+    step.prepare(args);
+    model.make_room(args.rows, args.threads, step.attention.partial_floats);
+    crew.run(step);
+    step.head_plan.finish(step);
+}
+
 void Step::work(int thread) {
     int phase = 0;
     if (!thread) model.clock.start();
@@ -77,21 +88,25 @@ void Step::work(int thread) {
     mark(thread, HEAD);
 }
 
-void Step::embed(int thread, int& phase) {
+void Step::embed_row(int i) {
     const Shape& s = model.shape;
-    phases.run(phase++, thread, args.rows, [&](int t) {
-        float* x = model.space.x + (size_t)t * model.hidden_pad;
-        const int64_t token = args.tokens[t];
-        const size_t at = (size_t)token * s.hidden;
-        if (s.embedding_format == INT8)
-            unpack_int8((const uint8_t*)s.embedding + token / TILE * int8_format.tile_bytes(s.hidden),
-                        s.hidden, (int)(token % TILE), x);
-        else if (s.embedding_format == F32)
-            std::memcpy(x, (const float*)s.embedding + at, sizeof(float) * s.hidden);
-        else
-            for (int k = 0; k < s.hidden; k++) x[k] = widen(((const uint16_t*)s.embedding)[at + k]);
-        std::fill(x + s.hidden, x + model.hidden_pad, 0.0f);
-    }, stream_of(model.layers[0].qkv).slice(thread, threads));
+    float* x = model.space.x + (size_t)i * model.hidden_pad;
+    const int64_t token = args.tokens[i];
+    const size_t at = (size_t)token * s.hidden;
+    if (s.embedding_format == INT8)
+        unpack_int8((const uint8_t*)s.embedding + token / TILE * int8_format.tile_bytes(s.hidden),
+                    s.hidden, (int)(token % TILE), x);
+    else if (s.embedding_format == F32)
+        std::memcpy(x, (const float*)s.embedding + at, sizeof(float) * s.hidden);
+    else
+        for (int k = 0; k < s.hidden; k++) x[k] = widen(((const uint16_t*)s.embedding)[at + k]);
+    std::fill(x + s.hidden, x + model.hidden_pad, 0.0f);
+}
+
+void Step::embed(int thread, int& phase) {
+    if (model.shape.entry.outputs) return run_entry(*this, thread, phase);
+    phases.run(phase++, thread, args.rows, [&](int t) { embed_row(t); },
+               stream_of(model.layers[0].qkv).slice(thread, threads));
 }
 
 void Step::layer(int thread, int n, int& phase) {
@@ -213,14 +228,11 @@ void Step::project(int thread, int n, int& phase) {
     });
 }
 
-// x += a matrix times the rows, a tile of columns at a time.
-static void add_to_x(Step& step, int thread, int& phase, const Matrix& m, const uint8_t* rows,
-                     size_t stride, int layer, Stream next) {
-    Model& model = step.model;
-    const StepArgs& a = step.args;
+void Step::add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows, size_t stride,
+                    int layer, Stream next) {
     const size_t bytes = tile_bytes(m);
-    step.phases.run(phase++, thread, tiles_of(m), [&](int tile) {
-        multiply(m, m.tiles + tile * bytes, rows, stride, nullptr, a.rows,
+    phases.run(phase++, thread, tiles_of(m), [&](int tile) {
+        multiply(m, m.tiles + tile * bytes, rows, stride, nullptr, args.rows,
                  [&](int first, int got, float* out) {
                      add_bias(m, tile, got, out);
                      for (int i = 0; i < got; i++) {
@@ -229,7 +241,7 @@ static void add_to_x(Step& step, int thread, int& phase, const Matrix& m, const 
                              store(x + j, load<vf>(x + j) + load<vf>(out + i * TILE + j));
                      }
                  });
-        if (layer >= 0) step.note_features(layer, tile);
+        if (layer >= 0) note_features(layer, tile);
     }, next);
 }
 
@@ -255,7 +267,7 @@ void Step::close_attention(int thread, int n, int& phase) {
         thread, phase, tiles_of(l.out), args.rows, narrow(), format_of(l.out.format), l.out.inputs,
         model.ready_bytes, model.space.ready, model.scratch[thread].ready,
         [&](int i) { return model.space.seen + (size_t)i * model.attention_width; });
-    add_to_x(*this, thread, phase, l.out, rows, model.ready_bytes, -1,
+    add_to_x(thread, phase, l.out, rows, model.ready_bytes, -1,
              stream_of(l.gate_up).slice(thread, threads));
 }
 
@@ -287,7 +299,7 @@ void Step::dense(int thread, int n, int& phase) {
                  [&](int i) { return model.space.h + (size_t)i * model.neurons_pad; });
     const bool last = n + 1 == s.layers;
     Stream next = last ? head_stream() : stream_of(model.layers[n + 1].qkv);
-    add_to_x(*this, thread, phase, l.down, rows, model.ready_bytes, n, next.slice(thread, threads));
+    add_to_x(thread, phase, l.down, rows, model.ready_bytes, n, next.slice(thread, threads));
 }
 
 }  // namespace fastslow

@@ -35,8 +35,14 @@ struct StepArgs {
     float* logits;                 // [M, V] of the other rows; those of `only_best` stay as they are
     const int64_t* feature_layers; // [features]
     float* feature_values;         // [M, features, H]
+    // of a draft head: one of them, the other is null
+    const float* fused;   // [T, features of the target]
+    const float* hidden;  // [T, H] what the head put out before
 };
 }
+
+// Run a step; whoever calls holds the crew's lock. Throws where memory or threads run out.
+void run_step(Model& model, const StepArgs& args);
 
 struct Step : Task {
     explicit Step(Model& model) : model(model) {}
@@ -68,6 +74,13 @@ struct Step : Task {
 
     // RMS norm of row i of x, into the thread's own scratch. Zhang and Sennrich, arXiv 1910.07467.
     const float* normed(int thread, int i, const float* weight) const;
+
+    // The embedding of row i's token, into x.
+    void embed_row(int i);
+
+    // x += a matrix times the rows, a tile of columns at a time; `layer` has features to note, or is -1.
+    void add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows, size_t stride, int layer,
+                  Stream next);
 
     // What has passed since the last call belongs to this part.
     void mark(int thread, Part part) {

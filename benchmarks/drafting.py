@@ -1,0 +1,99 @@
+"""What drafters bring on several prompt sets: tokens a step and speed against plain decoding.
+
+    python benchmarks/drafting.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl --drafters suffix,auto \
+        --batch 1,8 --temperatures 0,0.7 --limit 16 -o drafting.json
+
+All drafters and plain decoding answer the same prompts in turns. `head:4` has a fixed length of four,
+`head/3` trees with three children a node. Prompts are read before the clock runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fastslow import LLM, SamplingParams, Speculation
+from fastslow.engine.tune.candidates import PLAIN
+from fastslow.engine.tune.grid import Grid
+from fastslow.engine.tune.machine import circumstances
+from fastslow.engine.tune.prompts import read_prompts
+from fastslow.engine.tune.runner import Runner
+from fastslow.engine.tune.sample import rate, tokens_per_step
+
+
+def setting_of(wish: str, head: Path | None) -> Speculation:
+    """From "name/width:length" to settings."""
+    name, _, length = wish.partition(":")
+    name, _, width = name.partition("/")
+    fields: dict[str, Any] = {"drafter": name}
+    if length:
+        fields["nodes"] = int(length)
+    if width:
+        fields["width"] = int(width)
+    if head is not None and ("head" in name or name == "auto"):
+        fields["head"] = head
+    return Speculation(**fields)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantization", default="auto")
+    parser.add_argument("--head", type=Path, help="the head's file, if not the model's own")
+    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+    parser.add_argument("--drafters", default="suffix,head:4,auto")
+    parser.add_argument("--batch", default="1,8")
+    parser.add_argument("--temperatures", default="0,0.7")
+    parser.add_argument("--limit", type=int, default=16, help="prompts of each set")
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("-o", "--out", type=Path)
+    args = parser.parse_args()
+    sizes = [int(size) for size in args.batch.split(",")]
+    wishes = args.drafters.split(",")
+    settings = [setting_of(wish, args.head) for wish in wishes]
+    table = Table("temperature", "batch", "drafter", *(path.stem for path in args.prompts), "mean")
+    cells: list[dict[str, Any]] = []
+    with LLM(
+        args.model,
+        dtype=args.dtype,
+        quantization=args.quantization,
+        max_running=max(sizes),
+        remember=False,
+    ) as llm:
+        for heat in map(float, args.temperatures.split(",")):
+            grids = []
+            for path in args.prompts:
+                grid = Grid(settings, sizes)
+                sampling = SamplingParams(max_tokens=args.tokens, temperature=heat)
+                grid.measure(Runner(llm, sampling), read_prompts(path, args.limit), args.repeat)
+                grids.append(grid)
+                cells += [{"set": path.stem, "temperature": heat, **c} for c in grid.record()]
+            for cell in grids[0].samples:
+                shown = ["plain", *wishes][[PLAIN, *settings].index(cell.setting)]
+                found = [grid.ratio(cell) or 0.0 for grid in grids]
+                texts = [
+                    f"{ratio:.2f} x ({tokens_per_step(grid.samples[cell]):.2f})"
+                    if cell.setting is not PLAIN
+                    else f"{rate(grid.samples[cell]):.0f} tok/s"
+                    for ratio, grid in zip(found, grids)
+                ]
+                mean = f"{sum(found) / len(found):.2f}"
+                table.add_row(f"{heat:g}", str(cell.batch), shown, *texts, mean)
+            table.add_section()
+    Console(width=160).print(table)
+    if args.out is not None:
+        record = {**circumstances(), "model": args.model, "limit": args.limit, "cells": cells}
+        args.out.write_text(json.dumps(record, indent=1), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The adaptive length against every fixed one, by batch size, as JSON and as a figure.
+
+    python benchmarks/lengths.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl --batch 1,2,4,8,16,32 \
+        -o lengths.json --figure docs/lengths.svg
+
+Lengths and batch sizes take turns on the same prompts. Each line is a batch size, each point a fixed
+length as times plain decoding; the ring at the right is the adaptive length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from drafting import setting_of
+from rich.console import Console
+from rich.table import Table
+
+from fastslow import LLM, SamplingParams
+from fastslow.engine.tune.candidates import grid as every
+from fastslow.engine.tune.grid import Grid
+from fastslow.engine.tune.machine import circumstances
+from fastslow.engine.tune.prompts import read_prompts
+from fastslow.engine.tune.runner import Runner
+from fastslow.engine.tune.svg import tag, text
+
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 760, 380, 60, 24, 130, 44
+COLOURS = ("#3b6fd4", "#1d9a6c", "#c9861a", "#c2463d", "#8456c5", "#4d7c8a")
+STYLE = (
+    "text{font:12px sans-serif;fill:#333}.grid{stroke:#8884}"
+    "@media(prefers-color-scheme:dark){text{fill:#ddd}}"
+)
+Found = Mapping[int, Mapping[str, float]]  # batch -> length -> times plain
+
+
+def figure(found: Found) -> str:
+    """SVG: a line for each batch size over fixed lengths, rings for the adaptive one."""
+    labels = list(next(iter(found.values())))
+    top = 1.1 * max(max(row.values()) for row in found.values())
+    wide, high = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+
+    def x(n: int) -> float:
+        return LEFT + wide * n / (len(labels) - 1)
+
+    def y(value: float) -> float:
+        return TOP + high * (1 - value / top)
+
+    parts = [tag("style", STYLE)]
+    for tenth in range(0, int(10 * top) + 1, 2):
+        at = y(tenth / 10)
+        parts.append(tag("line", x1=LEFT, x2=LEFT + wide, y1=at, y2=at, class_="grid"))
+        parts.append(text(f"{tenth / 10:.1f} x", LEFT - 8, at + 4, "end"))
+    parts += [text(label, x(n), HEIGHT - BOTTOM + 18) for n, label in enumerate(labels)]
+    parts.append(text("nodes a step, at most", LEFT + wide / 2, HEIGHT - 6))
+    for number, (batch, row) in enumerate(found.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        places = [f"{x(n):.1f},{y(row[label]):.1f}" for n, label in enumerate(labels[:-1])]
+        parts.append(
+            tag("polyline", points=" ".join(places), fill="none", stroke=colour, stroke_width=2)
+        )
+        at = y(row[labels[-1]])
+        parts.append(
+            tag(
+                "circle",
+                cx=x(len(labels) - 1),
+                cy=at,
+                r=6,
+                fill="none",
+                stroke=colour,
+                stroke_width=3,
+            )
+        )
+        parts.append(text(f"batch {batch}", WIDTH - RIGHT + 14, TOP + 18 * number, "start"))
+        parts.append(
+            tag("rect", x=WIDTH - 50, y=TOP + 18 * number - 9, width=24, height=9, fill=colour)
+        )
+    return tag(
+        "svg", "".join(parts), xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {HEIGHT}"
+    )
+
+
+def measured(grid: Grid, sizes: Sequence[int]) -> Found:
+    """Times plain by batch size and length; the adaptive length comes last."""
+    found: dict[int, dict[str, float]] = {size: {"0": 1.0} for size in sizes}
+    for cell in grid.samples:
+        if cell.setting.drafter != "off":
+            nodes = cell.setting.nodes
+            found[cell.batch]["adaptive" if nodes is None else str(nodes)] = grid.ratio(cell) or 0.0
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantization", default="auto")
+    parser.add_argument("--drafter", default="auto", help="as in drafting.py")
+    parser.add_argument("--head", type=Path, help="the head's file, if not the model's own")
+    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+    parser.add_argument("--batch", default="1,2,4,8,16,32")
+    parser.add_argument("--lengths", default="1,2,3,4,5,6,7,8")
+    parser.add_argument("--limit", type=int, default=16, help="prompts of each set")
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("-o", "--out", type=Path)
+    parser.add_argument("--figure", type=Path)
+    args = parser.parse_args()
+    sizes = [int(size) for size in args.batch.split(",")]
+    lengths = [int(length) for length in args.lengths.split(",")]
+    prompts = [prompt for path in args.prompts for prompt in read_prompts(path, args.limit)]
+    with LLM(
+        args.model,
+        dtype=args.dtype,
+        quantization=args.quantization,
+        max_running=max(sizes),
+        remember=False,
+    ) as llm:
+        grid = Grid(every([setting_of(args.drafter, args.head)], [*lengths, None]), sizes)
+        grid.measure(Runner(llm, SamplingParams(max_tokens=args.tokens)), prompts, args.repeat)
+    found = measured(grid, sizes)
+    table = Table("batch", *next(iter(found.values())), "best fixed", "adaptive / best")
+    for batch, row in found.items():
+        best = max((label for label in row if label != "adaptive"), key=lambda label: row[label])
+        share = row["adaptive"] / row[best]
+        table.add_row(str(batch), *(f"{v:.2f}" for v in row.values()), best, f"{share:.2f}")
+    Console(width=160).print(table)
+    if args.out is not None:
+        record: dict[str, Any] = {**circumstances(), "model": args.model, "ratios": found}
+        args.out.write_text(json.dumps({**record, "cells": grid.record()}, indent=1), "utf-8")
+    if args.figure is not None:
+        args.figure.write_text(figure(found), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

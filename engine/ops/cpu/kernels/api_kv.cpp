@@ -1,0 +1,63 @@
+// Rows of keys and values moved to other slots, as after a tree of which one path was accepted.
+
+#include <exception>
+#include <vector>
+
+#include "tile.h"
+
+using namespace fastslow;
+
+namespace {
+
+template <class T>
+void move_rows(T* keys, T* values, const int64_t* src, const int64_t* dst, int count, int kv_heads, int dim,
+               std::vector<T>& room) {
+    room.resize((size_t)2 * count * dim);
+    for (int head = 0; head < kv_heads; head++) {
+        T* to = room.data();
+        for (int i = 0; i < count; i++, to += 2 * dim) {
+            const size_t tile = Tile<T>::start(src[i], head, kv_heads, dim);
+            const int lane = src[i] % LANES;
+            for (int d = 0; d < dim; d++) {
+                to[d] = keys[tile + Tile<T>::key(lane, d)];
+                to[dim + d] = values[tile + Tile<T>::value(lane, d, dim)];
+            }
+        }
+        const T* from = room.data();
+        for (int i = 0; i < count; i++, from += 2 * dim) {
+            const size_t tile = Tile<T>::start(dst[i], head, kv_heads, dim);
+            const int lane = dst[i] % LANES;
+            for (int d = 0; d < dim; d++) {
+                keys[tile + Tile<T>::key(lane, d)] = from[d];
+                values[tile + Tile<T>::value(lane, d, dim)] = from[dim + d];
+            }
+        }
+    }
+}
+
+template <class T>
+void move_layers(void* const* keys, void* const* values, int layers, const int64_t* src, const int64_t* dst,
+                 int count, int kv_heads, int dim) {
+    std::vector<T> room;
+    for (int n = 0; n < layers; n++)
+        move_rows((T*)keys[n], (T*)values[n], src, dst, count, kv_heads, dim, room);
+}
+
+}  // namespace
+
+extern "C" {
+
+// All rows of a layer are read before any is written. `kv_float`: float32, else bfloat16. 1 where
+// memory runs out.
+int fs_move(void* const* keys, void* const* values, int layers, const int64_t* src, const int64_t* dst,
+            int count, int kv_heads, int dim, int kv_float) try {
+    if (kv_float)
+        move_layers<float>(keys, values, layers, src, dst, count, kv_heads, dim);
+    else
+        move_layers<uint16_t>(keys, values, layers, src, dst, count, kv_heads, dim);
+    return 0;
+} catch (const std::exception&) {
+    return 1;
+}
+
+}  // extern "C"

@@ -1,0 +1,74 @@
+#include "entry.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "simd.h"
+#include "step.h"
+
+namespace fastslow {
+
+namespace {
+
+// One layer's features, divided by their root mean square.
+void even_out(const float* from, int count, float eps, float* to) {
+    vf squares{};
+    int k = 0;
+    for (; k + W <= count; k += W) {
+        const vf v = load<vf>(from + k);
+        squares = fma(v, v, squares);
+    }
+    float total = sum(squares);
+    for (; k < count; k++) total += from[k] * from[k];
+    const float scale = 1.0f / std::sqrt(total / (float)count + eps);
+    for (k = 0; k < count; k++) to[k] = from[k] * scale;
+}
+
+// x = a matrix times rows of floats; x holds zeros.
+void multiply_rows(Step& step, int thread, int& phase, const Matrix& m, const float* rows, int width,
+                   Stream next) {
+    Model& model = step.model;
+    const uint8_t* ready = step.ready(thread, phase, tiles_of(m), step.args.rows, step.narrow(),
+                                      format_of(m.format), m.inputs, model.ready_bytes, model.space.ready,
+                                      model.scratch[thread].ready,
+                                      [&](int i) { return rows + (size_t)i * width; });
+    step.add_to_x(thread, phase, m, ready, model.ready_bytes, -1, next);
+}
+
+}  // namespace
+
+void run_entry(Step& step, int thread, int& phase) {
+    Model& model = step.model;
+    const Shape& s = model.shape;
+    const StepArgs& a = step.args;
+    auto stream = [&](const Matrix& m) { return stream_of(m).slice(thread, step.threads); };
+    auto row = [&](int t) { return model.space.x + (size_t)t * model.hidden_pad; };
+    auto pair = [&](int t) { return model.space.pair + (size_t)t * model.pair_width; };
+    // The row's norm goes to one half of the pair, and x is cleared for what is added to it next.
+    auto norm = [&](int t, const float* weight, float* to) {
+        std::copy_n(step.normed(thread, t, weight), s.hidden, to);
+        std::fill_n(row(t), model.hidden_pad, 0.0f);
+    };
+    // What the caller owns is read inside chunks only: a late thread finds none.
+    step.phases.run(phase++, thread, a.rows, [&](int t) {
+        step.embed_row(t);
+        norm(t, s.embedding_norm, pair(t));
+        if (a.fused) {
+            for (int at = 0; at < s.fuse.inputs; at += s.hidden)
+                even_out(a.fused + (size_t)t * s.fuse.inputs + at, s.hidden, s.eps,
+                         model.space.level + (size_t)t * model.level_width + at);
+        } else {
+            std::copy_n(a.hidden + (size_t)t * s.hidden, s.hidden, row(t));
+            norm(t, s.hidden_norm, pair(t) + s.hidden);
+        }
+    }, stream(a.fused ? s.fuse : s.entry));
+    if (a.fused) {
+        multiply_rows(step, thread, phase, s.fuse, model.space.level, model.level_width, stream(s.entry));
+        step.phases.run(phase++, thread, a.rows,
+                        [&](int t) { norm(t, s.hidden_norm, pair(t) + s.hidden); });
+    }
+    multiply_rows(step, thread, phase, s.entry, model.space.pair, model.pair_width,
+                  stream(model.layers[0].qkv));
+}
+
+}  // namespace fastslow

@@ -1,0 +1,239 @@
+"""A head on the compiled kernels is the head in torch, up to its formats; and a text's drafts are its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine_tools import write_kin
+from head_tools import exact_layer, tiny_weights
+from kernel_tools import compiled
+
+from fastslow.draft.head import load
+from fastslow.draft.head.compiled import KernelRunner
+from fastslow.draft.head.config import HeadConfig
+from fastslow.draft.head.head import Head
+from fastslow.draft.head.plain import TorchRunner
+from fastslow.draft.head.runner import Runner
+from fastslow.draft.head.target import read_ends
+from fastslow.engine.ops.cpu.formats import Format
+from fastslow.engine.types import Floats, Tree
+
+pytestmark = compiled
+VOCABULARY, HIDDEN = 90, 64
+FIELDS = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "hidden_size": HIDDEN}
+ROWS = 60
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kin(tmp_path_factory.mktemp("kernels") / "target", **FIELDS)
+
+
+def made(
+    target: Path, form: Format = Format.INT8, window: int = 512, size: int = 40
+) -> tuple[KernelRunner, TorchRunner]:
+    """The same head on the kernels and with float32 products."""
+    config, weights = tiny_weights(target, size=size)
+    config = replace(config, window=window)
+    ends = read_ends(target)
+    head = Head(config, weights, ends)
+    head._layer = exact_layer(config, weights, ends.head[head.common.ids])
+    return KernelRunner(config, weights, ends, form), TorchRunner(head)
+
+
+def rows(seed: int = 0, count: int = ROWS) -> tuple[torch.Tensor, list[int]]:
+    random = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, 2 * HIDDEN, generator=random)
+    return features, torch.randint(VOCABULARY, (count,), generator=random).tolist()
+
+
+def begin(runner: Runner, seed: int = 0, parts: tuple[int, ...] = (ROWS,)) -> int:
+    """A text that has taken rows in."""
+    features, after = rows(seed)
+    text = runner.open(7)
+    runner.add_words(text, after[:20])
+    runner.add_words(text, after[20:])
+    first = 0
+    for size in parts:
+        take(runner, text, features[first : first + size], after[first : first + size])
+        first += size
+    return text
+
+
+def take(runner: Runner, text: int, features: torch.Tensor, after: list[int]) -> None:
+    runner.grow([text], [len(after)], after, features, [0], 1, 1, [0.0])
+
+
+def grow(runner: Runner, *texts: int, nodes: int = 9, least: float = 0.0) -> list[Tree]:
+    count = len(texts)
+    nothing = torch.empty(0, 2 * HIDDEN)
+    return runner.grow(texts, [0] * count, [], nothing, [nodes] * count, 3, 4, [least] * count)
+
+
+def logits(runner: Runner, text: int) -> Floats:
+    return runner.logits(text).copy()
+
+
+def error(mine: Floats, theirs: Floats) -> float:
+    return float(np.linalg.norm(mine - theirs) / np.linalg.norm(theirs - theirs.mean()))
+
+
+@pytest.mark.parametrize(("form", "limit"), [(Format.INT8, 0.04), (Format.INT4, 0.33)], ids=str)
+@pytest.mark.parametrize("parts", [(ROWS,), (1, 40, 3, 16)], ids=str)
+def test_chains_have_the_logits_of_torch(
+    target: Path, form: Format, limit: float, parts: tuple[int, ...]
+) -> None:
+    kernels, torch_ = made(target, form)
+    mine, theirs = begin(kernels, parts=parts), begin(torch_)
+    assert kernels.words(mine).tolist() == torch_.words(theirs).tolist()
+    for depth, token in enumerate((3, 60, 12, 5)):  # each step feeds on the errors of the last
+        found = error(logits(kernels, mine), logits(torch_, theirs))
+        assert 0 < found < limit * (1 + depth / 4)
+        kernels.follow([mine], [token])
+        torch_.follow([theirs], [token])
+    assert 0 < error(logits(kernels, mine), logits(torch_, theirs)) < 2 * limit
+    # the chain is forgotten
+    grow(kernels, mine, nodes=0)
+    grow(torch_, theirs, nodes=0)
+    assert error(logits(kernels, mine), logits(torch_, theirs)) < limit
+
+
+@pytest.mark.parametrize("least", [0.0, 0.05])
+def test_trees_are_those_of_torch(target: Path, least: float) -> None:
+    """Each of their paths is about as likely there; where two are nearly alike, either may be kept."""
+    kernels, torch_ = made(target)
+    for seed in range(6):
+        mine = grow(kernels, begin(kernels, seed), least=least)[0]
+        theirs = grow(torch_, begin(torch_, seed), least=least)[0]
+        assert mine.scores is not None and theirs.scores is not None
+        expected = dict(zip(paths(theirs), theirs.scores))
+        shared = [(s, expected[p]) for p, s in zip(paths(mine), mine.scores) if p in expected]
+        assert len(shared) >= 0.6 * max(len(theirs.tokens), len(mine.tokens))
+        assert all(a == pytest.approx(b, rel=0.3) for a, b in shared)
+        assert min(mine.scores, default=1) >= least and paths(mine)[:1] == paths(theirs)[:1]
+
+
+def paths(tree: Tree) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = []
+    for token, parent in zip(tree.tokens, tree.parents):
+        found.append((*(found[parent] if parent >= 0 else ()), token))
+    return found
+
+
+def test_a_score_is_the_likelihood_of_its_path(target: Path) -> None:
+    kernels, _ = made(target, Format.INT4)
+    text = begin(kernels)
+    (tree,) = grow(kernels, text)
+    assert tree.scores is not None and max(tree.parents) >= 0
+    for path, score in zip(paths(tree), tree.scores):
+        grow(kernels, text, nodes=0)
+        likely = 1.0
+        for token in path:
+            law = torch.softmax(torch.from_numpy(logits(kernels, text)), -1)
+            likely *= float(law[kernels.words(text).tolist().index(token)])
+            kernels.follow([text], [token])
+        assert score == pytest.approx(likely, rel=1e-4)
+
+
+def test_the_likeliest_path_comes_first(target: Path) -> None:
+    kernels, torch_ = made(target)
+    for runner in (kernels, torch_):
+        (tree,) = grow(runner, begin(runner), nodes=14)
+        assert tree.scores is not None
+        for node, parent in enumerate(tree.parents):
+            first = tree.parents.index(parent)  # of its siblings
+            assert tree.scores[first] >= tree.scores[node]
+            assert parent == -1 or first == parent + 1 or tree.parents[parent + 1] == parent
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nothing_depends_on_the_batch_or_on_threads(target: Path, threads: int) -> None:
+    before = torch.get_num_threads()
+    kernels, _ = made(target)
+    alone = [
+        (grow(kernels, text)[0], logits(kernels, text))
+        for text in [begin(kernels, s) for s in range(5)]
+    ]
+    torch.set_num_threads(threads)
+    try:
+        texts = [kernels.open(7) for _ in range(5)]
+        features, after = zip(*(rows(seed) for seed in range(5)))
+        for text, words in zip(texts, after):
+            kernels.add_words(text, words)
+        every = [token for tokens in after for token in tokens]
+        trees = kernels.grow(
+            texts, [ROWS] * 5, every, torch.cat(features), [9] * 5, 3, 4, [0.0] * 5
+        )
+        for text, tree, (own, law) in zip(texts, trees, alone):
+            assert tree == own and np.array_equal(logits(kernels, text), law)
+        kernels.follow(texts, [1, 2, 3, 4, 5])
+        after_all = [logits(kernels, text) for text in texts]
+        for n, text in enumerate([begin(kernels, s) for s in range(5)]):
+            kernels.follow([text], [n + 1])
+            assert np.array_equal(logits(kernels, text), after_all[n])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_rows_beyond_the_window_are_given_back_and_not_seen(target: Path) -> None:
+    """A text of 100 rows and a window of 32 sees what one sees that has its last 20 only: a window
+    begins with a block of sixteen."""
+    kernels, _ = made(target, window=32)
+    features, after = rows(count=100)
+    long, short = kernels.open(0), kernels.open(80)
+    for text in (long, short):
+        kernels.add_words(text, after)
+    for at in range(99):
+        take(kernels, long, features[at : at + 1], after[at : at + 1])
+    take(kernels, short, features[80:99], after[80:99])
+    for text in (long, short):
+        take(kernels, text, features[99:], after[99:])
+    assert np.array_equal(logits(kernels, long), logits(kernels, short))
+    take(kernels, long, features, after)
+    assert np.isfinite(logits(kernels, long)).all()
+    kernels.close(long)
+    with pytest.raises(MemoryError):
+        kernels._kernels.close(long)
+
+
+def test_a_text_without_rows_gets_no_tree(target: Path) -> None:
+    kernels, torch_ = made(target)
+    for runner in (kernels, torch_):
+        fresh, known = runner.open(0), begin(runner)
+        trees = grow(runner, fresh, known)
+        assert not trees[0].tokens and trees[1].tokens
+        assert runner.grow([], [], [], torch.empty(0, 2 * HIDDEN), [], 2, 2, []) == []
+
+
+def test_numbers_that_are_not_finite_draft_nothing(target: Path) -> None:
+    kernels, _ = made(target)
+    text = begin(kernels)
+    features, after = rows()
+    features[5] = torch.nan
+    take(kernels, text, features[:6], after[:6])
+    assert not grow(kernels, text)[0].tokens
+
+
+def test_which_runner_a_head_gets(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, weights = tiny_weights(target)
+    assert isinstance(load.runner_of(config, weights, read_ends(target)), KernelRunner)
+    monkeypatch.setattr(load.library, "available", lambda: False)
+    assert isinstance(load.runner_of(config, weights, read_ends(target)), TorchRunner)
+
+
+def test_a_head_of_another_target_is_refused(target: Path, tmp_path: Path) -> None:
+    from head_tools import write_head
+
+    config, weights = tiny_weights(target)
+    wide = HeadConfig(**{**{n: getattr(config, n) for n in config.__slots__}, "hidden": 96})
+    shapes = {name: torch.zeros(shape) for name, shape in wide.shapes().items()}
+    path = write_head(tmp_path / "wide.safetensors", wide, shapes | {"tokens": weights["tokens"]})
+    with pytest.raises(ValueError, match="is of a target with hidden_size=96 and a vocabulary"):
+        load.load_head(path, target)
+    path = write_head(tmp_path / "deep.safetensors", replace(config, layers=(0, 7)), weights)
+    with pytest.raises(ValueError, match="reads layer 7 of its target, which has 2"):
+        load.load_head(path, target)
