@@ -39,9 +39,12 @@ def made(
     """The same head on the kernels and with float32 products."""
     config, weights = tiny_weights(target, size=size)
     config = replace(config, window=window)
+    # as in a file; torch then computes with what is left of them
+    weights = {n: w.bfloat16() if w.is_floating_point() else w for n, w in weights.items()}
     ends = read_ends(target)
     head = Head(config, weights, ends)
-    head._layer = exact_layer(config, weights, ends.head[head.common.ids])
+    plain = {name: w.float() for name, w in weights.items()}
+    head._layer = exact_layer(config, plain, ends.head[head.common.ids])
     return KernelRunner(config, weights, ends, form), TorchRunner(head)
 
 

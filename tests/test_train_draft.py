@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,21 @@ def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) ->
     requests = own.run([Ask((3, 4, 5), drafter="head", nodes=3)])
     assert answer(requests[0]) == answer(own.alone(Ask((3, 4, 5))))
     assert requests[0].tally.accepted > 0.3 * requests[0].tally.drafted
+
+
+def test_a_head_of_a_like_target_is_a_start(bench: Bench, target: Path, tmp_path: Path) -> None:
+    first = plan(target, tmp_path / "one")
+    train_head(first, bench.model, asked(bench), prompts(40), Reports())
+    seen: dict[str, list[Measured]] = {"new": [], "begun": []}
+    for name, start in (("new", None), ("begun", first.out)):
+        made = replace(plan(target, tmp_path / name, tokens=600), start=start)
+        train_head(
+            made, bench.model, asked(bench), prompts(20), Reports(training=seen[name].append)
+        )
+    assert seen["begun"][0].loss < 0.7 * seen["new"][0].loss
+    other = replace(plan(target, tmp_path / "other"), start=first.out, layers=(1,))
+    with pytest.raises(ValueError, match="is a head of another shape"):
+        train_head(other, bench.model, asked(bench), prompts(20), Reports())
 
 
 def test_interrupted_it_goes_on(bench: Bench, target: Path, tmp_path: Path) -> None:
@@ -223,7 +239,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert stopped.value.code == 0
     assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
     head = load_head(out, folder)
-    assert head.config.layers == (0, 1) and len(head.common.ids) == 100
+    assert head.layers == (0, 1)
+    text = head.open(0)
+    assert len(head.words(text)) == 100
     with pytest.raises(SystemExit) as stopped:
         main(["train-draft", "--target", str(folder), "--data", str(out), "-o", str(out)])
     assert stopped.value.code != 0

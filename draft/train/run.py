@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from loguru import logger
 from safetensors.torch import save_file
 
+from fastslow.draft.head.head import read_head
 from fastslow.draft.head.target import (
     draft_vocabulary,
     fingerprint,
@@ -43,6 +44,7 @@ class Plan:
         answer: most tokens of an answer.
         evaluations: how often the held-out answers are walked.
         course: of the training.
+        start: a head of a like target, whose weights training begins with; None = untrained ones.
     """
 
     target: Path
@@ -53,6 +55,7 @@ class Plan:
     answer: int = 192
     evaluations: int = 10
     course: Course = field(default_factory=Course)
+    start: Path | None = None
 
 
 @dataclass(slots=True)
@@ -82,10 +85,13 @@ def train_head(
         reports: who is told.
 
     Raises:
-        ValueError: too few prompts, or layers that do not end with the target's last.
+        ValueError: too few prompts, layers that do not end with the target's last, or a `start` of
+            another shape.
     """
     if plan.layers[-1] != model.config.layers - 1:
         raise ValueError(f"layers={plan.layers} must end with {model.config.layers - 1}")
+    if plan.start is not None:
+        read_head(plan.start)  # before the long part
     if len(prompts) < 2:
         raise ValueError(f"data must hold at least 2 prompts, got {len(prompts)}")
     plan.work.mkdir(parents=True, exist_ok=True)
@@ -124,6 +130,13 @@ def _trainer(plan: Plan, taught: Sequence[Text], vocabulary: int) -> Trainer:
     said = (token for text in taught for token in text.tokens[text.start :])
     tokens = draft_vocabulary(said, min(plan.vocabulary, vocabulary), vocabulary)
     config, weights = first_weights(plan.target, plan.layers, tokens, plan.course.seed)
+    if plan.start is not None:
+        begun, table = read_head(plan.start)
+        if replace(begun, vocabulary=config.vocabulary) != config:
+            raise ValueError(
+                f"start={plan.start} is a head of another shape: {begun}, not {config}"
+            )
+        weights = table | {"tokens": tokens}
     checkpoint = plan.work / "checkpoint.safetensors"
     return Trainer(config, weights, read_ends(plan.target), plan.course, checkpoint)
 

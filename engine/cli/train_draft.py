@@ -23,6 +23,10 @@ def train_draft(
         Path | None,
         typer.Option(help="Folder for answers, features, checkpoint; default: OUT.work."),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="A head of a like model to begin with.", rich_help_panel=TRAINING),
+    ] = None,
     tokens: Annotated[
         int, typer.Option(min=1, help="Rows to learn from, all epochs.", rich_help_panel=TRAINING)
     ] = 1_000_000,
@@ -78,6 +82,7 @@ def train_draft(
             vocabulary=vocabulary,
             answer=answer,
             course=Course(steps=steps, rate=rate, tokens=tokens, rows=rows, seed=seed),
+            start=start,
         )
         with Bars(len(prompts), tokens) as bars:
             found = train_head(

@@ -236,8 +236,9 @@ class DraftKernels:
         return library.Matrix(tiles, None, self.form, inputs, len(rows))
 
     def _vector(self, values: Tensor) -> int:
-        at = self._room(4 * len(values))
-        ctypes.memmove(at, values.float().contiguous().data_ptr(), 4 * len(values))
+        whole = values.float().contiguous()  # has a name, so it lives until it is copied
+        at = self._room(4 * len(whole))
+        ctypes.memmove(at, whole.data_ptr(), 4 * len(whole))
         return at
 
     def _room(self, size: int) -> int:
