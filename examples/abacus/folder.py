@@ -1,0 +1,44 @@
+"""Weights under their official names, and the folder of a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from abacus.moge import Shape
+
+
+def official(weights: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
+    """The tensors of a checkpoint in bfloat16, from the parameters of a `Decoder`."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        base, _, last = name.rpartition(".")
+        match last:
+            case "lm_head":
+                found["lm_head.weight"] = tensor
+            case "embed_tokens":
+                found["model.embed_tokens.weight"] = tensor
+            case "gate":
+                found[f"model.{base}.gate.weight"] = tensor
+            case "router_scale":
+                found[f"model.{name}"] = tensor.view(1, -1)
+            case "gates" | "ups" | "downs":
+                for n, expert in enumerate(tensor):
+                    found[f"model.{base}.experts.{n}.{last.rstrip('s')}_proj.weight"] = expert
+            case _:
+                found[f"model.{name}"] = tensor
+    return {name: tensor.bfloat16().contiguous() for name, tensor in found.items()}
+
+
+def write_folder(
+    folder: Path, weights: dict[str, Tensor], shape: Shape, tokenizer: bytes, end: int
+) -> None:
+    """config.json, model.safetensors and tokenizer.model; `end` is the id that ends a turn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = shape.config() | {"eos_token_id": end}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "tokenizer.model").write_bytes(tokenizer)
+    save_file(official(weights, shape), folder / "model.safetensors", {"format": "pt"})

@@ -1,0 +1,191 @@
+"""The training loop: learn, look at held-out tasks, keep, go on from what was kept."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress, TextColumn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from abacus.batches import LENGTH, Sample, Writer, pack
+from abacus.moge import Decoder, Packed, Shape
+from abacus.muon import optimizers
+from abacus.tasks import LARGEST, held_out
+
+MATRIX_LR, LR = 0.02, 3e-3
+WARM = 100  # steps
+FADE = 0.3  # the last part of the time, in which the rates fall to nothing
+AVERAGE = 0.998
+BALANCE = 0.01
+GROWTH = 3e6  # tokens until tasks have their full size
+
+
+@dataclass(slots=True)
+class Progressed:
+    """How far a training is; kept beside the weights."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains one model; `keep` and `resume` work on a folder."""
+
+    def __init__(self, shape: Shape, writer: Writer, seed: int, rows: int) -> None:
+        torch.manual_seed(seed)
+        self.model = Decoder(shape)
+        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.done = Progressed()
+        self._writer, self._seed, self._rows = writer, seed, rows
+        self._optimizers = optimizers(self.model, MATRIX_LR, LR)
+        self._rates = [group["lr"] for o in self._optimizers for group in o.param_groups]
+
+    def run(self, minutes: float, every: float, folder: Path) -> None:
+        """Train until `minutes` have gone into it in all, looking and keeping every `every`."""
+        columns = (*Progress.get_default_columns(), TextColumn("{task.fields[loss]}"))
+        with Progress(*columns) as shown:
+            bar = shown.add_task("training", total=minutes * 60, loss="")
+            last, looked, loss = time.monotonic(), self.done.seconds, 0.0
+            while self.done.seconds < minutes * 60:
+                loss = self._step(self.done.seconds / (minutes * 60))
+                now = time.monotonic()
+                self.done.seconds += now - last
+                last = now
+                shown.update(bar, completed=self.done.seconds, loss=f"loss {loss:.3f}")
+                if self.done.seconds - looked >= every * 60:
+                    looked = self.done.seconds
+                    self._look(loss)
+                    self.keep(folder)
+        self._look(loss)
+        self.keep(folder)
+
+    def _step(self, share: float) -> float:
+        done = self.done
+        size = 2 + int((LARGEST - 2) * min(1.0, done.tokens / GROWTH))
+        batch = self._writer.batch(f"train {self._seed} {done.steps}", self._rows, size)
+        rate = min(1.0, (done.steps + 1) / WARM, max(0.01, (1 - share) / FADE))
+        groups = [group for o in self._optimizers for group in o.param_groups]
+        for group, full in zip(groups, self._rates, strict=True):
+            group["lr"] = full * rate
+        loss, error = self.model.loss(batch, BALANCE)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        keep = min(AVERAGE, (done.steps + 1) / (done.steps + 10))
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                self.average[name].lerp_(p, 1 - keep)
+        done.steps += 1
+        done.tokens += self._rows * LENGTH
+        return float(error)
+
+    def _look(self, loss: float) -> None:
+        found = self.accuracy(192)
+        self.done.curve.append(
+            {
+                "minutes": round(self.done.seconds / 60, 1),
+                "steps": self.done.steps,
+                "tokens": self.done.tokens,
+                "loss": round(loss, 4),
+            }
+            | found
+        )
+        print(json.dumps(self.done.curve[-1]), flush=True)
+
+    @torch.no_grad()
+    def accuracy(self, count: int) -> dict[str, Any]:
+        """Share of held-out tasks whose every token is the likeliest one, by thinking and kind.
+
+        So much is what greedy decoding gets right word for word; it may also get an answer right
+        after a slip in the steps, which does not count here.
+        """
+        own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.model.load_state_dict(self.average)
+        tasks = sorted(islice(held_out(0), count), key=lambda task: len(task.prompt + task.steps))
+        found: dict[str, Any] = {}
+        for name, thinking, groups in (
+            ("deep", True, 8),
+            ("fast", False, 8),
+            ("fast, no groups", False, 0),
+        ):
+            right: dict[str, list[bool]] = defaultdict(list)
+            for first in range(0, count, 16):
+                some = tasks[first : first + 16]
+                samples = [self._writer.sample(task, thinking, groups) for task in some]
+                for task, good in zip(some, self._judge(samples), strict=True):
+                    right[task.kind].append(good)
+            every = [good for goods in right.values() for good in goods]
+            found[name] = round(sum(every) / len(every), 3)
+            if groups:
+                kinds = {k: round(sum(v) / len(v), 2) for k, v in sorted(right.items())}
+                found[f"{name} by kind"] = kinds
+        self.model.load_state_dict(own)
+        return found
+
+    def _judge(self, samples: list[Sample]) -> list[bool]:
+        """One sample a row, cut off where a row ends."""
+        short = [Sample(s.tokens[:LENGTH], s.learnt[:LENGTH], s.groups) for s in samples]
+        stop = -(-max(len(sample.tokens) for sample in short) // 64) * 64
+        rows = [pack([sample], 1) for sample in short]
+        batch = Packed(*(torch.cat(parts)[:, :stop] for parts in zip(*rows, strict=True)))
+        logits, _ = self.model(batch)
+        right = (logits.argmax(-1) == batch.targets) | (batch.targets < 0)
+        return right.all(1).tolist()
+
+    def keep(self, folder: Path) -> None:
+        """Weights, their average, the optimizers' state and how far it is."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
+        tensors |= {f"average.{n}": p for n, p in self.average.items()}
+        names = {id(p): n for n, p in self.model.named_parameters()}
+        for optimizer in self._optimizers:
+            for p, state in optimizer.state.items():
+                for key, value in state.items():
+                    tensors[f"{key}.{names[id(p)]}"] = value
+        fresh = folder / "fresh.safetensors"
+        save_file({n: t.contiguous() for n, t in tensors.items()}, fresh, _facts(self.done))
+        fresh.replace(folder / "state.safetensors")
+
+    def resume(self, folder: Path) -> None:
+        """Go on from what `keep` wrote."""
+        from safetensors import safe_open
+
+        path = folder / "state.safetensors"
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            self.done = Progressed(**json.loads(file.metadata()["done"]))
+        named = dict(self.model.named_parameters())
+        self.model.load_state_dict(_under(tensors, "model."))
+        self.average = _under(tensors, "average.")
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    name = next(n for n, q in named.items() if q is p)
+                    ends = {key: t for key, t in tensors.items() if key.endswith(f".{name}")}
+                    optimizer.state[p] = {
+                        key.removesuffix(f".{name}"): tensor
+                        for key, tensor in ends.items()
+                        if key.split(".")[0] in ("momentum", "step", "exp_avg", "exp_avg_sq")
+                        and key.removesuffix(f".{name}").count(".") == 0
+                    }
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _facts(done: Progressed) -> dict[str, str]:
+    facts = {"steps": done.steps, "tokens": done.tokens, "seconds": done.seconds}
+    return {"done": json.dumps(facts | {"curve": done.curve})}

@@ -1,0 +1,86 @@
+"""Train abacus, a small MoGE model that thinks, or its draft model, from nothing.
+
+    python examples/train_abacus.py --out abacus                     # about 90 minutes, two cores
+    python examples/train_abacus.py --out abacus-draft --draft       # a few minutes
+
+The model learns on tasks that it makes up as it goes (`examples/abacus/`): half of them are worked
+out step by step between `[unused16]` and `[unused17]`, half are answered at once, as ` /no_think`
+asks for. In half of the samples only some of the expert groups run, so that fast modes work.
+Ctrl-C keeps what there is; `--resume` goes on, also with more `--minutes`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from abacus.batches import END, Writer
+from abacus.folder import write_folder
+from abacus.moge import Shape
+from abacus.task import SHARE
+from abacus.trainer import Trainer
+from abacus.words import train_tokenizer
+from fastslow.engine.text.template import load_template
+from fastslow.engine.text.tokenizer import load_tokenizer
+
+DRAFT = Shape(hidden=96, layers=3, heads=3, kv_heads=3, shared=256, groups=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], epilog="Progress is kept in OUT/training."
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--draft", action="store_true", help="the dense draft model instead")
+    parser.add_argument("--minutes", type=float, default=0, help="default 90, a draft 6")
+    parser.add_argument("--every", type=float, default=3, help="minutes between two looks")
+    parser.add_argument("--rows", type=int, default=16, help="of 256 tokens in a step (16)")
+    parser.add_argument("--seed", type=int, default=0, help="of tokenizer, weights and tasks (0)")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/training")
+    options = parser.parse_args()
+
+    shape = DRAFT if options.draft else Shape()
+    tokenizer_file = train_tokenizer(options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "tokenizer.model").write_bytes(tokenizer_file)
+    tokenizer = load_tokenizer(options.out)
+    template = load_template(options.out, tokenizer)
+    end = tokenizer.token_id(END)
+    assert end is not None  # words.py puts it there
+    trainer = Trainer(shape, Writer(tokenizer, template, shape.groups), options.seed, options.rows)
+    work = options.out / "training"
+    if options.resume:
+        trainer.resume(work)
+    minutes = options.minutes or (6 if options.draft else 90)
+    try:
+        trainer.run(minutes, options.every, work)
+    except KeyboardInterrupt:
+        trainer.keep(work)
+        print(f"\nstopped; --resume goes on from {work}")
+    write_folder(options.out, trainer.average, shape, tokenizer_file, end)
+    facts = {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "licence": "Apache-2.0",
+        "seed": options.seed,
+        "held_out": f"prompts whose hash is 0 modulo {SHARE}; never trained on",
+        "steps": trainer.done.steps,
+        "tokens": trainer.done.tokens,
+        "minutes": round(trainer.done.seconds / 60, 1),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "curve": trainer.done.curve,
+    }
+    (options.out / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()
