@@ -17,16 +17,19 @@ import platform
 import shlex
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-
 from abacus.batches import END, Writer
+from abacus.crew import Crew, together
 from abacus.folder import write_folder
 from abacus.moge import Shape
 from abacus.task import SHARE
 from abacus.trainer import Trainer
 from abacus.words import train_tokenizer
+
 from fastslow.engine.text.template import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
 
@@ -43,30 +46,39 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=3, help="minutes between two looks")
     parser.add_argument("--rows", type=int, default=16, help="of 256 tokens in a step (16)")
     parser.add_argument("--seed", type=int, default=0, help="of tokenizer, weights and tasks (0)")
+    parser.add_argument("--processes", type=int, default=2, help="that share the rows (2)")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/training")
     options = parser.parse_args()
+    options.minutes = options.minutes or (6 if options.draft else 90)
+    together(partial(train, options), options.processes)
 
+
+def train(options: argparse.Namespace, crew: Crew) -> None:
+    """What each process of the crew does."""
     shape = DRAFT if options.draft else Shape()
     tokenizer_file = train_tokenizer(options.seed)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "tokenizer.model").write_bytes(tokenizer_file)
-    tokenizer = load_tokenizer(options.out)
-    template = load_template(options.out, tokenizer)
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.model").write_bytes(tokenizer_file)
+        tokenizer = load_tokenizer(folder)
+        template = load_template(folder, tokenizer)
     end = tokenizer.token_id(END)
     assert end is not None  # words.py puts it there
-    trainer = Trainer(shape, Writer(tokenizer, template, shape.groups), options.seed, options.rows)
+    writer = Writer(tokenizer, template, shape.groups)
+    trainer = Trainer(shape, writer, options.seed, options.rows // crew.count, crew)
     work = options.out / "training"
     if options.resume:
         trainer.resume(work)
-    minutes = options.minutes or (6 if options.draft else 90)
     try:
-        trainer.run(minutes, options.every, work)
+        trainer.run(options.minutes, options.every, work)
     except KeyboardInterrupt:
-        trainer.keep(work)
-        print(f"\nstopped; --resume goes on from {work}")
+        if crew.rank == 0:
+            trainer.keep(work)
+            print(f"\nstopped; --resume goes on from {work}")
+    if crew.rank > 0:
+        return
     write_folder(options.out, trainer.average, shape, tokenizer_file, end)
     facts = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "examples/train_abacus.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "licence": "Apache-2.0",
         "seed": options.seed,
@@ -75,7 +87,7 @@ def main() -> None:
         "tokens": trainer.done.tokens,
         "minutes": round(trainer.done.seconds / 60, 1),
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {crew.count} processes of one thread",
         "curve": trainer.done.curve,
     }
     (options.out / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")

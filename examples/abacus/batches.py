@@ -44,8 +44,9 @@ class Writer:
         if thinking:
             thought = self._encode(OPEN + task.steps)
             thought = thought[: max(1, round(cut * len(thought)))]
-            tokens += [*thought, *self._encode(CLOSE)]
-            learnt += [True] * len(thought) + [cut >= 1]
+            close = self._encode(CLOSE if cut >= 1 else "\n" + CLOSE)
+            tokens += [*thought, *close]
+            learnt += [True] * len(thought) + [cut >= 1] * len(close)
         answer = self._encode(task.answer + END)
         return Sample(tokens + answer, learnt + [True] * len(answer), groups)
 

@@ -48,6 +48,7 @@ class Shape:
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
             "max_position_embeddings": self.positions,
             "rope_theta": THETA,
             "rms_norm_eps": EPS,
@@ -86,9 +87,9 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS) * _rounded(self.weight)).to(
-            torch.bfloat16
-        )
+        return (
+            wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS) * _rounded(self.weight)
+        ).to(torch.bfloat16)
 
 
 class Linear(nn.Module):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from abacus.batches import LENGTH, Sample, Writer, pack
+from abacus.crew import Crew
 from abacus.moge import Decoder, Packed, Shape
 from abacus.muon import optimizers
 from abacus.tasks import LARGEST, held_out
@@ -41,44 +42,47 @@ class Progressed:
 class Trainer:
     """Trains one model; `keep` and `resume` work on a folder."""
 
-    def __init__(self, shape: Shape, writer: Writer, seed: int, rows: int) -> None:
+    def __init__(self, shape: Shape, writer: Writer, seed: int, rows: int, crew: Crew) -> None:
         torch.manual_seed(seed)
         self.model = Decoder(shape)
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.done = Progressed()
-        self._writer, self._seed, self._rows = writer, seed, rows
+        self._writer, self._seed, self._rows, self._crew = writer, seed, rows, crew
         self._optimizers = optimizers(self.model, MATRIX_LR, LR)
         self._rates = [group["lr"] for o in self._optimizers for group in o.param_groups]
 
     def run(self, minutes: float, every: float, folder: Path) -> None:
         """Train until `minutes` have gone into it in all, looking and keeping every `every`."""
         columns = (*Progress.get_default_columns(), TextColumn("{task.fields[loss]}"))
-        with Progress(*columns) as shown:
+        with Progress(*columns, disable=self._crew.rank > 0) as shown:
             bar = shown.add_task("training", total=minutes * 60, loss="")
             last, looked, loss = time.monotonic(), self.done.seconds, 0.0
-            while self.done.seconds < minutes * 60:
-                loss = self._step(self.done.seconds / (minutes * 60))
+            while (share := self._crew.tell(self.done.seconds / (minutes * 60))) < 1:
+                loss = self._step(share)
                 now = time.monotonic()
                 self.done.seconds += now - last
                 last = now
                 shown.update(bar, completed=self.done.seconds, loss=f"loss {loss:.3f}")
-                if self.done.seconds - looked >= every * 60:
+                if self._crew.rank == 0 and self.done.seconds - looked >= every * 60:
                     looked = self.done.seconds
                     self._look(loss)
                     self.keep(folder)
-        self._look(loss)
-        self.keep(folder)
+        if self._crew.rank == 0:
+            self._look(loss)
+            self.keep(folder)
 
     def _step(self, share: float) -> float:
         done = self.done
         size = 2 + int((LARGEST - 2) * min(1.0, done.tokens / GROWTH))
-        batch = self._writer.batch(f"train {self._seed} {done.steps}", self._rows, size)
+        own = f"train {self._seed} {done.steps} {self._crew.rank}"
+        batch = self._writer.batch(own, self._rows, size)
         rate = min(1.0, (done.steps + 1) / WARM, max(0.01, (1 - share) / FADE))
         groups = [group for o in self._optimizers for group in o.param_groups]
         for group, full in zip(groups, self._rates, strict=True):
             group["lr"] = full * rate
         loss, error = self.model.loss(batch, BALANCE)
         loss.backward()
+        self._crew.mean([p.grad for p in self.model.parameters() if p.grad is not None])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self._optimizers:
             optimizer.step()
@@ -88,7 +92,7 @@ class Trainer:
             for name, p in self.model.named_parameters():
                 self.average[name].lerp_(p, 1 - keep)
         done.steps += 1
-        done.tokens += self._rows * LENGTH
+        done.tokens += self._rows * LENGTH * self._crew.count
         return float(error)
 
     def _look(self, loss: float) -> None:

@@ -1,0 +1,59 @@
+"""Processes of one thread each that train one model: on a busy machine they wait for each other once
+a step, where the threads of one process wait at every operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """This process among `count`; rank 0 looks, keeps and reports."""
+
+    rank: int
+    count: int
+
+    def mean(self, tensors: list[Tensor]) -> None:
+        """Replace the tensors by their means over the crew."""
+        if self.count == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= self.count
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def tell(self, value: float) -> float:
+        """Rank 0's value, to all."""
+        if self.count == 1:
+            return value
+        said = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(said, 0)
+        return float(said)
+
+
+def together(work: Callable[[Crew], None], count: int) -> None:
+    """Run `work` in so many processes; returns when all are done."""
+    if count == 1:
+        work(Crew(0, 1))
+        return
+    with TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_join, (work, count, Path(folder) / "store"), nprocs=count)
+
+
+def _join(rank: int, work: Callable[[Crew], None], count: int, store: Path) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
+    try:
+        work(Crew(rank, count))
+    finally:
+        dist.destroy_process_group()
