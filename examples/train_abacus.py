@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="of 256 tokens in a step (16)")
     parser.add_argument("--seed", type=int, default=0, help="of tokenizer, weights and tasks (0)")
     parser.add_argument("--processes", type=int, default=2, help="that share the rows (2)")
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.model to take, as a draft must")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/training")
     options = parser.parse_args()
     options.minutes = options.minutes or (6 if options.draft else 90)
@@ -56,7 +57,8 @@ def main() -> None:
 def train(options: argparse.Namespace, crew: Crew) -> None:
     """What each process of the crew does."""
     shape = DRAFT if options.draft else Shape()
-    tokenizer_file = train_tokenizer(options.seed)
+    given: Path | None = options.tokenizer
+    tokenizer_file = given.read_bytes() if given else train_tokenizer(options.seed)
     with TemporaryDirectory() as folder:
         (Path(folder) / "tokenizer.model").write_bytes(tokenizer_file)
         tokenizer = load_tokenizer(folder)

@@ -28,33 +28,35 @@ def number(rng: Random, digits: int) -> int:
 
 
 def total(rng: Random, size: int) -> Task:
-    """A sum of two numbers, the longer of at most `size` digits."""
-    digits = rng.randint(min(2, size), size)
-    pair = [number(rng, digits), number(rng, rng.randint(max(1, digits - 2), digits))]
+    """A sum of two numbers, the longer of `size` digits."""
+    pair = [number(rng, size), number(rng, rng.randint(max(1, size - 2), size))]
     rng.shuffle(pair)
     return _binary(rng, pair[0], "+", pair[1], "sum")
 
 
 def difference(rng: Random, size: int) -> Task:
-    """The larger of two numbers less the smaller."""
-    digits = rng.randint(min(2, size), size)
-    pair = (number(rng, digits), number(rng, rng.randint(max(1, digits - 2), digits)))
+    """The larger of two numbers less the smaller, the larger of `size` digits."""
+    pair = (number(rng, size), number(rng, rng.randint(max(1, size - 2), size)))
     return _binary(rng, max(pair), "-", min(pair), "difference")
 
 
 def product(rng: Random, size: int) -> Task:
-    """A product of up to `size` / 2 digits by one or two digits."""
-    left = number(rng, rng.randint(1, max(1, size // 2)))
-    right = number(rng, rng.randint(1, 1 if size < 4 else 2))
-    return _binary(rng, left, "*", right, "product")
+    """Up to three digits by one of them, from size 4 on two or three by two."""
+    left, right = (size, 1) if size < 4 else (2 if size == 4 else 3, 2)
+    if size < 4:
+        left = rng.randint(max(1, size - 1), size)
+    a, b = number(rng, left), number(rng, right)
+    return _binary(rng, a, "*", b, "product")
 
 
 def chain(rng: Random, size: int) -> Task:
-    """Two operations, the result of the first one an operand of the second."""
+    """Two operations, the result of the first one an operand of the second; of single digits, from
+    size 3 on of up to two."""
     text, operations = rng.choice(CHAINS)
     digits = 1 if size < 3 else 2
     while True:
-        values = {"a": number(rng, digits), "b": number(rng, rng.randint(1, digits))}
+        first = rng.randint(1, digits) if size < 4 else digits
+        values = {"a": number(rng, first), "b": number(rng, rng.randint(1, digits))}
         values["c"] = number(rng, 1 if "*" in text else rng.randint(1, digits))
         steps, result = "", 0
         try:

@@ -13,13 +13,13 @@ MOST = 999
 
 
 def program(rng: Random, size: int) -> Task:
-    """Two to four assignments, or one loop of up to four turns, then `print` of a variable.
+    """Two to five assignments, or from size 3 on one loop of up to four turns, then `print`.
 
-    Numbers stay between 0 and 999.
+    Numbers stay between 0 and 999; up to size 2 they begin below 10.
     """
     while True:
         try:
-            return _loop(rng, size) if rng.random() < 0.5 else _straight(rng, size)
+            return _loop(rng, size) if size > 2 and rng.random() < 0.5 else _straight(rng, size)
         except ValueError:  # a number out of range: another program
             continue
 
@@ -28,7 +28,7 @@ def _straight(rng: Random, size: int) -> Task:
     state: dict[str, int] = {}
     code, steps = [], ""
     names = rng.sample(NAMES, 3)
-    for name in names[: rng.randint(1, 2)]:
+    for name in names[: 1 if size == 1 else rng.randint(1, 2)]:
         steps += _assign(rng, state, name, size, code)
     for _ in range(rng.randint(1, 1 if size < 3 else 3)):
         steps += _compute(rng, state, rng.choice(names), size, code)

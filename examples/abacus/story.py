@@ -36,21 +36,22 @@ CHANGES = {
     "*": ("Then the number grows to {n} times as many.", "{she} makes it {n} times as many."),
 }
 ASIDE = "{other} has {n} {things}."
+LIMITS = (10, 20, 50, 100, 100, 1000)
 QUESTION = "How many {things} does {who} have now?"
 
 
 def story(rng: Random, size: int) -> Task:
-    """One to three changes to a number of things of at most `size` / 2 digits; one story in four
-    tells of somebody else's things as well, which do not count."""
+    """Changes to a number of things: one of them up to size 2, else up to three. Numbers are below 10,
+    20, 50 or 100 at sizes 1 to 4, at size 6 below 1000. One story in four tells of somebody else's
+    things as well, which do not count."""
     who, other = rng.sample(sorted(PEOPLE), 2)
     things = rng.choice(THINGS)
     words = {"who": who, "other": other, "she": PEOPLE[who], "things": things}
-    limit = 10 ** max(1, min(3, size // 2))
-    limit = 100 if limit == 1000 and rng.random() < 0.7 else limit
+    limit = LIMITS[size - 1]
     steps = ""
     count = rng.randint(2, limit - 1)
     if rng.random() < 0.25:
-        boxes, each = rng.randint(2, 9), rng.randint(2, min(99, limit - 1))
+        boxes, each = rng.randint(2, 5 if size < 3 else 9), rng.randint(2, min(99, limit - 1))
         sentences = [PACKED.format(**words, m=boxes, n=each)]
         lines, count = worked(each, "*", boxes)
         steps += lines
@@ -58,9 +59,15 @@ def story(rng: Random, size: int) -> Task:
         sentences = [rng.choice(STARTS).format(**words, n=count)]
     if rng.random() < 0.25:
         sentences.append(ASIDE.format(**words, n=rng.randint(2, limit - 1)))
-    for _ in range(rng.randint(1, 1 if size < 3 else 3)):
+    for _ in range(rng.randint(1, min(3, (size + 1) // 2))):
         sign = rng.choice("++--*" if count < 1000 else "+-")
-        most = 9 if sign == "*" else min(limit - 1, count) if sign == "-" else limit - 1
+        most = (
+            min(9, limit // 4)
+            if sign == "*"
+            else min(limit - 1, count)
+            if sign == "-"
+            else limit - 1
+        )
         amount = rng.randint(min(2, most), most)
         lines, count = worked(count, sign, amount)
         steps += lines

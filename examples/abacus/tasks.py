@@ -21,7 +21,8 @@ from abacus.program import program
 from abacus.story import story
 from abacus.task import Task
 
-LARGEST = 6  # the size of a held-out task: digits of the longest operand
+SIZES = (4, 5, 4, 3, 2, 2)  # shares of sizes 1 to 6: a good half can be done in the head
+LARGEST = len(SIZES)
 KINDS: dict[Callable[[Random, int], Task], int] = {  # shares of the mix
     total: 4,
     difference: 4,
@@ -33,9 +34,10 @@ KINDS: dict[Callable[[Random, int], Task], int] = {  # shares of the mix
 
 
 def draw(rng: Random, size: int = LARGEST) -> Task:
-    """One task of the mix, held out or not. size: 1 to LARGEST, small ones for a curriculum."""
+    """One task of the mix, held out or not; `size` bounds how hard it is, for a curriculum."""
     (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
-    return kind(rng, size)
+    (own,) = rng.choices(range(1, LARGEST + 1), SIZES)
+    return kind(rng, min(own, size))
 
 
 def held_out(seed: int) -> Iterator[Task]:
