@@ -4,6 +4,7 @@ a step, where the threads of one process wait at every operation."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,7 +47,12 @@ def together(work: Callable[[Crew], None], count: int) -> None:
         work(Crew(0, 1))
         return
     with TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_join, (work, count, Path(folder) / "store"), nprocs=count)
+        arguments = (work, count, Path(folder) / "store")
+        crew = torch.multiprocessing.spawn(_join, arguments, nprocs=count, join=False, daemon=True)
+        done = False
+        while not done:
+            with suppress(KeyboardInterrupt):  # they have it too, and keep what there is
+                done = crew.join()
 
 
 def _join(rank: int, work: Callable[[Crew], None], count: int, store: Path) -> None:
