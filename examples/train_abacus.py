@@ -78,7 +78,7 @@ def train(options: argparse.Namespace, crew: Crew) -> None:
             print(f"\nstopped; --resume goes on from {work}")
     if crew.rank > 0:
         return
-    write_folder(options.out, trainer.average, shape, tokenizer_file, end)
+    write_folder(options.out, trainer.average, trainer.model.shape, tokenizer_file, end)
     facts = {
         "command": shlex.join(["python", "examples/train_abacus.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
@@ -87,6 +87,7 @@ def train(options: argparse.Namespace, crew: Crew) -> None:
         "held_out": f"prompts whose hash is 0 modulo {SHARE}; never trained on",
         "steps": trainer.done.steps,
         "tokens": trainer.done.tokens,
+        "dense_until_step": trainer.done.split,
         "minutes": round(trainer.done.seconds / 60, 1),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {crew.count} processes of one thread",

@@ -7,7 +7,7 @@ that is faster than gathering rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ class Shape:
     layers: int = 5
     heads: int = 6
     kv_heads: int = 3
-    shared: int = 256
+    shared: int = 128
     groups: int = 8
     experts: int = 4  # of a group
     width: int = 16  # of an expert
@@ -36,6 +36,10 @@ class Shape:
     @property
     def head_dim(self) -> int:
         return self.hidden // self.heads
+
+    def dense(self) -> Shape:
+        """The dense model that it is made from: as many neurons as run for a token."""
+        return replace(self, groups=0, shared=self.shared + self.groups * self.width)
 
     def config(self) -> dict[str, Any]:
         """config.json."""
@@ -146,8 +150,8 @@ class Moge(nn.Module):
         self.shape = shape
         count, width, hidden = shape.groups * shape.experts, shape.width, shape.hidden
         self.gate = nn.Parameter(torch.randn(count, hidden) * 0.1 * hidden**-0.5)
-        # An even router gives each expert 1 / count; the experts of a token then add up to 4.
-        self.router_scale = nn.Parameter(torch.full((count,), 4.0 * shape.experts))
+        # an even router gives each expert 1 / count: it then weighs one
+        self.router_scale = nn.Parameter(torch.full((count,), float(count)))
         self.gates = nn.Parameter(torch.randn(count, width, hidden) * hidden**-0.5)
         self.ups = nn.Parameter(torch.randn(count, width, hidden) * hidden**-0.5)
         scale = (2 * shape.layers * shape.groups * width) ** -0.5
@@ -155,7 +159,7 @@ class Moge(nn.Module):
         self.shared_expert = Mlp(hidden, shape.shared, shape.layers)
 
     def forward(self, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Output, and how unevenly the experts of a group are used (1 = evenly)."""
+        """Output, and how unevenly experts and groups are used (2 = evenly)."""
         b, l, hidden = x.shape
         groups, experts, width = self.shape.groups, self.shape.experts, self.shape.width
         logits = F.linear(x.float(), _rounded(self.gate))
@@ -176,6 +180,7 @@ class Moge(nn.Module):
         y = self.shared_expert(x) + F.linear(inner.view(b, l, -1), down)
         within = logits.view(b, l, groups, experts).softmax(-1)
         uneven = experts * (within.mean((0, 1)) * chosen.mean((0, 1))).sum(-1).mean()
+        uneven = uneven + groups * probs.sum(-1).square().sum(-1).mean()
         return y, uneven
 
 

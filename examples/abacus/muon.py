@@ -43,7 +43,8 @@ class Muon(torch.optim.Optimizer):
                 alike[p.shape[-2:]].append((p, ahead.view(-1, *p.shape[-2:])))
             for (rows, columns), members in alike.items():
                 turned = orthogonal(torch.cat([ahead for _, ahead in members]))
-                size = group["lr"] * max(1, rows / columns) ** 0.5
+                # whatever the form, entries move alike (Liu et al., arXiv 2502.16982)
+                size = group["lr"] * 0.2 * max(rows, columns) ** 0.5
                 parts = turned.split([len(ahead) for _, ahead in members])
                 for (p, _), part in zip(members, parts, strict=True):
                     p.mul_(1 - group["lr"] * group["decay"])

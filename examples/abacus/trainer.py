@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from abacus.batches import LENGTH, Sample, Writer, pack
 from abacus.crew import Crew
 from abacus.moge import Decoder, Packed, Shape
 from abacus.muon import optimizers
+from abacus.split import places, routers, split
 from abacus.tasks import LARGEST, held_out
 
-MATRIX_LR, LR = 0.02, 3e-3
+MATRIX_LR, LR = 0.007, 3e-3
+SPLIT = 0.25  # share of the time after which the dense model becomes a mixture
 WARM = 100  # steps
 FADE = 0.3  # the last part of the time, in which the rates fall to nothing
 AVERAGE = 0.998
@@ -36,6 +38,7 @@ class Progressed:
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    split: int | None = None  # the step at which it became a mixture
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -44,12 +47,39 @@ class Trainer:
 
     def __init__(self, shape: Shape, writer: Writer, seed: int, rows: int, crew: Crew) -> None:
         torch.manual_seed(seed)
-        self.model = Decoder(shape)
-        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.done = Progressed()
+        self._shape = shape
         self._writer, self._seed, self._rows, self._crew = writer, seed, rows, crew
-        self._optimizers = optimizers(self.model, MATRIX_LR, LR)
+        self._take(Decoder(shape.dense()))
+
+    def _take(self, model: Decoder) -> None:
+        self.model = model
+        self.average = {n: p.detach().clone() for n, p in model.named_parameters()}
+        self._optimizers = optimizers(model, MATRIX_LR, LR)
         self._rates = [group["lr"] for o in self._optimizers for group in o.param_groups]
+
+    def _split(self) -> None:
+        """Go on with a mixture of groups: its weights, their averages and Muon's momentum are those
+        of the dense model, AdamW begins anew."""
+        old, average = dict(self.model.named_parameters()), self.average
+        momentum = {n: self._optimizers[0].state.get(p, {}) for n, p in old.items()}
+        moved = {
+            n: state.get("momentum", torch.zeros_like(old[n])) for n, state in momentum.items()
+        }
+        where = places({n: p.detach() for n, p in old.items()}, self._shape)
+        self._take(Decoder(self._shape))
+        router = routers(self._shape, self._seed)
+        weights = split({n: p.detach() for n, p in old.items()}, self._shape, where)
+        self.model.load_state_dict(weights | router)
+        self.average = split(average, self._shape, where) | {
+            n: t.clone() for n, t in router.items()
+        }
+        moved = split(moved, self._shape, where)
+        matrices = {id(p) for group in self._optimizers[0].param_groups for p in group["params"]}
+        for name, p in self.model.named_parameters():
+            if id(p) in matrices:
+                self._optimizers[0].state[p]["momentum"] = moved[name]
+        self.done.split = self.done.steps
 
     def run(self, minutes: float, every: float, folder: Path) -> None:
         """Train until `minutes` have gone into it in all, looking and keeping every `every`."""
@@ -73,10 +103,13 @@ class Trainer:
 
     def _step(self, share: float) -> float:
         done = self.done
+        if self._shape.groups and done.split is None and share >= SPLIT:
+            self._split()
         size = 2 + int((LARGEST - 2) * min(1.0, done.tokens / GROWTH))
         own = f"train {self._seed} {done.steps} {self._crew.rank}"
         batch = self._writer.batch(own, self._rows, size)
-        rate = min(1.0, (done.steps + 1) / WARM, max(0.01, (1 - share) / FADE))
+        young = done.steps - (done.split or 0) + 1
+        rate = min(1.0, young / WARM, max(0.01, (1 - share) / FADE))
         groups = [group for o in self._optimizers for group in o.param_groups]
         for group, full in zip(groups, self._rates, strict=True):
             group["lr"] = full * rate
@@ -170,6 +203,8 @@ class Trainer:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
             self.done = Progressed(**json.loads(file.metadata()["done"]))
+        if self.done.split is not None:
+            self._take(Decoder(self._shape))
         named = dict(self.model.named_parameters())
         self.model.load_state_dict(_under(tensors, "model."))
         self.average = _under(tensors, "average.")
@@ -191,5 +226,4 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _facts(done: Progressed) -> dict[str, str]:
-    facts = {"steps": done.steps, "tokens": done.tokens, "seconds": done.seconds}
-    return {"done": json.dumps(facts | {"curve": done.curve})}
+    return {"done": json.dumps(asdict(done))}
