@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from abacus.moge import Shape
+
+FAST = 2  # groups that the preset runs
+
+
+def presets(groups: int) -> dict[str, Any]:
+    """fastslow.json."""
+    fast = {
+        "groups": FAST,
+        "thinking": "off",
+        "sampling": {"max_tokens": 32},
+        "description": f"The answer at once; shared expert and the {FAST} strongest of {groups} groups.",
+    }
+    deep = {
+        "groups": None,
+        "thinking": "on",
+        "sampling": {"max_tokens": 384},
+        "description": f"Worked out step by step, with all {groups} groups.",
+    }
+    return {"modes": {"fast": fast, "deep": deep}}
 
 
 def official(weights: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
@@ -36,9 +56,13 @@ def official(weights: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
 def write_folder(
     folder: Path, weights: dict[str, Tensor], shape: Shape, tokenizer: bytes, end: int
 ) -> None:
-    """config.json, model.safetensors and tokenizer.model; `end` is the id that ends a turn."""
+    """config.json, model.safetensors, tokenizer.model and, of a mixture, the presets of its modes;
+    `end` is the id that ends a turn."""
     folder.mkdir(parents=True, exist_ok=True)
     config = shape.config() | {"eos_token_id": end}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if shape.groups:
+        text = json.dumps(presets(shape.groups), indent=2) + "\n"
+        (folder / "fastslow.json").write_text(text)
     (folder / "tokenizer.model").write_bytes(tokenizer)
     save_file(official(weights, shape), folder / "model.safetensors", {"format": "pt"})

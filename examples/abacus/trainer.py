@@ -25,7 +25,7 @@ from abacus.tasks import LARGEST, held_out
 MATRIX_LR, LR = 0.007, 3e-3
 SPLIT = 0.25  # share of the time after which the dense model becomes a mixture
 WARM = 100  # steps
-FADE = 0.3  # the last part of the time, in which the rates fall to nothing
+FADE = 0.4  # the last part of the time, in which the rates fall to nothing
 AVERAGE = 0.998
 BALANCE = 0.01
 GROWTH = 3e6  # tokens until tasks have their full size
