@@ -70,12 +70,7 @@ def train(options: argparse.Namespace, crew: Crew) -> None:
     work = options.out / "training"
     if options.resume:
         trainer.resume(work)
-    try:
-        trainer.run(options.minutes, options.every, work)
-    except KeyboardInterrupt:
-        if crew.rank == 0:
-            trainer.keep(work)
-            print(f"\nstopped; --resume goes on from {work}")
+    trainer.run(options.minutes, options.every, work)
     if crew.rank > 0:
         return
     write_folder(options.out, trainer.average, trainer.model.shape, tokenizer_file, end)
@@ -94,7 +89,8 @@ def train(options: argparse.Namespace, crew: Crew) -> None:
         "curve": trainer.done.curve,
     }
     (options.out / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
-    print(f"wrote {options.out}")
+    more = f"; --resume goes on from {work}" if crew.stopped else ""
+    print(f"wrote {options.out}{more}")
 
 
 if __name__ == "__main__":

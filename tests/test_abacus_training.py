@@ -93,23 +93,40 @@ def test_it_is_the_model_that_the_engine_runs(tmp_path: Path, writer: Writer, gr
     assert (got - other).abs().amax(-1).median() > 0.04  # groups do change it
 
 
+@torch.no_grad()
+def test_a_split_model_computes_what_the_dense_one_did(writer: Writer) -> None:
+    trainer = Trainer(TINY, writer, 0, 1, Crew(0, 1))
+    sample = writer.sample(TASK, True, TINY.groups)
+    batch = Packed(*(part[:, : len(sample.tokens)] for part in pack([sample], 1)))
+    before, _ = trainer.model(batch)
+    assert not trainer.model.shape.groups
+    trainer._split()
+    after, _ = trainer.model(batch)
+    fewer, _ = trainer.model(batch._replace(groups=batch.groups * 0))
+    assert trainer.model.shape == TINY
+    changed = (after - before).abs().mean()  # the router is not quite even, products are bfloat16
+    assert changed < 0.2 * (fewer - before).abs().mean()
+
+
 def test_a_resumed_training_goes_on_as_if_nothing_had_been(tmp_path: Path, writer: Writer) -> None:
+    shares = (0.0, 0.1, 0.6, 0.7, 0.8)  # a mixture from the third step on
     whole = Trainer(TINY, writer, 0, 1, Crew(0, 1))
-    for _ in range(4):
-        whole._step(0.0)
-    half = Trainer(TINY, writer, 0, 1, Crew(0, 1))
-    for _ in range(2):
-        half._step(0.0)
-    half.keep(tmp_path)
-    other = Trainer(TINY, writer, 0, 1, Crew(0, 1))
-    other.resume(tmp_path)
-    for _ in range(2):
-        other._step(0.0)
-    assert other.done.steps == whole.done.steps == 4
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(other.model.state_dict()[name], tensor), name
-    for name, tensor in whole.average.items():
-        assert torch.equal(other.average[name], tensor), name
+    for share in shares:
+        whole._step(share)
+    for stop in (1, 4):
+        half = Trainer(TINY, writer, 0, 1, Crew(0, 1))
+        for share in shares[:stop]:
+            half._step(share)
+        half.keep(tmp_path)
+        other = Trainer(TINY, writer, 0, 1, Crew(0, 1))
+        other.resume(tmp_path)
+        for share in shares[stop:]:
+            other._step(share)
+        assert other.done == whole.done and whole.done.split == 2
+        for name, tensor in whole.model.state_dict().items():
+            assert torch.equal(other.model.state_dict()[name], tensor), name
+        for name, tensor in whole.average.items():
+            assert torch.equal(other.average[name], tensor), name
 
 
 def test_muon_turns_a_matrix_into_a_rotation_roughly() -> None:

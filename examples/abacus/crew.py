@@ -3,6 +3,7 @@ a step, where the threads of one process wait at every operation."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,12 +15,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Crew:
-    """This process among `count`; rank 0 looks, keeps and reports."""
+    """This process among `count`; rank 0 looks, keeps and reports, and hears of Ctrl-C."""
 
     rank: int
     count: int
+    stopped: bool = False
+
+    def listen(self) -> None:
+        """Let Ctrl-C set `stopped`, once: a second one ends the process."""
+
+        def stop(*_: object) -> None:
+            self.stopped = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        signal.signal(signal.SIGINT, stop if self.rank == 0 else signal.SIG_IGN)
 
     def mean(self, tensors: list[Tensor]) -> None:
         """Replace the tensors by their means over the crew."""
@@ -44,22 +55,25 @@ class Crew:
 def together(work: Callable[[Crew], None], count: int) -> None:
     """Run `work` in so many processes; returns when all are done."""
     if count == 1:
-        work(Crew(0, 1))
+        alone = Crew(0, 1)
+        alone.listen()
+        work(alone)
         return
     with TemporaryDirectory() as folder:
         arguments = (work, count, Path(folder) / "store")
         crew = torch.multiprocessing.spawn(_join, arguments, nprocs=count, join=False, daemon=True)
         done = False
         while not done:
-            with suppress(KeyboardInterrupt):  # they have it too, and keep what there is
+            with suppress(KeyboardInterrupt):  # rank 0 has it too, and keeps what there is
                 done = crew.join()
 
 
 def _join(rank: int, work: Callable[[Crew], None], count: int, store: Path) -> None:
+    crew = Crew(rank, count)
+    crew.listen()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
     try:
-        work(Crew(rank, count))
+        work(crew)
     finally:
         dist.destroy_process_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
@@ -87,7 +88,7 @@ class Trainer:
         with Progress(*columns, disable=self._crew.rank > 0) as shown:
             bar = shown.add_task("training", total=minutes * 60, loss="")
             last, looked, loss = time.monotonic(), self.done.seconds, 0.0
-            while (share := self._crew.tell(self.done.seconds / (minutes * 60))) < 1:
+            while (share := self._crew.tell(self._share(minutes))) < 1:
                 loss = self._step(share)
                 now = time.monotonic()
                 self.done.seconds += now - last
@@ -98,8 +99,12 @@ class Trainer:
                     self._look(loss)
                     self.keep(folder)
         if self._crew.rank == 0:
-            self._look(loss)
+            if not self._crew.stopped:
+                self._look(loss)
             self.keep(folder)
+
+    def _share(self, minutes: float) -> float:
+        return math.inf if self._crew.stopped else self.done.seconds / (minutes * 60)
 
     def _step(self, share: float) -> float:
         done = self.done
