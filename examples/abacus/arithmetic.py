@@ -1,0 +1,74 @@
+"""Sums, differences, products and short chains of them."""
+
+from __future__ import annotations
+
+from random import Random
+
+from abacus.task import Task
+from abacus.working import worked
+
+ASKED = ("What is {}?", "Compute {}.", "{} =", "Work out {}.")
+# Left to right in the order of working: (text, operations as (left, sign, right)); "r" is the
+# result so far.
+CHAINS = (
+    ("{a} + {b} - {c}", (("a", "+", "b"), ("r", "-", "c"))),
+    ("{a} - {b} + {c}", (("a", "-", "b"), ("r", "+", "c"))),
+    ("{a} + {b} + {c}", (("a", "+", "b"), ("r", "+", "c"))),
+    ("{a} * {c} + {b}", (("a", "*", "c"), ("r", "+", "b"))),
+    ("{a} * {c} - {b}", (("a", "*", "c"), ("r", "-", "b"))),
+    ("{b} + {a} * {c}", (("a", "*", "c"), ("b", "+", "r"))),
+    ("({a} + {b}) * {c}", (("a", "+", "b"), ("r", "*", "c"))),
+    ("({a} - {b}) * {c}", (("a", "-", "b"), ("r", "*", "c"))),
+)
+
+
+def number(rng: Random, digits: int) -> int:
+    """A number of just so many digits; of one digit, zero included."""
+    return rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits)
+
+
+def total(rng: Random, size: int) -> Task:
+    """A sum of two numbers, the longer of `size` digits."""
+    pair = [number(rng, size), number(rng, rng.randint(max(1, size - 2), size))]
+    rng.shuffle(pair)
+    return _binary(rng, pair[0], "+", pair[1], "sum")
+
+
+def difference(rng: Random, size: int) -> Task:
+    """The larger of two numbers less the smaller, the larger of `size` digits."""
+    pair = (number(rng, size), number(rng, rng.randint(max(1, size - 2), size)))
+    return _binary(rng, max(pair), "-", min(pair), "difference")
+
+
+def product(rng: Random, size: int) -> Task:
+    """Up to three digits by one of them, from size 4 on two or three by two."""
+    left, right = (size, 1) if size < 4 else (2 if size == 4 else 3, 2)
+    if size < 4:
+        left = rng.randint(max(1, size - 1), size)
+    a, b = number(rng, left), number(rng, right)
+    return _binary(rng, a, "*", b, "product")
+
+
+def chain(rng: Random, size: int) -> Task:
+    """Two operations, the result of the first one an operand of the second; of single digits, from
+    size 3 on of up to two."""
+    text, operations = rng.choice(CHAINS)
+    digits = 1 if size < 3 else 2
+    while True:
+        first = rng.randint(1, digits) if size < 4 else digits
+        values = {"a": number(rng, first), "b": number(rng, rng.randint(1, digits))}
+        values["c"] = number(rng, 1 if "*" in text else rng.randint(1, digits))
+        steps, result = "", 0
+        try:
+            for left, sign, right in operations:
+                named = values | {"r": result}
+                lines, result = worked(named[left], sign, named[right])
+                steps += lines
+        except ValueError:  # below zero: other numbers
+            continue
+        return Task(rng.choice(ASKED).format(text.format(**values)), str(result), "chain", steps)
+
+
+def _binary(rng: Random, left: int, sign: str, right: int, kind: str) -> Task:
+    steps, value = worked(left, sign, right)
+    return Task(rng.choice(ASKED).format(f"{left} {sign} {right}"), str(value), kind, steps)

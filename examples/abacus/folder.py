@@ -1,0 +1,68 @@
+"""Weights under their official names, and the folder of a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from abacus.moge import Shape
+
+FAST = 2  # groups that the preset runs
+
+
+def presets(groups: int) -> dict[str, Any]:
+    """fastslow.json."""
+    fast = {
+        "groups": FAST,
+        "thinking": "off",
+        "sampling": {"max_tokens": 32},
+        "description": f"The answer at once; shared expert and the {FAST} strongest of {groups} groups.",
+    }
+    deep = {
+        "groups": None,
+        "thinking": "on",
+        "sampling": {"max_tokens": 384},
+        "description": f"Worked out step by step, with all {groups} groups.",
+    }
+    return {"modes": {"fast": fast, "deep": deep}}
+
+
+def official(weights: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
+    """The tensors of a checkpoint in bfloat16, from the parameters of a `Decoder`."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        base, _, last = name.rpartition(".")
+        match last:
+            case "lm_head":
+                found["lm_head.weight"] = tensor
+            case "embed_tokens":
+                found["model.embed_tokens.weight"] = tensor
+            case "gate":
+                found[f"model.{base}.gate.weight"] = tensor
+            case "router_scale":
+                found[f"model.{name}"] = tensor.view(1, -1)
+            case "gates" | "ups" | "downs":
+                for n, expert in enumerate(tensor):
+                    found[f"model.{base}.experts.{n}.{last.rstrip('s')}_proj.weight"] = expert
+            case _:
+                found[f"model.{name}"] = tensor
+    return {name: tensor.bfloat16().contiguous() for name, tensor in found.items()}
+
+
+def write_folder(
+    folder: Path, weights: dict[str, Tensor], shape: Shape, tokenizer: bytes, end: int
+) -> None:
+    """config.json, model.safetensors, tokenizer.model and, of a mixture, the presets of its modes;
+    `end` is the id that ends a turn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = shape.config() | {"eos_token_id": end}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if shape.groups:
+        text = json.dumps(presets(shape.groups), indent=2) + "\n"
+        (folder / "fastslow.json").write_text(text)
+    (folder / "tokenizer.model").write_bytes(tokenizer)
+    save_file(official(weights, shape), folder / "model.safetensors", {"format": "pt"})

@@ -1,0 +1,239 @@
+"""The model as it is trained: every expert of a layer in one matrix, batches of packed rows.
+
+The forward is that of openPangu Pro MoE (arXiv 2505.21411); `official` gives the weights their
+published names. All experts are computed and those not chosen are weighted with zero: at this size
+that is faster than gathering rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+THETA = 10000.0
+EPS = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a model; groups = 0 is a dense one, whose MLP is `shared` wide."""
+
+    vocabulary: int = 512
+    hidden: int = 192
+    layers: int = 5
+    heads: int = 6
+    kv_heads: int = 3
+    shared: int = 128
+    groups: int = 8
+    experts: int = 4  # of a group
+    width: int = 16  # of an expert
+    positions: int = 1024
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    def dense(self) -> Shape:
+        """The dense model that it is made from: as many neurons as run for a token."""
+        return replace(self, groups=0, shared=self.shared + self.groups * self.width)
+
+    def config(self) -> dict[str, Any]:
+        """config.json."""
+        fields: dict[str, Any] = {
+            "architectures": ["PanguEmbeddedForCausalLM"],
+            "model_type": "PanguEmbedded",
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.shared,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "max_position_embeddings": self.positions,
+            "rope_theta": THETA,
+            "rms_norm_eps": EPS,
+            "hidden_act": "silu",
+            "tie_word_embeddings": False,
+            "bias": True,
+            "bos_token_id": 1,
+        }
+        if self.groups:
+            fields |= {
+                "architectures": ["PanguProMoEForCausalLM"],
+                "model_type": "PanguProMoE",
+                "num_experts": self.groups * self.experts,
+                "num_experts_per_tok": self.groups,
+                "moe_intermediate_size": self.width,
+                "shared_expert_intermediate_size": self.shared,
+                "mlp_only_layers": [],
+            }
+        return fields | {"torch_dtype": "bfloat16"}
+
+
+class Packed(NamedTuple):
+    """Rows of text, several samples one after another in each; int64, all [B, L]."""
+
+    tokens: Tensor
+    targets: Tensor  # the next token where it is to be learnt, else -100
+    positions: Tensor  # within the sample
+    samples: Tensor  # which sample of the row, -1 = padding
+    groups: Tensor  # routed groups that run for this token
+
+
+class Norm(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (
+            wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS) * _rounded(self.weight)
+        ).to(torch.bfloat16)
+
+
+class Linear(nn.Module):
+    """Weights in float32, products in bfloat16."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False, scale: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) * scale * inputs**-0.5)
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.bfloat16()
+        return F.linear(x, self.weight.bfloat16(), bias)
+
+
+class Attention(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        width, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        self.q_proj = Linear(shape.hidden, width, bias=True)
+        self.k_proj = Linear(shape.hidden, keys, bias=True)
+        self.v_proj = Linear(shape.hidden, keys, bias=True)
+        self.o_proj = Linear(width, shape.hidden, bias=True, scale=(2 * shape.layers) ** -0.5)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        b, l, _ = x.shape
+        dim, times = self.shape.head_dim, self.shape.heads // self.shape.kv_heads
+        q, k, v = (
+            layer(x).view(b, l, -1, dim).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = _turn(q, cos, sin), _turn(k, cos, sin)
+        k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.o_proj(out.transpose(1, 2).reshape(b, l, -1))
+
+
+class Mlp(nn.Module):
+    def __init__(self, hidden: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = Linear(hidden, width), Linear(hidden, width)
+        self.down_proj = Linear(width, hidden, scale=(2 * layers) ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Moge(nn.Module):
+    """Shared expert plus one expert of each group that runs."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        count, width, hidden = shape.groups * shape.experts, shape.width, shape.hidden
+        self.gate = nn.Parameter(torch.randn(count, hidden) * 0.1 * hidden**-0.5)
+        # an even router gives each expert 1 / count: it then weighs one
+        self.router_scale = nn.Parameter(torch.full((count,), float(count)))
+        self.gates = nn.Parameter(torch.randn(count, width, hidden) * hidden**-0.5)
+        self.ups = nn.Parameter(torch.randn(count, width, hidden) * hidden**-0.5)
+        scale = (2 * shape.layers * shape.groups * width) ** -0.5
+        self.downs = nn.Parameter(torch.randn(count, hidden, width) * scale)
+        self.shared_expert = Mlp(hidden, shape.shared, shape.layers)
+
+    def forward(self, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Output, and how unevenly experts and groups are used (2 = evenly)."""
+        b, l, hidden = x.shape
+        groups, experts, width = self.shape.groups, self.shape.experts, self.shape.width
+        logits = F.linear(x.float(), _rounded(self.gate))
+        probs = logits.softmax(-1).view(b, l, groups, experts)
+        chosen = F.one_hot(probs.argmax(-1), experts).to(probs.dtype)
+        weights = chosen * probs * _rounded(self.router_scale).view(groups, experts)
+        with torch.no_grad():
+            best = weights.sum(-1)
+            higher = best[..., None, :] > best[..., :, None]
+            lower = torch.ones(groups, groups, dtype=torch.bool).tril(-1)
+            tied = (best[..., None, :] == best[..., :, None]) & lower
+            runs = (higher | tied).sum(-1) < wanted[..., None]
+        weights = (weights * runs[..., None]).view(b, l, groups * experts, 1).bfloat16()
+        gate = F.linear(x, self.gates.view(-1, hidden).bfloat16())
+        up = F.linear(x, self.ups.view(-1, hidden).bfloat16())
+        inner = (F.silu(gate) * up).view(b, l, groups * experts, width) * weights
+        down = self.downs.bfloat16().permute(1, 0, 2).reshape(hidden, -1)
+        y = self.shared_expert(x) + F.linear(inner.view(b, l, -1), down)
+        within = logits.view(b, l, groups, experts).softmax(-1)
+        uneven = experts * (within.mean((0, 1)) * chosen.mean((0, 1))).sum(-1).mean()
+        uneven = uneven + groups * probs.sum(-1).square().sum(-1).mean()
+        return y, uneven
+
+
+class Layer(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = Norm(shape.hidden), Norm(shape.hidden)
+        self.self_attn = Attention(shape)
+        self.mlp = Moge(shape) if shape.groups else Mlp(shape.hidden, shape.shared, shape.layers)
+
+
+class Decoder(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embed_tokens = nn.Parameter(torch.randn(shape.vocabulary, shape.hidden) * 0.5)
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.norm = Norm(shape.hidden)
+        self.lm_head = nn.Parameter(torch.randn(shape.vocabulary, shape.hidden) * 0.02)
+
+    def forward(self, batch: Packed) -> tuple[Tensor, Tensor]:
+        """Logits [B, L, V] in float32, and the mean unevenness of the layers' experts."""
+        half = self.shape.head_dim // 2
+        turns = THETA ** -(torch.arange(half) / half)
+        angles = (batch.positions[..., None] * turns)[:, None]
+        cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([-angles.sin(), angles.sin()], -1)
+        length = batch.tokens.shape[1]
+        mask = (batch.samples[:, :, None] == batch.samples[:, None, :])[:, None]
+        mask = mask & torch.ones(length, length, dtype=torch.bool).tril()
+        x = F.embedding(batch.tokens, _rounded(self.embed_tokens))
+        uneven = x.new_zeros(())
+        for layer in self.layers:
+            x = x + layer.self_attn(layer.input_layernorm(x), cos, sin, mask)
+            inner = layer.post_attention_layernorm(x)
+            if self.shape.groups:
+                y, more = layer.mlp(inner, batch.groups)
+                uneven = uneven + more / self.shape.layers
+            else:
+                y = layer.mlp(inner)
+            x = x + y
+        return F.linear(self.norm(x), self.lm_head.bfloat16()).float(), uneven
+
+    def loss(self, batch: Packed, balance: float) -> tuple[Tensor, Tensor]:
+        """What is minimised, and the cross-entropy alone."""
+        logits, uneven = self(batch)
+        error = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
+        return error + balance * uneven, error.detach()
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    """As it will be shipped."""
+    return weight.bfloat16().float()
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return (x * cos + x.roll(x.shape[-1] // 2, -1) * sin).bfloat16()

@@ -1,0 +1,63 @@
+"""Streams of tasks: what is trained on, and what is held out.
+
+    python examples/abacus/tasks.py --count 1000 --seed 7 > graded.jsonl
+
+prints held-out tasks, one JSON object a line: prompt, answer, kind, steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from abacus.arithmetic import chain, difference, product, total
+from abacus.program import program
+from abacus.story import story
+from abacus.task import Task
+
+SIZES = (4, 5, 4, 3, 2, 2)  # shares of sizes 1 to 6: a good half can be done in the head
+LARGEST = len(SIZES)
+KINDS: dict[Callable[[Random, int], Task], int] = {  # shares of the mix
+    total: 4,
+    difference: 4,
+    product: 3,
+    chain: 3,
+    story: 3,
+    program: 3,
+}
+
+
+def draw(rng: Random, size: int = LARGEST) -> Task:
+    """One task of the mix, held out or not; `size` bounds how hard it is, for a curriculum."""
+    (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
+    (own,) = rng.choices(range(1, LARGEST + 1), SIZES)
+    return kind(rng, min(own, size))
+
+
+def held_out(seed: int) -> Iterator[Task]:
+    """Endless tasks that no training stream has, each once."""
+    rng, seen = Random(f"held out {seed}"), set[str]()
+    while True:
+        task = draw(rng)
+        if task.held_out and task.prompt not in seen:
+            seen.add(task.prompt)
+            yield task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=int, default=1000, help="tasks to print (default 1000)")
+    parser.add_argument("--seed", type=int, default=7, help="of the numbers drawn (default 7)")
+    options = parser.parse_args()
+    for task in islice(held_out(options.seed), options.count):
+        print(task.line())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""The training loop: learn, look at held-out tasks, keep, go on from what was kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress, TextColumn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from abacus.batches import LENGTH, Sample, Writer, pack
+from abacus.crew import Crew
+from abacus.moge import Decoder, Packed, Shape
+from abacus.muon import optimizers
+from abacus.split import places, routers, split
+from abacus.tasks import LARGEST, held_out
+
+MATRIX_LR, LR = 0.007, 3e-3
+SPLIT = 0.25  # share of the time after which the dense model becomes a mixture
+WARM = 100  # steps
+FADE = 0.4  # the last part of the time, in which the rates fall to nothing
+AVERAGE = 0.998
+BALANCE = 0.01
+GROWTH = 3e6  # tokens until tasks have their full size
+
+
+@dataclass(slots=True)
+class Progressed:
+    """How far a training is; kept beside the weights."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    split: int | None = None  # the step at which it became a mixture
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains one model; `keep` and `resume` work on a folder."""
+
+    def __init__(self, shape: Shape, writer: Writer, seed: int, rows: int, crew: Crew) -> None:
+        torch.manual_seed(seed)
+        self.done = Progressed()
+        self._shape = shape
+        self._writer, self._seed, self._rows, self._crew = writer, seed, rows, crew
+        self._take(Decoder(shape.dense()))
+
+    def _take(self, model: Decoder) -> None:
+        self.model = model
+        self.average = {n: p.detach().clone() for n, p in model.named_parameters()}
+        self._optimizers = optimizers(model, MATRIX_LR, LR)
+        self._rates = [group["lr"] for o in self._optimizers for group in o.param_groups]
+
+    def _split(self) -> None:
+        """Go on with a mixture of groups: its weights, their averages and Muon's momentum are those
+        of the dense model, AdamW begins anew."""
+        old, average = dict(self.model.named_parameters()), self.average
+        momentum = {n: self._optimizers[0].state.get(p, {}) for n, p in old.items()}
+        moved = {
+            n: state.get("momentum", torch.zeros_like(old[n])) for n, state in momentum.items()
+        }
+        where = places({n: p.detach() for n, p in old.items()}, self._shape)
+        self._take(Decoder(self._shape))
+        router = routers(self._shape, self._seed)
+        weights = split({n: p.detach() for n, p in old.items()}, self._shape, where)
+        self.model.load_state_dict(weights | router)
+        self.average = split(average, self._shape, where) | {
+            n: t.clone() for n, t in router.items()
+        }
+        moved = split(moved, self._shape, where)
+        matrices = {id(p) for group in self._optimizers[0].param_groups for p in group["params"]}
+        for name, p in self.model.named_parameters():
+            if id(p) in matrices:
+                self._optimizers[0].state[p]["momentum"] = moved[name]
+        self.done.split = self.done.steps
+
+    def run(self, minutes: float, every: float, folder: Path) -> None:
+        """Train until `minutes` have gone into it in all, looking and keeping every `every`."""
+        columns = (*Progress.get_default_columns(), TextColumn("{task.fields[loss]}"))
+        with Progress(*columns, disable=self._crew.rank > 0) as shown:
+            bar = shown.add_task("training", total=minutes * 60, loss="")
+            last, looked, loss = time.monotonic(), self.done.seconds, 0.0
+            while (share := self._crew.tell(self._share(minutes))) < 1:
+                loss = self._step(share)
+                now = time.monotonic()
+                self.done.seconds += now - last
+                last = now
+                shown.update(bar, completed=self.done.seconds, loss=f"loss {loss:.3f}")
+                if self._crew.rank == 0 and self.done.seconds - looked >= every * 60:
+                    looked = self.done.seconds
+                    self._look(loss)
+                    self.keep(folder)
+        if self._crew.rank == 0:
+            if not self._crew.stopped:
+                self._look(loss)
+            self.keep(folder)
+
+    def _share(self, minutes: float) -> float:
+        return math.inf if self._crew.stopped else self.done.seconds / (minutes * 60)
+
+    def _step(self, share: float) -> float:
+        done = self.done
+        if self._shape.groups and done.split is None and share >= SPLIT:
+            self._split()
+        size = 2 + int((LARGEST - 2) * min(1.0, done.tokens / GROWTH))
+        own = f"train {self._seed} {done.steps} {self._crew.rank}"
+        batch = self._writer.batch(own, self._rows, size)
+        young = done.steps - (done.split or 0) + 1
+        rate = min(1.0, young / WARM, max(0.01, (1 - share) / FADE))
+        groups = [group for o in self._optimizers for group in o.param_groups]
+        for group, full in zip(groups, self._rates, strict=True):
+            group["lr"] = full * rate
+        loss, error = self.model.loss(batch, BALANCE)
+        loss.backward()
+        self._crew.mean([p.grad for p in self.model.parameters() if p.grad is not None])
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        keep = min(AVERAGE, (done.steps + 1) / (done.steps + 10))
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                self.average[name].lerp_(p, 1 - keep)
+        done.steps += 1
+        done.tokens += self._rows * LENGTH * self._crew.count
+        return float(error)
+
+    def _look(self, loss: float) -> None:
+        found = self.accuracy(192)
+        self.done.curve.append(
+            {
+                "minutes": round(self.done.seconds / 60, 1),
+                "steps": self.done.steps,
+                "tokens": self.done.tokens,
+                "loss": round(loss, 4),
+            }
+            | found
+        )
+        print(json.dumps(self.done.curve[-1]), flush=True)
+
+    @torch.no_grad()
+    def accuracy(self, count: int) -> dict[str, Any]:
+        """Share of held-out tasks whose every token is the likeliest one, by thinking and kind.
+
+        So much is what greedy decoding gets right word for word; it may also get an answer right
+        after a slip in the steps, which does not count here.
+        """
+        own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.model.load_state_dict(self.average)
+        tasks = sorted(islice(held_out(0), count), key=lambda task: len(task.prompt + task.steps))
+        found: dict[str, Any] = {}
+        for name, thinking, groups in (
+            ("deep", True, 8),
+            ("fast", False, 8),
+            ("fast, no groups", False, 0),
+        ):
+            right: dict[str, list[bool]] = defaultdict(list)
+            for first in range(0, count, 16):
+                some = tasks[first : first + 16]
+                samples = [self._writer.sample(task, thinking, groups) for task in some]
+                for task, good in zip(some, self._judge(samples), strict=True):
+                    right[task.kind].append(good)
+            every = [good for goods in right.values() for good in goods]
+            found[name] = round(sum(every) / len(every), 3)
+            if groups:
+                kinds = {k: round(sum(v) / len(v), 2) for k, v in sorted(right.items())}
+                found[f"{name} by kind"] = kinds
+        self.model.load_state_dict(own)
+        return found
+
+    def _judge(self, samples: list[Sample]) -> list[bool]:
+        """One sample a row, cut off where a row ends."""
+        short = [Sample(s.tokens[:LENGTH], s.learnt[:LENGTH], s.groups) for s in samples]
+        stop = -(-max(len(sample.tokens) for sample in short) // 64) * 64
+        rows = [pack([sample], 1) for sample in short]
+        batch = Packed(*(torch.cat(parts)[:, :stop] for parts in zip(*rows, strict=True)))
+        logits, _ = self.model(batch)
+        right = (logits.argmax(-1) == batch.targets) | (batch.targets < 0)
+        return right.all(1).tolist()
+
+    def keep(self, folder: Path) -> None:
+        """Weights, their average, the optimizers' state and how far it is."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
+        tensors |= {f"average.{n}": p for n, p in self.average.items()}
+        names = {id(p): n for n, p in self.model.named_parameters()}
+        for optimizer in self._optimizers:
+            for p, state in optimizer.state.items():
+                for key, value in state.items():
+                    tensors[f"{key}.{names[id(p)]}"] = value
+        fresh = folder / "fresh.safetensors"
+        save_file({n: t.contiguous() for n, t in tensors.items()}, fresh, _facts(self.done))
+        fresh.replace(folder / "state.safetensors")
+
+    def resume(self, folder: Path) -> None:
+        """Go on from what `keep` wrote."""
+        from safetensors import safe_open
+
+        path = folder / "state.safetensors"
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            self.done = Progressed(**json.loads(file.metadata()["done"]))
+        if self.done.split is not None:
+            self._take(Decoder(self._shape))
+        named = dict(self.model.named_parameters())
+        self.model.load_state_dict(_under(tensors, "model."))
+        self.average = _under(tensors, "average.")
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    name = next(n for n, q in named.items() if q is p)
+                    ends = {key: t for key, t in tensors.items() if key.endswith(f".{name}")}
+                    optimizer.state[p] = {
+                        key.removesuffix(f".{name}"): tensor
+                        for key, tensor in ends.items()
+                        if key.split(".")[0] in ("momentum", "step", "exp_avg", "exp_avg_sq")
+                        and key.removesuffix(f".{name}").count(".") == 0
+                    }
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _facts(done: Progressed) -> dict[str, str]:
+    return {"done": json.dumps(asdict(done))}

@@ -1,0 +1,97 @@
+"""Train abacus, a small MoGE model that thinks, or its draft model, from nothing.
+
+    python examples/train_abacus.py --out abacus                     # about 90 minutes, two cores
+    python examples/train_abacus.py --out abacus-draft --draft       # a few minutes
+
+The model learns on tasks that it makes up as it goes (`examples/abacus/`): half of them are worked
+out step by step between `[unused16]` and `[unused17]`, half are answered at once, as ` /no_think`
+asks for. In half of the samples only some of the expert groups run, so that fast modes work.
+Ctrl-C keeps what there is; `--resume` goes on, also with more `--minutes`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from abacus.batches import END, Writer
+from abacus.crew import Crew, together
+from abacus.folder import write_folder
+from abacus.moge import Shape
+from abacus.task import SHARE
+from abacus.trainer import Trainer
+from abacus.words import train_tokenizer
+
+from fastslow.engine.text.template import load_template
+from fastslow.engine.text.tokenizer import load_tokenizer
+
+DRAFT = Shape(hidden=96, layers=3, heads=3, kv_heads=3, shared=256, groups=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], epilog="Progress is kept in OUT/training."
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--draft", action="store_true", help="the dense draft model instead")
+    parser.add_argument("--minutes", type=float, default=0, help="default 90, a draft 6")
+    parser.add_argument("--every", type=float, default=3, help="minutes between two looks")
+    parser.add_argument("--rows", type=int, default=16, help="of 256 tokens in a step (16)")
+    parser.add_argument("--seed", type=int, default=0, help="of tokenizer, weights and tasks (0)")
+    parser.add_argument("--processes", type=int, default=2, help="that share the rows (2)")
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.model to take, as a draft must")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/training")
+    options = parser.parse_args()
+    options.minutes = options.minutes or (6 if options.draft else 90)
+    together(partial(train, options), options.processes)
+
+
+def train(options: argparse.Namespace, crew: Crew) -> None:
+    """What each process of the crew does."""
+    shape = DRAFT if options.draft else Shape()
+    given: Path | None = options.tokenizer
+    tokenizer_file = given.read_bytes() if given else train_tokenizer(options.seed)
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.model").write_bytes(tokenizer_file)
+        tokenizer = load_tokenizer(folder)
+        template = load_template(folder, tokenizer)
+    end = tokenizer.token_id(END)
+    assert end is not None  # words.py puts it there
+    writer = Writer(tokenizer, template, shape.groups)
+    trainer = Trainer(shape, writer, options.seed, options.rows // crew.count, crew)
+    work = options.out / "training"
+    if options.resume:
+        trainer.resume(work)
+    trainer.run(options.minutes, options.every, work)
+    if crew.rank > 0:
+        return
+    write_folder(options.out, trainer.average, trainer.model.shape, tokenizer_file, end)
+    facts = {
+        "command": shlex.join(["python", "examples/train_abacus.py", *sys.argv[1:]]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "licence": "Apache-2.0",
+        "seed": options.seed,
+        "held_out": f"prompts whose hash is 0 modulo {SHARE}; never trained on",
+        "steps": trainer.done.steps,
+        "tokens": trainer.done.tokens,
+        "dense_until_step": trainer.done.split,
+        "minutes": round(trainer.done.seconds / 60, 1),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {crew.count} processes of one thread",
+        "curve": trainer.done.curve,
+    }
+    (options.out / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
+    more = f"; --resume goes on from {work}" if crew.stopped else ""
+    print(f"wrote {options.out}{more}")
+
+
+if __name__ == "__main__":
+    main()
