@@ -130,7 +130,7 @@ def test_a_shared_beginning_is_not_read_again(moge: Pair) -> None:
 
 
 def test_nobodys_rows_write_to_nobodys_slots(moge: Pair) -> None:
-    """A step of three rows is filled up to four, again and again; the other pages stay as they are."""
+    """A step of three rows is filled up to four, again and again; nothing else of the pages changes."""
     core = moge.npu.core()
     requests = [moge.npu.request(n, Ask(PROMPTS[4], params()), core) for n in range(3)]
     for request in requests:
@@ -139,8 +139,8 @@ def test_nobodys_rows_write_to_nobodys_slots(moge: Pair) -> None:
     core.step()
     replays = moge.model.recorder.replays
     for _ in range(4):
-        used = np.concatenate([core.kv.slots(r.id, 0, len(r.tokens)) for r in requests])
-        others = np.setdiff1d(np.arange(storage.slots), used)
+        fresh = [core.kv.slots(r.id, r.computed, len(r.tokens)) for r in requests]
+        others = np.setdiff1d(np.arange(storage.slots), np.concatenate(fresh))
         before = [side.clone() for side in storage.read(others)]
         core.step()
         assert all(map(torch.equal, before, storage.read(others)))
