@@ -16,7 +16,7 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.extra_weights import ExtraWeights
 from fastslow.engine.model.paged import PagedDecoder
-from fastslow.engine.model.stacked import Stacked
+from fastslow.engine.model.stacked import Stacked, no_int8
 from fastslow.engine.model.weights import Weights
 from fastslow.engine.ops import ops_for, paged_ops_for
 from fastslow.engine.ops.cpu import library
@@ -84,10 +84,11 @@ def load_model(
     if kv_dtype == "int8":
         raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which do not run here")
     with checkpoint.quantised(progress) as tensors:
-        own = {"linear": tensors.linear} if quantization == W8A8 else {}
         if ops is not None and config.extras is None and picked != torch.float64:
-            return PagedDecoder(Stacked(config, ops, picked, where, tensors.read, **own))
+            int8 = tensors.linear if quantization == W8A8 else no_int8
+            return PagedDecoder(Stacked(config, ops, picked, where, tensors.read, int8))
         kind = Weights if config.extras is None else ExtraWeights
+        own = {"linear": tensors.linear} if quantization == W8A8 else {}
         return Decoder(kind(config, ops_for(place.kind), picked, where, tensors.read, **own))
 
 
