@@ -69,10 +69,12 @@ class Handle:
         """The whole answer of a request that is over."""
         request = self.request
         stopper = request.stopper
-        tags, opened, thinking = self._tags, self._opened, request.thinking
-        if tags and self._thinks and not opened and tags.strayed(stopper.text):
-            opened, thinking = True, thinking and thinking.reopened()
-        splitter = ThoughtSplitter(tags, opened)
+        opened, thinking = self._opened, request.thinking
+        asked = self._tags is not None and self._thinks and not opened
+        if asked and self._tags.strayed(stopper.text):  # type: ignore[union-attr]
+            opened = True
+            thinking = thinking and thinking.reopened()
+        splitter = ThoughtSplitter(self._tags, opened)
         parts = [splitter.push(stopper.text), splitter.finish()]
         return Completion(
             text="".join(text for _, text in parts),
