@@ -92,7 +92,8 @@ class Handle:
         stopper = request.stopper
         attempt = self._attempts[0]
         opened, thinking = attempt.opened, request.thinking
-        if self._tags is not None and attempt.thinks and self._tags.strayed(stopper.text):
+        asked = self._tags is not None and attempt.thinks and not opened
+        if asked and self._tags.strayed(stopper.text):  # type: ignore[union-attr]
             opened = True
             thinking = thinking and thinking.reopened()
         splitter = ThoughtSplitter(self._tags, opened)

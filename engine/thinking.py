@@ -66,9 +66,8 @@ class Thinking:
         self._reads = 0 if policy is None else policy.reads
         self._closing = closing or tags.close_ids
         self._prompt_length = prompt_length
-        self._longest = max(len(tags.open), len(tags.close)) - 1
         self._read = prompt_length
-        self._state = self._judged(_State(opened))
+        self._state = self._judged(_State(opened), False)
         self._drafts: dict[tuple[int, ...], _State] = {(): self._state}
 
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> Certain | Lift | None:
@@ -114,18 +113,22 @@ class Thinking:
         todo = state.todo
         forced = bool(todo) and token == todo[0]
         todo = todo[1:] if forced else ()  # under another mode the text may have gone on otherwise
+        data = self._tags.spell(token)
         counted = state.thinking and not forced
-        piece = _Piece(self._tags.spell(token), token, counted)
-        before = state._replace(
-            spent=state.spent + counted,
-            tail=(*state.tail, piece),
-            todo=todo,
-            said=state.said or forced,
-        )
-        state = self._past_tags(before, "model" if not forced else state.told)
-        if state.thinking and counted and self._reads:
-            state = self._noted(state, piece)
-        return self._judged(state)
+        tag = self._tags.close if state.thinking else self._tags.open
+        if state.tail or tag[:1] in data:
+            piece = _Piece(data, token, counted)
+            state = state._replace(spent=state.spent + counted, tail=(*state.tail, piece))
+            state = self._past_tags(state, "model" if not forced else state.told)
+        elif counted:
+            state = state._replace(spent=state.spent + 1)
+        if forced or state.todo:
+            state = state._replace(todo=todo, said=state.said or forced)
+        if not state.thinking:
+            return state
+        if counted and self._reads:
+            state = self._noted(state, data, token)
+        return self._judged(state, b"\n" in data)
 
     def _past_tags(self, state: _State, ended: Ended | None) -> _State:
         """Thoughts open and close at the tags that the latest token completes."""
@@ -142,32 +145,31 @@ class Thinking:
             state = _State(
                 thinking=not state.thinking,
                 spent=state.spent - inside,
-                tail=(_Piece(text, -1, False),) if text else (),
+                tail=(_Piece(text, -1, False),),
                 todo=state.todo,
                 told=state.told,
                 said=state.said,
                 ended=ended if state.thinking else state.ended,
             )
-        return state._replace(tail=_last(state.tail, self._longest))
+        begun = next((k for k in range(len(tag) - 1, 0, -1) if text.endswith(tag[:k])), 0)
+        return state._replace(tail=_last(state.tail, begun))
 
-    def _noted(self, state: _State, piece: _Piece) -> _State:
+    def _noted(self, state: _State, data: bytes, token: int) -> _State:
         """What the policy reads of a thought: its latest tokens, and its lines."""
-        *ended, line = (state.line + piece.data).split(b"\n")
+        *ended, line = (state.line + data).split(b"\n")
         lines = [line.decode("utf-8", "replace").strip() for line in ended]
         return state._replace(
-            recent=(*state.recent, piece.token)[-self._reads :],
+            recent=(*state.recent, token)[-self._reads :],
             line=line,
-            lines=(*state.lines, *filter(None, lines)),
+            lines=(*state.lines, *filter(None, lines)) if lines else state.lines,
         )
 
-    def _judged(self, state: _State) -> _State:
+    def _judged(self, state: _State, line_ended: bool) -> _State:
         """With the tokens that are certain from here on, if the policy ends the thought."""
         if self._policy is None or not state.thinking or state.todo:
             return state
-        line, said = "", 0
-        if state.lines and state.tail and b"\n" in state.tail[-1].data:
-            line = state.lines[-1]
-            said = state.lines.count(line)
+        line = state.lines[-1] if line_ended and state.lines else ""
+        said = state.lines.count(line) if line else 0
         told = self._policy.judge(Thought(state.spent, state.recent, line, said))
         if told is None:
             return state
@@ -185,9 +187,8 @@ class Thinking:
 
 def _last(tail: tuple[_Piece, ...], size: int) -> tuple[_Piece, ...]:
     """The latest tokens that hold so many bytes."""
-    held = 0
-    for i in range(len(tail) - 1, -1, -1):
-        held += len(tail[i].data)
-        if held >= size:
-            return tail[i:]
-    return tail
+    first = len(tail)
+    while size > 0:
+        first -= 1
+        size -= len(tail[first].data)
+    return tail[first:]

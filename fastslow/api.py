@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastslow.engine.call import ModeWish
 from fastslow.engine.llm import LLM
-from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.params import SamplingParams, Speculation
 
-Key = tuple[str, tuple[tuple[str, object], ...]]
+Key = tuple[str, tuple[tuple[str, str], ...]]
 
 _loaded: dict[Key, LLM] = {}
 _loading = threading.Lock()
@@ -22,7 +23,7 @@ def generate(
     sampling: SamplingParams | Sequence[SamplingParams | None] | None = None,
     *,
     model: str | Path = "smollm2-moge",
-    mode: str | Mode | Sequence[str | Mode] = "deep",
+    mode: ModeWish | Sequence[ModeWish] = "deep",
     speculation: str | Speculation | Sequence[str | Speculation] = "auto",
     **llm_options: Any,
 ) -> Any:
@@ -48,7 +49,7 @@ def generate(
 
 
 def _llm(model: str, options: dict[str, Any]) -> LLM:
-    key = (model, tuple(sorted(options.items())))
+    key = (model, tuple(sorted((name, repr(value)) for name, value in options.items())))
     with _loading:
         if key not in _loaded:
             _loaded[key] = LLM(model, **options)

@@ -57,10 +57,10 @@ class ThinkingBudget:
 
 
 def _circles(tokens: Sequence[int]) -> bool:
-    last = tokens[-1:]
+    last = tokens[-1] if tokens else None
     for span in range(1, min(LONGEST_SPAN, len(tokens) // ROUNDS) + 1):
         size = max(ROUNDS * span, LEAST)
-        if size > len(tokens) or tokens[-1 - span : -span] != last:
+        if size > len(tokens) or tokens[-1 - span] != last:
             continue
         if tokens[-size:-span] == tokens[span - size :]:
             return True

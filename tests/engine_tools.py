@@ -14,6 +14,7 @@ from thoughts import Bound
 
 from fastslow.draft.base import Stateless
 from fastslow.draft.each import Each
+from fastslow.engine.accept import RULES
 from fastslow.engine.core import Core
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
@@ -39,6 +40,7 @@ class Ask:
     groups: int | None = None
     seed: int = 0
     bound: Bound | None = None
+    rule: str = "token"
 
     @property
     def plain(self) -> Ask:
@@ -108,6 +110,8 @@ class Bench:
             reach=len(ask.tokens) + room - 1,
             end_ids=end_ids,
             thinking=self._thinking(ask),
+            rule=RULES[ask.rule],
+            reproducible=ask.rule == "reproducible",
         )
         request.root = core.prefix_root(request, ask.groups)
         return request

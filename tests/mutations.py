@@ -38,6 +38,7 @@ ACROSS = ("tests/test_draft_across.py",)
 LOGPROBS = ("tests/test_exact.py::test_logprobs_are_those_of_plain_decoding",)
 MIXED = ("tests/test_exact.py::test_a_mixed_batch",)
 ESCALATION = ("tests/test_escalation.py",)
+BUDGETS = ("tests/test_thinking_exact.py", "tests/test_thinking.py")
 STOPS = ("tests/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
 
 
@@ -281,6 +282,69 @@ MUTATIONS = (
         "ratio = min(max(ratio, before / WIDEST), before * WIDEST)",
         "pass",
         ("tests/test_length.py",),
+    ),
+    swap(
+        "drafted thoughts do not count",
+        "engine/thinking.py",
+        "state = self._step(self._after(tokens, drafted[:-1]), drafted[-1])",
+        "state = self._after(tokens, drafted[:-1])",
+        BUDGETS,
+    ),
+    swap(
+        "a thought is closed one token late",
+        "policies/thinking.py",
+        "thought.spent >= self._most:",
+        "thought.spent > self._most:",
+        BUDGETS,
+    ),
+    swap(
+        "the closing phrase is said twice",
+        "engine/thinking.py",
+        "said=state.said or forced)",
+        "said=False)",
+        ("tests/test_thinking.py",),
+    ),
+    swap(
+        "the closing phrase counts as thought",
+        "engine/thinking.py",
+        "counted = state.thinking and not forced",
+        "counted = state.thinking",
+        ("tests/test_thinking.py",),
+    ),
+    swap(
+        "a forced token is not forced where only the best is wanted",
+        "engine/sampling.py",
+        "return Certain(best) if told is None else told",
+        "return Certain(best)",
+        BUDGETS,
+    ),
+    swap(
+        "a soft budget is not seen where only the best is wanted",
+        "engine/sampling.py",
+        "and (request.thinking is None or not request.thinking.lifts(request.tokens))",
+        "and True",
+        BUDGETS,
+    ),
+    swap(
+        "the closing tag is lifted by what is committed only",
+        "engine/thinking.py",
+        "by = self._policy.lift(state.spent)",
+        "by = self._policy.lift(self._state.spent)",
+        ("tests/test_thinking_law.py",),
+    ),
+    swap(
+        "a thought that the answer opens has a token more",
+        "engine/thinking.py",
+        "spent=state.spent - inside,",
+        "spent=state.spent - inside - 1,",
+        BUDGETS,
+    ),
+    swap(
+        "thinking off does not close thoughts",
+        "engine/intake.py",
+        'if most is None and mode.thinking == "off" and entry.chat:',
+        'if most is None and mode.thinking == "never" and entry.chat:',
+        ("tests/test_llm_thinking.py",),
     ),
     Mutation(
         "a preempted request keeps what was computed",

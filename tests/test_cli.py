@@ -83,7 +83,7 @@ def test_json_holds_the_answer_and_its_figures(
     record = json.loads(capsys.readouterr().out)
     assert len(record["token_ids"]) == 6
     assert record["finish_reason"] == "length"
-    assert record["metrics"]["mode"] == "custom"
+    assert record["metrics"]["mode"] == "deep*"
     assert record["metrics"]["tokens"] == 6
 
 
@@ -170,6 +170,45 @@ def test_inspect_shows_tokenizer_and_own_presets(
     assert "tokenizer.json, 320 ids" in shown
     assert "middling" in shown
     assert "3 of 4" in shown
+
+
+def test_modes_say_what_they_mean(
+    moge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "my.json"
+    own.write_text('{"modes": {"brief": {"base": "deep", "thinking_budget": 64}}}')
+    assert run("modes", moge, "--modes", own) == 0
+    shown = capsys.readouterr().out
+    for words in ("fast", "deep", "brief", "1 of 4", "all 4", "at most 64", "% of all", "greedy"):
+        assert words in shown, words
+    assert run("modes", moge, "--modes", own, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["brief"]["words"]["budget"] == "at most 64 tokens of thought"
+    assert record["brief"]["thinking_budget"] == 64 and record["fast"]["active_parameters"] > 0
+    assert run("modes", moge, "--modes", tmp_path / "none.json") == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_call_on_the_command_line_changes_its_mode(
+    moge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "my.json"
+    own.write_text('{"modes": {"brief": {"base": "deep", "sampling": {"max_tokens": 7}}}}')
+    options = ("--model", moge, "--modes", own, "--mode", "brief", "--json")
+    bounded = ("--thinking-budget", 3, "--thinking", "auto")
+    assert run("generate", "Once <think>", "--raw", *options, *bounded) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["metrics"]["mode"] == "brief*" and len(record["token_ids"]) == 7
+    assert record["token_ids"][3] == 4  # </think>
+    assert record["metrics"]["thinking_tokens"] == 3
+    assert record["metrics"]["thinking_ended"] == "budget"
+    assert record["reasoning"] and record["text"]
+    for wrong, said in (
+        (("--thinking", "maybe"), "thinking='maybe' must"),
+        (("--thinking-budget", -1), "thinking_budget=-1 must be greater than or equal to 0"),
+    ):
+        assert run("generate", "Once", *options, *wrong) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_inspect_refuses_a_folder_without_a_model(

@@ -16,7 +16,18 @@ from fastslow.engine.params import Mode
 
 UNSET = dict.fromkeys(
     (
-        *("groups", "nodes", "draft_model", "draft_groups", "max_tokens", "temperature", "top_p"),
+        *(
+            "groups",
+            "modes",
+            "thinking",
+            "thinking_budget",
+            "nodes",
+            "draft_model",
+            "draft_groups",
+            "max_tokens",
+            "temperature",
+            "top_p",
+        ),
         *("top_k", "min_p", "repetition_penalty", "seed", "stop", "kv_memory", "max_model_len"),
     )
 )
@@ -120,4 +131,4 @@ def test_options_are_put_into_the_modes_own_sampling() -> None:
     sampling = sampling_in(call["mode"], call["sampling"])
     assert (sampling.temperature, sampling.top_p) == (0.2, 0.95)
     assert (call["speculation"].drafter, call["speculation"].nodes) == ("self", 6)
-    assert (call["mode"].name, call["mode"].groups) == ("custom", 4)
+    assert (call["mode"].name, call["mode"].groups) == ("deep*", 4)

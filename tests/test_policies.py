@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.types import Load, Plan, Tree
 from fastslow.policies.length import FixedLength
+from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import builtin_modes, find_mode, load_modes
 
 
@@ -84,6 +85,101 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: object, pattern: str)
     with pytest.raises(ValueError, match=pattern) as caught:
         load_modes(presets(tmp_path, content), 8)
     assert "\n" not in str(caught.value)
+
+
+def test_the_users_presets_come_last(tmp_path: Path) -> None:
+    folder = presets(tmp_path, {"modes": {"fast": {"groups": 4, "sampling": {"top_p": 0.9}}}})
+    own = {
+        "bot": {"base": "slow", "sampling": {"seed": 3}},  # made of one that comes later
+        "slow": Mode(base="fast", thinking="on", sampling=SamplingParams(temperature=0.5)),
+        "fast": {"latency_ms": 80},
+    }
+    modes = load_modes(folder, 8, own)
+    assert set(modes) == {"fast", "deep", "bot", "slow"}
+    assert (modes["fast"].groups, modes["fast"].latency_ms, modes["fast"].thinking) == (
+        4,
+        80,
+        "off",
+    )
+    bot = modes["bot"]
+    assert (bot.name, bot.base, bot.groups, bot.thinking, bot.latency_ms) == (
+        *("bot", None, 4, "on", 80),
+    )
+    assert bot.sampling == SamplingParams(top_p=0.9, temperature=0.5, seed=3)
+    assert bot.description == "", "the base's own would not be true"
+    path = tmp_path / "my.json"
+    path.write_text(json.dumps({"modes": {"bot": {"base": "deep", "thinking_budget": 9}}}))
+    assert load_modes(tmp_path, 8, str(path))["bot"].thinking_budget == 9
+    assert load_modes(tmp_path, 8, path)["bot"].thinking == "on"
+
+
+@pytest.mark.parametrize(
+    ("own", "pattern"),
+    [
+        ({"a": {"base": "b"}, "b": {"base": "a"}}, r"base goes round in a circle, a > b > a$"),
+        ({"a": {"base": "depp"}}, r"^modes: mode='depp' is unknown; did you mean 'deep'\?$"),
+        ({"a": 5}, r"^modes: modes\.a=5 must be a valid dictionary$"),
+        ({"a": {"thinking_soft": 4}}, r"thinking_soft=4 needs a thinking_budget$"),
+        ({"a": {"thinking_budget": 2, "thinking_soft": 4}}, r"thinking_soft=4 exceeds"),
+        ({"a": {"thinking_budget": -1}}, r"thinking_budget=-1 must be greater than or equal to 0$"),
+        ({"a": {"escalate": {"below": 2}}}, r"escalate\.below=2 must be less than or equal to 1$"),
+        ({"a": {"may_shorten": ["time"]}}, r"may_shorten\[0\]='time' must"),
+        ("nothing.json", r"^presets in nothing\.json cannot be read: .*No such file"),
+    ],
+    ids=str,
+)
+def test_presets_that_do_not_fit(tmp_path: Path, own: Any, pattern: str) -> None:
+    with pytest.raises(ValueError, match=pattern) as caught:
+        load_modes(tmp_path, 8, own)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_call_changes_any_field_of_a_preset() -> None:
+    modes = builtin_modes(8)
+    changed = find_mode({"base": "deep", "thinking_budget": 64}, modes, 8)
+    assert changed == modes["deep"].model_copy(
+        update={"name": "deep*", "thinking_budget": 64, "description": ""}
+    )
+    same = find_mode(Mode(base="deep", thinking_budget=64, name="mine"), modes, 8)
+    assert (same.name, same.thinking, same.thinking_budget) == ("mine", "on", 64)
+    assert find_mode({"groups": 2}, modes, 8) == Mode(groups=2)
+    hot = {"deep": Mode(name="deep", sampling=SamplingParams(temperature=0.7, top_p=0.9))}
+    cooler = find_mode({"base": "deep", "sampling": {"temperature": 0.1}}, hot, 8)
+    assert cooler.sampling == SamplingParams(temperature=0.1, top_p=0.9)
+    assert find_mode(Mode(base="deep", sampling=None), hot, 8).sampling is None
+    assert find_mode({"base": "deep", "groups": 8}, modes, 8).groups is None
+    with pytest.raises(ValueError, match=r"^mode 'fast\*': groups=9 is outside 0\.\.8$"):
+        find_mode({"base": "fast", "groups": 9}, modes, 8)
+
+
+def test_a_mode_in_words() -> None:
+    plain = meaning(builtin_modes(8)["fast"], 8)
+    assert plain["groups"] == "2 of 8" and plain["budget"] == plain["escalation"] == "-"
+    assert "closed as soon as it opens" in plain["thinking"]
+    own = Mode(
+        groups=0,
+        thinking="on",
+        thinking_budget=64,
+        thinking_soft=16,
+        early_exit=True,
+        closing="\nSo:\n",
+        sampling=SamplingParams(temperature=0.6, top_k=50),
+        speculation=Speculation(drafter="self", nodes=3),
+        latency_ms=200,
+        may_shorten=("draft", "groups"),
+        escalate=Escalation(below=0.4, how="keep"),
+    )
+    assert meaning(own, 8) == {
+        "groups": "shared experts only, 0 of 8",
+        "thinking": "on, where the model can",
+        "budget": "at most 64 tokens of thought; over the last 16 the model closes more readily; "
+        "ended early where a thought loops or has settled; then 'So:'",
+        "sampling": "temperature 0.6, top_k 50",
+        "drafter": "self, 3 tokens a step",
+        "latency": "200 ms, cutting draft and groups if need be",
+        "escalation": "to deep where the confidence over 16 tokens is below 0.4 (keep, lossy)",
+    }
+    assert meaning(Mode(), 0)["groups"] == "dense"
 
 
 def test_modes_are_found_by_name_or_given() -> None:

@@ -139,6 +139,10 @@ def test_jinja_file_wins(tmp_path: Path) -> None:
             "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}",
             ("False", "True", ""),
         ),
+        (
+            "{{ '</think>' if thinking is false else '<think>' }}",
+            ("</think>", "<think>", "<think>"),
+        ),
         ("{{ 'x' if tools is none and not documents else 'y' }}", ("x",) * 3),
         ("{{ {'a': '<é>'} | tojson }}", ('{"a": "<é>"}',) * 3),
         ("{% generation %}{{ messages[0].content }}{% endgeneration %}", ("hi",) * 3),

@@ -84,6 +84,34 @@ def test_opened_by() -> None:
     assert not TAGS.opened_by("")
 
 
+def test_tags_without_an_opening_one() -> None:
+    tags = ThoughtTags("", "</think>")
+    assert split(list("a</think>\n\nb"), tags, True) == ("a", "b")
+    assert split(["a</think>b"], tags, False) == ("", "ab")
+    assert not tags.opened_by("") and not tags.opened_by("a")
+
+
+def test_a_prompt_that_opened_a_thought_is_shut() -> None:
+    assert TAGS.shut("user: hi\n<think>\n") == "user: hi\n<think>\n\n</think>\n\n"
+    assert TAGS.shut("[a]<think>") == "[a]<think></think>"
+    assert not TAGS.opened_by(TAGS.shut("<think>"))
+
+
+@pytest.mark.parametrize(
+    ("text", "strayed"),
+    [
+        ("a</think>b", True),
+        ("</think>", True),
+        ("a</think>b<think>c", True),
+        ("<think>a</think>b", False),
+        ("a", False),
+        ("a<think>b", False),
+    ],
+)
+def test_an_answer_that_began_inside_a_thought(text: str, strayed: bool) -> None:
+    assert TAGS.strayed(text) == strayed
+
+
 @pytest.fixture
 def spm(tmp_path: Path) -> Tokenizer:
     write_spm(tmp_path)

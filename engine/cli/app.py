@@ -13,6 +13,7 @@ from fastslow.engine.cli.convert import convert
 from fastslow.engine.cli.corpus import corpus
 from fastslow.engine.cli.generate import generate
 from fastslow.engine.cli.inspect import inspect
+from fastslow.engine.cli.modes import modes
 from fastslow.engine.cli.train_draft import train_draft
 from fastslow.engine.cli.tune import tune
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, inspect, convert, bench, tune, train_draft):
+for command in (generate, chat, inspect, modes, convert, bench, tune, train_draft):
     app.command()(command)
 app.add_typer(corpus)
 

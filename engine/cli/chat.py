@@ -26,7 +26,10 @@ def chat(
     ctx: typer.Context,
     model: o.Model = "smollm2-moge",
     mode: o.ModeName = "deep",
+    modes: o.Modes = None,
     groups: o.Groups = None,
+    thinking: o.Thinking = None,
+    thinking_budget: o.ThinkingBudget = None,
     drafter: o.Drafter = "auto",
     nodes: o.Nodes = None,
     draft_model: o.DraftModel = None,
@@ -52,6 +55,7 @@ def chat(
       fastslow chat
       fastslow chat --mode fast --system "You answer in one sentence."
       fastslow chat --model path/to/checkpoint --temperature 0.6 --top-p 0.95
+      fastslow chat --model path/to/checkpoint --thinking-budget 500
 
     Ctrl-C stops an answer, not the program. Questions may also be piped in, one a line.
     """
@@ -134,6 +138,7 @@ class Chat:
         elif not argument:
             for preset in self._llm.modes.values():
                 console().print(f"{preset.name:<8} {preset.description}", style="dim")
+            console().print("`fastslow modes` says more.", style="dim")
         elif argument in self._llm.modes:
             self._call = self._wishes.call(self._llm, argument)
             console().print(f"Mode {self.mode} from now on.", style="dim")

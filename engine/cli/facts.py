@@ -10,6 +10,7 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.loader import DTYPES
 from fastslow.engine.params import Mode
 from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import load_modes
 
 SHOWN = ("float32", "bfloat16", "float16")
@@ -37,15 +38,16 @@ class Facts:
     memory: dict[str, Cost]
 
     @classmethod
-    def of(cls, folder: Path) -> Facts:
-        """Read the small files of `folder`. ValueError in one sentence for what does not fit."""
+    def of(cls, folder: Path, own_modes: str | None = None) -> Facts:
+        """Read the small files of `folder`, and the user's presets. ValueError in one sentence for
+        what does not fit."""
         config = ModelConfig.from_folder(folder)
         parameters = config.parameters()
         memory = {
             name: Cost(parameters * DTYPES[name].itemsize, config.kv_bytes_per_token(DTYPES[name]))
             for name in SHOWN
         }
-        modes = load_modes(folder, config.groups)
+        modes = load_modes(folder, config.groups, own_modes)
         return cls(config, _tokenizer(folder), modes, parameters, memory)
 
     def shape(self) -> dict[str, str]:
@@ -76,6 +78,7 @@ class Facts:
             name: {
                 **mode.model_dump(exclude={"name"}),
                 "active_parameters": c.active_parameters(mode.groups),
+                "words": meaning(mode, c.groups),
             }
             for name, mode in self.modes.items()
         }
@@ -96,6 +99,11 @@ class Facts:
             "memory": {name: asdict(cost) for name, cost in self.memory.items()},
             "modes": modes,
         }
+
+
+def billions(count: int) -> str:
+    """A number of parameters for people: "71.97 B"."""
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
 def _tokenizer(folder: Path) -> str:

@@ -23,7 +23,10 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask; - reads standard input.")],
     model: o.Model = "smollm2-moge",
     mode: o.ModeName = "deep",
+    modes: o.Modes = None,
     groups: o.Groups = None,
+    thinking: o.Thinking = None,
+    thinking_budget: o.ThinkingBudget = None,
     drafter: o.Drafter = "auto",
     nodes: o.Nodes = None,
     draft_model: o.DraftModel = None,
@@ -51,6 +54,7 @@ def generate(
       fastslow generate "Why is the sky blue?"
       fastslow generate "Why is the sky blue?" --mode fast
       fastslow generate "Write a haiku." --temperature 0.8 --seed 1
+      fastslow generate "How many?" --model path/to/checkpoint --thinking-budget 200
       fastslow generate --drafter ngram+self --nodes 6 - < question.txt
       fastslow generate --raw "Once upon a time" --groups 0 --json
 

@@ -39,6 +39,8 @@ def inspect(
 def _shape(facts: Facts) -> Table:
     from rich.table import Table
 
+    from fastslow.engine.cli.facts import billions
+
     table = Table.grid(padding=(0, 2))
     for name, value in facts.shape().items():
         table.add_row(name, value)
@@ -67,6 +69,8 @@ def _memory(facts: Facts) -> Table:
 def _modes(facts: Facts) -> Table:
     from rich.table import Table
 
+    from fastslow.engine.cli.facts import billions
+
     table = Table("mode", "groups", "thinking", "active per token", "description")
     for mode in facts.modes.values():
         groups = facts.config.groups if mode.groups is None else mode.groups
@@ -74,8 +78,3 @@ def _modes(facts: Facts) -> Table:
         active = billions(facts.config.active_parameters(mode.groups))
         table.add_row(mode.name, shown, mode.thinking, active, mode.description)
     return table
-
-
-def billions(count: int) -> str:
-    """A number of parameters for people: "71.97 B"."""
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"

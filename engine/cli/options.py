@@ -32,7 +32,16 @@ KVMemory = Annotated[
 MaxModelLen = Annotated[
     int | None, _option("Most tokens of prompt and answer together; default: all it can.", MODEL)
 ]
-ModeName = Annotated[str, _option("deep, fast or another preset of the checkpoint.", HOW, "--mode")]
+ModeName = Annotated[
+    str, _option("deep, fast or another preset: see `fastslow modes`.", HOW, "--mode")
+]
+Modes = Annotated[str | None, _option("JSON file with presets of your own.", HOW, "--modes")]
+Thinking = Annotated[
+    str | None, _option("off, on or auto (the model decides), instead of the mode's.", HOW)
+]
+ThinkingBudget = Annotated[
+    int | None, _option("Most tokens of thought, then the answer has to begin.", HOW)
+]
 Groups = Annotated[
     int | None, _option("Routed groups to run instead of the mode's; 0 = shared only.", HOW)
 ]
@@ -62,6 +71,7 @@ SAMPLING = (
     "seed",
     "stop",
 )
+MODE = ("groups", "thinking", "thinking_budget")  # of the mode, if given
 SPECULATION = {"nodes": "nodes", "draft_model": "model", "draft_groups": "groups"}
 
 
@@ -76,9 +86,11 @@ class Wishes:
     """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
-        from fastslow.engine.params import SamplingParams, Speculation
+        from fastslow.engine.params import Mode, SamplingParams, Speculation
 
         self._given = given
+        self._changes = {name: given[name] for name in MODE if given[name] is not None}
+        Mode(**self._changes)
         sampling = {k: given[k] for k in SAMPLING if given[k] not in (None, [])}
         self._sampling = SamplingParams(**sampling)
         self._drafting = {
@@ -91,7 +103,8 @@ class Wishes:
         from fastslow.engine.llm import LLM
 
         names = ("dtype", "quantization", "device", "kv_memory", "max_model_len")
-        return LLM(self._given["model"], **{name: self._given[name] for name in names})
+        options = {name: self._given[name] for name in names}
+        return LLM(self._given["model"], modes=self._given["modes"], **options)
 
     def call(self, llm: LLM, preset: str | None = None) -> dict[str, Any]:
         """Keyword arguments of `LLM.stream`.
@@ -111,15 +124,11 @@ class Wishes:
         }
 
     def _mode(self, llm: LLM) -> Mode:
-        from fastslow.engine.params import Mode
         from fastslow.policies.modes import find_mode
 
-        groups = llm.model.config.groups
-        mode = find_mode(self._given["mode"], llm.modes, groups)
-        if self._given["groups"] is None:
-            return mode
-        custom = Mode(**{**dict(mode), "name": "custom", "groups": self._given["groups"]})
-        return find_mode(custom, llm.modes, groups)
+        name: str = self._given["mode"]
+        changed = {"base": name, **self._changes} if self._changes else name
+        return find_mode(changed, llm.modes, llm.model.config.groups)
 
     def _speculation_in(self, mode: Mode) -> str | Speculation:
         """What the command line says about drafts, else "auto"."""

@@ -42,10 +42,12 @@ def complain(error: Exception) -> None:
 
 def figures(metrics: Metrics) -> str:
     """How an answer came about, in one line."""
+    ended = f" ({metrics.thinking_ended})" if metrics.thinking_ended else ""
+    thought = f" | {metrics.thinking_tokens} tokens of thought{ended}" if ended else ""
     return (
         f"mode {metrics.mode} | drafter {metrics.drafter} | drafted {metrics.drafted} | "
         f"accepted {metrics.accepted} | {metrics.tokens_per_step:.2f} tokens/step | "
-        f"{metrics.tokens_per_second:.1f} tokens/s"
+        f"{metrics.tokens_per_second:.1f} tokens/s{thought}"
     )
 
 

@@ -1,0 +1,69 @@
+"""`fastslow modes`: what every preset of a model means."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fastslow.engine.cli.facts import Facts
+
+
+def modes(
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint folder or built-in name.")
+    ] = "smollm2-moge",
+    own: Annotated[
+        str | None, typer.Option("--modes", help="JSON file with presets of your own.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Say what each mode of a model means: groups, thinking, budget, sampling, drafts. Reads no weights.
+
+    Presets are built in, changed and joined by the checkpoint's fastslow.json, and these by a file
+    of your own:
+
+      {"modes": {"bot": {"base": "fast", "sampling": {"temperature": 0.6}},
+                 "brief": {"base": "deep", "thinking_budget": 200, "closing": "\\n"}}}
+
+    Examples:
+      fastslow modes
+      fastslow modes path/to/checkpoint --modes mine.json
+      fastslow generate "How many?" --modes mine.json --mode brief
+    """
+    from fastslow.engine.cli.facts import Facts
+    from fastslow.engine.cli.screen import console, quiet_log
+    from fastslow.engine.locate import resolve_model
+
+    quiet_log()
+    facts = Facts.of(resolve_model(model), own)
+    if as_json:
+        record = facts.record()["modes"]
+        console().out(json.dumps(record, ensure_ascii=False), highlight=False)
+        return
+    console().print(_table(facts), soft_wrap=False)
+
+
+def _table(facts: Facts) -> Table:
+    """A column for each mode, a row for each side of it."""
+    from rich.table import Table
+
+    from fastslow.engine.cli.facts import billions
+    from fastslow.policies.meaning import meaning
+
+    presets = list(facts.modes.values())
+    words = [meaning(mode, facts.config.groups) for mode in presets]
+    table = Table("", *(mode.name for mode in presets), show_lines=True)
+    if any(mode.description for mode in presets):
+        table.add_row("", *(mode.description or "-" for mode in presets))
+    for side in words[0]:
+        table.add_row(side, *(each[side] for each in words))
+        if side == "groups":
+            active = [facts.config.active_parameters(mode.groups) for mode in presets]
+            shares = [f"{billions(n)}, {n / facts.parameters:.0%} of all" for n in active]
+            table.add_row("active parameters", *shares)
+    return table

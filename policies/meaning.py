@@ -1,0 +1,93 @@
+"""What a mode means, in words."""
+
+from __future__ import annotations
+
+from fastslow.engine.params import Mode, SamplingParams, Speculation
+
+THINKING = {
+    "off": "off",
+    "on": "on, where the model can",
+    "auto": "as the model likes",
+}
+
+
+def meaning(mode: Mode, groups: int) -> dict[str, str]:
+    """Each side of a mode in a few words, for people.
+
+    Args:
+        mode: checked against the model (see `find_mode`).
+        groups: routed groups of the model; 0 = dense.
+
+    Returns:
+        groups, thinking, budget, sampling, drafter, latency, escalation -> words, "-" where there is
+        nothing to say.
+    """
+    return {
+        "groups": _groups(mode.groups, groups),
+        "thinking": _thinking(mode),
+        "budget": _budget(mode),
+        "sampling": _sampling(mode.sampling),
+        "drafter": _drafter(mode.speculation),
+        "latency": _latency(mode),
+        "escalation": _escalation(mode),
+    }
+
+
+def _groups(chosen: int | None, groups: int) -> str:
+    if not groups:
+        return "dense"
+    if chosen is None:
+        return f"all {groups}"
+    return f"{chosen} of {groups}" if chosen else f"shared experts only, 0 of {groups}"
+
+
+def _thinking(mode: Mode) -> str:
+    enforced = mode.thinking == "off" and mode.thinking_budget is None
+    end = "; a chat's thought is closed as soon as it opens" if enforced else ""
+    return THINKING[mode.thinking] + end
+
+
+def _budget(mode: Mode) -> str:
+    parts = []
+    if (most := mode.thinking_budget) is not None:
+        parts.append(f"at most {most} tokens of thought")
+        if mode.thinking_soft:
+            parts.append(f"over the last {mode.thinking_soft} the model closes more readily")
+    if mode.early_exit:
+        parts.append("ended early where a thought loops or has settled")
+    if parts and mode.closing:
+        parts.append(f"then {mode.closing.strip()!r}")
+    return "; ".join(parts) or "-"
+
+
+def _sampling(params: SamplingParams | None) -> str:
+    if params is None:
+        return "the call's own, else greedy"
+    fields = {name: getattr(params, name) for name in sorted(params.model_fields_set)}
+    heat = fields.pop("temperature", params.temperature)
+    shown = [f"temperature {heat:g}" if heat else "greedy"]
+    return ", ".join([*shown, *(f"{name} {value}" for name, value in fields.items())])
+
+
+def _drafter(speculation: Speculation | None) -> str:
+    if speculation is None:
+        return "the engine's own"
+    nodes = "" if speculation.nodes is None else f", {speculation.nodes} tokens a step"
+    return speculation.drafter + ("" if speculation.drafter == "off" else nodes)
+
+
+def _latency(mode: Mode) -> str:
+    if mode.latency_ms is None:
+        return "-"
+    cuts = " and ".join(mode.may_shorten)
+    return f"{mode.latency_ms:g} ms" + (f", cutting {cuts} if need be" if cuts else "")
+
+
+def _escalation(mode: Mode) -> str:
+    if (rule := mode.escalate) is None:
+        return "-"
+    lossy = ", lossy" if rule.how == "keep" else ""
+    return (
+        f"to {rule.to} where the confidence over {rule.window} tokens is below {rule.below:g} "
+        f"({rule.how}{lossy})"
+    )
