@@ -9,6 +9,7 @@ THINKING = {
     "on": "on, where the model can",
     "auto": "as the model likes",
 }
+CHOSEN = "as the preset that is taken"
 
 
 def meaning(mode: Mode, groups: int) -> dict[str, str]:
@@ -23,8 +24,8 @@ def meaning(mode: Mode, groups: int) -> dict[str, str]:
         nothing to say.
     """
     return {
-        "groups": _groups(mode.groups, groups),
-        "thinking": _thinking(mode),
+        "groups": CHOSEN if mode.auto else _groups(mode.groups, groups),
+        "thinking": CHOSEN if mode.auto else _thinking(mode),
         "budget": _budget(mode),
         "sampling": _sampling(mode.sampling),
         "drafter": _drafter(mode.speculation),
@@ -79,7 +80,8 @@ def _drafter(speculation: Speculation | None) -> str:
 def _latency(mode: Mode) -> str:
     if mode.latency_ms is None:
         return "-"
-    cuts = " and ".join(mode.may_shorten)
+    lossy = {"groups": "groups (lossy)"}
+    cuts = " and ".join(lossy.get(part, part) for part in mode.may_shorten)
     return f"{mode.latency_ms:g} ms" + (f", cutting {cuts} if need be" if cuts else "")
 
 

@@ -176,7 +176,7 @@ def test_a_mode_in_words() -> None:
         "ended early where a thought loops or has settled; then 'So:'",
         "sampling": "temperature 0.6, top_k 50",
         "drafter": "self, 3 tokens a step",
-        "latency": "200 ms, cutting draft and groups if need be",
+        "latency": "200 ms, cutting draft and groups (lossy) if need be",
         "escalation": "to deep where the confidence over 16 tokens is below 0.4 (keep, lossy)",
     }
     assert meaning(Mode(), 0)["groups"] == "dense"

@@ -1,0 +1,170 @@
+"""Fast streams beside deep requests: the time to the first token and of each later one, with a target
+and without.
+
+    python benchmarks/latency.py --target 120 --out latency.json
+
+Some streams ask short questions in fast mode, one after the other, while deep requests with long
+prompts run all the time. A round runs for some seconds with the target and for as long without, and
+rounds alternate, so that a machine that slows down harms both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import probe
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fastslow import LLM, Mode, SamplingParams
+from fastslow.engine.allowance import LATER
+from fastslow.engine.output import Metrics
+
+QUESTIONS = (
+    "What are your opening hours?",
+    "Where is my parcel?",
+    "How do I send something back?",
+    "Do you ship to Norway?",
+    "Can I pay by invoice?",
+    "My code does not work.",
+)
+TOPIC = "The history of the lighthouse, its keepers, its lamps and the ships that passed it. "
+
+
+@dataclass(slots=True)
+class Round:
+    """What ran in one round, or in all of them."""
+
+    fast: list[Metrics] = field(default_factory=list)
+    deep: list[Metrics] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def figures(self, target_ms: float) -> dict[str, Any]:
+        """Milliseconds, and shares of fast requests."""
+        firsts, laters = ([1000 * getattr(m, n) for m in self.fast] for n in ("ttft", "tpot"))
+        kept = [max(a, b) <= target_ms for a, b in zip(firsts, laters)]
+        return {
+            "fast_requests": len(self.fast),
+            "first_ms": spread(firsts),
+            "later_ms": spread(laters),
+            "kept": sum(kept) / max(1, len(kept)),
+            "deep_finished": len(self.deep),
+            "deep_tokens_per_second": sum(m.tokens for m in self.deep) / max(self.seconds, 1e-9),
+        }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, 95th percentile and largest."""
+    ranked = sorted(values) or [float("nan")]
+    return {
+        "median": ranked[len(ranked) // 2],
+        "p95": ranked[max(0, -(-95 * len(ranked) // 100) - 1)],
+        "largest": ranked[-1],
+    }
+
+
+def play(llm: LLM, fast: Mode, options: argparse.Namespace) -> Round:
+    """One round. Requests that began in it are counted, and waited for."""
+    found, lock = Round(), threading.Lock()
+    started = time.monotonic()
+    end = started + options.seconds
+
+    def ask(number: int) -> None:
+        turn = number
+        time.sleep(0.05 * number)
+        while time.monotonic() < end:
+            params = SamplingParams(max_tokens=options.tokens, ignore_eos=True)
+            out = llm.chat(QUESTIONS[turn % len(QUESTIONS)], params, mode=fast, speculation="off")
+            turn += 1
+            with lock:
+                found.fast.append(out.metrics)
+
+    def think(number: int) -> None:
+        turn = 0
+        while time.monotonic() < end:
+            turn += 1
+            words = (
+                f"Number {number}.{turn}. " + TOPIC * options.repeat
+            )  # never in the prefix cache
+            params = SamplingParams(max_tokens=options.deep_tokens, ignore_eos=True)
+            out = llm.chat(words, params, mode="deep", speculation="off")
+            with lock:
+                found.deep.append(out.metrics)
+
+    jobs = [threading.Thread(target=ask, args=(n,)) for n in range(options.streams)]
+    jobs += [threading.Thread(target=think, args=(n,)) for n in range(options.deep)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    found.seconds = time.monotonic() - started
+    return found
+
+
+def show(figures: dict[str, dict[str, Any]], target_ms: float) -> None:
+    """One row with the target, one without."""
+    table = Table(title=f"target {target_ms:g} ms")
+    for column in ("", "requests", "first token, ms", "later tokens, ms", "kept", "deep"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, row in figures.items():
+        times = (
+            " / ".join(f"{v:.0f}" for v in row[key].values()) for key in ("first_ms", "later_ms")
+        )
+        deep = f"{row['deep_finished']} done, {row['deep_tokens_per_second']:.1f} tokens/s"
+        table.add_row(name, str(row["fast_requests"]), *times, f"{row['kept']:.1%}", deep)
+    Console(width=120).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="smollm2-moge", help="a folder or a built-in name")
+    parser.add_argument("--quantization", default="auto")
+    parser.add_argument("--target", type=float, default=150.0, help="milliseconds (150)")
+    parser.add_argument("--streams", type=int, default=4, help="of fast requests (4)")
+    parser.add_argument("--deep", type=int, default=2, help="deep requests at a time (2)")
+    parser.add_argument("--tokens", type=int, default=24, help="of a fast answer (24)")
+    parser.add_argument("--deep-tokens", type=int, default=48, help="of a deep answer (48)")
+    parser.add_argument(
+        "--repeat", type=int, default=60, help="of the deep prompt's 19 tokens (60)"
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a round (20)")
+    parser.add_argument("--rounds", type=int, default=2, help="of each kind (2)")
+    parser.add_argument("--out", type=Path, help="JSON file of all figures")
+    options = parser.parse_args()
+
+    found = {"with": Round(), "without": Round()}
+    with LLM(options.model, quantization=options.quantization, remember=False) as llm:
+        modes = {
+            "with": Mode(name="fast", base="fast", latency_ms=options.target),
+            "without": Mode(name="fast", base="fast"),
+        }
+        few = SamplingParams(max_tokens=2)
+        for mode in (*modes.values(), "deep"):  # what is made on first use is made now
+            llm.chat("Hello", few, mode=mode)
+        for turn in range(options.rounds):
+            for name in ("with", "without") if turn % 2 else ("without", "with"):
+                one = play(llm, modes[name], options)
+                found[name].fast += one.fast
+                found[name].deep += one.deep
+                found[name].seconds += one.seconds
+                time.sleep(LATER + 1)  # steps stay short for a while behind a target
+    figures = {name: one.figures(options.target) for name, one in found.items()}
+    show(figures, options.target)
+    if options.out:
+        record = {
+            **probe.header(torch.get_num_threads()),
+            "options": {k: str(v) for k, v in vars(options).items()},
+            "figures": figures,
+        }
+        options.out.write_text(json.dumps(record, indent=1), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

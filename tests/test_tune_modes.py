@@ -1,0 +1,149 @@
+"""`fastslow tune --modes` and `--groups` from the command line, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tune_tools import write_model, write_prompts
+
+from fastslow.engine.cli.app import main
+from fastslow.engine.llm import LLM
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.tune.groups import GroupsFound, Row, Texts, tune_groups
+from fastslow.engine.tune.groups_page import groups_page, headline
+from fastslow.engine.tune.prompts import read_prompts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tune"))
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    path = tmp_path / "graded.jsonl"
+    lines = [{"prompt": f"What is {n} + {n}?", "answer": 2 * n} for n in range(24)]
+    path.write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
+    return path
+
+
+def tune(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", *map(str, arguments)])
+    return int(ended.value.code or 0)
+
+
+def test_modes(
+    folder: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
+    code = tune(
+        *("--modes", "--tasks", tasks, "--model", folder, "--tokens", 4, "--batch", 4),
+        *("-o", out, "--report", report, "--kv-memory", "4MiB"),
+    )
+    assert code == 0
+    assert "On 24 tasks" in capsys.readouterr().out
+    kept = json.loads(out.read_text("utf-8"))
+    assert kept["auto"]["between"] == ["fast", "deep"]
+    measured = kept["measured_modes"]
+    assert measured["tasks"] == 24 and measured["grading"] == {"number": 24}
+    assert measured["figures"]["deep"]["seconds"] > 0
+    assert "<svg" in report.read_text("utf-8")
+    with LLM(folder, auto=out, modes=str(out), kv_memory="4MiB", progress=False) as llm:
+        few = SamplingParams(max_tokens=2)
+        said = llm.chat("What is 3 + 3?", few, mode="auto", speculation="off").metrics
+        assert said.decision.startswith(f"{said.mode}: ")
+
+
+def test_groups(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
+    out.write_text(json.dumps({"version": 1, "speculation": {"drafter": "off"}}), "utf-8")
+    code = tune(
+        *("--groups", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", folder),
+        *("--limit", 3, "--tokens", 6, "--keep", 0.3, "-o", out, "--report", report),
+        *("--kv-memory", "4MiB"),
+    )
+    assert code == 0
+    assert "groups" in capsys.readouterr().out
+    kept = json.loads(out.read_text("utf-8"))
+    assert kept["speculation"] == {"drafter": "off"}, "what was there stays"
+    rows = kept["measured_groups"]["groups"]
+    assert rows[-1]["agreement"] == 1.0 and rows[-1]["divergence"] == pytest.approx(0, abs=1e-6)
+    assert [row["groups"] for row in rows] == list(range(len(rows)))
+    assert rows[0]["divergence"] > 0
+    with LLM(folder, modes=str(out), kv_memory="4MiB", progress=False) as llm:
+        proposed = kept["modes"]["fast"]["groups"]
+        assert llm.modes["fast"].groups == (None if proposed == rows[-1]["groups"] else proposed)
+        assert llm.modes["fast"].thinking == "off", "other fields are the built-in ones"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--modes"], "--tasks is missing"),
+        (["--groups"], "--prompts is missing"),
+        ([], "--prompts is missing"),
+        (["--modes", "--groups"], "give one of them"),
+        (["--modes", "--tasks", "absent.jsonl"], "cannot be read"),
+    ],
+)
+def test_what_is_missing_is_told(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(*arguments) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_too_few_tasks(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "few.jsonl"
+    path.write_text('{"prompt": "x", "answer": 1}', "utf-8")
+    assert tune("--modes", "--tasks", path, "--model", folder, "--kv-memory", "4MiB") == 2
+    assert "1 graded tasks are too few" in capsys.readouterr().err
+
+
+def test_laws_of_a_text_are_those_that_answered_it(folder: Path) -> None:
+    with LLM(folder, kv_memory="4MiB", speculation="off", progress=False) as llm:
+        out = llm.generate("one two three", SamplingParams(max_tokens=6, logprobs=1))
+        first = len(out.prompt_token_ids)
+        text = [*out.prompt_token_ids, *out.token_ids]
+        laws_TV = Texts(llm).laws(text, first, llm.model.config.groups)
+        assert laws_TV.shape == (6, llm.model.config.vocab_size)
+        assert laws_TV.argmax(-1).tolist() == out.token_ids
+        said = [table[x] for table, x in zip(out.logprobs or (), out.token_ids)]
+        mine = [float(laws_TV[i, x]) for i, x in enumerate(out.token_ids)]
+        assert torch.allclose(torch.tensor(mine), torch.tensor(said), atol=1e-4)
+
+
+def test_a_dense_model_has_no_groups(folder: Path, tmp_path: Path) -> None:
+    from checkpoints import write_dense
+    from tokenizers_tiny import write_bpe
+
+    write_bpe(tmp_path, None, 320)
+    write_dense(tmp_path, vocab=320)
+    prompts = read_prompts(write_prompts(tmp_path / "p.jsonl"))
+    with (
+        LLM(tmp_path, kv_memory="4MiB", progress=False) as llm,
+        pytest.raises(ValueError, match="is dense"),
+    ):
+        tune_groups(llm, "d", prompts, sampling=SamplingParams(), tell=lambda *_: None)
+
+
+def found(*rows: tuple[float, float, float | None]) -> GroupsFound:
+    made = [Row(n, a, 1 - a, s, score) for n, (a, s, score) in enumerate(rows)]
+    return GroupsFound("m", made, 100, 4, 0, keep=0.9)
+
+
+def test_what_is_proposed() -> None:
+    by_agreement = found((0.5, 1.0, None), (0.92, 1.5, None), (1.0, 2.0, None))
+    assert by_agreement.proposed.groups == 1
+    by_tasks = found((0.5, 1.0, 0.58), (0.92, 1.5, 0.3), (1.0, 2.0, 0.6))
+    assert by_tasks.proposed.groups == 0
+    no_time = found((0.5, 1.0, None), (0.92, 1.99, None), (1.0, 2.0, None))
+    assert no_time.proposed.groups == 2 and "should run all 2" in headline(no_time)
+    never_right = found((0.5, 1.0, 0.0), (0.92, 1.5, 0.0), (1.0, 2.0, 0.0))
+    assert never_right.proposed.groups == 1, "a score of nothing says nothing"
+    html = groups_page(by_tasks, "tuned.json")
+    assert html.count("<svg") == 3 and "tasks right" in html and headline(by_tasks) in html
