@@ -31,7 +31,7 @@ def align(gate_EH: Tensor, x_NH: Tensor, scores_NE: Tensor, groups: int) -> Alig
     """The gate that agrees best with the float model's scores on every other row.
 
     x: the rows that the quantised model brings. The rest of the rows is what it is fitted to. The
-    old gate stays unless another one agrees more.
+    old gate stays unless another one, in numbers that bfloat16 holds, agrees more.
     """
     fit, held = slice(0, None, 2), slice(1, None, 2)
     goal, rest = scores_NE[held], x_NH[held]
@@ -44,7 +44,7 @@ def align(gate_EH: Tensor, x_NH: Tensor, scores_NE: Tensor, groups: int) -> Alig
     size = gram.diagonal().mean()
     for strength in RIDGES:
         within = gram + torch.eye(len(gram), dtype=gram.dtype) * (strength * size).clamp_min(1e-12)
-        fitted = gate_EH + torch.linalg.solve(within, pull).T.float()
+        fitted = (gate_EH + torch.linalg.solve(within, pull).T.float()).bfloat16().float()
         found = agreement(F.linear(rest, fitted), goal, groups)
         if found > after:
             best, after, ridge = fitted, found, strength

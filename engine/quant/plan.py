@@ -19,7 +19,7 @@ def planned(
     """Bytes of each part of a checkpoint before and after, on meta tensors: nothing is allocated.
 
     embedding: whether embedding and head become int8. kv: with scales of keys and values. dtype: of
-    the float checkpoint. An aligned gate is counted in float32.
+    the float checkpoint.
     """
     found: dict[str, tuple[int, int]] = {}
     for name, shape in tensor_shapes(config).items():
@@ -43,9 +43,8 @@ def _quantised(
     name: str, shape: tuple[int, ...], embedding: bool, dtype: torch.dtype
 ) -> list[Tensor]:
     outer = name in ("model.embed_tokens.weight", "lm_head.weight")
-    if name.endswith(f"{ROUTER}.weight"):
-        return [torch.empty(shape, device="meta")]
-    if len(shape) == 1 or not name.endswith(".weight") or (outer and not embedding):
+    floats = not name.endswith(".weight") or name.endswith(f"{ROUTER}.weight")
+    if len(shape) == 1 or floats or (outer and not embedding):
         return [torch.empty(shape, dtype=dtype, device="meta")]
     scales = torch.empty(shape[0], 1, dtype=torch.bfloat16, device="meta")
     return [torch.empty(shape, dtype=torch.int8, device="meta"), scales]

@@ -16,7 +16,7 @@ from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.names import layer_shapes, tensor_shapes
 from fastslow.engine.quant.balance import Balanced, balanced_texts
-from fastslow.engine.quant.layer import ROUTER, Tensors
+from fastslow.engine.quant.layer import Tensors
 from fastslow.engine.quant.linear import QuantLinear
 from fastslow.engine.quant.plan import int8_embedding
 from fastslow.engine.quant.quantise import Quantised, kv_scales, quantise_layer
@@ -199,10 +199,8 @@ class _Work:
             if matrix is not None and name.endswith(".weight"):
                 writer.matrix(name, matrix)
                 continue
-            fitted = own == f"{ROUTER}.weight" and made.alignment and made.alignment.ridge
             # what smoothing changed by powers of two fits the dtype it had
-            dtype = torch.float32 if fitted else self.read(name).dtype
-            writer.tensor(name, made.tensors[own].to(dtype))
+            writer.tensor(name, made.tensors[own].to(self.read(name).dtype))
         if self.options.kv:
             for part, scale in zip("kv", kv_scales(made.kv)):
                 writer.tensor(f"{attention}.{part}_proj.kv_cache_scale", scale, KV_TYPE)
