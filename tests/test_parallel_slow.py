@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import texts
 import torch
 from engine_tools import Ask, Setting
 from head_tools import tiny_weights, write_head
@@ -25,6 +27,7 @@ from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.engine.output import GenerationError
 from fastslow.engine.parallel.model import ParallelModel
 from fastslow.engine.parallel.plan import Plan
+from fastslow.engine.types import Rows
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +64,13 @@ def test_bytes_are_those_of_the_plan(folder: Path, layout: str) -> None:  # noqa
         assert [f.weights for f in facts] == [share.weights for share in plan.shares]
         # the checkpoint is float32
         assert [f.read for f in facts] == [4 * share.elements for share in plan.shares]
+        kv = texts.storage(model, 32 * model.storage.homes)
+        chunk = texts.chunk(texts.tokens_of(13), 0, 13, np.arange(13))
+        model.forward(Rows.of([chunk]), kv)
+        padded = plan.padded([13] + [0] * (model.storage.homes - 1))
+        for name, expected in plan.layer_traffic(padded).items():
+            sent = sum(a.sent[name] - b.sent[name] for a, b in zip(model.report(), facts))
+            assert sent == expected * model.config.layers, name
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +174,13 @@ def test_no_rank_outlives_the_one_that_asked(spoken: Path, launcher: str, how: s
     line = (
         [sys.executable, *asked, "--parallel", "ep=2"] if launcher == "own" else torchrun(2, *asked)
     )
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # where the tests themselves run in the background, Ctrl-C is ignored, and so it would be here
+    process = subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
     assert process.stdout is not None
     assert process.stdout.read(1), "it answers"
     others = children(process.pid)
