@@ -1,6 +1,6 @@
 """Small steps, recorded once for each padded size and replayed.
 
-A step of decoding or of verifying is many small kernels, and starting them one by one takes longer
+A step of decoding or of verifying is many small kernels, and starting them one by one may take longer
 than running them. Steps are filled up to a few sizes (requests, rows), each of which is recorded
 when it comes for the second time. Rows that only fill up write to slots of nobody, run no routed expert, and
 are read by nobody.
