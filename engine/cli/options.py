@@ -25,7 +25,7 @@ DType = Annotated[str, _option("auto, bfloat16, float32 or float16.", MODEL)]
 Quantization = Annotated[
     str, _option("auto (a quantised one as it is), none, int8, int4 or w8a8.", MODEL)
 ]
-Device = Annotated[str, _option("auto, cpu or cuda.", MODEL)]
+Device = Annotated[str, _option("auto, cpu, cuda or npu.", MODEL)]
 KVDtype = Annotated[str, _option("Keys and values: auto, int8 (half the memory) or model.", MODEL)]
 KVMemory = Annotated[
     str | None, _option("Memory for keys and values, such as 2GiB; default: 0.3 of free.", MODEL)

@@ -1,6 +1,6 @@
 """Small steps, recorded once for each padded size and replayed.
 
-A step of decoding or of verifying is many small kernels, and starting them one by one takes longer
+A step of decoding or of verifying is many small kernels, and starting them one by one may take longer
 than running them. Steps are filled up to a few sizes (requests, rows), each of which is recorded
 when it comes for the second time. Rows that only fill up write to slots of nobody, run no routed expert, and
 are read by nobody.
@@ -58,6 +58,7 @@ class Recorder:
     def __init__(self, ops: PagedOps, run: Run, context: int, groups: int) -> None:
         self.replays = 0
         self.recorded = 0
+        self._told = False
         self._ops = ops
         self._run = run
         self._context = context
@@ -110,7 +111,11 @@ class Recorder:
     def _record(
         self, key: Key, step: PagedStep, kv: BlockStorage, features: tuple[int, ...]
     ) -> Recording | None:
-        if self.recorded >= MOST_RECORDED:
+        every = [r for kept in self._kept.values() for r in kept.values()]
+        if len(every) - every.count(None) >= MOST_RECORDED:
+            if not self._told:
+                logger.info("{} sizes of steps are recorded, others are not", MOST_RECORDED)
+            self._told = True
             return None
         still = step.to(kv.device)
         results: list[Result] = []
@@ -118,8 +123,6 @@ class Recorder:
         recording = Recording(still, results[0], graph)
         self._kept[kv][key] = recording
         self.recorded += 1
-        if self.recorded == MOST_RECORDED:
-            logger.info("{} sizes of steps are recorded, others run unrecorded", MOST_RECORDED)
         return recording
 
 

@@ -139,7 +139,7 @@ class NpuOps:
         out_RH = self._grouped(sorted_RH, counts_E, gate_up, down)
         # 2: `places` row by row, nothing dropped
         total: Tensor = torch_npu.npu_moe_finalize_routing(
-            _only_run(out_RH, counts_E.sum()),
+            only_run(out_RH, counts_E.sum()),
             shared_TH,
             None,
             None,
@@ -297,7 +297,7 @@ class NpuGraph:
         self._graph.replay()
 
 
-def _only_run(rows_RH: Tensor, count: Tensor) -> Tensor:
+def only_run(rows_RH: Tensor, count: Tensor) -> Tensor:
     """The first `count` rows, and zeros instead of what no expert wrote: 0 times NaN is not 0."""
     place_R = torch.arange(len(rows_RH), device=rows_RH.device)
     return rows_RH.masked_fill((place_R >= count)[:, None], 0)

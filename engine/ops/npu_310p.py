@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fastslow.engine.kv.blocks import BlockStorage, FractalStorage
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.runs import Runs
-from fastslow.engine.ops.npu import MASK, NpuGraph, NpuOps, _only_run, need
+from fastslow.engine.ops.npu import MASK, NpuGraph, NpuOps, need, only_run
 from fastslow.engine.ops.paged import Matrix, Seen, Shape
 from fastslow.engine.types import Ints
 
@@ -100,7 +100,7 @@ class Npu310pOps(NpuOps):
         inner_RF = self.silu_product(self._product(sorted_RH, gate_up, ends_E, 0))
         out_RH = self._product(inner_RF, down, ends_E, 0)
         total: Tensor = torch_npu.npu_moe_token_unpermute(
-            permuted_tokens=_only_run(out_RH, ends_E[-1]),
+            permuted_tokens=only_run(out_RH, ends_E[-1]),
             sorted_indices=places,
             probs=weights_TG.to(x_TH.dtype),
         )
