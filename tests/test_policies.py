@@ -59,7 +59,7 @@ def test_a_checkpoint_changes_and_adds_presets(tmp_path: Path) -> None:
         },
     )
     modes = load_modes(folder, 8)
-    assert set(modes) == {"fast", "deep", "careful"}
+    assert set(modes) == {"fast", "deep", "auto", "careful"}
     assert modes["fast"] == builtin_modes(8)["fast"].model_copy(update={"groups": 4})
     careful = modes["careful"]
     assert careful.name == "careful"
