@@ -394,13 +394,6 @@ MUTATIONS = (
         ESCALATION,
     ),
     swap(
-        "the confidence sees tokens that were cut",
-        "engine/core.py",
-        "confidence.take(logprobs[: len(tokens)], last=request.done)",
-        "confidence.take(logprobs, last=request.done)",
-        ESCALATION,
-    ),
-    swap(
         "a request that was passed over waits on",
         "engine/allowance.py",
         "return max(fits, min(rows, LEAST))",
