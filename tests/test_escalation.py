@@ -288,7 +288,7 @@ def test_a_forced_token_is_no_doubt(llm: LLM) -> None:
     told = llm.chat("one two", bias.model_copy(update={"logprobs": 0}), mode="fast")
     assert told.token_ids == [open_, close] * 4 and told.logprobs is not None
     said = [exp(table[x]) for table, x in zip(told.logprobs, told.token_ids)]
-    own, forced = min(said[::2]), min(said[1::2])
-    assert forced < own, "the model finds them less likely than any token of its own"
-    out = llm.chat("one two", bias, mode=unsure("recompute", (own * forced) ** 0.5, 1))
+    below = 0.5 * min(said[::2]) ** 0.5  # with every forced token counted as sure, none falls below
+    assert (said[0] * said[1]) ** 0.5 < below, "counted as the model has it, the first pair does"
+    out = llm.chat("one two", bias, mode=unsure("recompute", below, 2))
     assert out.metrics.escalated_at is None
