@@ -95,7 +95,7 @@ def test_the_users_presets_come_last(tmp_path: Path) -> None:
         "fast": {"latency_ms": 80},
     }
     modes = load_modes(folder, 8, own)
-    assert set(modes) == {"fast", "deep", "bot", "slow"}
+    assert set(modes) == {"fast", "deep", "auto", "bot", "slow"}
     assert (modes["fast"].groups, modes["fast"].latency_ms, modes["fast"].thinking) == (
         4,
         80,
