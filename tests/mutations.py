@@ -158,8 +158,8 @@ MUTATIONS = (
     swap(
         "sibling seen in the tree lists of the kernels",
         "engine/ops/cpu/rows.py",
-        "before = paths[parent] if parent >= 0",
-        "before = paths[-1] if parent >= 0",
+        "*(paths[parent] if parent >= 0 else ())",
+        "*(paths[-1] if parent >= 0 else ())",
         EXACT,
     ),
     swap(
@@ -272,6 +272,13 @@ MUTATIONS = (
         "policies/odds.py",
         "if parent in depth_of:",
         "if depth_of.setdefault(parent, 1):",
+        ("tests/test_length.py",),
+    ),
+    swap(
+        "drafters behind one name share their odds",
+        "policies/odds.py",
+        "return by, min(depth, DEEPEST)",
+        "return 0, min(depth, DEEPEST)",
         ("tests/test_length.py",),
     ),
     swap(
