@@ -14,6 +14,8 @@ from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict, Wo
 
 WAKING = 4  # steps before it is tried in which its features are gathered
 BEGUN = 3.0  # proposals of its own as which those of others count for a new request
+BESIDES = 1.5  # what drafts take in all, over the time of asking: features, larger steps' Python
+DEAR = 0.15  # tokens that a row takes, above which only the first, cheapest drafter is asked
 FREE = Worth(1.0, 0.0)
 
 
@@ -43,6 +45,9 @@ class Best:
     ever run, and its features are not gathered. A drafter's promise is the sum of its nodes' scores,
     corrected by how such promises were kept in this request, or what its proposals have brought
     where it gives no scores. No sampled token is looked at, beyond what scores may know.
+
+    Where rows are dear, as in large batches, the first drafter alone is asked: what others bring more
+    makes the fast requests of a batch faster and every step slower.
 
     Args:
         drafters: in the order in which they are asked; at least one.
@@ -106,9 +111,12 @@ class Best:
         self, i: int, records: Sequence[_Record], nodes: Sequence[int], worth: Worth
     ) -> list[int]:
         """The nodes for which a drafter is asked now, 0 where it is not."""
-        price = 0.0 if self.worth is None else self._case.costs[i].seconds
+        price = 0.0 if self.worth is None else BESIDES * self._case.costs[i].seconds
         trial = self._case.trials[i]
         asked, pays = [0] * len(nodes), False
+        if i > 0 and worth.row > DEAR * worth.token:
+            trial.wait = PATIENCE[0]
+            return asked
         for b, (record, most) in enumerate(zip(records, nodes)):
             if most > 0 and record.known[i].gain * worth.token > price:
                 pays = True  # though another one may be better now

@@ -9,6 +9,7 @@ from fastslow.policies.admit import admit
 from fastslow.policies.pace import Pace
 
 MEASURE = 0.1  # weight of a new measurement
+DRAFTED = 3  # nodes by which a row is priced: the first ones are cheaper than those behind
 
 
 class Clock:
@@ -51,10 +52,11 @@ class Clock:
             _lean(self._asking, drafter, seconds / asked)
 
     def worth(self, batch: Sequence[RequestView]) -> Worth:
-        """What a token and a row more are in a step of these requests."""
+        """What a token and a row more are in a step of these requests: as if each drafted DRAFTED."""
         pace, count = self.pace(_most(batch)), len(batch)
         step = pace.seconds(count)
-        return Worth(step / count, (pace.seconds(2 * count) - step) / count)
+        more = DRAFTED * count
+        return Worth(step / count, (pace.seconds(count + more) - step) / more)
 
     def admit(
         self,

@@ -163,8 +163,8 @@ MUTATIONS = (
     swap(
         "sibling seen in the tree lists of the kernels",
         "engine/ops/cpu/rows.py",
-        "before = paths[parent] if parent >= 0",
-        "before = paths[-1] if parent >= 0",
+        "*(paths[parent] if parent >= 0 else ())",
+        "*(paths[-1] if parent >= 0 else ())",
         EXACT,
     ),
     swap(
@@ -277,6 +277,13 @@ MUTATIONS = (
         "policies/odds.py",
         "if parent in depth_of:",
         "if depth_of.setdefault(parent, 1):",
+        ("tests/test_length.py",),
+    ),
+    swap(
+        "drafters behind one name share their odds",
+        "policies/odds.py",
+        "return by, min(depth, DEEPEST)",
+        "return 0, min(depth, DEEPEST)",
         ("tests/test_length.py",),
     ),
     swap(
@@ -394,13 +401,6 @@ MUTATIONS = (
         "engine/handle.py",
         "if self._streaming and not unsure:",
         "if self._streaming:",
-        ESCALATION,
-    ),
-    swap(
-        "the confidence sees tokens that were cut",
-        "engine/core.py",
-        "confidence.take(logprobs[: len(tokens)], last=request.done)",
-        "confidence.take(logprobs, last=request.done)",
         ESCALATION,
     ),
     swap(

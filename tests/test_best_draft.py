@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastslow.draft.best import Best
+from fastslow.draft.best import DEAR, Best
 from fastslow.engine.types import Draft, RequestView, Tree, Verdict, Worth
 
 
@@ -202,3 +202,16 @@ def test_a_tree_says_who_made_it() -> None:
     best = Best([Says(Tree()), Says(CHAIN)])
     tree = best.propose([view()], [4]).tree(0)
     assert tree.by == 1 and tree.only([0]).by == 1
+
+
+def test_where_rows_are_dear_only_the_first_is_asked() -> None:
+    asked = {}
+    for row in (0.1, 0.2):
+        watch = Watch()
+        cheap, dear = Slow(UNSURE, watch, 0.001), Slow(CHAIN, watch, 0.01, (3,))
+        best = Best([cheap, dear], lambda batch, row=row: Worth(1.0, row), watch)
+        for _ in range(300):
+            step_all(best, 2, 2)
+        asked[row] = dear.asked
+        assert best.features == ((3,) if row < DEAR else ())
+    assert asked[0.1] == 600 and asked[0.2] == 0

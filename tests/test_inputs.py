@@ -239,7 +239,7 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
             r"^stop_token_ids: token id 999 is outside the vocabulary 0\.\.319$",
         ),
         ({"mode": "dep"}, r"^mode='dep' is unknown; did you mean 'deep'\?$"),
-        ({"mode": "zzz"}, r"^mode='zzz' is unknown; known: deep, fast$"),
+        ({"mode": "zzz"}, r"^mode='zzz' is unknown; known: auto, deep, fast$"),
         ({"mode": None}, r"^mode=None must be a name or a Mode, not NoneType$"),
         ({"mode": Mode(groups=5)}, r"^mode 'custom': groups=5 is outside 0\.\.4$"),
         ({"mode": ["fast", "deep"]}, r"^mode has 2 entries for 1 prompts$"),

@@ -96,8 +96,8 @@ def test_each_drafter_behind_a_name_has_odds_of_its_own() -> None:
 
 def test_what_tokens_and_rows_are_worth() -> None:
     clock = Clock(lambda groups: Pace([1, 2, 4, 8], [1.0, 1.2, 2.0, 3.0]))
-    assert clock.worth([REQUEST]) == pytest.approx((1.0, 0.2))
-    assert clock.worth([REQUEST] * 4) == pytest.approx((0.5, 0.25))
+    assert clock.worth([REQUEST]) == pytest.approx((1.0, 1 / 3))
+    assert clock.worth([REQUEST] * 2) == pytest.approx((0.6, 0.3))
 
 
 def test_a_request_leans_away_from_what_others_see() -> None:

@@ -250,7 +250,7 @@ def test_presets_from_python_and_from_a_file(tmp_path: Path, llms: dict[str, LLM
     folder = checkpoint(tmp_path / "model", "opening", modes={"fast": {"groups": 2}})
     own = {"bot": Mode(base="fast", sampling=SamplingParams(max_tokens=4)), "deep": {"groups": 3}}
     with open_llm(folder, modes=own) as llm:
-        assert set(llm.modes) == {"fast", "deep", "bot"}
+        assert set(llm.modes) == {"fast", "deep", "auto", "bot"}
         assert (llm.modes["bot"].groups, llm.modes["bot"].thinking) == (2, "off")
         assert (llm.modes["deep"].groups, llm.modes["deep"].thinking) == (3, "on")
         assert len(llm.chat("hello", mode="bot").token_ids) <= 4

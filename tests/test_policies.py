@@ -59,7 +59,7 @@ def test_a_checkpoint_changes_and_adds_presets(tmp_path: Path) -> None:
         },
     )
     modes = load_modes(folder, 8)
-    assert set(modes) == {"fast", "deep", "careful"}
+    assert set(modes) == {"fast", "deep", "auto", "careful"}
     assert modes["fast"] == builtin_modes(8)["fast"].model_copy(update={"groups": 4})
     careful = modes["careful"]
     assert careful.name == "careful"
@@ -95,7 +95,7 @@ def test_the_users_presets_come_last(tmp_path: Path) -> None:
         "fast": {"latency_ms": 80},
     }
     modes = load_modes(folder, 8, own)
-    assert set(modes) == {"fast", "deep", "bot", "slow"}
+    assert set(modes) == {"fast", "deep", "auto", "bot", "slow"}
     assert (modes["fast"].groups, modes["fast"].latency_ms, modes["fast"].thinking) == (
         4,
         80,

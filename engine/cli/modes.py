@@ -64,6 +64,9 @@ def _table(facts: Facts) -> Table:
         table.add_row(side, *(each[side] for each in words))
         if side == "groups":
             active = [facts.config.active_parameters(mode.groups) for mode in presets]
-            shares = [f"{billions(n)}, {n / facts.parameters:.0%} of all" for n in active]
+            shares = [
+                "-" if mode.auto else f"{billions(n)}, {n / facts.parameters:.0%} of all"
+                for mode, n in zip(presets, active)
+            ]
             table.add_row("active parameters", *shares)
     return table
