@@ -16,20 +16,22 @@ void move_rows(T* keys, T* values, const int64_t* src, const int64_t* dst, int c
     for (int head = 0; head < kv_heads; head++) {
         T* to = room.data();
         for (int i = 0; i < count; i++, to += 2 * dim) {
-            const size_t tile = Tile<T>::start(src[i], head, kv_heads, dim);
+            const T* key = keys + Tile<T>::key_start(src[i], head, kv_heads, dim);
+            const T* value = values + Tile<T>::value_start(src[i], head, kv_heads, dim);
             const int lane = src[i] % LANES;
             for (int d = 0; d < dim; d++) {
-                to[d] = keys[tile + Tile<T>::key(lane, d)];
-                to[dim + d] = values[tile + Tile<T>::value(lane, d, dim)];
+                to[d] = key[Tile<T>::key(lane, d)];
+                to[dim + d] = value[Tile<T>::value(lane, d, dim)];
             }
         }
         const T* from = room.data();
         for (int i = 0; i < count; i++, from += 2 * dim) {
-            const size_t tile = Tile<T>::start(dst[i], head, kv_heads, dim);
+            T* key = keys + Tile<T>::key_start(dst[i], head, kv_heads, dim);
+            T* value = values + Tile<T>::value_start(dst[i], head, kv_heads, dim);
             const int lane = dst[i] % LANES;
             for (int d = 0; d < dim; d++) {
-                keys[tile + Tile<T>::key(lane, d)] = from[d];
-                values[tile + Tile<T>::value(lane, d, dim)] = from[dim + d];
+                key[Tile<T>::key(lane, d)] = from[d];
+                value[Tile<T>::value(lane, d, dim)] = from[dim + d];
             }
         }
     }

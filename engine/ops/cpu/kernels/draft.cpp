@@ -109,6 +109,7 @@ void DraftHead::run(const std::vector<Row>& rows, const std::vector<int64_t>& wa
     std::vector<int64_t> best(outputs), groups(count, 0);
     void *keys = pool_.keys(), *values = pool_.values();
     StepArgs a{};
+    a.kv_format = BF16;
     a.threads = threads;
     a.rows = (int32_t)count;
     a.requests = (int32_t)contexts.size();
