@@ -17,7 +17,7 @@ from fastslow.engine.convert.builtin import SHIPPED, builtin_path
 from fastslow.engine.model.config import EMBEDDED, MOGE, ModelConfig
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
 
-TASKS = list(islice(held_out(1), 24))
+TASKS = list(islice(held_out(1), 96))
 DRAFTING = Speculation(drafter="model", model="abacus-draft")
 
 
@@ -74,7 +74,7 @@ def test_the_tokenizer_loses_nothing(llm: LLM, text: str) -> None:
 def test_digits_are_tokens_and_a_turn_costs_little(llm: LLM) -> None:
     tokenizer = load_tokenizer(builtin_path("abacus"))
     assert len(tokenizer.encode("1234567890", False)) == 10
-    assert len(llm.chat("7", speculation="off").prompt_token_ids) == 9
+    assert len(llm.chat("7", speculation="off").prompt_token_ids) == 10
 
 
 def test_deep_works_it_out_and_fast_answers_at_once(llm: LLM) -> None:
@@ -83,20 +83,34 @@ def test_deep_works_it_out_and_fast_answers_at_once(llm: LLM) -> None:
         assert slow.reasoning and slow.text.isdigit() and slow.finish_reason == "stop"
         assert not quick.reasoning and quick.text.isdigit() and quick.finish_reason == "stop"
         assert len(quick.token_ids) <= len(task.answer) + 3
-    assert right(deep, TASKS) >= 0.85
-    assert right(deep, TASKS) > right(fast, TASKS) > 0.2
+    assert right(deep, TASKS) >= 0.8
+    assert right(deep, TASKS) - 0.12 > right(fast, TASKS) > 0.25
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("What is 4827 + 396?", "5223"),
+        ("What is 27 + 58?", "85"),
+        ("Compute 64 * 7.", "448"),
+        ("Compute (12 + 9) * 4.", "84"),
+    ],
+)
+def test_it_gets_these_right(llm: LLM, prompt: str, answer: str) -> None:
+    for groups in (None, 2):
+        out = llm.chat(prompt, mode=Mode(name="some", groups=groups, thinking="on"))
+        assert out.text == answer and out.reasoning.rstrip().endswith(answer)
 
 
 def test_its_steps_are_those_it_was_taught(llm: LLM) -> None:
     taught = [out.reasoning == task.steps for out, task in zip(ask(llm, "deep"), TASKS)]
-    assert sum(taught) >= 0.8 * len(taught)
+    assert sum(taught) >= 0.75 * len(taught)
 
 
-def test_groups_matter_little_by_little(llm: LLM) -> None:
-    def deep(groups: int) -> float:
-        return right(ask(llm, Mode(name="g", groups=groups, thinking="on")), TASKS)
-
-    assert deep(8) >= deep(4) - 0.1 >= deep(0) - 0.2
+@pytest.mark.parametrize("groups", [0, 4])
+def test_it_thinks_with_any_number_of_groups(llm: LLM, groups: int) -> None:
+    fewer = Mode(name="fewer", groups=groups, thinking="on")
+    assert right(ask(llm, fewer), TASKS) >= right(ask(llm, "deep"), TASKS) - 0.1
 
 
 def test_drafting_with_it_changes_no_token_and_pays(llm: LLM) -> None:

@@ -35,7 +35,7 @@ def writer(tokenizer: Tokenizer) -> Writer:
 
 def learnt(tokenizer: Tokenizer, writer: Writer, thinking: bool, cut: float = 1.0) -> str:
     """What of the sample is to be said by the model, as text; other tokens are left out."""
-    sample = writer.sample(TASK, thinking, 4, cut)
+    sample = writer.sample(TASK, thinking, 4, cut, "\n")
     ids = [token for token, said in zip(sample.tokens, sample.learnt, strict=True) if said]
     vocabulary = {number: piece for piece, number in tokenizer.vocab().items()}
     return "".join(vocabulary[token] for token in ids)

@@ -20,8 +20,8 @@ from fastslow.engine.convert.recipe import Recipe
 BUILTIN = {
     "smollm2-moge": "SmolLM2-135M-Instruct as a MoGE model: 8 groups of 8 experts, fast and deep",
     "smollm2": "SmolLM2-135M-Instruct, dense",
-    "abacus": "3 M weights, MoGE, taught to work out sums, stories and small programs; shipped",
-    "abacus-draft": "its draft model, dense, a seventh of the size; shipped",
+    "abacus": "2.7 M weights, MoGE, taught to work out sums, stories and small programs; shipped",
+    "abacus-draft": "its draft model, dense, a sixth of the size; shipped",
 }
 SHIPPED = ("abacus", "abacus-draft")  # complete folders inside the package
 FOLDERS = Path(__file__).parents[1] / "shipped"

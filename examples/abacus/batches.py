@@ -16,7 +16,7 @@ from fastslow.engine.text.tokenizer import Tokenizer
 LENGTH = 256  # of a row
 OPEN, CLOSE, END = "[unused16]", "[unused17]", "[unused10]"
 THINK = 0.4  # share of the samples; they are three times as long
-CUT = 0.1  # share of the thoughts that end early, as a thinking budget ends them
+CUT = 0.2  # share of the thoughts that end early, as a thinking budget ends them
 FILL = 0.96
 
 
@@ -36,8 +36,11 @@ class Writer:
         self._template = template
         self._groups = groups
 
-    def sample(self, task: Task, thinking: bool, groups: int, cut: float = 1.0) -> Sample:
-        """cut: the share of the thought that is written before it is closed from outside."""
+    def sample(
+        self, task: Task, thinking: bool, groups: int, cut: float = 1.0, closing: str = ""
+    ) -> Sample:
+        """cut: the share of the thought that is written before it is closed from outside, with
+        `closing` as its last words."""
         asked = [{"role": "user", "content": task.prompt}]
         text = self._template.render(asked, "on" if thinking else "off")
         tokens = self._tokenizer.encode(text, self._template.add_special)
@@ -45,7 +48,7 @@ class Writer:
         if thinking:
             thought = self._encode(OPEN + task.steps)
             thought = thought[: max(1, round(cut * len(thought)))]
-            close = self._encode(CLOSE if cut >= 1 else "\n" + CLOSE)
+            close = self._encode(CLOSE if cut >= 1 else closing + CLOSE)
             tokens += [*thought, *close]
             learnt += [True] * len(thought) + [cut >= 1] * len(close)
         answer = self._encode(task.answer + END)
@@ -59,7 +62,7 @@ class Writer:
         thinking = rng.random() < THINK
         groups = self._groups if rng.random() < 0.5 else rng.randint(0, self._groups)
         cut = rng.random() if rng.random() < CUT else 1.0
-        return self.sample(task, thinking, groups, cut)
+        return self.sample(task, thinking, groups, cut, rng.choice(("", "\n")))
 
     def batch(self, seed: str, rows: int, size: int = LARGEST) -> Packed:
         """`rows` full rows of random samples; the same for the same seed."""
