@@ -82,6 +82,7 @@ def test_opened_by() -> None:
     assert TAGS.opened_by("<|im_start|>assistant\n<think>\n")
     assert not TAGS.opened_by("<think>\n\n</think>\n\n")
     assert not TAGS.opened_by("")
+    assert ThoughtTags("<r>\n", "</r>").opened_by("a <r>\n")
 
 
 def test_tags_without_an_opening_one() -> None:

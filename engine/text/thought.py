@@ -47,7 +47,7 @@ class ThoughtTags(NamedTuple):
 
     def opened_by(self, prompt: str) -> bool:
         """Whether a prompt ends with the open tag, so that the model starts inside a thought."""
-        return bool(self.open) and prompt.rstrip().endswith(self.open)
+        return bool(self.open) and prompt.rstrip().endswith(self.open.rstrip())
 
     def shut(self, prompt: str) -> str:
         """A prompt that ends with the open tag, with the thought closed again: an empty one, as
@@ -84,8 +84,9 @@ def find_tags(
 
 
 def tags_for(tokenizer: Tokenizer, template: ChatTemplate | None = None) -> ThoughtTags | None:
-    """The tags of a model that does not declare any: openPangu's `[unused16]`/`[unused17]` or `<think>`/`</think>`, whichever
-    are tokens of its vocabulary or, failing that, are written in its template; else None."""
+    """The tags of a model that declares none: openPangu's `[unused16]`/`[unused17]` or
+    `<think>`/`</think>`, whichever are tokens of its vocabulary or, failing that, are written in its
+    template; else None."""
     for tags in KNOWN:
         if len(tags.ids(tokenizer)) == len(tags):
             return tags
