@@ -54,7 +54,8 @@ def step_seconds(
 def _measure(model: Model, groups: int | None) -> tuple[tuple[int, ...], tuple[float, ...]]:
     fits = [n for n in ROWS if CONTEXT + n <= model.config.context] or [1]
     context = min(CONTEXT, model.config.context - 1)
-    cache = KVCache.for_model(model, -(-(context + fits[-1]) // 16))
+    pages = -(-(context + fits[-1]) // 16)
+    cache = KVCache.for_model(model, pages * model.storage.homes)  # all rows in the first home
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, context + fits[-1])
     slots = np.arange(context + fits[-1])
 

@@ -12,6 +12,7 @@ import torch
 from checkpoints import write_moge
 from parallel_tools import ranks
 
+from fastslow.engine.cost import ROWS, step_seconds
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.parallel.model import ParallelModel
@@ -132,3 +133,11 @@ def test_storages_come_and_go_on_all_ranks(model: ParallelModel) -> None:
     assert [f.kv for f in model.report()][1] == held + kv.nbytes
     del kv
     assert [f.kv for f in model.report()][1] == held
+
+
+def test_what_steps_take_is_measured_in_one_home(
+    model: ParallelModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path))
+    rows, seconds = step_seconds(model, None, "two homes")
+    assert rows == ROWS[: len(rows)] and min(seconds) > 0
