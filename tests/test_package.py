@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine/cli/corpus.py": ("engine", "draft.suffix"),
     "engine/cli/train_draft.py": ("engine", "draft.train"),  # a workshop, not the engine
     "engine/cli": ("engine", "policies"),
-    "engine/tune/choosing.py": ("engine", "policies"),  # fits a selector
+    "engine/tune/choosing": ("engine", "policies"),  # fits a selector, and tells of it
     "engine": ("engine",),
     "draft/head": (*HOLDS_A_MODEL, "engine.ops.cpu"),  # a head runs on the target's kernels
     "draft": HOLDS_A_MODEL,
