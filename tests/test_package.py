@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine/cli/corpus.py": ("engine", "draft.suffix"),
     "engine/cli/train_draft.py": ("engine", "draft.train"),  # a workshop, not the engine
     "engine/cli": ("engine", "policies"),
-    "engine/tune/choosing.py": ("engine", "policies"),  # fits a selector
+    "engine/tune/choosing": ("engine", "policies"),  # fits a selector, and tells of it
     "engine": ("engine",),
     "draft": ("engine.types", "engine.params", "engine.noise", "engine.model", "engine.kv"),
     "policies": ("engine.types", "engine.params"),
