@@ -355,7 +355,7 @@ def test_a_prefix_hit_does_not_change_a_seeded_answer(folder: Path, wish: str) -
 
 
 def test_presets_of_the_checkpoint(llm: LLM) -> None:
-    assert set(llm.modes) == {"fast", "deep", "brief"}
+    assert set(llm.modes) == {"fast", "deep", "auto", "brief"}
     assert llm.modes["fast"].groups == 2 and llm.modes["fast"].thinking == "off"
     assert len(llm.generate("The quick", mode="brief").token_ids) <= 2
     assert len(llm.generate("The quick", TEN, mode="brief").token_ids) == 10

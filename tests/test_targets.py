@@ -121,6 +121,13 @@ def test_a_prompt_with_a_target_is_read_first_and_whole() -> None:
     assert run(step) == {0: 29, 1: 1}, "29 + 1 rows take 30, three quarters of 40"
 
 
+def test_who_came_later_with_a_target_is_taken_in_first() -> None:
+    step = scheduler(Allowance(Linear()), rows=60)
+    step.add(request(0, prompt=200))
+    step.add(request(1, prompt=50, target=400.0))
+    assert run(step) == {1: 50, 0: 10}
+
+
 def test_others_bring_what_the_tightest_target_leaves() -> None:
     step = scheduler(Allowance(Linear()))
     for one in (
