@@ -138,7 +138,7 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
     """Whether the CPU kernels run this; ValueError for a quantization that nothing here runs."""
     if quantization not in ("none", W8A8):
         if quantization not in QUANTIZATIONS:
-            known = ", ".join(("auto", "none", W8A8, *QUANTIZATIONS))
+            known = ", ".join(("auto", "none", *QUANTIZATIONS, W8A8))
             raise ValueError(f"quantization {quantization!r} is not one of {known}")
         if device != "cpu":
             raise ValueError(f"quantization {quantization!r} runs on the CPU only, not {device}")
