@@ -29,6 +29,7 @@ from fastslow.engine.parallel.model import ParallelModel
 from fastslow.engine.parallel.place import Place
 from fastslow.engine.parallel.spec import Parallel
 from fastslow.engine.parallel.team import RankError, Team
+from fastslow.engine.quant.scheme import Scheme
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 
@@ -40,6 +41,7 @@ def load_parallel(
     device: str = "auto",
     progress: bool = True,
     quantization: str = "none",
+    kv_dtype: str = "auto",
 ) -> ParallelModel:
     """The model in `folder` on `parallel.ranks` ranks, of which this process is the first.
 
@@ -48,7 +50,7 @@ def load_parallel(
 
     Raises:
         ValueError: the model cannot be shared so, torchrun started another number of ranks, this
-            process is in a process group already, or a quantization is asked for.
+            process is in a process group already, or a quantization or another kv_dtype is asked for.
         RankError: a rank failed.
     """
     config = ModelConfig.from_folder(folder)
@@ -58,6 +60,10 @@ def load_parallel(
     picked = pick_dtype(dtype, config, found)
     if quantization not in ("none", "auto"):
         raise ValueError(f"quantization {quantization!r} runs on one rank only: leave parallel out")
+    if Scheme.from_folder(folder) is not None:
+        raise ValueError(f"{folder} is quantised, which runs on one rank only: leave parallel out")
+    if kv_dtype not in ("auto", "model"):
+        raise ValueError(f"kv_dtype {kv_dtype!r} runs on one rank only: leave parallel out")
     if dist.is_initialized():
         raise ValueError(
             "this process is in a torch.distributed group already: close the LLM that runs in "
