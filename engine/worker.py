@@ -14,6 +14,8 @@ from fastslow.engine.parallel.team import RankError
 from fastslow.engine.request import Request
 from fastslow.engine.stop import Reason
 
+PAUSE = 0.1  # seconds of idleness before pages are checked
+
 
 class Worker:
     """Runs a core in a thread of its own, until closed.
@@ -27,6 +29,7 @@ class Worker:
         # A stream that is garbage-collected cancels its request wherever its thread happens to be.
         self._lock = threading.RLock()
         self._open = True
+        self._unchecked = False  # whether steps ran since pages were last checked
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="fastslow-engine", daemon=True)
         self._thread.start()
@@ -90,13 +93,23 @@ class Worker:
             known = isinstance(error, RankError)
             logger.opt(exception=None if known else error).error(said, len(failed))
             self._core.end(failed, "error", error)
-        if self._core.idle:
-            self._core.kv.check_integrity()
+        self._unchecked = True
 
     def _read_inbox(self) -> None:
         if self._core.idle:
-            self._inbox.get()()  # nothing to do: sleep until somebody asks
+            self._sleep()()
         self._read_all()
+
+    def _sleep(self) -> Callable[[], None]:
+        """Nothing to do: wait until somebody asks. Pages are checked once a pause is long enough:
+        whoever asks again at once would wait for it, milliseconds for thousands of pages."""
+        if self._unchecked:
+            try:
+                return self._inbox.get(timeout=PAUSE)
+            except Empty:
+                self._core.kv.check_integrity()
+                self._unchecked = False
+        return self._inbox.get()
 
     def _read_all(self) -> None:
         while True:

@@ -397,3 +397,19 @@ def test_a_stop_string_ends_an_answer(llm: LLM) -> None:
     for wish in ("off", "ngram", "self"):
         out = llm.generate("The quick", TEN.model_copy(update={"stop": (stop,)}), speculation=wish)
         assert (out.text, out.stop_reason) == (text[: text.index(stop)], stop)
+
+
+def test_pages_are_checked_in_a_pause_and_not_between_two_calls(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks: list[float] = []
+    monkeypatch.setattr("fastslow.engine.worker.PAUSE", 1.5)  # longer than a busy machine dawdles
+    monkeypatch.setattr(llm._kv, "check_integrity", lambda: checks.append(time.monotonic()))
+    for _ in range(3):
+        llm.generate([5, 6, 7], SamplingParams(max_tokens=1))
+        assert not checks
+    deadline = time.monotonic() + 20
+    while not checks and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert len(checks) == 1
