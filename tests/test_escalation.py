@@ -19,8 +19,10 @@ from tokenizers_tiny import write_bpe
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.confidence import Confidence
 from fastslow.engine.core import Core
+from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.llm import LLM
 from fastslow.engine.model.loader import load_model
+from fastslow.engine.ops.cpu import library
 from fastslow.engine.output import Output
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.request import Escape, Request
@@ -52,9 +54,13 @@ def open_llm(folder: Path, **options: Any) -> LLM:
 @pytest.fixture(scope="module", params=PATHS)
 def llms(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[LLM, LLM]]:
     """One to ask, and one without a prefix cache that says what is right."""
+    library.available.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTSLOW_KERNELS", request.param)
+        if request.param == "off":
+            patch.setenv("FASTSLOW_KERNELS", "off")
         with open_llm(folder) as llm, open_llm(folder, prefix_caching=False) as judge:
+            library.available.cache_clear()
+            assert (llm.model.storage is KVStorage) == (request.param == "off")
             yield llm, judge
 
 
