@@ -149,8 +149,8 @@ MUTATIONS = (
     swap(
         "min_tokens blind to the draft",
         "engine/sampling.py",
-        "_biased(logits_V, request, len(drafted))",
-        "_biased(logits_V, request, 0)",
+        "_biased(logits_V, request, len(drafted), told)",
+        "_biased(logits_V, request, 0, told)",
         LAW,
     ),
     swap(
