@@ -12,7 +12,7 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.integrity import IntegrityError
 from fastslow.engine.kv.pages import PagePool
 from fastslow.engine.kv.prefix import EMPTY, chain
-from fastslow.engine.kv.storage import KVStorage, bytes_per_page
+from fastslow.engine.kv.storage import KVStorage
 
 TEXT = list(range(100, 116))
 
@@ -140,8 +140,8 @@ def test_moves_may_overlap() -> None:
     storage.move(np.array([0, 1, 2]), np.array([1, 2, 0]))
     for rows in (*storage.k, *storage.v):
         assert rows.flatten().tolist() == [2, 0, 1, 3, 4]
-    page = bytes_per_page(layers=2, kv_heads=1, head_dim=1, page_size=5, dtype=torch.float32)
-    assert page == storage.nbytes == 5 * storage.bytes_per_slot
+    token = KVStorage.token_bytes(layers=2, kv_heads=1, head_dim=1, dtype=torch.float32)
+    assert storage.nbytes == 5 * token == 5 * storage.bytes_per_slot
 
 
 def test_what_was_written_before_a_clear_is_not_found_after_it() -> None:

@@ -36,13 +36,6 @@ def lazy_zeros(
     return torch.from_numpy(lazy).view(dtype).view(shape)
 
 
-def bytes_per_page(
-    *, layers: int, kv_heads: int, head_dim: int, page_size: int, dtype: torch.dtype
-) -> int:
-    """Bytes that one page of `page_size` tokens takes: keys and values of all layers."""
-    return 2 * layers * page_size * kv_heads * head_dim * dtype.itemsize
-
-
 class KVStorage:
     """Keys and values, `k[layer]` and `v[layer]`, each [slots, kv_heads, head_dim].
 
