@@ -1,8 +1,9 @@
 """From logits to the target law, position by position.
 
 Order: a token that the thinking budget forces; logit_bias, the closing tag's lift and the min_tokens
-mask, penalties, then temperature, top_k, top_p, min_p. A row's law looks at its own request only, and at the tokens *before* its position: the committed ones and
-the drafted ones on its path, so everything holds inside an accepted run as it does without a draft.
+mask, penalties, then temperature, top_k, top_p, min_p. A row's law looks at its own request only, and
+at the tokens *before* its position: the committed ones and the drafted ones on its path, so everything
+holds inside an accepted run as it does without a draft.
 """
 
 from __future__ import annotations
