@@ -66,9 +66,12 @@ def chain(rng: Random, size: int) -> Task:
                 steps += lines
         except ValueError:  # below zero: other numbers
             continue
-        return Task(rng.choice(ASKED).format(text.format(**values)), str(result), "chain", steps)
+        asked = text.format(**values)
+        thought = f"{asked.replace(' ', '')}\n{steps}"
+        return Task(rng.choice(ASKED).format(asked), str(result), "chain", thought)
 
 
 def _binary(rng: Random, left: int, sign: str, right: int, kind: str) -> Task:
-    steps, value = worked(left, sign, right)
+    lines, value = worked(left, sign, right)
+    steps = f"{left}{sign}{right}\n{lines}"
     return Task(rng.choice(ASKED).format(f"{left} {sign} {right}"), str(value), kind, steps)

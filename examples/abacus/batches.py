@@ -16,6 +16,8 @@ from fastslow.engine.text.tokenizer import Tokenizer
 LENGTH = 256  # of a row
 OPEN, CLOSE, END = "[unused16]", "[unused17]", "[unused10]"
 THINK = 0.4  # share of the samples; they are three times as long
+# Shares of sizes: what is thought out is harder than what is answered at once.
+THOUGHT, ANSWERED = (4, 5, 4, 3, 2, 2), (8, 8, 1, 1, 1, 1)
 CUT = 0.2  # share of the thoughts that end early, as a thinking budget ends them
 FILL = 0.96
 
@@ -56,10 +58,11 @@ class Writer:
 
     def random(self, rng: Random, size: int) -> Sample:
         """A sample to learn from: THINK of them thought out, half of them with fewer groups."""
-        task = draw(rng, size)
-        while task.held_out:
-            task = draw(rng, size)
         thinking = rng.random() < THINK
+        shares = THOUGHT if thinking else ANSWERED
+        task = draw(rng, size, shares)
+        while task.held_out:
+            task = draw(rng, size, shares)
         groups = self._groups if rng.random() < 0.5 else rng.randint(0, self._groups)
         cut = rng.random() if rng.random() < CUT else 1.0
         return self.sample(task, thinking, groups, cut, rng.choice(("", "\n")))

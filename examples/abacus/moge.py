@@ -29,8 +29,8 @@ class Shape:
     kv_heads: int = 3
     shared: int = 128
     groups: int = 8
-    experts: int = 4  # of a group
-    width: int = 16  # of an expert
+    experts: int = 2  # of a group
+    width: int = 32  # of an expert
     positions: int = 1024
 
     @property

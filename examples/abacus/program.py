@@ -47,7 +47,8 @@ def _loop(rng: Random, size: int) -> Task:
     code += [f"for {turn} in range({turns}):", f"    {name} = {name} {sign} {by}"]
     for n in range(turns):
         state[turn] = n
-        steps += f"{turn}={n}\n" + _step(state, name, name, sign, by)
+        steps += f"{turn}={n}<{turns}\n" + _step(state, name, name, sign, by)
+    steps += f"{turn}={turns}\n"
     return _task(code, steps, state, name)
 
 
@@ -75,7 +76,7 @@ def _step(state: dict[str, int], name: str, left: str, sign: str, right: str) ->
     if value > MOST:
         raise ValueError(f"{value} is above {MOST}")
     state[name] = value
-    return lines
+    return f"{name}={left}{sign}{right}\n{lines}"
 
 
 def _task(code: list[str], steps: str, state: dict[str, int], shown: str) -> Task:

@@ -48,14 +48,16 @@ def story(rng: Random, size: int) -> Task:
     things = rng.choice(THINGS)
     words = {"who": who, "other": other, "she": PEOPLE[who], "things": things}
     limit = LIMITS[size - 1]
-    steps = ""
+    plan, steps = "", ""
     count = rng.randint(2, limit - 1)
     if rng.random() < 0.25:
         boxes, each = rng.randint(2, 5 if size < 3 else 9), rng.randint(2, min(99, limit - 1))
         sentences = [PACKED.format(**words, m=boxes, n=each)]
+        plan = f"{each}*{boxes}"
         lines, count = worked(each, "*", boxes)
         steps += lines
     else:
+        plan = str(count)
         sentences = [rng.choice(STARTS).format(**words, n=count)]
     if rng.random() < 0.25:
         sentences.append(ASIDE.format(**words, n=rng.randint(2, limit - 1)))
@@ -69,8 +71,9 @@ def story(rng: Random, size: int) -> Task:
             else limit - 1
         )
         amount = rng.randint(min(2, most), most)
+        plan += f"{sign}{amount}"
         lines, count = worked(count, sign, amount)
         steps += lines
         sentences.append(rng.choice(CHANGES[sign]).format(**words, n=amount))
     sentences.append(QUESTION.format(**words))
-    return Task(" ".join(sentences), str(count), "story", steps)
+    return Task(" ".join(sentences), str(count), "story", f"{plan}\n{steps}")

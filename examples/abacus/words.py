@@ -29,7 +29,7 @@ def train_tokenizer(seed: int = 0, count: int = 20000) -> bytes:
         model_type="bpe",
         byte_fallback=True,
         split_digits=True,
-        required_chars="+-*=,;:()",
+        required_chars="+-*=<,;:()",
         user_defined_symbols=[*MARKS, *NAMES, *SWITCHES],
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,

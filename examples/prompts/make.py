@@ -21,12 +21,12 @@ from words import WORDS
 from fastslow import LLM, SamplingParams
 
 SHARES = {
-    "maths": 0.34,
-    "code": 0.34,
-    "question": 0.12,
+    "maths": 0.27,
+    "code": 0.27,
+    "question": 0.13,
     "service": 0.05,
-    "invented": 0.08,
-    "summary": 0.07,
+    "invented": 0.13,
+    "summary": 0.15,
 }
 USER = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
 OPENINGS = (
