@@ -16,7 +16,7 @@ from fastslow.engine.noise import Purpose, stream
 from fastslow.engine.request import Kept, Request
 from fastslow.engine.scheduler import Scheduler, Work
 from fastslow.engine.stop import Reason
-from fastslow.engine.types import Draft, Drafter, Meter, Verdict
+from fastslow.engine.types import Draft, Drafter, Meter, Stepped, Verdict
 from fastslow.engine.verify import (
     committed_features,
     cut_where_unsure,
@@ -88,7 +88,11 @@ class Core:
         self._commit(work, ready, draft, verdict)
         self.drafter.commit(ready, verdict, committed_features(out, layout, verdict))
         if self.meter is not None and ready:
-            self.meter.note(ready, len(layout.rows.tokens), time.perf_counter() - drafted)
+            made = sum(map(len, verdict.tokens))
+            pure = all(item.ready for item in work) and all(chunk == 1 for _, chunk in work)
+            seconds = time.perf_counter() - drafted
+            rows = len(layout.rows.tokens)
+            self.meter.note(ready, Stepped(rows, seconds, drafted - started, made, pure))
         for request in ready:
             request.tally.draft_seconds += drafted - started
             request.tally.verify_seconds += verified - drafted

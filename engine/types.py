@@ -349,6 +349,16 @@ class Policy(Protocol):
         """The tree that was verified, and which of its nodes were accepted."""
 
 
+class Stepped(NamedTuple):
+    """A step that is over."""
+
+    rows: int
+    seconds: float  # drafting not counted
+    drafting: float  # seconds
+    tokens: int  # that came of it
+    pure: bool  # no rows but last tokens and drafts: no prompt was read
+
+
 class Meter(Protocol):
     """Knows what steps take, and decides which drafted nodes are worth running."""
 
@@ -361,8 +371,8 @@ class Meter(Protocol):
     ) -> list[list[int]]:
         """For each request, the nodes to run; `rows` are the step's other rows."""
 
-    def note(self, batch: Sequence[RequestView], rows: int, seconds: float) -> None:
-        """A step of so many rows took so long, drafting not counted."""
+    def note(self, batch: Sequence[RequestView], step: Stepped) -> None:
+        """What a step took, and what it made."""
 
     def seconds(self, groups: int | None, rows: int) -> float:
         """What a step of so many rows takes, if none runs more than so many routed groups."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fastslow.engine.types import RequestView, Worth
+from fastslow.engine.types import RequestView, Stepped, Worth
 from fastslow.policies.admit import admit
 from fastslow.policies.pace import Pace
+from fastslow.policies.referee import Referee
 
+DEAR = 0.15  # tokens that a row takes, above which drafting must show that it pays
 MEASURE = 0.1  # weight of a new measurement
 DRAFTED = 3  # nodes by which a row is priced: the first ones are cheaper than those behind
 
@@ -25,6 +27,8 @@ class Clock:
         self._paces: dict[int | None, Pace] = {}
         self._drafting: dict[object, float] = {}
         self._asking: dict[object, float] = {}
+        self._referee = Referee()
+        self._refereed = False  # whether this step asked it
 
     def pace(self, groups: int | None) -> Pace:
         """Of steps whose rows run so many groups."""
@@ -53,10 +57,9 @@ class Clock:
 
     def worth(self, batch: Sequence[RequestView]) -> Worth:
         """What a token and a row more are in a step of these requests: as if each drafted DRAFTED."""
-        pace, count = self.pace(_most(batch)), len(batch)
-        step = pace.seconds(count)
-        more = DRAFTED * count
-        return Worth(step / count, (pace.seconds(count + more) - step) / more)
+        groups, count = _most(batch), len(batch)
+        token = self.seconds(groups, count) / count
+        return Worth(token, token * self.row_price(groups, count))
 
     def admit(
         self,
@@ -68,10 +71,25 @@ class Clock:
         """For each request, the nodes to run; `rows` are the step's other rows."""
         return admit(survival, sizes, rows, self.pace(_most(batch)))
 
-    def note(self, batch: Sequence[RequestView], rows: int, seconds: float) -> None:
-        """A step of so many rows took so long, drafting not counted."""
+    def may_draft(self, groups: int | None, batch: int) -> bool:
+        """Whether so many requests may draft in the next step; where rows are dear, what steps with
+        and without drafts made decides."""
+        self._refereed = self.row_price(groups, batch) > DEAR
+        return not self._refereed or self._referee.allows(batch)
+
+    def row_price(self, groups: int | None, batch: int) -> float:
+        """What a row takes, in tokens of a request, if each drafted DRAFTED."""
+        pace, more = self.pace(groups), DRAFTED * batch
+        step = pace.seconds(batch)
+        return (pace.seconds(batch + more) - step) / more / (step / batch)
+
+    def note(self, batch: Sequence[RequestView], step: Stepped) -> None:
+        """What a step took, and what it made."""
         if (pace := self._paces.get(_most(batch))) is not None:
-            pace.note(rows, seconds)
+            pace.note(step.rows, step.seconds)
+        if step.pure and self._refereed:
+            self._referee.note(len(batch), step.tokens, step.seconds + step.drafting)
+        self._refereed = False
 
 
 def _lean(known: dict[object, float], drafter: object, seconds: float) -> None:

@@ -69,6 +69,9 @@ class AdaptiveLength:
         pace = self._clock.pace(request.groups)
         each = self._clock.draft_seconds(self._drafter)
         batch = max(load.running, 1)
+        if not self._clock.may_draft(request.groups, batch):
+            self._asked = self._probing = False
+            return Plan(0, request.groups)
         self._probing = self._idle >= self._patience
         # a token more is worth a batch's share of a step; asking may take longer than it brings
         step = pace.seconds(batch)
