@@ -1,0 +1,76 @@
+"""The setting that `fastslow tune` found against the best of an exhaustive search.
+
+    fastslow tune --model smollm2 --prompts mine.jsonl --minutes 3 -o tuned.json
+    python benchmarks/tuned.py --model smollm2 --prompts mine.jsonl --settings tuned.json -o found.json
+
+First every drafter with every length answers some of the prompts; then the best of them, the tuned
+one and plain decoding answer all of the prompts in turns. Tokens a second over plain decoding's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fastslow import LLM, SamplingParams
+from fastslow.engine.tune.candidates import default_drafters, grid, label, read_lengths
+from fastslow.engine.tune.grid import Grid
+from fastslow.engine.tune.machine import circumstances
+from fastslow.engine.tune.prompts import read_prompts
+from fastslow.engine.tune.runner import Runner
+from fastslow.engine.tune.sample import Cell
+from fastslow.engine.tune.tuned import read_settings
+
+
+def ranked(found: Grid) -> list[tuple[float, Cell]]:
+    """Times plain and cell, the best first."""
+    every = [(found.ratio(cell) or 0.0, cell) for cell in found.samples]
+    return sorted(every, key=lambda item: -item[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--quantization", default="auto")
+    parser.add_argument("--prompts", type=Path, required=True)
+    parser.add_argument("--settings", type=Path, required=True, help="what fastslow tune wrote")
+    parser.add_argument("--lengths", default="1,2,3,4,5,6,7,8,12,16,adaptive")
+    parser.add_argument("--first", type=int, default=8, help="prompts that every setting answers")
+    parser.add_argument("--best", type=int, default=6, help="settings that answer all prompts")
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("-o", "--out", type=Path)
+    args = parser.parse_args()
+    prompts = read_prompts(args.prompts, None)
+    tuned = read_settings(args.settings)
+    with LLM(args.model, quantization=args.quantization, max_running=1, remember=False) as llm:
+        runner = Runner(llm, SamplingParams(max_tokens=args.tokens))
+        every = Grid(grid(default_drafters(llm), read_lengths(args.lengths)))
+        every.measure(runner, prompts[: args.first], 1)
+        best = [cell.setting for _, cell in ranked(every) if cell.setting != tuned][: args.best]
+        finals = Grid([tuned, *best])
+        finals.measure(runner, prompts, args.repeat)
+    places = ranked(finals)
+    own = next(ratio for ratio, cell in places if cell.setting == tuned)
+    table = Table("setting", "times plain", "of the best")
+    for ratio, cell in places:
+        name = f"{label(cell.setting)}{' (tuned)' if cell.setting == tuned else ''}"
+        table.add_row(name, f"{ratio:.2f}", f"{ratio / places[0][0]:.1%}")
+    Console().print(table)
+    print(
+        f"{len(every.samples)} settings searched; tuned is at {own / places[0][0]:.1%} of the best"
+    )
+    if args.out is not None:
+        record = {**circumstances(), "model": args.model, "tuned": tuned.model_dump(mode="json")}
+        record |= {"first": every.record(), "finals": finals.record()}
+        args.out.write_text(json.dumps(record, indent=1), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
