@@ -4,26 +4,27 @@
         --batch 1,8 --temperatures 0,0.7 --limit 16 -o drafting.json
 
 All drafters and plain decoding answer the same prompts in turns. `head:4` has a fixed length of four,
-`head/3` trees with three children a node. Prompts are read before the clock runs.
+`head/3` trees with three children a node. `batch` requests run at once, of at least twice as many
+prompts (`flow.py`); prompts are read before the clock runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from flow import Flow, Run, record, times_plain
 from rich.console import Console
 from rich.table import Table
 
-from fastslow import LLM, SamplingParams, Speculation
+from fastslow import SamplingParams, Speculation
 from fastslow.engine.tune.candidates import PLAIN
-from fastslow.engine.tune.grid import Grid
 from fastslow.engine.tune.machine import circumstances
 from fastslow.engine.tune.prompts import read_prompts
-from fastslow.engine.tune.runner import Runner
-from fastslow.engine.tune.sample import rate, tokens_per_step
 
 
 def setting_of(wish: str, head: Path | None) -> Speculation:
@@ -38,6 +39,12 @@ def setting_of(wish: str, head: Path | None) -> Speculation:
     if head is not None and ("head" in name or name == "auto"):
         fields["head"] = head
     return Speculation(**fields)
+
+
+def _cell(runs: Sequence[Run], ratio: float) -> str:
+    if ratio == 1.0:
+        return f"{median(run.rate for run in runs):.0f} tok/s"
+    return f"{ratio:.2f} x ({median(run.tokens_per_step for run in runs):.2f})"
 
 
 def main() -> None:
@@ -62,37 +69,33 @@ def main() -> None:
     settings = [setting_of(wish, args.head) for wish in wishes]
     table = Table("temperature", "batch", "drafter", *(path.stem for path in args.prompts), "mean")
     cells: list[dict[str, Any]] = []
-    with LLM(
-        args.model,
-        dtype=args.dtype,
-        quantization=args.quantization,
-        max_running=max(sizes),
-        remember=False,
-    ) as llm:
-        for heat in map(float, args.temperatures.split(",")):
-            grids = []
+    for heat in map(float, args.temperatures.split(",")):
+        for size in sizes:
+            sampling = SamplingParams(max_tokens=args.tokens, temperature=heat)
+            found = []
             for path in args.prompts:
-                grid = Grid(settings, sizes)
-                sampling = SamplingParams(max_tokens=args.tokens, temperature=heat)
-                grid.measure(Runner(llm, sampling), read_prompts(path, args.limit), args.repeat)
-                grids.append(grid)
-                cells += [{"set": path.stem, "temperature": heat, **c} for c in grid.record()]
-            for cell in grids[0].samples:
-                shown = ["plain", *wishes][[PLAIN, *settings].index(cell.setting)]
-                found = [grid.ratio(cell) or 0.0 for grid in grids]
-                texts = [
-                    f"{ratio:.2f} x ({tokens_per_step(grid.samples[cell]):.2f})"
-                    if cell.setting is not PLAIN
-                    else f"{rate(grid.samples[cell]):.0f} tok/s"
-                    for ratio, grid in zip(found, grids)
-                ]
-                mean = f"{sum(found) / len(found):.2f}"
-                table.add_row(f"{heat:g}", str(cell.batch), shown, *texts, mean)
+                prompts = read_prompts(path, args.limit)
+                flow = Flow(
+                    args.model,
+                    size,
+                    prompts,
+                    sampling,
+                    dtype=args.dtype,
+                    quantization=args.quantization,
+                )
+                found.append(flow.measure(settings, args.repeat))
+                facts = {"set": path.stem, "temperature": heat, "batch": size}
+                cells += [{**facts, **cell} for cell in record(found[-1])]
+            for name, setting in zip(["plain", *wishes], [PLAIN, *settings], strict=True):
+                ratios = [times_plain(one, setting) for one in found]
+                texts = [_cell(one[setting], ratio) for one, ratio in zip(found, ratios)]
+                mean = f"{sum(ratios) / len(ratios):.2f}"
+                table.add_row(f"{heat:g}", str(size), name, *texts, mean)
             table.add_section()
     Console(width=160).print(table)
     if args.out is not None:
-        record = {**circumstances(), "model": args.model, "limit": args.limit, "cells": cells}
-        args.out.write_text(json.dumps(record, indent=1), "utf-8")
+        whole = {**circumstances(), "model": args.model, "limit": args.limit, "cells": cells}
+        args.out.write_text(json.dumps(whole, indent=1), "utf-8")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/lengths.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl --batch 1,2,4,8,16,32 \
         -o lengths.json --figure docs/lengths.svg
 
-Lengths and batch sizes take turns on the same prompts. Each line is a batch size, each point a fixed
+Lengths take turns on the same prompts, so many of which run at once (`flow.py`). Each line is a batch size, each point a fixed
 length as times plain decoding; the ring at the right is the adaptive length.
 """
 
@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from drafting import setting_of
+from flow import Flow, Run, record, times_plain
 from rich.console import Console
 from rich.table import Table
 
-from fastslow import LLM, SamplingParams
+from fastslow import SamplingParams, Speculation
+from fastslow.engine.tune.candidates import PLAIN
 from fastslow.engine.tune.candidates import grid as every
-from fastslow.engine.tune.grid import Grid
 from fastslow.engine.tune.machine import circumstances
 from fastslow.engine.tune.prompts import read_prompts
-from fastslow.engine.tune.runner import Runner
 from fastslow.engine.tune.svg import tag, text
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 760, 380, 60, 24, 130, 44
@@ -82,14 +82,14 @@ def figure(found: Found) -> str:
     )
 
 
-def measured(grid: Grid, sizes: Sequence[int]) -> Found:
-    """Times plain by batch size and length; the adaptive length comes last."""
-    found: dict[int, dict[str, float]] = {size: {"0": 1.0} for size in sizes}
-    for cell in grid.samples:
-        if cell.setting.drafter != "off":
-            nodes = cell.setting.nodes
-            found[cell.batch]["adaptive" if nodes is None else str(nodes)] = grid.ratio(cell) or 0.0
-    return found
+def measured(found: dict[Speculation, list[Run]]) -> dict[str, float]:
+    """Times plain by length; the adaptive length comes last."""
+    row = {"0": 1.0}
+    for setting in found:
+        if setting is not PLAIN:
+            name = "adaptive" if setting.nodes is None else str(setting.nodes)
+            row[name] = times_plain(found, setting)
+    return row
 
 
 def main() -> None:
@@ -105,6 +105,9 @@ def main() -> None:
     parser.add_argument("--batch", default="1,2,4,8,16,32")
     parser.add_argument("--lengths", default="1,2,3,4,5,6,7,8")
     parser.add_argument("--limit", type=int, default=16, help="prompts of each set")
+    parser.add_argument(
+        "--fewest", type=int, default=16, help="prompts; twice the batch size if more"
+    )
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("-o", "--out", type=Path)
@@ -112,17 +115,22 @@ def main() -> None:
     args = parser.parse_args()
     sizes = [int(size) for size in args.batch.split(",")]
     lengths = [int(length) for length in args.lengths.split(",")]
-    prompts = [prompt for path in args.prompts for prompt in read_prompts(path, args.limit)]
-    with LLM(
-        args.model,
-        dtype=args.dtype,
-        quantization=args.quantization,
-        max_running=max(sizes),
-        remember=False,
-    ) as llm:
-        grid = Grid(every([setting_of(args.drafter, args.head)], [*lengths, None]), sizes)
-        grid.measure(Runner(llm, SamplingParams(max_tokens=args.tokens)), prompts, args.repeat)
-    found = measured(grid, sizes)
+    sets = [read_prompts(path, args.limit) for path in args.prompts]
+    prompts = [prompt for some in zip(*sets, strict=False) for prompt in some]
+    settings = every([setting_of(args.drafter, args.head)], [*lengths, None])
+    found, runs = {}, {}
+    for size in sizes:
+        some = prompts[: max(args.fewest, 2 * size)]
+        flow = Flow(
+            args.model,
+            size,
+            some,
+            SamplingParams(max_tokens=args.tokens),
+            dtype=args.dtype,
+            quantization=args.quantization,
+        )
+        cells = flow.measure(settings, args.repeat)
+        found[size], runs[size] = measured(cells), record(cells)
     table = Table("batch", *next(iter(found.values())), "best fixed", "adaptive / best")
     for batch, row in found.items():
         best = max((label for label in row if label != "adaptive"), key=lambda label: row[label])
@@ -130,8 +138,8 @@ def main() -> None:
         table.add_row(str(batch), *(f"{v:.2f}" for v in row.values()), best, f"{share:.2f}")
     Console(width=160).print(table)
     if args.out is not None:
-        record: dict[str, Any] = {**circumstances(), "model": args.model, "ratios": found}
-        args.out.write_text(json.dumps({**record, "cells": grid.record()}, indent=1), "utf-8")
+        facts: dict[str, Any] = {**circumstances(), "model": args.model, "ratios": found}
+        args.out.write_text(json.dumps({**facts, "cells": runs}, indent=1), "utf-8")
     if args.figure is not None:
         args.figure.write_text(figure(found), "utf-8")
 
