@@ -24,6 +24,7 @@ from abacus.task import Task
 # Shares of sizes 1 to 6. As it is with what people ask, five tasks in six can be done in the head.
 SIZES = (18, 12, 2, 2, 1, 1)
 LARGEST = len(SIZES)
+TRIES = 2000  # for a held-out task of a kind and size; fewer than one in so many is as good as none
 KINDS: dict[Callable[[Random, int], Task], int] = {  # shares of the mix
     total: 4,
     difference: 4,
@@ -42,13 +43,24 @@ def draw(rng: Random, size: int = LARGEST, shares: Sequence[int] = SIZES) -> Tas
 
 
 def held_out(seed: int) -> Iterator[Task]:
-    """Endless tasks that no training stream has, each once."""
+    """Endless tasks that no training stream has, each once, in the shares of the mix: where a kind has
+    no more of a size, another kind has."""
     rng, seen = Random(f"held out {seed}"), set[str]()
     while True:
-        task = draw(rng)
+        (size,) = rng.choices(range(1, LARGEST + 1), SIZES)
+        while (task := _unseen(rng, size, seen)) is None:
+            pass
+        seen.add(task.prompt)
+        yield task
+
+
+def _unseen(rng: Random, size: int, seen: set[str]) -> Task | None:
+    (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
+    for _ in range(TRIES):
+        task = kind(rng, size)
         if task.held_out and task.prompt not in seen:
-            seen.add(task.prompt)
-            yield task
+            return task
+    return None
 
 
 def main() -> None:
