@@ -7,6 +7,7 @@ import re
 
 from fastslow.engine.types import Situation
 
+LONGEST = 10  # digits of a number; longer ones are names of something
 MOST = 3.0  # of marks and of numbers: more say no more
 
 LABELS: dict[str, str] = {
@@ -17,6 +18,7 @@ LABELS: dict[str, str] = {
     "products": "products and powers",
     "numbers": "numbers",
     "digits": "digits",
+    "long_numbers": "long numbers",
     "question": "short question",
     "reasons": "asks for reasons",
     "history": "history",
@@ -75,6 +77,7 @@ def features(situation: Situation) -> dict[str, float]:
     short = words <= SHORT and bool(QUESTION.search(text)) and not maths
     per_ten_words = 10 * sum(1 for _ in NUMBER.finditer(text)) / max(count_words(text), 1)
     target = situation.latency_ms
+    lengths = [len(number) for number in DIGITS.findall(text)]
     return {
         "length": math.log2(1 + max(words, situation.words)),
         "lines": min(math.log2(1 + text.strip().count("\n")), MOST),
@@ -82,7 +85,9 @@ def features(situation: Situation) -> dict[str, float]:
         "maths": maths,
         "products": _marks(PRODUCTS, text),
         "numbers": min(per_ten_words, MOST),
-        "digits": float(min(max(map(len, DIGITS.findall(text)), default=0), 10)),
+        "digits": float(min(max(lengths, default=0), LONGEST)),
+        # arithmetic by hand takes about as much: what is multiplied takes its square
+        "long_numbers": min(sum(min(n, LONGEST) ** 2 for n in lengths) / 10, 10.0),
         "question": float(short),
         "reasons": float(bool(REASONS.search(text))),
         "history": math.log2(1 + situation.turns),

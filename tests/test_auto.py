@@ -65,6 +65,14 @@ def test_any_text_has_features(text: str, turns: int, busy: float) -> None:
     assert all(0 <= value <= 20 for value in seen.values())
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("Hello", 0.0), ("7 + 5", 0.2), ("4827 + 396", 2.5), ("38 * 412", 1.3), ("1" * 99, 10.0)],
+)
+def test_long_numbers_count_by_their_squares(text: str, expected: float) -> None:
+    assert features(Situation(text))["long_numbers"] == pytest.approx(expected)
+
+
 def test_a_document_between_does_not_look_like_a_task() -> None:
     article = "The minister said that 3 of 5 plans were == to be dropped; why, nobody knew. " * 60
     seen = features(
