@@ -32,7 +32,7 @@ from fastslow.engine.text.template import load_template
 from fastslow.engine.text.thought import find_tags
 from fastslow.engine.types import Chooser
 from fastslow.engine.worker import Worker
-from fastslow.policies.auto import read_selector
+from fastslow.policies.auto import checkpoint_selector, read_selector
 from fastslow.policies.clock import Clock
 from fastslow.policies.modes import load_modes
 from fastslow.policies.pace import Pace
@@ -60,7 +60,8 @@ class LLM:
         speculation: what "auto" means where a mode does not say: a drafter's name, a `Speculation`,
             or the path of a settings file that `fastslow tune` wrote.
         auto: what mode "auto" goes by: a callable from a `Situation` to a preset's name, a settings
-            file of `fastslow tune --modes`, or None for built-in rules.
+            file of `fastslow tune --modes`, or None for what the checkpoint's `fastslow.json` has under
+            "auto", else for built-in rules.
         remember: keep answers in memory to draft later ones from (they reach nobody unless the model
             says them anyway).
         modes: presets that join or change the checkpoint's: name -> `Mode` or its fields, or the
@@ -154,7 +155,9 @@ class LLM:
             clock,
             self.modes,
         )
-        if auto is not None:
+        if auto is None:
+            self._intake.chooser = checkpoint_selector(folder)
+        else:
             self._intake.chooser = auto if callable(auto) else read_selector(auto)
         self._intake.usual = self._intake.speculation(speculation, Mode())
         self._worker = Worker(self._core)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -89,20 +90,43 @@ def read_selector(path: str | Path) -> Selector:
     Raises:
         ValueError: one sentence with the file and what is wrong with it.
     """
+    named = f"settings file {str(path)!r}"
+    record = _record(Path(path), named)
+    if record.get("auto") is None:
+        raise ValueError(
+            f"{named}: it has no selector under 'auto'; `fastslow tune --modes` writes one"
+        )
+    return _selector(record["auto"], named)
+
+
+def checkpoint_selector(folder: Path) -> Selector:
+    """The selector that a checkpoint brings, under "auto" in its `fastslow.json`; else the built-in one.
+
+    Raises:
+        ValueError: one sentence with the file and what is wrong with it.
+    """
+    path = folder / "fastslow.json"
+    if not path.is_file():
+        return BUILT_IN
+    record = _record(path, str(path))
+    return BUILT_IN if record.get("auto") is None else _selector(record["auto"], str(path))
+
+
+def _record(path: Path, named: str) -> dict[str, Any]:
     try:
-        record = json.loads(Path(path).read_text("utf-8"))
-        if not isinstance(record, dict) or not isinstance(record.get("auto"), dict):
-            raise ValueError("it has no selector under 'auto'; `fastslow tune --modes` writes one")
-        return Selector.model_validate(record["auto"])
+        record = json.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"settings file {str(path)!r} cannot be read: {error}") from error
+        raise ValueError(f"{named} cannot be read: {error}") from error
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"settings file {str(path)!r} is no JSON: {error}") from error
+        raise ValueError(f"{named} is no JSON: {error}") from error
+    return record if isinstance(record, dict) else {}
+
+
+def _selector(given: Any, named: str) -> Selector:
+    try:
+        return Selector.model_validate(given)
     except ValidationError as error:
-        reason = sentence(error, Selector.model_fields)
-        raise ValueError(f"settings file {str(path)!r}: auto {reason}") from error
-    except ValueError as error:
-        raise ValueError(f"settings file {str(path)!r}: {error}") from error
+        raise ValueError(f"{named}: auto {sentence(error, Selector.model_fields)}") from error
 
 
 def choose(chooser: Chooser, situation: Situation, presets: Mapping[str, Mode]) -> Choice:

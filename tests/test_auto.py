@@ -124,7 +124,7 @@ def test_a_bad_selector_is_refused(fields: dict[str, Any], says: str, tmp_path: 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "is no JSON"), ("[]", "no selector under 'auto'"), ('{"auto": 3}', "no selector")],
+    [("{", "is no JSON"), ("[]", "no selector under 'auto'"), ('{"auto": 3}', "auto Input should be a valid dictionary")],
 )
 def test_a_bad_file_is_refused(text: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
@@ -228,3 +228,18 @@ def test_what_the_preset_itself_says_holds_in_either_mode(folder: Path, tmp_path
             out = llm.chat(text, mode="auto")
             assert len(out.token_ids) <= 2 and out.metrics.target_ms == 60000
     assert Mode(name="auto").groups is None
+
+
+def test_a_checkpoint_may_bring_its_own_selector(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    options: dict[str, Any] = {"kv_memory": "4MiB", "speculation": "off", "progress": False}
+    selector = Selector(weights={"digits": 1.0}, threshold=1.5)
+    for brought, modes in ((selector.model_dump(), ["fast", "deep"]), (None, ["deep", "fast"])):
+        (tmp_path / "fastslow.json").write_text(json.dumps({"auto": brought, "modes": {}}), "utf-8")
+        with LLM(tmp_path, **options) as llm:
+            asked = ("Why 7?", "hi 77")
+            assert [llm.chat(text, FEW, mode="auto").metrics.mode for text in asked] == modes
+    (tmp_path / "fastslow.json").write_text('{"auto": {"weights": {"luck": 1}}}', "utf-8")
+    with pytest.raises(ValueError, match=r"fastslow.json: auto .*'luck' is unknown"):
+        LLM(tmp_path, **options)
