@@ -92,8 +92,8 @@ def test_every_step_is_true_and_the_last_one_is_the_answer() -> None:
     for task in (draw(rng) for _ in range(600)):
         for line in task.steps.splitlines():
             operation, _, columns = line.partition(":")
-            if not columns:  # an assignment, a loop's turn, or a long product that follows
-                assert re.fullmatch(r"[a-z]=\d+|\d+\*\d+", operation)
+            if not columns:  # a plan, a line of code, a loop's turn, or a long product that follows
+                assert re.fullmatch(r"[a-z]=\w+([-+*]\w+)?|i=\d<\d|[-+*()\d]+", operation)
                 continue
             *sums, result = re.split(r"[,;]", columns)
             for column in sums:
@@ -105,6 +105,19 @@ def test_every_step_is_true_and_the_last_one_is_the_answer() -> None:
             assert re.findall(rf"\b{name}=(\d+)", task.steps)[-1] == task.answer
         else:
             assert task.steps.rstrip("\n").rpartition("=")[2] == task.answer
+            plan = task.steps.partition("\n")[0]
+            if task.kind == "story":  # one change after the other
+                *before, last = re.findall(r"^\d+|[-+*]\d+", plan)
+                plan = f"{'(' * len(before)}{')'.join([*before, last])}"
+            assert value(plan) == int(task.answer)
+
+
+def test_held_out_tasks_keep_the_shares_of_the_mix() -> None:
+    """Though there are few small tasks that differ: another kind has more of the size."""
+    easy = sum(len(task.steps) <= 45 for task in islice(held_out(2), 400)) / 400
+    rng = Random("mix")
+    drawn = sum(len(draw(rng).steps) <= 45 for _ in range(2000)) / 2000
+    assert abs(easy - drawn) < 0.12
 
 
 @pytest.mark.parametrize(
