@@ -50,12 +50,12 @@ def product(rng: Random, size: int) -> Task:
 
 
 def chain(rng: Random, size: int) -> Task:
-    """Two operations, the result of the first one an operand of the second; of single digits, from
-    size 3 on of up to two."""
-    text, operations = rng.choice(CHAINS)
-    digits = 1 if size < 3 else 2
+    """Two operations, the result of the first one an operand of the second: sums and differences of
+    single digits, from size 3 on products too, from size 4 on numbers of up to two digits."""
+    text, operations = rng.choice(CHAINS if size > 2 else CHAINS[:3])
+    digits = 1 if size < 4 else 2
     while True:
-        first = rng.randint(1, digits) if size < 4 else digits
+        first = rng.randint(1, digits) if size < 5 else digits
         values = {"a": number(rng, first), "b": number(rng, rng.randint(1, digits))}
         values["c"] = number(rng, 1 if "*" in text else rng.randint(1, digits))
         steps, result = "", 0

@@ -41,7 +41,8 @@ QUESTION = "How many {things} does {who} have now?"
 
 
 def story(rng: Random, size: int) -> Task:
-    """Changes to a number of things: one of them up to size 2, else up to three. Numbers are below 10,
+    """Changes to a number of things: one of them up to size 2 (things in boxes count as one), else up to
+    three. Numbers are below 10,
     20, 50 or 100 at sizes 1 to 4, at size 6 below 1000. One story in four tells of somebody else's
     things as well, which do not count."""
     who, other = rng.sample(sorted(PEOPLE), 2)
@@ -61,7 +62,8 @@ def story(rng: Random, size: int) -> Task:
         sentences = [rng.choice(STARTS).format(**words, n=count)]
     if rng.random() < 0.25:
         sentences.append(ASIDE.format(**words, n=rng.randint(2, limit - 1)))
-    for _ in range(rng.randint(1, min(3, (size + 1) // 2))):
+    packed = "*" in plan
+    for _ in range(rng.randint(1, min(3, (size + 1) // 2)) - (packed and size < 3)):
         sign = rng.choice("++--*" if count < 1000 else "+-")
         most = (
             min(9, limit // 4)
