@@ -61,6 +61,11 @@ class Context:
         self._committed += len(k_NKD)
         self.position += len(k_NKD)
 
+    def skip(self, position: int) -> None:
+        """The next committed row stands there: those between were never shown."""
+        self.forget()
+        self.position = position
+
     def forget(self) -> None:
         """The draft's rows are no longer there."""
         self._parents.clear()

@@ -17,7 +17,7 @@ from fastslow.engine.types import Certain, Draft, Floats, Ints, Law, RequestView
 
 NOWHERE = -1e30  # a logit: no mass at any temperature, and still a finite number
 LEAST = 0.08  # likelihood of a path that is hardly worth its rows, on the fastest machine
-MOST_WAITING = 256  # rows not taken in, after which a text is begun anew
+MOST_WAITING = 256  # rows that nobody has drafted from, before they are taken in all the same
 NO_ROWS = torch.empty(0)
 
 
@@ -29,12 +29,14 @@ class State:
         text: its number in the runner.
         position: of the next row to take in.
         features, after: committed rows not taken in yet, and the token after each.
+        begun: whether the last row that is known is one to draft from.
     """
 
     text: int
     position: int
     features: list[Tensor] = field(default_factory=list)
     after: list[int] = field(default_factory=list)
+    begun: bool = False
 
     @property
     def end(self) -> int:
@@ -45,9 +47,10 @@ class State:
 class HeadDraft:
     """Drafts from the target's own hidden states (EAGLE: arXiv 2401.15077, 2406.16858, 2503.01840).
 
-    A request's first draft comes after its first step, when there are features. Rows that the
-    target never showed (prompts, prefix hits) are missing in the head's context, which costs
-    acceptance and nothing else. Nothing here depends on the other requests of a batch.
+    A request's first draft comes after its first step, when there are features. A head that was
+    trained to see prompts is shown them as they are read. Rows that the target never showed (prefix
+    hits, and prompts where the head knows none) are missing in its context, which costs acceptance
+    and nothing else. Nothing here depends on the other requests of a batch.
 
     Where the length is the engine's to choose, a tree ends where its paths become unlikely.
 
@@ -86,7 +89,7 @@ class HeadDraft:
         known = [
             (b, request, self._states[request.id])
             for b, (request, most) in enumerate(zip(batch, nodes))
-            if most > 0 and request.id in self._states
+            if most > 0 and self._knows(request)
         ]
         if not known:
             return Draft.of([Tree()] * len(batch))
@@ -123,24 +126,83 @@ class HeadDraft:
             if not tokens:
                 continue
             first = len(request.tokens) - len(tokens) - 1  # the row that was last before this step
-            state = self._states.get(request.id)
-            if state is not None and (state.end != first or len(state.after) >= MOST_WAITING):
-                self.release([request.id])
-                state = None
-            if state is None:
-                state = State(self._runner.open(first), first)
-                self._runner.add_words(state.text, request.tokens)
-                self._states[request.id] = state
-            else:
-                self._runner.add_words(state.text, tokens)
+            state = self._at(request, first)
+            self._runner.add_words(state.text, tokens)
+            if len(state.after) >= MOST_WAITING:
+                self._settle(state)
             state.features.append(own)
             state.after += tokens
+            state.begun = True
+
+    def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
+        found = []
+        for request, some in zip(batch, rows, strict=True):
+            first = max(some.start, len(request.tokens) - 1 - self._runner.prompt)
+            found.append(range(self._missing(request, first), some.stop))
+        return found
+
+    def read(self, batch: Sequence[RequestView], rows: Sequence[range], features: Tensor) -> None:
+        if not self._runner.prompt:
+            return
+        states, sizes, after, parts = list[State](), list[int](), list[int](), list[Tensor]()
+        end = 0
+        for request, some in zip(batch, rows, strict=True):
+            end += len(some)
+            first = self._missing(request, some.start)
+            if first >= some.stop:
+                continue
+            state = self._at(request, first)
+            self._settle(state)
+            states.append(state)
+            sizes.append(some.stop - first)
+            parts.append(features[end - sizes[-1] : end])
+            after += request.tokens[first + 1 : some.stop + 1]
+        if states:
+            whole = torch.cat(parts).to("cpu", torch.float32)
+            self._runner.read([state.text for state in states], sizes, after, whole)
+        for state, size in zip(states, sizes):
+            state.position += size
+            state.begun = False
 
     def release(self, requests: Collection[int]) -> None:
         for request in requests:
             state = self._states.pop(request, None)
             if state is not None:
                 self._runner.close(state.text)
+
+    def _knows(self, request: RequestView) -> bool:
+        """Whether there is a row to draft from, the one of the last token but one."""
+        state = self._states.get(request.id)
+        return state is not None and state.begun and state.end == len(request.tokens) - 1
+
+    def _missing(self, request: RequestView, first: int) -> int:
+        """The first row from there on that is not known."""
+        state = self._states.get(request.id)
+        return first if state is None else max(first, state.end)
+
+    def _at(self, request: RequestView, first: int) -> State:
+        """The state whose next row stands there."""
+        state = self._states.get(request.id)
+        if state is not None and state.end > first:
+            self.release([request.id])
+            state = None
+        if state is None:
+            state = State(self._runner.open(first), first)
+            self._runner.add_words(state.text, request.tokens)
+            self._states[request.id] = state
+        elif state.end < first:  # rows that were not shown
+            self._settle(state)
+            self._runner.skip(state.text, first)
+            state.position = first
+        return state
+
+    def _settle(self, state: State) -> None:
+        """Take in what waits; nothing is drafted until more comes."""
+        if state.after:
+            whole = torch.cat(state.features).to("cpu", torch.float32)
+            self._runner.read([state.text], [len(state.after)], state.after, whole)
+            state.position = state.end
+            state.features, state.after = [], []
 
     def _grow(
         self, states: Sequence[State], nodes: Sequence[int], depth: int, least: Sequence[float]
