@@ -80,9 +80,11 @@ def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) ->
     assert weights["qkv"].dtype == torch.bfloat16 and config.layers == (0, 1)
     assert (config.prompt, config.window) == (1024, 1280)
     own = Bench(bench.model, {"head": lambda kv: HeadDraft(load_head(made.out, target), decide)})
-    requests = own.run([Ask((3, 4, 5), drafter="head", nodes=3)])
-    assert answer(requests[0]) == answer(own.alone(Ask((3, 4, 5))))
-    assert requests[0].tally.accepted > 0.3 * requests[0].tally.drafted
+    asks = [Ask((first, 4, 5), drafter="head", nodes=3) for first in range(3, 7)]
+    requests = own.run(asks)
+    assert [answer(r) for r in requests] == [answer(own.alone(ask)) for ask in asks]
+    drafted = sum(r.tally.drafted for r in requests)
+    assert sum(r.tally.accepted for r in requests) > 0.2 * drafted
 
 
 def test_a_head_of_a_like_target_is_a_start(bench: Bench, target: Path, tmp_path: Path) -> None:
