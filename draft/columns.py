@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from fastslow.engine.types import Drafter, Reader, RequestView
+from fastslow.engine.reader import Reader
+from fastslow.engine.types import Drafter, RequestView
 
 
 def union(drafters: Iterable[Drafter]) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ import torch
 from fastslow.draft.best import Best
 from fastslow.draft.columns import columns, show, union
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import Draft, Drafter, Reader, RequestView, Tree, Verdict
+from fastslow.engine.reader import Reader
+from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict
 
 
 class Each:

@@ -14,10 +14,11 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.layout import lay_rows
 from fastslow.engine.model.base import Model
 from fastslow.engine.noise import Purpose, stream
+from fastslow.engine.reader import Reader
 from fastslow.engine.request import Kept, Request
 from fastslow.engine.scheduler import Scheduler, Work
 from fastslow.engine.stop import Reason
-from fastslow.engine.types import Draft, Drafter, Meter, Reader, Verdict
+from fastslow.engine.types import Draft, Drafter, Meter, Verdict
 from fastslow.engine.verify import (
     committed_features,
     cut_where_unsure,

@@ -1,14 +1,14 @@
 """The values that flow between the rooms: drafts, rows, verdicts, plans, and who makes them.
 
-Letters: B requests in the step, T rows, M rows whose logits and N whose features are wanted (N draft
-nodes where there are only these), V vocabulary, F feature dim. This module is a leaf: it imports nothing of ours.
+Letters: B requests in the step, N draft nodes, T rows, M rows whose logits are wanted, V vocabulary,
+F feature dim. This module is a leaf: it imports nothing of ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,7 +138,7 @@ class Rows:
     starts: Ints  # [B+1] request b owns rows starts[b] : starts[b+1]
     outputs: Ints  # [M] rows whose logits are wanted
     only_best: NDArray[np.bool_]  # [M] of these, the likeliest token is enough
-    seen: Ints  # [N] rows whose features are wanted, if any layer's are
+    seen: Ints  # [S] rows whose features are wanted, if any layer's are
     contexts: tuple[Ints, ...]  # per request: KV slots of its committed tokens
     reach: Ints  # [B]
 
@@ -181,7 +181,7 @@ def _ints(values: Sequence[int]) -> Ints:
 
 @dataclass(slots=True)
 class Output:
-    """What a forward gives: logits f32 [M, V] and, if asked for, features [N, F] of `Rows.seen`.
+    """What a forward gives: logits f32 [M, V] and, if asked for, features [S, F] of `Rows.seen`.
 
     Rows of `only_best` have no logits (the memory holds anything, and where all rows are such, logits
     may be [0, V]) but a token in `best` [M]: the first of the likeliest, or -1 where some logit is
@@ -340,28 +340,6 @@ class Drafter(Protocol):
 
     def release(self, requests: Collection[int]) -> None:
         """These request ids are gone; give back what is held for them. Unknown ids are fine."""
-
-
-@runtime_checkable
-class Reader(Protocol):
-    """A drafter that also looks at text that the target reads: prompts, and texts computed again.
-    Rows that came from the prefix cache are never shown.
-    """
-
-    features: tuple[int, ...]
-
-    def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
-        """Of each request's rows that the step reads, positions in its text in front of the last
-        one's, those whose features are wanted: a run of them, maybe none. Asked after `propose`, only
-        where there are such rows; `features` may grow by it.
-        """
-
-    def read(
-        self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
-    ) -> None:
-        """Told after the step, before `commit`: features [C, F] of the rows that were wanted,
-        request by request. Where others wanted more, there is more of them.
-        """
 
 
 class Policy(Protocol):

@@ -69,8 +69,8 @@ class PagedDecoder:
 
         Returns, all on the CPU, logits, float32 [M, V] (float64 for a float64 model), of
         `rows.outputs` (only their best tokens where `rows.only_best`), and where `features` names
-        layers, their outputs (0 = the first layer's) of `rows.seen`, [N, len(features) * H] in the
-        model's dtype, side by side in the order named. M and N may be 0. ValueError for a step
+        layers, their outputs (0 = the first layer's) of `rows.seen`, [S, len(features) * H] in the
+        model's dtype, side by side in the order named. M and S may be 0. ValueError for a step
         without rows, a feature layer that does not run here, or another kind of storage.
         """
         if not len(rows.tokens):

@@ -17,7 +17,7 @@ from fastslow.engine.types import Floats, Rows
 
 
 class Result(NamedTuple):
-    """Logits [M, V], best tokens int32 [M], features [N, F]; on the device."""
+    """Logits [M, V], best tokens int32 [M], features [S, F]; on the device."""
 
     logits: Tensor
     best: Tensor
@@ -39,10 +39,10 @@ class TailTensors:
 
 @dataclass(frozen=True, slots=True)
 class PagedStep:
-    """T rows, M of whose logits and N of whose features are wanted.
+    """T rows, M of whose logits and S of whose features are wanted.
 
     tokens int64 [T], slots int32 [T], groups int32 [T] (how many run, never ALL_GROUPS), cos and sin
-    float32 [T, 1, head_dim], outputs int64 [M], seen int64 [N]. rows, chains, tail: see `Sight`. routed: whether
+    float32 [T, 1, head_dim], outputs int64 [M], seen int64 [S]. rows, chains, tail: see `Sight`. routed: whether
     any row runs a routed expert.
     """
 

@@ -33,43 +33,43 @@ class Outputs:
     def __call__(
         self,
         mine_mH: Tensor,
-        features_NF: Tensor | None,
+        features_SF: Tensor | None,
         holders: Ints,
         only_best: NDArray[np.bool_],
     ) -> Output | None:
         """The step's output on rank 0, None on the others.
 
         mine_mH: last rows of those wanted rows that this rank keeps.
-        features_NF: what `features` gave, passed on.
+        features_SF: what `features` gave, passed on.
         holders: of all M wanted rows, the rank that keeps each.
         """
         w = self._weights
         if not len(holders):
-            return self._nothing(features_NF) if self._place.rank == 0 else None
+            return self._nothing(features_SF) if self._place.rank == 0 else None
         most, places = _laid(holders)
         last = w.ops.rms_norm(mine_mH, w.norm, w.config.rms_norm_eps)
         last_MH = self._spread(last, most, torch.from_numpy(places).to(last.device))
         if only_best.all():
-            return self._best(last_MH, features_NF)
+            return self._best(last_MH, features_SF)
         logits_MV = self._logits(last_MH)
         parts = self._everyone.gather(logits_MV, "logits gather")
         if parts is None:
             return None
         whole = torch.cat(parts, -1)[:, : w.config.vocab_size].to(wide(w.dtype))
-        return Output(whole, features_NF, best_tokens(whole, only_best))
+        return Output(whole, features_SF, best_tokens(whole, only_best))
 
-    def features(self, mine_nF: Tensor, holders: Ints) -> Tensor | None:
-        """[N, F] on rank 0, None on the others.
+    def features(self, mine_sF: Tensor, holders: Ints) -> Tensor | None:
+        """[S, F] on rank 0, None on the others.
 
-        mine_nF: of those rows to see that this rank keeps.
-        holders: of all N, the rank that keeps each.
+        mine_sF: of those rows to see that this rank keeps.
+        holders: of all S, the rank that keeps each.
         """
         if not len(holders):
-            return mine_nF if self._place.rank == 0 else None
+            return mine_sF if self._place.rank == 0 else None
         most, places = _laid(holders)
-        padded = F.pad(mine_nF, (0, 0, 0, most - len(mine_nF)))
+        padded = F.pad(mine_sF, (0, 0, 0, most - len(mine_sF)))
         parts = self._everyone.gather(padded, "features gather")
-        at = torch.from_numpy(places).to(mine_nF.device)
+        at = torch.from_numpy(places).to(mine_sF.device)
         return None if parts is None else torch.cat(parts).index_select(0, at)
 
     def _spread(self, rows_mH: Tensor, most: int, at: Tensor) -> Tensor:
@@ -99,8 +99,8 @@ class Outputs:
         best = np.where(found_RM3[:, :, 2].all(0), tokens, -1)
         return Output(self._no_logits(), features, best)
 
-    def _nothing(self, features_NF: Tensor | None) -> Output:
-        return Output(self._no_logits(), features_NF, np.empty(0, dtype=np.int64))
+    def _nothing(self, features_SF: Tensor | None) -> Output:
+        return Output(self._no_logits(), features_SF, np.empty(0, dtype=np.int64))
 
     def _no_logits(self) -> Tensor:
         w = self._weights

@@ -126,7 +126,7 @@ class CpuDecoder:
 
         Returns logits, float32 [M, V], of `rows.outputs` (only their best tokens where
         `rows.only_best`), and where `features` names layers, their outputs (0 = the first layer's),
-        of `rows.seen`, [N, len(features) * H] in `dtype`, side by side in the order named. M and N
+        of `rows.seen`, [S, len(features) * H] in `dtype`, side by side in the order named. M and S
         may be 0. ValueError for a step without rows, a feature layer that does not run here, or
         another kind of storage.
         """

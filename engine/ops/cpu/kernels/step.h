@@ -33,9 +33,9 @@ struct StepArgs {
     const uint8_t* only_best;      // [M] rows whose best token is enough
     int64_t* best;                 // [M] these tokens; -1 elsewhere, and where a logit is not finite
     float* logits;                 // [M, V] of the other rows; those of `only_best` stay as they are
-    const int64_t* seen;           // [N = seen_rows] rows whose features are wanted
+    const int64_t* seen;           // [S = seen_rows] rows whose features are wanted
     const int64_t* feature_layers; // [features]
-    float* feature_values;         // [N, features, H]
+    float* feature_values;         // [S, features, H]
     // of a draft head: one of them, the other is null
     const float* fused;   // [T, features of the target]
     const float* hidden;  // [T, H] what the head put out before
