@@ -67,11 +67,23 @@ def runner_of(
 
 
 class Watch(HeadDraft):
-    """Keeps the rows of text that it was shown."""
+    """Keeps the rows of text that it was shown, and those that were verified."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.shown: dict[int, dict[int, torch.Tensor]] = {}
+        self.verified: dict[int, dict[int, torch.Tensor]] = {}
+
+    def commit(
+        self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
+    ) -> None:
+        assert features is not None
+        parts = features.split([len(path) + 1 for path in verdict.paths])
+        for request, tokens, part in zip(batch, verdict.tokens, parts):
+            first = len(request.tokens) - len(tokens) - 1
+            own = self.verified.setdefault(request.id, {})
+            own |= {first + n: row.clone() for n, row in enumerate(part)}
+        super().commit(batch, verdict, features)
 
     def read(
         self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
@@ -158,8 +170,9 @@ def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
                 assert set(rows) == set(range(max(cached, last - most), last))
             whole = forward(bench.model, [Text(requests[number].tokens, 1)], layers).features
             assert whole is not None
-            for place, row in rows.items():
+            for place, row in (rows | watch.verified[number]).items():
                 assert torch.equal(row, whole[place])
+            assert set(watch.verified[number]) == set(range(last, len(whole) - 1))
 
 
 def test_rows_of_the_prefix_cache_are_missing(bench: Bench, folder: Path) -> None:
