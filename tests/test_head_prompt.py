@@ -23,6 +23,7 @@ from fastslow.draft.head.draft import MOST_WAITING, HeadDraft
 from fastslow.draft.head.head import Head
 from fastslow.draft.head.plain import TorchRunner
 from fastslow.draft.head.runner import Runner
+from fastslow.draft.head.state import Kept
 from fastslow.draft.head.target import read_ends
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.train.answers import Text
@@ -175,7 +176,7 @@ def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
             assert set(watch.verified[number]) == set(range(last, len(whole) - 1))
 
 
-def test_rows_of_the_prefix_cache_are_missing(bench: Bench, folder: Path) -> None:
+def test_rows_of_the_prefix_cache_are_not_shown(bench: Bench, folder: Path) -> None:
     watch = Watch(runner_of(folder, RUNNERS[-1]), decide)
     own = Bench(bench.model, {"one": lambda kv: watch})
     ask = Ask(PROMPTS[3], drafter="one")
@@ -279,6 +280,65 @@ def test_who_has_missed_rows_does_not_draft_from_old_ones(folder: Path, kind: st
     assert told.draft()[0]
     told.drafter.release([7])
     assert not told.drafter._states
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_text_that_goes_on_from_another_takes_its_rows_over(
+    folder: Path, kind: str, ended: bool
+) -> None:
+    """They lie in the prefix cache, so the target shows them to nobody again."""
+    told = Told(runner_of(folder, kind, 64), PROMPTS[3])
+    told.read(range(39))
+    told.say(4, 5)
+    told.say(6)
+    drafted = told.draft()
+    before = told.view
+    text = [*before.tokens, 9, 10, 3, 4]
+    if ended:
+        told.drafter.release([7])
+    found = {}
+    for number, cached in ((8, 40), (9, 17), (10, 46)):
+        told.view = View(number, text)
+        told.read(range(cached, 46))
+        told.say(8)
+        found[cached] = told.draft()
+    cold = Told(runner_of(folder, kind, 64), text)
+    cold.read(range(46))
+    cold.say(8)
+    expected = cold.draft()
+    for cached in (40, 17):
+        assert found[cached][0] == expected[0]
+        assert found[cached][1] == pytest.approx(expected[1], rel=1e-4)
+        assert kind == "torch" or found[cached] == expected, "to the bit"
+    other = next(token for token in text if token != text[5])
+    told.view = View(11, [*text[:5], other, *text[6:]])
+    told.read(range(40, 46))
+    told.say(8)
+    assert told.draft() != expected
+    if not ended:  # whose rows are still its own
+        told.view = before
+        assert told.draft() == drafted
+
+
+def test_only_some_rows_of_ended_texts_are_kept(folder: Path) -> None:
+    runner = runner_of(folder, "torch", 64)
+    assert isinstance(runner, TorchRunner)
+    told = Told(runner, PROMPTS[1])
+    told.drafter._kept = Kept(50)
+    for number in range(7, 12):
+        told.view = View(number, [number, *PROMPTS[1]])
+        told.read(range(21))
+        told.say(5)
+        told.drafter.release([number])
+        assert not told.drafter._states and len(runner._texts) == min(number - 6, 2)
+    assert [state.tokens[0] for state in told.drafter._kept] == [10, 11]
+    blind = runner_of(folder, "torch", 0)
+    assert isinstance(blind, TorchRunner)
+    told = Told(blind, PROMPTS[1])
+    told.say(5)
+    told.drafter.release([7])
+    assert not blind._texts
 
 
 def test_drafting_computes_what_training_computed(folder: Path, bench: Bench) -> None:

@@ -55,6 +55,11 @@ class KernelRunner:
         self._words[number] = Words(self._common)
         return number
 
+    def fork(self, text: int, drop: int) -> int:
+        number = self._kernels.fork(text, drop)
+        self._words[number] = Words(self._common)
+        return number
+
     def close(self, text: int) -> None:
         del self._words[text]
         self._kernels.close(text)

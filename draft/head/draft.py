@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,45 +11,24 @@ from loguru import logger
 from torch import Tensor
 
 from fastslow.draft.head.runner import Runner
+from fastslow.draft.head.state import Kept, State
 from fastslow.engine.noise import Purpose, draw, stream
 from fastslow.engine.types import Certain, Draft, Floats, Ints, Law, RequestView, Tree, Verdict
 
 NOWHERE = -1e30  # a logit: no mass at any temperature, and still a finite number
 LEAST = 0.08  # likelihood of a path that is hardly worth its rows, on the fastest machine
 MOST_WAITING = 256  # rows that nobody has drafted from, before they are taken in all the same
+MOST_KEPT = 16384  # rows of texts that have ended
 NO_ROWS = torch.empty(0)
-
-
-@dataclass(slots=True)
-class State:
-    """What is held for a request.
-
-    Attributes:
-        text: its number in the runner.
-        position: of the next row to take in.
-        features, after: committed rows not taken in yet, and the token after each.
-        begun: whether the last row that is known is one to draft from.
-    """
-
-    text: int
-    position: int
-    features: list[Tensor] = field(default_factory=list)
-    after: list[int] = field(default_factory=list)
-    begun: bool = False
-
-    @property
-    def end(self) -> int:
-        """The position after the last row that is known."""
-        return self.position + len(self.after)
 
 
 class HeadDraft:
     """Drafts from the target's own hidden states (EAGLE: arXiv 2401.15077, 2406.16858, 2503.01840).
 
     A request's first draft comes after its first step, when there are features. A head that was
-    trained to see prompts is shown them as they are read. Rows that the target never showed (prefix
-    hits, and prompts where the head knows none) are missing in its context, which costs acceptance
-    and nothing else. Nothing here depends on the other requests of a batch.
+    trained to see prompts is shown them as they are read, or takes them over from a text that began
+    alike, as the target's prefix cache does. Rows that were never shown are missing in its context,
+    which costs acceptance and nothing else.
 
     Where the length is the engine's to choose, a tree ends where its paths become unlikely.
 
@@ -83,6 +61,7 @@ class HeadDraft:
         self._depth = depth
         self._only_best = only_best or (lambda request: False)
         self._states: dict[int, State] = {}
+        self._kept = Kept(MOST_KEPT)
         self._canvas = Canvas(runner.width)
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
@@ -167,8 +146,10 @@ class HeadDraft:
     def release(self, requests: Collection[int]) -> None:
         for request in requests:
             state = self._states.pop(request, None)
-            if state is not None:
-                self._runner.close(state.text)
+            if state is None:
+                continue
+            for gone in self._kept.add(state) if self._runner.prompt else [state]:
+                self._runner.close(gone.text)
 
     def _knows(self, request: RequestView) -> bool:
         """Whether there is a row to draft from, the one of the last token but one."""
@@ -183,18 +164,30 @@ class HeadDraft:
     def _at(self, request: RequestView, first: int) -> State:
         """The state whose next row stands there."""
         state = self._states.get(request.id)
-        if state is not None and state.end > first:
-            self.release([request.id])
+        if state is not None and state.end > first:  # of what stood there before
+            self._runner.close(self._states.pop(request.id).text)
             state = None
         if state is None:
-            state = State(self._runner.open(first), first)
+            state = self._begin(request, first)
             self._runner.add_words(state.text, request.tokens)
             self._states[request.id] = state
-        elif state.end < first:  # rows that were not shown
+        if state.end < first:  # rows that were not shown
             self._settle(state)
             self._runner.skip(state.text, first)
-            state.position = first
+            state.skip(first)
         return state
+
+    def _begin(self, request: RequestView, first: int) -> State:
+        """A text whose first rows are those of a text that began alike, where there is one."""
+        tokens, oldest = request.tokens, max(0, len(request.tokens) - 1 - self._runner.prompt)
+        if first > oldest:  # something is missing
+            known = [*self._states.values(), *self._kept]
+            best = max(known, key=lambda state: state.shared(tokens, first), default=None)
+            end = 0 if best is None else best.shared(tokens, first)
+            if best is not None and end > oldest:
+                text = self._runner.fork(best.text, best.position - end)
+                return State(text, end, tokens, best.since)
+        return State(self._runner.open(first), first, tokens, first)
 
     def _settle(self, state: State) -> None:
         """Take in what waits; nothing is drafted until more comes."""

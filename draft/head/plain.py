@@ -49,6 +49,12 @@ class TorchRunner:
         self._texts[number] = _Text(Context(self._head.config, position), Words(self._head.common))
         return number
 
+    def fork(self, text: int, drop: int) -> int:
+        number = next(self._numbers)
+        context = self._texts[text].context.fork(drop)
+        self._texts[number] = _Text(context, Words(self._head.common))
+        return number
+
     def close(self, text: int) -> None:
         del self._texts[text]
 

@@ -32,6 +32,11 @@ class Runner(Protocol):
     def open(self, position: int) -> int:
         """A new text whose first row will stand at a position; its number."""
 
+    def fork(self, text: int, drop: int) -> int:
+        """A new text with the rows of another one but its last `drop`, which stand one behind the
+        other; its number. It has no words of its own, and no tree or chain until `grow` takes in a row.
+        """
+
     def close(self, text: int) -> None:
         """Forget a text."""
 

@@ -129,6 +129,14 @@ class DraftKernels:
             raise MemoryError("there is no memory left for a draft")
         return number
 
+    def fork(self, context: int, drop: int) -> int:
+        """A text that begins as another one did, without its last `drop` rows; its number. It has no
+        words of its own."""
+        number: int = self._kernels.fs_draft_fork(self._handle, context, drop)
+        if number < 0:
+            raise MemoryError("there is no memory left for a draft")
+        return number
+
     def close(self, context: int) -> None:
         """Forget a text."""
         self._check(self._kernels.fs_draft_close(self._handle, context))

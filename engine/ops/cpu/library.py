@@ -101,6 +101,7 @@ SIGNATURES = {
     "fs_draft_new": (c_void_p, [POINTER(Shape), POINTER(Layer), c_void_p, c_int, c_double]),
     "fs_draft_delete": (None, [c_void_p]),
     "fs_draft_open": (c_int64, [c_void_p, c_int64]),
+    "fs_draft_fork": (c_int64, [c_void_p, c_int64, c_int64]),
     "fs_draft_close": (c_int, [c_void_p, c_int64]),
     "fs_draft_skip": (c_int, [c_void_p, c_int64, c_int64]),
     "fs_draft_read": (c_int, [c_void_p, POINTER(DraftArgs)]),

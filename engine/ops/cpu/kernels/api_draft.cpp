@@ -44,6 +44,13 @@ int64_t fs_draft_open(void* head, int64_t position) {
     return context;
 }
 
+// A copy of a text without its last `drop` rows; its number, or -1.
+int64_t fs_draft_fork(void* head, int64_t context, int64_t drop) {
+    int64_t fresh = -1;
+    guarded(head, [&](DraftHead& h) { fresh = h.fork(context, drop); });
+    return fresh;
+}
+
 int fs_draft_close(void* head, int64_t context) {
     return guarded(head, [&](DraftHead& h) { h.close(context); });
 }

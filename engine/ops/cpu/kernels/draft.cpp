@@ -32,6 +32,17 @@ int64_t DraftHead::open(int64_t position) {
     return next_++;
 }
 
+int64_t DraftHead::fork(int64_t context, int64_t drop) {
+    const int64_t fresh = open(at(context).position - drop);
+    try {
+        at(fresh).slots.copy(pool_, at(context).slots, drop);
+    } catch (...) {
+        close(fresh);
+        throw;
+    }
+    return fresh;
+}
+
 void DraftHead::close(int64_t context) {
     at(context).slots.release(pool_);
     contexts_.erase(context);

@@ -60,6 +60,8 @@ public:
     DraftHead(const Shape& shape, const Layer& layer, const int64_t* ids, int window, double theta);
 
     int64_t open(int64_t position);
+    // A text that begins as another one did, without its last `drop` rows.
+    int64_t fork(int64_t context, int64_t drop);
     void close(int64_t context);
     // The next row stands there: rows between were never shown.
     void skip(int64_t context, int64_t position) { at(context).position = position; }
