@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from fastslow.draft.columns import columns, union
+from fastslow.draft.columns import columns, show, union, wanted
 from fastslow.draft.gains import OLD_ALL, OLD_OWN, PATIENCE, Case, Known
 from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict, Worth
 
@@ -114,7 +114,7 @@ class Best:
         price = 0.0 if self.worth is None else BESIDES * self._case.costs[i].seconds
         trial = self._case.trials[i]
         asked, pays = [0] * len(nodes), False
-        if i > 0 and worth.row > DEAR * worth.token:
+        if i > 0 and _dear(worth):
             trial.wait = PATIENCE[0]
             return asked
         for b, (record, most) in enumerate(zip(records, nodes)):
@@ -165,6 +165,20 @@ class Best:
                 record.spoke, record.said, record.rows = i, said, rows
                 record.promised = promise
 
+    def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
+        """A prompt is shown once, and to look at it takes a drafter little: also one that sleeps, but
+        none where rows are so dear that it is not asked."""
+        worth = FREE if self.worth is None else self.worth(batch)
+        able = self.drafters[:1] if _dear(worth) else self.drafters
+        found, layers = wanted(able, batch, rows)
+        self.features = tuple(sorted({*self.features, *layers}))
+        return found
+
+    def read(
+        self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
+    ) -> None:
+        show(self.drafters, batch, rows, features, self.features)
+
     def release(self, requests: Collection[int]) -> None:
         for drafter in self.drafters:
             drafter.release(requests)
@@ -180,6 +194,10 @@ class Best:
             record.cases[bits] = list(known)
         record.known = record.cases[bits]
         return record
+
+
+def _dear(worth: Worth) -> bool:
+    return worth.row > DEAR * worth.token
 
 
 def _around(first: int, count: int) -> Iterator[int]:

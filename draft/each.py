@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 
 from fastslow.draft.best import Best
-from fastslow.draft.columns import columns, union
+from fastslow.draft.columns import columns, show, union
 from fastslow.engine.params import Speculation
+from fastslow.engine.reader import Reader
 from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict
 
 
@@ -72,6 +73,29 @@ class Each:
                     torch.cat([rows[b] for b in members]), self.features, drafter.features
                 )
             drafter.commit([batch[b] for b in members], part, own)
+
+    def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
+        found = [range(0)] * len(batch)
+        asking: list[Drafter] = []
+        for drafter, members in self._parts(batch):
+            if isinstance(drafter, Reader):
+                some = drafter.wants([batch[b] for b in members], [rows[b] for b in members])
+                for b, own in zip(members, some, strict=True):
+                    found[b] = own
+                if any(some):
+                    asking.append(drafter)
+        self.features = tuple(sorted({*self.features, *union(asking)}))
+        return found
+
+    def read(
+        self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
+    ) -> None:
+        parts = torch.split(features, [len(some) for some in rows])
+        for drafter, members in self._parts(batch):
+            some = [rows[b] for b in members]
+            if any(some):
+                own = torch.cat([parts[b] for b in members])
+                show([drafter], [batch[b] for b in members], some, own, self.features)
 
     def release(self, requests: Collection[int]) -> None:
         for drafter in list(self._drafters.values()):  # another thread may add one

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from fastslow.draft.columns import columns, union
+from fastslow.draft.columns import columns, show, union, wanted
 from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict
 
 
@@ -43,6 +43,14 @@ class First:
         for drafter in self._drafters:
             own = columns(features, self.features, drafter.features)
             drafter.commit(batch, verdict, own)
+
+    def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
+        return wanted(self._drafters, batch, rows)[0]
+
+    def read(
+        self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
+    ) -> None:
+        show(self._drafters, batch, rows, features, self.features)
 
     def release(self, requests: Collection[int]) -> None:
         for drafter in self._drafters:

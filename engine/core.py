@@ -6,6 +6,7 @@ import time
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+import torch
 
 from fastslow.engine.accept import accept
 from fastslow.engine.allowance import SHARE, Allowance
@@ -13,6 +14,7 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.layout import lay_rows
 from fastslow.engine.model.base import Model
 from fastslow.engine.noise import Purpose, stream
+from fastslow.engine.reader import Reader
 from fastslow.engine.request import Kept, Request
 from fastslow.engine.scheduler import Scheduler, Work
 from fastslow.engine.stop import Reason
@@ -21,6 +23,7 @@ from fastslow.engine.verify import (
     committed_features,
     cut_where_unsure,
     note_logprobs,
+    read_features,
     target_laws,
 )
 
@@ -72,7 +75,8 @@ class Core:
         _check_room(draft, nodes)
         draft = self._admitted(work, ready, draft)
         drafted = time.perf_counter()
-        layout = lay_rows(work, draft, self.kv)
+        read = self._wanted(work)
+        layout = lay_rows(work, draft, self.kv, read)
         out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
         verified = time.perf_counter()
         target = target_laws(ready, draft, layout, out)
@@ -86,6 +90,7 @@ class Core:
         _truncate(ready, verdict)
         note_logprobs(work, ready, layout, verdict, out.logits)
         self._commit(work, ready, draft, verdict)
+        self._show(work, read, read_features(out, layout))
         self.drafter.commit(ready, verdict, committed_features(out, layout, verdict))
         if self.meter is not None and ready:
             made = sum(map(len, verdict.tokens))
@@ -165,6 +170,20 @@ class Core:
             request.tally.cut += len(tree.tokens) - len(nodes)
             cut += len(tree.tokens) - len(nodes)
         return Draft.of([t.only(nodes) for t, nodes in zip(trees, kept)]) if cut else draft
+
+    def _wanted(self, work: Sequence[Work]) -> list[range]:
+        """Positions of text that this step reads, besides last ones, and that the drafter wants to see."""
+        rows = [range(r.computed, r.computed + chunk) for r, chunk in work]
+        rows = [some[:-1] if item.ready else some for item, some in zip(work, rows)]
+        if not any(rows) or not isinstance(self.drafter, Reader):
+            return [range(0)] * len(work)
+        return self.drafter.wants([request for request, _ in work], rows)
+
+    def _show(
+        self, work: Sequence[Work], read: Sequence[range], features: torch.Tensor | None
+    ) -> None:
+        if features is not None and isinstance(self.drafter, Reader):
+            self.drafter.read([request for request, _ in work], read, features)
 
     def _commit(
         self, work: Sequence[Work], ready: Sequence[Request], draft: Draft, verdict: Verdict

@@ -21,37 +21,53 @@ class Layout:
         prompt_logits: per work item, index of its first prompt logits and the tokens they predict.
         verify_logits: per ready request, index of the logits after its last committed token; those
             after its draft nodes follow.
+        verify_seen: the same among the rows whose features are wanted.
+        read_seen: indices among these of the rows of text that somebody wants to see.
     """
 
     rows: Rows
     prompt_logits: list[tuple[int, list[int]]]
     verify_logits: list[int]
+    verify_seen: list[int]
+    read_seen: list[int]
 
 
-def lay_rows(work: Sequence[Work], draft: Draft, kv: KVCache) -> Layout:
+def lay_rows(
+    work: Sequence[Work], draft: Draft, kv: KVCache, read: Sequence[range] | None = None
+) -> Layout:
     """Prompt chunks, last tokens and draft nodes of all requests, as one run of rows.
 
     Args:
         work: this step's requests; the ready ones own the trees of `draft`, in the same order.
         draft: one tree for each ready request.
         kv: pages for all of it are reserved.
+        read: positions of each work item's text that somebody wants to see; None = nobody does.
     """
     segments: list[Segment] = []
     prompt_logits: list[tuple[int, list[int]]] = []
     verify_logits: list[int] = []
-    logits = 0
-    for request, chunk in work:
-        ready = chunk == request.pending
+    verify_seen: list[int] = []
+    read_seen: list[int] = []
+    logits = looks = 0
+    for item, positions in zip(work, read or [range(0)] * len(work), strict=True):
+        request, chunk = item
+        ready = item.ready
         tree = draft.tree(len(verify_logits)) if ready else Tree()
         predicted = _predicted(request, chunk)
         outputs = [position - request.computed for position, _ in predicted]
         prompt_logits.append((logits, [token for _, token in predicted]))
+        seen = [position - request.computed for position in positions]
+        read_seen += range(looks, looks + len(seen))
         if ready:
             verify_logits.append(logits + len(predicted))
-            outputs += range(chunk - 1, chunk + len(tree.tokens))
+            verify_seen.append(looks + len(seen))
+            verified = range(chunk - 1, chunk + len(tree.tokens))
+            outputs += verified
+            seen += verified
         logits += len(outputs)
-        segments.append(_segment(request, chunk, tree, outputs, kv))
-    return Layout(Rows.of(segments), prompt_logits, verify_logits)
+        looks += len(seen)
+        segments.append(_segment(item, tree, outputs, seen, kv))
+    return Layout(Rows.of(segments), prompt_logits, verify_logits, verify_seen, read_seen)
 
 
 def _predicted(request: Request, chunk: int) -> list[tuple[int, int]]:
@@ -64,8 +80,9 @@ def _predicted(request: Request, chunk: int) -> list[tuple[int, int]]:
 
 
 def _segment(
-    request: Request, chunk: int, tree: Tree, outputs: Sequence[int], kv: KVCache
+    item: Work, tree: Tree, outputs: Sequence[int], seen: Sequence[int], kv: KVCache
 ) -> Segment:
+    request, chunk = item
     computed = request.computed
     fresh = request.tokens[computed : computed + chunk]
     depths: list[int] = []
@@ -80,6 +97,7 @@ def _segment(
         context=kv.slots(request.id, 0, computed),
         groups=request.here,
         outputs=outputs,
+        seen=seen,
         only_best=only_best(request) and not request.wants_logits,
         reach=request.reach,
     )

@@ -108,12 +108,19 @@ def committed_features(out: Output, layout: Layout, verdict: Verdict) -> torch.T
     """Features [C, F], request by request: of the last token's row, then of each accepted node's."""
     if out.features is None:
         return None
-    if len(layout.verify_logits) == 1 and verdict.paths[0] == list(range(len(verdict.paths[0]))):
-        first = layout.verify_logits[0]  # the usual case: rows that follow each other
+    if len(layout.verify_seen) == 1 and verdict.paths[0] == list(range(len(verdict.paths[0]))):
+        first = layout.verify_seen[0]  # the usual case: rows that follow each other
         return out.features[first : first + len(verdict.paths[0]) + 1]
     rows = [
         first + place
-        for first, path in zip(layout.verify_logits, verdict.paths, strict=True)
+        for first, path in zip(layout.verify_seen, verdict.paths, strict=True)
         for place in (0, *(node + 1 for node in path))
     ]
     return out.features[torch.tensor(rows, dtype=torch.long)]
+
+
+def read_features(out: Output, layout: Layout) -> torch.Tensor | None:
+    """Features [C, F] of the rows of text that somebody wanted to see, request by request."""
+    if out.features is None or not layout.read_seen:
+        return None
+    return out.features[torch.tensor(layout.read_seen, dtype=torch.long)]

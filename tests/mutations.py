@@ -29,6 +29,7 @@ COPIED = ("fastslow", "engine", "draft", "policies", "tests", "pyproject.toml")
 PATIENCE = 600  # seconds for the tests of one mutation
 
 ACCEPT = ("tests/test_accept_exact.py", "tests/test_accept_rules.py", "tests/test_accept.py")
+PROMPTS = ("tests/test_head_prompt.py",)
 STREAMS = ("tests/test_accept.py",)
 LAW = ("tests/test_law.py",)
 EXACT = ("tests/test_exact.py",)
@@ -430,6 +431,63 @@ MUTATIONS = (
         "kept = node.alive and",
         "kept =",
         ("tests/test_accept_stepwise.py",),
+    ),
+    swap(
+        "a prompt's rows stand one place off",
+        "draft/head/draft.py",
+        "parts.append(features[end - sizes[-1] : end])",
+        "parts.append(features[end - sizes[-1] : end].roll(1, 0))",
+        PROMPTS,
+    ),
+    swap(
+        "each prompt token goes with its own row",
+        "draft/head/draft.py",
+        "request.tokens[first + 1 : some.stop + 1]",
+        "request.tokens[first : some.stop]",
+        PROMPTS,
+    ),
+    swap(
+        "features of the verified rows from where their logits are",
+        "engine/layout.py",
+        "verify_seen.append(looks + len(seen))",
+        "verify_seen.append(looks)",
+        ("tests/test_head_engine.py", *PROMPTS),
+    ),
+    swap(
+        "a prompt is dropped where rows wait",
+        "draft/head/draft.py",
+        "                self._settle(state)\n            state.features.append(own)",
+        "                self.release([request.id])\n                state = self._at(request, first)\n"
+        "            state.features.append(own)",
+        PROMPTS,
+    ),
+    swap(
+        "drafting from a row that was only read",
+        "draft/head/draft.py",
+        "state.begun and state.end ==",
+        "state.end ==",
+        PROMPTS,
+    ),
+    swap(
+        "a chain in training forgets the prompt",
+        "draft/train/unroll.py",
+        "tril(before - step)",
+        "tril(-step)",
+        ("tests/test_head.py",),
+    ),
+    swap(
+        "a prompt's places begin where the answer's do",
+        "draft/train/batches.py",
+        "torch.arange(-features.shape[1], 0)",
+        "torch.arange(features.shape[1])",
+        PROMPTS,
+    ),
+    swap(
+        "kernels write the features of wanted logits",
+        "engine/ops/cpu/decoder.py",
+        "seen=rows.seen if features else rows.seen[:0],",
+        "seen=rows.outputs if features else rows.seen[:0],",
+        ("tests/test_model.py::test_features_of_rows_without_logits", *PROMPTS),
     ),
     swap(
         "a selector's means are forgotten",

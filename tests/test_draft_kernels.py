@@ -105,6 +105,50 @@ def test_chains_have_the_logits_of_torch(
     assert error(logits(kernels, mine), logits(torch_, theirs)) < limit
 
 
+@pytest.mark.parametrize("parts", [(40,), (1, 7, 32)], ids=str)
+def test_rows_that_are_only_read_count_in_both(target: Path, parts: tuple[int, ...]) -> None:
+    """As a prompt does: its rows are seen by those behind them, and nothing is drafted from them."""
+    features, after = rows()
+    found = []
+    for runner in made(target):
+        for read in (True, False):
+            text, first = runner.open(7), 0
+            runner.add_words(text, after)
+            for size in parts:
+                own = slice(first, first + size)
+                if read:
+                    runner.read([text], [size], after[own], features[own])
+                    assert not grow(runner, text)[0].tokens
+                else:
+                    take(runner, text, features[own], after[own])
+                first += size
+            runner.skip(text, 60)
+            take(runner, text, features[40:], after[40:])
+            found.append((logits(runner, text), grow(runner, text)[0]))
+            runner.close(text)
+    (mine, _), (plain, _), (theirs, _), (all_theirs, _) = found
+    assert np.array_equal(mine, plain) and found[0][1] == found[1][1]
+    assert error(theirs, all_theirs) < 1e-5 and 0 < error(mine, theirs) < 0.05
+
+
+def test_long_prompts_are_read_in_parts_and_together(target: Path) -> None:
+    kernels, _ = made(target, window=1400)
+    features, after = rows(3, 1300)
+    texts = [kernels.open(0) for _ in range(3)]
+    kernels.read(
+        texts[:2], [1300, 1200], [*after, *after[:1200]], features[[*range(1300), *range(1200)]]
+    )
+    kernels.read([texts[1]], [100], after[1200:], features[1200:])
+    for first in range(0, 1300, 130):
+        own = slice(first, first + 130)
+        kernels.read(texts[2:], [130], after[own], features[own])
+    more, last = rows(4, 2)
+    for text in texts:
+        take(kernels, text, more, last)
+    trees = [grow(kernels, text)[0] for text in texts]
+    assert trees[0] == trees[1] == trees[2] and trees[0].tokens
+
+
 @pytest.mark.parametrize("least", [0.0, 0.05])
 def test_trees_are_those_of_torch(target: Path, least: float) -> None:
     """Each of their paths is about as likely there; where two are nearly alike, either may be kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fastslow.draft.head.matrices import linear_for
 from fastslow.draft.head.target import draft_vocabulary, read_ends
 from fastslow.draft.head.tree import Growing, grow_trees
 from fastslow.draft.head.words import Words
-from fastslow.draft.train.unroll import unroll
+from fastslow.draft.train.unroll import Prefix, unroll
 
 FIELDS = {"vocab_size": 12, "num_hidden_layers": 2}
 
@@ -71,6 +72,26 @@ def test_drafting_computes_what_training_unrolled(exact: Head, cut: int, window:
     fresh = slice(cut, cut + 2)
     hidden = head.read(features[fresh], after[fresh], [context], [2])
     assert torch.allclose(hidden[0], steps[0][cut + 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [512, 6])
+def test_a_prefix_is_rows_that_no_chain_starts_from(exact: Head, window: int) -> None:
+    """Training with a prompt in front of the rows that teach equals training on the whole text."""
+    config = HeadConfig(**{**_fields(exact.config), "window": window})
+    layer = exact._layer.__class__(config, exact._layer._norms, exact._layer._linear)
+    features, after = rows(11, exact)
+    embedded = exact._embedding[torch.tensor(after)].float()
+    whole = unroll(layer, features[None], embedded[None], torch.ones(1, 11, dtype=torch.bool), 4)
+    prefix = Prefix(
+        torch.cat((features[7:9], features[:5]))[None],
+        torch.cat((embedded[7:9], embedded[:5]))[None],
+        torch.arange(-7, 0)[None],
+        (torch.arange(7) >= 2)[None],
+    )
+    there = torch.ones(1, 6, dtype=torch.bool)
+    parts = unroll(layer, features[None, 5:], embedded[None, 5:], there, 4, prefix)
+    for step, (one, other) in enumerate(zip(whole, parts)):
+        assert torch.allclose(one[0, 5 + step :], other[0, step:], atol=1e-5), step
 
 
 def _fields(config: HeadConfig) -> dict[str, object]:
@@ -165,6 +186,10 @@ def test_files_are_read_back_and_bad_ones_refused(target: Path, tmp_path: Path) 
     theirs, table = read_head(path)
     assert theirs == config and all(torch.equal(table[name], weights[name]) for name in table)
     assert set(table) == set(config.shapes())
+    old = {k: v for k, v in _fields(config).items() if k != "prompt"} | {"layers": [0, 1]}
+    save_file(weights, path, {"kind": "fastslow-head", "config": json.dumps(old)})
+    assert read_head(path)[0] == config and config.prompt == 0
+    write_head(path, config, weights)
     with pytest.raises(ValueError, match="cannot be read"):
         read_head(tmp_path / "absent")
     path.write_bytes(path.read_bytes()[:1000])
@@ -181,6 +206,9 @@ def test_files_are_read_back_and_bad_ones_refused(target: Path, tmp_path: Path) 
         read_head(path)
     wrong = HeadConfig(**{**_fields(config), "kv_heads": 0})
     with pytest.raises(ValueError, match="kv_heads=0 must be a whole number of at least 1"):
+        read_head(write_head(path, wrong, weights))
+    wrong = HeadConfig(**{**_fields(config), "prompt": -1})
+    with pytest.raises(ValueError, match="prompt=-1 must be a whole number of at least 0"):
         read_head(write_head(path, wrong, weights))
 
 

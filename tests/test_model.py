@@ -9,9 +9,13 @@ import checkpoints
 import pytest
 import texts
 import torch
+from kernel_tools import wanted
 from reference_model import ReferenceModel
 
+from fastslow.engine.model.base import Model
+from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.loader import load_model
+from fastslow.engine.ops.cpu import decoder, library
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -126,6 +130,49 @@ def test_only_wanted_rows_have_logits_and_features(tmp_path: Path) -> None:
     assert empty.logits.shape == (0, model.config.vocab_size) and empty.features is None
     first = model.forward(texts.Rows.of([every]), kv, features=(0,)).features
     assert first is not None and torch.equal(first, full.features[:, 64:])
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_features_of_rows_without_logits(
+    tmp_path: Path, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking for them changes no bit of a logit, wherever a long step is cut."""
+    if not kernels:
+        monkeypatch.setattr(library, "available", lambda: False)
+    elif not wanted():
+        pytest.skip("the kernels are switched off")
+    model = load_model(checkpoints.write_moge(tmp_path))
+    assert isinstance(model, decoder.CpuDecoder if kernels else Decoder)
+    lengths, kv, firsts = (9, 1, 30), texts.storage(model, 120), (0, 40, 80)
+    slots = [texts.np.arange(first, first + n) for first, n in zip(firsts, lengths)]
+
+    def rows(*asked: tuple[list[int], list[int]]) -> texts.Rows:
+        segments = [texts.chunk(texts.tokens_of(n, n), 0, n, s) for n, s in zip(lengths, slots)]
+        for segment, (outputs, seen) in zip(segments, asked):
+            segment.outputs, segment.seen = outputs, seen
+        return texts.Rows.of(segments)
+
+    full = model.forward(rows(*(([*range(n)], [*range(n)]) for n in lengths)), kv, (2, 0))
+    some = rows(([8], [2, 3, 8]), ([], [0]), ([29, 4], []))
+    places = [2, 3, 8, 9]
+    for most in (1024, 7):
+        monkeypatch.setattr(decoder, "MOST_ROWS", most)
+        found, blind = model.forward(some, kv, (2, 0)), model.forward(some, kv)
+        assert found.features is not None and full.features is not None
+        assert torch.equal(found.features, full.features[places])
+        assert torch.equal(found.logits, full.logits[[8, 39, 14]])
+        assert torch.equal(found.logits, blind.logits) and blind.features is None
+        none = model.forward(rows(([], [5]), ([], []), ([], [29])), kv, (1,))
+        assert none.features is not None and len(none.logits) == 0
+        assert torch.equal(none.features, _alone(model, 9, 30)[[5, 38]])
+
+
+def _alone(model: Model, *lengths: int) -> torch.Tensor:
+    kv, found = texts.storage(model, 40), []
+    for n in lengths:
+        rows = texts.Rows.of([texts.chunk(texts.tokens_of(n, n), 0, n, texts.np.arange(n))])
+        found.append(model.forward(rows, kv, (1,)).features)
+    return torch.cat([part for part in found if part is not None])
 
 
 def test_feature_layers_and_empty_steps_are_checked(tmp_path: Path) -> None:

@@ -126,3 +126,21 @@ def test_features_of_a_replay_stay_when_the_next_one_runs(model: PagedDecoder) -
     again = cpu(model.weights).forward(whole, texts.storage(model, 40), (0, 2)).features
     assert again is not None
     torch.testing.assert_close(torch.cat([k[0] for k in kept]), again, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("recorded_steps", [True, False])
+def test_features_of_rows_without_logits(
+    model: PagedDecoder, monkeypatch: pytest.MonkeyPatch, recorded_steps: bool
+) -> None:
+    if not recorded_steps:
+        monkeypatch.setattr(recorded, "MOST_RECORDED", 0)
+    kv, slots = texts.storage(model, 40), np.arange(40)
+    for outputs, seen in (([5], [0, 3, 5]), ([], [2, 1]), ([0, 5], []), ([5], [0, 3, 5])):
+        segment = texts.chunk(TOKENS, 0, 6, slots)
+        whole = model.forward(Rows.of([segment]), kv, (0, 2))
+        segment.outputs, segment.seen = outputs, seen
+        found = model.forward(Rows.of([segment]), kv, (0, 2))
+        assert found.features is not None and whole.features is not None
+        torch.testing.assert_close(found.features, whole.features[seen], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.logits, whole.logits[outputs], atol=1e-4, rtol=1e-4)
+    assert (model.recorder.replays > 0) is recorded_steps

@@ -72,13 +72,25 @@ def test_requests_of_both_homes_share_a_step(model: ParallelModel) -> None:
     )
     out = model.forward(rows, kv, (2, 0))
     assert out.features is not None and out.features.shape == (40, 128)
+    rows.outputs, rows.seen = rows.outputs[[12, 0]], rows.seen[[39, 0, 12, 13]]
+    rows.only_best = rows.only_best[:2]
+    some = model.forward(rows, kv, (2, 0))
+    assert some.features is not None and torch.equal(some.logits, out.logits[[12, 0]])
+    assert torch.equal(some.features, out.features[[39, 0, 12, 13]])
+    rows.outputs, rows.only_best = rows.outputs[:0], rows.only_best[:0]
+    none = model.forward(rows, kv, (2, 0))
+    assert none.features is not None and torch.equal(none.features, some.features)
+    rows.seen = rows.seen[:0]
+    none = model.forward(rows, kv, (2, 0))
+    assert none.features is not None and none.features.shape == (0, 128)
+    rows.outputs, rows.only_best = np.arange(40), np.zeros(40, dtype=np.bool_)
     together = out.logits.split([9, 30, 1])
     rows.only_best[::3] = True
-    some = model.forward(rows, kv).best
+    few = model.forward(rows, kv).best
     rows.only_best[:] = True
     best = model.forward(rows, kv).best
     assert best.tolist() == out.logits.argmax(-1).tolist()
-    assert some[::3].tolist() == best[::3].tolist() and (some[1::3] == -1).all()
+    assert few[::3].tolist() == best[::3].tolist() and (few[1::3] == -1).all()
     for tokens, first, logits in zip(texts_of, firsts, together):
         assert torch.equal(logits, home_logits(model, tokens, first // 64, [len(tokens)]))
 

@@ -27,6 +27,14 @@ class DraftHead(Protocol):
         sizes: Sequence[int],
     ) -> Tensor: ...
 
+    def store(
+        self,
+        features: Tensor,
+        after: Sequence[int],
+        contexts: Sequence[Context],
+        sizes: Sequence[int],
+    ) -> None: ...
+
     def step(
         self,
         hidden: Tensor,

@@ -33,6 +33,7 @@ class KernelRunner:
         self.layers = config.layers
         self.hidden = config.hidden
         self.width = len(ends.embedding)
+        self.prompt = config.prompt
         tokens = weights["tokens"].long()
         shape = DraftShape(
             hidden=config.hidden,
@@ -54,9 +55,22 @@ class KernelRunner:
         self._words[number] = Words(self._common)
         return number
 
+    def fork(self, text: int, drop: int) -> int:
+        number = self._kernels.fork(text, drop)
+        self._words[number] = Words(self._common)
+        return number
+
     def close(self, text: int) -> None:
         del self._words[text]
         self._kernels.close(text)
+
+    def skip(self, text: int, position: int) -> None:
+        self._kernels.skip(text, position)
+
+    def read(
+        self, texts: Sequence[int], sizes: Sequence[int], after: Sequence[int], features: Tensor
+    ) -> None:
+        self._kernels.read(texts, sizes, after, features)
 
     def add_words(self, text: int, tokens: Sequence[int]) -> None:
         words = self._words[text]

@@ -21,6 +21,8 @@ class HeadConfig:
         vocabulary: D, tokens that can be drafted.
         rope_theta, eps: of rotary positions and norms.
         window: how many earlier positions attention reads, the latest ones.
+        prompt: rows of a prompt, the last ones, that it was trained to see; 0 = none. Files from
+            before there was such a field have none.
     """
 
     hidden: int
@@ -33,6 +35,7 @@ class HeadConfig:
     rope_theta: float = 10000.0
     eps: float = 1e-5
     window: int = 512
+    prompt: int = 0
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> shape, of all that a head's file holds."""
@@ -61,6 +64,7 @@ class HeadConfig:
             raise ValueError(f"metadata field kind={found.get('kind')!r} must be {KIND!r}")
         try:
             values: dict[str, Any] = json.loads(found.get("config", ""))
+            values.setdefault("prompt", 0)
             known = {field.name: values[field.name] for field in fields(cls)}
             config = cls(**known | {"layers": tuple(int(n) for n in known["layers"])})
         except (ValueError, TypeError, KeyError) as error:
@@ -75,6 +79,8 @@ class HeadConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        if not isinstance(self.prompt, int) or self.prompt < 0:
+            raise ValueError(f"prompt={self.prompt!r} must be a whole number of at least 0")
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise ValueError(
                 f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}, and "

@@ -28,6 +28,7 @@ class Context:
 
     def __init__(self, config: HeadConfig, position: int) -> None:
         self.position = position
+        self._config = config
         self._window = config.window
         self._ratio = config.heads // config.kv_heads
         self._scale = config.head_dim**-0.5
@@ -60,6 +61,18 @@ class Context:
         self._write(self._committed, k_NKD, v_NKD)
         self._committed += len(k_NKD)
         self.position += len(k_NKD)
+
+    def fork(self, drop: int) -> Context:
+        """A copy without the last `drop` committed rows."""
+        copy = Context(self._config, self.position - drop)
+        copy._committed = max(0, self._committed - drop)
+        copy._kv = self._kv[:, :, : max(copy._committed, GROW)].clone()
+        return copy
+
+    def skip(self, position: int) -> None:
+        """The next committed row stands there: those between were never shown."""
+        self.forget()
+        self.position = position
 
     def forget(self) -> None:
         """The draft's rows are no longer there."""

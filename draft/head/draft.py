@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,42 +11,24 @@ from loguru import logger
 from torch import Tensor
 
 from fastslow.draft.head.runner import Runner
+from fastslow.draft.head.state import Kept, State
 from fastslow.engine.noise import Purpose, draw, stream
 from fastslow.engine.types import Certain, Draft, Floats, Ints, Law, RequestView, Tree, Verdict
 
 NOWHERE = -1e30  # a logit: no mass at any temperature, and still a finite number
 LEAST = 0.08  # likelihood of a path that is hardly worth its rows, on the fastest machine
-MOST_WAITING = 256  # rows not taken in, after which a text is begun anew
+MOST_WAITING = 256  # rows that nobody has drafted from, before they are taken in all the same
+MOST_KEPT = 16384  # rows of texts that have ended
 NO_ROWS = torch.empty(0)
-
-
-@dataclass(slots=True)
-class State:
-    """What is held for a request.
-
-    Attributes:
-        text: its number in the runner.
-        position: of the next row to take in.
-        features, after: committed rows not taken in yet, and the token after each.
-    """
-
-    text: int
-    position: int
-    features: list[Tensor] = field(default_factory=list)
-    after: list[int] = field(default_factory=list)
-
-    @property
-    def end(self) -> int:
-        """The position after the last row that is known."""
-        return self.position + len(self.after)
 
 
 class HeadDraft:
     """Drafts from the target's own hidden states (EAGLE: arXiv 2401.15077, 2406.16858, 2503.01840).
 
-    A request's first draft comes after its first step, when there are features. Rows that the
-    target never showed (prompts, prefix hits) are missing in the head's context, which costs
-    acceptance and nothing else. Nothing here depends on the other requests of a batch.
+    A request's first draft comes after its first step, when there are features. A head that was
+    trained to see prompts is shown them as they are read, or takes them over from a text that began
+    alike, as the target's prefix cache does. Rows that were never shown are missing in its context,
+    which costs acceptance and nothing else.
 
     Where the length is the engine's to choose, a tree ends where its paths become unlikely.
 
@@ -80,13 +61,14 @@ class HeadDraft:
         self._depth = depth
         self._only_best = only_best or (lambda request: False)
         self._states: dict[int, State] = {}
+        self._kept = Kept(MOST_KEPT)
         self._canvas = Canvas(runner.width)
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
         known = [
             (b, request, self._states[request.id])
             for b, (request, most) in enumerate(zip(batch, nodes))
-            if most > 0 and request.id in self._states
+            if most > 0 and self._knows(request)
         ]
         if not known:
             return Draft.of([Tree()] * len(batch))
@@ -123,24 +105,97 @@ class HeadDraft:
             if not tokens:
                 continue
             first = len(request.tokens) - len(tokens) - 1  # the row that was last before this step
-            state = self._states.get(request.id)
-            if state is not None and (state.end != first or len(state.after) >= MOST_WAITING):
-                self.release([request.id])
-                state = None
-            if state is None:
-                state = State(self._runner.open(first), first)
-                self._runner.add_words(state.text, request.tokens)
-                self._states[request.id] = state
-            else:
-                self._runner.add_words(state.text, tokens)
+            state = self._at(request, first)
+            self._runner.add_words(state.text, tokens)
+            if len(state.after) >= MOST_WAITING:
+                self._settle(state)
             state.features.append(own)
             state.after += tokens
+            state.begun = True
+
+    def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
+        found = []
+        for request, some in zip(batch, rows, strict=True):
+            first = max(some.start, len(request.tokens) - 1 - self._runner.prompt)
+            found.append(range(self._missing(request, first), some.stop))
+        return found
+
+    def read(self, batch: Sequence[RequestView], rows: Sequence[range], features: Tensor) -> None:
+        if not self._runner.prompt:
+            return
+        states, sizes, after, parts = list[State](), list[int](), list[int](), list[Tensor]()
+        end = 0
+        for request, some in zip(batch, rows, strict=True):
+            end += len(some)
+            first = self._missing(request, some.start)
+            if first >= some.stop:
+                continue
+            state = self._at(request, first)
+            self._settle(state)
+            states.append(state)
+            sizes.append(some.stop - first)
+            parts.append(features[end - sizes[-1] : end])
+            after += request.tokens[first + 1 : some.stop + 1]
+        if states:
+            whole = torch.cat(parts).to("cpu", torch.float32)
+            self._runner.read([state.text for state in states], sizes, after, whole)
+        for state, size in zip(states, sizes):
+            state.position += size
+            state.begun = False
 
     def release(self, requests: Collection[int]) -> None:
         for request in requests:
             state = self._states.pop(request, None)
-            if state is not None:
-                self._runner.close(state.text)
+            if state is None:
+                continue
+            for gone in self._kept.add(state) if self._runner.prompt else [state]:
+                self._runner.close(gone.text)
+
+    def _knows(self, request: RequestView) -> bool:
+        """Whether there is a row to draft from, the one of the last token but one."""
+        state = self._states.get(request.id)
+        return state is not None and state.begun and state.end == len(request.tokens) - 1
+
+    def _missing(self, request: RequestView, first: int) -> int:
+        """The first row from there on that is not known."""
+        state = self._states.get(request.id)
+        return first if state is None else max(first, state.end)
+
+    def _at(self, request: RequestView, first: int) -> State:
+        """The state whose next row stands there."""
+        state = self._states.get(request.id)
+        if state is not None and state.end > first:  # of what stood there before
+            self._runner.close(self._states.pop(request.id).text)
+            state = None
+        if state is None:
+            state = self._begin(request, first)
+            self._runner.add_words(state.text, request.tokens)
+            self._states[request.id] = state
+        if state.end < first:  # rows that were not shown
+            self._settle(state)
+            self._runner.skip(state.text, first)
+            state.skip(first)
+        return state
+
+    def _begin(self, request: RequestView, first: int) -> State:
+        """A text whose first rows are those of a text that began alike, where there is one."""
+        tokens, oldest = request.tokens, max(0, len(request.tokens) - 1 - self._runner.prompt)
+        if first > oldest:  # something is missing
+            known = [*self._states.values(), *self._kept]
+            best = max(known, key=lambda state: state.shared(tokens, first), default=None)
+            end = 0 if best is None else best.shared(tokens, first)
+            if best is not None and end > oldest:
+                text = self._runner.fork(best.text, best.position - end)
+                return State(text, end, tokens, best.since)
+        return State(self._runner.open(first), first, tokens, first)
+
+    def _settle(self, state: State) -> None:
+        """Take in what waits; nothing is drafted until more comes."""
+        if state.after:
+            whole = torch.cat(state.features).to("cpu", torch.float32)
+            self._runner.read([state.text], [len(state.after)], state.after, whole)
+            state.position = state.end
+            state.features, state.after = [], []
 
     def _grow(
         self, states: Sequence[State], nodes: Sequence[int], depth: int, least: Sequence[float]

@@ -58,15 +58,20 @@ class Head:
             contexts: B of them, which grow by their rows.
             sizes: rows of each context, at least 1.
         """
-        hidden = self._layer.fuse(features.to("cpu", torch.float32))
-        positions = [p for c, n in zip(contexts, sizes) for p in c.places(n)]
-        x, q, k, v = self._enter(hidden, after, positions)
+        x, q = self._keep(features, after, contexts, sizes)
         ends = torch.tensor(sizes).cumsum(0) - 1
-        each = list(sizes)
-        for context, k_NKD, v_NKD in zip(contexts, torch.split(k, each), torch.split(v, each)):
-            context.commit(k_NKD, v_NKD)
         seen = [c.attend(q[e : e + 1]) for c, e in zip(contexts, ends.tolist())]
         return self._layer.leave(x[ends], torch.cat(seen))
+
+    def store(
+        self,
+        features: Tensor,
+        after: Sequence[int],
+        contexts: Sequence[Context],
+        sizes: Sequence[int],
+    ) -> None:
+        """As `read`, of rows that nothing is drafted from: only their keys and values are made."""
+        self._keep(features, after, contexts, sizes)
 
     def step(
         self,
@@ -102,6 +107,22 @@ class Head:
         each = list(sizes)
         parts = zip(torch.split(self._layer.logits(ready), each), torch.split(ready, each), words)
         return [torch.cat((logits, own @ w.rows.T), -1) for logits, own, w in parts]
+
+    def _keep(
+        self,
+        features: Tensor,
+        after: Sequence[int],
+        contexts: Sequence[Context],
+        sizes: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        """The rows in front of the layer, and their queries; keys and values go to the contexts."""
+        hidden = self._layer.fuse(features.to("cpu", torch.float32))
+        positions = [p for c, n in zip(contexts, sizes) for p in c.places(n)]
+        x, q, k, v = self._enter(hidden, after, positions)
+        each = list(sizes)
+        for context, k_NKD, v_NKD in zip(contexts, torch.split(k, each), torch.split(v, each)):
+            context.commit(k_NKD, v_NKD)
+        return x, q
 
     def _enter(
         self, hidden: Tensor, after: Sequence[int], positions: Sequence[int]

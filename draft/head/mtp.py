@@ -43,6 +43,7 @@ class MtpHead:
             rope_theta=c.rope_theta,
             eps=c.rms_norm_eps,
             window=c.context,
+            prompt=c.context,  # it was trained on whole texts
         )
 
     def read(
@@ -52,16 +53,19 @@ class MtpHead:
         contexts: Sequence[Context],
         sizes: Sequence[int],
     ) -> Tensor:
-        hidden = self._predictor.normed(features.to("cpu"))
-        positions = [p for c, n in zip(contexts, sizes) for p in c.places(n)]
-        x, q, k, v = self._enter(hidden, after, positions)
+        x, q = self._keep(features, after, contexts, sizes)
         ends = torch.tensor(sizes).cumsum(0) - 1
-        each = list(sizes)
-        for context, k_NKD, v_NKD in zip(contexts, torch.split(k, each), torch.split(v, each)):
-            self._seat(context)
-            context.commit(k_NKD, v_NKD)
         seen = [c.attend(q[e : e + 1]) for c, e in zip(contexts, ends.tolist())]
         return self._predictor.leave(x[ends], torch.cat(seen))
+
+    def store(
+        self,
+        features: Tensor,
+        after: Sequence[int],
+        contexts: Sequence[Context],
+        sizes: Sequence[int],
+    ) -> None:
+        self._keep(features, after, contexts, sizes)
 
     def step(
         self,
@@ -79,6 +83,22 @@ class MtpHead:
 
     def logits(self, hidden: Tensor, words: Sequence[Words], sizes: Sequence[int]) -> list[Tensor]:
         return list(torch.split(self._predictor.logits(hidden), list(sizes)))
+
+    def _keep(
+        self,
+        features: Tensor,
+        after: Sequence[int],
+        contexts: Sequence[Context],
+        sizes: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        hidden = self._predictor.normed(features.to("cpu"))
+        positions = [p for c, n in zip(contexts, sizes) for p in c.places(n)]
+        x, q, k, v = self._enter(hidden, after, positions)
+        each = list(sizes)
+        for context, k_NKD, v_NKD in zip(contexts, torch.split(k, each), torch.split(v, each)):
+            self._seat(context)
+            context.commit(k_NKD, v_NKD)
+        return x, q
 
     def _enter(
         self, hidden: Tensor, after: Sequence[int], positions: Sequence[int]

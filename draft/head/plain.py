@@ -39,6 +39,7 @@ class TorchRunner:
         self.layers = head.config.layers
         self.hidden = head.config.hidden
         self.width = head.width
+        self.prompt = head.config.prompt
         self._head = head
         self._texts: dict[int, _Text] = {}
         self._numbers = itertools.count()
@@ -48,8 +49,26 @@ class TorchRunner:
         self._texts[number] = _Text(Context(self._head.config, position), Words(self._head.common))
         return number
 
+    def fork(self, text: int, drop: int) -> int:
+        number = next(self._numbers)
+        context = self._texts[text].context.fork(drop)
+        self._texts[number] = _Text(context, Words(self._head.common))
+        return number
+
     def close(self, text: int) -> None:
         del self._texts[text]
+
+    def skip(self, text: int, position: int) -> None:
+        self._texts[text].context.skip(position)
+
+    @torch.inference_mode()
+    def read(
+        self, texts: Sequence[int], sizes: Sequence[int], after: Sequence[int], features: Tensor
+    ) -> None:
+        held = [self._texts[text] for text in texts]
+        self._head.store(features, after, [text.context for text in held], sizes)
+        for text in held:
+            text.hidden = text.tip = None
 
     def add_words(self, text: int, tokens: Sequence[int]) -> None:
         self._texts[text].words.add(tokens)

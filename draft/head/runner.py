@@ -20,17 +20,41 @@ class Runner(Protocol):
         layers: of the target, whose features are read.
         hidden: H of the target.
         width: V, of the target's vocabulary.
+        prompt: rows in front of a text's last one that are worth showing, the last ones; 0 = the head
+            was not trained to see a prompt.
     """
 
     layers: tuple[int, ...]
     hidden: int
     width: int
+    prompt: int
 
     def open(self, position: int) -> int:
         """A new text whose first row will stand at a position; its number."""
 
+    def fork(self, text: int, drop: int) -> int:
+        """A new text with the rows of another one but its last `drop`, which stand one behind the
+        other; its number. It has no words of its own, and no tree or chain until `grow` takes in a row.
+        """
+
     def close(self, text: int) -> None:
         """Forget a text."""
+
+    def skip(self, text: int, position: int) -> None:
+        """A text's next row will stand there: rows between were never shown."""
+
+    def read(
+        self, texts: Sequence[int], sizes: Sequence[int], after: Sequence[int], features: Tensor
+    ) -> None:
+        """Take rows in that nothing is drafted from, at less than `grow` takes. A text has no tree
+        and no chain then until `grow` takes in a row behind them.
+
+        Args:
+            texts: B of them, each once.
+            sizes: rows of each.
+            after: R tokens, text by text, each the one after its row.
+            features: [R, F] of these rows.
+        """
 
     def add_words(self, text: int, tokens: Sequence[int]) -> None:
         """Tokens that came in a text: they can be drafted for it from now on."""

@@ -8,7 +8,7 @@ from random import Random
 
 import torch
 
-from fastslow.draft.train.batches import batches
+from fastslow.draft.train.batches import Shown, batches
 from fastslow.draft.train.features import Seen
 from fastslow.draft.train.trainer import Trainer
 
@@ -29,21 +29,23 @@ class Worth:
 
 
 @torch.no_grad()
-def worth(trainer: Trainer, texts: Sequence[Seen], prompts: float = 0.0) -> Worth:
+def worth(trainer: Trainer, texts: Sequence[Seen]) -> Worth:
     """Walk the texts as greedy decoding would: draft, accept what the target holds likeliest, go on.
+    Prompts are seen by a head that is trained to see them.
 
     Args:
         trainer: whose head is measured; chains are as long as its course's steps.
         texts: greedy answers of the target.
-        prompts: as in `batches`.
     """
     depth = trainer.course.steps
+    rows = trainer.config.prompt
+    shown = Shown(float(rows > 0), rows)
     reached, accepted = [0] * depth, [0] * depth
     steps = made = 0
-    for batch in batches(texts, trainer.course.rows, prompts, trainer.config.hidden, Random(0)):
+    for batch in batches(texts, trainer.course.rows, shown, trainer.config.hidden, Random(0)):
         _, hits = trainer.measure(batch)
-        for b, (first, end) in enumerate(zip(batch.first[:, 0].tolist(), batch.end[:, 0].tolist())):
-            row = first
+        for b, end in enumerate(batch.end[:, 0].tolist()):
+            row = 0
             while row + depth <= end:  # a draft that would pass the end says nothing
                 run = 0
                 while run < depth:

@@ -13,6 +13,7 @@ import torch
 from loguru import logger
 from safetensors.torch import save_file
 
+from fastslow.draft.head.config import HeadConfig
 from fastslow.draft.head.head import read_head
 from fastslow.draft.head.target import (
     draft_vocabulary,
@@ -29,6 +30,7 @@ from fastslow.engine.model.base import Model
 
 HELD = 0.05  # share of prompts that nothing is learnt from
 MOST_HELD = 64
+ANSWER_ROWS = 256  # that attention has room for besides a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +132,23 @@ def _trainer(plan: Plan, taught: Sequence[Text], vocabulary: int) -> Trainer:
     said = (token for text in taught for token in text.tokens[text.start :])
     tokens = draft_vocabulary(said, min(plan.vocabulary, vocabulary), vocabulary)
     config, weights = first_weights(plan.target, plan.layers, tokens, plan.course.seed)
+    if plan.course.prompts:
+        rows = plan.course.prompt_rows
+        config = replace(config, prompt=rows, window=max(config.window, rows + ANSWER_ROWS))
     if plan.start is not None:
         begun, table = read_head(plan.start)
-        if replace(begun, vocabulary=config.vocabulary) != config:
+        if replace(begun, **_free(config)) != config:
             raise ValueError(
                 f"start={plan.start} is a head of another shape: {begun}, not {config}"
             )
         weights = table | {"tokens": tokens}
     checkpoint = plan.work / "checkpoint.safetensors"
     return Trainer(config, weights, read_ends(plan.target), plan.course, checkpoint)
+
+
+def _free(config: HeadConfig) -> dict[str, Any]:
+    """What a head may have otherwise than the one that it begins with."""
+    return {name: getattr(config, name) for name in ("vocabulary", "prompt", "window")}
 
 
 class Curve:

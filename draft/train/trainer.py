@@ -23,10 +23,10 @@ from torch import Tensor
 from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
 from fastslow.draft.head.layer import HeadLayer
 from fastslow.draft.head.target import Ends
-from fastslow.draft.train.batches import Batch, batches
+from fastslow.draft.train.batches import Batch, Before, Shown, batches
 from fastslow.draft.train.features import Seen
 from fastslow.draft.train.loss import Guess
-from fastslow.draft.train.unroll import unroll
+from fastslow.draft.train.unroll import Prefix, unroll
 
 STATE = "optimizer."
 
@@ -43,7 +43,9 @@ class Course:
         warm_up: updates.
         tokens: rows to learn from, all epochs together.
         rows: padded rows of a batch.
-        prompts: share of texts whose prompt the head sees.
+        prompts: share of texts whose prompt the head sees; 0 makes a head that never looks at prompts.
+        prompt_rows: of a prompt that it sees at most, the last ones.
+        moved: share of these prompts that stand further away from the answer than they did.
         decay: weight decay of the matrices.
         seed: of order and shares.
         products: dtype of the matrix products; parameters and their updates are float32.
@@ -55,7 +57,9 @@ class Course:
     warm_up: int = 20
     tokens: int = 1_000_000
     rows: int = 2048
-    prompts: float = 0.0
+    prompts: float = 0.8
+    prompt_rows: int = 1024
+    moved: float = 0.5
     decay: float = 0.01
     seed: int = 0
     products: str = "bfloat16"
@@ -118,7 +122,14 @@ class Trainer:
         law_RD, goals = self._law(batch, head_DH), place[batch.best.flatten()]
         layer = HeadLayer(self.config, self.weights, self._linear())
         embedded = F.embedding(batch.after, self._embedding).float()
-        chain = unroll(layer, batch.features.float(), embedded, batch.visible, self.course.steps)
+        chain = unroll(
+            layer,
+            batch.features.float(),
+            embedded,
+            batch.visible,
+            self.course.steps,
+            self._prefix(batch.before),
+        )
         total = torch.zeros(())
         hits: list[Tensor] = []
         for step, hidden in enumerate(chain):
@@ -206,10 +217,11 @@ class Trainer:
 
     def _epochs(self, texts: Callable[[Random], Iterator[Sequence[Seen]]]) -> Iterator[Batch]:
         c = self.course
+        shown = Shown(c.prompts, self.config.prompt, c.moved)
         while self.tokens < c.tokens:
             before = self.tokens
             for group in texts(self.random):
-                for batch in batches(group, c.rows, c.prompts, self.config.hidden, self.random):
+                for batch in batches(group, c.rows, shown, self.config.hidden, self.random):
                     if self.tokens >= c.tokens:
                         return
                     yield batch
@@ -229,10 +241,17 @@ class Trainer:
         """Token ids [D] that are told apart: the draft vocabulary and, since a drafter adds those
         of a request's own text, the batch's own. And for each id of the target its place, or -1."""
         place = torch.full((len(self._embedding),), -1)
-        own = torch.cat((batch.after.flatten(), batch.best.flatten()))
+        parts = (batch.before.after, batch.after, batch.best)
+        own = torch.cat([part.flatten() for part in parts])
         ids = torch.unique(torch.cat((self.vocabulary.long(), own)))
         place[ids] = torch.arange(len(ids))
         return ids, place
+
+    def _prefix(self, before: Before) -> Prefix | None:
+        if not before.after.shape[1]:
+            return None
+        embedded = F.embedding(before.after, self._embedding).float()
+        return Prefix(before.features.float(), embedded, before.places, before.visible)
 
     @torch.no_grad()
     def _law(self, batch: Batch, head_DH: Tensor) -> Tensor:

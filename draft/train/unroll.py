@@ -8,6 +8,7 @@ to the rows of steps 2..k between, exactly as a chain of k drafted tokens does.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,29 @@ from torch import Tensor
 from fastslow.draft.head.layer import HeadLayer, rotation
 
 
+class Prefix(NamedTuple):
+    """P rows before the others, which no chain starts from.
+
+    Attributes:
+        features: [B, P, F].
+        embedded: [B, P, H].
+        places: int64 [B, P], their positions; those of the others begin at 0.
+        visible: bool [B, P].
+    """
+
+    features: Tensor
+    embedded: Tensor
+    places: Tensor
+    visible: Tensor
+
+
 def unroll(
-    layer: HeadLayer, features: Tensor, embedded: Tensor, visible: Tensor, steps: int
+    layer: HeadLayer,
+    features: Tensor,
+    embedded: Tensor,
+    visible: Tensor,
+    steps: int,
+    prefix: Prefix | None = None,
 ) -> Iterator[Tensor]:
     """The head's hidden states of step 1, 2, ..., each [B, T, H].
 
@@ -29,22 +51,37 @@ def unroll(
         embedded: [B, T, H], embeddings of the token after each row.
         visible: bool [B, T], rows that exist for the head: not padding, not hidden context.
         steps: how often the head is fed with its own outputs, and once more.
+        prefix: rows that every step sees in front of these: their keys and values are made once.
     """
     T = features.shape[1]
     cos, sin = rotation(layer.config, torch.arange(T))
     hidden = layer.fuse(features)
     chain: list[tuple[Tensor, Tensor]] = []  # keys and values of each step
-    distance = torch.arange(T)[:, None] - torch.arange(T)
+    P = 0
+    if prefix is not None:
+        P = prefix.features.shape[1]
+        visible = torch.cat((prefix.visible, visible), 1)
+    distance = torch.arange(P, P + T)[:, None] - torch.arange(P + T)
+    alone = F.pad(torch.eye(T, dtype=torch.bool), (P, 0))
     for step in range(steps):
         x = layer.enter(embedded, hidden)
         q, k, v = layer.project(x, cos, sin)
+        if not step and prefix is not None:
+            k, v = (torch.cat(pair, 1) for pair in zip(_seen(layer, prefix), (k, v)))
         chain.append((k, v))
         seen = (distance >= step) & (distance < layer.config.window)
         # A row that may see nothing, such as padding, looks at itself: no 0 / 0.
-        mask = (seen & visible[:, None, :]) | torch.eye(T, dtype=torch.bool)
+        mask = (seen & visible[:, None, :]) | alone
         hidden = layer.leave(x, _attend(q, chain, mask, step))
         yield hidden
         hidden = F.pad(hidden, (0, 0, 1, 0))[:, :-1]
+
+
+def _seen(layer: HeadLayer, prefix: Prefix) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, P, kv_heads, head_dim] of a prefix."""
+    x = layer.enter(prefix.embedded, layer.fuse(prefix.features))
+    _, k, v = layer.project(x, *rotation(layer.config, prefix.places))
+    return k, v
 
 
 def _attend(q: Tensor, chain: list[tuple[Tensor, Tensor]], mask: Tensor, step: int) -> Tensor:
@@ -72,8 +109,8 @@ def _attend(q: Tensor, chain: list[tuple[Tensor, Tensor]], mask: Tensor, step: i
 
 def _strict(mask: Tensor, step: int) -> Tensor:
     """Without the diagonal that keeps empty rows alive: a chain's row always sees itself."""
-    T = mask.shape[-1]
-    return mask & torch.ones(T, T, dtype=torch.bool).tril(-step)
+    T, before = mask.shape[-2], mask.shape[-1] - mask.shape[-2]
+    return mask & torch.ones(T, before + T, dtype=torch.bool).tril(before - step)
 
 
 def _back(x: Tensor, places: int) -> Tensor:

@@ -55,18 +55,17 @@ class Decoder:
         """Run the rows, writing their keys and values to `kv` at their slots.
 
         Returns logits, float32 [M, V] (float64 for a float64 model), of `rows.outputs` (only their
-        best tokens where `rows.only_best`), and where
-        `features` names layers, their outputs (0 = the first layer's), [M, len(features) * H] in
-        the model's dtype, side by side in the order named. M may be 0. ValueError for a step
-        without rows, a feature layer that does not run here, or
-        another kind of storage.
+        best tokens where `rows.only_best`), and where `features` names layers, their outputs (0 = the
+        first layer's) of `rows.seen`, [S, len(features) * H] in the model's dtype, side by side in
+        the order named. M and S may be 0. ValueError for a step without rows, a feature layer that
+        does not run here, or another kind of storage.
         """
         if not len(rows.tokens):
             raise ValueError("rows must hold at least 1 row, got 0")
         kv.expect(self.storage)
         check_features(features, self._layers)
         x_PH, step, groups = self._start(rows)
-        wanted = torch.from_numpy(rows.outputs).to(self.device)
+        wanted, looked = (torch.from_numpy(x).to(self.device) for x in (rows.outputs, rows.seen))
         seen: dict[int, Tensor] = {}
         eps = self.config.rms_norm_eps
         for n in self._layers:
@@ -79,7 +78,7 @@ class Decoder:
             moved = mlp(fresh, groups) if isinstance(mlp, Moge) else mlp(fresh)
             x_PH = x_PH + self._behind(moved, layer.behind_mlp)
             if n in features:
-                seen[n] = x_PH.index_select(0, wanted)
+                seen[n] = x_PH.index_select(0, looked)
         last_MH = self.ops.rms_norm(x_PH.index_select(0, wanted), self.weights.norm, eps)
         logits_MV = self._logits(last_MH)
         return Output(

@@ -68,11 +68,10 @@ class PagedDecoder:
         """Run the rows, writing their keys and values to `kv` at their slots.
 
         Returns, all on the CPU, logits, float32 [M, V] (float64 for a float64 model), of
-        `rows.outputs` (only their best tokens where
-        `rows.only_best`), and where `features` names layers, their outputs (0 = the first layer's),
-        [M, len(features) * H] in the model's dtype, side by side in the order named. M may be 0.
-        ValueError for a step without rows, a feature layer that does not run here, or another kind
-        of storage.
+        `rows.outputs` (only their best tokens where `rows.only_best`), and where `features` names
+        layers, their outputs (0 = the first layer's) of `rows.seen`, [S, len(features) * H] in the
+        model's dtype, side by side in the order named. M and S may be 0. ValueError for a step
+        without rows, a feature layer that does not run here, or another kind of storage.
         """
         if not len(rows.tokens):
             raise ValueError("rows must hold at least 1 row, got 0")
@@ -109,7 +108,7 @@ class PagedDecoder:
             moved_TH = self._mlp(fresh_TH, layer.mlp, step)
             fresh_TH, x_TH = self.ops.add_rms_norm(moved_TH, x_TH, next_norm, eps)
             if n in features:
-                seen[n] = x_TH.index_select(0, step.outputs)
+                seen[n] = x_TH.index_select(0, step.seen)
         last_MH = fresh_TH.index_select(0, step.outputs)
         logits_MV = self.ops.linear(last_MH, w.head)
         logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))

@@ -106,7 +106,8 @@ class Recorder:
         recording.step.fill(step)
         recording.graph.replay(chains.queries, chains.lengths)
         self.replays += 1
-        return Result(*(x[: len(rows.outputs)] for x in recording.result))
+        found, count = recording.result, len(rows.outputs)
+        return Result(found.logits[:count], found.best[:count], found.features[: len(rows.seen)])
 
     def _record(
         self, key: Key, step: PagedStep, kv: BlockStorage, features: tuple[int, ...]
@@ -151,7 +152,7 @@ def fill_runs(runs: Runs, size: tuple[int, int], width: int, spare: int) -> Runs
 
 
 def fill_rows(rows: Rows, count: int, spare: int) -> Rows:
-    """The step's rows up to `count`, and as many outputs. Of no use but to run."""
+    """The step's rows up to `count`, and as many outputs and rows to see. Of no use but to run."""
     missing = count - len(rows.tokens)
     return replace(
         rows,
@@ -159,6 +160,7 @@ def fill_rows(rows: Rows, count: int, spare: int) -> Rows:
         slots=np.concatenate((rows.slots, spare + np.arange(missing))),
         groups=_filled(rows.groups, count),
         outputs=_filled(rows.outputs, count),
+        seen=_filled(rows.seen, count),
     )
 
 

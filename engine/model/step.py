@@ -17,7 +17,7 @@ from fastslow.engine.types import Floats, Rows
 
 
 class Result(NamedTuple):
-    """Logits [M, V], best tokens int32 [M], features [M, F]; on the device."""
+    """Logits [M, V], best tokens int32 [M], features [S, F]; on the device."""
 
     logits: Tensor
     best: Tensor
@@ -39,10 +39,10 @@ class TailTensors:
 
 @dataclass(frozen=True, slots=True)
 class PagedStep:
-    """T rows, M of whose logits are wanted.
+    """T rows, M of whose logits and S of whose features are wanted.
 
     tokens int64 [T], slots int32 [T], groups int32 [T] (how many run, never ALL_GROUPS), cos and sin
-    float32 [T, 1, head_dim], outputs int64 [M]. rows, chains, tail: see `Sight`. routed: whether
+    float32 [T, 1, head_dim], outputs int64 [M], seen int64 [S]. rows, chains, tail: see `Sight`. routed: whether
     any row runs a routed expert.
     """
 
@@ -52,6 +52,7 @@ class PagedStep:
     cos: Tensor
     sin: Tensor
     outputs: Tensor
+    seen: Tensor
     rows: Tensor | None
     chains: Seen | None
     tail: TailTensors | None
@@ -71,6 +72,7 @@ class PagedStep:
             cos,
             sin,
             _tensor(rows.outputs),
+            _tensor(rows.seen),
             None if sight.rows is None else _tensor(sight.rows),
             None if sight.chains is None else seen_of(sight.chains, ops),
             None if sight.tail is None else _tail(sight.tail, ops),
@@ -104,7 +106,7 @@ class PagedStep:
 
 
 TAIL = ("rows", "blind", "gather", "places", "slots", "hidden")
-PLAIN = ("tokens", "slots", "groups", "cos", "sin", "outputs")
+PLAIN = ("tokens", "slots", "groups", "cos", "sin", "outputs", "seen")
 
 
 def seen_of(runs: Runs, ops: PagedOps) -> Seen:

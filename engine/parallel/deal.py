@@ -69,6 +69,7 @@ def _only(rows: Rows, requests: Ints, first_slot: int) -> Rows | None:
         starts=np.cumsum([0, *(b - a for a, b in spans)]),
         outputs=np.empty(0, dtype=np.int64),
         only_best=np.empty(0, dtype=np.bool_),
+        seen=np.empty(0, dtype=np.int64),
         contexts=tuple(rows.contexts[b] - first_slot for b in requests),
         reach=rows.reach[requests],
     )

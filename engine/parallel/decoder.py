@@ -55,8 +55,11 @@ class PartDecoder:
         deal = Deal.of(rows, self.place, kv.slots)
         x_nH = self._embed(deal)
         step = self._step(deal)
-        wanted = deal.holders(rows.outputs)
-        mine = torch.from_numpy(wanted[1][wanted[0] == self.place.rank]).to(x_nH.device)
+        wanted, looked = deal.holders(rows.outputs), deal.holders(rows.seen)
+        mine, mine_seen = (
+            torch.from_numpy(at[holders == self.place.rank]).to(x_nH.device)
+            for holders, at in (wanted, looked)
+        )
         seen: dict[int, Tensor] = {}
         eps = self.weights.config.rms_norm_eps
         ops = self.weights.ops
@@ -81,13 +84,11 @@ class PartDecoder:
             part_PH = part_PH[: len(fresh_PH)]
             x_nH = x_nH + self.everyone.reduce_scatter(part_PH, "mlp reduce-scatter")
             if n in features:
-                seen[n] = x_nH.index_select(0, mine)
-        return self._outputs(
-            x_nH.index_select(0, mine),
-            torch.cat([seen[n] for n in features], -1) if features else None,
-            wanted,
-            rows.only_best,
-        )
+                seen[n] = x_nH.index_select(0, mine_seen)
+        known = None
+        if features:
+            known = self._outputs.features(torch.cat([seen[n] for n in features], -1), looked[0])
+        return self._outputs(x_nH.index_select(0, mine), known, wanted[0], rows.only_best)
 
     def _embed(self, deal: Deal) -> Tensor:
         """[n, H]: every rank looks up the tokens of its own vocabulary, the rest are zeros."""

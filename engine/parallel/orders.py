@@ -69,6 +69,7 @@ def pack_rows(rows: Rows) -> Ints:
         rows.outputs,
         rows.only_best.astype(np.int64),
         rows.reach,
+        rows.seen,
         *(part for pair in runs for part in pair),
     )
 
@@ -76,8 +77,8 @@ def pack_rows(rows: Rows) -> Ints:
 def unpack_rows(values: Ints) -> Rows:
     """What `pack_rows` packed."""
     parts = split(values)
-    tokens, positions, slots, parents, groups, starts, outputs, best, reach = parts[:9]
-    firsts, sizes = parts[9::2], parts[10::2]
+    tokens, positions, slots, parents, groups, starts, outputs, best, reach, seen = parts[:10]
+    firsts, sizes = parts[10::2], parts[11::2]
     return Rows(
         tokens=tokens,
         positions=positions,
@@ -87,6 +88,7 @@ def unpack_rows(values: Ints) -> Rows:
         starts=starts,
         outputs=outputs,
         only_best=best.astype(np.bool_),
+        seen=seen,
         contexts=tuple(_slots(f, s) for f, s in zip(firsts, sizes, strict=True)),
         reach=reach,
     )

@@ -33,45 +33,49 @@ class Outputs:
     def __call__(
         self,
         mine_mH: Tensor,
-        features_mF: Tensor | None,
-        wanted: tuple[Ints, Ints],
+        features_SF: Tensor | None,
+        holders: Ints,
         only_best: NDArray[np.bool_],
     ) -> Output | None:
         """The step's output on rank 0, None on the others.
 
-        mine_mH, features_mF: last rows and features of those wanted rows that this rank keeps.
-        wanted: of all M wanted rows, the rank that keeps each and where.
+        mine_mH: last rows of those wanted rows that this rank keeps.
+        features_SF: what `features` gave, passed on.
+        holders: of all M wanted rows, the rank that keeps each.
         """
-        holders, w = wanted[0], self._weights
+        w = self._weights
         if not len(holders):
-            return self._nothing(features_mF) if self._place.rank == 0 else None
-        nth = _nth(holders)
-        most = int(nth.max()) + 1
-        at = torch.from_numpy(holders * most + nth).to(mine_mH.device)
+            return self._nothing(features_SF) if self._place.rank == 0 else None
+        most, places = _laid(holders)
         last = w.ops.rms_norm(mine_mH, w.norm, w.config.rms_norm_eps)
-        last_MH = self._spread(last, most, at)
-        features = self._collect(features_mF, most, at)
+        last_MH = self._spread(last, most, torch.from_numpy(places).to(last.device))
         if only_best.all():
-            return self._best(last_MH, features)
+            return self._best(last_MH, features_SF)
         logits_MV = self._logits(last_MH)
         parts = self._everyone.gather(logits_MV, "logits gather")
         if parts is None:
             return None
         whole = torch.cat(parts, -1)[:, : w.config.vocab_size].to(wide(w.dtype))
-        return Output(whole, features, best_tokens(whole, only_best))
+        return Output(whole, features_SF, best_tokens(whole, only_best))
+
+    def features(self, mine_sF: Tensor, holders: Ints) -> Tensor | None:
+        """[S, F] on rank 0, None on the others.
+
+        mine_sF: of those rows to see that this rank keeps.
+        holders: of all S, the rank that keeps each.
+        """
+        if not len(holders):
+            return mine_sF if self._place.rank == 0 else None
+        most, places = _laid(holders)
+        padded = F.pad(mine_sF, (0, 0, 0, most - len(mine_sF)))
+        parts = self._everyone.gather(padded, "features gather")
+        at = torch.from_numpy(places).to(mine_sF.device)
+        return None if parts is None else torch.cat(parts).index_select(0, at)
 
     def _spread(self, rows_mH: Tensor, most: int, at: Tensor) -> Tensor:
         """[M, H] on every rank, in the order in which they are wanted."""
         padded = F.pad(rows_mH, (0, 0, 0, most - len(rows_mH)))
         return self._everyone.all_gather(padded, "outputs all-gather").index_select(0, at)
-
-    def _collect(self, rows_mF: Tensor | None, most: int, at: Tensor) -> Tensor | None:
-        """[M, F] on rank 0."""
-        if rows_mF is None:
-            return None
-        padded = F.pad(rows_mF, (0, 0, 0, most - len(rows_mF)))
-        parts = self._everyone.gather(padded, "features gather")
-        return None if parts is None else torch.cat(parts).index_select(0, at)
 
     def _logits(self, last_MH: Tensor) -> Tensor:
         """[M, share of V] in the model's dtype; the last share is padded."""
@@ -95,18 +99,19 @@ class Outputs:
         best = np.where(found_RM3[:, :, 2].all(0), tokens, -1)
         return Output(self._no_logits(), features, best)
 
-    def _nothing(self, features_mF: Tensor | None) -> Output:
-        return Output(self._no_logits(), features_mF, np.empty(0, dtype=np.int64))
+    def _nothing(self, features_SF: Tensor | None) -> Output:
+        return Output(self._no_logits(), features_SF, np.empty(0, dtype=np.int64))
 
     def _no_logits(self) -> Tensor:
         w = self._weights
         return torch.empty(0, w.config.vocab_size, dtype=wide(w.dtype), device=w.device)
 
 
-def _nth(holders: Ints) -> Ints:
-    """Of each wanted row: how many wanted before it lie on the same rank."""
-    nth = np.empty(len(holders), dtype=np.int64)
+def _laid(holders: Ints) -> tuple[int, Ints]:
+    """The most rows of a rank, and where each row lies once so many of every rank are gathered."""
+    nth = np.empty(len(holders), dtype=np.int64)  # how many before it lie on the same rank
     for rank in np.unique(holders):
         own = holders == rank
         nth[own] = np.arange(own.sum())
-    return nth
+    most = int(nth.max()) + 1
+    return most, holders * most + nth

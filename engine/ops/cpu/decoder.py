@@ -126,22 +126,21 @@ class CpuDecoder:
 
         Returns logits, float32 [M, V], of `rows.outputs` (only their best tokens where
         `rows.only_best`), and where `features` names layers, their outputs (0 = the first layer's),
-        [M, len(features) * H] in `dtype`, side by side in the order named. M may be 0. ValueError
-        for a step without rows, a feature layer that does not run here, or
+        of `rows.seen`, [S, len(features) * H] in `dtype`, side by side in the order named. M and S
+        may be 0. ValueError for a step without rows, a feature layer that does not run here, or
         another kind of storage.
         """
         if not len(rows.tokens):
             raise ValueError("rows must hold at least 1 row, got 0")
         kv.expect(self.storage)
         check_features(features, self._layers)
-        if len(rows.outputs) > len(rows.tokens):
-            raise ValueError(
-                f"{len(rows.outputs)} outputs are more than the {len(rows.tokens)} rows"
-            )
+        for name, some in (("outputs", rows.outputs), ("rows to see", rows.seen)):
+            if len(some) > len(rows.tokens):
+                raise ValueError(f"{len(some)} {name} are more than the {len(rows.tokens)} rows")
         count, hidden = len(rows.outputs), self.config.hidden_size
         # no logits are written where every row wants only its best token
         logits = torch.empty(0 if rows.only_best.all() else count, self.config.vocab_size)
-        seen = torch.empty(count, len(features) * hidden) if features else NOTHING
+        seen = torch.empty(len(rows.seen), len(features) * hidden) if features else NOTHING
         best = np.empty(count, dtype=np.int64)
         tails = Tails.of(rows)
         cos, sin = self._rotary.at(rows)
@@ -161,6 +160,7 @@ class CpuDecoder:
                 tail_starts=tails.starts,
                 tail_lengths=tails.lengths,
                 wanted=rows.outputs,
+                seen=rows.seen if features else rows.seen[:0],
                 only_best=rows.only_best,
                 best=best,
                 logits=logits,
@@ -184,8 +184,9 @@ class CpuDecoder:
         logits, seen, best = results
         for first, last, owners, starts in parts(rows, MOST_ROWS):
             picked = np.flatnonzero((rows.outputs >= first) & (rows.outputs < last))
+            looked = np.flatnonzero((rows.seen >= first) & (rows.seen < last) & bool(features))
             own_logits = logits[picked] if len(logits) else logits
-            own_seen = seen[picked] if features else seen
+            own_seen = seen[looked] if features else seen
             own_best = best[picked]
             self._call(
                 kv,
@@ -202,6 +203,7 @@ class CpuDecoder:
                 tail_starts=tails.starts[first:last],
                 tail_lengths=tails.lengths[first:last],
                 wanted=rows.outputs[picked] - first,
+                seen=rows.seen[looked] - first,
                 only_best=rows.only_best[picked],
                 best=own_best,
                 logits=own_logits,
@@ -210,7 +212,7 @@ class CpuDecoder:
             if len(logits):
                 logits[picked] = own_logits
             if features:
-                seen[picked] = own_seen
+                seen[looked] = own_seen
             best[picked] = own_best
 
     def _call(
@@ -235,6 +237,7 @@ class CpuDecoder:
             rows=len(kept["tokens"]),
             requests=len(contexts),
             outputs=len(kept["wanted"]),
+            seen_rows=len(kept["seen"]),
             features=len(features),
             kv_format=KV_FORMATS[kv.kept],
             logits=logits.data_ptr(),

@@ -129,9 +129,46 @@ class DraftKernels:
             raise MemoryError("there is no memory left for a draft")
         return number
 
+    def fork(self, context: int, drop: int) -> int:
+        """A text that begins as another one did, without its last `drop` rows; its number. It has no
+        words of its own."""
+        number: int = self._kernels.fs_draft_fork(self._handle, context, drop)
+        if number < 0:
+            raise MemoryError("there is no memory left for a draft")
+        return number
+
     def close(self, context: int) -> None:
         """Forget a text."""
         self._check(self._kernels.fs_draft_close(self._handle, context))
+
+    def skip(self, context: int, position: int) -> None:
+        """A text's next row stands there: rows between were never shown."""
+        self._check(self._kernels.fs_draft_skip(self._handle, context, position))
+
+    def read(
+        self, contexts: Sequence[int], sizes: Sequence[int], after: Sequence[int], features: Tensor
+    ) -> None:
+        """Take rows in that nothing is drafted from: it takes a third of what `grow` does for a row.
+        A text has no tree and no chain until `grow` takes in a row behind them.
+
+        Args:
+            contexts: B texts, each once.
+            sizes: rows of each.
+            after: R tokens, text by text, each the one after its row.
+            features: [R, F] of these rows.
+        """
+        numbers = np.array([*contexts, *sizes], dtype=np.int64)
+        tokens = np.array(after, dtype=np.int64)
+        values = features.float().contiguous()
+        args = library.DraftArgs(
+            threads=torch.get_num_threads(),
+            requests=len(contexts),
+            contexts=numbers.ctypes.data,
+            fresh=numbers.ctypes.data + 8 * len(contexts),
+            after=tokens.ctypes.data,
+            features=values.data_ptr(),
+        )
+        self._check(self._kernels.fs_draft_read(self._handle, ctypes.byref(args)))
 
     def add_words(self, context: int, ids: Sequence[int], rows: Tensor) -> None:
         """Tokens that this text alone can be drafted, with their rows [n, H] of the target's head."""

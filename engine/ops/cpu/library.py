@@ -72,13 +72,13 @@ class Shape(Structure):
 
 class StepArgs(Structure):
     _fields_ = [
-        *((name, c_int32) for name in ("threads", "rows", "requests", "outputs", "features")),
-        ("kv_format", c_int32),
+        *((name, c_int32) for name in ("threads", "rows", "requests", "outputs")),
+        *((name, c_int32) for name in ("seen_rows", "features", "kv_format")),
         *((name, c_void_p) for name in ("tokens", "slots", "groups", "cos", "sin", "starts")),
         *((name, c_void_p) for name in ("contexts", "context_lengths", "chains")),
         *((name, c_void_p) for name in ("tails", "tail_starts", "tail_lengths")),
         *((name, c_void_p) for name in ("keys", "values", "wanted", "only_best", "best", "logits")),
-        *((name, c_void_p) for name in ("feature_layers", "feature_values")),
+        *((name, c_void_p) for name in ("seen", "feature_layers", "feature_values")),
         *((name, c_void_p) for name in ("fused", "hidden")),
     ]
 
@@ -101,7 +101,10 @@ SIGNATURES = {
     "fs_draft_new": (c_void_p, [POINTER(Shape), POINTER(Layer), c_void_p, c_int, c_double]),
     "fs_draft_delete": (None, [c_void_p]),
     "fs_draft_open": (c_int64, [c_void_p, c_int64]),
+    "fs_draft_fork": (c_int64, [c_void_p, c_int64, c_int64]),
     "fs_draft_close": (c_int, [c_void_p, c_int64]),
+    "fs_draft_skip": (c_int, [c_void_p, c_int64, c_int64]),
+    "fs_draft_read": (c_int, [c_void_p, POINTER(DraftArgs)]),
     "fs_draft_words": (c_int, [c_void_p, c_int64, c_void_p, c_void_p, c_int]),
     "fs_draft_grow": (c_int, [c_void_p, POINTER(DraftArgs)]),
     "fs_draft_follow": (c_int, [c_void_p, c_void_p, c_void_p, c_int, c_int]),

@@ -44,13 +44,33 @@ int64_t fs_draft_open(void* head, int64_t position) {
     return context;
 }
 
+// A copy of a text without its last `drop` rows; its number, or -1.
+int64_t fs_draft_fork(void* head, int64_t context, int64_t drop) {
+    int64_t fresh = -1;
+    guarded(head, [&](DraftHead& h) { fresh = h.fork(context, drop); });
+    return fresh;
+}
+
 int fs_draft_close(void* head, int64_t context) {
     return guarded(head, [&](DraftHead& h) { h.close(context); });
+}
+
+int fs_draft_skip(void* head, int64_t context, int64_t position) {
+    return guarded(head, [&](DraftHead& h) { h.skip(context, position); });
 }
 
 // rows: [count, H] of the target's head.
 int fs_draft_words(void* head, int64_t context, const int64_t* ids, const float* rows, int count) {
     return guarded(head, [&](DraftHead& h) { h.add_words(context, ids, rows, count); });
+}
+
+// Take rows in, and nothing else.
+int fs_draft_read(void* head, const DraftArgs* given) {
+    return guarded(head, [&](DraftHead& h) {
+        DraftArgs args = *given;
+        args.threads = threads_of(args.threads);
+        h.read(args);
+    });
 }
 
 // Take rows in and grow trees.

@@ -32,6 +32,17 @@ int64_t DraftHead::open(int64_t position) {
     return next_++;
 }
 
+int64_t DraftHead::fork(int64_t context, int64_t drop) {
+    const int64_t fresh = open(at(context).position - drop);
+    try {
+        at(fresh).slots.copy(pool_, at(context).slots, drop);
+    } catch (...) {
+        close(fresh);
+        throw;
+    }
+    return fresh;
+}
+
 void DraftHead::close(int64_t context) {
     at(context).slots.release(pool_);
     contexts_.erase(context);
@@ -114,6 +125,7 @@ void DraftHead::run(const std::vector<Row>& rows, const std::vector<int64_t>& wa
     a.rows = (int32_t)count;
     a.requests = (int32_t)contexts.size();
     a.outputs = (int32_t)outputs;
+    a.seen_rows = (int32_t)outputs;
     a.features = 1;
     a.tokens = tokens.data();
     a.slots = slots.data();
@@ -129,7 +141,7 @@ void DraftHead::run(const std::vector<Row>& rows, const std::vector<int64_t>& wa
     a.tail_lengths = tail_lengths.data();
     a.keys = &keys;
     a.values = &values;
-    a.wanted = wanted.data();
+    a.wanted = a.seen = wanted.data();
     a.only_best = only_best.data();
     a.best = best.data();
     a.logits = logits_.data();
@@ -164,29 +176,17 @@ void DraftHead::add_own_logits(const std::vector<Row>& rows, const std::vector<i
     }
 }
 
-void DraftHead::take_in(const DraftArgs& args, const std::vector<DraftContext*>& contexts) {
+template <class Pass>
+void DraftHead::in_parts(const DraftArgs& args, const std::vector<DraftContext*>& contexts, Pass pass) {
     const size_t width = shape().fuse.inputs;
     std::vector<Row> rows;
-    std::vector<int64_t> wanted;
     std::vector<DraftContext*> members;
     int64_t done = 0;  // rows of the call that were run
     auto flush = [&] {
         if (rows.empty()) return;
-        run(rows, wanted, args.threads, args.features + done * width, nullptr);
-        for (size_t m = 0; m < members.size(); m++) {
-            DraftContext& c = *members[m];
-            const size_t count = rows.size(), hidden = shape().hidden, vocabulary = shape().vocabulary;
-            const int64_t own = std::count_if(rows.begin(), rows.begin() + count,
-                                              [&](const Row& row) { return row.context == &c; });
-            c.slots.commit(pool_, own, window_);
-            c.position += own;
-            c.hidden.assign(hidden_.begin() + m * hidden, hidden_.begin() + (m + 1) * hidden);
-            c.logits.assign(logits_.begin() + m * vocabulary, logits_.begin() + (m + 1) * vocabulary);
-            c.logits.insert(c.logits.end(), own_[m].begin(), own_[m].end());
-        }
+        pass(rows, members, args.features + done * width);
         done += rows.size();
         rows.clear();
-        wanted.clear();
         members.clear();
     };
     const int64_t* after = args.after;
@@ -198,12 +198,55 @@ void DraftHead::take_in(const DraftArgs& args, const std::vector<DraftContext*>&
             const int64_t* slots = c.slots.behind(pool_, count);
             for (int64_t i = 0; i < count; i++)
                 rows.push_back({&c, *after++, c.position + i, slots[i], slots, i + 1});
-            wanted.push_back(rows.size() - 1);
             members.push_back(&c);
             left -= count;
         }
     }
     flush();
+}
+
+void DraftHead::commit(DraftContext& c, const std::vector<Row>& rows) {
+    const int64_t own = std::count_if(rows.begin(), rows.end(),
+                                      [&](const Row& row) { return row.context == &c; });
+    c.slots.commit(pool_, own, window_);
+    c.position += own;
+}
+
+void DraftHead::take_in(const DraftArgs& args, const std::vector<DraftContext*>& contexts) {
+    in_parts(args, contexts, [&](const std::vector<Row>& rows, const std::vector<DraftContext*>& members,
+                                 const float* features) {
+        std::vector<int64_t> wanted;  // the last row of each
+        for (size_t i = 0; i < rows.size(); i++)
+            if (i + 1 == rows.size() || rows[i + 1].context != rows[i].context) wanted.push_back(i);
+        run(rows, wanted, args.threads, features, nullptr);
+        const size_t hidden = shape().hidden, vocabulary = shape().vocabulary;
+        for (size_t m = 0; m < members.size(); m++) {
+            DraftContext& c = *members[m];
+            commit(c, rows);
+            c.hidden.assign(hidden_.begin() + m * hidden, hidden_.begin() + (m + 1) * hidden);
+            c.logits.assign(logits_.begin() + m * vocabulary, logits_.begin() + (m + 1) * vocabulary);
+            c.logits.insert(c.logits.end(), own_[m].begin(), own_[m].end());
+        }
+    });
+}
+
+void DraftHead::read(const DraftArgs& args) {
+    std::vector<DraftContext*> contexts;
+    for (int b = 0; b < args.requests; b++) contexts.push_back(&at(args.contexts[b]));
+    in_parts(args, contexts, [&](std::vector<Row>& rows, const std::vector<DraftContext*>& members,
+                                 const float* features) {
+        for (Row& row : rows) {  // nobody attends, so a row need not list those before it
+            row.tail = &row.slot;
+            row.seen = 1;
+        }
+        run(rows, {}, args.threads, features, nullptr);
+        for (DraftContext* c : members) {
+            commit(*c, rows);
+            c->chain.clear();
+            c->hidden.clear();
+            c->logits.clear();
+        }
+    });
 }
 
 void DraftHead::draft(const DraftArgs& args) {

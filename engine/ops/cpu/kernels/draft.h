@@ -60,7 +60,13 @@ public:
     DraftHead(const Shape& shape, const Layer& layer, const int64_t* ids, int window, double theta);
 
     int64_t open(int64_t position);
+    // A text that begins as another one did, without its last `drop` rows.
+    int64_t fork(int64_t context, int64_t drop);
     void close(int64_t context);
+    // The next row stands there: rows between were never shown.
+    void skip(int64_t context, int64_t position) { at(context).position = position; }
+    // Take rows in that nothing is drafted from, until others come behind them: keys and values alone.
+    void read(const DraftArgs& args);
     void add_words(int64_t context, const int64_t* ids, const float* rows, int count);
     void draft(const DraftArgs& args);
     // For chains that the caller draws; `draft` begins them anew. One more token of each:
@@ -79,8 +85,14 @@ private:
         int64_t seen;         // how many
     };
     DraftContext& at(int64_t context);
+    // The rows to take in, so many at a time, those of a context together: pass(rows, contexts, features).
+    template <class Pass>
+    void in_parts(const DraftArgs& args, const std::vector<DraftContext*>& contexts, Pass pass);
+    // They were run: they are rows of the text now.
+    void commit(DraftContext& context, const std::vector<Row>& rows);
     void take_in(const DraftArgs& args, const std::vector<DraftContext*>& contexts);
-    // Run rows, those of a context together; hidden states and logits of the `wanted` ones.
+    // Run rows, those of a context together; hidden states and logits of the `wanted` ones. Where none
+    // is wanted, only keys and values are made.
     void run(const std::vector<Row>& rows, const std::vector<int64_t>& wanted, int threads,
              const float* features, const float* hidden);
     void add_own_logits(const std::vector<Row>& rows, const std::vector<int64_t>& wanted);

@@ -34,6 +34,11 @@ int64_t Pool::take() {
     return block;
 }
 
+void Pool::copy(int64_t from, int64_t to) {
+    std::memcpy(keys_.get() + to * bytes_, keys_.get() + from * bytes_, bytes_);
+    std::memcpy(values_.get() + to * bytes_, values_.get() + from * bytes_, bytes_);
+}
+
 const int64_t* Slots::behind(Pool& pool, int64_t count) {
     while ((int64_t)slots_.size() < committed_ + count) {
         slots_.reserve(slots_.size() + LANES);
@@ -49,6 +54,13 @@ void Slots::commit(Pool& pool, int64_t count, int64_t window) {
     for (int64_t at = 0; at < old; at += LANES) pool.give(slots_[at] / LANES);
     slots_.erase(slots_.begin(), slots_.begin() + old);
     committed_ -= old;
+}
+
+void Slots::copy(Pool& pool, const Slots& other, int64_t drop) {
+    committed_ = std::max<int64_t>(0, other.committed_ - drop);
+    behind(pool, 0);
+    for (size_t at = 0; at < slots_.size(); at += LANES)
+        pool.copy(other.slots_[at] / LANES, slots_[at] / LANES);
 }
 
 const int64_t* Slots::recent(int64_t most, int64_t& count) const {

@@ -17,6 +17,7 @@ public:
 
     int64_t take();
     void give(int64_t block) { free_.push_back(block); }
+    void copy(int64_t from, int64_t to);
     void* keys() const { return keys_.get(); }
     void* values() const { return values_.get(); }
 
@@ -43,6 +44,8 @@ public:
     // The first `count` slots behind them are rows of the text now; of those before, about `window`
     // stay.
     void commit(Pool& pool, int64_t count, int64_t window);
+    // Take over copies of another text's rows but the last `drop`; into slots that hold nothing.
+    void copy(Pool& pool, const Slots& other, int64_t drop);
     // The last rows of the text, at most `most`, from the start of a block on.
     const int64_t* recent(int64_t most, int64_t& count) const;
     void release(Pool& pool);

@@ -113,6 +113,8 @@ void Step::layer(int thread, int n, int& phase) {
     const Layer& l = model.layers[n];
     project(thread, n, phase);
     mark(thread, QKV);
+    // nobody reads more of the last layer than its keys and values
+    if (n + 1 == model.shape.layers && !routed && !args.outputs && !args.seen_rows) return;
     const int chunks = attention.chunks(model.shape.kv_heads);
     phases.run(phase++, thread, chunks, [&](int c) { attend(*this, thread, n, c); },
                stream_of(l.out).slice(thread, threads));
@@ -253,8 +255,8 @@ void Step::note_features(int layer, int tile) {
     const int hidden = model.shape.hidden, first = tile * TILE, last = std::min(first + TILE, hidden);
     for (int f = 0; f < args.features; f++) {
         if (args.feature_layers[f] != layer) continue;
-        for (int m = 0; m < args.outputs; m++) {
-            const float* x = model.space.x + (size_t)args.wanted[m] * model.hidden_pad;
+        for (int m = 0; m < args.seen_rows; m++) {
+            const float* x = model.space.x + (size_t)args.seen[m] * model.hidden_pad;
             float* to = args.feature_values + ((size_t)m * args.features + f) * hidden;
             std::copy(x + first, x + last, to + first);
         }

@@ -16,7 +16,7 @@ namespace fastslow {
 extern "C" {
 // Mirror of the ctypes structure in library.py. All pointers stay valid during the call.
 struct StepArgs {
-    int32_t threads, rows, requests, outputs, features, kv_format;
+    int32_t threads, rows, requests, outputs, seen_rows, features, kv_format;
     const int64_t* tokens;     // [T]
     const int64_t* slots;      // [T] where each row's keys and values go
     const int64_t* groups;     // [T] routed groups to run, -1 = all
@@ -33,8 +33,9 @@ struct StepArgs {
     const uint8_t* only_best;      // [M] rows whose best token is enough
     int64_t* best;                 // [M] these tokens; -1 elsewhere, and where a logit is not finite
     float* logits;                 // [M, V] of the other rows; those of `only_best` stay as they are
+    const int64_t* seen;           // [S = seen_rows] rows whose features are wanted
     const int64_t* feature_layers; // [features]
-    float* feature_values;         // [M, features, H]
+    float* feature_values;         // [S, features, H]
     // of a draft head: one of them, the other is null
     const float* fused;   // [T, features of the target]
     const float* hidden;  // [T, H] what the head put out before
