@@ -137,6 +137,7 @@ def _trainer(plan: Plan, taught: Sequence[Text], vocabulary: int) -> Trainer:
         config = replace(config, prompt=rows, window=max(config.window, rows + ANSWER_ROWS))
     if plan.start is not None:
         begun, table = read_head(plan.start)
+        config = replace(config, neurons=begun.neurons)  # its own, whatever the target's are
         if replace(begun, **_free(config)) != config:
             raise ValueError(
                 f"start={plan.start} is a head of another shape: {begun}, not {config}"
