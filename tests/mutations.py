@@ -499,8 +499,8 @@ MUTATIONS = (
     swap(
         "a fold tests what it was fitted to",
         "engine/tune/selector.py",
-        "scores[own] = fit(features_NF[others], wanted_N[others]).score(features_NF[own])",
-        "scores[own] = fit(features_NF, wanted_N).score(features_NF[own])",
+        "            fitted = fit(features_NF[others], wanted_N[others], weights[others])",
+        "            fitted = fit(features_NF, wanted_N, weights)",
         ("tests/test_tune_selector.py",),
     ),
     swap(

@@ -124,7 +124,11 @@ def test_a_bad_selector_is_refused(fields: dict[str, Any], says: str, tmp_path: 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "is no JSON"), ("[]", "no selector under 'auto'"), ('{"auto": 3}', "auto Input should be a valid dictionary")],
+    [
+        ("{", "is no JSON"),
+        ("[]", "no selector under 'auto'"),
+        ('{"auto": 3}', "auto Input should be a valid dictionary"),
+    ],
 )
 def test_a_bad_file_is_refused(text: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"

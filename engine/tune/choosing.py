@@ -151,8 +151,8 @@ def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> 
         np.array([pair.good.seconds for pair in pairs]),
     )
     auto, frontier = judge(features_NF, wanted_N, outcomes, keep)
-    fitted = fit(features_NF, wanted_N)
-    cut = cheapest(held_out_scores(features_NF, wanted_N), outcomes, keep)
+    fitted = fit(features_NF, wanted_N, outcomes.counts)
+    cut = cheapest(held_out_scores(features_NF, wanted_N, outcomes.counts), outcomes, keep)
     varies = (
         features_NF.std(0) > 1e-9
     )  # of what never changed nothing is known: the usual rules hold

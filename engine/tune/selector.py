@@ -15,6 +15,7 @@ FOLDS = 5
 RIDGE = 1.0  # strength of the L2 penalty on weights of standardised features
 STEPS = 50  # of Newton's method, at most
 ENOUGH = 1e-8
+MOST = 5.0  # times the mean that a task counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,15 @@ class Fit:
         return scores
 
 
-def fit(features_NF: Floats, wanted_N: Bools) -> Fit:
+def fit(features_NF: Floats, wanted_N: Bools, weights_N: Floats | None = None) -> Fit:
     """Logistic regression with a ridge penalty, by Newton's method with halved steps.
 
     Args:
         features_NF: of the tasks; a feature that never changes gets weight 0.
         wanted_N: which tasks the score should be high for.
+        weights_N: how much each task counts; None = all alike.
     """
+    count = np.ones(len(wanted_N)) if weights_N is None else weights_N
     means, spread = features_NF.mean(0), features_NF.std(0)
     scale = np.where(spread > 1e-9, spread, np.inf)
     x = np.column_stack([np.ones(len(features_NF)), (features_NF - means) / scale])
@@ -48,12 +51,12 @@ def fit(features_NF: Floats, wanted_N: Bools) -> Fit:
 
     def loss(at: Floats) -> float:
         odds = x @ at
-        return float(np.logaddexp(0, odds).sum() - y @ odds + penalty @ at**2 / 2)
+        return float(count @ (np.logaddexp(0, odds) - y * odds) + penalty @ at**2 / 2)
 
     for _ in range(STEPS):
         p = 1 / (1 + np.exp(-np.clip(x @ w, -500, 500)))
-        slope = x.T @ (p - y) + penalty * w
-        bend = (x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty)
+        slope = x.T @ (count * (p - y)) + penalty * w
+        bend = (x * (count * p * (1 - p))[:, None]).T @ x + np.diag(penalty)
         step, size = np.linalg.solve(bend, slope), 1.0
         while loss(w - size * step) > loss(w) and size > 1e-6:
             size /= 2
@@ -63,15 +66,19 @@ def fit(features_NF: Floats, wanted_N: Bools) -> Fit:
     return Fit(w[1:] / scale, means, float(w[0]))
 
 
-def held_out_scores(features_NF: Floats, wanted_N: Bools, folds: int = FOLDS) -> Floats:
+def held_out_scores(
+    features_NF: Floats, wanted_N: Bools, weights_N: Floats | None = None, folds: int = FOLDS
+) -> Floats:
     """Each task's score [N] by a fit that has not seen its fold; fold f is every `folds`-th task."""
     count = len(features_NF)
+    weights = np.ones(count) if weights_N is None else weights_N
     scores = np.zeros(count)
     for fold in range(folds):
         others = [i for i in range(count) if i % folds != fold]
         own = [i for i in range(count) if i % folds == fold]
         if own and others:
-            scores[own] = fit(features_NF[others], wanted_N[others]).score(features_NF[own])
+            fitted = fit(features_NF[others], wanted_N[others], weights[others])
+            scores[own] = fitted.score(features_NF[own])
     return scores
 
 
@@ -109,6 +116,15 @@ class Outcomes:
             self.cheap_seconds[some],
             self.good_seconds[some],
         )
+
+    @property
+    def counts(self) -> Floats:
+        """How much each task counts for a selector, [N]: one that is better off in the better mode
+        counts 1, another by what time it would lose there, over the mean."""
+        lost = np.maximum(self.good_seconds - self.cheap_seconds, 0.0)
+        share = np.clip(lost / max(float(lost.mean()), ENOUGH), 1 / MOST, MOST)
+        counts: Floats = np.where(self.good_right & ~self.cheap_right, 1.0, share)
+        return counts
 
     @property
     def cheap(self) -> Figures:
@@ -152,16 +168,17 @@ def judge(
         Its figures, each fold's threshold chosen on the other folds' own held-out scores; and the
         frontier: the figures of every threshold on held-out scores, cheapest first.
     """
-    count = len(features_NF)
+    count, counts = len(features_NF), outcomes.counts
     goes = np.zeros(count, dtype=np.bool_)
     for fold in range(folds):
         others = [i for i in range(count) if i % folds != fold]
         own = [i for i in range(count) if i % folds == fold]
         if not own or not others:
             continue
-        inner = held_out_scores(features_NF[others], wanted_N[others], folds)
+        inner = held_out_scores(features_NF[others], wanted_N[others], counts[others], folds)
         cut = cheapest(inner, outcomes.only(others), keep)
-        goes[own] = fit(features_NF[others], wanted_N[others]).score(features_NF[own]) > cut
-    scores = held_out_scores(features_NF, wanted_N, folds)
+        fitted = fit(features_NF[others], wanted_N[others], counts[others])
+        goes[own] = fitted.score(features_NF[own]) > cut
+    scores = held_out_scores(features_NF, wanted_N, counts, folds)
     frontier = [outcomes.of(scores > cut) for cut in thresholds(scores)]
     return outcomes.of(goes), sorted(frontier, key=lambda f: f.seconds)
