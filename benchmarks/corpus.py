@@ -57,7 +57,7 @@ FRAMES = (
     "It is about my last order: {}. How can this be solved?", "{}. Who can help me with that?",
 )  # fmt: skip
 TOKENS = 128
-CHUNK = 64  # answers between two looks at the disk
+CHUNK = 128  # answers between two looks at the disk
 
 
 def questions(matters: tuple[str, ...]) -> list[str]:
@@ -146,7 +146,7 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     path, stored = args.folder / "answers.jsonl", args.folder / "corpus.safetensors"
     # what it has just answered itself would help with new questions, too
-    options = {"quantization": args.quantization, "max_running": 16, "remember": False}
+    options = {"quantization": args.quantization, "max_running": 32, "remember": False}
     with LLM(args.model, **options) as llm:
         make_answers(llm, path, args.answers)
         build = ["corpus", "build", str(path), "-o", str(stored), "--model", args.model]

@@ -16,7 +16,7 @@ from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.documents import Documents
 from fastslow.draft.suffix.order import depths
 from fastslow.draft.suffix.sealed import read_sealed, write_sealed
-from fastslow.draft.suffix.stored import FORMAT, describe, save, vocabulary_digest
+from fastslow.draft.suffix.stored import FORMAT, describe, save, unpack, vocabulary_digest
 
 VOCAB = {chr(97 + i): i for i in range(8)}
 
@@ -34,7 +34,7 @@ def store(path: Path, *texts: list[int]) -> Path:
 
 
 def follows(corpus: Corpus, recent: list[int]) -> list[list[int]]:
-    return [corpus.run(place, 99) for place in corpus.find(recent).places]
+    return list(corpus.find(recent, 99).runs)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_seal_is_not_believed_alone(path: Path, change: Any, said: str) -> Non
 
 def test_answers_are_added_and_the_oldest_go(path: Path) -> None:
     corpus = Corpus.open(path, VOCAB)
-    more = corpus.unpack()
+    more = unpack(path, VOCAB)
     more.add([6, 1, 2, 7])
     assert more.trim(15) == 0
     assert more.trim(14) == 1

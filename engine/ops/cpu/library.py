@@ -110,6 +110,10 @@ SIGNATURES = {
         c_int,
         [c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_int],
     ),
+    "fs_find_runs": (
+        None,
+        [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int, c_int, c_void_p],
+    ),
     "fs_vector_width": (c_int, []),
     "fs_dot_instructions": (c_int, []),
     "fs_read_bandwidth": (c_double, [c_void_p, c_int64, c_int]),
