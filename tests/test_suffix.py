@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 from kernel_tools import compiled
+from loguru import logger
 
+from fastslow.draft.suffix import search
 from fastslow.draft.suffix.chains import Chains
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.documents import Documents
@@ -22,6 +25,7 @@ from fastslow.draft.suffix.sealed import read_sealed
 from fastslow.draft.suffix.search import BisectSearch, KernelSearch
 from fastslow.draft.suffix.stored import save
 from fastslow.draft.suffix.trust import Trust
+from fastslow.engine.ops.cpu import build, library
 
 LETTERS = 6
 VOCAB = {chr(97 + i): i for i in range(LETTERS)}
@@ -85,8 +89,29 @@ def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_kernels_search_where_they_run(tmp_path: Path, searched: str) -> None:
-    search = stored(tmp_path, [[0, 1, 2]])._search
-    assert isinstance(search, {"kernels": KernelSearch, "python": BisectSearch}[searched])
+    corpus = stored(tmp_path, [[0, 1, 2]])
+    assert isinstance(corpus._search, {"kernels": KernelSearch, "python": BisectSearch}[searched])
+
+
+def test_where_no_kernels_run_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}", level="INFO")
+    monkeypatch.setattr(library, "kernels", _no_compiler)
+    for level in ("off", "native"):
+        monkeypatch.setenv(build.VARIABLE, level)
+        search._kernels.cache_clear()
+        for _ in range(2):
+            assert isinstance(stored(tmp_path, [[0, 1, 2]])._search, BisectSearch)
+    search._kernels.cache_clear()
+    logger.remove(sink)
+    said = "a corpus is searched in Python instead of by the CPU kernels, several times slower"
+    assert lines == [f"INFO {said}: they are switched off\n", f"WARNING {said}: no compiler\n"]
+
+
+def _no_compiler() -> ctypes.CDLL:
+    raise RuntimeError("no compiler")
 
 
 @pytest.mark.usefixtures("searched")
@@ -123,17 +148,15 @@ def test_the_kernels_find_what_python_finds(tmp_path: Path, letters: int) -> Non
         made.add(text)
     save(tmp_path / "c", made, vocab, depths(letters))
     corpus = Corpus.open(tmp_path / "c", vocab)
-    sealed = read_sealed(tmp_path / "c")
-    kernels, python = corpus._search, BisectSearch(sealed)
-    assert kernels.find(0, len(sealed.arrays["order"]), [END] * 32, 9) == Found(), "out of bounds"
+    kernels, python = corpus._search, BisectSearch(read_sealed(tmp_path / "c"))
+    assert kernels.find([*[END] * 40, texts[0][0]], 9).length == 1, "an end matches nothing"
     asked, many = 0, 0
     for text in [*texts[:5], *(story(n, 400, letters) for n in range(100, 105))]:
         for end in range(1, len(text)):
             recent = text[max(0, end - LONGEST - 3) : end]
-            low, high = sealed.arrays["buckets"][recent[-1]].tolist()
             ahead = end % 50
-            found = kernels.find(low, high, recent, ahead)
-            assert found == python.find(low, high, recent, ahead)
+            found = kernels.find(recent, ahead)
+            assert found == python.find(recent, ahead)
             asked, many = asked + bool(found.runs), many + (not found.whole)
     assert asked > 1000 and many > 50
 

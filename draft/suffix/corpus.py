@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from fastslow.draft.suffix.found import NOTHING, Found
+from fastslow.draft.suffix.found import Found
 from fastslow.draft.suffix.sealed import Sealed
 from fastslow.draft.suffix.search import best_search
 from fastslow.draft.suffix.stored import load
@@ -24,12 +24,10 @@ class Corpus:
 
     def __init__(self, path: Path, sealed: Sealed) -> None:
         """See `open`."""
-        arrays = sealed.arrays
         self.path = path
-        self.documents = len(arrays["sizes"])
-        self.tokens = len(arrays["tokens"])
+        self.documents = len(sealed.arrays["sizes"])
+        self.tokens = len(sealed.arrays["tokens"])
         self._search = best_search(sealed)
-        self._buckets = arrays["buckets"].data  # a memoryview, which gives Python ints
 
     @classmethod
     def open(cls, path: str | Path, vocab: Mapping[str, int]) -> Corpus:
@@ -45,8 +43,6 @@ class Corpus:
         return cls(Path(path), load(Path(path), vocab))
 
     def find(self, recent: list[int], ahead: int) -> Found:
-        """See `Source.find`. Of more than MOST places, MOST are taken in equal steps."""
-        last = recent[-1]
-        if not 0 <= last < len(self._buckets):
-            return NOTHING
-        return self._search.find(self._buckets[last, 0], self._buckets[last, 1], recent, ahead)
+        """See `Source.find`. Of more than MOST places, MOST are taken in equal steps. For one
+        thread at a time."""
+        return self._search.find(recent, ahead)

@@ -6,7 +6,6 @@ import ctypes
 from array import array
 from bisect import bisect_left, bisect_right
 from functools import cache
-from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 from loguru import logger
@@ -22,8 +21,8 @@ WIDTH = 4  # bytes of a token
 class Search(Protocol):
     """Looks among the places of a corpus, which are sorted by what stands before them."""
 
-    def find(self, low: int, high: int, recent: list[int], ahead: int) -> Found:
-        """See `Corpus.find`; places are those of `order[low:high]` alone."""
+    def find(self, recent: list[int], ahead: int) -> Found:
+        """See `Corpus.find`."""
 
 
 def best_search(sealed: Sealed) -> Search:
@@ -33,28 +32,44 @@ def best_search(sealed: Sealed) -> Search:
 
 
 class KernelSearch:
-    """One call of the kernels a search."""
+    """One call of the kernels a search.
+
+    Between two drafts a model's weights pass through the caches, so every line of Python and every
+    object of a lookup comes from memory again, and takes several times longer than the search: they
+    are few, and what can be kept is.
+    """
 
     def __init__(self, sealed: Sealed, kernels: ctypes.CDLL) -> None:
         self._sealed = sealed  # keeps the addresses alive
+        arrays = sealed.arrays
+        names = ("tokens", "order", "buckets")
+        places = library.Places(*(arrays[n].ctypes.data for n in names), len(arrays["buckets"]))
         self._find = kernels.fs_find_runs
-        self._tokens = sealed.arrays["tokens"].ctypes.data
-        self._order = sealed.arrays["order"].ctypes.data
+        self._places = ctypes.byref(places)
+        self._make_room(0)
 
-    def find(self, low: int, high: int, recent: list[int], ahead: int) -> Found:
-        key = array("i", recent[: -LONGEST - 1 : -1])
-        found = array("i", bytes(WIDTH * (2 + MOST + MOST * ahead)))
-        self._find(
-            *(self._tokens, self._order, low, high),
-            *(key.buffer_info()[0], len(key), MOST, ahead, found.buffer_info()[0]),
-        )
-        length, count, *sizes = found[: 2 + MOST]
+    def find(self, recent: list[int], ahead: int) -> Found:
+        if ahead > self._ahead:
+            self._make_room(ahead)
+        text = array("i", recent)
+        address, size = text.buffer_info()
+        numbers = self._find(self._places, address, size, LONGEST, MOST, ahead, self._address)
+        length, count, *told = self._found[:numbers].tolist()
         if not length:
             return NOTHING
-        ends = [*accumulate(sizes[:count], initial=0)]
-        told = found[2 + MOST : 2 + MOST + ends[-1]].tolist()
-        runs = [told[begin:end] for begin, end in pairwise(ends)]
-        return Found(length, runs, count <= MOST)
+        begin = taken = min(count, MOST)
+        runs = []
+        for size in told[:taken]:
+            runs.append(told[begin : begin + size])
+            begin += size
+        return Found(length, runs, count == taken)
+
+    def _make_room(self, ahead: int) -> None:
+        """For runs of so many tokens."""
+        self._ahead = ahead
+        room = array("i", bytes(WIDTH * (2 + MOST + MOST * ahead)))
+        self._found = memoryview(room)
+        self._address = room.buffer_info()[0]
 
 
 class BisectSearch:
@@ -64,10 +79,15 @@ class BisectSearch:
         self._memory = sealed.memory
         self._base = sealed.offsets["tokens"]
         # Memoryviews give Python ints, several times faster than arrays give their scalars.
-        self._order = sealed.arrays["order"].data
         self._text = sealed.arrays["tokens"].data
+        self._order = sealed.arrays["order"].data
+        self._buckets = sealed.arrays["buckets"].data
 
-    def find(self, low: int, high: int, recent: list[int], ahead: int) -> Found:
+    def find(self, recent: list[int], ahead: int) -> Found:
+        last = recent[-1]
+        if not 0 <= last < len(self._buckets):
+            return NOTHING
+        low, high = self._buckets[last, 0], self._buckets[last, 1]
         if low == high:
             return NOTHING
         key = array("i", recent[: -LONGEST - 1 : -1]).tobytes()

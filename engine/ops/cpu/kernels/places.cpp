@@ -11,7 +11,7 @@ constexpr int DEEPEST = 64;  // probes of a search, each of which halves an inte
 
 struct Key {
     const Places& places;
-    const int32_t* tokens;
+    const int32_t* end;
     int size;
 
     const int32_t* run(int64_t slot) const { return places.tokens + places.order[slot]; }
@@ -19,12 +19,12 @@ struct Key {
     int common(int64_t slot) const {
         const int32_t* there = run(slot);
         int n = 0;
-        while (n < size && there[n] == tokens[n] && there[n] != END) n++;
+        while (n < size && there[n] == end[-1 - n] && there[n] != END) n++;
         return n;
     }
 
     bool after(int64_t slot, int shared) const {
-        return shared < size && __builtin_bswap32(run(slot)[shared]) < __builtin_bswap32(tokens[shared]);
+        return shared < size && __builtin_bswap32(run(slot)[shared]) < __builtin_bswap32(end[-1 - shared]);
     }
 };
 
@@ -50,8 +50,11 @@ struct Probe {
 
 // The probes on either side of the key share more and more with it, so each bound of the longest
 // match lies between two of them: nothing that was looked at is looked at again.
-Match longest_match(const Places& places, int64_t low, int64_t high, const int32_t* tokens, int size) {
-    const Key key{places, tokens, size};
+Match longest_match(const Places& places, const int32_t* text_end, int size) {
+    const int32_t last = text_end[-1];
+    if (last < 0 || last >= places.ids) return {0, 0, 0};
+    const int64_t low = places.buckets[last][0], high = places.buckets[last][1];
+    const Key key{places, text_end, size};
     Probe lefts[DEEPEST], rights[DEEPEST];
     int left = 0, right = 0, length = 0;
     const int64_t at = bisect(low, high, [&](int64_t slot) {
