@@ -35,7 +35,7 @@ def store(path: Path, *texts: list[int]) -> Path:
 
 
 def follows(corpus: Corpus, recent: list[int]) -> list[list[int]]:
-    return list(corpus.find(recent, 99).runs)
+    return [list(run) for run in corpus.find(recent, 99).runs]
 
 
 @pytest.fixture

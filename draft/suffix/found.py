@@ -13,7 +13,7 @@ class Found(NamedTuple):
     """What followed the longest end of a text wherever it stood before."""
 
     length: int = 0  # tokens that match, at most LONGEST
-    runs: Sequence[list[int]] = ()  # tokens that came next, for each place that was looked at
+    runs: Sequence[Sequence[int]] = ()  # tokens that came next, for each place that was looked at
     whole: bool = True  # False: there are more such places
 
 

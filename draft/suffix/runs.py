@@ -29,7 +29,7 @@ class Runs:
         self.at = 0
         founds = [source.find(recent or [], ahead) for source in sources]
         self.length = max([found.length for found in founds], default=0)
-        self.runs: list[list[int]] = []
+        self.runs: list[Sequence[int]] = []
         self._whole = True
         for found in founds:
             if found.length == self.length:

@@ -53,23 +53,24 @@ class KernelSearch:
             self._make_room(ahead)
         text = array("i", recent)
         address, size = text.buffer_info()
-        numbers = self._find(self._places, address, size, LONGEST, MOST, ahead, self._address)
-        length, count, *told = self._found[:numbers].tolist()
+        self._find(self._places, address, size, LONGEST, MOST, ahead, self._address)
+        found = self._found
+        length, count = found[0], found[1]
         if not length:
             return NOTHING
-        begin = taken = min(count, MOST)
+        taken = min(count, MOST)
+        begin = 2 + taken
         runs = []
-        for size in told[:taken]:
-            runs.append(told[begin : begin + size])
+        for size in found[2:begin]:
+            runs.append(found[begin : begin + size])  # most of its numbers are never looked at
             begin += size
         return Found(length, runs, count == taken)
 
     def _make_room(self, ahead: int) -> None:
         """For runs of so many tokens."""
         self._ahead = ahead
-        room = array("i", bytes(WIDTH * (2 + MOST + MOST * ahead)))
-        self._found = memoryview(room)
-        self._address = room.buffer_info()[0]
+        self._found = array("i", bytes(WIDTH * (2 + MOST + MOST * ahead)))
+        self._address = self._found.buffer_info()[0]
 
 
 class BisectSearch:
@@ -105,11 +106,11 @@ class BisectSearch:
             places = [order[first + i * count // MOST] for i in range(MOST)]
         return Found(length, [self._run(place, ahead) for place in places], count <= MOST)
 
-    def _run(self, place: int, ahead: int) -> list[int]:
+    def _run(self, place: int, ahead: int) -> array[int]:
         """Up to `ahead` tokens that followed at a place, until its text ends."""
-        run: list[int] = self._text[max(0, place - ahead) : place].tolist()
+        run = self._text[max(0, place - ahead) : place].tolist()
         run.reverse()
-        return run[: run.index(END)] if END in run else run
+        return array("i", run[: run.index(END)] if END in run else run)
 
     def _around(self, key: bytes, low: int, at: int, high: int) -> tuple[int, int]:
         """The slots in low..high whose places have `key` before them; they touch `at`."""

@@ -118,7 +118,7 @@ SIGNATURES = {
         [c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_int],
     ),
     "fs_find_runs": (
-        c_int,
+        None,
         [POINTER(Places), c_void_p, c_int, c_int, c_int, c_int, c_void_p],
     ),
     "fs_vector_width": (c_int, []),
