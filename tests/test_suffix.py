@@ -21,7 +21,7 @@ from fastslow.draft.suffix.grow import grow
 from fastslow.draft.suffix.order import END, depths, sort_places
 from fastslow.draft.suffix.own import OwnText
 from fastslow.draft.suffix.runs import Runs
-from fastslow.draft.suffix.sealed import read_sealed
+from fastslow.draft.suffix.sealed import read_sealed, write_sealed
 from fastslow.draft.suffix.search import BisectSearch, KernelSearch
 from fastslow.draft.suffix.stored import save
 from fastslow.draft.suffix.trust import Trust
@@ -163,6 +163,24 @@ def test_the_kernels_find_what_python_finds(tmp_path: Path, letters: int) -> Non
             assert found == python.find(recent, ahead)
             asked, many = asked + bool(found.runs), many + (not found.whole)
     assert asked > 1000 and many > 50
+
+
+@pytest.mark.usefixtures("searched")
+@pytest.mark.parametrize("seed", range(8))
+def test_a_corpus_that_is_not_sorted_says_tokens_all_the_same(tmp_path: Path, seed: int) -> None:
+    """Whoever can write a file can seal it; wrong drafts are refused, what is no token may crash."""
+    texts = [story(n, 80) for n in range(6)]
+    stored(tmp_path, texts)
+    facts, arrays, *_ = read_sealed(tmp_path / "c")
+    draw = np.random.default_rng(seed)
+    order = draw.permutation(arrays["order"])
+    buckets = np.sort(draw.integers(0, len(order) + 1, (LETTERS, 2)), axis=1).astype(np.int32)
+    write_sealed(tmp_path / "d", {**arrays, "order": order, "buckets": buckets}, facts)
+    corpus = Corpus.open(tmp_path / "d", VOCAB)
+    for text in texts:
+        for end in range(1, len(text)):
+            for run in corpus.find(text[max(0, end - LONGEST) : end], 20).runs:
+                assert len(run) <= 20 and all(0 <= token < LETTERS for token in run)
 
 
 @pytest.mark.usefixtures("searched")
