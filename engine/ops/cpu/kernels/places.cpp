@@ -84,7 +84,7 @@ Match longest_match(const Places& places, const int32_t* text_end, int size) {
             inside = std::max(inside, rights[i].slot + 1);
     }
     end = bisect(inside, end, [&](int64_t slot) { return key.common(slot) == length; });
-    return {length, first, std::max(first, end)};  // places that are not sorted may cross
+    return {length, first, end};  // first <= at <= end, were the places in no order at all
 }
 
 int64_t copy_run(const Places& places, int64_t place, int64_t ahead, int32_t* out) {
