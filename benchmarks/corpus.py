@@ -1,12 +1,15 @@
 """A bot that is asked the same again: plain decoding against suffix drafts from a corpus of answers.
 
+    python benchmarks/corpus.py FOLDER --model smollm2 --answers 2000 --quantization int8 --ask 0
     python benchmarks/corpus.py FOLDER --model smollm2 --answers 2000 --quantization int8
 
 Answers to paraphrased customer-service questions are made once, greedily, and kept in FOLDER (a run
-that was stopped goes on where it was); so is the corpus that is built from them. Then questions of
-the corpus and questions on other matters are answered at batch 1, plain and drafted in turn; so are
-the prompts of other files (--also), which have nothing to do with the corpus. Times are those of the
-whole call, the reading of the prompt included.
+that was stopped goes on where it was); so is the corpus that is built from them. The first command
+ends there, so that the second only measures. Questions are answered at batch 1, plain and drafted in
+turn: repeats are questions of the corpus; paraphrases are on its matters, in words that it does not
+hold; new ones are on other matters; the prompts of other files (--also) have nothing to do with it.
+Times are those of the whole call, the reading of the prompt included; drafting is counted by itself,
+too, where the weights have just passed through the caches.
 """
 
 from __future__ import annotations
@@ -56,15 +59,19 @@ FRAMES = (
     "I am writing because {}. What are the next steps?", "Dear support team, {}. Please advise.",
     "It is about my last order: {}. How can this be solved?", "{}. Who can help me with that?",
 )  # fmt: skip
+OTHER_FRAMES = (
+    "I hope that you can help: {}.", "{}. I have tried everything and do not know how to go on.",
+    "A question, please. {}, so what do you suggest?", "{}. I expect an answer today.",
+)  # fmt: skip
 TOKENS = 128
-CHUNK = 64  # answers between two looks at the disk
+CHUNK = 128  # answers between two looks at the disk
 
 
-def questions(matters: tuple[str, ...]) -> list[str]:
+def questions(matters: tuple[str, ...], frames: tuple[str, ...] = FRAMES) -> list[str]:
     """Every matter of every product in every frame, shuffled in the same way each time."""
     found = [
         frame.format(matter.format(product))
-        for matter, product, frame in itertools.product(matters, PRODUCTS, FRAMES)
+        for matter, product, frame in itertools.product(matters, PRODUCTS, frames)
     ]
     found = [text[0].upper() + text[1:] for text in dict.fromkeys(found)]
     random.Random(0).shuffle(found)
@@ -93,9 +100,10 @@ def make_answers(llm: LLM, path: Path, count: int) -> None:
 
 
 def compare(llm: LLM, asked: list[str], wish: Speculation) -> dict[str, Any]:
-    """Both ways to answer, in turns; per way seconds of the whole call, tokens and steps."""
+    """Both ways to answer, in turns; per way seconds of the whole call, tokens, steps and seconds of
+    drafting."""
     sampling = SamplingParams(max_tokens=TOKENS)
-    sums: dict[str, list[float]] = {"plain": [0.0, 0, 0], "suffix": [0.0, 0, 0]}
+    sums: dict[str, list[float]] = {"plain": [0.0] * 4, "suffix": [0.0] * 4}
     ratios, same = [], 0
     for turn, question in enumerate(bar(asked, "Asking")):
         answers, spent = {}, {}
@@ -103,7 +111,8 @@ def compare(llm: LLM, asked: list[str], wish: Speculation) -> dict[str, Any]:
             begun = time.perf_counter()
             out = llm.chat(chat(question), sampling, speculation=wish if way == "suffix" else "off")
             spent[way] = time.perf_counter() - begun
-            for i, x in enumerate((spent[way], out.metrics.tokens, out.metrics.steps)):
+            m = out.metrics
+            for i, x in enumerate((spent[way], m.tokens, m.steps, m.draft_seconds)):
                 sums[way][i] += x
             answers[way] = out.token_ids
         ratios.append(spent["plain"] / spent["suffix"])
@@ -113,8 +122,11 @@ def compare(llm: LLM, asked: list[str], wish: Speculation) -> dict[str, Any]:
 
 def show(name: str, found: dict[str, Any], asked: int) -> None:
     print(f"{name}: {asked} questions, {found['same']} answers the same token by token")
-    for way, (seconds, tokens, steps) in found["sums"].items():
-        print(f"  {way:6} {tokens / seconds:7.1f} tokens/s, {tokens / steps:5.2f} tokens a step")
+    for way, (seconds, tokens, steps, drafting) in found["sums"].items():
+        print(
+            f"  {way:6} {tokens / seconds:7.1f} tokens/s, {tokens / steps:5.2f} tokens a step, "
+            f"{drafting / steps * 1e6:4.0f} us of drafting a step"
+        )
     ratio = found["sums"]["plain"][0] / found["sums"]["suffix"][0]
     print(
         f"  ratio {ratio:.2f}; median of the questions {statistics.median(found['ratios']):.2f}, "
@@ -136,7 +148,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="a folder or a built-in name")
     parser.add_argument("--quantization", default="int8")
     parser.add_argument("--answers", type=int, default=320, help="in the corpus, at most 2000")
-    parser.add_argument("--ask", type=int, default=20, help="questions of each kind to measure")
+    parser.add_argument("--ask", type=int, default=20, help="of each kind; 0 = make the corpus")
     parser.add_argument("--nodes", type=int, help="drafted per step; default: as many as pay")
     parser.add_argument("--also", type=Path, action="append", default=[], help="JSON lines")
     parser.add_argument("--threads", type=int, default=0, help="0 = torch's choice")
@@ -146,17 +158,21 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     path, stored = args.folder / "answers.jsonl", args.folder / "corpus.safetensors"
     # what it has just answered itself would help with new questions, too
-    options = {"quantization": args.quantization, "max_running": 16, "remember": False}
+    options = {"quantization": args.quantization, "max_running": 32, "remember": False}
     with LLM(args.model, **options) as llm:
         make_answers(llm, path, args.answers)
-        build = ["corpus", "build", str(path), "-o", str(stored), "--model", args.model]
-        app(args=build, standalone_mode=False)
+        if not stored.is_file() or stored.stat().st_mtime < path.stat().st_mtime:
+            build = ["corpus", "build", str(path), "-o", str(stored), "--model", args.model]
+            app(args=build, standalone_mode=False)
+        if not args.ask:
+            return
         assert llm.tokenizer is not None
         wish = Speculation(drafter="suffix", corpus=stored, nodes=args.nodes)
         known = random.Random(1).sample(questions(MATTERS)[: args.answers], args.ask)
+        paraphrased = questions(MATTERS, OTHER_FRAMES)[: args.ask]
         new = questions(OTHER_MATTERS)[: args.ask]
         compare(llm, new[:1], wish)  # warms up
-        kinds = {"repeats": known, "new": new}
+        kinds = {"repeats": known, "paraphrases": paraphrased, "new": new}
         kinds |= {also.stem: prompts_of(also)[: args.ask] for also in args.also}
         for name, asked in kinds.items():
             show(name, compare(llm, asked, wish), len(asked))

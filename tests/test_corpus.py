@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.documents import Documents
 from fastslow.draft.suffix.order import depths
 from fastslow.draft.suffix.sealed import read_sealed, write_sealed
-from fastslow.draft.suffix.stored import FORMAT, describe, save, vocabulary_digest
+from fastslow.draft.suffix.stored import FORMAT, describe, save, unpack, vocabulary_digest
 
 VOCAB = {chr(97 + i): i for i in range(8)}
 
@@ -34,7 +35,7 @@ def store(path: Path, *texts: list[int]) -> Path:
 
 
 def follows(corpus: Corpus, recent: list[int]) -> list[list[int]]:
-    return [corpus.run(place, 99) for place in corpus.find(recent).places]
+    return [list(run) for run in corpus.find(recent, 99).runs]
 
 
 @pytest.fixture
@@ -76,6 +77,30 @@ def test_a_file_cut_anywhere_is_refused(path: Path) -> None:
     path.write_bytes(whole + b"\0")
     with pytest.raises(ValueError, match="is damaged"):
         Corpus.open(path, VOCAB)
+
+
+def test_a_file_spoilt_at_random_is_refused(path: Path) -> None:
+    """Stretches of zeros, as a crashed disk leaves them, of noise, and of the file's own bytes."""
+    whole = path.read_bytes()
+    draw = random.Random(1)
+    for _ in range(300):
+        begin, end = sorted(draw.sample(range(len(whole) + 1), 2))
+        size, other = end - begin, draw.randrange(len(whole))
+        for stretch in (bytes(size), draw.randbytes(size), whole[other : other + size]):
+            spoilt = whole[:begin] + stretch + whole[end:]
+            if spoilt == whole:
+                continue
+            path.write_bytes(spoilt)
+            with pytest.raises(ValueError, match=r"is damaged or no sealed file"):
+                Corpus.open(path, VOCAB)
+
+
+def test_a_damaged_corpus_is_not_added_to(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="is damaged"):
+        unpack(path, VOCAB)
+    assert path.read_bytes() == whole[:-1]
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -137,7 +162,7 @@ def test_a_seal_is_not_believed_alone(path: Path, change: Any, said: str) -> Non
 
 def test_answers_are_added_and_the_oldest_go(path: Path) -> None:
     corpus = Corpus.open(path, VOCAB)
-    more = corpus.unpack()
+    more = unpack(path, VOCAB)
     more.add([6, 1, 2, 7])
     assert more.trim(15) == 0
     assert more.trim(14) == 1
@@ -175,19 +200,38 @@ def test_nothing_is_copied_when_a_corpus_is_opened(path: Path) -> None:
         assert not array.flags.owndata and not array.flags.writeable
 
 
-def test_a_header_is_not_trusted_with_sizes(path: Path) -> None:
-    """The seal fits, the offsets lead outside: written by hand."""
+def reseal(path: Path, change: Callable[[dict[str, Any]], None], room: int = 0) -> None:
+    """Change the header, keep the data, `room` bytes further on, and make the seal fit."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    header["order"]["data_offsets"][1] += 2**20
-    header["order"]["shape"] = [header["order"]["shape"][0] + 2**18]
+    change(header)
     header["__metadata__"]["seal"] = "0" * 64
     text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (room - len(text) % 8)
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
     with path.open("r+b") as file, module.mmap.mmap(file.fileno(), 0) as memory:
         place = module._seal_place(memory)
         assert place is not None
         memory[place : place + 64] = module._digest(memory, place)
+
+
+def test_a_header_is_not_trusted_with_sizes(path: Path) -> None:
+    """The seal fits, the offsets lead outside: written by hand."""
+
+    def longer(header: dict[str, Any]) -> None:
+        header["order"]["data_offsets"][1] += 2**20
+        header["order"]["shape"] = [header["order"]["shape"][0] + 2**18]
+
+    reseal(path, longer)
     with pytest.raises(ValueError, match="tensor order reaches outside the file"):
+        Corpus.open(path, VOCAB)
+
+
+def test_numbers_lie_where_numbers_may(path: Path) -> None:
+    """The kernels read them where they lie."""
+    reseal(path, lambda header: None, room=16)
+    Corpus.open(path, VOCAB)
+    reseal(path, lambda header: None, room=17)
+    with pytest.raises(ValueError, match="begins between two numbers"):
         Corpus.open(path, VOCAB)

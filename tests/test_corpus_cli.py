@@ -69,9 +69,9 @@ def test_build_add_and_info(
     tokenizer = load_tokenizer(model)
     corpus = Corpus.open(out, tokenizer.vocab())
     prompt = tokenizer.encode("<|im_start|>user: Where is it?<|im_end|><|im_start|>assistant: ")
-    found = corpus.find(prompt[-32:])
+    found = corpus.find(prompt[-32:], 99)
     assert found.length == min(32, len(prompt))
-    runs = {tokenizer.decode(corpus.run(p, 99), skip_special=False) for p in found.places}
+    runs = {tokenizer.decode(run, skip_special=False) for run in found.runs}
     assert runs == {"On its way.<|im_end|>"}
 
 

@@ -20,6 +20,7 @@ KERNEL_TESTS = [
     "test_kv_tiles.py",
     "test_kv_int8.py",
     "test_draft_kernels.py",
+    "test_suffix.py",
 ]
 ROW_TESTS = "test_model_rows.py::test_tree_rows_equal_plain_decoding"
 

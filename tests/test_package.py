@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine/tune/choosing": ("engine", "policies"),  # fits a selector, and tells of it
     "engine": ("engine",),
     "draft/head": (*HOLDS_A_MODEL, "engine.ops.cpu"),  # a head runs on the target's kernels
+    "draft/suffix": (*HOLDS_A_MODEL, "engine.ops.cpu"),  # a corpus is searched by the kernels
     "draft": HOLDS_A_MODEL,
     "policies": ("engine.types", "engine.params"),
 }

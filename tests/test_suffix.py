@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
+from kernel_tools import compiled
+from loguru import logger
 
+from fastslow.draft.suffix import search
 from fastslow.draft.suffix.chains import Chains
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.documents import Documents
@@ -17,8 +21,11 @@ from fastslow.draft.suffix.grow import grow
 from fastslow.draft.suffix.order import END, depths, sort_places
 from fastslow.draft.suffix.own import OwnText
 from fastslow.draft.suffix.runs import Runs
+from fastslow.draft.suffix.sealed import read_sealed, write_sealed
+from fastslow.draft.suffix.search import BisectSearch, KernelSearch
 from fastslow.draft.suffix.stored import save
 from fastslow.draft.suffix.trust import Trust
+from fastslow.engine.ops.cpu import build, library
 
 LETTERS = 6
 VOCAB = {chr(97 + i): i for i in range(LETTERS)}
@@ -63,8 +70,8 @@ def stored(folder: Path, documents: list[list[int]]) -> Corpus:
     return Corpus.open(folder / "c", VOCAB)
 
 
-def runs_of(source: Corpus | Earlier | OwnText, found: Found, ahead: int) -> list[list[int]]:
-    return [source.run(place, ahead) for place in found.places]
+def listed(found: Found) -> list[list[int]]:
+    return [list(run) for run in found.runs]
 
 
 def test_places_are_sorted_by_what_stands_before_them() -> None:
@@ -77,6 +84,41 @@ def test_places_are_sorted_by_what_stands_before_them() -> None:
     assert keys == sorted(keys)
 
 
+@pytest.fixture(params=[pytest.param("kernels", marks=compiled), "python"])
+def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a corpus is searched."""
+    if request.param == "python":
+        monkeypatch.setattr("fastslow.draft.suffix.corpus.best_search", BisectSearch)
+    return str(request.param)
+
+
+def test_the_kernels_search_where_they_run(tmp_path: Path, searched: str) -> None:
+    corpus = stored(tmp_path, [[0, 1, 2]])
+    assert isinstance(corpus._search, {"kernels": KernelSearch, "python": BisectSearch}[searched])
+
+
+def test_where_no_kernels_run_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}", level="INFO")
+    monkeypatch.setattr(library, "kernels", _no_compiler)
+    for level in ("off", "native"):
+        monkeypatch.setenv(build.VARIABLE, level)
+        search._kernels.cache_clear()
+        for _ in range(2):
+            assert isinstance(stored(tmp_path, [[0, 1, 2]])._search, BisectSearch)
+    search._kernels.cache_clear()
+    logger.remove(sink)
+    said = "a corpus is searched in Python instead of by the CPU kernels, several times slower"
+    assert lines == [f"INFO {said}: they are switched off\n", f"WARNING {said}: no compiler\n"]
+
+
+def _no_compiler() -> ctypes.CDLL:
+    raise RuntimeError("no compiler")
+
+
+@pytest.mark.usefixtures("searched")
 @pytest.mark.parametrize("seed", range(4))
 def test_a_corpus_finds_what_a_slow_search_finds(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
@@ -87,11 +129,11 @@ def test_a_corpus_finds_what_a_slow_search_finds(tmp_path: Path, seed: int) -> N
     for text in [*documents, story(999 + seed, 120)]:
         for end in range(1, len(text), 3):
             recent = text[max(0, end - LONGEST) : end]
-            found = corpus.find(recent)
+            found = corpus.find(recent, 1000)
             length, runs = matches(documents, recent)
             assert found.length == length
             assert found.whole == (len(runs) <= MOST)
-            got = runs_of(corpus, found, 1000)
+            got = listed(found)
             if found.whole:
                 assert sorted(got) == sorted(runs)
             else:
@@ -100,11 +142,53 @@ def test_a_corpus_finds_what_a_slow_search_finds(tmp_path: Path, seed: int) -> N
     assert asked, "no text was as long as the longest match"
 
 
+@compiled
+@pytest.mark.parametrize("letters", [2, 6, 300])
+def test_the_kernels_find_what_python_finds(tmp_path: Path, letters: int) -> None:
+    """The same runs of too many, too: 300 letters are not in the order of their bytes."""
+    made, vocab = Documents(), {str(i): i for i in range(letters)}
+    texts = [story(n, 400, letters) for n in range(30)]
+    for text in texts:
+        made.add(text)
+    save(tmp_path / "c", made, vocab, depths(letters))
+    corpus = Corpus.open(tmp_path / "c", vocab)
+    kernels, python = corpus._search, BisectSearch(read_sealed(tmp_path / "c"))
+    assert kernels.find([*[END] * 40, texts[0][0]], 9).length == 1, "an end matches nothing"
+    asked, many = 0, 0
+    for text in [*texts[:5], *(story(n, 400, letters) for n in range(100, 105))]:
+        for end in range(1, len(text)):
+            recent = text[max(0, end - LONGEST - 3) : end]
+            ahead = end % 50
+            found = kernels.find(recent, ahead)
+            assert found == python.find(recent, ahead)
+            asked, many = asked + bool(found.runs), many + (not found.whole)
+    assert asked > 1000 and many > 50
+
+
+@pytest.mark.usefixtures("searched")
+@pytest.mark.parametrize("seed", range(8))
+def test_a_corpus_that_is_not_sorted_says_tokens_all_the_same(tmp_path: Path, seed: int) -> None:
+    """Whoever can write a file can seal it; wrong drafts are refused, what is no token may crash."""
+    texts = [story(n, 80) for n in range(6)]
+    stored(tmp_path, texts)
+    facts, arrays, *_ = read_sealed(tmp_path / "c")
+    draw = np.random.default_rng(seed)
+    order = draw.permutation(arrays["order"])
+    buckets = np.sort(draw.integers(0, len(order) + 1, (LETTERS, 2)), axis=1).astype(np.int32)
+    write_sealed(tmp_path / "d", {**arrays, "order": order, "buckets": buckets}, facts)
+    corpus = Corpus.open(tmp_path / "d", VOCAB)
+    for text in texts:
+        for end in range(1, len(text)):
+            for run in corpus.find(text[max(0, end - LONGEST) : end], 20).runs:
+                assert len(run) <= 20 and all(0 <= token < LETTERS for token in run)
+
+
+@pytest.mark.usefixtures("searched")
 def test_a_corpus_knows_tokens_that_it_never_saw(tmp_path: Path) -> None:
     corpus = stored(tmp_path, [[0, 1, 2], [3]])
-    assert corpus.find([5]) == corpus.find([0, 5]) == corpus.find([2]) == Found()
-    assert corpus.find([10_000]) == corpus.find([-1]) == Found()
-    assert runs_of(corpus, corpus.find([9_999, 0]), 5) == [[1, 2]]
+    for unknown in ([5], [0, 5], [2], [10_000], [-1]):
+        assert corpus.find(unknown, 5) == Found()
+    assert listed(corpus.find([9_999, 0], 5)) == [[1, 2]]
 
 
 def test_a_question_is_matched_and_never_proposed(tmp_path: Path) -> None:
@@ -112,14 +196,13 @@ def test_a_question_is_matched_and_never_proposed(tmp_path: Path) -> None:
     made.add([4, 5], context=[0, 1, 2, 3])
     save(tmp_path / "c", made, VOCAB, depths(LETTERS))
     corpus = Corpus.open(tmp_path / "c", VOCAB)
-    assert corpus.find([0, 1]) == Found()
-    found = corpus.find([0, 1, 2, 3])
-    assert (found.length, runs_of(corpus, found, 9)) == (4, [[4, 5]])
+    assert corpus.find([0, 1], 9) == Found()
+    found = corpus.find([0, 1, 2, 3], 9)
+    assert (found.length, listed(found)) == (4, [[4, 5]])
     earlier = Earlier()
     earlier.add([4, 5], context=[0, 1, 2, 3])
-    assert earlier.find([0, 1]) == Found()
-    found = earlier.find([0, 1, 2, 3])
-    assert (found.length, runs_of(earlier, found, 9)) == (4, [[4, 5]])
+    assert not earlier.find([0, 1], 9).runs
+    assert earlier.find([0, 1, 2, 3], 9) == Found(4, [[4, 5]])
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -130,13 +213,12 @@ def test_own_text_finds_the_longest_match_as_it_grows(seed: int) -> None:
     for end in [*range(1, 200), *range(1000, 1100, 7), *range(2000, 2500, 31)]:
         grown += text[len(grown) : end]
         own.read(grown)
-        found = own.find(grown[-LONGEST:])
+        found = own.find(grown[-LONGEST:], 3)
         length, runs = matches([grown], grown[-LONGEST:])
         if found.whole:
             assert found.length == (length if length > 1 else 0)
         if found.length and found.whole:
-            ahead = [run[:3] for run in runs_of(own, found, 3)]
-            assert sorted(ahead) == sorted(_looped(run, 3) for run in runs)
+            assert sorted(found.runs) == sorted(_looped(run, 3) for run in runs)
         lengths.add(found.length)
     assert {0, 2, 5, LONGEST} <= lengths
 
@@ -148,8 +230,8 @@ def _looped(run: list[int], length: int) -> list[int]:
 def test_a_loop_goes_on() -> None:
     own = OwnText()
     own.read([9, 1, 2, 3, 1, 2, 3, 1, 2, 3])
-    found = own.find([9, 1, 2, 3, 1, 2, 3, 1, 2, 3])
-    assert runs_of(own, found, 7)[0] == [1, 2, 3, 1, 2, 3, 1]
+    found = own.find([9, 1, 2, 3, 1, 2, 3, 1, 2, 3], 7)
+    assert found.runs[0] == [1, 2, 3, 1, 2, 3, 1]
 
 
 def test_earlier_answers_make_room_for_new_ones() -> None:
@@ -158,20 +240,19 @@ def test_earlier_answers_make_room_for_new_ones() -> None:
     for n, text in enumerate(texts):
         earlier.add(text)
         for old in texts[max(0, n - 3) : n + 1]:
-            found = earlier.find(old[:12])
-            assert old[12:] in runs_of(earlier, found, 100)
-        assert all(END not in run for run in runs_of(earlier, earlier.find(text[-40:]), 100))
-    gone = earlier.find(texts[0][:12])
-    assert all(run[:5] != texts[0][12:17] for run in runs_of(earlier, gone, 100))
+            assert old[12:] in earlier.find(old[:12], 100).runs
+        assert all(END not in run for run in earlier.find(text[-40:], 100).runs)
+    gone = earlier.find(texts[0][:12], 100)
+    assert all(run[:5] != texts[0][12:17] for run in gone.runs)
 
 
 def test_a_long_answer_leaves_three_quarters_of_the_ring() -> None:
     earlier = Earlier(256)
     earlier.add([7, 8, 9])
     earlier.add(list(range(1000, 3000)))
-    assert runs_of(earlier, earlier.find([7, 8]), 5) == [[9]]
-    assert runs_of(earlier, earlier.find([2997, 2998]), 5) == [[2999]]
-    assert earlier.find([1500, 1501]) == Found()
+    assert earlier.find([7, 8], 5).runs == [[9]]
+    assert earlier.find([2997, 2998], 5).runs == [[2999]]
+    assert not earlier.find([1500, 1501], 5).runs
 
 
 def test_sizes_of_windows() -> None:
@@ -185,14 +266,11 @@ class Told:
     """A source that answers with given runs."""
 
     def __init__(self, length: int, runs: list[list[int]], whole: bool = True) -> None:
-        self.runs = runs
-        self.found = Found(length, range(len(runs)), whole)
+        self.found = Found(length, runs, whole)
 
-    def find(self, recent: list[int]) -> Found:
-        return self.found
-
-    def run(self, place: int, ahead: int) -> list[int]:
-        return self.runs[place][:ahead]
+    def find(self, recent: list[int], ahead: int) -> Found:
+        length, runs, whole = self.found
+        return Found(length, [run[:ahead] for run in runs], whole)
 
 
 def certain(value: float = 1.0) -> Trust:
@@ -266,13 +344,13 @@ def test_narrowed_runs_are_what_a_new_search_finds(tmp_path: Path) -> None:
         text = [*story(seed, 30), *documents[seed % 3][seed : seed + 40]]
         for end in range(20, len(text) - 3):
             runs = Runs([corpus], text[:end][-LONGEST:], 500)
-            if runs.length + 3 > LONGEST or not corpus.find(text[:end][-LONGEST:]).whole:
+            if runs.length + 3 > LONGEST or not corpus.find(text[:end][-LONGEST:], 1).whole:
                 continue
             runs.follow(text[end : end + 3], Trust())
             again = Runs([corpus], text[: end + 3][-LONGEST:], 500)
             if runs.last(1):
                 assert again.length == runs.length + 3
-                left = sorted(run[runs.at :] for run in runs.runs if len(run) > runs.at)
-                assert left == sorted(again.runs)
+                left = sorted(list(run[runs.at :]) for run in runs.runs if len(run) > runs.at)
+                assert left == sorted(map(list, again.runs))
                 compared += 1
     assert compared > 20

@@ -57,6 +57,22 @@ def test_it_copies_from_the_requests_own_text() -> None:
     assert chain(drafter, view([1, 2, 3], 5)) == []
 
 
+def test_own_text_is_read_as_it_comes(tmp_path: Path) -> None:
+    """While a run out of a corpus serves step after step: the next search would read it all."""
+    documents = Documents()
+    told = list(range(20, 80))
+    documents.add(told)
+    save(tmp_path / "c", documents, IDS, depths(VOCAB))
+    drafter = SuffixDraft(Corpus.open(tmp_path / "c", IDS), least=0.0)
+    request = view(told[:4])
+    while len(request.tokens) < 30:
+        assert chain(drafter, request) == told[len(request.tokens) :][:8]
+        text = drafter._texts[0]
+        assert text.own.find(told[4 : len(request.tokens)], 1).runs == []
+        assert text.own._read == len(request.tokens)
+        request.tokens += told[len(request.tokens) :][:9]
+
+
 def test_scores_tell_how_likely_each_node_is() -> None:
     drafter = SuffixDraft(least=0.0)
     request = view([1, 2, 3, 1, 2, 4, 1, 2, 4, 8, 1, 2])

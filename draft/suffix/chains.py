@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from fastslow.draft.suffix.found import MOST, NOTHING, Found
+from fastslow.draft.suffix.found import MOST
 
 SIZES = (12, 5, 2)  # tokens that are looked up, in this order; the last is the shortest match
 WALK = 32  # links followed before the search gives up: common short runs have no end of them
+
+
+class Places(NamedTuple):
+    """Before which the longest end of a text stood."""
+
+    length: int = 0  # tokens that match
+    places: Sequence[int] = ()  # newest first
+    whole: bool = True  # False: there are more
 
 
 class Chains:
@@ -42,16 +51,13 @@ class Chains:
                 links[end] = heads[slot]
                 heads[slot] = place
 
-    def find(self, text: Sequence[int], recent: list[int], oldest: int) -> Found:
+    def find(self, text: Sequence[int], recent: list[int], oldest: int) -> Places:
         """The longest ends of `recent` in the window.
 
         Args:
             text: the window.
             recent: the tokens to match, the last one last.
             oldest: first place of the window.
-
-        Returns:
-            Places newest first.
         """
         for n, heads, links in zip(SIZES, self._heads, self._links):
             if n > len(recent):
@@ -75,8 +81,8 @@ class Chains:
             else:
                 whole = False
             if places:
-                return Found(best, places[:MOST], whole and len(places) <= MOST)
-        return NOTHING
+                return Places(best, places[:MOST], whole and len(places) <= MOST)
+        return Places()
 
 
 def _common(text: Sequence[int], end: int, recent: list[int], known: int) -> int:

@@ -86,8 +86,8 @@ class SuffixDraft:
         if len(tokens) > text.read:
             text.runs.follow(tokens[text.read :], self._trust)
             text.read = len(tokens)
+        text.own.read(tokens)  # in each step a little: no step pays for many
         if not text.runs.last(nodes):
-            text.own.read(tokens)
             text.runs = Runs([text.own, *self._shared], tokens[-LONGEST:], nodes + SPARE)
         return grow(text.runs, self._trust, nodes, self._least)
 

@@ -50,12 +50,13 @@ class Earlier:
             self._chains.add(self._ring, self._next + i)
         self._next += len(text) + 1
 
-    def find(self, recent: list[int]) -> Found:
+    def find(self, recent: list[int], ahead: int) -> Found:
         """See `Source.find`."""
-        return self._chains.find(self._ring, recent, self._next - len(self._ring))
+        oldest = self._next - len(self._ring)
+        length, places, whole = self._chains.find(self._ring, recent, oldest)
+        return Found(length, [self._run(place, ahead) for place in places], whole)
 
-    def run(self, place: int, ahead: int) -> list[int]:
-        """See `Source.run`."""
+    def _run(self, place: int, ahead: int) -> list[int]:
         index = place % len(self._ring)
         run = self._ring[index : index + ahead]
         return run[: run.index(END)] if END in run else run

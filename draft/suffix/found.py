@@ -10,10 +10,10 @@ MOST = 8  # places that a source looks at
 
 
 class Found(NamedTuple):
-    """The places before which the longest end of a text stood before."""
+    """What followed the longest end of a text wherever it stood before."""
 
-    length: int = 0  # tokens that match before each of them, at most LONGEST
-    places: Sequence[int] = ()  # the source's own numbers
+    length: int = 0  # tokens that match, at most LONGEST
+    runs: Sequence[Sequence[int]] = ()  # tokens that came next, for each place that was looked at
     whole: bool = True  # False: there are more such places
 
 
@@ -23,9 +23,6 @@ NOTHING = Found()
 class Source(Protocol):
     """Text in which the longest match is looked up."""
 
-    def find(self, recent: list[int]) -> Found:
-        """Where the longest end of `recent`, the last LONGEST tokens of a text, stood before: MOST
-        places at most."""
-
-    def run(self, place: int, ahead: int) -> list[int]:
-        """Up to `ahead` tokens that followed at a place just found."""
+    def find(self, recent: list[int], ahead: int) -> Found:
+        """Where the longest end of `recent`, the last tokens of a text, stood before: MOST places
+        at most, and up to `ahead` tokens that followed at each."""

@@ -24,10 +24,10 @@ def grow(runs: Runs, trust: Trust, nodes: int, least: float) -> Tree:
     tokens: list[int] = []
     parents: list[int] = []
     scores: list[float] = []
-    heap: list[tuple[float, int, int, int, Sequence[list[int]]]] = []
+    heap: list[tuple[float, int, int, int, Sequence[Sequence[int]]]] = []
     made = 0  # of equal scores, the one found first
 
-    def push(members: Sequence[list[int]], depth: int, parent: int, score: float) -> None:
+    def push(members: Sequence[Sequence[int]], depth: int, parent: int, score: float) -> None:
         nonlocal made
         whole = score * trust.of(runs.length + depth) / len(members)
         for token, group in _by_token(members, depth):
@@ -50,12 +50,12 @@ def grow(runs: Runs, trust: Trust, nodes: int, least: float) -> Tree:
 
 
 def _by_token(
-    members: Sequence[list[int]], depth: int
-) -> Iterator[tuple[int, Sequence[list[int]]]]:
+    members: Sequence[Sequence[int]], depth: int
+) -> Iterator[tuple[int, Sequence[Sequence[int]]]]:
     """Members that go on, by the token they go on with."""
     if len(members) == 1:  # the common case, and a long one
         return iter([(members[0][depth], members)] if len(members[0]) > depth else [])
-    groups: dict[int, list[list[int]]] = {}
+    groups: dict[int, list[Sequence[int]]] = {}
     for run in members:
         if len(run) > depth:
             groups.setdefault(run[depth], []).append(run)

@@ -32,12 +32,12 @@ class OwnText:
             self._chains.add(tokens, place)
         self._read = max(self._read, len(tokens))
 
-    def find(self, recent: list[int]) -> Found:
-        """See `Source.find`."""
-        return self._chains.find(self._tokens, recent, 1)
+    def find(self, recent: list[int], ahead: int) -> Found:
+        """See `Source.find`. A run that reaches the end of the text goes on as a loop would."""
+        length, places, whole = self._chains.find(self._tokens, recent, 1)
+        return Found(length, [self._run(place, ahead) for place in places], whole)
 
-    def run(self, place: int, ahead: int) -> list[int]:
-        """See `Source.run`. One that reaches the end of the text goes on as a loop would."""
+    def _run(self, place: int, ahead: int) -> list[int]:
         run = list(self._tokens[place : place + ahead])
         if len(run) < ahead:
             run = (run * (ahead // len(run) + 1))[:ahead]

@@ -25,16 +25,15 @@ class Runs:
     def __init__(
         self, sources: Sequence[Source] = (), recent: list[int] | None = None, ahead: int = 0
     ) -> None:
-        """See `Source.find` and `Source.run`."""
+        """See `Source.find`."""
         self.at = 0
-        founds = [source.find(recent or []) for source in sources]
+        founds = [source.find(recent or [], ahead) for source in sources]
         self.length = max([found.length for found in founds], default=0)
-        self.runs: list[list[int]] = []
+        self.runs: list[Sequence[int]] = []
         self._whole = True
-        for source, found in zip(sources, founds):
+        for found in founds:
             if found.length == self.length:
-                runs = [source.run(place, ahead) for place in found.places]
-                self.runs += [run for run in runs if run]
+                self.runs += [run for run in found.runs if run]
                 self._whole = self._whole and found.whole
 
     def follow(self, tokens: list[int], trust: Trust) -> None:

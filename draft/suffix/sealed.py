@@ -95,6 +95,8 @@ def _views(memory: mmap.mmap) -> Sealed:
         count = math.prod(entry["shape"])
         if not 0 <= begin <= end <= len(memory) - base or end - begin != count * dtype.itemsize:
             raise ValueError(f"tensor {name} reaches outside the file")
+        if (base + begin) % dtype.itemsize:
+            raise ValueError(f"tensor {name} begins between two numbers")
         offsets[name] = base + begin
         flat = np.frombuffer(memory, dtype, count, base + begin)
         arrays[name] = flat.reshape(entry["shape"])

@@ -55,6 +55,12 @@ def save(
     write_sealed(Path(path), documents.index(vocab_size(vocab), rounds), facts)
 
 
+def unpack(path: Path, vocab: Mapping[str, int]) -> Documents:
+    """All answers of a corpus, to add to them; checked as by `Corpus.open`."""
+    arrays = load(path, vocab).arrays
+    return Documents(arrays["tokens"], arrays["sizes"])
+
+
 def describe(path: str | Path) -> dict[str, str | int]:
     """Check a corpus's seal, without a vocabulary, and give its format, vocabulary (a digest),
     vocab_size, documents and tokens.

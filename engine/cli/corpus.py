@@ -61,13 +61,13 @@ def add(
     Example:
       fastslow corpus add corpus.safetensors today.jsonl --model smollm2
     """
-    from fastslow.draft.suffix.corpus import Corpus
+    from fastslow.draft.suffix.stored import unpack
     from fastslow.engine.cli.screen import quiet_log
     from fastslow.engine.locate import resolve_model
 
     quiet_log()
     tokenizer = _tokenizer(resolve_model(model))
-    documents = Corpus.open(path, tokenizer.vocab()).unpack()
+    documents = unpack(path, tokenizer.vocab())
     _extend(documents, answers, path, model, most_tokens)
 
 

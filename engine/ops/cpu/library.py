@@ -1,4 +1,4 @@
-"""The compiled kernels, as ctypes sees them. The structures mirror kernels/model.h and step.h."""
+"""The compiled kernels, as ctypes sees them. The structures mirror those of its headers."""
 
 from __future__ import annotations
 
@@ -91,6 +91,13 @@ class DraftArgs(Structure):
     ]
 
 
+class Places(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("tokens", "order", "buckets")),
+        ("ids", c_int32),
+    ]
+
+
 SIGNATURES = {
     "fs_model_new": (c_void_p, [POINTER(Shape), POINTER(Layer)]),
     "fs_model_delete": (None, [c_void_p]),
@@ -112,6 +119,10 @@ SIGNATURES = {
     "fs_move": (
         c_int,
         [c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_int],
+    ),
+    "fs_find_runs": (
+        None,
+        [POINTER(Places), c_void_p, c_int, c_int, c_int, c_int, c_void_p],
     ),
     "fs_vector_width": (c_int, []),
     "fs_dot_instructions": (c_int, []),
