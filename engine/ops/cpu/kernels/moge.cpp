@@ -68,8 +68,6 @@ void Choice::choose(const float* logits, int width, int experts, int group_count
 
 namespace {
 
-constexpr int TILES_TOGETHER = 4;  // of an expert's gates and ups, in one chunk
-
 const uint8_t* expert_tile(const Layer& l, const Matrix& m, int expert, int tile) {
     return m.tiles + expert * l.expert_bytes + tile * tile_bytes(m);
 }
@@ -154,50 +152,65 @@ void combine(Step& step, int thread, int n, int& phase) {
     Scratch& own = model.scratch[thread];
     const Choice& choice = *step.choices[n];
     const int rows_count = step.args.rows, tiles = tiles_of(l.down);
-    const int entries = (int)choice.rows.size();
+    const int entries = (int)choice.rows.size(), jobs = (int)choice.jobs.size();
     const bool few = step.narrow();
+    // tiles of an expert follow each other, so that few rows read longer runs
+    const int together = few ? std::clamp(tiles / (step.threads * 3), 1, TILES_TOGETHER) : 1;
+    const int chunks = (tiles + together - 1) / together;
     const uint8_t* shared =
-        step.ready(thread, phase, tiles, rows_count, few, format_of(l.down.format), l.down.inputs,
+        step.ready(thread, phase, chunks, rows_count, few, format_of(l.down.format), l.down.inputs,
                    model.ready_bytes, model.space.ready, own.ready,
                    [&](int i) { return model.space.h + (size_t)i * model.neurons_pad; });
     const uint8_t* routed = step.ready(
-        thread, phase, tiles, entries, few, format_of(l.expert_down.format), l.expert_down.inputs,
+        thread, phase, chunks, entries, few, format_of(l.expert_down.format), l.expert_down.inputs,
         model.ready_expert_bytes, model.space.ready_expert, own.ready_expert,
         [&](int i) { return model.space.expert_h + (size_t)i * model.expert_pad; });
     const size_t bytes = tile_bytes(l.down), expert_bytes = tile_bytes(l.expert_down);
-    const bool last = n + 1 == model.shape.layers;
-    Stream next = last ? step.head_stream() : stream_of(model.layers[n + 1].qkv);
-    const int jobs = (int)choice.jobs.size();
-    step.phases.run(phase++, thread, tiles, [&](int tile) {
-        auto start = [&](int j) {
-            return expert_tile(l, l.expert_down, choice.jobs[j].expert, tile);
+    const bool last_layer = n + 1 == model.shape.layers;
+    Stream next = last_layer ? step.head_stream() : stream_of(model.layers[n + 1].qkv);
+    // an expert's run is short: what is asked for meanwhile is that of an expert some jobs later, and in
+    // the end of the first ones in the next chunk
+    const int later = (int)(AHEAD / (together * expert_bytes)) + 1;
+    auto start = [&](int j, int tile) { return expert_tile(l, l.expert_down, choice.jobs[j].expert, tile); };
+    step.phases.run(phase++, thread, chunks, [&](int c) {
+        const int first_tile = c * together, last_tile = std::min(first_tile + together, tiles);
+        for (int j = 0; j < std::min(later, jobs); j++)
+            fetch(start(j, first_tile), (last_tile - first_tile) * expert_bytes);
+        auto sums = [&](int tile, int row) {
+            return own.acc + ((size_t)(tile - first_tile) * rows_count + row) * TILE;
         };
-        if (jobs) fetch(start(0), expert_bytes);
-        multiply(l.down, l.down.tiles + tile * bytes, shared, model.ready_bytes, nullptr, rows_count,
-                 [&](int first, int got, float* out) {
-                     std::copy(out, out + got * TILE, own.acc + (size_t)first * TILE);
-                 });
-        for (int j = 0; j < jobs; j++) {
-            if (j + 1 < jobs) fetch(start(j + 1), expert_bytes);
-            const Job& job = choice.jobs[j];
-            multiply(l.expert_down, start(j), routed + job.start * model.ready_expert_bytes,
-                     model.ready_expert_bytes, nullptr, job.count, [&](int first, int got, float* out) {
-                         for (int i = 0; i < got; i++) {
-                             const int entry = job.start + first + i;
-                             float* acc = own.acc + (size_t)choice.rows[entry] * TILE;
-                             vf weight = splat(choice.weights[entry]);
-                             for (int k = 0; k < TILE; k += W)
-                                 store(acc + k, fma(load<vf>(out + i * TILE + k), weight,
-                                                    load<vf>(acc + k)));
-                         }
+        for (int tile = first_tile; tile < last_tile; tile++)
+            multiply(l.down, l.down.tiles + tile * bytes, shared, model.ready_bytes, nullptr, rows_count,
+                     [&](int first, int got, float* out) {
+                         std::copy(out, out + got * TILE, sums(tile, first));
                      });
+        for (int j = 0; j < jobs; j++) {
+            const Job& job = choice.jobs[j];
+            for (int tile = first_tile; tile < last_tile; tile++)
+                multiply(
+                    l.expert_down, start(j, tile), routed + job.start * model.ready_expert_bytes,
+                    model.ready_expert_bytes, nullptr, job.count,
+                    [&](int first, int got, float* out) {
+                        for (int i = 0; i < got; i++) {
+                            const int entry = job.start + first + i;
+                            float* acc = sums(tile, choice.rows[entry]);
+                            const vf weight = splat(choice.weights[entry]);
+                            for (int k = 0; k < TILE; k += W)
+                                store(acc + k,
+                                      fma(load<vf>(out + i * TILE + k), weight, load<vf>(acc + k)));
+                        }
+                    },
+                    j + later < jobs ? start(j + later, tile)
+                                     : start((j + later) % jobs, tile + together));
         }
-        for (int i = 0; i < rows_count; i++) {
-            float* x = model.space.x + (size_t)i * model.hidden_pad + tile * TILE;
-            for (int k = 0; k < TILE; k += W)
-                store(x + k, load<vf>(x + k) + load<vf>(own.acc + (size_t)i * TILE + k));
+        for (int tile = first_tile; tile < last_tile; tile++) {
+            for (int i = 0; i < rows_count; i++) {
+                float* x = model.space.x + (size_t)i * model.hidden_pad + tile * TILE;
+                for (int k = 0; k < TILE; k += W)
+                    store(x + k, load<vf>(x + k) + load<vf>(sums(tile, i) + k));
+            }
+            step.note_features(n, tile);
         }
-        step.note_features(n, tile);
     }, next.slice(thread, step.threads));
 }
 

@@ -128,4 +128,7 @@ static inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
 // The same for what is needed too late to take room in L1.
 static inline void prefetch_to_l2(const void* at) { __builtin_prefetch(at, 0, 2); }
 
+// The same for what will be written.
+static inline void prefetch_to_write(const void* at) { __builtin_prefetch(at, 1, 3); }
+
 }  // namespace fastslow

@@ -144,6 +144,17 @@ static void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head
         for (int d = 0; d < dim; d++) put(v[d], tile[Tile<T>::key(lane, d)]);
 }
 
+// Ask for the lines that a head of a key or value is written to: a key's words lie a line apart.
+template <class T>
+static void ask(const void* layer, bool value, int64_t slot, int kv_head, const Shape& s) {
+    const int dim = s.head_dim, lane = slot % LANES;
+    const T* tile = (const T*)layer + (value ? Tile<T>::value_start(slot, kv_head, s.kv_heads, dim)
+                                             : Tile<T>::key_start(slot, kv_head, s.kv_heads, dim));
+    const char* from = (const char*)(tile + (value ? Tile<T>::value(lane, 0, dim) : 0));
+    const size_t bytes = value ? 4 * (size_t)dim : sizeof(T) * Tile<T>::key_size(dim);
+    for (size_t at = 0; at < bytes; at += 64) prefetch_to_write(from + at);
+}
+
 // The same in int8: the lane's bytes, and its scale among the keys'.
 static void keep_int8(const float* v, uint8_t* keys, uint8_t* values, bool value, int64_t slot, int kv_head,
                       const Shape& s) {
@@ -195,6 +206,19 @@ static void place_head(const Step& step, int layer, int head, int row, float* v)
         keep(v, (uint16_t*)cache, value, a.slots[row], kv_head, s);
 }
 
+// Before the product: stores to lines that are far away would hold up those that follow.
+static void ask_place(const Step& step, int layer, int head, int row) {
+    const Shape& s = step.model.shape;
+    const StepArgs& a = step.args;
+    if (head < s.heads) return;
+    const bool value = head >= s.heads + s.kv_heads;
+    const int kv_head = head - s.heads - (value ? s.kv_heads : 0);
+    const void* cache = (value ? a.values : a.keys)[layer];
+    if (a.kv_format == INT8) ask<uint8_t>(cache, value, a.slots[row], kv_head, s);
+    else if (a.kv_format == F32) ask<float>(cache, value, a.slots[row], kv_head, s);
+    else ask<uint16_t>(cache, value, a.slots[row], kv_head, s);
+}
+
 void Step::project(int thread, int n, int& phase) {
     const Layer& l = model.layers[n];
     const Shape& s = model.shape;
@@ -212,6 +236,8 @@ void Step::project(int thread, int n, int& phase) {
         for (int b = 0; b < blocks; b++) {
             int first = (int)((int64_t)args.rows * b / blocks);
             int count = (int)((int64_t)args.rows * (b + 1) / blocks) - first;
+            if (narrow())
+                for (int i = 0; i < count; i++) ask_place(*this, n, head, first + i);
             for (int t = 0; t < tiles; t++) {
                 int tile = head * tiles + t;
                 multiply(l.qkv, l.qkv.tiles + tile * bytes, rows + first * model.ready_bytes,

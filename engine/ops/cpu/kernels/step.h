@@ -113,20 +113,25 @@ private:
 // How many tiles make a chunk: enough chunks for the threads, none so small that taking it costs.
 int tiles_per_chunk(int tiles, int threads);
 
-// A tile times rows at base + index * stride: done(first row, rows, out[rows][TILE]).
+// A tile times rows at base + index * stride: done(first row, rows, out[rows][TILE]). For `soon` see
+// Product; tiles that follow each other need not tell.
 template <class Done>
-void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t stride,
-              const int* index, int count, Done done) {
+void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t stride, const int* index,
+              int count, Done done, const uint8_t* soon = nullptr) {
     const Format& format = format_of(m.format);
     alignas(64) float out[MOST_ROWS * TILE];
     const uint8_t* rows[MOST_ROWS];
-    int blocks = (count + format.rows - 1) / format.rows;  // of even sizes
-    for (int b = 0; b < blocks; b++) {
-        int first = (int)((int64_t)count * b / blocks), last = (int)((int64_t)count * (b + 1) / blocks);
+    if (!count) return;
+    if (!soon) soon = tile + AHEAD;
+    auto some = [&](int first, int last) {
         for (int i = first; i < last; i++) rows[i - first] = base + (index ? index[i] : i) * stride;
-        format.product[last - first - 1](tile, m.inputs, rows, out);
+        format.product[last - first - 1](tile, soon, m.inputs, rows, out);
         done(first, last - first, out);
-    }
+    };
+    if (count <= format.rows) return some(0, count);  // most often: saves the divisions
+    const int blocks = (count + format.rows - 1) / format.rows;  // of even sizes
+    for (int b = 0; b < blocks; b++)
+        some((int)((int64_t)count * b / blocks), (int)((int64_t)count * (b + 1) / blocks));
 }
 
 static inline int tiles_of(const Matrix& m) { return (m.outputs + TILE - 1) / TILE; }
