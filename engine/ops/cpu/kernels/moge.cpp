@@ -68,10 +68,6 @@ void Choice::choose(const float* logits, int width, int experts, int group_count
 
 namespace {
 
-const uint8_t* expert_tile(const Layer& l, const Matrix& m, int expert, int tile) {
-    return m.tiles + expert * l.expert_bytes + tile * tile_bytes(m);
-}
-
 // Router logits, and the shared experts' gates and ups; whoever ends the router makes the choice.
 void route(Step& step, int thread, int n, int& phase) {
     Model& model = step.model;
@@ -120,9 +116,10 @@ void route(Step& step, int thread, int n, int& phase) {
     const int expert_tiles = tiles_of(l.expert_gate_up);
     const int per_job = (expert_tiles + TILES_TOGETHER - 1) / TILES_TOGETHER;
     const int count = (int)choice.jobs.size() * per_job;
+    const size_t expert_bytes = tile_bytes(l.expert_gate_up);
     auto start = [&](int c) {
-        return expert_tile(l, l.expert_gate_up, choice.jobs[c / per_job].expert,
-                           c % per_job * TILES_TOGETHER);
+        return l.expert_gate_up.tiles + choice.jobs[c / per_job].expert * l.expert_bytes +
+               c % per_job * TILES_TOGETHER * expert_bytes;
     };
     step.mark(thread, GATE_UP);
     // the experts read the same rows; a thread that came too late for the shared ones lacks them
@@ -133,7 +130,7 @@ void route(Step& step, int thread, int n, int& phase) {
         const int first_tile = c % per_job * TILES_TOGETHER;
         const int last_tile = std::min(first_tile + TILES_TOGETHER, expert_tiles);
         for (int tile = first_tile; tile < last_tile; tile++)
-            multiply(l.expert_gate_up, expert_tile(l, l.expert_gate_up, job.expert, tile), rows,
+            multiply(l.expert_gate_up, start(c) + (tile - first_tile) * expert_bytes, rows,
                      model.ready_bytes, &choice.rows[job.start], job.count,
                      [&](int first, int got, float* out) {
                          for (int i = 0; i < got; i++)
@@ -171,7 +168,9 @@ void combine(Step& step, int thread, int n, int& phase) {
     // an expert's run is short: what is asked for meanwhile is that of an expert some jobs later, and in
     // the end of the first ones in the next chunk
     const int later = (int)(AHEAD / (together * expert_bytes)) + 1;
-    auto start = [&](int j, int tile) { return expert_tile(l, l.expert_down, choice.jobs[j].expert, tile); };
+    auto start = [&](int j, int tile) {
+        return l.expert_down.tiles + choice.jobs[j].expert * l.expert_bytes + tile * expert_bytes;
+    };
     step.phases.run(phase++, thread, chunks, [&](int c) {
         const int first_tile = c * together, last_tile = std::min(first_tile + together, tiles);
         for (int j = 0; j < std::min(later, jobs); j++)
@@ -179,6 +178,8 @@ void combine(Step& step, int thread, int n, int& phase) {
         auto sums = [&](int tile, int row) {
             return own.acc + ((size_t)(tile - first_tile) * rows_count + row) * TILE;
         };
+        for (int tile = first_tile; tile < last_tile && few; tile++)
+            for (int i = 0; i < rows_count; i++) step.ask_columns(i, tile);
         for (int tile = first_tile; tile < last_tile; tile++)
             multiply(l.down, l.down.tiles + tile * bytes, shared, model.ready_bytes, nullptr, rows_count,
                      [&](int first, int got, float* out) {
@@ -205,7 +206,7 @@ void combine(Step& step, int thread, int n, int& phase) {
         }
         for (int tile = first_tile; tile < last_tile; tile++) {
             for (int i = 0; i < rows_count; i++) {
-                float* x = model.space.x + (size_t)i * model.hidden_pad + tile * TILE;
+                float* x = step.columns(i, tile);
                 for (int k = 0; k < TILE; k += W)
                     store(x + k, load<vf>(x + k) + load<vf>(sums(tile, i) + k));
             }

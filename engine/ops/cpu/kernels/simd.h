@@ -60,11 +60,18 @@ static inline vf abs(vf a) { return (vf)((vu)a & splat(0x7fffffffu)); }
 
 // Sum of the lanes, halves upon halves: one fixed order.
 static inline float sum(vf v) {
+#if defined(FASTSLOW_AVX512)
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+    __m128 rest = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    rest = _mm_add_ps(rest, _mm_movehl_ps(rest, rest));
+    return _mm_cvtss_f32(_mm_add_ss(rest, _mm_movehdup_ps(rest)));
+#else
     float lane[W];
     store(lane, v);
     for (int half = W / 2; half; half /= 2)
         for (int i = 0; i < half; i++) lane[i] += lane[i + half];
     return lane[0];
+#endif
 }
 
 static inline float largest(vf v) {

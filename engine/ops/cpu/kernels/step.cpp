@@ -130,18 +130,25 @@ void Step::layer(int thread, int n, int& phase) {
     mark(thread, DOWN);
 }
 
-static void put(float x, float& to) { to = x; }
-static void put(float x, uint16_t& to) { to = narrow(x); }
+static vf as_kept(vf x, float) { return x; }
+static vh as_kept(vf x, uint16_t) { return narrow(x); }
+static float as_kept(float x, float) { return x; }
+static uint16_t as_kept(float x, uint16_t) { return narrow(x); }
 
 // Write one head of a key or value to its lane of a tile.
 template <class T>
 static void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head, const Shape& s) {
     const int dim = s.head_dim, lane = slot % LANES;
     T* tile = layer + Tile<T>::value_start(slot, kv_head, s.kv_heads, dim);  // keys start there, too
-    if (value)
-        for (int d = 0; d < dim; d++) put(v[d], tile[Tile<T>::value(lane, d, dim)]);
-    else
-        for (int d = 0; d < dim; d++) put(v[d], tile[Tile<T>::key(lane, d)]);
+    for (int d = 0; d < dim; d += W) {
+        T some[W];
+        const int count = std::min(W, dim - d);
+        if (count == W) store(some, as_kept(load<vf>(v + d), T()));
+        else
+            for (int i = 0; i < count; i++) some[i] = as_kept(v[d + i], T());
+        for (int i = 0; i < count; i++)
+            tile[value ? Tile<T>::value(lane, d + i, dim) : Tile<T>::key(lane, d + i)] = some[i];
+    }
 }
 
 // Ask for the lines that a head of a key or value is written to: a key's words lie a line apart.
@@ -258,11 +265,13 @@ void Step::add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows
                     int layer, Stream next) {
     const size_t bytes = tile_bytes(m);
     phases.run(phase++, thread, tiles_of(m), [&](int tile) {
+        if (narrow())  // others have read it since, so it is not this core's to write
+            for (int i = 0; i < args.rows; i++) ask_columns(i, tile);
         multiply(m, m.tiles + tile * bytes, rows, stride, nullptr, args.rows,
                  [&](int first, int got, float* out) {
                      add_bias(m, tile, got, out);
                      for (int i = 0; i < got; i++) {
-                         float* x = model.space.x + (size_t)(first + i) * model.hidden_pad + tile * TILE;
+                         float* x = columns(first + i, tile);
                          for (int j = 0; j < TILE; j += W)
                              store(x + j, load<vf>(x + j) + load<vf>(out + i * TILE + j));
                      }

@@ -9,6 +9,7 @@
 #include "head.h"
 #include "model.h"
 #include "moge.h"
+#include "simd.h"
 #include "threads.h"
 
 namespace fastslow {
@@ -77,6 +78,14 @@ struct Step : Task {
 
     // The embedding of row i's token, into x.
     void embed_row(int i);
+
+    // A tile of columns of row i of x; and ask for it, before the product that is added to it.
+    float* columns(int i, int tile) const {
+        return model.space.x + (size_t)i * model.hidden_pad + tile * TILE;
+    }
+    void ask_columns(int i, int tile) const {
+        for (int j = 0; j < TILE; j += 16) prefetch_to_write(columns(i, tile) + j);
+    }
 
     // x += a matrix times the rows, a tile of columns at a time; `layer` has features to note, or is -1.
     void add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows, size_t stride, int layer,
