@@ -60,6 +60,7 @@ struct Kernel {
             block<T, QUADS>(w, ahead, x, at, sum);
         if (n % BLOCK) block<T, QUADS / 2>(w, ahead, x, at, sum);
         const uint8_t* scales = tile + (size_t)TILE * n;
+        prefetch_lines<4 * TILE>(scales + ahead);
         UNROLL for (int t = 0; t < T; t++)
             UNROLL for (int v = 0; v < VECTORS; v++)
                 store(out + t * TILE + v * W, sum[t][v] * load<vf>(scales + sizeof(vf) * v));

@@ -187,22 +187,22 @@ void combine(Step& step, int thread, int n, int& phase) {
                      });
         for (int j = 0; j < jobs; j++) {
             const Job& job = choice.jobs[j];
-            for (int tile = first_tile; tile < last_tile; tile++)
-                multiply(
-                    l.expert_down, start(j, tile), routed + job.start * model.ready_expert_bytes,
-                    model.ready_expert_bytes, nullptr, job.count,
-                    [&](int first, int got, float* out) {
-                        for (int i = 0; i < got; i++) {
-                            const int entry = job.start + first + i;
-                            float* acc = sums(tile, choice.rows[entry]);
-                            const vf weight = splat(choice.weights[entry]);
-                            for (int k = 0; k < TILE; k += W)
-                                store(acc + k,
-                                      fma(load<vf>(out + i * TILE + k), weight, load<vf>(acc + k)));
-                        }
-                    },
-                    j + later < jobs ? start(j + later, tile)
-                                     : start((j + later) % jobs, tile + together));
+            const int* row = &choice.rows[job.start];
+            const float* weights = &choice.weights[job.start];
+            const uint8_t* soon = j + later < jobs ? start(j + later, first_tile)
+                                                   : start((j + later) % jobs, last_tile);
+            const Run run{start(j, first_tile), last_tile - first_tile, expert_bytes, soon};
+            multiply_run(l.expert_down, run, routed + job.start * model.ready_expert_bytes,
+                         model.ready_expert_bytes, nullptr, job.count,
+                         [&](int t, int first, int got, float* out) {
+                             for (int i = 0; i < got; i++) {
+                                 float* acc = sums(first_tile + t, row[first + i]);
+                                 const vf weight = splat(weights[first + i]);
+                                 for (int k = 0; k < TILE; k += W)
+                                     store(acc + k, fma(load<vf>(out + i * TILE + k), weight,
+                                                        load<vf>(acc + k)));
+                             }
+                         });
         }
         for (int tile = first_tile; tile < last_tile; tile++) {
             for (int i = 0; i < rows_count; i++) {

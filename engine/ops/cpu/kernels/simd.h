@@ -75,11 +75,15 @@ static inline float sum(vf v) {
 }
 
 static inline float largest(vf v) {
+#if defined(FASTSLOW_AVX512)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
     float lane[W];
     store(lane, v);
     for (int half = W / 2; half; half /= 2)
         for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
     return lane[0];
+#endif
 }
 
 // bfloat16 to float32 is exact: the upper half of the word.

@@ -122,25 +122,42 @@ private:
 // How many tiles make a chunk: enough chunks for the threads, none so small that taking it costs.
 int tiles_per_chunk(int tiles, int threads);
 
-// A tile times rows at base + index * stride: done(first row, rows, out[rows][TILE]). For `soon` see
-// Product; tiles that follow each other need not tell.
+// Tiles that follow each other, and what is asked for while they are read: see Product.
+struct Run {
+    const uint8_t* tile;
+    int count;
+    size_t bytes;  // of a tile
+    const uint8_t* soon;
+};
+
+// A run of tiles times rows at base + index * stride: done(tile of the run, first row, rows, out[rows][TILE]).
 template <class Done>
-void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t stride, const int* index,
-              int count, Done done, const uint8_t* soon = nullptr) {
+void multiply_run(const Matrix& m, const Run& run, const uint8_t* base, size_t stride, const int* index,
+                  int count, Done done) {
     const Format& format = format_of(m.format);
     alignas(64) float out[MOST_ROWS * TILE];
     const uint8_t* rows[MOST_ROWS];
-    if (!count) return;
-    if (!soon) soon = tile + AHEAD;
     auto some = [&](int first, int last) {
         for (int i = first; i < last; i++) rows[i - first] = base + (index ? index[i] : i) * stride;
-        format.product[last - first - 1](tile, soon, m.inputs, rows, out);
-        done(first, last - first, out);
+        const Product product = format.product[last - first - 1];
+        for (int t = 0; t < run.count; t++) {
+            product(run.tile + t * run.bytes, run.soon + t * run.bytes, m.inputs, rows, out);
+            done(t, first, last - first, out);
+        }
     };
+    if (!count) return;
     if (count <= format.rows) return some(0, count);  // most often: saves the divisions
     const int blocks = (count + format.rows - 1) / format.rows;  // of even sizes
     for (int b = 0; b < blocks; b++)
         some((int)((int64_t)count * b / blocks), (int)((int64_t)count * (b + 1) / blocks));
+}
+
+// One tile of many: done(first row, rows, out[rows][TILE]).
+template <class Done>
+void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t stride, const int* index,
+              int count, Done done) {
+    multiply_run(m, Run{tile, 1, 0, tile + AHEAD}, base, stride, index, count,
+                 [&](int, int first, int got, float* out) { done(first, got, out); });
 }
 
 static inline int tiles_of(const Matrix& m) { return (m.outputs + TILE - 1) / TILE; }
