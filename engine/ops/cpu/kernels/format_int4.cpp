@@ -75,13 +75,15 @@ struct Kernel {
         for (int t = 0; t < T; t++) {
             prefetch_lines<SHARE>(w + SHARE * t + ahead);
             const uint8_t* block = x[t] + at;
-            vi dot[VECTORS] = {};
-            UNROLL for (int q = 0; q < N; q++)
-                UNROLL for (int v = 0; v < VECTORS; v++)
-                    dot[v] = weights[q][v].times(block + Nibbles::QUAD * q, dot[v]);
+            vi even[VECTORS] = {}, odd[VECTORS] = {};  // one chain of dots would be waited for
+            UNROLL for (int q = 0; q < N; q += 2)
+                UNROLL for (int v = 0; v < VECTORS; v++) {
+                    even[v] = weights[q][v].times(block + Nibbles::QUAD * q, even[v]);
+                    odd[v] = weights[q + 1][v].times(block + Nibbles::QUAD * (q + 1), odd[v]);
+                }
             UNROLL for (int v = 0; v < VECTORS; v++) {
                 float* to = out + t * TILE + v * W;
-                store(to, affine.add(load<vf>(to), v, dot[v], block));
+                store(to, affine.add(load<vf>(to), v, Nibbles::join(even[v], odd[v]), block));
             }
         }
     }
