@@ -1,10 +1,11 @@
-"""What a step of several rows costs, against the bytes of weights that it reads.
+"""What a step of several rows costs, against the bytes that it reads.
 
     python benchmarks/rows.py --model smollm2-moge --quantization int8 [--rows 1 2 4 8]
 
 The rows are the next tokens of as many texts. In a MoGE model they choose different experts, so a
-step reads more the more rows it has; the kernels tell how many experts it read. If time followed
-bytes alone, "of one row" would be 1 everywhere: it is the time per byte over that of a plain step.
+step reads more the more rows it has; the kernels tell how many experts it read. Each text's keys and
+values are read, too. If time followed bytes alone, "of one row" would be 1 everywhere: it is the time
+per byte over that of a plain step.
 Modes and rows take turns, the bandwidth is probed beside them; medians.
 """
 
@@ -69,9 +70,11 @@ class Steps:
         return taken
 
     def step(self) -> tuple[float, int]:
-        """One more token of every text: its seconds, and the bytes of weights that it read."""
+        """One more token of every text: its seconds, and the bytes that it read."""
+        slots = sum(len(text) for text in self._texts)
         taken = self._run([range(len(text) - 1, len(text)) for text in self._texts])
-        return taken, self._model.bytes_read()
+        per_token = self._model.config.kv_bytes_per_token(self._model.dtype)
+        return taken, self._model.bytes_read() + int(slots * per_token)
 
 
 def main() -> None:

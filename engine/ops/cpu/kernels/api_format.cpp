@@ -84,7 +84,7 @@ int fs_product(int id, const uint8_t* tile, int outputs, int inputs, const float
         }
         const uint8_t* at = tile;
         for (int i = 0; i < tiles_of(outputs); i++, at += format.tile_bytes(inputs)) {
-            format.product[n - 1](at, inputs, rows, sums.get());
+            format.product[n - 1](at, at + AHEAD, inputs, rows, sums.get());
             for (int t = 0; t < n; t++)
                 for (int o = 0; o < TILE && i * TILE + o < outputs; o++)
                     out[(size_t)(first + t) * outputs + i * TILE + o] = sums[t * TILE + o];

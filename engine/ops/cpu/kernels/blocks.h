@@ -67,6 +67,7 @@ struct Bytes : Block<4> {
     vi times(const uint8_t* quad, vi sum) const {
         return dot_bytes(sum, quads, splat(load<int32_t>(quad)));
     }
+    static vi join(vi a, vi b) { return a + b; }
     static vi finish(vi sum) { return sum; }
 };
 
@@ -80,6 +81,7 @@ struct Bytes : Block<8> {
         return sum + dot_halves(even, splat(load<int32_t>(quad))) +
                dot_halves(odd, splat(load<int32_t>(quad + 4)));
     }
+    static vi join(vi a, vi b) { return a + b; }
     static vi finish(vi sum) { return sum; }
 };
 #endif
@@ -102,6 +104,7 @@ struct Nibbles : Block<4> {
 #endif
         return (vi)((vs)sum + pairs);
     }
+    static vi join(vi a, vi b) { return (vi)((vs)a + (vs)b); }
     static vi finish(vi sum) { return dot_halves(sum, splat(0x00010001)); }
 };
 #else

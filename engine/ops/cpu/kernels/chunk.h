@@ -18,6 +18,11 @@ template <class T> struct Chunk {
     const RowGroup& group;
     int layer, kv_head, kv_heads;
 
+    // The group whose chunks come next; the last one's are its own.
+    const RowGroup& following() const {
+        return &group == &step.attention.groups.back() ? group : *(&group + 1);
+    }
+
     const Shape& shape() const { return step.model.shape; }
     int ratio() const { return shape().heads / shape().kv_heads; }
     int each() const { return group.count * ratio(); }  // queries of a KV head

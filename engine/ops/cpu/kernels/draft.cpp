@@ -169,7 +169,8 @@ void DraftHead::add_own_logits(const std::vector<Row>& rows, const std::vector<i
         alignas(64) float out[TILE];
         for (int t = 0; t < tiles; t++) {
             const uint8_t* const row = ready;
-            format.product[0](own.packed() + t * bytes, s.hidden, &row, out);
+            const uint8_t* const tile = own.packed() + t * bytes;
+            format.product[0](tile, tile + AHEAD, s.hidden, &row, out);
             std::copy_n(out, TILE, own_[m].data() + (size_t)t * TILE);
         }
         own_[m].resize(own.ids.size());

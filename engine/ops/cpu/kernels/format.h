@@ -12,12 +12,14 @@ namespace fastslow {
 
 constexpr int TILE = 32;       // outputs of a tile
 constexpr int MOST_ROWS = 16;  // no format multiplies more rows at once
-constexpr int AHEAD = 8192;    // bytes between what a product reads and what it prefetches
+constexpr int AHEAD = 8192;    // bytes between what is read and what is asked for meanwhile
 
-// One tile times the rows: out[row][TILE]. rows[i] are prepared rows.
+// One tile times the rows: out[row][TILE]. rows[i] are prepared rows. `soon` is what a later call reads,
+// AHEAD bytes on or more: as many bytes as the tile has are asked for while it is read.
 //
 // For each output of each row the order of the sum is the same whatever the number of rows.
-typedef void (*Product)(const uint8_t* tile, int inputs, const uint8_t* const* rows, float* out);
+typedef void (*Product)(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows,
+                        float* out);
 
 struct Format {
     int step;  // inputs are padded to a multiple of this

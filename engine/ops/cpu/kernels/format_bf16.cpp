@@ -35,8 +35,9 @@ static inline void put(uint8_t* at, vf x) { store(at, x == x ? widen(narrow(x)) 
 
 struct Kernel {
     template <int T>
-    static void product(const uint8_t* __restrict tile, int inputs, const uint8_t* const* rows,
-                        float* __restrict out) {
+    static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
+                        const uint8_t* const* rows, float* __restrict out) {
+        const ptrdiff_t ahead = soon - tile;
         const size_t end = (size_t)INPUT * padded(inputs, STEP);
         const uint8_t* x[T];
         UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
@@ -45,7 +46,7 @@ struct Kernel {
             const uint8_t* w = tile + sizeof(vf) * first;
             vf sum[T][ONCE] = {};
             for (size_t k = 0; k < end; k += 2 * INPUT, w += 4 * TILE) {
-                prefetch_ahead<ONCE * sizeof(vf)>(w);
+                prefetch_lines<ONCE * sizeof(vf)>(w + ahead);
                 UNROLL for (int v = 0; v < ONCE; v++) {
                     const vu pair = load<vu>(w + sizeof(vu) * v);
                     UNROLL for (int part = 0; part < PARTS; part++)

@@ -10,8 +10,9 @@ constexpr int STEP = 16;
 
 struct Kernel {
     template <int T>
-    static void product(const uint8_t* __restrict tile, int inputs, const uint8_t* const* rows,
-                        float* __restrict out) {
+    static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
+                        const uint8_t* const* rows, float* __restrict out) {
+        const ptrdiff_t ahead = soon - tile;
         const int n = padded(inputs, STEP);
         const uint8_t* x[T];
         UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
@@ -22,7 +23,7 @@ struct Kernel {
             for (size_t k = 0; k < 4 * (size_t)n; k += 4, w += 4 * TILE) {
                 vf weight[ONCE];
                 UNROLL for (int v = 0; v < ONCE; v++) weight[v] = load<vf>(w + sizeof(vf) * v);
-                prefetch_ahead<sizeof weight>(w);
+                prefetch_lines<sizeof weight>(w + ahead);
                 UNROLL for (int t = 0; t < T; t++) {
                     const vf input = splat(load<float>(x[t] + k));
                     UNROLL for (int v = 0; v < ONCE; v++)

@@ -37,11 +37,11 @@ struct Affine {
 struct Kernel {
     // Few rows: each row's integer and float sums stay in registers, and weights pass by.
     template <int T, int N>
-    INLINE static void few(const uint8_t* w, const uint8_t* const* x, size_t at,
+    INLINE static void few(const uint8_t* w, ptrdiff_t ahead, const uint8_t* const* x, size_t at,
                            vf (*sum)[VECTORS]) {
         vi dot[T][VECTORS] = {};
         UNROLL_QUADS for (int p = 0; p < N / 2; p++) {
-            prefetch_ahead<VECTORS * sizeof(vu)>(w + PAIR_BYTES * p);
+            prefetch_lines<VECTORS * sizeof(vu)>(w + PAIR_BYTES * p + ahead);
             UNROLL for (int v = 0; v < VECTORS; v++) {
                 const vu both = load<vu>(w + PAIR_BYTES * p + sizeof(vu) * v);
                 const Nibbles low(both & 0x0f0f0f0fu), high(both >> 4 & 0x0f0f0f0fu);
@@ -51,7 +51,7 @@ struct Kernel {
                 }
             }
         }
-        prefetch_ahead<AFFINE>(w + N / 2 * PAIR_BYTES);
+        prefetch_lines<AFFINE>(w + N / 2 * PAIR_BYTES + ahead);
         const Affine affine(w + N / 2 * PAIR_BYTES);
         UNROLL for (int t = 0; t < T; t++)
             UNROLL for (int v = 0; v < VECTORS; v++)
@@ -60,7 +60,8 @@ struct Kernel {
 
     // Many rows: the group's weights stay in registers, and rows pass by, their sums in `out`.
     template <int T, int N>
-    INLINE static void many(const uint8_t* w, const uint8_t* const* x, size_t at, float* out) {
+    INLINE static void many(const uint8_t* w, ptrdiff_t ahead, const uint8_t* const* x, size_t at,
+                            float* out) {
         Nibbles weights[N][VECTORS];
         UNROLL for (int p = 0; p < N / 2; p++) {
             UNROLL for (int v = 0; v < VECTORS; v++) {
@@ -72,29 +73,32 @@ struct Kernel {
         const Affine affine(w + N / 2 * PAIR_BYTES);
         constexpr int SHARE = to_share(N / 2 * PAIR_BYTES + AFFINE, T);
         for (int t = 0; t < T; t++) {
-            prefetch_ahead<SHARE>(w + SHARE * t);
+            prefetch_lines<SHARE>(w + SHARE * t + ahead);
             const uint8_t* block = x[t] + at;
-            vi dot[VECTORS] = {};
-            UNROLL for (int q = 0; q < N; q++)
-                UNROLL for (int v = 0; v < VECTORS; v++)
-                    dot[v] = weights[q][v].times(block + Nibbles::QUAD * q, dot[v]);
+            vi even[VECTORS] = {}, odd[VECTORS] = {};  // one chain of dots would be waited for
+            UNROLL for (int q = 0; q < N; q += 2)
+                UNROLL for (int v = 0; v < VECTORS; v++) {
+                    even[v] = weights[q][v].times(block + Nibbles::QUAD * q, even[v]);
+                    odd[v] = weights[q + 1][v].times(block + Nibbles::QUAD * (q + 1), odd[v]);
+                }
             UNROLL for (int v = 0; v < VECTORS; v++) {
                 float* to = out + t * TILE + v * W;
-                store(to, affine.add(load<vf>(to), v, dot[v], block));
+                store(to, affine.add(load<vf>(to), v, Nibbles::join(even[v], odd[v]), block));
             }
         }
     }
 
     template <int T, int N>
-    INLINE static void group(const uint8_t* w, const uint8_t* const* x, size_t at,
+    INLINE static void group(const uint8_t* w, ptrdiff_t ahead, const uint8_t* const* x, size_t at,
                              vf (*sum)[VECTORS], float* out) {
-        if constexpr (T <= FEW) few<T, N>(w, x, at, sum);
-        else many<T, N>(w, x, at, out);
+        if constexpr (T <= FEW) few<T, N>(w, ahead, x, at, sum);
+        else many<T, N>(w, ahead, x, at, out);
     }
 
     template <int T>
-    static void product(const uint8_t* __restrict tile, int inputs, const uint8_t* const* rows,
-                        float* __restrict out) {
+    static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
+                        const uint8_t* const* rows, float* __restrict out) {
+        const ptrdiff_t ahead = soon - tile;
         const int n = padded(inputs, STEP);
         const uint8_t* x[T];
         UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
@@ -103,8 +107,8 @@ struct Kernel {
         const uint8_t* w = tile;
         size_t at = 0;
         for (int b = 0; b < n / BLOCK; b++, w += GROUP, at += Nibbles::BYTES)
-            group<T, QUADS>(w, x, at, sum, out);
-        if (n % BLOCK) group<T, QUADS / 2>(w, x, at, sum, out);
+            group<T, QUADS>(w, ahead, x, at, sum, out);
+        if (n % BLOCK) group<T, QUADS / 2>(w, ahead, x, at, sum, out);
         if (T <= FEW)
             UNROLL for (int t = 0; t < T; t++)
                 UNROLL for (int v = 0; v < VECTORS; v++)

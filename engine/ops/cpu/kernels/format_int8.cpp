@@ -24,7 +24,7 @@ constexpr int MOST = ROWS;
 struct Kernel {
     // A block: each row's integer and float sums stay in registers, and weights pass by.
     template <int T, int N>
-    INLINE static void block(const uint8_t* w, const uint8_t* const* x, size_t at,
+    INLINE static void block(const uint8_t* w, ptrdiff_t ahead, const uint8_t* const* x, size_t at,
                              vf (*sum)[VECTORS]) {
         vi dot[T][VECTORS];
         UNROLL for (int t = 0; t < T; t++)
@@ -32,7 +32,7 @@ struct Kernel {
                 dot[t][v] = splat(load<int32_t>(x[t] + at + Bytes::EXTRA));
         UNROLL_QUADS for (int q = 0; q < N; q++) {
             const uint8_t* quad = w + QUAD_BYTES * q;
-            prefetch_ahead<VECTORS * sizeof(vu)>(quad);
+            prefetch_lines<VECTORS * sizeof(vu)>(quad + ahead);
             UNROLL for (int v = 0; v < VECTORS; v++) {
                 const Bytes weights(load<vu>(quad + sizeof(vu) * v));
                 UNROLL for (int t = 0; t < T; t++)
@@ -47,8 +47,9 @@ struct Kernel {
     }
 
     template <int T>
-    static void product(const uint8_t* __restrict tile, int inputs, const uint8_t* const* rows,
-                        float* __restrict out) {
+    static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
+                        const uint8_t* const* rows, float* __restrict out) {
+        const ptrdiff_t ahead = soon - tile;
         const int n = padded(inputs, STEP);
         const uint8_t* x[T];
         UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
@@ -56,9 +57,10 @@ struct Kernel {
         const uint8_t* w = tile;
         size_t at = 0;
         for (int b = 0; b < n / BLOCK; b++, w += BLOCK * TILE, at += Bytes::BYTES)
-            block<T, QUADS>(w, x, at, sum);
-        if (n % BLOCK) block<T, QUADS / 2>(w, x, at, sum);
+            block<T, QUADS>(w, ahead, x, at, sum);
+        if (n % BLOCK) block<T, QUADS / 2>(w, ahead, x, at, sum);
         const uint8_t* scales = tile + (size_t)TILE * n;
+        prefetch_lines<4 * TILE>(scales + ahead);
         UNROLL for (int t = 0; t < T; t++)
             UNROLL for (int v = 0; v < VECTORS; v++)
                 store(out + t * TILE + v * W, sum[t][v] * load<vf>(scales + sizeof(vf) * v));

@@ -130,6 +130,10 @@ static void whole_head(Step& step, int thread, int& phase) {
     step.phases.run(phase++, thread, plan.chunks, [&](int c) {
         for (int tile = c * plan.batch; tile < std::min((c + 1) * plan.batch, plan.tiles); tile++) {
             const int size = size_of(step, tile);
+            for (size_t m = 0; m < count && count <= NARROW; m++)
+                if (!plan.only_best[m])
+                    for (int k = 0; k < size; k += 16)
+                        prefetch_to_write(step.args.logits + m * s.vocabulary + tile * TILE + k);
             multiply(s.head, s.head.tiles + tile * bytes, rows, stride, nullptr, (int)count,
                      [&](int first, int got, float* out) {
                          for (int i = 0; i < got; i++) {

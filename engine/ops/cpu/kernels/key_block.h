@@ -22,7 +22,8 @@ struct KeyBlock {
     int count, tiles;
     int shared;  // leading tiles that are the same for all rows of the group
     Places places[TILES];
-    int64_t next[TILES_AHEAD];  // slots with which the next block's first tiles start
+    int64_t next[TILES_AHEAD];  // slots with which the first tiles start that are read after these,
+    int next_head;              // and their KV head, as seen from the chunk's first
 };
 
 template <class T> void find_block(const Chunk<T>& c, int64_t from, int64_t to, KeyBlock& block) {
@@ -34,9 +35,14 @@ template <class T> void find_block(const Chunk<T>& c, int64_t from, int64_t to, 
     const int64_t alike = c.chain() ? block.tiles : (c.context() - from) / LANES;
     block.shared = (int)std::clamp<int64_t>(alike, 0, block.tiles);
     for (int t = 0; t < block.tiles; t++) c.find(last, from + t * LANES, block.places[t]);
-    const int64_t end = c.sees(last) - 1;
-    for (int i = 0; i < TILES_AHEAD; i++)
-        block.next[i] = c.slot(last, std::min(from + KEY_BLOCK + i * LANES, end));
+    // the text's next block; else the next chunk's first: other heads of this text, or another text
+    const bool on = to < c.group.longest, heads = c.kv_head + c.kv_heads < c.shape().kv_heads;
+    const RowGroup& next = on || heads ? c.group : c.following();
+    const Chunk<T> soon{c.step, next, c.layer, c.kv_head, c.kv_heads};
+    const int row = next.first + next.count - 1;
+    const int64_t first = on ? from + KEY_BLOCK : 0, end = soon.sees(row) - 1;
+    for (int i = 0; i < TILES_AHEAD; i++) block.next[i] = soon.slot(row, std::min(first + i * LANES, end));
+    block.next_head = on ? 0 : heads ? c.kv_heads : -c.kv_head;
 }
 
 // What to fetch while tile t of keys is scored, and of values is weighed: a page is one run of
@@ -51,7 +57,8 @@ template <class T> const char* after_keys(const Chunk<T>& c, const KeyBlock& blo
 template <class T> const char* after_values(const Chunk<T>& c, const KeyBlock& block, int t, int head) {
     const int later = t + TILES_AHEAD;
     if (later < block.tiles) return (const char*)c.value_tile(block.places[later].slots[0], head);
-    return (const char*)c.key_tile(block.next[std::min(later - block.tiles, TILES_AHEAD - 1)], head);
+    const int64_t next = block.next[std::min(later - block.tiles, TILES_AHEAD - 1)];
+    return (const char*)c.key_tile(next, block.next_head + head);
 }
 
 // Queries as the keys are multiplied by them, each `query_bytes` long.

@@ -68,12 +68,6 @@ void Choice::choose(const float* logits, int width, int experts, int group_count
 
 namespace {
 
-constexpr int TILES_TOGETHER = 4;  // of an expert's gates and ups, in one chunk
-
-const uint8_t* expert_tile(const Layer& l, const Matrix& m, int expert, int tile) {
-    return m.tiles + expert * l.expert_bytes + tile * tile_bytes(m);
-}
-
 // Router logits, and the shared experts' gates and ups; whoever ends the router makes the choice.
 void route(Step& step, int thread, int n, int& phase) {
     Model& model = step.model;
@@ -122,9 +116,10 @@ void route(Step& step, int thread, int n, int& phase) {
     const int expert_tiles = tiles_of(l.expert_gate_up);
     const int per_job = (expert_tiles + TILES_TOGETHER - 1) / TILES_TOGETHER;
     const int count = (int)choice.jobs.size() * per_job;
+    const size_t expert_bytes = tile_bytes(l.expert_gate_up);
     auto start = [&](int c) {
-        return expert_tile(l, l.expert_gate_up, choice.jobs[c / per_job].expert,
-                           c % per_job * TILES_TOGETHER);
+        return l.expert_gate_up.tiles + choice.jobs[c / per_job].expert * l.expert_bytes +
+               c % per_job * TILES_TOGETHER * expert_bytes;
     };
     step.mark(thread, GATE_UP);
     // the experts read the same rows; a thread that came too late for the shared ones lacks them
@@ -135,7 +130,7 @@ void route(Step& step, int thread, int n, int& phase) {
         const int first_tile = c % per_job * TILES_TOGETHER;
         const int last_tile = std::min(first_tile + TILES_TOGETHER, expert_tiles);
         for (int tile = first_tile; tile < last_tile; tile++)
-            multiply(l.expert_gate_up, expert_tile(l, l.expert_gate_up, job.expert, tile), rows,
+            multiply(l.expert_gate_up, start(c) + (tile - first_tile) * expert_bytes, rows,
                      model.ready_bytes, &choice.rows[job.start], job.count,
                      [&](int first, int got, float* out) {
                          for (int i = 0; i < got; i++)
@@ -154,50 +149,69 @@ void combine(Step& step, int thread, int n, int& phase) {
     Scratch& own = model.scratch[thread];
     const Choice& choice = *step.choices[n];
     const int rows_count = step.args.rows, tiles = tiles_of(l.down);
-    const int entries = (int)choice.rows.size();
+    const int entries = (int)choice.rows.size(), jobs = (int)choice.jobs.size();
     const bool few = step.narrow();
+    // tiles of an expert follow each other, so that few rows read longer runs
+    const int together = few ? std::clamp(tiles / (step.threads * 3), 1, TILES_TOGETHER) : 1;
+    const int chunks = (tiles + together - 1) / together;
     const uint8_t* shared =
-        step.ready(thread, phase, tiles, rows_count, few, format_of(l.down.format), l.down.inputs,
+        step.ready(thread, phase, chunks, rows_count, few, format_of(l.down.format), l.down.inputs,
                    model.ready_bytes, model.space.ready, own.ready,
                    [&](int i) { return model.space.h + (size_t)i * model.neurons_pad; });
     const uint8_t* routed = step.ready(
-        thread, phase, tiles, entries, few, format_of(l.expert_down.format), l.expert_down.inputs,
+        thread, phase, chunks, entries, few, format_of(l.expert_down.format), l.expert_down.inputs,
         model.ready_expert_bytes, model.space.ready_expert, own.ready_expert,
         [&](int i) { return model.space.expert_h + (size_t)i * model.expert_pad; });
     const size_t bytes = tile_bytes(l.down), expert_bytes = tile_bytes(l.expert_down);
-    const bool last = n + 1 == model.shape.layers;
-    Stream next = last ? step.head_stream() : stream_of(model.layers[n + 1].qkv);
-    const int jobs = (int)choice.jobs.size();
-    step.phases.run(phase++, thread, tiles, [&](int tile) {
-        auto start = [&](int j) {
-            return expert_tile(l, l.expert_down, choice.jobs[j].expert, tile);
+    const bool last_layer = n + 1 == model.shape.layers;
+    Stream next = last_layer ? step.head_stream() : stream_of(model.layers[n + 1].qkv);
+    // an expert's run is short: what is asked for meanwhile is that of an expert some jobs later, and in
+    // the end of the first ones in the next chunk
+    const int later = (int)(AHEAD / (together * expert_bytes)) + 1;
+    auto start = [&](int j, int tile) {
+        return l.expert_down.tiles + choice.jobs[j].expert * l.expert_bytes + tile * expert_bytes;
+    };
+    step.phases.run(phase++, thread, chunks, [&](int c) {
+        const int first_tile = c * together, last_tile = std::min(first_tile + together, tiles);
+        for (int j = 0; j < std::min(later, jobs); j++)
+            fetch(start(j, first_tile), (last_tile - first_tile) * expert_bytes);
+        auto sums = [&](int tile, int row) {
+            return own.acc + ((size_t)(tile - first_tile) * rows_count + row) * TILE;
         };
-        if (jobs) fetch(start(0), expert_bytes);
-        multiply(l.down, l.down.tiles + tile * bytes, shared, model.ready_bytes, nullptr, rows_count,
-                 [&](int first, int got, float* out) {
-                     std::copy(out, out + got * TILE, own.acc + (size_t)first * TILE);
-                 });
-        for (int j = 0; j < jobs; j++) {
-            if (j + 1 < jobs) fetch(start(j + 1), expert_bytes);
-            const Job& job = choice.jobs[j];
-            multiply(l.expert_down, start(j), routed + job.start * model.ready_expert_bytes,
-                     model.ready_expert_bytes, nullptr, job.count, [&](int first, int got, float* out) {
-                         for (int i = 0; i < got; i++) {
-                             const int entry = job.start + first + i;
-                             float* acc = own.acc + (size_t)choice.rows[entry] * TILE;
-                             vf weight = splat(choice.weights[entry]);
-                             for (int k = 0; k < TILE; k += W)
-                                 store(acc + k, fma(load<vf>(out + i * TILE + k), weight,
-                                                    load<vf>(acc + k)));
-                         }
+        for (int tile = first_tile; tile < last_tile && few; tile++)
+            for (int i = 0; i < rows_count; i++) step.ask_columns(i, tile);
+        for (int tile = first_tile; tile < last_tile; tile++)
+            multiply(l.down, l.down.tiles + tile * bytes, shared, model.ready_bytes, nullptr, rows_count,
+                     [&](int first, int got, float* out) {
+                         std::copy(out, out + got * TILE, sums(tile, first));
                      });
+        for (int j = 0; j < jobs; j++) {
+            const Job& job = choice.jobs[j];
+            const int* row = &choice.rows[job.start];
+            const float* weights = &choice.weights[job.start];
+            const uint8_t* soon = j + later < jobs ? start(j + later, first_tile)
+                                                   : start((j + later) % jobs, last_tile);
+            const Run run{start(j, first_tile), last_tile - first_tile, expert_bytes, soon};
+            multiply_run(l.expert_down, run, routed + job.start * model.ready_expert_bytes,
+                         model.ready_expert_bytes, nullptr, job.count,
+                         [&](int t, int first, int got, float* out) {
+                             for (int i = 0; i < got; i++) {
+                                 float* acc = sums(first_tile + t, row[first + i]);
+                                 const vf weight = splat(weights[first + i]);
+                                 for (int k = 0; k < TILE; k += W)
+                                     store(acc + k, fma(load<vf>(out + i * TILE + k), weight,
+                                                        load<vf>(acc + k)));
+                             }
+                         });
         }
-        for (int i = 0; i < rows_count; i++) {
-            float* x = model.space.x + (size_t)i * model.hidden_pad + tile * TILE;
-            for (int k = 0; k < TILE; k += W)
-                store(x + k, load<vf>(x + k) + load<vf>(own.acc + (size_t)i * TILE + k));
+        for (int tile = first_tile; tile < last_tile; tile++) {
+            for (int i = 0; i < rows_count; i++) {
+                float* x = step.columns(i, tile);
+                for (int k = 0; k < TILE; k += W)
+                    store(x + k, load<vf>(x + k) + load<vf>(sums(tile, i) + k));
+            }
+            step.note_features(n, tile);
         }
-        step.note_features(n, tile);
     }, next.slice(thread, step.threads));
 }
 

@@ -9,6 +9,8 @@ namespace fastslow {
 
 struct Step;
 
+constexpr int TILES_TOGETHER = 4;  // most tiles of an expert in one chunk
+
 // One expert that some rows chose: entries start .. start + count - 1.
 struct Job {
     int expert, start, count;

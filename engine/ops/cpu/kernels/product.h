@@ -37,9 +37,9 @@ template <class Kernel, size_t... I> struct Products<Kernel, std::index_sequence
     static constexpr Product table[] = {&Kernel::template product<int(I) + 1>...};
 };
 
-// Ask for the lines that follow these weights by AHEAD bytes.
-template <int BYTES> static inline void prefetch_ahead(const uint8_t* weights) {
-    UNROLL for (int at = 0; at < BYTES; at += LINE) prefetch(weights + AHEAD + at);
+// Ask for the lines at an address.
+template <int BYTES> static inline void prefetch_lines(const uint8_t* soon) {
+    UNROLL for (int at = 0; at < BYTES; at += LINE) prefetch(soon + at);
 }
 
 }  // namespace fastslow

@@ -60,19 +60,30 @@ static inline vf abs(vf a) { return (vf)((vu)a & splat(0x7fffffffu)); }
 
 // Sum of the lanes, halves upon halves: one fixed order.
 static inline float sum(vf v) {
+#if defined(FASTSLOW_AVX512)
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+    __m128 rest = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    rest = _mm_add_ps(rest, _mm_movehl_ps(rest, rest));
+    return _mm_cvtss_f32(_mm_add_ss(rest, _mm_movehdup_ps(rest)));
+#else
     float lane[W];
     store(lane, v);
     for (int half = W / 2; half; half /= 2)
         for (int i = 0; i < half; i++) lane[i] += lane[i + half];
     return lane[0];
+#endif
 }
 
 static inline float largest(vf v) {
+#if defined(FASTSLOW_AVX512)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
     float lane[W];
     store(lane, v);
     for (int half = W / 2; half; half /= 2)
         for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
     return lane[0];
+#endif
 }
 
 // bfloat16 to float32 is exact: the upper half of the word.
@@ -127,5 +138,8 @@ static inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
 
 // The same for what is needed too late to take room in L1.
 static inline void prefetch_to_l2(const void* at) { __builtin_prefetch(at, 0, 2); }
+
+// The same for what will be written.
+static inline void prefetch_to_write(const void* at) { __builtin_prefetch(at, 1, 3); }
 
 }  // namespace fastslow

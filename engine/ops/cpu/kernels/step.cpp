@@ -132,18 +132,36 @@ void Step::layer(int thread, int n, int& phase) {
     mark(thread, DOWN);
 }
 
-static void put(float x, float& to) { to = x; }
-static void put(float x, uint16_t& to) { to = narrow(x); }
+static vf as_kept(vf x, float) { return x; }
+static vh as_kept(vf x, uint16_t) { return narrow(x); }
+static float as_kept(float x, float) { return x; }
+static uint16_t as_kept(float x, uint16_t) { return narrow(x); }
 
 // Write one head of a key or value to its lane of a tile.
 template <class T>
 static void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head, const Shape& s) {
     const int dim = s.head_dim, lane = slot % LANES;
     T* tile = layer + Tile<T>::value_start(slot, kv_head, s.kv_heads, dim);  // keys start there, too
-    if (value)
-        for (int d = 0; d < dim; d++) put(v[d], tile[Tile<T>::value(lane, d, dim)]);
-    else
-        for (int d = 0; d < dim; d++) put(v[d], tile[Tile<T>::key(lane, d)]);
+    for (int d = 0; d < dim; d += W) {
+        T some[W];
+        const int count = std::min(W, dim - d);
+        if (count == W) store(some, as_kept(load<vf>(v + d), T()));
+        else
+            for (int i = 0; i < count; i++) some[i] = as_kept(v[d + i], T());
+        for (int i = 0; i < count; i++)
+            tile[value ? Tile<T>::value(lane, d + i, dim) : Tile<T>::key(lane, d + i)] = some[i];
+    }
+}
+
+// Ask for the lines that a head of a key or value is written to: a key's words lie a line apart.
+template <class T>
+static void ask(const void* layer, bool value, int64_t slot, int kv_head, const Shape& s) {
+    const int dim = s.head_dim, lane = slot % LANES;
+    const T* tile = (const T*)layer + (value ? Tile<T>::value_start(slot, kv_head, s.kv_heads, dim)
+                                             : Tile<T>::key_start(slot, kv_head, s.kv_heads, dim));
+    const char* from = (const char*)(tile + (value ? Tile<T>::value(lane, 0, dim) : 0));
+    const size_t bytes = value ? 4 * (size_t)dim : sizeof(T) * Tile<T>::key_size(dim);
+    for (size_t at = 0; at < bytes; at += 64) prefetch_to_write(from + at);
 }
 
 // The same in int8: the lane's bytes, and its scale among the keys'.
@@ -197,6 +215,19 @@ static void place_head(const Step& step, int layer, int head, int row, float* v)
         keep(v, (uint16_t*)cache, value, a.slots[row], kv_head, s);
 }
 
+// Before the product: stores to lines that are far away would hold up those that follow.
+static void ask_place(const Step& step, int layer, int head, int row) {
+    const Shape& s = step.model.shape;
+    const StepArgs& a = step.args;
+    if (head < s.heads) return;
+    const bool value = head >= s.heads + s.kv_heads;
+    const int kv_head = head - s.heads - (value ? s.kv_heads : 0);
+    const void* cache = (value ? a.values : a.keys)[layer];
+    if (a.kv_format == INT8) ask<uint8_t>(cache, value, a.slots[row], kv_head, s);
+    else if (a.kv_format == F32) ask<float>(cache, value, a.slots[row], kv_head, s);
+    else ask<uint16_t>(cache, value, a.slots[row], kv_head, s);
+}
+
 void Step::project(int thread, int n, int& phase) {
     const Layer& l = model.layers[n];
     const Shape& s = model.shape;
@@ -214,6 +245,8 @@ void Step::project(int thread, int n, int& phase) {
         for (int b = 0; b < blocks; b++) {
             int first = (int)((int64_t)args.rows * b / blocks);
             int count = (int)((int64_t)args.rows * (b + 1) / blocks) - first;
+            if (narrow())
+                for (int i = 0; i < count; i++) ask_place(*this, n, head, first + i);
             for (int t = 0; t < tiles; t++) {
                 int tile = head * tiles + t;
                 multiply(l.qkv, l.qkv.tiles + tile * bytes, rows + first * model.ready_bytes,
@@ -234,11 +267,13 @@ void Step::add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows
                     int layer, Stream next) {
     const size_t bytes = tile_bytes(m);
     phases.run(phase++, thread, tiles_of(m), [&](int tile) {
+        if (narrow())  // others have read it since, so it is not this core's to write
+            for (int i = 0; i < args.rows; i++) ask_columns(i, tile);
         multiply(m, m.tiles + tile * bytes, rows, stride, nullptr, args.rows,
                  [&](int first, int got, float* out) {
                      add_bias(m, tile, got, out);
                      for (int i = 0; i < got; i++) {
-                         float* x = model.space.x + (size_t)(first + i) * model.hidden_pad + tile * TILE;
+                         float* x = columns(first + i, tile);
                          for (int j = 0; j < TILE; j += W)
                              store(x + j, load<vf>(x + j) + load<vf>(out + i * TILE + j));
                      }

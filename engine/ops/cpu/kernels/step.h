@@ -9,6 +9,7 @@
 #include "head.h"
 #include "model.h"
 #include "moge.h"
+#include "simd.h"
 #include "threads.h"
 
 namespace fastslow {
@@ -79,6 +80,14 @@ struct Step : Task {
     // The embedding of row i's token, into x.
     void embed_row(int i);
 
+    // A tile of columns of row i of x; and ask for it, before the product that is added to it.
+    float* columns(int i, int tile) const {
+        return model.space.x + (size_t)i * model.hidden_pad + tile * TILE;
+    }
+    void ask_columns(int i, int tile) const {
+        for (int j = 0; j < TILE; j += 16) prefetch_to_write(columns(i, tile) + j);
+    }
+
     // x += a matrix times the rows, a tile of columns at a time; `layer` has features to note, or is -1.
     void add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows, size_t stride, int layer,
                   Stream next);
@@ -114,20 +123,42 @@ private:
 // How many tiles make a chunk: enough chunks for the threads, none so small that taking it costs.
 int tiles_per_chunk(int tiles, int threads);
 
-// A tile times rows at base + index * stride: done(first row, rows, out[rows][TILE]).
+// Tiles that follow each other, and what is asked for while they are read: see Product.
+struct Run {
+    const uint8_t* tile;
+    int count;
+    size_t bytes;  // of a tile
+    const uint8_t* soon;
+};
+
+// A run of tiles times rows at base + index * stride: done(tile of the run, first row, rows, out[rows][TILE]).
 template <class Done>
-void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t stride,
-              const int* index, int count, Done done) {
+void multiply_run(const Matrix& m, const Run& run, const uint8_t* base, size_t stride, const int* index,
+                  int count, Done done) {
     const Format& format = format_of(m.format);
     alignas(64) float out[MOST_ROWS * TILE];
     const uint8_t* rows[MOST_ROWS];
-    int blocks = (count + format.rows - 1) / format.rows;  // of even sizes
-    for (int b = 0; b < blocks; b++) {
-        int first = (int)((int64_t)count * b / blocks), last = (int)((int64_t)count * (b + 1) / blocks);
+    auto some = [&](int first, int last) {
         for (int i = first; i < last; i++) rows[i - first] = base + (index ? index[i] : i) * stride;
-        format.product[last - first - 1](tile, m.inputs, rows, out);
-        done(first, last - first, out);
-    }
+        const Product product = format.product[last - first - 1];
+        for (int t = 0; t < run.count; t++) {
+            product(run.tile + t * run.bytes, run.soon + t * run.bytes, m.inputs, rows, out);
+            done(t, first, last - first, out);
+        }
+    };
+    if (!count) return;
+    if (count <= format.rows) return some(0, count);  // most often: saves the divisions
+    const int blocks = (count + format.rows - 1) / format.rows;  // of even sizes
+    for (int b = 0; b < blocks; b++)
+        some((int)((int64_t)count * b / blocks), (int)((int64_t)count * (b + 1) / blocks));
+}
+
+// One tile of many: done(first row, rows, out[rows][TILE]).
+template <class Done>
+void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t stride, const int* index,
+              int count, Done done) {
+    multiply_run(m, Run{tile, 1, 0, tile + AHEAD}, base, stride, index, count,
+                 [&](int, int first, int got, float* out) { done(first, got, out); });
 }
 
 static inline int tiles_of(const Matrix& m) { return (m.outputs + TILE - 1) / TILE; }
