@@ -60,7 +60,7 @@ class LLM:
         speculation: what "auto" means where a mode does not say: a drafter's name, a `Speculation`,
             or the path of a settings file that `fastslow tune` wrote.
         auto: what mode "auto" goes by: a callable from a `Situation` to a preset's name, a settings
-            file of `fastslow tune --modes`, or None for what the checkpoint's `fastslow.json` has under
+            file of `fastslow tune --modes` (its presets join, too, where `modes` is None), or None for what the checkpoint's `fastslow.json` has under
             "auto", else for built-in rules.
         remember: keep answers in memory to draft later ones from (they reach nobody unless the model
             says them anyway).
@@ -122,6 +122,8 @@ class LLM:
         if not 2 <= context <= config.context:
             raise ValueError(f"max_model_len={context} is outside 2..{config.context}")
         self.tokenizer = find_tokenizer(folder)
+        if modes is None and isinstance(auto, str | Path):
+            modes = str(auto)  # the presets that it chooses between
         self.modes = load_modes(folder, config.groups, modes)
         template = tags = None
         if self.tokenizer is not None:

@@ -102,14 +102,14 @@ def test_the_cheapest_threshold_that_keeps_enough() -> None:
     pairs = made_up(200)
     scores = np.array([float(not pair.cheap.right) for pair in pairs])
     every = outcomes(pairs)
-    cut = cheapest(scores, every, keep=1.0)
+    cut = cheapest(scores, every, every.aim(1.0))
     assert 0 < cut < 1
     figures = every.of(scores > cut)
     assert figures.accuracy == 1.0 and figures.seconds < 0.7 * every.good.seconds
     nothing = Outcomes(
         every.cheap_right, every.cheap_right, every.cheap_seconds, every.good_seconds
     )
-    assert cheapest(scores, nothing, 0.9) == thresholds(scores)[-1], "no gain: never"
+    assert cheapest(scores, nothing, nothing.aim(0.9)) == thresholds(scores)[-1], "no gain: never"
 
 
 def test_judging_on_held_out_folds() -> None:

@@ -40,7 +40,7 @@ def tune_modes_job(job: Job, prompts: Path | None, tasks: Path | None, grading: 
     from fastslow.engine.cli.screen import console, quiet_log
     from fastslow.engine.cli.tune import Watched
     from fastslow.engine.llm import LLM
-    from fastslow.engine.tune.choosing import tune_modes
+    from fastslow.engine.tune.choosing import ESCALATING, tune_modes
     from fastslow.engine.tune.choosing_page import choosing_page, headline
     from fastslow.engine.tune.tuned import add_settings
 
@@ -64,7 +64,7 @@ def tune_modes_job(job: Job, prompts: Path | None, tasks: Path | None, grading: 
             "escalate": {**escalate, "to": found.modes[1]},
             "description": f"{found.modes[0]}, begun again in {found.modes[1]} where it is unsure",
         }
-        parts["modes"] = {"escalating": preset}
+        parts["modes"] = {ESCALATING: preset}
     add_settings(job.out, job.model, **parts, measured_modes=found.record())
     job.report.write_text(choosing_page(found, job.out.name), "utf-8")
     console().print(headline(found))

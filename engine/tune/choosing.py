@@ -13,7 +13,7 @@ import numpy as np
 
 from fastslow.engine.llm import LLM
 from fastslow.engine.params import Escalation, SamplingParams
-from fastslow.engine.tune.doubts import judge_doubts
+from fastslow.engine.tune.doubts import given_up, judge_doubts
 from fastslow.engine.tune.machine import circumstances
 from fastslow.engine.tune.race import Tell
 from fastslow.engine.tune.selector import (
@@ -32,6 +32,7 @@ from fastslow.policies.auto import BUILT_IN, Selector
 from fastslow.policies.features import LABELS, count_words, features
 
 FEWEST = 4 * FOLDS  # tasks; below, a fold says nothing
+ESCALATING = "escalating"  # the preset: the cheap mode, begun again in the better one where unsure
 SHOWN = 6  # tasks whose decision is shown
 
 
@@ -139,7 +140,11 @@ def tune_modes(
 
 
 def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> ModesFound:
-    """What answers that are there say; see `tune_modes`."""
+    """What answers that are there say; see `tune_modes`.
+
+    The selector stands between the cheap mode and the better one, or, where that is quicker, between
+    the cheap mode that escalates and the better one.
+    """
     names = list(LABELS)
     seen = [features(situation(pair.task)) for pair in pairs]
     features_NF = np.array([[one[name] for name in names] for one in seen])
@@ -152,20 +157,27 @@ def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> 
     )
     auto, frontier = judge(features_NF, wanted_N, outcomes, keep)
     fitted = fit(features_NF, wanted_N, outcomes.counts)
-    cut = cheapest(held_out_scores(features_NF, wanted_N, outcomes.counts), outcomes, keep)
+    escalation, escalating, doubts = judge_doubts(pairs, outcomes, keep)
+    below, between = outcomes, modes
+    if escalation is not None:
+        checked = outcomes.giving_up(*given_up(pairs, escalation))
+        both, its_frontier = judge(features_NF, wanted_N, outcomes, keep, checked)
+        if both.seconds < auto.seconds and both.accuracy >= min(outcomes.aim(keep), auto.accuracy):
+            auto, frontier, below, between = both, its_frontier, checked, (ESCALATING, modes[1])
+    scores = held_out_scores(features_NF, wanted_N, outcomes.counts)
+    cut = cheapest(scores, below, outcomes.aim(keep))
     varies = (
         features_NF.std(0) > 1e-9
     )  # of what never changed nothing is known: the usual rules hold
     known = [i for i, name in enumerate(names) if varies[i]]
     selector = Selector(
-        between=modes,
+        between=between,
         weights={names[i]: float(fitted.weights[i]) for i in known}
         | {n: w for n, w in BUILT_IN.weights.items() if n in ("urgency", "load")},
         means={names[i]: float(fitted.means[i]) for i in known},
         bias=fitted.bias,
         threshold=cut,
     )
-    escalation, escalating, doubts = judge_doubts(pairs, outcomes, keep)
     usual = np.array([BUILT_IN.score(one) > BUILT_IN.threshold for one in seen])
     return ModesFound(
         model=model,
@@ -178,7 +190,7 @@ def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> 
             modes[0]: outcomes.cheap,
             modes[1]: outcomes.good,
             "auto": auto,
-            "escalating": escalating,
+            ESCALATING: escalating,
             "built-in auto": outcomes.of(usual),
         },
         selector=selector,

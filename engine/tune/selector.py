@@ -107,6 +107,12 @@ class Outcomes:
         seconds = np.where(goes_N, self.good_seconds + before, self.cheap_seconds)
         return Figures(float(right.mean()), float(seconds.mean()), float(goes_N.mean()))
 
+    def giving_up(self, goes_N: Bools, before_N: Floats) -> Outcomes:
+        """Where some cheap answers are given up after so many seconds, and begun in the better mode."""
+        right = np.where(goes_N, self.good_right, self.cheap_right)
+        seconds = np.where(goes_N, before_N + self.good_seconds, self.cheap_seconds)
+        return Outcomes(right, self.good_right, seconds, self.good_seconds)
+
     def only(self, places: Sequence[int]) -> Outcomes:
         """Of some of the tasks."""
         some = list(places)
@@ -149,25 +155,38 @@ def thresholds(scores_N: Floats, most: int = 60) -> list[float]:
     return [float(ranked[0] - 1), *between.tolist(), float(ranked[-1] + 1)]
 
 
-def cheapest(scores_N: Floats, outcomes: Outcomes, keep: float) -> float:
-    """The threshold that takes least time of those that keep `keep` of the gain; without a gain the
-    one above all scores."""
+def cheapest(scores_N: Floats, outcomes: Outcomes, aim: float) -> float:
+    """The threshold that takes least time of those whose accuracy reaches `aim`; the one above all
+    scores if none does."""
     cuts = thresholds(scores_N)
     found = [(outcomes.of(scores_N > cut), cut) for cut in cuts]
-    aim = outcomes.aim(keep)
     able = [(figures.seconds, cut) for figures, cut in found if figures.accuracy >= aim - 1e-12]
     return min(able)[1] if able else cuts[-1]
 
 
 def judge(
-    features_NF: Floats, wanted_N: Bools, outcomes: Outcomes, keep: float, folds: int = FOLDS
+    features_NF: Floats,
+    wanted_N: Bools,
+    outcomes: Outcomes,
+    keep: float,
+    below: Outcomes | None = None,
+    folds: int = FOLDS,
 ) -> tuple[Figures, list[Figures]]:
     """What a fitted selector gives on tasks that neither its weights nor its threshold have seen.
+
+    Args:
+        features_NF: of the tasks.
+        wanted_N: those that gain by the better mode.
+        outcomes: of both modes.
+        keep: share of the gain to keep.
+        below: what happens below the threshold, if not just the cheap mode.
+        folds: parts of the tasks.
 
     Returns:
         Its figures, each fold's threshold chosen on the other folds' own held-out scores; and the
         frontier: the figures of every threshold on held-out scores, cheapest first.
     """
+    below = outcomes if below is None else below
     count, counts = len(features_NF), outcomes.counts
     goes = np.zeros(count, dtype=np.bool_)
     for fold in range(folds):
@@ -176,9 +195,9 @@ def judge(
         if not own or not others:
             continue
         inner = held_out_scores(features_NF[others], wanted_N[others], counts[others], folds)
-        cut = cheapest(inner, outcomes.only(others), keep)
+        cut = cheapest(inner, below.only(others), outcomes.only(others).aim(keep))
         fitted = fit(features_NF[others], wanted_N[others], counts[others])
         goes[own] = fitted.score(features_NF[own]) > cut
     scores = held_out_scores(features_NF, wanted_N, counts, folds)
-    frontier = [outcomes.of(scores > cut) for cut in thresholds(scores)]
-    return outcomes.of(goes), sorted(frontier, key=lambda f: f.seconds)
+    frontier = [below.of(scores > cut) for cut in thresholds(scores)]
+    return below.of(goes), sorted(frontier, key=lambda f: f.seconds)
