@@ -35,7 +35,7 @@ from abacus.tasks import held_out
 
 PARTS = ("modes", "groups", "budgets")
 BUDGETS = (0, 4, 8, 16, 32, 48, 64, 96, 128, 192)
-BELOW = 0.9  # of the running confidence: the fast answer is given up for a deep one
+BELOW = 0.6  # of a token's probability: the fast answer is given up for a deep one
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ def ways(llm: LLM, parts: list[str], below: float) -> dict[str, Mode | str]:
     found: dict[str, Mode | str] = {}
     if "modes" in parts:
         found |= {"fast": "fast", "deep": "deep", "auto": "auto"}
-        doubt = Escalation(below=below, window=4, how="restart")
+        doubt = Escalation(below=below, window=1, how="restart")
         found["escalation"] = Mode(name="escalation", base="fast", escalate=doubt)
     if "groups" in parts:
         for groups in range(llm.model.config.groups + 1):
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="held-out tasks (1000)")
     parser.add_argument("--seed", type=int, default=7, help="of the tasks (7)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--below", type=float, default=BELOW, help="doubt that escalates (0.9)")
+    parser.add_argument("--below", type=float, default=BELOW, help="doubt that escalates (0.6)")
     parser.add_argument("--out", type=Path, help="JSON file of all figures")
     options = parser.parse_args()
 

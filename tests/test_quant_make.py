@@ -27,6 +27,7 @@ from fastslow.engine.quant.quantize import Options, quantize
 from fastslow.engine.quant.rounding import round_matrix
 from fastslow.engine.quant.sites import Site, sites_of
 from fastslow.engine.quant.smooth import Seen, error, smooth_site, vector
+from fastslow.engine.quant.texts import prompts_of
 
 MOGE = {**checkpoints.MOGE, "bias": True}
 PANGU_72B = {
@@ -307,3 +308,12 @@ def test_the_command_quantises_and_reports(
     with pytest.raises(SystemExit) as ended:
         main(["quantize", str(plain_), "--plan"])
     assert ended.value.code == 0 and "all" in capsys.readouterr().out
+
+
+def test_a_checkpoint_may_bring_its_own_prompts(tmp_path: Path) -> None:
+    assert len(prompts_of(None, tmp_path)) > 10
+    own, given = tmp_path / "calibration.jsonl", tmp_path / "mine.jsonl"
+    own.write_text('{"prompt": "What is 1 + 1?"}\n', "utf-8")
+    given.write_text('{"prompt": "mine"}\n', "utf-8")
+    assert prompts_of(None, tmp_path) == [[{"role": "user", "content": "What is 1 + 1?"}]]
+    assert prompts_of(given, tmp_path) == [[{"role": "user", "content": "mine"}]]

@@ -22,7 +22,8 @@ def quantize(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Prompts, JSON lines; the model answers them. Default: a few of many kinds.",
+            help="Prompts, JSON lines; the model answers them. Default: the checkpoint's calibration.jsonl, "
+            "else a few of many kinds.",
             rich_help_panel=CALIBRATION,
             show_default=False,
         ),
@@ -112,7 +113,7 @@ def _make(
     from fastslow.engine.quant.quantize import quantize as turn
     from fastslow.engine.quant.texts import answered, prompts_of
 
-    prompts = prompts_of(calibration)
+    prompts = prompts_of(calibration, folder)
     with LLM(folder, remember=False) as llm, Bars() as bars:
         if llm.tokenizer is None:
             vocabulary = llm.model.config.vocab_size

@@ -7,19 +7,27 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
 from fastslow.engine.llm import LLM
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.quant.openers import OPENERS
 from fastslow.engine.text.message import Message
 from fastslow.engine.tune.prompts import read_prompts
 
+OWN = "calibration.jsonl"  # in a checkpoint's folder
 TOGETHER = 16  # answers made at once
 ROUNDS = 8  # how often the same prompts are answered anew, each time with other chances
 LONGEST = 1024  # tokens of a text
 
 
-def prompts_of(path: Path | None) -> list[list[Message]]:
-    """Those of a file of JSON lines; without one, a few of many kinds."""
+def prompts_of(path: Path | None, folder: Path) -> list[list[Message]]:
+    """Those of a file of JSON lines; without one those that the checkpoint brings, as a model of few
+    subjects should; else a few of many kinds."""
+    own = folder / OWN
+    if path is None and own.is_file():
+        logger.info("calibration with the prompts of {}", own)
+        path = own
     if path is not None:
         return read_prompts(path)
     return [[{"role": "user", "content": text}] for text in OPENERS]
