@@ -38,7 +38,7 @@ class Linear:
     def admit(self, batch: Any, survival: Any, sizes: Any, rows: int) -> list[list[int]]:
         return [list(range(size)) for size in sizes]
 
-    def note(self, batch: Any, rows: int, seconds: float) -> None:
+    def note(self, batch: Any, step: Any) -> None:
         """It knows already."""
 
     def seconds(self, groups: int | None, rows: int) -> float:
