@@ -10,6 +10,7 @@ from fastslow.policies.pace import Pace
 from fastslow.policies.referee import Referee
 
 DEAR = 0.15  # tokens that a row takes, above which drafting must show that it pays
+DEARER = 0.4  # the same, above which it begins with not being tried but now and then
 MEASURE = 0.1  # weight of a new measurement
 DRAFTED = 3  # nodes by which a row is priced: the first ones are cheaper than those behind
 
@@ -74,8 +75,9 @@ class Clock:
     def may_draft(self, groups: int | None, batch: int) -> bool:
         """Whether so many requests may draft in the next step; where rows are dear, what steps with
         and without drafts made decides."""
-        self._refereed = self.row_price(groups, batch) > DEAR
-        return not self._refereed or self._referee.allows(batch)
+        price = self.row_price(groups, batch)
+        self._refereed = price > DEAR
+        return not self._refereed or self._referee.allows(batch, price < DEARER)
 
     def row_price(self, groups: int | None, batch: int) -> float:
         """What a row takes, in tokens of a request, if each drafted DRAFTED."""

@@ -101,13 +101,14 @@ class Referee:
     def __init__(self) -> None:
         self._cases: dict[int, Case] = {}
 
-    def allows(self, batch: int) -> bool:
-        """Whether the next step of so many requests may draft."""
-        return self._case(batch).allowed
+    def allows(self, batch: int, likely: bool = True) -> bool:
+        """Whether the next step of so many requests may draft. likely: whether that is what to begin
+        with, where nothing is known of such batches."""
+        return self._case(batch, likely).allowed
 
     def note(self, batch: int, tokens: int, seconds: float) -> None:
         """A step of so many requests, and nothing else, made so many tokens; drafting counted."""
         self._case(batch).take(tokens, seconds)
 
-    def _case(self, batch: int) -> Case:
-        return self._cases.setdefault(batch.bit_length(), Case())
+    def _case(self, batch: int, likely: bool = True) -> Case:
+        return self._cases.setdefault(batch.bit_length(), Case(drafting=likely))

@@ -87,7 +87,7 @@ def allowed(referee: Referee, batch: int, seconds: float) -> bool:
     return before
 
 
-@pytest.mark.parametrize(("slope", "asked"), [(0.5 * DEAR, False), (3 * DEAR, True)])
+@pytest.mark.parametrize(("slope", "asked"), [(0.5 * DEAR, False), (2 * DEAR, True)])
 def test_only_dear_rows_are_refereed(slope: float, asked: bool) -> None:
     clock = Clock(lambda groups: Pace([1, 256], [1.0, 1.0 + 255 * slope / BATCH]))
     policies = [AdaptiveLength(8, Odds(), clock, "drafter") for _ in range(BATCH)]
@@ -104,8 +104,19 @@ def test_only_dear_rows_are_refereed(slope: float, asked: bool) -> None:
     assert (stopped > 36 * PHASE) == asked
 
 
+@pytest.mark.parametrize(("gain", "drafts"), [(0.8, False), (1.2, True)])
+def test_where_rows_are_dearest_it_begins_without(gain: float, drafts: bool) -> None:
+    referee = Referee()
+    ways = []
+    for _ in range(200 * PHASE):
+        ways.append(referee.allows(BATCH, likely=False))
+        referee.note(BATCH, BATCH, 1.0 / gain if ways[-1] else 1.0)
+    assert not any(ways[: 2 * PHASE])
+    assert (sum(ways[-50 * PHASE :]) > 25 * PHASE) == drafts
+
+
 def test_steps_that_read_prompts_are_no_measure() -> None:
-    clock = Clock(lambda groups: Pace([1, 256], [1.0, 256.0]))
+    clock = Clock(lambda groups: Pace([1, 256], [1.0, 1.0 + 255 * 2 * DEAR / BATCH]))
     batch: list[Any] = [REQUEST] * BATCH
     for _ in range(60 * PHASE):
         seconds = 2.0 if clock.may_draft(None, BATCH) else 1.0
