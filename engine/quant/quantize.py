@@ -16,7 +16,7 @@ from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.names import layer_shapes, tensor_shapes
 from fastslow.engine.quant.balance import Balanced, balanced_texts
-from fastslow.engine.quant.layer import Tensors
+from fastslow.engine.quant.layer import Tensors, check_known
 from fastslow.engine.quant.linear import QuantLinear
 from fastslow.engine.quant.plan import int8_embedding
 from fastslow.engine.quant.quantise import Quantised, kv_scales, quantise_layer
@@ -94,13 +94,15 @@ def quantize(
         options, steps: None = the usual ones, nobody is told.
 
     Raises:
-        ValueError: the source is quantised already, the folder is not free, or there are no texts.
+        ValueError: the source is quantised already or of an architecture that is not known here, the
+            folder is not free, or there are no texts.
     """
     require_vacant(out)
     options, steps = options or Options(), steps or Silent()
     if Scheme.from_folder(source) is not None:
         raise ValueError(f"{source} is quantised already")
     config = ModelConfig.from_folder(source)
+    check_known(config)
     checkpoint = Checkpoint.open(source, config)
     with checkpoint.reader(False) as read, fresh_folder(out) as folder, torch.inference_mode():
         work = _Work(config, read, options, steps)
