@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,18 @@ class Scheme:
     def kind(self, name: str) -> Kind:
         """Of a tensor."""
         return self.kinds.get(name, Kind.FLOAT)
+
+    def renamed(self, name: Callable[[str], str]) -> Scheme:
+        """With other names for the tensors."""
+        return replace(self, kinds={name(known): kind for known, kind in self.kinds.items()})
+
+    def only(self, names: Container[str]) -> Scheme:
+        """Of these tensors alone."""
+        return replace(self, kinds={n: kind for n, kind in self.kinds.items() if n in names})
+
+    def without(self, dropped: Callable[[str], bool]) -> Scheme:
+        """Of the tensors that are not dropped."""
+        return replace(self, kinds={n: k for n, k in self.kinds.items() if not dropped(n)})
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.model.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.extra_weights import ExtraWeights
@@ -61,7 +61,7 @@ def load_decoder(folder: Path, progress: bool = True) -> Decoder:
     config = ModelConfig.from_folder(folder)
     kind = Weights if config.extras is None else ExtraWeights
     cpu = torch.device("cpu")
-    with Checkpoint.open(folder, config).reader(progress) as read:
+    with floats(folder, config, progress) as read:
         return Decoder(kind(config, ops_for("cpu"), torch.float32, cpu, read))
 
 
