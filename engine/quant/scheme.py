@@ -37,7 +37,7 @@ class Scheme:
         ValueError in one sentence for a quantisation that is not known here.
         """
         section = _object(folder / "config.json").get("quantization_config")
-        described = folder / DESCRIPTION
+        described = _description(folder)
         if section is not None:
             method = section.get("quant_method") if isinstance(section, dict) else section
             if method != METHOD:
@@ -93,6 +93,22 @@ class Scheme:
     def without(self, dropped: Callable[[str], bool]) -> Scheme:
         """Of the tensors that are not dropped."""
         return replace(self, kinds={n: k for n, k in self.kinds.items() if not dropped(n)})
+
+
+def _description(folder: Path) -> Path:
+    """The file that describes a folder. Older exporters put the kind into its name.
+
+    ValueError where several do.
+    """
+    usual = folder / DESCRIPTION
+    if usual.is_file():
+        return usual
+    others = sorted(folder.glob("quant_model_description_*.json"))
+    if len(others) > 1:
+        raise ValueError(
+            f"{folder} has {others[0].name} and {others[1].name}: one must describe it"
+        )
+    return others[0] if others else usual
 
 
 def _object(path: Path) -> dict[str, Any]:
