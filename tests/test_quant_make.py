@@ -265,6 +265,19 @@ def test_what_cannot_be_quantised_is_refused(tmp_path: Path) -> None:
         Options(embedding="half")
 
 
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.mlp.experts.3.up_proj.weight", "model.embed_tokens.weight"]
+)
+def test_numbers_that_are_not_finite_are_found_in_the_source(tmp_path: Path, name: str) -> None:
+    config = {**checkpoints.MOGE, "num_hidden_layers": 1}
+    table = checkpoints.tensors(config)
+    table[name][2, 3] = float("nan")
+    source = checkpoints.write(tmp_path / "float", config, table)
+    with pytest.raises(ValueError, match=f"tensor {name} has numbers that are not finite"):
+        quantised(source, tmp_path / "w8a8")
+    assert not (tmp_path / "w8a8").exists()
+
+
 def test_an_architecture_that_is_not_known_is_refused_before_its_weights_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,8 +94,8 @@ def quantize(
         options, steps: None = the usual ones, nobody is told.
 
     Raises:
-        ValueError: the source is quantised already or of an architecture that is not known here, the
-            folder is not free, or there are no texts.
+        ValueError: the source is quantised already, of an architecture that is not known here, or
+            has numbers that are not finite, the folder is not free, or there are no texts.
     """
     require_vacant(out)
     options, steps = options or Options(), steps or Silent()
@@ -105,7 +105,7 @@ def quantize(
     check_known(config)
     checkpoint = Checkpoint.open(source, config)
     with checkpoint.reader(False) as read, fresh_folder(out) as folder, torch.inference_mode():
-        work = _Work(config, read, options, steps)
+        work = _Work(config, lambda name: _finite(name, read(name)), options, steps)
         made = Made(out, work.calibrate(texts))
         writer = Writer(folder, options.kv)
         for name, tensor in work.outer():
@@ -117,6 +117,12 @@ def quantize(
         made.nbytes = writer.nbytes
         made.source_bytes = sum(read(name).nbytes for name in tensor_shapes(config))
     return made
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.sum(dtype=torch.float64).isfinite():  # a sum needs no room
+        raise ValueError(f"tensor {name} has numbers that are not finite")
+    return tensor
 
 
 def _put(writer: Writer, name: str, tensor: Tensor | QuantLinear) -> None:
