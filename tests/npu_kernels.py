@@ -286,7 +286,7 @@ def npu_fused_infer_attention_score(
     assert not CHIP.small, "there is no such kernel on a 310P"
     # arguments that equal their defaults do not arrive
     layout, mode, size = given["input_layout"], given.get("sparse_mode", 0), given["block_size"]
-    heads, kv_heads = given["num_heads"], given["num_key_value_heads"]
+    heads, kv_heads = given.get("num_heads", 1), given["num_key_value_heads"]
     table, mask = given["block_table"], given.get("atten_mask")
     ends, lengths = given["actual_seq_lengths"], given["actual_seq_lengths_kv"]
     known = {

@@ -57,6 +57,20 @@ def load(folder: Path, dtype: str, kind: type[CudaOps] = RecordingOps) -> PagedD
         return PagedDecoder(Stacked(config, kind(CPU), DTYPES[dtype], CPU, read))
 
 
+def test_widths_that_grouped_products_do_not_take_run_expert_by_expert(tmp_path: Path) -> None:
+    """Their rows must be multiples of 16 bytes; and what reads sizes on the host is not recorded."""
+    for name, fields in (
+        ("hidden", {"hidden_size": 36}),
+        ("experts", {"moe_intermediate_size": 7}),
+    ):
+        folder = write_moge(tmp_path / name, **fields)
+        model = load(folder, "bfloat16")
+        found = texts.logits(model, texts.tokens_of(20), [12, *[1] * 8])
+        assert not model.ops.records and model.recorder.replays == 0
+        exact = texts.logits(load_model(folder, "float32"), texts.tokens_of(20))
+        assert (found - exact).abs().mean() < 0.1 * exact.std()
+
+
 @pytest.fixture(scope="module")
 def moge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_moge(tmp_path_factory.mktemp("moge"), mlp_only_layers=[1])

@@ -139,3 +139,13 @@ def test_the_real_module_is_never_replaced() -> None:
     before = sys.modules.get("torch_npu")
     npu_sim.install()
     assert before is None or sys.modules["torch_npu"] is before
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_a_model_of_one_head(tmp_path: Path, chip: str) -> None:
+    """What equals an operator's default does not reach its kernel."""
+    folder = write_moge(tmp_path, num_attention_heads=1, num_key_value_heads=1, head_dim=64)
+    expected = texts.logits(load_model(folder, "float32", "cpu"), texts.tokens_of(20))
+    with simulated(chip):
+        found = texts.logits(load_model(folder, "float32", "npu"), texts.tokens_of(20), [12, 8])
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import DENSE, MOGE
+from extra_tools import MOE
 from test_cli import PANGU_72B, run
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.cuts import Over, cut_of, expert_of
 from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.ops import ops_for
 from fastslow.engine.ops.reference import ReferenceOps
 from fastslow.engine.parallel.deal import Deal
 from fastslow.engine.parallel.orders import (
@@ -118,6 +120,22 @@ def test_the_72b_is_planned_and_cut_without_its_weights(layout: str) -> None:
     assert per_row == 2 * 5120 * 2 * {"ep=8": 8 + 8 - 2, "ep=4,dp=2": 4 + 8 - 2}[layout]
 
 
+@pytest.mark.parametrize("kind", ["cpu", "npu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tied_head_counts_as_it_lies(kind: str, dtype: torch.dtype) -> None:
+    """On a CPU, whose products want it packed, beside the embedding once more."""
+    config = config_of({**MIXED, "tie_word_embeddings": True})
+
+    def read(name: str, part: Sequence[slice]) -> torch.Tensor:
+        return torch.zeros([s.stop - s.start for s in part], dtype=dtype)
+
+    for share in Plan.of(config, Parallel(ep=2, dp=2), dtype, kind).shares:
+        cpu, reader = torch.device("cpu"), PartReader(share.place, read)
+        held = weight_bytes(part_weights(share.place, ops_for(kind), dtype, cpu, reader))
+        assert held == share.weights
+        assert reader.nbytes == dtype.itemsize * share.elements
+
+
 def test_inspect_shows_the_shares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(PANGU_72B))
     assert run("inspect", tmp_path, "--parallel", "ep=4,dp=2", "--json") == 0
@@ -147,6 +165,14 @@ def test_ranks_of_a_torchrun_are_used_as_well_as_the_model_allows() -> None:
     )
     with pytest.raises(ValueError, match="5 ranks cannot share this model"):
         usual(moge, 5)
+    with pytest.raises(ValueError, match="2 ranks cannot share this model: PanguProMoEV2"):
+        usual(config_of(MOE), 2)
+
+
+@pytest.mark.parametrize("layout", ["tp=2", "ep=2", "dp=2"])
+def test_an_architecture_of_one_rank_is_refused_before_ranks_start(layout: str) -> None:
+    with pytest.raises(ValueError, match="PanguProMoEV2ForCausalLM runs on one rank only"):
+        Place.all(config_of(MOE), Parallel.parse(layout))
 
 
 def test_names_without_a_rule_are_refused() -> None:

@@ -149,8 +149,10 @@ def test_what_cannot_be_is_said() -> None:
             Precision.of(*names)
     with pytest.raises(ValueError, match="device='800i' is unknown; did you mean '800i-a2'"):
         find_device("800i")
-    with pytest.raises(ValueError, match="acceptance=-1 must be at least 0"):
+    with pytest.raises(ValueError, match="acceptance=-1 must be a number of at least 0"):
         Drafting.of(-1, "mtp")
+    with pytest.raises(ValueError, match="acceptance=nan must be a number of at least 0"):
+        Drafting.of(float("nan"), "mtp")
     with pytest.raises(ValueError, match="model='openpangu' is unknown"):
         config_of("openpangu")
 

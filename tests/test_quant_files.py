@@ -173,6 +173,29 @@ def test_exports_of_other_tools_are_read(
     assert any("static" in line for line in log) == (kind == "W8A8")
 
 
+def test_a_description_may_say_the_kind_in_its_name(tmp_path: Path) -> None:
+    folder = export(checkpoints.write_moge(tmp_path / "float"), tmp_path / "w8a8")
+    scheme = Scheme.from_folder(folder)
+    (folder / DESCRIPTION).rename(folder / "quant_model_description_w8a8_dynamic.json")
+    assert scheme is not None and Scheme.from_folder(folder) == scheme
+    (folder / "quant_model_description_w8a8.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has quant_model_description_w8a8.json and quant_model"):
+        Scheme.from_folder(folder)
+
+
+def test_a_checkpoint_may_be_quantised_in_its_keys_alone(tmp_path: Path) -> None:
+    """C8 without W8A8: all matrices are float."""
+    plain = checkpoints.write_moge(tmp_path / "c8", sharded=False)
+    expected = texts.logits(load_model(plain), texts.tokens_of(9))
+    names = load_file(plain / "model.safetensors")
+    described = {"kv_cache_type": "C8", **dict.fromkeys(names, "FLOAT")}
+    described["model.layers.0.self_attn.k_proj.kv_cache_scale"] = "W8A8"
+    (plain / DESCRIPTION).write_text(json.dumps(described))
+    found = load_model(plain, quantization="auto", kv_dtype="model")
+    torch.testing.assert_close(texts.logits(found, texts.tokens_of(9)), expected)
+    assert load_model(plain, quantization="auto").storage.__name__ in ("Int8Tiles", "KVStorage")
+
+
 def test_a_static_bias_is_found_again(tmp_path: Path) -> None:
     plain = checkpoints.write_moge(tmp_path / "float", sharded=False)
     folder = export(plain, tmp_path / "w8a8", "W8A8")

@@ -8,6 +8,7 @@ from itertools import repeat
 from pathlib import Path
 
 import checkpoints
+import extra_tools
 import pytest
 import torch
 from quant_tools import quantised, texts_of
@@ -262,6 +263,32 @@ def test_what_cannot_be_quantised_is_refused(tmp_path: Path) -> None:
         Options(tokens=0)
     with pytest.raises(ValueError, match="embedding 'half' is not one of auto, int8, float"):
         Options(embedding="half")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.mlp.experts.3.up_proj.weight", "model.embed_tokens.weight"]
+)
+def test_numbers_that_are_not_finite_are_found_in_the_source(tmp_path: Path, name: str) -> None:
+    config = {**checkpoints.MOGE, "num_hidden_layers": 1}
+    table = checkpoints.tensors(config)
+    table[name][2, 3] = float("nan")
+    source = checkpoints.write(tmp_path / "float", config, table)
+    with pytest.raises(ValueError, match=f"tensor {name} has numbers that are not finite"):
+        quantised(source, tmp_path / "w8a8")
+    assert not (tmp_path / "w8a8").exists()
+
+
+def test_an_architecture_that_is_not_known_is_refused_before_its_weights_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(extra_tools.MOE))
+    sentence = "PanguProMoEV2ForCausalLM cannot be quantised here"
+    with pytest.raises(ValueError, match=sentence):
+        quantize(tmp_path, tmp_path / "out", texts_of(96))
+    for more in ([str(tmp_path / "out")], ["--plan"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["quantize", str(tmp_path), *more])
+        assert ended.value.code == 2 and sentence in capsys.readouterr().err
 
 
 def test_models_are_compared_place_by_place(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fastslow.engine.cli.app import app
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.moge import BestOfAll
 from fastslow.engine.plan.known import PRO_MOE
 from fastslow.engine.routing.balance import grouped, measure, per_rank, ungrouped
 from fastslow.engine.routing.scores import Gate, Scores, load_decoder, router_scores
@@ -125,6 +126,25 @@ def test_a_dense_model_has_no_router_and_one_group_is_shown_too(tmp_path: Path) 
     balance = measure(scores, Gate(10, 1, 3), ranks=5, batch=1)
     ours, best = (balance.loads["prefill", router] for router in ("grouped", "ungrouped"))
     assert (ours.experts == best.experts).all()
+
+
+def test_the_best_of_all_are_those_that_run(tmp_path: Path) -> None:
+    """With the bias that is added for the choice alone."""
+    model = load_decoder(write_moe(tmp_path, mlp_only_layers=[]), progress=False)
+    mlp = model.weights.layers[0].mlp
+    assert isinstance(mlp, BestOfAll)
+    mlp.scale[7] = 5.0
+    tokens = texts.tokens_of(20)
+    scores = next(router_scores(model, [(tokens, 20)], None)).logits
+    assert (ungrouped(scores, Gate(10, 1, 3))[0] == 7).any(-1).all()
+    other = next(router_scores(model, [(tokens, 20)], Gate(10, 1, 3))).logits
+    assert not (ungrouped(other, Gate(10, 1, 3))[0] == 7).any(-1).all()
+
+
+def test_experts_that_no_layer_has_are_not_looked_for(tmp_path: Path) -> None:
+    config = ModelConfig.from_folder(checkpoints.write_moge(tmp_path, mlp_only_layers=[0, 1, 2]))
+    with pytest.raises(ValueError, match="all layers of this model are dense: they have no router"):
+        Gate.of(config)
 
 
 def test_the_72b_counts_as_arithmetic_has_it(tmp_path: Path) -> None:

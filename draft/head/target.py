@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastslow.draft.head.config import NORMS, HeadConfig
-from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.model.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.row_file import RowFile
 
@@ -56,7 +56,7 @@ def stored_ends(folder: Path) -> StoredEnds | None:
 def read_ends(folder: Path) -> Ends:
     """The ends of the model in a checkpoint folder."""
     config = ModelConfig.from_folder(folder)
-    with Checkpoint.open(folder, config).reader(progress=False) as read:
+    with floats(folder, config) as read:
         embedding = read("model.embed_tokens.weight")
         head = embedding if config.tie_word_embeddings else read("lm_head.weight")
         return Ends(embedding, head, read("model.norm.weight"))
@@ -74,7 +74,7 @@ def fingerprint(folder: Path) -> str:
     )
     shape = (config.architecture, config.layers, config.hidden_size, config.experts)
     digest = hashlib.sha256(repr(shape).encode())
-    with Checkpoint.open(folder, config).reader(progress=False) as read:
+    with floats(folder, config) as read:
         for name in names:
             digest.update(read(name).float().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -79,10 +79,13 @@ def quantize(
     from fastslow.engine.cli.screen import console, quiet_log
     from fastslow.engine.convert.folder import require_vacant
     from fastslow.engine.locate import resolve_model
+    from fastslow.engine.model.config import ModelConfig
+    from fastslow.engine.quant.layer import check_known
     from fastslow.engine.quant.quantize import Options
 
     quiet_log()
     folder = resolve_model(source)
+    check_known(ModelConfig.from_folder(folder))
     if plan:
         _plan(folder, embedding, kv)
         return

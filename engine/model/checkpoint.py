@@ -19,7 +19,7 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.names import canonical, draft_shapes
 from fastslow.engine.model.row_file import RowFile
 from fastslow.engine.model.weights import Read
-from fastslow.engine.quant.names import Expected, expected_tensors
+from fastslow.engine.quant.names import Expected, expected_tensors, quantised_tensors
 from fastslow.engine.quant.read import QuantReader
 from fastslow.engine.quant.scheme import Scheme
 
@@ -46,8 +46,12 @@ class Checkpoint:
 
         scheme: what is quantised, and how; None = nothing.
         """
-        expected = expected_tensors(config, scheme)
-        drafts = {name: Expected((shape,)) for name, shape in draft_shapes(config).items()}
+        if scheme is not None:
+            scheme = scheme.renamed(lambda name: canonical(name, config))
+        expected = expected_tensors(config, scheme and scheme.without(_behind(config)))
+        shapes = draft_shapes(config)
+        drafts = {name: Expected((shape,)) for name, shape in shapes.items()}
+        drafts |= quantised_tensors(shapes, scheme and scheme.only(shapes))
         known = expected | drafts
         stored: dict[str, str] = {}
         files: dict[Path, list[str]] = {}
@@ -138,6 +142,14 @@ class Checkpoint:
 
 
 @contextmanager
+def floats(folder: Path, config: ModelConfig, progress: bool = False) -> Iterator[Read]:
+    """A function that reads any tensor of a folder, multiplied out where it is quantised."""
+    checkpoint = Checkpoint.open(folder, config, Scheme.from_folder(folder))
+    with checkpoint.quantised(progress) as tensors:
+        yield tensors.read
+
+
+@contextmanager
 def _bar(progress: bool, total: int) -> Iterator[Callable[[], None]]:
     console = Console(stderr=True)
     columns = ("loading weights", BarColumn(), "{task.completed}/{task.total}")
@@ -171,9 +183,17 @@ def _check(path: Path, name: str, found: Any, expected: Expected) -> None:
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
     tied = name.startswith("lm_head.weight") and config.tie_word_embeddings
-    layer = DRAFT_LAYER.match(name) if config.extras is not None else None
-    behind = layer is not None and int(layer[1]) >= config.layers
-    return tied or behind or CONSTANT.fullmatch(name) is not None
+    return tied or _behind(config)(name) or CONSTANT.fullmatch(name) is not None
+
+
+def _behind(config: ModelConfig) -> Callable[[str], bool]:
+    """Whether a tensor belongs to a layer behind the model's own, where there may be some."""
+
+    def behind(name: str) -> bool:
+        layer = DRAFT_LAYER.match(name) if config.extras is not None else None
+        return layer is not None and int(layer[1]) >= config.layers
+
+    return behind
 
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:

@@ -68,7 +68,7 @@ def load_model(
     ops = paged_ops_for(place) if place.kind != "cpu" else None
     picked = pick_dtype(dtype, config, place, ops)
     if quantization == "auto":
-        quantization = _own_quantization(Path(folder), dtype, place.kind, scheme)
+        quantization = _own_quantization(Path(folder), config, dtype, place.kind, scheme)
     if quantization == W8A8 and scheme is None:
         raise ValueError(
             f"quantization {W8A8!r} runs checkpoints that are quantised so, and {folder} is not: "
@@ -119,10 +119,14 @@ def _storage(
 
 
 def _own_quantization(
-    folder: Path, dtype: str | torch.dtype, device: str, scheme: Scheme | None
+    folder: Path,
+    config: ModelConfig,
+    dtype: str | torch.dtype,
+    device: str,
+    scheme: Scheme | None,
 ) -> str:
     if dtype == "auto" and scheme is not None:
-        finer = device == "cpu" and library.available()
+        finer = device == "cpu" and library.available() and runs(config) is None
         inputs = ", inputs per 32, which is finer than per token" if finer else ""
         said = f"{scheme.sentence}{inputs}"
         logger.info("the weights of {} are W8A8 and run so: {}", folder.name, said)
@@ -150,7 +154,7 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
     if config.extras is not None and device == "npu":
         raise ValueError(f"{config.architecture} does not run on 'npu' yet: use 'cpu' or 'cuda'")
     reason = runs(config)
-    if quantization != "none" and reason is not None:
+    if quantization not in ("none", W8A8) and reason is not None:
         raise ValueError(f"quantization {quantization!r} needs the CPU kernels, but {reason}")
     if device != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return False

@@ -69,6 +69,10 @@ class Moge:
             total = total + parts_PGH[:, g]
         return total.to(x_PH.dtype)
 
+    def ranks_by(self, logits_PE: Tensor) -> Tensor:
+        """Scores whose largest are chosen."""
+        return logits_PE
+
     def _choose(self, logits_PE: Tensor, wanted: Ints) -> Choice:
         return choose(logits_PE, self.scale, self.groups, wanted)
 
@@ -82,6 +86,9 @@ class BestOfAll(Moge):
 
     normed: bool
     factor: float
+
+    def ranks_by(self, logits_PE: Tensor) -> Tensor:
+        return logits_PE.sigmoid() + self.scale
 
     def _choose(self, logits_PE: Tensor, wanted: Ints) -> Choice:
         return choose_best(logits_PE, self.scale, self.groups, self.normed, self.factor, wanted)

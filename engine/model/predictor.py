@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.model.checkpoint import Checkpoint, floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.extra_weights import ExtraWeights
 from fastslow.engine.model.moge import Moge
@@ -23,6 +23,7 @@ from fastslow.engine.model.names import draft_shapes
 from fastslow.engine.model.rope import rotation
 from fastslow.engine.model.weights import Layer
 from fastslow.engine.ops import ops_for
+from fastslow.engine.quant.scheme import Scheme
 from fastslow.engine.types import ALL_GROUPS, Ints
 
 
@@ -94,7 +95,9 @@ def holds_predictor(folder: Path) -> bool:
     """Whether the checkpoint in a folder has such a layer, whole."""
     config = ModelConfig.from_folder(folder)
     wanted = draft_shapes(config)
-    return bool(wanted) and set(wanted) <= Checkpoint.open(folder, config).names
+    if not wanted:
+        return False
+    return set(wanted) <= Checkpoint.open(folder, config, Scheme.from_folder(folder)).names
 
 
 def load_predictor(folder: Path, dtype: torch.dtype) -> Predictor:
@@ -102,5 +105,5 @@ def load_predictor(folder: Path, dtype: torch.dtype) -> Predictor:
     config = ModelConfig.from_folder(folder)
     dtype = torch.float32 if dtype == torch.float64 else dtype
     cpu = torch.device("cpu")
-    with Checkpoint.open(folder, config).reader(progress=False) as read:
+    with floats(folder, config) as read:
         return Predictor(config, ops_for(cpu.type), dtype, cpu, read)

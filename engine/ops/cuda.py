@@ -18,6 +18,7 @@ from fastslow.engine.ops.precision import wide
 from fastslow.engine.types import Ints
 
 WIDEST = 1 << 18  # keys that are gathered at once, all runs together
+ALIGNMENT = 16  # bytes, of rows in a grouped product
 
 
 class CudaOps:
@@ -33,6 +34,7 @@ class CudaOps:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: Any = None
+        self._aligned = True
         self.records = False
 
     def nearest(self, dtype: torch.dtype) -> torch.dtype:
@@ -40,15 +42,17 @@ class CudaOps:
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         """Everything runs; what cannot be recorded runs step by step."""
+        widths = (config.hidden_size, config.moe_intermediate_size)
+        self._aligned = not any(size * dtype.itemsize % ALIGNMENT for size in widths)
         grouped = not config.groups or self._grouped(dtype)
         self.records = self._device.type == "cuda" and grouped
 
     def _grouped(self, dtype: torch.dtype) -> bool:
-        # other dtypes and older chips read the sizes on the host
+        # other dtypes, odd widths and older chips read the sizes on the host
         modern = (
             self._device.type != "cuda" or torch.cuda.get_device_capability(self._device)[0] >= 9
         )
-        return modern and dtype == torch.bfloat16 and hasattr(F, "grouped_mm")
+        return modern and self._aligned and dtype == torch.bfloat16 and hasattr(F, "grouped_mm")
 
     def place(self, weight_OI: Tensor) -> Tensor:
         return weight_OI

@@ -168,6 +168,8 @@ def usual(config: ModelConfig, ranks: int) -> Parallel:
 def _check(config: ModelConfig, parallel: Parallel) -> None:
     """ValueError in one sentence if the model cannot be shared so."""
     ep, inner, ranks = parallel.ep, parallel.tp * parallel.dp, parallel.ranks
+    if config.extras is not None:
+        raise ValueError(f"{config.architecture} runs on one rank only: leave parallel out")
     if ep > 1 and not config.groups:
         raise ValueError(
             f"ep={ep} needs a model with routed groups, this one is dense: use tp or dp"

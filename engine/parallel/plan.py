@@ -10,10 +10,13 @@ import torch
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.ops.device import find_place
+from fastslow.engine.ops.onednn import packable
 from fastslow.engine.ops.precision import wide
 from fastslow.engine.parallel.place import Place
 from fastslow.engine.parallel.spec import Parallel
 
+EMBEDDING = "model.embed_tokens.weight"
 _ROUTER = re.compile(r".*\.mlp\.(gate\.weight|router_scale)")  # kept in float32
 
 
@@ -43,13 +46,21 @@ class Plan:
     shares: list[Share]
 
     @classmethod
-    def of(cls, config: ModelConfig, parallel: Parallel, dtype: torch.dtype) -> Plan:
+    def of(
+        cls, config: ModelConfig, parallel: Parallel, dtype: torch.dtype, device: str = "auto"
+    ) -> Plan:
         """Place every tensor of the config.
+
+        Args:
+            device: that the ranks run on; "auto" is an accelerator where there is one, else the CPU. A
+                CPU wants its matrices packed, so a tied head lies there beside the embedding.
 
         Raises:
             ValueError: the model cannot be shared so, or has a tensor that no rule cuts.
         """
         shapes = tensor_shapes(config)
+        kind = find_place(device).kind if device == "auto" else device
+        twice = config.tie_word_embeddings and kind == "cpu" and packable(dtype)
         shares = []
         for place in Place.all(config, parallel):
             weights = elements = 0
@@ -57,7 +68,7 @@ class Plan:
                 part = place.part(name, shape)
                 count = 0 if part is None else prod(s.stop - s.start for s in part)
                 kept = wide(dtype) if _ROUTER.fullmatch(name) else dtype
-                weights += count * kept.itemsize
+                weights += count * kept.itemsize * (2 if twice and name == EMBEDDING else 1)
                 elements += count
             kv = place.local.kv_bytes_per_token(dtype)
             shares.append(Share(place, weights, kv, elements))

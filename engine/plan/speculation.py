@@ -35,8 +35,8 @@ class Drafting:
         Raises:
             ValueError: a negative acceptance, an unknown drafter.
         """
-        if acceptance < 0:
-            raise ValueError(f"acceptance={acceptance} must be at least 0")
+        if not acceptance >= 0:  # nor nan
+            raise ValueError(f"acceptance={acceptance} must be a number of at least 0")
         if drafter not in DRAFTERS:
             raise ValueError(f"drafter={drafter!r} is unknown{nearest(drafter, DRAFTERS)}")
         return cls(acceptance if acceptance < 1 else 1 - 1 / acceptance, drafter)

@@ -35,19 +35,27 @@ def expected_tensors(config: ModelConfig, scheme: Scheme | None) -> dict[str, Ex
     found = {name: Expected((shape,)) for name, shape in shapes.items()}
     if scheme is None:
         return found
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    for name, kind in scheme.kinds.items():
-        if name in tied:
-            continue
+    tied = config.tie_word_embeddings
+    own = scheme.without(lambda name: tied and name == "lm_head.weight")
+    return found | quantised_tensors(shapes, own) | _kv(config, shapes)
+
+
+def quantised_tensors(shapes: Shapes, scheme: Scheme | None) -> dict[str, Expected]:
+    """Of tensors of these shapes: those that the scheme quantises, and what belongs to them.
+
+    Raises ValueError as `expected_tensors` does.
+    """
+    found: dict[str, Expected] = {}
+    for name, kind in scheme.kinds.items() if scheme is not None else ():
         if name not in shapes:
             raise ValueError(f"tensor {name} is described as {kind}, but the model has no such one")
         if len(shapes[name]) != 2 or name.endswith(".mlp.gate.weight"):
             raise ValueError(f"tensor {name} is described as {kind}, but must be FLOAT")
         found |= _quantised(name, shapes[name], kind)
         bias = f"{name.removesuffix('weight')}bias"
-        if kind is Kind.STATIC and bias in found:  # it lies in quant_bias
-            found[bias] = Expected(found[bias].shapes, optional=True)
-    return found | _kv(config, shapes)
+        if kind is Kind.STATIC and bias in shapes:  # it lies in quant_bias
+            found[bias] = Expected((shapes[bias],), optional=True)
+    return found
 
 
 def _quantised(name: str, shape: tuple[int, ...], kind: Kind) -> dict[str, Expected]:

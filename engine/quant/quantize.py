@@ -16,7 +16,7 @@ from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.names import layer_shapes, tensor_shapes
 from fastslow.engine.quant.balance import Balanced, balanced_texts
-from fastslow.engine.quant.layer import Tensors
+from fastslow.engine.quant.layer import Tensors, check_known
 from fastslow.engine.quant.linear import QuantLinear
 from fastslow.engine.quant.plan import int8_embedding
 from fastslow.engine.quant.quantise import Quantised, kv_scales, quantise_layer
@@ -94,16 +94,18 @@ def quantize(
         options, steps: None = the usual ones, nobody is told.
 
     Raises:
-        ValueError: the source is quantised already, the folder is not free, or there are no texts.
+        ValueError: the source is quantised already, of an architecture that is not known here, or
+            has numbers that are not finite, the folder is not free, or there are no texts.
     """
     require_vacant(out)
     options, steps = options or Options(), steps or Silent()
     if Scheme.from_folder(source) is not None:
         raise ValueError(f"{source} is quantised already")
     config = ModelConfig.from_folder(source)
+    check_known(config)
     checkpoint = Checkpoint.open(source, config)
     with checkpoint.reader(False) as read, fresh_folder(out) as folder, torch.inference_mode():
-        work = _Work(config, read, options, steps)
+        work = _Work(config, lambda name: _finite(name, read(name)), options, steps)
         made = Made(out, work.calibrate(texts))
         writer = Writer(folder, options.kv)
         for name, tensor in work.outer():
@@ -115,6 +117,12 @@ def quantize(
         made.nbytes = writer.nbytes
         made.source_bytes = sum(read(name).nbytes for name in tensor_shapes(config))
     return made
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.sum(dtype=torch.float64).isfinite():  # a sum needs no room
+        raise ValueError(f"tensor {name} has numbers that are not finite")
+    return tensor
 
 
 def _put(writer: Writer, name: str, tensor: Tensor | QuantLinear) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Scheme:
         ValueError in one sentence for a quantisation that is not known here.
         """
         section = _object(folder / "config.json").get("quantization_config")
-        described = folder / DESCRIPTION
+        described = _description(folder)
         if section is not None:
             method = section.get("quant_method") if isinstance(section, dict) else section
             if method != METHOD:
@@ -81,6 +81,34 @@ class Scheme:
     def kind(self, name: str) -> Kind:
         """Of a tensor."""
         return self.kinds.get(name, Kind.FLOAT)
+
+    def renamed(self, name: Callable[[str], str]) -> Scheme:
+        """With other names for the tensors."""
+        return replace(self, kinds={name(known): kind for known, kind in self.kinds.items()})
+
+    def only(self, names: Container[str]) -> Scheme:
+        """Of these tensors alone."""
+        return replace(self, kinds={n: kind for n, kind in self.kinds.items() if n in names})
+
+    def without(self, dropped: Callable[[str], bool]) -> Scheme:
+        """Of the tensors that are not dropped."""
+        return replace(self, kinds={n: k for n, k in self.kinds.items() if not dropped(n)})
+
+
+def _description(folder: Path) -> Path:
+    """The file that describes a folder. Older exporters put the kind into its name.
+
+    ValueError where several do.
+    """
+    usual = folder / DESCRIPTION
+    if usual.is_file():
+        return usual
+    others = sorted(folder.glob("quant_model_description_*.json"))
+    if len(others) > 1:
+        raise ValueError(
+            f"{folder} has {others[0].name} and {others[1].name}: one must describe it"
+        )
+    return others[0] if others else usual
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.model.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.extra_weights import ExtraWeights
@@ -37,6 +37,8 @@ class Gate:
         """ValueError for a model without routed experts."""
         if not config.experts:
             raise ValueError(f"{config.architecture} is dense: it has no router to look at")
+        if not any(map(config.routed, range(config.layers))):
+            raise ValueError("all layers of this model are dense: they have no router to look at")
         return cls(config.experts, config.groups or 1, config.chosen)
 
 
@@ -45,7 +47,8 @@ class Scores:
     """One text's router scores.
 
     Attributes:
-        logits: float32 [layers with routed experts, T, E].
+        logits: float32 [layers with routed experts, T, E]; of a router that chooses by something
+            else, that.
         prompt: how many of its T tokens are the prompt's.
     """
 
@@ -58,7 +61,7 @@ def load_decoder(folder: Path, progress: bool = True) -> Decoder:
     config = ModelConfig.from_folder(folder)
     kind = Weights if config.extras is None else ExtraWeights
     cpu = torch.device("cpu")
-    with Checkpoint.open(folder, config).reader(progress) as read:
+    with floats(folder, config, progress) as read:
         return Decoder(kind(config, ops_for("cpu"), torch.float32, cpu, read))
 
 
@@ -88,11 +91,16 @@ def router_scores(
 
 @contextmanager
 def _watched(model: Decoder) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """A list that gets each router's input and logits, layer by layer, while the block runs."""
+    """A list that gets each router's input and what it chooses by, layer by layer, while the block
+    runs."""
     seen: list[tuple[Tensor, Tensor]] = []
     routed = [layer.mlp for layer in model.weights.layers if isinstance(layer.mlp, Moge)]
+
+    def watching(mlp: Moge) -> Callable[[Tensor, Tensor], None]:
+        return lambda x_PH, logits_PE: seen.append((x_PH, mlp.ranks_by(logits_PE)))
+
     for mlp in routed:
-        mlp.watch = lambda x_PH, logits_PE: seen.append((x_PH, logits_PE))
+        mlp.watch = watching(mlp)
     try:
         yield seen
     finally:
