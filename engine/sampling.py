@@ -62,6 +62,19 @@ def certain(best: int, request: RequestView, drafted: Sequence[int]) -> Certain:
     return Certain(best) if told is None else told
 
 
+def scored(
+    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]
+) -> Floats | Certain:
+    """`decide`, and behind a token that was chosen what its law would be at temperature 1. Behind a
+    forced one stands nothing: no other token may come there."""
+    decided = decide(logits_V, request, drafted)
+    told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
+    if not isinstance(decided, Certain) or isinstance(told, Certain):
+        return decided
+    shaped_V = _penalised(_biased(logits_V, request, len(drafted), told), request, drafted)
+    return Certain(decided.token, torch.softmax(shaped_V, dim=-1).numpy(force=True))
+
+
 def only_best(request: RequestView) -> bool:
     """Whether this step's laws are certain and need no logits but the place of the largest."""
     params = request.params
