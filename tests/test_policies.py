@@ -204,6 +204,16 @@ def test_a_mode_in_words() -> None:
         "escalation": "to deep where the confidence over 16 tokens is below 0.4 (keep, lossy)",
     }
     assert meaning(Mode(), 0)["groups"] == "dense"
+    lossy = Speculation(drafter="self", accept="lossy-stepwise")
+    doubt = Escalation(below=0.4, window=1, within=9, how="restart")
+    other = meaning(Mode(speculation=lossy, escalate=doubt), 8)
+    assert other["drafter"] == "self, lossy-stepwise"
+    assert other["escalation"] == (
+        "to deep where the confidence over a token is below 0.4, in the first 9 (restart)"
+    )
+    auto = meaning(builtin_modes(8)["auto"], 8)
+    assert auto["groups"] == auto["thinking"] == "as the preset that is taken"
+    assert meaning(Mode(auto=True, groups=2), 8)["groups"] == "2 of 8", "it holds in either"
 
 
 def test_modes_are_found_by_name_or_given() -> None:
