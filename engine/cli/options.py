@@ -49,8 +49,12 @@ ThinkingBudget = Annotated[
 Groups = Annotated[
     int | None, _option("Routed groups to run instead of the mode's; 0 = shared only.", HOW)
 ]
-Drafter = Annotated[str, _option("auto, off, ngram, self, model or ngram+self.", HOW)]
-Nodes = Annotated[int | None, _option("Most tokens drafted per step; default 4.", HOW)]
+Drafter = Annotated[
+    str, _option("auto, off, suffix, ngram, head, self, model, or a+b of them.", HOW)
+]
+Nodes = Annotated[
+    int | None, _option("Most tokens drafted per step; default: as many as pay.", HOW)
+]
 DraftModel = Annotated[
     str | None, _option("Small model that drafts (folder); means --drafter model.", HOW)
 ]
