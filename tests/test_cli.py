@@ -183,6 +183,7 @@ def test_modes_say_what_they_mean(
         assert words in shown, words
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "45")
+        patch.setenv("LINES", "25")  # both, or a dumb terminal has 80 columns
         assert run("modes", moge, "--modes", own) == 0
     narrow = capsys.readouterr().out
     assert "…" not in narrow and narrow.count("escalation") == 4, "as many tables as it takes"
