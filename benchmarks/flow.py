@@ -22,6 +22,9 @@ from fastslow.engine.tune.prompts import Conversation
 from fastslow.engine.tune.runner import shuffled
 
 WARM = 8  # tokens
+KV = (
+    "2GiB"  # a share of memory would hold no more texts than run at once, and prompts be read again
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,8 @@ class Flow:
         every = [PLAIN, *settings]
         found: dict[Speculation, list[Run]] = {setting: [] for setting in every}
         jobs = [(turn, setting) for turn in range(repeat) for setting in shuffled(every, turn)]
-        with LLM(self._model, max_running=self._batch, remember=False, **self._options) as llm:
+        options = {**self._options, "max_running": self._batch, "remember": False}
+        with LLM(self._model, kv_memory=KV, **options) as llm:
             read = self._sampling.model_copy(update={"max_tokens": 1})
             few = self._sampling.model_copy(update={"max_tokens": WARM})
             for setting in every:

@@ -13,6 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
+from flow import KV
 from rich.console import Console
 from rich.table import Table
 
@@ -49,7 +50,8 @@ def main() -> None:
     args = parser.parse_args()
     prompts = read_prompts(args.prompts, None)
     tuned = read_settings(args.settings)
-    with LLM(args.model, quantization=args.quantization, max_running=1, remember=False) as llm:
+    options = {"quantization": args.quantization, "max_running": 1, "remember": False}
+    with LLM(args.model, kv_memory=KV, **options) as llm:
         runner = Runner(llm, SamplingParams(max_tokens=args.tokens))
         every = Grid(grid(default_drafters(llm), read_lengths(args.lengths)))
         every.measure(runner, prompts[: args.first], 1)

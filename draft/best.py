@@ -15,7 +15,7 @@ from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict, Wo
 WAKING = 4  # steps before it is tried in which its features are gathered
 BEGUN = 3.0  # proposals of its own as which those of others count for a new request
 BESIDES = 1.5  # what drafts take in all, over the time of asking: features, larger steps' Python
-DEAR = 0.15  # tokens that a row takes, above which only the first, cheapest drafter is asked
+DEAR = 0.4  # tokens that a row takes, above which only the first, cheapest drafter is asked
 FREE = Worth(1.0, 0.0)
 
 

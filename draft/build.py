@@ -133,7 +133,7 @@ def _make(name: str, settings: Speculation, means: Means) -> Drafter:
         path = None if settings.head is None else Path(settings.head)
         runner = means.load_head(path)
         width = AUTO_WIDTH if settings.drafter == "auto" else settings.width
-        return HeadDraft(runner, means.law, width, only_best=means.only_best)
+        return HeadDraft(runner, means.law, width, only_best=means.only_best, worth=means.worth)
     if name == "self":
         model = means.target if settings.layers is None else means.target.keep(settings.layers)
         groups = settings.groups if means.target.config.groups else None

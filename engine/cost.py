@@ -17,6 +17,7 @@ from loguru import logger
 from fastslow.engine.cache import cache_folder
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
+from fastslow.engine.tune.machine import Watch
 from fastslow.engine.types import Rows, Segment
 
 ROWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -24,6 +25,7 @@ CONTEXT = 64  # tokens before the rows
 ROUNDS = 5  # the fastest counts: what else runs on the machine comes and goes
 PATIENCE = 1.5  # seconds; larger steps are then left out
 WORTH_KEEPING = 0.2  # seconds
+BUSY = 0.1  # share of the machine that others take, above which what was measured is not kept
 
 
 def step_seconds(
@@ -32,7 +34,8 @@ def step_seconds(
     """Row counts, ascending from 1, and the seconds of a greedy step with so many.
 
     Random tokens after a short text, so that a MoGE model's rows choose experts as its router has it.
-    Kept in the cache folder if measuring took long; a file that does not fit is measured anew.
+    Kept in the cache folder if measuring took long and the machine was not busy with other things; a
+    file that does not fit is measured anew.
 
     Args:
         model: runs the steps, on pages of its own.
@@ -42,12 +45,18 @@ def step_seconds(
     path = _path(model, groups, identity)
     if (kept := _read(path)) is not None:
         return kept
-    started = time.perf_counter()
+    started, watch = time.perf_counter(), Watch()
     rows, seconds = _measure(model, groups)
-    taken = time.perf_counter() - started
+    taken, others = time.perf_counter() - started, watch.others()
     if taken > WORTH_KEEPING:
         logger.info("measured what steps of 1 to {} rows take, in {:.1f} s", rows[-1], taken)
-        _keep(path, rows, seconds)
+        if others is None or others <= BUSY:
+            _keep(path, rows, seconds)
+        else:
+            logger.info(
+                "others took {:.0%} of the machine meanwhile: measured again at the next start",
+                others,
+            )
     return rows, seconds
 
 

@@ -18,6 +18,7 @@ from fastslow.draft.head.plain import TorchRunner
 from fastslow.draft.head.runner import Runner
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.earlier import Earlier
+from fastslow.engine.heap import give_back
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.locate import find_tokenizer, resolve_model
 from fastslow.engine.model.base import Model
@@ -139,7 +140,9 @@ class Drafting:
     def _load_head(self, path: Path | None) -> Runner:
         if path is None and self._own_head is None and self._has_mtp:
             return TorchRunner(load_mtp(self._folder, self._means.target.dtype))
-        return load_head(path or self._own_head or Path(HEAD), self._folder)
+        head = load_head(path or self._own_head or Path(HEAD), self._folder)
+        give_back()  # matrices were in float32 before they were packed
+        return head
 
     def _load_corpus(self, path: Path) -> Corpus:
         if self._tokenizer is None:

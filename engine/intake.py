@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 from loguru import logger
 
@@ -203,7 +204,7 @@ class Intake:
             text = next((content for role, content in reversed(said) if role == "user"), every)
             turns = max(0, sum(role != "system" for role, _ in said) - 1)
         else:
-            ids = [x for x in prompt if isinstance(x, int)]
+            ids = [operator.index(x) for x in prompt if isinstance(x, SupportsIndex)]
             every = text = self._tokenizer.decode(ids) if self._tokenizer is not None else ""
         busy = self._core.scheduler.busy
         return Situation(text, turns, count_words(every), latency_ms, busy)

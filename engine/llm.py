@@ -122,6 +122,8 @@ class LLM:
         if not 2 <= context <= config.context:
             raise ValueError(f"max_model_len={context} is outside 2..{config.context}")
         self.tokenizer = find_tokenizer(folder)
+        if auto is not None and not callable(auto) and not isinstance(auto, str | Path):
+            raise ValueError(f"auto={auto!r} must be a callable or a settings file")
         if modes is None and isinstance(auto, str | Path):
             modes = str(auto)  # the presets that it chooses between
         self.modes = load_modes(folder, config.groups, modes)

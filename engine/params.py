@@ -255,9 +255,11 @@ def sentence(error: ValidationError, fields: Iterable[str] = ()) -> str:
     ).lstrip(".")
     if first["type"] == "extra_forbidden":
         return f"field {where!r} is unknown{nearest(where, fields) if fields else ''}"
+    if first["type"] == "missing":
+        return f"field {where!r} is missing"
     if not where:
         return str(first["msg"]).removeprefix("Value error, ")
     value = repr(first["input"])
     shown = value if len(value) <= 60 else f"{value[:57]}..."
-    limit = str(first["msg"]).partition(" should ")[2] or f"valid: {first['msg']}"
+    limit = str(first["msg"]).partition(" should ")[2] or f"be valid: {first['msg']}"
     return f"{where}={shown} must {limit}"

@@ -42,7 +42,7 @@ def decide(
     told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
     if isinstance(told, Certain):  # whoever samples a draft wants a law at each of its places
         return told if params.temperature == 0 else _one_hot(told, len(logits_V))
-    shaped_V = _penalised(_biased(logits_V, request, len(drafted), told), request, drafted)
+    shaped_V = _shaped(logits_V, request, drafted, told)
     token = _argmax(shaped_V)
     best = shaped_V[token]
     if not math.isfinite(best):
@@ -60,6 +60,19 @@ def certain(best: int, request: RequestView, drafted: Sequence[int]) -> Certain:
     told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
     assert not isinstance(told, Lift), "rows near a raised logit have all of their logits"
     return Certain(best) if told is None else told
+
+
+def scored(
+    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]
+) -> Floats | Certain:
+    """`decide`, and behind a token that was chosen what its law would be at temperature 1. Behind a
+    forced one stands nothing: no other token may come there."""
+    decided = decide(logits_V, request, drafted)
+    told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
+    if not isinstance(decided, Certain) or isinstance(told, Certain):
+        return decided
+    shaped_V = _shaped(logits_V, request, drafted, told)
+    return Certain(decided.token, torch.softmax(shaped_V, dim=-1).numpy(force=True))
 
 
 def only_best(request: RequestView) -> bool:
@@ -119,6 +132,12 @@ def log_probability(logits_V: torch.Tensor, token: int) -> float:
     best = values_V.max()
     total = np.exp(values_V - best).sum(dtype=np.float64)
     return float(values_V[token] - best) - math.log(total)
+
+
+def _shaped(
+    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int], lift: Lift | None
+) -> torch.Tensor:
+    return _penalised(_biased(logits_V, request, len(drafted), lift), request, drafted)
 
 
 def _biased(

@@ -8,7 +8,7 @@ import torch
 
 from fastslow.engine.layout import Layout
 from fastslow.engine.request import Request
-from fastslow.engine.sampling import certain, decide, log_probability, logprobs
+from fastslow.engine.sampling import certain, decide, log_probability, logprobs, scored
 from fastslow.engine.scheduler import Work
 from fastslow.engine.types import Certain, Draft, Floats, Output, Tree, Verdict
 
@@ -30,21 +30,12 @@ def target_laws(
             continue
         rows = out.logits[first:]
         try:
-            decided = [decide(rows[i], request, path) for i, path in enumerate(paths)]
-            laws += (
-                [_scored(x, rows[i]) for i, x in enumerate(decided)] if request.scored else decided
-            )
+            law = scored if request.scored else decide
+            laws += [law(rows[i], request, path) for i, path in enumerate(paths)]
         except FloatingPointError as error:
             request.error = error  # this request ends; its neighbours go on
             laws += [Certain(0)] * (int(draft.starts[b]) + b + size - len(laws))
     return laws
-
-
-def _scored(law: Floats | Certain, logits_V: torch.Tensor) -> Floats | Certain:
-    """With what the model thinks of all other tokens, too."""
-    if not isinstance(law, Certain):
-        return law
-    return Certain(law.token, torch.softmax(logits_V, dim=-1).numpy(force=True))
 
 
 def _paths(tree: Tree) -> list[list[int]]:

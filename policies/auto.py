@@ -142,4 +142,7 @@ def choose(chooser: Chooser, situation: Situation, presets: Mapping[str, Mode]) 
     known = [name for name, mode in presets.items() if not mode.auto]
     if named not in known:
         raise ValueError(f"auto chose {named!r}, which is no preset{nearest(str(named), known)}")
-    return Choice(*said)
+    choice = Choice(*said)
+    if not isinstance(choice.why, str | None):
+        raise ValueError(f"auto chose {named!r} because of {choice.why!r}, which is no text")
+    return choice

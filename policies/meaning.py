@@ -23,9 +23,10 @@ def meaning(mode: Mode, groups: int) -> dict[str, str]:
         groups, thinking, budget, sampling, drafter, latency, escalation -> words, "-" where there is
         nothing to say.
     """
+    own = mode.model_fields_set if mode.auto else {"groups", "thinking"}
     return {
-        "groups": CHOSEN if mode.auto else _groups(mode.groups, groups),
-        "thinking": CHOSEN if mode.auto else _thinking(mode),
+        "groups": _groups(mode.groups, groups) if "groups" in own else CHOSEN,
+        "thinking": _thinking(mode) if "thinking" in own else CHOSEN,
         "budget": _budget(mode),
         "sampling": _sampling(mode.sampling),
         "drafter": _drafter(mode.speculation),
@@ -73,8 +74,11 @@ def _sampling(params: SamplingParams | None) -> str:
 def _drafter(speculation: Speculation | None) -> str:
     if speculation is None:
         return "the engine's own"
+    if speculation.drafter == "off":
+        return "off"
     nodes = "" if speculation.nodes is None else f", {speculation.nodes} tokens a step"
-    return speculation.drafter + ("" if speculation.drafter == "off" else nodes)
+    rule = "" if speculation.accept == "auto" else f", {speculation.accept}"
+    return speculation.drafter + nodes + rule
 
 
 def _latency(mode: Mode) -> str:
@@ -89,7 +93,9 @@ def _escalation(mode: Mode) -> str:
     if (rule := mode.escalate) is None:
         return "-"
     lossy = ", lossy" if rule.how == "keep" else ""
+    over = f"{rule.window} tokens" if rule.window > 1 else "a token"
+    within = "" if rule.within is None else f", in the first {rule.within}"
     return (
-        f"to {rule.to} where the confidence over {rule.window} tokens is below {rule.below:g} "
+        f"to {rule.to} where the confidence over {over} is below {rule.below:g}{within} "
         f"({rule.how}{lossy})"
     )

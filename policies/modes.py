@@ -78,16 +78,15 @@ def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], groups: in
         ValueError: an unknown name (the nearest known one is told), a field that does not fit, or
             groups outside 0..`groups`.
     """
-    if isinstance(mode, Mapping):
-        mode = Mode(**mode)
-    if isinstance(mode, Mode):
-        if mode.base is None:
-            return check_groups(mode, groups)
-        named = {"name": mode.base + CHANGED, **fields_of(mode)}
-        return check_groups(_over(_named(mode.base, presets), named), groups)
-    if not isinstance(mode, str):
+    if isinstance(mode, str):
+        return _named(mode, presets)
+    if not isinstance(mode, Mode | Mapping):
         raise ValueError(f"mode={mode!r} must be a name or a Mode, not {type(mode).__name__}")
-    return _named(mode, presets)
+    given = _given(mode, "mode")
+    base = given.get("base")
+    if base is None:
+        return check_groups(mode if isinstance(mode, Mode) else Mode(**given), groups)
+    return check_groups(_over(_named(base, presets), {"name": f"{base}{CHANGED}", **given}), groups)
 
 
 def in_either(taken: Mode, auto: Mode) -> Mode:
@@ -114,7 +113,18 @@ def fields_of(mode: Params) -> dict[str, Any]:
     return {k: fields_of(v) if isinstance(v, Params) else v for k, v in given.items()}
 
 
-def _named(name: str, presets: Mapping[str, Mode]) -> Mode:
+def _given(mode: Mode | Fields, where: str) -> dict[str, Any]:
+    """The fields that a mode or a dict of them gives."""
+    if isinstance(mode, Mode):
+        return fields_of(mode)
+    if not all(isinstance(name, str) for name in mode):
+        raise ValueError(f"{where}={dict(mode)!r} must have names of fields as its keys")
+    return {k: fields_of(v) if isinstance(v, Params) else v for k, v in mode.items()}
+
+
+def _named(name: Any, presets: Mapping[str, Mode]) -> Mode:
+    if not isinstance(name, str):
+        raise ValueError(f"base={name!r} must be a preset's name")
     if name not in presets:
         raise ValueError(f"mode={name!r} is unknown{nearest(name, presets)}")
     return presets[name]
@@ -129,7 +139,11 @@ def _over(base: Mode, fields: Fields) -> Mode:
         above = fields.get(name)
         if isinstance(above, Mapping) and name in below and below[name] is not None:
             fields = {**fields, name: {**below[name], **above}}
-    return Mode(**{**below, **fields, "base": None})
+    both = {**below, **fields, "base": None}
+    most = both.get("thinking_budget")
+    if "thinking_soft" in below and "thinking_soft" not in fields and isinstance(most, int | None):
+        both["thinking_soft"] = max(0, min(below["thinking_soft"], most or 0))
+    return Mode(**both)
 
 
 def _read(path: Path, modes: Mapping[str, Mode], groups: int) -> dict[str, Mode]:
@@ -148,9 +162,9 @@ def _joined(modes: Mapping[str, Mode], layer: Any, groups: int) -> dict[str, Mod
         raise ValueError(f"modes={layer!r} must be a valid dictionary")
     given: dict[str, Fields] = {}
     for name, fields in layer.items():
-        given[name] = fields_of(fields) if isinstance(fields, Mode) else fields
-        if not isinstance(given[name], Mapping):
+        if not isinstance(fields, Mode | Mapping):
             raise ValueError(f"modes.{name}={fields!r} must be a valid dictionary")
+        given[name] = _given(fields, f"modes.{name}")
     made = dict(modes)
     for name in given:
         made[name] = check_groups(_made(name, given, modes, ()), groups)
@@ -167,6 +181,8 @@ def _made(
     if fields is None:
         return _named(name, {**below, **dict.fromkeys(given, Mode())})
     base = fields.get("base")
+    if base is not None and not isinstance(base, str):
+        raise ValueError(f"modes.{name}.base={base!r} must be a preset's name")
     if base is not None and base != name:
         start = _made(base, given, below, (*on, name))
     else:

@@ -34,8 +34,9 @@ class Pace:
         if len(rows) != len(seconds) or min(seconds) <= 0:
             raise ValueError(f"{len(seconds)} positive seconds are needed for {len(rows)} rows")
         self._rows = np.array(rows)
-        # what noise made faster than fewer rows is not
-        self._curve = np.maximum.accumulate(np.array(seconds, dtype=np.float64))
+        # fewer rows never take longer: what took longer than more rows was held up
+        curve = np.array(seconds, dtype=np.float64)
+        self._curve = np.minimum.accumulate(curve[::-1])[::-1]
         self._ratios = np.ones(len(rows))  # what steps took lately, over the curve
         self._seen = np.full(len(rows), -FRESH - 1)  # when such a step last ran
         self._steps = 0

@@ -11,6 +11,7 @@ HOPE = 0.6  # the same of one that drafted where nothing is drafted otherwise
 LOSS = -0.01  # log gain below which drafting stops: less is within what cannot be measured
 SURE = 2  # trials before it may stop
 PATIENCE = 2, 48  # phases between trials: at first and at last
+UNLIKELY = 4  # phases before the first trial where drafting is not likely to pay
 PATIENCE_OFF = 12  # at last where nothing is drafted: what texts would bring is not seen then
 PLAIN = 8  # how much faster trials become rare where the gain, or the loss, is plain to see
 HELD_UP = 3.0  # a step that takes so many times the usual was held up, and counts as no more
@@ -111,4 +112,5 @@ class Referee:
         self._case(batch).take(tokens, seconds)
 
     def _case(self, batch: int, likely: bool = True) -> Case:
-        return self._cases.setdefault(batch.bit_length(), Case(drafting=likely))
+        wait = PATIENCE[0] if likely else UNLIKELY
+        return self._cases.setdefault(batch.bit_length(), Case(drafting=likely, wait=wait))

@@ -150,8 +150,8 @@ MUTATIONS = (
     swap(
         "min_tokens blind to the draft",
         "engine/sampling.py",
-        "_biased(logits_V, request, len(drafted), told)",
-        "_biased(logits_V, request, 0, told)",
+        "_biased(logits_V, request, len(drafted), lift)",
+        "_biased(logits_V, request, 0, lift)",
         LAW,
     ),
     swap(
@@ -328,6 +328,13 @@ MUTATIONS = (
         "return Certain(best) if told is None else told",
         "return Certain(best)",
         BUDGETS,
+    ),
+    swap(
+        "a line is kept where the budget forced another token",
+        "engine/sampling.py",
+        "if not isinstance(decided, Certain) or isinstance(told, Certain):",
+        "if not isinstance(decided, Certain):",
+        ("tests/test_accept_stepwise.py",),
     ),
     swap(
         "a soft budget is not seen where only the best is wanted",

@@ -13,10 +13,11 @@ from tokenizers_tiny import write_bpe
 
 from fastslow.engine.accept import LossyStepwise, follow
 from fastslow.engine.llm import LLM
-from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.types import Certain, Tree
 
 V, END = 6, 5
+CLOSE = 4  # </think>
 RULE = LossyStepwise(frozenset({END}), 0.5)
 
 
@@ -119,6 +120,31 @@ def test_it_holds_for_sampled_answers_and_in_a_batch(llm: LLM) -> None:
     together = llm.generate(prompts, params, speculation=kinds, progress=False)
     alone = [llm.generate(p, params, speculation=k) for p, k in zip(prompts, kinds)]
     assert [o.token_ids for o in together] == [o.token_ids for o in alone]
+
+
+@pytest.mark.parametrize("most", [0, 1, 5, 9])
+def test_a_line_that_breaks_a_thinking_budget_is_not_kept(llm: LLM, most: int) -> None:
+    """An answer remembered without a budget is drafted in one with it."""
+    told = setting(drafter="suffix", nodes=16, step_score=1e-6)
+    question = f"hello {most} there <think>"
+    free = llm.generate(question, SamplingParams(max_tokens=40, ignore_eos=True))
+    assert CLOSE not in free.token_ids
+    mode = Mode(thinking_budget=most)
+    params = SamplingParams(max_tokens=most + 8, ignore_eos=True)
+    out = llm.generate(question, params, mode=mode, speculation=told)
+    assert out.token_ids[: most + 1] == [*free.token_ids[:most], CLOSE]
+    assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (most, "budget")
+
+
+def test_a_line_with_a_token_that_is_forbidden_is_not_kept(llm: LLM) -> None:
+    told = setting(drafter="suffix", nodes=16, step_score=0.05)
+    params = SamplingParams(max_tokens=24, ignore_eos=True)
+    free = llm.generate("one two three", params).token_ids
+    banned = free[5]
+    bias = params.model_copy(update={"logit_bias": {banned: -100.0}})
+    assert banned not in llm.generate("one two three", bias, speculation=told).token_ids
+    early = SamplingParams(max_tokens=24, min_tokens=24, stop_token_ids=[banned])
+    assert banned not in llm.generate("one two three", early, speculation=told).token_ids
 
 
 def test_lines_end_a_step(llm: LLM) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from checkpoints import write_moge
 from hypothesis import given, settings
@@ -145,6 +146,8 @@ def test_a_chooser_must_name_a_preset() -> None:
     for wrong in ("depe", "auto", None, 3, ()):
         with pytest.raises(ValueError, match="which is no preset"):
             choose(lambda _, w=wrong: w, Situation("x"), presets)  # type: ignore[misc]
+    with pytest.raises(ValueError, match="auto chose 'fast' because of 3, which is no text"):
+        choose(lambda _: Choice("fast", 3), Situation("x"), presets)  # type: ignore[arg-type]
 
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
@@ -202,12 +205,20 @@ def test_a_chooser_sees_what_was_asked_and_nothing_else(llm: LLM) -> None:
     assert (seen[0].text, seen[0].turns, seen[0].words) == ("What is it?", 2, 8)
     assert (seen[1].text, seen[1].turns) == ("as it stands", 0)
     assert llm.tokenizer is not None and seen[2].text == llm.tokenizer.decode([5, 6, 7])
+    llm.generate([np.int64(5), np.int64(6), np.int64(7)], FEW, mode=mine)
+    assert seen[3].text == seen[2].text
 
 
 def test_a_wrong_chooser_disturbs_nobody(llm: LLM) -> None:
     with pytest.raises(ValueError, match="auto chose 'slow', which is no preset"):
         llm.chat("hi", FEW, mode=lambda _: "slow")
     assert llm.chat("hi", FEW, mode="auto").metrics.mode == "fast"
+
+
+def test_what_is_no_chooser_is_refused(folder: Path) -> None:
+    for wrong in (5, {"weights": {}}):
+        with pytest.raises(ValueError, match=r"^auto=.* must be a callable or a settings file$"):
+            LLM(folder, auto=wrong, progress=False)  # type: ignore[arg-type]
 
 
 def test_the_engines_own_chooser_can_be_replaced(folder: Path, tmp_path: Path) -> None:

@@ -181,6 +181,12 @@ def test_modes_say_what_they_mean(
     shown = capsys.readouterr().out
     for words in ("fast", "deep", "brief", "1 of 4", "all 4", "at most 64", "% of", "greedy"):
         assert words in shown, words
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "45")
+        patch.setenv("LINES", "25")  # both, or a dumb terminal has 80 columns
+        assert run("modes", moge, "--modes", own) == 0
+    narrow = capsys.readouterr().out
+    assert "…" not in narrow and narrow.count("escalation") == 4, "as many tables as it takes"
     assert run("modes", moge, "--modes", own, "--json") == 0
     record = json.loads(capsys.readouterr().out)
     assert record["brief"]["words"]["budget"] == "at most 64 tokens of thought"

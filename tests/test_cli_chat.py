@@ -132,3 +132,13 @@ def test_options_are_put_into_the_modes_own_sampling() -> None:
     assert (sampling.temperature, sampling.top_p) == (0.2, 0.95)
     assert (call["speculation"].drafter, call["speculation"].nodes) == ("self", 6)
     assert (call["mode"].name, call["mode"].groups) == ("deep*", 4)
+
+
+def test_a_thinking_budget_bounds_every_mode_that_thinks() -> None:
+    engine: Any = Engine()
+    engine.modes["fast"] = Mode(name="fast", thinking="off")
+    wishes = Wishes({**GIVEN, "thinking_budget": 30})
+    assert wishes.call(engine)["mode"].thinking_budget == 30
+    deep = wishes.call(engine, "deep")["mode"]
+    assert (deep.name, deep.thinking_budget) == ("deep", 30)
+    assert wishes.call(engine, "fast")["mode"] is engine.modes["fast"], "off is a budget of 0"

@@ -53,6 +53,15 @@ def test_a_file_that_does_not_fit_is_measured_anew(model: Model, kept: Path, tex
     assert step_seconds(model, None, "tiny")[0] == cost.ROWS
 
 
+def test_what_was_measured_on_a_busy_machine_is_not_kept(
+    model: Model, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for others, files in ((0.4, 0), (0.02, 1)):
+        monkeypatch.setattr(cost.Watch, "others", lambda self, others=others: others)
+        assert step_seconds(model, None, "tiny")[0] == cost.ROWS
+        assert len(list(kept.glob("*"))) == files
+
+
 def test_a_short_context_measures_what_fits(tmp_path: Path, kept: Path) -> None:
     model = load_model(write_dense(tmp_path / "short", max_position_embeddings=66))
     assert step_seconds(model, None, "short")[0] == (1, 2)

@@ -95,6 +95,40 @@ def test_without_huge_pages_the_file_is_mapped(
     assert torch.equal(answers(model), first)
 
 
+@pytest.mark.skipif(not store.HUGE.is_file(), reason="there are no huge pages")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_was_read_into_huge_pages_is_not_mapped_as_well(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """The embedding's rows come from the file as they are needed, with the same bits."""
+    folder = checkpoints.write_dense(tmp_path / "model")
+    model = load_model(folder, dtype)
+    (kept,) = cache.iterdir()
+    if not isinstance(model, CpuDecoder) or isinstance(model._memory.hot, np.memmap):
+        pytest.skip("the system gives no huge pages")
+    first = answers(model)
+    assert kept.name not in Path("/proc/self/maps").read_text()
+    monkeypatch.setattr(store, "HUGE", tmp_path / "nothing")
+    mapped = load_model(folder, dtype)
+    assert kept.name in Path("/proc/self/maps").read_text()
+    assert torch.equal(answers(mapped), first)
+
+
+@pytest.mark.skipif(not store.HUGE.is_file(), reason="there are no huge pages")
+def test_an_embedding_that_cannot_be_read_is_an_error(cache: Path, tmp_path: Path) -> None:
+    model = load_model(checkpoints.write_dense(tmp_path / "model"), "bfloat16")
+    assert isinstance(model, CpuDecoder)
+    if isinstance(model._memory.hot, np.memmap):
+        pytest.skip("the system gives no huge pages")
+    (kept,) = cache.iterdir()
+    whole = kept.read_bytes()
+    os.truncate(kept, model._arena.hot)
+    with pytest.raises(OSError, match="embedding cannot be read"):
+        answers(model)
+    kept.write_bytes(whole)
+    assert answers(model).isfinite().all()
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(
     cache: Path, tmp_path: Path, log: list[str]
 ) -> None:

@@ -18,7 +18,9 @@ from fastslow.draft.head.config import HeadConfig
 from fastslow.draft.head.head import Head
 from fastslow.draft.head.plain import TorchRunner
 from fastslow.draft.head.runner import Runner
-from fastslow.draft.head.target import read_ends
+from fastslow.draft.head.target import read_ends, stored_ends
+from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.ops.cpu.formats import Format
 from fastslow.engine.types import Floats, Tree
 
@@ -26,6 +28,7 @@ pytestmark = compiled
 VOCABULARY, HIDDEN = 90, 64
 FIELDS = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "hidden_size": HIDDEN}
 ROWS = 60
+MAPS = Path("/proc/self/maps")
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +266,43 @@ def test_numbers_that_are_not_finite_draft_nothing(target: Path) -> None:
     features[5] = torch.nan
     take(kernels, text, features[:6], after[:6])
     assert not grow(kernels, text)[0].tokens
+
+
+@pytest.mark.skipif(not MAPS.is_file(), reason="the system does not tell what is mapped")
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_reads_its_targets_ends_where_they_are(
+    target: Path, tmp_path: Path, tied: bool
+) -> None:
+    """The same drafts as with both ends in memory, and the file is not mapped."""
+    folder = write_kin(tmp_path / "far", **FIELDS, tie_word_embeddings=tied)
+    config, weights = tiny_weights(target, size=40)
+    features, after = rows()
+    grown = []
+    for find in (stored_ends, read_ends):
+        ends = find(folder)
+        assert ends is not None and (ends.head is ends.embedding) == tied
+        runner = load.runner_of(config, weights, ends)
+        assert isinstance(runner, KernelRunner)
+        assert (str(folder) in MAPS.read_text()) == (find is read_ends)
+        text = begin(runner)
+        runner.add_words(text, [80, 81])
+        take(runner, text, features[:6], after[:6])
+        grown.append(grow(runner, text)[0])
+    assert grown[0] == grown[1] and grown[0].tokens
+
+
+def test_rows_of_a_file_are_those_of_its_tensors(target: Path, tmp_path: Path) -> None:
+    config = ModelConfig.from_folder(target)
+    checkpoint = Checkpoint.open(target, config)
+    name, some = "model.embed_tokens.weight", torch.tensor([3, 0, VOCABULARY - 1, 3])
+    found = checkpoint.rows(name)
+    assert found is not None and len(found) == VOCABULARY
+    with checkpoint.reader(progress=False) as read:
+        assert torch.equal(found[some], read(name)[some])
+    with pytest.raises(OSError, match=f"ends before row {10**9}"):
+        found[torch.tensor([10**9])]
+    halves = write_kin(tmp_path / "half", **FIELDS, torch_dtype="float16")
+    assert Checkpoint.open(halves, config).rows(name) is None
 
 
 def test_which_runner_a_head_gets(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:

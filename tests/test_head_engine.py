@@ -21,7 +21,7 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling import decide, only_best
-from fastslow.engine.types import RequestView, Verdict
+from fastslow.engine.types import RequestView, Verdict, Worth
 
 FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
 PROMPTS = [tuple(np.random.default_rng(n).integers(3, 12, n).tolist()) for n in (3, 21, 9, 14, 6)]
@@ -152,6 +152,14 @@ def test_where_the_length_is_free_unlikely_paths_are_left_out(folder: Path, runn
     assert fixed.scores is not None and free.scores is not None
     assert min(fixed.scores) < LEAST <= min(free.scores)
     assert sorted(free.scores) == pytest.approx(sorted(x for x in fixed.scores if x >= LEAST))
+    dear = sorted(fixed.scores)[-2]  # what a row takes: less likely nodes would be cut
+    drafter._worth = lambda batch: Worth(2.0, 2.0 * dear * 0.999)
+    paying = drafter.propose([view], [12]).tree(0).scores
+    assert paying == pytest.approx([x for x in fixed.scores if x >= dear]) and len(paying) < len(
+        free.scores
+    )
+    view.speculation = Speculation(nodes=12)
+    assert drafter.propose([view], [12]).tree(0).scores == pytest.approx(fixed.scores)
 
 
 class Watch(HeadDraft):

@@ -142,6 +142,9 @@ def test_a_pace_grows_with_rows_whatever_noise_says() -> None:
     pace = Pace([1, 2, 4], [1.0, 0.5, 2.0])
     times = [pace.seconds(n) for n in (1, 2, 3, 4, 8, 1024, 4096)]
     assert times == sorted(times) and times[4] == pytest.approx(4.0)
+    # what took longer than more rows was held up, and does not make those look dear
+    held_up = Pace([1, 2, 4, 8], [1.0, 1.1, 5.0, 1.5])
+    assert held_up.seconds(4) == 1.5 and held_up.seconds(2) == 1.1
     with pytest.raises(ValueError, match="must ascend from 1"):
         Pace([2, 4], [1.0, 1.0])
     with pytest.raises(ValueError, match="positive seconds"):

@@ -171,7 +171,7 @@ def test_tags_that_a_checkpoint_declares_or_a_caller_gives(tmp_path: Path) -> No
         assert (out.reasoning, out.text) == (reasoning, text) and reasoning and text
         off = llm.chat("hello", TWENTY, mode="fast")
         assert (off.reasoning, off.text != "") == ("", True)
-    for bad in (["<a>"], ["<a>", ""], "<a></a>", [1, 2], ["<a>", "<a>"]):
+    for bad in (["<a>"], ["<a>", ""], "<a></a>", [1, 2], ["<a>", "<a>"], ["```a", "```"]):
         with pytest.raises(ValueError, match="^thinking_tags="):
             open_llm(folder, thinking_tags=bad)
     (folder / "fastslow.json").write_text('{"thinking_tags": 5}')

@@ -124,6 +124,10 @@ def test_the_users_presets_come_last(tmp_path: Path) -> None:
         ({"a": {"thinking_budget": -1}}, r"thinking_budget=-1 must be greater than or equal to 0$"),
         ({"a": {"escalate": {"below": 2}}}, r"escalate\.below=2 must be less than or equal to 1$"),
         ({"a": {"may_shorten": ["time"]}}, r"may_shorten\[0\]='time' must"),
+        ({"a": {"escalate": {"window": 2}}}, r"^modes: field 'escalate\.below' is missing$"),
+        ({"a": {"base": 5}}, r"^modes: modes\.a\.base=5 must be a preset's name$"),
+        ({"a": {"base": ["deep"]}}, r"^modes: modes\.a\.base=\['deep'\] must be a preset's name$"),
+        ({"a": {5: 1}}, r"^modes: modes\.a=\{5: 1\} must have names of fields as its keys$"),
         ("nothing.json", r"^presets in nothing\.json cannot be read: .*No such file"),
     ],
     ids=str,
@@ -150,6 +154,26 @@ def test_a_call_changes_any_field_of_a_preset() -> None:
     assert find_mode({"base": "deep", "groups": 8}, modes, 8).groups is None
     with pytest.raises(ValueError, match=r"^mode 'fast\*': groups=9 is outside 0\.\.8$"):
         find_mode({"base": "fast", "groups": 9}, modes, 8)
+
+
+def test_a_call_changes_fields_of_what_a_preset_has_set(tmp_path: Path) -> None:
+    careful = Mode(name="bot", escalate=Escalation(below=0.4, window=9), thinking_budget=9)
+    soft = careful.model_copy(update={"name": "soft", "thinking_soft": 6})
+    modes = {"bot": careful, "soft": soft}
+    changed = find_mode({"base": "bot", "escalate": {"window": 2}}, modes, 8).escalate
+    assert changed == Escalation(below=0.4, window=2)
+    assert find_mode({"base": "bot", "escalate": None}, modes, 8).escalate is None
+    for most, left in ((4, 4), (20, 6), (None, 0), (0, 0)):
+        mode = find_mode({"base": "soft", "thinking_budget": most}, modes, 8)
+        assert (mode.thinking_budget, mode.thinking_soft) == (most, left)
+    with pytest.raises(ValueError, match="thinking_soft=6 exceeds thinking_budget=4"):
+        find_mode({"base": "soft", "thinking_budget": 4, "thinking_soft": 6}, modes, 8)
+    for wrong in ({5: 1}, {"base": 5}, {"base": ["bot"]}):
+        with pytest.raises(ValueError, match="must"):
+            find_mode(wrong, modes, 8)  # type: ignore[arg-type]
+    own = {"bot": {"base": "fast", "sampling": SamplingParams(seed=3)}}
+    folder = presets(tmp_path, {"modes": {"fast": {"sampling": {"temperature": 0.5}}}})
+    assert load_modes(folder, 8, own)["bot"].sampling == SamplingParams(temperature=0.5, seed=3)
 
 
 def test_a_mode_in_words() -> None:
@@ -180,6 +204,16 @@ def test_a_mode_in_words() -> None:
         "escalation": "to deep where the confidence over 16 tokens is below 0.4 (keep, lossy)",
     }
     assert meaning(Mode(), 0)["groups"] == "dense"
+    lossy = Speculation(drafter="self", accept="lossy-stepwise")
+    doubt = Escalation(below=0.4, window=1, within=9, how="restart")
+    other = meaning(Mode(speculation=lossy, escalate=doubt), 8)
+    assert other["drafter"] == "self, lossy-stepwise"
+    assert other["escalation"] == (
+        "to deep where the confidence over a token is below 0.4, in the first 9 (restart)"
+    )
+    auto = meaning(builtin_modes(8)["auto"], 8)
+    assert auto["groups"] == auto["thinking"] == "as the preset that is taken"
+    assert meaning(Mode(auto=True, groups=2), 8)["groups"] == "2 of 8", "it holds in either"
 
 
 def test_modes_are_found_by_name_or_given() -> None:

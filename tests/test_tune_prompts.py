@@ -12,6 +12,7 @@ from fastslow.engine.tune.candidates import (
     read_lengths,
 )
 from fastslow.engine.tune.prompts import read_prompts
+from fastslow.engine.tune.tasks import read_tasks
 from fastslow.engine.tune.tuned import read_settings, write_settings
 
 
@@ -27,6 +28,15 @@ def test_every_kind_of_line_is_read(tmp_path: Path) -> None:
     assert prompts[0] == [{"role": "user", "content": "one"}]
 
 
+def test_a_line_ends_at_a_newline_only(tmp_path: Path) -> None:
+    """JSON may hold other ends of lines as they are: text from the web does."""
+    path = tmp_path / "p.jsonl"
+    lines = ['{"prompt": "a\u2028b", "answer": "3\u0085"}', '{"prompt": "c", "answer": "4"}']
+    path.write_bytes("\r\n".join(lines).encode())
+    assert [p[0]["content"] for p in read_prompts(path)] == ["a\u2028b", "c"]
+    assert [task.prompt[0]["content"] for task in read_tasks(path)] == ["a\u2028b", "c"]
+
+
 def test_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text("".join(f'{{"prompt": "{i}"}}\n' for i in range(10)))
@@ -40,6 +50,7 @@ def test_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
     ("line", "said"),
     [
         ("{oops", "line 2: no JSON"),
+        pytest.param("[" * 100_000, "line 2: no JSON that can be read", id="deep"),
         ("[1]", "line 2: a JSON object is needed, not list"),
         ('{"text": "x"}', "line 2: it has none of the fields messages, prompt, turns, question"),
         ('{"prompt": ""}', "line 2: prompt must be a text that is not empty"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fastslow.draft.head.config import HeadConfig
-from fastslow.draft.head.target import Ends
+from fastslow.draft.head.target import Ends, StoredEnds
 from fastslow.draft.head.words import Common, Words
 from fastslow.engine.ops.cpu.draft_head import DraftKernels, DraftShape
 from fastslow.engine.ops.cpu.formats import Format
@@ -27,7 +27,7 @@ class KernelRunner:
         self,
         config: HeadConfig,
         weights: dict[str, Tensor],
-        ends: Ends,
+        ends: Ends | StoredEnds,
         form: Format = Format.INT4,
     ) -> None:
         self.layers = config.layers
@@ -45,8 +45,7 @@ class KernelRunner:
             eps=config.eps,
             window=config.window,
         )
-        table = {**weights, "head": ends.head[tokens]}
-        self._kernels = DraftKernels(shape, table, tokens, ends.embedding, form)
+        self._kernels = DraftKernels(shape, weights, ends.head, tokens, ends.embedding, form)
         self._common = Common(tokens, ends.head)
         self._words: dict[int, Words] = {}
 

@@ -13,10 +13,20 @@ from torch import Tensor
 from fastslow.draft.head.runner import Runner
 from fastslow.draft.head.state import Kept, State
 from fastslow.engine.noise import Purpose, draw, stream
-from fastslow.engine.types import Certain, Draft, Floats, Ints, Law, RequestView, Tree, Verdict
+from fastslow.engine.types import (
+    Certain,
+    Draft,
+    Floats,
+    Ints,
+    Law,
+    RequestView,
+    Tree,
+    Verdict,
+    Worth,
+)
 
 NOWHERE = -1e30  # a logit: no mass at any temperature, and still a finite number
-LEAST = 0.08  # likelihood of a path that is hardly worth its rows, on the fastest machine
+LEAST = 0.08  # likelihood of a path that is hardly worth its rows, where these cost next to nothing
 MOST_WAITING = 256  # rows that nobody has drafted from, before they are taken in all the same
 MOST_KEPT = 16384  # rows of texts that have ended
 NO_ROWS = torch.empty(0)
@@ -30,7 +40,8 @@ class HeadDraft:
     alike, as the target's prefix cache does. Rows that were never shown are missing in its context,
     which costs acceptance and nothing else.
 
-    Where the length is the engine's to choose, a tree ends where its paths become unlikely.
+    Where the length is the engine's to choose, a tree ends where its paths become less likely than
+    what their rows take: such nodes would be cut, and each level takes a pass over the head.
 
     Args:
         runner: of the trained head.
@@ -41,6 +52,7 @@ class HeadDraft:
         depth: of trees at most; a chain is as long as its budget.
         only_best: whether a request's laws are certain and the largest logit decides; None = of no
             request.
+        worth: what a token and a row are worth in the batch's step; None = rows cost nothing.
     """
 
     def __init__(
@@ -50,6 +62,7 @@ class HeadDraft:
         width: int = 1,
         depth: int = 6,
         only_best: Callable[[RequestView], bool] | None = None,
+        worth: Callable[[Sequence[RequestView]], Worth] | None = None,
     ) -> None:
         for name, value in (("width", width), ("depth", depth)):
             if value < 1:
@@ -60,6 +73,7 @@ class HeadDraft:
         self._width = width
         self._depth = depth
         self._only_best = only_best or (lambda request: False)
+        self._worth = worth
         self._states: dict[int, State] = {}
         self._kept = Kept(MOST_KEPT)
         self._canvas = Canvas(runner.width)
@@ -77,7 +91,8 @@ class HeadDraft:
             for b, request, _ in known
         ]
         states = [state for _, _, state in known]
-        least = [LEAST if r.speculation.nodes is None else 0.0 for _, r, _ in known]
+        paying = self._paying(batch)
+        least = [paying if r.speculation.nodes is None else 0.0 for _, r, _ in known]
         depth = self._depth if self._width > 1 else max(grown)
         made = self._grow(states, grown, depth, least)
         drawn = [
@@ -150,6 +165,13 @@ class HeadDraft:
                 continue
             for gone in self._kept.add(state) if self._runner.prompt else [state]:
                 self._runner.close(gone.text)
+
+    def _paying(self, batch: Sequence[RequestView]) -> float:
+        """How likely a node has to be, with all before it, to be worth its row."""
+        if self._worth is None:
+            return LEAST
+        worth = self._worth(batch)
+        return min(max(LEAST, worth.row / worth.token), 1.0)
 
     def _knows(self, request: RequestView) -> bool:
         """Whether there is a row to draft from, the one of the last token but one."""

@@ -12,7 +12,7 @@ from fastslow.draft.head.config import HeadConfig
 from fastslow.draft.head.head import Head, read_head, read_metadata
 from fastslow.draft.head.plain import TorchRunner
 from fastslow.draft.head.runner import Runner
-from fastslow.draft.head.target import Ends, fingerprint, read_ends
+from fastslow.draft.head.target import Ends, StoredEnds, fingerprint, read_ends, stored_ends
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.ops.cpu import library
 
@@ -32,7 +32,8 @@ def load_head(path: Path, target: Path) -> Runner:
         raise ValueError(
             f"head {path} reads layer {max(config.layers)} of its target, which has {layers}"
         )
-    ends = read_ends(target)
+    stored = stored_ends(target) if library.available() else None
+    ends = read_ends(target) if stored is None else stored
     largest, known = int(weights["tokens"].max()), len(ends.embedding)
     if ends.embedding.shape[1] != config.hidden or largest >= known:
         raise ValueError(
@@ -42,9 +43,9 @@ def load_head(path: Path, target: Path) -> Runner:
     return runner_of(config, weights, ends)
 
 
-def runner_of(config: HeadConfig, weights: dict[str, Tensor], ends: Ends) -> Runner:
+def runner_of(config: HeadConfig, weights: dict[str, Tensor], ends: Ends | StoredEnds) -> Runner:
     """On the compiled kernels where they run, else in torch, which one log line says."""
-    if library.available():
+    if isinstance(ends, StoredEnds) or library.available():
         return KernelRunner(config, weights, ends)
     logger.info("the draft head runs in plain torch, where it takes longer than it may bring")
     return TorchRunner(Head(config, weights, ends))

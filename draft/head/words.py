@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from fastslow.engine.model.row_file import RowFile
+
 MOST = 512  # own tokens: names and numbers of a prompt, not a long document's whole vocabulary
 
 
@@ -15,14 +17,14 @@ class Common:
 
     Args:
         tokens: int64 [D].
-        head: [V, H], the target's.
+        head: [V, H], the target's; rows of it are read when they are needed.
 
     Attributes:
         ids: `tokens`.
         known: the same, to look up.
     """
 
-    def __init__(self, tokens: Tensor, head: Tensor) -> None:
+    def __init__(self, tokens: Tensor, head: Tensor | RowFile) -> None:
         self.ids = tokens
         self.known = frozenset(tokens.tolist())
         self.head = head

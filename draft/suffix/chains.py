@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import torch
+
 from fastslow.draft.suffix.found import MOST
+from fastslow.engine.kv.storage import lazy_zeros
 
 SIZES = (12, 5, 2)  # tokens that are looked up, in this order; the last is the shortest match
 WALK = 32  # links followed before the search gives up: common short runs have no end of them
+
+LARGE = 2**16  # below that the heap is asked, which fills what it gives
 
 
 class Places(NamedTuple):
@@ -27,7 +32,7 @@ class Chains:
     of place p at index p % size. Nothing is ever removed: links that lead out of the window end.
 
     Args:
-        size: places that are remembered, a power of two. Memory is 48 bytes each.
+        size: places that are remembered, a power of two. Memory is 48 bytes each, taken as they come.
 
     Raises:
         ValueError: size is no power of two.
@@ -38,8 +43,9 @@ class Chains:
             raise ValueError(f"size={size} must be a power of two")
         self.size = size
         self._mask = size - 1
-        self._heads = [array("q", [-1]) * size for _ in SIZES]
-        self._links = [array("q", [-1]) * size for _ in SIZES]
+        # of places plus one: 0 is none
+        self._heads = [_untouched(size) for _ in SIZES]
+        self._links = [_untouched(size) for _ in SIZES]
 
     def add(self, text: Sequence[int], place: int) -> None:
         """Note what stands before `place`; its own token is known, too."""
@@ -49,7 +55,7 @@ class Chains:
             if n <= end:
                 slot = hash(tuple(text[end - n : end])) & mask
                 links[end] = heads[slot]
-                heads[slot] = place
+                heads[slot] = place + 1
 
     def find(self, text: Sequence[int], recent: list[int], oldest: int) -> Places:
         """The longest ends of `recent` in the window.
@@ -63,7 +69,7 @@ class Chains:
             if n > len(recent):
                 continue
             tail = recent[-n:]
-            place = heads[hash(tuple(tail)) & self._mask]
+            place = heads[hash(tuple(tail)) & self._mask] - 1
             best, places, whole = 0, [], True
             for _ in range(WALK):
                 if place < oldest or place < 0:
@@ -75,7 +81,7 @@ class Chains:
                         best, places = length, [place]
                     elif length == best:
                         places.append(place)
-                later, place = place, links[end]
+                later, place = place, links[end] - 1
                 if place >= later:  # the link was written over: what it led to is gone
                     break
             else:
@@ -83,6 +89,13 @@ class Chains:
             if places:
                 return Places(best, places[:MOST], whole and len(places) <= MOST)
         return Places()
+
+
+def _untouched(size: int) -> memoryview:
+    """int64 zeros, of many only those that are written take memory; a view, which gives Python's ints."""
+    if size < LARGE:
+        return np.zeros(size, dtype=np.int64).data
+    return lazy_zeros((size,), torch.int64, "cpu").numpy().data
 
 
 def _common(text: Sequence[int], end: int, recent: list[int], known: int) -> int:

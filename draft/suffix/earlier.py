@@ -18,7 +18,8 @@ class Earlier:
     answer. They reach a caller only if the target itself says them.
 
     Args:
-        tokens: how many to keep, rounded up to a power of two; about 80 bytes each.
+        tokens: how many to keep, rounded up to a power of two; about 80 bytes each, taken as
+            they come.
 
     Raises:
         ValueError: fewer than 256 tokens.
@@ -27,9 +28,9 @@ class Earlier:
     def __init__(self, tokens: int = 2**18) -> None:
         if tokens < SMALLEST:
             raise ValueError(f"tokens={tokens} must be at least {SMALLEST}")
-        size = 1 << (tokens - 1).bit_length()
-        self._ring = [END] * size
-        self._chains = Chains(size)
+        self._size = 1 << (tokens - 1).bit_length()
+        self._ring: list[int] = []  # grows to that
+        self._chains = Chains(self._size)
         self._next = 0  # place that is written next
 
     def add(self, answer: Sequence[int], context: Sequence[int] = ()) -> None:
@@ -37,7 +38,7 @@ class Earlier:
 
         Of an answer that would take more than a quarter of the ring the end is kept.
         """
-        size = len(self._ring)
+        size = self._size
         context = context[-LONGEST:]
         text = [*context, *answer][-(size // 4) :]
         index = self._next % size
@@ -52,11 +53,11 @@ class Earlier:
 
     def find(self, recent: list[int], ahead: int) -> Found:
         """See `Source.find`."""
-        oldest = self._next - len(self._ring)
+        oldest = self._next - self._size
         length, places, whole = self._chains.find(self._ring, recent, oldest)
         return Found(length, [self._run(place, ahead) for place in places], whole)
 
     def _run(self, place: int, ahead: int) -> list[int]:
-        index = place % len(self._ring)
+        index = place % self._size
         run = self._ring[index : index + ahead]
         return run[: run.index(END)] if END in run else run

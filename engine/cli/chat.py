@@ -138,8 +138,9 @@ class Chat:
         elif name != "/mode":
             complain(ValueError(f"{name} is no command; /help tells them"))
         elif not argument:
+            widest = max(map(len, self._llm.modes))
             for preset in self._llm.modes.values():
-                console().print(f"{preset.name:<8} {preset.description}", style="dim")
+                console().print(f"{preset.name:<{widest}} {preset.description}", style="dim")
             console().print("`fastslow modes` says more.", style="dim")
         elif argument in self._llm.modes:
             self._call = self._wishes.call(self._llm, argument)

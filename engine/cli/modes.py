@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fastslow.engine.cli.facts import Facts
+    from fastslow.engine.params import Mode
+
+SIDES, COLUMN = 20, 20  # characters: of the first column, and of a preset's at least
 
 
 def modes(
@@ -45,19 +49,22 @@ def modes(
         record = facts.record()["modes"]
         console().out(json.dumps(record, ensure_ascii=False), highlight=False)
         return
-    console().print(_table(facts), soft_wrap=False)
+    presets = list(facts.modes.values())
+    beside = max(1, (console().width - SIDES) // COLUMN)
+    for first in range(0, len(presets), beside):
+        console().print(_table(facts, presets[first : first + beside]), soft_wrap=False)
 
 
-def _table(facts: Facts) -> Table:
+def _table(facts: Facts, presets: Sequence[Mode]) -> Table:
     """A column for each mode, a row for each side of it."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from fastslow.engine.cli.facts import billions
     from fastslow.policies.meaning import meaning
 
-    presets = list(facts.modes.values())
     words = [meaning(mode, facts.config.groups) for mode in presets]
-    table = Table("", *(mode.name for mode in presets), show_lines=True)
+    names = (Column(mode.name, overflow="fold") for mode in presets)
+    table = Table(Column(no_wrap=True), *names, show_lines=True)
     if any(mode.description for mode in presets):
         table.add_row("", *(mode.description or "-" for mode in presets))
     for side in words[0]:

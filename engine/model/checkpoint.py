@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.names import canonical, draft_shapes
+from fastslow.engine.model.row_file import RowFile
 from fastslow.engine.model.weights import Read
 from fastslow.engine.quant.names import Expected, expected_tensors, quantised_tensors
 from fastslow.engine.quant.read import QuantReader
@@ -100,6 +101,11 @@ class Checkpoint:
                 return tensor
 
             yield read
+
+    def rows(self, name: str) -> RowFile | None:
+        """A matrix to read single rows of; None where they cannot be read so (see `RowFile`)."""
+        path = next(path for path, names in self.files.items() if name in names)
+        return RowFile.of_tensor(path, self.stored.get(name, name))
 
     @contextmanager
     def slicer(self, progress: bool, total: int) -> Iterator[ReadPart]:

@@ -87,7 +87,7 @@ def logits(model: Model, text: Sequence[int]) -> Tensor:
 def read_tasks(path: Path) -> list[tuple[str, str]]:
     """(prompt, answer) of JSON lines with the fields prompt and answer. ValueError names the line."""
     found = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

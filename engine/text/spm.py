@@ -11,7 +11,7 @@ import sentencepiece
 from fastslow.engine.text.decoder import SPACE
 from fastslow.engine.text.settings import Settings
 from fastslow.engine.text.special import is_mark, stop_ids
-from fastslow.engine.text.vocabulary import Vocabulary, check_unicode
+from fastslow.engine.text.vocabulary import Vocabulary, check_unicode, is_unicode
 
 EVERY = 2**31  # spaces: more than any text starts with
 
@@ -43,11 +43,14 @@ class SpmTokenizer(Vocabulary):
         data |= {number: piece.encode() for piece, number in added.items()}
         ids |= added
         marks = control | {piece for piece in ids if piece in settings.special or is_mark(piece)}
-        super().__init__(ids, data, {ids[piece] for piece in marks}, _prefix(library, pieces))
+        super().__init__(data, {ids[piece] for piece in marks}, _prefix(library, pieces))
         self._library = library
+        self._added = added
+        self._added_pieces = {number: piece for piece, number in added.items()}
         # User-defined pieces are found by the library itself, the rest of the special ones are not.
         split = control | set(added) | (settings.special & ids.keys())
         longest_first = sorted(split, key=len, reverse=True)
+        self._apart = {piece: ids[piece] for piece in split}
         self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
         own_bos: int = library.bos_id()
         named = ids.get(settings.bos_token) if settings.bos_token is not None else None
@@ -55,6 +58,24 @@ class SpmTokenizer(Vocabulary):
         self._add_bos = settings.add_bos is not False
         own_eos: int = library.eos_id()
         self.eos_ids = stop_ids(self, settings) | ({own_eos} if own_eos >= 0 else set())
+
+    def vocab(self) -> dict[str, int]:
+        own = range(self._library.piece_size())
+        return {self._library.id_to_piece(number): number for number in own} | self._added
+
+    def token_id(self, piece: str) -> int | None:
+        if piece in self._added:
+            return self._added[piece]
+        if not is_unicode(piece):
+            return None
+        found: int = self._library.piece_to_id(piece)
+        return found if self.piece(found) == piece else None  # else it is the unknown piece's
+
+    def piece(self, token_id: int) -> str | None:
+        if 0 <= token_id < self._library.piece_size():
+            found: str = self._library.id_to_piece(token_id)
+            return found
+        return self._added_pieces.get(token_id)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """See `Tokenizer.encode`. A bos is added unless `add_bos_token` is false.
@@ -66,7 +87,7 @@ class SpmTokenizer(Vocabulary):
         ids: list[int] = []
         for index, part in enumerate(self._split.split(text)):
             # re.split with a group: the odd parts are the separators.
-            ids += [self._ids[part]] if index % 2 else self._library.encode(part)
+            ids += [self._apart[part]] if index % 2 else self._library.encode(part)
         wanted = add_special and self._add_bos and not self.begins_with(text, self.bos_id)
         return [self.bos_id, *ids] if wanted and self.bos_id is not None else ids
 

@@ -25,7 +25,7 @@ class ThoughtTags(NamedTuple):
 
     @classmethod
     def read(cls, value: Any, where: str) -> ThoughtTags:
-        """Two texts, the second not empty.
+        """Two texts, the second not empty, neither a part of the other.
 
         Raises:
             ValueError: something else; `where` names its place.
@@ -37,6 +37,8 @@ class ThoughtTags(NamedTuple):
             )
         if not pair[1] or pair[0] == pair[1]:
             raise ValueError(f"{where}={value!r} must end in a closing tag of its own")
+        if pair[0] and (pair[0] in pair[1] or pair[1] in pair[0]):
+            raise ValueError(f"{where}={value!r} must be two tags of which neither holds the other")
         return cls(*pair)
 
     def ids(self, tokenizer: Tokenizer) -> frozenset[int]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from fastslow.engine.heap import give_back
 from fastslow.engine.text.settings import read_settings
 
 
@@ -49,7 +50,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
     Raises ValueError if there is neither, or if a file is broken.
     """
-    folder = Path(folder)
+    found = _load(Path(folder))
+    give_back()  # of a large vocabulary more was made on the way than is kept
+    return found
+
+
+def _load(folder: Path) -> Tokenizer:
     # Imported here: a run needs one of the two libraries.
     if (path := folder / "tokenizer.json").is_file():
         from fastslow.engine.text.hf import HfTokenizer

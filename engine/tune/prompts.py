@@ -26,7 +26,7 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Conversation]:
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} must be at least 1")
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")  # splitlines would cut at U+2028, too
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"prompts file {str(path)!r} cannot be read: {error}") from error
     prompts = []
@@ -48,6 +48,8 @@ def _conversation(line: str) -> Conversation:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"no JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise ValueError("no JSON that can be read: it is nested too deeply") from error
     if not isinstance(record, dict):
         raise ValueError(f"a JSON object is needed, not {type(record).__name__}")
     field = next((name for name in FIELDS if name in record), None)

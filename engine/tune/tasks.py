@@ -56,7 +56,7 @@ def read_tasks(path: Path, limit: int | None = None, grading: Grading | None = N
     prompts = read_prompts(path)
     lines = [
         (number, json.loads(line))
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        for number, line in enumerate(path.read_text("utf-8").split("\n"), 1)
         if line.strip()
     ]
     tasks = []

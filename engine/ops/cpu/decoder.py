@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fastslow.engine.kv.tiles import TiledStorage
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.kept import check_features, kept_layers
+from fastslow.engine.model.row_file import OpenFile
 from fastslow.engine.ops.cpu import library
 from fastslow.engine.ops.cpu.formats import Format, Formats
 from fastslow.engine.ops.cpu.packed import Arena, Matrix
@@ -244,7 +245,10 @@ class CpuDecoder:
             feature_values=feature_values.data_ptr(),
             **{name: _address(x) for name, x in kept.items()},
         )
-        if self._kernels.fs_step(self._handle, ctypes.byref(args)):
+        failed = self._kernels.fs_step(self._handle, ctypes.byref(args))
+        if failed == library.UNREADABLE:
+            raise OSError("the embedding cannot be read from the file of packed weights")
+        if failed:
             raise MemoryError(f"a step of {args.rows} rows found no memory, or no threads")
 
     @property
@@ -284,7 +288,8 @@ class CpuDecoder:
         return Format.FLOAT32 if wide else Format.BFLOAT16
 
     def _shape(self) -> library.Shape:
-        c = self.config
+        c, cold = self.config, self._memory.cold
+        own = "embedding" in self._arena.offsets  # else the head's tiles have it
         return library.Shape(
             layers=len(self._layers),
             hidden=c.hidden_size,
@@ -298,7 +303,9 @@ class CpuDecoder:
             expert_neurons=c.moe_intermediate_size,
             eps=c.rms_norm_eps,
             embedding_format=self._embedding_format(),
-            embedding=self._at("embedding") or self._at("head"),
+            embedding=self._at("embedding") if own else self._at("head"),
+            embedding_at=self._arena.offsets["embedding"] if own else 0,
+            embedding_file=cold.number if isinstance(cold, OpenFile) else -1,
             norm=self._at("norm"),
             head=self._matrix("head"),
             screen=self._matrix("screen"),

@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastslow.engine.model.row_file import RowFile
 from fastslow.engine.ops.cpu import library, order
 from fastslow.engine.ops.cpu.formats import Format
 from fastslow.engine.types import Floats, Ints, Tree
 
 PADDING = 4096  # kernels fetch past the end of a matrix
+SOME = 1024  # rows packed at once, whole tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,10 @@ class DraftKernels:
 
     Args:
         shape: of the layer.
-        weights: matrices "fuse" [H, F], "entry" [H, 2H], "qkv", "out", "gate_up", "down", and "head"
-            [D, H]; vectors [H] "embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm".
+        weights: matrices "fuse" [H, F], "entry" [H, 2H], "qkv", "out", "gate_up", "down"; vectors [H] "embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm".
+        head: [V, H], of which the rows `ids` are taken.
         ids: int64 [D], the tokens of the head's rows.
-        embedding: [V, H], float32 or bfloat16; not copied.
+        embedding: [V, H], float32 or bfloat16; not copied. A file's rows are read as they are needed.
         form: of the matrices. Between two drafts the target's weights pass through the caches, so
             the bytes of a head are most of its time: int4 took three quarters of int8's.
 
@@ -61,22 +63,24 @@ class DraftKernels:
         self,
         shape: DraftShape,
         weights: Mapping[str, Tensor],
+        head: Tensor | RowFile,
         ids: Tensor,
-        embedding: Tensor,
+        embedding: Tensor | RowFile,
         form: Format = Format.INT4,
     ) -> None:
         self.shape = shape
         self.form = form
         self.features = weights["fuse"].shape[1]
         self._kernels = library.kernels()
-        if embedding.dtype not in (torch.float32, torch.bfloat16):
-            embedding = embedding.float()
-        self._embedding = embedding.contiguous()
+        if isinstance(embedding, Tensor):
+            known = embedding.dtype in (torch.float32, torch.bfloat16)
+            embedding = (embedding if known else embedding.float()).contiguous()
         self._ids: Ints = ids.numpy().astype(np.int64)
         self._kept: list[NDArray[np.generic]] = [self._ids]  # what the kernels point to
         inner = shape.heads * shape.head_dim
         heads = order.heads(shape.heads + 2 * shape.kv_heads, shape.head_dim)
-        plain = order.plain(shape.hidden)
+        plain, words = order.plain(shape.hidden), order.plain(len(self._ids))
+        words[words >= 0] = self._ids
         gate_up = order.gate_up(shape.neurons)
 
         def pack(name: str, rows: Ints, inputs: int) -> library.Matrix:
@@ -100,11 +104,11 @@ class DraftKernels:
             vocabulary=len(self._ids),
             eps=shape.eps,
             embedding_format=Format.FLOAT32
-            if self._embedding.dtype == torch.float32
+            if embedding.dtype == torch.float32
             else Format.BFLOAT16,
-            embedding=self._embedding.data_ptr(),
+            **_place(embedding),
             norm=self._vector(weights["norm"]),
-            head=pack("head", order.plain(len(self._ids)), shape.hidden),
+            head=self._pack(head, words, shape.hidden),
             fuse=pack("fuse", plain, self.features),
             entry=pack("entry", plain, 2 * shape.hidden),
             embedding_norm=self._vector(weights["embedding_norm"]),
@@ -261,15 +265,20 @@ class DraftKernels:
         return np.ctypeslib.as_array(pointer, (size.value,))
 
     def _check(self, failed: int) -> None:
+        if failed == library.UNREADABLE:
+            raise OSError("the target's embedding cannot be read from its file")
         if failed:
             raise MemoryError("drafting found no memory, or no threads")
 
-    def _pack(self, matrix: Tensor, rows: Ints, inputs: int) -> library.Matrix:
-        picked = matrix.float()[torch.from_numpy(np.maximum(rows, 0))].contiguous().numpy()
-        picked[rows < 0] = 0
-        size = len(rows) // library.TILE * int(self._kernels.fs_tile_bytes(self.form, inputs))
-        tiles = self._room(size)
-        self._kernels.fs_pack(self.form, tiles, picked.ctypes.data, len(rows), inputs)
+    def _pack(self, matrix: Tensor | RowFile, rows: Ints, inputs: int) -> library.Matrix:
+        tile = int(self._kernels.fs_tile_bytes(self.form, inputs))
+        tiles = self._room(len(rows) // library.TILE * tile)
+        for first in range(0, len(rows), SOME):  # a whole matrix in float32 may be large
+            picked = rows[first : first + SOME]
+            some = matrix[torch.from_numpy(np.maximum(picked, 0))].float().numpy()
+            some[picked < 0] = 0
+            at = tiles + first // library.TILE * tile
+            self._kernels.fs_pack(self.form, at, some.ctypes.data, len(picked), inputs)
         return library.Matrix(tiles, None, self.form, inputs, len(rows))
 
     def _vector(self, values: Tensor) -> int:
@@ -283,6 +292,13 @@ class DraftKernels:
         memory = np.zeros(size + PADDING, dtype=np.uint8)
         self._kept.append(memory)
         return -(-memory.ctypes.data // 64) * 64
+
+
+def _place(embedding: Tensor | RowFile) -> dict[str, int]:
+    """The fields of `library.Shape` that say where it lies."""
+    if isinstance(embedding, Tensor):
+        return {"embedding": embedding.data_ptr()}
+    return {"embedding_at": embedding.at, "embedding_file": embedding.file.number}
 
 
 def _delete(kernels: ctypes.CDLL, handle: int, *kept: object) -> None:

@@ -21,6 +21,7 @@ from loguru import logger
 from fastslow.engine.ops.cpu.build import build, level
 
 TILE = 32
+UNREADABLE = 2  # what a step gives back where a file cannot be read
 PARTS = ("embed", "qkv", "attention", "out", "gate_up", "experts", "down", "head")
 
 
@@ -59,6 +60,9 @@ class Shape(Structure):
         ("eps", c_float),
         ("embedding_format", c_int32),
         ("embedding", c_void_p),
+        ("embedding_at", c_int64),
+        ("embedding_file", c_int32),
+        ("unused", c_int32),
         ("norm", c_void_p),
         ("head", Matrix),
         ("screen", Matrix),

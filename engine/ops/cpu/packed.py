@@ -147,9 +147,7 @@ class ScreenNorms:
 
 
 Piece = Matrix | Vector | ScreenNorms
-COLD = (
-    "embedding",
-)  # read a row at a time: a mapped file serves, and what is not read takes no memory
+COLD = ("embedding",)  # read a row at a time: it can stay in the file
 
 
 def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
@@ -227,6 +225,11 @@ class Arena:
     offsets: dict[str, int]
     hot: int
     nbytes: int
+
+    @property
+    def cold_rows(self) -> bool:
+        """Whether all that is cold has rows that lie in one piece each."""
+        return all(isinstance(self.pieces[key], Vector) for key in COLD if key in self.pieces)
 
     @classmethod
     def of(cls, config: ModelConfig, formats: Formats) -> Arena:

@@ -15,6 +15,7 @@ from loguru import logger
 from numpy.typing import NDArray
 
 from fastslow.engine.cache import cache_folder
+from fastslow.engine.model.row_file import OpenFile
 from fastslow.engine.ops.cpu.packed import Arena, Sources
 
 LAYOUT = 2  # raise it when packed bytes change their meaning
@@ -37,15 +38,20 @@ def packed_path(folder: Path, format_name: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A model's packed weights, in two parts of memory; what lies where is the arena's to say."""
+    """A model's packed weights in two parts; what lies where is the arena's to say.
+
+    cold: in memory, or left in the file, whose offsets are the arena's.
+    """
 
     hot: NDArray[np.uint8]
-    cold: NDArray[np.uint8]
+    cold: NDArray[np.uint8] | OpenFile
 
-    def address(self, offset: int) -> int:
-        """Where an offset of the arena lies."""
+    def address(self, offset: int) -> int | None:
+        """Where an offset of the arena lies in memory; None where it does not."""
         if offset < len(self.hot):
             return int(self.hot.ctypes.data) + offset
+        if isinstance(self.cold, OpenFile):
+            return None
         return int(self.cold.ctypes.data) + offset - len(self.hot)
 
 
@@ -53,7 +59,8 @@ def load(path: Path, arena: Arena) -> Packed | None:
     """The file's bytes; None if it is not there in full.
 
     Where the system has huge pages, what every step reads is read into those: streaming from them is
-    up to a third faster than from a mapped file. The rest of the file is mapped.
+    up to a third faster than from a mapped file. Rows of the rest are read as they are needed, since
+    mapped ones would stay; what has no rows that lie in one piece is mapped.
     """
     try:
         if path.stat().st_size != arena.nbytes:
@@ -61,6 +68,7 @@ def load(path: Path, arena: Arena) -> Packed | None:
         mapped = np.memmap(path, dtype=np.uint8, mode="r")
         if (hot := _huge(arena.hot)) is None:
             return Packed(mapped[: arena.hot], mapped[arena.hot :])
+        cold = OpenFile(path) if arena.cold_rows else mapped[arena.hot :]
         with path.open("rb", buffering=0) as file:
             view, at = memoryview(hot.data), 0
             while at < arena.hot:
@@ -68,7 +76,7 @@ def load(path: Path, arena: Arena) -> Packed | None:
                 if not got:
                     return None
                 at += got
-        return Packed(hot, mapped[arena.hot :])
+        return Packed(hot, cold)
     except OSError:  # gone meanwhile, or another user's
         return None
 

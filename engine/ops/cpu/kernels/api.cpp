@@ -26,13 +26,16 @@ void* fs_model_new(const Shape* shape, const Layer* layers) {
 
 void fs_model_delete(void* model) { delete (Model*)model; }
 
-// Run a step; it returns when logits, best tokens and features are written. 1 where memory or threads run out.
+// Run a step; it returns when logits, best tokens and features are written. 1 where memory or threads run out,
+// 2 where the file of the embedding cannot be read.
 int fs_step(void* handle, const StepArgs* given) try {
     StepArgs args = *given;
     args.threads = std::clamp(args.threads, 1, MOST_THREADS);
     std::lock_guard<std::mutex> guard(Crew::get().lock);
     run_step(*(Model*)handle, args);
     return 0;
+} catch (const Unreadable&) {
+    return 2;
 } catch (const std::exception&) {
     return 1;
 }

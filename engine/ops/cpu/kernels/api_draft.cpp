@@ -10,11 +10,14 @@ using namespace fastslow;
 
 namespace {
 
-// Run something under the lock; 1 where memory or threads run out.
+// Run something under the lock; 1 where memory or threads run out, 2 where the file of the
+// embedding cannot be read.
 template <class Work> int guarded(void* head, Work work) try {
     std::lock_guard<std::mutex> guard(Crew::get().lock);
     work(*(DraftHead*)head);
     return 0;
+} catch (const Unreadable&) {
+    return 2;
 } catch (const std::exception&) {
     return 1;
 }

@@ -51,7 +51,7 @@ void run_entry(Step& step, int thread, int& phase) {
     };
     // What the caller owns is read inside chunks only: a late thread finds none.
     step.phases.run(phase++, thread, a.rows, [&](int t) {
-        step.embed_row(t);
+        step.embed_row(thread, t);
         norm(t, s.embedding_norm, pair(t));
         if (a.fused) {
             for (int at = 0; at < s.fuse.inputs; at += s.hidden)

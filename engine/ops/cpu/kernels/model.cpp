@@ -10,6 +10,8 @@
 
 namespace fastslow {
 
+constexpr size_t FILE_ROWS = 4 << 20;  // bytes of an embedding in a file that are kept, by all threads
+
 Model::Model(const Shape& shape, const Layer* given)
     : shape(shape), layers(given, given + shape.layers) {
     hidden_pad = padded(shape.hidden, TILE);
@@ -85,6 +87,13 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     space.ready = bytes(wide ? rows * ready_bytes : 0);
     space.ready_router = bytes(wide ? rows * ready_router_bytes : 0);
     space.ready_expert = bytes(wide ? entries * ready_expert_bytes : 0);
+    if (!shape.embedding && (int)file_rows.size() < threads) {
+        const size_t size = shape.embedding_format == F32 ? sizeof(float) : sizeof(uint16_t);
+        const size_t bytes = (size_t)shape.hidden * size;
+        file_rows.clear();
+        for (int i = 0; i < threads; i++)
+            file_rows.emplace_back((int)std::max<size_t>(FILE_ROWS / threads / bytes, 1), bytes);
+    }
     const size_t width = padded(shape.head_dim, TILE);
     std::vector<Scratch> own_memory(threads);
     for (Scratch& own : own_memory) {

@@ -43,6 +43,8 @@ struct Shape {
     float eps;
     int32_t embedding_format;
     const void* embedding;  // [V, H] in float32 or bfloat16, or tiles in int8, which may be the head's
+    int64_t embedding_at;   // where the first row begins in a file, if `embedding` is null
+    int32_t embedding_file, unused;
     const float* norm;
     Matrix head;
     Matrix screen;              // the head in int8, or nothing
@@ -67,6 +69,21 @@ struct Scratch {
     uint8_t *ready, *ready_router, *ready_expert;
     float *row, *head, *acc, *scores, *value_scales, *queries, *keys, *values, *outs;
     uint8_t* masses;
+};
+
+// A thread's own rows of an embedding that lies in a file: those of the newest tokens, each at one place.
+// Reading one takes a hundredth of a step at most, and texts say most of their tokens again.
+struct FileRows {
+    FileRows(int rows, size_t row_bytes)
+        : row_bytes(row_bytes), tokens(rows, -1), bytes(new uint8_t[rows * row_bytes]) {}
+
+    // The row of a token, until the next call; null where the file, whose first row begins at `first`,
+    // cannot be read.
+    const void* find(int file, int64_t first, int64_t token);
+
+    size_t row_bytes;
+    std::vector<int64_t> tokens;       // at each place; -1 = none
+    std::unique_ptr<uint8_t[]> bytes;  // takes no memory where nothing was read
 };
 
 // Where the time of steps goes, on thread 0; it runs only when asked to.
@@ -102,6 +119,7 @@ struct Model {
     Workspace space;
     Clock clock;
     std::vector<Scratch> scratch;
+    std::vector<FileRows> file_rows;  // of each thread, if the embedding lies in a file
     std::vector<std::unique_ptr<Step>> steps;
     unsigned turn = 0;
 

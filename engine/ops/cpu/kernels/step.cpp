@@ -1,6 +1,9 @@
 #include "step.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstring>
 
@@ -51,6 +54,7 @@ const float* Step::normed(int thread, int i, const float* weight) const {
 
 void Step::prepare(const StepArgs& given) {
     args = given;
+    unreadable.store(false, std::memory_order_relaxed);
     threads = given.threads;
     groups.assign(given.groups, given.groups + given.rows);
     routed = std::any_of(groups.begin(), groups.end(), [](int64_t g) { return g != 0; });
@@ -75,6 +79,7 @@ void run_step(Model& model, const StepArgs& args) {
     step.prepare(args);
     model.make_room(args.rows, args.threads, step.attention.partial_floats);
     crew.run(step);
+    if (step.unreadable.load(std::memory_order_relaxed)) throw Unreadable();
     step.head_plan.finish(step);
 }
 
@@ -88,24 +93,45 @@ void Step::work(int thread) {
     mark(thread, HEAD);
 }
 
-void Step::embed_row(int i) {
+const void* FileRows::find(int file, int64_t first, int64_t token) {
+    const size_t place = (size_t)token % tokens.size();
+    uint8_t* row = bytes.get() + place * row_bytes;
+    if (tokens[place] == token) return row;
+    tokens[place] = -1;
+    const int64_t from = first + token * (int64_t)row_bytes;
+    for (size_t got = 0; got < row_bytes;) {
+        const ssize_t more = pread(file, row + got, row_bytes - got, from + (int64_t)got);
+        if (more < 0 && errno == EINTR) continue;
+        if (more <= 0) return nullptr;
+        got += (size_t)more;
+    }
+    tokens[place] = token;
+    return row;
+}
+
+void Step::embed_row(int thread, int i) {
     const Shape& s = model.shape;
     float* x = model.space.x + (size_t)i * model.hidden_pad;
     const int64_t token = args.tokens[i];
-    const size_t at = (size_t)token * s.hidden;
-    if (s.embedding_format == INT8)
+    const bool wide = s.embedding_format == F32;
+    const size_t size = wide ? sizeof(float) : sizeof(uint16_t);
+    const void* row = (const uint8_t*)s.embedding + (size_t)token * s.hidden * size;
+    if (!s.embedding) row = model.file_rows[thread].find(s.embedding_file, s.embedding_at, token);
+    if (!row)
+        unreadable.store(true, std::memory_order_relaxed);
+    else if (s.embedding_format == INT8)
         unpack_int8((const uint8_t*)s.embedding + token / TILE * int8_format.tile_bytes(s.hidden),
                     s.hidden, (int)(token % TILE), x);
-    else if (s.embedding_format == F32)
-        std::memcpy(x, (const float*)s.embedding + at, sizeof(float) * s.hidden);
+    else if (wide)
+        std::memcpy(x, row, sizeof(float) * s.hidden);
     else
-        for (int k = 0; k < s.hidden; k++) x[k] = widen(((const uint16_t*)s.embedding)[at + k]);
+        for (int k = 0; k < s.hidden; k++) x[k] = widen(((const uint16_t*)row)[k]);
     std::fill(x + s.hidden, x + model.hidden_pad, 0.0f);
 }
 
 void Step::embed(int thread, int& phase) {
     if (model.shape.entry.outputs) return run_entry(*this, thread, phase);
-    phases.run(phase++, thread, args.rows, [&](int t) { embed_row(t); },
+    phases.run(phase++, thread, args.rows, [&](int t) { embed_row(thread, t); },
                stream_of(model.layers[0].qkv).slice(thread, threads));
 }
 

@@ -1,7 +1,9 @@
 // One forward of a model: the rows of a step through all layers.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -13,6 +15,9 @@
 #include "threads.h"
 
 namespace fastslow {
+
+// The file of the embedding gave no bytes.
+struct Unreadable : std::exception {};
 
 extern "C" {
 // Mirror of the ctypes structure in library.py. All pointers stay valid during the call.
@@ -78,7 +83,7 @@ struct Step : Task {
     const float* normed(int thread, int i, const float* weight) const;
 
     // The embedding of row i's token, into x.
-    void embed_row(int i);
+    void embed_row(int thread, int i);
 
     // A tile of columns of row i of x; and ask for it, before the product that is added to it.
     float* columns(int i, int tile) const {
@@ -111,6 +116,7 @@ struct Step : Task {
     std::vector<int64_t> groups;                   // late threads read these, so they are copies
     std::vector<std::unique_ptr<Choice>> choices;  // of each layer: late threads read these too
     bool routed = false;                           // some row runs routed experts
+    std::atomic<bool> unreadable{false};           // the file of the embedding
 
 private:
     void layer(int thread, int n, int& phase);

@@ -1,0 +1,79 @@
+"""A matrix on disk of which few rows are wanted."""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
+
+
+class OpenFile:
+    """A file that is open for reading as long as this object lives, also where its path is gone.
+
+    Attributes:
+        number: the system's, for `os.pread` and the kernels.
+        path: where it was.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self.number)
+
+
+@dataclass(frozen=True, slots=True)
+class RowFile:
+    """Rows are read from the file as they are asked for, and none is kept.
+
+    A mapped file would keep them, and some fifteen pages around each: a prompt of random tokens
+    brought most of an embedding into memory.
+
+    Attributes:
+        file: that has them.
+        at: where the first row begins, bytes.
+        shape: rows and elements of each.
+        dtype: bfloat16 or float32.
+    """
+
+    file: OpenFile
+    at: int
+    shape: tuple[int, int]
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Rows i64 [n], as [n, elements]. OSError where the file lacks one."""
+        size = self.shape[1] * self.dtype.itemsize
+        found = bytearray(len(rows) * size)
+        for i, row in enumerate(rows.tolist()):
+            some = os.pread(self.file.number, size, self.at + row * size)
+            if len(some) < size:
+                raise OSError(f"{self.file.path} ends before row {row}")
+            found[i * size : (i + 1) * size] = some
+        values = torch.from_numpy(np.frombuffer(found, dtype=np.uint8))
+        return values.view(self.dtype).view(len(rows), self.shape[1])
+
+    @classmethod
+    def of_tensor(cls, path: Path, name: str) -> RowFile | None:
+        """A matrix in a safetensors file that was checked before; None where it is of another dtype,
+        or the system cannot read at a place."""
+        if not hasattr(os, "pread"):
+            return None
+        file = OpenFile(path)
+        size = int.from_bytes(os.pread(file.number, 8, 0), "little")
+        facts = json.loads(os.pread(file.number, size, 8))[name]
+        if facts["dtype"] not in DTYPES:
+            return None
+        rows, width = facts["shape"]
+        at = 8 + size + facts["data_offsets"][0]
+        return cls(file, at, (rows, width), DTYPES[facts["dtype"]])
