@@ -144,3 +144,11 @@ def test_features_of_rows_without_logits(
         torch.testing.assert_close(found.features, whole.features[seen], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(found.logits, whole.logits[outputs], atol=1e-4, rtol=1e-4)
     assert (model.recorder.replays > 0) is recorded_steps
+
+
+def test_rows_that_only_fill_up_run_no_expert() -> None:
+    """Their tokens are nobody's, and experts that they ran would be read for nothing."""
+    rows = Rows.of([texts.chunk(TOKENS, 0, 3, np.arange(3))])
+    filled = recorded.fill_rows(rows, 8, spare=512)
+    assert filled.groups.tolist() == [-1] * 3 + [0] * 5
+    assert filled.slots.tolist() == [0, 1, 2, 512, 513, 514, 515, 516]
