@@ -149,6 +149,11 @@ def floats(folder: Path, config: ModelConfig, progress: bool = False) -> Iterato
         yield tensors.read
 
 
+def row_files(folder: Path, config: ModelConfig) -> Callable[[str], RowFile | None]:
+    """A function that finds a matrix of a folder to read single rows of: see `Checkpoint.rows`."""
+    return Checkpoint.open(folder, config, Scheme.from_folder(folder)).rows
+
+
 @contextmanager
 def _bar(progress: bool, total: int) -> Iterator[Callable[[], None]]:
     console = Console(stderr=True)
