@@ -17,6 +17,7 @@ import pytest
 from checkpoints import write_dense, write_moge
 from tokenizers_tiny import write_bpe
 
+from fastslow.engine.cli import screen
 from fastslow.engine.cli.app import main
 from fastslow.engine.cli.screen import Answer, figures
 from fastslow.engine.output import Metrics, Piece
@@ -183,8 +184,9 @@ def test_modes_say_what_they_mean(
         assert words in shown, words
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "45")
-        patch.setenv("LINES", "25")  # both, or a dumb terminal has 80 columns
+        screen.console.cache_clear()  # one that was made before may have its width from then
         assert run("modes", moge, "--modes", own) == 0
+    screen.console.cache_clear()
     narrow = capsys.readouterr().out
     assert "…" not in narrow and narrow.count("escalation") == 4, "as many tables as it takes"
     assert run("modes", moge, "--modes", own, "--json") == 0
