@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastslow.draft.head.config import NORMS, HeadConfig
-from fastslow.engine.model.checkpoint import floats, row_files
+from fastslow.engine.model.checkpoint import Checkpoint, floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.row_file import RowFile
 
@@ -47,9 +47,9 @@ class StoredEnds:
 def stored_ends(folder: Path) -> StoredEnds | None:
     """The ends of the model in a checkpoint folder, left there; None where they have to be read."""
     config = ModelConfig.from_folder(folder)
-    rows = row_files(folder, config)
-    embedding = rows("model.embed_tokens.weight")
-    head = embedding if config.tie_word_embeddings else rows("lm_head.weight")
+    checkpoint = Checkpoint.own(folder, config)
+    embedding = checkpoint.rows("model.embed_tokens.weight")
+    head = embedding if config.tie_word_embeddings else checkpoint.rows("lm_head.weight")
     return None if embedding is None or head is None else StoredEnds(embedding, head)
 
 

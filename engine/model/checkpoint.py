@@ -82,6 +82,11 @@ class Checkpoint:
             raise ValueError(f"{folder} lacks tensor {missing[0]} of shape {shape}{more}")
         return cls(files, scheme, stored)
 
+    @classmethod
+    def own(cls, folder: Path, config: ModelConfig) -> Checkpoint:
+        """`open` with what the folder says of its quantisation."""
+        return cls.open(folder, config, Scheme.from_folder(folder))
+
     @property
     def names(self) -> set[str]:
         """The tensors that are there."""
@@ -144,14 +149,8 @@ class Checkpoint:
 @contextmanager
 def floats(folder: Path, config: ModelConfig, progress: bool = False) -> Iterator[Read]:
     """A function that reads any tensor of a folder, multiplied out where it is quantised."""
-    checkpoint = Checkpoint.open(folder, config, Scheme.from_folder(folder))
-    with checkpoint.quantised(progress) as tensors:
+    with Checkpoint.own(folder, config).quantised(progress) as tensors:
         yield tensors.read
-
-
-def row_files(folder: Path, config: ModelConfig) -> Callable[[str], RowFile | None]:
-    """A function that finds a matrix of a folder to read single rows of: see `Checkpoint.rows`."""
-    return Checkpoint.open(folder, config, Scheme.from_folder(folder)).rows
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from fastslow.engine.model.names import draft_shapes
 from fastslow.engine.model.rope import rotation
 from fastslow.engine.model.weights import Layer
 from fastslow.engine.ops import ops_for
-from fastslow.engine.quant.scheme import Scheme
 from fastslow.engine.types import ALL_GROUPS, Ints
 
 
@@ -97,7 +96,7 @@ def holds_predictor(folder: Path) -> bool:
     wanted = draft_shapes(config)
     if not wanted:
         return False
-    return set(wanted) <= Checkpoint.open(folder, config, Scheme.from_folder(folder)).names
+    return set(wanted) <= Checkpoint.own(folder, config).names
 
 
 def load_predictor(folder: Path, dtype: torch.dtype) -> Predictor:
