@@ -176,6 +176,13 @@ class Escalation(Params):
         "the answer may be dropped; None = at all of them",
     )
 
+    def model_post_init(self, _context: object) -> None:
+        if self.within is not None and self.within < self.window:
+            raise ValueError(
+                f"within={self.within} must be at least window={self.window}: no mean over so many "
+                "tokens comes before"
+            )
+
 
 class Mode(Params):
     """How a request thinks: which groups of experts run, whether it reasons, its defaults.

@@ -218,6 +218,12 @@ def test_several_answers_escalate_each_by_itself(llm: LLM) -> None:
     assert any(c.metrics.escalated_at is not None for c in out.choices)
 
 
+def test_an_answer_is_looked_at_for_as_long_as_the_mean_takes() -> None:
+    with pytest.raises(ValueError, match=r"^within=4 must be at least window=16: no mean"):
+        Escalation(below=0.5, within=4)
+    assert Escalation(below=0.5, window=4, within=4).within == 4
+
+
 def test_an_unknown_mode_to_go_on_in_is_refused(llm: LLM) -> None:
     with pytest.raises(ValueError, match="'deeper' is unknown; did you mean 'deep'"):
         llm.chat("one", mode=unsure("recompute", to="deeper"))
