@@ -21,6 +21,7 @@ from fastslow.engine.cli import screen
 from fastslow.engine.cli.app import main
 from fastslow.engine.cli.screen import Answer, figures
 from fastslow.engine.output import Metrics, Piece
+from fastslow.policies.auto import Selector
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -171,6 +172,18 @@ def test_inspect_shows_tokenizer_and_own_presets(
     assert "tokenizer.json, 320 ids" in shown
     assert "middling" in shown
     assert "3 of 4" in shown
+
+
+def test_mode_auto_goes_by_a_file(
+    moge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = tmp_path / "tuned.json"
+    selector = Selector(weights={"digits": 1.0}, threshold=1.5)
+    tuned.write_text(json.dumps({"auto": selector.model_dump()}), "utf-8")
+    few = ("--model", moge, "--max-tokens", 4, "--mode", "auto", "--auto", tuned)
+    for asked, taken in (("Why 7?", "mode fast"), ("hi 77", "mode deep")):
+        assert run("generate", asked, *few) == 0
+        assert capsys.readouterr().out.splitlines()[-1].startswith(taken)
 
 
 def test_modes_say_what_they_mean(

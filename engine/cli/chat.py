@@ -27,6 +27,7 @@ def chat(
     model: o.Model = "smollm2-moge",
     mode: o.ModeName = "deep",
     modes: o.Modes = None,
+    auto: o.Auto = None,
     groups: o.Groups = None,
     thinking: o.Thinking = None,
     thinking_budget: o.ThinkingBudget = None,

@@ -24,6 +24,7 @@ def generate(
     model: o.Model = "smollm2-moge",
     mode: o.ModeName = "deep",
     modes: o.Modes = None,
+    auto: o.Auto = None,
     groups: o.Groups = None,
     thinking: o.Thinking = None,
     thinking_budget: o.ThinkingBudget = None,

@@ -40,6 +40,9 @@ ModeName = Annotated[
     str, _option("deep, fast or another preset: see `fastslow modes`.", HOW, "--mode")
 ]
 Modes = Annotated[str | None, _option("JSON file with presets of your own.", HOW, "--modes")]
+Auto = Annotated[
+    str | None, _option("File of `fastslow tune --modes`, which --mode auto then goes by.", HOW)
+]
 Thinking = Annotated[
     str | None, _option("off, on or auto (the model decides), instead of the mode's.", HOW)
 ]
@@ -119,6 +122,7 @@ class Wishes:
             "max_model_len",
             "parallel",
             "modes",
+            "auto",
         )
         return LLM(self._given["model"], **{name: self._given[name] for name in names})
 
