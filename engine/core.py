@@ -231,10 +231,12 @@ class Core:
         done = [r for r in ready if r.done]
         for request in done:
             self.scheduler.remove(request)
-        if done:
-            self.drafter.release([r.id for r in done])
-        for request in ready:
-            request.tell()
+        try:
+            if done:
+                self.drafter.release([r.id for r in done])
+        finally:  # whoever waits must hear of it
+            for request in ready:
+                request.tell()
         for request in done:
             successor = request.escape.successor if request.escape and request.escalated else None
             if successor is not None and not successor.done:

@@ -291,6 +291,22 @@ def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(broken: LLM)
     assert settled(broken)
 
 
+def test_who_has_ended_hears_of_it_when_a_drafter_fails_to_let_go(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_llm(folder) as llm:
+        fine = llm.generate("The quick", TEN).token_ids
+        release = llm._core.drafter.release
+
+        def fail(requests: Any) -> None:
+            monkeypatch.setattr(llm._core.drafter, "release", release)
+            raise RuntimeError("the drafter is gone")
+
+        monkeypatch.setattr(llm._core.drafter, "release", fail)
+        assert llm.generate("The quick", TEN).token_ids == fine
+        assert llm.generate("The quick", TEN).token_ids == fine and settled(llm)
+
+
 def test_thoughts_are_split_from_answers(llm: LLM) -> None:
     def thinking(**options: Any) -> tuple[Completion, str, str]:
         # a bias writes: <think> first, </think> in the end, whatever the model says between
