@@ -18,6 +18,7 @@ from tokenizers_tiny import write_bpe
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.head import read_head
 from fastslow.draft.head.load import load_head
+from fastslow.draft.train import products
 from fastslow.draft.train.answers import Answers, Text
 from fastslow.draft.train.batches import Shown, batches
 from fastslow.draft.train.evaluate import worth
@@ -169,6 +170,20 @@ def test_the_loss_is_a_cross_entropy_with_its_gradient() -> None:
     (want,) = torch.autograd.grad(plain, hidden)
     assert torch.allclose(loss, plain) and torch.allclose(grad, want, atol=1e-5)
     assert torch.equal(guesses, (hidden @ head.T).argmax(-1))
+
+
+@pytest.mark.parametrize(("short", "chosen"), [(0.5, torch.bfloat16), (4.0, torch.float32)])
+def test_training_multiplies_in_the_faster_dtype(
+    monkeypatch: pytest.MonkeyPatch, short: float, chosen: torch.dtype
+) -> None:
+    """Chips without instructions for bfloat16 take several times as long with it."""
+    times = {torch.float32: 1.0, torch.bfloat16: short}
+    monkeypatch.setattr(products, "_seconds", lambda dtype: times[dtype])
+    products.faster_dtype.cache_clear()
+    try:
+        assert products.faster_dtype() == chosen
+    finally:
+        products.faster_dtype.cache_clear()
 
 
 def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:

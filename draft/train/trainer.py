@@ -26,6 +26,7 @@ from fastslow.draft.head.target import Ends
 from fastslow.draft.train.batches import Batch, Before, Shown, batches
 from fastslow.draft.train.features import Seen
 from fastslow.draft.train.loss import Guess
+from fastslow.draft.train.products import faster_dtype
 from fastslow.draft.train.unroll import Prefix, unroll
 
 STATE = "optimizer."
@@ -48,7 +49,8 @@ class Course:
         moved: share of these prompts that stand further away from the answer than they did.
         decay: weight decay of the matrices.
         seed: of order and shares.
-        products: dtype of the matrix products; parameters and their updates are float32.
+        products: dtype of the matrix products, "auto" for the faster one here; parameters and their
+            updates are float32.
     """
 
     steps: int = 4
@@ -62,7 +64,7 @@ class Course:
     moved: float = 0.5
     decay: float = 0.01
     seed: int = 0
-    products: str = "bfloat16"
+    products: str = "auto"
 
 
 @dataclass(slots=True)
@@ -96,7 +98,8 @@ class Trainer:
         self.config = config
         self.course = course
         self.checkpoint = checkpoint
-        self._dtype: torch.dtype = getattr(torch, course.products)
+        auto = course.products == "auto"
+        self._dtype: torch.dtype = faster_dtype() if auto else getattr(torch, course.products)
         self.vocabulary = weights["tokens"]
         self.weights = {
             name: torch.nn.Parameter(weights[name].float()) for name in (*MATRICES, *NORMS)

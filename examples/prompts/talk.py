@@ -1,4 +1,4 @@
-"""Questions, explanations, customer service: patterns filled from lists."""
+"""Questions, explanations, customer service, news: patterns filled from lists."""
 
 from __future__ import annotations
 
@@ -18,6 +18,16 @@ def service(random: Random) -> str:
     number = random.randint(2, 30)
     return random.choice(WORDS["service"]).format(
         g=random.choice(WORDS["goods"]), n=number, o=random.randint(10_000, 99_999)
+    )
+
+
+def news(random: Random) -> str:
+    """A request for a newspaper article."""
+    return random.choice(WORDS["news"]).format(
+        t=random.choice(WORDS["topics"]),
+        e=random.choice(WORDS["events"]),
+        p=random.choice(WORDS["countries"]),
+        n=random.choice(WORDS["names"]),
     )
 
 
