@@ -1,7 +1,7 @@
 // float32 weights: the reference among the formats.
 //
 // Tile: [input][32 outputs] floats. Row: floats. One sum per output, in the order of the inputs.
-#include "product.h"
+#include "passes.h"
 
 namespace fastslow {
 namespace {
@@ -9,9 +9,28 @@ namespace {
 constexpr int STEP = 16;
 
 struct Kernel {
+    static constexpr int INPUTS = 1, BYTES = 4 * TILE;  // of a turn of a pass
+    static constexpr int VECTOR_BYTES = sizeof(vf);     // between vectors of outputs
+
+    template <int T>
+    static void pass(const uint8_t* __restrict w, Fetch soon, const uint8_t* const* rows, int first,
+                     int last, float* __restrict out) {
+        const uint8_t* x[T];
+        UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
+        Sums<T> sums(out);
+        for (size_t k = 4 * (size_t)first; k < 4 * (size_t)last; k += 4, w += 4 * TILE) {
+            soon.next();
+            vf weights[PASS_VECTORS];
+            UNROLL for (int v = 0; v < PASS_VECTORS; v++) weights[v] = load<vf>(w + sizeof(vf) * v);
+            UNROLL for (int t = 0; t < T; t++) sums.add(t, weights, load<float>(x[t] + k));
+        }
+        sums.keep(out);
+    }
+
     template <int T>
     static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
                         const uint8_t* const* rows, float* __restrict out) {
+        if constexpr (T > AT_ONCE) return in_passes<Kernel, T>(tile, soon, padded(inputs, STEP), rows, out);
         const ptrdiff_t ahead = soon - tile;
         const int n = padded(inputs, STEP);
         const uint8_t* x[T];

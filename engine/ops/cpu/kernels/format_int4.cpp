@@ -15,6 +15,12 @@ constexpr int AFFINE = 4 * TILE;      // a group's d and m
 constexpr int GROUP = QUADS / 2 * PAIR_BYTES + AFFINE;
 constexpr int HALF_GROUP = QUADS / 4 * PAIR_BYTES + AFFINE;
 
+#if defined(FASTSLOW_AVX512)
+constexpr int MOST = ROWS;
+#else
+constexpr int MOST = 3;
+#endif
+
 // With this many rows or fewer, sums stay in registers; with more, weights do.
 constexpr int FEW = 3;
 
@@ -167,7 +173,7 @@ void prepare(uint8_t* row, const float* x, int inputs) {
 }  // namespace
 
 extern const Format int4_format = {
-    STEP, ROWS, Products<Kernel>::table, tile_bytes, Nibbles::row_bytes, pack, prepare,
+    STEP, MOST, Products<Kernel>::table, tile_bytes, Nibbles::row_bytes, pack, prepare,
 };
 
 void pack_q4_1(uint8_t* tile, const uint8_t* const* rows, int inputs) {

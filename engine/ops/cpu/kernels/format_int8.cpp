@@ -18,7 +18,7 @@ constexpr int MOST = 8;
 #elif defined(FASTSLOW_AVX512)
 constexpr int MOST = 6;
 #else
-constexpr int MOST = ROWS;
+constexpr int MOST = ROWS < 3 ? ROWS : 3;
 #endif
 
 struct Kernel {
