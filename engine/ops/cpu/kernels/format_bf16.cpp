@@ -37,36 +37,39 @@ static inline vf times(vu pair, const uint8_t* x, int part, vf sum) {
 static inline void put(uint8_t* at, vf x) { store(at, x == x ? widen(narrow(x)) : x); }
 #endif
 
+size_t tile_bytes(int inputs) { return 2 * (size_t)TILE * padded(inputs, STEP); }
+
 struct Kernel {
 #if defined(FASTSLOW_PASSES)
-    static constexpr int INPUTS = 2, BYTES = 4 * TILE;  // of a turn of a pass
-    static constexpr int VECTOR_BYTES = sizeof(vu);     // between vectors of outputs
+    static constexpr int PASS_ROWS = 6;  // 12 sums, 2 weights, an input
+    static constexpr size_t STRETCH = 64 * TURN, STRETCH_INPUTS = 64 * 2 * INPUT;
 
     // A part of all pairs at a time, so that weights take few registers.
-    template <int T>
-    static void pass(const uint8_t* __restrict w, Fetch soon, const uint8_t* const* rows, int first,
-                     int last, float* __restrict out) {
+    template <int T, int FIRST>
+    static void pass(const uint8_t* w, const uint8_t* end, Fetch soon, const uint8_t* const* rows,
+                     size_t k, float* __restrict out) {
         const uint8_t* x[T];
         UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
-        Sums<T> sums(out);
-        for (size_t k = INPUT * (size_t)first; k < INPUT * (size_t)last; k += 2 * INPUT, w += 4 * TILE) {
+        Sums<T> sums(out + FIRST * W);
+        for (; w < end; w += TURN, k += 2 * INPUT) {
             soon.next();
             UNROLL for (int part = 0; part < PARTS; part++) {
                 vf weights[PASS_VECTORS];
                 UNROLL for (int v = 0; v < PASS_VECTORS; v++)
-                    weights[v] = half(load<vu>(w + sizeof(vu) * v), part);
+                    weights[v] = half(load<vu>(w + sizeof(vu) * (FIRST + v)), part);
                 UNROLL for (int t = 0; t < T; t++)
                     sums.add(t, weights, load<float>(x[t] + k + INPUT * part));
             }
         }
-        sums.keep(out);
+        sums.keep(out + FIRST * W);
     }
 #endif
 
     template <int T>
     static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
                         const uint8_t* const* rows, float* __restrict out) {
-        if constexpr (T > AT_ONCE) return in_passes<Kernel, T>(tile, soon, padded(inputs, STEP), rows, out);
+        if constexpr (T > FLOATS_AT_ONCE)
+            return in_passes<Kernel, T>(tile, soon, tile_bytes(inputs), rows, out);
         const ptrdiff_t ahead = soon - tile;
         const size_t end = (size_t)INPUT * padded(inputs, STEP);
         const uint8_t* x[T];
@@ -91,7 +94,6 @@ struct Kernel {
     }
 };
 
-size_t tile_bytes(int inputs) { return 2 * (size_t)TILE * padded(inputs, STEP); }
 size_t row_bytes(int inputs) { return to64((size_t)INPUT * padded(inputs, STEP)); }
 
 void pack(uint8_t* tile, const float* const* weights, int inputs) {

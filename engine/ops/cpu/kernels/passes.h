@@ -1,7 +1,7 @@
 // Many rows where 16 registers hold the sums of few: weights and rows in passes.
 //
 // A stretch of inputs is short enough for its weights to stay in L1 while all rows pass over it, some
-// rows and two vectors of outputs at a time; between stretches, sums lie in `out`. So weights are
+// rows and two vectors of outputs at a time; between passes, float sums lie in `out`. So weights are
 // read from memory once, and each sum is still taken in the order of the inputs.
 #pragma once
 
@@ -12,15 +12,25 @@
 namespace fastslow {
 
 #if defined(FASTSLOW_PASSES)
-constexpr int AT_ONCE = 2;  // rows that need no passes
+constexpr int FLOATS_AT_ONCE = 2, INTEGERS_AT_ONCE = 3;  // rows that need no passes
 #else
-constexpr int AT_ONCE = ROWS;
+constexpr int FLOATS_AT_ONCE = ROWS, INTEGERS_AT_ONCE = ROWS;
 #endif
-constexpr int STRETCH = 128;     // inputs
-constexpr int PASS_ROWS = 6;     // 12 sums, 2 weights, an input
-constexpr int PASS_VECTORS = 2;  // a cache line of outputs
+constexpr int PASS_VECTORS = VECTORS / 2;
+constexpr int TURN = 4 * TILE;   // bytes of weights that a turn of a pass is about
 
-// The float sums of a pass.
+// What passes ask for: each a share of what is read next, line after line as memory likes it.
+struct Fetch {
+    const uint8_t* at;
+    size_t step;
+
+    INLINE void next() {
+        prefetch(at);
+        at += step;
+    }
+};
+
+// Float sums that a pass keeps in registers.
 template <int T> struct Sums {
     vf sum[T][PASS_VECTORS];
 
@@ -37,41 +47,37 @@ template <int T> struct Sums {
     }
 };
 
-// What passes ask for: each a part of what will be read next, line after line as memory likes it.
-struct Fetch {
-    const uint8_t* at;
-    size_t step;
+// Compilers carry sums from block to block in registers that they do not have, unless they believe that
+// these lie elsewhere each time.
+static inline void move_on(float*& out) { asm("" : "+r"(out)); }
 
-    INLINE void next() {
-        prefetch(at);
-        at += step;
-    }
-};
+constexpr int passes(int T, int rows) { return (T + rows - 1) / rows; }
 
-// T rows over a stretch whose weights begin at w, in the fewest passes, of even sizes. A pass adds the
-// products of inputs first to last - 1 to the sums of N rows, for PASS_VECTORS vectors of outputs.
+// T rows over the weights from w to end, in the fewest passes, of even sizes; x is where the prepared
+// rows' part of the stretch begins. pass<N, V>(w, end, soon, rows, x, out) adds to the sums of N rows, for
+// PASS_VECTORS vectors of outputs from V on, and asks once a turn.
 template <class Kernel, int T>
-static void stretch(const uint8_t* w, Fetch soon, const uint8_t* const* rows, int first, int last,
+static void stretch(const uint8_t* w, const uint8_t* end, Fetch soon, const uint8_t* const* rows, size_t x,
                     float* out) {
-    constexpr int PASSES = (T + PASS_ROWS - 1) / PASS_ROWS, N = (T + PASSES - 1) / PASSES;
-    for (int v = 0; v < VECTORS; v += PASS_VECTORS) {
-        Kernel::template pass<N>(w + v * Kernel::VECTOR_BYTES, soon, rows, first, last, out + v * W);
-        soon.at += soon.step * ((last - first) / Kernel::INPUTS);
-    }
-    if constexpr (N < T) stretch<Kernel, T - N>(w, soon, rows + N, first, last, out + N * TILE);
+    constexpr int COUNT = passes(T, Kernel::PASS_ROWS), N = (T + COUNT - 1) / COUNT;
+    const size_t share = (end - w) / TURN * soon.step;
+    Kernel::template pass<N, 0>(w, end, soon, rows, x, out);
+    soon.at += share;
+    Kernel::template pass<N, PASS_VECTORS>(w, end, soon, rows, x, out);
+    soon.at += share;
+    if constexpr (N < T) stretch<Kernel, T - N>(w, end, soon, rows + N, x, out + N * TILE);
 }
 
-// A whole tile. `inputs` are padded.
+// A tile's `bytes` of weights; a stretch has STRETCH of them and STRETCH_INPUTS of a prepared row.
 template <class Kernel, int T>
-static void in_passes(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows,
+static void in_passes(const uint8_t* tile, const uint8_t* soon, size_t bytes, const uint8_t* const* rows,
                       float* out) {
-    constexpr int PASSES = (T + PASS_ROWS - 1) / PASS_ROWS * (VECTORS / PASS_VECTORS);
+    constexpr int COUNT = 2 * passes(T, Kernel::PASS_ROWS);
     std::memset(out, 0, T * TILE * sizeof(float));
-    for (int first = 0; first < inputs; first += STRETCH) {
-        const size_t at = (size_t)first / Kernel::INPUTS * Kernel::BYTES;
-        stretch<Kernel, T>(tile + at, {soon + at, Kernel::BYTES / PASSES}, rows, first,
-                           std::min(first + STRETCH, inputs), out);
-    }
+    size_t x = 0;
+    for (size_t at = 0; at < bytes; at += Kernel::STRETCH, x += Kernel::STRETCH_INPUTS)
+        stretch<Kernel, T>(tile + at, tile + std::min(at + Kernel::STRETCH, bytes),
+                           {soon + at, TURN / COUNT}, rows, x, out);
 }
 
 }  // namespace fastslow
