@@ -32,13 +32,11 @@ static inline vi dot_halves(vi a, vi b) {
 #endif
 }
 
-#if defined(FASTSLOW_AVX512) && defined(__AVX512VNNI__)
-#define FASTSLOW_VNNI 1
+#if defined(FASTSLOW_AVX512) && defined(FASTSLOW_VNNI)
 static inline vi dot_bytes(vi sum, vu weights, vi inputs) {
     return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, (__m512i)inputs);
 }
-#elif defined(FASTSLOW_AVX2) && defined(__AVXVNNI__)
-#define FASTSLOW_VNNI 1
+#elif defined(FASTSLOW_VNNI)
 static inline vi dot_bytes(vi sum, vu weights, vi inputs) {
     return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)weights, (__m256i)inputs);
 }

@@ -2,14 +2,17 @@
 //
 // Tile: [pair of inputs][32 outputs][2] bfloat16. Row: pairs of bfloat16 where the machine has a
 // dot product of pairs; elsewhere the same rounded inputs as floats, which need no widening.
-#include "product.h"
+#include "passes.h"
 
 namespace fastslow {
 namespace {
 
 constexpr int STEP = 16;
-// With more rows compilers spill sums, and two passes take less.
-constexpr int MOST = ROWS < 10 ? ROWS : 10;
+#if defined(FASTSLOW_AVX512)
+constexpr int MOST = 10;  // with more rows compilers spill sums, and two products take less
+#else
+constexpr int MOST = ROWS;
+#endif
 
 #if defined(FASTSLOW_AVX512) && defined(__AVX512BF16__)
 constexpr int INPUT = 2;  // bytes of a prepared input
@@ -25,18 +28,48 @@ static inline void put(uint8_t* at, vf x) { store(at, narrow(x)); }
 constexpr int INPUT = 4;
 constexpr int PARTS = 2;  // the pair's first, then its second
 
+static inline vf half(vu pair, int part) { return (vf)(part ? pair & 0xffff0000u : pair << 16); }
+
 static inline vf times(vu pair, const uint8_t* x, int part, vf sum) {
-    const vf weights = (vf)(part ? pair & 0xffff0000u : pair << 16);
-    return fma(weights, splat(load<float>(x + INPUT * part)), sum);
+    return fma(half(pair, part), splat(load<float>(x + INPUT * part)), sum);
 }
 // A NaN stays as it is: rounding its bits up could make it a number.
 static inline void put(uint8_t* at, vf x) { store(at, x == x ? widen(narrow(x)) : x); }
 #endif
 
+size_t tile_bytes(int inputs) { return 2 * (size_t)TILE * padded(inputs, STEP); }
+
 struct Kernel {
+#if defined(FASTSLOW_PASSES)
+    static constexpr int PASS_ROWS = 6;  // 12 sums, 2 weights, an input
+    static constexpr size_t STRETCH = 64 * TURN, STRETCH_INPUTS = 64 * 2 * INPUT;
+
+    // A part of all pairs at a time, so that weights take few registers.
+    template <int T, int FIRST>
+    static void pass(const uint8_t* w, const uint8_t* end, Fetch soon, const uint8_t* const* rows,
+                     size_t k, float* __restrict out) {
+        const uint8_t* x[T];
+        UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
+        Sums<T> sums(out + FIRST * W);
+        for (; w < end; w += TURN, k += 2 * INPUT) {
+            soon.next();
+            UNROLL for (int part = 0; part < PARTS; part++) {
+                vf weights[PASS_VECTORS];
+                UNROLL for (int v = 0; v < PASS_VECTORS; v++)
+                    weights[v] = half(load<vu>(w + sizeof(vu) * (FIRST + v)), part);
+                UNROLL for (int t = 0; t < T; t++)
+                    sums.add(t, weights, load<float>(x[t] + k + INPUT * part));
+            }
+        }
+        sums.keep(out + FIRST * W);
+    }
+#endif
+
     template <int T>
     static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
                         const uint8_t* const* rows, float* __restrict out) {
+        if constexpr (T > FLOATS_AT_ONCE)
+            return in_passes<Kernel, T>(tile, soon, tile_bytes(inputs), rows, out);
         const ptrdiff_t ahead = soon - tile;
         const size_t end = (size_t)INPUT * padded(inputs, STEP);
         const uint8_t* x[T];
@@ -61,7 +94,6 @@ struct Kernel {
     }
 };
 
-size_t tile_bytes(int inputs) { return 2 * (size_t)TILE * padded(inputs, STEP); }
 size_t row_bytes(int inputs) { return to64((size_t)INPUT * padded(inputs, STEP)); }
 
 void pack(uint8_t* tile, const float* const* weights, int inputs) {

@@ -5,6 +5,7 @@
 // group may be half, with half of the bytes. A block's extra word is its scale times its sum.
 #include "blocks.h"
 #include "half.h"
+#include "passes.h"
 
 namespace fastslow {
 namespace {
@@ -18,11 +19,11 @@ constexpr int HALF_GROUP = QUADS / 4 * PAIR_BYTES + AFFINE;
 // With this many rows or fewer, sums stay in registers; with more, weights do.
 constexpr int FEW = 3;
 
-// The scales and minima of a group.
-struct Affine {
-    vf d[VECTORS], m[VECTORS];
+// The scales and minima of a group, for some vectors of outputs.
+template <int V = VECTORS> struct Affine {
+    vf d[V], m[V];
     explicit Affine(const uint8_t* at) {
-        UNROLL for (int v = 0; v < VECTORS; v++) {
+        UNROLL for (int v = 0; v < V; v++) {
             d[v] = from_half(load<vh>(at + 2 * W * v));
             m[v] = from_half(load<vh>(at + 2 * W * v + 2 * TILE));
         }
@@ -34,7 +35,48 @@ struct Affine {
     }
 };
 
+size_t tile_bytes(int inputs) {
+    const int n = padded(inputs, STEP);
+    return (size_t)(n / BLOCK) * GROUP + (n % BLOCK ? HALF_GROUP : 0);
+}
+
 struct Kernel {
+#if defined(FASTSLOW_PASSES)
+    static constexpr int PASS_ROWS = 4;  // 8 dots, 2 vectors of weights in halves, inputs
+    static constexpr size_t STRETCH = 8 * GROUP, STRETCH_INPUTS = 8 * Nibbles::BYTES;
+
+    template <int T, int FIRST>
+    static void pass(const uint8_t* w, const uint8_t* end, Fetch soon, const uint8_t* const* rows,
+                     size_t at, float* out) {
+        const uint8_t* x[T];
+        UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
+        for (; w < end; w += AFFINE, at += Nibbles::BYTES) {
+            move_on(out);
+            vi dot[T][PASS_VECTORS] = {};
+            const uint8_t* last = std::min(w + GROUP, end) - AFFINE;
+            UNROLL_QUADS for (size_t q = at; w < last; w += PAIR_BYTES, q += 2 * Nibbles::QUAD) {
+                soon.next();
+                Nibbles low[PASS_VECTORS], high[PASS_VECTORS];
+                UNROLL for (int v = 0; v < PASS_VECTORS; v++) {
+                    const vu both = load<vu>(w + sizeof(vu) * (FIRST + v));
+                    low[v] = Nibbles(both & 0x0f0f0f0fu);
+                    high[v] = Nibbles(both >> 4 & 0x0f0f0f0fu);
+                }
+                UNROLL for (int t = 0; t < T; t++)
+                    UNROLL for (int v = 0; v < PASS_VECTORS; v++)
+                        dot[t][v] = high[v].times(x[t] + q + Nibbles::QUAD, low[v].times(x[t] + q, dot[t][v]));
+            }
+            soon.next();
+            const Affine<PASS_VECTORS> affine(w + 2 * W * FIRST);
+            UNROLL for (int t = 0; t < T; t++)
+                UNROLL for (int v = 0; v < PASS_VECTORS; v++) {
+                    float* to = out + t * TILE + (FIRST + v) * W;
+                    store(to, affine.add(load<vf>(to), v, dot[t][v], x[t] + at));
+                }
+        }
+    }
+#endif
+
     // Few rows: each row's integer and float sums stay in registers, and weights pass by.
     template <int T, int N>
     INLINE static void few(const uint8_t* w, ptrdiff_t ahead, const uint8_t* const* x, size_t at,
@@ -52,7 +94,7 @@ struct Kernel {
             }
         }
         prefetch_lines<AFFINE>(w + N / 2 * PAIR_BYTES + ahead);
-        const Affine affine(w + N / 2 * PAIR_BYTES);
+        const Affine<> affine(w + N / 2 * PAIR_BYTES);
         UNROLL for (int t = 0; t < T; t++)
             UNROLL for (int v = 0; v < VECTORS; v++)
                 sum[t][v] = affine.add(sum[t][v], v, dot[t][v], x[t] + at);
@@ -70,7 +112,7 @@ struct Kernel {
                 weights[2 * p + 1][v] = Nibbles(both >> 4 & 0x0f0f0f0fu);
             }
         }
-        const Affine affine(w + N / 2 * PAIR_BYTES);
+        const Affine<> affine(w + N / 2 * PAIR_BYTES);
         constexpr int SHARE = to_share(N / 2 * PAIR_BYTES + AFFINE, T);
         for (int t = 0; t < T; t++) {
             prefetch_lines<SHARE>(w + SHARE * t + ahead);
@@ -98,6 +140,8 @@ struct Kernel {
     template <int T>
     static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
                         const uint8_t* const* rows, float* __restrict out) {
+        if constexpr (T > INTEGERS_AT_ONCE)
+            return in_passes<Kernel, T>(tile, soon, tile_bytes(inputs), rows, out);
         const ptrdiff_t ahead = soon - tile;
         const int n = padded(inputs, STEP);
         const uint8_t* x[T];
@@ -115,11 +159,6 @@ struct Kernel {
                     store(out + t * TILE + v * W, sum[t][v]);
     }
 };
-
-size_t tile_bytes(int inputs) {
-    const int n = padded(inputs, STEP);
-    return (size_t)(n / BLOCK) * GROUP + (n % BLOCK ? HALF_GROUP : 0);
-}
 
 // Put input k of the group's output o; the byte must be clear.
 void put(uint8_t* group, int o, int k, int q) {

@@ -4,6 +4,7 @@
 // instruction takes unsigned times signed bytes and repeats only the signed: hence the + 128,
 // which the block's extra word, -128 times the sum of its inputs, takes back.
 #include "blocks.h"
+#include "passes.h"
 
 namespace fastslow {
 namespace {
@@ -46,9 +47,58 @@ struct Kernel {
         }
     }
 
+#if defined(FASTSLOW_PASSES)
+    static constexpr int PASS_ROWS = 4;  // 8 dots, 2 weights in halves, a quad of inputs
+    static constexpr size_t STRETCH = 8 * BLOCK * TILE, STRETCH_INPUTS = 8 * Bytes::BYTES;
+
+    template <int T, int FIRST>
+    static void pass(const uint8_t* w, const uint8_t* end, Fetch soon, const uint8_t* const* rows,
+                     size_t at, float* out) {
+        const uint8_t* x[T];
+        UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
+        for (; w < end; at += Bytes::BYTES) {
+            move_on(out);
+            vi dot[T][PASS_VECTORS];
+            UNROLL for (int t = 0; t < T; t++)
+                UNROLL for (int v = 0; v < PASS_VECTORS; v++)
+                    dot[t][v] = splat(load<int32_t>(x[t] + at + Bytes::EXTRA));
+            const uint8_t* last = std::min(w + BLOCK * TILE, end);
+            UNROLL_QUADS for (size_t q = at; w < last; w += QUAD_BYTES, q += Bytes::QUAD) {
+                soon.next();
+                Bytes weights[PASS_VECTORS];
+                UNROLL for (int v = 0; v < PASS_VECTORS; v++)
+                    weights[v] = Bytes(load<vu>(w + sizeof(vu) * (FIRST + v)));
+                UNROLL for (int t = 0; t < T; t++)
+                    UNROLL for (int v = 0; v < PASS_VECTORS; v++)
+                        dot[t][v] = weights[v].times(x[t] + q, dot[t][v]);
+            }
+            UNROLL for (int t = 0; t < T; t++) {
+                const vf scale = splat(load<float>(x[t] + at + Bytes::SCALE));
+                UNROLL for (int v = 0; v < PASS_VECTORS; v++) {
+                    float* to = out + t * TILE + (FIRST + v) * W;
+                    store(to, fma(to_float(dot[t][v]), scale, load<vf>(to)));
+                }
+            }
+        }
+    }
+#endif
+
+    template <int T>
+    static void many(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
+                     const uint8_t* const* rows, float* __restrict out) {
+        const size_t bytes = (size_t)TILE * padded(inputs, STEP);
+        prefetch_lines<4 * TILE>(soon + bytes);
+        in_passes<Kernel, T>(tile, soon, bytes, rows, out);
+        UNROLL for (int v = 0; v < VECTORS; v++) {
+            const vf scales = load<vf>(tile + bytes + sizeof(vf) * v);
+            for (float* to = out + v * W; to < out + T * TILE; to += TILE) store(to, load<vf>(to) * scales);
+        }
+    }
+
     template <int T>
     static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
                         const uint8_t* const* rows, float* __restrict out) {
+        if constexpr (T > INTEGERS_AT_ONCE) return many<T>(tile, soon, inputs, rows, out);
         const ptrdiff_t ahead = soon - tile;
         const int n = padded(inputs, STEP);
         const uint8_t* x[T];

@@ -9,8 +9,9 @@
 
 namespace fastslow {
 
-// Most rows of a product. AVX-512 has 32 registers: 24 sums, 2 weights, an input. Others have 16.
-#if defined(FASTSLOW_AVX512)
+// Most rows of a product. AVX-512 has 32 registers: 24 sums, 2 weights, an input. Others have 16, and
+// AVX2 takes many rows in passes.
+#if defined(FASTSLOW_AVX512) || defined(FASTSLOW_PASSES)
 constexpr int ROWS = 12;
 #else
 constexpr int ROWS = 3;

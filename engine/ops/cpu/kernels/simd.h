@@ -25,6 +25,18 @@ constexpr int W = 8;
 constexpr int W = 4;
 #endif
 
+// Dot products of bytes.
+#if defined(FASTSLOW_AVX512) && defined(__AVX512VNNI__)
+#define FASTSLOW_VNNI 1
+#elif defined(FASTSLOW_AVX2) && defined(__AVXVNNI__)
+#define FASTSLOW_VNNI 1
+#endif
+
+// Products of many rows take them in passes, see passes.h.
+#if defined(FASTSLOW_AVX2) && !defined(FASTSLOW_VNNI)
+#define FASTSLOW_PASSES 1
+#endif
+
 typedef float vf __attribute__((vector_size(4 * W)));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef uint32_t vu __attribute__((vector_size(4 * W)));
