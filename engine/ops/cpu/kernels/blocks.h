@@ -126,6 +126,10 @@ static inline float step_of(float largest) { return largest <= 1e-36f ? 0.0f : l
 static inline int32_t sum(vi v) {
 #if defined(FASTSLOW_AVX512)
     return _mm512_reduce_add_epi32((__m512i)v);
+#elif defined(FASTSLOW_AVX2)
+    __m128i some = _mm_add_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    some = _mm_add_epi32(some, _mm_unpackhi_epi64(some, some));
+    return _mm_cvtsi128_si32(some) + _mm_extract_epi32(some, 1);
 #else
     int32_t total = 0;
     for (int i = 0; i < W; i++) total += v[i];
@@ -136,6 +140,10 @@ static inline int32_t sum(vi v) {
 static inline int32_t largest(vi v) {
 #if defined(FASTSLOW_AVX512)
     return _mm512_reduce_max_epi32((__m512i)v);
+#elif defined(FASTSLOW_AVX2)
+    __m128i some = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    some = _mm_max_epi32(some, _mm_unpackhi_epi64(some, some));
+    return _mm_cvtsi128_si32(_mm_max_epi32(some, _mm_shuffle_epi32(some, 1)));
 #else
     int32_t top = v[0];
     for (int i = 1; i < W; i++) top = v[i] > top ? v[i] : top;
@@ -157,12 +165,18 @@ static inline void store_bytes(uint8_t* to, vi number) {
 
 // W numbers as pairs of 16 bits, (0, 2) and (1, 3) of each quad.
 static inline void store_pairs(uint8_t* to, vi number) {
+#if defined(FASTSLOW_AVX2)
+    const __m256i upper = _mm256_slli_epi32(_mm256_unpackhi_epi64((__m256i)number, (__m256i)number), 16);
+    const __m256i pairs = _mm256_blend_epi16((__m256i)number, upper, 0xaa);
+    store(to, _mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08)));
+#else
     const uint64_t low = 0x0000ffff0000ffff;
     int32_t lane[W];
     store(lane, number);
     for (int i = 0; i < W; i += 4)
         store(to + 2 * i,
               (load<uint64_t>(lane + i) & low) | (load<uint64_t>(lane + i + 2) & low) << 16);
+#endif
 }
 
 // Write the quads and the scale of a block B; returns the sum of its numbers.
