@@ -123,11 +123,15 @@ void weigh_shared(const Chunk<T>& c, const KeyBlock& block, const int* seen, Scr
                     const int done = both * LANES;
                     if (both) Inner<T>::template weigh_all<n()>(tiles, done, dim, mass + i, from, out + i, soon);
                     if (both == count) return;
-                    for (int j = i; j < i + n(); j++) {
+                    for (int j = i; j < i + n();) {
+                        int alike = 1;  // see the same keys
+                        while (j + alike < i + n() && seen[j + alike] == seen[j]) alike++;
                         const int real = std::min(seen[j] - from, count * LANES);
-                        if (real > done)
-                            Inner<T>::template weigh_all<1>(tiles + both, real - done, dim, mass + j, from + done, out + j,
-                                            soon + both);
+                        j += few<n()>(alike, [&](auto m) {
+                            if (real > done)
+                                Inner<T>::template weigh_all<m()>(tiles + both, real - done, dim, mass + j,
+                                                                  from + done, out + j, soon + both);
+                        });
                     }
                 });
         }

@@ -17,7 +17,7 @@
 namespace fastslow {
 
 constexpr int NV = LANES / W;
-constexpr int TOGETHER = W == 4 ? 1 : W == 8 ? 2 : 4;  // queries whose sums fit the registers
+constexpr int TOGETHER = W == 4 ? 1 : 4;  // queries whose sums fit the registers
 
 // What words of keys and values are multiplied by.
 template <class T> struct Words;
@@ -28,6 +28,9 @@ template <> struct Words<float> {
     static vf kept(vf mass) { return mass; }
     static void keep(Scalar* to, int k, vf x) { store(to + k, x); }
     static void keep(Scalar* to, int k, float x) { to[k] = x; }
+    static constexpr int PARTS = 1;
+    static vf part(vu words, int) { return (vf)words; }
+    static float part(float by, int) { return by; }
 };
 
 // Where there are bfloat16 dots, queries and masses are rounded to it, too.
@@ -55,6 +58,9 @@ template <> struct Words<uint16_t> {
     static vf kept(vf mass) { return mass; }
     static void keep(Scalar* to, int k, vf x) { store((float*)to + k, x); }
     static void keep(Scalar* to, int k, float x) { ((float*)to)[k] = x; }
+    static constexpr int PARTS = 2;
+    static vf part(vu words, int p) { return (vf)(p ? words & splat(0xffff0000u) : words << 16); }
+    static float part(Scalar by, int p) { return p ? by.high : by.low; }
 };
 #endif
 
@@ -68,35 +74,62 @@ template <int N, class Work> int few(int count, Work work) {
     return N;
 }
 
-// N queries times a tile of keys; two sums per query, by even and odd words. `soon` is a tile that
-// a later call reads: fetches are spread over the work, since a burst of them would stall it, and go
-// to L2: into L1 they took a quarter longer after 8,000 tokens, and without any, scattered pages did.
+// Adds C vectors of words, of which the bits `real` count, times word w of N rows of scalars.
+template <class T, int N, int C>
+inline void add_words(vf (&sums)[N][C], const uint32_t* words, const Scalar<T>* const* by, int w,
+                      uint32_t real = 0xffffffffu) {
+#if defined(FASTSLOW_AVX2)
+    // Two vectors' parts and one scalar at a time, loaded anew: compilers hold more where they may, and
+    // sums leave the sixteen registers.
+    constexpr int SPAN = C % 2 ? 1 : 2;
+    UNROLL for (int c = 0; c < C; c += SPAN) UNROLL for (int p = 0; p < Words<T>::PARTS; p++) {
+        vf part[SPAN];
+        UNROLL for (int v = 0; v < SPAN; v++)
+            part[v] = Words<T>::part(load<vu>(words + (c + v) * W) & splat(real), p);
+        UNROLL for (int i = 0; i < N; i++) {
+            const vf times = splat(Words<T>::part(by[i][w], p));
+            UNROLL for (int v = 0; v < SPAN; v++) sums[i][c + v] = fma(part[v], times, sums[i][c + v]);
+        }
+        if (N > 2) asm volatile("" ::: "memory");  // no load is moved past this
+    }
+#else
+    UNROLL for (int c = 0; c < C; c++) {
+        const vu word = load<vu>(words + c * W) & splat(real);
+        UNROLL for (int i = 0; i < N; i++) sums[i][c] = Words<T>::add(sums[i][c], word, by[i][w]);
+    }
+#endif
+}
+
+// N queries times a tile of keys; two sums per query, by even and odd words: one after the other where
+// the registers are too few for both. `soon` is a tile that a later call reads: fetches are spread over
+// the work, since a burst of them would stall it, and go to L2: into L1 they took a quarter longer after
+// 8,000 tokens, and without any, scattered pages did.
 template <class T, int N>
 void score(const T* keys, int dim, const Scalar<T>* const* q, float* const* out, const char* soon) {
-    vf sums[N][2][NV];
-    UNROLL for (int i = 0; i < N; i++) UNROLL for (int h = 0; h < 2; h++)
-        UNROLL for (int v = 0; v < NV; v++) sums[i][h][v] = vf{};
+    constexpr int HALVES = W == 8 && N > 2 ? 1 : 2;
     const Scalar<T>* query[N];
     UNROLL for (int i = 0; i < N; i++) query[i] = q[i];
     const uint32_t* word = (const uint32_t*)keys;
     const int words = dim / Tile<T>::PACK;
-    int w = 0;
-    for (; w + 2 <= words; w += 2) {
-        prefetch_to_l2(soon + (size_t)w * 64);
-        prefetch_to_l2(soon + (size_t)w * 64 + 64);
-        UNROLL for (int h = 0; h < 2; h++) UNROLL for (int v = 0; v < NV; v++) {
-            vu key = load<vu>(word + (w + h) * LANES + v * W);
-            UNROLL for (int i = 0; i < N; i++)
-                sums[i][h][v] = Words<T>::add(sums[i][h][v], key, query[i][w + h]);
+    UNROLL for (int first = 0; first < 2; first += HALVES) {
+        vf sums[HALVES][N][NV];
+        UNROLL for (int h = 0; h < HALVES; h++) UNROLL for (int i = 0; i < N; i++)
+            UNROLL for (int v = 0; v < NV; v++) sums[h][i][v] = vf{};
+        int w = first;
+        for (; w + HALVES <= words; w += 2) {
+            const size_t line = HALVES == 2 ? w : (first * words + w) / 2;  // all of them, in order
+            UNROLL for (int h = 0; h < HALVES; h++) prefetch_to_l2(soon + (line + h) * 64);
+            UNROLL for (int h = 0; h < HALVES; h++)
+                add_words<T>(sums[h], word + (w + h) * LANES, query, w + h);
+        }
+        if (HALVES == 2 && w < words) add_words<T>(sums[0], word + w * LANES, query, w);
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < NV; v++) {
+            float* to = out[i] + v * W;
+            if (HALVES == 2) store(to, sums[0][i][v] + sums[HALVES - 1][i][v]);
+            else store(to, first ? load<vf>(to) + sums[0][i][v] : sums[0][i][v]);
         }
     }
-    if (w < words)
-        UNROLL for (int v = 0; v < NV; v++) UNROLL for (int i = 0; i < N; i++)
-            sums[i][0][v] = Words<T>::add(sums[i][0][v], load<vu>(word + w * LANES + v * W), query[i][w]);
-    UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < NV; v++)
-        store(out[i] + v * W, sums[i][0][v] + sums[i][1][v]);
 }
-
 
 // Turns scores to masses e^(score - max) in their place, as the values' scalars: the first `count`
 // are real, the rest of the last tile get 0. Returns the max and the sum.
@@ -131,25 +164,20 @@ void weigh(const T* const* tiles, int count, int dim, int d, const Scalar<T>* co
     vf sums[N][C];
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int c = 0; c < C; c++)
         sums[i][c] = load<vf>(out[i] + d + c * W);
-    auto add = [&](const uint32_t* words, int w, uint32_t real) {
-        UNROLL for (int c = 0; c < C; c++) {
-            vu value = load<vu>(words + c * W) & splat(real);
-            UNROLL for (int i = 0; i < N; i++) sums[i][c] = Words<T>::add(sums[i][c], value, mass[i][w]);
-        }
-    };
     int t = 0;
     for (; (t + 1) * LANES <= count; t++) {
         const uint32_t* words = (const uint32_t*)tiles[t] + d;
-        const char* later = soon[t] + d * 4;
-        for (int w = 0; w < WORDS; w++, words += dim, later += dim * 4) {
+        // narrow vectors' lines lie apart: all of the tile's in their order are faster
+        const char* later = soon[t] + d * 4 * (W == 8 ? WORDS : 1);
+        for (int w = 0; w < WORDS; w++, words += dim, later += W == 8 ? C * W * 4 : dim * 4) {
             for (int line = 0; line < C * W * 4; line += 64) prefetch_to_l2(later + line);
-            add(words, t * WORDS + w, 0xffffffffu);
+            add_words<T>(sums, words, mass, t * WORDS + w);
         }
     }
     // a word's half past the end may hold anything, and 0 times a NaN would be one
     for (int k = t * LANES; k < count; k += Tile<T>::PACK)
-        add((const uint32_t*)tiles[t] + (size_t)(k - t * LANES) / Tile<T>::PACK * dim + d, k / Tile<T>::PACK,
-            k + Tile<T>::PACK > count ? 0x0000ffffu : 0xffffffffu);
+        add_words<T>(sums, (const uint32_t*)tiles[t] + (size_t)(k - t * LANES) / Tile<T>::PACK * dim + d,
+                     mass, k / Tile<T>::PACK, k + Tile<T>::PACK > count ? 0x0000ffffu : 0xffffffffu);
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int c = 0; c < C; c++)
         store(out[i] + d + c * W, sums[i][c]);
 }
@@ -187,8 +215,9 @@ template <class T> struct Inner {
     template <int N>
     static void weigh_all(const T* const* tiles, int count, int dim, const Mass* const* mass, int from,
                           float* const* out, const char* const* soon) {
+        constexpr int C = W != 8 ? 4 : N == 1 ? 8 : N == 2 ? 4 : 2;
         int d = 0;
-        for (; d + 4 * W <= dim; d += 4 * W) weigh<T, N, 4>(tiles, count, dim, d, mass, from, out, soon);
+        for (; d + C * W <= dim; d += C * W) weigh<T, N, C>(tiles, count, dim, d, mass, from, out, soon);
         for (; d < dim; d += W) weigh<T, N, 1>(tiles, count, dim, d, mass, from, out, soon);
     }
 
