@@ -33,7 +33,7 @@ constexpr int W = 4;
 #endif
 
 // Products of many rows take them in passes, see passes.h.
-#if defined(FASTSLOW_AVX2) && !defined(FASTSLOW_VNNI)
+#if defined(FASTSLOW_AVX2)
 #define FASTSLOW_PASSES 1
 #endif
 
