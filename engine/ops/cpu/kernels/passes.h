@@ -16,8 +16,8 @@ constexpr int FLOATS_AT_ONCE = 2, INTEGERS_AT_ONCE = 3;  // rows that need no pa
 #else
 constexpr int FLOATS_AT_ONCE = ROWS, INTEGERS_AT_ONCE = ROWS;
 #endif
-constexpr int PASS_VECTORS = VECTORS / 2;
-constexpr int TURN = 4 * TILE;   // bytes of weights that a turn of a pass is about
+constexpr int PASS_VECTORS = VECTORS / 2;  // of outputs
+constexpr int TURN = 4 * TILE;             // bytes of weights that a turn of a pass is about
 
 // What passes ask for: each a share of what is read next, line after line as memory likes it.
 struct Fetch {
