@@ -7,6 +7,7 @@ by its own largest value, and whole numbers add up alike in any order.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,9 @@ import torch.nn.functional as F
 from loguru import logger
 from torch import Tensor
 
+STEPS = 127  # of int8, which stand for the largest weight of a row
 MIDDLE = 128  # of uint8, which stands for 0
+SMALL = 64  # the same with inputs of 7 bits
 TINY = 1e-12
 OPS = torch.ops.onednn
 
@@ -34,14 +37,15 @@ def linear_for(matrices: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor
         kept = {name: matrix.float() for name, matrix in matrices.items()}
         return lambda name, x: F.linear(x, kept[name])
     packed = {name: _pack(matrix.float()) for name, matrix in matrices.items()}
+    middle = SMALL if overflows() else MIDDLE
 
     def product(name: str, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
         size = rows.abs().amax(-1, keepdim=True).clamp_min_(TINY)
-        levels = (rows * ((MIDDLE - 1) / size)).round_().add_(MIDDLE).to(torch.uint8)
+        levels = (rows * ((middle - 1) / size)).round_().add_(middle).to(torch.uint8)
         m = packed[name]
         out: Tensor = OPS.qlinear_pointwise(
-            levels, 1 / (MIDDLE - 1), MIDDLE, m.weight, m.scale, m.zero,
+            levels, 1 / (middle - 1), middle, m.weight, m.scale, m.zero,
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return out.mul_(size).view(*x.shape[:-1], -1)
@@ -49,8 +53,23 @@ def linear_for(matrices: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor
     return product
 
 
+@cache
+def overflows() -> bool:
+    """Whether these products add pairs in 16 bits, which two large inputs overflow: oneDNN does so on
+    chips without dot products of bytes (its documentation: "Nuances of int8 computations")."""
+    ones = _pack(torch.ones(16, 64))
+    out: Tensor = OPS.qlinear_pointwise(
+        torch.full((1, 64), 255, dtype=torch.uint8), 1.0, MIDDLE, ones.weight, ones.scale, ones.zero,
+        None, 1.0, 0, torch.float32, "none", [], "",
+    )  # fmt: skip
+    found = abs(float(out[0, 0]) - 64 * (255 - MIDDLE)) > 1
+    if found:
+        logger.info("the draft head takes inputs of 7 bits: int8 products overflow on this chip")
+    return found
+
+
 def _pack(matrix: Tensor) -> Packed:
-    scale = matrix.abs().amax(-1).clamp_min(TINY) / (MIDDLE - 1)
+    scale = matrix.abs().amax(-1).clamp_min(TINY) / STEPS
     levels = (matrix / scale[:, None]).round().to(torch.int8)
     return Packed(
         OPS.qlinear_prepack(levels, None), scale, torch.zeros(len(matrix), dtype=torch.int32)
