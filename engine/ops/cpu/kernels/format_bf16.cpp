@@ -14,57 +14,39 @@ constexpr int MOST = 10;  // with more rows compilers spill sums, and two produc
 constexpr int MOST = ROWS;
 #endif
 
+// Pairs of weights, for a vector of outputs.
 #if defined(FASTSLOW_AVX512) && defined(__AVX512BF16__)
 constexpr int INPUT = 2;  // bytes of a prepared input
-constexpr int PARTS = 1;  // products of a pair
 
-static inline vf times(vu pair, const uint8_t* x, int, vf sum) {
-    const vu inputs = splat(load<uint32_t>(x));
-    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pair, (__m512bh)inputs);
-}
+struct Pairs {
+    static constexpr int PARTS = 1;  // products of a pair
+
+    static vf times(vu pair, const uint8_t* x, int, vf sum) {
+        const vu inputs = splat(load<uint32_t>(x));
+        return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pair, (__m512bh)inputs);
+    }
+};
 static inline void put(uint8_t* at, vf x) { store(at, narrow(x)); }
 
 #else
 constexpr int INPUT = 4;
-constexpr int PARTS = 2;  // the pair's first, then its second
 
-static inline vf half(vu pair, int part) { return (vf)(part ? pair & 0xffff0000u : pair << 16); }
+struct Pairs {
+    static constexpr int PARTS = 2;  // the pair's first, then its second
 
-static inline vf times(vu pair, const uint8_t* x, int part, vf sum) {
-    return fma(half(pair, part), splat(load<float>(x + INPUT * part)), sum);
-}
+    static vf half(vu pair, int part) { return (vf)(part ? pair & 0xffff0000u : pair << 16); }
+    static vf part(const uint8_t* at, int part) { return half(load<vu>(at), part); }
+    static vf times(vu pair, const uint8_t* x, int part, vf sum) {
+        return fma(half(pair, part), splat(load<float>(x + INPUT * part)), sum);
+    }
+};
 // A NaN stays as it is: rounding its bits up could make it a number.
 static inline void put(uint8_t* at, vf x) { store(at, x == x ? widen(narrow(x)) : x); }
 #endif
 
 size_t tile_bytes(int inputs) { return 2 * (size_t)TILE * padded(inputs, STEP); }
 
-struct Kernel {
-#if defined(FASTSLOW_PASSES)
-    static constexpr int PASS_ROWS = 6;  // 12 sums, 2 weights, an input
-    static constexpr size_t STRETCH = 64 * TURN, STRETCH_INPUTS = 64 * 2 * INPUT;
-
-    // A part of all pairs at a time, so that weights take few registers.
-    template <int T, int FIRST>
-    static void pass(const uint8_t* w, const uint8_t* end, Fetch soon, const uint8_t* const* rows,
-                     size_t k, float* __restrict out) {
-        const uint8_t* x[T];
-        UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
-        Sums<T> sums(out + FIRST * W);
-        for (; w < end; w += TURN, k += 2 * INPUT) {
-            soon.next();
-            UNROLL for (int part = 0; part < PARTS; part++) {
-                vf weights[PASS_VECTORS];
-                UNROLL for (int v = 0; v < PASS_VECTORS; v++)
-                    weights[v] = half(load<vu>(w + sizeof(vu) * (FIRST + v)), part);
-                UNROLL for (int t = 0; t < T; t++)
-                    sums.add(t, weights, load<float>(x[t] + k + INPUT * part));
-            }
-        }
-        sums.keep(out + FIRST * W);
-    }
-#endif
-
+struct Kernel : FloatPasses<Pairs> {
     template <int T>
     static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
                         const uint8_t* const* rows, float* __restrict out) {
@@ -82,9 +64,9 @@ struct Kernel {
                 prefetch_lines<ONCE * sizeof(vf)>(w + ahead);
                 UNROLL for (int v = 0; v < ONCE; v++) {
                     const vu pair = load<vu>(w + sizeof(vu) * v);
-                    UNROLL for (int part = 0; part < PARTS; part++)
+                    UNROLL for (int part = 0; part < Pairs::PARTS; part++)
                         UNROLL for (int t = 0; t < T; t++)
-                            sum[t][v] = times(pair, x[t] + k, part, sum[t][v]);
+                            sum[t][v] = Pairs::times(pair, x[t] + k, part, sum[t][v]);
                 }
             }
             UNROLL for (int t = 0; t < T; t++)

@@ -10,27 +10,12 @@ constexpr int STEP = 16;
 
 size_t tile_bytes(int inputs) { return 4 * (size_t)TILE * padded(inputs, STEP); }
 
-struct Kernel {
-#if defined(FASTSLOW_PASSES)
-    static constexpr int PASS_ROWS = 6;  // 12 sums, 2 weights, an input
-    static constexpr size_t STRETCH = 64 * TURN, STRETCH_INPUTS = 64 * sizeof(float);
+struct Floats {
+    static constexpr int PARTS = 1;
+    static vf part(const uint8_t* at, int) { return load<vf>(at); }
+};
 
-    template <int T, int FIRST>
-    static void pass(const uint8_t* w, const uint8_t* end, Fetch soon, const uint8_t* const* rows,
-                     size_t k, float* __restrict out) {
-        const uint8_t* x[T];
-        UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
-        Sums<T> sums(out + FIRST * W);
-        for (; w < end; w += TURN, k += 4) {
-            soon.next();
-            vf weights[PASS_VECTORS];
-            UNROLL for (int v = 0; v < PASS_VECTORS; v++) weights[v] = load<vf>(w + sizeof(vf) * (FIRST + v));
-            UNROLL for (int t = 0; t < T; t++) sums.add(t, weights, load<float>(x[t] + k));
-        }
-        sums.keep(out + FIRST * W);
-    }
-#endif
-
+struct Kernel : FloatPasses<Floats> {
     template <int T>
     static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
                         const uint8_t* const* rows, float* __restrict out) {

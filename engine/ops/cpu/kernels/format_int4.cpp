@@ -41,7 +41,7 @@ size_t tile_bytes(int inputs) {
 }
 
 struct Kernel {
-#if defined(FASTSLOW_PASSES)
+#if defined(FASTSLOW_AVX2)
     static constexpr int PASS_ROWS = 4;  // 8 dots, 2 vectors of weights in halves, inputs
     static constexpr size_t STRETCH = 8 * GROUP, STRETCH_INPUTS = 8 * Nibbles::BYTES;
 

@@ -47,7 +47,7 @@ struct Kernel {
         }
     }
 
-#if defined(FASTSLOW_PASSES)
+#if defined(FASTSLOW_AVX2)
     static constexpr int PASS_ROWS = 4;  // 8 dots, 2 weights in halves, a quad of inputs
     static constexpr size_t STRETCH = 8 * BLOCK * TILE, STRETCH_INPUTS = 8 * Bytes::BYTES;
 

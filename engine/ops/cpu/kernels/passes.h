@@ -11,7 +11,7 @@
 
 namespace fastslow {
 
-#if defined(FASTSLOW_PASSES)
+#if defined(FASTSLOW_AVX2)
 constexpr int FLOATS_AT_ONCE = 2, INTEGERS_AT_ONCE = 3;  // rows that need no passes
 #else
 constexpr int FLOATS_AT_ONCE = ROWS, INTEGERS_AT_ONCE = ROWS;
@@ -44,6 +44,34 @@ template <int T> struct Sums {
     INLINE void keep(float* out) const {
         UNROLL for (int t = 0; t < T; t++)
             UNROLL for (int v = 0; v < PASS_VECTORS; v++) store(out + t * TILE + v * W, sum[t][v]);
+    }
+};
+
+// Passes of a format whose rows are floats. A turn takes PARTS inputs, whose weights lie together:
+// Weights::part(at, p) is those of input p, for a vector of outputs. One part of all vectors at a time, so
+// that weights take few registers.
+template <class Weights> struct FloatPasses {
+    static constexpr int PASS_ROWS = 6;  // 12 sums, 2 weights, an input
+    static constexpr int ROW_TURN = Weights::PARTS * sizeof(float);
+    static constexpr size_t STRETCH = 64 * TURN, STRETCH_INPUTS = 64 * ROW_TURN;
+
+    template <int T, int FIRST>
+    static void pass(const uint8_t* w, const uint8_t* end, Fetch soon, const uint8_t* const* rows,
+                     size_t k, float* __restrict out) {
+        const uint8_t* x[T];
+        UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
+        Sums<T> sums(out + FIRST * W);
+        for (; w < end; w += TURN, k += ROW_TURN) {
+            soon.next();
+            UNROLL for (int part = 0; part < Weights::PARTS; part++) {
+                vf weights[PASS_VECTORS];
+                UNROLL for (int v = 0; v < PASS_VECTORS; v++)
+                    weights[v] = Weights::part(w + sizeof(vf) * (FIRST + v), part);
+                UNROLL for (int t = 0; t < T; t++)
+                    sums.add(t, weights, load<float>(x[t] + k + sizeof(float) * part));
+            }
+        }
+        sums.keep(out + FIRST * W);
     }
 };
 

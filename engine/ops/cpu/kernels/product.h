@@ -10,8 +10,8 @@
 namespace fastslow {
 
 // Most rows of a product. AVX-512 has 32 registers: 24 sums, 2 weights, an input. Others have 16, and
-// AVX2 takes many rows in passes.
-#if defined(FASTSLOW_AVX512) || defined(FASTSLOW_PASSES)
+// AVX2 takes many rows in passes, see passes.h.
+#if defined(FASTSLOW_AVX512) || defined(FASTSLOW_AVX2)
 constexpr int ROWS = 12;
 #else
 constexpr int ROWS = 3;

@@ -32,11 +32,6 @@ constexpr int W = 4;
 #define FASTSLOW_VNNI 1
 #endif
 
-// Products of many rows take them in passes, see passes.h.
-#if defined(FASTSLOW_AVX2)
-#define FASTSLOW_PASSES 1
-#endif
-
 typedef float vf __attribute__((vector_size(4 * W)));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef uint32_t vu __attribute__((vector_size(4 * W)));
