@@ -12,6 +12,7 @@ from engine_tools import write_kin
 from head_tools import exact_layer, tiny_head, tiny_weights, write_head
 from safetensors.torch import save_file
 
+from fastslow.draft.head import matrices
 from fastslow.draft.head.config import HeadConfig
 from fastslow.draft.head.context import Context
 from fastslow.draft.head.head import Head, read_head
@@ -168,7 +169,11 @@ def test_trees_keep_the_likeliest_paths(exact: Head) -> None:
     assert grow_trees(exact, [], 2, 2) == []
 
 
-def test_a_row_is_multiplied_alike_in_any_batch() -> None:
+@pytest.mark.parametrize("few", [True, False])
+def test_a_row_is_multiplied_alike_in_any_batch(monkeypatch: pytest.MonkeyPatch, few: bool) -> None:
+    """few: as on a chip whose products overflow; else as on this one."""
+    if few:
+        monkeypatch.setattr(matrices, "overflows", lambda: True)
     random = torch.Generator().manual_seed(0)
     matrix = torch.randn(48, 32, generator=random)
     product = linear_for({"m": matrix})
@@ -178,6 +183,12 @@ def test_a_row_is_multiplied_alike_in_any_batch() -> None:
     right = x @ matrix.T
     error = (whole - right).norm(dim=-1) / right.norm(dim=-1).clamp_min(1e-9)
     assert error.max() < 0.03 and not whole[3].any()
+
+
+def test_sums_of_large_numbers_are_whole() -> None:
+    """Pairs of the largest inputs and weights: what 16 bits do not hold."""
+    product = linear_for({"m": torch.ones(48, 64)})
+    assert torch.allclose(product("m", torch.ones(2, 64)), torch.tensor(64.0), rtol=1e-3)
 
 
 def test_files_are_read_back_and_bad_ones_refused(target: Path, tmp_path: Path) -> None:

@@ -303,7 +303,13 @@ def test_who_has_ended_hears_of_it_when_a_drafter_fails_to_let_go(
             raise RuntimeError("the drafter is gone")
 
         monkeypatch.setattr(llm._core.drafter, "release", fail)
-        assert llm.generate("The quick", TEN).token_ids == fine
+        heard: list[list[int]] = []
+        asking = threading.Thread(
+            target=lambda: heard.append(llm.generate("The quick", TEN).token_ids), daemon=True
+        )
+        asking.start()
+        asking.join(60)  # who never hears would wait for ever
+        assert heard == [fine]
         assert llm.generate("The quick", TEN).token_ids == fine and settled(llm)
 
 

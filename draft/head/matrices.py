@@ -17,7 +17,7 @@ from torch import Tensor
 
 STEPS = 127  # of int8, which stand for the largest weight of a row
 MIDDLE = 128  # of uint8, which stands for 0
-SMALL = 64  # the same with inputs of 7 bits
+MIDDLE_OF_7_BITS = 64
 TINY = 1e-12
 OPS = torch.ops.onednn
 
@@ -37,17 +37,13 @@ def linear_for(matrices: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor
         kept = {name: matrix.float() for name, matrix in matrices.items()}
         return lambda name, x: F.linear(x, kept[name])
     packed = {name: _pack(matrix.float()) for name, matrix in matrices.items()}
-    middle = SMALL if overflows() else MIDDLE
+    middle = MIDDLE_OF_7_BITS if overflows() else MIDDLE
 
     def product(name: str, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
         size = rows.abs().amax(-1, keepdim=True).clamp_min_(TINY)
         levels = (rows * ((middle - 1) / size)).round_().add_(middle).to(torch.uint8)
-        m = packed[name]
-        out: Tensor = OPS.qlinear_pointwise(
-            levels, 1 / (middle - 1), middle, m.weight, m.scale, m.zero,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
+        out = _multiply(levels, 1 / (middle - 1), middle, packed[name])
         return out.mul_(size).view(*x.shape[:-1], -1)
 
     return product
@@ -57,15 +53,21 @@ def linear_for(matrices: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor
 def overflows() -> bool:
     """Whether these products add pairs in 16 bits, which two large inputs overflow: oneDNN does so on
     chips without dot products of bytes (its documentation: "Nuances of int8 computations")."""
-    ones = _pack(torch.ones(16, 64))
-    out: Tensor = OPS.qlinear_pointwise(
-        torch.full((1, 64), 255, dtype=torch.uint8), 1.0, MIDDLE, ones.weight, ones.scale, ones.zero,
-        None, 1.0, 0, torch.float32, "none", [], "",
-    )  # fmt: skip
+    largest = torch.full((1, 64), 255, dtype=torch.uint8)
+    out = _multiply(largest, 1.0, MIDDLE, _pack(torch.ones(16, 64)))
     found = abs(float(out[0, 0]) - 64 * (255 - MIDDLE)) > 1
     if found:
         logger.info("the draft head takes inputs of 7 bits: int8 products overflow on this chip")
     return found
+
+
+def _multiply(levels: Tensor, step: float, middle: int, m: Packed) -> Tensor:
+    """Inputs `step` * (levels - middle), uint8 [t, m], times a matrix: f32 [t, n]."""
+    out: Tensor = OPS.qlinear_pointwise(
+        levels, step, middle, m.weight, m.scale, m.zero,
+        None, 1.0, 0, torch.float32, "none", [], "",
+    )  # fmt: skip
+    return out
 
 
 def _pack(matrix: Tensor) -> Packed:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from loguru import logger
 
-SHAPE = (512, 512, 2048)
+SHAPE = (256, 512, 1024)
 TRIALS = 3
 
 
@@ -18,7 +18,7 @@ def faster_dtype() -> torch.dtype:
     """bfloat16 where its products take no longer than those of float32, else float32.
 
     Chips without instructions for bfloat16 take several times as long with it, and torch does not
-    tell which those are, so both are timed (some 50 ms, once).
+    tell which those are, so both are timed (some tenths of a second, once).
     """
     plain, short = (_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
     chosen = torch.bfloat16 if short <= plain else torch.float32
