@@ -1,15 +1,17 @@
-"""Several drafters, of which the one that promises most speaks, per request and step."""
+"""Several drafters, each asked where it pays, whose proposals are drafted side by side."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
 from fastslow.draft.columns import columns, show, union, wanted
 from fastslow.draft.gains import OLD_ALL, OLD_OWN, PATIENCE, Case, Known
+from fastslow.draft.graft import follow, graft
 from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict, Worth
 
 WAKING = 4  # steps before it is tried in which its features are gathered
@@ -19,25 +21,36 @@ DEAR = 0.4  # tokens that a row takes, above which only the first, cheapest draf
 FREE = Worth(1.0, 0.0)
 
 
+class _Said(NamedTuple):
+    """What one drafter proposed.
+
+    by: the drafter. total: tokens that it thinks will be accepted; rows: what its nodes take, in
+    tokens; promise: the one less the other, or what it usually brings where it gives no scores.
+    """
+
+    by: int
+    tree: Tree
+    total: float
+    rows: float
+    promise: float
+
+
 @dataclass(slots=True)
 class _Record:
     """What one request's drafters brought, case by case, and what was said in this step.
 
-    spoke: the drafter of the tree, or -1. said: tokens that it promises; promised: the same less its
-    rows; rows: what these take, in tokens.
+    promised: tokens, less what their rows take, of the proposal that promises most.
     """
 
     cases: dict[int, list[Known]] = field(default_factory=dict)
     known: list[Known] = field(default_factory=list)  # in this step's case
-    spoke: int = -1
-    said: float = 0.0
+    said: list[_Said] = field(default_factory=list)
     promised: float = 0.0
-    rows: float = 0.0
 
 
 @dataclass(slots=True)
 class Best:
-    """`Best([a, b])`: a speaks where its proposal promises at least what b would bring.
+    """`Best([a, b])`: b is asked, too, where it would bring more than a promises; both are drafted.
 
     The cheaper drafters come first. One is asked where what it has brought, less what those before
     it promise now, is worth its time and its rows. One that is worth it for no request is tried for
@@ -45,6 +58,9 @@ class Best:
     ever run, and its features are not gathered. A drafter's promise is the sum of its nodes' scores,
     corrected by how such promises were kept in this request, or what its proposals have brought
     where it gives no scores. No sampled token is looked at, beyond what scores may know.
+
+    Trees of chosen nodes with scores are grafted into one; of others the one that promises most is
+    drafted. Each drafter is judged by what its own tree held of what was accepted.
 
     Where rows are dear, as in large batches, the first drafter alone is asked: what others bring more
     makes the fast requests of a batch faster and every step slower.
@@ -78,16 +94,19 @@ class Best:
         case = self._case = self._cases.setdefault(bits, Case.of(len(self.drafters)))
         records = [self._record(request, bits) for request in batch]
         for record in records:
-            record.spoke, record.promised = -1, 0.0
+            record.said, record.promised = [], 0.0
         worth = FREE if self.worth is None else self.worth(batch)
         awake = []
         for i, drafter in enumerate(self.drafters):
             asked = self._asked(i, records, nodes, worth)
             if any(asked):
-                self._ask(i, batch, asked, worth, trees, records)
+                self._ask(i, batch, asked, worth, records)
             if case.trials[i].wait <= WAKING:
                 awake.append(drafter)
         self.features = union(awake)
+        for b, (record, most) in enumerate(zip(records, nodes)):
+            if record.said:
+                trees[b] = _drafted(record, most)
         return Draft.of(trees)
 
     def commit(
@@ -97,15 +116,15 @@ class Best:
             there = features is not None and set(drafter.features) <= set(self.features)
             own = columns(features, self.features, drafter.features) if there else None
             drafter.commit(batch, verdict, own)
-        for request, path in zip(batch, verdict.paths, strict=True):
+        for request, path, tokens in zip(batch, verdict.paths, verdict.tokens, strict=True):
             record = self._records.get(request.id)
-            if record is None or record.spoke < 0:
+            if record is None or not record.said:
                 continue
-            i, accepted = record.spoke, len(path)
-            gain = accepted - record.rows
-            record.known[i].learn(gain, accepted, record.said, OLD_OWN)
-            self._case.known[i].learn(gain, accepted, record.said, OLD_ALL)
-            record.spoke = -1
+            for by, tree, total, rows, _ in record.said:
+                held = follow(tree, tokens[: len(path)])
+                record.known[by].learn(held - rows, held, total, OLD_OWN)
+                self._case.known[by].learn(held - rows, held, total, OLD_ALL)
+            record.said = []
 
     def _asked(
         self, i: int, records: Sequence[_Record], nodes: Sequence[int], worth: Worth
@@ -139,7 +158,6 @@ class Best:
         batch: Sequence[RequestView],
         nodes: Sequence[int],
         worth: Worth,
-        trees: list[Tree],
         records: Sequence[_Record],
     ) -> None:
         started = self.clock()
@@ -154,16 +172,14 @@ class Best:
                 continue
             known = record.known[i]
             if tree.scores is None:
-                said, promise, rows = 0.0, known.gain, len(tree.tokens) * row
+                total, promise, rows = 0.0, known.gain, len(tree.tokens) * row
             else:
                 likely = [score * known.trust for score in tree.scores]
                 paying = [chance for chance in likely if chance > row]  # the others will be cut
-                said, rows = sum(paying), len(paying) * row
-                promise = said - rows
-            if record.spoke < 0 or promise > record.promised:
-                trees[b] = tree._replace(by=i)
-                record.spoke, record.said, record.rows = i, said, rows
-                record.promised = promise
+                total, rows = sum(paying), len(paying) * row
+                promise = total - rows
+            record.said.append(_Said(i, tree, total, rows, promise))
+            record.promised = max(record.promised, promise)
 
     def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
         """A prompt is shown once, and to look at it takes a drafter little: also one that sleeps, but
@@ -194,6 +210,19 @@ class Best:
             record.cases[bits] = list(known)
         record.known = record.cases[bits]
         return record
+
+
+def _drafted(record: _Record, nodes: int) -> Tree:
+    """The trees that can be grafted as one, or another that promises more than each of them."""
+    alike = [said for said in record.said if _alike(said.tree)]
+    best = max(record.said, key=lambda said: said.promise)
+    chosen = alike if best in alike else [best]
+    return graft([(said.by, said.tree) for said in chosen], nodes)
+
+
+def _alike(tree: Tree) -> bool:
+    """Whether a tree's nodes were chosen, and it says how likely each is."""
+    return tree.probs is None and tree.scores is not None
 
 
 def _dear(worth: Worth) -> bool:

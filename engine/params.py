@@ -113,7 +113,7 @@ class Speculation(Params):
     drafter: str = Field(
         default="auto",
         description="suffix, ngram, head, self, model or off; a+b: b where a is silent; a|b: "
-        "whichever promises more; auto = suffix, and the head where the model has one and it pays",
+        "each where it pays, side by side; auto = suffix|head where the model has a head, else suffix",
     )
     nodes: Annotated[StrictInt, Field(ge=0, le=64)] | None = Field(
         default=None,

@@ -31,14 +31,15 @@ class Tree(NamedTuple):
     the law each node was *sampled* from; None says that the nodes were chosen, not sampled.
     `scores`: how likely each node is to be accepted with all before it, in 0..1, as the drafter
     thinks; None: it does not say. Scores of sampled nodes must not depend on what was sampled.
-    `by`: of several drafters behind one name, the number of the one that made it.
+    `by`: of several drafters behind one name, who made each node: any number that tells the cases
+    apart in which nodes are to be judged by their like; None: there is one.
     """
 
     tokens: Sequence[int] = ()
     parents: Sequence[int] = ()
     probs: Floats | None = None
     scores: Sequence[float] | None = None
-    by: int = 0
+    by: Sequence[int] | None = None
 
     @classmethod
     def chain(cls, tokens: Sequence[int], probs: Floats | None = None) -> Tree:
@@ -55,7 +56,7 @@ class Tree(NamedTuple):
             [place[self.parents[i]] for i in nodes],
             None if self.probs is None else self.probs[list(nodes)],
             None if self.scores is None else [self.scores[i] for i in nodes],
-            self.by,
+            None if self.by is None else [self.by[i] for i in nodes],
         )
 
 

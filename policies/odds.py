@@ -73,15 +73,15 @@ class Leaning:
         for i, parent in enumerate(tree.parents):
             depths.append(depths[parent] + 1 if parent >= 0 else 1)
             before = chances[parent] if parent >= 0 else 1.0
-            chances.append(before * self.of(depths[i], _said(tree, i), tree.by))
+            chances.append(before * self.of(depths[i], _said(tree, i), _by(tree, i)))
         return chances
 
     def learn(self, tree: Tree, path: Sequence[int]) -> None:
         """A tree was verified, `path` of it accepted."""
-        by = tree.by
-        self._shifts[by] = self._shifts.get(by, 0.0) * FORGET
+        for by in set(tree.by or (0,)):
+            self._shifts[by] = self._shifts.get(by, 0.0) * FORGET
         for node, depth in _judged(tree, path):
-            said, accepted = _said(tree, node), node in path
+            by, said, accepted = _by(tree, node), _said(tree, node), node in path
             error = accepted - self.of(depth, said, by)
             self._shifts[by] = min(max(self._shifts[by] + STRIDE * error, -LEAN), LEAN)
             self._odds.learn(depth, said, accepted, by)
@@ -93,6 +93,10 @@ def _judged(tree: Tree, path: Sequence[int]) -> Iterator[tuple[int, int]]:
     for node, parent in enumerate(tree.parents):
         if parent in depth_of:
             yield node, depth_of[parent]
+
+
+def _by(tree: Tree, node: int) -> int:
+    return 0 if tree.by is None else tree.by[node]
 
 
 def _said(tree: Tree, node: int) -> float | None:

@@ -10,7 +10,6 @@ from abacus.batches import CLOSE, LENGTH, OPEN, Writer, pack
 from abacus.crew import Crew
 from abacus.folder import write_folder
 from abacus.moge import Decoder, Packed, Shape
-from abacus.muon import orthogonal
 from abacus.task import Task
 from abacus.trainer import Trainer
 from reference_model import ReferenceModel
@@ -127,10 +126,3 @@ def test_a_resumed_training_goes_on_as_if_nothing_had_been(tmp_path: Path, write
             assert torch.equal(other.model.state_dict()[name], tensor), name
         for name, tensor in whole.average.items():
             assert torch.equal(other.average[name], tensor), name
-
-
-def test_muon_turns_a_matrix_into_a_rotation_roughly() -> None:
-    torch.manual_seed(0)
-    for shape in ((2, 16, 48), (2, 48, 16), (1, 32, 32)):
-        values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
-        assert 0.5 < values.min() and values.max() < 1.4

@@ -1,4 +1,4 @@
-"""Of several drafters, the one that promises most speaks."""
+"""Of several drafters those are asked that pay, and what they say is drafted side by side."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,8 +44,13 @@ def view(number: int = 0) -> Any:
 def step(best: Best, accepted: int) -> list[int]:
     tree = best.propose([view()], [4]).tree(0)
     path = list(range(min(accepted, len(tree.tokens))))
-    best.commit([view()], Verdict([path], [[7] * (len(path) + 1)]), None)
+    best.commit([view()], Verdict([path], [said(tree, path)]), None)
     return list(tree.tokens)
+
+
+def said(tree: Tree, path: list[int]) -> list[int]:
+    """What a step gives: the accepted tokens, and one more."""
+    return [*(tree.tokens[node] for node in path), 7]
 
 
 class Watch:
@@ -122,7 +128,8 @@ def step_all(best: Best, count: int, accepted: int) -> list[list[int]]:
     views = [view(n) for n in range(count)]
     draft = best.propose(views, [4] * count)
     paths = [list(range(min(accepted, len(draft.tree(b).tokens)))) for b in range(count)]
-    best.commit(views, Verdict(paths, [[7] * (len(path) + 1) for path in paths]), None)
+    tokens = [said(draft.tree(b), path) for b, path in enumerate(paths)]
+    best.commit(views, Verdict(paths, tokens), None)
     return [list(draft.tree(b).tokens) for b in range(count)]
 
 
@@ -141,8 +148,8 @@ def test_who_is_worth_his_time_is_asked() -> None:
     watch = Watch()
     cheap, dear = Slow(UNSURE, watch, 0.001), Slow(CHAIN, watch, 0.5)
     best = Best([cheap, dear], lambda batch: Worth(1.0, 0.0), watch)
-    said = [step_all(best, 1, 2)[0] for _ in range(50)]
-    assert said[-1] == [8, 8] and dear.asked == 50
+    last = [step_all(best, 1, 2)[0] for _ in range(50)][-1]
+    assert last == [8, 8] and dear.asked == 50
 
 
 def test_rows_count_against_a_draft() -> None:
@@ -201,7 +208,7 @@ def test_a_new_request_begins_with_what_others_saw() -> None:
 def test_a_tree_says_who_made_it() -> None:
     best = Best([Says(Tree()), Says(CHAIN)])
     tree = best.propose([view()], [4]).tree(0)
-    assert tree.by == 1 and tree.only([0]).by == 1
+    assert tree.by == [2, 2] and tree.only([0]).by == [2]
 
 
 def test_where_rows_are_dear_only_the_first_is_asked() -> None:
@@ -215,3 +222,30 @@ def test_where_rows_are_dear_only_the_first_is_asked() -> None:
         asked[row] = dear.asked
         assert best.features == ((3,) if row < DEAR else ())
     assert asked[0.1] == 600 and asked[0.5] == 0
+
+
+def test_what_several_say_is_drafted_side_by_side() -> None:
+    """They agree on 5 and part after it; what they hold apart is judged apart."""
+    one = Tree([5, 6], [-1, 0], scores=[0.6, 0.3])
+    two = Tree([5, 8, 9], [-1, 0, -1], scores=[0.5, 0.35, 0.1])
+    watch = Watch()
+    asked = Slow(one, watch, 0.001), Slow(two, watch, 0.001)
+    best = Best(asked, lambda batch: Worth(1.0, 0.0), watch)
+    tree = best.propose([view()], [8]).tree(0)
+    assert [*zip(tree.tokens, tree.parents)] == [(5, -1), (8, 0), (6, 0), (9, -1)]
+    assert tree.scores is not None and tree.scores == sorted(tree.scores, reverse=True)
+    assert tree.by is not None and len(set(tree.by)) == 3
+    best.commit([view()], Verdict([[0, 1]], [[5, 8, 7]]), None)
+    gains = [known.gain for known in best._records[0].known]
+    assert gains == [1.0, 1.5], (
+        "each is judged by what it held: one and two tokens, and a prior of 1"
+    )
+
+
+def test_a_sampled_tree_is_drafted_alone() -> None:
+    drawn = Tree([4], [-1], np.ones((1, 10), dtype=np.float32) / 10)
+    assert step(Best([Says(UNSURE), Says(drawn)]), 1) == [4]
+    best = Best([Says(drawn), Says(SURE)])
+    spoke = [step(best, 0) for _ in range(4)]
+    assert [4] in spoke and [5, 5, 5] in spoke
+    assert all(len(set(tokens)) == 1 for tokens in spoke)

@@ -87,10 +87,10 @@ def test_each_drafter_behind_a_name_has_odds_of_its_own() -> None:
     odds = Odds()
     leaning = Leaning(odds)
     for _ in range(50):
-        leaning.learn(Tree([1], [-1], scores=[0.5], by=0), [0])
-        leaning.learn(Tree([1], [-1], scores=[0.5], by=1), [])
+        leaning.learn(Tree([1], [-1], scores=[0.5], by=[0]), [0])
+        leaning.learn(Tree([1], [-1], scores=[0.5], by=[1]), [])
     assert odds.of(1, 0.5, 0) > 0.9 and odds.of(1, 0.5, 1) < 0.1
-    (sure,), (unsure,) = (leaning.survival(Tree([1], [-1], scores=[0.5], by=n)) for n in (0, 1))
+    (sure,), (unsure,) = (leaning.survival(Tree([1], [-1], scores=[0.5], by=[n])) for n in (0, 1))
     assert sure > 0.9 and unsure < 0.1
 
 

@@ -20,7 +20,7 @@ from fastslow.draft.head.head import read_head
 from fastslow.draft.head.load import load_head
 from fastslow.draft.train import products
 from fastslow.draft.train.answers import Answers, Text
-from fastslow.draft.train.batches import Shown, batches
+from fastslow.draft.train.batches import STRETCH, Shown, batches
 from fastslow.draft.train.evaluate import worth
 from fastslow.draft.train.features import Shards, look
 from fastslow.draft.train.loss import CHUNK, Guess
@@ -237,6 +237,26 @@ def test_some_prompts_are_moved_away_but_not_too_far(bench: Bench) -> None:
         for place in batch.before.places[:, 0]
     ]
     assert set(firsts) == set(range(-8, -2)) and 20 < firsts.count(-3) < 50
+
+
+def test_stretches_of_long_prompts_are_taught(bench: Bench) -> None:
+    """Rows of the prompt stand where an answer's would, and the rows before them are seen."""
+    text = Text([3 + n % 9 for n in range(STRETCH + 90)], STRETCH + 60)
+    (seen,) = look(bench.model, [text], (0, 1))
+    short = look(bench.model, [Text([3, 4, 5, 6, 7, 8], 2)], (0, 1))
+    for share, count in ((0.0, 2), (1.0, 3)):
+        shown = Shown(1.0, 50, stretches=share)
+        found = list(batches([seen, *short], 64, shown, 32, Random(1)))
+        taught = [batch for batch in found if batch.tokens == STRETCH - 1]
+        assert len(found) == count and len(taught) == share
+        for batch in taught:
+            first = next(
+                n for n in range(60) if torch.equal(batch.features[0, 0], seen.features[n])
+            )
+            rows = slice(first, first + STRETCH)
+            assert torch.equal(batch.features[0], seen.features[rows])
+            assert batch.after[0].tolist() == seen.tokens[first + 1 : first + STRETCH + 1].tolist()
+            assert torch.equal(batch.before.features[0], seen.features[max(0, first - 50) : first])
 
 
 @pytest.mark.parametrize(

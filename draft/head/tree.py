@@ -15,6 +15,7 @@ from torch import Tensor
 from fastslow.draft.head.base import DraftHead
 from fastslow.draft.head.context import Context
 from fastslow.draft.head.words import Words
+from fastslow.draft.paths import likeliest_first
 from fastslow.engine.types import Tree
 
 
@@ -73,19 +74,10 @@ class Growing:
         return parents
 
     def tree(self) -> Tree:
-        """The likeliest nodes within the budget; a parent is never less likely than its child. The
-        likeliest path comes first, then what branches off its end: rows of a path that is accepted
-        then mostly stand where they should."""
+        """The likeliest nodes within the budget; a parent is never less likely than its child."""
         likely = (n for n, score in enumerate(self.scores) if score >= self._least)
-        order = sorted(likely, key=lambda node: (-self.scores[node], node))[: self.nodes]
-        children: dict[int, list[int]] = {-1: [], **{node: [] for node in order}}
-        for node in reversed(order):  # so that the likeliest is taken first
-            children[self.parents[node]].append(node)
-        kept: list[int] = []
-        ahead = children[-1]
-        while ahead:
-            kept.append(ahead.pop())
-            ahead += children[kept[-1]]
+        best = sorted(likely, key=lambda node: (-self.scores[node], node))[: self.nodes]
+        kept = likeliest_first(self.parents, self.scores, best)
         place = {node: i for i, node in enumerate(kept)} | {-1: -1}
         return Tree(
             [self.tokens[node] for node in kept],

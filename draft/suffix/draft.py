@@ -15,7 +15,7 @@ from fastslow.draft.suffix.runs import Runs
 from fastslow.draft.suffix.trust import Trust
 from fastslow.engine.types import Draft, RequestView, Tree, Verdict
 
-LEAST = 0.3  # lower drafts more and errs more: for models whose rows cost next to nothing
+LEAST = 0.2  # lower drafts more and errs more: for models whose rows cost next to nothing
 SPARE = 32  # tokens looked ahead beyond a draft, so that a run serves several steps
 
 

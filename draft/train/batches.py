@@ -15,6 +15,7 @@ from fastslow.draft.train.features import Seen
 
 PROMPT_COST = 4  # rows of a prompt that take the room of one that teaches
 ALIKE = 128  # prompts whose lengths differ by less may share a batch
+STRETCH = 224  # rows of a prompt that are taught like an answer
 
 
 class Shown(NamedTuple):
@@ -26,11 +27,14 @@ class Shown(NamedTuple):
         rows: of a prompt that it sees at most, the last ones, besides that one.
         moved: share of the prompts seen that stand further away from the answer than they did, up to
             `rows`: long prompts are rare, and a head should find things in them too.
+        stretches: share of the texts with long prompts of which a stretch of the prompt is taught
+            besides the answer: where articles are the target's own, they are as good as answers.
     """
 
     share: float
     rows: int
     moved: float = 0.0
+    stretches: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +150,16 @@ def _before(cuts: Sequence[Cut]) -> Before:
 def batches(
     texts: Sequence[Seen], rows: int, shown: Shown, hidden: int, random: Random
 ) -> Iterator[Batch]:
-    """All texts once, in random order, about `rows` padded rows a batch, those of prompts counted as
-    a quarter.
+    """All texts once, and stretches of their prompts, in random order, about `rows` padded rows a
+    batch, those of prompts counted as a quarter.
 
     Args:
         shown: what the head sees of prompts.
         hidden: H of the target.
         random: for the order, and for what is shown.
     """
-    cuts = [_cut(text, shown, random) for text in texts if len(text.tokens) - text.start >= 3]
+    taught = [*texts, *_stretches(texts, shown.stretches, random)]
+    cuts = [_cut(text, shown, random) for text in taught if len(text.tokens) - text.start >= 3]
     cuts.sort(key=lambda cut: (cut.shown // ALIKE, cut.rows + random.random()))
     groups: list[list[Cut]] = [[]]
     for cut in cuts:
@@ -167,6 +172,15 @@ def batches(
     for group in groups:
         if group:
             yield batch_of(group, hidden)
+
+
+def _stretches(texts: Sequence[Seen], share: float, random: Random) -> Iterator[Seen]:
+    """Texts that end within a prompt: their answers are some of its rows."""
+    for text in texts:
+        room = text.start - STRETCH
+        if room > 0 and random.random() < share:
+            start = random.randint(1, room)
+            yield text.until(start + STRETCH, start)
 
 
 def _cut(text: Seen, shown: Shown, random: Random) -> Cut:

@@ -42,6 +42,10 @@ class Seen:
     mass: Tensor
     start: int
 
+    def until(self, end: int, start: int) -> Seen:
+        """The text up to a row, as if its answer began at `start`."""
+        return Seen(self.tokens[:end], self.features[:end], self.best[:end], self.mass[:end], start)
+
 
 def look(model: Model, texts: Sequence[Text], layers: tuple[int, ...]) -> list[Seen]:
     """Run the texts through the target, several in a forward."""

@@ -1,7 +1,7 @@
 """Training of a draft head on stored features.
 
-Matrices are updated by Muon (Jordan et al. 2024; arXiv 2502.16982 for the size of its steps), which
-learnt faster here than AdamW did (arXiv 1711.05101), norms by AdamW.
+Matrices are updated by Muon, which learnt faster here than AdamW did (arXiv 1711.05101), norms by
+AdamW.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fastslow.draft.head.target import Ends
 from fastslow.draft.train.batches import Batch, Before, Shown, batches
 from fastslow.draft.train.features import Seen
 from fastslow.draft.train.loss import Guess
+from fastslow.draft.train.muon import Muon
 from fastslow.draft.train.products import faster_dtype
 from fastslow.draft.train.unroll import Prefix, unroll
 
@@ -47,6 +48,7 @@ class Course:
         prompts: share of texts whose prompt the head sees; 0 makes a head that never looks at prompts.
         prompt_rows: of a prompt that it sees at most, the last ones.
         moved: share of these prompts that stand further away from the answer than they did.
+        stretches: share of the long prompts of which a stretch is taught like an answer.
         decay: weight decay of the matrices.
         seed: of order and shares.
         products: dtype of the matrix products, "auto" for the faster one here; parameters and their
@@ -62,6 +64,7 @@ class Course:
     prompts: float = 0.8
     prompt_rows: int = 1024
     moved: float = 0.5
+    stretches: float = 0.0
     decay: float = 0.01
     seed: int = 0
     products: str = "auto"
@@ -109,7 +112,7 @@ class Trainer:
         self._norm = ends.norm.float()
         matrices, norms = ([self.weights[n] for n in names] for names in (MATRICES, NORMS))
         self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, course.rate, course.decay, adjust_lr_fn="match_rms_adamw"),
+            Muon(matrices, course.rate, course.decay, self._dtype),
             torch.optim.AdamW(norms, course.rate, (0.9, 0.95), weight_decay=0.0),
         ]
         self.tokens = 0
@@ -220,7 +223,7 @@ class Trainer:
 
     def _epochs(self, texts: Callable[[Random], Iterator[Sequence[Seen]]]) -> Iterator[Batch]:
         c = self.course
-        shown = Shown(c.prompts, self.config.prompt, c.moved)
+        shown = Shown(c.prompts, self.config.prompt, c.moved, c.stretches)
         while self.tokens < c.tokens:
             before = self.tokens
             for group in texts(self.random):

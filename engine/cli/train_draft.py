@@ -39,6 +39,16 @@ def train_draft(
     steps: Annotated[
         int, typer.Option(min=1, help="Depth of the trained chain.", rich_help_panel=TRAINING)
     ] = 4,
+    stretches: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the long prompts of which a stretch is taught, too: where prompts hold "
+            "text that the target itself wrote.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = 0.0,
     vocabulary: Annotated[
         int, typer.Option(min=1, help="Tokens that can be drafted.", rich_help_panel=TRAINING)
     ] = 8192,
@@ -81,7 +91,9 @@ def train_draft(
             layers=default_layers(llm.model.config.layers),
             vocabulary=vocabulary,
             answer=answer,
-            course=Course(steps=steps, rate=rate, tokens=tokens, rows=rows, seed=seed),
+            course=Course(
+                steps=steps, rate=rate, tokens=tokens, rows=rows, stretches=stretches, seed=seed
+            ),
             start=start,
         )
         with Bars(len(prompts), tokens) as bars:

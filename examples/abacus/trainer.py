@@ -19,7 +19,7 @@ from torch import Tensor
 from abacus.batches import LENGTH, Sample, Writer, pack
 from abacus.crew import Crew
 from abacus.moge import Decoder, Packed, Shape
-from abacus.muon import optimizers
+from abacus.optimizers import optimizers
 from abacus.split import places, routers, split
 from abacus.tasks import LARGEST, held_out
 

@@ -1,0 +1,75 @@
+"""The trees of several drafters as one: where they agree a node is surer, where not it branches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastslow.draft.paths import likeliest_first
+from fastslow.engine.types import Tree
+
+SIDES = 8  # drafters that are told apart
+
+
+def graft(trees: Sequence[tuple[int, Tree]], nodes: int) -> Tree:
+    """One tree of the likeliest nodes of all.
+
+    Where several hold a node, its chance is that not all of them err, as if they erred apart; where
+    siblings' chances add up to more than one they are brought down to it. `by` says of every node
+    who holds it and who says something else there, so that such nodes are judged by their like.
+
+    Args:
+        trees: of chosen nodes with scores, each with the number of its drafter, below SIDES; one
+            alone is given back with its number.
+        nodes: most nodes.
+    """
+    if len(trees) == 1:
+        number, tree = trees[0]
+        return tree._replace(by=[1 << number] * len(tree.tokens))
+    place: dict[tuple[int, int], int] = {}  # (parent, token) -> node
+    wrong: list[float] = []  # chance that all who hold it err, given its parent
+    holders: list[int] = []
+    speakers: dict[int, int] = {}  # who says something after a node
+    for number, tree in trees:
+        assert tree.scores is not None
+        mine = {-1: -1}
+        for i, (token, parent, score) in enumerate(zip(tree.tokens, tree.parents, tree.scores)):
+            key = (mine[parent], token)
+            node = mine[i] = place.setdefault(key, len(place))
+            if node == len(wrong):
+                wrong.append(1.0)
+                holders.append(0)
+            before = tree.scores[parent] if parent >= 0 else 1.0
+            wrong[node] *= 1 - min(1.0, score / before if before > 0 else 0.0)
+            holders[node] |= 1 << number
+            speakers[key[0]] = speakers.get(key[0], 0) | 1 << number
+    keys = list(place)
+    total: dict[int, float] = {}
+    for (parent, _), error in zip(keys, wrong):
+        total[parent] = total.get(parent, 0.0) + 1 - error
+    scores: list[float] = []
+    for (parent, _), error in zip(keys, wrong):
+        before = scores[parent] if parent >= 0 else 1.0
+        scores.append(before * (1 - error) / max(1.0, total[parent]))
+    parents = [parent for parent, _ in keys]
+    likely = sorted(range(len(keys)), key=lambda node: (-scores[node], node))[:nodes]
+    kept = likeliest_first(parents, scores, likely)
+    at = {-1: -1, **{node: i for i, node in enumerate(kept)}}
+    others = [speakers[parents[node]] & ~holders[node] for node in kept]
+    return Tree(
+        [keys[node][1] for node in kept],
+        [at[parents[node]] for node in kept],
+        scores=[scores[node] for node in kept],
+        by=[holders[node] | other << SIDES for node, other in zip(kept, others)],
+    )
+
+
+def follow(tree: Tree, tokens: Sequence[int]) -> int:
+    """How many of the tokens, from the first on, the tree holds in a path."""
+    at = -1
+    for count, token in enumerate(tokens):
+        going = (n for n, p in enumerate(tree.parents) if p == at and tree.tokens[n] == token)
+        found = next(going, None)
+        if found is None:
+            return count
+        at = found
+    return len(tokens)
