@@ -26,6 +26,7 @@ from fastslow.draft.head.runner import Runner
 from fastslow.draft.head.state import Kept
 from fastslow.draft.head.target import read_ends
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.draft.train.answers import Text
 from fastslow.draft.train.batches import Cut, batch_of
 from fastslow.draft.train.features import forward, look
@@ -33,7 +34,7 @@ from fastslow.draft.train.unroll import Prefix, unroll
 from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling import decide, only_best
-from fastslow.engine.types import RequestView, Verdict, Worth
+from fastslow.engine.types import Draft, RequestView, Verdict, Worth
 
 FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
 PROMPTS = [tuple(np.random.default_rng(n).integers(3, 12, n).tolist()) for n in (3, 21, 9, 40, 6)]
@@ -97,6 +98,26 @@ class Watch(HeadDraft):
         super().read(batch, rows, features)
 
 
+class Both(Best):
+    """Asks everyone in every step, and counts the trees of both."""
+
+    grafted = 0
+
+    def _asked(
+        self, i: int, records: Sequence[Any], nodes: Sequence[int], worth: Worth
+    ) -> list[int]:
+        return list(nodes)
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+        draft = super().propose(batch, nodes)
+        Both.grafted += sum(bool(set(tree.by or ()) - {1, 2}) for tree in draft.trees)
+        return draft
+
+
+def both(runner: Runner) -> Both:
+    return Both([SuffixDraft(least=0.0), HeadDraft(runner, decide, width=3, depth=3)])
+
+
 @pytest.fixture(scope="module")
 def bench(folder: Path) -> Bench:
     drafters: dict[str, Any] = {}
@@ -108,6 +129,7 @@ def bench(folder: Path) -> Bench:
             f"{name} tree": lambda kv, r=runner: Watch(r, decide, width=3, depth=3),
             f"{name} ngram+": lambda kv, r=runner: First(NgramDraft(2, 1), HeadDraft(r, decide)),
             f"{name} ngram|": lambda kv, r=runner: Best([NgramDraft(2, 1), HeadDraft(r, decide)]),
+            f"{name} suffix|": lambda kv, r=runner: both(r),
         }
     other = runner_of(folder, "torch", 5, (1,))
     drafters["other layers"] = lambda kv: Watch(other, decide)
@@ -122,7 +144,8 @@ def asks(kinds: Sequence[str], rule: str = "token", **params: Any) -> list[Ask]:
     ]
 
 
-MIXED = (*KINDS[-2:], "off", f"{RUNNERS[-1]} ngram+", f"{RUNNERS[-1]} ngram|", "other layers")
+OTHERS = [f"{RUNNERS[-1]} {name}" for name in ("ngram+", "ngram|", "suffix|")]
+MIXED = (*KINDS[-2:], "off", *OTHERS, "other layers")
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
@@ -143,6 +166,17 @@ def test_each_kind_of_draft_says_what_plain_decoding_says(bench: Bench, kind: st
     for some in (asks([kind]), asks([kind], "reproducible", temperature=1.0)):
         together = [answer(r) for r in bench.run(some, Setting(prompt_rows=11))]
         assert together == [answer(bench.alone(ask)) for ask in some]
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_trees_of_two_drafters_say_what_plain_decoding_says(bench: Bench, name: str) -> None:
+    before = Both.grafted
+    kinds = [f"{name} suffix|"]
+    for some in (asks(kinds), asks(kinds, "reproducible", temperature=1.0)):
+        for setting in SETTINGS:
+            together = [answer(r) for r in bench.run(some, setting)]
+            assert together == [answer(bench.alone(ask)) for ask in some]
+    assert Both.grafted > before + 50
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
