@@ -1,6 +1,7 @@
 """Tokens a second of a steady flow: so many requests run at once, and where one ends the next begins.
 
-Prompts are read before the clock runs (prefix cache). A rate is taken from the first token of all to
+Prompts are read before the clock runs (prefix cache), by the same setting: a drafter that looks at
+text sees it, as it does in a prompt's first answer. A rate is taken from the first token of all to
 the moment when the last request begins, so that all places are taken; `whole` is that of the whole
 run, in whose last part fewer and fewer requests run.
 """
@@ -99,7 +100,8 @@ class Flow:
             for setting in every:
                 llm.generate(self._prompts[:1], few, speculation=setting, progress=False)
             for _, setting in track(jobs, f"batch {self._batch}"):
-                llm.generate(self._prompts, read, speculation=PLAIN, progress=False)
+                llm.forget_prompts()  # else only the first setting's drafter would see them
+                llm.generate(self._prompts, read, speculation=setting, progress=False)
                 watch = Watch()
                 outputs = llm.generate(
                     self._prompts, self._sampling, speculation=setting, progress=False

@@ -259,6 +259,14 @@ class LLM:
         """`stream` for a conversation, or one user message given as text."""
         return self.stream(as_messages(messages), *arguments, **options)
 
+    def forget_prompts(self) -> None:
+        """Empty the prefix cache: texts that come again are read again. What runs is not disturbed.
+
+        Raises:
+            RuntimeError: this LLM is closed.
+        """
+        self._worker.between_steps(self._kv.clear_prefix)
+
     @property
     def has_head(self) -> bool:
         """Whether a trained draft head belongs to the model."""

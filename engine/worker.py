@@ -49,6 +49,14 @@ class Worker:
             if self._open:
                 self._inbox.put(lambda: self._cancel(requests))
 
+    def between_steps(self, action: Callable[[], None]) -> None:
+        """Have something done in the engine's thread, before whatever is submitted after it.
+
+        Raises:
+            RuntimeError: the worker is closed.
+        """
+        self._post(action)
+
     def close(self) -> None:
         """Cancel what runs, give all pages back, end the thread. Closing twice is fine."""
         with self._lock:

@@ -367,6 +367,21 @@ def test_prefix_hits_are_counted_and_only_within_a_mode(folder: Path) -> None:
             assert llm.generate(prompt, TEN).metrics.cached_tokens == 0
 
 
+def test_forgotten_prompts_are_read_again_and_what_runs_goes_on(folder: Path) -> None:
+    prompt = list(range(10, 60))
+    with open_llm(folder) as llm:
+        whole = llm.generate(prompt, TEN, speculation="off")
+        pieces = llm.stream(prompt, TEN, speculation="off")
+        next(pieces)
+        llm.forget_prompts()
+        assert llm.generate(prompt, TEN).metrics.cached_tokens == 0
+        (last,) = [piece.output for piece in pieces if piece.output is not None]
+        assert last.token_ids == whole.token_ids and last.metrics.cached_tokens == 48
+        assert llm.generate(prompt, TEN).metrics.cached_tokens == 48
+    with pytest.raises(RuntimeError, match="closed"):
+        llm.forget_prompts()
+
+
 @pytest.mark.parametrize("wish", ["off", "ngram", "self"])
 def test_a_prefix_hit_does_not_change_a_seeded_answer(folder: Path, wish: str) -> None:
     prompt = list(range(10, 27))  # a page and one token: with a hit there is nothing left to read

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import write_dense
@@ -14,6 +15,7 @@ from tune_tools import write_model, write_prompts
 
 from fastslow.engine.cli.app import main
 from fastslow.engine.llm import LLM
+from fastslow.engine.output import Output
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.tune import found as tuning
 from fastslow.engine.tune import machine
@@ -96,6 +98,29 @@ def test_prompts_are_read_before_the_clock_runs(llm: LLM) -> None:
     Watched(llm, FEW).run(Cell(PLAIN), long, part=0, turn=0)
     assert watched[0] == 0
     assert watched[1] > 100
+
+
+def test_every_drafter_has_prompts_read_once_for_itself(
+    llm: LLM, prompts: list[Conversation]
+) -> None:
+    """Of one that looks at text, figures would else be those of a text that it never saw."""
+    found: list[tuple[str, bool]] = []
+
+    class Watched(Runner):
+        def _answer(self, cell: Cell, prompts: Any, sampling: SamplingParams) -> list[Output]:
+            outputs = super()._answer(cell, prompts, sampling)
+            if sampling.max_tokens == 1:
+                found.append((cell.setting.drafter, not outputs[0].metrics.cached_tokens))
+            return outputs
+
+    runner = Watched(llm, FEW)
+    free, longer = Speculation(drafter="ngram"), NGRAM.model_copy(update={"nodes": 5})
+    for setting in (PLAIN, NGRAM, PLAIN, longer, free):
+        runner.run(Cell(setting), prompts[:1], 0, 0)
+    runner.run(Cell(NGRAM), prompts[1:2], 1, 0)
+    assert found == [
+        ("off", True), ("ngram", True), ("off", False), ("ngram", False), ("ngram", True), ("ngram", True),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

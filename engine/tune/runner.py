@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from fastslow.engine.llm import LLM
 from fastslow.engine.output import Output
-from fastslow.engine.params import SamplingParams
+from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.tune.candidates import PLAIN
 from fastslow.engine.tune.machine import Watch
 from fastslow.engine.tune.prompts import Conversation
@@ -24,7 +24,8 @@ TRIES = 2
 class Runner:
     """Measures cells with one model.
 
-    The prompts of a cell are read before its clock runs, so its figures are those of decoding.
+    The prompts of a cell are read before its clock runs, so its figures are those of decoding. Each
+    drafter has them read once for itself: one that looks at text sees them, as it does in use.
 
     Args:
         llm: the model; nobody else may use it meanwhile. It should not remember answers
@@ -35,6 +36,7 @@ class Runner:
     def __init__(self, llm: LLM, sampling: SamplingParams) -> None:
         self._llm = llm
         self._sampling = sampling
+        self._read: set[tuple[Speculation, str, int]] = set()  # drafter, mode and part
 
     def check(self, prompts: Sequence[Conversation], modes: Iterable[str]) -> None:
         """Have all prompts looked at, so that none is refused after minutes of measuring.
@@ -74,7 +76,12 @@ class Runner:
             GenerationError: the engine failed.
         """
         read = self._sampling.model_copy(update={"max_tokens": 1, "min_tokens": 0})
-        self._answer(cell._replace(setting=PLAIN), prompts, read)
+        fixed = None if cell.setting.nodes is None else 1  # whatever its length, it is one drafter
+        reader = (cell.setting.model_copy(update={"nodes": fixed}), cell.mode, part)
+        if reader not in self._read:
+            self._llm.forget_prompts()
+            self._read.add(reader)
+        self._answer(cell, prompts, read)
         tries: list[Sample] = []
         while len(tries) < TRIES and all(map(_stalled, tries)):
             tries.append(self._measure(cell, prompts, part, turn))

@@ -1,0 +1,226 @@
+"""What `auto` and its drafters bring on recorded answers, at given costs: no clock, so no noise.
+
+    python benchmarks/replay.py --model smollm2 --prompts gsm8k.jsonl sum.jsonl --limit 24
+    python benchmarks/replay.py --prompts gsm8k.jsonl --steps 6,6.1,6.2,6.4,6.6,6.8,7,7.2 --head other.safetensors
+
+The target answers once, greedily, and says what it saw; drafters and the adaptive length then work
+on that text, alone in their batch, and a step takes what `--steps` says. Ratios are to plain
+decoding (in brackets: tokens a step, nodes that ran, how often the head was asked). For changes to
+drafting that are smaller than a machine's moods; what they come to in the end is `drafting.py`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from fastslow import LLM, SamplingParams
+from fastslow.draft.best import Best
+from fastslow.draft.head.draft import HeadDraft
+from fastslow.draft.head.load import load_head
+from fastslow.draft.head.runner import Runner
+from fastslow.draft.suffix.draft import SuffixDraft
+from fastslow.draft.train.answers import Text
+from fastslow.draft.train.features import Seen, look
+from fastslow.engine.drafting import own_head
+from fastslow.engine.locate import resolve_model
+from fastslow.engine.sampling import decide, only_best
+from fastslow.engine.tune.prompts import read_prompts
+from fastslow.engine.types import Load, Tree, Verdict
+from fastslow.policies.clock import Clock
+from fastslow.policies.length import AdaptiveLength
+from fastslow.policies.odds import Odds
+from fastslow.policies.pace import Pace
+
+STEPS = "8.7,9.0,9.3,10.3,11.3,12.7,15,17.2,18.8,20.3,22.1,23.9,26.4,28.9,31.5,34"  # a Zen 3, bf16
+MOST = 16  # nodes
+WIDTH = 3
+
+
+@dataclass(slots=True)
+class Costs:
+    """Milliseconds: of steps by their rows, of asking, and of what the head takes besides."""
+
+    steps: list[float]
+    suffix: float
+    head: float
+    besides: float
+    now: float = 0.0  # seconds
+
+    def clock(self) -> Clock:
+        rows = range(1, len(self.steps) + 1)
+        return Clock(lambda groups: Pace(rows, [ms / 1e3 for ms in self.steps]))
+
+
+class Timed:
+    """A drafter that moves the clock when it is asked."""
+
+    def __init__(self, inner: Any, costs: Costs, ms: float) -> None:
+        self._inner, self._costs, self._ms = inner, costs, ms
+        self.asked = 0
+        self.commit, self.release = inner.commit, inner.release
+        if hasattr(inner, "wants"):
+            self.wants, self.read = inner.wants, inner.read
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        layers: tuple[int, ...] = self._inner.features
+        return layers
+
+    def propose(self, batch: Any, nodes: Sequence[int]) -> Any:
+        if any(nodes):
+            self.asked += 1
+            self._costs.now += self._ms / 1e3
+        return self._inner.propose(batch, nodes)
+
+
+@dataclass(slots=True)
+class Total:
+    """Of all answers of a set. seconds: with drafts."""
+
+    tokens: int = 0
+    steps: int = 0
+    nodes: int = 0
+    asked: int = 0
+    seconds: float = 0.0
+
+    def cell(self, plain: float) -> str:
+        n = max(self.steps, 1)
+        shares = f"{self.tokens / n:.2f}, {self.nodes / n:.1f}, {self.asked / n:.0%}"
+        return f"{self.ratio(plain):.3f} ({shares})"
+
+    def ratio(self, plain: float) -> float:
+        return self.tokens * plain / 1e3 / self.seconds
+
+
+def accepted(tree: Tree, tokens: Sequence[int]) -> list[int]:
+    """The nodes of a tree that say what came."""
+    path: list[int] = []
+    at = -1
+    for token in tokens:
+        going = [n for n, p in enumerate(tree.parents) if p == at and tree.tokens[n] == token]
+        if not going:
+            break
+        at = going[0]
+        path.append(at)
+    return path
+
+
+def replay(texts: Sequence[Seen], name: str, runner: Runner, costs: Costs) -> Total:
+    """A set's answers, one after the other, with what was learnt from those before."""
+    clock, odds, total = costs.clock(), Odds(), Total()
+    suffix = Timed(SuffixDraft(), costs, costs.suffix)
+    trees = HeadDraft(runner, decide, WIDTH, only_best=only_best, worth=clock.worth)
+    head = Timed(trees, costs, costs.head)
+    several: Any = Best([suffix, head], clock.worth, lambda: costs.now)  # type: ignore[list-item]
+    drafter = {"suffix": suffix, "head": head, "auto": several}[name]
+    for number, text in enumerate(texts):
+        answer(number, text, drafter, clock, odds, total, costs, head)
+        drafter.release([number])
+    total.asked = head.asked
+    return total
+
+
+def answer(
+    number: int,
+    text: Seen,
+    drafter: Any,
+    clock: Clock,
+    odds: Odds,
+    total: Total,
+    costs: Costs,
+    head: Timed,
+) -> None:
+    """One answer; its first step has no draft, since nothing was seen of it, and is not counted."""
+    whole, features = text.tokens.tolist(), text.features.float()
+    view: Any = SimpleNamespace(
+        id=number, tokens=whole[: text.start], prompt_length=text.start, params=SamplingParams(),
+        end_ids=frozenset(), reach=len(whole), groups=None, seed=0, thinking=None,
+        reproducible=False, speculation=SimpleNamespace(nodes=None), computed=text.start - 1,
+    )  # fmt: skip
+    length = AdaptiveLength(MOST, odds, clock, "drafter")
+    if hasattr(drafter, "wants"):
+        (rows,) = drafter.wants([view], [range(text.start - 1)])
+        if rows:
+            drafter.read([view], [rows], features[rows.start : rows.stop])
+    while len(view.tokens) < len(whole):
+        first = len(view.tokens) == text.start
+        nodes = 0 if first else length.plan(view, Load(1, 0)).nodes
+        began, asked = costs.now, head.asked
+        offered = drafter.propose([view], [nodes]).tree(0)
+        taken = costs.now - began
+        kept = clock.admit([view], [length.survival(offered)], [len(offered.tokens)], 1)[0]
+        tree = offered.only(kept)
+        rest = whole[len(view.tokens) :]
+        path = accepted(tree, rest[:-1])
+        place, made = len(view.tokens) - 1, len(path) + 1
+        view.tokens = view.tokens + rest[:made]
+        if not first:
+            clock.drafted("drafter", taken, int(nodes > 0), len(offered.tokens))
+            length.record(tree, path)
+            total.tokens, total.steps = total.tokens + made, total.steps + 1
+            total.nodes += len(tree.tokens)
+            besides = costs.besides / 1e3 if head.asked > asked else 0.0
+            total.seconds += clock.seconds(None, 1 + len(tree.tokens)) + taken + besides
+        shown = features[place : place + made] if drafter.features else None
+        drafter.commit([view], Verdict([path], [rest[:made]]), shown)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantization", default="none")
+    parser.add_argument("--head", type=Path, help="the head's file, if not the model's own")
+    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+    parser.add_argument("--drafters", default="suffix,head,auto")
+    parser.add_argument("--limit", type=int, default=16, help="prompts of each set")
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--steps", default=STEPS, help="ms of a step of 1, 2, 3, ... rows")
+    parser.add_argument(
+        "--asking", default="0.13,0.67,0.2", help="ms: suffix, head, and besides it"
+    )
+    args = parser.parse_args()
+    steps = [float(ms) for ms in args.steps.split(",")]
+    asking = [float(ms) for ms in args.asking.split(",")]
+    folder = resolve_model(args.model)
+    path = args.head or own_head(folder)
+    if path is None:
+        parser.error(f"--head: {args.model} has no head of its own")
+    runner = load_head(path, folder)
+    sets: list[list[Seen]] = []
+    with LLM(folder, dtype=args.dtype, quantization=args.quantization) as llm:
+        for file in args.prompts:
+            talks = read_prompts(file, args.limit)
+            sampling = SamplingParams(max_tokens=args.tokens, temperature=0.0)
+            outputs = llm.generate(talks, sampling, speculation="off")
+            texts = [
+                Text([*o.prompt_token_ids, *o.token_ids], len(o.prompt_token_ids)) for o in outputs
+            ]
+            sets.append(
+                [
+                    seen
+                    for text in track(texts, f"what it saw: {file.stem}", transient=True)
+                    for seen in look(llm.model, [text], runner.layers)
+                ]
+            )
+    table = Table("drafter", *(file.stem for file in args.prompts), "mean")
+    for name in args.drafters.split(","):
+        totals = [replay(texts, name, runner, Costs(steps, *asking)) for texts in sets]
+        mean = sum(total.ratio(steps[0]) for total in totals) / len(totals)
+        table.add_row(name, *(total.cell(steps[0]) for total in totals), f"{mean:.3f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
