@@ -1,7 +1,8 @@
 """Tokens a second of a steady flow: so many requests run at once, and where one ends the next begins.
 
 Prompts are read before the clock runs (prefix cache), by the same setting: a drafter that looks at
-text sees it, as it does in a prompt's first answer. A rate is taken from the first token of all to
+text sees it, as it does in a prompt's first answer, if it can keep all of them until they are asked
+for (a head 16,384 rows). A rate is taken from the first token of all to
 the moment when the last request begins, so that all places are taken; `whole` is that of the whole
 run, in whose last part fewer and fewer requests run.
 """

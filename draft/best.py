@@ -106,7 +106,8 @@ class Best:
         self.features = union(awake)
         for b, (record, most) in enumerate(zip(records, nodes)):
             if record.said:
-                trees[b] = _drafted(record, most)
+                record.said = _drafted(record.said)
+                trees[b] = graft([(said.by, said.tree) for said in record.said], most)
         return Draft.of(trees)
 
     def commit(
@@ -121,7 +122,8 @@ class Best:
             if record is None or not record.said:
                 continue
             for by, tree, total, rows, _ in record.said:
-                held = follow(tree, tokens[: len(path)])
+                # the token after the path, too: a node that was cut may have said it
+                held = follow(tree, tokens[: len(path) + 1])
                 record.known[by].learn(held - rows, held, total, OLD_OWN)
                 self._case.known[by].learn(held - rows, held, total, OLD_ALL)
             record.said = []
@@ -212,12 +214,10 @@ class Best:
         return record
 
 
-def _drafted(record: _Record, nodes: int) -> Tree:
-    """The trees that can be grafted as one, or another that promises more than each of them."""
-    alike = [said for said in record.said if _alike(said.tree)]
-    best = max(record.said, key=lambda said: said.promise)
-    chosen = alike if best in alike else [best]
-    return graft([(said.by, said.tree) for said in chosen], nodes)
+def _drafted(said: Sequence[_Said]) -> list[_Said]:
+    """Those that can be grafted, or another one that promises more than each of them."""
+    best = max(said, key=lambda one: one.promise)
+    return [one for one in said if _alike(one.tree)] if _alike(best.tree) else [best]
 
 
 def _alike(tree: Tree) -> bool:

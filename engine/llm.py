@@ -260,7 +260,8 @@ class LLM:
         return self.stream(as_messages(messages), *arguments, **options)
 
     def forget_prompts(self) -> None:
-        """Empty the prefix cache: texts that come again are read again. What runs is not disturbed.
+        """Empty the prefix cache: texts that come again are read again. What runs is not disturbed,
+        but what it writes from now on is for itself alone.
 
         Raises:
             RuntimeError: this LLM is closed.

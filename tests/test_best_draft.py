@@ -242,10 +242,19 @@ def test_what_several_say_is_drafted_side_by_side() -> None:
     )
 
 
+def test_a_node_that_was_cut_is_judged_by_what_came() -> None:
+    best = Best([Says(SURE)])
+    best.propose([view()], [4])
+    best.commit([view()], Verdict([[0]], [[5, 5]]), None)
+    assert best._records[0].known[0].gain == 1.5, "two of its tokens came, though one was run"
+
+
 def test_a_sampled_tree_is_drafted_alone() -> None:
     drawn = Tree([4], [-1], np.ones((1, 10), dtype=np.float32) / 10)
     assert step(Best([Says(UNSURE), Says(drawn)]), 1) == [4]
     best = Best([Says(drawn), Says(SURE)])
-    spoke = [step(best, 0) for _ in range(4)]
+    spoke = [step(best, 0)]
+    assert [known.count for known in best._records[0].known] == [2, 1], "who was not drafted"
+    spoke += [step(best, 0) for _ in range(3)]
     assert [4] in spoke and [5, 5, 5] in spoke
     assert all(len(set(tokens)) == 1 for tokens in spoke)

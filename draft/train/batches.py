@@ -178,7 +178,7 @@ def _stretches(texts: Sequence[Seen], share: float, random: Random) -> Iterator[
     """Texts that end within a prompt: their answers are some of its rows."""
     for text in texts:
         room = text.start - STRETCH
-        if room > 0 and random.random() < share:
+        if share and room > 0 and random.random() < share:
             start = random.randint(1, room)
             yield text.until(start + STRETCH, start)
 

@@ -24,8 +24,8 @@ TRIES = 2
 class Runner:
     """Measures cells with one model.
 
-    The prompts of a cell are read before its clock runs, so its figures are those of decoding. Each
-    drafter has them read once for itself: one that looks at text sees them, as it does in use.
+    The prompts of a cell are read before its clock runs, so its figures are those of decoding. A
+    drafter that looks at text has them read each time for itself: it sees them, as it does in use.
 
     Args:
         llm: the model; nobody else may use it meanwhile. It should not remember answers
@@ -36,7 +36,6 @@ class Runner:
     def __init__(self, llm: LLM, sampling: SamplingParams) -> None:
         self._llm = llm
         self._sampling = sampling
-        self._read: set[tuple[Speculation, str, int]] = set()  # drafter, mode and part
 
     def check(self, prompts: Sequence[Conversation], modes: Iterable[str]) -> None:
         """Have all prompts looked at, so that none is refused after minutes of measuring.
@@ -76,11 +75,8 @@ class Runner:
             GenerationError: the engine failed.
         """
         read = self._sampling.model_copy(update={"max_tokens": 1, "min_tokens": 0})
-        fixed = None if cell.setting.nodes is None else 1  # whatever its length, it is one drafter
-        reader = (cell.setting.model_copy(update={"nodes": fixed}), cell.mode, part)
-        if reader not in self._read:
+        if _looks(cell.setting):  # what comes from the prefix cache is never shown
             self._llm.forget_prompts()
-            self._read.add(reader)
         self._answer(cell, prompts, read)
         tries: list[Sample] = []
         while len(tries) < TRIES and all(map(_stalled, tries)):
@@ -107,6 +103,11 @@ class Runner:
             progress=False,
         )
         return outputs
+
+
+def _looks(setting: Speculation) -> bool:
+    """Whether its drafters may look at the text of prompts."""
+    return setting.drafter == "auto" or "head" in setting.drafter
 
 
 def _stalled(sample: Sample) -> bool:

@@ -22,6 +22,7 @@ from abacus.moge import Decoder, Packed, Shape
 from abacus.optimizers import optimizers
 from abacus.split import places, routers, split
 from abacus.tasks import LARGEST, held_out
+from fastslow.draft.train.products import faster_dtype
 
 MATRIX_LR, LR = 0.007, 3e-3
 SPLIT = 0.25  # share of the time after which the dense model becomes a mixture
@@ -56,7 +57,10 @@ class Trainer:
     def _take(self, model: Decoder) -> None:
         self.model = model
         self.average = {n: p.detach().clone() for n, p in model.named_parameters()}
-        self._optimizers = optimizers(model, MATRIX_LR, LR)
+        # rank 0 times it for all: replicas that multiply otherwise would drift apart
+        short = self._crew.tell(float(faster_dtype() == torch.bfloat16))
+        products = torch.bfloat16 if short else torch.float32
+        self._optimizers = optimizers(model, MATRIX_LR, LR, products)
         self._rates = [group["lr"] for o in self._optimizers for group in o.param_groups]
 
     def _split(self) -> None:
