@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine/cli": ("engine", "policies"),
     "engine/tune/choosing": ("engine", "policies"),  # fits a selector, and tells of it
     "engine": ("engine",),
-    "draft/head": (*HOLDS_A_MODEL, "engine.ops.cpu"),  # a head runs on the target's kernels
+    # a head runs on the target's kernels, and lays its trees out as all do
+    "draft/head": (*HOLDS_A_MODEL, "engine.ops.cpu", "draft.paths"),
     "draft/suffix": (*HOLDS_A_MODEL, "engine.ops.cpu"),  # a corpus is searched by the kernels
     "draft": HOLDS_A_MODEL,
     "policies": ("engine.types", "engine.params"),
