@@ -107,7 +107,8 @@ def build_drafter(settings: Speculation, means: Means) -> Drafter:
     """Make the drafter that a request asked for.
 
     "a+b" asks b where a says nothing; "a|b" asks each where it pays, and drafts side by side what
-    says how likely it is, else what promises most. "auto" is "suffix|head" where the model has a head, whose trees are then AUTO_WIDTH wide, else "suffix".
+    says how likely it is, else what promises most. "auto" is "suffix|head" where the model has a
+    head, whose trees are then AUTO_WIDTH wide, else "suffix".
     How long drafters take is weighed where the length is the engine's to choose.
 
     Args:

@@ -41,21 +41,25 @@ class Worker:
         Raises:
             RuntimeError: the worker is closed.
         """
-        self._post(lambda: self._add(requests))
+        self.between_steps(lambda: self._add(requests))
+
+    def between_steps(self, action: Callable[[], None]) -> None:
+        """Have something done in the engine's thread, before whatever is asked of it later.
+
+        Raises:
+            RuntimeError: the worker is closed.
+        """
+        with self._lock:
+            if not self._open:
+                why = "closed" if self._failure is None else f"broken ({self._failure})"
+                raise RuntimeError(f"this LLM is {why}; make a new one")
+            self._inbox.put(action)
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """End requests that are not over yet; a closed worker has ended all of them."""
         with self._lock:
             if self._open:
                 self._inbox.put(lambda: self._cancel(requests))
-
-    def between_steps(self, action: Callable[[], None]) -> None:
-        """Have something done in the engine's thread, before whatever is submitted after it.
-
-        Raises:
-            RuntimeError: the worker is closed.
-        """
-        self._post(action)
 
     def close(self) -> None:
         """Cancel what runs, give all pages back, end the thread. Closing twice is fine."""
@@ -66,13 +70,6 @@ class Worker:
         self._thread.join()
         atexit.unregister(self.close)
         self.__dict__.pop("_core", None)  # the model's memory is free once the LLM lets go too
-
-    def _post(self, action: Callable[[], None]) -> None:
-        with self._lock:
-            if not self._open:
-                why = "closed" if self._failure is None else f"broken ({self._failure})"
-                raise RuntimeError(f"this LLM is {why}; make a new one")
-            self._inbox.put(action)
 
     def _run(self) -> None:
         try:

@@ -16,7 +16,7 @@ from engine_tools import Ask, Bench, answer, write_kin
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.head.draft import HeadDraft
-from fastslow.draft.head.head import read_head
+from fastslow.draft.head.head import read_head, read_metadata
 from fastslow.draft.head.load import load_head
 from fastslow.draft.train import products
 from fastslow.draft.train.answers import Answers, Text
@@ -244,6 +244,12 @@ def test_stretches_of_long_prompts_are_taught(bench: Bench) -> None:
     text = Text([3 + n % 9 for n in range(STRETCH + 90)], STRETCH + 60)
     (seen,) = look(bench.model, [text], (0, 1))
     short = look(bench.model, [Text([3, 4, 5, 6, 7, 8], 2)], (0, 1))
+    places = set()
+    for seed in range(9):
+        found = list(batches([seen], 64, Shown(1.0, 50, stretches=1.0), 32, Random(seed)))
+        (taught,) = [batch for batch in found if batch.tokens == STRETCH - 1]
+        places.add(float(taught.features[0, 0, 0]))
+    assert len(places) > 3, "not the same rows each time"
     for share, count in ((0.0, 2), (1.0, 3)):
         shown = Shown(1.0, 50, stretches=share)
         found = list(batches([seen, *short], 64, shown, 32, Random(1)))
@@ -308,11 +314,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     data.write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(8)))
     out = tmp_path / "head.safetensors"
     arguments = ["--target", folder, "--data", data, "-o", out, "--tokens", 200, "--rows", 64]
+    arguments += ["--stretches", 0.25]
     options = [*arguments, "--answer", 12, "--dtype", "float32", "--vocabulary", 100]
     with pytest.raises(SystemExit) as stopped:
         main(["train-draft", *map(str, options)])
     assert stopped.value.code == 0
     assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
+    clock = read_metadata(tmp_path / "head.work" / "checkpoint.safetensors")["clock"]
+    assert json.loads(clock)["course"]["stretches"] == 0.25
     head = load_head(out, folder)
     assert head.layers == (0, 1)
     text = head.open(0)

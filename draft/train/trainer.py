@@ -31,7 +31,6 @@ from fastslow.draft.train.products import faster_dtype
 from fastslow.draft.train.unroll import Prefix, unroll
 
 STATE = "optimizer."
-OLD = "_buffer"  # what torch's Muon called its momentum ended so
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +211,7 @@ class Trainer:
         for name, p in self.weights.items():
             p.data.copy_(table[name])
             state = {
-                key.removeprefix(STATE).removesuffix(f".{name}").removesuffix(OLD): value.clone()
+                key.removeprefix(STATE).removesuffix(f".{name}"): value.clone()
                 for key, value in table.items()
                 if key.startswith(STATE) and key.endswith(f".{name}")
             }
