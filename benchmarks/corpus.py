@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from fastslow import LLM, SamplingParams, Speculation
-from fastslow.engine.cli.app import app
-from fastslow.engine.progress import bar
+from fastslow.engine.host.progress import bar
+from fastslow.tools.cli.app import app
 
 SYSTEM = "You are the support assistant of a web shop. Answer the customer politely and briefly."
 PRODUCTS = (

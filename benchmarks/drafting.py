@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fastslow import SamplingParams, Speculation
-from fastslow.engine.tune.candidates import PLAIN
-from fastslow.engine.tune.machine import circumstances
-from fastslow.engine.tune.prompts import read_prompts
+from fastslow.tools.machine import circumstances
+from fastslow.tools.tune.candidates import PLAIN
+from fastslow.tools.tune.prompts import read_prompts
 
 
 def setting_of(wish: str, head: Path | None) -> Speculation:

@@ -36,26 +36,26 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fastslow.draft.base import Stateless
-from fastslow.draft.build import Loaded, Means, build_drafter
+from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter
 from fastslow.draft.each import Each
-from fastslow.draft.head.load import load_head
-from fastslow.draft.head.runner import Runner
-from fastslow.draft.model import BorrowedKV, ModelDraft
+from fastslow.draft.head.runner import HeadRunner, load_head
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import BorrowedKV
 from fastslow.draft.suffix.corpus import Corpus
-from fastslow.draft.suffix.earlier import Earlier
-from fastslow.engine.core import Core
+from fastslow.draft.suffix.sources import Earlier
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.core.engine_core import EngineCore
+from fastslow.engine.core.request import Request
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.locate import resolve_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.engine.request import Request
-from fastslow.engine.sampling import decide, only_best
-from fastslow.engine.stop import Stopper
-from fastslow.engine.text.template import load_template
+from fastslow.engine.sampling.probs import only_best, probs_at
+from fastslow.engine.sampling.stop import Stopper
+from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.types import Certain, Draft, Drafter, Floats, Policy, RequestView, Tree
+from fastslow.engine.types import Draft, Drafter, Floats, OneHot, Policy, RequestView, Tree
+from fastslow.models.locate import resolve_model
 from fastslow.policies.clock import Clock
 from fastslow.policies.length import AdaptiveLength, FixedLength
 from fastslow.policies.modes import load_modes
@@ -81,11 +81,9 @@ class ForkedDraft(Stateless):
         draft = self._chain.propose(batch, [n // 2 for n in nodes])
         return Draft.of([self._forked(r, draft.tree(b)) for b, r in enumerate(batch)])
 
-    def _note(
-        self, logits_V: Any, request: RequestView, drafted: Sequence[int]
-    ) -> Floats | Certain:
+    def _note(self, logits_V: Any, request: RequestView, drafted: Sequence[int]) -> Floats | OneHot:
         self._second[request.id].append(int(logits_V.topk(2).indices[1]))
-        return decide(logits_V, request, drafted)
+        return probs_at(logits_V, request, drafted)
 
     def _forked(self, request: RequestView, first: Tree) -> Tree:
         pairs = zip(self._second[request.id], first.tokens)
@@ -168,7 +166,7 @@ class Bench:
             pages = sizes[0] + (pages - sizes[0]) // 4
         kv = self._cache(self.model, pages, case.warm or case.few)
         drafter = self._drafter(kv, sum(sizes))
-        core = Core(self.model, kv, drafter, case.prompt_rows, case.batch, self.clock)
+        core = EngineCore(self.model, kv, drafter, case.prompt_rows, case.batch, self.clock)
         if case.warm:
             self._warm(core, case.jobs)
         for request in requests:
@@ -177,7 +175,7 @@ class Bench:
         _drain(core)
         return requests
 
-    def _warm(self, core: Core, jobs: Sequence[Job]) -> None:
+    def _warm(self, core: EngineCore, jobs: Sequence[Job]) -> None:
         names = list(self.modes)
         for n, job in enumerate(jobs):
             other = names[(names.index(job.mode) + 1) % len(names)]
@@ -218,13 +216,13 @@ class Bench:
 
     def _drafter(self, kv: KVCache, draft_pages: int) -> Drafter:
         made: dict[Speculation, Drafter] = {}
-        means = Means(
+        means = DrafterDeps(
             target=self.model,
             cache=kv,
-            law=decide,
+            law=probs_at,
             only_best=only_best,
             load_model=lambda _: self._small_model(draft_pages),
-            load_head=lambda _: cast(Runner, self.head),
+            load_head=lambda _: cast(HeadRunner, self.head),
             load_corpus=_no_corpus,
             earlier=Earlier(),
             has_head=False,
@@ -238,9 +236,9 @@ class Bench:
                 made[settings] = build_drafter(settings, means)
         return Each(made)
 
-    def _small_model(self, pages: int) -> Loaded:
+    def _small_model(self, pages: int) -> LoadedModel:
         assert self.small is not None
-        return Loaded(self.small, self._cache(self.small, pages, True))
+        return LoadedModel(self.small, self._cache(self.small, pages, True))
 
     def _cache(self, model: Model, pages: int, prefix_caching: bool) -> KVCache:
         return KVCache.for_model(model, pages, PAGE, prefix_caching)
@@ -264,7 +262,7 @@ def _no_corpus(path: Path) -> Corpus:
     raise ValueError(f"no corpus is asked for, {path} either")
 
 
-def _drain(core: Core) -> None:
+def _drain(core: EngineCore) -> None:
     while not core.idle:
         core.step()
         core.kv.check_integrity()

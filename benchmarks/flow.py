@@ -17,11 +17,11 @@ from typing import Any
 from rich.progress import track
 
 from fastslow import LLM, SamplingParams, Speculation
-from fastslow.engine.output import Metrics
-from fastslow.engine.tune.candidates import PLAIN, label
-from fastslow.engine.tune.machine import Watch
-from fastslow.engine.tune.prompts import Conversation
-from fastslow.engine.tune.runner import shuffled
+from fastslow.engine.host.watch import Watch
+from fastslow.output import Metrics
+from fastslow.tools.tune.candidates import PLAIN, label
+from fastslow.tools.tune.prompts import Conversation
+from fastslow.tools.tune.runner import shuffled
 
 WARM = 8  # tokens
 KV = (

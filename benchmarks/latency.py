@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fastslow import LLM, Mode, SamplingParams
-from fastslow.engine.allowance import LATER
-from fastslow.engine.output import Metrics
+from fastslow.engine.core.latency_budget import LATER
+from fastslow.output import Metrics
 
 QUESTIONS = (
     "What are your opening hours?",

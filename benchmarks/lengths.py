@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fastslow import SamplingParams, Speculation
-from fastslow.engine.tune.candidates import PLAIN
-from fastslow.engine.tune.candidates import grid as every
-from fastslow.engine.tune.machine import circumstances
-from fastslow.engine.tune.prompts import read_prompts
-from fastslow.engine.tune.svg import tag, text
+from fastslow.tools.machine import circumstances
+from fastslow.tools.tune.candidates import PLAIN
+from fastslow.tools.tune.candidates import grid as every
+from fastslow.tools.tune.html import tag, text
+from fastslow.tools.tune.prompts import read_prompts
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 760, 380, 60, 24, 130, 44
 COLOURS = ("#3b6fd4", "#1d9a6c", "#c9861a", "#c2463d", "#8456c5", "#4d7c8a")

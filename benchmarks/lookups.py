@@ -27,15 +27,13 @@ from typing import Any
 
 import numpy as np
 
-from fastslow.draft.suffix.corpus import Corpus
-from fastslow.draft.suffix.documents import Documents
+from fastslow.draft.suffix.corpus import Corpus, save, vocab_size
+from fastslow.draft.suffix.documents import Documents, depths
 from fastslow.draft.suffix.draft import SuffixDraft
-from fastslow.draft.suffix.found import Found
-from fastslow.draft.suffix.order import depths
 from fastslow.draft.suffix.sealed import read_sealed
-from fastslow.draft.suffix.stored import save, vocab_size
-from fastslow.engine.locate import find_tokenizer, resolve_model
-from fastslow.engine.progress import bar
+from fastslow.draft.suffix.sources import SuffixMatch
+from fastslow.engine.host.progress import bar
+from fastslow.models.locate import find_tokenizer, resolve_model
 
 KINDS = {".txt", ".md", ".rst", ".py", ".html", ".c"}
 PIECE = 300
@@ -77,7 +75,7 @@ class Timed:
         self._before = before
         self.times: list[float] = []  # microseconds
 
-    def find(self, recent: list[int], ahead: int) -> Found:
+    def find(self, recent: list[int], ahead: int) -> SuffixMatch:
         self._before()
         begun = time.thread_time_ns()
         found = self._corpus.find(recent, ahead)

@@ -17,11 +17,11 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model import moge
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.model.router import Choice, choose
+from fastslow.engine.model.moge import RoutedExperts, choose
 from fastslow.engine.types import Ints, Rows, Segment
 
 SLACK = 8.0  # rounding may be so many times its measured median
@@ -126,7 +126,7 @@ def _watched(nudge: Nudge | None) -> Iterator[list[Tensor]]:
     """Collects the router's logits, layer by layer, and changes one of them on its way."""
     seen: list[Tensor] = []
 
-    def watching(logits_PE: Tensor, scale_E: Tensor, groups: int, wanted: Ints) -> Choice:
+    def watching(logits_PE: Tensor, scale_E: Tensor, groups: int, wanted: Ints) -> RoutedExperts:
         if nudge is not None and nudge.layer == len(seen):
             logits_PE = logits_PE.clone()
             logits_PE[nudge.row, nudge.expert] += nudge.amount

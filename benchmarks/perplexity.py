@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fastslow import LLM, SamplingParams
-from fastslow.engine.convert.prose import documents
-from fastslow.engine.locate import resolve_model
 from fastslow.engine.params import Mode
-from fastslow.engine.text.tokenizer import Tokenizer, load_tokenizer
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.models.locate import resolve_model
+from fastslow.tools.convert.texts import documents
 
 ALL = (8, 6, 4, 3, 2, 1, 0)
 

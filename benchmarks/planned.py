@@ -15,14 +15,11 @@ from pathlib import Path
 import probe
 import torch
 
-from fastslow.engine.cost import CONTEXT, step_seconds
-from fastslow.engine.locate import resolve_model
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.plan.efficiency import HOST
-from fastslow.engine.plan.host import probe as probe_device
-from fastslow.engine.plan.precision import Precision
-from fastslow.engine.plan.step import Setting
-from fastslow.engine.plan.work import Work
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.core.cost_curve import CONTEXT, step_seconds
+from fastslow.models.locate import resolve_model
+from fastslow.tools.plan.device import probe as probe_device
+from fastslow.tools.plan.step import HOST, ForwardWork, Precision, Setting
 
 NAMES = {"bfloat16": ("bf16", "bf16"), "float32": ("float32", "float32")}
 
@@ -41,7 +38,7 @@ def main() -> None:
     device = probe_device(asked.threads)
     weights, kv = NAMES[asked.dtype]
     precision = Precision.of(weights if asked.quantization == "none" else asked.quantization, kv)
-    setting = Setting(Work.of(model.config), device, 1, precision, HOST)
+    setting = Setting(ForwardWork.of(model.config), device, 1, precision, HOST)
     rows, seconds = step_seconds(model, None, f"planned {time.time()}")  # never a kept curve
     found = []
     print(f"{device.bandwidth / 1e9:.1f} GB/s, {device.half / 1e9:.0f} GFLOP/s in bfloat16")

@@ -100,7 +100,7 @@ def reader() -> str:
 
 @functools.cache
 def _kernels() -> Any:
-    from fastslow.engine.ops.cpu.library import kernels
+    from fastslow.engine.backends.cpu.library import kernels
 
     return kernels()
 

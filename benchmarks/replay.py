@@ -25,20 +25,19 @@ from rich.table import Table
 from fastslow import LLM, SamplingParams
 from fastslow.draft.best import Best
 from fastslow.draft.head.draft import HeadDraft
-from fastslow.draft.head.load import load_head
-from fastslow.draft.head.runner import Runner
+from fastslow.draft.head.runner import HeadRunner, load_head
 from fastslow.draft.suffix.draft import SuffixDraft
-from fastslow.draft.train.answers import Text
-from fastslow.draft.train.features import Seen, look
-from fastslow.engine.drafting import own_head
-from fastslow.engine.locate import resolve_model
-from fastslow.engine.sampling import decide, only_best
-from fastslow.engine.tune.prompts import read_prompts
-from fastslow.engine.types import Load, Tree, Verdict
+from fastslow.drafters import own_head
+from fastslow.engine.sampling.probs import only_best, probs_at
+from fastslow.engine.types import AcceptResult, Load, Tree
+from fastslow.models.locate import resolve_model
 from fastslow.policies.clock import Clock
 from fastslow.policies.length import AdaptiveLength
 from fastslow.policies.odds import Odds
 from fastslow.policies.pace import Pace
+from fastslow.tools.train_head.answers import TrainText
+from fastslow.tools.train_head.features import HiddenStates, look
+from fastslow.tools.tune.prompts import read_prompts
 
 STEPS = "8.7,9.0,9.3,10.3,11.3,12.7,15,17.2,18.8,20.3,22.1,23.9,26.4,28.9,31.5,34"  # a Zen 3, bf16
 MOST = 16  # nodes
@@ -114,11 +113,11 @@ def accepted(tree: Tree, tokens: Sequence[int]) -> list[int]:
     return path
 
 
-def replay(texts: Sequence[Seen], name: str, runner: Runner, costs: Costs) -> Total:
+def replay(texts: Sequence[HiddenStates], name: str, runner: HeadRunner, costs: Costs) -> Total:
     """A set's answers, one after the other, with what was learnt from those before."""
     clock, odds, total = costs.clock(), Odds(), Total()
     suffix = Timed(SuffixDraft(), costs, costs.suffix)
-    trees = HeadDraft(runner, decide, WIDTH, only_best=only_best, worth=clock.worth)
+    trees = HeadDraft(runner, probs_at, WIDTH, only_best=only_best, worth=clock.worth)
     head = Timed(trees, costs, costs.head)
     several: Any = Best([suffix, head], clock.worth, lambda: costs.now)  # type: ignore[list-item]
     drafter = {"suffix": suffix, "head": head, "auto": several}[name]
@@ -131,7 +130,7 @@ def replay(texts: Sequence[Seen], name: str, runner: Runner, costs: Costs) -> To
 
 def answer(
     number: int,
-    text: Seen,
+    text: HiddenStates,
     drafter: Any,
     clock: Clock,
     odds: Odds,
@@ -171,7 +170,7 @@ def answer(
             besides = costs.besides / 1e3 if head.asked > asked else 0.0
             total.seconds += clock.seconds(None, 1 + len(tree.tokens)) + taken + besides
         shown = features[place : place + made] if drafter.features else None
-        drafter.commit([view], Verdict([path], [rest[:made]]), shown)
+        drafter.commit([view], AcceptResult([path], [rest[:made]]), shown)
 
 
 def main() -> None:
@@ -198,14 +197,15 @@ def main() -> None:
     if path is None:
         parser.error(f"--head: {args.model} has no head of its own")
     runner = load_head(path, folder)
-    sets: list[list[Seen]] = []
+    sets: list[list[HiddenStates]] = []
     with LLM(folder, dtype=args.dtype, quantization=args.quantization) as llm:
         for file in args.prompts:
             talks = read_prompts(file, args.limit)
             sampling = SamplingParams(max_tokens=args.tokens, temperature=0.0)
             outputs = llm.generate(talks, sampling, speculation="off")
             texts = [
-                Text([*o.prompt_token_ids, *o.token_ids], len(o.prompt_token_ids)) for o in outputs
+                TrainText([*o.prompt_token_ids, *o.token_ids], len(o.prompt_token_ids))
+                for o in outputs
             ]
             sets.append(
                 [

@@ -25,10 +25,10 @@ from peer.texts import openings
 from rich.console import Console
 from rich.table import Table
 
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.locate import find_tokenizer, resolve_model
-from fastslow.engine.model.loader import load_model
 from fastslow.engine.types import Rows, Segment
+from fastslow.models.locate import find_tokenizer, resolve_model
 
 PROMPT = 64
 PAGE = 16

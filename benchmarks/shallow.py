@@ -27,12 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fastslow import LLM, SamplingParams, Speculation
-from fastslow.draft.model import BorrowedKV, ModelDraft
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import BorrowedKV
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
-from fastslow.engine.output import Output
-from fastslow.engine.sampling import decide, only_best
+from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import Rows, Segment
+from fastslow.output import Output
 
 CONTEXT = 200  # of the forwards that are timed
 
@@ -147,7 +148,7 @@ def run(llm: LLM, settings: list[Setting], args: argparse.Namespace) -> None:
         # a drafter that has no name: put where the engine looks for one that is made already
         key = Speculation(drafter="model", model=s.title, nodes=0)
         drafter = ModelDraft(
-            made[s.title], BorrowedKV(llm._kv), decide, s.groups, s.width, only_best=only_best
+            made[s.title], BorrowedKV(llm._kv), probs_at, s.groups, s.width, only_best=only_best
         )
         llm._drafters[key] = drafter
         asked[s.title] = key.model_copy(update={"nodes": args.nodes})

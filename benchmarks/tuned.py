@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fastslow import LLM, SamplingParams
-from fastslow.engine.tune.candidates import default_drafters, grid, label, read_lengths
-from fastslow.engine.tune.grid import Grid
-from fastslow.engine.tune.machine import circumstances
-from fastslow.engine.tune.prompts import read_prompts
-from fastslow.engine.tune.runner import Runner
-from fastslow.engine.tune.sample import Cell
-from fastslow.engine.tune.tuned import read_settings
+from fastslow.settings import read_settings
+from fastslow.tools.machine import circumstances
+from fastslow.tools.tune.candidates import default_drafters, grid, label, read_lengths
+from fastslow.tools.tune.grid import Grid
+from fastslow.tools.tune.prompts import read_prompts
+from fastslow.tools.tune.runner import TuneRunner
+from fastslow.tools.tune.sample import Cell
 
 
 def ranked(found: Grid) -> list[tuple[float, Cell]]:
@@ -52,7 +52,7 @@ def main() -> None:
     tuned = read_settings(args.settings)
     options = {"quantization": args.quantization, "max_running": 1, "remember": False}
     with LLM(args.model, kv_memory=KV, **options) as llm:
-        runner = Runner(llm, SamplingParams(max_tokens=args.tokens))
+        runner = TuneRunner(llm, SamplingParams(max_tokens=args.tokens))
         every = Grid(grid(default_drafters(llm), read_lengths(args.lengths)))
         every.measure(runner, prompts[: args.first], 1)
         best = [cell.setting for _, cell in ranked(every) if cell.setting != tuned][: args.best]

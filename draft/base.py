@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from fastslow.engine.types import RequestView, Verdict
+from fastslow.engine.types import AcceptResult, RequestView
 
 
 class Stateless:
@@ -15,7 +15,7 @@ class Stateless:
     features: tuple[int, ...] = ()
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
     ) -> None:
         """Nothing to learn."""
 

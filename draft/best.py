@@ -12,13 +12,13 @@ import torch
 from fastslow.draft.columns import columns, show, union, wanted
 from fastslow.draft.gains import OLD_ALL, OLD_OWN, PATIENCE, Case, Known
 from fastslow.draft.graft import follow, graft
-from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict, Worth
+from fastslow.engine.types import AcceptResult, Draft, Drafter, MarginalValue, RequestView, Tree
 
 WAKING = 4  # steps before it is tried in which its features are gathered
 BEGUN = 3.0  # proposals of its own as which those of others count for a new request
 BESIDES = 1.5  # what drafts take in all, over the time of asking: features, larger steps' Python
 DEAR = 0.4  # tokens that a row takes, above which only the first, cheapest drafter is asked
-FREE = Worth(1.0, 0.0)
+FREE = MarginalValue(1.0, 0.0)
 
 
 class _Said(NamedTuple):
@@ -76,7 +76,7 @@ class Best:
     """
 
     drafters: Sequence[Drafter]
-    worth: Callable[[Sequence[RequestView]], Worth] | None = None
+    worth: Callable[[Sequence[RequestView]], MarginalValue] | None = None
     clock: Callable[[], float] = time.perf_counter
     features: tuple[int, ...] = ()
     _records: dict[int, _Record] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class Best:
         return Draft.of(trees)
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
     ) -> None:
         for drafter in self.drafters:
             there = features is not None and set(drafter.features) <= set(self.features)
@@ -129,7 +129,7 @@ class Best:
             record.said = []
 
     def _asked(
-        self, i: int, records: Sequence[_Record], nodes: Sequence[int], worth: Worth
+        self, i: int, records: Sequence[_Record], nodes: Sequence[int], worth: MarginalValue
     ) -> list[int]:
         """The nodes for which a drafter is asked now, 0 where it is not."""
         price = 0.0 if self.worth is None else BESIDES * self._case.costs[i].seconds
@@ -159,7 +159,7 @@ class Best:
         i: int,
         batch: Sequence[RequestView],
         nodes: Sequence[int],
-        worth: Worth,
+        worth: MarginalValue,
         records: Sequence[_Record],
     ) -> None:
         started = self.clock()
@@ -225,7 +225,7 @@ def _alike(tree: Tree) -> bool:
     return tree.probs is None and tree.scores is not None
 
 
-def _dear(worth: Worth) -> bool:
+def _dear(worth: MarginalValue) -> bool:
     return worth.row > DEAR * worth.token
 
 

@@ -9,24 +9,26 @@ from pathlib import Path
 from fastslow.draft.best import Best
 from fastslow.draft.first import First
 from fastslow.draft.head.draft import HeadDraft
-from fastslow.draft.head.runner import Runner
-from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV, model_draft_across
+from fastslow.draft.head.runner import HeadRunner
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import BorrowedKV, OwnKV
+from fastslow.draft.model.retold import model_draft_across
 from fastslow.draft.model.spelling import Spelling
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.draft import SuffixDraft
-from fastslow.draft.suffix.earlier import Earlier
+from fastslow.draft.suffix.sources import Earlier
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import Speculation, nearest
-from fastslow.engine.types import Drafter, Law, RequestView, Worth
+from fastslow.engine.types import Drafter, MarginalValue, RequestView, TargetProbs
 
 AUTO_WIDTH = 3
 NAMES = ("suffix", "ngram", "head", "self", "model")
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedModel:
     """A draft model, its pages, and both tokenizers where its vocabulary is not the target's."""
 
     model: Model
@@ -35,7 +37,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class DrafterDeps:
     """What drafters are made of.
 
     Attributes:
@@ -54,14 +56,14 @@ class Means:
 
     target: Model
     cache: KVCache
-    law: Law
+    law: TargetProbs
     only_best: Callable[[RequestView], bool]
-    load_model: Callable[[str], Loaded]
-    load_head: Callable[[Path | None], Runner]
+    load_model: Callable[[str], LoadedModel]
+    load_head: Callable[[Path | None], HeadRunner]
     load_corpus: Callable[[Path], Corpus]
     earlier: Earlier | None
     has_head: bool
-    worth: Callable[[Sequence[RequestView]], Worth] | None = None
+    worth: Callable[[Sequence[RequestView]], MarginalValue] | None = None
 
 
 def check_drafter(settings: Speculation, groups: int, has_head: bool = False) -> list[str]:
@@ -103,7 +105,7 @@ def check_drafter(settings: Speculation, groups: int, has_head: bool = False) ->
     return names
 
 
-def build_drafter(settings: Speculation, means: Means) -> Drafter:
+def build_drafter(settings: Speculation, means: DrafterDeps) -> Drafter:
     """Make the drafter that a request asked for.
 
     "a+b" asks b where a says nothing; "a|b" asks each where it pays, and drafts side by side what
@@ -124,7 +126,7 @@ def build_drafter(settings: Speculation, means: Means) -> Drafter:
     return Best(made, means.worth if settings.nodes is None else None)
 
 
-def _make(name: str, settings: Speculation, means: Means) -> Drafter:
+def _make(name: str, settings: Speculation, means: DrafterDeps) -> Drafter:
     if name == "ngram":
         return NgramDraft()
     if name == "suffix":

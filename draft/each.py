@@ -12,7 +12,7 @@ from fastslow.draft.best import Best
 from fastslow.draft.columns import columns, show, union
 from fastslow.engine.params import Speculation
 from fastslow.engine.reader import Reader
-from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict
+from fastslow.engine.types import AcceptResult, Draft, Drafter, RequestView, Tree
 
 
 class Each:
@@ -59,12 +59,12 @@ class Each:
         return Draft.of(trees)
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
     ) -> None:
         counts = [len(path) + 1 for path in verdict.paths]
         rows = None if features is None else torch.split(features, counts)
         for drafter, members in self._parts(batch):
-            part = Verdict(
+            part = AcceptResult(
                 [verdict.paths[b] for b in members], [verdict.tokens[b] for b in members]
             )
             own = None

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import torch
 
 from fastslow.draft.columns import columns, show, union, wanted
-from fastslow.engine.types import Draft, Drafter, RequestView, Tree, Verdict
+from fastslow.engine.types import AcceptResult, Draft, Drafter, RequestView, Tree
 
 
 class First:
@@ -38,7 +38,7 @@ class First:
         return Draft.of(trees)
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
     ) -> None:
         for drafter in self._drafters:
             own = columns(features, self.features, drafter.features)

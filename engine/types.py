@@ -60,7 +60,7 @@ class Tree(NamedTuple):
         )
 
 
-class Certain(NamedTuple):
+class OneHot(NamedTuple):
     """A law with all its mass on one token, as at temperature 0: V numbers that need not be made.
 
     `probs` f32 [V]: what it would be at temperature 1, where a rule scores by that.
@@ -70,7 +70,7 @@ class Certain(NamedTuple):
     probs: Floats | None = None
 
 
-class Lift(NamedTuple):
+class LogitBoost(NamedTuple):
     """A token whose logit is raised."""
 
     token: int
@@ -181,7 +181,7 @@ def _ints(values: Sequence[int]) -> Ints:
 
 
 @dataclass(slots=True)
-class Output:
+class ModelOutput:
     """What a forward gives: logits f32 [M, V] and, if asked for, features [S, F] of `Rows.seen`.
 
     Rows of `only_best` have no logits (the memory holds anything, and where all rows are such, logits
@@ -195,7 +195,7 @@ class Output:
 
 
 @dataclass(slots=True)
-class Verdict:
+class AcceptResult:
     """What was decided, per request."""
 
     paths: list[list[int]] = field(default_factory=list)  # accepted nodes, root to leaf
@@ -229,14 +229,14 @@ class Situation:
     busy: float = 0.0  # requests in the engine over the most that run at a time; above 1 some wait
 
 
-class Choice(NamedTuple):
+class ModeChoice(NamedTuple):
     """A preset's name, and why it was taken, in one line for people."""
 
     mode: str
     why: str
 
 
-Chooser = Callable[[Situation], "str | Choice"]
+Chooser = Callable[[Situation], "str | ModeChoice"]
 """Takes a mode for a request. It costs the caller's time, so it should be quick."""
 
 Ending = Literal["budget", "loop", "settled"]
@@ -267,11 +267,11 @@ class ThinkingPolicy(Protocol):
         """Whether `lift` is other than 0 anywhere in the range."""
 
 
-class ThinkingLaw(Protocol):
+class ThinkingRule(Protocol):
     """What a request's thinking budget makes of its laws: a function of the text alone, so it holds
     for drafted tokens as for committed ones."""
 
-    def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> Certain | Lift | None:
+    def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> OneHot | LogitBoost | None:
         """What holds for the token that follows `tokens` and then `drafted`: it is certain, or a
         logit is raised, or nothing."""
 
@@ -311,7 +311,7 @@ class RequestView(Protocol):
         draw its own tokens with the numbers of acceptance instead, and say they are chosen."""
 
     @property
-    def thinking(self) -> ThinkingLaw | None:
+    def thinking(self) -> ThinkingRule | None:
         """How its thoughts are bounded; None = not at all."""
 
     @property
@@ -331,7 +331,7 @@ class Drafter(Protocol):
         """At most nodes[b] nodes for request b; 0 is allowed, and so is an empty tree."""
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
     ) -> None:
         """Told after each step, when the tokens stand in the requests.
 
@@ -365,7 +365,7 @@ class Stepped(NamedTuple):
     pure: bool  # no rows but last tokens and drafts: no prompt was read
 
 
-class Meter(Protocol):
+class StepCostModel(Protocol):
     """Knows what steps take, and decides which drafted nodes are worth running."""
 
     def admit(
@@ -387,13 +387,13 @@ class Meter(Protocol):
         """What a drafter takes for a node of depth; None: unknown, or nothing."""
 
 
-class Worth(NamedTuple):
+class MarginalValue(NamedTuple):
     """What drafting gains and takes in a step, in seconds."""
 
     token: float  # of one more accepted token of one request
     row: float  # of one more row
 
 
-Law = Callable[[Any, RequestView, Sequence[int]], "Floats | Certain"]
+TargetProbs = Callable[[Any, RequestView, Sequence[int]], "Floats | OneHot"]
 """(logits f32 [V] tensor, request, tokens drafted after request.tokens) -> f32 [V] law or its one
 token."""

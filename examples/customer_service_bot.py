@@ -12,8 +12,8 @@ import argparse
 import sys
 
 from fastslow import LLM, Mode, SamplingParams
-from fastslow.engine.output import Metrics
 from fastslow.engine.params import Escalation
+from fastslow.output import Metrics
 
 SYSTEM = (
     "You are the assistant of Wool & Tea, a small shop. Opening hours: Monday to Friday, 9 to 18. "

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fastslow import LLM, Mode
-from fastslow.engine.output import Output
 from fastslow.engine.params import Escalation
+from fastslow.output import Output
 
 NUMBER = re.compile(r"-?\d+")
 BUDGET = 160

@@ -30,7 +30,7 @@ from abacus.task import SHARE
 from abacus.trainer import Trainer
 from abacus.words import train_tokenizer
 
-from fastslow.engine.text.template import load_template
+from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
 
 DRAFT = Shape(hidden=96, layers=3, heads=3, kv_heads=3, shared=256, groups=0)

@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from fastslow import LLM, SamplingParams, Speculation
-from fastslow.engine.output import Output
+from fastslow.output import Output
 
 PROMPTS = (
     "Repeat after me, three times: the quick brown fox jumps over the lazy dog.",

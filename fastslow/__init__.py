@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastslow.api import generate
-    from fastslow.engine.llm import LLM
-    from fastslow.engine.output import GenerationError, Output, Piece
     from fastslow.engine.parallel.spec import Parallel
     from fastslow.engine.params import Mode, SamplingParams, Speculation
+    from fastslow.llm import LLM
+    from fastslow.output import GenerationError, Output, Piece
 
 __version__ = "0.1.0"
 
@@ -31,12 +31,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LLM": "fastslow.engine.llm",
-    "GenerationError": "fastslow.engine.output",
+    "LLM": "fastslow.llm",
+    "GenerationError": "fastslow.output",
     "Mode": "fastslow.engine.params",
-    "Output": "fastslow.engine.output",
+    "Output": "fastslow.output",
     "Parallel": "fastslow.engine.parallel.spec",
-    "Piece": "fastslow.engine.output",
+    "Piece": "fastslow.output",
     "SamplingParams": "fastslow.engine.params",
     "Speculation": "fastslow.engine.params",
     "generate": "fastslow.api",

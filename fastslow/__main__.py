@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fastslow.engine.cli.app import main
+from fastslow.tools.cli.app import main
 
 main()

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastslow.engine.call import ModeWish
-from fastslow.engine.llm import LLM
+from fastslow.call import ModeWish
 from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.llm import LLM
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from fastslow.engine.params import Mode, Number, Params, nearest, sentence
-from fastslow.engine.types import Choice, Chooser, Situation
+from fastslow.engine.types import Chooser, ModeChoice, Situation
 from fastslow.policies.features import LABELS, features
 
 TELLING = 0.05  # what weighs less is not told one by one
@@ -42,13 +42,15 @@ class Selector(Params):
         """Of a prompt with these features; log-odds where it was fitted."""
         return self.bias + sum(part for _, part in self._parts(seen))
 
-    def __call__(self, situation: Situation) -> Choice:
+    def __call__(self, situation: Situation) -> ModeChoice:
         seen = features(situation)
         score = self.score(seen)
         deep = score > self.threshold
         mode = self.between[deep]
         sign = ">" if deep else "<="
-        return Choice(mode, f"{mode}: {self._sum(seen)} = {score:.1f} {sign} {self.threshold:.3g}")
+        return ModeChoice(
+            mode, f"{mode}: {self._sum(seen)} = {score:.1f} {sign} {self.threshold:.3g}"
+        )
 
     def _parts(self, seen: Mapping[str, float]) -> list[tuple[str, float]]:
         return [
@@ -129,7 +131,7 @@ def _selector(given: Any, named: str) -> Selector:
         raise ValueError(f"{named}: auto {sentence(error, Selector.model_fields)}") from error
 
 
-def choose(chooser: Chooser, situation: Situation, presets: Mapping[str, Mode]) -> Choice:
+def choose(chooser: Chooser, situation: Situation, presets: Mapping[str, Mode]) -> ModeChoice:
     """The mode that a chooser takes, checked, with a line that says why.
 
     Raises:
@@ -137,12 +139,12 @@ def choose(chooser: Chooser, situation: Situation, presets: Mapping[str, Mode]) 
     """
     said = chooser(situation)
     if isinstance(said, str):
-        said = Choice(said, f"{said}: {getattr(chooser, '__name__', type(chooser).__name__)}")
+        said = ModeChoice(said, f"{said}: {getattr(chooser, '__name__', type(chooser).__name__)}")
     named = said[0] if isinstance(said, tuple) and len(said) == 2 else said
     known = [name for name, mode in presets.items() if not mode.auto]
     if named not in known:
         raise ValueError(f"auto chose {named!r}, which is no preset{nearest(str(named), known)}")
-    choice = Choice(*said)
+    choice = ModeChoice(*said)
     if not isinstance(choice.why, str | None):
         raise ValueError(f"auto chose {named!r} because of {choice.why!r}, which is no text")
     return choice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fastslow.engine.types import RequestView, Stepped, Worth
+from fastslow.engine.types import MarginalValue, RequestView, Stepped
 from fastslow.policies.admit import admit
 from fastslow.policies.pace import Pace
 from fastslow.policies.referee import Referee
@@ -56,11 +56,11 @@ class Clock:
         if asked > 0:
             _lean(self._asking, drafter, seconds / asked)
 
-    def worth(self, batch: Sequence[RequestView]) -> Worth:
+    def worth(self, batch: Sequence[RequestView]) -> MarginalValue:
         """What a token and a row more are in a step of these requests: as if each drafted DRAFTED."""
         groups, count = _most(batch), len(batch)
         token = self.seconds(groups, count) / count
-        return Worth(token, token * self.row_price(groups, count))
+        return MarginalValue(token, token * self.row_price(groups, count))
 
     def admit(
         self,

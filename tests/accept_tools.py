@@ -9,8 +9,9 @@ import numpy as np
 from coins import Outcomes, Stream, World
 from laws import sampled_text_law
 
-from fastslow.engine.accept import Rule, accept
-from fastslow.engine.noise import Purpose, draw
+from fastslow.engine.sampling.accept.accept import accept
+from fastslow.engine.sampling.accept.rule import Rule
+from fastslow.engine.sampling.rng import Purpose, draw
 from fastslow.engine.types import Draft, Floats, Tree
 
 V = 3

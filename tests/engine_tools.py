@@ -14,18 +14,18 @@ from thoughts import Bound
 
 from fastslow.draft.base import Stateless
 from fastslow.draft.each import Each
-from fastslow.engine.accept import RULES
-from fastslow.engine.core import Core
-from fastslow.engine.kv.blocks import BlockStorage
+from fastslow.engine.backends.accelerator.kv import BlockStorage
+from fastslow.engine.core.engine_core import EngineCore
+from fastslow.engine.core.request import Request
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
-from fastslow.engine.noise import Purpose, draw, stream
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.request import Request
-from fastslow.engine.stop import Stopper
+from fastslow.engine.sampling.accept.accept import RULES
+from fastslow.engine.sampling.rng import Purpose, draw, stream
+from fastslow.engine.sampling.stop import Stopper
+from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.tokenizer import Tokenizer
-from fastslow.engine.thinking import Thinking
+from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import Draft, Drafter, Floats, RequestView, Tree
 from fastslow.policies.length import FixedLength
 
@@ -87,12 +87,12 @@ class Bench:
             self._alone[key] = self.run([ask.plain])[0]
         return self._alone[key]
 
-    def core(self, setting: Setting = PLENTY) -> Core:
+    def core(self, setting: Setting = PLENTY) -> EngineCore:
         kv = cache_for(self.model, setting.pages, setting.page_size)
         made = {Speculation(drafter=name): make(kv) for name, make in self.drafters.items()}
-        return Core(self.model, kv, Each(made), setting.prompt_rows, setting.max_running)
+        return EngineCore(self.model, kv, Each(made), setting.prompt_rows, setting.max_running)
 
-    def request(self, number: int, ask: Ask, core: Core) -> Request:
+    def request(self, number: int, ask: Ask, core: EngineCore) -> Request:
         end_ids = frozenset(ask.params.stop_token_ids)
         if not ask.params.ignore_eos:
             end_ids |= frozenset(self.model.config.eos_ids)
@@ -138,7 +138,7 @@ class Bench:
         return requests
 
 
-def finish(core: Core, requests: Sequence[Request]) -> None:
+def finish(core: EngineCore, requests: Sequence[Request]) -> None:
     """Run requests to their end; every page must come back."""
     for request in requests:
         core.add(request)

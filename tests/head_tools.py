@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.draft.head.compiled import KernelRunner
 from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
 from fastslow.draft.head.head import Head
 from fastslow.draft.head.layer import HeadLayer
-from fastslow.draft.head.plain import TorchRunner
-from fastslow.draft.head.runner import Runner
+from fastslow.draft.head.runner import HeadRunner, KernelRunner
 from fastslow.draft.head.target import draft_vocabulary, first_weights, read_ends
+from fastslow.draft.head.torch_runner import TorchRunner
 
 
 def tiny_weights(
@@ -39,7 +38,7 @@ def tiny_head(target: Path, layers: tuple[int, ...] = (0, 1), size: int = 10) ->
 
 def tiny_runner(
     target: Path, kind: str = "torch", layers: tuple[int, ...] = (0, 1), size: int = 10
-) -> Runner:
+) -> HeadRunner:
     """The same head in torch, or on the kernels."""
     if kind == "torch":
         return TorchRunner(tiny_head(target, layers, size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastslow.engine.ops.cpu import build
+from fastslow.engine.backends.cpu import build
 
 
 def wanted() -> bool:

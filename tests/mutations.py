@@ -620,7 +620,7 @@ def first_failure(copy: Path, tests: tuple[str, ...]) -> str | None:
 
 def own_package(copy: Path) -> Path:
     """Where the tests of the copy would import the package from."""
-    code = "import fastslow.engine.core as c; print(c.__file__)"
+    code = "import fastslow.engine.core.engine_core as c; print(c.__file__)"
     env = {**os.environ, "PYTHONPATH": str(copy)}
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=copy, env=env, check=True, capture_output=True, text=True

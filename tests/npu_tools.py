@@ -18,7 +18,8 @@ def simulated(chip: str, exact: bool = True) -> Iterator[None]:
     """`device="npu"` is this chip. exact: float32 runs, too, as it does on no chip: what is left then
     is the engine's own arithmetic, which must be that of the CPU."""
     npu_sim.install()
-    from fastslow.engine.ops import device, npu, npu_310p
+    from fastslow.engine.backends import device
+    from fastslow.engine.backends.accelerator import npu, npu_310p
 
     def named(name: str | torch.device) -> torch.device:
         return torch.device("cpu" if str(name).startswith("npu") else name)

@@ -17,9 +17,9 @@ from engine_tools import Ask, outcome
 from npu_sim import HostSync
 from test_npu_engine import PROMPTS, params
 
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.model.paged import PagedDecoder
-from fastslow.engine.ops import npu
+from fastslow.engine.backends.accelerator import npu as npu_module
+from fastslow.engine.backends.accelerator.decoder import PagedDecoder
+from fastslow.engine.backends.loader import load_model
 
 TOKENS = texts.tokens_of(60)
 
@@ -42,7 +42,7 @@ def logits(folder: Path) -> None:
 def answers(folder: Path) -> None:
     from test_exact import make_bench, tell
 
-    cpu, npu = make_bench(folder, "moge"), make_bench(folder, "moge", device="npu")
+    cpu, npu_module = make_bench(folder, "moge"), make_bench(folder, "moge", device="npu")
     names = ("off", "ngram", "model", "tree", "self1", "self tree", "skip", "told", "forked")
     asks = [
         Ask(PROMPTS[i % 5], params(), name, groups=(None, 0, 2)[i % 3])
@@ -50,8 +50,8 @@ def answers(folder: Path) -> None:
     ]
     tell(cpu, asks)
     for name in ("told", "forked"):
-        npu.drafters[name] = cpu.drafters[name]
-    for ask, request in zip(asks, npu.run(asks), strict=True):
+        npu_module.drafters[name] = cpu.drafters[name]
+    for ask, request in zip(asks, npu_module.run(asks), strict=True):
         assert outcome(request) == outcome(cpu.alone(ask)), ask
     print("answers of", len(names), "drafters")
 
@@ -68,7 +68,7 @@ def waiting() -> None:
 def main(folder: Path) -> None:
     npu_memory.install()
     npu_kernels.CHIP.exact = True
-    npu.NpuOps.dtypes = (*npu.NpuOps.dtypes, torch.float32)
+    npu_module.NpuOps.dtypes = (*npu_module.NpuOps.dtypes, torch.float32)
     with npu_memory.computing():
         logits(write_moge(folder / "moge"))
         answers(folder / "bench")

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastslow.engine.quant.linear import QuantLinear
-from fastslow.engine.quant.quantize import Options, quantize
+from fastslow.engine.model.int8 import QuantLinear
+from fastslow.tools.quantize.quantize import Options, quantize
 
 TINY = Options(tokens=192, least=4, most=512)
 

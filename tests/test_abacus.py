@@ -12,10 +12,10 @@ from abacus.tasks import held_out
 from typer.testing import CliRunner
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
-from fastslow.engine.cli.app import app
-from fastslow.engine.convert.builtin import SHIPPED, builtin_path
 from fastslow.engine.model.config import EMBEDDED, MOGE, ModelConfig
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
+from fastslow.models.builtin import SHIPPED, builtin_path
+from fastslow.tools.cli.app import app
 
 TASKS = list(islice(held_out(1), 96))
 DRAFTING = Speculation(drafter="model", model="abacus-draft")

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from laws import chi_square_fits, sampled_text_law
 
-from fastslow.engine.accept import Rule, accept, block, tokenwise
-from fastslow.engine.noise import Purpose, draw, stream
+from fastslow.engine.sampling.accept.accept import accept
+from fastslow.engine.sampling.accept.block import block
+from fastslow.engine.sampling.accept.rule import Rule
+from fastslow.engine.sampling.accept.token import tokenwise
+from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.types import Draft, Floats, Tree
 
 V = 6

@@ -28,9 +28,10 @@ from accept_tools import (
 from coins import Outcomes, Stream, World
 from laws import sampled_text_law
 
-from fastslow.engine.accept import RULES, Rule, accept
-from fastslow.engine.noise import Purpose, draw
-from fastslow.engine.types import Certain, Draft, Floats, Tree
+from fastslow.engine.sampling.accept.accept import RULES, accept
+from fastslow.engine.sampling.accept.rule import Rule
+from fastslow.engine.sampling.rng import Purpose, draw
+from fastslow.engine.types import Draft, Floats, OneHot, Tree
 
 ROUNDING = 2e-6  # laws are float32
 EXACT = {name: rule for name, rule in RULES.items() if "lossy" not in name}
@@ -67,10 +68,10 @@ def test_certain_laws_among_others(rule: Rule) -> None:
 
     def step(world: World) -> Text:
         tree = apart(q, world.stream(0, Purpose.DRAFT))
-        laws: list[Floats | Certain] = list(laws_of(tree, open_target))
+        laws: list[Floats | OneHot] = list(laws_of(tree, open_target))
         for i, parent in enumerate(tree.parents):
             if parent == -1 and certain((tree.tokens[i],)) is not None:
-                laws[i + 1] = Certain(2)
+                laws[i + 1] = OneHot(2)
         noise = lambda b, depth: world.stream(depth, Purpose.ACCEPT)
         return tuple(accept(Draft.of([tree]), laws, noise, [rule]).tokens[0])  # type: ignore[arg-type]
 

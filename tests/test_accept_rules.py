@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from fastslow.engine.accept import RULES, Rule, accept, block, follow, tokenwise
-from fastslow.engine.noise import Purpose, draw, stream
-from fastslow.engine.types import Certain, Draft, Floats, Tree
+from fastslow.engine.sampling.accept.accept import RULES, accept
+from fastslow.engine.sampling.accept.block import block
+from fastslow.engine.sampling.accept.rule import Rule
+from fastslow.engine.sampling.accept.token import follow_target, tokenwise
+from fastslow.engine.sampling.rng import Purpose, draw, stream
+from fastslow.engine.types import Draft, Floats, OneHot, Tree
 
 V = 5
 Text = tuple[int, ...]
@@ -34,7 +37,7 @@ def sampled(q: Sequence[Floats], parents: Sequence[int], seed: int) -> Tree:
     return Tree([draw(q_V, draws) for q_V in q], parents, np.stack(q))
 
 
-def judge(rule: Rule, tree: Tree, laws: Sequence[Floats | Certain], seed: int) -> tuple[Text, int]:
+def judge(rule: Rule, tree: Tree, laws: Sequence[Floats | OneHot], seed: int) -> tuple[Text, int]:
     def noise(b: int, depth: int) -> np.random.Generator:
         return stream(seed, depth, Purpose.ACCEPT)
 
@@ -116,7 +119,7 @@ def test_greedy_takes_the_longest_right_path_by_every_rule(rule: Rule, probs: bo
     parents = [-1, -1, 1, 1, 3, 0]
     tokens = [3, 1, 3, 2, 0, 1]  # the target says 1, then 2, then 0, then 4
     q = np.full((6, V), 1 / V, dtype=np.float32) if probs else None
-    laws = [Certain(1), Certain(1), Certain(2), Certain(4), Certain(0), Certain(4), Certain(4)]
+    laws = [OneHot(1), OneHot(1), OneHot(2), OneHot(4), OneHot(0), OneHot(4), OneHot(4)]
     assert judge(rule, Tree(tokens, parents, q), laws, 0) == ((1, 3, 4), 4)
     hot = [np.eye(V, dtype=np.float32)[x.token] for x in laws]
     assert judge(rule, Tree(tokens, parents, q), hot, 0) == ((1, 3, 4), 4)
@@ -128,7 +131,7 @@ def test_certain_laws_draw_nothing(rule: Rule) -> None:
         raise AssertionError("a number was drawn")
 
     chain = Tree.chain([1, 2, 3])
-    verdict = accept(Draft.of([chain]), [Certain(x) for x in (1, 2, 0, 0)], noise, [rule])
+    verdict = accept(Draft.of([chain]), [OneHot(x) for x in (1, 2, 0, 0)], noise, [rule])
     assert verdict.tokens == [[1, 2, 0]]
 
 
@@ -153,11 +156,11 @@ def test_a_mixed_batch_gives_what_each_request_gets_alone() -> None:
 def test_rules_and_requests_must_be_as_many() -> None:
     with pytest.raises(ValueError, match="rules has 2 entries, and the batch has 1 requests"):
         accept(
-            Draft.of([Tree()]), [Certain(0)], lambda b, d: stream(0, d, Purpose.ACCEPT), [block] * 2
+            Draft.of([Tree()]), [OneHot(0)], lambda b, d: stream(0, d, Purpose.ACCEPT), [block] * 2
         )
 
 
-@pytest.mark.parametrize("rule", [tokenwise, block, follow])
+@pytest.mark.parametrize("rule", [tokenwise, block, follow_target])
 @pytest.mark.parametrize("parents", [(-1, 0, 1, 2), (-1, -1, 0, 0, 1, 1)], ids=["chain", "tree"])
 def test_laws_that_differ_by_rounding_only(rule: Rule, parents: Sequence[int]) -> None:
     """As a drafter that is the target in other batch shapes: no NaN, nothing of probability 0."""
@@ -175,7 +178,7 @@ def test_laws_that_differ_by_rounding_only(rule: Rule, parents: Sequence[int]) -
                 path, last = judge(rule, tree, [target_V] * (len(parents) + 1), seed)
                 assert all(target_V[x] > 0 for x in (*(tree.tokens[i] for i in path), last))
                 depths.append(len(path))
-            if rule is not follow:
+            if rule is not follow_target:
                 assert sum(depths) >= 24 * max(depths)
 
 

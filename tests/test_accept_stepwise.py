@@ -11,22 +11,23 @@ import pytest
 from checkpoints import write_moge
 from tokenizers_tiny import write_bpe
 
-from fastslow.engine.accept import LossyStepwise, follow
-from fastslow.engine.llm import LLM
 from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.engine.types import Certain, Tree
+from fastslow.engine.sampling.accept.lossy import LossyStepwise
+from fastslow.engine.sampling.accept.token import follow_target
+from fastslow.engine.types import OneHot, Tree
+from fastslow.llm import LLM
 
 V, END = 6, 5
 CLOSE = 4  # </think>
 RULE = LossyStepwise(frozenset({END}), 0.5)
 
 
-def certain(token: int, **probs: float) -> Certain:
+def certain(token: int, **probs: float) -> OneHot:
     """The choice of `token`; the others have the given probabilities."""
     law = np.full(V, 0.01, dtype=np.float32)
     for name, p in probs.items():
         law[int(name[1:])] = p
-    return Certain(token, law)
+    return OneHot(token, law)
 
 
 def place(depth: int) -> np.random.Generator:
@@ -37,7 +38,7 @@ def test_a_likely_step_is_kept_though_the_target_would_say_it_otherwise() -> Non
     laws = [certain(0, _1=0.45), certain(2, _2=0.9), certain(0, _5=0.4), certain(3, _3=0.9)]
     path, last = RULE(Tree.chain([1, 2, END]), laws, place)
     assert (path, last) == ([0, 1, 2], 3), "(0.45 * 0.9 * 0.4) ** (1/3) is 0.54"
-    assert follow(Tree.chain([1, 2, END]), laws, place) == ([], 0)
+    assert follow_target(Tree.chain([1, 2, END]), laws, place) == ([], 0)
 
 
 def test_an_unlikely_step_is_rewritten_by_the_target() -> None:

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from fastslow.engine.accept import LossyTypical, accept
-from fastslow.engine.noise import Purpose, draw, stream
-from fastslow.engine.types import Certain, Draft, Floats, Tree
+from fastslow.engine.sampling.accept.accept import accept
+from fastslow.engine.sampling.accept.lossy import LossyTypical
+from fastslow.engine.sampling.rng import Purpose, draw, stream
+from fastslow.engine.types import Draft, Floats, OneHot, Tree
 
 V = 5
 
 
 def judge(
-    rule: LossyTypical, tree: Tree, laws: Sequence[Floats | Certain], seed: int
+    rule: LossyTypical, tree: Tree, laws: Sequence[Floats | OneHot], seed: int
 ) -> tuple[tuple[int, ...], int]:
     verdict = accept(Draft.of([tree]), laws, lambda b, d: stream(seed, d, Purpose.ACCEPT), [rule])
     return tuple(verdict.paths[0]), verdict.tokens[0][-1]
@@ -28,10 +29,10 @@ def test_typical_acceptance_asks_less_where_the_target_is_unsure() -> None:
     sharp = np.array([0.78, 0.15, 0.05, 0.02, 0.0], dtype=np.float32)
     # the bar of `sharp` is min(0.3, 0.5 * exp(-0.706)) = 0.247
     for token, path in ((0, (0,)), (1, ()), (4, ())):
-        assert judge(rule, Tree.chain([token]), [sharp, Certain(0)], 0)[0] == path
+        assert judge(rule, Tree.chain([token]), [sharp, OneHot(0)], 0)[0] == path
     assert judge(rule, Tree.chain([4, 4, 1]), [flat, flat, sharp, flat], 0)[0] == (0, 1)
     always = LossyTypical(epsilon=0.1, delta=1.0)  # above epsilon the entropy does not matter
-    assert judge(always, Tree.chain([1]), [sharp, Certain(0)], 0)[0] == (0,)
+    assert judge(always, Tree.chain([1]), [sharp, OneHot(0)], 0)[0] == (0,)
 
 
 def test_typical_acceptance_takes_the_deepest_then_the_likeliest() -> None:

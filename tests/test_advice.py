@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastslow.engine.advice import CAUSES, advice
-from fastslow.engine.output import Metrics
+from fastslow.output import CAUSES, Metrics, advice
 
 GOOD = Metrics("deep", "suffix", 0.1, 0.01, 50, 50, 200, 100, 0, [2] * 50, 0.0, 0.5, [0.5], 0, 0)
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers_tiny import write_bpe
 
-from fastslow.engine.llm import LLM
 from fastslow.engine.params import Mode, SamplingParams
-from fastslow.engine.types import Choice, Situation
+from fastslow.engine.types import ModeChoice, Situation
+from fastslow.llm import LLM
 from fastslow.policies.auto import BUILT_IN, Selector, choose, read_selector
 from fastslow.policies.features import LABELS, count_words, features
 
@@ -142,12 +142,12 @@ def test_a_bad_file_is_refused(text: str, says: str, tmp_path: Path) -> None:
 
 def test_a_chooser_must_name_a_preset() -> None:
     presets = {"fast": Mode(), "deep": Mode(), "auto": Mode(auto=True)}
-    assert choose(lambda _: "fast", Situation("x"), presets) == Choice("fast", "fast: <lambda>")
+    assert choose(lambda _: "fast", Situation("x"), presets) == ModeChoice("fast", "fast: <lambda>")
     for wrong in ("depe", "auto", None, 3, ()):
         with pytest.raises(ValueError, match="which is no preset"):
             choose(lambda _, w=wrong: w, Situation("x"), presets)  # type: ignore[misc]
     with pytest.raises(ValueError, match="auto chose 'fast' because of 3, which is no text"):
-        choose(lambda _: Choice("fast", 3), Situation("x"), presets)  # type: ignore[arg-type]
+        choose(lambda _: ModeChoice("fast", 3), Situation("x"), presets)  # type: ignore[arg-type]
 
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"

@@ -13,12 +13,12 @@ import texts
 import torch
 from kernel_tools import compiled, wanted
 
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.ops.cpu.decoder import CpuDecoder
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling import only_best
-from fastslow.engine.types import Ints, Output, Rows, Segment
+from fastslow.engine.sampling.probs import only_best
+from fastslow.engine.types import Ints, ModelOutput, Rows, Segment
 
 VOCAB = 1000  # not whole tiles
 FORMATS = [("float32", "none"), ("bfloat16", "none")]
@@ -42,7 +42,7 @@ def write(folder: Path, spread: float = 1.0, sick: float | None = None) -> Path:
     return checkpoints.write(folder, config, table)
 
 
-def run(model: Model, only_best: Ints, seed: int = 0) -> Output:
+def run(model: Model, only_best: Ints, seed: int = 0) -> ModelOutput:
     """One text per mark, a token each, after a text of its own."""
     count = len(only_best)
     tokens = texts.tokens_of(count, seed, VOCAB)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastslow.draft.best import DEAR, Best
-from fastslow.engine.types import Draft, RequestView, Tree, Verdict, Worth
+from fastslow.engine.types import AcceptResult, Draft, MarginalValue, RequestView, Tree
 
 
 class Says:
@@ -29,7 +29,7 @@ class Says:
         return Draft.of([self.tree if n else Tree() for n in nodes])
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
     ) -> None:
         self.told.append(features)
 
@@ -44,7 +44,7 @@ def view(number: int = 0) -> Any:
 def step(best: Best, accepted: int) -> list[int]:
     tree = best.propose([view()], [4]).tree(0)
     path = list(range(min(accepted, len(tree.tokens))))
-    best.commit([view()], Verdict([path], [said(tree, path)]), None)
+    best.commit([view()], AcceptResult([path], [said(tree, path)]), None)
     return list(tree.tokens)
 
 
@@ -115,7 +115,7 @@ def test_everyone_hears_of_every_step_and_of_ends() -> None:
     best = Best([one, two])
     assert best.features == (0, 1, 2)
     best.propose([view()], [4])
-    best.commit([view()], Verdict([[0]], [[5, 7]]), torch.tensor([[10.0, 11.0, 12.0]] * 2))
+    best.commit([view()], AcceptResult([[0]], [[5, 7]]), torch.tensor([[10.0, 11.0, 12.0]] * 2))
     assert one.told[0] is not None and one.told[0].tolist() == [[11.0]] * 2
     assert two.told[0] is not None and two.told[0].tolist() == [[10.0, 12.0]] * 2
     best.release([0])
@@ -129,7 +129,7 @@ def step_all(best: Best, count: int, accepted: int) -> list[list[int]]:
     draft = best.propose(views, [4] * count)
     paths = [list(range(min(accepted, len(draft.tree(b).tokens)))) for b in range(count)]
     tokens = [said(draft.tree(b), path) for b, path in enumerate(paths)]
-    best.commit(views, Verdict(paths, tokens), None)
+    best.commit(views, AcceptResult(paths, tokens), None)
     return [list(draft.tree(b).tokens) for b in range(count)]
 
 
@@ -137,7 +137,7 @@ def test_time_is_charged_to_who_took_it() -> None:
     """A token is worth one second; the second drafter takes five, and the first one is still asked."""
     watch = Watch()
     cheap, dear = Slow(UNSURE, watch, 0.001), Slow(CHAIN, watch, 5.0, (3,))
-    best = Best([cheap, dear], lambda batch: Worth(1.0, 0.0), watch)
+    best = Best([cheap, dear], lambda batch: MarginalValue(1.0, 0.0), watch)
     for _ in range(300):
         step_all(best, 1, 1)
     assert cheap.asked == 300
@@ -147,7 +147,7 @@ def test_time_is_charged_to_who_took_it() -> None:
 def test_who_is_worth_his_time_is_asked() -> None:
     watch = Watch()
     cheap, dear = Slow(UNSURE, watch, 0.001), Slow(CHAIN, watch, 0.5)
-    best = Best([cheap, dear], lambda batch: Worth(1.0, 0.0), watch)
+    best = Best([cheap, dear], lambda batch: MarginalValue(1.0, 0.0), watch)
     last = [step_all(best, 1, 2)[0] for _ in range(50)][-1]
     assert last == [8, 8] and dear.asked == 50
 
@@ -158,7 +158,7 @@ def test_rows_count_against_a_draft() -> None:
     for row in (0.1, 0.6):
         watch = Watch()
         only = Slow(CHAIN, watch, 0.01)
-        best = Best([only], lambda batch, row=row: Worth(1.0, row), watch)
+        best = Best([only], lambda batch, row=row: MarginalValue(1.0, row), watch)
         for _ in range(200):
             step_all(best, 1, 1)
         asked[row] = only.asked
@@ -168,7 +168,7 @@ def test_rows_count_against_a_draft() -> None:
 def test_what_never_pays_is_tried_for_one_request_at_a_time_and_reads_nothing() -> None:
     watch = Watch()
     cheap, dear = Slow(UNSURE, watch, 0.0), Slow(CHAIN, watch, 50.0, (3,))
-    best = Best([cheap, dear], lambda batch: Worth(1.0, 0.0), watch)
+    best = Best([cheap, dear], lambda batch: MarginalValue(1.0, 0.0), watch)
     for _ in range(30):
         step_all(best, 8, 0)
     before, read = dear.asked, 0
@@ -184,7 +184,7 @@ def test_what_never_pays_is_tried_for_one_request_at_a_time_and_reads_nothing() 
 def test_a_batch_of_another_size_is_another_case() -> None:
     watch = Watch()
     dear = Slow(CHAIN, watch, 0.5)
-    best = Best([dear], lambda batch: Worth(1.0 / len(batch), 0.0), watch)
+    best = Best([dear], lambda batch: MarginalValue(1.0 / len(batch), 0.0), watch)
     for _ in range(60):
         step_all(best, 8, 0)
     dear.asked = 0
@@ -197,7 +197,7 @@ def test_a_batch_of_another_size_is_another_case() -> None:
 def test_a_new_request_begins_with_what_others_saw() -> None:
     watch = Watch()
     dear = Slow(CHAIN, watch, 0.5)
-    best = Best([dear], lambda batch: Worth(1.0, 0.0), watch)
+    best = Best([dear], lambda batch: MarginalValue(1.0, 0.0), watch)
     for _ in range(40):
         step(best, 0)
     dear.asked = 0
@@ -216,7 +216,7 @@ def test_where_rows_are_dear_only_the_first_is_asked() -> None:
     for row in (0.1, 0.5):
         watch = Watch()
         cheap, dear = Slow(UNSURE, watch, 0.001), Slow(CHAIN, watch, 0.01, (3,))
-        best = Best([cheap, dear], lambda batch, row=row: Worth(1.0, row), watch)
+        best = Best([cheap, dear], lambda batch, row=row: MarginalValue(1.0, row), watch)
         for _ in range(300):
             step_all(best, 2, 2)
         asked[row] = dear.asked
@@ -230,12 +230,12 @@ def test_what_several_say_is_drafted_side_by_side() -> None:
     two = Tree([5, 8, 9], [-1, 0, -1], scores=[0.5, 0.35, 0.1])
     watch = Watch()
     asked = Slow(one, watch, 0.001), Slow(two, watch, 0.001)
-    best = Best(asked, lambda batch: Worth(1.0, 0.0), watch)
+    best = Best(asked, lambda batch: MarginalValue(1.0, 0.0), watch)
     tree = best.propose([view()], [8]).tree(0)
     assert [*zip(tree.tokens, tree.parents)] == [(5, -1), (8, 0), (6, 0), (9, -1)]
     assert tree.scores is not None and tree.scores == sorted(tree.scores, reverse=True)
     assert tree.by is not None and len(set(tree.by)) == 3
-    best.commit([view()], Verdict([[0, 1]], [[5, 8, 7]]), None)
+    best.commit([view()], AcceptResult([[0, 1]], [[5, 8, 7]]), None)
     gains = [known.gain for known in best._records[0].known]
     assert gains == [1.0, 1.5], (
         "each is judged by what it held: one and two tokens, and a prior of 1"
@@ -245,7 +245,7 @@ def test_what_several_say_is_drafted_side_by_side() -> None:
 def test_a_node_that_was_cut_is_judged_by_what_came() -> None:
     best = Best([Says(SURE)])
     best.propose([view()], [4])
-    best.commit([view()], Verdict([[0]], [[5, 5]]), None)
+    best.commit([view()], AcceptResult([[0]], [[5, 5]]), None)
     assert best._records[0].known[0].gain == 1.5, "two of its tokens came, though one was run"
 
 

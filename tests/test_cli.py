@@ -17,11 +17,11 @@ import pytest
 from checkpoints import write_dense, write_moge
 from tokenizers_tiny import write_bpe
 
-from fastslow.engine.cli import screen
-from fastslow.engine.cli.app import main
-from fastslow.engine.cli.screen import Answer, figures
-from fastslow.engine.output import Metrics, Piece
+from fastslow.output import Metrics, Piece
 from fastslow.policies.auto import Selector
+from fastslow.tools.cli import screen
+from fastslow.tools.cli.app import main
+from fastslow.tools.cli.screen import StreamedAnswer, figures
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -242,15 +242,15 @@ def test_inspect_refuses_a_folder_without_a_model(
 def test_convert_hands_its_options_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastslow.engine.convert import convert as module
+    from fastslow.tools.convert import convert
 
-    signature, seen = inspect.signature(module.convert), {}
+    signature, seen = inspect.signature(convert.convert), {}
 
     def record(*arguments: Any, **options: Any) -> Path:
         seen.update(signature.bind(*arguments, **options).arguments)
         return Path("out")
 
-    monkeypatch.setattr(module, "convert", record)
+    monkeypatch.setattr(convert, "convert", record)
     options = ("--groups", 4, "--minutes", 2, "--text", "a", "--text", "b", "--recipe", "r")
     assert run("convert", tmp_path, "out", *options) == 0
     assert (seen["dense_folder"], seen["out"]) == (tmp_path, Path("out"))
@@ -271,7 +271,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom fastslow.engine.cli.app import main\n"
+        "import sys\nfrom fastslow.tools.cli.app import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'numpy', 'pydantic', 'tokenizers'} & set(sys.modules)))"
     )
@@ -363,7 +363,7 @@ def test_piped_questions_are_answered_one_a_line(
 
 
 def test_a_thought_is_parted_from_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    answer = Answer()
+    answer = StreamedAnswer()
     for piece in (Piece(reasoning="hm"), Piece(reasoning="m"), Piece(text="4"), Piece(text="2")):
         answer.add(piece)
     answer.end()

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from fastslow.engine.call import sampling_in
-from fastslow.engine.cli.chat import Chat
-from fastslow.engine.cli.options import Wishes
-from fastslow.engine.output import Completion, Metrics, Output, Piece
+from fastslow.call import sampling_in
 from fastslow.engine.params import Mode
+from fastslow.output import Completion, Metrics, Output, Piece
+from fastslow.tools.cli.chat import Chat
+from fastslow.tools.cli.options import Wishes
 
 UNSET = dict.fromkeys(
     (

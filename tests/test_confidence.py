@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastslow.engine.confidence import Confidence
 from fastslow.engine.params import Escalation
-from fastslow.engine.sampling import log_probability, logprobs
+from fastslow.engine.sampling.confidence import Confidence
+from fastslow.engine.sampling.probs import log_probability, logprobs
 
 SURE, UNSURE = math.log(0.9), math.log(0.2)
 

@@ -11,19 +11,21 @@ from checkpoints import write_dense
 from safetensors.torch import load_file
 from tokenizers_tiny import write_bpe, write_spm
 
-from fastslow.engine.convert.calibrate import calibrate
-from fastslow.engine.convert.convert import Split, convert
-from fastslow.engine.convert.corpus import Writer
-from fastslow.engine.convert.dense import Dense, attend, rotary
-from fastslow.engine.convert.distill import Distiller, saved_layout
-from fastslow.engine.convert.divergence import Divergence
-from fastslow.engine.convert.layout import Layout
-from fastslow.engine.convert.masked import GatedProduct, LowRankLinear, run_mask
-from fastslow.engine.convert.moge import write_moge
-from fastslow.engine.convert.recipe import Recipe
-from fastslow.engine.convert.schedule import Schedule
-from fastslow.engine.convert.student import Student
 from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.models.dense import Dense, attend, rotary
+from fastslow.models.moge import write_moge
+from fastslow.models.recipe import ExpertLayout, Recipe
+from fastslow.tools.convert.calibrate import calibrate
+from fastslow.tools.convert.convert import Split, convert
+from fastslow.tools.convert.distill import Distiller, Schedule, saved_layout
+from fastslow.tools.convert.student import (
+    Divergence,
+    GatedProduct,
+    LowRankLinear,
+    Student,
+    run_mask,
+)
+from fastslow.tools.convert.texts import TextWriter
 
 QUICK = Schedule(row=24, rows=2, batch=4, written=200, rate=1e-2, warm_up=1)
 GROUPS, EXPERTS, SHARED, WIDTH = 4, 4, 56, 8  # the defaults for 96 inner neurons
@@ -33,7 +35,7 @@ def dense_folder(folder: Path, **overrides: object) -> Path:
     return write_dense(folder, vocab=write_bpe(folder), **overrides)
 
 
-def layout_of(dense: Dense) -> Layout:
+def layout_of(dense: Dense) -> ExpertLayout:
     rows = torch.randint(0, dense.config.vocab, (4, 40), generator=torch.Generator().manual_seed(1))
     return calibrate(dense, rows, groups=GROUPS, experts=EXPERTS, shared=SHARED, width=WIDTH)
 
@@ -48,7 +50,7 @@ def dense(folder: Path) -> Dense:
     return Dense(folder, torch.float32)
 
 
-def trained(dense: Dense, layout: Layout) -> Student:
+def trained(dense: Dense, layout: ExpertLayout) -> Student:
     """A student whose deltas, norms and scales all differ from the dense model's."""
     student = Student(dense, layout, rank=3)
     random = torch.Generator().manual_seed(2)
@@ -221,7 +223,7 @@ def test_hand_written_gradients_equal_autograd() -> None:
 
 def test_distillation_brings_the_student_closer_and_resumes(dense: Dense, tmp_path: Path) -> None:
     layout = layout_of(dense)
-    writer = Writer(dense, load_tokenizer(dense.folder))
+    writer = TextWriter(dense, load_tokenizer(dense.folder))
     student, saved = Student(dense, layout, rank=4), tmp_path / "run.safetensors"
     plan = replace(QUICK, minutes=1.0, visits=40)
     trainer = Distiller(student, plan, None, writer, saved)
@@ -237,7 +239,7 @@ def test_distillation_brings_the_student_closer_and_resumes(dense: Dense, tmp_pa
 
 
 def test_written_hidden_states_are_the_teachers(dense: Dense) -> None:
-    tokens, hidden = Writer(dense, load_tokenizer(dense.folder), seed=3).rows(3, 30)
+    tokens, hidden = TextWriter(dense, load_tokenizer(dense.folder), seed=3).rows(3, 30)
     torch.testing.assert_close(hidden, dense.hidden(tokens), rtol=1e-3, atol=1e-3)
 
 
@@ -268,7 +270,7 @@ def test_broken_recipes_are_refused(folder: Path, dense: Dense, tmp_path: Path) 
     del norms["norm"]
     with pytest.raises(ValueError, match="norms"):
         write_moge(folder, replace(recipe, norms=norms), tmp_path / "moge")
-    fewer = Layout(*(tensor[:1] for tensor in vars(recipe.layout).values()))
+    fewer = ExpertLayout(*(tensor[:1] for tensor in vars(recipe.layout).values()))
     with pytest.raises(ValueError, match="2 layers"):
         write_moge(folder, Recipe.untrained(fewer), tmp_path / "moge")
     assert not (tmp_path / "moge").exists()

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from fastslow.engine.convert import builtin
-from fastslow.engine.convert.dense import Dense
-from fastslow.engine.convert.folder import fresh_folder
-from fastslow.engine.convert.gguf_file import gguf_to_dense, half_split
+from fastslow.models import builtin
+from fastslow.models.dense import Dense
+from fastslow.models.folder import fresh_folder
+from fastslow.models.gguf import gguf_to_dense, half_split
 
 HIDDEN, HEADS, KV_HEADS, DIM, INNER = 64, 4, 2, 16, 96
 

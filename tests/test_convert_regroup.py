@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastslow.engine.convert.layout import Layout
-from fastslow.engine.convert.recipe import Recipe
-from fastslow.engine.convert.regroup import regroup
+from fastslow.models.recipe import ExpertLayout, Recipe
+from fastslow.tools.convert.regroup import regroup
 
 LAYERS, GROUPS, EXPERTS, POOL, WIDTH, SHARED, HIDDEN, RANK = 2, 2, 4, 6, 4, 8, 16, 3
 INNER = SHARED + GROUPS * POOL
@@ -19,7 +18,7 @@ def recipe() -> Recipe:
     source = torch.Generator().manual_seed(0)
     order = torch.stack([torch.randperm(INNER, generator=source) for _ in range(LAYERS)])
     picks = torch.rand(LAYERS, GROUPS, EXPERTS, POOL, generator=source).topk(WIDTH, -1).indices
-    layout = Layout(
+    layout = ExpertLayout(
         shared=order[:, :SHARED].sort(dim=1).values,
         pools=order[:, SHARED:].view(LAYERS, GROUPS, POOL),
         experts=picks.sort(-1).values,

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fastslow.draft.suffix import sealed as module
-from fastslow.draft.suffix.corpus import Corpus
-from fastslow.draft.suffix.documents import Documents
-from fastslow.draft.suffix.order import depths
+from fastslow.draft.suffix import sealed
+from fastslow.draft.suffix.corpus import FORMAT, Corpus, describe, save, unpack, vocabulary_digest
+from fastslow.draft.suffix.documents import Documents, depths
 from fastslow.draft.suffix.sealed import read_sealed, write_sealed
-from fastslow.draft.suffix.stored import FORMAT, describe, save, unpack, vocabulary_digest
 
 VOCAB = {chr(97 + i): i for i in range(8)}
 
@@ -52,7 +50,7 @@ def test_what_was_saved_is_found(path: Path) -> None:
     assert facts["documents"] == 2 and facts["tokens"] == 10 and facts["vocab_size"] == 8
     assert facts["vocabulary"] == vocabulary_digest(VOCAB)
     assert set(load_file(path)) == {"tokens", "sizes", "order", "buckets"}, "plain safetensors"
-    assert path.stat().st_mode & 0o777 == 0o666 & ~module._umask()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~sealed._umask()
 
 
 def test_a_flipped_bit_anywhere_is_refused(path: Path) -> None:
@@ -188,7 +186,7 @@ def test_a_write_that_fails_leaves_the_old_file(
 
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(module.os, name, fail)
+            patch.setattr(sealed.os, name, fail)
             with pytest.raises(OSError, match="no space left"):
                 store(path, [1, 2])
         assert path.read_bytes() == before
@@ -210,10 +208,10 @@ def reseal(path: Path, change: Callable[[dict[str, Any]], None], room: int = 0) 
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (room - len(text) % 8)
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
-    with path.open("r+b") as file, module.mmap.mmap(file.fileno(), 0) as memory:
-        place = module._seal_place(memory)
+    with path.open("r+b") as file, sealed.mmap.mmap(file.fileno(), 0) as memory:
+        place = sealed._seal_place(memory)
         assert place is not None
-        memory[place : place + 64] = module._digest(memory, place)
+        memory[place : place + 64] = sealed._digest(memory, place)
 
 
 def test_a_header_is_not_trusted_with_sizes(path: Path) -> None:

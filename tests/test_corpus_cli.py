@@ -11,10 +11,10 @@ from checkpoints import write_moge
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.suffix.corpus import Corpus
-from fastslow.engine.cli.answers import Answers
-from fastslow.engine.cli.app import main
-from fastslow.engine.text.template import load_template
+from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.tools.cli.answer_file import AnswerFile
+from fastslow.tools.cli.app import main
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
@@ -77,7 +77,7 @@ def test_build_add_and_info(
 
 def test_answers_as_the_engine_would_emit_them(model: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(model)
-    answers = Answers(tokenizer, load_template(model, tokenizer))
+    answers = AnswerFile(tokenizer, load_template(model, tokenizer))
     path = write(tmp_path / "a", {"text": "one\u2028two"}, {"messages": CHAT})
     (end,) = tokenizer.eos_ids
     said = list(answers.read(path))
@@ -94,7 +94,7 @@ def test_of_several_ends_the_templates_own_is_taken(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.eos_ids == {0, 2}
-    answers = Answers(tokenizer, load_template(tmp_path, tokenizer))
+    answers = AnswerFile(tokenizer, load_template(tmp_path, tokenizer))
     path = write(tmp_path / "a", {"text": "x"})
     assert next(answers.read(path)).answer[-1] == tokenizer.token_id("<|im_end|>") == 2
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from checkpoints import write_dense
 
-from fastslow.engine import cost
-from fastslow.engine.cost import step_seconds
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.core import cost_curve
+from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.loader import load_model
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of measurements, all of which are worth keeping."""
-    monkeypatch.setattr(cost, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(cost, "WORTH_KEEPING", 0.0)
+    monkeypatch.setattr(cost_curve, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cost_curve, "WORTH_KEEPING", 0.0)
     return tmp_path / "pace"
 
 
 def test_row_counts_ascend_from_one(model: Model, kept: Path) -> None:
     rows, seconds = step_seconds(model, None, "tiny")
-    assert rows == cost.ROWS and len(seconds) == len(rows) and min(seconds) > 0
+    assert rows == cost_curve.ROWS and len(seconds) == len(rows) and min(seconds) > 0
 
 
 def test_what_is_kept_is_taken_for_the_same_model_only(model: Model, kept: Path) -> None:
@@ -37,7 +37,7 @@ def test_what_is_kept_is_taken_for_the_same_model_only(model: Model, kept: Path)
     (path,) = kept.iterdir()
     path.write_text(json.dumps({"rows": [1, 2], "seconds": [0.5, 0.6]}), "utf-8")
     assert step_seconds(model, None, "tiny") == ((1, 2), (0.5, 0.6))
-    assert step_seconds(model, None, "another")[0] == cost.ROWS
+    assert step_seconds(model, None, "another")[0] == cost_curve.ROWS
     assert len(list(kept.iterdir())) == 2
 
 
@@ -50,15 +50,15 @@ def test_a_file_that_does_not_fit_is_measured_anew(model: Model, kept: Path, tex
     step_seconds(model, None, "tiny")
     (path,) = kept.iterdir()
     path.write_text(text, "utf-8")
-    assert step_seconds(model, None, "tiny")[0] == cost.ROWS
+    assert step_seconds(model, None, "tiny")[0] == cost_curve.ROWS
 
 
 def test_what_was_measured_on_a_busy_machine_is_not_kept(
     model: Model, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for others, files in ((0.4, 0), (0.02, 1)):
-        monkeypatch.setattr(cost.Watch, "others", lambda self, others=others: others)
-        assert step_seconds(model, None, "tiny")[0] == cost.ROWS
+        monkeypatch.setattr(cost_curve.Watch, "others", lambda self, others=others: others)
+        assert step_seconds(model, None, "tiny")[0] == cost_curve.ROWS
         assert len(list(kept.glob("*"))) == files
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fastslow.engine.ops.cpu.formats import Format
-from fastslow.engine.ops.cpu.library import TILE, kernels
+from fastslow.engine.backends.cpu.formats import Format
+from fastslow.engine.backends.cpu.library import TILE, kernels
 
 Array = NDArray[Any]
 FORMATS = list(Format)

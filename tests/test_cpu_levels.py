@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from kernel_tools import compiled
 
-from fastslow.engine.ops.cpu import build, library
+from fastslow.engine.backends.cpu import build
+from fastslow.engine.backends.cpu import library as library_module
 
 HERE = Path(__file__).parent
 KERNEL_TESTS = [
@@ -42,7 +43,7 @@ def run(level: str, *tests: str, **variables: str) -> None:
 
 def where(compiler: str, library: str) -> Path:
     """Where the compiler finds a library; a bare name if it does not."""
-    command = [compiler, f"-print-file-name={library}"]
+    command = [compiler, f"-print-file-name={library_module}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return Path(done.stdout.strip())
 
@@ -82,7 +83,7 @@ def test_sanitizers(level: str) -> None:
 
 @compiled
 def test_where_there_is_a_compiler_the_kernels_run() -> None:
-    assert library.available()
+    assert library_module.available()
 
 
 def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

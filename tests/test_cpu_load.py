@@ -20,13 +20,13 @@ from kernel_tools import compiled
 from loguru import logger
 from safetensors.torch import load_file, save_file
 
-from fastslow.engine.cache import cache_folder
+from fastslow.engine.backends.cpu import library, store
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.host.cache_folder import cache_folder
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import BLOCKS
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.ops.cpu import library, store
-from fastslow.engine.ops.cpu.decoder import CpuDecoder
 
 HERE = Path(__file__).parent
 pytestmark = compiled

@@ -15,14 +15,14 @@ from test_runs import CASES
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastslow.engine.backends.accelerator.cuda import CudaOps
+from fastslow.engine.backends.accelerator.decoder import PagedDecoder
+from fastslow.engine.backends.accelerator.ops import DeviceMatrix, Graph
+from fastslow.engine.backends.accelerator.weights import Stacked
+from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.loader import DTYPES, load_model
-from fastslow.engine.model.paged import PagedDecoder
-from fastslow.engine.model.stacked import Stacked
-from fastslow.engine.ops.cuda import CudaOps
-from fastslow.engine.ops.paged import Graph, Matrix
 from fastslow.engine.types import Rows
 
 CPU = torch.device("cpu")
@@ -154,7 +154,7 @@ def test_experts(dtype: torch.dtype) -> None:
     down = torch.randn(4, 16, 32, generator=random(3)).to(dtype) / 4
     experts = torch.tensor([[0, 3], [2, 4], [4, 4], [3, 1], [0, 4]], dtype=torch.int32)
     weights = torch.rand(5, 2, generator=random(4)).masked_fill(experts == 4, 0)
-    found = ops.experts(x, experts, weights, Matrix(up), Matrix(down), shared)
+    found = ops.experts(x, experts, weights, DeviceMatrix(up), DeviceMatrix(down), shared)
     for row in range(5):
         wanted = shared[row].float()
         for e, w in zip(experts[row].tolist(), weights[row]):

@@ -11,15 +11,15 @@ import torch
 
 from fastslow.draft.base import Stateless
 from fastslow.draft.best import Best
-from fastslow.draft.build import Loaded, Means, build_drafter, check_drafter
+from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
 from fastslow.draft.each import Each
 from fastslow.draft.first import First
-from fastslow.draft.model import ModelDraft
+from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.suffix.draft import SuffixDraft
-from fastslow.draft.suffix.earlier import Earlier
+from fastslow.draft.suffix.sources import Earlier
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import Draft, RequestView, Tree, Verdict
+from fastslow.engine.types import AcceptResult, Draft, RequestView, Tree
 
 
 def text(tokens: Sequence[int], number: int = 0, drafter: str = "ngram") -> Any:
@@ -91,14 +91,14 @@ class Says(Stateless):
     def __init__(self, chains: dict[int, list[int]]) -> None:
         self.chains = chains
         self.asked: list[tuple[list[int], list[int]]] = []
-        self.committed: list[tuple[list[int], Verdict]] = []
+        self.committed: list[tuple[list[int], AcceptResult]] = []
         self.released: list[int] = []
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
         self.asked.append(([r.id for r in batch], list(nodes)))
         return Draft.of([Tree.chain(self.chains.get(r.id, [])[:n]) for r, n in zip(batch, nodes)])
 
-    def commit(self, batch: Sequence[RequestView], verdict: Verdict, features: object) -> None:
+    def commit(self, batch: Sequence[RequestView], verdict: AcceptResult, features: object) -> None:
         self.committed.append(([r.id for r in batch], verdict))
 
     def release(self, requests: Collection[int]) -> None:
@@ -110,7 +110,7 @@ def test_first_asks_the_next_only_where_nothing_was_said() -> None:
     batch = [text([1], n) for n in range(4)]
     assert chains(First(a, b, c).propose(batch, [1, 2, 3, 0])) == [[5], [8, 8], [9], []]
     assert [d.asked[0][1] for d in (a, b, c)] == [[1, 2, 3, 0], [0, 2, 3, 0], [0, 0, 3, 0]]
-    verdict = Verdict([[], [], [], []], [[1], [2], [3], [4]])
+    verdict = AcceptResult([[], [], [], []], [[1], [2], [3], [4]])
     first = First(a, b, c)
     first.commit(batch, verdict, None)
     first.release([3])
@@ -130,9 +130,9 @@ def test_each_asks_a_requests_own_drafter_and_no_other() -> None:
     batch = [text([1], n, name) for n, name in enumerate(names)]
     assert chains(each.propose(batch, [4, 4, 4, 4])) == [[5], [8], [6, 7], []]
     assert (a.asked, b.asked) == ([([0, 2], [4, 4])], [([1], [4])])
-    each.commit(batch, Verdict([[0], [], [0], []], [[5, 1], [2], [6, 3], [4]]), None)
-    assert a.committed == [([0, 2], Verdict([[0], [0]], [[5, 1], [6, 3]]))]
-    assert b.committed == [([1], Verdict([[]], [[2]]))]
+    each.commit(batch, AcceptResult([[0], [], [0], []], [[5, 1], [2], [6, 3], [4]]), None)
+    assert a.committed == [([0, 2], AcceptResult([[0], [0]], [[5, 1], [6, 3]]))]
+    assert b.committed == [([1], AcceptResult([[]], [[2]]))]
     each.release([1, 3])
     assert a.released == b.released == [1, 3]
     assert chains(each.propose([], [])) == []
@@ -167,15 +167,17 @@ def test_drafters_are_built_by_name() -> None:
     cache: Any = SimpleNamespace(storage=SimpleNamespace(device=cpu))
     loaded: list[str] = []
 
-    def load(path: str) -> Loaded:
+    def load(path: str) -> LoadedModel:
         loaded.append(path)
-        return Loaded(target, cache)
+        return LoadedModel(target, cache)
 
     nothing: Any = None
 
     def build(name: str, **fields: Any) -> Any:
         law: Callable[..., Any] = lambda *_: None
-        means = Means(target, cache, law, lambda _: True, load, nothing, nothing, Earlier(), False)
+        means = DrafterDeps(
+            target, cache, law, lambda _: True, load, nothing, nothing, Earlier(), False
+        )
         return build_drafter(Speculation(drafter=name, **fields), means)
 
     assert isinstance(build("ngram"), NgramDraft)

@@ -13,18 +13,19 @@ from engine_tools import cache_for
 from spellings import Pieces, letters
 from tokenizers_tiny import SENTENCES, write_bpe, write_spm
 
-from fastslow.draft.model import ModelDraft, OwnKV, RetoldDraft, model_draft_across
-from fastslow.draft.model.common import CommonLexicon, shared
-from fastslow.draft.model.follow import LONGEST, Follower
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import OwnKV
+from fastslow.draft.model.lexicon import CommonLexicon, shared
+from fastslow.draft.model.retold import LONGEST, Follower, RetoldDraft, Teller, model_draft_across
 from fastslow.draft.model.spelling import Speller, inside_character, marks, whole
-from fastslow.draft.model.tell import Teller
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.best import best_tokens
+from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling import decide
-from fastslow.engine.text.tokenizer import Tokenizer, load_tokenizer
-from fastslow.engine.types import Output, Rows
+from fastslow.engine.sampling.probs import probs_at
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.types import ModelOutput, Rows
 
 STORY = " ".join(SENTENCES)
 
@@ -169,7 +170,7 @@ class Speaker:
         self.says = list(says)
         self.read: list[list[int]] = []
 
-    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
         logits_MV = torch.zeros(len(rows.outputs), self.config.vocab_size)
         logits_MV[:, -2] = 9.0  # of no token
         assert len(rows.contexts) == 1
@@ -182,7 +183,7 @@ class Speaker:
             if text[len(text) - place :] == self.says[:place]:
                 logits_MV[:, self.says[place] if place < len(self.says) else 0] = 5.0
                 break
-        return Output(logits_MV, None, best_tokens(logits_MV, rows.only_best))
+        return ModelOutput(logits_MV, None, best_tokens(logits_MV, rows.only_best))
 
 
 def test_other_tokens_end_to_end(bpe: Tokenizer, spm: Tokenizer) -> None:
@@ -231,7 +232,7 @@ def test_a_request_of_nothing_but_unknown_marks() -> None:
         ModelDraft(
             model,
             OwnKV(cache_for(model)),
-            decide,
+            probs_at,
             lexicon=CommonLexicon(Speller(target), Speller(own), 2),
         ),
     )
@@ -244,7 +245,7 @@ def test_the_law_of_tokens_in_common() -> None:
     own = Pieces(["d", "e", "a", "b"])
     lexicon = CommonLexicon(Speller(target), Speller(own), 7)
     logits = torch.tensor([[1.0, 9.0, 2.0, 3.0, 8.0]])  # a column more than it has tokens
-    law = decide(lexicon.logits(logits)[0], request([0], temperature=1.0), [])
+    law = probs_at(lexicon.logits(logits)[0], request([0], temperature=1.0), [])
     assert isinstance(law, np.ndarray) and len(law) == 7
     plain = torch.softmax(torch.tensor([2.0, 3.0, 1.0]), 0).numpy()
     assert law[[0, 1, 4]] == pytest.approx(plain, abs=1e-6)
@@ -262,7 +263,7 @@ def test_pairs_choose_their_way(bpe: Tokenizer, small: Tokenizer, spm: Tokenizer
     def across(target: Any, own: Any) -> Any:
         model: Any = Speaker(own, [0])
         kv = OwnKV(cache_for(model, 4))
-        return model_draft_across(model, kv, decide, target, own, target.vocab_size)
+        return model_draft_across(model, kv, probs_at, target, own, target.vocab_size)
 
     assert isinstance(across(bpe, bpe), ModelDraft)
     assert isinstance(across(bpe, spm), RetoldDraft)

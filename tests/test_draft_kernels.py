@@ -12,16 +12,15 @@ from engine_tools import write_kin
 from head_tools import exact_layer, tiny_weights
 from kernel_tools import compiled
 
-from fastslow.draft.head import load
-from fastslow.draft.head.compiled import KernelRunner
+from fastslow.draft.head import runner as runner_module
 from fastslow.draft.head.config import HeadConfig
 from fastslow.draft.head.head import Head
-from fastslow.draft.head.plain import TorchRunner
-from fastslow.draft.head.runner import Runner
+from fastslow.draft.head.runner import HeadRunner, KernelRunner
 from fastslow.draft.head.target import read_ends, stored_ends
+from fastslow.draft.head.torch_runner import TorchRunner
+from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.ops.cpu.formats import Format
 from fastslow.engine.types import Floats, Tree
 
 pytestmark = compiled
@@ -57,7 +56,7 @@ def rows(seed: int = 0, count: int = ROWS) -> tuple[torch.Tensor, list[int]]:
     return features, torch.randint(VOCABULARY, (count,), generator=random).tolist()
 
 
-def begin(runner: Runner, seed: int = 0, parts: tuple[int, ...] = (ROWS,)) -> int:
+def begin(runner: HeadRunner, seed: int = 0, parts: tuple[int, ...] = (ROWS,)) -> int:
     """A text that has taken rows in."""
     features, after = rows(seed)
     text = runner.open(7)
@@ -70,17 +69,17 @@ def begin(runner: Runner, seed: int = 0, parts: tuple[int, ...] = (ROWS,)) -> in
     return text
 
 
-def take(runner: Runner, text: int, features: torch.Tensor, after: list[int]) -> None:
+def take(runner: HeadRunner, text: int, features: torch.Tensor, after: list[int]) -> None:
     runner.grow([text], [len(after)], after, features, [0], 1, 1, [0.0])
 
 
-def grow(runner: Runner, *texts: int, nodes: int = 9, least: float = 0.0) -> list[Tree]:
+def grow(runner: HeadRunner, *texts: int, nodes: int = 9, least: float = 0.0) -> list[Tree]:
     count = len(texts)
     nothing = torch.empty(0, 2 * HIDDEN)
     return runner.grow(texts, [0] * count, [], nothing, [nodes] * count, 3, 4, [least] * count)
 
 
-def logits(runner: Runner, text: int) -> Floats:
+def logits(runner: HeadRunner, text: int) -> Floats:
     return runner.logits(text).copy()
 
 
@@ -281,7 +280,7 @@ def test_a_head_reads_its_targets_ends_where_they_are(
     for find in (stored_ends, read_ends):
         ends = find(folder)
         assert ends is not None and (ends.head is ends.embedding) == tied
-        runner = load.runner_of(config, weights, ends)
+        runner = runner_module.runner_of(config, weights, ends)
         assert isinstance(runner, KernelRunner)
         assert (str(folder) in MAPS.read_text()) == (find is read_ends)
         text = begin(runner)
@@ -307,9 +306,9 @@ def test_rows_of_a_file_are_those_of_its_tensors(target: Path, tmp_path: Path) -
 
 def test_which_runner_a_head_gets(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, weights = tiny_weights(target)
-    assert isinstance(load.runner_of(config, weights, read_ends(target)), KernelRunner)
+    assert isinstance(runner_module.runner_of(config, weights, read_ends(target)), KernelRunner)
     monkeypatch.setattr(load.library, "available", lambda: False)
-    assert isinstance(load.runner_of(config, weights, read_ends(target)), TorchRunner)
+    assert isinstance(runner_module.runner_of(config, weights, read_ends(target)), TorchRunner)
 
 
 def test_a_head_of_another_target_is_refused(target: Path, tmp_path: Path) -> None:
@@ -320,7 +319,7 @@ def test_a_head_of_another_target_is_refused(target: Path, tmp_path: Path) -> No
     shapes = {name: torch.zeros(shape) for name, shape in wide.shapes().items()}
     path = write_head(tmp_path / "wide.safetensors", wide, shapes | {"tokens": weights["tokens"]})
     with pytest.raises(ValueError, match="is of a target with hidden_size=96 and a vocabulary"):
-        load.load_head(path, target)
+        runner_module.load_head(path, target)
     path = write_head(tmp_path / "deep.safetensors", replace(config, layers=(0, 7)), weights)
     with pytest.raises(ValueError, match="reads layer 7 of its target, which has 2"):
-        load.load_head(path, target)
+        runner_module.load_head(path, target)

@@ -13,15 +13,16 @@ import torch
 from engine_tools import cache_for
 from laws import plain_law
 
-from fastslow.draft.model import ModelDraft, OwnKV
+from fastslow.draft.model.chain import WARM
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import OwnKV
 from fastslow.draft.model.lockstep import READ_ROWS
-from fastslow.draft.model.warm import WARM
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.best import best_tokens
+from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.sampling import decide
-from fastslow.engine.types import Output, Rows, Tree
+from fastslow.engine.sampling.probs import probs_at
+from fastslow.engine.types import ModelOutput, Rows, Tree
 
 VOCAB = 7
 TEXT = [3, 4, 5, 3, 6]
@@ -49,7 +50,7 @@ class Digest:
         self.wanted_less = False  # whether some row wanted only its best token
         self.broken: set[int] = set()  # forwards whose first logits are no numbers
 
-    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
         states: list[int] = []
         for b, context in enumerate(rows.contexts):
             before = 0
@@ -70,7 +71,7 @@ class Digest:
             logits_MV[0] = torch.nan
         self.forwards.append(len(rows.tokens))
         kept = logits_MV[: len(rows.outputs)]
-        return Output(kept, None, best_tokens(kept, rows.only_best))
+        return ModelOutput(kept, None, best_tokens(kept, rows.only_best))
 
 
 def next_logits(text: Sequence[int]) -> torch.Tensor:
@@ -138,7 +139,7 @@ def likeliest(
 def test_a_tree_holds_the_likeliest_paths(nodes: int, width: int) -> None:
     model: Any = Digest()
     kv = cache_for(model, 64, page_size=1)
-    drafter = ModelDraft(model, OwnKV(kv), decide, width=width)
+    drafter = ModelDraft(model, OwnKV(kv), probs_at, width=width)
     batch = [request(TEXT, 0), request([4, *TEXT], 1), request([6, 6], 2)]
     draft = drafter.propose(batch, [nodes] * 3)
     trees = [draft.tree(b) for b in range(3)]
@@ -152,7 +153,7 @@ def test_a_tree_holds_the_likeliest_paths(nodes: int, width: int) -> None:
 def test_a_tree_goes_on_from_what_was_accepted() -> None:
     model: Any = Digest()
     kv = cache_for(model, 40, page_size=2)
-    drafter = ModelDraft(model, OwnKV(kv), decide, width=3)
+    drafter = ModelDraft(model, OwnKV(kv), probs_at, width=3)
     text, fresh = list(TEXT), len(TEXT)
     for turn in range(6):
         before = len(model.forwards)
@@ -169,7 +170,7 @@ def test_a_tree_goes_on_from_what_was_accepted() -> None:
 
 def test_trees_and_sampled_chains_share_a_batch() -> None:
     model: Any = Digest()
-    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), decide, width=3)
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=3)
     batch = [request(TEXT, 0), request(TEXT, 1, temperature=1.2), request(TEXT, 2)]
     draft = drafter.propose(batch, [5, 4, 0])
     tree, chain, nothing = (draft.tree(b) for b in range(3))
@@ -184,7 +185,7 @@ def test_trees_and_sampled_chains_share_a_batch() -> None:
 def test_a_penalty_counts_a_nodes_own_path() -> None:
     fields: dict[str, Any] = {"presence_penalty": 1.0, "frequency_penalty": 1.5, "top_k": 1}
     model: Any = Digest()
-    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), decide, width=3)
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=3)
     tree = drafter.propose([request(TEXT, **fields)], [12]).tree(0)
     warm = SamplingParams(**{**fields, **WARM})
 
@@ -198,7 +199,7 @@ def test_a_penalty_counts_a_nodes_own_path() -> None:
 @pytest.mark.parametrize("width", [1, 3])
 def test_broken_logits_end_one_draft_only(width: int) -> None:
     model: Any = Digest()
-    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), decide, width=width)
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=width)
     batch = [request(TEXT, 0), request([5, 5], 1)]
     whole = drafter.propose(batch, [5, 5])
     drafter.release([0, 1])
@@ -214,7 +215,7 @@ def test_best_tokens_alone_make_the_same_chains() -> None:
     for only_best in (None, lambda asked: not asked.params.logit_bias):
         model: Any = Digest()
         kv = OwnKV(cache_for(model, 64))
-        drafter = ModelDraft(model, kv, decide, only_best=only_best)
+        drafter = ModelDraft(model, kv, probs_at, only_best=only_best)
         batch = [request(TEXT, 0), request(TEXT, 1, logit_bias={1: -50.0}), request([6], 2)]
         drafts.append(drafter.propose(batch, [4, 4, 4]))
         model.broken = {len(model.forwards)}
@@ -231,7 +232,7 @@ def test_long_prompts_are_read_in_pieces() -> None:
     prompts = [np.random.default_rng(n).integers(0, VOCAB, n).tolist() for n in (1300, 3, 700)]
     model: Any = Digest()
     kv = cache_for(model, 200, page_size=16)
-    drafter = ModelDraft(model, OwnKV(kv), decide)
+    drafter = ModelDraft(model, OwnKV(kv), probs_at)
     batch = [request(p, n) for n, p in enumerate(prompts)]
     draft = drafter.propose(batch, [3, 3, 3])
     assert max(model.forwards) <= READ_ROWS == 512
@@ -247,14 +248,14 @@ def test_long_prompts_are_read_in_pieces() -> None:
 
 def test_a_batch_of_short_texts_takes_one_forward_a_token() -> None:
     model: Any = Digest()
-    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), decide)
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at)
     drafter.propose([request(TEXT, n) for n in range(4)], [2, 3, 1, 3])
     assert model.forwards == [20, 3, 2]
 
 
 def test_a_full_context_is_not_drafted_for() -> None:
     model: Any = Digest(context=8)
-    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), decide, width=2)
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=2)
     trees = drafter.propose([request(TEXT, 0), request(TEXT, 1)], [3, 4])
     assert len(trees.tree(0).tokens) == 3 and not trees.tree(1).tokens
 
@@ -265,10 +266,10 @@ def test_the_kv_must_be_where_the_model_is() -> None:
     kv = OwnKV(cache_for(model, 4))
     model.device = torch.device("cuda", 1)
     with pytest.raises(ValueError, match=r"^the draft's KV is on cpu, but must be on cuda:1$"):
-        ModelDraft(model, kv, decide)
+        ModelDraft(model, kv, probs_at)
 
 
 def test_bad_width() -> None:
     model: Any = Digest()
     with pytest.raises(ValueError, match=r"^width=0 must be at least 1$"):
-        ModelDraft(model, OwnKV(cache_for(model, 4)), decide, width=0)
+        ModelDraft(model, OwnKV(cache_for(model, 4)), probs_at, width=0)

@@ -13,9 +13,9 @@ from checkpoints import DENSE, MOGE, tensors, write
 from engine_tools import SMALL
 from kernel_tools import wanted
 
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.loader import load_model
 from fastslow.engine.types import Rows
 
 LAYERS = 5

@@ -17,15 +17,15 @@ from kernel_tools import wanted
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.ngram import NgramDraft
-from fastslow.engine.confidence import Confidence
-from fastslow.engine.core import Core
+from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.core.engine_core import EngineCore
+from fastslow.engine.core.request import Escape, Request
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.llm import LLM
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.ops.cpu import library
-from fastslow.engine.output import Output
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
-from fastslow.engine.request import Escape, Request
+from fastslow.engine.sampling.confidence import Confidence
+from fastslow.llm import LLM
+from fastslow.output import Output
 
 VOCAB = 320
 TEMPLATE = (
@@ -245,7 +245,7 @@ def test_preemption_changes_nothing_that_was_kept(tmp_path: Path) -> None:
     params = SamplingParams(max_tokens=24, ignore_eos=True)
     asks = [Ask(tuple(range(5 + n, 14 + n)), params, "ngram", groups=0) for n in range(3)]
 
-    def run(setting: Setting, some: list[Ask], core: Core | None = None) -> list[Request]:
+    def run(setting: Setting, some: list[Ask], core: EngineCore | None = None) -> list[Request]:
         core = core or bench.core(setting)
         requests = [bench.request(n, ask, core) for n, ask in enumerate(some)]
         for request in requests:

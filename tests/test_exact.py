@@ -28,14 +28,16 @@ from spellings import Pieces, letters, renumbered
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.first import First
-from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV, RetoldDraft
-from fastslow.draft.model.common import CommonLexicon
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import BorrowedKV, OwnKV
+from fastslow.draft.model.lexicon import CommonLexicon
+from fastslow.draft.model.retold import RetoldDraft
 from fastslow.draft.model.spelling import Speller
 from fastslow.draft.ngram import NgramDraft
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling import decide, law, only_best
+from fastslow.engine.sampling.probs import law, only_best, probs_at
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.types import Floats, RequestView, Tree
 
@@ -89,23 +91,23 @@ def make_bench(
 
     drafters: dict[str, Make] = {
         "ngram": lambda kv: ngram(),
-        "model": lambda kv: ModelDraft(small, own(), decide, only_best=only_best),
+        "model": lambda kv: ModelDraft(small, own(), probs_at, only_best=only_best),
         "random": lambda kv: RandomDraft(),
         "sampled": lambda kv: SampledDraft(_recent_law, width=2),
         "ngram+model": lambda kv: First(ngram(), ModelDraft(small, own(), law)),
-        "tree": lambda kv: ModelDraft(small, own(), decide, width=3),
-        "skip": lambda kv: ModelDraft(shallow, BorrowedKV(kv), decide),
+        "tree": lambda kv: ModelDraft(small, own(), probs_at, width=3),
+        "skip": lambda kv: ModelDraft(shallow, BorrowedKV(kv), probs_at),
         "retold": lambda kv: RetoldDraft(stranger, OwnKV(cache_for(stranger)), ours, theirs),
         "common": lambda kv: ModelDraft(
-            stranger, OwnKV(cache_for(stranger)), decide, width=2, lexicon=common()
+            stranger, OwnKV(cache_for(stranger)), probs_at, width=2, lexicon=common()
         ),
     }
     if kind == "moge":
         drafters |= {
-            "self0": lambda kv: ModelDraft(model, BorrowedKV(kv), decide, 0),
-            "self1": lambda kv: ModelDraft(model, BorrowedKV(kv), decide, 1),
-            "self tree": lambda kv: ModelDraft(model, BorrowedKV(kv), decide, 1, width=2),
-            "ngram+self": lambda kv: First(ngram(), ModelDraft(model, BorrowedKV(kv), decide, 0)),
+            "self0": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 0),
+            "self1": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 1),
+            "self tree": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 1, width=2),
+            "ngram+self": lambda kv: First(ngram(), ModelDraft(model, BorrowedKV(kv), probs_at, 0)),
         }
     return Bench(model, drafters, load_tokenizer(target))
 
@@ -341,7 +343,7 @@ def test_an_oracle_saves_steps(moge: Bench) -> None:
 def test_the_draft_models_pages_come_back(moge: Bench, folder: Path) -> None:
     small = load_model(folder / "moge-kin", "float32", "cpu", progress=False)
     own = cache_for(small)
-    moge.drafters["shared own"] = lambda kv: ModelDraft(small, OwnKV(own), decide)
+    moge.drafters["shared own"] = lambda kv: ModelDraft(small, OwnKV(own), probs_at)
     sums = check(moge, [Ask(prompt, params(), "shared own", groups=0) for prompt in PROMPTS])
     assert sums["accepted"] > 0
     own.check_integrity()

@@ -16,13 +16,14 @@ from laws import chi_square_fits, plain_law, sampled_text_law
 from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.draft.head.context import Context
 from fastslow.draft.head.draft import HeadDraft
-from fastslow.draft.head.mtp import load_mtp
-from fastslow.draft.head.plain import TorchRunner
-from fastslow.draft.head.words import Words
-from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV
+from fastslow.draft.head.head import load_mtp
+from fastslow.draft.head.state import RequestVocab
+from fastslow.draft.head.torch_runner import TorchRunner
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.sampling import decide, only_best
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.sampling.probs import only_best, probs_at
 
 VOCAB = 24
 FIELDS: dict[str, Any] = {"vocab_size": VOCAB, "num_hidden_layers": 2}
@@ -51,10 +52,10 @@ def bench(folder: Path) -> Bench:
         {
             "ngram": lambda kv: NgramDraft(2, 1),
             "random": lambda kv: RandomDraft(),
-            "skip": lambda kv: ModelDraft(model.keep([0]), BorrowedKV(kv), decide),
-            "kin": lambda kv: ModelDraft(kin, OwnKV(cache_for(kin)), decide, only_best=only_best),
-            "mtp": lambda kv: HeadDraft(TorchRunner(head), decide),
-            "mtp tree": lambda kv: HeadDraft(TorchRunner(head), decide, width=3, depth=3),
+            "skip": lambda kv: ModelDraft(model.keep([0]), BorrowedKV(kv), probs_at),
+            "kin": lambda kv: ModelDraft(kin, OwnKV(cache_for(kin)), probs_at, only_best=only_best),
+            "mtp": lambda kv: HeadDraft(TorchRunner(head), probs_at),
+            "mtp tree": lambda kv: HeadDraft(TorchRunner(head), probs_at, width=3, depth=3),
         },
     )
 
@@ -107,7 +108,7 @@ def test_the_head_is_the_predictor_of_the_reference(folder: Path) -> None:
     head = load_mtp(folder, torch.float32)
     features = torch.stack(plain.last_hidden(tokens)).float()
     hidden = head.read(features[:-1], tokens[1:], [Context(head.config, 0)], [len(tokens) - 1])
-    got = head.logits(hidden, [Words(head.common)], [1])[0][0].double().log_softmax(-1)
+    got = head.logits(hidden, [RequestVocab(head.common)], [1])[0][0].double().log_softmax(-1)
     torch.testing.assert_close(got, plain.predicted(tokens), rtol=0, atol=1e-4)
 
 

@@ -14,10 +14,10 @@ from checkpoints import write
 from extra_tools import MOE, ReferenceMoe, tensors, write_moe
 from typer.testing import CliRunner
 
-from fastslow.engine.cli.app import app
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.loader import load_model
 from fastslow.engine.types import Rows, Segment
+from fastslow.tools.cli.app import app
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "published": {},

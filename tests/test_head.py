@@ -12,15 +12,15 @@ from engine_tools import write_kin
 from head_tools import exact_layer, tiny_head, tiny_weights, write_head
 from safetensors.torch import save_file
 
-from fastslow.draft.head import matrices
+from fastslow.draft.head import layer as layer_module
 from fastslow.draft.head.config import HeadConfig
 from fastslow.draft.head.context import Context
 from fastslow.draft.head.head import Head, read_head
-from fastslow.draft.head.matrices import linear_for
+from fastslow.draft.head.layer import linear_for
+from fastslow.draft.head.state import RequestVocab
 from fastslow.draft.head.target import draft_vocabulary, read_ends
 from fastslow.draft.head.tree import Growing, grow_trees
-from fastslow.draft.head.words import Words
-from fastslow.draft.train.unroll import Prefix, unroll
+from fastslow.tools.train_head.unroll import Prefix, unroll
 
 FIELDS = {"vocab_size": 12, "num_hidden_layers": 2}
 
@@ -138,7 +138,7 @@ def test_trees_keep_the_likeliest_paths(exact: Head) -> None:
     features, after = rows(5, exact)
     context = Context(exact.config, 0)
     hidden = exact.read(features, after, [context], [5])
-    words = Words(exact.common)
+    words = RequestVocab(exact.common)
     words.add([*after, 11])
     assert len(words.ids) > len(exact.common.ids)
     scores: dict[tuple[int, ...], float] = {}
@@ -173,7 +173,7 @@ def test_trees_keep_the_likeliest_paths(exact: Head) -> None:
 def test_a_row_is_multiplied_alike_in_any_batch(monkeypatch: pytest.MonkeyPatch, few: bool) -> None:
     """few: as on a chip whose products overflow; else as on this one."""
     if few:
-        monkeypatch.setattr(matrices, "overflows", lambda: True)
+        monkeypatch.setattr(layer_module, "overflows", lambda: True)
     random = torch.Generator().manual_seed(0)
     matrix = torch.randn(48, 32, generator=random)
     product = linear_for({"m": matrix})
@@ -232,7 +232,7 @@ def test_a_head_knows_its_draft_tokens(target: Path) -> None:
     head = tiny_head(target, size=7)
     outside = next(token for token in range(12) if token not in head.common.known)
     inside = int(head.common.ids[0])
-    words, none = Words(head.common), Words(head.common)
+    words, none = RequestVocab(head.common), RequestVocab(head.common)
     words.add([inside, outside, outside])
     words.add([inside, outside])
     assert head.width == 12 and words.ids.tolist() == [*none.ids.tolist(), outside]

@@ -18,10 +18,10 @@ from reference_model import ReferenceModel
 from fastslow.draft.first import First
 from fastslow.draft.head.draft import LEAST, MOST_WAITING, HeadDraft
 from fastslow.draft.ngram import NgramDraft
-from fastslow.engine.model.loader import load_model
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.sampling import decide, only_best
-from fastslow.engine.types import RequestView, Verdict, Worth
+from fastslow.engine.sampling.probs import only_best, probs_at
+from fastslow.engine.types import AcceptResult, MarginalValue, RequestView
 
 FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
 PROMPTS = [tuple(np.random.default_rng(n).integers(3, 12, n).tolist()) for n in (3, 21, 9, 14, 6)]
@@ -40,17 +40,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench(folder: Path) -> Bench:
     head, other = tiny_runner(folder), tiny_runner(folder, layers=(1,))
     drafters = {
-        "chain": lambda kv: HeadDraft(head, decide),
-        "tree": lambda kv: HeadDraft(head, decide, width=3, depth=3),
-        "ngram+chain": lambda kv: First(NgramDraft(2, 1), HeadDraft(head, decide)),
-        "other layers": lambda kv: HeadDraft(other, decide, only_best=only_best),
+        "chain": lambda kv: HeadDraft(head, probs_at),
+        "tree": lambda kv: HeadDraft(head, probs_at, width=3, depth=3),
+        "ngram+chain": lambda kv: First(NgramDraft(2, 1), HeadDraft(head, probs_at)),
+        "other layers": lambda kv: HeadDraft(other, probs_at, only_best=only_best),
     }
     if COMPILED:
         fast = tiny_runner(folder, "kernels")
         drafters |= {
-            "kernel chain": lambda kv: HeadDraft(fast, decide),
-            "kernel best chain": lambda kv: HeadDraft(fast, decide, only_best=only_best),
-            "kernel tree": lambda kv: HeadDraft(fast, decide, width=3, depth=3),
+            "kernel chain": lambda kv: HeadDraft(fast, probs_at),
+            "kernel best chain": lambda kv: HeadDraft(fast, probs_at, only_best=only_best),
+            "kernel tree": lambda kv: HeadDraft(fast, probs_at, width=3, depth=3),
         }
     return Bench(load_model(folder, "float32", "cpu", progress=False), drafters)
 
@@ -125,10 +125,10 @@ def test_sampled_answers_follow_the_law(bench: Bench, folder: Path, kind: str) -
 def test_chosen_chains_say_how_sure_they_are(
     folder: Path, runner: str, best: Callable[[RequestView], bool] | None
 ) -> None:
-    drafter = HeadDraft(tiny_runner(folder, runner), decide, only_best=best)
+    drafter = HeadDraft(tiny_runner(folder, runner), probs_at, only_best=best)
     view = _View(7, list(PROMPTS[1]))
     features = torch.randn(1, 2 * drafter._runner.hidden)
-    drafter.commit([view], Verdict([[]], [[view.tokens[-1]]]), features)
+    drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), features)
     tree = drafter.propose([view], [3]).tree(0)
     drafter.propose([view], [1])
     logits = torch.from_numpy(drafter._runner.logits(drafter._states[7].text))
@@ -142,12 +142,12 @@ def test_chosen_chains_say_how_sure_they_are(
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_where_the_length_is_free_unlikely_paths_are_left_out(folder: Path, runner: str) -> None:
-    drafter = HeadDraft(tiny_runner(folder, runner), decide, width=3, depth=5)
+    drafter = HeadDraft(tiny_runner(folder, runner), probs_at, width=3, depth=5)
     view = _View(7, list(PROMPTS[1]))
     features = torch.randn(
         1, 2 * drafter._runner.hidden, generator=torch.Generator().manual_seed(2)
     )
-    drafter.commit([view], Verdict([[]], [[view.tokens[-1]]]), features)
+    drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), features)
     fixed = drafter.propose([view], [12]).tree(0)
     view.speculation = Speculation()
     free = drafter.propose([view], [12]).tree(0)
@@ -155,7 +155,7 @@ def test_where_the_length_is_free_unlikely_paths_are_left_out(folder: Path, runn
     assert min(fixed.scores) < LEAST <= min(free.scores)
     assert sorted(free.scores) == pytest.approx(sorted(x for x in fixed.scores if x >= LEAST))
     dear = sorted(fixed.scores)[-2]  # what a row takes: less likely nodes would be cut
-    drafter._worth = lambda batch: Worth(2.0, 2.0 * dear * 0.999)
+    drafter._worth = lambda batch: MarginalValue(2.0, 2.0 * dear * 0.999)
     paying = drafter.propose([view], [12]).tree(0).scores
     assert paying == pytest.approx([x for x in fixed.scores if x >= dear]) and len(paying) < len(
         free.scores
@@ -172,7 +172,7 @@ class Watch(HeadDraft):
         self.told: dict[int, list[torch.Tensor]] = {}
 
     def commit(
-        self, batch: list[RequestView], verdict: Verdict, features: torch.Tensor | None
+        self, batch: list[RequestView], verdict: AcceptResult, features: torch.Tensor | None
     ) -> None:
         assert features is not None and len(features) == sum(len(p) + 1 for p in verdict.paths)
         parts = features.split([len(path) + 1 for path in verdict.paths])
@@ -182,8 +182,8 @@ class Watch(HeadDraft):
 
 
 def test_each_drafter_is_told_its_own_rows_and_layers(bench: Bench, folder: Path) -> None:
-    one = Watch(tiny_runner(folder, RUNNERS[-1]), decide)
-    two = Watch(tiny_runner(folder, layers=(1,)), decide)
+    one = Watch(tiny_runner(folder, RUNNERS[-1]), probs_at)
+    two = Watch(tiny_runner(folder, layers=(1,)), probs_at)
     own = Bench(bench.model, {"chain": lambda kv: one, "tree": lambda kv: two})
     wanted = [Ask(p, drafter=d) for p, d in zip(PROMPTS, ("chain", "off", "tree", "chain", "off"))]
     core = own.core()
@@ -199,10 +199,10 @@ def test_each_drafter_is_told_its_own_rows_and_layers(bench: Bench, folder: Path
 
 
 def _features(bench: Bench, tokens: list[int], layers: tuple[int, ...]) -> torch.Tensor:
-    from fastslow.draft.train.answers import Text
-    from fastslow.draft.train.features import forward
+    from fastslow.tools.train_head.answers import TrainText
+    from fastslow.tools.train_head.features import forward
 
-    out = forward(bench.model, [Text(tokens, 1)], layers)
+    out = forward(bench.model, [TrainText(tokens, 1)], layers)
     assert out.features is not None
     return out.features
 
@@ -210,29 +210,31 @@ def _features(bench: Bench, tokens: list[int], layers: tuple[int, ...]) -> torch
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_a_gap_only_costs_acceptance(folder: Path, runner: str) -> None:
     """Rows that were never shown leave the context and its positions right."""
-    drafter = HeadDraft(tiny_runner(folder, runner), decide)
+    drafter = HeadDraft(tiny_runner(folder, runner), probs_at)
     view = _View(7, list(PROMPTS[1]))
     width = 2 * drafter._runner.hidden
-    drafter.commit([view], Verdict([[]], [[view.tokens[-1]]]), torch.randn(1, width))
+    drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), torch.randn(1, width))
     assert drafter._states[7].position == len(view.tokens) - 2
     assert len(drafter.propose([view], [3]).tokens) == 3
     view.tokens += [5, 6, 7, 8]
-    drafter.commit([view], Verdict([[]], [[8]]), torch.randn(1, width))
+    drafter.commit([view], AcceptResult([[]], [[8]]), torch.randn(1, width))
     assert drafter._states[7].position == len(view.tokens) - 2
     assert len(drafter.propose([view], [3]).tokens) == 3
     assert drafter._states[7].position == len(view.tokens) - 1
-    drafter.commit([view], Verdict([[]], [[]]), torch.randn(1, width))
+    drafter.commit([view], AcceptResult([[]], [[]]), torch.randn(1, width))
     drafter.release([7, 9])
     assert not drafter._states
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_rows_that_nobody_drafts_from_do_not_pile_up(folder: Path, runner: str) -> None:
-    drafter = HeadDraft(tiny_runner(folder, runner), decide)
+    drafter = HeadDraft(tiny_runner(folder, runner), probs_at)
     view = _View(7, list(PROMPTS[1]))
     for _ in range(3 * MOST_WAITING):
         view.tokens.append(5)
-        drafter.commit([view], Verdict([[]], [[5]]), torch.randn(1, 2 * drafter._runner.hidden))
+        drafter.commit(
+            [view], AcceptResult([[]], [[5]]), torch.randn(1, 2 * drafter._runner.hidden)
+        )
         assert len(drafter._states[7].after) <= MOST_WAITING
     assert len(drafter.propose([view], [3]).tokens) == 3
 
@@ -248,4 +250,4 @@ class _View:
 @pytest.mark.parametrize("field", ["width", "depth"])
 def test_bad_sizes(folder: Path, field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}=0 must be at least 1$"):
-        HeadDraft(tiny_runner(folder), decide, **{field: 0})
+        HeadDraft(tiny_runner(folder), probs_at, **{field: 0})

@@ -18,23 +18,22 @@ from kernel_tools import wanted as kernels_wanted
 from fastslow.draft.best import DEAR, Best
 from fastslow.draft.columns import wanted
 from fastslow.draft.first import First
-from fastslow.draft.head.compiled import KernelRunner
 from fastslow.draft.head.draft import MOST_WAITING, HeadDraft
 from fastslow.draft.head.head import Head
-from fastslow.draft.head.plain import TorchRunner
-from fastslow.draft.head.runner import Runner
-from fastslow.draft.head.state import Kept
+from fastslow.draft.head.runner import HeadRunner, KernelRunner
+from fastslow.draft.head.state import FinishedTexts
 from fastslow.draft.head.target import read_ends
+from fastslow.draft.head.torch_runner import TorchRunner
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.suffix.draft import SuffixDraft
-from fastslow.draft.train.answers import Text
-from fastslow.draft.train.batches import Cut, batch_of
-from fastslow.draft.train.features import forward, look
-from fastslow.draft.train.unroll import Prefix, unroll
-from fastslow.engine.model.loader import load_model
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.sampling import decide, only_best
-from fastslow.engine.types import Draft, RequestView, Verdict, Worth
+from fastslow.engine.sampling.probs import only_best, probs_at
+from fastslow.engine.types import AcceptResult, Draft, MarginalValue, RequestView
+from fastslow.tools.train_head.answers import TrainText
+from fastslow.tools.train_head.batches import BatchCut, batch_of
+from fastslow.tools.train_head.features import forward, look
+from fastslow.tools.train_head.unroll import Prefix, unroll
 
 FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
 PROMPTS = [tuple(np.random.default_rng(n).integers(3, 12, n).tolist()) for n in (3, 21, 9, 40, 6)]
@@ -60,7 +59,7 @@ def runner_of(
     prompt: int = SHOWN,
     layers: tuple[int, ...] = (0, 1),
     window: int = 512,
-) -> Runner:
+) -> HeadRunner:
     config, weights = tiny_weights(folder, layers)
     config = replace(config, prompt=prompt, window=window)
     if kind == "kernels":
@@ -77,7 +76,7 @@ class Watch(HeadDraft):
         self.verified: dict[int, dict[int, torch.Tensor]] = {}
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
     ) -> None:
         assert features is not None
         parts = features.split([len(path) + 1 for path in verdict.paths])
@@ -104,7 +103,7 @@ class Both(Best):
     grafted = 0
 
     def _asked(
-        self, i: int, records: Sequence[Any], nodes: Sequence[int], worth: Worth
+        self, i: int, records: Sequence[Any], nodes: Sequence[int], worth: MarginalValue
     ) -> list[int]:
         return list(nodes)
 
@@ -114,8 +113,8 @@ class Both(Best):
         return draft
 
 
-def both(runner: Runner) -> Both:
-    return Both([SuffixDraft(least=0.0), HeadDraft(runner, decide, width=3, depth=3)])
+def both(runner: HeadRunner) -> Both:
+    return Both([SuffixDraft(least=0.0), HeadDraft(runner, probs_at, width=3, depth=3)])
 
 
 @pytest.fixture(scope="module")
@@ -124,15 +123,15 @@ def bench(folder: Path) -> Bench:
     for name in RUNNERS:
         runner = runner_of(folder, name)
         drafters |= {
-            f"{name} chain": lambda kv, r=runner: Watch(r, decide),
-            f"{name} best chain": lambda kv, r=runner: Watch(r, decide, only_best=only_best),
-            f"{name} tree": lambda kv, r=runner: Watch(r, decide, width=3, depth=3),
-            f"{name} ngram+": lambda kv, r=runner: First(NgramDraft(2, 1), HeadDraft(r, decide)),
-            f"{name} ngram|": lambda kv, r=runner: Best([NgramDraft(2, 1), HeadDraft(r, decide)]),
+            f"{name} chain": lambda kv, r=runner: Watch(r, probs_at),
+            f"{name} best chain": lambda kv, r=runner: Watch(r, probs_at, only_best=only_best),
+            f"{name} tree": lambda kv, r=runner: Watch(r, probs_at, width=3, depth=3),
+            f"{name} ngram+": lambda kv, r=runner: First(NgramDraft(2, 1), HeadDraft(r, probs_at)),
+            f"{name} ngram|": lambda kv, r=runner: Best([NgramDraft(2, 1), HeadDraft(r, probs_at)]),
             f"{name} suffix|": lambda kv, r=runner: both(r),
         }
     other = runner_of(folder, "torch", 5, (1,))
-    drafters["other layers"] = lambda kv: Watch(other, decide)
+    drafters["other layers"] = lambda kv: Watch(other, probs_at)
     return Bench(load_model(folder, "float32", "cpu", progress=False), drafters)
 
 
@@ -183,9 +182,9 @@ def test_trees_of_two_drafters_say_what_plain_decoding_says(bench: Bench, name: 
 def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
     bench: Bench, folder: Path, setting: Setting
 ) -> None:
-    one = Watch(runner_of(folder, RUNNERS[-1]), decide)
-    two = Watch(runner_of(folder, "torch", 5, (1,)), decide)
-    none = Watch(runner_of(folder, "torch", 0), decide)
+    one = Watch(runner_of(folder, RUNNERS[-1]), probs_at)
+    two = Watch(runner_of(folder, "torch", 5, (1,)), probs_at)
+    none = Watch(runner_of(folder, "torch", 0), probs_at)
     own = Bench(
         bench.model, {"one": lambda kv: one, "two": lambda kv: two, "none": lambda kv: none}
     )
@@ -203,7 +202,7 @@ def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
             assert set(rows) >= set(range(max(cached, last - most), last))
             if not requests[number].tally.preemptions:
                 assert set(rows) == set(range(max(cached, last - most), last))
-            whole = forward(bench.model, [Text(requests[number].tokens, 1)], layers).features
+            whole = forward(bench.model, [TrainText(requests[number].tokens, 1)], layers).features
             assert whole is not None
             for place, row in (rows | watch.verified[number]).items():
                 assert torch.equal(row, whole[place])
@@ -211,7 +210,7 @@ def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
 
 
 def test_rows_of_the_prefix_cache_are_not_shown(bench: Bench, folder: Path) -> None:
-    watch = Watch(runner_of(folder, RUNNERS[-1]), decide)
+    watch = Watch(runner_of(folder, RUNNERS[-1]), probs_at)
     own = Bench(bench.model, {"one": lambda kv: watch})
     ask = Ask(PROMPTS[3], drafter="one")
     core = own.core()
@@ -233,8 +232,8 @@ class View:
 class Told:
     """A drafter that is told a text by hand, whose features are those of a table."""
 
-    def __init__(self, runner: Runner, tokens: Sequence[int], width: int = 3) -> None:
-        self.drafter = HeadDraft(runner, decide, width=width)
+    def __init__(self, runner: HeadRunner, tokens: Sequence[int], width: int = 3) -> None:
+        self.drafter = HeadDraft(runner, probs_at, width=width)
         self.view = View(7, tokens)
         self.table = torch.randn(600, 2 * runner.hidden, generator=torch.manual_seed(5))
 
@@ -248,7 +247,9 @@ class Told:
         first = len(self.view.tokens) - 1
         self.view.tokens += tokens
         rows = self.table[first : first + len(tokens)]
-        self.drafter.commit([self.view], Verdict([[*range(len(tokens) - 1)]], [[*tokens]]), rows)
+        self.drafter.commit(
+            [self.view], AcceptResult([[*range(len(tokens) - 1)]], [[*tokens]]), rows
+        )
 
     def draft(self) -> tuple[list[int], list[float]]:
         tree = self.drafter.propose([self.view], [8]).tree(0)
@@ -359,7 +360,7 @@ def test_only_some_rows_of_ended_texts_are_kept(folder: Path) -> None:
     runner = runner_of(folder, "torch", 64)
     assert isinstance(runner, TorchRunner)
     told = Told(runner, PROMPTS[1])
-    told.drafter._kept = Kept(50)
+    told.drafter._kept = FinishedTexts(50)
     for number in range(7, 12):
         told.view = View(number, [number, *PROMPTS[1]])
         told.read(range(21))
@@ -382,8 +383,8 @@ def test_drafting_computes_what_training_computed(folder: Path, bench: Bench) ->
     head = Head(replace(config, prompt=SHOWN), weights, ends)
     head._layer = exact_layer(config, weights, ends.head[head.common.ids])
     tokens = [*PROMPTS[3], 5, 7, 6, 9, 4, 8]
-    (seen,) = look(bench.model, [Text(tokens, 40)], (0, 1))
-    batch = batch_of([Cut(seen, SHOWN)], config.hidden)
+    (seen,) = look(bench.model, [TrainText(tokens, 40)], (0, 1))
+    batch = batch_of([BatchCut(seen, SHOWN)], config.hidden)
 
     def embedded(ids: torch.Tensor) -> torch.Tensor:
         return ends.embedding[ids].float()
@@ -431,7 +432,7 @@ class Looks:
 
 def test_of_several_that_look_each_gets_its_layers() -> None:
     one, two, blind = Looks((2,), 2), Looks((0, 1), 3), SimpleNamespace(features=(5,))
-    best = Best([blind, one, two], lambda batch: Worth(1.0, DEAR / 2))  # type: ignore[list-item]
+    best = Best([blind, one, two], lambda batch: MarginalValue(1.0, DEAR / 2))  # type: ignore[list-item]
     best.features = (5,)
     rows = [range(4, 9), range(0), range(1, 2)]
     batch: Any = [View(n, [3] * 10) for n in range(3)]
@@ -447,7 +448,7 @@ def test_of_several_that_look_each_gets_its_layers() -> None:
 def test_where_rows_are_dear_nobody_who_is_not_asked_looks() -> None:
     for row, found in ((DEAR / 2, range(3, 5)), (2 * DEAR, range(0))):
         first, second = SimpleNamespace(features=()), Looks((2,), 2)
-        best = Best([first, second], lambda batch, row=row: Worth(1.0, row))  # type: ignore[list-item, misc]
+        best = Best([first, second], lambda batch, row=row: MarginalValue(1.0, row))  # type: ignore[list-item, misc]
         best.features = ()
         batch: Any = [View(0, [3] * 6)]
         assert [*best.wants(batch, [range(5)])[0]] == [*found]

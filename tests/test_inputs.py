@@ -12,8 +12,8 @@ import pytest
 from checkpoints import write_dense, write_moge
 from tokenizers_tiny import write_bpe
 
-from fastslow.engine.llm import LLM
 from fastslow.engine.params import Mode, Params, SamplingParams, Speculation
+from fastslow.llm import LLM
 from fastslow.policies.modes import builtin_modes, find_mode
 
 VOCAB = 320

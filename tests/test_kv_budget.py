@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastslow.engine.kv import budget, memory
+from fastslow.engine.host import memory
+from fastslow.engine.kv import budget
 from fastslow.engine.kv.budget import format_bytes, page_budget, parse_bytes
 
 GIB = 1024**3

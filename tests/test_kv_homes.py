@@ -11,21 +11,21 @@ from checkpoints import MOGE
 
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.kv.homes import HomesCache
+from fastslow.engine.kv.dp_ranks import DPRankKVCache
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.parallel.orders import Kind, Order, split
-from fastslow.engine.parallel.place import Place
+from fastslow.engine.parallel.commands import Command, CommandKind, split
+from fastslow.engine.parallel.model import parted_storage
+from fastslow.engine.parallel.place import RankPlace
 from fastslow.engine.parallel.spec import Parallel
-from fastslow.engine.parallel.storage import parted_storage
 
 
 class TwoHomes(KVStorage):
     homes = 2
 
 
-def cache(pages: int = 8, storage: type[KVStorage] = TwoHomes) -> HomesCache:
-    return HomesCache(
+def cache(pages: int = 8, storage: type[KVStorage] = TwoHomes) -> DPRankKVCache:
+    return DPRankKVCache(
         layers=2,
         kv_heads=1,
         head_dim=2,
@@ -108,15 +108,15 @@ def test_a_model_with_homes_gets_such_a_cache() -> None:
         config = ModelConfig.from_json(MOGE)
         dtype, device, storage = torch.float32, torch.device("cpu"), TwoHomes
 
-    assert isinstance(KVCache.for_model(Model(), 4), HomesCache)  # type: ignore[arg-type]
+    assert isinstance(KVCache.for_model(Model(), 4), DPRankKVCache)  # type: ignore[arg-type]
     Model.storage = KVStorage  # type: ignore[assignment]
     assert type(KVCache.for_model(Model(), 4)) is KVCache  # type: ignore[arg-type]
 
 
 def test_other_ranks_are_told_what_becomes_of_the_rows() -> None:
     config = ModelConfig.from_json(MOGE)
-    orders: deque[Order] = deque()
-    first = Place.all(config, Parallel(dp=2, tp=2))[0]
+    orders: deque[Command] = deque()
+    first = RankPlace.all(config, Parallel(dp=2, tp=2))[0]
     kind = parted_storage(first, orders, shared=True)
     kv = cache(8, kind)
     assert (kind.homes, kind.share, kv.storage.slots) == (2, 1.0, 16)
@@ -127,7 +127,7 @@ def test_other_ranks_are_told_what_becomes_of_the_rows() -> None:
     number = kv.storage.number  # type: ignore[attr-defined]
     del kv
     kinds = [order.kind for order in orders]
-    assert kinds == [Kind.OPEN, Kind.MOVE, Kind.FREE]
+    assert kinds == [CommandKind.OPEN, CommandKind.MOVE, CommandKind.FREE]
     told = [[part.tolist() for part in split(order.values)] for order in orders]
     assert told[0] == [[number], [2, 16, 0]] and told[2] == [[number]]
     assert np.array(told[1][1]) - told[1][2] == 2
@@ -135,7 +135,7 @@ def test_other_ranks_are_told_what_becomes_of_the_rows() -> None:
 
 def test_a_share_counts_the_memory_that_is_asked() -> None:
     config = ModelConfig.from_json(MOGE)
-    orders: deque[Order] = deque()
+    orders: deque[Command] = deque()
     for parallel, shared, share in (
         (Parallel(tp=2), True, 1.0),
         (Parallel(tp=4), True, 2.0),  # two KV heads on four ranks are held twice
@@ -143,5 +143,5 @@ def test_a_share_counts_the_memory_that_is_asked() -> None:
         (Parallel(tp=2, dp=2), False, 0.25),
         (Parallel(tp=4), False, 0.5),
     ):
-        place = Place.all(config, parallel)[0]
+        place = RankPlace.all(config, parallel)[0]
         assert parted_storage(place, orders, shared).share == share, (parallel, shared)

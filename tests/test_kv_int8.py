@@ -11,15 +11,14 @@ import texts
 import torch
 from kernel_tools import compiled
 
+from fastslow.engine.backends.cpu import build, library
+from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.kv.int8_tiles import Int8Tiles
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.kv.tiles import TiledStorage
-from fastslow.engine.llm import LLM
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.ops.cpu import build, library
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.types import Rows
+from fastslow.llm import LLM
 
 SHAPE = {"layers": 3, "kv_heads": 2, "head_dim": 8}
 

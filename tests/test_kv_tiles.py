@@ -11,12 +11,12 @@ import texts
 import torch
 from kernel_tools import compiled
 
+from fastslow.engine.backends.cpu import build, library
+from fastslow.engine.backends.cpu.kv import TiledStorage
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.kv.tiles import TiledStorage
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.ops.cpu import build, library
 from fastslow.engine.types import Rows
 
 DTYPES = [torch.float32, torch.bfloat16]

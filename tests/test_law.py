@@ -27,13 +27,15 @@ from reference_model import ReferenceModel
 from spellings import Pieces, letters, renumbered
 
 from fastslow.draft.first import First
-from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV, RetoldDraft
-from fastslow.draft.model.common import CommonLexicon
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import BorrowedKV, OwnKV
+from fastslow.draft.model.lexicon import CommonLexicon
+from fastslow.draft.model.retold import RetoldDraft
 from fastslow.draft.model.spelling import Speller
 from fastslow.draft.ngram import NgramDraft
-from fastslow.engine.model.loader import load_model
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling import law
+from fastslow.engine.sampling.probs import law
 from fastslow.engine.types import Floats
 
 VOCAB = 12

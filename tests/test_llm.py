@@ -19,10 +19,10 @@ import torch
 from checkpoints import write_moge
 from tokenizers_tiny import write_bpe
 
-from fastslow.engine.llm import LLM
-from fastslow.engine.output import Completion, GenerationError, Output
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.types import Rows
+from fastslow.llm import LLM
+from fastslow.output import Completion, GenerationError, Output
 
 VOCAB = 320
 OPEN, CLOSE = 3, 4  # <think>, </think>
@@ -440,7 +440,9 @@ def test_pages_are_checked_in_a_pause_and_not_between_two_calls(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checks: list[float] = []
-    monkeypatch.setattr("fastslow.engine.worker.PAUSE", 1.5)  # longer than a busy machine dawdles
+    monkeypatch.setattr(
+        "fastslow.engine.core.worker.PAUSE", 1.5
+    )  # longer than a busy machine dawdles
     monkeypatch.setattr(llm._kv, "check_integrity", lambda: checks.append(time.monotonic()))
     for _ in range(3):
         llm.generate([5, 6, 7], SamplingParams(max_tokens=1))

@@ -11,11 +11,11 @@ from checkpoints import write_moge
 from loguru import logger
 from tokenizers_tiny import write_bpe
 
-from fastslow.engine.cli.app import app
-from fastslow.engine.drafting import own_head
-from fastslow.engine.llm import LLM
+from fastslow.drafters import own_head
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.tune.tuned import write_settings
+from fastslow.llm import LLM
+from fastslow.settings import write_settings
+from fastslow.tools.cli.app import app
 
 VOCAB = 320
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
@@ -74,7 +74,7 @@ def test_every_rule_of_acceptance_answers(folder: Path, rule: str) -> None:
 def test_drafts_that_are_hardly_accepted_are_spoken_of_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastslow.engine.advice.POOR", 2.0)  # whatever is accepted is hardly any
+    monkeypatch.setattr("fastslow.output.POOR", 2.0)  # whatever is accepted is hardly any
     lines: list[str] = []
     sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
     wish = Speculation(drafter="self", nodes=8)

@@ -12,9 +12,9 @@ from checkpoints import write_moge
 from loguru import logger
 from tokenizers_tiny import write_bpe, write_spm
 
-from fastslow.engine.llm import LLM
-from fastslow.engine.output import Output
 from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.llm import LLM
+from fastslow.output import Output
 
 VOCAB = 320
 OPEN, CLOSE = 3, 4  # <think>, </think>

@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.engine.cache import cache_folder
+from fastslow.engine.backends.cpu.build import build
+from fastslow.engine.backends.device import ops_for
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.host.cache_folder import cache_folder
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.loader import load_model
 from fastslow.engine.model.names import tensor_shapes
 from fastslow.engine.model.weights import Weights
-from fastslow.engine.ops import ops_for
-from fastslow.engine.ops.cpu.build import build
 
 NORM = "model.norm.weight"
 INDEX = "model.safetensors.index.json"

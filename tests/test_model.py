@@ -12,10 +12,10 @@ import torch
 from kernel_tools import wanted
 from reference_model import ReferenceModel
 
+from fastslow.engine.backends.cpu import decoder, library
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.ops.cpu import decoder, library
 
 LLAMA3 = {
     "rope_type": "llama3",

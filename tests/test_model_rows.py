@@ -11,10 +11,10 @@ import texts
 import torch
 from kernel_tools import wanted
 
+from fastslow.engine.backends.cpu.formats import QUANTIZATIONS
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.ops.cpu.formats import QUANTIZATIONS
 from fastslow.engine.types import Rows, Segment
 
 DTYPES = ["float32", "bfloat16", "float64", "int8", "int4", "int8 KV"]

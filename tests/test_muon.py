@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastslow.draft.train.muon import Muon, orthogonal
+from fastslow.tools.train_head.muon import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(2, 40, 96), (2, 96, 40), (1, 32, 32)])

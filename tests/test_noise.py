@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastslow.engine.noise import Purpose, draw, sibling_seed, stream
+from fastslow.engine.sampling.rng import Purpose, draw, sibling_seed, stream
 
 
 def test_a_place_has_its_own_stream_and_always_the_same() -> None:

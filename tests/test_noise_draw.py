@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastslow.engine.noise import BLOCK, Purpose, draw, stream
+from fastslow.engine.sampling.rng import BLOCK, Purpose, draw, stream
 from fastslow.engine.types import Floats
 
 

@@ -23,7 +23,7 @@ from test_exact import (
     tell,
 )
 
-from fastslow.engine.model.paged import PagedDecoder
+from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.params import SamplingParams
 
 __all__ = ["one_thread"]  # a fixture

@@ -15,13 +15,12 @@ from npu_tools import CHIPS, simulated
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fastslow.engine.backends.accelerator.decoder import PagedDecoder
+from fastslow.engine.backends.accelerator.weights import Stacked, StackedMoge
+from fastslow.engine.backends.device import find_place, paged_ops_for
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.model.paged import PagedDecoder
-from fastslow.engine.model.stacked import Stacked, StackedMoge
-from fastslow.engine.ops import paged_ops_for
-from fastslow.engine.ops.device import find_place
 
 TOKENS = texts.tokens_of(60)
 

@@ -13,8 +13,8 @@ from npu_tools import simulated
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.model.grouped import choose_on_device
-from fastslow.engine.model.router import choose
+from fastslow.engine.backends.accelerator.decoder import choose_on_device
+from fastslow.engine.model.moge import choose
 
 define()
 OPS: Any = torch.ops.npu

@@ -15,9 +15,9 @@ from checkpoints import write_moge
 from npu_sim import HostSync, NPUGraph
 from npu_tools import CHIPS, simulated
 
-from fastslow.engine.model import recorded
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.model.paged import PagedDecoder
+from fastslow.engine.backends.accelerator import recorded
+from fastslow.engine.backends.accelerator.decoder import PagedDecoder
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.types import Rows
 
 TOKENS = texts.tokens_of(40)

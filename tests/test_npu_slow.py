@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from npu_tools import CHIPS, simulated
 
-from fastslow.engine.llm import LLM
-from fastslow.engine.model.paged import PagedDecoder
+from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.params import SamplingParams
+from fastslow.llm import LLM
 
 PROMPTS = [
     "The capital of France is",

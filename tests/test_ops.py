@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastslow.engine.model.router import choose
-from fastslow.engine.ops import onednn, ops_for
-from fastslow.engine.ops.base import Dispatch, Ops
-from fastslow.engine.ops.device import find_place
-from fastslow.engine.ops.onednn import OneDnnOps
-from fastslow.engine.ops.reference import ReferenceOps
+from fastslow.engine.backends.device import find_place, ops_for
+from fastslow.engine.backends.torch import onednn
+from fastslow.engine.backends.torch.onednn import OneDnnOps
+from fastslow.engine.backends.torch.reference import ReferenceOps
+from fastslow.engine.model.moge import choose
+from fastslow.engine.model.ops import Dispatch, Ops
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-12}

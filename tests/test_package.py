@@ -93,7 +93,7 @@ def test_rooms_know_only_whom_they_may(path: str) -> None:
         ("engine/core.py", "from fastslow.draft import ngram"),
         ("engine/core.py", "from fastslow import draft"),
         ("engine/kv/cache.py", "import fastslow.policies.modes"),
-        ("draft/ngram.py", "from fastslow.engine.scheduler import Scheduler"),
+        ("draft/ngram.py", "from fastslow.engine.core.scheduler import Scheduler"),
         ("draft/ngram.py", "from fastslow.policies.length import FixedLength"),
         ("policies/length.py", "from fastslow.engine.model.config import ModelConfig"),
         ("engine/params.py", "from fastslow.engine.types import Draft"),

@@ -15,10 +15,10 @@ import torch.distributed as dist
 from checkpoints import write_dense, write_moge
 
 from fastslow import LLM, Parallel, SamplingParams
-from fastslow.engine.output import GenerationError
 from fastslow.engine.parallel import start
+from fastslow.engine.parallel.commands import Command, CommandKind, fields, pack
 from fastslow.engine.parallel.model import ParallelModel
-from fastslow.engine.parallel.orders import Kind, Order, fields, pack
+from fastslow.output import GenerationError
 
 SOON = 10.0  # seconds
 LONG = SamplingParams(max_tokens=400, ignore_eos=True)
@@ -82,7 +82,7 @@ def test_what_fails_inside_a_rank_is_told_and_closing_ends_all(folder: Path) -> 
     with open_llm(folder, "dp=2") as llm:
         model = shared(llm)
         pids = model.pids
-        model._team.tell(pack([Order(Kind.FREE, fields([999]))]))
+        model._team.tell(pack([Command(CommandKind.FREE, fields([999]))]))
         with pytest.raises(GenerationError, match="rank 1 failed: KeyError: 999"):
             llm.generate([5, 6, 7], FEW)
         assert gone(pids.values())

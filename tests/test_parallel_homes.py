@@ -12,12 +12,12 @@ import torch
 from checkpoints import write_moge
 from parallel_tools import ranks
 
-from fastslow.engine.cost import ROWS, step_seconds
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.core.cost_curve import ROWS, step_seconds
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.model.loader import load_model
 from fastslow.engine.parallel.model import ParallelModel
-from fastslow.engine.parallel.plan import Plan
 from fastslow.engine.types import Rows
+from fastslow.tools.plan.shards import ShardPlan
 
 ENDS = (
     "embedding reduce-scatter",
@@ -105,7 +105,7 @@ def test_a_request_stays_in_one_home(model: ParallelModel) -> None:
 
 
 def test_bytes_held_read_and_sent_are_those_of_the_plan(model: ParallelModel) -> None:
-    plan = Plan.of(model.config, model.parallel, torch.float32)
+    plan = ShardPlan.of(model.config, model.parallel, torch.float32)
     before = model.report()
     assert [f.weights for f in before] == [share.weights for share in plan.shares]
     assert [f.read for f in before] == [share.elements * 4 for share in plan.shares]

@@ -13,26 +13,26 @@ from checkpoints import DENSE, MOGE
 from extra_tools import MOE
 from test_cli import PANGU_72B, run
 
+from fastslow.engine.backends.device import ops_for
+from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.cuts import Over, cut_of, expert_of
 from fastslow.engine.model.names import tensor_shapes
-from fastslow.engine.ops import ops_for
-from fastslow.engine.ops.reference import ReferenceOps
-from fastslow.engine.parallel.deal import Deal
-from fastslow.engine.parallel.orders import (
-    Kind,
-    Order,
+from fastslow.engine.parallel.commands import (
+    Command,
+    CommandKind,
     fields,
     pack,
     pack_rows,
     unpack,
     unpack_rows,
 )
-from fastslow.engine.parallel.place import Place, usual
-from fastslow.engine.parallel.plan import Plan
+from fastslow.engine.parallel.deal import Deal
+from fastslow.engine.parallel.place import RankPlace, usual
 from fastslow.engine.parallel.spec import Parallel
 from fastslow.engine.parallel.weights import PartReader, part_weights, weight_bytes
 from fastslow.engine.types import Rows, Segment
+from fastslow.tools.plan.shards import ShardPlan
 
 MIXED = {**MOGE, "mlp_only_layers": [1], "vocab_size": 97}
 BIASED = {**DENSE, "attention_bias": True, "mlp_bias": True}
@@ -50,7 +50,7 @@ def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
     parallel = Parallel.parse(layout)
     if kind == "dense" and parallel.ep > 1:
         return
-    places = Place.all(config, parallel)
+    places = RankPlace.all(config, parallel)
     a, homes = places[0].attention, places[0].homes
     copies = {
         Over.NOBODY: parallel.ranks,
@@ -72,7 +72,7 @@ def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_rank_runs_as_many_experts_as_any_other(layout: str) -> None:
     parallel = Parallel.parse(layout)
-    places = Place.all(config_of(MOGE), parallel)
+    places = RankPlace.all(config_of(MOGE), parallel)
     assert {len(place.groups) for place in places} == {4 // parallel.ep}
     for place in places:
         assert place.experts == range(4 * place.groups.start, 4 * place.groups.stop)
@@ -80,7 +80,7 @@ def test_a_rank_runs_as_many_experts_as_any_other(layout: str) -> None:
 
 def test_h2p_on_eight_devices() -> None:
     """Attention DP2 x TP4, experts EP4 x TP2, shared TP8: arXiv 2505.21411."""
-    places = Place.all(config_of(PANGU_72B), Parallel(ep=4, dp=2))
+    places = RankPlace.all(config_of(PANGU_72B), Parallel(ep=4, dp=2))
     assert {(p.attention, p.homes, p.heads, p.kv_heads, len(p.groups)) for p in places} == {
         (4, 2, 10, 2, 2)
     }
@@ -89,7 +89,7 @@ def test_h2p_on_eight_devices() -> None:
     assert places[5].home == 1 and places[5].groups == range(2, 4)
 
 
-def part_on_meta(place: Place) -> tuple[int, int]:
+def part_on_meta(place: RankPlace) -> tuple[int, int]:
     """Bytes of weights and bytes read, of a rank whose tensors are never allocated."""
 
     def read(name: str, part: Sequence[slice]) -> torch.Tensor:
@@ -106,7 +106,7 @@ def part_on_meta(place: Place) -> tuple[int, int]:
 @pytest.mark.parametrize("layout", ["ep=8", "ep=4,dp=2"])
 def test_the_72b_is_planned_and_cut_without_its_weights(layout: str) -> None:
     config = config_of(PANGU_72B)
-    plan = Plan.of(config, Parallel.parse(layout), torch.bfloat16)
+    plan = ShardPlan.of(config, Parallel.parse(layout), torch.bfloat16)
     assert config.parameters() == pytest.approx(71.99e9, rel=1e-4)
     for share in plan.shares[::5]:  # the first adds the biases
         weights, read = part_on_meta(share.place)
@@ -129,7 +129,7 @@ def test_a_tied_head_counts_as_it_lies(kind: str, dtype: torch.dtype) -> None:
     def read(name: str, part: Sequence[slice]) -> torch.Tensor:
         return torch.zeros([s.stop - s.start for s in part], dtype=dtype)
 
-    for share in Plan.of(config, Parallel(ep=2, dp=2), dtype, kind).shares:
+    for share in ShardPlan.of(config, Parallel(ep=2, dp=2), dtype, kind).shares:
         cpu, reader = torch.device("cpu"), PartReader(share.place, read)
         held = weight_bytes(part_weights(share.place, ops_for(kind), dtype, cpu, reader))
         assert held == share.weights
@@ -141,7 +141,7 @@ def test_inspect_shows_the_shares(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run("inspect", tmp_path, "--parallel", "ep=4,dp=2", "--json") == 0
     told = json.loads(capsys.readouterr().out)["parallel"]
     assert (told["ep"], told["tp"], told["dp"], told["sent_per_row_and_layer"]) == (4, 1, 2, 204800)
-    plan = Plan.of(config_of(PANGU_72B), Parallel(ep=4, dp=2), torch.bfloat16)
+    plan = ShardPlan.of(config_of(PANGU_72B), Parallel(ep=4, dp=2), torch.bfloat16)
     assert [rank["weights"] for rank in told["ranks"]] == [share.weights for share in plan.shares]
     assert told["ranks"][5]["groups"] == [2, 3] and told["ranks"][5]["home"] == 1
     assert run("inspect", tmp_path, "--parallel", "ep=4,dp=2") == 0
@@ -159,7 +159,7 @@ def test_ranks_of_a_torchrun_are_used_as_well_as_the_model_allows() -> None:
     assert usual(config_of(PANGU_72B), 16) == Parallel(ep=8, tp=2)
     nine = config_of({**MOGE, "num_attention_heads": 9, "num_key_value_heads": 3})
     assert usual(nine, 2) == Parallel(ep=2)
-    assert Place.all(nine, Parallel(ep=2))[0].homes == 2, "nine heads run in two homes"
+    assert RankPlace.all(nine, Parallel(ep=2))[0].homes == 2, "nine heads run in two homes"
     assert (
         usual(config_of({**DENSE, "num_attention_heads": 9, "num_key_value_heads": 3}), 2).dp == 2
     )
@@ -172,7 +172,7 @@ def test_ranks_of_a_torchrun_are_used_as_well_as_the_model_allows() -> None:
 @pytest.mark.parametrize("layout", ["tp=2", "ep=2", "dp=2"])
 def test_an_architecture_of_one_rank_is_refused_before_ranks_start(layout: str) -> None:
     with pytest.raises(ValueError, match="PanguProMoEV2ForCausalLM runs on one rank only"):
-        Place.all(config_of(MOE), Parallel.parse(layout))
+        RankPlace.all(config_of(MOE), Parallel.parse(layout))
 
 
 def test_names_without_a_rule_are_refused() -> None:
@@ -205,9 +205,9 @@ def rows_of(*requests: tuple[int, int]) -> Rows:
 
 def test_rows_arrive_as_they_were_sent() -> None:
     rows = rows_of((0, 3), (100, 1), (300, 5))
-    told = [Order(Kind.REPORT, fields()), Order(Kind.FORWARD, pack_rows(rows))]
+    told = [Command(CommandKind.REPORT, fields()), Command(CommandKind.FORWARD, pack_rows(rows))]
     got = list(unpack(pack(told)))
-    assert [order.kind for order in got] == [Kind.REPORT, Kind.FORWARD]
+    assert [order.kind for order in got] == [CommandKind.REPORT, CommandKind.FORWARD]
     back = unpack_rows(got[1].values)
     for name in Rows.__slots__:
         ours, theirs = getattr(rows, name), getattr(back, name)
@@ -218,7 +218,7 @@ def test_rows_arrive_as_they_were_sent() -> None:
 
 
 def test_rows_are_dealt_to_homes_then_ranks() -> None:
-    places = Place.all(config_of(MOGE), Parallel(dp=2, tp=2))
+    places = RankPlace.all(config_of(MOGE), Parallel(dp=2, tp=2))
     rows = rows_of((1000, 3), (0, 1), (1500, 2))
     deals = [Deal.of(rows, place, 1000) for place in places]
     for deal in deals:

@@ -24,10 +24,10 @@ from test_parallel_failures import SOON, folder, gone, open_llm  # noqa: F401
 from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
-from fastslow.engine.output import GenerationError
 from fastslow.engine.parallel.model import ParallelModel
-from fastslow.engine.parallel.plan import Plan
 from fastslow.engine.types import Rows
+from fastslow.output import GenerationError
+from fastslow.tools.plan.shards import ShardPlan
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +59,7 @@ def test_a_dense_model(tmp_path: Path, layout: str) -> None:
 @pytest.mark.parametrize("layout", MIXES)
 def test_bytes_are_those_of_the_plan(folder: Path, layout: str) -> None:  # noqa: F811
     with ranks(folder, layout, "bfloat16") as model:
-        plan = Plan.of(model.config, model.parallel, torch.bfloat16)
+        plan = ShardPlan.of(model.config, model.parallel, torch.bfloat16)
         facts = model.report()
         assert [f.weights for f in facts] == [share.weights for share in plan.shares]
         # the checkpoint is float32
@@ -148,7 +148,7 @@ def test_one_of_four_ranks_is_killed(folder: Path) -> None:  # noqa: F811
 def command(spoken: Path, *arguments: str) -> list[str]:
     options = ["--dtype", "float32", "--kv-memory", "16MiB", "--max-model-len", "2048"]
     wish = ["--model", str(spoken), *options, "--drafter", "off", *arguments]
-    return ["-m", "fastslow.cli", "generate", "Every expert answers", *wish]
+    return ["-m", "fastslow.tools.cli.__main__", "generate", "Every expert answers", *wish]
 
 
 def torchrun(count: int, *arguments: str) -> list[str]:
@@ -219,7 +219,7 @@ def environment(pid: int) -> list[str]:
 
 
 def test_torchrun_may_run_a_command_without_a_model(spoken: Path) -> None:
-    line = torchrun(2, "-m", "fastslow.cli", "inspect", str(spoken))
+    line = torchrun(2, "-m", "fastslow.tools.cli.__main__", "inspect", str(spoken))
     done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.count("PanguProMoEForCausalLM") == 1
 

@@ -11,17 +11,13 @@ import pytest
 from checkpoints import MOGE
 from typer.testing import CliRunner
 
-from fastslow.engine.cli.app import app
-from fastslow.engine.plan import host
-from fastslow.engine.plan.device import DEVICES, HERE, Device, find_device
-from fastslow.engine.plan.efficiency import Efficiency
-from fastslow.engine.plan.known import config_of
-from fastslow.engine.plan.precision import Precision
-from fastslow.engine.plan.published import LARGE, ROWS, SMALL, calibrate
-from fastslow.engine.plan.search import best, choose_batches, choose_nodes, largest
-from fastslow.engine.plan.speculation import Drafting
-from fastslow.engine.plan.step import Setting
-from fastslow.engine.plan.work import Work
+from fastslow.tools.cli.app import app
+from fastslow.tools.plan import device as device_module
+from fastslow.tools.plan.device import DEVICES, HERE, Device, find_device
+from fastslow.tools.plan.known import config_of
+from fastslow.tools.plan.published import LARGE, ROWS, SMALL, calibrate
+from fastslow.tools.plan.search import DraftCost, best, choose_batches, choose_nodes, largest
+from fastslow.tools.plan.step import Efficiency, ForwardWork, Precision, Setting
 
 WHOLE = Efficiency(memory=1.0, compute=1.0, link=1.0, layer=0.0)
 PRO = "openpangu-pro-moe-72b"
@@ -29,11 +25,11 @@ PRO = "openpangu-pro-moe-72b"
 
 def setting(device: str = "800i-a2", cards: int = 4, efficiency: Efficiency = WHOLE) -> Setting:
     precision = Precision.of("w8a8", "bf16")
-    return Setting(Work.of(config_of(PRO)), DEVICES[device], cards, precision, efficiency)
+    return Setting(ForwardWork.of(config_of(PRO)), DEVICES[device], cards, precision, efficiency)
 
 
 def test_work_is_counted_from_the_tensors() -> None:
-    work = Work.of(config_of(PRO))
+    work = ForwardWork.of(config_of(PRO))
     expert = 3 * 5120 * 1344 * 48
     assert work.expert == expert and round(expert / 1e9, 2) == 0.99
     assert work.head == 153376 * 5120
@@ -44,7 +40,7 @@ def test_work_is_counted_from_the_tensors() -> None:
 
 @pytest.mark.parametrize(("rows", "experts"), [(1, 8), (2, 15), (4, 26.5), (8, 42), (16, 56)])
 def test_rows_meet_as_many_experts_as_chance_has_it(rows: int, experts: float) -> None:
-    assert Work.of(config_of(PRO)).distinct(rows) == pytest.approx(experts, abs=0.7)
+    assert ForwardWork.of(config_of(PRO)).distinct(rows) == pytest.approx(experts, abs=0.7)
 
 
 def test_terms_are_bytes_and_operations_over_rates() -> None:
@@ -98,16 +94,16 @@ def test_the_published_batch_of_584_needs_narrower_keys_or_shorter_texts() -> No
 
 
 def test_drafting() -> None:
-    drafting = Drafting.of(0.5, "mtp")
+    drafting = DraftCost.of(0.5, "mtp")
     assert [drafting.tokens(n) for n in (0, 1, 2)] == [1, 1.5, 1.75]
-    assert Drafting.of(4.0, "free").acceptance == 0.75  # tokens per step of long drafts
-    assert Drafting.of(4.0, "free").tokens(60) == pytest.approx(4.0)
+    assert DraftCost.of(4.0, "free").acceptance == 0.75  # tokens per step of long drafts
+    assert DraftCost.of(4.0, "free").tokens(60) == pytest.approx(4.0)
     s = setting()
     plain, drafted = drafting.step(s, 8, 0, 100), drafting.step(s, 8, 2, 100)
     assert plain == s.decode(8, 1, 100)
     one = s.of(s.work.only(1)).decode(8, 1, 100)
     assert drafted.seconds == pytest.approx(s.decode(8, 3, 100).seconds + 2 * one.seconds)
-    free = Drafting.of(0.5, "free").step(s, 8, 2, 100)
+    free = DraftCost.of(0.5, "free").step(s, 8, 2, 100)
     assert free == s.decode(8, 3, 100)
 
 
@@ -117,7 +113,7 @@ def test_the_largest_that_fits(wanted: int) -> None:
 
 
 def test_the_search_keeps_latency_and_memory_and_grows_to_the_limit() -> None:
-    s, drafting = setting(efficiency=calibrate()), Drafting.of(0.7, "mtp")
+    s, drafting = setting(efficiency=calibrate()), DraftCost.of(0.7, "mtp")
     choices = choose_batches(s, drafting, 2048, 0.1)
     assert {c.bound for c in choices} == {"latency", "memory"}
     for c in choices:
@@ -126,12 +122,12 @@ def test_the_search_keeps_latency_and_memory_and_grows_to_the_limit() -> None:
         assert more.latency > 0.1 or more.memory > 0.95 * s.device.memory
     top = best(choices)
     assert top.rate == max(c.rate for c in choices) and top.nodes > 0
-    never = Drafting.of(0.0, "mtp")
+    never = DraftCost.of(0.0, "mtp")
     assert best(choose_batches(s, never, 2048, 0.1)).nodes == 0
 
 
 def test_what_cannot_be_is_said() -> None:
-    drafting = Drafting.of(0.7, "mtp")
+    drafting = DraftCost.of(0.7, "mtp")
     with pytest.raises(
         ValueError, match=r"cards=1: a card would hold 74\.0 GB .* but has 65\.3 GB"
     ):
@@ -150,17 +146,17 @@ def test_what_cannot_be_is_said() -> None:
     with pytest.raises(ValueError, match="device='800i' is unknown; did you mean '800i-a2'"):
         find_device("800i")
     with pytest.raises(ValueError, match="acceptance=-1 must be a number of at least 0"):
-        Drafting.of(-1, "mtp")
+        DraftCost.of(-1, "mtp")
     with pytest.raises(ValueError, match="acceptance=nan must be a number of at least 0"):
-        Drafting.of(float("nan"), "mtp")
+        DraftCost.of(float("nan"), "mtp")
     with pytest.raises(ValueError, match="model='openpangu' is unknown"):
         config_of("openpangu")
 
 
 def test_this_machine_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "READ", 2**22)
-    monkeypatch.setattr(host, "SIZE", 128)
-    monkeypatch.setattr(host, "LONG", 0.02)
+    monkeypatch.setattr(device_module, "READ", 2**22)
+    monkeypatch.setattr(device_module, "SIZE", 128)
+    monkeypatch.setattr(device_module, "LONG", 0.02)
     device = find_device(HERE)
     assert device.name == HERE and device.peer is None
     assert device.bandwidth > 1e6 and device.int8 == 2 * device.half > 1e6
@@ -200,7 +196,7 @@ def test_the_command(tmp_path: Path) -> None:
 def test_weights_of_a_verify_step(batch: int, costs: tuple[float, ...]) -> None:
     """Against a plain step, for 1, 2, 3, 5 and 7 drafted tokens; computed by hand from
     U(T) = 64 (1 - (7/8)^T), 7.8 B weights that are always read and 0.99 B of an expert."""
-    work, device = Work.of(config_of(PRO)), DEVICES["800i-a2"]
+    work, device = ForwardWork.of(config_of(PRO)), DEVICES["800i-a2"]
     s = Setting(work, device, 4, Precision.of("bf16", "bf16"), WHOLE)
     plain = s.decode(batch, 1, 0).weights
     found = [s.decode(batch, nodes + 1, 0).weights / plain for nodes in (1, 2, 3, 5, 7)]

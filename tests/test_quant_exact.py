@@ -21,12 +21,13 @@ from kernel_tools import compiled
 from quant_tools import quantised
 
 from fastslow.draft.first import First
-from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft
-from fastslow.engine.kv.int8_tiles import Int8Tiles
-from fastslow.engine.model.loader import load_model
+from fastslow.engine.backends.cpu.kv import Int8Tiles
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling import decide, only_best
+from fastslow.engine.sampling.probs import only_best, probs_at
 
 VOCAB = 320
 PROMPTS = [tuple(np.random.default_rng(n).integers(5, VOCAB, n).tolist()) for n in (3, 21, 9, 14)]
@@ -60,13 +61,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         {
             "ngram": lambda kv: ngram(),
             "model": lambda kv: ModelDraft(
-                small, OwnKV(cache_for(small)), decide, only_best=only_best
+                small, OwnKV(cache_for(small)), probs_at, only_best=only_best
             ),
-            "tree": lambda kv: ModelDraft(small, OwnKV(cache_for(small)), decide, width=3),
-            "skip": lambda kv: ModelDraft(shallow, BorrowedKV(kv), decide),
-            "self": lambda kv: ModelDraft(model, BorrowedKV(kv), decide, 0),
-            "self tree": lambda kv: ModelDraft(model, BorrowedKV(kv), decide, 1, width=2),
-            "ngram+self": lambda kv: First(ngram(), ModelDraft(model, BorrowedKV(kv), decide, 0)),
+            "tree": lambda kv: ModelDraft(small, OwnKV(cache_for(small)), probs_at, width=3),
+            "skip": lambda kv: ModelDraft(shallow, BorrowedKV(kv), probs_at),
+            "self": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 0),
+            "self tree": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 1, width=2),
+            "ngram+self": lambda kv: First(ngram(), ModelDraft(model, BorrowedKV(kv), probs_at, 0)),
             "random": lambda kv: RandomDraft(),
         },
     )

@@ -16,16 +16,15 @@ from loguru import logger
 from quant_tools import export, quantised
 from safetensors.torch import load_file, save_file
 
+from fastslow.engine.backends.cpu import build, library
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.ops.cpu import build, library
-from fastslow.engine.ops.cpu.decoder import CpuDecoder
-from fastslow.engine.ops.int8 import int8_product, pack_int8
-from fastslow.engine.ops.reference import ReferenceOps
-from fastslow.engine.quant.linear import QuantLinear, quantise_tokens
-from fastslow.engine.quant.scheme import Kind, Scheme
+from fastslow.engine.model.int8 import QuantLinear, int8_product, pack_int8, quantise_tokens
+from fastslow.engine.model.quantised import QuantKind, Scheme
 
 DESCRIPTION = "quant_model_description.json"
 
@@ -289,4 +288,4 @@ def test_other_quantisations_are_refused(w8a8: Path, source: Path, tmp_path: Pat
     with pytest.raises(ValueError, match="'w8a8' runs checkpoints that are quantised so, and"):
         load_model(source, quantization="w8a8")
     assert Scheme.from_folder(source) is None
-    assert Scheme({}).kind("lm_head.weight") is Kind.FLOAT
+    assert Scheme({}).kind("lm_head.weight") is QuantKind.FLOAT

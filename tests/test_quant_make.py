@@ -14,21 +14,24 @@ import torch
 from quant_tools import quantised, texts_of
 from torch.nn import functional as F
 
-from fastslow.engine.cli.app import main
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.quant.align import agreement, align
-from fastslow.engine.quant.balance import balanced_texts
-from fastslow.engine.quant.evaluate import compare, read_tasks, solves
-from fastslow.engine.quant.layer import ROUTER, Layer, Tensors, plain, watched
-from fastslow.engine.quant.linear import QuantLinear
-from fastslow.engine.quant.plan import int8_embedding, planned
-from fastslow.engine.quant.quantise import kv_scales, quantise_layer
-from fastslow.engine.quant.quantize import Options, quantize
-from fastslow.engine.quant.rounding import round_matrix
-from fastslow.engine.quant.sites import Site, sites_of
-from fastslow.engine.quant.smooth import Seen, error, smooth_site, vector
-from fastslow.engine.quant.texts import prompts_of
+from fastslow.engine.model.int8 import QuantLinear
+from fastslow.tools.cli.app import main
+from fastslow.tools.quantize.balance import balanced_texts
+from fastslow.tools.quantize.evaluate import compare, read_tasks, solves
+from fastslow.tools.quantize.layer import ROUTER, PlainLayer, Tensors, plain, watched
+from fastslow.tools.quantize.plan import int8_embedding, planned
+from fastslow.tools.quantize.quantize import Options, quantize
+from fastslow.tools.quantize.quantize_layer import (
+    agreement,
+    align,
+    kv_scales,
+    quantize_layer,
+    round_matrix,
+)
+from fastslow.tools.quantize.smooth import ChannelStats, Site, error, sites_of, smooth_site, vector
+from fastslow.tools.quantize.texts import prompts_of
 
 MOGE = {**checkpoints.MOGE, "bias": True}
 PANGU_72B = {
@@ -64,7 +67,7 @@ def rows(count: int = 47, seed: int = 0) -> torch.Tensor:
 
 def test_smoothing_changes_no_bit_of_a_float_model() -> None:
     tensors, x = layer_of(), rows()
-    layer, seen = Layer(CONFIG, 0, tensors, LENGTHS), Seen()
+    layer, seen = PlainLayer(CONFIG, 0, tensors, LENGTHS), ChannelStats()
     before = layer(x, watched(plain(tensors), seen))
     old = dict(tensors)
     folded = 0
@@ -82,8 +85,8 @@ def test_smoothing_changes_no_bit_of_a_float_model() -> None:
 
 def test_smoothing_makes_int8_better_where_channels_differ() -> None:
     tensors, x = layer_of(), rows()
-    seen = Seen()
-    Layer(CONFIG, 0, tensors, LENGTHS)(x, watched(plain(tensors), seen))
+    seen = ChannelStats()
+    PlainLayer(CONFIG, 0, tensors, LENGTHS)(x, watched(plain(tensors), seen))
     site = next(iter(sites_of(CONFIG, 0, tensors)))
     none = torch.ones(CONFIG.hidden_size)
     before = error(site, tensors, seen, none)
@@ -156,8 +159,8 @@ def test_rounding_keeps_products_rather_than_numbers() -> None:
 
 def test_a_layer_in_int8_is_near_the_float_one() -> None:
     tensors, x = layer_of(), rows()
-    exact = Layer(CONFIG, 0, dict(tensors), LENGTHS)(x, plain(tensors))
-    made, float_NH, int8_NH = quantise_layer(CONFIG, 0, tensors, LENGTHS, x, x)
+    exact = PlainLayer(CONFIG, 0, dict(tensors), LENGTHS)(x, plain(tensors))
+    made, float_NH, int8_NH = quantize_layer(CONFIG, 0, tensors, LENGTHS, x, x)
     assert torch.equal(float_NH, exact)
     assert 0 < made.drift == pytest.approx(float((int8_NH - exact).norm() / exact.norm()))
     assert made.drift < 0.1

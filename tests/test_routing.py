@@ -14,14 +14,14 @@ from extra_tools import write_moe
 from tokenizers_tiny import write_bpe
 from typer.testing import CliRunner
 
-from fastslow.engine.cli.app import app
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.moge import BestOfAll
-from fastslow.engine.plan.known import PRO_MOE
-from fastslow.engine.routing.balance import grouped, measure, per_rank, ungrouped
-from fastslow.engine.routing.scores import Gate, Scores, load_decoder, router_scores
+from fastslow.tools.cli.app import app
+from fastslow.tools.plan.known import PRO_MOE
+from fastslow.tools.routing.balance import grouped, measure, per_rank, ungrouped
+from fastslow.tools.routing.scores import RouterWeights, Scores, load_decoder, router_scores
 
-GATE = Gate(experts=16, groups=4, chosen=4)
+GATE = RouterWeights(experts=16, groups=4, chosen=4)
 
 
 def random_scores(layers: int = 2, prompt: int = 30, answer: int = 9, seed: int = 0) -> Scores:
@@ -34,10 +34,10 @@ def random_scores(layers: int = 2, prompt: int = 30, answer: int = 9, seed: int 
 
 def test_choices() -> None:
     logits = torch.tensor([[[3.0, 9, 8, 7, 0, 0, 0, 1]]])
-    gate = Gate(experts=8, groups=4, chosen=4)
+    gate = RouterWeights(experts=8, groups=4, chosen=4)
     assert grouped(logits, gate).tolist() == [[[1, 2, 4, 7]]]
     assert sorted(ungrouped(logits, gate)[0, 0].tolist()) == [0, 1, 2, 3]
-    assert grouped(logits, Gate(8, 1, 2)).tolist() == [[[1, 2]]]
+    assert grouped(logits, RouterWeights(8, 1, 2)).tolist() == [[[1, 2]]]
 
 
 def test_whole_groups_on_a_rank_are_even_whatever_the_scores() -> None:
@@ -80,7 +80,7 @@ def test_scores_are_the_routers(tmp_path: Path) -> None:
 def test_random_routers_have_the_same_inputs(tmp_path: Path) -> None:
     model = load_decoder(checkpoints.write_moge(tmp_path), progress=False)
     asked = [(texts.tokens_of(20), 12), (texts.tokens_of(9, seed=1), 9)]
-    gate = Gate(64, 8, 8)
+    gate = RouterWeights(64, 8, 8)
     first, second = router_scores(model, asked, gate, seed=3)
     assert first.logits.shape == (3, 20, 64) and second.logits.shape == (3, 9, 64)
     again = next(router_scores(model, asked[:1], gate, seed=3))
@@ -119,11 +119,11 @@ def test_the_command(tmp_path: Path) -> None:
 def test_a_dense_model_has_no_router_and_one_group_is_shown_too(tmp_path: Path) -> None:
     dense = ModelConfig.from_folder(checkpoints.write_dense(tmp_path / "dense"))
     with pytest.raises(ValueError, match="LlamaForCausalLM is dense"):
-        Gate.of(dense)
+        RouterWeights.of(dense)
     folder = write_moe(tmp_path / "moe")
-    assert Gate.of(ModelConfig.from_folder(folder)) == Gate(10, 1, 3)
+    assert RouterWeights.of(ModelConfig.from_folder(folder)) == RouterWeights(10, 1, 3)
     scores = list(router_scores(load_decoder(folder, False), [([3, 4, 5], 3)], None))
-    balance = measure(scores, Gate(10, 1, 3), ranks=5, batch=1)
+    balance = measure(scores, RouterWeights(10, 1, 3), ranks=5, batch=1)
     ours, best = (balance.loads["prefill", router] for router in ("grouped", "ungrouped"))
     assert (ours.experts == best.experts).all()
 
@@ -136,15 +136,15 @@ def test_the_best_of_all_are_those_that_run(tmp_path: Path) -> None:
     mlp.scale[7] = 5.0
     tokens = texts.tokens_of(20)
     scores = next(router_scores(model, [(tokens, 20)], None)).logits
-    assert (ungrouped(scores, Gate(10, 1, 3))[0] == 7).any(-1).all()
-    other = next(router_scores(model, [(tokens, 20)], Gate(10, 1, 3))).logits
-    assert not (ungrouped(other, Gate(10, 1, 3))[0] == 7).any(-1).all()
+    assert (ungrouped(scores, RouterWeights(10, 1, 3))[0] == 7).any(-1).all()
+    other = next(router_scores(model, [(tokens, 20)], RouterWeights(10, 1, 3))).logits
+    assert not (ungrouped(other, RouterWeights(10, 1, 3))[0] == 7).any(-1).all()
 
 
 def test_experts_that_no_layer_has_are_not_looked_for(tmp_path: Path) -> None:
     config = ModelConfig.from_folder(checkpoints.write_moge(tmp_path, mlp_only_layers=[0, 1, 2]))
     with pytest.raises(ValueError, match="all layers of this model are dense: they have no router"):
-        Gate.of(config)
+        RouterWeights.of(config)
 
 
 def test_the_72b_counts_as_arithmetic_has_it(tmp_path: Path) -> None:

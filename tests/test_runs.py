@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastslow.engine.model.recorded import SIZES, fill_runs, padded_size
-from fastslow.engine.model.runs import Runs, Sight, sight_of
+from fastslow.engine.backends.accelerator.recorded import SIZES, fill_runs, padded_size
+from fastslow.engine.backends.accelerator.runs import KeyRuns, RowViews, row_views
 from fastslow.engine.types import Ints, Rows, Segment
 
 BLOCK = 8
@@ -25,11 +25,11 @@ def segment(slots: Ints, context: int, parents: list[int] | None = None) -> Segm
     return Segment([1] * size, [0] * size, parents, slots[context:], slots[:context])
 
 
-def seen_slots(rows: Rows, sight: Sight) -> dict[int, list[int]]:
+def seen_slots(rows: Rows, sight: RowViews) -> dict[int, list[int]]:
     """What each row of the step sees, as slots, out of the layout alone."""
     found: dict[int, list[int]] = {}
 
-    def add(runs: Runs, places: Ints, causal: bool) -> None:
+    def add(runs: KeyRuns, places: Ints, causal: bool) -> None:
         first = 0
         for last, keys, table in zip(runs.queries, runs.lengths, runs.tables, strict=True):
             lying = text(table.tolist(), keys) if keys else np.empty(0, dtype=np.int64)
@@ -100,7 +100,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_each_row_sees_its_own(name: str, most: int, merged: bool) -> None:
     rows = Rows.of(CASES[name])
-    sight = sight_of(rows, BLOCK, most, merged)
+    sight = row_views(rows, BLOCK, most, merged)
     found = {row: sorted(slots) for row, slots in seen_slots(rows, sight).items()}
     assert found == should_see(rows)
     if sight.chains is not None:
@@ -111,9 +111,9 @@ def test_each_row_sees_its_own(name: str, most: int, merged: bool) -> None:
 
 def test_chains_are_not_in_the_tail() -> None:
     for name in ("a first chunk", "one row each", "a chunk over borders"):
-        sight = sight_of(Rows.of(CASES[name]), BLOCK, 16, True)
+        sight = row_views(Rows.of(CASES[name]), BLOCK, 16, True)
         assert sight.rows is None and sight.tail is None, name
-    tail = sight_of(Rows.of(CASES["a tree"]), BLOCK, 16, True).tail
+    tail = row_views(Rows.of(CASES["a tree"]), BLOCK, 16, True).tail
     assert tail is not None and tail.rows.tolist() == [1, 2, 3, 4, 5, 6]
 
 
@@ -131,7 +131,7 @@ def test_padded_sizes_have_room_for_all_that_is_added(most: int) -> None:
 
 
 def test_added_runs_belong_to_nobody() -> None:
-    runs = Runs([4, 5], [130, 7], np.array([[2, 3], [5, 0]]))
+    runs = KeyRuns([4, 5], [130, 7], np.array([[2, 3], [5, 0]]))
     full = fill_runs(runs, (4, 24), 3, spare=9 * 128)
     assert full.queries == [4, 5, 15, 24] and full.lengths == [130, 7, 10, 9]
     assert full.tables.tolist() == [[2, 3, 0], [5, 0, 0], [9, 0, 0], [9, 0, 0]]

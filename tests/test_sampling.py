@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling import law, logprobs
+from fastslow.engine.sampling.probs import law, logprobs
 
 LOGITS = [2.0, -1.0, 0.5, 3.0, 0.0, 1.5, -2.0, 1.0]
 

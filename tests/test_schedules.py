@@ -14,31 +14,32 @@ from hypothesis import strategies as st
 
 from fastslow.draft.each import Each
 from fastslow.draft.first import First
-from fastslow.draft.model import BorrowedKV, ModelDraft, OwnKV
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft
-from fastslow.engine.allowance import PATIENCE
-from fastslow.engine.confidence import Confidence
-from fastslow.engine.core import Core
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.core.engine_core import EngineCore
+from fastslow.engine.core.latency_budget import PATIENCE
+from fastslow.engine.core.request import Escape, Request
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.best import best_tokens
+from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import Escalation, SamplingParams, Speculation
-from fastslow.engine.request import Escape, Request
-from fastslow.engine.sampling import decide
-from fastslow.engine.stop import Stopper
+from fastslow.engine.sampling.confidence import Confidence
+from fastslow.engine.sampling.probs import probs_at
+from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.types import (
     ALL_GROUPS,
+    AcceptResult,
     Draft,
     Drafter,
     Load,
-    Output,
+    ModelOutput,
     Plan,
     RequestView,
     Rows,
     Tree,
-    Verdict,
 )
 
 EOS = 2
@@ -84,7 +85,7 @@ class MarkerModel:
         )
         self.fault: str | None = None
 
-    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
         states: list[int] = []
         for b, context in enumerate(rows.contexts):
             start, stop = int(rows.starts[b]), int(rows.starts[b + 1])
@@ -106,7 +107,7 @@ class MarkerModel:
             raise RuntimeError("the device is gone")
         if fault == "nan" and len(logits_MV):
             logits_MV[0] = torch.nan
-        return Output(logits_MV, None, best_tokens(logits_MV, rows.only_best))
+        return ModelOutput(logits_MV, None, best_tokens(logits_MV, rows.only_best))
 
 
 class Faulty:
@@ -123,7 +124,7 @@ class Faulty:
         self._fail("propose")
         return draft
 
-    def commit(self, batch: Sequence[RequestView], verdict: Verdict, features: Any) -> None:
+    def commit(self, batch: Sequence[RequestView], verdict: AcceptResult, features: Any) -> None:
         self._inner.commit(batch, verdict, features)
         self._fail("commit")
 
@@ -180,17 +181,17 @@ class Engine:
         self.model = model
         self.kv = cache_for(model, pages, page_size=2)
         self.small_kv = cache_for(small, 20, page_size=2)
-        borrowed = ModelDraft(model, BorrowedKV(self.kv), decide, groups=0)
+        borrowed = ModelDraft(model, BorrowedKV(self.kv), probs_at, groups=0)
         made: dict[str, Drafter] = {
             "ngram": NgramDraft(),
             "random": RandomDraft(),
             "self": borrowed,
-            "model": ModelDraft(small, OwnKV(self.small_kv), decide),
+            "model": ModelDraft(small, OwnKV(self.small_kv), probs_at),
             "ngram+self": First(NgramDraft(), borrowed),
         }
         each = Each({Speculation(drafter=name): drafter for name, drafter in made.items()})
         self.drafter = Faulty(each)
-        self.core = Core(model, self.kv, self.drafter, rows, running, Slow())
+        self.core = EngineCore(model, self.kv, self.drafter, rows, running, Slow())
         self.requests: list[Request] = []
         self.told: dict[int, int] = {}
 
@@ -421,7 +422,7 @@ def test_a_request_waits_until_its_pages_are_free() -> None:
 def test_a_draft_model_forgets_what_was_refused() -> None:
     model: Any = MarkerModel()
     kv = cache_for(model, 20, page_size=2)
-    drafter = ModelDraft(model, OwnKV(kv), decide)
+    drafter = ModelDraft(model, OwnKV(kv), probs_at)
     text = [3, 4, 5]
     for kept in (0, 2, 1, 4, 3, 0):
         request: Any = SimpleNamespace(

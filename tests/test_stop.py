@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.stop import Stopper
+from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.tokenizer import Tokenizer, load_tokenizer
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.engine.text.vocabulary import Tokenizer
 
 END = 2  # <|im_end|>
 

@@ -12,20 +12,13 @@ from kernel_tools import compiled
 from loguru import logger
 
 from fastslow.draft.suffix import search
-from fastslow.draft.suffix.chains import Chains
-from fastslow.draft.suffix.corpus import Corpus
-from fastslow.draft.suffix.documents import Documents
-from fastslow.draft.suffix.earlier import Earlier
-from fastslow.draft.suffix.found import LONGEST, MOST, Found
-from fastslow.draft.suffix.grow import grow
-from fastslow.draft.suffix.order import END, depths, sort_places
-from fastslow.draft.suffix.own import OwnText
-from fastslow.draft.suffix.runs import Runs
+from fastslow.draft.suffix.corpus import Corpus, save
+from fastslow.draft.suffix.documents import END, Documents, depths, sort_places
 from fastslow.draft.suffix.sealed import read_sealed, write_sealed
 from fastslow.draft.suffix.search import BisectSearch, KernelSearch
-from fastslow.draft.suffix.stored import save
-from fastslow.draft.suffix.trust import Trust
-from fastslow.engine.ops.cpu import build, library
+from fastslow.draft.suffix.sources import LONGEST, MOST, Chains, Earlier, OwnText, SuffixMatch
+from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
+from fastslow.engine.backends.cpu import build, library
 
 LETTERS = 6
 VOCAB = {chr(97 + i): i for i in range(LETTERS)}
@@ -70,7 +63,7 @@ def stored(folder: Path, documents: list[list[int]]) -> Corpus:
     return Corpus.open(folder / "c", VOCAB)
 
 
-def listed(found: Found) -> list[list[int]]:
+def listed(found: SuffixMatch) -> list[list[int]]:
     return [list(run) for run in found.runs]
 
 
@@ -187,7 +180,7 @@ def test_a_corpus_that_is_not_sorted_says_tokens_all_the_same(tmp_path: Path, se
 def test_a_corpus_knows_tokens_that_it_never_saw(tmp_path: Path) -> None:
     corpus = stored(tmp_path, [[0, 1, 2], [3]])
     for unknown in ([5], [0, 5], [2], [10_000], [-1]):
-        assert corpus.find(unknown, 5) == Found()
+        assert corpus.find(unknown, 5) == SuffixMatch()
     assert listed(corpus.find([9_999, 0], 5)) == [[1, 2]]
 
 
@@ -196,13 +189,13 @@ def test_a_question_is_matched_and_never_proposed(tmp_path: Path) -> None:
     made.add([4, 5], context=[0, 1, 2, 3])
     save(tmp_path / "c", made, VOCAB, depths(LETTERS))
     corpus = Corpus.open(tmp_path / "c", VOCAB)
-    assert corpus.find([0, 1], 9) == Found()
+    assert corpus.find([0, 1], 9) == SuffixMatch()
     found = corpus.find([0, 1, 2, 3], 9)
     assert (found.length, listed(found)) == (4, [[4, 5]])
     earlier = Earlier()
     earlier.add([4, 5], context=[0, 1, 2, 3])
     assert not earlier.find([0, 1], 9).runs
-    assert earlier.find([0, 1, 2, 3], 9) == Found(4, [[4, 5]])
+    assert earlier.find([0, 1, 2, 3], 9) == SuffixMatch(4, [[4, 5]])
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -266,21 +259,21 @@ class Told:
     """A source that answers with given runs."""
 
     def __init__(self, length: int, runs: list[list[int]], whole: bool = True) -> None:
-        self.found = Found(length, runs, whole)
+        self.found = SuffixMatch(length, runs, whole)
 
-    def find(self, recent: list[int], ahead: int) -> Found:
+    def find(self, recent: list[int], ahead: int) -> SuffixMatch:
         length, runs, whole = self.found
-        return Found(length, [run[:ahead] for run in runs], whole)
+        return SuffixMatch(length, [run[:ahead] for run in runs], whole)
 
 
-def certain(value: float = 1.0) -> Trust:
-    trust = Trust()
+def certain(value: float = 1.0) -> MatchConfidence:
+    trust = MatchConfidence()
     trust.of = lambda length: value  # type: ignore[method-assign]
     return trust
 
 
 def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
-    runs = Runs([Told(3, [[1, 2, 3], [1, 2, 4], [1, 5], [6]])], [0], 9)
+    runs = MatchRuns([Told(3, [[1, 2, 3], [1, 2, 4], [1, 5], [6]])], [0], 9)
     tree = grow(runs, certain(), 9, 0.0)
     paths = {}
     for i, (token, parent) in enumerate(zip(tree.tokens, tree.parents)):
@@ -299,33 +292,33 @@ def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
     assert grow(runs, certain(), 2, 0.0).tokens == [1, 2]
     assert grow(runs, certain(), 9, 0.3).tokens == [1, 2]
     assert grow(runs, certain(0.5), 9, 0.3).tokens == [1]
-    assert grow(runs, certain(), 0, 0.0).tokens == grow(Runs(), certain(), 5, 0.0).tokens == []
+    assert grow(runs, certain(), 0, 0.0).tokens == grow(MatchRuns(), certain(), 5, 0.0).tokens == []
 
 
 def test_the_longest_match_wins_and_equals_are_counted_together() -> None:
     short, long, other = Told(2, [[7]]), Told(5, [[1], [2]]), Told(5, [[1]], whole=False)
-    runs = Runs([short, long, other, Told(0, [])], [0], 9)
+    runs = MatchRuns([short, long, other, Told(0, [])], [0], 9)
     assert (runs.length, runs.runs) == (5, [[1], [2], [1]])
     assert not runs.last(1), "a sample of few is looked up again"
-    assert Runs([short, long], [0], 9).last(1)
-    assert not Runs([short, long], [0], 9).last(2), "the runs end too soon"
+    assert MatchRuns([short, long], [0], 9).last(1)
+    assert not MatchRuns([short, long], [0], 9).last(2), "the runs end too soon"
 
 
 def test_runs_are_narrowed_and_trust_learns_from_them() -> None:
-    trust = Trust()
+    trust = MatchConfidence()
     before = [trust.of(n) for n in range(LONGEST + 1)]
-    runs = Runs([Told(4, [[1, 2, 3], [1, 2, 9], [1, 5]])], [0], 9)
+    runs = MatchRuns([Told(4, [[1, 2, 3], [1, 2, 9], [1, 5]])], [0], 9)
     runs.follow([1, 2, 7, 8], trust)
     assert (runs.runs, runs.at) == ([], 3)
     assert trust.of(4) > before[4] and trust.of(5) > before[5] and trust.of(6) < before[6]
     assert [trust.of(n) for n in (3, 7, 8)] == [before[n] for n in (3, 7, 8)]
-    runs = Runs([Told(LONGEST, [[1]])], [0], 9)
+    runs = MatchRuns([Told(LONGEST, [[1]])], [0], 9)
     runs.follow([1, 2], trust)
     assert trust.of(LONGEST) == trust.of(LONGEST + 50) > before[LONGEST]
 
 
 def test_trust_follows_what_it_sees() -> None:
-    trust = Trust()
+    trust = MatchConfidence()
     for i in range(5000):
         trust.learn(2, i % 10 == 0)
         trust.learn(20, True)
@@ -343,11 +336,11 @@ def test_narrowed_runs_are_what_a_new_search_finds(tmp_path: Path) -> None:
     for seed in range(20):
         text = [*story(seed, 30), *documents[seed % 3][seed : seed + 40]]
         for end in range(20, len(text) - 3):
-            runs = Runs([corpus], text[:end][-LONGEST:], 500)
+            runs = MatchRuns([corpus], text[:end][-LONGEST:], 500)
             if runs.length + 3 > LONGEST or not corpus.find(text[:end][-LONGEST:], 1).whole:
                 continue
-            runs.follow(text[end : end + 3], Trust())
-            again = Runs([corpus], text[: end + 3][-LONGEST:], 500)
+            runs.follow(text[end : end + 3], MatchConfidence())
+            again = MatchRuns([corpus], text[: end + 3][-LONGEST:], 500)
             if runs.last(1):
                 assert again.length == runs.length + 3
                 left = sorted(list(run[runs.at :]) for run in runs.runs if len(run) > runs.at)

@@ -16,15 +16,13 @@ from laws import chi_square_fits, plain_law, sampled_text_law
 from numpy.typing import NDArray
 from reference_model import ReferenceModel
 
-from fastslow.draft.suffix.corpus import Corpus
-from fastslow.draft.suffix.documents import Documents
+from fastslow.draft.suffix.corpus import Corpus, save
+from fastslow.draft.suffix.documents import Documents, depths
 from fastslow.draft.suffix.draft import SuffixDraft
-from fastslow.draft.suffix.earlier import Earlier
-from fastslow.draft.suffix.order import depths
-from fastslow.draft.suffix.stored import save
-from fastslow.engine.model.loader import load_model
+from fastslow.draft.suffix.sources import Earlier
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.types import Verdict
+from fastslow.engine.types import AcceptResult
 
 VOCAB = 320
 IDS_12 = {f"t{i}": i for i in range(12)}
@@ -130,7 +128,7 @@ def test_drafters_may_share_what_was_answered_earlier() -> None:
     request = view([1, 2, 3])
     first.propose([request], [4])
     request.tokens += [4, 5, 9]
-    first.commit([request], Verdict([[]], [[4]]), None)
+    first.commit([request], AcceptResult([[]], [[4]]), None)
     first.release([0])
     assert chain(second, view([1, 2, 3])) == [4, 5, 9]
 

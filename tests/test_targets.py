@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.each import Each
-from fastslow.engine.accept import tokenwise
-from fastslow.engine.allowance import LATER, LEAST, PATIENCE, SHARE, WIDEST, Allowance
-from fastslow.engine.core import Core
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.core.engine_core import EngineCore
+from fastslow.engine.core.latency_budget import LATER, LEAST, PATIENCE, SHARE, WIDEST, LatencyBudget
+from fastslow.engine.core.request import KVHistory, Request
+from fastslow.engine.core.scheduler import Scheduler
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.llm import LLM
-from fastslow.engine.model.loader import load_model
 from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.engine.request import Kept, Request
-from fastslow.engine.scheduler import Scheduler
-from fastslow.engine.stop import Stopper
+from fastslow.engine.sampling.accept.token import tokenwise
+from fastslow.engine.sampling.stop import Stopper
+from fastslow.llm import LLM
 from fastslow.policies.length import FixedLength
 
 
@@ -86,7 +86,7 @@ def pages(count: int = 200) -> KVCache:
     )
 
 
-def scheduler(allowance: Allowance, rows: int = 512, running: int = 8) -> Scheduler:
+def scheduler(allowance: LatencyBudget, rows: int = 512, running: int = 8) -> Scheduler:
     return Scheduler(pages(), rows, running, allowance)
 
 
@@ -106,13 +106,13 @@ def run(step: Scheduler) -> dict[int, int]:
 
 
 def test_without_a_target_nothing_is_limited() -> None:
-    step = scheduler(Allowance(Linear()))
+    step = scheduler(LatencyBudget(Linear()))
     step.add(request(0, prompt=100))
     assert run(step) == {0: 100}
 
 
 def test_a_prompt_with_a_target_is_read_first_and_whole() -> None:
-    step = scheduler(Allowance(Linear()), rows=60)
+    step = scheduler(LatencyBudget(Linear()), rows=60)
     step.add(request(0, prompt=200))
     assert run(step) == {0: 60}
     step.add(request(1, prompt=50, target=40.0))
@@ -122,14 +122,14 @@ def test_a_prompt_with_a_target_is_read_first_and_whole() -> None:
 
 
 def test_who_came_later_with_a_target_is_taken_in_first() -> None:
-    step = scheduler(Allowance(Linear()), rows=60)
+    step = scheduler(LatencyBudget(Linear()), rows=60)
     step.add(request(0, prompt=200))
     step.add(request(1, prompt=50, target=400.0))
     assert run(step) == {1: 50, 0: 10}
 
 
 def test_others_bring_what_the_tightest_target_leaves() -> None:
-    step = scheduler(Allowance(Linear()))
+    step = scheduler(LatencyBudget(Linear()))
     for one in (
         request(0, prompt=1, target=40.0),
         request(1, prompt=1, target=16.0),
@@ -140,19 +140,19 @@ def test_others_bring_what_the_tightest_target_leaves() -> None:
 
 
 def test_rows_of_few_groups_cost_less() -> None:
-    allowance = Allowance(Linear())
+    allowance = LatencyBudget(Linear())
     allowance.begin([request(0, target=40.0, groups=1)])
     assert allowance.rows(request(1, groups=1)) == 60
     assert allowance.rows(request(1, groups=None)) == 30
     allowance.take(request(2, groups=None), 10)
     assert allowance.rows(request(1, groups=1)) == 20, "the step runs all groups now"
-    kept = request(3, groups=None, kept=Kept(1, 4))
+    kept = request(3, groups=None, kept=KVHistory(1, 4))
     assert allowance.share(kept, 50) == 20
 
 
 def test_steps_stay_short_for_a_while() -> None:
     clock = Clock()
-    allowance = Allowance(Linear(), clock)
+    allowance = LatencyBudget(Linear(), clock)
     allowance.begin([request(0, target=40.0)])
     clock.now += LATER - 1
     allowance.begin([request(1)])
@@ -164,7 +164,7 @@ def test_steps_stay_short_for_a_while() -> None:
 
 def test_whoever_was_passed_over_long_enough_is_served_first() -> None:
     """The target is tighter than any step: nothing else ever fits."""
-    step = scheduler(Allowance(Linear(fixed=100.0)), rows=64)
+    step = scheduler(LatencyBudget(Linear(fixed=100.0)), rows=64)
     step.add(request(0, prompt=40))
     run(step)
     assert step.running[0].computed == 40
@@ -183,14 +183,14 @@ def test_whoever_was_passed_over_long_enough_is_served_first() -> None:
 
 
 def test_only_one_turn_a_step() -> None:
-    allowance = Allowance(Linear(fixed=100.0))
+    allowance = LatencyBudget(Linear(fixed=100.0))
     allowance.begin([request(0, target=1.0)])
     assert allowance.share(request(1, passed=PATIENCE), 500) == LEAST
     assert allowance.share(request(2, passed=PATIENCE + 3), 500) == 0
 
 
 def test_a_remembered_target_stops_nobody() -> None:
-    step = scheduler(Allowance(Linear(fixed=100.0), Clock()))
+    step = scheduler(LatencyBudget(Linear(fixed=100.0), Clock()))
     step.add(request(0, prompt=1, room=1, target=1.0))
     run(step)
     assert not step.running
@@ -215,7 +215,7 @@ def test_a_remembered_target_stops_nobody() -> None:
 def test_everybody_ends(
     prompts: list[tuple[int, float | None, int | None]], every: int, running: int, fixed: float
 ) -> None:
-    step = scheduler(Allowance(Linear(fixed=fixed)), rows=32, running=running)
+    step = scheduler(LatencyBudget(Linear(fixed=fixed)), rows=32, running=running)
     left = [
         request(n, prompt=size, target=target, groups=groups)
         for n, (size, target, groups) in enumerate(prompts)
@@ -232,14 +232,14 @@ def test_everybody_ends(
 
 
 def test_drafts_are_cut_to_what_fits() -> None:
-    allowance = Allowance(Linear())
+    allowance = LatencyBudget(Linear())
     allowance.begin([request(0, target=40.0)])
     allowance.take(request(0), 10)
     assert allowance.nodes(request(1), 24, among=2) == 10
     assert allowance.nodes(request(1), 24, among=1) == 20
     assert allowance.nodes(request(0, target=40.0, may_cut_draft=False), 24, among=2) == 24
     assert allowance.nodes(request(0, target=40.0, may_cut_draft=True), 24, among=2) == 10
-    slow = Allowance(Linear(draft=5.0))
+    slow = LatencyBudget(Linear(draft=5.0))
     slow.begin([request(0, target=40.0)])
     slow.take(request(0), 10)
     assert slow.nodes(request(1), 24, among=1) == 4, "30 - 10 seconds are left, at 5 a node"
@@ -252,7 +252,7 @@ def test_groups_are_cut_where_that_is_allowed(tmp_path: Path) -> None:
         def seconds(self, groups: int | None, rows: int) -> float:
             return 1.0 + (4 if groups is None else groups)
 
-    core = Core(model, KVCache.for_model(model, 20), Each({}), meter=Groups())
+    core = EngineCore(model, KVCache.for_model(model, 20), Each({}), meter=Groups())
     for target, groups in ((10.0, None), (4.5, 2), (3.0, 1), (0.1, 0)):
         one = request(0, target=target, may_cut_groups=True)
         core.add(one)

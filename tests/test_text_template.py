@@ -12,7 +12,7 @@ from loguru import logger
 from tokenizers_tiny import write_bpe, write_spm
 
 from fastslow.engine.params import Thinking
-from fastslow.engine.text.template import ChatTemplate, load_template
+from fastslow.engine.text.templates import ChatTemplate, load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
 
 CHAT = [

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tokenizers_tiny import write_bpe, write_spm
 
 from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.jinja import JinjaTemplate
-from fastslow.engine.text.plain import PlainTemplate
+from fastslow.engine.text.templates import JinjaTemplate, PlainTemplate
 from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags, tags_for
-from fastslow.engine.text.tokenizer import Tokenizer, load_tokenizer
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.engine.text.vocabulary import Tokenizer
 
 TAGS = ThoughtTags("<think>", "</think>")
 

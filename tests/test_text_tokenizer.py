@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, processors
 from tokenizers_tiny import PANGU, SPECIAL, write_bpe, write_spm
 
-from fastslow.engine.text.tokenizer import Tokenizer, load_tokenizer, same_vocabulary
+from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
+from fastslow.engine.text.vocabulary import Tokenizer
 
 TEXTS = [
     "",

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from thoughts import THINK, Bound, told
 from tokenizers_tiny import write_bpe, write_spm
 
-from fastslow.engine.text.tag_tokens import TagTokens
-from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags
-from fastslow.engine.text.tokenizer import Tokenizer, load_tokenizer
-from fastslow.engine.types import Certain, Lift, Thought
+from fastslow.engine.text.thought import TagTokens, ThoughtSplitter, ThoughtTags
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.types import LogitBoost, OneHot, Thought
 from fastslow.policies.thinking import ThinkingBudget
 
 OPEN, CLOSE = 3, 4  # <think>, </think> of the byte-level tokenizer
@@ -38,7 +38,7 @@ def spm(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def forced(laws: Sequence[object]) -> list[int | None]:
-    return [law.token if isinstance(law, Certain) else None for law in laws]
+    return [law.token if isinstance(law, OneHot) else None for law in laws]
 
 
 def outcome(bound: Bound, tokenizer: Tokenizer, answer: Sequence[int]) -> tuple[int, str | None]:
@@ -126,8 +126,8 @@ def test_a_tag_that_the_model_has_begun_is_finished(bpe: Tokenizer) -> None:
 def test_a_soft_budget_lifts_the_closing_tag_towards_its_end(bpe: Tokenizer) -> None:
     bound = Bound(6, soft=4, opened=True)
     laws = told(bound.of(bpe, 3), PROMPT, [A] * 6)
-    assert laws[:2] == [None, None] and laws[6] == Certain(CLOSE)
-    lifts = [law for law in laws[2:6] if isinstance(law, Lift)]
+    assert laws[:2] == [None, None] and laws[6] == OneHot(CLOSE)
+    lifts = [law for law in laws[2:6] if isinstance(law, LogitBoost)]
     assert [lift.token for lift in lifts] == [CLOSE] * 4
     steps = [lift.by for lift in lifts]
     assert steps == sorted(steps) and 0 < steps[0] < steps[-1] == 12.0
@@ -140,7 +140,7 @@ def test_a_soft_budget_lifts_the_closing_tag_towards_its_end(bpe: Tokenizer) -> 
     begun = bpe.encode("</reason>", add_special=False)
     tagged = Bound(9, soft=9, tags=REASON, opened=True).of(bpe, 3)
     lift = tagged.at([*PROMPT, A, *begun[:2]], [])
-    assert isinstance(lift, Lift) and lift.token == begun[2]
+    assert isinstance(lift, LogitBoost) and lift.token == begun[2]
 
 
 def test_a_text_that_went_on_otherwise_is_closed_where_it_stands(bpe: Tokenizer) -> None:
@@ -148,7 +148,7 @@ def test_a_text_that_went_on_otherwise_is_closed_where_it_stands(bpe: Tokenizer)
     bound = Bound(2, closing="so", opened=True)
     so = bpe.encode("so", add_special=False)
     thinking = bound.of(bpe, 3)
-    assert thinking.at([*PROMPT, A, A, B, B], []) == Certain(so[0])
+    assert thinking.at([*PROMPT, A, A, B, B], []) == OneHot(so[0])
     assert list(thinking.ahead([*PROMPT, A, A, B, B])) == [*so, CLOSE]
 
 
@@ -245,7 +245,7 @@ def test_a_thought_settles_on_a_line_that_comes_the_third_time(bpe: Tokenizer) -
     def ends(text: str) -> str | None:
         ids = bpe.encode(text, add_special=False)
         law = bound.of(bpe, 0).at(ids, [])
-        assert law in (None, Certain(CLOSE))
+        assert law in (None, OneHot(CLOSE))
         told = bound.of(bpe, 0).outcome([*ids, CLOSE])[1] if law else None
         return told
 
@@ -261,7 +261,7 @@ def test_a_thought_settles_on_a_line_that_comes_the_third_time(bpe: Tokenizer) -
 def test_early_exit_and_budget_say_what_ended_the_thought(bpe: Tokenizer) -> None:
     answer = [A] * 40
     early = Bound(90, early_exit=True, opened=True)
-    assert told(early.of(bpe, 3), PROMPT, answer)[40] == Certain(CLOSE)
+    assert told(early.of(bpe, 3), PROMPT, answer)[40] == OneHot(CLOSE)
     assert outcome(early, bpe, [*answer, CLOSE]) == (40, "loop")
     assert outcome(Bound(40, early_exit=True, opened=True), bpe, [*answer, CLOSE])[1] == "budget"
 

@@ -11,7 +11,7 @@ from engine_tools import Ask, Bench, OracleDraft, Setting, answer
 from test_exact import CHAINS, ORACLES, PROMPTS, TREES, check, make_bench, params, tell
 from thoughts import Bound
 
-from fastslow.engine.ops.cpu import library
+from fastslow.engine.backends.cpu import library
 from fastslow.engine.params import SamplingParams
 
 OPEN, CLOSE = 3, 4

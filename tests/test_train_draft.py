@@ -17,19 +17,17 @@ from tokenizers_tiny import write_bpe
 
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.head import read_head, read_metadata
-from fastslow.draft.head.load import load_head
-from fastslow.draft.train import products
-from fastslow.draft.train.answers import Answers, Text
-from fastslow.draft.train.batches import STRETCH, Shown, batches
-from fastslow.draft.train.evaluate import worth
-from fastslow.draft.train.features import Shards, look
-from fastslow.draft.train.loss import CHUNK, Guess
-from fastslow.draft.train.prompts import read_prompts
-from fastslow.draft.train.run import Plan, Reports, default_layers, train_head
-from fastslow.draft.train.trainer import Course, Measured
-from fastslow.engine.cli.app import main
-from fastslow.engine.model.loader import load_model
-from fastslow.engine.sampling import decide
+from fastslow.draft.head.runner import load_head
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.sampling.probs import probs_at
+from fastslow.tools.cli.app import main
+from fastslow.tools.train_head import trainer as trainer_module
+from fastslow.tools.train_head.answers import AnswerStore, TrainText, read_prompts
+from fastslow.tools.train_head.batches import STRETCH, Shown, batches
+from fastslow.tools.train_head.features import Shards, look
+from fastslow.tools.train_head.quality import head_quality
+from fastslow.tools.train_head.train import Reports, TrainPlan, default_layers, train_head
+from fastslow.tools.train_head.trainer import CHUNK, Course, Guess, Measured
 
 VOCAB = 40
 
@@ -61,9 +59,11 @@ def asked(bench: Bench) -> Any:
     return ask
 
 
-def plan(target: Path, folder: Path, tokens: int = 6000) -> Plan:
+def plan(target: Path, folder: Path, tokens: int = 6000) -> TrainPlan:
     course = Course(tokens=tokens, rows=256, steps=3, warm_up=4, products="float32", rate=1e-2)
-    return Plan(target, folder / "head.safetensors", folder / "work", (0, 1), VOCAB, 20, 3, course)
+    return TrainPlan(
+        target, folder / "head.safetensors", folder / "work", (0, 1), VOCAB, 20, 3, course
+    )
 
 
 def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) ->
     config, weights = read_head(made.out)
     assert weights["qkv"].dtype == torch.bfloat16 and config.layers == (0, 1)
     assert (config.prompt, config.window) == (1024, 1280)
-    own = Bench(bench.model, {"head": lambda kv: HeadDraft(load_head(made.out, target), decide)})
+    own = Bench(bench.model, {"head": lambda kv: HeadDraft(load_head(made.out, target), probs_at)})
     asks = [Ask((first, 4, 5), drafter="head", nodes=3) for first in range(3, 7)]
     requests = own.run(asks)
     assert [answer(r) for r in requests] == [answer(own.alone(ask)) for ask in asks]
@@ -125,13 +125,13 @@ def test_interrupted_it_goes_on(bench: Bench, target: Path, tmp_path: Path) -> N
     assert (made.work / "answers.jsonl").read_bytes() == answers
     assert counts[3] > counts[2] and made.out.is_file()
     other = plan(target, tmp_path, tokens=2000)
-    other = Plan(target, made.out, made.work, (1,), VOCAB, 20, 3, other.course)
+    other = TrainPlan(target, made.out, made.work, (1,), VOCAB, 20, 3, other.course)
     with pytest.raises(ValueError, match=r"has features of layers \(0, 1\), not \(1,\)"):
         train_head(other, bench.model, refuse, prompts(30), Reports())
 
 
 def test_answers_do_not_depend_on_where_they_were_resumed(bench: Bench, tmp_path: Path) -> None:
-    whole, parts = Answers(tmp_path / "whole"), Answers(tmp_path / "parts")
+    whole, parts = AnswerStore(tmp_path / "whole"), AnswerStore(tmp_path / "parts")
     whole.write(prompts(20), asked(bench), tokens=8, chunk=20, greedy=0.5)
     for count in (5, 12, 20):
         parts.write(prompts(count), asked(bench), tokens=8, chunk=5, greedy=0.5)
@@ -139,7 +139,7 @@ def test_answers_do_not_depend_on_where_they_were_resumed(bench: Bench, tmp_path
 
 
 def test_features_are_the_targets_own(bench: Bench, tmp_path: Path) -> None:
-    texts = [Text([3, 4, 5, 6], 2), Text([7, 8, 9, 10, 11, 12], 3), Text([5] * 3, 1)]
+    texts = [TrainText([3, 4, 5, 6], 2), TrainText([7, 8, 9, 10, 11, 12], 3), TrainText([5] * 3, 1)]
     shards = Shards(tmp_path / "shards", (1, 0))
     shards.grow(bench.model, texts[:1], shard=1)
     shards.grow(bench.model, texts, shard=2)
@@ -178,17 +178,17 @@ def test_training_multiplies_in_the_faster_dtype(
 ) -> None:
     """Chips without instructions for bfloat16 take several times as long with it."""
     times = {torch.float32: 1.0, torch.bfloat16: short}
-    monkeypatch.setattr(products, "_seconds", lambda dtype: times[dtype])
-    products.faster_dtype.cache_clear()
+    monkeypatch.setattr(trainer_module, "_seconds", lambda dtype: times[dtype])
+    trainer_module.faster_dtype.cache_clear()
     try:
-        assert products.faster_dtype() == chosen
+        assert trainer_module.faster_dtype() == chosen
     finally:
-        products.faster_dtype.cache_clear()
+        trainer_module.faster_dtype.cache_clear()
 
 
 def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:
     """Hits that are known give the steps that can be counted by hand."""
-    seen = look(bench.model, [Text([3, 4, *[5] * 10], 2)], (0, 1))
+    seen = look(bench.model, [TrainText([3, 4, *[5] * 10], 2)], (0, 1))
     hits = torch.zeros(3, 1, 11, dtype=torch.bool)
     hits[0, 0, [0, 3]] = hits[1, 0, 1] = True
 
@@ -197,14 +197,18 @@ def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:
 
     config = SimpleNamespace(hidden=32, prompt=4)
     trainer: Any = SimpleNamespace(course=Course(steps=3), config=config, measure=measure)
-    found = worth(trainer, seen)
+    found = head_quality(trainer, seen)
     # Row 0: two accepted, on to row 3: one accepted, on to row 5: none, row 6: none, row 7 is too late.
     assert found.steps == 4 and found.tokens_per_step == (3 + 2 + 1 + 1) / 4
     assert found.acceptance == [0.5, 0.5, 0.0]
 
 
 def test_batches_hold_what_is_seen_of_prompts(bench: Bench) -> None:
-    texts = [Text([*range(3, 23)], 12), Text([*range(5, 12)], 1), Text([*range(4, 14)], 4)]
+    texts = [
+        TrainText([*range(3, 23)], 12),
+        TrainText([*range(5, 12)], 1),
+        TrainText([*range(4, 14)], 4),
+    ]
     seen = look(bench.model, texts, (0, 1))
     for share, shown in ((1.0, {12: 6, 1: 0, 4: 3}), (0.0, {12: 0, 1: 0, 4: 0})):
         found = list(batches(seen, 200, Shown(share, 6), 32, Random(0)))
@@ -229,7 +233,7 @@ def test_batches_hold_what_is_seen_of_prompts(bench: Bench) -> None:
 
 
 def test_some_prompts_are_moved_away_but_not_too_far(bench: Bench) -> None:
-    seen = look(bench.model, [Text([3, 4, 5, 6, 7, 8, 9], 4)] * 60, (0, 1))
+    seen = look(bench.model, [TrainText([3, 4, 5, 6, 7, 8, 9], 4)] * 60, (0, 1))
     shown = Shown(1.0, 8, moved=0.5)
     firsts = [
         int(place)
@@ -241,9 +245,9 @@ def test_some_prompts_are_moved_away_but_not_too_far(bench: Bench) -> None:
 
 def test_stretches_of_long_prompts_are_taught(bench: Bench) -> None:
     """Rows of the prompt stand where an answer's would, and the rows before them are seen."""
-    text = Text([3 + n % 9 for n in range(STRETCH + 90)], STRETCH + 60)
+    text = TrainText([3 + n % 9 for n in range(STRETCH + 90)], STRETCH + 60)
     (seen,) = look(bench.model, [text], (0, 1))
-    short = look(bench.model, [Text([3, 4, 5, 6, 7, 8], 2)], (0, 1))
+    short = look(bench.model, [TrainText([3, 4, 5, 6, 7, 8], 2)], (0, 1))
     places = set()
     for seed in range(9):
         found = list(batches([seen], 64, Shown(1.0, 50, stretches=1.0), 32, Random(seed)))
@@ -302,7 +306,7 @@ def test_bad_plans(bench: Bench, target: Path, tmp_path: Path) -> None:
     made = plan(target, tmp_path)
     with pytest.raises(ValueError, match="at least 2 prompts, got 1"):
         train_head(made, bench.model, asked(bench), prompts(1), Reports())
-    wrong = Plan(target, made.out, made.work, (0,))
+    wrong = TrainPlan(target, made.out, made.work, (0,))
     with pytest.raises(ValueError, match=r"layers=\(0,\) must end with 1"):
         train_head(wrong, bench.model, asked(bench), prompts(3), Reports())
 

@@ -12,21 +12,21 @@ import pytest
 from checkpoints import write_dense
 from tune_tools import write_model, write_prompts
 
-from fastslow.engine.cli.app import main
-from fastslow.engine.llm import LLM
-from fastslow.engine.output import Output
+from fastslow.engine.host import watch as watch_module
+from fastslow.engine.host.watch import Watch
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.tune import found as tuning
-from fastslow.engine.tune import machine
-from fastslow.engine.tune.answer import token_texts, watch_answer
-from fastslow.engine.tune.candidates import PLAIN, default_drafters, grid, label
-from fastslow.engine.tune.found import Found
-from fastslow.engine.tune.grid import Grid
-from fastslow.engine.tune.machine import Watch
-from fastslow.engine.tune.prompts import Conversation, read_prompts
-from fastslow.engine.tune.runner import Runner
-from fastslow.engine.tune.sample import Cell
-from fastslow.engine.tune.tuned import read_settings
+from fastslow.llm import LLM
+from fastslow.output import Output
+from fastslow.settings import read_settings
+from fastslow.tools.cli.app import main
+from fastslow.tools.tune import tune
+from fastslow.tools.tune.answer import token_texts, watch_answer
+from fastslow.tools.tune.candidates import PLAIN, default_drafters, grid, label
+from fastslow.tools.tune.grid import Grid
+from fastslow.tools.tune.prompts import Conversation, read_prompts
+from fastslow.tools.tune.runner import TuneRunner
+from fastslow.tools.tune.sample import Cell
+from fastslow.tools.tune.tune import TuneResult
 
 DRAFTERS = [Speculation(drafter=name) for name in ("ngram", "self", "suffix|self")]
 NGRAM = Speculation(drafter="ngram", nodes=3)
@@ -55,10 +55,10 @@ def prompts(questions: Path) -> list[Conversation]:
     return read_prompts(questions)
 
 
-def quick(llm: LLM, prompts: list[Conversation], **options: object) -> Found:
+def quick(llm: LLM, prompts: list[Conversation], **options: object) -> TuneResult:
     given: dict[str, object] = {"sampling": FEW, "minutes": 0.02, "tell": lambda share, words: None}
     settings = grid(DRAFTERS, [1, 3])
-    return tuning.tune(llm, "tiny", prompts, settings, **{**given, **options})  # type: ignore[arg-type]
+    return tune.tune(llm, "tiny", prompts, settings, **{**given, **options})  # type: ignore[arg-type]
 
 
 def run(*arguments: object) -> int:
@@ -69,7 +69,7 @@ def run(*arguments: object) -> int:
 
 
 def test_a_sample_holds_what_the_answers_say(llm: LLM, prompts: list[Conversation]) -> None:
-    made = Runner(llm, FEW).run(Cell(NGRAM, 2), prompts[:3], part=0, turn=0)
+    made = TuneRunner(llm, FEW).run(Cell(NGRAM, 2), prompts[:3], part=0, turn=0)
     outputs = [llm.generate(p, FEW, speculation=NGRAM).metrics for p in prompts[:3]]
     assert made.answered == sum(m.tokens for m in outputs) == 36
     assert made.tokens == 33
@@ -86,9 +86,9 @@ def test_a_sample_holds_what_the_answers_say(llm: LLM, prompts: list[Conversatio
 def test_prompts_are_read_before_the_clock_runs(llm: LLM) -> None:
     long = [[{"role": "user", "content": "A prompt of its own. " * 12}]]
     watched: list[int] = []
-    runner, answer = Runner(llm, FEW), Runner._answer
+    runner, answer = TuneRunner(llm, FEW), TuneRunner._answer
 
-    class Watched(Runner):
+    class Watched(TuneRunner):
         def _answer(self, *arguments: object) -> object:  # type: ignore[override]
             outputs = answer(runner, *arguments)  # type: ignore[arg-type]
             watched.extend(output.metrics.cached_tokens for output in outputs)
@@ -105,7 +105,7 @@ def test_a_drafter_that_looks_at_text_has_prompts_read_for_itself(
     """Its figures would else be those of one that never saw them."""
     found: list[tuple[str, bool]] = []
 
-    class Watched(Runner):
+    class Watched(TuneRunner):
         def _answer(
             self, cell: Cell, prompts: Sequence[Conversation], sampling: SamplingParams
         ) -> list[Output]:
@@ -141,7 +141,7 @@ def test_a_run_that_others_stalled_is_made_again_once(
 ) -> None:
     left = iter(shares)
     monkeypatch.setattr(Watch, "others", lambda self: next(left))
-    assert Runner(llm, FEW).run(Cell(PLAIN), prompts[:1], 0, 0).others == kept
+    assert TuneRunner(llm, FEW).run(Cell(PLAIN), prompts[:1], 0, 0).others == kept
     assert list(left) == []
 
 
@@ -149,8 +149,8 @@ def test_time_on_the_processors_is_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stat, own = tmp_path / "stat", tmp_path / "own"
-    monkeypatch.setattr(machine, "STAT", stat)
-    monkeypatch.setattr(machine, "OWN", own)
+    monkeypatch.setattr(watch_module, "STAT", stat)
+    monkeypatch.setattr(watch_module, "OWN", own)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
 
     def ticks(user: int, idle: int, steal: int, mine: int) -> None:
@@ -177,7 +177,7 @@ def test_drafters_are_those_that_the_model_takes(llm: LLM, tmp_path: Path) -> No
 
 def test_a_grid_runs_every_cell_once_a_round(llm: LLM, prompts: list[Conversation]) -> None:
     grid = Grid([NGRAM], batches=(1, 2), modes=("deep", "fast"))
-    grid.measure(Runner(llm, FEW), prompts[:5], repeat=2)
+    grid.measure(TuneRunner(llm, FEW), prompts[:5], repeat=2)
     assert len(grid.samples) == 2 * 2 * 2
     for cell, samples in grid.samples.items():
         assert [(s.turn, s.part) for s in samples] == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -190,15 +190,15 @@ def test_a_grid_runs_every_cell_once_a_round(llm: LLM, prompts: list[Conversatio
 
 def test_a_grid_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation]) -> None:
     with pytest.raises(ValueError, match="batch sizes 2, 3 need at least 6 prompts; there are 5"):
-        Grid([NGRAM], batches=(2, 3)).measure(Runner(llm, FEW), prompts[:5], 1)
+        Grid([NGRAM], batches=(2, 3)).measure(TuneRunner(llm, FEW), prompts[:5], 1)
     with pytest.raises(ValueError, match="batch=0 must be at least 1"):
         Grid([NGRAM], batches=(0,))
     with pytest.raises(ValueError, match="repeat=0 must be at least 1"):
-        Grid([NGRAM]).measure(Runner(llm, FEW), prompts, 0)
+        Grid([NGRAM]).measure(TuneRunner(llm, FEW), prompts, 0)
     with pytest.raises(ValueError, match="mode='dep' is unknown"):
-        Grid([NGRAM], modes=("dep",)).measure(Runner(llm, FEW), prompts, 1)
+        Grid([NGRAM], modes=("dep",)).measure(TuneRunner(llm, FEW), prompts, 1)
     with pytest.raises(ValueError, match="drafter='ngrm' is unknown"):
-        Grid([Speculation(drafter="ngrm")]).measure(Runner(llm, FEW), prompts, 1)
+        Grid([Speculation(drafter="ngrm")]).measure(TuneRunner(llm, FEW), prompts, 1)
 
 
 def test_accepted_tokens_of_an_answer_are_marked(llm: LLM, prompts: list[Conversation]) -> None:
@@ -265,14 +265,14 @@ def test_ctrl_c_before_anything_was_measured_is_ctrl_c(
 
 
 def interrupt_after(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    count, real = itertools.count(), Runner.run
+    count, real = itertools.count(), TuneRunner.run
 
-    def counted(self: Runner, *arguments: object) -> object:
+    def counted(self: TuneRunner, *arguments: object) -> object:
         if next(count) >= runs:
             raise KeyboardInterrupt
         return real(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Runner, "run", counted)
+    monkeypatch.setattr(TuneRunner, "run", counted)
 
 
 def test_tuning_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation]) -> None:
@@ -366,8 +366,8 @@ def test_bad_input_is_one_line_and_exit_2(
 
 def test_help_does_not_load_torch() -> None:
     code = (
-        "import sys\nfrom fastslow.engine.cli import app\n"
-        "print('torch' in sys.modules, 'fastslow.engine.tune.found' in sys.modules)"
+        "import sys\nfrom fastslow.tools.cli import app\n"
+        "print('torch' in sys.modules, 'fastslow.tools.tune.tune' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"

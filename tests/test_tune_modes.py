@@ -9,12 +9,12 @@ import pytest
 import torch
 from tune_tools import write_model, write_prompts
 
-from fastslow.engine.cli.app import main
-from fastslow.engine.llm import LLM
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.tune.groups import GroupsFound, Row, Texts, tune_groups
-from fastslow.engine.tune.groups_page import groups_page, headline
-from fastslow.engine.tune.prompts import read_prompts
+from fastslow.llm import LLM
+from fastslow.tools.cli.app import main
+from fastslow.tools.tune.groups import GroupsFound, GroupsRow, Texts, tune_groups
+from fastslow.tools.tune.groups_page import groups_page, headline
+from fastslow.tools.tune.prompts import read_prompts
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_dense_model_has_no_groups(folder: Path, tmp_path: Path) -> None:
 
 
 def found(*rows: tuple[float, float, float | None]) -> GroupsFound:
-    made = [Row(n, a, 1 - a, s, score) for n, (a, s, score) in enumerate(rows)]
+    made = [GroupsRow(n, a, 1 - a, s, score) for n, (a, s, score) in enumerate(rows)]
     return GroupsFound("m", made, 100, 4, 0, keep=0.9)
 
 

@@ -8,14 +8,13 @@ import pytest
 from tune_tools import sample
 
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.tune.answer import Answer, Token
-from fastslow.engine.tune.candidates import PLAIN
-from fastslow.engine.tune.charts import Palette, acceptance_chart, batch_chart, length_chart
-from fastslow.engine.tune.found import Found
-from fastslow.engine.tune.headline import headline
-from fastslow.engine.tune.page import answer_html, page
-from fastslow.engine.tune.sample import Cell, Sample
-from fastslow.engine.tune.svg import Plot, Point, Series, ticks
+from fastslow.tools.tune.answer import Answer, Token
+from fastslow.tools.tune.candidates import PLAIN
+from fastslow.tools.tune.charts import Palette, acceptance_chart, batch_chart, length_chart
+from fastslow.tools.tune.html import Plot, Point, Series, ticks
+from fastslow.tools.tune.page import answer_html, headline, page
+from fastslow.tools.tune.sample import Cell, Sample
+from fastslow.tools.tune.tune import TuneResult
 
 NGRAM = Speculation(drafter="ngram", nodes=2)
 LONG = Speculation(drafter="ngram", nodes=8)
@@ -39,7 +38,7 @@ def drafted(part: int, forwards: int, seconds: float, shares: tuple[float, ...])
 
 
 @pytest.fixture
-def found() -> Found:
+def found() -> TuneResult:
     """Plain decoding has 10 tokens/s, ngram · 2 has 15, ngram · 8 has 8."""
     samples = {
         PLAIN: [sample(part) for part in range(4)],
@@ -54,7 +53,7 @@ def found() -> Found:
         for setting, seconds in ((PLAIN, 10.0), (NGRAM, 10 / 1.5))
     }
     tokens = [Token("Rain ", None), Token("falls ", "ngram"), Token(EVIL, "self")]
-    return Found(
+    return TuneResult(
         model="tiny <1>",
         batch=1,
         mode="deep",
@@ -101,7 +100,7 @@ class Reader(HTMLParser):
             self.words += data
 
 
-def test_the_report_holds_what_people_want_to_know(found: Found) -> None:
+def test_the_report_holds_what_people_want_to_know(found: TuneResult) -> None:
     read = Reader(page(found, "mine.json"))
     assert read.seen.count("svg") == 4
     assert read.seen.count("tr") == 1 + 5
@@ -121,7 +120,7 @@ def test_the_report_holds_what_people_want_to_know(found: Found) -> None:
     assert "Not measured" not in read.words
 
 
-def test_the_report_needs_no_network_and_runs_no_script(found: Found) -> None:
+def test_the_report_needs_no_network_and_runs_no_script(found: TuneResult) -> None:
     html = page(found)
     read = Reader(html)
     assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & set(read.seen)
@@ -133,7 +132,7 @@ def test_the_report_needs_no_network_and_runs_no_script(found: Found) -> None:
     assert "prefers-color-scheme: dark" in html
 
 
-def test_all_that_is_shown_is_escaped(found: Found) -> None:
+def test_all_that_is_shown_is_escaped(found: TuneResult) -> None:
     html = page(found)
     assert EVIL not in html
     assert "<b>" not in html.replace("<b>1.50 x</b>", "").split('class="answer"')[1]
@@ -143,7 +142,7 @@ def test_all_that_is_shown_is_escaped(found: Found) -> None:
     assert 'LLM("tiny <1>")' in read.words
 
 
-def test_every_picture_is_well_formed(found: Found) -> None:
+def test_every_picture_is_well_formed(found: TuneResult) -> None:
     pictures = re.findall(r"<svg.*?</svg>", page(found), re.DOTALL)
     for picture in pictures:
         root = ElementTree.fromstring(picture)
@@ -152,7 +151,7 @@ def test_every_picture_is_well_formed(found: Found) -> None:
         assert all(-100 <= float(number) <= 900 for number in numbers)
 
 
-def test_faster_is_higher(found: Found) -> None:
+def test_faster_is_higher(found: TuneResult) -> None:
     root = ElementTree.fromstring(length_chart(found, Palette()).partition("</svg>")[0] + "</svg>")
     heights = {}
     for dot in root.iter("circle"):
@@ -166,14 +165,14 @@ def test_faster_is_higher(found: Found) -> None:
     assert [note.partition(":")[0] for note in hollow if note] == ["ngram · 8", "self · 4"]
 
 
-def test_the_longest_drafts_tell_of_positions(found: Found) -> None:
+def test_the_longest_drafts_tell_of_positions(found: TuneResult) -> None:
     picture = acceptance_chart(found, Palette())
     assert "ngram · 8: 40% accepted up to 2" in picture
     assert "self · 4: 30% accepted up to 4" in picture
     assert picture.count("<circle") == 8 + 4
 
 
-def test_bars_say_how_many_times_plain(found: Found) -> None:
+def test_bars_say_how_many_times_plain(found: TuneResult) -> None:
     picture = batch_chart(found, Palette())
     assert picture.count("<rect") == 6
     assert picture.count("1.50 x") == 3
@@ -192,7 +191,7 @@ def test_drafted_words_have_the_colour_of_their_drafter() -> None:
     assert "q" * 401 not in html
 
 
-def test_a_search_that_was_stopped_says_what_it_lacks(found: Found) -> None:
+def test_a_search_that_was_stopped_says_what_it_lacks(found: TuneResult) -> None:
     found.stopped, found.best, found.sizes, found.answers = True, PLAIN, {}, []
     found.samples = {PLAIN: [sample(0)], NGRAM: []}
     read = Reader(page(found))
@@ -201,7 +200,7 @@ def test_a_search_that_was_stopped_says_what_it_lacks(found: Found) -> None:
     assert "none of 0 drafting settings is faster than plain decoding" in headline(found)
 
 
-def test_other_work_on_the_machine_is_told(found: Found) -> None:
+def test_other_work_on_the_machine_is_told(found: TuneResult) -> None:
     assert "Other programs took" not in page(found)
     found.samples[PLAIN] = [sample(part, others=0.4) for part in range(4)]
     assert "Other programs took much of the machine in 4 of 4 runs" in page(found)
@@ -209,7 +208,7 @@ def test_other_work_on_the_machine_is_told(found: Found) -> None:
     assert "Other programs took" not in page(found)
 
 
-def test_adaptive_is_said_in_words(found: Found) -> None:
+def test_adaptive_is_said_in_words(found: TuneResult) -> None:
     found.best = FREE
     assert "drafting with ngram, as far as pays, is 1.40 times as fast" in headline(found)
 

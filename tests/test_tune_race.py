@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 import pytest
 from tune_tools import sample
 
-from fastslow.engine.output import Metrics
 from fastslow.engine.params import Speculation
-from fastslow.engine.tune.candidates import PLAIN, grid, label
-from fastslow.engine.tune.prompts import Conversation
-from fastslow.engine.tune.race import Race
-from fastslow.engine.tune.runner import Runner, shuffled
-from fastslow.engine.tune.sample import (
+from fastslow.output import Metrics
+from fastslow.tools.tune.candidates import PLAIN, grid, label
+from fastslow.tools.tune.prompts import Conversation
+from fastslow.tools.tune.race import Race
+from fastslow.tools.tune.runner import TuneRunner, shuffled
+from fastslow.tools.tune.sample import (
     Cell,
     Sample,
     accepted_share,
@@ -25,7 +25,7 @@ from fastslow.engine.tune.sample import (
     step_cost,
     tokens_per_step,
 )
-from fastslow.engine.tune.sizes import Sizes
+from fastslow.tools.tune.tune import Sizes
 
 PARTS: list[list[Conversation]] = [[[{"role": "user", "content": str(i)}]] for i in range(12)]
 CANDIDATES = grid([Speculation(drafter="ngram"), Speculation(drafter="self")], [1, 2, 3, 4, 6, 8])
@@ -46,7 +46,7 @@ def metrics(**fields: object) -> Metrics:
     return Metrics(**{**given, **fields})  # type: ignore[arg-type]
 
 
-class Machine(Runner):
+class Machine(TuneRunner):
     """Runs nothing: steps and their times are made up, and so is the clock.
 
     Args:

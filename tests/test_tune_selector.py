@@ -12,21 +12,12 @@ import numpy as np
 import pytest
 
 from fastslow.engine.params import Escalation
-from fastslow.engine.tune.choosing import ModesFound, find
-from fastslow.engine.tune.choosing_page import best_way, choosing_page, headline
-from fastslow.engine.tune.doubts import given_up
-from fastslow.engine.tune.selector import (
-    Outcomes,
-    cheapest,
-    fit,
-    held_out_scores,
-    judge,
-    thresholds,
-)
-from fastslow.engine.tune.tasks import Task, last_number, read_tasks
-from fastslow.engine.tune.trial import Pair, Trial
-from fastslow.engine.tune.tuned import add_settings, read_settings
 from fastslow.policies.auto import read_selector
+from fastslow.settings import add_settings, read_settings
+from fastslow.tools.tune.modes import ModesFound, find, given_up
+from fastslow.tools.tune.modes_page import best_way, choosing_page, headline
+from fastslow.tools.tune.selector import Outcomes, cheapest, fit, held_out_scores, judge, thresholds
+from fastslow.tools.tune.tasks import GradedTrial, Pair, Task, last_number, read_tasks
 
 SURE, UNSURE = math.log(0.97), math.log(0.3)
 
@@ -44,7 +35,7 @@ def made_up(count: int = 300, tells: float = 1.0, seed: int = 0) -> list[Pair]:
             [{"role": "user", "content": f"What is {number} + 1?"}], str(number + 1), "number"
         )
         logprobs = (SURE, SURE if easy else UNSURE, SURE, SURE)
-        pairs.append(Pair(task, Trial(easy, 0.1, 4, logprobs), Trial(True, 1.0, 40)))
+        pairs.append(Pair(task, GradedTrial(easy, 0.1, 4, logprobs), GradedTrial(True, 1.0, 40)))
     return pairs
 
 
@@ -160,7 +151,7 @@ def test_the_report_says_it_all(found: ModesFound) -> None:
 
 
 def test_without_a_gain_nothing_goes_to_the_better_mode() -> None:
-    pairs = [Pair(p.task, p.cheap, Trial(p.cheap.right, 1.0, 40)) for p in made_up(100)]
+    pairs = [Pair(p.task, p.cheap, GradedTrial(p.cheap.right, 1.0, 40)) for p in made_up(100)]
     found = find("tiny", ("fast", "deep"), pairs, keep=0.9)
     assert found.figures["auto"].good == 0.0 and found.escalation is None
     assert "is no better than" in headline(found)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastslow.engine.text.tag_tokens import TagTokens
-from fastslow.engine.text.thought import ThoughtTags
-from fastslow.engine.text.tokenizer import Tokenizer
-from fastslow.engine.thinking import Thinking
+from fastslow.engine.sampling.thinking import Thinking
+from fastslow.engine.text.thought import TagTokens, ThoughtTags
+from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.policies.thinking import ThinkingBudget
 
 THINK = ThoughtTags("<think>", "</think>")

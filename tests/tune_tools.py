@@ -9,7 +9,7 @@ from typing import Any
 from checkpoints import write_moge
 from tokenizers_tiny import write_bpe
 
-from fastslow.engine.tune.sample import Sample
+from fastslow.tools.tune.sample import Sample
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"

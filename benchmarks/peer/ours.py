@@ -12,8 +12,8 @@ from formats import kv_dtype, options_of
 
 import fastslow
 from fastslow import LLM, SamplingParams, Speculation
-from fastslow.engine.locate import resolve_model
 from fastslow.engine.model.config import ModelConfig
+from fastslow.models.locate import resolve_model
 
 
 class Fastslow:

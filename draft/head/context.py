@@ -1,14 +1,16 @@
-"""Keys and values of one request in the head: committed rows, and a draft's behind them."""
+"""Keys and values of one request in the head, and what drafting needs of a head."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastslow.draft.head.config import HeadConfig
+from fastslow.draft.head.state import DraftVocab, RequestVocab
 
 GROW = 64  # rows
 
@@ -119,3 +121,39 @@ class Context:
             self._kv = F.pad(self._kv, (0, 0, 0, max(room, end - room)))
         self._kv[0, :, first:end] = k_NKD.transpose(0, 1)
         self._kv[1, :, first:end] = v_NKD.transpose(0, 1)
+
+
+class DraftHead(Protocol):
+    """`draft.head.head.Head` describes each; `draft.head.mtp` is another."""
+
+    config: HeadConfig
+    common: DraftVocab
+    width: int
+
+    def read(
+        self,
+        features: Tensor,
+        after: Sequence[int],
+        contexts: Sequence[Context],
+        sizes: Sequence[int],
+    ) -> Tensor: ...
+
+    def store(
+        self,
+        features: Tensor,
+        after: Sequence[int],
+        contexts: Sequence[Context],
+        sizes: Sequence[int],
+    ) -> None: ...
+
+    def step(
+        self,
+        hidden: Tensor,
+        after: Sequence[int],
+        contexts: Sequence[Context],
+        parents: Sequence[Sequence[int]],
+    ) -> Tensor: ...
+
+    def logits(
+        self, hidden: Tensor, words: Sequence[RequestVocab], sizes: Sequence[int]
+    ) -> list[Tensor]: ...

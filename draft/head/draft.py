@@ -7,25 +7,22 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from loguru import logger
 from torch import Tensor
 
-from fastslow.draft.head.runner import Runner
-from fastslow.draft.head.state import Kept, State
-from fastslow.engine.noise import Purpose, draw, stream
+from fastslow.draft.head.runner import HeadRunner
+from fastslow.draft.head.state import FinishedTexts, State
+from fastslow.draft.head.tree import NOWHERE, HeadChain
 from fastslow.engine.types import (
-    Certain,
+    AcceptResult,
     Draft,
     Floats,
     Ints,
-    Law,
+    MarginalValue,
     RequestView,
+    TargetProbs,
     Tree,
-    Verdict,
-    Worth,
 )
 
-NOWHERE = -1e30  # a logit: no mass at any temperature, and still a finite number
 LEAST = 0.08  # likelihood of a path that is hardly worth its rows, where these cost next to nothing
 MOST_WAITING = 256  # rows that nobody has drafted from, before they are taken in all the same
 MOST_KEPT = 16384  # rows of texts that have ended
@@ -57,12 +54,12 @@ class HeadDraft:
 
     def __init__(
         self,
-        runner: Runner,
-        law: Law,
+        runner: HeadRunner,
+        law: TargetProbs,
         width: int = 1,
         depth: int = 6,
         only_best: Callable[[RequestView], bool] | None = None,
-        worth: Callable[[Sequence[RequestView]], Worth] | None = None,
+        worth: Callable[[Sequence[RequestView]], MarginalValue] | None = None,
     ) -> None:
         for name, value in (("width", width), ("depth", depth)):
             if value < 1:
@@ -75,8 +72,8 @@ class HeadDraft:
         self._only_best = only_best or (lambda request: False)
         self._worth = worth
         self._states: dict[int, State] = {}
-        self._kept = Kept(MOST_KEPT)
-        self._canvas = Canvas(runner.width)
+        self._kept = FinishedTexts(MOST_KEPT)
+        self._canvas = LogitsBuffer(runner.width)
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
         known = [
@@ -96,7 +93,7 @@ class HeadDraft:
         depth = self._depth if self._width > 1 else max(grown)
         made = self._grow(states, grown, depth, least)
         drawn = [
-            (i, Chain(request, state, nodes[b]))
+            (i, HeadChain(request, state, nodes[b]))
             for i, (b, request, state) in enumerate(known)
             if not grown[i]
         ]
@@ -109,7 +106,7 @@ class HeadDraft:
         return Draft.of(trees)
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: Verdict, features: Tensor | None
+        self, batch: Sequence[RequestView], verdict: AcceptResult, features: Tensor | None
     ) -> None:
         if features is None:
             return
@@ -241,7 +238,7 @@ class HeadDraft:
             state.features, state.after = [], []
         return trees
 
-    def _extend(self, chains: Sequence[Chain]) -> None:
+    def _extend(self, chains: Sequence[HeadChain]) -> None:
         """All chains in lockstep, one small step of the head a token."""
         active = [chain for chain in chains if chain.most > 0]
         while active:
@@ -256,7 +253,7 @@ class HeadDraft:
                 self._runner.follow(texts, [chain.drafted[-1] for chain in active])
 
 
-class Canvas:
+class LogitsBuffer:
     """Logits over the whole vocabulary, all but a request's words without mass; used again and again,
     since filling V numbers takes as long as a small product.
 
@@ -276,43 +273,3 @@ class Canvas:
             yield self._tensor
         finally:
             self._logits[places] = NOWHERE
-
-
-class Chain:
-    """One request's chain while it is drafted."""
-
-    def __init__(self, request: RequestView, state: State, most: int) -> None:
-        self.request = request
-        self.state = state
-        self.most = most
-        # new in each step: a rule may have looked at what a number behind a refused token gave
-        self._draws = stream(request.seed, len(request.tokens), Purpose.DRAFT)
-        self.drafted: list[int] = []
-        self._laws: list[Floats] = []
-        self._scores: list[float] = []  # of chosen tokens: the head's probability of the path
-
-    def extend(self, logits_V: Tensor, known: Floats, law: Law) -> None:
-        """One more token; the chain ends where there is no law. `known`: the logits with mass."""
-        try:
-            decided = law(logits_V, self.request, self.drafted)
-        except FloatingPointError as error:  # its neighbours' drafts go on
-            logger.warning("a draft of {} tokens ends: {}", len(self.drafted), error)
-            self.most = len(self.drafted)
-            return
-        if isinstance(decided, Certain):
-            self.drafted.append(decided.token)
-            logit = float(logits_V[decided.token])
-            forced = logit <= NOWHERE  # by a thinking budget: the head has no word for it
-            sure = 1.0 if forced else 1 / float(np.exp(known - logit).sum())
-            self._scores.append(min(1.0, sure) * (self._scores[-1] if self._scores else 1.0))
-            return
-        if self.request.reproducible:  # with the numbers that the target's tokens are drawn with
-            place = len(self.request.tokens) + len(self.drafted)
-            self.drafted.append(draw(decided, stream(self.request.seed, place, Purpose.ACCEPT)))
-            return
-        self.drafted.append(draw(decided, self._draws))
-        self._laws.append(decided)
-
-    def tree(self) -> Tree:
-        probs = np.stack(self._laws) if self._laws else None
-        return Tree.chain(self.drafted, probs)._replace(scores=self._scores or None)

@@ -1,4 +1,4 @@
-"""What a head's drafter holds for texts: those that are drafted for, and those that were."""
+"""What a head's drafter holds for a text: its rows, and the tokens that it can be drafted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,60 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+from fastslow.engine.model.row_file import RowFile
+
+MOST = 512  # own tokens: names and numbers of a prompt, not a long document's whole vocabulary
+
+
+class DraftVocab:
+    """The draft vocabulary that all requests share, with the target's head to add rows from.
+
+    Args:
+        tokens: int64 [D].
+        head: [V, H], the target's; rows of it are read when they are needed.
+
+    Attributes:
+        ids: `tokens`.
+        known: the same, to look up.
+    """
+
+    def __init__(self, tokens: Tensor, head: Tensor | RowFile) -> None:
+        self.ids = tokens
+        self.known = frozenset(tokens.tolist())
+        self.head = head
+
+
+class RequestVocab:
+    """Grows with the text.
+
+    Args:
+        common: what every request can be drafted.
+
+    Attributes:
+        ids: int64 [D + E], the common tokens and then the own ones.
+        rows: f32 [E, H], the target's head rows of the own ones.
+    """
+
+    def __init__(self, common: DraftVocab) -> None:
+        self._common = common
+        self._own: dict[int, None] = {}
+        self.ids = common.ids
+        self.rows = torch.empty(0, common.head.shape[1])
+
+    def add(self, tokens: Iterable[int]) -> None:
+        """Tokens that came in the text."""
+        before = len(self._own)
+        for token in tokens:
+            if token not in self._common.known and len(self._own) < MOST:
+                self._own[token] = None
+        if len(self._own) > before:
+            own = torch.tensor(list(self._own))
+            self.ids = torch.cat((self._common.ids, own))
+            fresh = self._common.head[own[before:]].to("cpu", torch.float32)
+            self.rows = torch.cat((self.rows, fresh))
 
 
 @dataclass(slots=True)
@@ -47,7 +100,7 @@ class State:
         return end if alike else 0
 
 
-class Kept:
+class FinishedTexts:
     """Texts that have ended, the latest ones: a next turn begins as one of them, and its target finds
     their rows in the prefix cache and shows them to nobody.
 

@@ -9,14 +9,22 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 
+import numpy as np
 import torch
+from loguru import logger
 from torch import Tensor
 
-from fastslow.draft.head.base import DraftHead
-from fastslow.draft.head.context import Context
-from fastslow.draft.head.words import Words
+from fastslow.draft.head.context import Context, DraftHead
+from fastslow.draft.head.state import RequestVocab, State
 from fastslow.draft.paths import likeliest_first
-from fastslow.engine.types import Tree
+from fastslow.engine.sampling.rng import Purpose, draw, stream
+from fastslow.engine.types import (
+    Floats,
+    OneHot,
+    RequestView,
+    TargetProbs,
+    Tree,
+)
 
 
 class Growing:
@@ -35,7 +43,7 @@ class Growing:
     """
 
     def __init__(
-        self, context: Context, words: Words, root: Tensor, nodes: int, least: float = 0.0
+        self, context: Context, words: RequestVocab, root: Tensor, nodes: int, least: float = 0.0
     ) -> None:
         self._least = math.log(least) if least > 0 else -math.inf
         self.context = context
@@ -117,3 +125,46 @@ def grow_trees(head: DraftHead, trees: Sequence[Growing], width: int, depth: int
             contexts = [tree.context for tree in active]
             hidden = head.step(hidden[rows], after, contexts, [tree.follow() for tree in active])
     return [tree.tree() for tree in trees]
+
+
+NOWHERE = -1e30  # a logit: no mass at any temperature, and still a finite number
+
+
+class HeadChain:
+    """One request's chain while it is drafted."""
+
+    def __init__(self, request: RequestView, state: State, most: int) -> None:
+        self.request = request
+        self.state = state
+        self.most = most
+        # new in each step: a rule may have looked at what a number behind a refused token gave
+        self._draws = stream(request.seed, len(request.tokens), Purpose.DRAFT)
+        self.drafted: list[int] = []
+        self._laws: list[Floats] = []
+        self._scores: list[float] = []  # of chosen tokens: the head's probability of the path
+
+    def extend(self, logits_V: Tensor, known: Floats, law: TargetProbs) -> None:
+        """One more token; the chain ends where there is no law. `known`: the logits with mass."""
+        try:
+            decided = law(logits_V, self.request, self.drafted)
+        except FloatingPointError as error:  # its neighbours' drafts go on
+            logger.warning("a draft of {} tokens ends: {}", len(self.drafted), error)
+            self.most = len(self.drafted)
+            return
+        if isinstance(decided, OneHot):
+            self.drafted.append(decided.token)
+            logit = float(logits_V[decided.token])
+            forced = logit <= NOWHERE  # by a thinking budget: the head has no word for it
+            sure = 1.0 if forced else 1 / float(np.exp(known - logit).sum())
+            self._scores.append(min(1.0, sure) * (self._scores[-1] if self._scores else 1.0))
+            return
+        if self.request.reproducible:  # with the numbers that the target's tokens are drawn with
+            place = len(self.request.tokens) + len(self.drafted)
+            self.drafted.append(draw(decided, stream(self.request.seed, place, Purpose.ACCEPT)))
+            return
+        self.drafted.append(draw(decided, self._draws))
+        self._laws.append(decided)
+
+    def tree(self) -> Tree:
+        probs = np.stack(self._laws) if self._laws else None
+        return Tree.chain(self.drafted, probs)._replace(scores=self._scores or None)

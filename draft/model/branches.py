@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fastslow.draft.model.chain import Warm
+from fastslow.draft.model.kv import DraftText
 from fastslow.draft.model.lexicon import Lexicon
-from fastslow.draft.model.text import Text
-from fastslow.draft.model.warm import Warm
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.types import Certain, Floats, Ints, Law, Output, Segment, Tree
+from fastslow.engine.types import Floats, Ints, ModelOutput, OneHot, Segment, TargetProbs, Tree
 
 ROOT = -1
 
 
 @dataclass(slots=True)
-class _Node:
+class _TreeNode:
     token: int
     parent: int
     depth: int  # 1 = follows the text
@@ -26,7 +26,7 @@ class _Node:
     slot: int = -1  # which of the draft's slots its KV lies in; -1 = it has not run
 
 
-class Branches:
+class TreeRun:
     """A tree of chosen nodes, grown level by level; for requests at temperature 0.
 
     Of all candidates, those with the likeliest paths make the tree (the dynamic tree of EAGLE-2,
@@ -41,7 +41,9 @@ class Branches:
         lexicon: between the draft model's tokens and the target's.
     """
 
-    def __init__(self, text: Text, most: int, width: int, law: Law, lexicon: Lexicon) -> None:
+    def __init__(
+        self, text: DraftText, most: int, width: int, law: TargetProbs, lexicon: Lexicon
+    ) -> None:
         self.text = text
         self._most = most
         self._width = width
@@ -49,7 +51,7 @@ class Branches:
         self._lexicon = lexicon
         self._warm = Warm.of(text.request)
         self._length = len(text.tokens)
-        self._nodes: list[_Node] = []
+        self._nodes: list[_TreeNode] = []
         self._best: list[int] = []  # nodes of the tree, likeliest first; parents before children
         self._open: list[int] = [ROOT]  # nodes that run next
 
@@ -63,7 +65,7 @@ class Branches:
         slots = cache.slots(self.text.request.id, 0, self._length + self._most)
         return [self._segment(slots, i) for i in self._open]
 
-    def take(self, out: Output) -> None:
+    def take(self, out: ModelOutput) -> None:
         first = len(self._nodes)
         for i, logits_V in zip(self._open, self._lexicon.logits(out.logits)):
             path = [self._nodes[n].token for n in self._path(i)]
@@ -83,11 +85,11 @@ class Branches:
         nodes = [self._nodes[i] for i in kept]
         return Tree([n.token for n in nodes], [places[n.parent] for n in nodes])
 
-    def _grow(self, parent: int, law: Floats | Certain) -> None:
-        above = _Node(0, ROOT, 0, 0.0) if parent == ROOT else self._nodes[parent]
+    def _grow(self, parent: int, law: Floats | OneHot) -> None:
+        above = _TreeNode(0, ROOT, 0, 0.0) if parent == ROOT else self._nodes[parent]
         for token, p in _likeliest(law, min(self._width, self._most)):
             score = above.score + min(math.log(p), 0.0)  # no likelier than its parent, ever
-            self._nodes.append(_Node(token, parent, above.depth + 1, score))
+            self._nodes.append(_TreeNode(token, parent, above.depth + 1, score))
 
     def _place(self) -> None:
         """A slot for each node that runs: what is out of the tree stays out, and frees its own."""
@@ -124,9 +126,9 @@ class Branches:
         return path[::-1]
 
 
-def _likeliest(law: Floats | Certain, count: int) -> list[tuple[int, float]]:
+def _likeliest(law: Floats | OneHot, count: int) -> list[tuple[int, float]]:
     """The likeliest tokens with their probabilities, likeliest first."""
-    if isinstance(law, Certain):
+    if isinstance(law, OneHot):
         return [(law.token, 1.0)]
     best = torch.topk(torch.from_numpy(law), min(count, len(law)))
     ranked = sorted(zip(best.indices.tolist(), best.values.tolist()), key=lambda x: (-x[1], x[0]))

@@ -2,16 +2,69 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 
+from fastslow.draft.model.kv import DraftText
 from fastslow.draft.model.lexicon import Lexicon
-from fastslow.draft.model.text import Text
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.noise import Purpose, draw, stream
-from fastslow.engine.types import Certain, Floats, Law, Output, Segment, Tree
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.sampling.rng import Purpose, draw, stream
+from fastslow.engine.types import (
+    Floats,
+    ModelOutput,
+    OneHot,
+    RequestView,
+    Segment,
+    TargetProbs,
+    ThinkingRule,
+    Tree,
+)
+
+# A greedy target takes its best token: the draft model's best is it more often than its probability
+# says. Below 1 that is nearer; at 1, trees were too wide.
+WARM = {"temperature": 0.6, "top_k": -1, "top_p": 1.0, "min_p": 0.0}
 
 
-class Chain:
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """A view at a mild temperature, with the request's own bias, penalties and ends."""
+
+    id: int
+    tokens: list[int]
+    prompt_length: int
+    end_ids: frozenset[int]
+    computed: int
+    params: SamplingParams
+    speculation: Speculation
+    groups: int | None
+    seed: int
+    reach: int
+    reproducible: bool
+    thinking: ThinkingRule | None
+
+    @classmethod
+    def of(cls, request: RequestView) -> Self:
+        """Of a request as it stands."""
+        return cls(
+            id=request.id,
+            tokens=request.tokens,
+            prompt_length=request.prompt_length,
+            end_ids=request.end_ids,
+            computed=request.computed,
+            params=request.params.model_copy(update=WARM),
+            speculation=request.speculation,
+            groups=request.groups,
+            seed=request.seed,
+            reach=request.reach,
+            reproducible=request.reproducible,
+            thinking=request.thinking,
+        )
+
+
+class ChainRun:
     """At temperature 0 its nodes are chosen; else they are sampled from the draft model's own law
     under the request's parameters, and that law is handed on as `probs`. For a request that is to be
     reproducible they are drawn with the numbers that the target's tokens will be drawn with: chosen
@@ -24,7 +77,7 @@ class Chain:
         lexicon: between the draft model's tokens and the target's.
     """
 
-    def __init__(self, text: Text, most: int, law: Law, lexicon: Lexicon) -> None:
+    def __init__(self, text: DraftText, most: int, law: TargetProbs, lexicon: Lexicon) -> None:
         self.text = text
         self._most = most
         self._law = law
@@ -42,13 +95,13 @@ class Chain:
     def rows(self, cache: KVCache) -> list[Segment]:
         return [self.text.rest(cache)]
 
-    def take(self, out: Output) -> None:
+    def take(self, out: ModelOutput) -> None:
         request = self.text.request
         if self.text.only_best:
-            law: Floats | Certain = self._told() or Certain(best_of(out))
+            law: Floats | OneHot = self._told() or OneHot(best_of(out))
         else:
             law = self._law(self._lexicon.logits(out.logits)[0], request, self._drafted)
-        if isinstance(law, Certain):
+        if isinstance(law, OneHot):
             token = law.token
         elif request.reproducible:
             place = len(request.tokens) + len(self._drafted)
@@ -63,13 +116,13 @@ class Chain:
         else:
             self.text.tokens.append(own)
 
-    def _told(self) -> Certain | None:
+    def _told(self) -> OneHot | None:
         """The token that the request's thinking budget forces here."""
         request = self.text.request
         if request.thinking is None:
             return None
         told = request.thinking.at(request.tokens, self._drafted)
-        return told if isinstance(told, Certain) else None
+        return told if isinstance(told, OneHot) else None
 
     def stop(self) -> None:
         self._most = len(self._drafted)
@@ -78,7 +131,7 @@ class Chain:
         return Tree.chain(self._drafted, np.stack(self._laws) if self._laws else None)
 
 
-def best_of(out: Output) -> int:
+def best_of(out: ModelOutput) -> int:
     """The likeliest token of a row of which no more was wanted.
 
     Raises:

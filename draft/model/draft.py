@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from fastslow.draft.model.branches import Branches
-from fastslow.draft.model.chain import Chain
-from fastslow.draft.model.kv import DraftKV
+from fastslow.draft.model.branches import TreeRun
+from fastslow.draft.model.chain import ChainRun
+from fastslow.draft.model.kv import DraftKV, DraftText
 from fastslow.draft.model.lexicon import Lexicon, SameLexicon
 from fastslow.draft.model.lockstep import Lockstep, Run
-from fastslow.draft.model.text import Text
 from fastslow.engine.model.base import Model
-from fastslow.engine.types import Law, RequestView
+from fastslow.engine.types import RequestView, TargetProbs
 
 
 class ModelDraft(Lockstep):
@@ -41,7 +40,7 @@ class ModelDraft(Lockstep):
         self,
         model: Model,
         kv: DraftKV,
-        law: Law,
+        law: TargetProbs,
         groups: int | None = None,
         width: int = 1,
         lexicon: Lexicon | None = None,
@@ -66,14 +65,14 @@ class ModelDraft(Lockstep):
         if not tokens or len(tokens) + most > self._model.config.context:
             return None
         groups = self._groups_for(request)
-        text = Text(request, tokens, len(tokens) - 1, groups, request.reach)
+        text = DraftText(request, tokens, len(tokens) - 1, groups, request.reach)
         if not self._kv.ready(text, most):
             return None
         branching = self._width > 1 and request.params.temperature == 0
         text.only_best = not branching and self._only_best is not None and self._only_best(request)
         if branching:
-            return Branches(text, most, self._width, self._law, self._lexicon)
-        return Chain(text, most, self._law, self._lexicon)
+            return TreeRun(text, most, self._width, self._law, self._lexicon)
+        return ChainRun(text, most, self._law, self._lexicon)
 
     def _groups_for(self, request: RequestView) -> int | None:
         if self._groups is None or request.groups is None:

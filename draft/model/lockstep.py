@@ -9,11 +9,10 @@ from typing import Protocol
 from loguru import logger
 
 from fastslow.draft.base import Stateless
-from fastslow.draft.model.kv import DraftKV
-from fastslow.draft.model.text import Text
+from fastslow.draft.model.kv import DraftKV, DraftText
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
-from fastslow.engine.types import Draft, Output, RequestView, Rows, Segment, Tree
+from fastslow.engine.types import Draft, ModelOutput, RequestView, Rows, Segment, Tree
 
 READ_ROWS = 512  # of text in one forward: a long prompt is read piece by piece
 
@@ -22,7 +21,7 @@ class Run(Protocol):
     """One request's draft while it is made."""
 
     @property
-    def text(self) -> Text: ...
+    def text(self) -> DraftText: ...
 
     @property
     def open(self) -> bool:
@@ -31,7 +30,7 @@ class Run(Protocol):
     def rows(self, cache: KVCache) -> list[Segment]:
         """What to run next, each with one output."""
 
-    def take(self, out: Output) -> None:
+    def take(self, out: ModelOutput) -> None:
         """What came of these rows, on the draft model's device.
 
         Raises:
@@ -82,7 +81,7 @@ class Lockstep(Stateless, ABC):
     def _begin(self, request: RequestView, most: int) -> Run | None:
         """A draft of at most so many nodes, or None where this request gets none."""
 
-    def _read_ahead(self, texts: Sequence[Text]) -> None:
+    def _read_ahead(self, texts: Sequence[DraftText]) -> None:
         """Read long texts, up to a rest that one forward takes."""
         cache = self._kv.cache
         while sum(text.pending for text in texts) > max(READ_ROWS, len(texts)):
@@ -102,7 +101,7 @@ class Lockstep(Stateless, ABC):
         for run, part in zip(active, parts):
             own = slice(first, first + len(part))
             try:
-                run.take(Output(out.logits[own], None, out.best[own]))
+                run.take(ModelOutput(out.logits[own], None, out.best[own]))
             except FloatingPointError as error:  # its neighbours' drafts go on
                 logger.warning("a draft ends early: {}", error)
                 run.stop()

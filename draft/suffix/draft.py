@@ -7,25 +7,21 @@ from collections.abc import Collection, Sequence
 import torch
 
 from fastslow.draft.suffix.corpus import Corpus
-from fastslow.draft.suffix.earlier import Earlier
-from fastslow.draft.suffix.found import LONGEST, Source
-from fastslow.draft.suffix.grow import grow
-from fastslow.draft.suffix.own import OwnText
-from fastslow.draft.suffix.runs import Runs
-from fastslow.draft.suffix.trust import Trust
-from fastslow.engine.types import Draft, RequestView, Tree, Verdict
+from fastslow.draft.suffix.sources import LONGEST, Earlier, OwnText, Source
+from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
+from fastslow.engine.types import AcceptResult, Draft, RequestView, Tree
 
 LEAST = 0.2  # lower drafts more and errs more: for models whose rows cost next to nothing
 SPARE = 32  # tokens looked ahead beyond a draft, so that a run serves several steps
 
 
-class _Text:
+class _SuffixText:
     """One request: its text, and the runs that may go on."""
 
     def __init__(self, request: RequestView) -> None:
         self.request = request
         self.own = OwnText()
-        self.runs = Runs()
+        self.runs = MatchRuns()
         self.read = len(request.tokens)  # tokens that `runs` know of
 
 
@@ -57,14 +53,14 @@ class SuffixDraft:
         self._earlier = earlier
         self._shared: list[Source] = [s for s in (earlier, corpus) if s is not None]
         self._least = least
-        self._trust = Trust()
-        self._texts: dict[int, _Text] = {}
+        self._trust = MatchConfidence()
+        self._texts: dict[int, _SuffixText] = {}
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
         return Draft.of([self._tree(request, n) for request, n in zip(batch, nodes)])
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: Verdict, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
     ) -> None:
         """Nothing to do: what came is read from the text when it is drafted for again."""
 
@@ -79,7 +75,7 @@ class SuffixDraft:
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         text = self._texts.get(request.id)
         if text is None:
-            text = self._texts[request.id] = _Text(request)
+            text = self._texts[request.id] = _SuffixText(request)
         if nodes == 0:
             return Tree()
         tokens = request.tokens
@@ -88,7 +84,7 @@ class SuffixDraft:
             text.read = len(tokens)
         text.own.read(tokens)  # in each step a little: no step pays for many
         if not text.runs.last(nodes):
-            text.runs = Runs([text.own, *self._shared], tokens[-LONGEST:], nodes + SPARE)
+            text.runs = MatchRuns([text.own, *self._shared], tokens[-LONGEST:], nodes + SPARE)
         return grow(text.runs, self._trust, nodes, self._least)
 
 

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 from loguru import logger
 
-from fastslow.draft.suffix.found import LONGEST, MOST, NOTHING, Found
-from fastslow.draft.suffix.order import END
+from fastslow.draft.suffix.documents import END
 from fastslow.draft.suffix.sealed import Sealed
-from fastslow.engine.ops.cpu import build, library
+from fastslow.draft.suffix.sources import LONGEST, MOST, NOTHING, SuffixMatch
+from fastslow.engine.backends.cpu import build, library
 
 WIDTH = 4  # bytes of a token
 
@@ -21,7 +21,7 @@ WIDTH = 4  # bytes of a token
 class Search(Protocol):
     """Looks among the places of a corpus, which are sorted by what stands before them."""
 
-    def find(self, recent: list[int], ahead: int) -> Found:
+    def find(self, recent: list[int], ahead: int) -> SuffixMatch:
         """See `Corpus.find`."""
 
 
@@ -43,12 +43,12 @@ class KernelSearch:
         self._sealed = sealed  # keeps the addresses alive
         arrays = sealed.arrays
         names = ("tokens", "order", "buckets")
-        places = library.Places(*(arrays[n].ctypes.data for n in names), len(arrays["buckets"]))
+        places = library.CPlaces(*(arrays[n].ctypes.data for n in names), len(arrays["buckets"]))
         self._find = kernels.fs_find_runs
         self._places = ctypes.byref(places)
         self._make_room(0)
 
-    def find(self, recent: list[int], ahead: int) -> Found:
+    def find(self, recent: list[int], ahead: int) -> SuffixMatch:
         if ahead > self._ahead:
             self._make_room(ahead)
         text = array("i", recent)
@@ -64,7 +64,7 @@ class KernelSearch:
         for size in found[2:begin]:
             runs.append(found[begin : begin + size])  # most of its numbers are never looked at
             begin += size
-        return Found(length, runs, count == taken)
+        return SuffixMatch(length, runs, count == taken)
 
     def _make_room(self, ahead: int) -> None:
         """For runs of so many tokens."""
@@ -84,7 +84,7 @@ class BisectSearch:
         self._order = sealed.arrays["order"].data
         self._buckets = sealed.arrays["buckets"].data
 
-    def find(self, recent: list[int], ahead: int) -> Found:
+    def find(self, recent: list[int], ahead: int) -> SuffixMatch:
         last = recent[-1]
         if not 0 <= last < len(self._buckets):
             return NOTHING
@@ -104,7 +104,7 @@ class BisectSearch:
             places = order[first:end].tolist()
         else:
             places = [order[first + i * count // MOST] for i in range(MOST)]
-        return Found(length, [self._run(place, ahead) for place in places], count <= MOST)
+        return SuffixMatch(length, [self._run(place, ahead) for place in places], count <= MOST)
 
     def _run(self, place: int, ahead: int) -> array[int]:
         """Up to `ahead` tokens that followed at a place, until its text ends."""

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastslow.engine.kv import integrity
-from fastslow.engine.kv.pages import PagePool
+from fastslow.engine.kv.pages import PagePool, PageTable
 from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, chain
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.kv.table import PageTable
 from fastslow.engine.types import Ints
 
 if TYPE_CHECKING:
@@ -75,9 +74,9 @@ class KVCache:
         cls, model: Model, pages: int, page_size: int = 16, prefix_caching: bool = True
     ) -> KVCache:
         """A cache whose rows have the shape, dtype, place and order of a model's."""
-        from fastslow.engine.kv.homes import HomesCache  # it is made of these
+        from fastslow.engine.kv.dp_ranks import DPRankKVCache  # it is made of these
 
-        kind = cls if model.storage.homes == 1 else HomesCache
+        kind = cls if model.storage.homes == 1 else DPRankKVCache
         return kind(
             layers=model.config.layers,
             kv_heads=model.config.kv_heads,

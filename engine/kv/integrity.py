@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fastslow.engine.kv.pages import PagePool
+from fastslow.engine.kv.pages import PagePool, PageTable
 from fastslow.engine.kv.prefix import PrefixIndex
-from fastslow.engine.kv.table import PageTable
 
 
 class IntegrityError(RuntimeError):

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ops import Keys, Ops, Sinks, wide
 from fastslow.engine.model.visibility import Lines
-from fastslow.engine.ops.base import Keys, Ops, Sinks
-from fastslow.engine.ops.precision import wide
 
 
 @dataclass(slots=True)

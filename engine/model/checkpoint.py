@@ -17,11 +17,15 @@ from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.names import canonical, draft_shapes
+from fastslow.engine.model.quantised import (
+    Expected,
+    QuantReader,
+    Scheme,
+    expected_tensors,
+    quantised_tensors,
+)
 from fastslow.engine.model.row_file import RowFile
 from fastslow.engine.model.weights import Read
-from fastslow.engine.quant.names import Expected, expected_tensors, quantised_tensors
-from fastslow.engine.quant.read import QuantReader
-from fastslow.engine.quant.scheme import Scheme
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

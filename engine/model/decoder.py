@@ -10,15 +10,14 @@ from torch import Tensor
 
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.attention import Step
-from fastslow.engine.model.best import best_tokens
+from fastslow.engine.model.base import best_tokens, check_features, kept_layers
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.kept import check_features, kept_layers
 from fastslow.engine.model.moge import Moge
+from fastslow.engine.model.ops import wide
 from fastslow.engine.model.rope import rotation
 from fastslow.engine.model.visibility import as_run, layout
 from fastslow.engine.model.weights import Weights
-from fastslow.engine.ops.precision import wide
-from fastslow.engine.types import Ints, Output, Rows
+from fastslow.engine.types import Ints, ModelOutput, Rows
 
 
 class Decoder:
@@ -51,7 +50,7 @@ class Decoder:
         return self.weights.device
 
     @torch.inference_mode()
-    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
         """Run the rows, writing their keys and values to `kv` at their slots.
 
         Returns logits, float32 [M, V] (float64 for a float64 model), of `rows.outputs` (only their
@@ -81,7 +80,7 @@ class Decoder:
                 seen[n] = x_PH.index_select(0, looked)
         last_MH = self.ops.rms_norm(x_PH.index_select(0, wanted), self.weights.norm, eps)
         logits_MV = self._logits(last_MH)
-        return Output(
+        return ModelOutput(
             logits_MV,
             torch.cat([seen[n] for n in features], -1) if features else None,
             best_tokens(logits_MV, rows.only_best),

@@ -16,9 +16,8 @@ from torch import Tensor
 from fastslow.engine.model.attention import Attention
 from fastslow.engine.model.extras import FIRST, Extras
 from fastslow.engine.model.moge import BestOfAll
-from fastslow.engine.model.weights import Layer, Weights
-from fastslow.engine.ops.base import Sinks
-from fastslow.engine.ops.precision import wide
+from fastslow.engine.model.ops import Sinks, wide
+from fastslow.engine.model.weights import LayerWeights, Weights
 
 
 def rotary_order(head_dim: int, extras: Extras) -> list[int]:
@@ -44,12 +43,12 @@ class ExtraWeights(Weights):
         assert self.config.extras is not None
         return self.config.extras
 
-    def _layer(self, n: int) -> Layer:
+    def _layer(self, n: int) -> LayerWeights:
         prefix, mlp = f"model.layers.{n}", f"model.layers.{n}.mlp"
         first, second = (
             self._plain(f"{prefix}.{name}_layernorm.weight") for name in ("input", "post_attention")
         )
-        layer = Layer(
+        layer = LayerWeights(
             first,
             self._attention(f"{prefix}.self_attn"),
             second,

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastslow.engine.backends.device import ops_for
 from fastslow.engine.model.checkpoint import Checkpoint, floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.extra_weights import ExtraWeights
 from fastslow.engine.model.moge import Moge
 from fastslow.engine.model.names import draft_shapes
 from fastslow.engine.model.rope import rotation
-from fastslow.engine.model.weights import Layer
-from fastslow.engine.ops import ops_for
+from fastslow.engine.model.weights import LayerWeights
 from fastslow.engine.types import ALL_GROUPS, Ints
 
 
@@ -30,7 +30,7 @@ from fastslow.engine.types import ALL_GROUPS, Ints
 class Predictor(ExtraWeights):
     """Embedding, one layer and head; attention itself is the caller's. Letters: R rows."""
 
-    layer: Layer = field(init=False)
+    layer: LayerWeights = field(init=False)
     embedding_norm: Tensor = field(init=False)
     hidden_norm: Tensor = field(init=False)
     entry: Tensor = field(init=False)

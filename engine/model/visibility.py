@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastslow.engine.ops.base import Keys, Ops
+from fastslow.engine.model.ops import Keys, Ops
 from fastslow.engine.types import Ints, Rows
 
 MAX_ROWS = 128  # a longer prompt chunk is cut, so that its first rows do not read its last keys

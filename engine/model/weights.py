@@ -11,11 +11,9 @@ from torch import Tensor
 
 from fastslow.engine.model.attention import Attention
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.dense import Mlp
-from fastslow.engine.model.moge import Moge
-from fastslow.engine.ops.base import Ops
-from fastslow.engine.ops.precision import wide
-from fastslow.engine.quant.linear import QuantLinear, ReadQuant
+from fastslow.engine.model.int8 import QuantLinear, ReadQuant
+from fastslow.engine.model.moge import Mlp, Moge
+from fastslow.engine.model.ops import Ops, wide
 
 Read = Callable[[str], Tensor]
 
@@ -25,7 +23,7 @@ def _no_int8(name: str) -> QuantLinear | None:
 
 
 @dataclass(slots=True)
-class Layer:
+class LayerWeights:
     """One pre-norm layer: x += attention(norm(x)); x += mlp(norm(x)). Norms `behind` a sublayer are
     applied to what it adds."""
 
@@ -54,7 +52,7 @@ class Weights:
     read: Read
     linear: ReadQuant = _no_int8
     embedding: Tensor = field(init=False)
-    layers: list[Layer] = field(init=False)
+    layers: list[LayerWeights] = field(init=False)
     norm: Tensor = field(init=False)
     head: Tensor = field(init=False)
     _buffer: Tensor = field(init=False)
@@ -104,9 +102,9 @@ class Weights:
     def _bias(self, prefix: str, *parts: str) -> Tensor:
         return self._plain(*(f"{prefix}.{part}_proj.bias" for part in parts))
 
-    def _layer(self, n: int) -> Layer:
+    def _layer(self, n: int) -> LayerWeights:
         prefix = f"model.layers.{n}"
-        return Layer(
+        return LayerWeights(
             self._plain(f"{prefix}.input_layernorm.weight"),
             self._attention(f"{prefix}.self_attn"),
             self._plain(f"{prefix}.post_attention_layernorm.weight"),

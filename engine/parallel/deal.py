@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastslow.engine.parallel.place import Place
+from fastslow.engine.parallel.place import RankPlace
 from fastslow.engine.types import Ints, Rows
 
 
@@ -31,7 +31,7 @@ class Deal:
     own: Rows | None
 
     @classmethod
-    def of(cls, rows: Rows, place: Place, home_slots: int) -> Deal:
+    def of(cls, rows: Rows, place: RankPlace, home_slots: int) -> Deal:
         """Deal to the homes that hold the slots. home_slots: KV slots of a home."""
         sizes = np.diff(rows.starts)
         homes = rows.slots[rows.starts[:-1]] // home_slots  # every request has a row

@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.attention import Step
 from fastslow.engine.model.moge import Moge
+from fastslow.engine.model.ops import wide
 from fastslow.engine.model.rope import rotation
 from fastslow.engine.model.visibility import as_run, layout
 from fastslow.engine.model.weights import Weights
-from fastslow.engine.ops.precision import wide
+from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.deal import Deal
-from fastslow.engine.parallel.group import Group
 from fastslow.engine.parallel.outputs import Outputs
-from fastslow.engine.parallel.place import Place
-from fastslow.engine.types import Output, Rows
+from fastslow.engine.parallel.place import RankPlace
+from fastslow.engine.types import ModelOutput, Rows
 
 
 class PartDecoder:
@@ -37,7 +37,9 @@ class PartDecoder:
         everyone: all ranks.
     """
 
-    def __init__(self, place: Place, weights: Weights, home: Group, everyone: Group) -> None:
+    def __init__(
+        self, place: RankPlace, weights: Weights, home: Collectives, everyone: Collectives
+    ) -> None:
         self.place = place
         self.weights = weights
         self.home = home
@@ -47,7 +49,7 @@ class PartDecoder:
     @torch.inference_mode()
     def forward(
         self, rows: Rows, kv: KVStorage, layers: Sequence[int], features: Sequence[int]
-    ) -> Output | None:
+    ) -> ModelOutput | None:
         """As `Decoder.forward`, on all ranks at once with the same rows; None but on rank 0.
 
         kv: this rank's heads, slots of its home. layers: those that run.

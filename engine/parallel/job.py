@@ -15,14 +15,14 @@ from torch.distributed.distributed_c10d import Store
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.part import Part
-from fastslow.engine.parallel.place import Place
+from fastslow.engine.parallel.place import RankPlace
 from fastslow.engine.parallel.spec import Parallel
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RankJob:
     """A model shared by ranks; all fields are JSON.
 
     Attributes:
@@ -65,6 +65,6 @@ class Job:
     def part(self, rank: int, local: int, progress: bool) -> Part:
         """This rank's part of the model, loaded. The process group must stand."""
         config = ModelConfig.from_folder(Path(self.folder))
-        place = Place.all(config, Parallel(**self.parallel))[rank]
+        place = RankPlace.all(config, Parallel(**self.parallel))[rank]
         device = torch.device("cpu" if self.device == "cpu" else f"{self.device}:{local}")
         return Part(place, Path(self.folder), getattr(torch, self.dtype), device, progress)

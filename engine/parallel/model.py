@@ -1,24 +1,73 @@
-"""A model that several ranks run together, as the engine and the drafters see it: any `Model`."""
+"""A model that several ranks run together, and its keys and values, as the engine and the drafters see them."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.base import check_features, kept_layers
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.kept import check_features, kept_layers
-from fastslow.engine.parallel.orders import Kind, Order, fields, pack, pack_rows
-from fastslow.engine.parallel.part import Facts, Part
-from fastslow.engine.parallel.storage import PartedStorage, parted_storage
-from fastslow.engine.parallel.team import Team
-from fastslow.engine.types import Output, Rows
+from fastslow.engine.parallel.commands import Command, CommandKind, fields, pack, pack_rows
+from fastslow.engine.parallel.part import DTYPES, Part, RankFacts, move
+from fastslow.engine.parallel.place import RankPlace
+from fastslow.engine.parallel.rank_group import RankGroup
+from fastslow.engine.types import Ints, ModelOutput, Rows
+
+_numbers = itertools.count()
+
+
+class PartedStorage(KVStorage):
+    """Rank 0's own rows, and orders for the other ranks to do the same with theirs.
+
+    Slots are counted over all homes, one home's after the other's; `slots`, `k` and `v` are of rank
+    0's home and heads. Orders wait in `orders` and go out with the next step.
+
+    Attributes:
+        number: by which the other ranks know this storage.
+    """
+
+    place: ClassVar[RankPlace]
+    orders: ClassVar[deque[Command]]
+
+    def __init__(self, *, slots: int, **shape: Any) -> None:
+        own = -(-slots // self.place.homes)
+        super().__init__(slots=own, **{**shape, "kv_heads": self.place.kv_heads})
+        self.number = next(_numbers)
+        told = (len(self.k), own, DTYPES.index(self.dtype))
+        self.orders.append(Command(CommandKind.OPEN, fields([self.number], told)))
+        gone = Command(CommandKind.FREE, fields([self.number]))
+        weakref.finalize(self, self.orders.append, gone).atexit = False
+
+    def move(self, src: Ints, dst: Ints) -> None:
+        move(self.place, self, src, dst)
+        self.orders.append(Command(CommandKind.MOVE, fields([self.number], src, dst)))
+
+
+def parted_storage(own: RankPlace, waiting: deque[Command], shared: bool) -> type[PartedStorage]:
+    """The storage of one model.
+
+    Args:
+        own: of rank 0.
+        waiting: orders that go out with the next step.
+        shared: whether all ranks' rows lie in one memory, as on a CPU.
+    """
+
+    class Storage(PartedStorage):
+        place = own
+        orders = waiting
+        homes = own.homes
+        share = own.kv_heads / own.config.kv_heads * (own.attention if shared else 1 / own.homes)
+
+    return Storage
 
 
 class ParallelModel:
@@ -30,14 +79,14 @@ class ParallelModel:
         dtype: of keys, values and features.
     """
 
-    def __init__(self, part: Part, team: Team, dtype: torch.dtype) -> None:
+    def __init__(self, part: Part, team: RankGroup, dtype: torch.dtype) -> None:
         self.config: ModelConfig = part.place.config
         self.parallel = part.place.parallel
         self.dtype = dtype
         self.device = part.device
         self._part = part
         self._team = team
-        self._waiting: deque[Order] = deque()
+        self._waiting: deque[Command] = deque()
         self._storage = parted_storage(part.place, self._waiting, part.device.type == "cpu")
         self._layers: tuple[int, ...] = tuple(range(self.config.layers))
         self._turn = threading.Lock()  # orders of two threads must reach all ranks alike
@@ -52,7 +101,7 @@ class ParallelModel:
         """Process ids of the other ranks."""
         return self._team.pids
 
-    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> Output:
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
         """As `Decoder.forward`.
 
         Raises:
@@ -66,7 +115,7 @@ class ParallelModel:
         self._check_homes(rows, kv.slots)
         named = ([kv.number], self._layers, features)
         with self._turn:
-            self._tell(Order(Kind.FORWARD, fields(*named, pack_rows(rows))))
+            self._tell(Command(CommandKind.FORWARD, fields(*named, pack_rows(rows))))
             try:
                 output = self._part.decoder.forward(rows, kv, self._layers, features)
             except BaseException as error:
@@ -82,10 +131,10 @@ class ParallelModel:
         kept._layers = kept_layers(layers, self._layers)
         return kept
 
-    def report(self, kv: KVStorage | None = None) -> list[Facts]:
+    def report(self, kv: KVStorage | None = None) -> list[RankFacts]:
         """What every rank holds and has sent. kv: the storage whose bytes rank 0 tells."""
         with self._turn:
-            self._tell(Order(Kind.REPORT, fields()))
+            self._tell(Command(CommandKind.REPORT, fields()))
             return self._part.report(0 if kv is None else kv.nbytes)
 
     def close(self) -> None:
@@ -102,13 +151,13 @@ class ParallelModel:
             if len(homes) > 1:
                 raise ValueError(f"request {b} of the step has slots in homes {homes.tolist()}")
 
-    def _tell(self, order: Order) -> None:
+    def _tell(self, order: Command) -> None:
         self._waiting.append(order)
         orders = [self._waiting.popleft() for _ in range(len(self._waiting))]
         self._team.tell(pack(orders))
 
 
-def _shut(team: Team) -> None:
+def _shut(team: RankGroup) -> None:
     team.close()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.model.best import best_tokens
+from fastslow.engine.model.base import best_tokens
+from fastslow.engine.model.ops import wide
 from fastslow.engine.model.weights import Weights
-from fastslow.engine.ops.precision import wide
-from fastslow.engine.parallel.group import Group
-from fastslow.engine.parallel.place import Place
-from fastslow.engine.types import Ints, Output
+from fastslow.engine.parallel.collectives import Collectives
+from fastslow.engine.parallel.place import RankPlace
+from fastslow.engine.types import Ints, ModelOutput
 
 
 class Outputs:
@@ -25,7 +25,7 @@ class Outputs:
         everyone: all ranks.
     """
 
-    def __init__(self, place: Place, weights: Weights, everyone: Group) -> None:
+    def __init__(self, place: RankPlace, weights: Weights, everyone: Collectives) -> None:
         self._place = place
         self._weights = weights
         self._everyone = everyone
@@ -36,7 +36,7 @@ class Outputs:
         features_SF: Tensor | None,
         holders: Ints,
         only_best: NDArray[np.bool_],
-    ) -> Output | None:
+    ) -> ModelOutput | None:
         """The step's output on rank 0, None on the others.
 
         mine_mH: last rows of those wanted rows that this rank keeps.
@@ -56,7 +56,7 @@ class Outputs:
         if parts is None:
             return None
         whole = torch.cat(parts, -1)[:, : w.config.vocab_size].to(wide(w.dtype))
-        return Output(whole, features_SF, best_tokens(whole, only_best))
+        return ModelOutput(whole, features_SF, best_tokens(whole, only_best))
 
     def features(self, mine_sF: Tensor, holders: Ints) -> Tensor | None:
         """[S, F] on rank 0, None on the others.
@@ -83,7 +83,7 @@ class Outputs:
         logits = self._weights.ops.linear(last_MH, self._weights.head)
         return F.pad(logits, (0, size - logits.shape[1]))
 
-    def _best(self, last_MH: Tensor, features: Tensor | None) -> Output | None:
+    def _best(self, last_MH: Tensor, features: Tensor | None) -> ModelOutput | None:
         """Every rank finds the best of its own vocabulary: three numbers a row instead of V."""
         ids = self._place.vocabulary()
         logits = self._logits(last_MH)[:, : len(ids)]
@@ -97,10 +97,10 @@ class Outputs:
         first = found_RM3[:, :, 0].argmax(0)  # the lower ids on a tie
         tokens = np.take_along_axis(found_RM3[:, :, 1], first[None], 0)[0].astype(np.int64)
         best = np.where(found_RM3[:, :, 2].all(0), tokens, -1)
-        return Output(self._no_logits(), features, best)
+        return ModelOutput(self._no_logits(), features, best)
 
-    def _nothing(self, features_SF: Tensor | None) -> Output:
-        return Output(self._no_logits(), features_SF, np.empty(0, dtype=np.int64))
+    def _nothing(self, features_SF: Tensor | None) -> ModelOutput:
+        return ModelOutput(self._no_logits(), features_SF, np.empty(0, dtype=np.int64))
 
     def _no_logits(self) -> Tensor:
         w = self._weights

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from fastslow.engine.backends.device import ops_for
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.checkpoint import Checkpoint
-from fastslow.engine.ops import ops_for
+from fastslow.engine.parallel.collectives import NAMES, Collectives, Traffic, into_one
+from fastslow.engine.parallel.commands import Command, CommandKind, split, unpack_rows
 from fastslow.engine.parallel.decoder import PartDecoder
-from fastslow.engine.parallel.group import NAMES, Group, Traffic, into_one
-from fastslow.engine.parallel.orders import Kind, Order, split, unpack_rows
-from fastslow.engine.parallel.place import Place
+from fastslow.engine.parallel.place import RankPlace
 from fastslow.engine.parallel.weights import part_reader, part_weights, weight_bytes
 from fastslow.engine.types import Ints
 
@@ -24,7 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RankFacts:
     """Of one rank. Sizes in bytes.
 
     Attributes:
@@ -56,7 +56,12 @@ class Part:
     """
 
     def __init__(
-        self, place: Place, folder: Path, dtype: torch.dtype, device: torch.device, progress: bool
+        self,
+        place: RankPlace,
+        folder: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: bool,
     ) -> None:
         self.place = place
         self.device = device
@@ -66,22 +71,22 @@ class Part:
         home, _ = dist.new_subgroups_by_enumeration(  # type: ignore[no-untyped-call]
             ranks.tolist(), timeout=patience
         )
-        everyone = Group(dist.group.WORLD, place.parallel.ranks, self._traffic)
+        everyone = Collectives(dist.group.WORLD, place.parallel.ranks, self._traffic)
         checkpoint = Checkpoint.open(folder, place.config)
         with part_reader(checkpoint, place, progress) as read:
             weights = part_weights(place, ops_for(device.type), dtype, device, read)
         self._read = read.nbytes
         self._weights = weight_bytes(weights)
         self.decoder = PartDecoder(
-            place, weights, Group(home, place.attention, self._traffic), everyone
+            place, weights, Collectives(home, place.attention, self._traffic), everyone
         )
         self.storages: dict[int, KVStorage] = {}
 
-    def obey(self, order: Order) -> None:
+    def obey(self, order: Command) -> None:
         """Do here what rank 0 does there."""
         parts = split(order.values)
         number = int(parts[0][0]) if parts else -1
-        if order.kind is Kind.OPEN:
+        if order.kind is CommandKind.OPEN:
             layers, slots, dtype = parts[1].tolist()
             self.storages[number] = KVStorage(
                 layers=layers,
@@ -91,17 +96,17 @@ class Part:
                 dtype=DTYPES[dtype],
                 device=self.device,
             )
-        elif order.kind is Kind.FREE:
+        elif order.kind is CommandKind.FREE:
             del self.storages[number]
-        elif order.kind is Kind.MOVE:
+        elif order.kind is CommandKind.MOVE:
             move(self.place, self.storages[number], parts[1], parts[2])
-        elif order.kind is Kind.FORWARD:
+        elif order.kind is CommandKind.FORWARD:
             rows, kv = unpack_rows(parts[3]), self.storages[number]
             self.decoder.forward(rows, kv, parts[1].tolist(), parts[2].tolist())
-        elif order.kind is Kind.REPORT:
+        elif order.kind is CommandKind.REPORT:
             self.report()
 
-    def report(self, kv: int | None = None) -> list[Facts]:
+    def report(self, kv: int | None = None) -> list[RankFacts]:
         """Every rank's facts, on every rank; all must ask at once.
 
         kv: bytes of this rank's storages, None = of those that it was told to open.
@@ -113,12 +118,12 @@ class Part:
         whole = own.new_empty(self.place.parallel.ranks * len(own))
         into_one(whole, own)
         return [
-            Facts(pid, weights, read, kept, dict(zip(NAMES, bytes_sent)))
+            RankFacts(pid, weights, read, kept, dict(zip(NAMES, bytes_sent)))
             for pid, weights, read, kept, *bytes_sent in whole.view(-1, len(own)).tolist()
         ]
 
 
-def move(place: Place, kv: KVStorage, src: Ints, dst: Ints) -> None:
+def move(place: RankPlace, kv: KVStorage, src: Ints, dst: Ints) -> None:
     """Copy the rows that live in this rank's home; see `KVStorage.move`.
 
     Raises:

@@ -11,7 +11,7 @@ from fastslow.engine.parallel.spec import Parallel
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankPlace:
     """One rank among those of a `Parallel`, for one model.
 
     Ranks are numbered (dp, ep, tp), tp fastest. A home is a copy of attention with the KV of its own
@@ -23,7 +23,7 @@ class Place:
     rank: int
 
     @classmethod
-    def all(cls, config: ModelConfig, parallel: Parallel) -> list[Place]:
+    def all(cls, config: ModelConfig, parallel: Parallel) -> list[RankPlace]:
         """Every rank's place. ValueError in one sentence if the model cannot be shared so."""
         _check(config, parallel)
         return [cls(config, parallel, rank) for rank in range(parallel.ranks)]

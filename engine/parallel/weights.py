@@ -14,9 +14,9 @@ from torch import Tensor
 from fastslow.engine.model.checkpoint import Checkpoint, ReadPart
 from fastslow.engine.model.moge import Moge
 from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.model.ops import Ops
 from fastslow.engine.model.weights import Read, Weights
-from fastslow.engine.ops.base import Ops
-from fastslow.engine.parallel.place import Place
+from fastslow.engine.parallel.place import RankPlace
 
 _EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
 
@@ -32,7 +32,7 @@ class PartReader:
         nbytes: read so far.
     """
 
-    def __init__(self, place: Place, read: ReadPart) -> None:
+    def __init__(self, place: RankPlace, read: ReadPart) -> None:
         self._place = place
         self._read = read
         self._shapes = tensor_shapes(place.config)
@@ -53,14 +53,14 @@ class PartReader:
 
 
 @contextmanager
-def part_reader(checkpoint: Checkpoint, place: Place, progress: bool) -> Iterator[PartReader]:
+def part_reader(checkpoint: Checkpoint, place: RankPlace, progress: bool) -> Iterator[PartReader]:
     """Reads a rank's part of a checkpoint from memory-mapped files that stay open."""
     with checkpoint.slicer(progress, _held(place)) as read:
         yield PartReader(place, read)
 
 
 def part_weights(
-    place: Place, ops: Ops, dtype: torch.dtype, device: torch.device, read: Read
+    place: RankPlace, ops: Ops, dtype: torch.dtype, device: torch.device, read: Read
 ) -> Weights:
     """The weights of a rank's part; `read` as `PartReader` gives them."""
     weights = Weights(place.local, ops, dtype, device, read)
@@ -95,6 +95,6 @@ def _collect(value: Any, found: dict[int, Tensor]) -> None:
                 _collect(getattr(value, field.name), found)
 
 
-def _held(place: Place) -> int:
+def _held(place: RankPlace) -> int:
     shapes = tensor_shapes(place.config)
     return sum(place.part(name, shape) is not None for name, shape in shapes.items())

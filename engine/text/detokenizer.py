@@ -1,11 +1,28 @@
-"""Token ids to text as they come, never half a character."""
+"""Token ids to text as they come, never half a character, and never half of what is searched for."""
 
 from __future__ import annotations
 
 from codecs import utf_8_decode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from fastslow.engine.text.tokenizer import Tokenizer
+from fastslow.engine.text.vocabulary import Tokenizer
+
+
+def hold_back(text: str, stops: Iterable[str]) -> int:
+    """Number of characters at the end of `text` that may be the beginning of one of `stops`.
+
+    The longest such end; a whole stop string is not a beginning of itself. A stream may emit
+    `text[:len(text) - hold_back(text, stops)]` and no stop string will begin inside it, provided
+    `text` holds none already.
+    """
+    return max((_overlap(text, stop) for stop in stops), default=0)
+
+
+def _overlap(text: str, stop: str) -> int:
+    longest = min(len(text), len(stop) - 1)
+    lengths = range(longest, 0, -1)
+    return next((k for k in lengths if text.endswith(stop[:k])), 0)
+
 
 Emitted = tuple["Emitted", str] | None
 

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import tokenizers
 
-from fastslow.engine.heap import give_back
-from fastslow.engine.text.decoder import PieceDecoder
+from fastslow.engine.host.memory import give_back
 from fastslow.engine.text.settings import Settings, read_object
-from fastslow.engine.text.special import is_mark, stop_ids
-from fastslow.engine.text.vocabulary import Vocabulary, check_unicode, is_unicode
+from fastslow.engine.text.vocabulary import (
+    PieceDecoder,
+    Vocabulary,
+    check_unicode,
+    is_mark,
+    is_unicode,
+    stop_ids,
+)
 
 
 class HfTokenizer(Vocabulary):

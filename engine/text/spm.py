@@ -8,10 +8,15 @@ from pathlib import Path
 
 import sentencepiece
 
-from fastslow.engine.text.decoder import SPACE
 from fastslow.engine.text.settings import Settings
-from fastslow.engine.text.special import is_mark, stop_ids
-from fastslow.engine.text.vocabulary import Vocabulary, check_unicode, is_unicode
+from fastslow.engine.text.vocabulary import (
+    SPACE,
+    Vocabulary,
+    check_unicode,
+    is_mark,
+    is_unicode,
+    stop_ids,
+)
 
 EVERY = 2**31  # spaces: more than any text starts with
 

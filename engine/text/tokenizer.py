@@ -2,46 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
-from fastslow.engine.heap import give_back
+from fastslow.engine.host.memory import give_back
 from fastslow.engine.text.settings import read_settings
-
-
-class Tokenizer(Protocol):
-    """Text to ids and back."""
-
-    vocab_size: int  # number of ids; a model's logits may have more columns
-    bos_id: int | None  # begins a text; None: the model has no such token
-    eos_ids: frozenset[int]  # each of them ends an answer
-    special_ids: frozenset[int]  # marks, not text; decode leaves them out by default
-    leading_spaces: int  # spaces at the start of a text that decode drops
-
-    def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Ids of `text`. Special tokens written out in it are read as such.
-
-        `add_special`: also add what the tokenizer's own files put around a text, in most models
-        a bos in front; a bos that the text already begins with is not doubled.
-        Raises ValueError if `text` is not valid Unicode (a lone surrogate).
-        """
-
-    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Text of `ids`, without special tokens if `skip_special`. Ids outside the vocabulary have
-        no text; invalid UTF-8 becomes U+FFFD."""
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one id adds to a text, perhaps a part of a character."""
-
-    def token_id(self, piece: str) -> int | None:
-        """Id of exactly this piece, None if there is none."""
-
-    def piece(self, token_id: int) -> str | None:
-        """Piece of this id, None if there is none."""
-
-    def vocab(self) -> dict[str, int]:
-        """Every piece with its id."""
+from fastslow.engine.text.vocabulary import Tokenizer
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

@@ -2,9 +2,90 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+from fastslow.engine.text.settings import Settings
+
+SPACE = "\u2581"  # how SentencePiece writes a space
+BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class PieceDecoder:
+    """Pieces to bytes, one at a time: a text is its pieces' bytes joined.
+
+    Known are byte-level BPE (ByteLevel; GPT-2's byte alphabet) and SentencePiece's forms (Replace,
+    ByteFallback, Fuse, Strip, Metaspace). Raises ValueError for any other decoder: where a piece's
+    text depends on its neighbours, it cannot be streamed.
+    """
+
+    def __init__(self, spec: Mapping[str, Any] | None) -> None:
+        self.leading_spaces = 0
+        self._alphabet: dict[str, int] | None = None
+        self._byte_pieces = False
+        self._replaced: list[tuple[str, str]] = []
+        steps = list(_steps(spec))
+        for step in steps:
+            self._read(step)
+        if not steps:
+            raise ValueError("tokenizer.json: decoder is missing")
+
+    def __call__(self, piece: str) -> bytes:
+        """The bytes of an ordinary piece (added tokens stand for their own text)."""
+        if self._alphabet is not None:
+            try:
+                return bytes(map(self._alphabet.__getitem__, piece))
+            except KeyError:
+                return piece.encode()
+        if self._byte_pieces and (match := BYTE_PIECE.fullmatch(piece)):
+            return bytes([int(match[1], 16)])
+        for old, new in self._replaced:
+            piece = piece.replace(old, new)
+        return piece.encode()
+
+    def _read(self, step: Mapping[str, Any]) -> None:
+        match step:
+            case {"type": "ByteLevel"}:
+                self._alphabet = byte_alphabet()
+            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
+                self._replaced.append((old, new))
+            case {"type": "ByteFallback"}:
+                self._byte_pieces = True
+            case {"type": "Fuse"}:
+                pass
+            case {"type": "Strip", "content": " ", "start": int(start), "stop": 0}:
+                self.leading_spaces = start
+            case {"type": "Metaspace", "replacement": str(mark)}:
+                self._replaced.append((mark, " "))
+                prefixed = step.get("prepend_scheme", "always") != "never"
+                self.leading_spaces = int(prefixed and step.get("add_prefix_space", True))
+            case _:
+                raise ValueError(
+                    f"tokenizer.json: decoder {step.get('type')!r} is not supported; "
+                    "byte-level and SentencePiece decoders are"
+                )
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable character for every byte: printable Latin-1 stands for itself, the other
+    bytes are numbered from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + i): byte for i, byte in enumerate(hidden)
+    }
+
+
+def _steps(spec: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    if not isinstance(spec, dict):
+        return
+    if spec.get("type") != "Sequence":
+        yield spec
+    for inner in spec.get("decoders") or ():
+        yield from _steps(inner)
 
 
 class Vocabulary(ABC):
@@ -82,3 +163,60 @@ def is_unicode(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+# openPangu keeps its marks as ordinary user-defined pieces that no file lists as special.
+TURN_OPEN, TURN_CLOSE = "[unused9]", "[unused10]"
+_MARK = re.compile(r"\[unused\d+\]")
+
+
+def is_mark(piece: str) -> bool:
+    """Whether the piece is one of openPangu's reserved `[unusedN]`."""
+    return _MARK.fullmatch(piece) is not None
+
+
+def is_pangu(vocabulary: Vocabulary | Tokenizer) -> bool:
+    """Whether the vocabulary has openPangu's turn marks."""
+    return None not in (vocabulary.token_id(TURN_OPEN), vocabulary.token_id(TURN_CLOSE))
+
+
+def stop_ids(vocabulary: Vocabulary, settings: Settings) -> frozenset[int]:
+    """Ids that end an answer: those of the configuration files, tokenizer_config.json's eos_token
+    and openPangu's end of a turn."""
+    pieces = [settings.eos_token, TURN_CLOSE if is_pangu(vocabulary) else None]
+    found = (vocabulary.token_id(piece) for piece in pieces if piece is not None)
+    return settings.eos_ids | {number for number in found if number is not None}
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    vocab_size: int  # number of ids; a model's logits may have more columns
+    bos_id: int | None  # begins a text; None: the model has no such token
+    eos_ids: frozenset[int]  # each of them ends an answer
+    special_ids: frozenset[int]  # marks, not text; decode leaves them out by default
+    leading_spaces: int  # spaces at the start of a text that decode drops
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """Ids of `text`. Special tokens written out in it are read as such.
+
+        `add_special`: also add what the tokenizer's own files put around a text, in most models
+        a bos in front; a bos that the text already begins with is not doubled.
+        Raises ValueError if `text` is not valid Unicode (a lone surrogate).
+        """
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of `ids`, without special tokens if `skip_special`. Ids outside the vocabulary have
+        no text; invalid UTF-8 becomes U+FFFD."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one id adds to a text, perhaps a part of a character."""
+
+    def token_id(self, piece: str) -> int | None:
+        """Id of exactly this piece, None if there is none."""
+
+    def piece(self, token_id: int) -> str | None:
+        """Piece of this id, None if there is none."""
+
+    def vocab(self) -> dict[str, int]:
+        """Every piece with its id."""

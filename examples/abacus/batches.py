@@ -10,8 +10,8 @@ import torch
 from abacus.moge import Packed
 from abacus.task import Task
 from abacus.tasks import LARGEST, draw
-from fastslow.engine.text.template import ChatTemplate
-from fastslow.engine.text.tokenizer import Tokenizer
+from fastslow.engine.text.templates import ChatTemplate
+from fastslow.engine.text.vocabulary import Tokenizer
 
 LENGTH = 256  # of a row
 OPEN, CLOSE, END = "[unused16]", "[unused17]", "[unused10]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fastslow.draft.train.muon import Muon
+from fastslow.tools.train_head.muon import Muon
 
 DECAY = 0.02
 

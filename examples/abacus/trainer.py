@@ -22,7 +22,7 @@ from abacus.moge import Decoder, Packed, Shape
 from abacus.optimizers import optimizers
 from abacus.split import places, routers, split
 from abacus.tasks import LARGEST, held_out
-from fastslow.draft.train.products import faster_dtype
+from fastslow.tools.train_head.trainer import faster_dtype
 
 MATRIX_LR, LR = 0.007, 3e-3
 SPLIT = 0.25  # share of the time after which the dense model becomes a mixture

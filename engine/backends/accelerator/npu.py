@@ -1,0 +1,311 @@
+"""The building blocks on Ascend A2 and A3 (910B, 910_93).
+
+Every call of torch_npu is here or in `npu_310p.py`. Its operators take what they are given: what a
+kernel does not support is found out by wrong results or a crash. So the limits of the operators'
+documentation are checked before the call, and arguments whose defaults differ between versions are
+always given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch_npu
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage, WideStorage
+from fastslow.engine.backends.accelerator.ops import AttentionShape, DeviceMatrix, VisibleKeys
+from fastslow.engine.backends.accelerator.runs import KeyRuns
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.types import Ints
+
+MASK = 2048  # rows and columns of the mask that the causal kernels expand
+MOST_RUNS = 4096
+MOST_INNER = 65535  # of a grouped product
+MOST_EXPERTS = 1024
+
+
+def need(ok: bool, limit: str) -> None:
+    """ValueError for a call outside of what a kernel is documented to run."""
+    if not ok:
+        raise ValueError(f"the NPU's kernels need {limit}")
+
+
+class NpuOps:
+    """bfloat16 or float16; attention over paged keys by one fused kernel."""
+
+    storage: type[BlockStorage] = WideStorage
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
+    most_rows = 16
+    graph_rows = 16
+    merges = True
+    records = True
+    runs_int8 = True
+    tail_dtype: torch.dtype | None = torch.float32
+
+    def __init__(self, device: torch.device) -> None:
+        ones = torch.ones(MASK, MASK, dtype=torch.int8)
+        self._mask = ones.triu_(1).to(device)  # 1 = masked
+        self._pool: object | None = None
+
+    def nearest(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype if dtype in self.dtypes else self.dtypes[0]
+
+    def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        names = " or ".join(str(d).removeprefix("torch.") for d in self.dtypes)
+        need(dtype in self.dtypes, f"dtype {names}, not {str(dtype).removeprefix('torch.')}")
+        need(config.head_dim <= 128, f"head_dim of at most 128, not {config.head_dim}")
+        need(
+            config.heads // config.kv_heads <= 64,
+            f"at most 64 heads for a key head, not {config.heads // config.kv_heads}",
+        )
+        need(config.heads <= 256, f"at most 256 heads, not {config.heads}")
+        need(config.experts < MOST_EXPERTS, f"fewer than {MOST_EXPERTS} experts")
+        for name, size in (
+            ("hidden_size", config.hidden_size),
+            ("moe_intermediate_size", config.moe_intermediate_size),
+        ):
+            need(size <= MOST_INNER, f"{name} of at most {MOST_INNER}, not {size}")
+            need(size % 16 == 0, f"{name} to be a multiple of 16, not {size}")
+
+    def place(self, weight_OI: Tensor) -> Tensor:
+        return weight_OI
+
+    def place_experts(self, weight_EIO: Tensor) -> Tensor:
+        return weight_EIO
+
+    def linear(self, x_TI: Tensor, matrix: DeviceMatrix) -> Tensor:
+        """x @ weight.T + bias. int8 weights [I, O] by int8 rows, one step size for each row."""
+        if matrix.scale is None:
+            return F.linear(x_TI, matrix.weight, matrix.bias)
+        x_q, step_T = self._quantised(x_TI)
+        need(matrix.scale.dtype == torch.float32, "float32 scales of int8 weights")
+        out: Tensor = torch_npu.npu_quant_matmul(
+            x_q,
+            matrix.weight,
+            matrix.scale,
+            offset=None,
+            pertoken_scale=step_T,
+            bias=None,
+            output_dtype=x_TI.dtype,
+        )
+        return out if matrix.bias is None else out + matrix.bias
+
+    def _quantised(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
+        need(x_TI.dtype in self.dtypes, f"rows of {self.dtypes} to quantise, not {x_TI.dtype}")
+        # no `dst_type` is int8
+        x_q, step_T = torch_npu.npu_dynamic_quant(x_TI, smooth_scales=None, group_index=None)
+        return x_q, step_T
+
+    def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+        need(weight_H.dtype in (x_TH.dtype, torch.float32), "a norm's weight in the rows' dtype")
+        out: Tensor = torch_npu.npu_rms_norm(x_TH, weight_H, epsilon=eps)[0]
+        return out
+
+    def add_rms_norm(
+        self, x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        need(x_TH.dtype == residual_TH.dtype == weight_H.dtype, "one dtype in a norm of a sum")
+        need(x_TH.numel() > 0, "at least one row in a norm of a sum")
+        out, _, total = torch_npu.npu_add_rms_norm(x_TH, residual_TH, weight_H, epsilon=eps)
+        return out, total
+
+    def silu_product(self, gate_up_T2F: Tensor) -> Tensor:
+        need(gate_up_T2F.is_contiguous(), "contiguous rows in front of silu")
+        out: Tensor = torch_npu.npu_swiglu(gate_up_T2F, dim=-1)
+        return out
+
+    def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+        need(x_TND.shape[-1] % 2 == 0 and x_TND.shape[-1] < 896, "an even head_dim below 896")
+        need(x_TND.shape[1] < 1000, "fewer than 1000 heads to rotate")
+        out: Tensor = torch_npu.npu_rotary_mul(x_TND, cos_T1D, sin_T1D, rotary_mode="half")
+        return out
+
+    def route(self, x_TH: Tensor, router_EH: Tensor) -> Tensor:
+        return F.linear(x_TH.float(), router_EH.float())
+
+    def experts(
+        self,
+        x_TH: Tensor,
+        experts_TG: Tensor,
+        weights_TG: Tensor,
+        gate_up: DeviceMatrix,
+        down: DeviceMatrix,
+        shared_TH: Tensor,
+    ) -> Tensor:
+        sorted_RH, places, counts_E = self._sorted(x_TH, experts_TG, len(gate_up.weight))
+        out_RH = self._grouped(sorted_RH, counts_E, gate_up, down)
+        # 2: `places` row by row, nothing dropped
+        total: Tensor = torch_npu.npu_moe_finalize_routing(
+            only_run(out_RH, counts_E.sum()),
+            shared_TH,
+            None,
+            None,
+            weights_TG.to(x_TH.dtype),
+            places,
+            experts_TG,
+            drop_pad_mode=2,
+        )
+        return total
+
+    def _sorted(
+        self, x_TH: Tensor, experts_TG: Tensor, count: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows by expert, where each (row, group) went, and how many rows each expert has.
+
+        One expert more than there are takes what does not run. It stands behind all others, so leaving
+        out its count leaves out its rows.
+        """
+        need(experts_TG.dtype == torch.int32, "int32 expert numbers")
+        out = torch_npu.npu_moe_init_routing_v2(
+            x_TH,
+            experts_TG,
+            scale=None,
+            offset=None,
+            active_num=experts_TG.numel(),
+            expert_capacity=-1,
+            expert_num=count + 1,
+            drop_pad_mode=0,
+            expert_tokens_num_type=1,  # counts
+            expert_tokens_num_flag=True,
+            quant_mode=-1,
+            active_expert_range=[0, count + 1],
+            row_idx_type=0,
+        )
+        return out[0], out[1], out[2][:count]
+
+    def _grouped(
+        self, x_RH: Tensor, counts_E: Tensor, gate_up: DeviceMatrix, down: DeviceMatrix
+    ) -> Tensor:
+        inner_RF = self.silu_product(self._product(x_RH, gate_up, counts_E, 1))
+        return self._product(inner_RF, down, counts_E, 1)
+
+    def _product(self, x_RI: Tensor, matrix: DeviceMatrix, groups_E: Tensor, kind: int) -> Tensor:
+        """Sorted rows by their experts' matrices; rows behind the last group's hold anything.
+
+        kind: what `groups_E` holds, 0 = where each group's rows end, 1 = how many they are.
+        """
+        need(groups_E.dtype == torch.int64, "int64 group sizes")
+        need(x_RI.is_contiguous(), "contiguous rows in a grouped product")
+        step_R = None
+        out_dtype = x_RI.dtype
+        scale = None
+        if matrix.scale is not None:
+            x_RI, step_R = self._quantised(x_RI)
+            # step sizes of the weights are bfloat16 where the result is
+            scale = [matrix.scale.to(out_dtype) if out_dtype == torch.bfloat16 else matrix.scale]
+        out: Tensor = torch_npu.npu_grouped_matmul(
+            x=[x_RI],
+            weight=[matrix.weight],
+            scale=scale,
+            per_token_scale=None if step_R is None else [step_R],
+            group_list=groups_E,
+            split_item=2,
+            group_type=0,
+            group_list_type=kind,
+            act_type=0,
+            output_dtype=out_dtype,
+        )[0]
+        return out
+
+    def store(
+        self, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, slots_T: Tensor
+    ) -> None:
+        need(slots_T.dtype == torch.int32, "int32 slots")
+        torch_npu.npu_scatter_pa_kv_cache(
+            k_TKD.contiguous(), v_TKD.contiguous(), keys, values, slots_T, cache_mode="Norm"
+        )
+
+    def gather(self, cache: Tensor, slots_N: Tensor, kv_heads: int) -> Tensor:
+        return cache.flatten(0, 1).index_select(0, slots_N)
+
+    def width(self, needed: int, most: int) -> int:
+        return most
+
+    def lay(self, runs: KeyRuns, rows: int) -> tuple[Ints, ...]:
+        return (runs.tables.astype("int32"),)
+
+    def attend(
+        self,
+        q_THD: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        seen: VisibleKeys,
+        shape: AttentionShape,
+        causal: bool,
+    ) -> Tensor:
+        return self._fused(q_THD, keys, values, seen, shape, causal, False)[0]
+
+    def attend_in_part(
+        self, q_THD: Tensor, keys: Tensor, values: Tensor, seen: VisibleKeys, shape: AttentionShape
+    ) -> tuple[Tensor, Tensor]:
+        return self._fused(q_THD, keys, values, seen, shape, False, True)
+
+    def _fused(
+        self,
+        q_THD: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        seen: VisibleKeys,
+        shape: AttentionShape,
+        causal: bool,
+        weighed: bool,
+    ) -> tuple[Tensor, Tensor]:
+        (table,) = seen.tensors
+        rows = [b - a for a, b in zip([0, *seen.queries], seen.queries)]
+        need(q_THD.dtype in self.dtypes, f"queries of {self.dtypes}, not {q_THD.dtype}")
+        need(q_THD.shape[-1] == 128, f"queries of width 128, not {q_THD.shape[-1]}")
+        need(len(rows) <= MOST_RUNS, f"at most {MOST_RUNS} runs of rows, not {len(rows)}")
+        need(seen.queries[-1] == len(q_THD), "runs that end with the rows")
+        need(min(rows) > 0 and max(rows) <= self.most_rows, f"runs of 1 to {self.most_rows} rows")
+        need(all(k >= n for k, n in zip(seen.lengths, rows)) or not causal, "a key for each row")
+        need(min(seen.lengths) > 0, "at least one key for each run")
+        need(max(seen.lengths) <= table.shape[1] * BLOCK, "block tables as long as the texts")
+        need(table.dtype == torch.int32, "int32 block tables")
+        out, weight = torch_npu.npu_fused_infer_attention_score(
+            q_THD.contiguous(),
+            keys.flatten(2),
+            values.flatten(2),
+            atten_mask=self._mask if causal else None,
+            actual_seq_lengths=seen.queries,
+            actual_seq_lengths_kv=seen.lengths,
+            block_table=table,
+            num_heads=shape.heads,
+            scale=shape.scale,
+            input_layout="TND",
+            num_key_value_heads=shape.kv_heads,
+            sparse_mode=3 if causal else 0,  # 3: the last row sees the last key
+            inner_precise=0,
+            block_size=BLOCK,
+            softmax_lse_flag=weighed,
+        )
+        return out, weight
+
+    def record(self, run: Callable[[], None]) -> NpuGraph:
+        if self._pool is None:
+            self._pool = torch_npu.npu.graph_pool_handle()
+        return NpuGraph(run, self._pool)
+
+
+class NpuGraph:
+    """A recorded step. What attention needs as host integers is renewed in front of each replay."""
+
+    def __init__(self, run: Callable[[], None], pool: object) -> None:
+        self._graph = torch_npu.npu.NPUGraph()
+        with torch_npu.npu.graph(self._graph, pool=pool, auto_dispatch_capture=True):
+            run()
+
+    def replay(self, queries: list[int], lengths: list[int]) -> None:
+        # the update rewrites what a replay that still runs would read
+        torch_npu.npu.current_stream().synchronize()
+        renewed = {"actual_seq_lengths": queries, "actual_seq_lengths_kv": lengths}
+        self._graph.update(cpu_update_input=[renewed])
+        self._graph.replay()
+
+
+def only_run(rows_RH: Tensor, count: Tensor) -> Tensor:
+    """The first `count` rows, and zeros instead of what no expert wrote: 0 times NaN is not 0."""
+    place_R = torch.arange(len(rows_RH), device=rows_RH.device)
+    return rows_RH.masked_fill((place_R >= count)[:, None], 0)

@@ -1,0 +1,195 @@
+"""The building blocks on Ascend 310P (300I Duo): float16, fractal weights, its own attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch_npu
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastslow.engine.backends.accelerator.kv import BlockStorage, FractalStorage
+from fastslow.engine.backends.accelerator.npu import MASK, NpuGraph, NpuOps, need, only_run
+from fastslow.engine.backends.accelerator.ops import AttentionShape, DeviceMatrix, VisibleKeys
+from fastslow.engine.backends.accelerator.runs import KeyRuns
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.types import Ints
+
+FRACTAL_NZ = 29
+MASKED = -10000.0
+
+
+class Npu310pOps(NpuOps):
+    """What differs from A2: attention without weights to merge by, group sizes as running totals."""
+
+    storage: type[BlockStorage] = FractalStorage
+    dtypes: tuple[torch.dtype, ...] = (torch.float16,)
+    most_rows = MASK
+    graph_rows = 1  # the only attention whose lengths are a tensor sees one row of each text
+    merges = False
+    runs_int8 = False  # its quantised products take other arguments
+    tail_dtype: torch.dtype | None = None
+
+    def __init__(self, device: torch.device) -> None:
+        mask = torch.full((MASK, MASK), MASKED, dtype=torch.float16)
+        self._mask = mask.triu_(1).to(device)
+        self._pool: object | None = None
+
+    def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().check(config, dtype)
+        for name, size in (
+            ("intermediate_size", config.intermediate_size),
+            ("shared_expert_intermediate_size", config.shared_intermediate_size),
+        ):
+            need(size % 16 == 0, f"{name} to be a multiple of 16, not {size}")
+
+    def place(self, weight_OI: Tensor) -> Tensor:
+        if any(size % 16 for size in weight_OI.shape):
+            return weight_OI
+        return self._fractal(weight_OI)
+
+    def place_experts(self, weight_EIO: Tensor) -> Tensor:
+        need(all(size % 16 == 0 for size in weight_EIO.shape[1:]), "experts in multiples of 16")
+        return self._fractal(weight_EIO)
+
+    def _fractal(self, weight: Tensor) -> Tensor:
+        need(weight.dtype in self.dtypes, f"weights of float16, not {weight.dtype}")
+        cast: Tensor = torch_npu.npu_format_cast(weight.contiguous(), FRACTAL_NZ)
+        return cast
+
+    def linear(self, x_TI: Tensor, matrix: DeviceMatrix) -> Tensor:
+        need(matrix.scale is None, "float16 weights on a 310P")
+        return F.linear(x_TI, matrix.weight, matrix.bias)
+
+    def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+        need(x_TH.dtype == weight_H.dtype, "a norm's weight in the rows' dtype")
+        need(x_TH.shape[-1] * x_TH.element_size() >= 32, "rows of at least 32 bytes")
+        return super().rms_norm(x_TH, weight_H, eps)
+
+    def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+        if x_TND.shape[-1] != 128:  # the kernel knows no other
+            swapped = torch.cat(x_TND.chunk(2, -1)[::-1], -1)
+            half = x_TND.shape[-1] // 2
+            sign = torch.cat((-sin_T1D[..., :half], sin_T1D[..., half:]), -1)
+            return x_TND * cos_T1D + swapped * sign
+        out: Tensor = torch_npu.npu_rotary_mul(
+            x_TND[None], cos_T1D[None], sin_T1D[None], rotary_mode="half"
+        )
+        return out[0]
+
+    def route(self, x_TH: Tensor, router_EH: Tensor) -> Tensor:
+        """The product is float16, whose sums the chip keeps in float32; the rest is float32."""
+        return F.linear(x_TH, router_EH.to(x_TH.dtype)).float()
+
+    def experts(
+        self,
+        x_TH: Tensor,
+        experts_TG: Tensor,
+        weights_TG: Tensor,
+        gate_up: DeviceMatrix,
+        down: DeviceMatrix,
+        shared_TH: Tensor,
+    ) -> Tensor:
+        need(gate_up.scale is None, "float16 experts on a 310P")
+        need(x_TH.shape[-1] % 16 == 0, "hidden_size to be a multiple of 16")
+        count = len(gate_up.weight)
+        # this chip gives running totals, whatever is asked for
+        sorted_RH, places, ends_E = self._sorted(x_TH, experts_TG, count)
+        inner_RF = self.silu_product(self._product(sorted_RH, gate_up, ends_E, 0))
+        out_RH = self._product(inner_RF, down, ends_E, 0)
+        total: Tensor = torch_npu.npu_moe_token_unpermute(
+            permuted_tokens=only_run(out_RH, ends_E[-1]),
+            sorted_indices=places,
+            probs=weights_TG.to(x_TH.dtype),
+        )
+        return total + shared_TH
+
+    def store(
+        self, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, slots_T: Tensor
+    ) -> None:
+        need(slots_T.dtype == torch.int32, "int32 slots")
+        torch_npu._npu_reshape_and_cache(
+            key=k_TKD.contiguous(),
+            value=v_TKD.contiguous(),
+            key_cache=keys,
+            value_cache=values,
+            slot_indices=slots_T,
+        )
+
+    def gather(self, cache: Tensor, slots_N: Tensor, kv_heads: int) -> Tensor:
+        block = cache.shape[2]
+        found = cache[slots_N // block, :, slots_N % block]  # [N, kv_heads * D / 16, 16]
+        return found.reshape(len(slots_N), kv_heads, -1)
+
+    def lay(self, runs: KeyRuns, rows: int) -> tuple[Ints, ...]:
+        return (runs.tables.astype("int32"), np.array(runs.lengths, dtype=np.int32))
+
+    def attend(
+        self,
+        q_THD: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        seen: VisibleKeys,
+        shape: AttentionShape,
+        causal: bool,
+    ) -> Tensor:
+        table, lengths = seen.tensors
+        rows = [b - a for a, b in zip([0, *seen.queries], seen.queries)]
+        need(q_THD.dtype in self.dtypes, f"queries of float16, not {q_THD.dtype}")
+        need(causal, "causal runs on a 310P")
+        need(min(rows) > 0 and max(rows) <= MASK, f"runs of 1 to {MASK} rows")
+        need(table.dtype == lengths.dtype == torch.int32, "int32 block tables and lengths")
+        q_THD = q_THD.contiguous()
+        out = torch.empty_like(q_THD)
+        if max(rows) == 1:
+            torch_npu._npu_paged_attention(
+                query=q_THD,
+                key_cache=keys,
+                value_cache=values,
+                num_kv_heads=shape.kv_heads,
+                num_heads=shape.heads,
+                scale_value=shape.scale,
+                block_table=table,
+                context_lens=lengths,
+                out=out,
+            )
+            return out
+        torch_npu._npu_paged_attention_splitfuse_v2(
+            query=q_THD,
+            key_cache=keys,
+            value_cache=values,
+            block_table=table,
+            context_lens=lengths,
+            mask=self._mask,
+            seq_len=torch.tensor(rows, dtype=torch.int32),  # stays on the host
+            num_kv_heads=shape.kv_heads,
+            num_heads=shape.heads,
+            scale_value=shape.scale,
+            mask_type=5,
+            out=out,
+        )
+        return out
+
+    def attend_in_part(
+        self, q_THD: Tensor, keys: Tensor, values: Tensor, seen: VisibleKeys, shape: AttentionShape
+    ) -> tuple[Tensor, Tensor]:
+        raise ValueError("a 310P's attention does not say what its keys weigh")
+
+    def record(self, run: Callable[[], None]) -> NpuGraph:
+        if self._pool is None:
+            self._pool = torch_npu.npu.graph_pool_handle()
+        return Npu310pGraph(run, self._pool)
+
+
+class Npu310pGraph(NpuGraph):
+    """A recorded step whose lengths are tensors: nothing is renewed but what they hold."""
+
+    def __init__(self, run: Callable[[], None], pool: object) -> None:
+        self._graph = torch_npu.npu.NPUGraph()
+        with torch_npu.npu.graph(self._graph, pool=pool):
+            run()
+
+    def replay(self, queries: list[int], lengths: list[int]) -> None:
+        self._graph.replay()

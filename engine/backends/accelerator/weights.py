@@ -1,0 +1,178 @@
+"""The weights of a decoder for accelerators: experts of a layer in one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from loguru import logger
+from torch import Tensor
+
+from fastslow.engine.backends.accelerator.ops import DeviceMatrix, PagedOps
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ops import wide
+from fastslow.engine.model.weights import Read
+
+
+class Int8(Protocol):
+    """A matrix in int8 [O, I] with a scale per output, float32 [O]: y = (x @ weight.T) * scale."""
+
+    @property
+    def weight_OI(self) -> Tensor: ...
+
+    @property
+    def scale_O(self) -> Tensor: ...
+
+
+ReadInt8 = Callable[[str], Int8 | None]
+
+
+def no_int8(name: str) -> Int8 | None:
+    """For checkpoints that hold floats only."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class StackedMlp:
+    """Gate and up in one matrix."""
+
+    gate_up: DeviceMatrix
+    down: DeviceMatrix
+
+
+@dataclass(frozen=True, slots=True)
+class StackedMoge:
+    """router, scale: [E, H] and [E], float32. Experts: [E, H, 2F] and [E, F, H]."""
+
+    router: Tensor
+    scale: Tensor
+    gate_up: DeviceMatrix
+    down: DeviceMatrix
+    shared: StackedMlp
+
+
+@dataclass(frozen=True, slots=True)
+class StackedLayer:
+    """q, k and v in one matrix."""
+
+    attention_norm: Tensor
+    qkv: DeviceMatrix
+    out: DeviceMatrix
+    mlp_norm: Tensor
+    mlp: StackedMlp | StackedMoge
+
+
+class Stacked:
+    """Weights of a config in `dtype` on `device`, read by the names of `names.tensor_shapes`.
+
+    Args:
+        config, dtype, device: of the model.
+        ops: the device's kernels.
+        read: any tensor by its name, as float.
+        int8: gives matrices that are to run in int8, None for the others.
+
+    Raises:
+        ValueError: the device's kernels cannot run the model; no weight is read then.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        ops: PagedOps,
+        dtype: torch.dtype,
+        device: torch.device,
+        read: Read,
+        int8: ReadInt8 = no_int8,
+    ) -> None:
+        ops.check(config, dtype)
+        if int8 is not no_int8 and not ops.runs_int8:
+            logger.warning("int8 weights do not run on this device, they are multiplied out")
+            int8 = no_int8
+        self.config = config
+        self.ops = ops
+        self.dtype = dtype
+        self.device = device
+        self._read = read
+        self._int8 = int8
+        self.embedding = self._plain("model.embed_tokens.weight")
+        self.layers = [self._layer(n) for n in range(config.layers)]
+        self.norm = self._plain("model.norm.weight")
+        tied = config.tie_word_embeddings
+        self.head = DeviceMatrix(ops.place(self.embedding)) if tied else self._matrix("lm_head")
+        del self._read, self._int8
+
+    def _plain(self, *names: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The named tensors below each other."""
+        parts = [self._read(name) for name in names]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return whole.to(self.device, dtype or self.dtype)
+
+    def _matrix(self, *names: str, bias: bool = False) -> DeviceMatrix:
+        weights = [f"{name}.weight" for name in names]
+        added = self._plain(*(f"{name}.bias" for name in names)) if bias else None
+        if (quantised := self._in_int8(weights)) is not None:
+            return DeviceMatrix(quantised.weight, added, quantised.scale)
+        return DeviceMatrix(self.ops.place(self._plain(*weights)), added)
+
+    def _in_int8(self, names: Sequence[str]) -> DeviceMatrix | None:
+        """The named matrices side by side, [I, O], if they are all int8."""
+        parts = [part for name in names if (part := self._int8(name)) is not None]
+        if len(parts) < len(names):
+            return None
+        weight_IO = torch.cat([part.weight_OI for part in parts]).T.contiguous()
+        scale_O = torch.cat([part.scale_O.float() for part in parts])
+        return DeviceMatrix(weight_IO.to(self.device), None, scale_O.to(self.device))
+
+    def _layer(self, n: int) -> StackedLayer:
+        prefix, bias = f"model.layers.{n}", self.config.attention_bias
+        attention = f"{prefix}.self_attn"
+        return StackedLayer(
+            self._plain(f"{prefix}.input_layernorm.weight"),
+            self._matrix(*(f"{attention}.{x}_proj" for x in "qkv"), bias=bias),
+            self._matrix(f"{attention}.o_proj", bias=bias),
+            self._plain(f"{prefix}.post_attention_layernorm.weight"),
+            self._moge(f"{prefix}.mlp")
+            if self.config.routed(n)
+            else self._mlp(f"{prefix}.mlp", self.config.mlp_bias),
+        )
+
+    def _mlp(self, prefix: str, bias: bool = False) -> StackedMlp:
+        return StackedMlp(
+            self._matrix(f"{prefix}.gate_proj", f"{prefix}.up_proj", bias=bias),
+            self._matrix(f"{prefix}.down_proj", bias=bias),
+        )
+
+    def _moge(self, prefix: str) -> StackedMoge:
+        sums = wide(self.dtype)
+        return StackedMoge(
+            self._plain(f"{prefix}.gate.weight", dtype=sums),
+            self._plain(f"{prefix}.router_scale", dtype=sums).flatten(),
+            self._experts(prefix, "gate", "up"),
+            self._experts(prefix, "down"),
+            self._mlp(f"{prefix}.shared_expert"),
+        )
+
+    def _experts(self, prefix: str, *parts: str) -> DeviceMatrix:
+        """Expert by expert into place, so that beside the finished ones one lies in memory."""
+        whole: Tensor | None = None
+        scales: list[Tensor] = []
+        for e in range(self.config.experts):
+            names = [f"{prefix}.experts.{e}.{part}_proj.weight" for part in parts]
+            quantised = self._in_int8(names)
+            if quantised is None:
+                one_IO = self._plain(*names).T
+            else:
+                one_IO = quantised.weight
+                assert quantised.scale is not None
+                scales.append(quantised.scale)
+            if whole is None:
+                whole = one_IO.new_empty(self.config.experts, *one_IO.shape)
+            if whole.dtype != one_IO.dtype:
+                raise ValueError(f"{prefix}: some experts are int8 and some are not")
+            whole[e].copy_(one_IO)
+        assert whole is not None
+        if scales:
+            return DeviceMatrix(whole, None, torch.stack(scales))
+        return DeviceMatrix(self.ops.place_experts(whole))

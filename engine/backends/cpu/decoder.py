@@ -1,0 +1,327 @@
+"""A decoder whose whole step is one call of the kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.formats import Format, Formats
+from fastslow.engine.backends.cpu.kv import TiledStorage
+from fastslow.engine.backends.cpu.packed import Arena, PackedMatrix
+from fastslow.engine.backends.cpu.rows import Rotary, Tails, parts
+from fastslow.engine.backends.cpu.store import PackedFile
+from fastslow.engine.model.base import check_features, kept_layers
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.row_file import OpenFile
+from fastslow.engine.types import Floats, Ints, ModelOutput, Rows
+
+if TYPE_CHECKING:
+    from fastslow.engine.kv.storage import KVStorage
+
+MOST_ROWS = 1024  # of one call; longer steps are cut, which changes no bit of a row
+MOST_RATIO = 64  # query heads of a KV head: what a chunk of attention has room for
+
+
+class CpuDecoder:
+    """The counterpart of `engine.model.decoder.Decoder`, from packed weights.
+
+    Activations are float32 between matrices, keys and values are kept in `dtype`. A row's bits
+    depend neither on other rows nor on the number of threads, which is torch's. One step at a
+    time runs in a process: a second thread's waits.
+
+    Args:
+        config: the model's.
+        formats: what `memory` is packed in.
+        arena: where the pieces lie.
+        memory: the pieces, kept alive here.
+        layers: those that run, the others are skipped; None = all.
+        storage: of keys and values: `TiledStorage`, or `Int8Tiles`.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        formats: Formats,
+        arena: Arena,
+        memory: PackedFile,
+        layers: Sequence[int] | None = None,
+        storage: type[KVStorage] = TiledStorage,
+    ) -> None:
+        self.storage = storage
+        self.config = config
+        self.formats = formats
+        self._arena = arena
+        self._memory = memory
+        self._rotary = Rotary(config)
+        self._kernels = library.kernels()
+        every = range(config.layers)
+        self._layers = kept_layers(every if layers is None else layers, every)
+        self._kv_layers = np.array(self._layers)
+        running = (library.CLayer * len(self._layers))(*map(self._layer, self._layers))
+        self._handle = self._kernels.fs_model_new(ctypes.byref(self._shape()), running)
+        if not self._handle:
+            raise MemoryError("there is no memory left for the model's kernels")
+
+    def __del__(self) -> None:
+        if handle := getattr(self, "_handle", None):
+            self._handle = None
+            self._kernels.fs_model_delete(handle)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values, and of features."""
+        return self.formats.kv
+
+    def clock(self, on: bool) -> dict[str, float]:
+        """Start or stop timing the parts of a step; returns the seconds of each since last asked."""
+        seconds = np.zeros(len(library.PARTS))
+        self._kernels.fs_clock(self._handle, on, seconds.ctypes.data)
+        return dict(zip(library.PARTS, seconds.tolist()))
+
+    def bytes_for(self, groups: int | None = None) -> int:
+        """Bytes of weights that a greedy token's step reads, with so many routed groups."""
+        running = self.config.groups if groups is None else min(groups, self.config.groups)
+        return self._bytes(running * self._routed_layers, running > 0, self.formats.screens)
+
+    def bytes_read(self) -> int:
+        """Bytes of weights that the last step read, with the experts that its rows chose."""
+        experts = int(self._kernels.fs_experts_read(self._handle))
+        screened = bool(self._kernels.fs_screened(self._handle))
+        return self._bytes(experts, experts > 0, screened)
+
+    @property
+    def _routed_layers(self) -> int:
+        return sum(self.config.routed(n) for n in self._layers)
+
+    def _bytes(self, experts: int, router: bool, screened: bool) -> int:
+        pieces = {k: piece for k, piece in self._arena.pieces.items() if self._runs(k)}
+        each = sum(pieces[key].nbytes for key in pieces if ".expert0." in key)
+        left_out = {"embedding", *(("head",) if screened else ("screen", "screen_norms"))}
+        every = sum(
+            piece.nbytes
+            for key, piece in pieces.items()
+            if key not in left_out and ".expert" not in key and (router or ".router" not in key)
+        )
+        return every + experts * each // max(self._routed_layers, 1)
+
+    def _runs(self, key: str) -> bool:
+        layer = key.partition(".")[0]
+        return not layer.isdigit() or int(layer) in self._layers
+
+    def keep(self, layers: Sequence[int]) -> CpuDecoder:
+        """See `Model.keep`; the weights are shared."""
+        kept = kept_layers(layers, self._layers)
+        return CpuDecoder(self.config, self.formats, self._arena, self._memory, kept, self.storage)
+
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
+        """Run the rows, writing their keys and values to `kv` at their slots.
+
+        Returns logits, float32 [M, V], of `rows.outputs` (only their best tokens where
+        `rows.only_best`), and where `features` names layers, their outputs (0 = the first layer's),
+        of `rows.seen`, [S, len(features) * H] in `dtype`, side by side in the order named. M and S
+        may be 0. ValueError for a step without rows, a feature layer that does not run here, or
+        another kind of storage.
+        """
+        if not len(rows.tokens):
+            raise ValueError("rows must hold at least 1 row, got 0")
+        kv.expect(self.storage)
+        check_features(features, self._layers)
+        for name, some in (("outputs", rows.outputs), ("rows to see", rows.seen)):
+            if len(some) > len(rows.tokens):
+                raise ValueError(f"{len(some)} {name} are more than the {len(rows.tokens)} rows")
+        count, hidden = len(rows.outputs), self.config.hidden_size
+        # no logits are written where every row wants only its best token
+        logits = torch.empty(0 if rows.only_best.all() else count, self.config.vocab_size)
+        seen = torch.empty(len(rows.seen), len(features) * hidden) if features else NOTHING
+        best = np.empty(count, dtype=np.int64)
+        tails = Tails.of(rows)
+        cos, sin = self._rotary.at(rows)
+        if len(rows.tokens) <= MOST_ROWS:
+            self._call(
+                kv,
+                features,
+                tokens=rows.tokens,
+                slots=rows.slots,
+                groups=rows.groups,
+                cos=cos,
+                sin=sin,
+                starts=rows.starts,
+                contexts=rows.contexts,
+                chains=tails.chains,
+                tails=tails.slots,
+                tail_starts=tails.starts,
+                tail_lengths=tails.lengths,
+                wanted=rows.outputs,
+                seen=rows.seen if features else rows.seen[:0],
+                only_best=rows.only_best,
+                best=best,
+                logits=logits,
+                feature_values=seen,
+            )
+        else:
+            self._in_parts(kv, features, rows, tails, (cos, sin), (logits, seen, best))
+        return ModelOutput(logits, seen.to(self.dtype) if features else None, best)
+
+    def _in_parts(
+        self,
+        kv: KVStorage,
+        features: tuple[int, ...],
+        rows: Rows,
+        tails: Tails,
+        rotary: tuple[Floats, Floats],
+        results: tuple[torch.Tensor, torch.Tensor, Ints],
+    ) -> None:
+        """The rows at most MOST_ROWS at a time, their results put together in `results`."""
+        cos, sin = rotary
+        logits, seen, best = results
+        for first, last, owners, starts in parts(rows, MOST_ROWS):
+            picked = np.flatnonzero((rows.outputs >= first) & (rows.outputs < last))
+            looked = np.flatnonzero((rows.seen >= first) & (rows.seen < last) & bool(features))
+            own_logits = logits[picked] if len(logits) else logits
+            own_seen = seen[looked] if features else seen
+            own_best = best[picked]
+            self._call(
+                kv,
+                features,
+                tokens=rows.tokens[first:last],
+                slots=rows.slots[first:last],
+                groups=rows.groups[first:last],
+                cos=cos[first:last],
+                sin=sin[first:last],
+                starts=starts,
+                contexts=[rows.contexts[b] for b in owners],
+                chains=tails.chains[owners],
+                tails=tails.slots,
+                tail_starts=tails.starts[first:last],
+                tail_lengths=tails.lengths[first:last],
+                wanted=rows.outputs[picked] - first,
+                seen=rows.seen[looked] - first,
+                only_best=rows.only_best[picked],
+                best=own_best,
+                logits=own_logits,
+                feature_values=own_seen,
+            )
+            if len(logits):
+                logits[picked] = own_logits
+            if features:
+                seen[looked] = own_seen
+            best[picked] = own_best
+
+    def _call(
+        self,
+        kv: KVStorage,
+        features: tuple[int, ...],
+        contexts: Sequence[Ints],
+        logits: torch.Tensor,
+        feature_values: torch.Tensor,
+        **arrays: NDArray[Any],
+    ) -> None:
+        contexts = [np.ascontiguousarray(x) for x in contexts]
+        arrays["contexts"] = np.array([_address(x) for x in contexts], dtype=np.uint64)
+        arrays["context_lengths"] = np.array([len(x) for x in contexts], dtype=np.int64)
+        # the kernels count the layers that run
+        places = [self._layers.index(n) for n in features]
+        arrays["feature_layers"] = np.array(places, dtype=np.int64)
+        arrays["keys"], arrays["values"] = kv.pointers[:, self._kv_layers]
+        kept = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+        args = library.StepArgs(
+            threads=torch.get_num_threads(),
+            rows=len(kept["tokens"]),
+            requests=len(contexts),
+            outputs=len(kept["wanted"]),
+            seen_rows=len(kept["seen"]),
+            features=len(features),
+            kv_format=KV_FORMATS[kv.kept],
+            logits=logits.data_ptr(),
+            feature_values=feature_values.data_ptr(),
+            **{name: _address(x) for name, x in kept.items()},
+        )
+        failed = self._kernels.fs_step(self._handle, ctypes.byref(args))
+        if failed == library.UNREADABLE:
+            raise OSError("the embedding cannot be read from the file of packed weights")
+        if failed:
+            raise MemoryError(f"a step of {args.rows} rows found no memory, or no threads")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of all weights."""
+        return self._arena.nbytes
+
+    def _at(self, key: str) -> int | None:
+        offset = self._arena.offsets.get(key)
+        return None if offset is None else self._memory.address(offset)
+
+    def _matrix(self, key: str) -> library.CMatrix:
+        piece = self._arena.pieces.get(key)
+        if not isinstance(piece, PackedMatrix):
+            return library.CMatrix()
+        return library.CMatrix(
+            self._at(key), self._at(f"{key}_bias"), piece.format, piece.inputs, piece.outputs
+        )
+
+    def _layer(self, n: int) -> library.CLayer:
+        routed = self.config.routed(n)
+        first, second = self._at(f"{n}.expert0.gate_up"), self._at(f"{n}.expert1.gate_up")
+        return library.CLayer(
+            attention_norm=self._at(f"{n}.attention_norm"),
+            mlp_norm=self._at(f"{n}.mlp_norm"),
+            router_scale=self._at(f"{n}.router_scale"),
+            expert_gate_up=self._matrix(f"{n}.expert0.gate_up"),
+            expert_down=self._matrix(f"{n}.expert0.down"),
+            expert_bytes=second - first if routed and first and second else 0,
+            **{k: self._matrix(f"{n}.{k}") for k in ("qkv", "out", "router", *MLP)},
+        )
+
+    def _embedding_format(self) -> Format:
+        if self.formats.int8_embedding:
+            return Format.INT8
+        wide = self.formats.embedding == torch.float32
+        return Format.FLOAT32 if wide else Format.BFLOAT16
+
+    def _shape(self) -> library.CShape:
+        c, cold = self.config, self._memory.cold
+        own = "embedding" in self._arena.offsets  # else the head's tiles have it
+        return library.CShape(
+            layers=len(self._layers),
+            hidden=c.hidden_size,
+            heads=c.heads,
+            kv_heads=c.kv_heads,
+            head_dim=c.head_dim,
+            neurons=max(c.intermediate_size, c.shared_intermediate_size),
+            vocabulary=c.vocab_size,
+            experts=c.experts,
+            groups=c.groups,
+            expert_neurons=c.moe_intermediate_size,
+            eps=c.rms_norm_eps,
+            embedding_format=self._embedding_format(),
+            embedding=self._at("embedding") if own else self._at("head"),
+            embedding_at=self._arena.offsets["embedding"] if own else 0,
+            embedding_file=cold.number if isinstance(cold, OpenFile) else -1,
+            norm=self._at("norm"),
+            head=self._matrix("head"),
+            screen=self._matrix("screen"),
+            screen_norms=self._at("screen_norms"),
+        )
+
+
+def _address(array: NDArray[Any]) -> int:
+    """Where an array's memory lies; a quarter of what `array.ctypes.data` takes."""
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+KV_FORMATS = {
+    torch.float32: Format.FLOAT32,
+    torch.bfloat16: Format.BFLOAT16,
+    torch.int8: Format.INT8,
+}
+MLP = ("gate_up", "down")
+NOTHING = torch.empty(0, 0)

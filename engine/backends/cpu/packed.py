@@ -1,0 +1,288 @@
+"""The weights of a model in the order and the form in which the kernels read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastslow.engine.backends.cpu.formats import EMBEDDING, Format, Formats
+from fastslow.engine.backends.cpu.library import TILE, kernels
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.int8 import QuantLinear, ReadQuant
+from fastslow.engine.types import Ints
+
+HALF = TILE // 2
+
+
+def plain_order(rows: int) -> Ints:
+    """As they are, up to whole tiles."""
+    return _padded(np.arange(rows), TILE)
+
+
+def heads_order(count: int, dim: int) -> Ints:
+    """Each head padded to whole tiles, so that a kernel holds a head at a time."""
+    parts = [_padded(np.arange(dim) + n * dim, TILE) for n in range(count)]
+    return np.concatenate(parts)
+
+
+def gate_up_order(neurons: int) -> Ints:
+    """Sixteen gates and then their sixteen ups: a tile holds both sides of a product.
+
+    The source has all gates and then all ups.
+    """
+    gates = _padded(np.arange(neurons), HALF).reshape(-1, 1, HALF)
+    ups = np.where(gates < 0, -1, gates + neurons)
+    return np.concatenate([gates, ups], axis=1).reshape(-1)
+
+
+def _padded(rows: Ints, step: int) -> Ints:
+    return np.pad(rows, (0, -len(rows) % step), constant_values=-1)
+
+
+Read = Callable[[str], Tensor]
+ReadBlocks = Callable[[str], "NDArray[np.uint8] | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """How a checkpoint's tensors are read by name: as floats; and as 4-bit blocks or in int8, where it
+    has them so."""
+
+    read: Read
+    blocks: ReadBlocks
+    linear: ReadQuant
+
+
+ALIGN = 64
+PAGE = 4096
+UNKNOWN = 1e30
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """A packed matrix. sources: names of the tensors whose rows, below each other, `order` picks."""
+
+    key: str
+    format: Format
+    inputs: int
+    packed: Ints
+    sources: tuple[str, ...]
+
+    @property
+    def outputs(self) -> int:
+        return len(self.order)
+
+    @property
+    def nbytes(self) -> int:
+        return self.outputs // TILE * int(kernels().fs_tile_bytes(self.format, self.inputs))
+
+    def write(self, address: int, sources: Sources) -> None:
+        """Pack at an address of `nbytes` bytes, from 4-bit blocks or int8 where the source has them."""
+        if self.format is Format.INT8:
+            matrices = [m for name in self.sources if (m := sources.linear(name)) is not None]
+            if len(matrices) == len(self.sources):
+                self._keep(address, QuantLinear.stack(matrices))
+                return
+        if self.format is Format.INT4:
+            parts = [sources.blocks(name) for name in self.sources]
+            if all(part is not None for part in parts):
+                rows = _ordered(np.concatenate([p for p in parts if p is not None]), self.order)
+                data = rows.ctypes.data
+                kernels().fs_pack_q4_1(address, data, self.outputs, self.inputs)
+                return
+        # a few tiles at a time: a whole matrix in float32 may be larger than what it is packed to
+        whole = torch.cat([sources.read(name) for name in self.sources])
+        step = max(TILE, (1 << 22) // self.inputs // TILE * TILE)
+        tile = int(kernels().fs_tile_bytes(self.format, self.inputs))
+        for first in range(0, self.outputs, step):
+            picked = self.order[first : first + step]
+            some = whole[torch.from_numpy(np.maximum(picked, 0))].float().numpy()
+            some[picked < 0] = 0
+            at = address + first // TILE * tile
+            kernels().fs_pack(self.format, at, some.ctypes.data, len(picked), self.inputs)
+
+    def _keep(self, address: int, matrix: QuantLinear) -> None:
+        rows = _ordered(matrix.weight_OI.numpy(), self.order)
+        scales = _ordered(matrix.scale_O.numpy(), self.order)
+        kernels().fs_pack_int8(
+            address, rows.ctypes.data, scales.ctypes.data, self.outputs, self.inputs
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """Plain numbers, in `order` where given: norms, biases, scales, the embedding."""
+
+    key: str
+    count: int
+    dtype: torch.dtype
+    sources: tuple[str, ...]
+    packed: Ints | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+    def write(self, address: int, sources: Sources) -> None:
+        """Copy to an address of `nbytes` bytes."""
+        values = torch.cat([sources.read(name).flatten() for name in self.sources]).to(self.dtype)
+        if self.order is not None:
+            picked = values.numpy()[np.maximum(self.order, 0)]
+            picked[self.order < 0] = 0
+            values = torch.from_numpy(picked)
+        _memory(address, self.nbytes)[:] = values.contiguous().view(torch.uint8).numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class ScreenNorms:
+    """float32 [2, outputs]: norms of a matrix' rows in bfloat16, and of what int8 makes of them less.
+
+    Rows of padding have no norm and an endless error: nothing is known of them.
+    """
+
+    key: str
+    rows: int
+    source: str
+
+    @property
+    def outputs(self) -> int:
+        return -(-self.rows // TILE) * TILE
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * self.outputs * 4
+
+    def write(self, address: int, sources: Sources) -> None:
+        """Compute at an address of `nbytes` bytes."""
+        found = _memory(address, self.nbytes).view(np.float32).reshape(2, self.outputs)
+        found[0], found[1] = 0.0, UNKNOWN
+        whole = sources.read(self.source)
+        for first in range(0, self.rows, 4096):
+            last = min(first + 4096, self.rows)
+            some = whole[first:last].float()
+            exact = some.bfloat16().float()
+            largest = some.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+            int8 = (some * (127 / largest)).round() * (largest / 127)
+            found[0, first:last] = exact.norm(dim=-1).numpy()
+            found[1, first:last] = (exact - int8).norm(dim=-1).numpy()
+
+
+Piece = PackedMatrix | Vector | ScreenNorms
+COLD = ("embedding",)  # read a row at a time: it can stay in the file
+
+
+def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
+    """All that a model needs, in the order of a step: a core then reads one stream."""
+    for n in range(config.layers):
+        yield from _layer(config, formats, n)
+    hidden, vocabulary = config.hidden_size, config.vocab_size
+    tied = config.tie_word_embeddings
+    yield Vector("norm", hidden, torch.float32, ("model.norm.weight",))
+    head = EMBEDDING if tied else "lm_head.weight"
+    if formats.screens:
+        yield PackedMatrix("screen", Format.INT8, hidden, plain_order(vocabulary), (head,))
+        yield ScreenNorms("screen_norms", vocabulary, head)
+    yield PackedMatrix("head", formats.head, hidden, plain_order(vocabulary), (head,))
+    if not formats.int8_embedding:
+        yield Vector("embedding", vocabulary * hidden, formats.embedding, (EMBEDDING,))
+    elif not tied:
+        yield PackedMatrix("embedding", Format.INT8, hidden, plain_order(vocabulary), (EMBEDDING,))
+
+
+def _layer(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
+    name, f32 = f"model.layers.{n}", torch.float32
+    hidden = c.hidden_size
+    yield Vector(f"{n}.attention_norm", hidden, f32, (f"{name}.input_layernorm.weight",))
+    heads = heads_order(c.heads + 2 * c.kv_heads, c.head_dim)
+    qkv = [f"{name}.self_attn.{x}_proj" for x in "qkv"]
+    yield from _matrix(f"{n}.qkv", formats, hidden, heads, qkv, c.attention_bias)
+    out = [f"{name}.self_attn.o_proj"]
+    width = c.heads * c.head_dim
+    yield from _matrix(f"{n}.out", formats, width, plain_order(hidden), out, c.attention_bias)
+    yield Vector(f"{n}.mlp_norm", hidden, f32, (f"{name}.post_attention_layernorm.weight",))
+    mlp = f"{name}.mlp"
+    if not c.routed(n):
+        yield from _mlp(n, "", formats, hidden, c.intermediate_size, mlp, c.mlp_bias)
+        return
+    experts = plain_order(c.experts)
+    yield PackedMatrix(f"{n}.router", Format.FLOAT32, hidden, experts, (f"{mlp}.gate.weight",))
+    scale = (f"{mlp}.router_scale",)
+    yield Vector(f"{n}.router_scale", len(experts), f32, scale, experts)
+    shared = f"{mlp}.shared_expert"
+    yield from _mlp(n, "", formats, hidden, c.shared_intermediate_size, shared, False)
+    experts_alike = formats.alike(f"{mlp}.experts.{e}" for e in range(c.experts))
+    for e in range(c.experts):
+        expert, inner = f"{mlp}.experts.{e}", c.moe_intermediate_size
+        yield from _mlp(n, f"expert{e}.", experts_alike, hidden, inner, expert, False)
+
+
+def _mlp(
+    n: int, key: str, formats: Formats, hidden: int, inner: int, prefix: str, bias: bool
+) -> Iterator[Piece]:
+    both = [f"{prefix}.gate_proj", f"{prefix}.up_proj"]
+    yield from _matrix(f"{n}.{key}gate_up", formats, hidden, gate_up_order(inner), both, bias)
+    down = [f"{prefix}.down_proj"]
+    yield from _matrix(f"{n}.{key}down", formats, inner, plain_order(hidden), down, bias)
+
+
+def _matrix(
+    key: str, formats: Formats, inputs: int, rows: Ints, sources: Sequence[str], bias: bool
+) -> Iterator[Piece]:
+    names = tuple(f"{s}.weight" for s in sources)
+    yield PackedMatrix(key, formats.matrix(names), inputs, rows, names)
+    if bias:
+        biases = tuple(f"{s}.bias" for s in sources)
+        yield Vector(f"{key}_bias", len(rows), torch.float32, biases, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """Where each piece lies in one run of memory.
+
+    hot: bytes that every step reads from; the rest, from a page of its own on, is cold.
+    """
+
+    pieces: dict[str, Piece]
+    offsets: dict[str, int]
+    hot: int
+    nbytes: int
+
+    @property
+    def cold_rows(self) -> bool:
+        """Whether all that is cold has rows that lie in one piece each."""
+        return all(isinstance(self.pieces[key], Vector) for key in COLD if key in self.pieces)
+
+    @classmethod
+    def of(cls, config: ModelConfig, formats: Formats) -> Arena:
+        """Lay the pieces one after the other, each on a cache line of its own."""
+        found = {piece.key: piece for piece in pieces(config, formats)}
+        offsets, at, hot = {}, 0, 0
+        for key in sorted(found, key=lambda key: key in COLD):  # stable: else in a step's order
+            if key in COLD and not hot:
+                hot = at = -(-at // PAGE) * PAGE
+            offsets[key] = at
+            at += -(-found[key].nbytes // ALIGN) * ALIGN
+        return cls(found, offsets, hot, at)
+
+    def write(self, address: int, sources: Sources) -> None:
+        """Fill memory of `nbytes` bytes at an address that is a multiple of 64."""
+        for key, piece in self.pieces.items():
+            piece.write(address + self.offsets[key], sources)
+
+
+def _ordered(rows: NDArray[Any], picked: Ints) -> NDArray[Any]:
+    some = rows[np.maximum(picked, 0)]
+    some[picked < 0] = 0
+    return some
+
+
+def _memory(address: int, size: int) -> NDArray[np.uint8]:
+    import ctypes
+
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))

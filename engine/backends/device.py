@@ -1,0 +1,121 @@
+"""From the name of a device to the device, and to what runs there."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch_npu
+
+from fastslow.engine.backends.accelerator.npu import NpuOps
+
+if TYPE_CHECKING:
+    from fastslow.engine.backends.accelerator.ops import PagedOps
+    from fastslow.engine.model.ops import Ops
+
+KINDS = ("cpu", "cuda", "npu")
+
+
+class DevicePlace(NamedTuple):
+    """Where a model runs: one of KINDS, and torch's device of it."""
+
+    kind: str
+    device: torch.device
+
+
+def find_place(device: str | torch.device) -> DevicePlace:
+    """The device that a name means; "auto" is an NPU or a GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: one sentence about a device that this version or this machine does not have.
+    """
+    if device == "auto":
+        return DevicePlace("npu", torch.device("npu")) if _has_npu() else _gpu_or_cpu()
+    kind = str(device).partition(":")[0]
+    if kind not in KINDS:
+        raise ValueError(f"device {str(device)!r} is not one of auto, {', '.join(KINDS)}")
+    if kind == "npu":
+        return DevicePlace("npu", _npu(str(device)))
+    picked = _named(device)
+    if kind == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {str(device)!r} is not on this machine, which has no such GPU")
+    return DevicePlace(kind, picked)
+
+
+def _gpu_or_cpu() -> DevicePlace:
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return DevicePlace(kind, torch.device(kind))
+
+
+def _has_npu() -> bool:
+    npu = getattr(torch, "npu", None)  # set by torch_npu where it is loaded
+    return npu is not None and bool(npu.is_available())
+
+
+def _npu(device: str) -> torch.device:
+    try:
+        torch_npu = importlib.import_module("torch_npu")
+    except (ImportError, OSError) as error:
+        raise ValueError(
+            f"device {device!r} needs torch-npu of torch's own version ({torch.__version__}) and a "
+            f"CANN toolkit: pip install 'fastslow[npu]', then source CANN's set_env.sh ({error})"
+        ) from None
+    if not torch_npu.npu.is_available():
+        raise ValueError(f"device {device!r} is not on this machine: torch-npu finds no NPU")
+    picked = _named(device)
+    if (picked.index or 0) >= torch_npu.npu.device_count():
+        raise ValueError(f"device {device!r} is not on this machine, which has no such NPU")
+    return picked
+
+
+def _named(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is not a device name, like cpu or cuda:0") from None
+
+
+def ops_for(kind: str) -> Ops:
+    """The building blocks of `engine.model.decoder.Decoder` for a kind of device."""
+    from fastslow.engine.backends.torch.onednn import OneDnnOps
+    from fastslow.engine.backends.torch.reference import ReferenceOps
+
+    return OneDnnOps() if kind == "cpu" else ReferenceOps()
+
+
+def paged_ops_for(place: DevicePlace) -> PagedOps:
+    """The building blocks of `engine.model.paged.PagedDecoder` for an accelerator.
+
+    Raises:
+        ValueError: an NPU whose chip is not known.
+    """
+    if place.kind == "cuda":
+        from fastslow.engine.backends.accelerator.cuda import CudaOps
+
+        return CudaOps(place.device)
+    # merged
+
+    return ops_of_chip(place.device)
+
+
+def chip() -> str:
+    """The name of the NPU's chip, like Ascend910B1."""
+    name: str = torch_npu.npu.get_device_name()
+    return name
+
+
+def ops_of_chip(device: torch.device) -> NpuOps:
+    """What runs on this machine's chip.
+
+    Raises:
+        ValueError: a chip that is neither of the 910B, 910_93 and 310P families.
+    """
+    name = chip()
+    if name.startswith("Ascend310P"):
+        from fastslow.engine.backends.accelerator.npu_310p import Npu310pOps
+
+        return Npu310pOps(device)
+    if name.startswith(("Ascend910B", "Ascend910_93")):
+        return NpuOps(device)
+    raise ValueError(f"NPU chip {name!r} is not one of the known Ascend910B, 910_93 and 310P")

@@ -1,0 +1,185 @@
+"""Loading a checkpoint folder: config.json and safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from loguru import logger
+
+from fastslow.engine.backends.accelerator.decoder import PagedDecoder
+from fastslow.engine.backends.accelerator.ops import PagedOps
+from fastslow.engine.backends.accelerator.weights import Stacked, no_int8
+from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.build import level
+from fastslow.engine.backends.cpu.formats import EMBEDDING, QUANTIZATIONS, Formats
+from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
+from fastslow.engine.backends.cpu.load import load_packed, runs
+from fastslow.engine.backends.device import DevicePlace, find_place, ops_for, paged_ops_for
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.base import Model
+from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.extra_weights import ExtraWeights
+from fastslow.engine.model.quantised import Scheme
+from fastslow.engine.model.weights import Weights
+
+W8A8 = "w8a8"
+KV_DTYPES = ("auto", "int8", "model")
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+def load_model(
+    folder: str | Path,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    progress: bool = True,
+    quantization: str = "none",
+    kv_dtype: str = "auto",
+) -> Model:
+    """The model in `folder`, ready to run.
+
+    dtype: "bfloat16", "float16", "float32", "float64", the torch dtype, or "auto": the
+    checkpoint's own. device: "cpu", "cuda", "npu", or "auto": an accelerator where there is one.
+    progress: draw a bar on a terminal while reading. quantization: "int8" or "int4" weights, on the
+    CPU; "w8a8" for a checkpoint that is quantised so; "none" runs the dtype; "auto" is w8a8 or int4
+    where the folder is quantised so, or came from a 4-bit file, and no dtype is asked for, else none.
+    kv_dtype: of keys and values: "int8" (a scale per token and head, on the CPU kernels), "model" (the
+    model's own), or "auto": int8 for a w8a8 checkpoint that is made for it, else the model's. Raises
+    ValueError in one sentence, before any weight is allocated, for a folder that
+    does not hold the model its config.json describes.
+    """
+    if kv_dtype not in KV_DTYPES:
+        raise ValueError(f"kv_dtype {kv_dtype!r} is not one of {', '.join(KV_DTYPES)}")
+    config = ModelConfig.from_folder(Path(folder))
+    place = find_place(device)
+    where = place.device
+    scheme = Scheme.from_folder(Path(folder))
+    checkpoint = Checkpoint.open(Path(folder), config, scheme)
+    ops = paged_ops_for(place) if place.kind != "cpu" else None
+    picked = pick_dtype(dtype, config, place, ops)
+    if quantization == "auto":
+        quantization = _own_quantization(Path(folder), config, dtype, place.kind, scheme)
+    if quantization == W8A8 and scheme is None:
+        raise ValueError(
+            f"quantization {W8A8!r} runs checkpoints that are quantised so, and {folder} is not: "
+            "see fastslow quantize"
+        )
+    if _on_kernels(config, picked, place.kind, quantization):
+        formats = _formats(picked, quantization, config, scheme)
+        logger.debug("running {} on the CPU kernels ({})", formats.name, level())
+        storage = _storage(kv_dtype, config, quantization, scheme)
+        return load_packed(
+            Path(folder), config, formats, lambda: checkpoint.quantised(progress), storage
+        )
+    if kv_dtype == "int8":
+        raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which do not run here")
+    with checkpoint.quantised(progress) as tensors:
+        if ops is not None and config.extras is None and picked != torch.float64:
+            int8 = tensors.linear if quantization == W8A8 else no_int8
+            return PagedDecoder(Stacked(config, ops, picked, where, tensors.read, int8))
+        kind = Weights if config.extras is None else ExtraWeights
+        own = {"linear": tensors.linear} if quantization == W8A8 else {}
+        return Decoder(kind(config, ops_for(place.kind), picked, where, tensors.read, **own))
+
+
+def _formats(
+    dtype: torch.dtype, quantization: str, config: ModelConfig, scheme: Scheme | None
+) -> Formats:
+    if quantization != W8A8 or scheme is None:
+        return Formats.of(dtype, quantization)
+    head = EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
+    return Formats.w8a8(dtype, scheme.kinds, head)
+
+
+def _storage(
+    kv_dtype: str, config: ModelConfig, quantization: str, scheme: Scheme | None
+) -> type[KVStorage]:
+    """How keys and values are kept; ValueError where int8 is asked for and cannot be."""
+    fits = not config.head_dim % 4
+    if kv_dtype == "int8" and not fits:
+        raise ValueError(
+            f"kv_dtype 'int8' needs a head_dim that is a multiple of 4, not {config.head_dim}"
+        )
+    if kv_dtype != "auto":
+        return Int8Tiles if kv_dtype == "int8" else TiledStorage
+    if not (quantization == W8A8 and scheme is not None and scheme.kv and fits):
+        return TiledStorage
+    logger.info("keys and values are kept in int8, as the checkpoint is made for")
+    return Int8Tiles
+
+
+def _own_quantization(
+    folder: Path,
+    config: ModelConfig,
+    dtype: str | torch.dtype,
+    device: str,
+    scheme: Scheme | None,
+) -> str:
+    if dtype == "auto" and scheme is not None:
+        finer = device == "cpu" and library.available() and runs(config) is None
+        inputs = ", inputs per 32, which is finer than per token" if finer else ""
+        said = f"{scheme.sentence}{inputs}"
+        logger.info("the weights of {} are W8A8 and run so: {}", folder.name, said)
+        return W8A8
+    four_bit = dtype == "auto" and (folder / BLOCKS).is_file()
+    if not (four_bit and device == "cpu" and library.available()):
+        return "none"
+    logger.info("the weights of {} are 4-bit and run so (int4)", folder.name)
+    return "int4"
+
+
+def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantization: str) -> bool:
+    """Whether the CPU kernels run this; ValueError for a quantization that nothing here runs."""
+    if quantization not in ("none", W8A8):
+        if quantization not in QUANTIZATIONS:
+            known = ", ".join(("auto", "none", *QUANTIZATIONS, W8A8))
+            raise ValueError(f"quantization {quantization!r} is not one of {known}")
+        if device != "cpu":
+            raise ValueError(f"quantization {quantization!r} runs on the CPU only, not {device}")
+        if not library.available():
+            raise ValueError(
+                f"quantization {quantization!r} needs the CPU kernels, which are not available "
+                "here; the log says why"
+            )
+    if config.extras is not None and device == "npu":
+        raise ValueError(f"{config.architecture} does not run on 'npu' yet: use 'cpu' or 'cuda'")
+    reason = runs(config)
+    if quantization not in ("none", W8A8) and reason is not None:
+        raise ValueError(f"quantization {quantization!r} needs the CPU kernels, but {reason}")
+    if device != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if reason is not None:
+        logger.warning("plain torch runs instead of the CPU kernels: {}", reason)
+        return False
+    return library.available()
+
+
+def pick_dtype(
+    dtype: str | torch.dtype, config: ModelConfig, place: DevicePlace, ops: PagedOps | None = None
+) -> torch.dtype:
+    """The dtype to run in. A checkpoint that names none runs in float32.
+
+    When dtype is "auto", float16 becomes bfloat16 on the CPU, whose float16 products are slow, and
+    what an NPU does not run becomes what it does.
+    """
+    name = str(dtype).removeprefix("torch.")
+    own = (config.dtype or "float32") if name == "auto" else name
+    if own not in DTYPES:
+        raise ValueError(f"dtype {own!r} is not one of auto, {', '.join(DTYPES)}")
+    if name != "auto":
+        return DTYPES[own]
+    if own == "float16" and place.kind == "cpu":
+        logger.info("the checkpoint is float16, which the CPU runs as bfloat16")
+        return torch.bfloat16
+    runs = DTYPES[own] if ops is None else ops.nearest(DTYPES[own])
+    if runs != DTYPES[own]:
+        logger.info("the checkpoint is {}, which runs here as {}", own, runs)
+    return runs

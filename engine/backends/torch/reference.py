@@ -1,0 +1,143 @@
+"""The building blocks in plain torch, for any device and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastslow.engine.model.int8 import QuantLinear, int8_product, pack_int8
+from fastslow.engine.model.ops import Dispatch, Keys, wide
+
+
+class ReferenceOps:
+    """Row-independent building blocks: a row's bits never depend on the rows beside it.
+
+    Three rules make it so. Matrix products see row counts that are multiples of `rows`, since
+    libraries switch to another kernel, and another rounding, for fewer. Sums over keys run inside
+    blocks of one fixed size and then block by block, so that keys a row does not see add exact
+    zeros. Elementwise functions whose rounding differs at the end of a vector are put together
+    from functions that round alike everywhere. Plain products hold to this for sizes that are
+    multiples of 16, as those of real models are; odd ones were seen to differ in the last bit.
+    """
+
+    rows = 4
+    block = 128
+
+    def pack(self, weight_OI: Tensor) -> Tensor:
+        """The weight itself."""
+        return weight_OI
+
+    def pack_int8(self, matrix: QuantLinear) -> Tensor:
+        """Rows of int8, each with its scale behind it."""
+        return pack_int8(matrix)
+
+    def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        """x @ weight.T + bias, [T, O], in the dtype of x; the weight as `pack` gave it."""
+        count = x_TI.shape[0]
+        if missing := -count % self.rows:
+            x_TI = F.pad(x_TI, (0, 0, 0, missing))
+        return self._product(x_TI, weight_OI, bias_O)[:count]
+
+    def _product(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        if weight_OI.dtype == torch.int8:
+            return int8_product(x_TI, weight_OI, bias_O)
+        return F.linear(x_TI, weight_OI, bias_O)
+
+    def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps), rounded to the dtype of x, then times weight.
+
+        Computed in float32 (float64 for float64). Zhang and Sennrich, arXiv 1910.07467.
+        """
+        x = x_TH.to(wide(x_TH.dtype))
+        scale = (x * x).mean(-1, keepdim=True).add_(eps).rsqrt_()
+        return (x * scale).to(x_TH.dtype).mul_(weight_H)
+
+    def silu_product(self, gate_up_T2F: Tensor) -> Tensor:
+        """silu(gate) * up for [T, 2F] = (gate | up), giving [T, F] in the same dtype.
+
+        Computed in float32 (float64 for float64) and rounded once.
+        """
+        gate, up = gate_up_T2F.to(wide(gate_up_T2F.dtype)).chunk(2, -1)
+        return gate.neg().exp_().add_(1).reciprocal_().mul_(gate).mul_(up).to(gate_up_T2F.dtype)
+
+    def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+        """Half-split rotary embedding; the sines come with their first half negated."""
+        return (x_TND * cos_T1D).add_(x_TND.roll(x_TND.shape[-1] // 2, -1).mul_(sin_T1D))
+
+    def attend(self, q_LPHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, keys: Keys) -> Tensor:
+        """Softmax attention of L lines of P rows, each line over its own keys: [L, P, H * D].
+
+        q is float32 (float64 for float64) and already scaled; k and v are a layer's whole cache,
+        [slots, kv_heads, D] in the model's dtype. P is a multiple of `rows`.
+        """
+        lines, rows, heads, dim = q_LPHD.shape
+        kv_heads = k_SKD.shape[1]
+        group = rows * (heads // kv_heads)
+        bias = keys.bias
+        k = self._gather(k_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
+        v = self._gather(v_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
+        if keys.sinks is not None:
+            k, v = _behind(keys.sinks.k, k), _behind(keys.sinks.v, v)
+            front = keys.sinks.bias.expand(lines, -1, -1, group, -1)
+            bias = torch.cat((front, bias.expand(lines, -1, -1, -1, -1)), 2)
+        blocks = bias.shape[2]
+        k, v = k.view(-1, self.block, dim), v.view(-1, self.block, dim)
+        q = q_LPHD.view(lines, rows, kv_heads, -1, dim).transpose(1, 2)
+        q = q.reshape(lines, kv_heads, 1, group, dim).expand(-1, -1, blocks, -1, -1)
+        scores = torch.bmm(q.reshape(-1, group, dim), k.transpose(1, 2))
+        scores = scores.view(lines, kv_heads, blocks, group, self.block).add_(bias)
+        mass = scores.sub_(scores.amax((2, 4), keepdim=True)).exp_()
+        totals = mass.sum(-1, keepdim=True)
+        parts = torch.bmm(mass.view(-1, group, self.block), v)
+        parts = parts.view(lines, kv_heads, blocks, group, dim)
+        out, total = parts[:, :, 0], totals[:, :, 0]
+        for i in range(1, blocks):
+            out += parts[:, :, i]
+            total += totals[:, :, i]
+        out = (out / total).view(lines, kv_heads, rows, -1, dim)
+        return out.transpose(1, 2).reshape(lines, rows, heads * dim)
+
+    def _gather(
+        self,
+        cache_SKD: Tensor,
+        slots: slice | Tensor,
+        lines: int,
+        blocks: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """The lines' keys or values, [lines, kv_heads, blocks * block, D]."""
+        _, kv_heads, dim = cache_SKD.shape
+        size = blocks * self.block
+        out = cache_SKD.new_empty(lines, kv_heads, size, dim, dtype=dtype)
+        if isinstance(slots, slice):
+            run = cache_SKD[slots].transpose(0, 1)
+            out[0, :, : run.shape[1]].copy_(run)
+            out[0, :, run.shape[1] :].zero_()
+        else:
+            picked = cache_SKD.index_select(0, slots).view(lines, size, kv_heads, dim)
+            out.copy_(picked.transpose(1, 2))
+        return out
+
+    def experts(
+        self,
+        x_TH: Tensor,
+        gate_up_2FH: Sequence[Tensor],
+        down_HF: Sequence[Tensor],
+        dispatch: Dispatch,
+    ) -> Tensor:
+        """Each sorted row through its own expert's gated MLP: [R, H], in the dtype of x.
+
+        Weights per expert, as `pack` gave them.
+        """
+        x_RH = x_TH.index_select(0, dispatch.rows)
+        inner = [self._product(x_RH[i:j], gate_up_2FH[e], None) for e, i, j in dispatch.runs]
+        h_RF = self.silu_product(torch.cat(inner))
+        return torch.cat([self._product(h_RF[i:j], down_HF[e], None) for e, i, j in dispatch.runs])
+
+
+def _behind(sinks_KFD: Tensor, own_LKSD: Tensor) -> Tensor:
+    """[L, kv_heads, F + S, D]: the sinks, and then each line's own."""
+    return torch.cat((sinks_KFD.to(own_LKSD.dtype).expand(len(own_LKSD), -1, -1, -1), own_LKSD), 2)

@@ -1,0 +1,129 @@
+"""What a step of a model takes by its rows: measured on this machine, once, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from loguru import logger
+
+from fastslow.engine.host.cache_folder import cache_folder
+from fastslow.engine.host.watch import Watch
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.model.base import Model
+from fastslow.engine.types import Rows, Segment
+
+ROWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
+CONTEXT = 64  # tokens before the rows
+ROUNDS = 5  # the fastest counts: what else runs on the machine comes and goes
+PATIENCE = 1.5  # seconds; larger steps are then left out
+WORTH_KEEPING = 0.2  # seconds
+BUSY = 0.1  # share of the machine that others take, above which what was measured is not kept
+
+
+def step_seconds(
+    model: Model, groups: int | None, identity: str
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Row counts, ascending from 1, and the seconds of a greedy step with so many.
+
+    Random tokens after a short text, so that a MoGE model's rows choose experts as its router has it.
+    Kept in the cache folder if measuring took long and the machine was not busy with other things; a
+    file that does not fit is measured anew.
+
+    Args:
+        model: runs the steps, on pages of its own.
+        groups: routed groups of all rows, None = all.
+        identity: tells models apart that run at different speeds: path, dtype, quantization.
+    """
+    path = _path(model, groups, identity)
+    if (kept := _read(path)) is not None:
+        return kept
+    started, watch = time.perf_counter(), Watch()
+    rows, seconds = _measure(model, groups)
+    taken, others = time.perf_counter() - started, watch.others()
+    if taken > WORTH_KEEPING:
+        logger.info("measured what steps of 1 to {} rows take, in {:.1f} s", rows[-1], taken)
+        if others is None or others <= BUSY:
+            _keep(path, rows, seconds)
+        else:
+            logger.info(
+                "others took {:.0%} of the machine meanwhile: measured again at the next start",
+                others,
+            )
+    return rows, seconds
+
+
+def _measure(model: Model, groups: int | None) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    fits = [n for n in ROWS if CONTEXT + n <= model.config.context] or [1]
+    context = min(CONTEXT, model.config.context - 1)
+    pages = -(-(context + fits[-1]) // 16)
+    cache = KVCache.for_model(model, pages * model.storage.homes)  # all rows in the first home
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, context + fits[-1])
+    slots = np.arange(context + fits[-1])
+
+    def run(first: int, count: int) -> float:
+        segment = Segment(
+            tokens=tokens[first : first + count].tolist(),
+            positions=range(first, first + count),
+            parents=range(-1, count - 1),
+            slots=slots[first : first + count],
+            context=slots[:first],
+            groups=groups,
+            outputs=range(count),
+            only_best=True,
+        )
+        started = time.perf_counter()
+        model.forward(Rows.of([segment]), cache.storage)
+        return time.perf_counter() - started
+
+    run(0, context)
+    found: dict[int, list[float]] = {n: [] for n in fits}
+    left = PATIENCE
+    for _ in range(ROUNDS):
+        for n in fits:
+            if left > 0:
+                found[n].append(run(context, n))
+                left -= found[n][-1]
+    known = [n for n in fits if found[n]]
+    return tuple(known), tuple(min(found[n]) for n in known)
+
+
+def _path(model: Model, groups: int | None, identity: str) -> Path:
+    facts = (
+        identity,
+        type(model).__name__,
+        str(model.dtype),
+        str(model.device),
+        torch.get_num_threads(),
+        os.environ.get("FASTSLOW_KERNELS", ""),
+        groups,
+        ROWS,
+    )
+    return cache_folder() / "pace" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}.json"
+
+
+def _read(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        rows, seconds = tuple(map(int, kept["rows"])), tuple(map(float, kept["seconds"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    sound = len(rows) == len(seconds) > 0 and rows[0] == 1 and min(seconds) > 0
+    return (rows, seconds) if sound and all(a < b for a, b in itertools.pairwise(rows)) else None
+
+
+def _keep(path: Path, rows: tuple[int, ...], seconds: tuple[float, ...]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = path.with_name(f".{path.name}.{os.getpid()}")
+        made.write_text(json.dumps({"rows": rows, "seconds": seconds}), "utf-8")
+        os.replace(made, path)
+    except OSError as error:
+        logger.warning("step times cannot be kept, so each start measures anew: {}", error)

@@ -1,0 +1,103 @@
+"""A step's work and drafts, laid out as rows; and which logits belong to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastslow.engine.core.request import Request
+from fastslow.engine.core.scheduler import ScheduledChunk
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.sampling.probs import only_best
+from fastslow.engine.types import Draft, Rows, Segment, Tree
+
+
+@dataclass(slots=True)
+class StepLayout:
+    """Rows for the model. Logits come back in this order: prompt rows, then verified rows, by request.
+
+    Attributes:
+        rows: what the model runs.
+        prompt_logits: per work item, index of its first prompt logits and the tokens they predict.
+        verify_logits: per ready request, index of the logits after its last committed token; those
+            after its draft nodes follow.
+        verify_seen: the same among the rows whose features are wanted.
+        read_seen: indices among these of the rows of text that somebody wants to see.
+    """
+
+    rows: Rows
+    prompt_logits: list[tuple[int, list[int]]]
+    verify_logits: list[int]
+    verify_seen: list[int]
+    read_seen: list[int]
+
+
+def lay_rows(
+    work: Sequence[ScheduledChunk], draft: Draft, kv: KVCache, read: Sequence[range] | None = None
+) -> StepLayout:
+    """Prompt chunks, last tokens and draft nodes of all requests, as one run of rows.
+
+    Args:
+        work: this step's requests; the ready ones own the trees of `draft`, in the same order.
+        draft: one tree for each ready request.
+        kv: pages for all of it are reserved.
+        read: positions of each work item's text that somebody wants to see; None = nobody does.
+    """
+    segments: list[Segment] = []
+    prompt_logits: list[tuple[int, list[int]]] = []
+    verify_logits: list[int] = []
+    verify_seen: list[int] = []
+    read_seen: list[int] = []
+    logits = looks = 0
+    for item, positions in zip(work, read or [range(0)] * len(work), strict=True):
+        request, chunk = item
+        ready = item.ready
+        tree = draft.tree(len(verify_logits)) if ready else Tree()
+        predicted = _predicted(request, chunk)
+        outputs = [position - request.computed for position, _ in predicted]
+        prompt_logits.append((logits, [token for _, token in predicted]))
+        seen = [position - request.computed for position in positions]
+        read_seen += range(looks, looks + len(seen))
+        if ready:
+            verify_logits.append(logits + len(predicted))
+            verify_seen.append(looks + len(seen))
+            verified = range(chunk - 1, chunk + len(tree.tokens))
+            outputs += verified
+            seen += verified
+        logits += len(outputs)
+        looks += len(seen)
+        segments.append(_segment(item, tree, outputs, seen, kv))
+    return StepLayout(Rows.of(segments), prompt_logits, verify_logits, verify_seen, read_seen)
+
+
+def _predicted(request: Request, chunk: int) -> list[tuple[int, int]]:
+    """Positions of this chunk whose next token is a prompt token with log-probabilities to give."""
+    if not request.wants_prompt_logprobs:
+        return []
+    first = max(request.computed, len(request.prompt_logprobs))
+    last = min(request.computed + chunk, request.prompt_length - 1)
+    return [(p, request.tokens[p + 1]) for p in range(first, last)]
+
+
+def _segment(
+    item: ScheduledChunk, tree: Tree, outputs: Sequence[int], seen: Sequence[int], kv: KVCache
+) -> Segment:
+    request, chunk = item
+    computed = request.computed
+    fresh = request.tokens[computed : computed + chunk]
+    depths: list[int] = []
+    for parent in tree.parents:
+        depths.append(1 if parent < 0 else depths[parent] + 1)
+    last = len(request.tokens) - 1
+    return Segment(
+        tokens=[*fresh, *tree.tokens],
+        positions=[*range(computed, computed + chunk), *(last + depth for depth in depths)],
+        parents=[*range(-1, chunk - 1), *(chunk + parent for parent in tree.parents)],
+        slots=kv.slots(request.id, computed, computed + chunk + len(tree.tokens)),
+        context=kv.slots(request.id, 0, computed),
+        groups=request.here,
+        outputs=outputs,
+        seen=seen,
+        only_best=only_best(request) and not request.wants_logits,
+        reach=request.reach,
+    )

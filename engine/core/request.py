@@ -1,0 +1,156 @@
+"""One request's state: integers and lists, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.sampling.accept.rule import Rule
+from fastslow.engine.sampling.accept.token import tokenwise
+from fastslow.engine.sampling.confidence import Confidence
+from fastslow.engine.sampling.stop import Stopper
+from fastslow.engine.sampling.thinking import Thinking
+from fastslow.engine.types import Policy
+
+
+@dataclass(slots=True)
+class Tally:
+    """What speculation did for one request."""
+
+    steps: int = 0  # forwards that gave tokens
+    drafted: int = 0  # nodes that were verified
+    accepted: int = 0
+    cut: int = 0  # nodes that were proposed and not worth verifying
+    runs: list[int] = field(default_factory=list)  # accepted in each step
+    offered_at: list[int] = field(default_factory=list)  # steps whose draft was this deep
+    accepted_at: list[int] = field(default_factory=list)  # of them, accepted to this depth
+    preemptions: int = 0
+    cached: int = 0  # prompt tokens found in the prefix cache
+    draft_seconds: float = 0.0  # of steps that this request was part of
+    verify_seconds: float = 0.0
+    first_token: float = 0.0  # seconds, monotonic clock
+    last_token: float = 0.0
+
+    def add(self, drafted: int, depth: int, accepted: int) -> None:
+        """One step: nodes drafted, depth of their tree, length of the accepted path."""
+        self.steps += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        self.runs.append(accepted)
+        missing = depth - len(self.offered_at)
+        self.offered_at += [0] * missing
+        self.accepted_at += [0] * missing
+        for d in range(depth):
+            self.offered_at[d] += 1
+            self.accepted_at[d] += d < accepted
+
+
+@dataclass(frozen=True, slots=True)
+class Escape:
+    """Where a request goes that is found unsure."""
+
+    mode: str
+    groups: int | None
+    keep: bool = False  # its KV stays as it is: lossy
+    thinking: Thinking | None = None  # of the same text, by that mode's laws
+    successor: Request | None = None  # answers instead of it, from the beginning
+
+    def told(self, confidence: Confidence) -> str:
+        """What happened, for people."""
+        how = "keeping its KV, lossy" if self.keep else "recomputed"
+        if self.successor is not None:
+            how = f"begun again, {confidence.tokens} tokens dropped"
+        return f"{self.mode} from token {confidence.tokens}: {confidence} ({how})"
+
+
+@dataclass(frozen=True, slots=True)
+class KVHistory:
+    """The first `length` rows of a text ran these groups, whatever the request runs now."""
+
+    groups: int | None
+    length: int
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """`0 <= computed <= len(tokens)`; a request that decodes has exactly one token not computed."""
+
+    id: int
+    tokens: list[int]
+    prompt_length: int
+    params: SamplingParams
+    speculation: Speculation
+    policy: Policy
+    stopper: Stopper
+    groups: int | None
+    seed: int
+    reach: int  # the longest text whose rows may run: all that it may become but the last token
+    end_ids: frozenset[int] = frozenset()
+    rule: Rule = tokenwise
+    reproducible: bool = False
+    scored: bool = False  # its rule wants the law behind a certain token
+    thinking: Thinking | None = None  # of a model that has thinking tags
+    root: Hashable = None  # prefix-cache key: whatever besides the tokens changes the KV
+    computed: int = 0
+    tally: Tally = field(default_factory=Tally)
+    logprobs: list[dict[int, float]] = field(default_factory=list)
+    prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
+    error: BaseException | None = None
+    listener: Callable[[Request], None] | None = None  # called when there is news
+    target: float | None = None  # seconds to the first token, and for each later one
+    may_cut_draft: bool = True  # where a target would be missed
+    may_cut_groups: bool = False
+    passed: int = 0  # steps since it was last served
+    notes: list[str] = field(default_factory=list)  # what was decided about it, for people
+    confidence: Confidence | None = None  # of a request that may go on in another mode
+    escape: Escape | None = None  # that mode
+    kept: KVHistory | None = None  # the beginning of a text that changed its groups and kept its KV
+
+    @property
+    def here(self) -> int | None:
+        """Groups of the next row."""
+        early = self.kept is not None and self.computed < self.kept.length
+        return self.kept.groups if early and self.kept is not None else self.groups
+
+    @property
+    def together(self) -> int:
+        """Pending tokens that may run in one step: all have the same groups."""
+        if self.kept is not None and self.computed < self.kept.length:
+            return self.kept.length - self.computed
+        return self.pending
+
+    @property
+    def escalated(self) -> bool:
+        """Whether it was found unsure, and left its first mode."""
+        return self.confidence is not None and self.confidence.fell
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether the place of the largest is not enough, whatever its parameters say."""
+        return self.scored or self.watched
+
+    @property
+    def watched(self) -> bool:
+        """Whether it may still be found unsure."""
+        return self.confidence is not None and self.confidence.watching
+
+    @property
+    def pending(self) -> int:
+        """Tokens whose KV is still to be computed: 1 while decoding, more while a prompt is read."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def done(self) -> bool:
+        return self.stopper.reason is not None
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether rows of the prompt still have log-probabilities to give."""
+        missing = len(self.prompt_logprobs) < self.prompt_length - 1
+        return self.params.prompt_logprobs is not None and missing
+
+    def tell(self) -> None:
+        """Let whoever waits know."""
+        if self.listener is not None:
+            self.listener(self)

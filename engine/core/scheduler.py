@@ -1,0 +1,200 @@
+"""Which requests run this step, and how many rows of text each brings."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple
+
+from fastslow.engine.core.latency_budget import PATIENCE, LatencyBudget
+from fastslow.engine.core.request import Request
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.types import Load
+
+
+class ScheduledChunk(NamedTuple):
+    """A request and how many of its pending tokens run this step."""
+
+    request: Request
+    chunk: int
+
+    @property
+    def ready(self) -> bool:
+        """The rows reach the end of the text, so a next token comes out, and drafts may hang on."""
+        return self.chunk == self.request.pending
+
+
+class Scheduler:
+    """Continuous batching, oldest first.
+
+    Requests that decode go before prompts that are read. When pages run out, the youngest running
+    request gives all of its own back and is computed again later: the oldest always gets on, so
+    everything that fits alone ends.
+
+    Requests with a latency target go before all others, waiting or running, and what others bring
+    to a step is cut to what the tightest target leaves. Of those that were passed over PATIENCE times
+    in a row, one a step is served before all others, whatever that takes: nobody starves.
+
+    Args:
+        kv: whose pages are handed out.
+        prompt_rows: most rows of text per step, all requests together (chunked prefill).
+        max_running: most requests in a step.
+        allowance: how many rows fit into a step.
+    """
+
+    def __init__(
+        self,
+        kv: KVCache,
+        prompt_rows: int,
+        max_running: int,
+        allowance: LatencyBudget | None = None,
+    ) -> None:
+        self.allowance = LatencyBudget(None) if allowance is None else allowance
+        self._kv = kv
+        self._prompt_rows = prompt_rows
+        self._max_running = max_running
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []  # oldest first
+
+    @property
+    def load(self) -> Load:
+        return Load(len(self.running), len(self.waiting))
+
+    @property
+    def busy(self) -> float:
+        """Requests here over the most that run at a time."""
+        return (len(self.running) + len(self.waiting)) / self._max_running
+
+    def add(self, request: Request) -> None:
+        self.waiting.append(request)
+
+    def add_first(self, request: Request) -> None:
+        """Queue a request before all others: it has waited as another one."""
+        self.waiting.appendleft(request)
+
+    def next(self) -> list[ScheduledChunk]:
+        """This step's work, with pages reserved for it."""
+        work: dict[int, ScheduledChunk] = {}
+        self.allowance.begin((*self.running, *self.waiting))
+        for early in (True, False):
+            self._serve(early, work)
+            self._take_in(early, work)
+        self._count(work)
+        for request, _ in work.values():
+            if request.kept is not None and request.computed >= request.kept.length:
+                self._kv.stop_publishing(request.id)
+        return [work[r.id] for r in self.running if r.id in work]
+
+    def room(self, request: Request, nodes: int) -> int:
+        """How many draft nodes the request may run, pages reserved; nobody is preempted for them."""
+        nodes = min(nodes, request.reach - len(request.tokens))
+        if nodes <= 0:
+            return 0
+        if not self._kv.reserve(request.id, len(request.tokens) + nodes):
+            nodes = min(nodes, self._kv.room(request.id) - len(request.tokens))
+        return nodes
+
+    def restart(self, request: Request, groups: int | None, root: Hashable) -> None:
+        """A mode switch: the text is computed again under other groups (exact)."""
+        self._preempt(request)
+        request.groups = groups
+        request.root = root
+        request.kept = None
+
+    def remove(self, request: Request) -> None:
+        """Forget a request, running or waiting; its pages come back."""
+        if request in self.running:
+            self.running.remove(request)
+            self._kv.close(request.id)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+
+    def _serve(self, early: bool, work: dict[int, ScheduledChunk]) -> None:
+        """Rows of those that run: of those that go before others, or of all the others."""
+        for request in sorted(self.running, key=_rank):
+            if request.id in work or _goes_first(request) is not early:
+                continue
+            left = self._prompt_rows - sum(chunk for _, chunk in work.values())
+            chunk = self.allowance.share(request, min(request.together, left))
+            if chunk > 0 and request in self.running and self._make_room(request, chunk, work):
+                work[request.id] = ScheduledChunk(request, chunk)
+                self.allowance.take(request, chunk)
+
+    def _take_in(self, early: bool, work: dict[int, ScheduledChunk]) -> None:
+        """Rows of those that wait, in the same order."""
+        while self.waiting and len(self.running) < self._max_running:
+            left = self._prompt_rows - sum(chunk for _, chunk in work.values())
+            request = min(self.waiting, key=_rank)
+            if left <= 0 or (early and not _goes_first(request)):
+                return
+            chunk = self._admit(request, left)
+            if not chunk:
+                return
+            self.waiting.remove(request)
+            self.running.append(request)
+            work[request.id] = ScheduledChunk(request, chunk)
+            self.allowance.take(request, chunk)
+
+    def _count(self, work: Mapping[int, ScheduledChunk]) -> None:
+        """Note who was passed over for a target's sake."""
+        waiting = [self.waiting[0]] if self.waiting else []
+        for request in (*self.running, *waiting):
+            served = request.id in work or not self.allowance.limited
+            request.passed = 0 if served else request.passed + 1
+
+    def _make_room(self, request: Request, chunk: int, work: dict[int, ScheduledChunk]) -> bool:
+        while not self._kv.reserve(request.id, request.computed + chunk):
+            home = self._kv.home(request.id)
+            victim = next(r for r in reversed(self.running) if self._kv.home(r.id) == home)
+            work.pop(victim.id, None)
+            self._preempt(victim)
+            if victim is request:
+                return False
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        self._kv.close(request.id)
+        request.computed = 0
+        request.tally.preemptions += 1
+        self.waiting.appendleft(request)
+
+    def _admit(self, request: Request, left: int) -> int:
+        """Open the request's pages; returns the rows it may run, 0 if it must wait."""
+        rows = self.allowance.share(request, left)
+        if not rows:
+            return 0
+        most, end = len(request.tokens) - 1, len(request.tokens)
+        if request.wants_prompt_logprobs:
+            most = 0
+        elif request.kept is not None:  # what follows has other groups than its root says
+            most = min(most, request.kept.length)
+        cached = self._kv.open(request.id, request.tokens, request.root, most)
+        if request.kept is not None and cached < request.kept.length:
+            end = request.kept.length
+        chunk = min(end - cached, rows)
+        # Pages for all of its text must be free, though only a chunk's are taken now: else it would
+        # soon be preempted by older requests and read again and again.
+        whole = self._kv.pages_for(len(request.tokens)) - self._kv.pages_for(cached)
+        if whole > self._kv.free_for(request.id) or not self._kv.reserve(
+            request.id, cached + chunk
+        ):
+            self._kv.close(request.id)
+            return 0
+        request.computed = cached
+        if len(request.tokens) == request.prompt_length:
+            request.tally.cached = cached
+        return chunk
+
+
+def _goes_first(request: Request) -> bool:
+    """Whether it has a target, or was passed over long enough."""
+    return request.target is not None or request.passed >= PATIENCE
+
+
+def _rank(request: Request) -> tuple[int, bool]:
+    """Sorts those that were passed over long enough before targets, and those before all others; then
+    who decodes before who reads. Equals stay in their order."""
+    if request.passed >= PATIENCE:
+        return -request.passed, False
+    return int(request.target is None), request.pending > 1

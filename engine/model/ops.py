@@ -1,0 +1,105 @@
+"""What a device must be able to do for a model. Backends implement it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastslow.engine.model.int8 import QuantLinear
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """float64 for a float64 model, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class Sinks:
+    """Keys and values that every row of a layer sees before its text.
+
+    k, v: [kv_heads, S, D], S a multiple of the attention block. bias: [1, 1, S / block, 1, block],
+    0 for a sink and -inf for padding.
+    """
+
+    k: Tensor
+    v: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, k_NKD: Tensor, v_NKD: Tensor, block: int, dtype: torch.dtype) -> Sinks:
+        """From N sinks, padded to whole blocks. dtype: of the scores."""
+        count = len(k_NKD)
+        size = count + -count % block
+        k, v = (F.pad(x.transpose(0, 1), (0, 0, 0, size - count)) for x in (k_NKD, v_NKD))
+        bias = torch.zeros(size, dtype=dtype, device=k.device)
+        bias[count:] = -torch.inf
+        return cls(k.contiguous(), v.contiguous(), bias.view(1, 1, -1, 1, block))
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Which KV slots L lines of attention read.
+
+    slots: a slice where L is 1 and the slots are one run, else int64 [L * S], S a multiple of the
+    attention block. bias: [L, 1, blocks, P * G, block], 0 where a row sees the key and -inf where
+    it does not; every row sees at least one. P rows of a line, G query heads per KV head. sinks:
+    what stands before the text in this layer.
+    """
+
+    slots: slice | Tensor
+    bias: Tensor
+    sinks: Sinks | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Where rows go in a grouped product: the run (expert, start, stop) owns those sorted rows.
+
+    rows: int64 [R], the input row that each sorted row copies. Starts and stops are multiples of
+    the device's `rows`.
+    """
+
+    rows: Tensor
+    runs: Sequence[tuple[int, int, int]]
+
+
+class Ops(Protocol):
+    """The building blocks; `engine.ops.reference` describes each. Letters: T rows, I in, O out.
+
+    A row's bits never depend on the rows beside it.
+    """
+
+    rows: int
+    """Matrix products see row counts that are multiples of this."""
+
+    block: int
+    """Keys per attention block; one fixed number, since partial sums follow it."""
+
+    def pack(self, weight_OI: Tensor) -> Tensor:
+        """The form of a weight that `linear` wants, in memory of its own or the same tensor."""
+
+    def pack_int8(self, matrix: QuantLinear) -> Tensor:
+        """The same of a matrix in int8, whose inputs `linear` takes in int8 per token."""
+
+    def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor: ...
+
+    def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor: ...
+
+    def silu_product(self, gate_up_T2F: Tensor) -> Tensor: ...
+
+    def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor: ...
+
+    def attend(self, q_LPHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, keys: Keys) -> Tensor: ...
+
+    def experts(
+        self,
+        x_TH: Tensor,
+        gate_up_2FH: Sequence[Tensor],
+        down_HF: Sequence[Tensor],
+        dispatch: Dispatch,
+    ) -> Tensor: ...

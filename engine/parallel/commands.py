@@ -1,0 +1,144 @@
+"""What rank 0 tells the other ranks: small whole numbers as bytes, in frames over one TCP connection."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastslow.engine.types import Ints, Rows
+
+_LENGTH = struct.Struct("<Q")
+
+
+def send(connection: socket.socket, frame: bytes) -> None:
+    """Send one frame. OSError if the other side is gone."""
+    connection.sendall(_LENGTH.pack(len(frame)) + frame)
+
+
+def receive(connection: socket.socket) -> bytes | None:
+    """The next frame; None if the other side is gone."""
+    try:
+        head = _exactly(connection, _LENGTH.size)
+        return None if head is None else _exactly(connection, _LENGTH.unpack(head)[0])
+    except OSError:
+        return None
+
+
+def send_json(connection: socket.socket, value: dict[str, Any]) -> None:
+    """Send a JSON object as a frame."""
+    send(connection, json.dumps(value).encode())
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes | None:
+    parts: list[bytes] = []
+    while size:
+        part = connection.recv(min(size, 1 << 20))
+        if not part:
+            return None
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+class CommandKind(IntEnum):
+    OPEN = 1  # a storage of keys and values: number, layers, slots of a home, dtype
+    FREE = 2  # number
+    MOVE = 3  # number, sources, targets
+    FORWARD = 4  # number, layers, features, rows
+    REPORT = 5
+
+
+class Command(NamedTuple):
+    kind: CommandKind
+    values: Ints
+
+
+def pack(orders: Sequence[Command]) -> bytes:
+    """All orders, in their order, as int64."""
+    parts = [_ints(part) for kind, values in orders for part in ((kind, len(values)), values)]
+    return np.concatenate(parts).tobytes() if parts else b""
+
+
+def unpack(message: bytes) -> Iterator[Command]:
+    """What `pack` packed."""
+    numbers = np.frombuffer(message, dtype=np.int64)
+    at = 0
+    while at < len(numbers):
+        kind, size = int(numbers[at]), int(numbers[at + 1])
+        yield Command(CommandKind(kind), numbers[at + 2 : at + 2 + size])
+        at += 2 + size
+
+
+def fields(*parts: Sequence[int] | Ints) -> Ints:
+    """Arrays of whole numbers, each with its length in front."""
+    both = [p for part in parts for p in (_ints([len(part)]), _ints(part))]
+    return np.concatenate(both) if both else np.empty(0, dtype=np.int64)
+
+
+def split(values: Ints) -> list[Ints]:
+    """The arrays that `fields` joined."""
+    parts, at = list[Ints](), 0
+    while at < len(values):
+        size = int(values[at])
+        parts.append(values[at + 1 : at + 1 + size])
+        at += 1 + size
+    return parts
+
+
+def pack_rows(rows: Rows) -> Ints:
+    """Rows as numbers; contexts as the runs of slots that they are made of."""
+    runs = [_runs(context) for context in rows.contexts]
+    return fields(
+        rows.tokens,
+        rows.positions,
+        rows.slots,
+        rows.parents,
+        rows.groups,
+        rows.starts,
+        rows.outputs,
+        rows.only_best.astype(np.int64),
+        rows.reach,
+        rows.seen,
+        *(part for pair in runs for part in pair),
+    )
+
+
+def unpack_rows(values: Ints) -> Rows:
+    """What `pack_rows` packed."""
+    parts = split(values)
+    tokens, positions, slots, parents, groups, starts, outputs, best, reach, seen = parts[:10]
+    firsts, sizes = parts[10::2], parts[11::2]
+    return Rows(
+        tokens=tokens,
+        positions=positions,
+        slots=slots,
+        parents=parents,
+        groups=groups,
+        starts=starts,
+        outputs=outputs,
+        only_best=best.astype(np.bool_),
+        seen=seen,
+        contexts=tuple(_slots(f, s) for f, s in zip(firsts, sizes, strict=True)),
+        reach=reach,
+    )
+
+
+def _runs(slots: Ints) -> tuple[Ints, Ints]:
+    """First slot and length of every ascending run."""
+    edges = np.flatnonzero(np.diff(slots, prepend=-2) != 1)
+    return slots[edges], np.diff(edges, append=len(slots))
+
+
+def _slots(firsts: Ints, sizes: Ints) -> Ints:
+    before = np.cumsum(sizes) - sizes
+    return np.repeat(firsts - before, sizes) + np.arange(int(sizes.sum()))
+
+
+def _ints(values: Sequence[int] | Ints) -> Ints:
+    return np.asarray(values, dtype=np.int64)

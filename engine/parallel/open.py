@@ -1,0 +1,82 @@
+"""One rank or many: what an `LLM` asks for, and what becomes of torchrun's other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.model.base import Model
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.parallel.place import usual
+from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.parallel.start import Launched
+
+Build = TypeVar("Build", bound=Callable[..., None])
+
+
+def open_model(
+    folder: Path, parallel: str | Parallel | None, ranks: ExitStack, **options: Any
+) -> Model:
+    """The model in `folder`, on one rank or many.
+
+    Args:
+        parallel: as `wanted` takes it.
+        ranks: ends the ranks, where there are many.
+        options: of `load_model`.
+    """
+    shared = wanted(parallel, folder)
+    if shared is None:
+        return load_model(folder, **options)
+    # Not above: torch may have been built without what this needs.
+    from fastslow.engine.parallel.start import load_parallel
+
+    model = load_parallel(folder, shared, **options)
+    ranks.callback(model.close)
+    return model
+
+
+def ends_ranks_if_it_fails(build: Build) -> Build:
+    """For an __init__ that has ranks end with the exit stack `_ranks`: what fails later ends them."""
+
+    @wraps(build)
+    def guarded(owner: Any, *arguments: Any, **options: Any) -> None:
+        try:
+            build(owner, *arguments, **options)
+        except BaseException:
+            getattr(owner, "_ranks", ExitStack()).close()
+            raise
+
+    return cast(Build, guarded)
+
+
+def join() -> None:
+    """Under torchrun, every process but the first serves the first one's model here, and exits."""
+    launched = Launched.here()
+    if launched is not None and launched.rank:
+        launched.follow()
+        raise SystemExit(0)
+
+
+def let_go() -> None:
+    """Under torchrun, the first process is done: if it loaded no model, the others stop waiting."""
+    if (launched := Launched.here()) is not None:
+        launched.call_off()
+
+
+def wanted(parallel: str | Parallel | None, folder: Path) -> Parallel | None:
+    """What `LLM` is asked for; None = one process alone.
+
+    parallel: a `Parallel`, its text, or "auto": all processes of torchrun, as whole groups of experts
+    where there are enough, and by heads or rows else.
+    """
+    if isinstance(parallel, str) and parallel != "auto":
+        parallel = Parallel.parse(parallel)
+    if isinstance(parallel, str):
+        launched = Launched.here()
+        ranks = 1 if launched is None else launched.ranks
+        parallel = usual(ModelConfig.from_folder(folder), ranks)
+    return None if parallel is None or parallel.ranks == 1 else parallel

@@ -1,0 +1,206 @@
+"""From logits to the target law, position by position.
+
+Order: a token that the thinking budget forces; logit_bias, the closing tag's lift and the min_tokens
+mask, penalties, then temperature, top_k, top_p, min_p. A row's law looks at its own request only, and
+at the tokens *before* its position: the committed ones and the drafted ones on its path, so everything
+holds inside an accepted run as it does without a draft.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.types import Floats, LogitBoost, OneHot, RequestView
+
+COLDEST = 1e-30  # float32 divides by it; below, a temperature would round to 0 and make 0 / 0
+
+
+def probs_at(
+    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]
+) -> Floats | OneHot:
+    """The law of the token that follows `request.tokens` and `drafted`.
+
+    Args:
+        logits_V: f32 [V], not changed.
+        request: whose parameters and text count.
+        drafted: tokens on the path after `request.tokens`.
+
+    Returns:
+        f32 [V] summing to 1; at temperature 0 the first of the best tokens, or the forced one.
+
+    Raises:
+        FloatingPointError: the logits are not finite.
+    """
+    params = request.params
+    if not _finite(logits_V):
+        raise FloatingPointError("the model's logits are not finite numbers")
+    told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
+    if isinstance(told, OneHot):  # whoever samples a draft wants a law at each of its places
+        return told if params.temperature == 0 else _certain(told, len(logits_V))
+    shaped_V = _shaped(logits_V, request, drafted, told)
+    token = _argmax(shaped_V)
+    best = shaped_V[token]
+    if not math.isfinite(best):
+        raise FloatingPointError("no token is left: min_tokens forbids every one of them")
+    if params.temperature == 0:
+        return OneHot(token)
+    p_V = torch.softmax((shaped_V - best) / max(params.temperature, COLDEST), dim=-1)
+    kept_V = _min_p(_top_p(_top_k(p_V, params), params), params)
+    result: Floats = (kept_V / kept_V.sum()).cpu().numpy()
+    return result
+
+
+def one_hot(best: int, request: RequestView, drafted: Sequence[int]) -> OneHot:
+    """`decide` where `only_best` holds: the likeliest token, or the forced one."""
+    told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
+    assert not isinstance(told, LogitBoost), "rows near a raised logit have all of their logits"
+    return OneHot(best) if told is None else told
+
+
+def scored_probs_at(
+    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]
+) -> Floats | OneHot:
+    """`decide`, and behind a token that was chosen what its law would be at temperature 1. Behind a
+    forced one stands nothing: no other token may come there."""
+    decided = probs_at(logits_V, request, drafted)
+    told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
+    if not isinstance(decided, OneHot) or isinstance(told, OneHot):
+        return decided
+    shaped_V = _shaped(logits_V, request, drafted, told)
+    return OneHot(decided.token, torch.softmax(shaped_V, dim=-1).numpy(force=True))
+
+
+def only_best(request: RequestView) -> bool:
+    """Whether this step's laws are certain and need no logits but the place of the largest."""
+    params = request.params
+    return (
+        params.temperature == 0
+        and params.logprobs is None
+        and params.prompt_logprobs is None
+        and not params.logit_bias
+        and params.repetition_penalty == 1.0
+        and not params.presence_penalty
+        and not params.frequency_penalty
+        and len(request.tokens) - request.prompt_length >= params.min_tokens
+        and (request.thinking is None or not request.thinking.lifts(request.tokens))
+    )
+
+
+def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Floats:
+    """`decide` as f32 [V] in all cases: one-hot at temperature 0."""
+    decided = probs_at(logits_V, request, drafted)
+    return _certain(decided, len(logits_V)) if isinstance(decided, OneHot) else decided
+
+
+def _certain(law: OneHot, size: int) -> Floats:
+    one_hot_V = np.zeros(size, dtype=np.float32)
+    one_hot_V[law.token] = 1.0
+    return one_hot_V
+
+
+# On the CPU by numpy: torch would wake its threads for a vocabulary, which takes longer than the sum.
+def _finite(logits_V: torch.Tensor) -> bool:
+    on_cpu = logits_V.device.type == "cpu"
+    total = np.add.reduce(logits_V.numpy()) if on_cpu else float(logits_V.sum())
+    return math.isfinite(total)
+
+
+def _argmax(logits_V: torch.Tensor) -> int:
+    return int(logits_V.numpy().argmax() if logits_V.device.type == "cpu" else logits_V.argmax())
+
+
+def logprobs(logits_V: torch.Tensor, chosen: int, most: int) -> dict[int, float]:
+    """Log-probabilities of the model itself (before bias, penalties, temperature).
+
+    The `most` likeliest tokens, likeliest first, and the chosen one, always.
+    """
+    log_p_V = torch.log_softmax(logits_V, dim=-1)
+    best = torch.topk(log_p_V, min(most, len(log_p_V)))
+    table = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    table.setdefault(chosen, float(log_p_V[chosen]))
+    return table
+
+
+def log_probability(logits_V: torch.Tensor, token: int) -> float:
+    """Of one token, as the model itself has it (before bias, penalties, temperature)."""
+    values_V = logits_V.numpy(force=True)
+    best = values_V.max()
+    total = np.exp(values_V - best).sum(dtype=np.float64)
+    return float(values_V[token] - best) - math.log(total)
+
+
+def _shaped(
+    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int], lift: LogitBoost | None
+) -> torch.Tensor:
+    return _penalised(_biased(logits_V, request, len(drafted), lift), request, drafted)
+
+
+def _biased(
+    logits_V: torch.Tensor, request: RequestView, ahead: int, lift: LogitBoost | None
+) -> torch.Tensor:
+    params = request.params
+    answered = len(request.tokens) + ahead - request.prompt_length
+    early = answered < params.min_tokens and request.end_ids
+    if not params.logit_bias and not early and lift is None:
+        return logits_V
+    logits_V = logits_V.clone()
+    if lift is not None:
+        logits_V[lift.token] += lift.by
+    if params.logit_bias:
+        ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
+        logits_V[ids] += torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
+    if early:
+        logits_V[torch.tensor(sorted(request.end_ids), device=logits_V.device)] = -torch.inf
+    return logits_V
+
+
+def _penalised(
+    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]
+) -> torch.Tensor:
+    """Repetition over the whole text (Keskar et al. 2019), presence and frequency over the answer."""
+    params = request.params
+    repetition = params.repetition_penalty != 1.0
+    presence, frequency = params.presence_penalty, params.frequency_penalty
+    if not repetition and not presence and not frequency:
+        return logits_V
+    logits_V = logits_V.clone()
+    text = torch.tensor([*request.tokens, *drafted], device=logits_V.device)
+    if repetition:
+        seen = torch.unique(text)
+        value = logits_V[seen]
+        worse = torch.where(value > 0, 1 / params.repetition_penalty, params.repetition_penalty)
+        logits_V[seen] = value * worse
+    if presence or frequency:
+        seen, counts = torch.unique(text[request.prompt_length :], return_counts=True)
+        logits_V[seen] -= presence + frequency * counts
+    return logits_V
+
+
+def _top_k(p_V: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    if not 0 < params.top_k < len(p_V):
+        return p_V
+    least = torch.topk(p_V, params.top_k).values[-1]
+    return torch.where(p_V >= least, p_V, 0.0)  # equals of the k-th stay
+
+
+def _top_p(p_V: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    if params.top_p >= 1:
+        return p_V
+    sorted_V, order = torch.sort(p_V, descending=True, stable=True)
+    before_V = torch.cumsum(sorted_V, dim=-1) - sorted_V
+    beyond = before_V >= params.top_p * sorted_V.sum()
+    beyond[0] = False
+    kept_V = p_V.clone()
+    kept_V[order[beyond]] = 0.0
+    return kept_V
+
+
+def _min_p(p_V: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    if params.min_p == 0:
+        return p_V
+    return torch.where(p_V >= params.min_p * p_V.max(), p_V, 0.0)

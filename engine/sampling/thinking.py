@@ -1,0 +1,194 @@
+"""How far a request's thought has come, and what its budget makes of the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Self
+
+from fastslow.engine.text.thought import TagTokens
+from fastslow.engine.types import Ending, LogitBoost, OneHot, ThinkingPolicy, Thought
+
+FURTHEST = 64  # tokens that one step may add: most nodes of a draft
+Ended = Literal["model", "budget", "loop", "settled"]
+
+
+class _Piece(NamedTuple):
+    """A token in whose bytes a tag may have begun."""
+
+    data: bytes
+    token: int
+    counted: bool
+
+
+class _State(NamedTuple):
+    """Of a text: what has to be known of it to go on by a token."""
+
+    thinking: bool
+    spent: int = 0  # tokens that began inside a thought and were not forced
+    tail: tuple[_Piece, ...] = ()
+    todo: tuple[int, ...] = ()  # tokens that are certain to follow
+    told: Ending | None = None  # why they are
+    said: bool = False  # whether a closing phrase was begun
+    ended: Ended | None = None  # what closed the latest thought
+    recent: tuple[int, ...] = ()  # of the thought, what the policy reads
+    line: bytes = b""  # that is being written
+    lines: tuple[str, ...] = ()  # written before it in this thought
+
+
+class Thinking:
+    """One request's thinking: counts it, and brings it to an end where the policy says so.
+
+    All is a function of the text. A thought that is to end is followed by the tokens of the closing
+    phrase and tag, each of them certain; these do not count, and neither do tags. So drafts need no
+    rule of their own: a forced token is a law, wherever in a tree it stands.
+
+    The phrase is said once in an answer: a later thought is ended by the tag alone. Where the model
+    has begun a tag of several tokens, its rest is all that is forced.
+
+    Args:
+        tags: the model's.
+        opened: the answer begins inside a thought.
+        prompt_length: tokens before the answer.
+        policy: decides; None = thoughts are only counted.
+        closing: tokens of the closing phrase and tag.
+    """
+
+    def __init__(
+        self,
+        tags: TagTokens,
+        opened: bool,
+        prompt_length: int,
+        policy: ThinkingPolicy | None = None,
+        closing: tuple[int, ...] = (),
+    ) -> None:
+        self._tags = tags
+        self._policy = policy
+        self._reads = 0 if policy is None else policy.reads
+        self._closing = closing or tags.close_ids
+        self._prompt_length = prompt_length
+        self._read = prompt_length
+        self._state = self._judged(_State(opened), False)
+        self._drafts: dict[tuple[int, ...], _State] = {(): self._state}
+
+    def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> OneHot | LogitBoost | None:
+        if self._policy is None:
+            return None
+        state = self._after(tokens, tuple(drafted))
+        if state.todo:
+            return OneHot(state.todo[0])
+        by = self._policy.lift(state.spent) if state.thinking else 0.0
+        return LogitBoost(self._rest_of_tag(state)[0], by) if by else None
+
+    def ahead(self, tokens: Sequence[int]) -> Sequence[int]:
+        return () if self._policy is None else self._after(tokens, ()).todo
+
+    def lifts(self, tokens: Sequence[int]) -> bool:
+        if self._policy is None:
+            return False
+        spent = self._after(tokens, ()).spent
+        return self._policy.lifts(range(spent, spent + FURTHEST + 1))
+
+    def outcome(self, tokens: Sequence[int]) -> tuple[int, Ended | None, bool]:
+        """Of a whole text: tokens of thought, what closed the latest, whether one is still open."""
+        state = self._after(tokens, ())
+        return state.spent, state.ended, state.thinking
+
+    def reopened(self) -> Self:
+        """The same for a text that turned out to begin inside a thought; only counts."""
+        return type(self)(self._tags, True, self._prompt_length)
+
+    def _after(self, tokens: Sequence[int], drafted: tuple[int, ...]) -> _State:
+        if self._read < len(tokens):
+            for token in tokens[self._read :]:
+                self._state = self._step(self._state, token)
+            self._read = len(tokens)
+            self._drafts = {(): self._state}
+        state = self._drafts.get(drafted)
+        if state is None:
+            state = self._step(self._after(tokens, drafted[:-1]), drafted[-1])
+            self._drafts[drafted] = state
+        return state
+
+    def _step(self, state: _State, token: int) -> _State:
+        todo = state.todo
+        forced = bool(todo) and token == todo[0]
+        todo = todo[1:] if forced else ()  # under another mode the text may have gone on otherwise
+        data = self._tags.spell(token)
+        counted = state.thinking and not forced
+        tag = self._tags.close if state.thinking else self._tags.open
+        if state.tail or tag[:1] in data:
+            piece = _Piece(data, token, counted)
+            state = state._replace(spent=state.spent + counted, tail=(*state.tail, piece))
+            state = self._past_tags(state, "model" if not forced else state.told)
+        elif counted:
+            state = state._replace(spent=state.spent + 1)
+        if forced or state.todo:
+            state = state._replace(todo=todo, said=state.said or forced)
+        if not state.thinking:
+            return state
+        if counted and self._reads:
+            state = self._noted(state, data, token)
+        return self._judged(state, b"\n" in data)
+
+    def _past_tags(self, state: _State, ended: Ended | None) -> _State:
+        """Thoughts open and close at the tags that the latest token completes."""
+        text = b"".join(piece.data for piece in state.tail)
+        while tag := self._tags.close if state.thinking else self._tags.open:
+            place = text.find(tag)
+            if place < 0:
+                break
+            inside, begins = 0, 0  # counted tokens that began in the tag, so not in the thought
+            for piece in state.tail:
+                inside += piece.counted and begins >= place
+                begins += len(piece.data)
+            text = text[place + len(tag) :]
+            state = _State(
+                thinking=not state.thinking,
+                spent=state.spent - inside,
+                tail=(_Piece(text, -1, False),),
+                todo=state.todo,
+                told=state.told,
+                said=state.said,
+                ended=ended if state.thinking else state.ended,
+            )
+        begun = next((k for k in range(len(tag) - 1, 0, -1) if text.endswith(tag[:k])), 0)
+        return state._replace(tail=_last(state.tail, begun))
+
+    def _noted(self, state: _State, data: bytes, token: int) -> _State:
+        """What the policy reads of a thought: its latest tokens, and its lines."""
+        *ended, line = (state.line + data).split(b"\n")
+        lines = [line.decode("utf-8", "replace").strip() for line in ended]
+        return state._replace(
+            recent=(*state.recent, token)[-self._reads :],
+            line=line,
+            lines=(*state.lines, *filter(None, lines)) if lines else state.lines,
+        )
+
+    def _judged(self, state: _State, line_ended: bool) -> _State:
+        """With the tokens that are certain from here on, if the policy ends the thought."""
+        if self._policy is None or not state.thinking or state.todo:
+            return state
+        line = state.lines[-1] if line_ended and state.lines else ""
+        said = state.lines.count(line) if line else 0
+        told = self._policy.judge(Thought(state.spent, state.recent, line, said))
+        if told is None:
+            return state
+        rest = self._rest_of_tag(state)
+        alone = state.said or len(rest) < len(self._tags.close_ids)
+        return state._replace(todo=rest if alone else self._closing, told=told)
+
+    def _rest_of_tag(self, state: _State) -> tuple[int, ...]:
+        """What is still to be said of the closing tag, if the text ends in a part of it."""
+        whole = self._tags.close_ids
+        said = tuple(piece.token for piece in state.tail)
+        begun = range(min(len(whole) - 1, len(said)), 0, -1)
+        return next((whole[k:] for k in begun if said[-k:] == whole[:k]), whole)
+
+
+def _last(tail: tuple[_Piece, ...], size: int) -> tuple[_Piece, ...]:
+    """The latest tokens that hold so many bytes."""
+    first = len(tail)
+    while size > 0:
+        first -= 1
+        size -= len(tail[first].data)
+    return tail[first:]

@@ -1,0 +1,296 @@
+"""Chat templates: messages become the text of a prompt, as the checkpoint's template says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from loguru import logger
+
+from fastslow.engine.params import Thinking
+from fastslow.engine.text.settings import Settings, read_settings
+from fastslow.engine.text.vocabulary import TURN_CLOSE, TURN_OPEN, Tokenizer, is_pangu
+
+Message = Mapping[str, str]  # role, content, and whatever else a template may know
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise ValueError with one sentence if there is no message, or for the first one whose role
+    is not among ROLES or whose content is not a string."""
+    if not messages:
+        raise ValueError("messages is empty; it needs at least one message")
+    for index, message in enumerate(messages):
+        if not hasattr(message, "get"):
+            kind = type(message).__name__
+            raise ValueError(f"messages[{index}] is a {kind}; it must have a role and a content")
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise ValueError(
+                f"messages[{index}].role is {role!r}; it must be one of {', '.join(ROLES)}"
+            )
+        match content:
+            case str():
+                continue
+            case None:
+                raise ValueError(f"messages[{index}].content is missing; it must be a string")
+            case _:
+                kind = type(content).__name__
+                raise ValueError(f"messages[{index}].content is a {kind}; it must be a string")
+
+
+SWITCHES = "enable_thinking", "thinking"  # Qwen's name and DeepSeek's; a template has one or none
+
+
+class JinjaTemplate:
+    """A template in transformers' dialect of Jinja.
+
+    It runs in an immutable sandbox: no private attributes, no changes to what it is given. It sees
+    `messages`, `add_generation_prompt`, `bos_token`, `eos_token`, empty `tools` and `documents`,
+    and the switch `enable_thinking`, which some call `thinking`, unless thinking is "auto".
+    """
+
+    add_special = False
+
+    def __init__(
+        self, source: str, name: str, bos_token: str | None, eos_token: str | None
+    ) -> None:
+        """`name`: where the source is from, for messages. Raises ValueError if it is not Jinja."""
+        self.source = source
+        self._name = name
+        self._given = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
+        try:
+            self._template = _environment().from_string(source)
+        except (jinja2.TemplateError, RecursionError) as error:
+            line = f" line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            raise ValueError(f"{name}{line}: {error}") from None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        thinking: Thinking = "auto",
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """See `ChatTemplate.render`."""
+        check_messages(messages)
+        given: dict[str, Any] = {"messages": messages, "tools": None, "documents": None}
+        if thinking != "auto":
+            given |= dict.fromkeys(SWITCHES, thinking == "on")
+        try:
+            return self._template.render(
+                **self._given, **given, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # noqa: BLE001 - a template is a program: it may raise anything
+            raise ValueError(f"{self._name}: {error}") from None
+
+
+class _GenerationTag(Extension):
+    """`{% generation %} ... {% endgeneration %}` marks the assistant's words for training; here it
+    is only its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's interface
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter writes < as \u003c, for HTML.
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().astimezone().strftime(form)
+
+
+class ChatTemplate(Protocol):
+    """Renders a chat."""
+
+    @property
+    def add_special(self) -> bool:
+        """What `Tokenizer.encode` is to be given with the rendered text: False if the template
+        writes its own bos."""
+
+    @property
+    def source(self) -> str:
+        """The text of a template file, "" for built-in templates."""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        thinking: Thinking = "auto",
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The prompt's text.
+
+        `messages`: at least one; role system, user, assistant or tool, content a string.
+        `thinking`: "off" and "on" ask the model for it in the model's own way, if it has one;
+        "auto" leaves the model its default. `add_generation_prompt`: end where the assistant's
+        answer begins. Raises ValueError for bad messages, with the template's own words if it is
+        the template that refuses them.
+        """
+
+
+def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = "") -> ChatTemplate:
+    """The chat template of a checkpoint folder.
+
+    `chat_template.jinja` wins, then tokenizer_config.json's `chat_template` (of a list of named
+    ones, "default"), then openPangu's own if the tokenizer has its turn marks, then `User: ...`
+    lines, with a warning. `architecture` is config.json's. Raises ValueError for a broken template.
+    """
+    # merged
+    # merged
+    # merged
+
+    folder = Path(folder)
+    settings = read_settings(folder)
+    template: ChatTemplate
+    if (found := _find(folder, settings)) is not None:
+        source, name = found
+        template = JinjaTemplate(source, name, settings.bos_token, settings.eos_token)
+    elif is_pangu(tokenizer):
+        template = PanguTemplate()
+    else:
+        logger.warning("{} has no chat template: messages become plain 'User: ...' lines", folder)
+        template = PlainTemplate()
+    # openPangu's published template leaves the switch to whoever writes the user's turn.
+    if is_pangu(tokenizer) and "no_think" not in template.source:
+        return PanguSwitch(template, architecture)
+    return template
+
+
+def _find(folder: Path, settings: Settings) -> tuple[str, str] | None:
+    """A template's text and the name of its place, for messages."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text("utf-8"), path.name
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8 text") from None
+    name = "tokenizer_config.json: chat_template"
+    found = settings.chat_template
+    if isinstance(found, list):
+        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
+        if "default" not in named:
+            raise ValueError(f"{name} has no template named 'default'")
+        found = named["default"]
+    match found:
+        case None:
+            return None
+        case str():
+            return found, name
+        case _:
+            raise ValueError(f"{name} must be a string or a list of named ones")
+
+
+class PlainTemplate:
+    """`User: ...` and `Assistant: ...`, one line to a turn. It knows no way to ask for thinking."""
+
+    add_special = True
+    source = ""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        thinking: Thinking = "auto",
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """See `ChatTemplate.render`."""
+        check_messages(messages)
+        lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+        return "\n".join([*lines, "Assistant:"] if add_generation_prompt else lines)
+
+
+NAMES = {"system": "系统", "user": "用户", "assistant": "助手", "tool": "工具"}
+NO_THINK, AUTO_THINK = " /no_think", " /auto_think"
+
+
+class PanguTemplate:
+    """`[unused9]用户：...[unused10]` for each turn; a chat without a system turn gets an empty one.
+
+    openPangu thinks slowly unless told otherwise, so "on" needs no switch.
+    """
+
+    add_special = True
+    source = ""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        thinking: Thinking = "auto",
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """See `ChatTemplate.render`; `thinking` is PanguSwitch's affair."""
+        check_messages(messages)
+        turns = [(NAMES[message["role"]], message["content"]) for message in messages]
+        if messages[0]["role"] != "system":
+            turns.insert(0, (NAMES["system"], ""))
+        text = "".join(f"{TURN_OPEN}{name}：{content}{TURN_CLOSE}" for name, content in turns)
+        return text + (f"{TURN_OPEN}{NAMES['assistant']}：" if add_generation_prompt else "")
+
+
+class PanguSwitch:
+    """Another template, with openPangu's thinking switch at the end of the last user's turn."""
+
+    def __init__(self, inner: ChatTemplate, architecture: str) -> None:
+        """`architecture`: config.json's; only PanguEmbedded models know " /auto_think"."""
+        self._inner = inner
+        self.add_special = inner.add_special
+        self.source = inner.source
+        self._switches: Mapping[Thinking, str] = {"off": NO_THINK}
+        if architecture.startswith("PanguEmbedded"):
+            self._switches = {"off": NO_THINK, "auto": AUTO_THINK}
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        thinking: Thinking = "auto",
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """See `ChatTemplate.render`. A switch that the user wrote is neither doubled nor, by
+        "auto", overruled."""
+        check_messages(messages)
+        switch = self._switches.get(thinking, "")
+        turns = [dict(message) for message in messages]
+        user = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
+        if user is not None and not _switched(user["content"], thinking):
+            user["content"] += switch
+        return self._inner.render(turns, thinking, add_generation_prompt)
+
+
+def _switched(content: str, thinking: Thinking) -> bool:
+    ending = content.rstrip()
+    written = [switch for switch in (NO_THINK, AUTO_THINK) if ending.endswith(switch.strip())]
+    return bool(written) if thinking == "auto" else NO_THINK in written

@@ -1,0 +1,159 @@
+"""Drafters for an engine: made when a request first asks for one. Composes, as `llm.py` does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
+from fastslow.draft.head.head import load_mtp
+from fastslow.draft.head.runner import HeadRunner, load_head
+from fastslow.draft.head.torch_runner import TorchRunner
+from fastslow.draft.suffix.corpus import Corpus
+from fastslow.draft.suffix.sources import Earlier
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.host.memory import give_back
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.model.base import Model
+from fastslow.engine.model.predictor import holds_predictor
+from fastslow.engine.params import Speculation
+from fastslow.engine.sampling.probs import only_best, probs_at
+from fastslow.engine.text.tokenizer import same_vocabulary
+from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.types import Drafter, MarginalValue, RequestView
+from fastslow.models.locate import find_tokenizer, resolve_model
+
+HEAD = "draft_head.safetensors"  # in the checkpoint's folder
+
+
+class DrafterFactory:
+    """Speculation settings -> drafter, for one target.
+
+    Args:
+        folder: the target's checkpoint.
+        target: the model that verifies.
+        pages: the target's KV.
+        tokenizer: the target's, if it has one.
+        options: dtype, quantization, device and progress of draft models.
+        cache_for: pages for a draft model with a context no longer than the target's.
+        remember: whether answers are kept to draft later ones.
+        worth: what tokens and rows are worth in a batch's step.
+
+    Attributes:
+        made: the drafters so far; it grows while the engine runs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        target: Model,
+        pages: KVCache,
+        tokenizer: Tokenizer | None,
+        options: dict[str, Any],
+        cache_for: Callable[[Model], KVCache],
+        remember: bool,
+        worth: Callable[[Sequence[RequestView]], MarginalValue],
+    ) -> None:
+        self.made: dict[Speculation, Drafter] = {}
+        self._keys: dict[Speculation, Speculation] = {}
+        self._folder = folder
+        self._tokenizer = tokenizer
+        self._options = options
+        self._cache_for = cache_for
+        self._building = threading.Lock()
+        self._models = cache(self._load_model)  # loaded once, whoever drafts with them
+        self._own_head = own_head(folder)
+        self._has_mtp = holds_predictor(folder)
+        self._means = DrafterDeps(
+            target=target,
+            cache=pages,
+            law=probs_at,
+            only_best=only_best,
+            load_model=self._loaded,
+            load_head=cache(self._load_head),
+            load_corpus=cache(self._load_corpus),
+            earlier=Earlier() if remember else None,
+            has_head=self.has_head,
+            worth=worth,
+        )
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a head belongs to the target: trained for it, or in its checkpoint."""
+        return self._own_head is not None or self._has_mtp
+
+    def make(self, settings: Speculation) -> Speculation:
+        """The part of settings that makes a drafter another one; the drafter is made.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+        """
+        # whether the length is fixed matters, how long it is does not
+        nodes = None if settings.nodes is None else 0
+        usual = {"nodes": nodes, "accept": "auto", "step_score": Speculation().step_score}
+        key = settings.model_copy(update=usual)
+        # always the same object: dictionaries then need not compare all fields in every step
+        key = self._keys.setdefault(key, key)
+        if settings.drafter == "off":
+            return key
+        check_drafter(settings, self._means.target.config.groups, self._means.has_head)
+        with self._building:
+            if key not in self.made:
+                self.made[key] = build_drafter(key, self._means)
+        return key
+
+    def clear(self) -> None:
+        """Let go of all drafters and their models."""
+        self.made.clear()
+        self.__dict__.pop("_means", None)
+        self.__dict__.pop("_models", None)
+
+    def _loaded(self, path: str) -> LoadedModel:
+        """A draft model with pages of its own for each drafter that uses it."""
+        model, spellings = self._models(path)
+        return LoadedModel(model, self._cache_for(model), spellings)
+
+    def _load_model(self, path: str) -> tuple[Model, tuple[Tokenizer, Tokenizer] | None]:
+        folder = resolve_model(path)
+        theirs = find_tokenizer(folder)
+        spellings = None
+        if self._tokenizer is not None and theirs is not None:
+            differs = same_vocabulary(self._tokenizer, theirs)
+            if differs:
+                logger.info("draft model {} has tokens of its own: {}", path, differs)
+                spellings = (self._tokenizer, theirs)
+        model = load_model(folder, **self._options)
+        ours = self._means.target.config.vocab_size
+        if spellings is None and model.config.vocab_size != ours:
+            raise ValueError(
+                f"draft model {path!r} cannot draft for this target: its vocab_size is "
+                f"{model.config.vocab_size}, the target's {ours}"
+            )
+        return model, spellings
+
+    def _load_head(self, path: Path | None) -> HeadRunner:
+        if path is None and self._own_head is None and self._has_mtp:
+            return TorchRunner(load_mtp(self._folder, self._means.target.dtype))
+        head = load_head(path or self._own_head or Path(HEAD), self._folder)
+        give_back()  # matrices were in float32 before they were packed
+        return head
+
+    def _load_corpus(self, path: Path) -> Corpus:
+        if self._tokenizer is None:
+            raise ValueError(f"corpus {path} needs a model with a tokenizer")
+        return Corpus.open(path, self._tokenizer.vocab())
+
+
+def own_head(folder: Path) -> Path | None:
+    """The head that belongs to a checkpoint: in its folder, or shipped for a built-in model."""
+    if (own := folder / HEAD).is_file():
+        return own
+    name = folder.name.rpartition("-")[0]
+    shipped = Path(str(files("fastslow.draft.head"))) / "shipped" / f"{name}.safetensors"
+    return shipped if name and shipped.is_file() else None

@@ -1,0 +1,185 @@
+"""What a caller holds of a running request: its pieces as they come, and the answer at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Literal
+
+from fastslow.engine.core.request import Request
+from fastslow.engine.sampling.thinking import Ended, Thinking
+from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags
+from fastslow.input_processor import EncodedPrompt
+from fastslow.output import Completion, Metrics, Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A way to answer: what is asked, in which mode, and whether the prompt ends inside a thought."""
+
+    request: Request
+    entry: EncodedPrompt
+    mode: str
+    opened: bool
+    thinks: bool = True  # the mode lets it think
+
+
+class RequestHandle:
+    """One answer, seen from the caller's thread.
+
+    What stands between the tags is `reasoning`, all else `text`. A thought that the answer does not
+    get to the end of is reasoning. Where the first tag is the closing one, and the request may think,
+    the answer began inside a thought: what stands before it is reasoning, too. A request that was not
+    to think keeps it as text, so that its answer is never lost to the other field.
+
+    Args:
+        attempts: not submitted yet; listeners are set here. The second, if there is one, answers
+            where the first is found unsure; until that is out of the question nothing of the first
+            is told.
+        tags: the model's thinking tags, if it has any.
+        streaming: keep every piece; otherwise only the end is told.
+        decision: why this mode, for the metrics.
+    """
+
+    def __init__(
+        self,
+        attempts: Sequence[Candidate],
+        tags: ThoughtTags | None,
+        streaming: bool = False,
+        decision: str = "",
+    ) -> None:
+        self.requests = [attempt.request for attempt in attempts]
+        self._attempts = list(attempts)
+        self._tags = tags
+        self._streaming = streaming
+        self._decision = decision
+        self._over = False
+        self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
+        self._started = time.monotonic()
+        self._begin()
+        for request in self.requests:
+            request.listener = self._hear
+
+    @property
+    def request(self) -> Request:
+        """The one that answers."""
+        return self._attempts[0].request
+
+    @property
+    def entry(self) -> EncodedPrompt:
+        """What it was asked."""
+        return self._attempts[0].entry
+
+    def next(self) -> Piece | None:
+        """Wait for news; None once the request is over, however often it is asked."""
+        if self._over:
+            return None
+        piece = self._pieces.get()
+        self._over = piece is None
+        return piece
+
+    def wait(self) -> Completion:
+        """Wait until the request is over."""
+        while self.next() is not None:
+            pass
+        return self.completion()
+
+    def completion(self) -> Completion:
+        """The whole answer of a request that is over."""
+        request = self.request
+        stopper = request.stopper
+        attempt = self._attempts[0]
+        opened, thinking = attempt.opened, request.thinking
+        asked = attempt.thinks and not opened
+        if self._tags is not None and asked and self._tags.strayed(stopper.text):
+            opened = True
+            thinking = thinking and thinking.reopened()
+        splitter = ThoughtSplitter(self._tags, opened)
+        parts = [splitter.push(stopper.text), splitter.finish()]
+        return Completion(
+            text="".join(text for _, text in parts),
+            reasoning="".join(reasoning for reasoning, _ in parts),
+            token_ids=request.tokens[request.prompt_length :],
+            finish_reason=stopper.reason or "error",
+            stop_reason=stopper.matched,
+            logprobs=None if request.params.logprobs is None else request.logprobs,
+            metrics=self._metrics(thinking),
+            error=None if request.error is None else str(request.error),
+        )
+
+    def _begin(self) -> None:
+        attempt = self._attempts[0]
+        self._splitter = ThoughtSplitter(self._tags, attempt.opened)
+        self._sent = attempt.request.prompt_length
+
+    def _hear(self, request: Request) -> None:
+        """In the engine's thread, after each step of the request."""
+        if request is not self.request:
+            return
+        if request.done and request.escalated and len(self._attempts) > 1:
+            del self._attempts[0]
+            self._begin()
+            if not self.request.done:
+                return
+            request = self.request
+        unsure = len(self._attempts) > 1 and not request.done and request.watched
+        if self._streaming and not unsure:
+            reasoning, text = self._splitter.push(request.stopper.news())
+            if request.done:
+                last_reasoning, last_text = self._splitter.finish()
+                reasoning, text = reasoning + last_reasoning, text + last_text
+            fresh, self._sent = request.tokens[self._sent :], len(request.tokens)
+            self._pieces.put(Piece(text, reasoning, fresh))
+        if request.done:
+            self._pieces.put(None)
+
+    def _mode(self) -> str:
+        """The mode that answered; both, where a text went on in another one."""
+        name, escape = self._attempts[0].mode, self.request.escape
+        return f"{name}>{escape.mode}" if escape is not None and self.request.escalated else name
+
+    def _metrics(self, thinking: Thinking | None) -> Metrics:
+        request = self.request
+        tally = request.tally
+        tokens = len(request.tokens) - request.prompt_length
+        pairs = zip(tally.accepted_at, tally.offered_at)
+        first = self.requests[0]
+        ttft = max(0.0, tally.first_token - self._started)
+        tpot = (tally.last_token - tally.first_token) / max(1, tokens - 1)
+        kept = None if first.target is None else bool(tokens) and max(ttft, tpot) <= first.target
+        notes = (note for one in self.requests for note in one.notes)
+        thought, ended = self._thought(thinking)
+        return Metrics(
+            mode=self._mode(),
+            drafter=request.speculation.drafter,
+            ttft=ttft,
+            tpot=tpot,
+            decision="; ".join(filter(None, (self._decision, *notes))),
+            escalated_at=first.confidence.tokens if first.escalated and first.confidence else None,
+            target_ms=None if first.target is None else 1000 * first.target,
+            target_kept=kept,
+            tokens=tokens,
+            steps=tally.steps,
+            drafted=tally.drafted,
+            accepted=tally.accepted,
+            cut=tally.cut,
+            runs=list(tally.runs),
+            draft_seconds=tally.draft_seconds,
+            verify_seconds=tally.verify_seconds,
+            acceptance=[accepted / offered for accepted, offered in pairs],
+            cached_tokens=tally.cached,
+            preemptions=tally.preemptions,
+            thinking_tokens=thought,
+            thinking_ended=ended,
+        )
+
+    def _thought(self, thinking: Thinking | None) -> tuple[int, Ended | Literal["length"] | None]:
+        """Tokens of thought, and what ended it."""
+        if thinking is None:
+            return 0, None
+        count, ended, still_open = thinking.outcome(self.request.tokens)
+        if not still_open:
+            return count, ended
+        return count, "length" if self.request.stopper.reason == "length" else None

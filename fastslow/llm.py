@@ -1,0 +1,336 @@
+"""`LLM`: a model that is loaded and ready to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NoReturn, Self, cast
+
+from loguru import logger
+
+from fastslow.call import ModeWish, Presets, as_messages, spread
+from fastslow.draft.each import Each
+from fastslow.drafters import DrafterFactory
+from fastslow.engine.core.cost_curve import step_seconds
+from fastslow.engine.core.engine_core import EngineCore
+from fastslow.engine.core.worker import Worker
+from fastslow.engine.host.progress import bar
+from fastslow.engine.kv.budget import page_budget
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.model.base import Model
+from fastslow.engine.parallel.open import ends_ranks_if_it_fails, join, open_model
+from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.text.templates import Message, load_template
+from fastslow.engine.text.thought import find_tags
+from fastslow.engine.types import Chooser
+from fastslow.handle import RequestHandle
+from fastslow.models.locate import find_tokenizer, resolve_model
+from fastslow.output import GenerationError, Output, Piece, advice
+from fastslow.policies.auto import checkpoint_selector, read_selector
+from fastslow.policies.clock import Clock
+from fastslow.policies.modes import load_modes
+from fastslow.policies.pace import Pace
+from fastslow.request_builder import RequestBuilder
+
+
+class Closed:
+    """Whoever still asks it for something is told."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise RuntimeError("this LLM is closed; make a new one")
+
+
+class LLM:
+    """A model ready to answer, from any number of threads.
+
+    Args:
+        model: a checkpoint folder, a GGUF file of a llama model, or a built-in name: smollm2-moge,
+            smollm2.
+        dtype: "auto" (the checkpoint's own), "bfloat16", "float32", "float16".
+        quantization: "int8" or "int4" weights, on the CPU; "w8a8" for a checkpoint that is quantised
+            so; "none" runs the dtype; "auto" runs such a checkpoint, or a 4-bit file, as it is if no
+            dtype is asked for.
+        device: "auto", "cpu", "cuda" or "npu".
+        kv_dtype: of keys and values: "int8" halves them (a scale per token and head, on the CPU), "model"
+            keeps the model's own, "auto" is int8 for w8a8 checkpoints that are made for it.
+        kv_memory: memory for keys and values: bytes, text such as "2GiB", or a share (float) of
+            what is free; None = a share of 0.3.
+        max_model_len: most tokens of prompt and answer together; None = what the model can.
+        prompt_rows: most rows of prompts read in one step (chunked prefill).
+        max_running: most requests in one step.
+        prefix_caching: share the KV of texts that start alike.
+        speculation: what "auto" means where a mode does not say: a drafter's name, a `Speculation`,
+            or the path of a settings file that `fastslow tune` wrote.
+        auto: what mode "auto" goes by: a callable from a `Situation` to a preset's name, a settings
+            file of `fastslow tune --modes` (its presets join, too, where `modes` is None), or None for what the checkpoint's `fastslow.json` has under
+            "auto", else for built-in rules.
+        remember: keep answers in memory to draft later ones from (they reach nobody unless the model
+            says them anyway).
+        modes: presets that join or change the checkpoint's: name -> `Mode` or its fields, or the
+            path of a JSON file that holds them as `fastslow.json` does.
+        thinking_tags: the texts between which the model thinks; None = what the checkpoint's
+            `fastslow.json` says, else openPangu's or `<think>`, if it has them.
+        progress: draw a bar while a model is fetched or loaded.
+        parallel: share the model among ranks: a `Parallel`, or text such as "ep=8,tp=1"; None = this
+            process alone. Ranks are started here and end with `close`. Under torchrun its processes
+            are the ranks ("auto" = all of them); all but the first serve inside this call until the
+            first is done, and then exit. kv_memory is that of all ranks together.
+
+    Raises:
+        ValueError: one sentence about what does not fit.
+        RuntimeError: a rank failed.
+    """
+
+    @ends_ranks_if_it_fails
+    def __init__(
+        self,
+        model: str | Path = "smollm2-moge",
+        *,
+        dtype: str = "auto",
+        quantization: str = "auto",
+        device: str = "auto",
+        kv_dtype: str = "auto",
+        kv_memory: float | str | None = None,
+        max_model_len: int | None = None,
+        prompt_rows: int = 512,
+        max_running: int = 64,
+        prefix_caching: bool = True,
+        speculation: str | Speculation = "auto",
+        auto: Chooser | str | Path | None = None,
+        remember: bool = True,
+        modes: Presets | None = None,
+        thinking_tags: tuple[str, str] | None = None,
+        progress: bool = True,
+        parallel: str | Parallel | None = None,
+    ) -> None:
+        if parallel is not None:
+            join()
+        for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        folder = resolve_model(model)
+        self._load_options: dict[str, Any] = {
+            "dtype": dtype,
+            "quantization": quantization,
+            "device": device,
+            "kv_dtype": kv_dtype,
+            "progress": progress,
+        }
+        self._kv_options: dict[str, Any] = {"kv_memory": kv_memory, "max_requests": max_running}
+        self._ranks = ExitStack()
+        self.model = open_model(folder, parallel, self._ranks, **self._load_options)
+        config = self.model.config
+        context = config.context if max_model_len is None else max_model_len
+        if not 2 <= context <= config.context:
+            raise ValueError(f"max_model_len={context} is outside 2..{config.context}")
+        self.tokenizer = find_tokenizer(folder)
+        if auto is not None and not callable(auto) and not isinstance(auto, str | Path):
+            raise ValueError(f"auto={auto!r} must be a callable or a settings file")
+        if modes is None and isinstance(auto, str | Path):
+            modes = str(auto)  # the presets that it chooses between
+        self.modes = load_modes(folder, config.groups, modes)
+        template = tags = None
+        if self.tokenizer is not None:
+            template = load_template(folder, self.tokenizer, config.architecture)
+            tags = find_tags(folder, self.tokenizer, template, thinking_tags)
+        self._kv = self._cache_for(self.model, context, prefix_caching)
+        identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
+        identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
+        clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
+        self._drafting = DrafterFactory(
+            folder,
+            self.model,
+            self._kv,
+            self.tokenizer,
+            self._load_options,
+            lambda model: self._cache_for(model, min(context, model.config.context), True),
+            remember,
+            clock.worth,
+        )
+        self._advised: set[str] = set()
+        drafter = Each(self._drafting.made, clock.drafted)
+        self._core = EngineCore(self.model, self._kv, drafter, prompt_rows, max_running, clock)
+        self._intake = RequestBuilder(
+            config,
+            self.tokenizer,
+            template,
+            tags,
+            context,
+            self._core,
+            self._drafting,
+            clock,
+            self.modes,
+        )
+        if auto is None:
+            self._intake.chooser = checkpoint_selector(folder)
+        else:
+            self._intake.chooser = auto if callable(auto) else read_selector(auto)
+        self._intake.usual = self._intake.speculation(speculation, Mode())
+        self._worker = Worker(self._core)
+
+    def generate(
+        self,
+        prompts: Any,
+        sampling: SamplingParams | Sequence[SamplingParams | None] | None = None,
+        *,
+        mode: ModeWish | Sequence[ModeWish] = "deep",
+        speculation: str | Speculation | Sequence[str | Speculation] = "auto",
+        progress: bool = True,
+    ) -> Any:
+        """Answer one prompt or many.
+
+        Args:
+            prompts: text (taken as it is), token ids, chat messages (put through the template), or
+                a list of such prompts.
+            sampling: for all prompts, or a list zipped with them. Fields that are not given are the
+                mode's, where it has them.
+            mode: "fast", "deep", "auto" or another preset; a `Mode`, or a dict of its fields, which with
+                `base` changes a preset: {"base": "deep", "thinking_budget": 64}; a callable from a
+                `Situation` to a preset's name; or a list.
+            speculation: "auto", "off", a drafter's name, a `Speculation`, or the path of a settings
+                file (*.json); or a list.
+            progress: for a list of prompts, draw a bar on a terminal.
+
+        Returns:
+            One `Output` for one prompt; for a list, a list in the same order.
+
+        Raises:
+            ValueError: one sentence about the first thing that does not fit; nothing has run then.
+            GenerationError: the engine failed on a request; it holds all outputs.
+        """
+        batch, single = self._intake.door.split(prompts)
+        count = len(batch)
+        params = spread("sampling", sampling, count)
+        modes = spread("mode", mode, count)
+        settings = spread("speculation", speculation, count)
+        jobs = [self._intake.job(*job) for job in zip(batch, params, modes, settings)]
+        handles = [handle for group in jobs for handle in group]
+        self._worker.submit([h.request for h in handles])
+        try:
+            waited = bar(jobs, "Answering") if progress and not single else jobs
+            outputs = [self._output(group) for group in waited]
+        except BaseException:  # Ctrl-C too: nobody waits for the answers any more
+            self._worker.cancel([request for h in handles for request in h.requests])
+            raise
+        errors = [c.error for o in outputs for c in o.choices if c.error is not None]
+        if errors:
+            raise GenerationError(f"{len(errors)} request(s) failed: {errors[0]}", outputs)
+        return outputs[0] if single else outputs
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        sampling: SamplingParams | None = None,
+        *,
+        mode: ModeWish = "deep",
+        speculation: str | Speculation = "auto",
+    ) -> Output:
+        """Answer a conversation, or one user message given as text; see `generate`."""
+        turns = as_messages(messages)
+        output: Output = self.generate(turns, sampling, mode=mode, speculation=speculation)
+        return output
+
+    def stream(
+        self,
+        prompt: Any,
+        sampling: SamplingParams | None = None,
+        *,
+        mode: ModeWish = "deep",
+        speculation: str | Speculation = "auto",
+    ) -> Iterator[Piece]:
+        """One prompt's answer in pieces, as it is made; the last piece carries the `output`.
+
+        Everything is checked before this returns, and the first `next` starts the request; leaving
+        the loop early cancels it.
+
+        Raises:
+            ValueError: as `generate`; also for a list of prompts, or n > 1.
+            GenerationError: while iterating, if the engine failed on the request.
+        """
+        batch, single = self._intake.door.split(prompt)
+        if not single:
+            raise ValueError("stream takes one prompt; give a list to generate")
+        handles = self._intake.job(batch[0], sampling, mode, speculation, streaming=True)
+        if len(handles) > 1:
+            raise ValueError(f"n={len(handles)} cannot be streamed; use generate, or n=1")
+        return self._pieces(handles[0])
+
+    def stream_chat(
+        self, messages: str | Sequence[Message], *arguments: Any, **options: Any
+    ) -> Iterator[Piece]:
+        """`stream` for a conversation, or one user message given as text."""
+        return self.stream(as_messages(messages), *arguments, **options)
+
+    def forget_prompts(self) -> None:
+        """Empty the prefix cache: texts that come again are read again. What runs is not disturbed,
+        but what it writes from now on is for itself alone.
+
+        Raises:
+            RuntimeError: this LLM is closed.
+        """
+        self._worker.between_steps(self._kv.clear_prefix)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a trained draft head belongs to the model."""
+        return self._drafting.has_head
+
+    def close(self) -> None:
+        """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
+        self._worker.close()
+        self._ranks.close()
+        self.model = self._kv = self._core = self._intake = cast(Any, Closed())
+        self._drafting.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _pieces(self, handle: RequestHandle) -> Iterator[Piece]:
+        # Submitted here, not by `stream`: of a generator that is dropped unread nothing ever runs.
+        self._worker.submit([handle.request])
+        try:
+            while (piece := handle.next()) is not None:
+                if piece.text or piece.reasoning or piece.token_ids:
+                    yield piece
+            output = self._output([handle])
+            if output.choices[0].error is not None:
+                raise GenerationError(f"the request failed: {output.choices[0].error}", [output])
+            yield Piece(output=output)
+        finally:
+            self._worker.cancel(handle.requests)
+
+    def _output(self, handles: Sequence[RequestHandle]) -> Output:
+        choices = [handle.wait() for handle in handles]
+        for choice in choices:
+            said = advice(choice.metrics)
+            if said is not None and choice.metrics.drafter not in self._advised:
+                self._advised.add(choice.metrics.drafter)  # once each
+                logger.warning(said)
+        first, entry = handles[0].request, handles[0].entry
+        prompt_logprobs = None
+        if first.params.prompt_logprobs is not None:
+            prompt_logprobs = [None, *first.prompt_logprobs]
+        return Output(entry.text, list(entry.tokens), choices, prompt_logprobs)
+
+    def _cache_for(self, model: Model, context: int, prefix_caching: bool) -> KVCache:
+        config, kind = model.config, model.storage
+        page_bytes = kind.page_size * kind.token_bytes(
+            layers=config.layers,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            dtype=model.dtype,
+        )
+        pages = page_budget(
+            **self._kv_options,
+            page_bytes=int(page_bytes * kind.share),
+            page_size=kind.page_size,
+            context=context,
+            device=model.device,
+            homes=kind.homes,
+        )
+        return KVCache.for_model(model, pages, kind.page_size, prefix_caching)

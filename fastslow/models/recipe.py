@@ -1,0 +1,196 @@
+"""What turns a dense checkpoint into a MoGE one: which neurons go where, the router, and what was learnt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fastslow.models.dense import LINEARS, Dense, DenseConfig
+from fastslow.tools.convert.student import Student
+
+
+@dataclass(frozen=True)
+class ExpertLayout:
+    """Which neurons of each dense FFN the shared expert and the routed experts take.
+
+    shared: int64 [layers, shared], ascending neuron numbers of the dense FFN.
+    pools: int64 [layers, groups, pool], the neurons that only a group's experts may take.
+    experts: int64 [layers, groups, experts, width], positions in the group's pool, ascending.
+    router: float32 [layers, groups * experts, hidden], before division by TEMPERATURE.
+    scale: float32 [layers, groups * experts].
+    """
+
+    shared: Tensor
+    pools: Tensor
+    experts: Tensor
+    router: Tensor
+    scale: Tensor
+
+    def order(self, layer: int) -> Tensor:
+        """The dense FFN's neurons, shared first and then pool by pool."""
+        return torch.cat((self.shared[layer], self.pools[layer].flatten()))
+
+    def member(self, layer: int) -> Tensor:
+        """float32 [groups, experts, pool]: 1.0 where a pool neuron belongs to an expert."""
+        groups, experts, _ = self.experts[layer].shape
+        table = torch.zeros(groups, experts, self.pools.shape[-1])
+        return table.scatter_(-1, self.experts[layer], 1.0)
+
+    def check(self, inner: int) -> None:
+        """ValueError unless shared and pools partition the `inner` neurons of every layer."""
+        groups, experts, width = self.experts.shape[1:]
+        for layer in range(self.shared.shape[0]):
+            if not torch.equal(self.order(layer).sort().values, torch.arange(inner)):
+                raise ValueError(
+                    f"layer {layer}: shared expert and pools must use each of the {inner} "
+                    "neurons once"
+                )
+        pool = self.pools.shape[-1]
+        if int(self.experts.min()) < 0 or int(self.experts.max()) >= pool:
+            raise ValueError(f"expert neuron positions must be in 0..{pool - 1}")
+        if width > 1 and bool((self.experts.diff(dim=-1) <= 0).any()):
+            raise ValueError("expert neuron positions must be ascending, without repeats")
+        if self.router.shape[1] != groups * experts:
+            raise ValueError(
+                f"router must have {groups * experts} rows, got {self.router.shape[1]}"
+            )
+
+
+NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that turns one dense checkpoint into its MoGE checkpoint.
+
+    layout: neurons of every expert, router and router scales.
+    deltas: low-rank pairs by "<layer>_<linear>": a [rank, columns], b [rows, rank]; the rows of
+        gate and up and the columns of down are in the layout's order. Empty: weights stay.
+    norms: replaced norm weights by "<layer>_<norm>" and "norm". Empty: norms stay.
+    """
+
+    layout: ExpertLayout
+    deltas: dict[str, tuple[Tensor, Tensor]]
+    norms: dict[str, Tensor]
+
+    @classmethod
+    def untrained(cls, layout: ExpertLayout) -> Recipe:
+        return cls(layout, {}, {})
+
+    @classmethod
+    def of(cls, student: Student) -> Recipe:
+        """The recipe of a student as trained so far."""
+        return cls.of_state(
+            {name: tensor.detach() for name, tensor in student.named_parameters()}, student.layout
+        )
+
+    @classmethod
+    def of_state(cls, state: dict[str, Tensor], layout: ExpertLayout) -> Recipe:
+        """The recipe of a student's named parameters."""
+        layers = layout.shared.shape[0]
+        trained = ExpertLayout(
+            shared=layout.shared,
+            pools=layout.pools,
+            experts=layout.experts,
+            router=torch.stack([state[f"gates.{i}.router"] for i in range(layers)]),
+            scale=torch.stack([state[f"gates.{i}.log_scale"].exp() for i in range(layers)]),
+        )
+        names = [f"{i}_{name}" for i in range(layers) for name in LINEARS]
+        deltas = {n: (state[f"params.{n}_a"], state[f"params.{n}_b"]) for n in names}
+        norms = {
+            f"{i}_{name}": state[f"params.{i}_{name}"] for i in range(layers) for name in NORMS
+        }
+        return cls(trained, deltas, norms | {"norm": state["params.norm"]})
+
+    def save(self, path: Path) -> None:
+        """Writes one safetensors file: bfloat16 values and uint16 neuron numbers."""
+        tensors = {
+            "shared": self.layout.shared.to(torch.uint16),
+            "pools": self.layout.pools.to(torch.uint16),
+            "experts": self.layout.experts.to(torch.uint16),
+            "router": self.layout.router.bfloat16(),
+            "scale": self.layout.scale.bfloat16(),
+        }
+        for name, (a, b) in self.deltas.items():
+            tensors[f"delta.{name}.a"], tensors[f"delta.{name}.b"] = a.bfloat16(), b.bfloat16()
+        for name, weight in self.norms.items():
+            tensors[f"norm.{name}"] = weight.bfloat16()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        save_file({name: t.contiguous() for name, t in tensors.items()}, part)
+        part.chmod(0o644)
+        part.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Reads a recipe.
+
+        Raises:
+            ValueError: the file is missing, truncated, or lacks a tensor.
+        """
+        if not path.is_file():
+            raise ValueError(f"recipe file {path} must exist, and does not")
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"recipe file {path} must be complete safetensors: {error}") from error
+        try:
+            shared, pools, experts = (tensors[n].long() for n in ("shared", "pools", "experts"))
+            router, scale = tensors["router"].float(), tensors["scale"].float()
+            deltas = {
+                name.removeprefix("delta.").removesuffix(".a"): (
+                    tensor.float(),
+                    tensors[f"{name.removesuffix('.a')}.b"].float(),
+                )
+                for name, tensor in tensors.items()
+                if name.startswith("delta.") and name.endswith(".a")
+            }
+        except KeyError as error:
+            raise ValueError(
+                f"recipe file {path} must hold tensor {error}, and does not"
+            ) from error
+        norms = {
+            name.removeprefix("norm."): tensor.float()
+            for name, tensor in tensors.items()
+            if name.startswith("norm.")
+        }
+        return cls(ExpertLayout(shared, pools, experts, router, scale), deltas, norms)
+
+    def check(self, config: DenseConfig) -> None:
+        """ValueError unless the recipe is complete and fits a dense model of this shape."""
+        layers, hidden = config.layers, config.hidden
+        shape = (self.layout.shared.shape[0], self.layout.router.shape[2])
+        if shape != (layers, hidden):
+            raise ValueError(
+                f"recipe must be for {layers} layers of {hidden}, got {shape[0]} of {shape[1]}"
+            )
+        self.layout.check(config.inner)
+        if self.deltas:
+            wanted = {f"{i}_{name}" for i in range(layers) for name in LINEARS}
+            if missing := wanted - self.deltas.keys():
+                raise ValueError(f"recipe lacks {len(missing)} deltas, such as {min(missing)}")
+        if self.norms:
+            wanted = {f"{i}_{name}" for i in range(layers) for name in NORMS} | {"norm"}
+            if missing := wanted - self.norms.keys():
+                raise ValueError(f"recipe lacks {len(missing)} norms, such as {min(missing)}")
+
+    def student(self, dense: Dense) -> Student:
+        """A student of `dense` with this recipe's parameters, to train on or to measure."""
+        self.check(dense.config)
+        rank = next(iter(self.deltas.values()))[0].shape[0] if self.deltas else 16
+        student = Student(dense, self.layout, rank)
+        with torch.no_grad():
+            for name, (a, b) in self.deltas.items():
+                student.params[f"{name}_a"].copy_(a)
+                student.params[f"{name}_b"].copy_(b)
+            for name, weight in self.norms.items():
+                student.params[name].copy_(weight)
+        return student
+
+
+TEMPERATURE = 16.0  # router logits are divided by it: a power of two, so bfloat16 loses nothing

@@ -1,0 +1,154 @@
+"""What a caller gets back, and a word of advice where drafts are hardly ever accepted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fastslow.engine.sampling.stop import Reason
+from fastslow.engine.sampling.thinking import Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """How one answer came about. Times are seconds."""
+
+    mode: str
+    drafter: str
+    ttft: float  # from the call to the first token
+    tpot: float  # mean time of each token after the first
+    tokens: int
+    steps: int  # target forwards that gave tokens
+    drafted: int  # nodes verified
+    accepted: int
+    cut: int  # nodes proposed that were not worth verifying
+    runs: list[int]  # accepted in each step; one more token comes from the target
+    draft_seconds: float  # of the steps that the request was part of, together with others
+    verify_seconds: float
+    acceptance: list[float]  # by position: of the drafts that reached it, the share accepted to it
+    cached_tokens: int  # prompt tokens found in the prefix cache
+    preemptions: int
+    decision: str = ""  # why this mode, and what became of it; "" where the caller chose it
+    escalated_at: int | None = (
+        None  # tokens of the first mode's answer before another one took over
+    )
+    target_ms: float | None = None  # of the time to the first token, and of the mean of all others
+    target_kept: bool | None = None  # None without a target
+    thinking_tokens: int = 0  # between the thinking tags, without them and without a closing phrase
+    # what ended the thinking: the model, its budget, early exit (loop, settled), or length: the
+    # answer's tokens ran out inside the thought. None: no thought, or it ended otherwise inside one
+    thinking_ended: Ended | Literal["length"] | None = None
+
+    @property
+    def mean_accepted(self) -> float:
+        """Draft tokens accepted per step."""
+        return self.accepted / self.steps if self.steps else 0.0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """1.0 is plain decoding."""
+        return self.tokens / self.steps if self.steps else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """While decoding: the prompt's time is not counted."""
+        return 1 / self.tpot if self.tpot > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer. `token_ids` holds the end token if one was met; `text` does not."""
+
+    text: str
+    reasoning: str  # what stood between the model's thinking tags, else ""; see `Handle`
+    token_ids: list[int]
+    finish_reason: Reason
+    stop_reason: str | int | None  # the stop string or end token that ended it
+    logprobs: list[dict[int, float]] | None
+    metrics: Metrics
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The answers to one prompt; the attributes of the first one are at hand directly."""
+
+    prompt: str | None  # None if token ids were given
+    prompt_token_ids: list[int]
+    choices: list[Completion]
+    prompt_logprobs: list[dict[int, float] | None] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def reasoning(self) -> str:
+        return self.choices[0].reasoning
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.choices[0].token_ids
+
+    @property
+    def finish_reason(self) -> Reason:
+        return self.choices[0].finish_reason
+
+    @property
+    def stop_reason(self) -> str | int | None:
+        return self.choices[0].stop_reason
+
+    @property
+    def logprobs(self) -> list[dict[int, float]] | None:
+        return self.choices[0].logprobs
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.choices[0].metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a streamed answer. The last one carries the whole `output`.
+
+    Joined, `text` and `reasoning` are those of the output, but for a thought that is closed and was
+    never opened: only its end tells that it was one, so it was streamed as text, while the output
+    has it in `reasoning`.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    output: Output | None = None
+
+
+class GenerationError(RuntimeError):
+    """At least one request failed inside the engine; `outputs` holds all of them, the good ones too."""
+
+    def __init__(self, message: str, outputs: list[Output]) -> None:
+        super().__init__(message)
+        self.outputs = outputs
+
+
+ENOUGH = 100  # nodes, before anything is said
+POOR = 0.02  # of them accepted
+
+CAUSES = {
+    "ngram": "the answers repeat little of their texts",
+    "suffix": "the answers repeat little that was said before",
+    "head": "the head was trained for another model, or on other texts and modes",
+    "self": "the groups or layers it keeps say other things than the whole model",
+    "model": "the draft model says other things, as when it follows another chat template",
+}
+
+
+def advice(metrics: Metrics) -> str | None:
+    """One sentence where acceptance stays near zero, with its likely cause; else None."""
+    if metrics.drafted < ENOUGH or metrics.accepted >= POOR * metrics.drafted:
+        return None
+    names = metrics.drafter.replace("auto", "suffix").replace("|", "+").split("+")
+    causes = "; or ".join(CAUSES[name] for name in names if name in CAUSES)
+    return (
+        f"drafter {metrics.drafter}: {metrics.accepted} of {metrics.drafted} drafted tokens were "
+        f"accepted. Probably {causes}. Try `fastslow tune` on your prompts, or speculation='off'"
+    )

@@ -1,0 +1,172 @@
+"""`fastslow chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from fastslow.tools.cli import options
+
+if TYPE_CHECKING:
+    from fastslow.llm import LLM
+
+HELP = """\
+/fast, /deep   answer in that mode from now on
+/mode NAME     any preset of the model; without NAME: list them
+/reset         forget the conversation
+/help          this text
+/quit          leave (as Ctrl-D does, or Ctrl-C twice)
+Ctrl-C stops an answer; what has come of it stays in the conversation."""
+
+
+# The parameters are typer's; `ctx.params` hands them on, so that chat and generate share one reader.
+def chat(
+    ctx: typer.Context,
+    model: options.Model = "smollm2-moge",
+    mode: options.ModeName = "deep",
+    modes: options.Modes = None,
+    auto: options.Auto = None,
+    groups: options.Groups = None,
+    thinking: options.Thinking = None,
+    thinking_budget: options.ThinkingBudget = None,
+    drafter: options.Drafter = "auto",
+    nodes: options.Nodes = None,
+    draft_model: options.DraftModel = None,
+    draft_groups: options.DraftGroups = None,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    system: options.System = None,
+    dtype: options.DType = "auto",
+    quantization: options.Quantization = "auto",
+    device: options.Device = "auto",
+    kv_dtype: options.KVDtype = "auto",
+    kv_memory: options.KVMemory = None,
+    max_model_len: options.MaxModelLen = None,
+    parallel: options.Parallel = "auto",
+) -> None:
+    """Talk to a model; /fast and /deep change how it thinks, /help tells the rest.
+
+    Examples:
+      fastslow chat
+      fastslow chat --mode fast --system "You answer in one sentence."
+      fastslow chat --model path/to/checkpoint --temperature 0.6 --top-p 0.95
+      fastslow chat --model path/to/checkpoint --thinking-budget 500
+
+    Ctrl-C stops an answer, not the program. Questions may also be piped in, one a line.
+    """
+    wishes = options.Wishes(ctx.params)
+    from fastslow.tools.cli.screen import console, quiet_log
+
+    quiet_log()
+    with wishes.load() as llm:
+        talk = Chat(llm, wishes, system)
+        if sys.stdin.isatty():
+            import readline  # noqa: F401 - importing it gives input() history and editing
+
+            console().print(f"{model}, mode {talk.mode}. /help tells the commands.", style="dim")
+        talk.run()
+
+
+class Chat:
+    """The conversation and what may be said in it.
+
+    Args:
+        llm: answers.
+        wishes: the command line's options.
+        system: system message.
+
+    Raises:
+        ValueError: the command line does not fit the model.
+    """
+
+    def __init__(self, llm: LLM, wishes: options.Wishes, system: str | None) -> None:
+        self._llm = llm
+        self._wishes = wishes
+        self._system = system
+        self._call = wishes.call(llm)
+        self._turns = options.conversation(system)
+
+    @property
+    def mode(self) -> str:
+        """The present mode's name."""
+        return str(self._call["mode"].name)
+
+    def run(self) -> None:
+        """Read and answer until the reader leaves."""
+        from fastslow.tools.cli.screen import console
+
+        prompt = "> " if sys.stdin.isatty() else ""
+        interrupted = False
+        while True:
+            try:
+                line = input(prompt).strip()
+                interrupted = False
+                if line.startswith("/"):
+                    if line == "/quit":
+                        return
+                    self._command(*line.split(maxsplit=1))
+                elif line:
+                    self._ask(line)
+            except EOFError:
+                console().out()
+                return
+            except KeyboardInterrupt:
+                console().out()
+                if interrupted:
+                    return
+                interrupted = True
+                console().print("Ctrl-C again, Ctrl-D or /quit leaves.", style="dim")
+
+    def _command(self, name: str, argument: str = "") -> None:
+        from fastslow.engine.params import nearest
+        from fastslow.tools.cli.screen import complain, console
+
+        if name in ("/fast", "/deep"):
+            name, argument = "/mode", name[1:]
+        if name == "/help":
+            console().print(HELP, style="dim")
+        elif name == "/reset":
+            self._turns = options.conversation(self._system)
+            console().print("The conversation is forgotten.", style="dim")
+        elif name != "/mode":
+            complain(ValueError(f"{name} is no command; /help tells them"))
+        elif not argument:
+            widest = max(map(len, self._llm.modes))
+            for preset in self._llm.modes.values():
+                console().print(f"{preset.name:<{widest}} {preset.description}", style="dim")
+            console().print("`fastslow modes` says more.", style="dim")
+        elif argument in self._llm.modes:
+            self._call = self._wishes.call(self._llm, argument)
+            console().print(f"Mode {self.mode} from now on.", style="dim")
+        else:
+            complain(
+                ValueError(f"mode={argument!r} is unknown{nearest(argument, self._llm.modes)}")
+            )
+
+    def _ask(self, question: str) -> None:
+        from fastslow.tools.cli.screen import StreamedAnswer, complain, console, figures
+
+        turns = [*self._turns, {"role": "user", "content": question}]
+        answer = StreamedAnswer()
+        try:
+            for piece in self._llm.stream(turns, **self._call):
+                answer.add(piece)
+                if piece.output is not None:
+                    answer.end()
+                    console().print(figures(piece.output.metrics), style="dim")
+        except KeyboardInterrupt:
+            answer.end()
+            console().print("stopped", style="dim")
+        except (ValueError, RuntimeError) as error:  # this question failed; the next may not
+            answer.end()
+            complain(error)
+        if answer.text:
+            self._turns = [*turns, {"role": "assistant", "content": answer.text}]

@@ -1,0 +1,105 @@
+"""`fastslow generate`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastslow.tools.cli import options
+
+if TYPE_CHECKING:
+    from fastslow.output import Output
+    from fastslow.tools.cli.screen import StreamedAnswer
+
+
+# The parameters are typer's; `ctx.params` hands them on, so that chat and generate share one reader.
+def generate(
+    ctx: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="What to ask; - reads standard input.")],
+    model: options.Model = "smollm2-moge",
+    mode: options.ModeName = "deep",
+    modes: options.Modes = None,
+    auto: options.Auto = None,
+    groups: options.Groups = None,
+    thinking: options.Thinking = None,
+    thinking_budget: options.ThinkingBudget = None,
+    drafter: options.Drafter = "auto",
+    nodes: options.Nodes = None,
+    draft_model: options.DraftModel = None,
+    draft_groups: options.DraftGroups = None,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    system: options.System = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no template.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+    dtype: options.DType = "auto",
+    quantization: options.Quantization = "auto",
+    device: options.Device = "auto",
+    kv_dtype: options.KVDtype = "auto",
+    kv_memory: options.KVMemory = None,
+    max_model_len: options.MaxModelLen = None,
+    parallel: options.Parallel = "auto",
+) -> None:
+    """Answer one prompt, as it is made; the last line says what speculation did.
+
+    Examples:
+      fastslow generate "Why is the sky blue?"
+      fastslow generate "Why is the sky blue?" --mode fast
+      fastslow generate "Write a haiku." --temperature 0.8 --seed 1
+      fastslow generate "How many?" --model path/to/checkpoint --thinking-budget 200
+      fastslow generate --drafter ngram+self --nodes 6 - < question.txt
+      fastslow generate --raw "Once upon a time" --groups 0 --json
+
+    Exit codes: 0; 1 the engine failed; 2 the input does not fit; 130 Ctrl-C.
+    """
+    if raw and system is not None:
+        raise ValueError("--system needs the chat template, which --raw leaves out")
+    wishes = options.Wishes(ctx.params)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    from fastslow.tools.cli.screen import StreamedAnswer, console, figures, quiet_log
+
+    quiet_log()
+    answer = StreamedAnswer(shown=not as_json)
+    output = None
+    with wishes.load() as llm:
+        turns = [*options.conversation(system), {"role": "user", "content": text}]
+        pieces = llm.stream(text if raw else turns, **wishes.call(llm))
+        with suppress(KeyboardInterrupt):  # what has come is kept
+            for piece in pieces:
+                answer.add(piece)
+                output = piece.output or output
+    answer.end()
+    if as_json:
+        console().out(json.dumps(_record(answer, output), ensure_ascii=False), highlight=False)
+    elif output is not None:
+        console().print(figures(output.metrics), style="dim")
+    if output is None:
+        raise typer.Exit(130)
+
+
+def _record(answer: StreamedAnswer, output: Output | None) -> dict[str, Any]:
+    """What is known of an answer, for programs; without `output` it was interrupted."""
+    record: dict[str, Any] = {
+        "text": answer.text,
+        "reasoning": answer.reasoning,
+        "token_ids": answer.token_ids,
+        "finish_reason": "cancelled",
+    }
+    if output is not None:
+        metrics = output.metrics
+        derived = ("tokens_per_step", "tokens_per_second", "mean_accepted")
+        record["finish_reason"] = output.finish_reason
+        record["stop_reason"] = output.stop_reason
+        record["metrics"] = {**asdict(metrics), **{n: getattr(metrics, n) for n in derived}}
+    return record

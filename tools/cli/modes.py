@@ -1,0 +1,79 @@
+"""`fastslow modes`: what every preset of a model means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fastslow.engine.params import Mode
+    from fastslow.tools.cli.inspect import CheckpointFacts
+
+SIDES, COLUMN = 20, 20  # characters: of the first column, and of a preset's at least
+
+
+def modes(
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint folder or built-in name.")
+    ] = "smollm2-moge",
+    own: Annotated[
+        str | None, typer.Option("--modes", help="JSON file with presets of your own.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Say what each mode of a model means: groups, thinking, budget, sampling, drafts. Reads no weights.
+
+    Presets are built in, changed and joined by the checkpoint's fastslow.json, and these by a file
+    of your own:
+
+      {"modes": {"bot": {"base": "fast", "sampling": {"temperature": 0.6}},
+                 "brief": {"base": "deep", "thinking_budget": 200, "closing": "\\n"}}}
+
+    Examples:
+      fastslow modes
+      fastslow modes path/to/checkpoint --modes mine.json
+      fastslow generate "How many?" --modes mine.json --mode brief
+    """
+    from fastslow.models.locate import resolve_model
+    from fastslow.tools.cli.inspect import CheckpointFacts
+    from fastslow.tools.cli.screen import console, quiet_log
+
+    quiet_log()
+    facts = CheckpointFacts.of(resolve_model(model), own)
+    if as_json:
+        record = facts.record()["modes"]
+        console().out(json.dumps(record, ensure_ascii=False), highlight=False)
+        return
+    presets = list(facts.modes.values())
+    beside = max(1, (console().width - SIDES) // COLUMN)
+    for first in range(0, len(presets), beside):
+        console().print(_table(facts, presets[first : first + beside]), soft_wrap=False)
+
+
+def _table(facts: CheckpointFacts, presets: Sequence[Mode]) -> Table:
+    """A column for each mode, a row for each side of it."""
+    from rich.table import Column, Table
+
+    from fastslow.policies.meaning import meaning
+    from fastslow.tools.cli.inspect import billions
+
+    words = [meaning(mode, facts.config.groups) for mode in presets]
+    names = (Column(mode.name, overflow="fold") for mode in presets)
+    table = Table(Column(no_wrap=True), *names, show_lines=True)
+    if any(mode.description for mode in presets):
+        table.add_row("", *(mode.description or "-" for mode in presets))
+    for side in words[0]:
+        table.add_row(side, *(each[side] for each in words))
+        if side == "groups":
+            active = [facts.config.active_parameters(mode.groups) for mode in presets]
+            shares = [
+                "-" if mode.auto else f"{billions(n)}, {n / facts.parameters:.0%} of all"
+                for mode, n in zip(presets, active)
+            ]
+            table.add_row("active parameters", *shares)
+    return table

@@ -1,0 +1,155 @@
+"""`fastslow plan`: what a model would do on cards that need not be here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from fastslow.tools.plan.search import PlanChoice
+    from fastslow.tools.plan.step import Setting, Terms
+
+NAMES = {"weights": "weights", "kv": "KV", "compute": "compute", "links": "links", "fixed": "fixed"}
+
+
+def plan(
+    model: Annotated[
+        str, typer.Option(help="A name as openpangu-pro-moe-72b, a folder, or a config.json.")
+    ] = "openpangu-pro-moe-72b",
+    device: Annotated[
+        str, typer.Option(help="800i-a2, 300i-duo, h100, or this-cpu (probed).")
+    ] = "800i-a2",
+    cards: Annotated[int, typer.Option(min=1, help="Cards that share the model.")] = 1,
+    sequence: Annotated[
+        int, typer.Option(min=1, help="Tokens of a request, prompt and answer so far.")
+    ] = 2048,
+    latency_ms: Annotated[
+        float, typer.Option(min=0.001, help="Milliseconds per token, at most.")
+    ] = 100.0,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Plan for this batch instead of a latency.")
+    ] = None,
+    acceptance: Annotated[
+        float,
+        typer.Option(
+            help="Of a drafted token, below 1; or tokens per step of long drafts, from 1."
+        ),
+    ] = 0.7,
+    drafter: Annotated[
+        str, typer.Option(help="mtp: a layer and the head per drafted token; free: found in text.")
+    ] = "mtp",
+    weights: Annotated[
+        str, typer.Option(help="w8a8, bf16, float32, int8, int4; auto: w8a8, on this-cpu bf16.")
+    ] = "auto",
+    kv: Annotated[str, typer.Option(help="Keys and values: bf16, int8, float32.")] = "bf16",
+    picture: Annotated[Path | None, typer.Option(help="HTML file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Plan batch, draft length and memory of a model on a device: a roofline, checked against
+    published figures (docs/planner.md). Nothing is loaded.
+
+    Examples:
+      fastslow plan --cards 4 --sequence 2048 --latency-ms 100
+      fastslow plan --model path/to/checkpoint --device this-cpu --batch 1 --acceptance 0.8
+    """
+    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.plan.device import HERE, find_device
+    from fastslow.tools.plan.known import config_of
+    from fastslow.tools.plan.picture import page
+    from fastslow.tools.plan.published import calibrate
+    from fastslow.tools.plan.search import DraftCost, best, choose_batches, choose_nodes
+    from fastslow.tools.plan.step import HOST, ForwardWork, Precision, Setting
+
+    quiet_log()
+    spelled = weights if weights != "auto" else "bf16" if device == HERE else "w8a8"
+    precision = Precision.of(spelled, kv)
+    drafting = DraftCost.of(acceptance, drafter)
+    config = config_of(model)
+    if sequence > config.context:
+        raise ValueError(
+            f"sequence={sequence} must be at most {config.context}, the model's context"
+        )
+    efficiency = HOST if device == HERE else calibrate()
+    setting = Setting(ForwardWork.of(config), find_device(device), cards, precision, efficiency)
+    setting.device.link(cards)
+    if batch is None:
+        choices = choose_batches(setting, drafting, sequence, latency_ms / 1000)
+    else:
+        choices = choose_nodes(setting, drafting, sequence, batch)
+    prefill = setting.prefill(1, sequence)
+    title = f"{model}, {spelled}, KV {kv}, {sequence} tokens a request, on {cards} x {device}"
+    if picture is not None:
+        picture.write_text(page(choices, title), "utf-8")
+    if as_json:
+        record = _record(setting, choices, best(choices), prefill, sequence)
+        console().out(json.dumps(record), highlight=False)
+        return
+    console().print(title)
+    console().print(_table(choices, best(choices)))
+    console().print(
+        f"prefill of one prompt: {1000 * prefill.seconds:.1f} ms, "
+        f"{sequence / prefill.seconds / cards:.0f} tokens/s per card, most of it {_part(prefill)}"
+    )
+    e = efficiency
+    console().print(
+        f"reckoned with {e.memory:.0%} of the memory's bandwidth, {e.compute:.0%} of the products, "
+        f"{e.link:.0%} of the links, {1e6 * e.layer:.0f} us a layer; acceptance "
+        f"{drafting.acceptance:.2f} a token ({drafter})"
+    )
+
+
+def _table(choices: Sequence[PlanChoice], top: PlanChoice) -> Table:
+    from rich.table import Table
+
+    table = Table("draft", "batch", "tok/step", "ms/step", "ms/tok", "tok/s", "GB", "most of it")
+    table.caption = "tokens/s and GB are of each card; * the best; m: the batch is as memory allows"
+    for choice in choices:
+        table.add_row(
+            f"{choice.nodes}{' *' if choice is top else ''}",
+            f"{choice.batch}{' m' if choice.bound == 'memory' else ''}",
+            f"{choice.tokens:.2f}",
+            f"{1000 * choice.terms.seconds:.1f}",
+            f"{1000 * choice.latency:.1f}",
+            f"{choice.rate:.1f}",
+            f"{choice.memory / 1e9:.1f}",
+            _part(choice.terms),
+        )
+    return table
+
+
+def _part(terms: Terms) -> str:
+    share = getattr(terms, terms.binding) / terms.seconds
+    return f"{NAMES[terms.binding]} {share:.0%}"
+
+
+def _record(
+    setting: Setting, choices: Sequence[PlanChoice], top: PlanChoice, prefill: Terms, sequence: int
+) -> dict[str, Any]:
+    """For programs: seconds, bytes, tokens per second and card."""
+
+    def one(choice: PlanChoice) -> dict[str, Any]:
+        return {
+            **asdict(choice),
+            "seconds_per_step": choice.terms.seconds,
+            "seconds_per_token": choice.latency,
+            "tokens_per_second_per_card": choice.rate,
+            "binding": choice.terms.binding,
+        }
+
+    return {
+        "device": asdict(setting.device),
+        "cards": setting.cards,
+        "sequence": sequence,
+        "efficiency": asdict(setting.efficiency),
+        "choices": [one(choice) for choice in choices],
+        "best": one(top),
+        "prefill": {**asdict(prefill), "seconds": prefill.seconds, "binding": prefill.binding},
+    }

@@ -1,0 +1,150 @@
+"""`fastslow train-draft`: a draft head for a target, from prompts alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+import typer
+
+from fastslow.tools.cli import options
+
+if TYPE_CHECKING:
+    from fastslow.tools.train_head.trainer import Measured
+
+DATA, TRAINING = "Data", "Training"
+
+
+def train_draft(
+    target: Annotated[str, typer.Option(help="Checkpoint folder or built-in name.")],
+    data: Annotated[Path, typer.Option(help="Prompts, JSON Lines: prompt, turns or messages.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The head's file to write.")],
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Folder for answers, features, checkpoint; default: OUT.work."),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="A head of a like model to begin with.", rich_help_panel=TRAINING),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Rows to learn from, all epochs.", rich_help_panel=TRAINING)
+    ] = 1_000_000,
+    rate: Annotated[
+        float, typer.Option(min=0, help="Peak learning rate.", rich_help_panel=TRAINING)
+    ] = 2e-3,
+    rows: Annotated[
+        int, typer.Option(min=1, help="Rows of a batch.", rich_help_panel=TRAINING)
+    ] = 2048,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Depth of the trained chain.", rich_help_panel=TRAINING)
+    ] = 4,
+    stretches: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the long prompts of which a stretch is taught, too: where prompts hold "
+            "text that the target itself wrote.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = 0.0,
+    vocabulary: Annotated[
+        int, typer.Option(min=1, help="Tokens that can be drafted.", rich_help_panel=TRAINING)
+    ] = 8192,
+    answer: Annotated[
+        int, typer.Option(min=3, help="Most tokens of an answer.", rich_help_panel=DATA)
+    ] = 192,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Answers made at once.", rich_help_panel=DATA)
+    ] = 16,
+    seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
+    dtype: options.DType = "auto",
+    quantization: options.Quantization = "auto",
+    device: options.Device = "auto",
+) -> None:
+    """Train a head that drafts for a target, on the target's own answers.
+
+    Examples:
+      fastslow train-draft --target smollm2-moge --data prompts.jsonl -o head.safetensors
+      fastslow train-draft --target path/to/model --data mine.jsonl -o head.safetensors --tokens 200000
+
+    Ctrl-C keeps what was done; the same command goes on from there.
+    """
+    from fastslow.llm import LLM
+    from fastslow.models.locate import resolve_model
+    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.train_head.answers import read_prompts
+    from fastslow.tools.train_head.train import Reports, TrainPlan, default_layers, train_head
+    from fastslow.tools.train_head.trainer import Course
+
+    quiet_log()
+    prompts = read_prompts(data)
+    folder = resolve_model(target)
+    with LLM(
+        folder, dtype=dtype, quantization=quantization, device=device, max_running=batch
+    ) as llm:
+        plan = TrainPlan(
+            target=folder,
+            out=out,
+            work=work or out.with_suffix(".work"),
+            layers=default_layers(llm.model.config.layers),
+            vocabulary=vocabulary,
+            answer=answer,
+            course=Course(
+                steps=steps, rate=rate, tokens=tokens, rows=rows, stretches=stretches, seed=seed
+            ),
+            start=start,
+        )
+        with TrainBars(len(prompts), tokens) as bars:
+            found = train_head(
+                plan,
+                llm.model,
+                lambda some, params: llm.generate(
+                    list(some), list(params), speculation="off", progress=False
+                ),
+                prompts,
+                Reports(bars.answers, bars.features, bars.training),
+            )
+    shares = ", ".join(f"{share:.0%}" for share in found.acceptance)
+    console().print(
+        f"{found.tokens_per_step:.2f} tokens/step in chains of {steps} on held-out answers "
+        f"(by position: {shares}); the curve is in {plan.work / 'curve.jsonl'}"
+    )
+
+
+class TrainBars:
+    """How far each part is, on a terminal; else a line when a part begins or a tenth is done."""
+
+    def __init__(self, prompts: int, tokens: int) -> None:
+        from rich.progress import Progress
+
+        from fastslow.tools.cli.screen import errors
+
+        self._progress = Progress(console=errors(), transient=True)
+        self._parts = {
+            name: self._progress.add_task(name, total=total, visible=False)
+            for name, total in (("answers", prompts), ("features", prompts), ("training", tokens))
+        }
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def answers(self, done: int) -> None:
+        self._move("answers", done, "answers")
+
+    def features(self, done: int) -> None:
+        self._move("features", done, "features")
+
+    def training(self, measured: Measured) -> None:
+        shares = " ".join(f"{share:.0%}" for share in measured.right)
+        self._move(
+            "training", measured.tokens, f"training, loss {measured.loss:.2f}, right {shares}"
+        )
+
+    def _move(self, part: str, done: int, text: str) -> None:
+        self._progress.update(self._parts[part], completed=done, description=text, visible=True)

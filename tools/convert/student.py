@@ -1,0 +1,233 @@
+"""The MoGE model as it is trained: dense weights under masks, with deltas of low rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastslow.models.dense import Dense, attend
+from fastslow.models.recipe import TEMPERATURE, ExpertLayout
+
+
+class Divergence(torch.autograd.Function):
+    """Mean KL(teacher || student) in nats over the vocabulary, from final hidden states.
+
+    The logits of all rows are never in memory: slices of rows are scored and their gradient with
+    respect to the student's hidden states is taken at once, while the slice is in cache.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student_TH: Tensor, teacher_TH: Tensor, head_VH: Tensor, rows: int = 240
+    ) -> Tensor:
+        total = torch.zeros(())
+        grads = []
+        scale = 1.0 / student_TH.shape[0]
+        for ours, theirs in zip(
+            torch.split(student_TH, rows), torch.split(teacher_TH, rows), strict=True
+        ):
+            log_p = torch.log_softmax((theirs @ head_VH.T).float(), -1)
+            log_q = torch.log_softmax((ours @ head_VH.T).float(), -1)
+            p = log_p.exp()
+            total += (p * (log_p - log_q)).sum()
+            grads.append(log_q.exp_().sub_(p).mul_(scale).to(head_VH.dtype) @ head_VH)
+        ctx.save_for_backward(torch.cat(grads))
+        return total * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0], None, None, None
+
+
+@torch.no_grad()
+def cross_entropy(hidden_BTH: Tensor, head_VH: Tensor, tokens_BT: Tensor) -> Tensor:
+    """Nats of each next token, float32 [B, T - 1]."""
+    nats = []
+    for row, tokens in zip(hidden_BTH, tokens_BT, strict=True):
+        logits = (row[:-1] @ head_VH.T).float()
+        nats.append(torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="none"))
+    return torch.stack(nats)
+
+
+SHARPNESS = 2.0  # of the soft choice that only the backward pass sees
+
+
+class LowRankLinear(torch.autograd.Function):
+    """y = x (W + B A)^T with W frozen: one matmul forward, skinny ones for the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, frozen: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        weight = frozen + (b @ a).to(frozen.dtype)
+        ctx.save_for_backward(x, weight, a, b)
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b = ctx.saved_tensors
+        dy = grads[0].flatten(0, -2)
+        flat = x.flatten(0, -2)
+        dx = (dy @ weight).view_as(x)
+        db = dy.T @ (flat @ a.T.to(flat.dtype))
+        da = (dy @ b.to(dy.dtype)).T @ flat
+        return dx, None, da.to(a.dtype), db.to(b.dtype)
+
+
+class GatedProduct(torch.autograd.Function):
+    """h = silu(gate) * up, its last neurons (those of the pools) times `mask`."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, mask)
+        h = F.silu(gate).mul_(up)
+        h[..., -mask.shape[-1] :].mul_(mask)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gate, up, mask = ctx.saved_tensors
+        dh = grads[0]
+        pool = mask.shape[-1]
+        act = F.silu(gate)
+        dmask = dh[..., -pool:] * act[..., -pool:] * up[..., -pool:]
+        dh = torch.cat((dh[..., :-pool], dh[..., -pool:] * mask), -1)
+        dup = act.mul_(dh)
+        dgate = torch.ops.aten.silu_backward(dh.mul_(up), gate)
+        return dgate, dup, dmask
+
+
+class MaskedGate(torch.nn.Module):
+    """Grouped router of one layer, as a mask over the pool neurons.
+
+    The forward pass is the MoGE rule (Tang et al., arXiv 2505.21411): softmax over all experts in
+    float32, the best expert of each group, its weight p * router_scale without renormalisation;
+    of the groups only the `groups` with the largest weights run, ties to the lower group. The
+    backward pass sees soft choices (straight-through, Bengio et al., arXiv 1308.3432).
+
+    Args:
+        router: [groups * experts, hidden] float32, before division by TEMPERATURE.
+        scale: [groups * experts] float32.
+        member: [groups, experts, pool] 1.0 where the neuron belongs to the expert.
+    """
+
+    member: Tensor
+
+    def __init__(self, router: Tensor, scale: Tensor, member: Tensor) -> None:
+        super().__init__()
+        self.router = torch.nn.Parameter(router.float().clone())
+        self.log_scale = torch.nn.Parameter(scale.float().log())
+        self.register_buffer("member", member.to(torch.bfloat16))
+
+    def forward(self, x_BTH: Tensor, groups_BT: Tensor) -> Tensor:
+        """Mask [B, T, groups * pool], in the dtype of `x_BTH`."""
+        count, experts, _ = self.member.shape
+        # the written router is bfloat16: round here too, and pass the gradient through
+        router = self.router + (self.router.bfloat16().float() - self.router).detach()
+        score = F.linear(x_BTH.float(), router)
+        p = torch.softmax(score / TEMPERATURE, -1)
+        p_BTGE = torch.unflatten(p, -1, (count, experts))
+        score_BTGE = torch.unflatten(score, -1, (count, experts))
+        chosen = p_BTGE.argmax(-1, keepdim=True)
+        soft = torch.softmax(score_BTGE * SHARPNESS, -1)
+        hard = torch.zeros_like(soft).scatter_(-1, chosen, 1.0)
+        pick = hard + soft - soft.detach()
+        scale = self.log_scale.exp().view(count, experts)
+        weight = (p_BTGE * scale).gather(-1, chosen).squeeze(-1)
+        run = run_mask(weight, groups_BT)
+        members = self.member.to(x_BTH.dtype)
+        neurons = torch.einsum("btge,gen->btgn", pick.to(x_BTH.dtype), members)
+        return (neurons * (weight * run).to(x_BTH.dtype).unsqueeze(-1)).flatten(-2)
+
+
+def run_mask(weight_BTG: Tensor, groups_BT: Tensor) -> Tensor:
+    """1.0 for the `groups` largest weights of each row, with a soft gradient at the boundary."""
+    count = weight_BTG.shape[-1]
+    order = torch.sort(weight_BTG, dim=-1, descending=True, stable=True)
+    rank = torch.argsort(order.indices, dim=-1)
+    hard = (rank < groups_BT.unsqueeze(-1)).to(weight_BTG.dtype)
+    log = order.values.log().detach()
+    below = log.gather(-1, groups_BT.clamp(1, count - 1).unsqueeze(-1))
+    above = log.gather(-1, (groups_BT.clamp(1, count - 1) - 1).unsqueeze(-1))
+    distance = (weight_BTG.log() - (above + below) / 2) * (TEMPERATURE / 2)
+    soft = torch.sigmoid(distance)
+    inside = ((groups_BT > 0) & (groups_BT < count)).unsqueeze(-1)
+    return hard + torch.where(inside, soft - soft.detach(), 0.0)
+
+
+class Student(torch.nn.Module):
+    """The MoGE model in training: the dense FFN with a mask, frozen weights with low-rank deltas.
+
+    Every expert is a subset of its group's neurons, so the MoGE output equals the dense FFN whose
+    neuron n of group g is multiplied by weight_g * member[chosen expert of g, n], and whose shared
+    neurons are multiplied by 1. That costs what the dense model costs. Low-rank deltas follow LoRA
+    (Hu et al., arXiv 2106.09685).
+
+    Args:
+        dense: the frozen model; its weights are used and not copied except for the FFN,
+            whose neurons are put in the layout's order.
+        layout: neurons of the shared expert and of every expert, per layer.
+        rank: rank of the deltas of q, k, v, o, gate, up, down.
+    """
+
+    def __init__(self, dense: Dense, layout: ExpertLayout, rank: int = 16) -> None:
+        super().__init__()
+        self.dense, self.config, self.layout, self.rank = dense, dense.config, layout, rank
+        self.frozen: list[dict[str, Tensor]] = []
+        self.params = torch.nn.ParameterDict()
+        for layer in range(self.config.layers):
+            order = layout.order(layer)
+            weights = {name: dense.weight(layer, name) for name in "qkvo"}
+            weights["gate"] = dense.weight(layer, "gate")[order].contiguous()
+            weights["up"] = dense.weight(layer, "up")[order].contiguous()
+            weights["down"] = dense.weight(layer, "down")[:, order].contiguous()
+            self.frozen.append(weights)
+            for name, weight in weights.items():
+                rows, columns = weight.shape
+                down = torch.randn(rank, columns) / columns**0.5
+                self.params[f"{layer}_{name}_a"] = torch.nn.Parameter(down)
+                self.params[f"{layer}_{name}_b"] = torch.nn.Parameter(torch.zeros(rows, rank))
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                weight = dense.tensors[f"model.layers.{layer}.{name}.weight"].float().clone()
+                self.params[f"{layer}_{name}"] = torch.nn.Parameter(weight)
+        self.params["norm"] = torch.nn.Parameter(dense.tensors["model.norm.weight"].float().clone())
+        self.gates = torch.nn.ModuleList(
+            MaskedGate(layout.router[layer], layout.scale[layer], layout.member(layer))
+            for layer in range(self.config.layers)
+        )
+
+    def linear(self, x: Tensor, layer: int, name: str) -> Tensor:
+        y: Tensor = LowRankLinear.apply(  # type: ignore[no-untyped-call]
+            x,
+            self.frozen[layer][name],
+            self.params[f"{layer}_{name}_a"],
+            self.params[f"{layer}_{name}_b"],
+        )
+        bias = self.dense.bias(layer, name)
+        return y if bias is None else y + bias
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.params[name].to(x.dtype), self.config.eps)
+
+    def forward(self, tokens_BT: Tensor, groups_BT: Tensor) -> Tensor:
+        """Final normed hidden states [B, T, hidden].
+
+        Args:
+            tokens_BT: int64 token ids.
+            groups_BT: int64, routed groups to run for each row, 0 to the number of groups.
+        """
+        x = self.dense.embedding[tokens_BT]
+        dense = self.dense
+        for layer in range(self.config.layers):
+            y = self.norm(x, f"{layer}_input_layernorm")
+            parts = [self.linear(y, layer, name) for name in "qkv"]
+            mixed = attend(self.config, parts, dense.cos, dense.sin, layer, None)
+            x = x + self.linear(mixed, layer, "o")
+            y = self.norm(x, f"{layer}_post_attention_layernorm")
+            mask = self.gates[layer](y, groups_BT)
+            parts = [self.linear(y, layer, name) for name in ("gate", "up")]
+            h: Tensor = GatedProduct.apply(*parts, mask)  # type: ignore[no-untyped-call]
+            x = x + self.linear(h, layer, "down")
+        return self.norm(x, "norm")

@@ -1,0 +1,255 @@
+"""Texts to calibrate and to distil with: people's, and those that the dense model writes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import torch
+from loguru import logger
+from torch import Tensor
+
+from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.models.dense import KV, Dense
+
+ENDINGS = (".txt", ".txt.gz", ".html", ".htm", ".jsonl")
+SKIPPED = {"script", "style", "head", "nav", "table", "pre"}
+BLOCKS = {"p", "div", "li", "br", "h1", "h2", "h3", "h4", "dt", "dd", "tr", "blockquote"}
+
+
+class _HtmlText(HTMLParser):
+    """Keeps the running text of an HTML page, one line per block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self.depth = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in SKIPPED:
+            self.depth += 1
+        elif tag in BLOCKS:
+            self.parts.append("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in SKIPPED:
+            self.depth = max(0, self.depth - 1)
+        elif tag in BLOCKS:
+            self.parts.append("\n")
+
+    def handle_data(self, data: str) -> None:
+        if not self.depth:
+            self.parts.append(data.replace("\n", " "))
+
+
+def plain(page: str) -> str:
+    """The running text of an HTML page."""
+    parser = _HtmlText()
+    parser.feed(page)
+    return "".join(parser.parts)
+
+
+def tidy(text: str) -> str:
+    """Joins hard-wrapped lines of a paragraph and drops repeated blanks."""
+    text = text.replace("\r", "")
+    text = re.sub(r"[ \t]+", " ", text)
+    text = re.sub(r"(?<=[a-z,;]) ?\n ?(?=[a-z(])", " ", text)
+    return re.sub(r"\s*\n\s*\n\s*", "\n\n", text).strip()
+
+
+def read_file(path: Path) -> list[str]:
+    """Documents of one file: .txt, .html, either gzipped, fortune files, or .jsonl.
+
+    A .jsonl line gives its `turns` and `reference` strings as one document.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8", errors="ignore") as file:
+        text = file.read()
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".jsonl"):
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        return ["\n".join([*row.get("turns", []), *row.get("reference", [])]) for row in rows]
+    if name.endswith((".html", ".htm")):
+        return [tidy(plain(text))]
+    if "\n%\n" in text:  # a fortune file: short pieces, so several make one document
+        pieces = [tidy(piece) for piece in text.split("\n%\n")]
+        return ["\n\n".join(pieces[i : i + 12]) for i in range(0, len(pieces), 12)]
+    return [tidy(text)]
+
+
+def documents(path: Path, shortest: int = 600) -> Iterator[str]:
+    """Yields the documents of a file, or of the text files below a folder, in sorted order.
+
+    Args:
+        path: a file, or a folder searched for .txt, .html, .jsonl and names without a dot.
+        shortest: characters; shorter documents are left out.
+    """
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if file.name.endswith(ENDINGS) or "." not in file.name:
+            yield from (document for document in read_file(file) if len(document) >= shortest)
+
+
+OPENINGS = (
+    "What", "How", "Why", "Who", "When", "Where", "Which", "Can you", "Write", "Explain", "Give me",
+    "Tell me", "I", "My", "Is it", "Describe", "Compare", "A", "If", "Please", "Make a list of",
+    "Write a Python function", "In what year", "Solve", "Create", "Help me", "Translate",
+    "Suggest", "What is the difference between", "How many", "Should I", "Imagine",
+)  # fmt: skip
+TASKS = (
+    "Summarize: {}",
+    "Summarize the following text.\n\n{}",
+    "What is the main idea of this passage?\n{}",
+    "Rewrite this in simple words:\n{}",
+    "{}\n\nGive three key points from the text above.",
+    "{}\nExplain what this means.",
+    "Continue this text: {}",
+)
+END, USER, ANSWER = "<|im_end|>", "\n<|im_start|>user\n", "\n<|im_start|>assistant\n"
+SYSTEM = "<|im_start|>system\n{}"
+PLAIN_SYSTEM = "You are a helpful assistant."
+DOCUMENT = "<|endoftext|>"
+SHORTEST = 2048  # tokens of a source of human text
+
+
+def first_id(tokenizer: Tokenizer) -> int:
+    """The token that begins a document: `<|endoftext|>` if there is one, else the bos token."""
+    for token in (tokenizer.token_id(DOCUMENT), tokenizer.bos_id, min(tokenizer.eos_ids)):
+        if token is not None:
+            return token
+    raise ValueError("tokenizer must have <|endoftext|>, a bos or an eos token, and has none")
+
+
+class Prose:
+    """Human text in rows of any length, drawn from several sources in equal shares.
+
+    Args:
+        paths: one source each, a file or a folder.
+        tokenizer: of the model.
+        limit: largest number of tokens kept of one source.
+        seed: which documents are kept, and where rows start.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], tokenizer: Tokenizer, limit: int = 150_000, seed: int = 0
+    ) -> None:
+        end = first_id(tokenizer)
+        self.random = random.Random(seed)
+        self.sources: list[Tensor] = []
+        for path in paths:
+            found = list(documents(path))
+            self.random.shuffle(found)
+            ids: list[int] = []
+            for text in found:
+                ids += [*tokenizer.encode(text, add_special=False), end]
+                if len(ids) >= limit:
+                    break
+            if len(ids) < SHORTEST:
+                raise ValueError(
+                    f"text source {path} must hold {SHORTEST} tokens of documents, got {len(ids)}"
+                )
+            self.sources.append(torch.tensor(ids[:limit]))
+            logger.info("source {}: {} tokens", path.name, min(len(ids), limit))
+
+    def rows(self, count: int, length: int) -> Tensor:
+        """int64 [count, length] at random places."""
+        picked = []
+        for _ in range(count):
+            source = self.random.choice(self.sources)
+            start = self.random.randrange(max(1, len(source) - length))
+            picked.append(source[start : start + length])
+        return torch.stack(picked)
+
+
+class TextWriter:
+    """Lets the dense model write its own training text: invented chats and free documents.
+
+    A chat row is a system message, a user turn that the model invents after a random opening
+    (or a task about a piece of prose), its answer, then a further user turn, until the row is full.
+
+    Args:
+        dense: the model that writes.
+        tokenizer: of the model; the chat markup is ChatML when it has `<|im_end|>`,
+            otherwise all rows are free documents.
+        prose: source of the passages that tasks are about, or None.
+        system: usual system message of a chat.
+        seed: of all choices.
+    """
+
+    def __init__(
+        self,
+        dense: Dense,
+        tokenizer: Tokenizer,
+        prose: Prose | None = None,
+        system: str = PLAIN_SYSTEM,
+        seed: int = 0,
+    ) -> None:
+        self.dense, self.tokenizer, self.prose = dense, tokenizer, prose
+        self.random = random.Random(seed)
+        self.first = first_id(tokenizer)
+        self.end = tokenizer.token_id(END)
+        self.system = system
+        if self.end is None:
+            logger.info("tokenizer has no {}: all written text is free documents", END)
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special=False)
+
+    def opening(self, documents: float) -> tuple[list[int], bool]:
+        """The forced first tokens of a row, and whether they leave a user turn open."""
+        if self.end is None or self.random.random() < documents:
+            return [self.first], False
+        system = self.system if self.random.random() < 0.85 else PLAIN_SYSTEM
+        text = SYSTEM.format(system) + END + USER
+        if self.prose is not None and self.random.random() < 0.3:
+            passage = self.tokenizer.decode(
+                self.prose.rows(1, self.random.randrange(40, 130))[0].tolist()
+            )
+            task = self.random.choice(TASKS).format(passage.strip())
+            return self.ids(text + task + END + ANSWER), False
+        if self.random.random() < 0.6:
+            text += self.random.choice(OPENINGS)
+        return self.ids(text), True
+
+    @torch.no_grad()
+    def rows(self, count: int, length: int, documents: float = 0.2) -> tuple[Tensor, Tensor]:
+        """Writes rows together, one token a step.
+
+        Returns:
+            tokens int64 [count, length] and the final hidden states [count, length, hidden]
+            that predict each next token, which distillation needs anyway.
+        """
+        starts = [self.opening(documents) for _ in range(count)]
+        forced = [list(start) for start, _ in starts]
+        asking = [user for _, user in starts]
+        turn = [0] * count
+        kv = KV(self.dense.config, count, length, self.dense.dtype)
+        tokens = torch.zeros(count, length, dtype=torch.int64)
+        hidden = torch.zeros(count, length, self.dense.config.hidden, dtype=self.dense.dtype)
+        tokens[:, 0] = torch.tensor([queue.pop(0) for queue in forced])
+        for step in range(length):
+            hidden[:, step] = self.dense.hidden(tokens[:, step : step + 1], kv)[:, 0]
+            if step + 1 == length:
+                break
+            logits = (hidden[:, step] @ self.dense.head.T).float()
+            heat = torch.tensor([1.0 if user else 0.9 for user in asking]).unsqueeze(1)
+            p = torch.softmax(logits / heat, -1)
+            p = torch.where(p < 0.01 * p.amax(-1, keepdim=True), 0.0, p)
+            drawn = (p / torch.empty_like(p).exponential_()).argmax(-1).tolist()
+            for row, token in enumerate(drawn):
+                if not forced[row] and self.end is not None:
+                    turn[row] += 1
+                    if asking[row] and turn[row] > 80:
+                        token = self.end
+                    if token == self.end:
+                        forced[row] = [token, *self.ids(ANSWER if asking[row] else USER)]
+                        asking[row], turn[row] = not asking[row], 0
+                if forced[row]:
+                    token = forced[row].pop(0)
+                tokens[row, step + 1] = token
+        return tokens, hidden

@@ -1,0 +1,90 @@
+"""The published figures of openPangu Pro MoE 72B, and what the planner makes of them.
+
+Pangu Pro MoE, arXiv 2505.21411, section 5.3: W8A8, sequences of 2048 tokens, four cards. Two rows fix the
+two efficiencies that no data sheet tells; the others are predictions. `docs/planner.md` discusses them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fastslow.tools.plan.device import DEVICES
+from fastslow.tools.plan.known import config_of
+from fastslow.tools.plan.search import DraftCost
+from fastslow.tools.plan.step import STATED, Efficiency, ForwardWork, Precision, Setting
+
+MODEL, CARDS, SEQUENCE = "openpangu-pro-moe-72b", 4, 2048
+# Not published. Huawei's own serving paper (CloudMatrix384, arXiv 2506.12708) reckons with this
+# acceptance of one token from a layer for multi-token prediction.
+MTP = DraftCost(acceptance=0.7)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRow:
+    """One published figure.
+
+    Attributes:
+        device: its name.
+        stage: "decode" or "prefill".
+        batch: requests on all four cards together.
+        drafted: tokens drafted per request and step.
+        milliseconds: of the step, for each token that it brings; of the whole for prefill.
+        fits: whether this row calibrates.
+    """
+
+    device: str
+    stage: str
+    batch: int
+    drafted: int
+    milliseconds: float
+    fits: bool = False
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second and card that follow from batch and latency; the paper's own figures."""
+        tokens = self.batch * (SEQUENCE if self.stage == "prefill" else 1)
+        return 1000 * tokens / self.milliseconds / CARDS
+
+    def predict(self, efficiency: Efficiency) -> float:
+        """Milliseconds by the planner."""
+        setting = _setting(self.device, efficiency)
+        if self.stage == "prefill":
+            return 1000 * setting.prefill(self.batch, SEQUENCE).seconds
+        step = MTP.step(setting, self.batch, self.drafted, SEQUENCE)
+        return 1000 * step.seconds / MTP.tokens(self.drafted)
+
+
+SMALL = PublishedRow("800i-a2", "decode", 1, 0, 18.4, fits=True)
+LARGE = PublishedRow("800i-a2", "decode", 456, 0, 99.3, fits=True)
+ROWS = (
+    SMALL,
+    LARGE,
+    # "Batch 2" gives the published 4828 tokens/s per card only as two for each data-parallel half.
+    PublishedRow("800i-a2", "prefill", 4, 0, 424.0),
+    PublishedRow("800i-a2", "decode", 584, 1, 95.6),
+    PublishedRow("300i-duo", "decode", 80, 0, 99.5),
+    PublishedRow("300i-duo", "decode", 128, 1, 99.7),
+)
+
+
+def calibrate(stated: Efficiency = STATED) -> Efficiency:
+    """The two numbers that make the planner's time of `SMALL` and `LARGE` the published one.
+
+    A small step is all fixed cost, a large one adds products: two equations, linear in the seconds
+    of a layer and in one over the efficiency of products.
+    """
+    unit = replace(stated, compute=1.0, layer=0.0)
+    small, large = (
+        _setting(row.device, unit).decode(row.batch, 1, SEQUENCE) for row in (SMALL, LARGE)
+    )
+    layers = _setting(SMALL.device, unit).work.layers
+    wanted = SMALL.milliseconds / 1000, LARGE.milliseconds / 1000
+    rest = [t - (s.seconds - s.compute) for t, s in zip(wanted, (small, large))]
+    over = (rest[1] - rest[0]) / (large.compute - small.compute)
+    layer = (rest[0] - over * small.compute) / layers
+    return replace(stated, compute=1 / over, layer=layer)
+
+
+def _setting(device: str, efficiency: Efficiency) -> Setting:
+    work = ForwardWork.of(config_of(MODEL))
+    return Setting(work, DEVICES[device], CARDS, Precision.of("w8a8", "bf16"), efficiency)

@@ -1,0 +1,167 @@
+"""From a latency to a plan: the largest batch, and how far to draft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fastslow.engine.params import nearest
+from fastslow.tools.plan.step import ForwardWork, Setting, Terms
+
+DRAFTERS = {
+    "mtp": 1,
+    "free": 0,
+}  # decoder layers that a drafted token runs, with the head behind them
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCost:
+    """A drafter's cost and its acceptance.
+
+    Attributes:
+        acceptance: chance that a drafted token is accepted if those before it were, 0..1.
+        drafter: "mtp" runs one layer of the model and its head for each token, "free" nothing, as
+            drafts looked up in text.
+    """
+
+    acceptance: float
+    drafter: str = "mtp"
+
+    @classmethod
+    def of(cls, acceptance: float, drafter: str) -> DraftCost:
+        """acceptance: per position, below 1; from 1 on tokens per step t of long drafts, which are
+        1 / (1 - a), so that a = 1 - 1/t.
+
+        Raises:
+            ValueError: a negative acceptance, an unknown drafter.
+        """
+        if not acceptance >= 0:  # nor nan
+            raise ValueError(f"acceptance={acceptance} must be a number of at least 0")
+        if drafter not in DRAFTERS:
+            raise ValueError(f"drafter={drafter!r} is unknown{nearest(drafter, DRAFTERS)}")
+        return cls(acceptance if acceptance < 1 else 1 - 1 / acceptance, drafter)
+
+    def tokens(self, nodes: int) -> float:
+        """Mean tokens of a step with so many drafted: 1 + a + a^2 + ... (Leviathan et al., arXiv
+        2211.17192)."""
+        return float(sum(self.acceptance**i for i in range(nodes + 1)))
+
+    def step(self, setting: Setting, requests: int, nodes: int, context: float) -> Terms:
+        """A step that drafts `nodes` tokens for each request, one after the other, and verifies them."""
+        verify = setting.decode(requests, nodes + 1, context)
+        if not nodes or not DRAFTERS[self.drafter]:
+            return verify
+        layer: ForwardWork = setting.work.only(DRAFTERS[self.drafter])
+        return verify + setting.of(layer).decode(requests, 1, context) * nodes
+
+
+MOST_NODES = 8
+MOST_REQUESTS = 1 << 16
+USABLE = 0.95  # of a card's memory; the rest is for activations and what runs beside
+
+
+@dataclass(frozen=True, slots=True)
+class PlanChoice:
+    """A draft length with the batch it goes with.
+
+    Attributes:
+        nodes: tokens drafted per request and step.
+        batch: requests on all cards together.
+        tokens: per request and step, on average.
+        terms: seconds of the step, drafting included.
+        cards: how many.
+        memory: bytes on each card.
+        bound: what keeps the batch from growing: "latency" or "memory"; "asked" for one that was given.
+    """
+
+    nodes: int
+    batch: int
+    tokens: float
+    terms: Terms
+    cards: int
+    memory: float
+    bound: str
+
+    @property
+    def latency(self) -> float:
+        """Seconds per token of a request."""
+        return self.terms.seconds / self.tokens
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second and card."""
+        return self.batch / self.latency / self.cards
+
+
+def choose_batches(
+    setting: Setting, drafting: DraftCost, context: int, latency: float
+) -> list[PlanChoice]:
+    """For each draft length that a request can have, the largest batch within latency and memory.
+
+    Args:
+        context: tokens of a request, prompt and answer so far.
+        latency: seconds per token, at most.
+
+    Raises:
+        ValueError: the weights do not fit, or one request alone is slower.
+    """
+    room = setting.device.memory * USABLE
+    if setting.memory(1, context) > room:
+        raise ValueError(
+            f"cards={setting.cards}: a card would hold {_gb(setting.memory(1, context))} of weights "
+            f"and one request, but has {_gb(room)} to use"
+        )
+    fitting = largest(lambda batch: setting.memory(batch, context) <= room)
+    found = []
+    for nodes in range(MOST_NODES + 1):
+        plan = _planner(setting, drafting, context, nodes)
+        batch = min(fitting, largest(lambda n, plan=plan: plan(n, "").latency <= latency))  # type: ignore[misc]
+        if batch:
+            found.append(plan(batch, "memory" if batch == fitting else "latency"))
+    if not found:
+        alone = min(choose_nodes(setting, drafting, context, 1), key=lambda c: c.latency)
+        raise ValueError(
+            f"latency-ms={1000 * latency:g} cannot be reached: one request alone takes "
+            f"{1000 * alone.latency:.1f} ms per token"
+        )
+    return found
+
+
+def choose_nodes(
+    setting: Setting, drafting: DraftCost, context: int, batch: int
+) -> list[PlanChoice]:
+    """Every draft length at a batch that is given, whether memory holds it or not."""
+    lengths = range(MOST_NODES + 1)
+    return [_planner(setting, drafting, context, n)(batch, "asked") for n in lengths]
+
+
+def best(choices: Sequence[PlanChoice]) -> PlanChoice:
+    """The one of most tokens per second; the shorter draft on a tie."""
+    return max(choices, key=lambda choice: (choice.rate, -choice.nodes))
+
+
+def largest(fits: Callable[[int], bool]) -> int:
+    """The largest number up to 65536 that fits, where smaller ones fit as well; 0 = none."""
+    low, high = 0, 1
+    while high < MOST_REQUESTS and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _planner(
+    setting: Setting, drafting: DraftCost, context: int, nodes: int
+) -> Callable[[int, str], PlanChoice]:
+    def plan(batch: int, bound: str) -> PlanChoice:
+        terms = drafting.step(setting, batch, nodes, context)
+        memory = setting.memory(batch, context)
+        tokens = drafting.tokens(nodes)
+        return PlanChoice(nodes, batch, tokens, terms, setting.cards, memory, bound)
+
+    return plan
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

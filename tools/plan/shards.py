@@ -1,0 +1,97 @@
+"""What each rank will hold and send, from a config alone: nothing is read or allocated."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from fastslow.engine.backends.device import find_place
+from fastslow.engine.backends.torch.onednn import packable
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.model.ops import wide
+from fastslow.engine.parallel.place import RankPlace
+from fastslow.engine.parallel.spec import Parallel
+
+EMBEDDING = "model.embed_tokens.weight"
+_ROUTER = re.compile(r".*\.mlp\.(gate\.weight|router_scale)")  # kept in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One rank's part of a model. Sizes in bytes.
+
+    Attributes:
+        weights: of the rank's tensors as it runs them, the router in float32.
+        kv_per_token: keys and values of one token, on each rank of the token's home.
+        elements: of the checkpoint that the rank reads.
+    """
+
+    place: RankPlace
+    weights: int
+    kv_per_token: int
+    elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """All ranks' shares of a model in one dtype."""
+
+    config: ModelConfig
+    parallel: Parallel
+    dtype: torch.dtype
+    shares: list[Share]
+
+    @classmethod
+    def of(
+        cls, config: ModelConfig, parallel: Parallel, dtype: torch.dtype, device: str = "auto"
+    ) -> ShardPlan:
+        """Place every tensor of the config.
+
+        Args:
+            device: that the ranks run on; "auto" is an accelerator where there is one, else the CPU. A
+                CPU wants its matrices packed, so a tied head lies there beside the embedding.
+
+        Raises:
+            ValueError: the model cannot be shared so, or has a tensor that no rule cuts.
+        """
+        shapes = tensor_shapes(config)
+        kind = find_place(device).kind if device == "auto" else device
+        twice = config.tie_word_embeddings and kind == "cpu" and packable(dtype)
+        shares = []
+        for place in RankPlace.all(config, parallel):
+            weights = elements = 0
+            for name, shape in shapes.items():
+                part = place.part(name, shape)
+                count = 0 if part is None else prod(s.stop - s.start for s in part)
+                kept = wide(dtype) if _ROUTER.fullmatch(name) else dtype
+                weights += count * kept.itemsize * (2 if twice and name == EMBEDDING else 1)
+                elements += count
+            kv = place.local.kv_bytes_per_token(dtype)
+            shares.append(Share(place, weights, kv, elements))
+        return cls(config, parallel, dtype, shares)
+
+    def layer_traffic(self, rows: int) -> dict[str, int]:
+        """Bytes that all ranks together send in one layer of a step, by collective.
+
+        With A ranks of attention among W, `rows` a step's rows with padding (a multiple of W) and b
+        bytes an element, each row's H elements go to A - 1 ranks before attention and W - 1 before
+        the MLP, and as many partial sums come back: 2 * H * b * (A + W - 2) bytes a row.
+        """
+        place = self.shares[0].place
+        row = rows * self.config.hidden_size * self.dtype.itemsize
+        attention, mlp = place.attention - 1, self.parallel.ranks - 1
+        return {
+            "attention all-gather": row * attention,
+            "attention reduce-scatter": row * attention,
+            "mlp all-gather": row * mlp,
+            "mlp reduce-scatter": row * mlp,
+        }
+
+    def padded(self, rows_by_home: list[int]) -> int:
+        """Rows of a step with padding: every rank keeps as many."""
+        place = self.shares[0].place
+        return -(-max(rows_by_home) // place.attention) * self.parallel.ranks

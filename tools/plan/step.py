@@ -1,0 +1,250 @@
+"""How long a step takes: a roofline whose terms add up."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, astuple, dataclass, replace
+from math import prod
+
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.params import nearest
+from fastslow.tools.plan.device import Device
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """Shares of the peak, and what a layer takes whatever it does.
+
+    Attributes:
+        memory: of the memory's bandwidth.
+        compute: of the matrix products.
+        link: of the links between cards.
+        layer: seconds a layer takes besides: launches, synchronisation, latencies of collectives.
+    """
+
+    memory: float
+    compute: float
+    link: float
+    layer: float
+
+
+# Memory and links are stated: what reads of large arrays and large messages commonly reach. The other
+# two are what two published figures give, see `published.calibrate`.
+STATED = Efficiency(memory=0.8, compute=1.0, link=0.8, layer=0.0)
+# Of a probed CPU: the same share of the memory; of the products what the kernels' bfloat16 step of 128
+# rows reached of torch's square product (two cores of an AMD EPYC, Zen 5).
+HOST = Efficiency(memory=0.8, compute=0.65, link=1.0, layer=0.0)
+
+
+# bytes of a weight, of a weight of the head, and whether products run in int8
+WEIGHTS = {
+    "float32": (4.0, 4.0, False),
+    "bf16": (2.0, 2.0, False),
+    "w8a8": (1.0, 2.0, True),  # embedding and head stay in 16 bits
+    "int8": (1.0 + 4 / 1024, 1.0 + 4 / 1024, True),  # this engine's: the head in int8, too
+    "int4": (20 / 32, 1.0, True),  # Q4_1: 32 weights in 20 bytes
+}
+KV = {"float32": 4.0, "bf16": 2.0, "int8": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Bytes of one number.
+
+    Attributes:
+        weight: of a matrix in a layer.
+        head: of the head over the vocabulary.
+        kv: of keys and values.
+        int8: whether products with weights run in int8, else in 16 bits.
+    """
+
+    weight: float
+    head: float
+    kv: float
+    int8: bool
+
+    @classmethod
+    def of(cls, weights: str, kv: str) -> Precision:
+        """ValueError for an unknown name (the nearest known one is told)."""
+        for field, name, known in (("weights", weights, WEIGHTS), ("kv", kv, KV)):
+            if name not in known:
+                raise ValueError(f"{field}={name!r} is unknown{nearest(name, known)}")
+        weight, head, int8 = WEIGHTS[weights]
+        return cls(weight, head, KV[kv], int8)
+
+
+EXPERT = ".mlp.experts."
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardWork:
+    """Sizes of a model, in numbers, not bytes.
+
+    Attributes:
+        layers, hidden: of the model.
+        always: weights of the layers that every row passes: attention, shared experts, dense MLPs,
+            routers, norms.
+        head: weights of the head over the vocabulary. The embedding is not read, only rows of it.
+        expert: weights of one routed expert, over all layers.
+        experts, chosen: routed experts of a layer, and how many a row runs; 0 for a dense model.
+        kv: keys and values of a token, over all layers.
+        attention: operations of a row for each token it sees, over all layers.
+        stored: weights that lie in memory.
+    """
+
+    layers: int
+    hidden: int
+    always: float
+    head: float
+    expert: float
+    experts: int
+    chosen: int
+    kv: float
+    attention: float
+    stored: float
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> ForwardWork:
+        """Counted from the tensors that a checkpoint of the config holds."""
+        shapes = tensor_shapes(config)
+        every = {name: prod(shape) for name, shape in shapes.items()}
+        embedding = every["model.embed_tokens.weight"]
+        routed = sum(count for name, count in every.items() if EXPERT in name)
+        head = every.get("lm_head.weight", embedding)
+        total = sum(every.values())
+        ends = embedding + (0 if config.tie_word_embeddings else head)
+        return cls(
+            layers=config.layers,
+            hidden=config.hidden_size,
+            always=total - ends - routed,
+            head=head,
+            expert=routed / config.experts if config.experts else 0,
+            experts=config.experts,
+            chosen=config.chosen,
+            kv=2 * config.layers * config.kv_heads * config.head_dim,
+            attention=4 * config.layers * config.heads * config.head_dim,
+            stored=total,
+        )
+
+    def distinct(self, rows: float) -> float:
+        """Routed experts of a layer that so many rows meet, if each chooses on its own:
+        E (1 - (1 - k/E)^rows), which holds for one of each group and for the best k alike."""
+        if not self.experts:
+            return 0.0
+        return self.experts * (1 - float((1 - self.chosen / self.experts) ** rows))
+
+    def only(self, layers: int) -> ForwardWork:
+        """As many layers of the average kind, with the same head: a draft layer is one."""
+        share = layers / self.layers
+        return ForwardWork(
+            layers=layers,
+            hidden=self.hidden,
+            always=self.always * share,
+            head=self.head,
+            expert=self.expert * share,
+            experts=self.experts,
+            chosen=self.chosen,
+            kv=self.kv * share,
+            attention=self.attention * share,
+            stored=(self.always + self.expert * self.experts) * share,
+        )
+
+
+ACTIVATION = 2.0  # bytes of a number of the residual stream between cards
+COLLECTIVES = 4  # of a layer: gather and scatter, around attention and around the MLP
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Seconds of a step, by what they are spent on."""
+
+    weights: float
+    kv: float
+    compute: float
+    links: float
+    fixed: float
+
+    @property
+    def seconds(self) -> float:
+        return self.weights + self.kv + self.compute + self.links + self.fixed
+
+    def __add__(self, other: Terms) -> Terms:
+        pairs = zip(astuple(self), astuple(other))
+        return Terms(*(a + b for a, b in pairs))
+
+    def __mul__(self, times: float) -> Terms:
+        return Terms(*(a * times for a in astuple(self)))
+
+    @property
+    def binding(self) -> str:
+        """The largest term."""
+        parts: dict[str, float] = asdict(self)
+        return max(parts, key=parts.__getitem__)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A model on cards.
+
+    Attributes:
+        work: the model's sizes.
+        device: each card.
+        cards: how many; weights, keys and values and products are spread evenly over them, as
+            groups of experts and tensor parallel attention do.
+        precision: bits.
+        efficiency: shares of the peak.
+    """
+
+    work: ForwardWork
+    device: Device
+    cards: int
+    precision: Precision
+    efficiency: Efficiency
+
+    def of(self, work: ForwardWork) -> Setting:
+        """The same for other work."""
+        return replace(self, work=work)
+
+    def decode(self, requests: float, rows: float, context: float) -> Terms:
+        """One step of so many requests, each with `rows` rows (its last token and drafted ones).
+
+        context: tokens before them, of each request.
+        """
+        return self._terms(requests * rows, requests, requests * rows, context)
+
+    def prefill(self, requests: float, tokens: float) -> Terms:
+        """So many prompts of `tokens` in one step; a row sees half of its prompt on average.
+
+        The two halves of the work take turns, so that collectives run beside products and the
+        longer of the two counts.
+        """
+        t = self._terms(requests * tokens, 0, requests, tokens / 2)
+        slow = max(t.compute, t.links)
+        return Terms(t.weights, t.kv, *((slow, 0.0) if slow == t.compute else (0.0, slow)), t.fixed)
+
+    def _terms(self, rows: float, read: float, heads: float, context: float) -> Terms:
+        """rows: through the layers; read: requests whose keys and values are read; heads: rows
+        whose logits are made; context: tokens that a row sees."""
+        w, d, p, e = self.work, self.device, self.precision, self.efficiency
+        memory = self.cards * d.bandwidth * e.memory
+        weight = p.weight * (w.always + w.expert * w.distinct(rows)) + p.head * w.head
+        running = w.always + w.expert * w.chosen
+        head = d.int8 if p.int8 and p.head < 2 else d.half
+        products = 2 * rows * running / (d.int8 if p.int8 else d.half)
+        products += 2 * heads * w.head / head + rows * context * w.attention / d.half
+        crossing = (self.cards - 1) / self.cards * rows * w.hidden * ACTIVATION
+        return Terms(
+            weights=weight / memory,
+            kv=read * context * w.kv * p.kv / memory,
+            compute=products / self.cards / e.compute,
+            links=COLLECTIVES * w.layers * crossing / (d.link(self.cards) * e.link),
+            fixed=w.layers * e.layer,
+        )
+
+    def memory(self, requests: float, context: float) -> float:
+        """Bytes of each card: its part of weights, and of keys and values of so many requests."""
+        w, p = self.work, self.precision
+        ends = min(w.stored, 2 * w.head)  # embedding and head; a tied one lies there once as well
+        inner = w.always + w.expert * w.experts
+        weights = p.weight * inner + p.head * min(ends, w.stored - inner)
+        return (weights + requests * context * w.kv * p.kv) / self.cards

@@ -1,0 +1,221 @@
+"""A checkpoint becomes W8A8, layer by layer: no more than a layer is in memory in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from loguru import logger
+from torch import Tensor
+
+from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.int8 import QuantLinear
+from fastslow.engine.model.names import layer_shapes, tensor_shapes
+from fastslow.engine.model.quantised import KV_TYPE, Scheme
+from fastslow.models.folder import fresh_folder, require_vacant
+from fastslow.tools.quantize.balance import Balanced, balanced_texts
+from fastslow.tools.quantize.layer import Tensors, check_known
+from fastslow.tools.quantize.plan import int8_embedding
+from fastslow.tools.quantize.quantize_layer import Quantised, kv_scales, quantize_layer
+from fastslow.tools.quantize.write import CheckpointWriter
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a checkpoint is quantised.
+
+    tokens: of calibration. least: tokens that every expert should see. most: tokens that are looked
+    at for it. embedding: "int8", "float", or "auto": int8 where floats would keep the checkpoint
+    above 0.52 of its size. kv: whether scales of int8 keys and values are written.
+    """
+
+    tokens: int = 8192
+    least: int = 32
+    most: int = 65536
+    embedding: str = "auto"
+    kv: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "least", "most"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.embedding not in ("auto", "int8", "float"):
+            raise ValueError(f"embedding {self.embedding!r} is not one of auto, int8, float")
+
+
+@dataclass(slots=True)
+class Made:
+    """What became of a checkpoint: where it lies, its calibration, its layers, less their tensors."""
+
+    folder: Path
+    calibration: Balanced
+    layers: list[Quantised] = field(default_factory=list)
+    nbytes: int = 0
+    source_bytes: int = 0
+
+
+class Steps(Protocol):
+    """Who is told how far things are."""
+
+    def balanced(self, tokens: int, wanted: int, starved: int) -> None:
+        """So many tokens of those that are wanted are taken; so many experts lack some."""
+
+    def layer(self, done: int, layers: int) -> None:
+        """So many layers are done."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def balanced(self, tokens: int, wanted: int, starved: int) -> None: ...
+
+    def layer(self, done: int, layers: int) -> None: ...
+
+
+def quantize(
+    source: Path,
+    out: Path,
+    texts: Iterator[list[int]],
+    options: Options | None = None,
+    steps: Steps | None = None,
+) -> Made:
+    """Write the W8A8 of a float checkpoint to a new folder.
+
+    Args:
+        source: the checkpoint's folder.
+        out: the folder to make; new or empty.
+        texts: calibration, token ids; only as many as are needed are taken.
+        options, steps: None = the usual ones, nobody is told.
+
+    Raises:
+        ValueError: the source is quantised already, of an architecture that is not known here, or
+            has numbers that are not finite, the folder is not free, or there are no texts.
+    """
+    require_vacant(out)
+    options, steps = options or Options(), steps or Silent()
+    if Scheme.from_folder(source) is not None:
+        raise ValueError(f"{source} is quantised already")
+    config = ModelConfig.from_folder(source)
+    check_known(config)
+    checkpoint = Checkpoint.open(source, config)
+    with checkpoint.reader(False) as read, fresh_folder(out) as folder, torch.inference_mode():
+        work = _Work(config, lambda name: _finite(name, read(name)), options, steps)
+        made = Made(out, work.calibrate(texts))
+        writer = CheckpointWriter(folder, options.kv)
+        for name, tensor in work.outer():
+            _put(writer, name, tensor)
+        for n in range(config.layers):
+            made.layers.append(work.layer(n, made.calibration, writer))
+            steps.layer(n + 1, config.layers)
+        writer.close(source)
+        made.nbytes = writer.nbytes
+        made.source_bytes = sum(read(name).nbytes for name in tensor_shapes(config))
+    return made
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.sum(dtype=torch.float64).isfinite():  # a sum needs no room
+        raise ValueError(f"tensor {name} has numbers that are not finite")
+    return tensor
+
+
+def _put(writer: CheckpointWriter, name: str, tensor: Tensor | QuantLinear) -> None:
+    if isinstance(tensor, QuantLinear):
+        writer.matrix(name, tensor)
+    else:
+        writer.tensor(name, tensor)
+
+
+@dataclass(slots=True)
+class _Work:
+    config: ModelConfig
+    read: Callable[[str], Tensor]
+    options: Options
+    steps: Steps
+    _float: Tensor = field(init=False)
+    _int8: Tensor = field(init=False)
+    _embedding: Tensor | QuantLinear = field(init=False)
+
+    def __post_init__(self) -> None:
+        own = self.read(EMBEDDING)
+        wanted = self.options.embedding
+        small = int8_embedding(self.config) if wanted == "auto" else wanted == "int8"
+        self._embedding = QuantLinear.of(own) if small else own
+
+    def calibrate(self, texts: Iterator[list[int]]) -> Balanced:
+        options, embedding = self.options, self.read(EMBEDDING)
+
+        def embed(tokens: list[int]) -> Tensor:
+            return embedding[torch.tensor(tokens)].float()
+
+        found = balanced_texts(
+            self.config,
+            embed,
+            self._tensors,
+            texts,
+            enough=options.tokens,
+            least=options.least,
+            most=max(options.most, options.tokens),
+            note=lambda tokens, starved: self.steps.balanced(tokens, options.tokens, starved),
+        )
+        if not found.texts:
+            raise ValueError("calibration needs at least one text, got none")
+        starved = found.starved(options.least)
+        never = sum(tokens == 0 for _, _, tokens in starved)
+        if starved:
+            logger.warning(
+                "{} experts saw fewer than {} calibration tokens, {} of them none: those are "
+                "quantised by their weights alone",
+                len(starved),
+                options.least,
+                never,
+            )
+        tokens = [token for text in found.texts for token in text]
+        self._float = embed(tokens)
+        table = self._embedding
+        self._int8 = self._float
+        if isinstance(table, QuantLinear):
+            at = torch.tensor(tokens)
+            self._int8 = QuantLinear(table.weight_OI[at], table.scale_O[at]).dequantised()
+        return found
+
+    def outer(self) -> Iterator[tuple[str, Tensor | QuantLinear]]:
+        """The tensors that belong to no layer."""
+        yield EMBEDDING, self._embedding
+        yield "model.norm.weight", self.read("model.norm.weight")
+        if not self.config.tie_word_embeddings:
+            head = self.read(HEAD)
+            small = isinstance(self._embedding, QuantLinear)
+            yield HEAD, QuantLinear.of(head) if small else head
+
+    def layer(self, n: int, calibration: Balanced, writer: CheckpointWriter) -> Quantised:
+        """Quantise a layer and write it; what is returned holds no tensors."""
+        lengths = [len(text) for text in calibration.texts]
+        made, self._float, self._int8 = quantize_layer(
+            self.config, n, self._tensors(n), lengths, self._float, self._int8
+        )
+        prefix, attention = f"model.layers.{n}", f"model.layers.{n}.self_attn"
+        for name in layer_shapes(self.config, n):
+            own = name.removeprefix(f"{prefix}.")
+            matrix = made.matrices.get(own.removesuffix(".weight"))
+            if matrix is not None and name.endswith(".weight"):
+                writer.matrix(name, matrix)
+                continue
+            # what smoothing changed by powers of two fits the dtype it had
+            writer.tensor(name, made.tensors[own].to(self.read(name).dtype))
+        if self.options.kv:
+            for part, scale in zip("kv", kv_scales(made.kv)):
+                writer.tensor(f"{attention}.{part}_proj.kv_cache_scale", scale, KV_TYPE)
+        made.matrices, made.tensors = {}, {}
+        return made
+
+    def _tensors(self, n: int) -> Tensors:
+        prefix = f"model.layers.{n}."
+        names = layer_shapes(self.config, n)
+        return {name.removeprefix(prefix): self.read(name).float() for name in names}

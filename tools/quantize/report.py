@@ -1,0 +1,125 @@
+"""What is told of a quantisation: a table for people, an object for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from fastslow.engine.kv.budget import format_bytes
+from fastslow.tools.quantize.evaluate import Compared
+from fastslow.tools.quantize.quantize import Made
+from fastslow.tools.quantize.quantize_layer import Quantised
+
+FILE = "quantization_report.json"
+
+
+@dataclass(slots=True)
+class Report:
+    """made: the quantisation. compared: with its source, None where nobody looked. memory: bytes of the
+    weights of source and result where they run, None where that is not known. accuracy: of source and
+    result on graded tasks.
+    """
+
+    made: Made
+    least: int
+    compared: Compared | None = None
+    memory: tuple[int, int] | None = None
+    accuracy: tuple[float, float] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """For programs: bytes, shares, nats."""
+        made = self.made
+        return {
+            "source_bytes": made.source_bytes,
+            "bytes": made.nbytes,
+            "memory": self.memory,
+            "calibration": {
+                "texts": len(made.calibration.texts),
+                "tokens": made.calibration.tokens,
+                "least": self.least,
+                "starved": made.calibration.starved(self.least),
+            },
+            "compared": None if self.compared is None else asdict(self.compared),
+            "accuracy": self.accuracy,
+            "layers": [_layer(layer) for layer in made.layers],
+        }
+
+    def tables(self) -> Iterator[Table]:
+        """For people."""
+        yield self._whole()
+        yield self._layers()
+
+    def _whole(self) -> Table:
+        made, found = self.made, self.compared
+        table = Table("", "source", "W8A8", "ratio")
+
+        def row(name: str, *cells: str, ratio: float | None = None) -> None:
+            table.add_row(name, *cells, "" if ratio is None else f"{ratio:.4f}")
+
+        sizes = (made.source_bytes, made.nbytes)
+        row("weights on disk", *map(format_bytes, sizes), ratio=sizes[1] / sizes[0])
+        if self.memory is not None:
+            share = self.memory[1] / self.memory[0]
+            row("in memory", *map(format_bytes, self.memory), ratio=share)
+        if found is not None:
+            both = (found.source_perplexity, found.perplexity)
+            row("perplexity", *(f"{x:.4f}" for x in both), ratio=found.ratio)
+            row(f"KL, {found.tokens} tokens", "", f"{found.kl:.5f} nats")
+            row("same likeliest token", "", f"{found.agreement:.2%}")
+        if self.accuracy is not None:
+            row("graded tasks solved", *(f"{x:.2%}" for x in self.accuracy))
+        starved = made.calibration.starved(self.least)
+        row("calibration", "", f"{made.calibration.tokens} tokens")
+        row(f"experts below {self.least} tokens", "", str(len(starved)))
+        return table
+
+    def _layers(self) -> Table:
+        table = Table(
+            "layer", "drift", "attention", "experts", "worst expert", "rows", "same experts"
+        )
+        for n, layer in enumerate(self.made.layers):
+            attention = [e for name, e in layer.errors.items() if name.startswith("self_attn.")]
+            experts = expert_errors(layer)
+            cells = [f"{layer.drift:.4f}", f"{_mean(attention):.4f}"]
+            if experts:
+                worst = max(experts, key=experts.__getitem__)
+                cells += [f"{_mean(list(experts.values())):.4f}", f"{worst}: {experts[worst]:.4f}"]
+                cells.append(f"{min(layer.rows)}..{max(layer.rows)}")
+            else:
+                mlp = [e for name, e in layer.errors.items() if name.startswith("mlp.")]
+                cells += [f"{_mean(mlp):.4f}", "", ""]
+            if (found := layer.alignment) is not None:
+                cells.append(f"{found.before:.2%} -> {found.after:.2%}")
+            table.add_row(str(n), *cells)
+        return table
+
+
+def expert_errors(layer: Quantised) -> dict[int, float]:
+    """Of each expert that saw rows: the relative error of its products, root mean square."""
+    squares: dict[int, list[float]] = {}
+    for name, error in layer.errors.items():
+        parts = name.split(".")
+        if parts[1:2] == ["experts"]:
+            squares.setdefault(int(parts[2]), []).append(error**2)
+    return {expert: _mean(some) ** 0.5 for expert, some in sorted(squares.items())}
+
+
+def _layer(layer: Quantised) -> dict[str, Any]:
+    found = layer.alignment
+    return {
+        "drift": layer.drift,
+        "errors": {n: e for n, e in layer.errors.items() if ".experts." not in n},
+        "expert_errors": expert_errors(layer),
+        "expert_rows": layer.rows,
+        "smoothing": {n: s for n, s in layer.strengths.items() if ".experts." not in n},
+        "router": None
+        if found is None
+        else {"before": found.before, "after": found.after, "ridge": found.ridge},
+    }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(len(values), 1)

@@ -1,0 +1,176 @@
+"""Expert-aware smoothing: large input channels give some of their size to the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.int8 import QuantLinear, quantise_tokens
+from fastslow.tools.quantize.layer import ROUTER, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """consumers: the matrices that read the input, the router among them; their columns take the
+    smoothing vector. makers: vectors and matrices whose entries and rows are divided by it.
+
+    places: int64 [I], which entry of the vector a column takes, where heads share a maker's rows;
+    None = its own.
+    """
+
+    consumers: tuple[str, ...]
+    makers: tuple[str, ...]
+    places: Tensor | None = None
+
+    def columns(self, smooth: Tensor) -> Tensor:
+        """What each column takes, float32 [I]."""
+        return smooth if self.places is None else smooth[self.places]
+
+    def fold(self, tensors: Tensors, smooth: Tensor) -> None:
+        """Multiply the columns by a vector, float32 [P], and divide what makes the input."""
+        columns = self.columns(smooth)
+        for name in self.consumers:
+            tensors[f"{name}.weight"] = tensors[f"{name}.weight"] * columns
+        for name in self.makers:
+            made = tensors[name]
+            tensors[name] = made / (smooth if made.ndim == 1 else smooth[:, None])
+
+    def demand(self, columns: Tensor) -> Tensor:
+        """The largest of the columns, float32 [I], that take each entry, [P]."""
+        if self.places is None:
+            return columns
+        size = int(self.places.max()) + 1
+        return torch.zeros(size).scatter_reduce_(0, self.places, columns, "amax")
+
+
+def sites_of(config: ModelConfig, n: int, tensors: Tensors) -> Iterator[Site]:
+    """Those of layer `n`, in the order in which a text passes them."""
+    attention = "self_attn."
+    yield Site(tuple(f"{attention}{x}_proj" for x in "qkv"), ("input_layernorm.weight",))
+    ratio, dim = config.heads // config.kv_heads, config.head_dim
+    head = torch.arange(config.heads)[:, None] // ratio
+    places = (head * dim + torch.arange(dim)).flatten()
+    yield Site((f"{attention}o_proj",), _made(tensors, f"{attention}v_proj"), places)
+    mlps = ["mlp"]
+    if config.routed(n):
+        mlps = ["mlp.shared_expert", *(f"mlp.experts.{e}" for e in range(config.experts))]
+    both = [f"{mlp}.{part}_proj" for mlp in mlps for part in ("gate", "up")]
+    router = [ROUTER] if config.routed(n) else []
+    yield Site((*router, *both), ("post_attention_layernorm.weight",))
+    for mlp in mlps:
+        yield Site((f"{mlp}.down_proj",), _made(tensors, f"{mlp}.up_proj"))
+
+
+def _made(tensors: Tensors, name: str) -> tuple[str, ...]:
+    return tuple(x for x in (f"{name}.weight", f"{name}.bias") if x in tensors)
+
+
+STRENGTHS = (0.25, 0.35, 0.5, 0.65)  # exponents that are tried, besides no smoothing at all
+BLOCK = 32
+SAMPLES = 64  # rows of each matrix on which they are judged
+SHARED_SAMPLES = 256  # of a matrix that reads every row
+
+
+@dataclass(slots=True)
+class ChannelStats:
+    """What the matrices of a layer were given: the largest size per channel, some rows, how many.
+
+    Rows are those of the float model, spread over the texts. grams: float32 [I, I] of `wanted` inputs,
+    the mean product of channels in rows of length 1: a few tokens have inputs a hundred times as long
+    as others', and would be all that counts.
+    """
+
+    wanted: frozenset[str] = frozenset()
+    grams: dict[str, Tensor] = field(default_factory=dict)
+    largest: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, name: str, x_NI: Tensor) -> None:
+        self.largest[name] = x_NI.abs().amax(0)
+        self.counts[name] = len(x_NI)
+        most = SAMPLES if ".experts." in name else SHARED_SAMPLES
+        step = max(1, len(x_NI) // most)
+        self.rows[name] = x_NI[::step][:most].clone()
+        if name in self.wanted:
+            alike = F.normalize(x_NI, dim=-1)
+            self.grams[name] = alike.T @ alike / len(alike)
+
+
+def vector(site: Site, tensors: Tensors, largest: Mapping[str, Tensor], strength: float) -> Tensor:
+    """The smoothing vector of a site, float32 [P], powers of two around 1.
+
+    largest: max|x| per channel of each consumer that saw rows. One that saw none asks for nothing:
+    it is quantised by its weights alone.
+    """
+    demands = []
+    for name in site.consumers:
+        if name not in largest:
+            continue
+        inputs = site.demand(largest[name])
+        weights = site.demand(tensors[f"{name}.weight"].abs().amax(0))
+        asked = inputs.pow(strength) / weights.clamp_min(1e-12).pow(1 - strength)
+        demands.append(torch.where((inputs > 0) & (weights > 0), asked, 0.0))
+    whole = torch.stack(demands).amax(0) if demands else torch.zeros(0)
+    live = whole > 0
+    if not live.any():
+        return torch.ones_like(whole)
+    powers = whole.clamp_min(1e-30).log2()
+    powers = (powers - powers[live].mean()).round_().clamp_(-24, 24)
+    return torch.where(live, powers.exp2(), 1.0)
+
+
+def error(site: Site, tensors: Tensors, seen: ChannelStats, smooth: Tensor) -> float:
+    """Mean over rows of the squared error of the site's products, relative to their size.
+
+    Inputs are taken in int8 both per token and in blocks of 32, since devices differ in that. The
+    router is not counted: it stays in float.
+    """
+    columns = site.columns(smooth)
+    wrong, size = 0.0, 0
+    for name in site.consumers:
+        if name == ROUTER or name not in seen.rows:
+            continue
+        x, weight = seen.rows[name], tensors[f"{name}.weight"]
+        exact = F.linear(x, weight)
+        matrix = QuantLinear.of(weight * columns).dequantised()
+        squares = exact.square().sum(-1).clamp_min(1e-30)
+        for near in (in_tokens(x / columns), in_blocks(x / columns)):
+            missed = (F.linear(near, matrix) - exact).square().sum(-1)
+            wrong += float((missed / squares).sum())
+        size += 2 * len(x)
+    return wrong / max(size, 1)
+
+
+def smooth_site(site: Site, tensors: Tensors, seen: ChannelStats) -> tuple[float, Tensor | None]:
+    """Fold the best vector for a site; returns its strength and what each column took.
+
+    0 and None where no smoothing is as good.
+    """
+    if not any(name in seen.rows for name in site.consumers):
+        return 0.0, None
+    found = {a: vector(site, tensors, seen.largest, a) for a in STRENGTHS}
+    errors = {a: error(site, tensors, seen, smooth) for a, smooth in found.items()}
+    best = min(errors, key=errors.__getitem__)
+    none = error(site, tensors, seen, torch.ones_like(found[best]))
+    if errors[best] >= none:
+        return 0.0, None
+    site.fold(tensors, found[best])
+    return best, site.columns(found[best])
+
+
+def in_tokens(x_TI: Tensor) -> Tensor:
+    """What int8 with a scale per row makes of rows."""
+    rows, steps = quantise_tokens(x_TI)
+    return rows.float() * steps[:, None]
+
+
+def in_blocks(x_TI: Tensor) -> Tensor:
+    """What int8 with a scale per 32 inputs makes of rows, as the CPU kernels take them."""
+    parts = F.pad(x_TI, (0, -x_TI.shape[1] % BLOCK)).view(-1, BLOCK)
+    return in_tokens(parts).view(len(x_TI), -1)[:, : x_TI.shape[1]]

@@ -1,0 +1,89 @@
+"""A quantised checkpoint's files, a shard at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastslow.engine.model.checkpoint import INDEX, SINGLE
+from fastslow.engine.model.int8 import QuantLinear
+from fastslow.engine.model.quantised import DESCRIPTION, KV_TYPE, METHOD, QuantKind
+
+SHARD = 4 << 30  # bytes
+LEFT_OUT = (".safetensors", ".index.json", "_report.json")
+OWN = ("config.json", DESCRIPTION)
+
+
+@dataclass(slots=True)
+class CheckpointWriter:
+    """Takes tensors in file order and writes them to `folder` in shards.
+
+    kv: scales of keys and values are among them.
+    """
+
+    folder: Path
+    kv: bool = False
+    shard: int = SHARD
+    nbytes: int = 0
+    _description: dict[str, str] = field(default_factory=dict)
+    _some: dict[str, Tensor] = field(default_factory=dict)
+    _size: int = 0
+    _shards: list[list[str]] = field(default_factory=list)
+
+    def tensor(self, name: str, tensor: Tensor, kind: str = QuantKind.FLOAT) -> None:
+        """Take one."""
+        if self._size and self._size + tensor.nbytes > self.shard:
+            self._flush()
+        self._some[name] = tensor.contiguous()
+        self._description[name] = kind
+        self._size += tensor.nbytes
+
+    def matrix(self, name: str, matrix: QuantLinear) -> None:
+        """Take the matrix `X.weight` in int8, with its scales in bfloat16."""
+        self.tensor(name, matrix.weight_OI, QuantKind.DYNAMIC)
+        self.tensor(f"{name}_scale", matrix.scale_O[:, None].bfloat16(), QuantKind.DYNAMIC)
+
+    def close(self, source: Path) -> None:
+        """Write what is left, the description, and the small files of the source's folder."""
+        self._flush()
+        count = len(self._shards)
+        names = {i: f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)}
+        if count == 1:
+            names = {0: SINGLE}
+        else:
+            table = {name: names[i] for i, part in enumerate(self._shards) for name in part}
+            index = {"metadata": {"total_size": self.nbytes}, "weight_map": table}
+            (self.folder / INDEX).write_text(json.dumps(index), "utf-8")
+        for i, name in names.items():
+            self._at(i).rename(self.folder / name)
+        described: dict[str, Any] = {"model_quant_type": QuantKind.DYNAMIC}
+        if self.kv:
+            described["kv_cache_type"] = KV_TYPE
+        text = json.dumps({**described, **self._description}, indent=0)
+        (self.folder / DESCRIPTION).write_text(text, "utf-8")
+        for path in source.iterdir():
+            if path.is_file() and not path.name.endswith(LEFT_OUT) and path.name not in OWN:
+                shutil.copyfile(path, self.folder / path.name)
+        self._config(source)
+
+    def _config(self, source: Path) -> None:
+        config = json.loads((source / "config.json").read_text("utf-8"))
+        section = {"quant_method": METHOD, "model_quant_type": QuantKind.DYNAMIC}
+        config["quantization_config"] = section | ({"kv_cache_type": KV_TYPE} if self.kv else {})
+        (self.folder / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
+
+    def _flush(self) -> None:
+        if self._some:
+            save_file(self._some, self._at(len(self._shards)), metadata={"format": "pt"})
+            self._shards.append(list(self._some))
+            self.nbytes += self._size
+            self._some, self._size = {}, 0
+
+    def _at(self, number: int) -> Path:
+        return self.folder / f".shard-{number}"

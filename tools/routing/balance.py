@@ -1,0 +1,149 @@
+"""How evenly ranks are loaded: the router's own choice against the best of all without groups.
+
+MoGE: Pangu Pro MoE, arXiv 2505.21411, section 2: with whole groups on a rank, every rank runs the same
+number of experts for each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastslow.engine.types import Ints
+from fastslow.tools.routing.scores import RouterWeights, Scores
+
+CHUNK = 512  # prompt rows of a step
+KINDS = ("prefill", "decode")
+ROUTERS = ("grouped", "ungrouped")
+
+
+def grouped(logits_LTE: Tensor, gate: RouterWeights) -> Ints:
+    """int64 [L, T, k]: one expert of each group, or the best of the only one."""
+    if gate.groups == 1:
+        return ungrouped(logits_LTE, gate)
+    size = gate.experts // gate.groups
+    best = logits_LTE.unflatten(-1, (gate.groups, size)).argmax(-1)  # type: ignore[no-untyped-call]
+    experts: Ints = (best + torch.arange(0, gate.experts, size)).numpy()
+    return experts
+
+
+def ungrouped(logits_LTE: Tensor, gate: RouterWeights) -> Ints:
+    """int64 [L, T, k]: the best of all, as many."""
+    experts: Ints = logits_LTE.topk(gate.chosen, -1).indices.numpy()
+    return experts
+
+
+@dataclass(slots=True)
+class ExpertLoad:
+    """Tokens per expert of one router and one kind of rows.
+
+    Attributes:
+        experts: int64 [L, E], over all steps.
+        spreads: per step and layer, the standard deviation across ranks over their mean.
+        peaks: per step and layer, the fullest rank over the mean: what a step waits for.
+    """
+
+    experts: Ints
+    spreads: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
+
+    def add(self, chosen_LRk: Ints, ranks: int) -> None:
+        """One step: the experts of its R rows."""
+        layers, count = self.experts.shape
+        for n in range(layers):
+            fresh = np.bincount(chosen_LRk[n].ravel(), minlength=count)
+            self.experts[n] += fresh
+            by_rank = per_rank(fresh, ranks)
+            self.spreads.append(float(by_rank.std() / by_rank.mean()))
+            self.peaks.append(float(by_rank.max() / by_rank.mean()))
+
+    def spread(self, ranks: int) -> NDArray[np.float64]:
+        """[L]: the standard deviation across ranks over their mean, over all steps together."""
+        by_rank = per_rank(self.experts, ranks)
+        spread: NDArray[np.float64] = by_rank.std(-1) / np.maximum(by_rank.mean(-1), 1e-9)
+        return spread
+
+
+@dataclass(slots=True)
+class Balance:
+    """What was found.
+
+    Attributes:
+        gate: the router's shape.
+        ranks: how many, with as many neighbouring experts each.
+        loads: (kind of rows, router) -> load; a kind without rows is not there.
+        rows: kind -> how many.
+    """
+
+    gate: RouterWeights
+    ranks: int
+    loads: dict[tuple[str, str], ExpertLoad]
+    rows: dict[str, int]
+
+
+def measure(texts: Iterable[Scores], gate: RouterWeights, ranks: int, batch: int) -> Balance:
+    """Loads of texts whose prompts are read in chunks, one text at a time, and whose answers are decoded
+    `batch` at a time, a row of each.
+
+    Raises:
+        ValueError: ranks do not divide the experts.
+    """
+    if ranks < 1 or gate.experts % ranks:
+        raise ValueError(f"ranks={ranks} must divide the {gate.experts} experts")
+    loads: dict[tuple[str, str], ExpertLoad] = {}
+    rows = dict.fromkeys(KINDS, 0)
+    answers: list[Tensor] = []
+    for text in texts:
+        for chunk in torch.split(text.logits[:, : text.prompt], CHUNK, 1):
+            _note(loads, rows, "prefill", chunk, gate, ranks)
+        answers.append(text.logits[:, text.prompt :])
+        if len(answers) == batch:
+            _decode(loads, rows, answers, gate, ranks)
+            answers = []
+    _decode(loads, rows, answers, gate, ranks)
+    return Balance(gate, ranks, loads, {kind: n for kind, n in rows.items() if n})
+
+
+def per_rank(experts: Ints, ranks: int) -> Ints:
+    """Counts [..., E] summed over each rank's own experts, [..., ranks]."""
+    sums: Ints = experts.reshape(*experts.shape[:-1], ranks, -1).sum(-1)
+    return sums
+
+
+def _decode(
+    loads: dict[tuple[str, str], ExpertLoad],
+    rows: dict[str, int],
+    answers: Sequence[Tensor],
+    gate: RouterWeights,
+    ranks: int,
+) -> None:
+    for step in _steps(answers):
+        _note(loads, rows, "decode", step, gate, ranks)
+
+
+def _steps(answers: Sequence[Tensor]) -> Iterator[Tensor]:
+    """One row of every answer that is not over yet, [L, R, E]."""
+    for place in range(max((a.shape[1] for a in answers), default=0)):
+        yield torch.stack([a[:, place] for a in answers if place < a.shape[1]], 1)
+
+
+def _note(
+    loads: dict[tuple[str, str], ExpertLoad],
+    rows: dict[str, int],
+    kind: str,
+    logits_LRE: Tensor,
+    gate: RouterWeights,
+    ranks: int,
+) -> None:
+    if not logits_LRE.shape[1]:
+        return
+    rows[kind] += logits_LRE.shape[1]
+    empty = np.zeros((len(logits_LRE), gate.experts), dtype=np.int64)
+    for router, choose in zip(ROUTERS, (grouped, ungrouped)):
+        load = loads.setdefault((kind, router), ExpertLoad(empty.copy()))
+        load.add(choose(logits_LRE, gate), ranks)

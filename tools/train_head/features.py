@@ -1,0 +1,186 @@
+"""The target's hidden states at every token of its answers, computed once and kept in shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.model.base import Model
+from fastslow.engine.types import ModelOutput, Rows, Segment
+from fastslow.tools.train_head.answers import TrainText
+
+INDEX = "index.json"
+ROWS = 512  # of a forward
+PAGE = 16
+
+
+@dataclass(slots=True)
+class HiddenStates:
+    """One text with what the target saw in it. T tokens.
+
+    Attributes:
+        tokens: int32 [T].
+        features: [T, F] bfloat16, the outputs of the layers asked for, side by side.
+        best: int32 [T], the target's likeliest next token.
+        mass: f32 [T], logsumexp of the target's logits.
+        start: where the answer begins.
+    """
+
+    tokens: Tensor
+    features: Tensor
+    best: Tensor
+    mass: Tensor
+    start: int
+
+    def until(self, end: int, start: int) -> HiddenStates:
+        """The text up to a row, as if its answer began at `start`."""
+        return HiddenStates(
+            self.tokens[:end], self.features[:end], self.best[:end], self.mass[:end], start
+        )
+
+
+def look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> list[HiddenStates]:
+    """Run the texts through the target, several in a forward."""
+    found: list[HiddenStates] = []
+    group: list[TrainText] = []
+    for text in [*texts, None]:
+        if group and (text is None or sum(len(t.tokens) for t in [*group, text]) > ROWS):
+            found += _look(model, group, layers)
+            group = []
+        if text is not None:
+            group.append(text)
+    return found
+
+
+def _look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> list[HiddenStates]:
+    out = forward(model, texts, layers)
+    assert out.features is not None
+    sizes = [len(text.tokens) for text in texts]
+    best, mass = out.logits.argmax(-1).to(torch.int32), out.logits.logsumexp(-1).float()
+    parts = zip(texts, *(torch.split(x, sizes) for x in (out.features.bfloat16(), best, mass)))
+    return [
+        HiddenStates(
+            torch.tensor(text.tokens, dtype=torch.int32), features, likeliest, total, text.start
+        )
+        for text, features, likeliest, total in parts
+    ]
+
+
+def forward(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> ModelOutput:
+    """Logits and features of every row of the texts, in one forward."""
+    sizes = [len(text.tokens) for text in texts]
+    kv = KVCache.for_model(model, sum(-(-size // PAGE) for size in sizes), PAGE, False)
+    segments = []
+    for number, (text, size) in enumerate(zip(texts, sizes)):
+        kv.open(number, text.tokens, None, 0)
+        kv.reserve(number, size)
+        segments.append(
+            Segment(
+                tokens=text.tokens,
+                positions=range(size),
+                parents=range(-1, size - 1),
+                slots=kv.slots(number, 0, size),
+                context=np.zeros(0, dtype=np.int64),
+                outputs=range(size),
+                reach=size,
+            )
+        )
+    return model.forward(Rows.of(segments), kv.storage, layers)
+
+
+class Shards:
+    """A folder of safetensors files with an index, grown text by text and taken up where it ends.
+
+    Args:
+        folder: made if it is not there.
+        layers: target layers that features come from.
+
+    Raises:
+        ValueError: the folder holds features of other layers, or a damaged index.
+    """
+
+    def __init__(self, folder: Path, layers: tuple[int, ...]) -> None:
+        self.folder = folder
+        self.layers = layers
+        self.counts: list[int] = []  # texts in each shard
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / INDEX
+        if path.is_file():
+            try:
+                index = json.loads(path.read_text("utf-8"))
+                theirs, self.counts = tuple(index["layers"]), list(index["counts"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path} is damaged ({error}): remove it to begin again") from None
+            if theirs != layers:
+                raise ValueError(f"{path} has features of layers {theirs}, not {layers}")
+
+    @property
+    def texts(self) -> int:
+        return sum(self.counts)
+
+    def grow(
+        self,
+        model: Model,
+        texts: Sequence[TrainText],
+        shard: int = 256,
+        report: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """Look at the texts that are not in the shards yet; the first ones are.
+
+        Args:
+            model: the target.
+            texts: as in every earlier call, and more.
+            shard: texts in a file.
+            report: called with the number of texts done.
+        """
+        while self.texts < len(texts):
+            report(self.texts)
+            some = texts[self.texts : self.texts + shard]
+            self._add(look(model, some, self.layers))
+        report(self.texts)
+
+    def read(self, number: int) -> list[HiddenStates]:
+        """The texts of a shard, in order."""
+        table = load_file(self._path(number))
+        ends = [0, *table["ends"].tolist()]
+        sizes = [last - first for first, last in pairwise(ends)]
+        parts = (torch.split(table[name], sizes) for name in ("tokens", "features", "best", "mass"))
+        return [HiddenStates(*seen) for seen in zip(*parts, table["start"].tolist())]
+
+    def epoch(self, random: Random, together: int = 4) -> Iterator[list[HiddenStates]]:
+        """All texts in random order: so many shards at a time, whose texts then mix."""
+        order = list(range(len(self.counts)))
+        random.shuffle(order)
+        for at in range(0, len(order), together):
+            yield [seen for number in order[at : at + together] for seen in self.read(number)]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"features-{number:05}.safetensors"
+
+    def _add(self, seen: Sequence[HiddenStates]) -> None:
+        table = {
+            name: torch.cat([getattr(s, name) for s in seen])
+            for name in ("tokens", "features", "best", "mass")
+        }
+        table["ends"] = torch.tensor([len(s.tokens) for s in seen]).cumsum(0)
+        table["start"] = torch.tensor([s.start for s in seen])
+        path = self._path(len(self.counts))
+        part = path.with_suffix(".part")
+        save_file(table, part)
+        part.rename(path)
+        self.counts.append(len(seen))
+        index = self.folder / INDEX
+        text = json.dumps({"layers": self.layers, "counts": self.counts})
+        part = index.with_suffix(".part")
+        part.write_text(text, "utf-8")
+        part.rename(index)  # last: what the index names is whole

@@ -1,0 +1,334 @@
+"""Training of a draft head on stored features."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from loguru import logger
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
+from fastslow.draft.head.layer import HeadLayer
+from fastslow.draft.head.target import Ends
+from fastslow.tools.train_head.batches import Batch, Before, Shown, batches
+from fastslow.tools.train_head.features import HiddenStates
+from fastslow.tools.train_head.muon import Muon
+from fastslow.tools.train_head.unroll import Prefix, unroll
+
+SHAPE = (256, 512, 1024)
+TRIALS = 3
+
+
+@cache
+def faster_dtype() -> torch.dtype:
+    """bfloat16 where its products take no longer than those of float32, else float32.
+
+    Chips without instructions for bfloat16 take several times as long with it, and torch does not
+    tell which those are, so both are timed (some tenths of a second, once).
+    """
+    plain, short = (_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
+    chosen = torch.bfloat16 if short <= plain else torch.float32
+    logger.info("training in {}: products in bfloat16 take {:.1f} x float32", chosen, short / plain)
+    return chosen
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """The least of some products, after one that sets things up."""
+    rows, inputs, outputs = SHAPE
+    x, w = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
+    F.linear(x, w)
+    times = []
+    for _ in range(TRIALS):
+        started = time.perf_counter()
+        F.linear(x, w)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+CHUNK = 512  # rows at once: a [rows, D] block stays small
+
+
+class Guess(torch.autograd.Function):
+    """Cross entropy of the head's law with the target's, over the draft vocabulary.
+
+    `apply(hidden [N, H], law [N, D], head [D, H], weight [N])` gives the weighted sum, f32 [], and
+    the guesses, int64 [N], indices in the draft vocabulary. The target's mass outside the draft
+    vocabulary counts for nothing, so a row that mostly lies there hardly counts. The gradient of
+    `hidden` is made on the way; the head's rows are the target's own and stay as they are.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, law_ND: Tensor, head_DH: Tensor, weight_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        total = hidden_NH.new_zeros((), dtype=torch.float32)
+        grad_NH = torch.empty_like(hidden_NH)
+        guesses = []
+        for rows in torch.split(torch.arange(len(hidden_NH)), CHUNK):
+            at = slice(int(rows[0]), int(rows[-1]) + 1)
+            log_q = torch.log_softmax((hidden_NH[at].to(head_DH.dtype) @ head_DH.T).float(), -1)
+            p, weight = law_ND[at].float(), weight_N[at, None]
+            guesses.append(log_q.argmax(-1))
+            total -= (weight * p * log_q).sum()
+            slope = (log_q.exp() * p.sum(-1, keepdim=True) - p) * weight
+            grad_NH[at] = (slope.to(head_DH.dtype) @ head_DH).to(grad_NH.dtype)
+        ctx.save_for_backward(grad_NH)
+        found = torch.cat(guesses)
+        ctx.mark_non_differentiable(found)
+        return total, found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
+        (grad_NH,) = ctx.saved_tensors
+        return grad * grad_NH, None, None, None
+
+
+STATE = "optimizer."
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a head is trained.
+
+    Attributes:
+        steps: depth of the unrolled chain; the loss of step k counts `fade` ** (k - 1).
+        fade: see steps.
+        rate: peak learning rate, reached after `warm_up` updates; falls to a tenth along a cosine
+            over `tokens`.
+        warm_up: updates.
+        tokens: rows to learn from, all epochs together.
+        rows: padded rows of a batch.
+        prompts: share of texts whose prompt the head sees; 0 makes a head that never looks at prompts.
+        prompt_rows: of a prompt that it sees at most, the last ones.
+        moved: share of these prompts that stand further away from the answer than they did.
+        stretches: share of the long prompts of which a stretch is taught like an answer.
+        decay: weight decay of the matrices.
+        seed: of order and shares.
+        products: dtype of the matrix products, "auto" for the faster one here; parameters and their
+            updates are float32.
+    """
+
+    steps: int = 4
+    fade: float = 0.8
+    rate: float = 2e-3
+    warm_up: int = 20
+    tokens: int = 1_000_000
+    rows: int = 2048
+    prompts: float = 0.8
+    prompt_rows: int = 1024
+    moved: float = 0.5
+    stretches: float = 0.0
+    decay: float = 0.01
+    seed: int = 0
+    products: str = "auto"
+
+
+@dataclass(slots=True)
+class Measured:
+    """Means over some batches: loss in nats a row, and how often step k is right."""
+
+    tokens: int
+    loss: float
+    right: list[float]
+
+
+class Trainer:
+    """Works on the sum of each step's cross entropy with the target's law.
+
+    Args:
+        config: of the head.
+        weights: of `HeadConfig.shapes`, trained in place.
+        ends: of the target.
+        course: how.
+        checkpoint: file to continue from, if it is there, and to save to.
+    """
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        weights: dict[str, Tensor],
+        ends: Ends,
+        course: Course,
+        checkpoint: Path | None = None,
+    ) -> None:
+        self.config = config
+        self.course = course
+        self.checkpoint = checkpoint
+        auto = course.products == "auto"
+        self._dtype: torch.dtype = faster_dtype() if auto else getattr(torch, course.products)
+        self.vocabulary = weights["tokens"]
+        self.weights = {
+            name: torch.nn.Parameter(weights[name].float()) for name in (*MATRICES, *NORMS)
+        }
+        self._embedding = ends.embedding
+        self._head_VH = ends.head
+        self._norm = ends.norm.float()
+        matrices, norms = ([self.weights[n] for n in names] for names in (MATRICES, NORMS))
+        self._optimizers: list[torch.optim.Optimizer] = [
+            Muon(matrices, course.rate, course.decay, self._dtype),
+            torch.optim.AdamW(norms, course.rate, (0.9, 0.95), weight_decay=0.0),
+        ]
+        self.tokens = 0
+        self.updates = 0
+        self.random = Random(course.seed)
+        if checkpoint is not None and checkpoint.is_file():
+            self._resume(checkpoint)
+
+    def measure(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and per step bool [B, T]: the guess is the target's likeliest token."""
+        ids, place = self._candidates(batch)
+        head_DH = self._head_VH[ids].to(self._dtype)
+        law_RD, goals = self._law(batch, head_DH), place[batch.best.flatten()]
+        layer = HeadLayer(self.config, self.weights, self._linear())
+        embedded = F.embedding(batch.after, self._embedding).float()
+        chain = unroll(
+            layer,
+            batch.features.float(),
+            embedded,
+            batch.visible,
+            self.course.steps,
+            self._prefix(batch.before),
+        )
+        total = torch.zeros(())
+        hits: list[Tensor] = []
+        for step, hidden in enumerate(chain):
+            counted = batch.counts(step)
+            at = counted.flatten().nonzero()[:, 0]
+            weight = torch.full((len(at),), self.course.fade**step)
+            ready = layer.ready(hidden).flatten(0, 1)[at]
+            loss, guesses = Guess.apply(ready, law_RD[at], head_DH, weight)  # type: ignore[no-untyped-call]
+            total = total + loss
+            hit = torch.zeros(counted.numel(), dtype=torch.bool)
+            hit[at] = guesses == goals[at]
+            hits.append(hit.view_as(counted))
+        return total / max(batch.tokens, 1), hits
+
+    def update(self, batch: Batch) -> Measured:
+        """One update."""
+        loss, hits = self.measure(batch)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.course.rate * self._factor()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+        self.tokens += batch.tokens
+        right = [float(h.sum()) / max(int(batch.counts(k).sum()), 1) for k, h in enumerate(hits)]
+        return Measured(self.tokens, float(loss.detach()), right)
+
+    def run(
+        self,
+        texts: Callable[[Random], Iterator[Sequence[HiddenStates]]],
+        report: Callable[[Measured], None] = lambda _: None,
+        every: float = 120.0,
+    ) -> None:
+        """Train until the course is over; a checkpoint every so many seconds, and at the end.
+
+        Args:
+            texts: an epoch: gives groups of texts, in an order drawn from what it is handed.
+            report: called after each update.
+            every: seconds.
+        """
+        saved = time.monotonic()
+        try:
+            for batch in self._epochs(texts):
+                report(self.update(batch))
+                if time.monotonic() - saved > every:
+                    self.save()
+                    saved = time.monotonic()
+        finally:  # Ctrl-C too
+            self.save()
+
+    def save(self) -> None:
+        """Write the head and the optimiser's state to the checkpoint; atomic."""
+        if self.checkpoint is None:
+            return
+        table = {name: p.detach() for name, p in self.weights.items()} | {"tokens": self.vocabulary}
+        for optimizer in self._optimizers:
+            for name, p in self.weights.items():
+                for key, value in optimizer.state.get(p, {}).items():
+                    table[f"{STATE}{key}.{name}"] = torch.as_tensor(value)
+        clock = {"trained": self.tokens, "updates": self.updates, "course": asdict(self.course)}
+        part = self.checkpoint.with_suffix(".part")
+        save_file(table, part, self.config.metadata() | {"clock": json.dumps(clock)})
+        part.rename(self.checkpoint)
+
+    def _resume(self, path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        theirs, table = HeadConfig.from_metadata(metadata), load_file(path)
+        if theirs != self.config or not torch.equal(table["tokens"], self.vocabulary):
+            raise ValueError(f"checkpoint={path} is of another head: remove it to begin again")
+        for name, p in self.weights.items():
+            p.data.copy_(table[name])
+            state = {
+                key.removeprefix(STATE).removesuffix(f".{name}"): value.clone()
+                for key, value in table.items()
+                if key.startswith(STATE) and key.endswith(f".{name}")
+            }
+            if state:
+                self._optimizers[name in NORMS].state[p] = state
+        clock = json.loads(metadata["clock"])
+        self.tokens, self.updates = clock["trained"], clock["updates"]
+        self.random = Random(f"{self.course.seed} {self.updates}")
+
+    def _epochs(
+        self, texts: Callable[[Random], Iterator[Sequence[HiddenStates]]]
+    ) -> Iterator[Batch]:
+        c = self.course
+        shown = Shown(c.prompts, self.config.prompt, c.moved, c.stretches)
+        while self.tokens < c.tokens:
+            before = self.tokens
+            for group in texts(self.random):
+                for batch in batches(group, c.rows, shown, self.config.hidden, self.random):
+                    if self.tokens >= c.tokens:
+                        return
+                    yield batch
+            if self.tokens == before:
+                raise ValueError("no answer has at least 3 tokens: there is nothing to learn from")
+
+    def _factor(self) -> float:
+        warm = min(1.0, (self.updates + 1) / self.course.warm_up)
+        done = min(1.0, self.tokens / self.course.tokens)
+        return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+    def _linear(self) -> Callable[[str, Tensor], Tensor]:
+        cast = {name: self.weights[name].to(self._dtype) for name in MATRICES}
+        return lambda name, x: F.linear(x.to(self._dtype), cast[name]).float()
+
+    def _candidates(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Token ids [D] that are told apart: the draft vocabulary and, since a drafter adds those
+        of a request's own text, the batch's own. And for each id of the target its place, or -1."""
+        place = torch.full((len(self._embedding),), -1)
+        parts = (batch.before.after, batch.after, batch.best)
+        own = torch.cat([part.flatten() for part in parts])
+        ids = torch.unique(torch.cat((self.vocabulary.long(), own)))
+        place[ids] = torch.arange(len(ids))
+        return ids, place
+
+    def _prefix(self, before: Before) -> Prefix | None:
+        if not before.after.shape[1]:
+            return None
+        embedded = F.embedding(before.after, self._embedding).float()
+        return Prefix(before.features.float(), embedded, before.places, before.visible)
+
+    @torch.no_grad()
+    def _law(self, batch: Batch, head_DH: Tensor) -> Tensor:
+        """The target's law [B*T, D] of the candidates."""
+        goal = F.rms_norm(batch.goal.float(), self._norm.shape, self._norm, self.config.eps)
+        law = F.linear(goal.flatten(0, 1).to(self._dtype), head_DH)
+        return law.float().sub_(batch.mass.flatten()[:, None]).exp_().to(self._dtype)

@@ -1,0 +1,270 @@
+"""How many groups of experts the fast mode needs: agreement with all groups, and time, for each number."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.params import Mode, SamplingParams
+from fastslow.engine.types import Rows, Segment
+from fastslow.llm import LLM
+from fastslow.tools.machine import circumstances
+from fastslow.tools.tune.candidates import PLAIN
+from fastslow.tools.tune.prompts import Conversation
+from fastslow.tools.tune.race import Tell
+from fastslow.tools.tune.tasks import Task
+
+CHUNK = 128  # rows of text read at a time
+ROUNDS = 30  # single steps for each number of groups, interleaved
+WORTH = 0.97  # of the time of all groups: who saves less changes answers for nothing
+
+
+@dataclass(slots=True)
+class GroupsRow:
+    """One number of groups, against all of them."""
+
+    groups: int
+    agreement: float = 0.0  # share of places where the likeliest token is the same
+    divergence: float = 0.0  # mean KL(all || these) of the next token, nats
+    seconds: float = 0.0  # a token at batch 1, median
+    score: float | None = None  # share of graded tasks that are right
+
+
+@dataclass(slots=True)
+class GroupsFound:
+    """What was measured, 0 groups first, all of them last."""
+
+    model: str
+    rows: list[GroupsRow]
+    places: int  # tokens that were compared
+    prompts: int
+    tasks: int
+    keep: float
+    stopped: bool = False
+    seconds: float = 0.0
+    circumstances: dict[str, Any] = field(default_factory=circumstances)
+
+    @property
+    def all(self) -> GroupsRow:
+        """All groups."""
+        return self.rows[-1]
+
+    @property
+    def proposed(self) -> GroupsRow:
+        """For the fast mode: the fewest groups that keep `keep` of the score of all groups, or without
+        tasks agree with them at so many places; all groups if that saves next to no time."""
+        able = [row for row in self.rows if self._keeps(row)]
+        fewest = able[0]
+        return fewest if fewest.seconds <= WORTH * self.all.seconds else self.all
+
+    def record(self) -> dict[str, Any]:
+        """For the settings file."""
+        return {
+            "prompts": self.prompts,
+            "places": self.places,
+            "tasks": self.tasks,
+            "keep": self.keep,
+            "groups": [
+                {
+                    "groups": row.groups,
+                    "agreement": row.agreement,
+                    "divergence": row.divergence,
+                    "seconds": row.seconds,
+                    "score": row.score,
+                }
+                for row in self.rows
+            ],
+            **self.circumstances,
+        }
+
+    def _keeps(self, row: GroupsRow) -> bool:
+        if self.all.score and row.score is not None:
+            return row.score >= self.keep * self.all.score
+        return row.agreement >= self.keep
+
+
+def tune_groups(
+    llm: LLM,
+    model: str,
+    prompts: Sequence[Conversation],
+    tasks: Sequence[Task] = (),
+    *,
+    sampling: SamplingParams,
+    keep: float = 0.9,
+    minutes: float = 10.0,
+    tell: Tell,
+) -> GroupsFound:
+    """Compare every number of groups with all of them on the user's prompts.
+
+    The model answers each prompt with all groups, without thinking. The same texts are then read with
+    fewer groups, and the laws of each next token compared.
+
+    Args:
+        llm: the model; nobody else may use it meanwhile.
+        model: its name.
+        prompts: of the user.
+        tasks: graded ones, whose score then decides instead of agreement.
+        sampling: of all answers.
+        keep: see `GroupsFound.proposed`.
+        minutes: most time; what is missing then is left out.
+        tell: hears how it goes.
+
+    Raises:
+        ValueError: a dense model, something out of range, a prompt that does not fit.
+        KeyboardInterrupt: before a prompt was compared.
+    """
+    groups = llm.model.config.groups
+    if not groups:
+        raise ValueError(f"{model} is dense: it has no routed groups to choose from")
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep={keep} must be above 0 and at most 1")
+    if not 0 < minutes <= 24 * 60:
+        raise ValueError(f"minutes={minutes} must be above 0 and at most 1440")
+    started = time.monotonic()
+    found = GroupsFound(model, [GroupsRow(g) for g in range(groups + 1)], 0, 0, 0, keep)
+    texts = Texts(llm)
+    try:
+        _time(texts, found, llm, prompts[0], sampling)
+        for number, prompt in enumerate(prompts):
+            share = (time.monotonic() - started) / (60 * minutes)
+            if number and share > (0.5 if tasks else 1.0):
+                break
+            tell(min(1.0, max(share, 0.4 * number / len(prompts))), f"prompt {number + 1}")
+            _compare(texts, found, llm, prompt, sampling)
+        _grade(found, llm, tasks, sampling, started + 60 * minutes, tell)
+    except KeyboardInterrupt:
+        if not found.places:
+            raise
+        found.stopped = True
+    for row in found.rows:
+        row.agreement /= max(1, found.places)
+        row.divergence /= max(1, found.places)
+    found.seconds = time.monotonic() - started
+    return found
+
+
+class Texts:
+    """Reads texts with the model of an idle `LLM`, on pages of its own."""
+
+    def __init__(self, llm: LLM) -> None:
+        self.model = llm.model
+        self._kv: KVCache | None = None
+
+    def laws(self, text: Sequence[int], first: int, groups: int) -> torch.Tensor:
+        """Log-probabilities f32 [len(text) - first, V] of the tokens from place `first` on."""
+        slots = self._slots(len(text))
+        found = []
+        for start in range(0, len(text) - 1, CHUNK):
+            stop = min(start + CHUNK, len(text) - 1)
+            wanted = [i - start for i in range(max(start, first - 1), stop)]
+            out = self._run(text, slots, start, stop, groups, wanted)
+            if wanted:
+                found.append(torch.log_softmax(out, dim=-1))
+        return torch.cat(found)
+
+    def step(self, text: Sequence[int], groups: int) -> float:
+        """Seconds of the last token's row alone; the text before it was read."""
+        slots, last = self._slots(len(text)), len(text) - 1
+        started = time.perf_counter()
+        self._run(text, slots, last, last + 1, groups, [0], greedy=True)
+        return time.perf_counter() - started
+
+    def _slots(self, length: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        if self._kv is None or self._kv.pages * self._kv.page_size < length:
+            self._kv = KVCache.for_model(self.model, -(-length // 16), prefix_caching=False)
+        return np.arange(length, dtype=np.int64)
+
+    def _run(
+        self,
+        text: Sequence[int],
+        slots: np.ndarray[Any, np.dtype[np.int64]],
+        start: int,
+        stop: int,
+        groups: int,
+        outputs: Sequence[int],
+        greedy: bool = False,
+    ) -> torch.Tensor:
+        assert self._kv is not None
+        segment = Segment(
+            tokens=list(text[start:stop]),
+            positions=range(start, stop),
+            parents=range(-1, stop - start - 1),
+            slots=slots[start:stop],
+            context=slots[:start],
+            groups=None if groups == self.model.config.groups else groups,
+            outputs=outputs,
+            only_best=greedy,
+            reach=len(text),
+        )
+        return self.model.forward(Rows.of([segment]), self._kv.storage).logits.float()
+
+
+def _answer(llm: LLM, prompt: Conversation, sampling: SamplingParams) -> tuple[list[int], int]:
+    """Prompt and answer as tokens, and where the answer begins."""
+    mode = Mode(name="all groups", thinking="off")
+    out = llm.generate(prompt, sampling, mode=mode, speculation=PLAIN)
+    return [*out.prompt_token_ids, *out.token_ids], len(out.prompt_token_ids)
+
+
+def _time(
+    texts: Texts, found: GroupsFound, llm: LLM, prompt: Conversation, sampling: SamplingParams
+) -> None:
+    text, first = _answer(llm, prompt, sampling)
+    texts.laws(text, first, found.all.groups)
+    taken: dict[int, list[float]] = {row.groups: [] for row in found.rows}
+    for turn in range(ROUNDS):
+        for row in found.rows if turn % 2 else reversed(found.rows):
+            taken[row.groups].append(texts.step(text, row.groups))
+    for row in found.rows:
+        row.seconds = median(taken[row.groups])
+
+
+def _compare(
+    texts: Texts, found: GroupsFound, llm: LLM, prompt: Conversation, sampling: SamplingParams
+) -> None:
+    text, first = _answer(llm, prompt, sampling)
+    right_TV = texts.laws(text, first, found.all.groups)
+    sums = []
+    for row in found.rows:
+        here_TV = texts.laws(text, first, row.groups)
+        same = (here_TV.argmax(-1) == right_TV.argmax(-1)).sum()
+        divergence = (right_TV.exp() * (right_TV - here_TV)).sum(-1).clamp_min(0).sum()
+        sums.append((float(same), float(divergence)))
+    for row, (same_count, total) in zip(found.rows, sums):  # at once: Ctrl-C may come between
+        row.agreement += same_count
+        row.divergence += total
+    found.places += len(text) - first
+    found.prompts += 1
+
+
+def _grade(
+    found: GroupsFound,
+    llm: LLM,
+    tasks: Sequence[Task],
+    sampling: SamplingParams,
+    end: float,
+    tell: Tell,
+) -> None:
+    right: dict[int, list[bool]] = {row.groups: [] for row in found.rows}
+    for number, task in enumerate(tasks):
+        if number and time.monotonic() > end:
+            break
+        tell(0.5 + 0.5 * number / len(tasks), f"task {number + 1} of {len(tasks)}")
+        graded = []
+        for row in found.rows:
+            groups = None if row is found.all else row.groups
+            mode = Mode(name=f"{row.groups} groups", groups=groups, thinking="off")
+            out = llm.generate(task.prompt, sampling, mode=mode, speculation=PLAIN)
+            graded.append(task.right(out.text))
+        for row, one in zip(found.rows, graded):
+            right[row.groups].append(one)
+        found.tasks += 1
+        for row in found.rows:
+            row.score = fmean(right[row.groups])

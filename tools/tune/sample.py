@@ -1,0 +1,185 @@
+"""One measurement, and what many of them say together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from statistics import median_low
+from typing import NamedTuple
+
+from fastslow.engine.params import Speculation
+from fastslow.output import Metrics
+
+
+class Cell(NamedTuple):
+    """What is measured: a setting in a mode, so many requests at a time."""
+
+    setting: Speculation
+    batch: int = 1
+    mode: str = "deep"
+
+
+CLIP = 1.6  # times a setting's median step cost
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A cell run once on one part of the prompts. Counts are sums over its answers.
+
+    The clock runs from the first token of a batch to its last: reading prompts is not counted.
+    """
+
+    part: int  # which prompts
+    turn: int  # which time
+    tokens: int  # that came while the clock ran
+    seconds: float
+    answered: int  # all tokens
+    steps: int  # per request: forwards that gave it tokens
+    drafted: int
+    accepted: int
+    forwards: int  # of the model while the clock ran
+    rows: int  # in them, all requests together
+    acceptance: tuple[tuple[float, int], ...]  # by position: share accepted, weight
+    others: float | None = None  # share of the machine that other processes took
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+Samples = Sequence[Sample]
+
+
+def sample_of(
+    batches: Sequence[Sequence[Metrics]], part: int, turn: int, others: float | None = None
+) -> Sample:
+    """What the answers of a part say; each batch ran after the one before it."""
+    every = [m for batch in batches for m in batch]
+    forwards = [max(m.steps for m in batch) - 1 for batch in batches]
+    return Sample(
+        part=part,
+        turn=turn,
+        tokens=sum(m.tokens - 1 for m in every),
+        seconds=sum(_seconds(batch) for batch in batches),
+        answered=sum(m.tokens for m in every),
+        steps=sum(m.steps for m in every),
+        drafted=sum(m.drafted for m in every),
+        accepted=sum(m.accepted for m in every),
+        forwards=sum(forwards),
+        rows=sum(m.steps - 1 + m.drafted for m in every),
+        acceptance=tuple(_by_position(every)),
+        others=others,
+    )
+
+
+def _seconds(batch: Sequence[Metrics]) -> float:
+    """First token of the batch to last; its requests were submitted together."""
+    ends = [m.ttft + m.tpot * (m.tokens - 1) for m in batch]
+    return max(ends) - min(m.ttft for m in batch)
+
+
+def _by_position(metrics: Sequence[Metrics]) -> list[tuple[float, int]]:
+    # An answer tells shares, not counts: answers weigh by what was drafted for them.
+    deepest = max((len(m.acceptance) for m in metrics), default=0)
+    found = []
+    for depth in range(deepest):
+        there = [m for m in metrics if len(m.acceptance) > depth]
+        weight = sum(m.drafted for m in there)
+        found.append((sum(m.acceptance[depth] * m.drafted for m in there) / weight, weight))
+    return found
+
+
+def rate(samples: Samples) -> float:
+    """Tokens a second, a step taking as long as it does in the median run."""
+    time = seconds_per_step(samples)
+    return tokens_per_forward(samples) / time if time > 0 else 0.0
+
+
+def ratio(samples: Samples, plain: Samples) -> float:
+    """How many times plain decoding, over the runs that both made: how many times the tokens of a
+    step, divided by how many times its time. nan if there are none."""
+    pairs = _pairs(samples, plain)
+    if not pairs:
+        return float("nan")
+    mine, theirs = zip(*pairs)
+    gain = tokens_per_forward(mine) / tokens_per_forward(theirs)
+    return gain / step_cost(samples, plain)
+
+
+def step_cost(samples: Samples, plain: Samples) -> float:
+    """How many times as long as plain decoding's a step takes; nan without a run of both.
+
+    Tokens of a step are what they are, but its time is at the mercy of whatever else runs. So each
+    run is compared with plain decoding's of the same moment, and one that lies further than CLIP
+    from the median, which no draft explains, counts as CLIP.
+    """
+    pairs = _pairs(samples, plain)
+    if not pairs:
+        return float("nan")
+    costs = [(s.seconds / s.forwards) / (p.seconds / p.forwards) for s, p in pairs]
+    middle = median_low(costs)  # what disturbs a run makes it longer
+    clipped = [min(max(cost, middle / CLIP), middle * CLIP) for cost in costs]
+    weights = [s.forwards for s, _ in pairs]
+    return sum(c * w for c, w in zip(clipped, weights)) / sum(weights)
+
+
+def _pairs(samples: Samples, plain: Samples) -> list[tuple[Sample, Sample]]:
+    """Runs of both on the same prompts in the same turn, if there was anything to measure."""
+    there = {(p.part, p.turn): p for p in plain if p.forwards and p.seconds}
+    return [
+        (s, there[s.part, s.turn])
+        for s in samples
+        if s.forwards and s.seconds and (s.part, s.turn) in there
+    ]
+
+
+def ratios_by_turn(samples: Samples, plain: Samples) -> list[float]:
+    """The ratio to plain of each turn by itself, in the order of the turns."""
+    turns = sorted({s.turn for s in samples})
+    found = [
+        ratio([s for s in samples if s.turn == t], [s for s in plain if s.turn == t]) for t in turns
+    ]
+    return [value for value in found if isfinite(value)]
+
+
+def tokens_per_forward(samples: Samples) -> float:
+    """Of all requests of a batch together, while the clock ran."""
+    forwards = sum(s.forwards for s in samples)
+    return sum(s.tokens for s in samples) / forwards if forwards else 0.0
+
+
+def tokens_per_step(samples: Samples) -> float:
+    """1.0 is plain decoding."""
+    steps = sum(s.steps for s in samples)
+    return sum(s.answered for s in samples) / steps if steps else 0.0
+
+
+def accepted_share(samples: Samples) -> float | None:
+    """Of what was drafted; None where nothing was."""
+    drafted = sum(s.drafted for s in samples)
+    return sum(s.accepted for s in samples) / drafted if drafted else None
+
+
+def acceptance(samples: Samples) -> list[float]:
+    """By position: of the drafts that reached it, the share accepted to it."""
+    deepest = max((len(s.acceptance) for s in samples), default=0)
+    found = []
+    for depth in range(deepest):
+        there = [s.acceptance[depth] for s in samples if len(s.acceptance) > depth]
+        weight = sum(w for _, w in there)
+        found.append(sum(share * w for share, w in there) / weight if weight else 0.0)
+    return found
+
+
+def rows_per_step(samples: Samples) -> float:
+    """Mean rows of a forward, all requests together."""
+    forwards = sum(s.forwards for s in samples)
+    return sum(s.rows for s in samples) / forwards if forwards else 0.0
+
+
+def seconds_per_step(samples: Samples) -> float:
+    """From one forward to the next, drafting included: the median run."""
+    times = [s.seconds / s.forwards for s in samples if s.forwards]
+    return median_low(times) if times else 0.0
