@@ -47,7 +47,7 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Request
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.model.base import Model
+from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
@@ -241,7 +241,7 @@ class Bench:
         return LoadedModel(self.small, self._cache(self.small, pages, True))
 
     def _cache(self, model: Model, pages: int, prefix_caching: bool) -> KVCache:
-        return KVCache.for_model(model, pages, PAGE, prefix_caching)
+        return kv_cache_for(model, pages, PAGE, prefix_caching)
 
     def compare(self, job: Job, request: Request) -> Finding | None:
         """None if the answer equals the plain one."""

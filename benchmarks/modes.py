@@ -13,6 +13,7 @@ import statistics
 import torch
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
+from fastslow.engine.model.names import active_parameters
 
 PROMPT = "Explain how rain forms, and then summarise your explanation."
 
@@ -48,7 +49,7 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, {options.dtype}, {options.model}")
     for (name, drafter), measured in speeds.items():
         shape = dense.model.config if name == "dense" and dense is not None else config
-        active = shape.active_parameters(None if name == "dense" else modes[name].groups) / 1e6
+        active = active_parameters(shape, None if name == "dense" else modes[name].groups) / 1e6
         speed = statistics.median(measured[1:])  # the first round warms up
         print(f"{name:12} {active:6.1f} M active, drafter {drafter:6} {speed:6.1f} tokens/s")
     llm.close()

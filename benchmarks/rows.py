@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.types import Rows, Segment
 from fastslow.models.locate import find_tokenizer, resolve_model
 
@@ -41,7 +41,7 @@ class Steps:
         self._model, self._groups = model, groups
         self._texts = [list(text) for text in texts]
         pages = len(texts) * -(-(PROMPT + answer) // PAGE)
-        self._kv = KVCache.for_model(model, pages, PAGE, prefix_caching=False)
+        self._kv = kv_cache_for(model, pages, PAGE, prefix_caching=False)
         for n, text in enumerate(self._texts):
             self._kv.open(n, text, groups, 0)
             self._kv.reserve(n, PROMPT + answer)

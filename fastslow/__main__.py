@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from fastslow.tools.cli.app import main
+import runpy
 
-main()
+# Not an import: the command line is built on this package, not the other way round.
+runpy.run_module("fastslow.tools.cli", run_name="__main__", alter_sys=True)

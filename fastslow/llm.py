@@ -18,7 +18,7 @@ from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.progress import bar
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.model.base import Model
+from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, join, open_model
 from fastslow.engine.parallel.spec import Parallel
 from fastslow.engine.params import Mode, SamplingParams, Speculation
@@ -333,4 +333,4 @@ class LLM:
             device=model.device,
             homes=kind.homes,
         )
-        return KVCache.for_model(model, pages, kind.page_size, prefix_caching)
+        return kv_cache_for(model, pages, kind.page_size, prefix_caching)

@@ -18,7 +18,7 @@ from fastslow.engine.backends.accelerator.kv import BlockStorage
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Request
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.model.base import Model
+from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.rng import Purpose, draw, stream
@@ -164,7 +164,7 @@ def outcome(request: Request) -> tuple[list[int], str, str | None, str | int | N
 def cache_for(model: Model, pages: int = 256, page_size: int = 4) -> KVCache:
     """Small pages make many borders; where a page is a block of the kernels, as many of those."""
     blocks = issubclass(model.storage, BlockStorage)
-    return KVCache.for_model(model, pages, model.storage.page_size if blocks else page_size)
+    return kv_cache_for(model, pages, model.storage.page_size if blocks else page_size)
 
 
 SMALL = {

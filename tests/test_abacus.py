@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.engine.model.config import EMBEDDED, MOGE, ModelConfig
+from fastslow.engine.model.names import parameters
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
 from fastslow.models.builtin import SHIPPED, builtin_path
 from fastslow.tools.cli.app import app
@@ -45,7 +46,7 @@ def test_they_are_small_and_of_the_official_layout() -> None:
     ]
     files = [path for name in SHIPPED for path in builtin_path(name).iterdir()]
     assert sum(path.stat().st_size for path in files) < 12e6
-    target, draft = (ModelConfig.from_folder(builtin_path(name)).parameters() for name in SHIPPED)
+    target, draft = (parameters(ModelConfig.from_folder(builtin_path(name))) for name in SHIPPED)
     assert draft < target / 5
 
 

@@ -23,6 +23,7 @@ from fastslow.tools.convert.student import (
     GatedProduct,
     LowRankLinear,
     Student,
+    recipe_of,
     run_mask,
 )
 from fastslow.tools.convert.texts import TextWriter
@@ -176,7 +177,7 @@ def test_masked_student_equals_the_written_experts(
     folder: Path, dense: Dense, tmp_path: Path, groups: int
 ) -> None:
     student = trained(dense, layout_of(dense))
-    out = write_moge(folder, Recipe.of(student), tmp_path / "moge", dtype=torch.float32)
+    out = write_moge(folder, recipe_of(student), tmp_path / "moge", dtype=torch.float32)
     tokens = torch.arange(20).view(1, -1) * 3
     with torch.no_grad():
         ours = student(tokens, torch.full_like(tokens, groups)) @ dense.head.T
@@ -244,7 +245,7 @@ def test_written_hidden_states_are_the_teachers(dense: Dense) -> None:
 
 
 def test_recipe_survives_saving(dense: Dense, tmp_path: Path) -> None:
-    recipe = Recipe.of(trained(dense, layout_of(dense)))
+    recipe = recipe_of(trained(dense, layout_of(dense)))
     recipe.save(tmp_path / "recipe.safetensors")
     loaded = Recipe.load(tmp_path / "recipe.safetensors")
     loaded.check(dense.config)
@@ -257,7 +258,7 @@ def test_broken_recipes_are_refused(folder: Path, dense: Dense, tmp_path: Path) 
     path = tmp_path / "recipe.safetensors"
     with pytest.raises(ValueError, match="must exist"):
         Recipe.load(path)
-    recipe = Recipe.of(trained(dense, layout_of(dense)))
+    recipe = recipe_of(trained(dense, layout_of(dense)))
     recipe.save(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="complete safetensors"):

@@ -307,7 +307,7 @@ def test_rows_of_a_file_are_those_of_its_tensors(target: Path, tmp_path: Path) -
 def test_which_runner_a_head_gets(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, weights = tiny_weights(target)
     assert isinstance(runner_module.runner_of(config, weights, read_ends(target)), KernelRunner)
-    monkeypatch.setattr(load.library, "available", lambda: False)
+    monkeypatch.setattr(runner_module.library, "available", lambda: False)
     assert isinstance(runner_module.runner_of(config, weights, read_ends(target)), TorchRunner)
 
 

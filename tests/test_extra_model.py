@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.names import active_parameters, parameters
 from fastslow.engine.types import Rows, Segment
 from fastslow.tools.cli.app import app
 
@@ -162,5 +163,5 @@ def test_the_published_model_counts_as_published() -> None:
         "param_sink_number": 128,
     }
     config = ModelConfig.from_json(raw)
-    assert round(config.parameters() / 1e9) == 74
-    assert round(config.active_parameters() / 1e9) == 15
+    assert round(parameters(config) / 1e9) == 74
+    assert round(active_parameters(config) / 1e9) == 15

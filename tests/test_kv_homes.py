@@ -13,6 +13,7 @@ from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.dp_ranks import DPRankKVCache
 from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.commands import Command, CommandKind, split
 from fastslow.engine.parallel.model import parted_storage
@@ -108,9 +109,9 @@ def test_a_model_with_homes_gets_such_a_cache() -> None:
         config = ModelConfig.from_json(MOGE)
         dtype, device, storage = torch.float32, torch.device("cpu"), TwoHomes
 
-    assert isinstance(KVCache.for_model(Model(), 4), DPRankKVCache)  # type: ignore[arg-type]
+    assert isinstance(kv_cache_for(Model(), 4), DPRankKVCache)  # type: ignore[arg-type]
     Model.storage = KVStorage  # type: ignore[assignment]
-    assert type(KVCache.for_model(Model(), 4)) is KVCache  # type: ignore[arg-type]
+    assert type(kv_cache_for(Model(), 4)) is KVCache  # type: ignore[arg-type]
 
 
 def test_other_ranks_are_told_what_becomes_of_the_rows() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.names import active_parameters, parameters
 
 PRO_MOE: dict[str, Any] = {
     "architectures": ["PanguProMoEForCausalLM"],
@@ -30,17 +31,17 @@ PRO_MOE: dict[str, Any] = {
 def test_counts_of_the_72b_are_the_published_ones() -> None:
     config = ModelConfig.from_json(PRO_MOE)
     assert config.head_dim == 128 and config.context == 131072
-    assert config.parameters() / 1e9 == pytest.approx(71.99, abs=0.01)
-    assert config.active_parameters() / 1e9 == pytest.approx(16.5, abs=0.01)
-    assert config.active_parameters(8) == config.active_parameters()
-    assert config.active_parameters() - config.active_parameters(7) == 48 * 3 * 5120 * 1344
+    assert parameters(config) / 1e9 == pytest.approx(71.99, abs=0.01)
+    assert active_parameters(config) / 1e9 == pytest.approx(16.5, abs=0.01)
+    assert active_parameters(config, 8) == active_parameters(config)
+    assert active_parameters(config) - active_parameters(config, 7) == 48 * 3 * 5120 * 1344
     assert config.kv_bytes_per_token(torch.bfloat16) == 2 * 48 * 8 * 128 * 2
 
 
 def test_counts_of_a_dense_model_do_not_know_groups() -> None:
     config = ModelConfig.from_json({**checkpoints.DENSE, "vocab_size": 96})
     assert config.groups == 0
-    assert config.parameters() == config.active_parameters() == config.active_parameters(3)
+    assert parameters(config) == active_parameters(config) == active_parameters(config, 3)
 
 
 @pytest.mark.parametrize(

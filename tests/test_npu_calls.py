@@ -11,7 +11,7 @@ import torch
 from npu_kernels import SCHEMAS
 
 ROOT = Path(__file__).parents[1]
-FILES = ("engine/ops/npu.py", "engine/ops/npu_310p.py")
+FILES = ("engine/backends/accelerator/npu.py", "engine/backends/accelerator/npu_310p.py")
 OURS = {  # of `torch_npu.npu`, which has no schemas: name -> keywords
     "NPUGraph": set[str](),
     "graph": {"pool", "stream", "auto_dispatch_capture", "capture_error_mode"},
@@ -137,7 +137,7 @@ def test_calls_are_in_these_files_only() -> None:
         for p in files
         if any(w in p.read_text("utf-8") for w in ("torch_npu.", "ops.npu.", "from torch_npu"))
     }
-    assert others - set(FILES) == {"engine/ops/device.py"}
+    assert others - set(FILES) == {"engine/backends/device.py"}
 
 
 def test_the_schemas_are_those_that_are_used() -> None:

@@ -14,7 +14,8 @@ from parallel_tools import ranks
 
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.cost_curve import ROWS, step_seconds
-from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.model.base import kv_cache_for
+from fastslow.engine.model.names import parameters
 from fastslow.engine.parallel.model import ParallelModel
 from fastslow.engine.types import Rows
 from fastslow.tools.plan.shards import ShardPlan
@@ -109,7 +110,7 @@ def test_bytes_held_read_and_sent_are_those_of_the_plan(model: ParallelModel) ->
     before = model.report()
     assert [f.weights for f in before] == [share.weights for share in plan.shares]
     assert [f.read for f in before] == [share.elements * 4 for share in plan.shares]
-    assert sum(f.read for f in before) < 1.6 * 4 * model.config.parameters()
+    assert sum(f.read for f in before) < 1.6 * 4 * parameters(model.config)
     kv = texts.storage(model, 128)
     segments = [(9, 70), (30, 0), (1, 64)]
     rows = Rows.of(
@@ -141,7 +142,7 @@ def test_bytes_held_read_and_sent_are_those_of_the_plan(model: ParallelModel) ->
 def test_storages_come_and_go_on_all_ranks(model: ParallelModel) -> None:
     model.report()
     held = [f.kv for f in model.report()][1]
-    kv = KVCache.for_model(model, 8).storage
+    kv = kv_cache_for(model, 8).storage
     assert [f.kv for f in model.report()][1] == held + kv.nbytes
     del kv
     assert [f.kv for f in model.report()][1] == held

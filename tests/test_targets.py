@@ -22,6 +22,7 @@ from fastslow.engine.core.latency_budget import LATER, LEAST, PATIENCE, SHARE, W
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import Scheduler
 from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.token import tokenwise
 from fastslow.engine.sampling.stop import Stopper
@@ -252,7 +253,7 @@ def test_groups_are_cut_where_that_is_allowed(tmp_path: Path) -> None:
         def seconds(self, groups: int | None, rows: int) -> float:
             return 1.0 + (4 if groups is None else groups)
 
-    core = EngineCore(model, KVCache.for_model(model, 20), Each({}), meter=Groups())
+    core = EngineCore(model, kv_cache_for(model, 20), Each({}), meter=Groups())
     for target, groups in ((10.0, None), (4.5, 2), (3.0, 1), (0.1, 0)):
         one = request(0, target=target, may_cut_groups=True)
         core.add(one)

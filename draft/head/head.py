@@ -15,6 +15,7 @@ from fastslow.draft.head.context import Context
 from fastslow.draft.head.layer import HeadLayer, linear_for, rotation
 from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.draft.head.target import Ends
+from fastslow.engine.backends.device import ops_for
 from fastslow.engine.model.predictor import Predictor, load_predictor
 
 
@@ -269,4 +270,4 @@ class MtpHead:
 
 def load_mtp(folder: Path, dtype: torch.dtype) -> MtpHead:
     """The head in a target's own checkpoint, which holds one, in a dtype."""
-    return MtpHead(load_predictor(folder, dtype))
+    return MtpHead(load_predictor(folder, dtype, ops_for("cpu")))

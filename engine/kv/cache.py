@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,9 +12,6 @@ from fastslow.engine.kv.pages import PagePool, PageTable
 from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, chain
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.types import Ints
-
-if TYPE_CHECKING:
-    from fastslow.engine.model.base import Model
 
 
 class KVCache:
@@ -68,26 +64,6 @@ class KVCache:
         self._pool = PagePool(pages)
         self._index = PrefixIndex()
         self._tables: dict[int, PageTable] = {}
-
-    @classmethod
-    def for_model(
-        cls, model: Model, pages: int, page_size: int = 16, prefix_caching: bool = True
-    ) -> KVCache:
-        """A cache whose rows have the shape, dtype, place and order of a model's."""
-        from fastslow.engine.kv.dp_ranks import DPRankKVCache  # it is made of these
-
-        kind = cls if model.storage.homes == 1 else DPRankKVCache
-        return kind(
-            layers=model.config.layers,
-            kv_heads=model.config.kv_heads,
-            head_dim=model.config.head_dim,
-            pages=pages,
-            page_size=page_size,
-            dtype=model.dtype,
-            device=model.device,
-            prefix_caching=prefix_caching,
-            storage=model.storage,
-        )
 
     @property
     def pages(self) -> int:

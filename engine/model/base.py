@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.kv.dp_ranks import DPRankKVCache
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Ints, ModelOutput, Rows
 
@@ -79,3 +81,21 @@ def best_tokens(logits_MV: Tensor, only_best: NDArray[np.bool_]) -> Ints:
     finite = logits_MV.isfinite().all(-1).cpu().numpy()
     best: Ints = np.where(only_best & finite, logits_MV.argmax(-1).cpu().numpy(), -1)
     return best
+
+
+def kv_cache_for(
+    model: Model, pages: int, page_size: int = 16, prefix_caching: bool = True
+) -> KVCache:
+    """A cache whose rows have the shape, dtype, place and order of a model's."""
+    kind = KVCache if model.storage.homes == 1 else DPRankKVCache
+    return kind(
+        layers=model.config.layers,
+        kv_heads=model.config.kv_heads,
+        head_dim=model.config.head_dim,
+        pages=pages,
+        page_size=page_size,
+        dtype=model.dtype,
+        device=model.device,
+        prefix_caching=prefix_caching,
+        storage=model.storage,
+    )

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastslow.engine.model.extras import Extras, published
 from fastslow.engine.model.fields import boolean, integer, integers, number, text
-from fastslow.engine.model.rope import RopeScaling
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +19,22 @@ MOE = "PanguProMoEV2ForCausalLM"
 EMBEDDED = "PanguEmbeddedForCausalLM"
 LLAMA = "LlamaForCausalLM"
 ARCHITECTURES = (MOGE, MOE, EMBEDDED, LLAMA)
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How rotary frequencies are stretched: `kind` is "linear", "dynamic" or "llama3".
+
+    The last three fields belong to llama3: wavelengths above original_max_positions /
+    low_frequency_factor are stretched by `factor`, those below original_max_positions /
+    high_frequency_factor are left alone, and those between are blended.
+    """
+
+    kind: str
+    factor: float
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_max_positions: int = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,22 +186,6 @@ class ModelConfig:
     def routed(self, layer: int) -> bool:
         """Whether this layer's MLP has routed experts."""
         return self.experts > 0 and layer not in self.mlp_only_layers
-
-    def parameters(self) -> int:
-        """How many weights the checkpoint holds, embedding and head included."""
-        from fastslow.engine.model.names import tensor_shapes
-
-        return sum(prod(shape) for shape in tensor_shapes(self).values())
-
-    def active_parameters(self, groups: int | None = None) -> int:
-        """Weights in use for one token: `parameters()` less the experts that do not run.
-
-        groups: routed groups that run; None = all, 0 = shared experts only.
-        """
-        running = self.chosen if groups is None else min(groups, self.chosen)
-        expert = 3 * self.hidden_size * self.moe_intermediate_size
-        routed = sum(self.routed(n) for n in range(self.layers))
-        return self.parameters() - routed * (self.experts - running) * expert
 
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
         """Bytes of keys and values of one token, over all layers."""

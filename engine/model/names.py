@@ -1,6 +1,8 @@
-"""The tensors of a checkpoint: names and shapes, from a config."""
+"""The tensors of a checkpoint: names, shapes and how many weights, from a config."""
 
 from __future__ import annotations
+
+from math import prod
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.extras import Extras
@@ -20,6 +22,22 @@ def tensor_shapes(config: ModelConfig) -> Shapes:
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
     return shapes
+
+
+def parameters(config: ModelConfig) -> int:
+    """How many weights the checkpoint holds, embedding and head included."""
+    return sum(prod(shape) for shape in tensor_shapes(config).values())
+
+
+def active_parameters(config: ModelConfig, groups: int | None = None) -> int:
+    """Weights in use for one token: `parameters` less the experts that do not run.
+
+    groups: routed groups that run; None = all, 0 = shared experts only.
+    """
+    running = config.chosen if groups is None else min(groups, config.chosen)
+    expert = 3 * config.hidden_size * config.moe_intermediate_size
+    routed = sum(config.routed(n) for n in range(config.layers))
+    return parameters(config) - routed * (config.experts - running) * expert
 
 
 def layer_shapes(config: ModelConfig, n: int) -> Shapes:

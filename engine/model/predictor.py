@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastslow.engine.backends.device import ops_for
 from fastslow.engine.model.checkpoint import Checkpoint, floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.extra_weights import ExtraWeights
 from fastslow.engine.model.moge import Moge
 from fastslow.engine.model.names import draft_shapes
+from fastslow.engine.model.ops import Ops
 from fastslow.engine.model.rope import rotation
 from fastslow.engine.model.weights import LayerWeights
 from fastslow.engine.types import ALL_GROUPS, Ints
@@ -99,10 +99,10 @@ def holds_predictor(folder: Path) -> bool:
     return set(wanted) <= Checkpoint.own(folder, config).names
 
 
-def load_predictor(folder: Path, dtype: torch.dtype) -> Predictor:
+def load_predictor(folder: Path, dtype: torch.dtype, ops: Ops) -> Predictor:
     """The layer of a checkpoint that holds one, on the CPU; float64 becomes float32."""
     config = ModelConfig.from_folder(folder)
     dtype = torch.float32 if dtype == torch.float64 else dtype
     cpu = torch.device("cpu")
     with floats(folder, config) as read:
-        return Predictor(config, ops_for(cpu.type), dtype, cpu, read)
+        return Predictor(config, ops, dtype, cpu, read)

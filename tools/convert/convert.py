@@ -14,6 +14,7 @@ from fastslow.models.moge import write_moge
 from fastslow.models.recipe import Recipe
 from fastslow.tools.convert.calibrate import calibrate
 from fastslow.tools.convert.distill import Distiller, Schedule, saved_layout
+from fastslow.tools.convert.student import recipe_of, student_of
 from fastslow.tools.convert.texts import Prose, TextWriter
 
 
@@ -149,12 +150,12 @@ def convert(
         recipe = Recipe.untrained(layout)
         if minutes:
             progress.update(task, description="distilling", total=minutes, completed=0)
-            student = recipe.student(dense)
+            student = student_of(recipe, dense)
             trainer = Distiller(student, plan, prose, writer, checkpoint)
             if not resumed:
                 trainer.pool.add(tokens, hidden)
             trainer.run(lambda done, loss: progress.update(task, completed=done))
-            recipe = Recipe.of(student)
+            recipe = recipe_of(student)
     if recipe_out is not None:
         recipe.save(recipe_out)
     return write_moge(dense_folder, recipe, out, fast=fast)

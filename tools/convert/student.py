@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastslow.models.dense import Dense, attend
-from fastslow.models.recipe import TEMPERATURE, ExpertLayout
+from fastslow.models.recipe import TEMPERATURE, ExpertLayout, Recipe
 
 
 class Divergence(torch.autograd.Function):
@@ -231,3 +231,23 @@ class Student(torch.nn.Module):
             h: Tensor = GatedProduct.apply(*parts, mask)  # type: ignore[no-untyped-call]
             x = x + self.linear(h, layer, "down")
         return self.norm(x, "norm")
+
+
+def student_of(recipe: Recipe, dense: Dense) -> Student:
+    """A student of `dense` with a recipe's parameters, to train on or to measure."""
+    recipe.check(dense.config)
+    rank = next(iter(recipe.deltas.values()))[0].shape[0] if recipe.deltas else 16
+    student = Student(dense, recipe.layout, rank)
+    with torch.no_grad():
+        for name, (a, b) in recipe.deltas.items():
+            student.params[f"{name}_a"].copy_(a)
+            student.params[f"{name}_b"].copy_(b)
+        for name, weight in recipe.norms.items():
+            student.params[name].copy_(weight)
+    return student
+
+
+def recipe_of(student: Student) -> Recipe:
+    """The recipe of a student as trained so far."""
+    state = {name: tensor.detach() for name, tensor in student.named_parameters()}
+    return Recipe.of(state, student.layout)

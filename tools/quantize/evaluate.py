@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.model.base import Model
+from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.types import Rows, Segment
 from fastslow.llm import LLM
@@ -77,7 +76,7 @@ def compare(
 def logits(model: Model, text: Sequence[int]) -> Tensor:
     """[T, V] of a text alone."""
     count = len(text)
-    kv = KVCache.for_model(model, -(-count // PAGE), PAGE)
+    kv = kv_cache_for(model, -(-count // PAGE), PAGE)
     places = np.arange(count)
     chain = range(-1, count - 1)
     segment = Segment(list(text), range(count), chain, places, places[:0], None, range(count))

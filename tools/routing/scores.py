@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.backends.device import ops_for
-from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
@@ -113,7 +113,7 @@ def _watched(model: Decoder) -> Iterator[list[tuple[Tensor, Tensor]]]:
 
 def _run(model: Decoder, tokens: Sequence[int]) -> None:
     count = len(tokens)
-    cache = KVCache.for_model(model, -(-count // PAGE))
+    cache = kv_cache_for(model, -(-count // PAGE))
     slots = np.arange(count)
     whole = Segment(list(tokens), range(count), range(-1, count - 1), slots, slots[:0])
     model.forward(Rows.of([whole]), cache.storage)

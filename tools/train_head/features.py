@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.model.base import Model
+from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.types import ModelOutput, Rows, Segment
 from fastslow.tools.train_head.answers import TrainText
 
@@ -79,7 +78,7 @@ def _look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> 
 def forward(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> ModelOutput:
     """Logits and features of every row of the texts, in one forward."""
     sizes = [len(text.tokens) for text in texts]
-    kv = KVCache.for_model(model, sum(-(-size // PAGE) for size in sizes), PAGE, False)
+    kv = kv_cache_for(model, sum(-(-size // PAGE) for size in sizes), PAGE, False)
     segments = []
     for number, (text, size) in enumerate(zip(texts, sizes)):
         kv.open(number, text.tokens, None, 0)

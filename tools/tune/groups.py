@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.engine.types import Rows, Segment
 from fastslow.llm import LLM
@@ -178,7 +179,7 @@ class Texts:
 
     def _slots(self, length: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         if self._kv is None or self._kv.pages * self._kv.page_size < length:
-            self._kv = KVCache.for_model(self.model, -(-length // 16), prefix_caching=False)
+            self._kv = kv_cache_for(self.model, -(-length // 16), prefix_caching=False)
         return np.arange(length, dtype=np.int64)
 
     def _run(

@@ -71,7 +71,7 @@ class PackedMatrix:
     key: str
     format: Format
     inputs: int
-    packed: Ints
+    order: Ints
     sources: tuple[str, ...]
 
     @property
@@ -123,7 +123,7 @@ class Vector:
     count: int
     dtype: torch.dtype
     sources: tuple[str, ...]
-    packed: Ints | None = None
+    order: Ints | None = None
 
     @property
     def nbytes(self) -> int:

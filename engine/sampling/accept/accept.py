@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from fastslow.engine.sampling.accept.block import block
-from fastslow.engine.sampling.accept.lossy import LossyStepwise, LossyTypical
+from fastslow.engine.sampling.accept.lossy import LossyTypical
 from fastslow.engine.sampling.accept.rule import Rule
 from fastslow.engine.sampling.accept.token import follow_target, tokenwise
 from fastslow.engine.types import AcceptResult, Draft, Floats, OneHot
@@ -61,15 +61,3 @@ RULES: dict[str, Rule] = {
 }
 """What a user may ask for, by name. All but those that say so are exact. "lossy-stepwise" is made for
 each model, since it knows which tokens end a step: `LossyStepwise`."""
-
-__all__ = [
-    "RULES",
-    "LossyStepwise",
-    "LossyTypical",
-    "Noise",
-    "Rule",
-    "accept",
-    "block",
-    "follow",
-    "tokenwise",
-]
