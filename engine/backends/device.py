@@ -6,9 +6,6 @@ import importlib
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch_npu
-
-from fastslow.engine.backends.accelerator.npu import NpuOps
 
 if TYPE_CHECKING:
     from fastslow.engine.backends.accelerator.ops import PagedOps
@@ -94,28 +91,13 @@ def paged_ops_for(place: DevicePlace) -> PagedOps:
         from fastslow.engine.backends.accelerator.cuda import CudaOps
 
         return CudaOps(place.device)
-    # merged
+    # torch_npu is imported by these two files alone
+    from fastslow.engine.backends.accelerator.npu import NpuOps, chip
+    from fastslow.engine.backends.accelerator.npu_310p import Npu310pOps
 
-    return ops_of_chip(place.device)
-
-
-def chip() -> str:
-    """The name of the NPU's chip, like Ascend910B1."""
-    name: str = torch_npu.npu.get_device_name()
-    return name
-
-
-def ops_of_chip(device: torch.device) -> NpuOps:
-    """What runs on this machine's chip.
-
-    Raises:
-        ValueError: a chip that is neither of the 910B, 910_93 and 310P families.
-    """
     name = chip()
     if name.startswith("Ascend310P"):
-        from fastslow.engine.backends.accelerator.npu_310p import Npu310pOps
-
-        return Npu310pOps(device)
+        return Npu310pOps(place.device)
     if name.startswith(("Ascend910B", "Ascend910_93")):
-        return NpuOps(device)
+        return NpuOps(place.device)
     raise ValueError(f"NPU chip {name!r} is not one of the known Ascend910B, 910_93 and 310P")

@@ -170,9 +170,6 @@ def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = 
     ones, "default"), then openPangu's own if the tokenizer has its turn marks, then `User: ...`
     lines, with a warning. `architecture` is config.json's. Raises ValueError for a broken template.
     """
-    # merged
-    # merged
-    # merged
 
     folder = Path(folder)
     settings = read_settings(folder)

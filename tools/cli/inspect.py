@@ -238,8 +238,6 @@ def inspect(
       fastslow inspect smollm2-moge --routing prompts.jsonl --picture balance.html
       fastslow inspect path/to/checkpoint --parallel ep=8
     """
-    # merged
-    # merged
     from fastslow.models.locate import resolve_model
     from fastslow.tools.cli.screen import console, quiet_log
 
@@ -264,8 +262,6 @@ def inspect(
 
 def _shape(facts: CheckpointFacts) -> Table:
     from rich.table import Table
-
-    # merged
 
     table = Table.grid(padding=(0, 2))
     for name, value in facts.shape().items():
@@ -294,8 +290,6 @@ def _memory(facts: CheckpointFacts) -> Table:
 
 def _modes(facts: CheckpointFacts) -> Table:
     from rich.table import Table
-
-    # merged
 
     table = Table("mode", "groups", "thinking", "active per token", "description")
     for mode in facts.modes.values():

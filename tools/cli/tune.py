@@ -45,7 +45,6 @@ def tune_modes_job(
     if prompts is not None:
         raise ValueError("--modes takes --tasks, which hold the prompts, and no --prompts")
     graded = _tasks(tasks, job.limit, grading)
-    # merged
     from fastslow.llm import LLM
     from fastslow.settings import add_settings
     from fastslow.tools.cli.screen import console, quiet_log
@@ -94,7 +93,6 @@ def tune_groups_job(
 
     graded = [] if tasks is None else _tasks(tasks, job.limit, grading)
     asked = [t.prompt for t in graded] if prompts is None else prompts_for(prompts, job.limit)
-    # merged
     from fastslow.llm import LLM
     from fastslow.settings import add_settings
     from fastslow.tools.cli.screen import console, quiet_log
@@ -221,8 +219,6 @@ def tune(
         drafters, lengths, draft_model, tokens or (512 if modes else 128), temperature
     )
     if modes or groups:
-        # merged
-
         options = {
             "dtype": dtype,
             "quantization": quantization,

@@ -72,8 +72,6 @@ def find_device(name: str) -> Device:
         ValueError: an unknown name (the nearest known one is told).
     """
     if name == HERE:
-        # merged
-
         return probe()
     if name not in DEVICES:
         raise ValueError(f"device={name!r} is unknown{nearest(name, (*DEVICES, HERE))}")

@@ -309,3 +309,9 @@ def only_run(rows_RH: Tensor, count: Tensor) -> Tensor:
     """The first `count` rows, and zeros instead of what no expert wrote: 0 times NaN is not 0."""
     place_R = torch.arange(len(rows_RH), device=rows_RH.device)
     return rows_RH.masked_fill((place_R >= count)[:, None], 0)
+
+
+def chip() -> str:
+    """The name of the NPU's chip, like Ascend910B1."""
+    name: str = torch_npu.npu.get_device_name()
+    return name
