@@ -329,15 +329,15 @@ MUTATIONS = (
     swap(
         "a forced token is not forced where only the best is wanted",
         "engine/sampling/probs.py",
-        "return Certain(best) if told is None else told",
-        "return Certain(best)",
+        "return OneHot(best) if told is None else told",
+        "return OneHot(best)",
         BUDGETS,
     ),
     swap(
         "a line is kept where the budget forced another token",
         "engine/sampling/probs.py",
-        "if not isinstance(decided, Certain) or isinstance(told, Certain):",
-        "if not isinstance(decided, Certain):",
+        "if not isinstance(decided, OneHot) or isinstance(told, OneHot):",
+        "if not isinstance(decided, OneHot):",
         ("tests/test_accept_stepwise.py",),
     ),
     swap(

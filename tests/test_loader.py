@@ -206,7 +206,7 @@ MEMORY = """
 import re, sys, threading, time
 from pathlib import Path
 import torch
-from fastslow.engine.model.loader import load_model
+from fastslow.engine.backends.loader import load_model
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
