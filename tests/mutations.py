@@ -233,9 +233,9 @@ MUTATIONS = (
     ),
     swap(
         "groups not in the prefix root",
-        "engine/core.py",
-        "return (groups, request.reach if moves else 0)",
-        "return (0, request.reach if moves else 0)",
+        "engine/request.py",
+        "return groups, self.reach if self.dynamic_rope else 0",
+        "return 0, self.reach if self.dynamic_rope else 0",
         MIXED,
     ),
     swap(
@@ -360,8 +360,8 @@ MUTATIONS = (
     swap(
         "thinking off does not close thoughts",
         "engine/intake.py",
-        'if most is None and mode.thinking == "off" and entry.chat:',
-        'if most is None and mode.thinking == "never" and entry.chat:',
+        'if most is None and mode.thinking == "off" and prompt.chat:',
+        'if most is None and mode.thinking == "never" and prompt.chat:',
         ("tests/test_llm_thinking.py",),
     ),
     Mutation(
