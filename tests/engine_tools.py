@@ -92,13 +92,13 @@ class Bench:
         made = {Speculation(drafter=name): make(kv) for name, make in self.drafters.items()}
         return EngineCore(self.model, kv, Each(made), setting.prompt_rows, setting.max_running)
 
-    def request(self, number: int, ask: Ask, core: EngineCore) -> Request:
+    def request(self, number: int, ask: Ask, **more: Any) -> Request:
         end_ids = frozenset(ask.params.stop_token_ids)
         if not ask.params.ignore_eos:
             end_ids |= frozenset(self.model.config.eos_ids)
         detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
         room = ask.params.max_tokens
-        request = Request(
+        return Request(
             id=number,
             tokens=list(ask.tokens),
             prompt_length=len(ask.tokens),
@@ -109,13 +109,13 @@ class Bench:
             groups=ask.groups,
             seed=ask.seed,
             reach=len(ask.tokens) + room - 1,
+            dynamic_rope=self.model.config.dynamic_rope,
             end_ids=end_ids,
             thinking=self._thinking(ask),
             rule=RULES[ask.rule],
             reproducible=ask.rule == "reproducible",
+            **more,
         )
-        request.root = core.prefix_root(request, ask.groups)
-        return request
 
     def _thinking(self, ask: Ask) -> Thinking | None:
         if ask.bound is None:
@@ -132,8 +132,8 @@ class Bench:
         """Answers to all asks, together; those of `warm` were answered by the same engine before."""
         core = self.core(setting)
         if warm:
-            finish(core, [self.request(1000 + n, ask, core) for n, ask in enumerate(warm)])
-        requests = [self.request(n, ask, core) for n, ask in enumerate(asks)]
+            finish(core, [self.request(1000 + n, ask) for n, ask in enumerate(warm)])
+        requests = [self.request(n, ask) for n, ask in enumerate(asks)]
         finish(core, requests)
         return requests
 

@@ -237,9 +237,9 @@ MUTATIONS = (
     ),
     swap(
         "groups not in the prefix root",
-        "engine/core/engine_core.py",
-        "return (groups, request.reach if moves else 0)",
-        "return (0, request.reach if moves else 0)",
+        "engine/core/request.py",
+        "return groups, self.reach if self.dynamic_rope else 0",
+        "return 0, self.reach if self.dynamic_rope else 0",
         MIXED,
     ),
     swap(
@@ -364,8 +364,8 @@ MUTATIONS = (
     swap(
         "thinking off does not close thoughts",
         "fastslow/request_builder.py",
-        'if most is None and mode.thinking == "off" and entry.chat:',
-        'if most is None and mode.thinking == "never" and entry.chat:',
+        'if most is None and mode.thinking == "off" and prompt.chat:',
+        'if most is None and mode.thinking == "never" and prompt.chat:',
         ("tests/test_llm_thinking.py",),
     ),
     Mutation(

@@ -75,6 +75,12 @@ def unsure(how: str, below: float = 0.7, window: int = 3, **fields: Any) -> Mode
     return Mode(name="fast", groups=1, thinking="off", escalate=settings)
 
 
+def doubts(below: float, keep: bool) -> dict[str, Any]:
+    """Of a request that leaves its mode."""
+    settings = Escalation(below=below, window=2)
+    return {"confidence": Confidence(settings), "escape": Escape("deep", None, keep=keep)}
+
+
 def sampling(**fields: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": ROOM, "ignore_eos": True, **fields})
 
@@ -247,10 +253,7 @@ def test_preemption_changes_nothing_that_was_kept(tmp_path: Path) -> None:
 
     def run(setting: Setting, some: list[Ask], core: EngineCore | None = None) -> list[Request]:
         core = core or bench.core(setting)
-        requests = [bench.request(n, ask, core) for n, ask in enumerate(some)]
-        for request in requests:
-            request.confidence = Confidence(Escalation(below=0.9, window=2))
-            request.escape = Escape("deep", None, keep=True)
+        requests = [bench.request(n, ask, **doubts(0.9, keep=True)) for n, ask in enumerate(some)]
         finish(core, requests)
         return requests
 
@@ -263,7 +266,7 @@ def test_preemption_changes_nothing_that_was_kept(tmp_path: Path) -> None:
         left += sum(r.kept is not None and r.tally.preemptions > 0 for r in beside)
         for request in beside:
             ask = Ask(tuple(request.tokens), SamplingParams(max_tokens=1, logprobs=5), groups=0)
-            found = bench.request(9, ask, core)
+            found = bench.request(9, ask)
             finish(core, [found])
             assert found.logprobs == bench.run([ask])[0].logprobs, "no page of a mixture was shared"
     assert left, "somebody was preempted after it changed its mode"
@@ -282,9 +285,7 @@ def test_a_draft_that_runs_over_the_switch_changes_nothing(tmp_path: Path) -> No
             found = []
             for one in (ask, ask.plain):
                 core = bench.core()
-                request = bench.request(n, one, core)
-                request.confidence = Confidence(Escalation(below=0.5, window=2))
-                request.escape = Escape("deep", None, keep=keep)
+                request = bench.request(n, one, **doubts(0.5, keep))
                 finish(core, [request])
                 assert request.escalated
                 found.append(answer(request))

@@ -187,7 +187,7 @@ def test_each_drafter_is_told_its_own_rows_and_layers(bench: Bench, folder: Path
     own = Bench(bench.model, {"chain": lambda kv: one, "tree": lambda kv: two})
     wanted = [Ask(p, drafter=d) for p, d in zip(PROMPTS, ("chain", "off", "tree", "chain", "off"))]
     core = own.core()
-    requests = [own.request(n, ask, core) for n, ask in enumerate(wanted)]
+    requests = [own.request(n, ask) for n, ask in enumerate(wanted)]
     finish(core, requests)
     assert set(one.told) == {0, 3} and set(two.told) == {2}
     for watch, layers in ((one, (0, 1)), (two, (1,))):

@@ -190,7 +190,7 @@ def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
     )
     some = asks(("one", "two", "off", "none"))
     core = own.core(setting)
-    requests = [own.request(n, ask, core) for n, ask in enumerate(some)]
+    requests = [own.request(n, ask) for n, ask in enumerate(some)]
     finish(core, requests)
     assert not none.shown and not (one._states or two._states)
     for watch, most, layers, numbers in ((one, SHOWN, (0, 1), (0, 4)), (two, 5, (1,), (1, 5))):
@@ -214,7 +214,7 @@ def test_rows_of_the_prefix_cache_are_not_shown(bench: Bench, folder: Path) -> N
     own = Bench(bench.model, {"one": lambda kv: watch})
     ask = Ask(PROMPTS[3], drafter="one")
     core = own.core()
-    first, second = own.request(1, ask, core), own.request(2, ask, core)
+    first, second = own.request(1, ask), own.request(2, ask)
     for request in (first, second):
         finish(core, [request])
     assert second.tally.cached == 36 and set(watch.shown[2]) == set(range(36, 39))

@@ -105,6 +105,8 @@ def test_chat_goes_through_the_template(llm: LLM) -> None:
     *_, last = llm.stream_chat("hello", TEN, mode="brief")
     assert last.output is not None and last.output.token_ids == out.token_ids
     assert llm.chat("hello", TEN, mode="deep").prompt == f"{out.prompt}<think>"
+    both = llm.chat(["hello", [{"role": "user", "content": "hello"}]], TEN, mode=["brief", "deep"])
+    assert [one.prompt for one in both] == [out.prompt, f"{out.prompt}<think>"]
 
 
 @pytest.mark.parametrize("wish", ["off", "ngram", "self"])

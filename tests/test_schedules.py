@@ -220,7 +220,6 @@ class Engine:
             listener=self._hear,
             target=target,
         )
-        request.root = self.core.prefix_root(request, groups)
         self.requests.append(request)
         self.core.add(request)
         return request

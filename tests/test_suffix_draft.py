@@ -218,12 +218,12 @@ def test_an_answer_given_once_is_copied_the_second_time(bench: Bench) -> None:
 def test_a_cancelled_answer_is_not_copied(bench: Bench) -> None:
     ask = Ask(tuple(range(50, 60)), SamplingParams(max_tokens=40), "suffix", 12)
     core = bench.core()
-    request = bench.request(0, ask, core)
+    request = bench.request(0, ask)
     core.add(request)
     for _ in range(12):
         core.step()
     core.end([request], "cancelled", None)
-    follower = bench.request(1, ask, core)
+    follower = bench.request(1, ask)
     finish(core, [follower])
     assert answer(follower) == answer(bench.alone(ask))
     assert follower.tally.steps == bench.run([ask])[0].tally.steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -116,12 +116,6 @@ class EngineCore:
             for request in requests:
                 request.tell()
 
-    def prefix_root(self, request: Request, groups: int | None) -> Hashable:
-        """What besides the tokens decides a request's KV: its groups, and a rotary base that moves."""
-        scaling = self.model.config.rope_scaling
-        moves = scaling is not None and scaling.kind == "dynamic"
-        return (groups, request.reach if moves else 0)
-
     def _cut_groups(self, request: Request, target: float) -> None:
         """Fewer groups where its own would miss the target beside what runs now: lossy."""
         own = self.model.config.groups if request.groups is None else request.groups
@@ -132,7 +126,6 @@ class EngineCore:
                 break
         if asked != request.groups:
             request.groups = asked
-            request.root = self.prefix_root(request, asked)
             request.notes.append(f"{asked} of {own} groups to keep {1000 * target:g} ms (lossy)")
 
     def _plan(
@@ -147,8 +140,7 @@ class EngineCore:
             request = item.request
             plan = request.policy.plan(request, load)
             if plan.groups != request.groups:
-                root = self.prefix_root(request, plan.groups)
-                self.scheduler.restart(request, plan.groups, root)
+                self.scheduler.restart(request, plan.groups)
                 continue
             kept.append(item)
             if item.ready:
@@ -232,8 +224,7 @@ class EngineCore:
                 request.kept = KVHistory(request.groups, request.computed)
                 request.groups = escape.groups
             elif escape.groups != request.groups:
-                root = self.prefix_root(request, escape.groups)
-                self.scheduler.restart(request, escape.groups, root)
+                self.scheduler.restart(request, escape.groups)
 
     def _tell(self, ready: Sequence[Request]) -> None:
         done = [r for r in ready if r.done]

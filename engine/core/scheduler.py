@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from fastslow.engine.core.latency_budget import PATIENCE, LatencyBudget
@@ -94,11 +94,10 @@ class Scheduler:
             nodes = min(nodes, self._kv.room(request.id) - len(request.tokens))
         return nodes
 
-    def restart(self, request: Request, groups: int | None, root: Hashable) -> None:
+    def restart(self, request: Request, groups: int | None) -> None:
         """A mode switch: the text is computed again under other groups (exact)."""
         self._preempt(request)
         request.groups = groups
-        request.root = root
         request.kept = None
 
     def remove(self, request: Request) -> None:

@@ -5,51 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastslow.tools.cli import options
+from fastslow.tools.cli import options as options_module
 
 if TYPE_CHECKING:
     from fastslow.output import Output
     from fastslow.tools.cli.screen import StreamedAnswer
 
 
-# The parameters are typer's; `ctx.params` hands them on, so that chat and generate share one reader.
+@options_module.answers
 def generate(
-    ctx: typer.Context,
+    options: options_module.AnswerOptions,
     prompt: Annotated[str, typer.Argument(help="What to ask; - reads standard input.")],
-    model: options.Model = "smollm2-moge",
-    mode: options.ModeName = "deep",
-    modes: options.Modes = None,
-    auto: options.Auto = None,
-    groups: options.Groups = None,
-    thinking: options.Thinking = None,
-    thinking_budget: options.ThinkingBudget = None,
-    drafter: options.Drafter = "auto",
-    nodes: options.Nodes = None,
-    draft_model: options.DraftModel = None,
-    draft_groups: options.DraftGroups = None,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    system: options.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no template.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
-    dtype: options.DType = "auto",
-    quantization: options.Quantization = "auto",
-    device: options.Device = "auto",
-    kv_dtype: options.KVDtype = "auto",
-    kv_memory: options.KVMemory = None,
-    max_model_len: options.MaxModelLen = None,
-    parallel: options.Parallel = "auto",
 ) -> None:
     """Answer one prompt, as it is made; the last line says what speculation did.
 
@@ -63,18 +35,17 @@ def generate(
 
     Exit codes: 0; 1 the engine failed; 2 the input does not fit; 130 Ctrl-C.
     """
-    if raw and system is not None:
+    if raw and options.system is not None:
         raise ValueError("--system needs the chat template, which --raw leaves out")
-    wishes = options.Wishes(ctx.params)
     text = sys.stdin.read() if prompt == "-" else prompt
     from fastslow.tools.cli.screen import StreamedAnswer, console, figures, quiet_log
 
     quiet_log()
     answer = StreamedAnswer(shown=not as_json)
     output = None
-    with wishes.load() as llm:
-        turns = [*options.conversation(system), {"role": "user", "content": text}]
-        pieces = llm.stream(text if raw else turns, **wishes.call(llm))
+    with options.load() as llm:
+        turns = [*options_module.conversation(options.system), {"role": "user", "content": text}]
+        pieces = llm.stream(text if raw else turns, **options.call(llm))
         with suppress(KeyboardInterrupt):  # what has come is kept
             for piece in pieces:
                 answer.add(piece)
@@ -90,16 +61,11 @@ def generate(
 
 def _record(answer: StreamedAnswer, output: Output | None) -> dict[str, Any]:
     """What is known of an answer, for programs; without `output` it was interrupted."""
-    record: dict[str, Any] = {
+    if output is not None:
+        return {"prompt_tokens": len(output.prompt_token_ids), **output.choices[0].to_dict()}
+    return {
         "text": answer.text,
         "reasoning": answer.reasoning,
         "token_ids": answer.token_ids,
         "finish_reason": "cancelled",
     }
-    if output is not None:
-        metrics = output.metrics
-        derived = ("tokens_per_step", "tokens_per_second", "mean_accepted")
-        record["finish_reason"] = output.finish_reason
-        record["stop_reason"] = output.stop_reason
-        record["metrics"] = {**asdict(metrics), **{n: getattr(metrics, n) for n in derived}}
-    return record
