@@ -54,7 +54,7 @@ from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.types import Draft, Drafter, Floats, OneHot, Policy, RequestView, Tree
+from fastslow.engine.types import Drafter, Floats, OneHot, Policy, RequestView, Tree
 from fastslow.models.locate import resolve_model
 from fastslow.policies.clock import Clock
 from fastslow.policies.length import AdaptiveLength, FixedLength
@@ -76,10 +76,10 @@ class ForkedDraft(Stateless):
         self._chain = ModelDraft(model, BorrowedKV(cache), self._note, groups)
         self._second: dict[int, list[int]] = {}
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         self._second = {request.id: [] for request in batch}
-        draft = self._chain.propose(batch, [n // 2 for n in nodes])
-        return Draft.of([self._forked(r, draft.tree(b)) for b, r in enumerate(batch)])
+        chains = self._chain.propose(batch, [n // 2 for n in nodes])
+        return [self._forked(r, chain) for r, chain in zip(batch, chains)]
 
     def _note(self, logits_V: Any, request: RequestView, drafted: Sequence[int]) -> Floats | OneHot:
         self._second[request.id].append(int(logits_V.topk(2).indices[1]))

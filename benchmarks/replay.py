@@ -29,7 +29,7 @@ from fastslow.draft.head.runner import HeadRunner, load_head
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.drafters import own_head
 from fastslow.engine.sampling.probs import only_best, probs_at
-from fastslow.engine.types import AcceptResult, Load, Tree
+from fastslow.engine.types import AcceptResult, Tree
 from fastslow.models.locate import resolve_model
 from fastslow.policies.clock import Clock
 from fastslow.policies.length import AdaptiveLength
@@ -66,8 +66,7 @@ class Timed:
         self._inner, self._costs, self._ms = inner, costs, ms
         self.asked = 0
         self.commit, self.release = inner.commit, inner.release
-        if hasattr(inner, "wants"):
-            self.wants, self.read = inner.wants, inner.read
+        self.wants, self.read = inner.wants, inner.read
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -146,15 +145,14 @@ def answer(
         reproducible=False, speculation=SimpleNamespace(nodes=None), computed=text.start - 1,
     )  # fmt: skip
     length = AdaptiveLength(MOST, odds, clock, "drafter")
-    if hasattr(drafter, "wants"):
-        (rows,) = drafter.wants([view], [range(text.start - 1)])
-        if rows:
-            drafter.read([view], [rows], features[rows.start : rows.stop])
+    (rows,) = drafter.wants([view], [range(text.start - 1)])
+    if rows:
+        drafter.read([view], [rows], features[rows.start : rows.stop])
     while len(view.tokens) < len(whole):
         first = len(view.tokens) == text.start
-        nodes = 0 if first else length.plan(view, Load(1, 0)).nodes
+        nodes = 0 if first else length.plan(view, 1)
         began, asked = costs.now, head.asked
-        offered = drafter.propose([view], [nodes]).tree(0)
+        offered = drafter.propose([view], [nodes])[0]
         taken = costs.now - began
         kept = clock.admit([view], [length.survival(offered)], [len(offered.tokens)], 1)[0]
         tree = offered.only(kept)

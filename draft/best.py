@@ -12,7 +12,7 @@ import torch
 from fastslow.draft.columns import columns, show, union, wanted
 from fastslow.draft.gains import OLD_ALL, OLD_OWN, PATIENCE, Case, Known
 from fastslow.draft.graft import follow, graft
-from fastslow.engine.types import AcceptResult, Draft, Drafter, MarginalValue, RequestView, Tree
+from fastslow.engine.types import AcceptResult, Drafter, MarginalValue, RequestView, Tree
 
 WAKING = 4  # steps before it is tried in which its features are gathered
 BEGUN = 3.0  # proposals of its own as which those of others count for a new request
@@ -88,7 +88,7 @@ class Best:
             raise ValueError("Best() needs at least one drafter")
         self.features = union(self.drafters)
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         trees = [Tree()] * len(batch)
         bits = len(batch).bit_length()
         case = self._case = self._cases.setdefault(bits, Case.of(len(self.drafters)))
@@ -108,7 +108,7 @@ class Best:
             if record.said:
                 record.said = _drafted(record.said)
                 trees[b] = graft([(said.by, said.tree) for said in record.said], most)
-        return Draft.of(trees)
+        return trees
 
     def commit(
         self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
@@ -163,13 +163,12 @@ class Best:
         records: Sequence[_Record],
     ) -> None:
         started = self.clock()
-        draft = self.drafters[i].propose(batch, nodes)
+        trees = self.drafters[i].propose(batch, nodes)
         taken = self.clock() - started
-        if len(draft.tokens):  # else it knew at once that it has nothing to say
+        if any(tree.tokens for tree in trees):  # else it knew at once that it has nothing to say
             self._case.costs[i].learn(taken / sum(most > 0 for most in nodes))
         row = worth.row / worth.token
-        for b, record in enumerate(records):
-            tree = draft.tree(b)
+        for record, tree in zip(records, trees, strict=True):
             if not tree.tokens:
                 continue
             known = record.known[i]

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from fastslow.engine.reader import Reader
 from fastslow.engine.types import Drafter, RequestView
 
 
@@ -33,7 +32,7 @@ def wanted(
     """The rows of text that any of them wants to see, and the layers that those read who want some."""
     found, asking = [range(0)] * len(rows), list[Drafter]()
     for drafter in drafters:
-        some = drafter.wants(batch, rows) if isinstance(drafter, Reader) else []
+        some = drafter.wants(batch, rows)
         if any(some):
             asking.append(drafter)
             found = [_around(a, b) for a, b in zip(found, some, strict=True)]
@@ -49,7 +48,7 @@ def show(
 ) -> None:
     """Features [C, F] of `layers` for those who look at text, and whose layers are there."""
     for drafter in drafters:
-        if isinstance(drafter, Reader) and set(drafter.features) <= set(layers):
+        if set(drafter.features) <= set(layers):
             own = columns(features, layers, drafter.features)
             if own is not None:
                 drafter.read(batch, rows, own)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import torch
 
 from fastslow.draft.columns import columns, show, union, wanted
-from fastslow.engine.types import AcceptResult, Draft, Drafter, RequestView, Tree
+from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
 
 class First:
@@ -29,13 +29,13 @@ class First:
         self._drafters = drafters
         self.features = union(drafters)
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         trees = [Tree()] * len(batch)
         for drafter in self._drafters:
             left = [0 if tree.tokens else n for tree, n in zip(trees, nodes)]
-            draft = drafter.propose(batch, left)
-            trees = [tree if tree.tokens else draft.tree(b) for b, tree in enumerate(trees)]
-        return Draft.of(trees)
+            own = drafter.propose(batch, left)
+            trees = [tree if tree.tokens else own[b] for b, tree in enumerate(trees)]
+        return trees
 
     def commit(
         self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fastslow.draft.paths import likeliest_first
 from fastslow.engine.types import Tree
@@ -24,7 +25,7 @@ def graft(trees: Sequence[tuple[int, Tree]], nodes: int) -> Tree:
     """
     if len(trees) == 1:
         number, tree = trees[0]
-        return tree._replace(by=[1 << number] * len(tree.tokens))
+        return replace(tree, by=[1 << number] * len(tree.tokens))
     place: dict[tuple[int, int], int] = {}  # (parent, token) -> node
     wrong: list[float] = []  # chance that all who hold it err, given its parent
     holders: list[int] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastslow.engine.types import Load, Plan, RequestView, Tree
+from fastslow.engine.types import RequestView, Tree
 from fastslow.policies.admit import best_length
 from fastslow.policies.clock import Clock
 from fastslow.policies.odds import Leaning, Odds
@@ -26,8 +26,8 @@ class FixedLength:
     def __init__(self, nodes: int) -> None:
         self._nodes = nodes
 
-    def plan(self, request: RequestView, load: Load) -> Plan:
-        return Plan(self._nodes, request.groups)
+    def plan(self, request: RequestView, running: int) -> int:
+        return self._nodes
 
     def survival(self, tree: Tree) -> None:
         """All nodes run."""
@@ -65,13 +65,13 @@ class AdaptiveLength:
         self._patience = PROBES[0]
         self._probing = False
 
-    def plan(self, request: RequestView, load: Load) -> Plan:
+    def plan(self, request: RequestView, running: int) -> int:
         pace = self._clock.pace(request.groups)
         each = self._clock.draft_seconds(self._drafter)
-        batch = max(load.running, 1)
+        batch = max(running, 1)
         if not self._clock.may_draft(request.groups, batch):
             self._asked = self._probing = False
-            return Plan(0, request.groups)
+            return 0
         self._probing = self._idle >= self._patience
         # a token more is worth a batch's share of a step; asking may take longer than it brings
         step = pace.seconds(batch)
@@ -80,18 +80,18 @@ class AdaptiveLength:
         self._asked = worth > self._clock.ask_seconds(self._drafter) or self._silent >= SILENCE
         if not self._asked:
             self._silent += 1
-            return Plan(0, request.groups)
+            return 0
         self._silent = 0
         if each is None or each < CHEAP * pace.seconds(batch):
             # twice what last paid: nodes that are cut take their time to draft, too
-            return Plan(min(self._most, LEAST + 2 * self._ran), request.groups)
+            return min(self._most, LEAST + 2 * self._ran)
         chance, chances = 1.0, []
         for depth in range(1, self._most + 1):
             chance *= self._leaning.of(depth, None)
             chances.append(chance)
         length = best_length(chances, batch, each, pace)
         self._idle += length == 0
-        return Plan(length or int(self._probing), request.groups)
+        return length or int(self._probing)
 
     def survival(self, tree: Tree) -> list[float]:
         chances = self._leaning.survival(tree)

@@ -69,11 +69,9 @@ class Leaning:
     def survival(self, tree: Tree) -> list[float]:
         """For each node, the chance that it and all before it are accepted."""
         chances: list[float] = []
-        depths: list[int] = []
-        for i, parent in enumerate(tree.parents):
-            depths.append(depths[parent] + 1 if parent >= 0 else 1)
+        for i, (parent, depth) in enumerate(zip(tree.parents, tree.depths)):
             before = chances[parent] if parent >= 0 else 1.0
-            chances.append(before * self.of(depths[i], _said(tree, i), _by(tree, i)))
+            chances.append(before * self.of(depth, _said(tree, i), _by(tree, i)))
         return chances
 
     def learn(self, tree: Tree, path: Sequence[int]) -> None:

@@ -21,12 +21,13 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
+from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.engine.types import Draft, Drafter, Floats, RequestView, Tree
+from fastslow.engine.types import Drafter, Floats, OneHot, RequestView, Tree
 from fastslow.policies.length import FixedLength
 
 
@@ -201,6 +202,15 @@ def write_kin(
     return write(folder, full, table)
 
 
+def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Floats:
+    """`decide` as f32 [V] in all cases: one-hot at temperature 0."""
+    decided = probs_at(logits_V, request, drafted)
+    if not isinstance(decided, OneHot):
+        return decided
+    one_hot: Floats = np.eye(1, len(logits_V), decided.token, dtype=np.float32)[0]
+    return one_hot
+
+
 class OracleDraft(Stateless):
     """Knows the answers, by request, and errs where `errs` says so: long runs, cut anywhere.
 
@@ -221,8 +231,8 @@ class OracleDraft(Stateless):
         self._errs = errs
         self._forked = forked
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
-        return Draft.of([self._tree(r, n) for r, n in zip(batch, nodes)])
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return [self._tree(r, n) for r, n in zip(batch, nodes)]
 
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         place = len(request.tokens)
@@ -243,8 +253,8 @@ def _other(token: int) -> int:
 class RandomDraft(Stateless):
     """Trees of any shape from the request's own latest tokens: chosen, siblings may be the same."""
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
-        return Draft.of([self._tree(r, n) for r, n in zip(batch, nodes)])
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return [self._tree(r, n) for r, n in zip(batch, nodes)]
 
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         draws = stream(request.seed, len(request.tokens), Purpose.DRAFT)
@@ -265,8 +275,8 @@ class SampledDraft(Stateless):
         self._q = q
         self._width = width
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
-        return Draft.of([self._tree(r, n) for r, n in zip(batch, nodes)])
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return [self._tree(r, n) for r, n in zip(batch, nodes)]
 
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         text = list(request.tokens)

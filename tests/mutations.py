@@ -259,8 +259,8 @@ MUTATIONS = (
     swap(
         "siblings at different positions",
         "engine/core/layout.py",
-        "*(last + depth for depth in depths)",
-        "*(last + 1 + i for i, _ in enumerate(depths))",
+        "*(last + depth for depth in tree.depths)",
+        "*(last + 1 + i for i, _ in enumerate(tree.depths))",
         EXACT,
     ),
     swap(

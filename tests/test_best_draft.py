@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from fastslow.draft.base import Stateless
 from fastslow.draft.best import DEAR, Best
-from fastslow.engine.types import AcceptResult, Draft, MarginalValue, RequestView, Tree
+from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, Tree
 
 
-class Says:
+class Says(Stateless):
     """Proposes one tree for whoever may have nodes; notes what it is told."""
 
     def __init__(self, tree: Tree, features: tuple[int, ...] = ()) -> None:
@@ -24,9 +25,9 @@ class Says:
         self.told: list[torch.Tensor | None] = []
         self.gone: list[int] = []
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         self.asked += sum(n > 0 for n in nodes)
-        return Draft.of([self.tree if n else Tree() for n in nodes])
+        return [self.tree if n else Tree() for n in nodes]
 
     def commit(
         self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
@@ -42,7 +43,7 @@ def view(number: int = 0) -> Any:
 
 
 def step(best: Best, accepted: int) -> list[int]:
-    tree = best.propose([view()], [4]).tree(0)
+    tree = best.propose([view()], [4])[0]
     path = list(range(min(accepted, len(tree.tokens))))
     best.commit([view()], AcceptResult([path], [said(tree, path)]), None)
     return list(tree.tokens)
@@ -70,7 +71,7 @@ class Slow(Says):
         super().__init__(tree, features)
         self.watch, self.seconds = watch, seconds
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         self.watch.now += self.seconds
         return super().propose(batch, nodes)
 
@@ -126,11 +127,11 @@ def test_everyone_hears_of_every_step_and_of_ends() -> None:
 
 def step_all(best: Best, count: int, accepted: int) -> list[list[int]]:
     views = [view(n) for n in range(count)]
-    draft = best.propose(views, [4] * count)
-    paths = [list(range(min(accepted, len(draft.tree(b).tokens)))) for b in range(count)]
-    tokens = [said(draft.tree(b), path) for b, path in enumerate(paths)]
+    trees = best.propose(views, [4] * count)
+    paths = [list(range(min(accepted, len(tree.tokens)))) for tree in trees]
+    tokens = [said(tree, path) for tree, path in zip(trees, paths)]
     best.commit(views, AcceptResult(paths, tokens), None)
-    return [list(draft.tree(b).tokens) for b in range(count)]
+    return [list(tree.tokens) for tree in trees]
 
 
 def test_time_is_charged_to_who_took_it() -> None:
@@ -207,7 +208,7 @@ def test_a_new_request_begins_with_what_others_saw() -> None:
 
 def test_a_tree_says_who_made_it() -> None:
     best = Best([Says(Tree()), Says(CHAIN)])
-    tree = best.propose([view()], [4]).tree(0)
+    tree = best.propose([view()], [4])[0]
     assert tree.by == [2, 2] and tree.only([0]).by == [2]
 
 
@@ -231,7 +232,7 @@ def test_what_several_say_is_drafted_side_by_side() -> None:
     watch = Watch()
     asked = Slow(one, watch, 0.001), Slow(two, watch, 0.001)
     best = Best(asked, lambda batch: MarginalValue(1.0, 0.0), watch)
-    tree = best.propose([view()], [8]).tree(0)
+    tree = best.propose([view()], [8])[0]
     assert [*zip(tree.tokens, tree.parents)] == [(5, -1), (8, 0), (6, 0), (9, -1)]
     assert tree.scores is not None and tree.scores == sorted(tree.scores, reverse=True)
     assert tree.by is not None and len(set(tree.by)) == 3

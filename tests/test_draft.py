@@ -19,7 +19,7 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.draft.suffix.sources import Earlier
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import AcceptResult, Draft, RequestView, Tree
+from fastslow.engine.types import AcceptResult, RequestView, Tree
 
 
 def text(tokens: Sequence[int], number: int = 0, drafter: str = "ngram") -> Any:
@@ -27,8 +27,7 @@ def text(tokens: Sequence[int], number: int = 0, drafter: str = "ngram") -> Any:
     return SimpleNamespace(id=number, tokens=list(tokens), speculation=settings, thinking=None)
 
 
-def chains(draft: Draft) -> list[list[int]]:
-    trees = [draft.tree(b) for b in range(len(draft.starts) - 1)]
+def chains(trees: list[Tree]) -> list[list[int]]:
     assert all(list(t.parents) == list(range(-1, len(t.tokens) - 1)) for t in trees)
     return [list(t.tokens) for t in trees]
 
@@ -94,9 +93,9 @@ class Says(Stateless):
         self.committed: list[tuple[list[int], AcceptResult]] = []
         self.released: list[int] = []
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         self.asked.append(([r.id for r in batch], list(nodes)))
-        return Draft.of([Tree.chain(self.chains.get(r.id, [])[:n]) for r, n in zip(batch, nodes)])
+        return [Tree.chain(self.chains.get(r.id, [])[:n]) for r, n in zip(batch, nodes)]
 
     def commit(self, batch: Sequence[RequestView], verdict: AcceptResult, features: object) -> None:
         self.committed.append(([r.id for r in batch], verdict))

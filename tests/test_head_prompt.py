@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from engine_tools import PLENTY, Ask, Bench, Setting, answer, finish, write_kin
 from head_tools import exact_layer, tiny_weights
 from kernel_tools import wanted as kernels_wanted
 
+from fastslow.draft.base import Stateless
 from fastslow.draft.best import DEAR, Best
 from fastslow.draft.columns import wanted
 from fastslow.draft.first import First
@@ -29,7 +29,7 @@ from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
-from fastslow.engine.types import AcceptResult, Draft, MarginalValue, RequestView
+from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, Tree
 from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.batches import BatchCut, batch_of
 from fastslow.tools.train_head.features import forward, look
@@ -107,10 +107,10 @@ class Both(Best):
     ) -> list[int]:
         return list(nodes)
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
-        draft = super().propose(batch, nodes)
-        Both.grafted += sum(bool(set(tree.by or ()) - {1, 2}) for tree in draft.trees)
-        return draft
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        trees = super().propose(batch, nodes)
+        Both.grafted += sum(bool(set(tree.by or ()) - {1, 2}) for tree in trees)
+        return trees
 
 
 def both(runner: HeadRunner) -> Both:
@@ -252,7 +252,7 @@ class Told:
         )
 
     def draft(self) -> tuple[list[int], list[float]]:
-        tree = self.drafter.propose([self.view], [8]).tree(0)
+        tree = self.drafter.propose([self.view], [8])[0]
         return list(tree.tokens), list(tree.scores or ())
 
 
@@ -263,7 +263,7 @@ def test_drafts_do_not_depend_on_the_chunks_of_a_prompt(folder: Path, kind: str)
     for cuts in ([0, 39], [0, 25, 39], [0, 24, 25, 26, 38, 39], [*range(40)]):
         told = Told(runner_of(folder, kind), text)
         told.read(*map(range, cuts[:-1], cuts[1:]))
-        assert not told.drafter.propose([told.view], [8]).tree(0).tokens, "no row to draft from yet"
+        assert not told.drafter.propose([told.view], [8])[0].tokens, "no row to draft from yet"
         told.say(4, 5)
         found.append(told.draft())
         told.say(6)
@@ -415,7 +415,7 @@ def test_drafting_computes_what_training_computed(folder: Path, bench: Bench) ->
         runner.follow([text], [token])
 
 
-class Looks:
+class Looks(Stateless):
     """Wants the last rows that are read; notes what it is shown."""
 
     def __init__(self, features: tuple[int, ...], most: int) -> None:
@@ -431,7 +431,8 @@ class Looks:
 
 
 def test_of_several_that_look_each_gets_its_layers() -> None:
-    one, two, blind = Looks((2,), 2), Looks((0, 1), 3), SimpleNamespace(features=(5,))
+    one, two, blind = Looks((2,), 2), Looks((0, 1), 3), Stateless()
+    blind.features = (5,)
     best = Best([blind, one, two], lambda batch: MarginalValue(1.0, DEAR / 2))  # type: ignore[list-item]
     best.features = (5,)
     rows = [range(4, 9), range(0), range(1, 2)]
@@ -447,7 +448,7 @@ def test_of_several_that_look_each_gets_its_layers() -> None:
 
 def test_where_rows_are_dear_nobody_who_is_not_asked_looks() -> None:
     for row, found in ((DEAR / 2, range(3, 5)), (2 * DEAR, range(0))):
-        first, second = SimpleNamespace(features=()), Looks((2,), 2)
+        first, second = Stateless(), Looks((2,), 2)
         best = Best([first, second], lambda batch, row=row: MarginalValue(1.0, row))  # type: ignore[list-item, misc]
         best.features = ()
         batch: Any = [View(0, [3] * 6)]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastslow.engine.types import Load, Tree
+from fastslow.engine.types import Tree
 from fastslow.policies.admit import MARGIN, admit, best_length
 from fastslow.policies.clock import Clock
 from fastslow.policies.length import AdaptiveLength
@@ -155,9 +155,9 @@ def test_drafts_that_are_refused_stop_and_are_tried_again() -> None:
     length, _ = policy(Pace([1, 2, 128], [1.0, 1.3, 40.0]))
     ran: list[int] = []
     for _ in range(600):
-        plan = length.plan(REQUEST, Load(1, 0))
-        tree = Tree.chain(list(range(plan.nodes)))
-        nodes = admit([length.survival(tree)], [plan.nodes], 1, FLAT_AT_ONE)[0]
+        asked = length.plan(REQUEST, 1)
+        tree = Tree.chain(list(range(asked)))
+        nodes = admit([length.survival(tree)], [asked], 1, FLAT_AT_ONE)[0]
         tree = tree.only(nodes)
         length.record(tree, [])
         ran.append(len(nodes))
@@ -173,9 +173,9 @@ def test_good_drafts_run_to_the_end_and_bad_ones_recover() -> None:
     length, _ = policy(FLAT, 8, odds)
 
     def step(accepted: int) -> int:
-        plan = length.plan(REQUEST, Load(1, 0))
-        tree = Tree.chain(list(range(plan.nodes)))
-        nodes = admit([length.survival(tree)], [plan.nodes], 1, SLOPE)[0]
+        asked = length.plan(REQUEST, 1)
+        tree = Tree.chain(list(range(asked)))
+        nodes = admit([length.survival(tree)], [asked], 1, SLOPE)[0]
         length.record(tree.only(nodes), list(range(min(accepted, len(nodes)))))
         return len(nodes)
 
@@ -195,9 +195,8 @@ def test_a_slow_drafter_that_is_refused_is_hardly_asked() -> None:
     clock.drafted("drafter", 0.8, 1, 1)
     asked = []
     for _ in range(1000):
-        plan = length.plan(REQUEST, Load(1, 0))
-        asked.append(plan.nodes)
-        length.record(Tree.chain(list(range(plan.nodes))), [])
+        asked.append(length.plan(REQUEST, 1))
+        length.record(Tree.chain(list(range(asked[-1]))), [])
     assert 0 < sum(asked[-500:]) <= 4
 
 

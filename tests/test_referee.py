@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastslow.engine.types import Load, Stepped, Tree
+from fastslow.engine.types import Stepped, Tree
 from fastslow.policies.clock import DEAR, Clock
 from fastslow.policies.length import AdaptiveLength
 from fastslow.policies.odds import Odds
@@ -94,9 +94,9 @@ def test_only_dear_rows_are_refereed(slope: float, asked: bool) -> None:
     batch: list[Any] = [REQUEST] * BATCH
     stopped = 0
     for _ in range(60 * PHASE):
-        plans = [policy.plan(REQUEST, Load(BATCH, 0)) for policy in policies]
+        plans = [policy.plan(REQUEST, BATCH) for policy in policies]
         drafting = clock.may_draft(None, BATCH)
-        assert drafting or not any(plan.nodes for plan in plans)
+        assert drafting or not any(plans)
         stopped += not drafting
         clock.note(batch, Stepped(BATCH, 2.0 if drafting else 1.0, 0.0, BATCH, pure=True))
         for policy in policies:

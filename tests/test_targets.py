@@ -26,21 +26,16 @@ from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.token import tokenwise
 from fastslow.engine.sampling.stop import Stopper
+from fastslow.engine.types import RunEverything
 from fastslow.llm import LLM
 from fastslow.policies.length import FixedLength
 
 
-class Linear:
+class Linear(RunEverything):
     """A step takes `fixed` and as much for each row, times more with more groups."""
 
     def __init__(self, fixed: float = 0.0, draft: float | None = None) -> None:
         self.fixed, self.draft = fixed, draft
-
-    def admit(self, batch: Any, survival: Any, sizes: Any, rows: int) -> list[list[int]]:
-        return [list(range(size)) for size in sizes]
-
-    def note(self, batch: Any, step: Any) -> None:
-        """It knows already."""
 
     def seconds(self, groups: int | None, rows: int) -> float:
         return self.fixed + rows * (1.0 if groups is None else 0.5)

@@ -167,4 +167,4 @@ class HeadChain:
 
     def tree(self) -> Tree:
         probs = np.stack(self._laws) if self._laws else None
-        return Tree.chain(self.drafted, probs)._replace(scores=self._scores or None)
+        return Tree.chain(self.drafted, probs, self._scores or None)

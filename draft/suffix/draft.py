@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import torch
-
+from fastslow.draft.base import Stateless
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import LONGEST, Earlier, OwnText, Source
 from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
-from fastslow.engine.types import AcceptResult, Draft, RequestView, Tree
+from fastslow.engine.types import RequestView, Tree
 
 LEAST = 0.2  # lower drafts more and errs more: for models whose rows cost next to nothing
 SPARE = 32  # tokens looked ahead beyond a draft, so that a run serves several steps
@@ -25,7 +24,7 @@ class _SuffixText:
         self.read = len(request.tokens)  # tokens that `runs` know of
 
 
-class SuffixDraft:
+class SuffixDraft(Stateless):
     """Chosen trees of what followed the longest match of the text's end (suffix decoding; Oliaro et
     al. 2024, "SuffixDecoding", after Saxena 2023, "Prompt lookup decoding").
 
@@ -43,8 +42,6 @@ class SuffixDraft:
         ValueError: `least` is outside 0..1.
     """
 
-    features: tuple[int, ...] = ()
-
     def __init__(
         self, corpus: Corpus | None = None, earlier: Earlier | None = None, least: float = LEAST
     ) -> None:
@@ -56,13 +53,8 @@ class SuffixDraft:
         self._trust = MatchConfidence()
         self._texts: dict[int, _SuffixText] = {}
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
-        return Draft.of([self._tree(request, n) for request, n in zip(batch, nodes)])
-
-    def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
-    ) -> None:
-        """Nothing to do: what came is read from the text when it is drafted for again."""
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return [self._tree(request, n) for request, n in zip(batch, nodes)]
 
     def release(self, requests: Collection[int]) -> None:
         for number in requests:
