@@ -254,11 +254,10 @@ class Engine:
     def _switch(self, request: Request, switch: Switch) -> None:
         """The text is computed again under other groups, as where a request escalates."""
         switch.length = len(request.tokens)
-        root = self.core.prefix_root(request, switch.to)
         if request in self.core.scheduler.running:
-            self.core.scheduler.restart(request, switch.to, root)
+            self.core.scheduler.restart(request, switch.to)
         else:  # nothing of it is computed
-            request.groups, request.root = switch.to, root
+            request.groups = switch.to
 
     def _hear(self, request: Request) -> None:
         self.told[request.id] = self.told.get(request.id, 0) + request.done
