@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fastslow.draft.head.head import Head
 from fastslow.draft.head.runner import HeadRunner, KernelRunner
 from fastslow.draft.head.target import read_ends, stored_ends
 from fastslow.draft.head.torch_runner import TorchRunner
+from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
@@ -25,7 +27,7 @@ from fastslow.engine.types import Floats, Tree
 
 pytestmark = compiled
 VOCABULARY, HIDDEN = 90, 64
-FIELDS = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "hidden_size": HIDDEN}
+FIELDS: dict[str, Any] = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "hidden_size": HIDDEN}
 ROWS = 60
 MAPS = Path("/proc/self/maps")
 
@@ -307,7 +309,7 @@ def test_rows_of_a_file_are_those_of_its_tensors(target: Path, tmp_path: Path) -
 def test_which_runner_a_head_gets(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, weights = tiny_weights(target)
     assert isinstance(runner_module.runner_of(config, weights, read_ends(target)), KernelRunner)
-    monkeypatch.setattr(load.library, "available", lambda: False)
+    monkeypatch.setattr(library, "available", lambda: False)
     assert isinstance(runner_module.runner_of(config, weights, read_ends(target)), TorchRunner)
 
 

@@ -200,7 +200,13 @@ def test_whoever_leaves_a_stream_leaves_both_attempts(llm: LLM) -> None:
 
 
 def test_escalating_in_a_batch_is_as_alone(llm: LLM) -> None:
-    modes = [unsure("recompute", 0.6), "deep", unsure("keep", 0.6), unsure("restart", 0.6), "fast"]
+    modes: list[str | Mode] = [
+        unsure("recompute", 0.6),
+        "deep",
+        unsure("keep", 0.6),
+        unsure("restart", 0.6),
+        "fast",
+    ]
     prompts = [[{"role": "user", "content": q}] for q in (*QUESTIONS, *QUESTIONS[:2])]
     together = llm.generate(prompts, sampling(), mode=modes, progress=False)
     alone = [llm.generate(p, sampling(), mode=m) for p, m in zip(prompts, modes)]

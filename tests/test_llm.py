@@ -85,8 +85,8 @@ def test_one_prompt_one_output(llm: LLM) -> None:
 def test_many_prompts_many_outputs_in_order_each_with_its_own_settings(llm: LLM) -> None:
     prompts = ["The quick", [7, 8, 9], "Every expert", [{"role": "user", "content": "hi"}]]
     params = [TEN, SamplingParams(max_tokens=2), None, SAMPLED]
-    modes = ["deep", "fast", "fast", Mode(groups=0)]
-    wishes = ["auto", "off", Speculation(nodes=1), "self"]
+    modes: list[str | Mode] = ["deep", "fast", "fast", Mode(groups=0)]
+    wishes: list[str | Speculation] = ["auto", "off", Speculation(nodes=1), "self"]
     outs = llm.generate(prompts, params, mode=modes, speculation=wishes)
     assert [len(o.token_ids) for o in outs][:2] == [10, 2] and len(outs[2].token_ids) <= 3
     assert [o.metrics.mode for o in outs] == ["deep", "fast", "fast", "custom"]
@@ -110,7 +110,7 @@ def test_chat_goes_through_the_template(llm: LLM) -> None:
 @pytest.mark.parametrize("wish", ["off", "ngram", "self"])
 @pytest.mark.parametrize("prompt", ["The quick brown fox", "你好，世界。"])
 def test_pieces_join_to_the_answer(llm: LLM, wish: str, prompt: str) -> None:
-    params = SamplingParams(max_tokens=30, ignore_eos=True, stop=["zzz", "qq"])
+    params = SamplingParams(max_tokens=30, ignore_eos=True, stop=("zzz", "qq"))
     whole = llm.generate(prompt, params, speculation=wish)
     *pieces, last = llm.stream(prompt, params, speculation=wish)
     assert last.output is not None and all(p.output is None for p in pieces)
