@@ -1,7 +1,7 @@
 """What `auto` and its drafters bring on recorded answers, at given costs: no clock, so no noise.
 
     python benchmarks/replay.py --model smollm2 --prompts gsm8k.jsonl sum.jsonl --limit 24
-    python benchmarks/replay.py --prompts gsm8k.jsonl --steps 6,6.1,6.2,6.4,6.6,6.8,7,7.2 --head other.safetensors
+    python benchmarks/replay.py --prompts gsm8k.jsonl --steps 6,6.1,6.2,6.4 --head other.safetensors
 
 The target answers once, greedily, and says what it saw; drafters and the adaptive length then work
 on that text, alone in their batch, and a step takes what `--steps` says. Ratios are to plain
@@ -11,14 +11,12 @@ drafting that are smaller than a machine's moods; what they come to in the end i
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rich.console import Console
+from figures import console, options
 from rich.progress import track
 from rich.table import Table
 
@@ -172,17 +170,11 @@ def answer(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--quantization", default="none")
-    parser.add_argument("--head", type=Path, help="the head's file, if not the model's own")
-    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+    parser = options(
+        __doc__, "head", "prompts",
+        model="smollm2", dtype="bfloat16", quantization="none", limit=16, tokens=128,
+    )  # fmt: skip
     parser.add_argument("--drafters", default="suffix,head,auto")
-    parser.add_argument("--limit", type=int, default=16, help="prompts of each set")
-    parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--steps", default=STEPS, help="ms of a step of 1, 2, 3, ... rows")
     parser.add_argument(
         "--asking", default="0.13,0.67,0.2", help="ms: suffix, head, and besides it"
@@ -217,7 +209,7 @@ def main() -> None:
         totals = [replay(texts, name, runner, Costs(steps, *asking)) for texts in sets]
         mean = sum(total.ratio(steps[0]) for total in totals) / len(totals)
         table.add_row(name, *(total.cell(steps[0]) for total in totals), f"{mean:.3f}")
-    Console().print(table)
+    console().print(table)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.text.templates import Message
 from fastslow.engine.types import Chooser
 
-Prompt = str | Sequence[int] | Sequence[Message]
+Prompt = str | Sequence[SupportsIndex] | Sequence[Message]
 """Text (taken as it is), token ids, or chat messages (put through the template)."""
 Conversation = str | Sequence[Message]
 """Chat messages, or the text of one user message."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from coins import Outcomes, Stream, World
@@ -145,11 +145,13 @@ def joint_law(outcomes: Outcomes[Text], target: Law, length: int) -> np.ndarray:
         if len(text) >= length:
             law[text[:length]] += probability
         else:
-            rest = sampled_text_law(
-                lambda more, text=text: target((*text, *more)), V, length - len(text)
-            )
+            rest = sampled_text_law(partial(_after, target, text), V, length - len(text))
             law[text] += probability * rest
     return law
+
+
+def _after(target: Law, text: Text, more: Text) -> Floats:
+    return target((*text, *more))
 
 
 def mean_accepted(rule: Rule, make: Make, q: Law, target: Law) -> float:

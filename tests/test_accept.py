@@ -104,7 +104,7 @@ def run(
         paths: list[tuple[int, ...]] = [()]
         for token, parent in zip(tree.tokens, tree.parents):
             paths.append((*paths[parent + 1], token))
-        laws = np.stack([target((*done, *path)) for path in paths])
+        laws = [target((*done, *path)) for path in paths]
 
         def noise(b: int, depth: int, at: int = len(text)) -> np.random.Generator:
             return stream(seed, at + depth, Purpose.ACCEPT)
@@ -138,7 +138,7 @@ def test_the_law_of_accepted_tokens(
 
 
 def one(tree: Tree, *laws: list[float], seed: int = 0) -> tuple[list[int], list[int]]:
-    rows = np.array(laws, dtype=np.float32)
+    rows = [np.array(law, dtype=np.float32) for law in laws]
     verdict = accept([tree], [rows], lambda b, d: stream(seed, d, Purpose.ACCEPT), [tokenwise])
     return verdict.paths[0], verdict.tokens[0]
 
@@ -186,8 +186,8 @@ def test_a_residual_that_rounds_to_nothing() -> None:
 def test_neighbours_do_not_change_a_verdict() -> None:
     trees = [Tree(), chosen(close, stream(0, 0, Purpose.DRAFT)), Tree([3, 4], [-1, 0])]
 
-    def rows(tree: Tree) -> Floats:
-        return np.stack([target((i,)) for i in range(len(tree.tokens) + 1)])
+    def rows(tree: Tree) -> list[Floats]:
+        return [target((i,)) for i in range(len(tree.tokens) + 1)]
 
     def noise(b: int, depth: int) -> np.random.Generator:
         return stream(7, depth, Purpose.ACCEPT)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+import math
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -100,19 +101,20 @@ def test_the_papers_example() -> None:
 def test_block_on_a_chain_is_the_papers_recursion() -> None:
     """p_i = min(p_(i-1) p/q, 1); node i is the last one accepted with h_i = S_i / (S_i + 1 - p_i)."""
     target, q = table(3), table(4, 1.0)
-    want: Counter[int] = Counter()
+    want: dict[int, float] = defaultdict(float)
     for text in itertools.product(range(V), repeat=3):
-        drafted = np.prod([float(q(text[:i])[x]) for i, x in enumerate(text)])
+        drafted = math.prod(float(q(text[:i])[x]) for i, x in enumerate(text))
         paid = [1.0]
         for i, x in enumerate(text):
             paid.append(min(paid[-1] * float(target(text[:i])[x]) / float(q(text[:i])[x]), 1.0))
         refused = 1.0
         for i in (3, 2, 1, 0):
-            over = np.maximum(paid[i] * target(text[:i]) - q(text[:i]), 0).sum(dtype=np.float64)
+            left = np.maximum(paid[i] * target(text[:i]) - q(text[:i]), 0)
+            over = float(left.sum(dtype=np.float64))
             take = paid[3] if i == 3 else over / (over + 1.0 - paid[i])
             want[i] += drafted * refused * take
             refused *= 1.0 - take
-    got: Counter[int] = Counter()
+    got: dict[int, float] = defaultdict(float)
     for text, probability in Outcomes(one_step(RULES["block"], chain, q, target)):
         got[len(text) - 1] += probability
     for i in range(4):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,6 +40,10 @@ class Says(Stateless):
 
 def view(number: int = 0) -> Any:
     return SimpleNamespace(id=number, tokens=[1, 2])
+
+
+def worth(row: float) -> Callable[[Sequence[RequestView]], MarginalValue]:
+    return lambda batch: MarginalValue(1.0, row)
 
 
 def step(best: Best, accepted: int) -> list[int]:
@@ -159,7 +163,7 @@ def test_rows_count_against_a_draft() -> None:
     for row in (0.1, 0.6):
         watch = Watch()
         only = Slow(CHAIN, watch, 0.01)
-        best = Best([only], lambda batch, row=row: MarginalValue(1.0, row), watch)
+        best = Best([only], worth(row), watch)
         for _ in range(200):
             step_all(best, 1, 1)
         asked[row] = only.asked
@@ -217,7 +221,7 @@ def test_where_rows_are_dear_only_the_first_is_asked() -> None:
     for row in (0.1, 0.5):
         watch = Watch()
         cheap, dear = Slow(UNSURE, watch, 0.001), Slow(CHAIN, watch, 0.01, (3,))
-        best = Best([cheap, dear], lambda batch, row=row: MarginalValue(1.0, row), watch)
+        best = Best([cheap, dear], worth(row), watch)
         for _ in range(300):
             step_all(best, 2, 2)
         asked[row] = dear.asked
@@ -251,7 +255,7 @@ def test_a_node_that_was_cut_is_judged_by_what_came() -> None:
 
 
 def test_a_sampled_tree_is_drafted_alone() -> None:
-    drawn = Tree([4], [-1], np.ones((1, 10), dtype=np.float32) / 10)
+    drawn = Tree([4], [-1], np.full((1, 10), 0.1, dtype=np.float32))
     assert step(Best([Says(UNSURE), Says(drawn)]), 1) == [4]
     best = Best([Says(drawn), Says(SURE)])
     spoke = [step(best, 0)]

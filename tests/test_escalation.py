@@ -206,7 +206,13 @@ def test_whoever_leaves_a_stream_leaves_both_attempts(llm: LLM) -> None:
 
 
 def test_escalating_in_a_batch_is_as_alone(llm: LLM) -> None:
-    modes = [unsure("recompute", 0.6), "deep", unsure("keep", 0.6), unsure("restart", 0.6), "fast"]
+    modes: list[str | Mode] = [
+        unsure("recompute", 0.6),
+        "deep",
+        unsure("keep", 0.6),
+        unsure("restart", 0.6),
+        "fast",
+    ]
     prompts = [[{"role": "user", "content": q}] for q in (*QUESTIONS, *QUESTIONS[:2])]
     together = llm.generate(prompts, sampling(), mode=modes, progress=False)
     alone = [llm.generate(p, sampling(), mode=m) for p, m in zip(prompts, modes)]
@@ -287,7 +293,7 @@ def test_a_draft_that_runs_over_the_switch_changes_nothing(tmp_path: Path) -> No
                 core = bench.core()
                 request = bench.request(n, one, **doubts(0.5, keep))
                 finish(core, [request])
-                assert request.escalated
+                assert request.escalated and request.confidence is not None
                 found.append(answer(request))
                 cut += max(request.tally.runs[:1]) > 0 and request.confidence.tokens % 7 > 0
             assert found[0] == found[1] != known[n][len(ask.tokens) :]

@@ -24,7 +24,8 @@ def paths(tree: Tree) -> dict[tuple[int, ...], int]:
 
 def grown(random: Random, nodes: int) -> Tree:
     """A tree of few tokens, so that two have much in common."""
-    tokens, parents, scores, taken = [], [], [], set()
+    tokens, parents, scores = list[int](), list[int](), list[float]()
+    taken: set[tuple[int, int]] = set()
     for _ in range(nodes):
         parent = random.randint(-1, len(tokens) - 1)
         token = random.randint(0, 2)
@@ -63,7 +64,8 @@ def test_all_nodes_are_held_once_and_no_child_is_likelier_than_its_parent(seed: 
 
 def test_where_they_agree_a_node_is_surer() -> None:
     one, two = Tree([5], [-1], scores=[0.5]), Tree([5], [-1], scores=[0.6])
-    assert graft([(0, one), (1, two)], 4).scores == [pytest.approx(0.8)]
+    both = graft([(0, one), (1, two)], 4)
+    assert both.scores == pytest.approx([0.8])
     alone = graft([(1, two)], 4)
     assert alone.scores == [0.6] and alone.by == [2]
 

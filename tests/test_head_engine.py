@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from engine_tools import PLENTY, Ask, Bench, Setting, answer, finish, write_kin
+from engine_tools import PLENTY, Ask, Bench, Make, Setting, answer, finish, write_kin
 from head_tools import tiny_runner
 from kernel_tools import wanted
 from laws import chi_square_fits, plain_law, sampled_text_law
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bench(folder: Path) -> Bench:
     head, other = tiny_runner(folder), tiny_runner(folder, layers=(1,))
-    drafters = {
+    drafters: dict[str, Make] = {
         "chain": lambda kv: HeadDraft(head, probs_at),
         "tree": lambda kv: HeadDraft(head, probs_at, width=3, depth=3),
         "ngram+chain": lambda kv: First(NgramDraft(2, 1), HeadDraft(head, probs_at)),
@@ -157,9 +157,8 @@ def test_where_the_length_is_free_unlikely_paths_are_left_out(folder: Path, runn
     dear = sorted(fixed.scores)[-2]  # what a row takes: less likely nodes would be cut
     drafter._worth = lambda batch: MarginalValue(2.0, 2.0 * dear * 0.999)
     paying = drafter.propose([view], [12])[0].scores
-    assert paying == pytest.approx([x for x in fixed.scores if x >= dear]) and len(paying) < len(
-        free.scores
-    )
+    assert paying == pytest.approx([x for x in fixed.scores if x >= dear])
+    assert paying is not None and len(paying) < len(free.scores)
     view.speculation = Speculation(nodes=12)
     assert drafter.propose([view], [12])[0].scores == pytest.approx(fixed.scores)
 
@@ -172,7 +171,7 @@ class Watch(HeadDraft):
         self.told: dict[int, list[torch.Tensor]] = {}
 
     def commit(
-        self, batch: list[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
     ) -> None:
         assert features is not None and len(features) == sum(len(p) + 1 for p in verdict.paths)
         parts = features.split([len(path) + 1 for path in verdict.paths])
@@ -243,11 +242,13 @@ class _View:
     def __init__(self, number: int, tokens: list[int]) -> None:
         self.id, self.tokens, self.prompt_length = number, tokens, len(tokens)
         self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
-        self.reproducible, self.thinking = False, None
+        self.reproducible, self.thinking, self.groups = False, None, None
         self.speculation = Speculation(nodes=3)
+        self.computed, self.reach = len(tokens) - 1, len(tokens) + 99
 
 
 @pytest.mark.parametrize("field", ["width", "depth"])
 def test_bad_sizes(folder: Path, field: str) -> None:
+    sizes: dict[str, Any] = {field: 0}
     with pytest.raises(ValueError, match=f"^{field}=0 must be at least 1$"):
-        HeadDraft(tiny_runner(folder), probs_at, **{field: 0})
+        HeadDraft(tiny_runner(folder), probs_at, **sizes)

@@ -225,8 +225,9 @@ class View:
     def __init__(self, number: int, tokens: Sequence[int]) -> None:
         self.id, self.tokens, self.prompt_length = number, list(tokens), len(tokens)
         self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
-        self.reproducible, self.thinking = False, None
+        self.reproducible, self.thinking, self.groups = False, None, None
         self.speculation = Speculation(nodes=3)
+        self.computed, self.reach = len(tokens) - 1, len(tokens) + 99
 
 
 class Told:
@@ -438,7 +439,7 @@ def test_of_several_that_look_each_gets_its_layers() -> None:
     rows = [range(4, 9), range(0), range(1, 2)]
     batch: Any = [View(n, [3] * 10) for n in range(3)]
     assert best.wants(batch, rows) == [range(6, 9), range(0), range(1, 2)]
-    assert best.features == (0, 1, 2, 5)
+    assert list(best.features) == [0, 1, 2, 5]
     features = torch.arange(4.0)[:, None] * 10 + torch.tensor([0.0, 1.0, 2.0, 5.0])
     best.read(batch, [range(6, 9), range(0), range(1, 2)], features)
     assert one.told[0][1].tolist() == [[2.0], [12.0], [22.0], [32.0]]

@@ -211,7 +211,7 @@ def test_own_text_finds_the_longest_match_as_it_grows(seed: int) -> None:
         if found.whole:
             assert found.length == (length if length > 1 else 0)
         if found.length and found.whole:
-            assert sorted(found.runs) == sorted(_looped(run, 3) for run in runs)
+            assert sorted(map(list, found.runs)) == sorted(_looped(run, 3) for run in runs)
         lengths.add(found.length)
     assert {0, 2, 5, LONGEST} <= lengths
 
@@ -275,7 +275,7 @@ def certain(value: float = 1.0) -> MatchConfidence:
 def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
     runs = MatchRuns([Told(3, [[1, 2, 3], [1, 2, 4], [1, 5], [6]])], [0], 9)
     tree = grow(runs, certain(), 9, 0.0)
-    paths = {}
+    paths: dict[int, tuple[int, ...]] = {}
     for i, (token, parent) in enumerate(zip(tree.tokens, tree.parents)):
         assert parent < i
         above = paths[parent] if parent >= 0 else ()
