@@ -37,10 +37,10 @@ from rich.table import Table
 
 from fastslow.draft.base import Stateless
 from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter
-from fastslow.draft.each import Each
 from fastslow.draft.head.runner import HeadRunner, load_head
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV
+from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import Earlier
 from fastslow.engine.backends.loader import load_model
@@ -54,13 +54,12 @@ from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.types import Draft, Drafter, Floats, OneHot, Policy, RequestView, Tree
+from fastslow.engine.types import Drafter, Floats, OneHot, Policy, RequestView, Tree
 from fastslow.models.locate import resolve_model
-from fastslow.policies.clock import Clock
-from fastslow.policies.length import AdaptiveLength, FixedLength
 from fastslow.policies.modes import load_modes
-from fastslow.policies.odds import Odds
-from fastslow.policies.pace import Pace
+from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.settings import SpeculationTuning
+from fastslow.policies.speculation.step_cost import StepCostCurve
 
 PAGE = 16
 NODES = 6
@@ -76,10 +75,10 @@ class ForkedDraft(Stateless):
         self._chain = ModelDraft(model, BorrowedKV(cache), self._note, groups)
         self._second: dict[int, list[int]] = {}
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         self._second = {request.id: [] for request in batch}
-        draft = self._chain.propose(batch, [n // 2 for n in nodes])
-        return Draft.of([self._forked(r, draft.tree(b)) for b, r in enumerate(batch)])
+        chains = self._chain.propose(batch, [n // 2 for n in nodes])
+        return [self._forked(r, chain) for r, chain in zip(batch, chains)]
 
     def _note(self, logits_V: Any, request: RequestView, drafted: Sequence[int]) -> Floats | OneHot:
         self._second[request.id].append(int(logits_V.topk(2).indices[1]))
@@ -126,8 +125,10 @@ class Bench:
             self.small = load_model(resolve_model(args.draft_model), **kind)
         self.head = None if args.head is None else load_head(args.head, self.folder)
         # every other request drafts as far as this invented machine lets it pay
-        self.clock = Clock(lambda groups: Pace([1, 8, 128], [1.0, 1.8, 20.0]))
-        self.odds: dict[str, Odds] = {}
+        self.controller = SpeculationController(
+            lambda groups: StepCostCurve([1, 8, 128], [1.0, 1.8, 20.0]),
+            SpeculationTuning(most_nodes=NODES),
+        )
         self.params = SamplingParams(max_tokens=args.tokens)
         config = self.model.config
         self.modes = load_modes(self.folder, config.groups)
@@ -166,7 +167,7 @@ class Bench:
             pages = sizes[0] + (pages - sizes[0]) // 4
         kv = self._cache(self.model, pages, case.warm or case.few)
         drafter = self._drafter(kv, sum(sizes))
-        core = EngineCore(self.model, kv, drafter, case.prompt_rows, case.batch, self.clock)
+        core = EngineCore(self.model, kv, drafter, case.prompt_rows, case.batch, self.controller)
         if case.warm:
             self._warm(core, case.jobs)
         for request in requests:
@@ -205,9 +206,8 @@ class Bench:
         )
 
     def _length(self, number: int, drafter: str) -> Policy:
-        if drafter == "off" or number % 2:
-            return FixedLength(0 if drafter == "off" else NODES)
-        return AdaptiveLength(NODES, self.odds.setdefault(drafter, Odds()), self.clock, drafter)
+        nodes = NODES if number % 2 else None
+        return self.controller.policy(Speculation(drafter=drafter, nodes=nodes), drafter)
 
     def _settings(self, drafter: str) -> Speculation:
         path = self.draft_path if "model" in drafter else None
@@ -226,6 +226,7 @@ class Bench:
             load_corpus=_no_corpus,
             earlier=Earlier(),
             has_head=False,
+            selection=self.controller.selection,
         )
         for name in self.drafters:
             settings = self._settings(name)
@@ -234,7 +235,7 @@ class Bench:
                 made[settings] = ForkedDraft(self.model, kv, groups)
             else:
                 made[settings] = build_drafter(settings, means)
-        return Each(made)
+        return DrafterRouter(made)
 
     def _small_model(self, pages: int) -> LoadedModel:
         assert self.small is not None

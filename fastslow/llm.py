@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Self, cast
 from loguru import logger
 
 from fastslow.call import ModeWish, Presets, as_messages, spread
-from fastslow.draft.each import Each
+from fastslow.draft.router import DrafterRouter
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.core.engine_core import EngineCore
@@ -29,9 +29,9 @@ from fastslow.handle import RequestHandle
 from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.output import GenerationError, Output, Piece, advice
 from fastslow.policies.auto import checkpoint_selector, read_selector
-from fastslow.policies.clock import Clock
 from fastslow.policies.modes import load_modes
-from fastslow.policies.pace import Pace
+from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.step_cost import StepCostCurve
 from fastslow.request_builder import RequestBuilder
 
 
@@ -138,7 +138,9 @@ class LLM:
         self._kv = self._cache_for(self.model, context, prefix_caching)
         identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
         identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
-        clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
+        controller = SpeculationController(
+            lambda groups: StepCostCurve(*step_seconds(self.model, groups, identity))
+        )
         self._drafting = DrafterFactory(
             folder,
             self.model,
@@ -147,11 +149,12 @@ class LLM:
             self._load_options,
             lambda model: self._cache_for(model, min(context, model.config.context), True),
             remember,
-            clock.worth,
+            controller.value,
+            controller.selection,
         )
         self._advised: set[str] = set()
-        drafter = Each(self._drafting.made, clock.drafted)
-        self._core = EngineCore(self.model, self._kv, drafter, prompt_rows, max_running, clock)
+        drafter = DrafterRouter(self._drafting.made, controller.drafted)
+        self._core = EngineCore(self.model, self._kv, drafter, prompt_rows, max_running, controller)
         self._intake = RequestBuilder(
             config,
             self.tokenizer,
@@ -160,7 +163,7 @@ class LLM:
             context,
             self._core,
             self._drafting,
-            clock,
+            controller,
             self.modes,
         )
         if auto is None:

@@ -28,19 +28,16 @@ from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.templates import ChatTemplate
 from fastslow.engine.text.thought import TagTokens, ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.engine.types import Chooser, Policy, Situation
+from fastslow.engine.types import Chooser, Situation
 from fastslow.handle import Candidate, RequestHandle
 from fastslow.input_processor import EncodedPrompt, InputProcessor, Prompt
 from fastslow.policies.auto import BUILT_IN, choose
-from fastslow.policies.clock import Clock
 from fastslow.policies.features import count_words
-from fastslow.policies.length import AdaptiveLength, FixedLength
 from fastslow.policies.modes import find_mode, in_either
-from fastslow.policies.odds import Odds
+from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.thinking import ThinkingBudget
 from fastslow.settings import read_settings
 
-MOST_NODES = 24  # of an adaptive draft
 STEPWISE = "lossy-stepwise"
 
 
@@ -62,7 +59,7 @@ class RequestBuilder:
         context: most tokens of prompt and answer together.
         core: whose pages the requests will take.
         drafting: makes the drafters.
-        clock: what steps take.
+        controller: decides how far to draft.
         modes: presets by name.
 
     Attributes:
@@ -80,7 +77,7 @@ class RequestBuilder:
         context: int,
         core: EngineCore,
         drafting: DrafterFactory,
-        clock: Clock,
+        controller: SpeculationController,
         modes: Mapping[str, Mode],
     ) -> None:
         self.door = InputProcessor(config, tokenizer, template, tags, context)
@@ -92,10 +89,9 @@ class RequestBuilder:
         self._thoughts = TagTokens(tokenizer, tags) if tokenizer and tags else None
         self._core = core
         self._drafting = drafting
-        self._clock = clock
+        self._controller = controller
         self._modes = modes
         self._ids = itertools.count()
-        self._odds: dict[Speculation, Odds] = {}
         self._said: set[str] = set()
 
     def mode(self, wish: ModeWish, prompt: Prompt) -> tuple[Mode, str]:
@@ -238,7 +234,7 @@ class RequestBuilder:
             prompt_length=len(entry.tokens),
             params=params,
             speculation=drafter,
-            policy=self._length(settings, drafter),
+            policy=self._controller.policy(settings, drafter),
             stopper=Stopper(params, end_ids, room, self._detokenizer(entry)),
             groups=mode.groups,
             seed=seed,
@@ -304,14 +300,6 @@ class RequestBuilder:
         if warning not in self._said:
             self._said.add(warning)
             logger.warning(warning)
-
-    def _length(self, settings: Speculation, drafter: Speculation) -> Policy:
-        if settings.drafter == "off":
-            return FixedLength(0)
-        if settings.nodes is not None:
-            return FixedLength(settings.nodes)
-        odds = self._odds.setdefault(drafter, Odds())
-        return AdaptiveLength(MOST_NODES, odds, self._clock, drafter)
 
     def _eos_ids(self) -> frozenset[int]:
         own = frozenset() if self._tokenizer is None else self._tokenizer.eos_ids

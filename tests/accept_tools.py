@@ -12,7 +12,7 @@ from laws import sampled_text_law
 from fastslow.engine.sampling.accept.accept import accept
 from fastslow.engine.sampling.accept.rule import Rule
 from fastslow.engine.sampling.rng import Purpose, draw
-from fastslow.engine.types import Draft, Floats, Tree
+from fastslow.engine.types import Floats, Tree
 
 V = 3
 Text = tuple[int, ...]
@@ -127,8 +127,8 @@ def one_step(rule: Rule, make: Make, q: Law, target: Law) -> Callable[[World], T
     def step(world: World) -> Text:
         tree = make(q, world.stream(0, Purpose.DRAFT))
         verdict = accept(
-            Draft.of([tree]),
-            laws_of(tree, target),
+            [tree],
+            [laws_of(tree, target)],
             lambda b, depth: world.stream(depth, Purpose.ACCEPT),  # type: ignore[arg-type,return-value]
             [rule],
         )

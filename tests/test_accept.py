@@ -14,7 +14,7 @@ from fastslow.engine.sampling.accept.block import block
 from fastslow.engine.sampling.accept.rule import Rule
 from fastslow.engine.sampling.accept.token import tokenwise
 from fastslow.engine.sampling.rng import Purpose, draw, stream
-from fastslow.engine.types import Draft, Floats, Tree
+from fastslow.engine.types import Floats, Tree
 
 V = 6
 DEPTH = 3
@@ -109,7 +109,7 @@ def run(
         def noise(b: int, depth: int, at: int = len(text)) -> np.random.Generator:
             return stream(seed, at + depth, Purpose.ACCEPT)
 
-        verdict = accept(Draft.of([tree]), laws, noise, [rule])
+        verdict = accept([tree], [laws], noise, [rule])
         accepted += len(verdict.paths[0])
         assert [tree.tokens[i] for i in verdict.paths[0]] == verdict.tokens[0][:-1]
         text += verdict.tokens[0]
@@ -139,7 +139,7 @@ def test_the_law_of_accepted_tokens(
 
 def one(tree: Tree, *laws: list[float], seed: int = 0) -> tuple[list[int], list[int]]:
     rows = np.array(laws, dtype=np.float32)
-    verdict = accept(Draft.of([tree]), rows, lambda b, d: stream(seed, d, Purpose.ACCEPT))
+    verdict = accept([tree], [rows], lambda b, d: stream(seed, d, Purpose.ACCEPT))
     return verdict.paths[0], verdict.tokens[0]
 
 
@@ -192,8 +192,8 @@ def test_neighbours_do_not_change_a_verdict() -> None:
     def noise(b: int, depth: int) -> np.random.Generator:
         return stream(7, depth, Purpose.ACCEPT)
 
-    together = accept(Draft.of(trees), np.concatenate([rows(t) for t in trees]), noise)
+    together = accept(trees, [rows(t) for t in trees], noise)
     for b, tree in enumerate(trees):
-        alone = accept(Draft.of([tree]), rows(tree), noise)
+        alone = accept([tree], [rows(tree)], noise)
         assert alone.tokens[0] == together.tokens[b]
         assert alone.paths[0] == together.paths[b]

@@ -31,7 +31,7 @@ from laws import sampled_text_law
 from fastslow.engine.sampling.accept.accept import RULES, accept
 from fastslow.engine.sampling.accept.rule import Rule
 from fastslow.engine.sampling.rng import Purpose, draw
-from fastslow.engine.types import Draft, Floats, OneHot, Tree
+from fastslow.engine.types import Floats, OneHot, Tree
 
 ROUNDING = 2e-6  # laws are float32
 EXACT = {name: rule for name, rule in RULES.items() if "lossy" not in name}
@@ -73,7 +73,7 @@ def test_certain_laws_among_others(rule: Rule) -> None:
             if parent == -1 and certain((tree.tokens[i],)) is not None:
                 laws[i + 1] = OneHot(2)
         noise = lambda b, depth: world.stream(depth, Purpose.ACCEPT)
-        return tuple(accept(Draft.of([tree]), laws, noise, [rule]).tokens[0])  # type: ignore[arg-type]
+        return tuple(accept([tree], [laws], noise, [rule]).tokens[0])  # type: ignore[arg-type]
 
     def target(text: Text) -> Floats:
         token = certain(text)
@@ -162,7 +162,7 @@ def steps(rule: Rule, by_place: bool) -> Callable[[World], Text]:
                 text = (*text, draw(laws[-1], draws))  # type: ignore[arg-type]
             tree = Tree.chain(text[start:], np.stack(laws))
             noise = lambda b, d, start=start: world.stream(start + d, Purpose.ACCEPT)
-            found = accept(Draft.of([tree]), laws_of(tree, target, done), noise, [rule])  # type: ignore[arg-type]
+            found = accept([tree], [laws_of(tree, target, done)], noise, [rule])  # type: ignore[arg-type]
             done = (*done, *found.tokens[0])
         return done
 

@@ -15,7 +15,7 @@ from kernel_tools import wanted
 from laws import chi_square_fits, plain_law, sampled_text_law
 from reference_model import ReferenceModel
 
-from fastslow.draft.first import First
+from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.head.draft import LEAST, MOST_WAITING, HeadDraft
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.loader import load_model
@@ -42,7 +42,7 @@ def bench(folder: Path) -> Bench:
     drafters = {
         "chain": lambda kv: HeadDraft(head, probs_at),
         "tree": lambda kv: HeadDraft(head, probs_at, width=3, depth=3),
-        "ngram+chain": lambda kv: First(NgramDraft(2, 1), HeadDraft(head, probs_at)),
+        "ngram+chain": lambda kv: FallbackDrafter(NgramDraft(2, 1), HeadDraft(head, probs_at)),
         "other layers": lambda kv: HeadDraft(other, probs_at, only_best=only_best),
     }
     if COMPILED:
@@ -129,14 +129,14 @@ def test_chosen_chains_say_how_sure_they_are(
     view = _View(7, list(PROMPTS[1]))
     features = torch.randn(1, 2 * drafter._runner.hidden)
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), features)
-    tree = drafter.propose([view], [3]).tree(0)
+    tree = drafter.propose([view], [3])[0]
     drafter.propose([view], [1])
     logits = torch.from_numpy(drafter._runner.logits(drafter._states[7].text))
     assert tree.scores is not None and tree.probs is None
     assert tree.scores[0] == pytest.approx(float(torch.softmax(logits, -1).max()), rel=1e-4)
     assert 1 > tree.scores[0] > tree.scores[1] > tree.scores[2] > 0
     view.params = SamplingParams(temperature=1.0)
-    sampled = drafter.propose([view], [3]).tree(0)
+    sampled = drafter.propose([view], [3])[0]
     assert sampled.scores is None and sampled.probs is not None
 
 
@@ -148,20 +148,20 @@ def test_where_the_length_is_free_unlikely_paths_are_left_out(folder: Path, runn
         1, 2 * drafter._runner.hidden, generator=torch.Generator().manual_seed(2)
     )
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), features)
-    fixed = drafter.propose([view], [12]).tree(0)
+    fixed = drafter.propose([view], [12])[0]
     view.speculation = Speculation()
-    free = drafter.propose([view], [12]).tree(0)
+    free = drafter.propose([view], [12])[0]
     assert fixed.scores is not None and free.scores is not None
     assert min(fixed.scores) < LEAST <= min(free.scores)
     assert sorted(free.scores) == pytest.approx(sorted(x for x in fixed.scores if x >= LEAST))
     dear = sorted(fixed.scores)[-2]  # what a row takes: less likely nodes would be cut
     drafter._worth = lambda batch: MarginalValue(2.0, 2.0 * dear * 0.999)
-    paying = drafter.propose([view], [12]).tree(0).scores
+    paying = drafter.propose([view], [12])[0].scores
     assert paying == pytest.approx([x for x in fixed.scores if x >= dear]) and len(paying) < len(
         free.scores
     )
     view.speculation = Speculation(nodes=12)
-    assert drafter.propose([view], [12]).tree(0).scores == pytest.approx(fixed.scores)
+    assert drafter.propose([view], [12])[0].scores == pytest.approx(fixed.scores)
 
 
 class Watch(HeadDraft):
@@ -215,11 +215,11 @@ def test_a_gap_only_costs_acceptance(folder: Path, runner: str) -> None:
     width = 2 * drafter._runner.hidden
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), torch.randn(1, width))
     assert drafter._states[7].position == len(view.tokens) - 2
-    assert len(drafter.propose([view], [3]).tokens) == 3
+    assert len(drafter.propose([view], [3])[0].tokens) == 3
     view.tokens += [5, 6, 7, 8]
     drafter.commit([view], AcceptResult([[]], [[8]]), torch.randn(1, width))
     assert drafter._states[7].position == len(view.tokens) - 2
-    assert len(drafter.propose([view], [3]).tokens) == 3
+    assert len(drafter.propose([view], [3])[0].tokens) == 3
     assert drafter._states[7].position == len(view.tokens) - 1
     drafter.commit([view], AcceptResult([[]], [[]]), torch.randn(1, width))
     drafter.release([7, 9])
@@ -236,7 +236,7 @@ def test_rows_that_nobody_drafts_from_do_not_pile_up(folder: Path, runner: str) 
             [view], AcceptResult([[]], [[5]]), torch.randn(1, 2 * drafter._runner.hidden)
         )
         assert len(drafter._states[7].after) <= MOST_WAITING
-    assert len(drafter.propose([view], [3]).tokens) == 3
+    assert len(drafter.propose([view], [3])[0].tokens) == 3
 
 
 class _View:

@@ -16,7 +16,6 @@ LIMIT = 400
 
 HOLDS_A_MODEL = (
     "engine.types",
-    "engine.reader",
     "engine.params",
     "engine.noise",
     "engine.model",
@@ -35,8 +34,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine/tune/choosing": ("engine", "policies"),  # fits a selector, and tells of it
     "engine": ("engine",),
     # a head runs on the target's kernels, and lays its trees out as all do
-    "draft/head": (*HOLDS_A_MODEL, "engine.ops.cpu", "draft.paths"),
-    "draft/suffix": (*HOLDS_A_MODEL, "engine.ops.cpu"),  # a corpus is searched by the kernels
+    "draft/head": (*HOLDS_A_MODEL, "engine.ops.cpu", "draft.base", "draft.merge"),
+    "draft/suffix": (
+        *HOLDS_A_MODEL,
+        "engine.ops.cpu",
+        "draft.base",
+    ),  # a corpus is searched by the kernels
     "draft": HOLDS_A_MODEL,
     "policies": ("engine.types", "engine.params"),
 }
@@ -94,12 +97,12 @@ def test_rooms_know_only_whom_they_may(path: str) -> None:
         ("engine/core.py", "from fastslow import draft"),
         ("engine/kv/cache.py", "import fastslow.policies.modes"),
         ("draft/ngram.py", "from fastslow.engine.core.scheduler import Scheduler"),
-        ("draft/ngram.py", "from fastslow.policies.length import FixedLength"),
-        ("policies/length.py", "from fastslow.engine.model.config import ModelConfig"),
-        ("engine/params.py", "from fastslow.engine.types import Draft"),
+        ("draft/ngram.py", "from fastslow.policies.speculation.planner import FixedLength"),
+        ("policies/speculation/planner.py", "from fastslow.engine.model.config import ModelConfig"),
+        ("engine/params.py", "from fastslow.engine.types import Tree"),
         ("engine/types.py", "from fastslow.engine.kv.cache import KVCache"),
         ("engine/cli/app.py", "from fastslow.draft.build import build_drafter"),
-        ("engine/core.py", "from .types import Draft"),
+        ("engine/core.py", "from .types import Tree"),
     ],
 )
 def test_the_rule_sees_a_stranger(path: str, line: str) -> None:
