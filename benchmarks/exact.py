@@ -33,10 +33,10 @@ from rich.table import Table
 
 from fastslow.draft.base import Stateless
 from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter
-from fastslow.draft.each import Each
 from fastslow.draft.head.runner import HeadRunner, load_head
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV
+from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import Earlier
 from fastslow.engine.backends.loader import load_model
@@ -52,11 +52,10 @@ from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.types import Drafter, Floats, OneHot, Policy, RequestView, Tree
 from fastslow.models.locate import resolve_model
-from fastslow.policies.clock import Clock
-from fastslow.policies.length import AdaptiveLength, FixedLength
 from fastslow.policies.modes import load_modes
-from fastslow.policies.odds import Odds
-from fastslow.policies.pace import Pace
+from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.settings import SpeculationTuning
+from fastslow.policies.speculation.step_cost import StepCostCurve
 
 PAGE = 16
 NODES = 6
@@ -122,8 +121,10 @@ class Bench:
             self.small = load_model(resolve_model(args.draft_model), **kind)
         self.head = None if args.head is None else load_head(args.head, self.folder)
         # every other request drafts as far as this invented machine lets it pay
-        self.clock = Clock(lambda groups: Pace([1, 8, 128], [1.0, 1.8, 20.0]))
-        self.odds: dict[str, Odds] = {}
+        self.controller = SpeculationController(
+            lambda groups: StepCostCurve([1, 8, 128], [1.0, 1.8, 20.0]),
+            SpeculationTuning(most_nodes=NODES),
+        )
         self.params = SamplingParams(max_tokens=args.tokens)
         config = self.model.config
         self.modes = load_modes(self.folder, config.groups)
@@ -162,7 +163,7 @@ class Bench:
             pages = sizes[0] + (pages - sizes[0]) // 4
         kv = self._cache(self.model, pages, case.warm or case.few)
         drafter = self._drafter(kv, sum(sizes))
-        core = EngineCore(self.model, kv, drafter, case.prompt_rows, case.batch, self.clock)
+        core = EngineCore(self.model, kv, drafter, case.prompt_rows, case.batch, self.controller)
         if case.warm:
             self._warm(core, case.jobs)
         for request in requests:
@@ -200,9 +201,8 @@ class Bench:
         )
 
     def _length(self, number: int, drafter: str) -> Policy:
-        if drafter == "off" or number % 2:
-            return FixedLength(0 if drafter == "off" else NODES)
-        return AdaptiveLength(NODES, self.odds.setdefault(drafter, Odds()), self.clock, drafter)
+        nodes = NODES if number % 2 else None
+        return self.controller.policy(Speculation(drafter=drafter, nodes=nodes), drafter)
 
     def _settings(self, drafter: str) -> Speculation:
         path = self.draft_path if "model" in drafter else None
@@ -221,6 +221,7 @@ class Bench:
             load_corpus=_no_corpus,
             earlier=Earlier(),
             has_head=False,
+            selection=self.controller.selection,
         )
         for name in self.drafters:
             settings = self._settings(name)
@@ -229,7 +230,7 @@ class Bench:
                 made[settings] = ForkedDraft(self.model, kv, groups)
             else:
                 made[settings] = build_drafter(settings, means)
-        return Each(made)
+        return DrafterRouter(made)
 
     def _small_model(self, pages: int) -> LoadedModel:
         assert self.small is not None

@@ -21,24 +21,25 @@ from rich.progress import track
 from rich.table import Table
 
 from fastslow import LLM, SamplingParams
-from fastslow.draft.best import Best
+from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import HeadRunner, load_head
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.drafters import own_head
+from fastslow.engine.params import Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
-from fastslow.engine.types import AcceptResult, Tree
+from fastslow.engine.types import AcceptResult
 from fastslow.models.locate import resolve_model
-from fastslow.policies.clock import Clock
-from fastslow.policies.length import AdaptiveLength
-from fastslow.policies.odds import Odds
-from fastslow.policies.pace import Pace
+from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.settings import SpeculationTuning
+from fastslow.policies.speculation.step_cost import StepCostCurve
 from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.features import HiddenStates, look
 from fastslow.tools.tune.prompts import read_prompts
 
 STEPS = "8.7,9.0,9.3,10.3,11.3,12.7,15,17.2,18.8,20.3,22.1,23.9,26.4,28.9,31.5,34"  # a Zen 3, bf16
-MOST = 16  # nodes
+SETTINGS = Speculation()
+TUNING = SpeculationTuning(most_nodes=16)
 WIDTH = 3
 
 
@@ -52,9 +53,10 @@ class Costs:
     besides: float
     now: float = 0.0  # seconds
 
-    def clock(self) -> Clock:
+    def controller(self) -> SpeculationController:
         rows = range(1, len(self.steps) + 1)
-        return Clock(lambda groups: Pace(rows, [ms / 1e3 for ms in self.steps]))
+        seconds = [ms / 1e3 for ms in self.steps]
+        return SpeculationController(lambda groups: StepCostCurve(rows, seconds), TUNING)
 
 
 class Timed:
@@ -97,29 +99,17 @@ class Total:
         return self.tokens * plain / 1e3 / self.seconds
 
 
-def accepted(tree: Tree, tokens: Sequence[int]) -> list[int]:
-    """The nodes of a tree that say what came."""
-    path: list[int] = []
-    at = -1
-    for token in tokens:
-        going = [n for n, p in enumerate(tree.parents) if p == at and tree.tokens[n] == token]
-        if not going:
-            break
-        at = going[0]
-        path.append(at)
-    return path
-
-
 def replay(texts: Sequence[HiddenStates], name: str, runner: HeadRunner, costs: Costs) -> Total:
     """A set's answers, one after the other, with what was learnt from those before."""
-    clock, odds, total = costs.clock(), Odds(), Total()
+    controller, total = costs.controller(), Total()
     suffix = Timed(SuffixDraft(), costs, costs.suffix)
-    trees = HeadDraft(runner, probs_at, WIDTH, only_best=only_best, worth=clock.worth)
+    trees = HeadDraft(runner, probs_at, WIDTH, only_best=only_best, worth=controller.value)
     head = Timed(trees, costs, costs.head)
-    several: Any = Best([suffix, head], clock.worth, lambda: costs.now)  # type: ignore[list-item]
-    drafter = {"suffix": suffix, "head": head, "auto": several}[name]
+    both: Any = [suffix, head]
+    several = AdaptiveDrafter(both, controller.selection(2, SETTINGS), lambda: costs.now)
+    drafter: Any = {"suffix": suffix, "head": head, "auto": several}[name]
     for number, text in enumerate(texts):
-        answer(number, text, drafter, clock, odds, total, costs, head)
+        answer(number, text, drafter, controller, total, costs, head)
         drafter.release([number])
     total.asked = head.asked
     return total
@@ -129,8 +119,7 @@ def answer(
     number: int,
     text: HiddenStates,
     drafter: Any,
-    clock: Clock,
-    odds: Odds,
+    controller: SpeculationController,
     total: Total,
     costs: Costs,
     head: Timed,
@@ -142,7 +131,7 @@ def answer(
         end_ids=frozenset(), reach=len(whole), groups=None, seed=0, thinking=None,
         reproducible=False, speculation=SimpleNamespace(nodes=None), computed=text.start - 1,
     )  # fmt: skip
-    length = AdaptiveLength(MOST, odds, clock, "drafter")
+    length = controller.policy(SETTINGS, "drafter")
     (rows,) = drafter.wants([view], [range(text.start - 1)])
     if rows:
         drafter.read([view], [rows], features[rows.start : rows.stop])
@@ -152,19 +141,20 @@ def answer(
         began, asked = costs.now, head.asked
         offered = drafter.propose([view], [nodes])[0]
         taken = costs.now - began
-        kept = clock.admit([view], [length.survival(offered)], [len(offered.tokens)], 1)[0]
+        kept = controller.admit([view], [length.survival(offered)], [len(offered.tokens)], 1)[0]
         tree = offered.only(kept)
         rest = whole[len(view.tokens) :]
-        path = accepted(tree, rest[:-1])
+        path = tree.follow(rest[:-1])
         place, made = len(view.tokens) - 1, len(path) + 1
         view.tokens = view.tokens + rest[:made]
         if not first:
-            clock.drafted("drafter", taken, int(nodes > 0), len(offered.tokens))
+            controller.drafted("drafter", taken, int(nodes > 0), len(offered.tokens))
             length.record(tree, path)
             total.tokens, total.steps = total.tokens + made, total.steps + 1
             total.nodes += len(tree.tokens)
             besides = costs.besides / 1e3 if head.asked > asked else 0.0
-            total.seconds += clock.seconds(None, 1 + len(tree.tokens)) + taken + besides
+            step = controller.seconds(None, 1 + len(tree.tokens))
+            total.seconds += step + taken + besides
         shown = features[place : place + made] if drafter.features else None
         drafter.commit([view], AcceptResult([path], [rest[:made]]), shown)
 

@@ -62,6 +62,17 @@ class Tree:
             depths.append(1 if parent < 0 else depths[parent] + 1)
         return depths
 
+    def follow(self, tokens: Sequence[int]) -> list[int]:
+        """The longest path of nodes that say these tokens, from the first on."""
+        path: list[int] = []
+        for token in tokens:
+            at = path[-1] if path else -1
+            going = [n for n, p in enumerate(self.parents) if p == at and self.tokens[n] == token]
+            if not going:
+                break
+            path.append(going[0])
+        return path
+
     def only(self, nodes: Sequence[int]) -> Tree:
         """The tree of these nodes, which ascend and hold every node's parent."""
         if len(nodes) == len(self.tokens):
@@ -388,10 +399,10 @@ class RunEverything:
 
 
 class MarginalValue(NamedTuple):
-    """What drafting gains and takes in a step, in seconds."""
+    """What one more token and one more row are worth in a step, in seconds."""
 
-    token: float  # of one more accepted token of one request
-    row: float  # of one more row
+    token: float  # gained by one more accepted token of one request
+    row: float  # taken by one more row
 
 
 TargetProbs = Callable[[Any, RequestView, Sequence[int]], "Floats | OneHot"]

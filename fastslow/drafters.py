@@ -11,6 +11,7 @@ from typing import Any
 
 from loguru import logger
 
+from fastslow.draft.adaptive import DrafterSelection
 from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
 from fastslow.draft.head.head import load_mtp
 from fastslow.draft.head.runner import HeadRunner, load_head
@@ -44,6 +45,7 @@ class DrafterFactory:
         pages_for: pages for a draft model with a context no longer than the target's.
         remember: whether answers are kept to draft later ones.
         worth: what tokens and rows are worth in a batch's step.
+        selection: decides which of several drafters are asked.
 
     Attributes:
         made: the drafters so far; it grows while the engine runs.
@@ -59,6 +61,7 @@ class DrafterFactory:
         pages_for: Callable[[Model], KVCache],
         remember: bool,
         worth: Callable[[Sequence[RequestView]], MarginalValue],
+        selection: Callable[[int, Speculation], DrafterSelection],
     ) -> None:
         self.made: dict[Speculation, Drafter] = {}
         self._keys: dict[Speculation, Speculation] = {}
@@ -80,6 +83,7 @@ class DrafterFactory:
             load_corpus=cache(self._load_corpus),
             earlier=Earlier() if remember else None,
             has_head=self.has_head,
+            selection=selection,
             worth=worth,
         )
 

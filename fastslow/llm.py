@@ -25,7 +25,7 @@ from fastslow.call import (
     as_prompts,
     spread,
 )
-from fastslow.draft.each import Each
+from fastslow.draft.router import DrafterRouter
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.core.engine_core import EngineCore
@@ -42,9 +42,9 @@ from fastslow.input_processor import InputProcessor
 from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.output import GenerationError, Output, Piece, advice
 from fastslow.policies.auto import checkpoint_selector, read_selector
-from fastslow.policies.clock import Clock
 from fastslow.policies.modes import load_modes
-from fastslow.policies.pace import Pace
+from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.step_cost import StepCostCurve
 from fastslow.request_builder import RequestBuilder
 
 
@@ -141,15 +141,25 @@ class LLM:
         self._kv = pages(self.model, prefix_caching)
         identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
         identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
-        clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
-        self._drafters = DrafterFactory(
-            folder, self.model, self._kv, self.tokenizer, load, pages, remember, clock.worth
+        controller = SpeculationController(
+            lambda groups: StepCostCurve(*step_seconds(self.model, groups, identity))
         )
-        drafter = Each(self._drafters.made, clock.drafted)
-        self._core = EngineCore(self.model, self._kv, drafter, prompt_rows, max_running, clock)
+        self._drafters = DrafterFactory(
+            folder,
+            self.model,
+            self._kv,
+            self.tokenizer,
+            load,
+            pages,
+            remember,
+            controller.value,
+            controller.selection,
+        )
+        drafter = DrafterRouter(self._drafters.made, controller.drafted)
+        self._core = EngineCore(self.model, self._kv, drafter, prompt_rows, max_running, controller)
 
         self._requests = RequestBuilder(
-            inputs, self._core, self._drafters, clock, self.modes, chooser, speculation
+            inputs, self._core, self._drafters, controller, self.modes, chooser, speculation
         )
         self._advised: set[str] = set()
         self._worker = Worker(self._core)

@@ -25,19 +25,16 @@ from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.thought import TagTokens
-from fastslow.engine.types import Chooser, Policy, Situation
+from fastslow.engine.types import Chooser, Situation
 from fastslow.handle import Candidate, RequestHandle
 from fastslow.input_processor import EncodedPrompt, InputProcessor
 from fastslow.policies.auto import choose
-from fastslow.policies.clock import Clock
 from fastslow.policies.features import count_words
-from fastslow.policies.length import AdaptiveLength, FixedLength
 from fastslow.policies.modes import find_mode, in_either
-from fastslow.policies.odds import Odds
+from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.thinking import ThinkingBudget
 from fastslow.settings import read_settings
 
-MOST_NODES = 24  # of an adaptive draft
 STEPWISE = "lossy-stepwise"
 
 
@@ -57,7 +54,7 @@ class RequestBuilder:
         inputs: reads prompts.
         core: whose pages the requests will take.
         drafters: makes drafters.
-        clock: what steps take.
+        controller: decides how far to draft.
         modes: presets by name.
         chooser: takes a mode for requests of mode "auto".
         usual: what speculation "auto" means where a mode does not say.
@@ -71,7 +68,7 @@ class RequestBuilder:
         inputs: InputProcessor,
         core: EngineCore,
         drafters: DrafterFactory,
-        clock: Clock,
+        controller: SpeculationController,
         modes: Mapping[str, Mode],
         chooser: Chooser,
         usual: SpeculationLike,
@@ -79,7 +76,7 @@ class RequestBuilder:
         self.inputs = inputs
         self._core = core
         self._drafters = drafters
-        self._clock = clock
+        self._controller = controller
         self._modes = modes
         self._chooser = chooser
         self._config = core.model.config
@@ -88,7 +85,6 @@ class RequestBuilder:
             TagTokens(inputs.tokenizer, inputs.tags) if inputs.tokenizer and inputs.tags else None
         )
         self._ids = itertools.count()
-        self._odds: dict[Speculation, Odds] = {}
         self._said: set[str] = set()
         self._usual = self.speculation(usual, Mode(speculation=Speculation()))
 
@@ -229,7 +225,7 @@ class RequestBuilder:
             prompt_length=len(prompt.tokens),
             params=params,
             speculation=drafter,
-            policy=self._length(settings, drafter),
+            policy=self._controller.policy(settings, drafter),
             stopper=Stopper(params, end_ids, room, self._detokenizer(prompt)),
             groups=mode.groups,
             seed=seed,
@@ -298,14 +294,6 @@ class RequestBuilder:
         if warning not in self._said:
             self._said.add(warning)
             logger.warning(warning)
-
-    def _length(self, settings: Speculation, drafter: Speculation) -> Policy:
-        if settings.drafter == "off":
-            return FixedLength(0)
-        if settings.nodes is not None:
-            return FixedLength(settings.nodes)
-        odds = self._odds.setdefault(drafter, Odds())
-        return AdaptiveLength(MOST_NODES, odds, self._clock, drafter)
 
     def _eos_ids(self) -> frozenset[int]:
         own = frozenset() if self._tokenizer is None else self._tokenizer.eos_ids

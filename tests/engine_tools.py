@@ -13,7 +13,7 @@ from checkpoints import MOGE, tensors, write
 from thoughts import Bound
 
 from fastslow.draft.base import Stateless
-from fastslow.draft.each import Each
+from fastslow.draft.router import DrafterRouter
 from fastslow.engine.backends.accelerator.kv import BlockStorage
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Request
@@ -21,14 +21,13 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
-from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.engine.types import Drafter, Floats, OneHot, RequestView, Tree
-from fastslow.policies.length import FixedLength
+from fastslow.engine.types import Drafter, Floats, RequestView, Tree
+from fastslow.policies.speculation.planner import FixedLength
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,9 @@ class Bench:
     def core(self, setting: Setting = PLENTY) -> EngineCore:
         kv = cache_for(self.model, setting.pages, setting.page_size)
         made = {Speculation(drafter=name): make(kv) for name, make in self.drafters.items()}
-        return EngineCore(self.model, kv, Each(made), setting.prompt_rows, setting.max_running)
+        return EngineCore(
+            self.model, kv, DrafterRouter(made), setting.prompt_rows, setting.max_running
+        )
 
     def request(self, number: int, ask: Ask, **more: Any) -> Request:
         end_ids = frozenset(ask.params.stop_token_ids)
@@ -200,15 +201,6 @@ def write_kin(
         if name.endswith("router_scale"):
             table[name] = table[name] * routed
     return write(folder, full, table)
-
-
-def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Floats:
-    """`decide` as f32 [V] in all cases: one-hot at temperature 0."""
-    decided = probs_at(logits_V, request, drafted)
-    if not isinstance(decided, OneHot):
-        return decided
-    one_hot: Floats = np.eye(1, len(logits_V), decided.token, dtype=np.float32)[0]
-    return one_hot
 
 
 class OracleDraft(Stateless):

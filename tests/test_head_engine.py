@@ -15,7 +15,7 @@ from kernel_tools import wanted
 from laws import chi_square_fits, plain_law, sampled_text_law
 from reference_model import ReferenceModel
 
-from fastslow.draft.first import First
+from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.head.draft import LEAST, MOST_WAITING, HeadDraft
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.loader import load_model
@@ -42,7 +42,7 @@ def bench(folder: Path) -> Bench:
     drafters: dict[str, Make] = {
         "chain": lambda kv: HeadDraft(head, probs_at),
         "tree": lambda kv: HeadDraft(head, probs_at, width=3, depth=3),
-        "ngram+chain": lambda kv: First(NgramDraft(2, 1), HeadDraft(head, probs_at)),
+        "ngram+chain": lambda kv: FallbackDrafter(NgramDraft(2, 1), HeadDraft(head, probs_at)),
         "other layers": lambda kv: HeadDraft(other, probs_at, only_best=only_best),
     }
     if COMPILED:

@@ -19,7 +19,6 @@ from engine_tools import (
     Setting,
     answer,
     cache_for,
-    law,
     write_kin,
 )
 from laws import chi_square_fits, plain_law, sampled_text_law
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from reference_model import ReferenceModel
 from spellings import Pieces, letters, renumbered
 
-from fastslow.draft.first import First
+from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.model.lexicon import CommonLexicon
@@ -36,6 +35,7 @@ from fastslow.draft.model.spelling import Speller
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
+from fastslow.engine.sampling.probs import law
 from fastslow.engine.types import Floats
 
 VOCAB = 12
@@ -78,7 +78,9 @@ def bench(folder: Path) -> Bench:
         "retold": lambda kv: RetoldDraft(stranger, own(), ours, theirs),
         "chosen tree": lambda kv: RandomDraft(),
         "sampled tree": lambda kv: SampledDraft(_q, width=2),
-        "ngram+self": lambda kv: First(NgramDraft(), ModelDraft(model, BorrowedKV(kv), law, 1)),
+        "ngram+self": lambda kv: FallbackDrafter(
+            NgramDraft(), ModelDraft(model, BorrowedKV(kv), law, 1)
+        ),
     }
     return Bench(model, drafters)
 

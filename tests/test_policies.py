@@ -11,9 +11,9 @@ import pytest
 
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.types import Policy, Tree
-from fastslow.policies.length import FixedLength
 from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import builtin_modes, find_mode, load_modes
+from fastslow.policies.speculation.planner import FixedLength
 
 
 def test_a_fixed_length_plans_the_same_whatever_runs() -> None:

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastslow.draft.base import Stateless
-from fastslow.draft.each import Each
-from fastslow.draft.first import First
+from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.router import DrafterRouter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.latency_budget import PATIENCE
@@ -41,7 +41,7 @@ from fastslow.engine.types import (
     RunEverything,
     Tree,
 )
-from fastslow.policies.length import FixedLength
+from fastslow.policies.speculation.planner import FixedLength
 
 EOS = 2
 LETTERS = (3, 4, 5, 6)
@@ -172,9 +172,9 @@ class Engine:
             "random": RandomDraft(),
             "self": borrowed,
             "model": ModelDraft(small, OwnKV(self.small_kv), probs_at),
-            "ngram+self": First(NgramDraft(), borrowed),
+            "ngram+self": FallbackDrafter(NgramDraft(), borrowed),
         }
-        each = Each({Speculation(drafter=name): drafter for name, drafter in made.items()})
+        each = DrafterRouter({Speculation(drafter=name): drafter for name, drafter in made.items()})
         self.drafter = Faulty(each)
         self.core = EngineCore(model, self.kv, self.drafter, rows, running, Slow())
         self.requests: list[Request] = []

@@ -12,12 +12,13 @@ from kernel_tools import compiled
 from loguru import logger
 
 from fastslow.draft.suffix import search
+from fastslow.draft.suffix.confidence import MatchConfidence
 from fastslow.draft.suffix.corpus import Corpus, save
 from fastslow.draft.suffix.documents import END, Documents, depths, sort_places
 from fastslow.draft.suffix.sealed import read_sealed, write_sealed
 from fastslow.draft.suffix.search import BisectSearch, KernelSearch
 from fastslow.draft.suffix.sources import LONGEST, MOST, Chains, Earlier, OwnText, SuffixMatch
-from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
+from fastslow.draft.suffix.tree import MatchRuns, grow
 from fastslow.engine.backends.cpu import build, library
 
 LETTERS = 6

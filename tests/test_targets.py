@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers_tiny import write_bpe
 
-from fastslow.draft.each import Each
+from fastslow.draft.router import DrafterRouter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.latency_budget import LATER, LEAST, PATIENCE, SHARE, WIDEST, LatencyBudget
@@ -28,7 +28,7 @@ from fastslow.engine.sampling.accept.token import tokenwise
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.types import RunEverything
 from fastslow.llm import LLM
-from fastslow.policies.length import FixedLength
+from fastslow.policies.speculation.planner import FixedLength
 
 
 class Linear(RunEverything):
@@ -248,7 +248,7 @@ def test_groups_are_cut_where_that_is_allowed(tmp_path: Path) -> None:
         def seconds(self, groups: int | None, rows: int) -> float:
             return 1.0 + (4 if groups is None else groups)
 
-    core = EngineCore(model, kv_cache_for(model, 20), Each({}), meter=Groups())
+    core = EngineCore(model, kv_cache_for(model, 20), DrafterRouter({}), meter=Groups())
     for target, groups in ((10.0, None), (4.5, 2), (3.0, 1), (0.1, 0)):
         one = request(0, target=target, may_cut_groups=True)
         core.add(one)

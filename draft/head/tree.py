@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastslow.draft.head.context import Context, DraftHead
 from fastslow.draft.head.state import RequestVocab, State
-from fastslow.draft.paths import likeliest_first
+from fastslow.draft.merge import likeliest_first
 from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.types import (
     Floats,

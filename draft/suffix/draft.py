@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from fastslow.draft.base import Stateless
+from fastslow.draft.suffix.confidence import MatchConfidence
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import LONGEST, Earlier, OwnText, Source
-from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
+from fastslow.draft.suffix.tree import MatchRuns, grow
 from fastslow.engine.types import RequestView, Tree
 
 LEAST = 0.2  # lower drafts more and errs more: for models whose rows cost next to nothing
@@ -50,7 +51,7 @@ class SuffixDraft(Stateless):
         self._earlier = earlier
         self._shared: list[Source] = [s for s in (earlier, corpus) if s is not None]
         self._least = least
-        self._trust = MatchConfidence()
+        self._confidence = MatchConfidence()
         self._texts: dict[int, _SuffixText] = {}
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
@@ -72,12 +73,12 @@ class SuffixDraft(Stateless):
             return Tree()
         tokens = request.tokens
         if len(tokens) > text.read:
-            text.runs.follow(tokens[text.read :], self._trust)
+            text.runs.follow(tokens[text.read :], self._confidence)
             text.read = len(tokens)
         text.own.read(tokens)  # in each step a little: no step pays for many
         if not text.runs.last(nodes):
             text.runs = MatchRuns([text.own, *self._shared], tokens[-LONGEST:], nodes + SPARE)
-        return grow(text.runs, self._trust, nodes, self._least)
+        return grow(text.runs, self._confidence, nodes, self._least)
 
 
 def _worth_keeping(request: RequestView) -> bool:

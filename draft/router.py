@@ -8,13 +8,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 
-from fastslow.draft.best import Best
-from fastslow.draft.columns import columns, show, union
+from fastslow.draft.adaptive import AdaptiveDrafter
+from fastslow.draft.several import columns, union
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
 
-class Each:
+class DrafterRouter:
     """Hands each request to the drafter that its `speculation` names. Where a thinking budget says
     what comes next, that is the draft, whoever drafts.
 
@@ -47,8 +47,8 @@ class Each:
             own = drafter.propose([batch[b] for b in members], left)
             for i, b in enumerate(members):
                 trees[b] = told[i] if told[i].tokens else own[i]
-            # `Best` keeps its own time: it knows whom it asked
-            if self._drafted is not None and not isinstance(drafter, Best):
+            # an adaptive drafter keeps its own time: it knows whom it asked
+            if self._drafted is not None and not isinstance(drafter, AdaptiveDrafter):
                 most = max(len(tree.tokens) for tree in own)
                 settings = batch[members[0]].speculation
                 asked = sum(n > 0 for n in left)
@@ -92,8 +92,10 @@ class Each:
         for drafter, members in self._parts(batch):
             some = [rows[b] for b in members]
             if any(some):
-                own = torch.cat([parts[b] for b in members])
-                show([drafter], [batch[b] for b in members], some, own, self.features)
+                whole = torch.cat([parts[b] for b in members])
+                own = columns(whole, self.features, drafter.features)
+                if own is not None:
+                    drafter.read([batch[b] for b in members], some, own)
 
     def release(self, requests: Collection[int]) -> None:
         for drafter in list(self._drafters.values()):  # another thread may add one

@@ -1,4 +1,4 @@
-"""The referee of drafting: it comes close to the better way, whichever that is."""
+"""The gate that compares steps with and without drafts: it comes close to the better way, whichever that is."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
+from fastslow.engine.params import Speculation
 from fastslow.engine.types import Stepped, Tree
-from fastslow.policies.clock import DEAR, Clock
-from fastslow.policies.length import AdaptiveLength
-from fastslow.policies.odds import Odds
-from fastslow.policies.pace import Pace
-from fastslow.policies.referee import PHASE, Referee
+from fastslow.policies.speculation.ab_gate import ABGate
+from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.settings import TUNING
+from fastslow.policies.speculation.step_cost import StepCostCurve
 
 BATCH = 8
+DEAR = 1.01 * TUNING.dear_row  # a row's price, in tokens
+DEAREST = 1.01 * TUNING.dearest_row
+PHASE = TUNING.phase
 REQUEST: Any = SimpleNamespace(groups=None)
 
 
@@ -29,12 +32,12 @@ def played(
     """Seconds of a run whose steps make a token each, over those of one that always drafts and of
     one that never does."""
     draws = random.Random(1)
-    referee, taken, always, never = Referee(), 0.0, 0.0, 0.0
+    gate, taken, always, never = ABGate(), 0.0, 0.0, 0.0
     for step in range(steps):
         plain = speed(step) * draws.lognormvariate(0, noise)
         drafted = plain / gain(step)
-        own = drafted if referee.allows(BATCH) else plain
-        referee.note(BATCH, BATCH, own)
+        own = drafted if gate.allows(BATCH, DEAR) else plain
+        gate.note(BATCH, BATCH, own, pure=True)
         taken, always, never = taken + own, always + drafted, never + plain
     return taken / always, taken / never
 
@@ -69,56 +72,60 @@ def test_it_changes_its_mind_with_the_texts() -> None:
 
 
 def test_sizes_are_judged_apart_and_a_held_up_step_says_little() -> None:
-    referee = Referee()
+    gate = ABGate()
     for _ in range(400):
-        referee.note(16, 16, 1.0 if referee.allows(16) else 0.5)
-    assert not all(allowed(referee, 16, 0.5) for _ in range(PHASE))
-    assert allowed(referee, 4, 1.0)
+        gate.note(16, 16, 1.0 if gate.allows(16, DEAR) else 0.5, pure=True)
+    assert not all(allowed(gate, 16, 0.5) for _ in range(PHASE))
+    assert allowed(gate, 4, 1.0)
     for step in range(400):
-        seconds = 1.0 if referee.allows(BATCH) else 1.2
-        referee.note(BATCH, BATCH, 500.0 if step == 20 else seconds)
-    ways = [allowed(referee, BATCH, 1.0) for _ in range(20 * PHASE)]
+        seconds = 1.0 if gate.allows(BATCH, DEAR) else 1.2
+        gate.note(BATCH, BATCH, 500.0 if step == 20 else seconds, pure=True)
+    ways = [allowed(gate, BATCH, 1.0) for _ in range(20 * PHASE)]
     assert sum(ways) > 0.8 * len(ways)
 
 
-def allowed(referee: Referee, batch: int, seconds: float) -> bool:
-    before = referee.allows(batch)
-    referee.note(batch, batch, seconds)
+def allowed(gate: ABGate, batch: int, seconds: float) -> bool:
+    before = gate.allows(batch, DEAR)
+    gate.note(batch, batch, seconds, pure=True)
     return before
 
 
-@pytest.mark.parametrize(("slope", "asked"), [(0.5 * DEAR, False), (2 * DEAR, True)])
-def test_only_dear_rows_are_refereed(slope: float, asked: bool) -> None:
-    clock = Clock(lambda groups: Pace([1, 256], [1.0, 1.0 + 255 * slope / BATCH]))
-    policies = [AdaptiveLength(8, Odds(), clock, "drafter") for _ in range(BATCH)]
+def controller_at(price: float) -> SpeculationController:
+    """Of a machine where a row takes so many tokens, in a batch of BATCH."""
+    curve = StepCostCurve([1, 256], [1.0, 1.0 + 255 * price / BATCH])
+    return SpeculationController(lambda groups: curve)
+
+
+@pytest.mark.parametrize(("price", "asked"), [(0.5 * DEAR, False), (2 * DEAR, True)])
+def test_only_dear_rows_are_compared(price: float, asked: bool) -> None:
+    controller = controller_at(price)
+    policies = [controller.policy(Speculation(), "drafter") for _ in range(BATCH)]
     batch: list[Any] = [REQUEST] * BATCH
-    stopped = 0
+    plain = 0
     for _ in range(60 * PHASE):
         plans = [policy.plan(REQUEST, BATCH) for policy in policies]
-        drafting = clock.may_draft(None, BATCH)
-        assert drafting or not any(plans)
-        stopped += not drafting
-        clock.note(batch, Stepped(BATCH, 2.0 if drafting else 1.0, 0.0, BATCH, pure=True))
-        for policy in policies:
-            policy.record(Tree(), ())
-    assert (stopped > 36 * PHASE) == asked
+        assert all(plans) or not any(plans), "a batch goes one way"
+        seconds = 2.0 if any(plans) else 1.0
+        plain += not any(plans)
+        controller.note(batch, Stepped(BATCH, seconds, 0.0, BATCH, pure=True))
+        for policy, nodes in zip(policies, plans):
+            policy.record(Tree.chain(range(min(nodes, 1))), [0][:nodes])
+    assert (plain > 36 * PHASE) == asked
 
 
 @pytest.mark.parametrize(("gain", "drafts"), [(0.8, False), (1.2, True)])
 def test_where_rows_are_dearest_it_begins_without(gain: float, drafts: bool) -> None:
-    referee = Referee()
+    gate = ABGate()
     ways = []
     for _ in range(200 * PHASE):
-        ways.append(referee.allows(BATCH, likely=False))
-        referee.note(BATCH, BATCH, 1.0 / gain if ways[-1] else 1.0)
+        ways.append(gate.allows(BATCH, DEAREST))
+        gate.note(BATCH, BATCH, 1.0 / gain if ways[-1] else 1.0, pure=True)
     assert not any(ways[: 2 * PHASE])
     assert (sum(ways[-50 * PHASE :]) > 25 * PHASE) == drafts
 
 
 def test_steps_that_read_prompts_are_no_measure() -> None:
-    clock = Clock(lambda groups: Pace([1, 256], [1.0, 1.0 + 255 * 2 * DEAR / BATCH]))
-    batch: list[Any] = [REQUEST] * BATCH
+    gate = ABGate()
     for _ in range(60 * PHASE):
-        seconds = 2.0 if clock.may_draft(None, BATCH) else 1.0
-        clock.note(batch, Stepped(BATCH, seconds, 0.0, BATCH, pure=False))
-        assert clock.may_draft(None, BATCH)
+        gate.note(BATCH, BATCH, 2.0 if gate.allows(BATCH, DEAR) else 1.0, pure=False)
+        assert gate.allows(BATCH, DEAR)
