@@ -128,9 +128,8 @@ class Bench:
 
 def arguments() -> argparse.Namespace:
     parser = options(
-        __doc__, "threads",
-        model="smollm2", repeat=5, tokens=128, seconds=1.0, out=Path("peers.json"),
-    )  # fmt: skip
+        __doc__, "model", "threads", repeat=5, tokens=128, seconds=1.0, out="peers.json"
+    )
     parser.add_argument("--gguf", type=Path, help="the model's weights as the others read them")
     parser.add_argument(
         "--engines", default="fastslow,llama.cpp,openvino", help="NAME[:FORMAT],..."

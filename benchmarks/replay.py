@@ -161,8 +161,8 @@ def answer(
 
 def main() -> None:
     parser = options(
-        __doc__, "head", "prompts",
-        model="smollm2", dtype="bfloat16", quantization="none", limit=16, tokens=128,
+        __doc__, "head", "model", "prompts",
+        dtype="bfloat16", quantization="none", limit=16, tokens=128,
     )  # fmt: skip
     parser.add_argument("--drafters", default="suffix,head,auto")
     parser.add_argument("--steps", default=STEPS, help="ms of a step of 1, 2, 3, ... rows")

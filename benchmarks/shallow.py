@@ -97,7 +97,7 @@ def by_position(outputs: list[Output]) -> str:
 
 
 def main() -> None:
-    parser = options(__doc__, "prompts", model="smollm2", tokens=64, threads=1)
+    parser = options(__doc__, "prompts", "model", tokens=64, threads=1)
     parser.add_argument("--format", default="int8", help="as decode.py takes it")
     parser.add_argument("--count", type=int, default=10, help="prompts, from all files in turn")
     parser.add_argument("--keep", nargs="*", default=[], help="layers of a setting")

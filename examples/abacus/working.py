@@ -1,8 +1,8 @@
 """Worked steps: arithmetic by columns, each step short and looking only at what stands nearby.
 
-A thought begins with all that is to be done, in one line. Then one operation is one line, `4827+396:7+6+0=13,2+9+1=12,8+3+1=12,4+0+1=5;=5223`: the operands again,
-the columns from the right with what is carried, and the result. A variable that takes the result
-stands before the last `=`.
+A thought begins with all that is to be done, in one line. Then one operation is one line,
+`4827+396:7+6+0=13,2+9+1=12,8+3+1=12,4+0+1=5;=5223`: the operands again, the columns from the right
+with what is carried, and the result. A variable that takes the result stands before the last `=`.
 """
 
 from __future__ import annotations
