@@ -78,7 +78,7 @@ def test_a_call_takes_these_hops_in_this_order() -> None:
             llm.generate("What is 327 + 486?", SamplingParams(max_tokens=8))
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
     first = [called.index((hop.file, hop.function)) for hop in hops()]
     assert first == sorted(first), [
         hops()[i].function for i in sorted(range(len(first)), key=first.__getitem__)
