@@ -5,7 +5,7 @@
 Tokens per second of all rows together, the first token of each answer not counted; medians over
 repeats in which all cells take turns. A format may end in +kv8 (keys and values in int8), and then in @FOLDER
 (another model, such as the same one quantised: auto@FOLDER). `--beside N` adds cells of one row while N other processes each
-keep a processor busy. What other engines reach is peers.py's to measure.
+keep a processor busy. What other engines max_len is peers.py's to measure.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ class RequestBuilder:
         if len(attempts) > 1:
             successor = attempts[1].request
         else:
-            room = first.reach + 1 - first.prompt_length
+            room = first.max_len + 1 - first.prompt_length
             thinking = self._thinking(attempts[0].entry, escape, room)
         first.confidence = Confidence(settings, to_the_end=successor is not None)
         keep = settings.how == "keep"
@@ -219,11 +219,11 @@ class RequestBuilder:
         seed: int,
     ) -> Request:
         room = min(params.max_tokens, self.door.context - len(entry.tokens))
-        reach = len(entry.tokens) + room - 1
+        max_len = len(entry.tokens) + room - 1
         kv = self._core.kv
-        if not kv.fits(reach):
+        if not kv.fits(max_len):
             raise ValueError(
-                f"a text of {reach} tokens needs {kv.pages_for(reach)} KV pages; there are "
+                f"a text of {max_len} tokens needs {kv.pages_for(max_len)} KV pages; there are "
                 f"{kv.pages}: raise kv_memory or lower max_tokens"
             )
         end_ids = frozenset(params.stop_token_ids)
@@ -242,7 +242,7 @@ class RequestBuilder:
             stopper=Stopper(params, end_ids, room, self._detokenizer(entry)),
             groups=mode.groups,
             seed=seed,
-            reach=reach,
+            max_len=max_len,
             end_ids=end_ids,
             rule=self._rule(settings, reproducible),
             reproducible=reproducible,

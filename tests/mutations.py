@@ -238,8 +238,8 @@ MUTATIONS = (
     swap(
         "groups not in the prefix root",
         "engine/core/engine_core.py",
-        "return (groups, request.reach if moves else 0)",
-        "return (0, request.reach if moves else 0)",
+        "return (groups, request.max_len if moves else 0)",
+        "return (0, request.max_len if moves else 0)",
         MIXED,
     ),
     swap(

@@ -195,7 +195,7 @@ def rows_of(*requests: tuple[int, int]) -> Rows:
                 context=np.array([first + 40, first + 41, first + 30]),
                 groups=None if first else 0,
                 outputs=[count - 1],
-                reach=99,
+                max_len=99,
                 only_best=bool(first),
             )
             for first, count in requests

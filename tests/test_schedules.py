@@ -215,7 +215,7 @@ class Engine:
             stopper=Stopper(params, frozenset({EOS}), room, None),
             groups=groups,
             seed=len(self.requests),
-            reach=len(prompt) + room - 1,
+            max_len=len(prompt) + room - 1,
             end_ids=frozenset({EOS}),
             listener=self._hear,
             target=target,
@@ -284,7 +284,7 @@ def plain(
     """What a MarkerModel answers, computed from the text alone."""
     text = list(request.tokens[: request.prompt_length])
     unsure, fell = 0, None  # tokens in a row; length of the text when it was left
-    while len(text) < request.reach + 1:
+    while len(text) < request.max_len + 1:
         switched = policy.length is not None and len(text) >= policy.length
         ran = [policy._to if switched else groups] * len(text)
         if doubt is not None and fell is not None:
@@ -400,7 +400,7 @@ def test_any_schedule_of_a_real_model(
         if policy.length is not None:
             switch = Switch(0, policy.length - request.prompt_length, policy._to)
         prompt = request.tokens[: request.prompt_length]
-        room = request.reach + 1 - request.prompt_length
+        room = request.max_len + 1 - request.prompt_length
         expected = alone.add(prompt, room, "off", groups, switch)
         if doubt is not None:
             doubt.watch(expected)
@@ -432,7 +432,7 @@ def test_a_draft_model_forgets_what_was_refused() -> None:
             params=SamplingParams(),
             groups=None,
             seed=0,
-            reach=40,
+            max_len=40,
             reproducible=False,
             thinking=None,
         )

@@ -35,7 +35,7 @@ def chunk(
     stop: int,
     slots: Ints,
     groups: int | None = None,
-    reach: int = 0,
+    max_len: int = 0,
 ) -> Segment:
     """Tokens start : stop of a text whose token i lies in slots[i], every logit wanted."""
     size = stop - start
@@ -47,7 +47,7 @@ def chunk(
         slots[:start],
         groups,
         range(size),
-        reach,
+        max_len,
     )
 
 
@@ -56,7 +56,7 @@ def logits(
     tokens: Sequence[int],
     sizes: Sequence[int] | None = None,
     groups: int | None = None,
-    reach: int = 0,
+    max_len: int = 0,
     slots: Ints | None = None,
 ) -> Tensor:
     """[T, V] of a text alone in the batch, in chunks of `sizes` (one chunk if None)."""
@@ -64,7 +64,7 @@ def logits(
     kv = storage(model, int(slots.max()) + 1)
     parts, start = [], 0
     for size in sizes or [len(tokens)]:
-        rows = Rows.of([chunk(tokens, start, start + size, slots, groups, reach)])
+        rows = Rows.of([chunk(tokens, start, start + size, slots, groups, max_len)])
         parts.append(model.forward(rows, kv).logits)
         start += size
     return torch.cat(parts)

@@ -120,7 +120,7 @@ class EngineCore:
         """What besides the tokens decides a request's KV: its groups, and a rotary base that moves."""
         scaling = self.model.config.rope_scaling
         moves = scaling is not None and scaling.kind == "dynamic"
-        return (groups, request.reach if moves else 0)
+        return (groups, request.max_len if moves else 0)
 
     def _cut_groups(self, request: Request, target: float) -> None:
         """Fewer groups where its own would miss the target beside what runs now: lossy."""

@@ -85,7 +85,7 @@ class Request:
     stopper: Stopper
     groups: int | None
     seed: int
-    reach: int  # the longest text whose rows may run: all that it may become but the last token
+    max_len: int  # the longest text whose rows may run: all that it may become but the last token
     end_ids: frozenset[int] = frozenset()
     rule: Rule = tokenwise
     reproducible: bool = False

@@ -87,7 +87,7 @@ class Scheduler:
 
     def room(self, request: Request, nodes: int) -> int:
         """How many draft nodes the request may run, pages reserved; nobody is preempted for them."""
-        nodes = min(nodes, request.reach - len(request.tokens))
+        nodes = min(nodes, request.max_len - len(request.tokens))
         if nodes <= 0:
             return 0
         if not self._kv.reserve(request.id, len(request.tokens) + nodes):

@@ -108,8 +108,10 @@ class Decoder:
         padded = count + -count % self.ops.rows
         sums = wide(self.dtype)
         tokens = torch.from_numpy(_pad(rows.tokens, padded)).to(self.device)
-        reach = np.repeat(rows.reach, np.diff(rows.starts))
-        cos, sin = rotation(c, _pad(rows.positions, padded), _pad(reach, padded), sums, self.device)
+        max_len = np.repeat(rows.max_len, np.diff(rows.starts))
+        cos, sin = rotation(
+            c, _pad(rows.positions, padded), _pad(max_len, padded), sums, self.device
+        )
         lines = layout(rows, padded, self.ops, c.heads // c.kv_heads, sums, self.device)
         run = as_run(rows.slots)
         slots = torch.from_numpy(rows.slots).to(self.device) if run is None else run

@@ -62,8 +62,8 @@ class Predictor(ExtraWeights):
 
     def project(self, x_RH: Tensor, positions: Ints) -> tuple[Tensor, Tensor, Tensor]:
         """float32 queries [R, heads, head_dim], keys and values [R, kv_heads, head_dim]."""
-        reach = np.zeros_like(positions)
-        cos, sin = rotation(self.config, positions, reach, torch.float32, self.device)
+        max_len = np.zeros_like(positions)
+        cos, sin = rotation(self.config, positions, max_len, torch.float32, self.device)
         fresh = self._norm(x_RH, self.layer.attention_norm)
         q, k, v = self.layer.attention.project(fresh, cos, sin)
         return q, k, v.float()

@@ -18,19 +18,19 @@ from fastslow.engine.types import Ints
 
 
 @lru_cache(maxsize=256)
-def inverse_frequencies(config: ModelConfig, reach: int = 0) -> Tensor:
+def inverse_frequencies(config: ModelConfig, max_len: int = 0) -> Tensor:
     """float64 [head_dim / 2], radians per position, on the CPU.
 
-    reach: tokens, the longest text the request may become. Only dynamic NTK looks at it, so that a
+    max_len: tokens, the longest text the request may become. Only dynamic NTK looks at it, so that a
     request keeps one base from its first token to its last; <= 0 means unscaled.
     """
     dim, theta, scaling = config.head_dim, config.rope_theta, config.rope_scaling
     if config.extras is not None:  # the loader puts dims that stand still where these zeros are
         still = torch.zeros((dim - config.extras.rotary_dim) // 2, dtype=torch.float64)
         turning = replace(config, head_dim=config.extras.rotary_dim, extras=None)
-        return torch.cat((inverse_frequencies(turning, reach), still))
+        return torch.cat((inverse_frequencies(turning, max_len), still))
     if scaling is not None and scaling.kind == "dynamic":
-        length = max(reach, config.max_positions)
+        length = max(max_len, config.max_positions)
         stretch = scaling.factor * length / config.max_positions - (scaling.factor - 1)
         theta *= stretch ** (dim / (dim - 2))
     frequencies = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
@@ -45,16 +45,16 @@ def inverse_frequencies(config: ModelConfig, reach: int = 0) -> Tensor:
 
 
 def rotation(
-    config: ModelConfig, positions: Ints, reach: Ints, dtype: torch.dtype, device: torch.device
+    config: ModelConfig, positions: Ints, max_len: Ints, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines, each [T, 1, head_dim] in `dtype` (float32 or float64).
 
-    positions and reach: int64 [T], per row. The first half of the sines is negated, so that a
+    positions and max_len: int64 [T], per row. The first half of the sines is negated, so that a
     rotation is `x * cos + roll(x, head_dim / 2) * sin` (half-split "rotate_half").
     """
     kinds = config.rope_scaling is not None and config.rope_scaling.kind == "dynamic"
-    reaches = reach.tolist() if kinds else [0]
-    frequencies = torch.stack([inverse_frequencies(config, r) for r in reaches]).to(device, dtype)
+    max_lens = max_len.tolist() if kinds else [0]
+    frequencies = torch.stack([inverse_frequencies(config, r) for r in max_lens]).to(device, dtype)
     angles = torch.from_numpy(positions).to(device, dtype)[:, None] * frequencies
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]

@@ -103,7 +103,7 @@ def pack_rows(rows: Rows) -> Ints:
         rows.starts,
         rows.outputs,
         rows.only_best.astype(np.int64),
-        rows.reach,
+        rows.max_len,
         rows.seen,
         *(part for pair in runs for part in pair),
     )
@@ -112,7 +112,7 @@ def pack_rows(rows: Rows) -> Ints:
 def unpack_rows(values: Ints) -> Rows:
     """What `pack_rows` packed."""
     parts = split(values)
-    tokens, positions, slots, parents, groups, starts, outputs, best, reach, seen = parts[:10]
+    tokens, positions, slots, parents, groups, starts, outputs, best, max_len, seen = parts[:10]
     firsts, sizes = parts[10::2], parts[11::2]
     return Rows(
         tokens=tokens,
@@ -125,7 +125,7 @@ def unpack_rows(values: Ints) -> Rows:
         only_best=best.astype(np.bool_),
         seen=seen,
         contexts=tuple(_slots(f, s) for f, s in zip(firsts, sizes, strict=True)),
-        reach=reach,
+        max_len=max_len,
     )
 
 

@@ -71,5 +71,5 @@ def _only(rows: Rows, requests: Ints, first_slot: int) -> Rows | None:
         only_best=np.empty(0, dtype=np.bool_),
         seen=np.empty(0, dtype=np.int64),
         contexts=tuple(rows.contexts[b] - first_slot for b in requests),
-        reach=rows.reach[requests],
+        max_len=rows.max_len[requests],
     )

@@ -112,8 +112,8 @@ class PartDecoder:
         padded = size + -size % ops.rows
         count = len(rows.tokens)
         spare = (0, padded - count)
-        reach = np.repeat(rows.reach, np.diff(rows.starts))
-        cos, sin = rotation(c, np.pad(rows.positions, spare), np.pad(reach, spare), sums, device)
+        max_len = np.repeat(rows.max_len, np.diff(rows.starts))
+        cos, sin = rotation(c, np.pad(rows.positions, spare), np.pad(max_len, spare), sums, device)
         lines = layout(rows, padded, ops, c.heads // c.kv_heads, sums, device)
         run = as_run(rows.slots)
         slots = torch.from_numpy(rows.slots).to(device) if run is None else run

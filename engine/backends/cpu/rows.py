@@ -30,7 +30,7 @@ class Rotary:
         """float32 [T, head_dim / 2] each."""
         positions = rows.positions
         if self._moves:  # the base depends on how long a request may become
-            return self._computed(positions, np.repeat(rows.reach, np.diff(rows.starts)))
+            return self._computed(positions, np.repeat(rows.max_len, np.diff(rows.starts)))
         most = int(positions.max()) + 1
         if most > len(self._cos):
             size = max(FIRST, 1 << (most - 1).bit_length())
@@ -38,9 +38,9 @@ class Rotary:
             self._cos, self._sin = self._computed(all_of_them, np.zeros_like(all_of_them))
         return self._cos[positions], self._sin[positions]
 
-    def _computed(self, positions: Ints, reach: Ints) -> tuple[Floats, Floats]:
+    def _computed(self, positions: Ints, max_len: Ints) -> tuple[Floats, Floats]:
         half = self._config.head_dim // 2
-        cos, sin = rotation(self._config, positions, reach, torch.float32, torch.device("cpu"))
+        cos, sin = rotation(self._config, positions, max_len, torch.float32, torch.device("cpu"))
         return _half(cos[:, 0, :half]), _half(sin[:, 0, half:])
 
 
