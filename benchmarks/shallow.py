@@ -29,7 +29,7 @@ from rich.table import Table
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import Rows, Segment
@@ -95,11 +95,9 @@ _kept: dict[int, KVStorage] = {}
 
 def _storage(model: Model) -> KVStorage:
     c = model.config
-    shape = {"layers": c.layers, "kv_heads": c.kv_heads, "head_dim": c.head_dim}
+    shape = KVShape(c.layers, CONTEXT + 1, c.kv_heads, c.head_dim, model.dtype, model.device)
     if c.layers not in _kept:
-        _kept[c.layers] = model.storage(
-            slots=CONTEXT + 1, dtype=model.dtype, device=model.device, **shape
-        )
+        _kept[c.layers] = model.storage(shape)
     return _kept[c.layers]
 
 

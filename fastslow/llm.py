@@ -331,6 +331,6 @@ class LLM:
             page_size=kind.page_size,
             context=context,
             device=model.device,
-            homes=kind.homes,
+            dp_ranks=kind.dp_ranks,
         )
         return kv_cache_for(model, pages, kind.page_size, prefix_caching)

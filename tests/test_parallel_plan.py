@@ -51,15 +51,15 @@ def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
     if kind == "dense" and parallel.ep > 1:
         return
     places = RankPlace.all(config, parallel)
-    a, homes = places[0].attention, places[0].homes
+    a, dp_ranks = places[0].attention, places[0].dp_ranks
     copies = {
         Over.NOBODY: parallel.ranks,
         Over.ALL: 1,
-        Over.HEADS: homes,
-        Over.KV_HEADS: homes * max(1, a // config.kv_heads),
+        Over.HEADS: dp_ranks,
+        Over.KV_HEADS: dp_ranks * max(1, a // config.kv_heads),
         Over.EXPERTS: 1,
         Over.FIRST_OF_ALL: 1,
-        Over.FIRST_OF_HEADS: homes,
+        Over.FIRST_OF_HEADS: dp_ranks,
     }
     for name, shape in tensor_shapes(config).items():
         held = np.zeros(shape, dtype=np.int64)
@@ -81,12 +81,12 @@ def test_a_rank_runs_as_many_experts_as_any_other(layout: str) -> None:
 def test_h2p_on_eight_devices() -> None:
     """Attention DP2 x TP4, experts EP4 x TP2, shared TP8: arXiv 2505.21411."""
     places = RankPlace.all(config_of(PANGU_72B), Parallel(ep=4, dp=2))
-    assert {(p.attention, p.homes, p.heads, p.kv_heads, len(p.groups)) for p in places} == {
+    assert {(p.attention, p.dp_ranks, p.heads, p.kv_heads, len(p.groups)) for p in places} == {
         (4, 2, 10, 2, 2)
     }
     local = places[5].local
     assert (local.moe_intermediate_size, local.shared_intermediate_size) == (672, 672)
-    assert places[5].home == 1 and places[5].groups == range(2, 4)
+    assert places[5].dp_rank == 1 and places[5].groups == range(2, 4)
 
 
 def part_on_meta(place: RankPlace) -> tuple[int, int]:
@@ -143,7 +143,7 @@ def test_inspect_shows_the_shares(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (told["ep"], told["tp"], told["dp"], told["sent_per_row_and_layer"]) == (4, 1, 2, 204800)
     plan = ShardPlan.of(config_of(PANGU_72B), Parallel(ep=4, dp=2), torch.bfloat16)
     assert [rank["weights"] for rank in told["ranks"]] == [share.weights for share in plan.shares]
-    assert told["ranks"][5]["groups"] == [2, 3] and told["ranks"][5]["home"] == 1
+    assert told["ranks"][5]["groups"] == [2, 3] and told["ranks"][5]["dp_rank"] == 1
     assert run("inspect", tmp_path, "--parallel", "ep=4,dp=2") == 0
     shown = capsys.readouterr().out
     assert "a row of a layer sends 200.0 KiB between ranks" in shown and "17.5 GiB" in shown
@@ -159,7 +159,7 @@ def test_ranks_of_a_torchrun_are_used_as_well_as_the_model_allows() -> None:
     assert usual(config_of(PANGU_72B), 16) == Parallel(ep=8, tp=2)
     nine = config_of({**MOGE, "num_attention_heads": 9, "num_key_value_heads": 3})
     assert usual(nine, 2) == Parallel(ep=2)
-    assert RankPlace.all(nine, Parallel(ep=2))[0].homes == 2, "nine heads run in two homes"
+    assert RankPlace.all(nine, Parallel(ep=2))[0].dp_ranks == 2, "nine heads run twice"
     assert (
         usual(config_of({**DENSE, "num_attention_heads": 9, "num_key_value_heads": 3}), 2).dp == 2
     )
@@ -222,7 +222,7 @@ def test_rows_are_dealt_to_homes_then_ranks() -> None:
     rows = rows_of((1000, 3), (0, 1), (1500, 2))
     deals = [Deal.of(rows, place, 1000) for place in places]
     for deal in deals:
-        assert deal.each == 3, "five rows of a home on two ranks"
+        assert deal.each == 3, "five rows on two ranks"
         assert deal.places.tolist() == [6, 7, 8, 0, 9, 10]
         assert deal.tokens.tolist() == [7, 0, 0, 0, 0, 0, 7, 8, 9, 7, 8, 0]
         assert deal.groups.tolist() == [0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, 0]

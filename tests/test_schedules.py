@@ -452,6 +452,6 @@ def test_a_kv_cache_is_checked_for_real() -> None:
     kv: KVCache = cache_for(MarkerModel(), 4)  # type: ignore[arg-type]
     kv.open(0, [3, 4], None, 0)
     assert kv.reserve(0, 2)
-    kv._pool.references[0] += 1
+    kv._ranks[0].pool.references[0] += 1
     with pytest.raises(RuntimeError, match="references"):
         kv.check_integrity()

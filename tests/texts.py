@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.types import Ints, Rows, Segment
 
@@ -20,12 +20,7 @@ def tokens_of(count: int, seed: int = 0, vocab: int = 96) -> list[int]:
 def storage(model: Model, slots: int) -> KVStorage:
     c = model.config
     return model.storage(
-        layers=c.layers,
-        slots=slots,
-        kv_heads=c.kv_heads,
-        head_dim=c.head_dim,
-        dtype=model.dtype,
-        device=model.device,
+        KVShape(c.layers, slots, c.kv_heads, c.head_dim, model.dtype, model.device)
     )
 
 

@@ -144,8 +144,8 @@ class Scheduler:
 
     def _make_room(self, request: Request, chunk: int, work: dict[int, ScheduledChunk]) -> bool:
         while not self._kv.reserve(request.id, request.computed + chunk):
-            home = self._kv.home(request.id)
-            victim = next(r for r in reversed(self.running) if self._kv.home(r.id) == home)
+            rank = self._kv.dp_rank(request.id)
+            victim = next(r for r in reversed(self.running) if self._kv.dp_rank(r.id) == rank)
             work.pop(victim.id, None)
             self._preempt(victim)
             if victim is request:

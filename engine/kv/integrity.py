@@ -40,7 +40,7 @@ def _check_tables(
         )
         starts = table.slots(0, table.room)[:: table.page_size].tolist()
         _require(
-            starts == [page * table.page_size for page in table.pages],
+            starts == [table.first + page * table.page_size for page in table.pages],
             f"request {request}: its slots are not those of its pages",
         )
         for place, page in enumerate(table.pages):

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.kv.dp_ranks import DPRankKVCache
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Ints, ModelOutput, Rows
 
@@ -87,8 +86,7 @@ def kv_cache_for(
     model: Model, pages: int, page_size: int = 16, prefix_caching: bool = True
 ) -> KVCache:
     """A cache whose rows have the shape, dtype, place and order of a model's."""
-    kind = KVCache if model.storage.homes == 1 else DPRankKVCache
-    return kind(
+    return KVCache(
         layers=model.config.layers,
         kv_heads=model.config.kv_heads,
         head_dim=model.config.head_dim,

@@ -47,7 +47,7 @@ def _exactly(connection: socket.socket, size: int) -> bytes | None:
 
 
 class CommandKind(IntEnum):
-    OPEN = 1  # a storage of keys and values: number, layers, slots of a home, dtype
+    OPEN = 1  # a storage of keys and values: number, layers, slots of a data-parallel rank, dtype
     FREE = 2  # number
     MOVE = 3  # number, sources, targets
     FORWARD = 4  # number, layers, features, rows

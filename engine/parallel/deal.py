@@ -1,4 +1,4 @@
-"""A step's rows, dealt to homes and ranks."""
+"""A step's rows, dealt to ranks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fastslow.engine.types import Ints, Rows
 class Deal:
     """Where the T rows of a step lie among the P = each * ranks rows that all ranks hold.
 
-    Homes follow each other, each with the rows of its own requests and padding behind; rank r keeps
-    rows r * each .. (r + 1) * each of the residual stream.
+    Data-parallel ranks follow each other, each with the rows of its own requests and padding behind;
+    rank r keeps rows r * each .. (r + 1) * each of the residual stream.
 
     Attributes:
         each: rows of a rank.
         places: int64 [T], where each row lies.
         tokens, groups: int64 [P]; padding is token 0 and runs no routed expert.
-        own: this home's rows, slots counted from its first; None = it has none.
+        own: this data-parallel rank's rows, slots counted from its first; None = it has none.
     """
 
     each: int
@@ -31,21 +31,21 @@ class Deal:
     own: Rows | None
 
     @classmethod
-    def of(cls, rows: Rows, place: RankPlace, home_slots: int) -> Deal:
-        """Deal to the homes that hold the slots. home_slots: KV slots of a home."""
+    def of(cls, rows: Rows, place: RankPlace, dp_slots: int) -> Deal:
+        """Each row goes to the data-parallel rank that holds its slots, `dp_slots` on each."""
         sizes = np.diff(rows.starts)
-        homes = rows.slots[rows.starts[:-1]] // home_slots  # every request has a row
-        home_of_row = np.repeat(homes, sizes)
-        counts = np.bincount(homes, weights=sizes, minlength=place.homes).astype(np.int64)
+        dp_ranks = rows.slots[rows.starts[:-1]] // dp_slots  # every request has a row
+        dp_of_row = np.repeat(dp_ranks, sizes)
+        counts = np.bincount(dp_ranks, weights=sizes, minlength=place.dp_ranks).astype(np.int64)
         each = -(-int(counts.max()) // place.attention)
-        order = np.argsort(home_of_row, kind="stable")
-        rank_in_home = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        order = np.argsort(dp_of_row, kind="stable")
+        nth = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
         places = np.empty(len(order), dtype=np.int64)
-        places[order] = home_of_row[order] * each * place.attention + rank_in_home
+        places[order] = dp_of_row[order] * each * place.attention + nth
         size = each * place.parallel.ranks
         tokens, groups = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
         tokens[places], groups[places] = rows.tokens, rows.groups
-        own = _only(rows, np.flatnonzero(homes == place.home), place.home * home_slots)
+        own = _only(rows, np.flatnonzero(dp_ranks == place.dp_rank), place.dp_rank * dp_slots)
         return cls(each, places, tokens, groups, own)
 
     def holders(self, rows: Ints) -> tuple[Ints, Ints]:

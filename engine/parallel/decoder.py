@@ -27,22 +27,22 @@ class PartDecoder:
     """The part of a decoder that one rank runs (H2P; Pangu Pro MoE, arXiv 2505.21411).
 
     The residual stream is dealt by rows: a rank keeps, norms and adds only its own. Around attention
-    the ranks of a home gather their normed rows and scatter the partial sums of their heads; around
+    the ranks of one copy of it gather their normed rows and scatter the partial sums of their heads; around
     the MLP all ranks do.
 
     Args:
         place: of this rank.
         weights: its part, see `part_weights`.
-        home: the ranks of its home, in order.
+        dp_group: the ranks of its copy of attention, in order.
         everyone: all ranks.
     """
 
     def __init__(
-        self, place: RankPlace, weights: Weights, home: Collectives, everyone: Collectives
+        self, place: RankPlace, weights: Weights, dp_group: Collectives, everyone: Collectives
     ) -> None:
         self.place = place
         self.weights = weights
-        self.home = home
+        self.dp_group = dp_group
         self.everyone = everyone
         self._outputs = Outputs(place, weights, everyone)
 
@@ -52,7 +52,7 @@ class PartDecoder:
     ) -> ModelOutput | None:
         """As `Decoder.forward`, on all ranks at once with the same rows; None but on rank 0.
 
-        kv: this rank's heads, slots of its home. layers: those that run.
+        kv: this rank's heads, slots of its data-parallel rank. layers: those that run.
         """
         deal = Deal.of(rows, self.place, kv.slots)
         x_nH = self._embed(deal)
@@ -68,13 +68,13 @@ class PartDecoder:
         for n in layers:
             layer = self.weights.layers[n]
             fresh = ops.rms_norm(x_nH, layer.attention_norm, eps)
-            fresh_PH = self.home.all_gather(fresh, "attention all-gather")
+            fresh_PH = self.dp_group.all_gather(fresh, "attention all-gather")
             if step is None:
                 part_PH = torch.zeros_like(fresh_PH)  # no request lives here
             else:
                 part_PH = layer.attention(_pad(fresh_PH, ops.rows), kv.k[n], kv.v[n], step)
             part_PH = part_PH[: len(fresh_PH)]
-            x_nH = x_nH + self.home.reduce_scatter(part_PH, "attention reduce-scatter")
+            x_nH = x_nH + self.dp_group.reduce_scatter(part_PH, "attention reduce-scatter")
             fresh = ops.rms_norm(x_nH, layer.mlp_norm, eps)
             fresh_PH = self.everyone.all_gather(fresh, "mlp all-gather")
             padded_PH = _pad(fresh_PH, ops.rows)
@@ -103,7 +103,7 @@ class PartDecoder:
         return self.everyone.reduce_scatter(rows_PH, "embedding reduce-scatter")
 
     def _step(self, deal: Deal) -> Step | None:
-        """What the layers share in this home's attention; None where it has no rows."""
+        """What the layers share in this copy of attention; None where it has no rows."""
         if deal.own is None:
             return None
         c, ops, rows = self.weights.config, self.weights.ops, deal.own

@@ -7,13 +7,14 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.model.base import check_features, kept_layers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.commands import Command, CommandKind, fields, pack, pack_rows
@@ -28,8 +29,8 @@ _numbers = itertools.count()
 class PartedStorage(KVStorage):
     """Rank 0's own rows, and orders for the other ranks to do the same with theirs.
 
-    Slots are counted over all homes, one home's after the other's; `slots`, `k` and `v` are of rank
-    0's home and heads. Orders wait in `orders` and go out with the next step.
+    Slots are counted over all data-parallel ranks, one's after the other's; `slots`, `k` and `v` are
+    of rank 0's share and heads. Orders wait in `orders` and go out with the next step.
 
     Attributes:
         number: by which the other ranks know this storage.
@@ -38,9 +39,9 @@ class PartedStorage(KVStorage):
     place: ClassVar[RankPlace]
     orders: ClassVar[deque[Command]]
 
-    def __init__(self, *, slots: int, **shape: Any) -> None:
-        own = -(-slots // self.place.homes)
-        super().__init__(slots=own, **{**shape, "kv_heads": self.place.kv_heads})
+    def __init__(self, shape: KVShape) -> None:
+        own = -(-shape.slots // self.place.dp_ranks)
+        super().__init__(replace(shape, slots=own, kv_heads=self.place.kv_heads))
         self.number = next(_numbers)
         told = (len(self.k), own, DTYPES.index(self.dtype))
         self.orders.append(Command(CommandKind.OPEN, fields([self.number], told)))
@@ -64,8 +65,8 @@ def parted_storage(own: RankPlace, waiting: deque[Command], shared: bool) -> typ
     class Storage(PartedStorage):
         place = own
         orders = waiting
-        homes = own.homes
-        share = own.kv_heads / own.config.kv_heads * (own.attention if shared else 1 / own.homes)
+        dp_ranks = own.dp_ranks
+        share = own.kv_heads / own.config.kv_heads * (own.attention if shared else 1 / own.dp_ranks)
 
     return Storage
 
@@ -112,7 +113,7 @@ class ParallelModel:
         kv.expect(self._storage)
         assert isinstance(kv, PartedStorage)
         check_features(features, self._layers)
-        self._check_homes(rows, kv.slots)
+        self._check_dp_ranks(rows, kv.slots)
         named = ([kv.number], self._layers, features)
         with self._turn:
             self._tell(Command(CommandKind.FORWARD, fields(*named, pack_rows(rows))))
@@ -142,14 +143,16 @@ class ParallelModel:
         with self._turn:
             self._shut()
 
-    def _check_homes(self, rows: Rows, size: int) -> None:
-        if self._storage.homes == 1:
+    def _check_dp_ranks(self, rows: Rows, size: int) -> None:
+        if self._storage.dp_ranks == 1:
             return
         for b, context in enumerate(rows.contexts):
             own = rows.slots[rows.starts[b] : rows.starts[b + 1]]
-            homes = np.unique(np.concatenate((context, own)) // size)
-            if len(homes) > 1:
-                raise ValueError(f"request {b} of the step has slots in homes {homes.tolist()}")
+            ranks = np.unique(np.concatenate((context, own)) // size)
+            if len(ranks) > 1:
+                raise ValueError(
+                    f"request {b} of the step has slots on data-parallel ranks {ranks.tolist()}"
+                )
 
     def _tell(self, order: Command) -> None:
         self._waiting.append(order)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from fastslow.engine.backends.device import ops_for
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.parallel.collectives import NAMES, Collectives, Traffic, into_one
 from fastslow.engine.parallel.commands import Command, CommandKind, split, unpack_rows
@@ -66,9 +66,9 @@ class Part:
         self.place = place
         self.device = device
         self._traffic = Traffic()
-        ranks = torch.arange(place.parallel.ranks).view(place.homes, place.attention)
+        ranks = torch.arange(place.parallel.ranks).view(place.dp_ranks, place.attention)
         patience = timedelta(seconds=place.parallel.timeout)
-        home, _ = dist.new_subgroups_by_enumeration(  # type: ignore[no-untyped-call]
+        dp_group, _ = dist.new_subgroups_by_enumeration(  # type: ignore[no-untyped-call]
             ranks.tolist(), timeout=patience
         )
         everyone = Collectives(dist.group.WORLD, place.parallel.ranks, self._traffic)
@@ -78,7 +78,7 @@ class Part:
         self._read = read.nbytes
         self._weights = weight_bytes(weights)
         self.decoder = PartDecoder(
-            place, weights, Collectives(home, place.attention, self._traffic), everyone
+            place, weights, Collectives(dp_group, place.attention, self._traffic), everyone
         )
         self.storages: dict[int, KVStorage] = {}
 
@@ -88,13 +88,9 @@ class Part:
         number = int(parts[0][0]) if parts else -1
         if order.kind is CommandKind.OPEN:
             layers, slots, dtype = parts[1].tolist()
+            heads, dim = self.place.kv_heads, self.place.config.head_dim
             self.storages[number] = KVStorage(
-                layers=layers,
-                slots=slots,
-                kv_heads=self.place.kv_heads,
-                head_dim=self.place.config.head_dim,
-                dtype=DTYPES[dtype],
-                device=self.device,
+                KVShape(layers, slots, heads, dim, DTYPES[dtype], self.device)
             )
         elif order.kind is CommandKind.FREE:
             del self.storages[number]
@@ -124,14 +120,14 @@ class Part:
 
 
 def move(place: RankPlace, kv: KVStorage, src: Ints, dst: Ints) -> None:
-    """Copy the rows that live in this rank's home; see `KVStorage.move`.
+    """Copy the rows of this data-parallel rank; see `KVStorage.move`.
 
     Raises:
-        ValueError: a row would leave its home.
+        ValueError: a row would leave its data-parallel rank.
     """
     if (src // kv.slots != dst // kv.slots).any():
-        raise ValueError("rows of keys and values cannot move between homes")
-    own = src // kv.slots == place.home
-    first = place.home * kv.slots
+        raise ValueError("rows of keys and values cannot move between data-parallel ranks")
+    own = src // kv.slots == place.dp_rank
+    first = place.dp_rank * kv.slots
     if own.any():
         KVStorage.move(kv, src[own] - first, dst[own] - first)

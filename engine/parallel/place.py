@@ -14,8 +14,8 @@ from fastslow.engine.parallel.spec import Parallel
 class RankPlace:
     """One rank among those of a `Parallel`, for one model.
 
-    Ranks are numbered (dp, ep, tp), tp fastest. A home is a copy of attention with the KV of its own
-    requests: `attention` ranks that follow each other.
+    Ranks are numbered (dp, ep, tp), tp fastest. Each data-parallel rank is a copy of attention with the
+    KV of its own requests, on `attention_tp` ranks that follow each other.
     """
 
     config: ModelConfig
@@ -30,15 +30,17 @@ class RankPlace:
 
     @property
     def attention(self) -> int:
-        """Ranks that share the heads of one home."""
+        """Ranks that share the heads of one copy of attention."""
         return attention_ranks(self.config, self.parallel)
 
     @property
-    def homes(self) -> int:
+    def dp_ranks(self) -> int:
+        """Copies of attention."""
         return self.parallel.ranks // self.attention
 
     @property
-    def home(self) -> int:
+    def dp_rank(self) -> int:
+        """Which of them this rank belongs to."""
         return self.rank // self.attention
 
     @property

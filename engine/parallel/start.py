@@ -192,7 +192,7 @@ def _say(place: RankPlace, device: torch.device) -> None:
             c.heads,
             c.kv_heads,
             parallel.ep * parallel.tp,
-            place.homes,
+            place.dp_ranks,
         )
     if device.type == "cpu":
         logger.info("{} ranks run plain torch: the CPU kernels are for one rank", parallel.ranks)

@@ -144,14 +144,14 @@ def shares_table(plan: ShardPlan) -> Table:
     sent = format_bytes(_sent(plan))
     title = f"{plan.parallel} in {name}; a row of a layer sends {sent} between ranks"
     table = Table(
-        "rank", "home", "heads", "KV heads", "groups", "weights", "KV per token", title=title
+        "rank", "dp rank", "heads", "KV heads", "groups", "weights", "KV per token", title=title
     )
     for share in plan.shares:
         place = share.place
         groups = f"{place.groups.start}-{place.groups.stop - 1}" if place.groups else "-"
         table.add_row(
             str(place.rank),
-            str(place.home),
+            str(place.dp_rank),
             str(place.heads),
             str(place.kv_heads),
             groups,
@@ -171,7 +171,7 @@ def shares_record(plan: ShardPlan) -> dict[str, Any]:
         "ranks": [
             {
                 "rank": share.place.rank,
-                "home": share.place.home,
+                "dp_rank": share.place.dp_rank,
                 "heads": share.place.heads,
                 "kv_heads": share.place.kv_heads,
                 "groups": list(share.place.groups),

@@ -26,7 +26,7 @@ class Share:
 
     Attributes:
         weights: of the rank's tensors as it runs them, the router in float32.
-        kv_per_token: keys and values of one token, on each rank of the token's home.
+        kv_per_token: keys and values of one token, on each rank of the token's data-parallel rank.
         elements: of the checkpoint that the rank reads.
     """
 

@@ -239,7 +239,7 @@ class CpuDecoder:
             outputs=len(kept["wanted"]),
             seen_rows=len(kept["seen"]),
             features=len(features),
-            kv_format=KV_FORMATS[kv.kept],
+            kv_format=KV_FORMATS[kv.memory_dtype],
             logits=logits.data_ptr(),
             feature_values=feature_values.data_ptr(),
             **{name: _address(x) for name, x in kept.items()},
