@@ -49,7 +49,7 @@ class Setting(NamedTuple):
         return f"{self.layers}{groups}{f' width {self.width}' if self.width > 1 else ''}"
 
     def model(self, target: Model) -> Model:
-        return target.keep(layers_of(self.layers))
+        return target.layer_subset(layers_of(self.layers))
 
 
 def layers_of(text: str) -> list[int]:

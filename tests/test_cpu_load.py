@@ -200,7 +200,7 @@ def test_a_forked_child_has_threads_of_its_own(tmp_path: Path) -> None:
 
 MANY = """
 import sys, texts, torch
-from fastslow.engine.model.loader import load_model
+from fastslow.engine.backends.loader import load_model
 model = load_model(sys.argv[1], "bfloat16")
 one = texts.logits(model, texts.tokens_of(3))
 torch.set_num_threads(300)

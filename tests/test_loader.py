@@ -22,7 +22,7 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.host.cache_folder import cache_folder
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.engine.model.weights import Weights
 
 NORM = "model.norm.weight"
@@ -206,7 +206,7 @@ MEMORY = """
 import re, sys, threading, time
 from pathlib import Path
 import torch
-from fastslow.engine.model.loader import load_model
+from fastslow.engine.backends.loader import load_model
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10

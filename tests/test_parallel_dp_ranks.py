@@ -15,7 +15,7 @@ from parallel_tools import ranks
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.cost_curve import ROWS, step_seconds
 from fastslow.engine.model.base import kv_cache_for
-from fastslow.engine.model.names import parameters
+from fastslow.engine.model.tensors import parameters
 from fastslow.engine.parallel.model import ParallelModel
 from fastslow.engine.types import Rows
 from fastslow.tools.plan.shards import ShardPlan

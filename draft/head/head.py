@@ -16,7 +16,7 @@ from fastslow.draft.head.layer import HeadLayer, linear_for, rotation
 from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.draft.head.target import Ends
 from fastslow.engine.backends.device import ops_for
-from fastslow.engine.model.predictor import Predictor, load_predictor
+from fastslow.engine.model.families.pangu_v2 import MtpLayer, load_mtp_layer
 
 
 class Head:
@@ -178,7 +178,7 @@ class MtpHead:
     It runs on the CPU, wherever the target does. A row depends on no other request's.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: MtpLayer) -> None:
         c = predictor.config
         self._predictor = predictor
         self.width = c.vocab_size
@@ -262,12 +262,12 @@ class MtpHead:
     def _seat(self, context: Context) -> None:
         """The layer's sinks stand before every text."""
         sinks = self._predictor.layer.attention.sinks
-        extras = self._predictor.config.extras
-        if sinks is not None and extras is not None and context.empty:
-            k, v = (side[:, : extras.sinks].transpose(0, 1).float() for side in (sinks.k, sinks.v))
+        family = self._predictor.config.pangu_v2
+        if sinks is not None and family is not None and context.empty:
+            k, v = (side[:, : family.sinks].transpose(0, 1).float() for side in (sinks.k, sinks.v))
             context.precede(k, v)
 
 
 def load_mtp(folder: Path, dtype: torch.dtype) -> MtpHead:
     """The head in a target's own checkpoint, which holds one, in a dtype."""
-    return MtpHead(load_predictor(folder, dtype, ops_for("cpu")))
+    return MtpHead(load_mtp_layer(folder, dtype, ops_for("cpu")))

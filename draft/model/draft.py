@@ -22,7 +22,7 @@ class ModelDraft(Lockstep):
 
     Args:
         model: the drafting model, on any device; for self-speculation the target, or
-            `target.keep(layers)`.
+            `target.layer_subset(layers)`.
         kv: `OwnKV` for a separate model, `BorrowedKV` for the target itself.
         law: logits -> law under a request's parameters.
         groups: routed groups to run; None = all, 0 = shared experts only. A request that runs

@@ -21,7 +21,7 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.extra_weights import ExtraWeights
+from fastslow.engine.model.families.pangu_v2 import PanguV2Weights
 from fastslow.engine.model.quantised import Scheme
 from fastslow.engine.model.weights import Weights
 
@@ -82,10 +82,10 @@ def load_model(
     if kv_dtype == "int8":
         raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which do not run here")
     with checkpoint.quantised(progress) as tensors:
-        if ops is not None and config.extras is None and picked != torch.float64:
+        if ops is not None and config.pangu_v2 is None and picked != torch.float64:
             int8 = tensors.linear if quantization == W8A8 else no_int8
             return PagedDecoder(Stacked(config, ops, picked, where, tensors.read, int8))
-        kind = Weights if config.extras is None else ExtraWeights
+        kind = Weights if config.pangu_v2 is None else PanguV2Weights
         own = {"linear": tensors.linear} if quantization == W8A8 else {}
         return Decoder(kind(config, ops_for(place.kind), picked, where, tensors.read, **own))
 
@@ -149,7 +149,7 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
                 f"quantization {quantization!r} needs the CPU kernels, which are not available "
                 "here; the log says why"
             )
-    if config.extras is not None and device == "npu":
+    if config.pangu_v2 is not None and device == "npu":
         raise ValueError(f"{config.architecture} does not run on 'npu' yet: use 'cpu' or 'cuda'")
     reason = runs(config)
     if quantization not in ("none", W8A8) and reason is not None:

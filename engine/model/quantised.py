@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear
-from fastslow.engine.model.names import Shapes, tensor_shapes
+from fastslow.engine.model.tensors import Shapes, tensor_shapes
 
 DESCRIPTION = "quant_model_description.json"
 METHOD = "ascend"

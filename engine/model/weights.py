@@ -31,8 +31,8 @@ class LayerWeights:
     attention: Attention
     mlp_norm: Tensor
     mlp: Mlp | Moge
-    behind_attention: Tensor | None = None
-    behind_mlp: Tensor | None = None
+    attention_post_norm: Tensor | None = None
+    mlp_post_norm: Tensor | None = None
 
 
 @dataclass(slots=True)

@@ -12,9 +12,6 @@ from torch.nn import functional as F
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.attention import Step
 from fastslow.engine.model.moge import Moge
-from fastslow.engine.model.ops import wide
-from fastslow.engine.model.rope import rotation
-from fastslow.engine.model.visibility import as_run, layout
 from fastslow.engine.model.weights import Weights
 from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.deal import Deal
@@ -106,18 +103,9 @@ class PartDecoder:
         """What the layers share in this copy of attention; None where it has no rows."""
         if deal.own is None:
             return None
-        c, ops, rows = self.weights.config, self.weights.ops, deal.own
-        device, sums = self.weights.device, wide(self.weights.dtype)
-        size = deal.each * self.place.attention
-        padded = size + -size % ops.rows
-        count = len(rows.tokens)
-        spare = (0, padded - count)
-        max_len = np.repeat(rows.max_len, np.diff(rows.starts))
-        cos, sin = rotation(c, np.pad(rows.positions, spare), np.pad(max_len, spare), sums, device)
-        lines = layout(rows, padded, ops, c.heads // c.kv_heads, sums, device)
-        run = as_run(rows.slots)
-        slots = torch.from_numpy(rows.slots).to(device) if run is None else run
-        return Step(count, slots, cos, sin, lines)
+        w, size = self.weights, deal.each * self.place.attention
+        padded = size + -size % w.ops.rows
+        return Step.of(deal.own, padded, w.config, w.ops, w.dtype, w.device)
 
 
 def _pad(x_PH: Tensor, multiple: int) -> Tensor:

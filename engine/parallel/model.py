@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from fastslow.engine.kv.storage import KVShape, KVStorage
-from fastslow.engine.model.base import check_features, kept_layers
+from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.commands import Command, CommandKind, fields, pack, pack_rows
 from fastslow.engine.parallel.part import DTYPES, Part, RankFacts, move
@@ -89,7 +89,7 @@ class ParallelModel:
         self._team = team
         self._waiting: deque[Command] = deque()
         self._storage = parted_storage(part.place, self._waiting, part.device.type == "cpu")
-        self._layers: tuple[int, ...] = tuple(range(self.config.layers))
+        self.layers: tuple[int, ...] = tuple(range(self.config.layers))
         self._turn = threading.Lock()  # orders of two threads must reach all ranks alike
         self._shut = weakref.finalize(self, _shut, team)
 
@@ -108,28 +108,25 @@ class ParallelModel:
         Raises:
             RankError: a rank failed or is gone. No later step will run.
         """
-        if not len(rows.tokens):
-            raise ValueError("rows must hold at least 1 row, got 0")
-        kv.expect(self._storage)
+        check_step(rows, kv, self._storage, features, self.layers)
         assert isinstance(kv, PartedStorage)
-        check_features(features, self._layers)
         self._check_dp_ranks(rows, kv.slots)
-        named = ([kv.number], self._layers, features)
+        named = ([kv.number], self.layers, features)
         with self._turn:
             self._tell(Command(CommandKind.FORWARD, fields(*named, pack_rows(rows))))
             try:
-                output = self._part.decoder.forward(rows, kv, self._layers, features)
+                output = self._part.decoder.forward(rows, kv, self.layers, features)
             except BaseException as error:
                 self._team.explain(error)
                 raise
         assert output is not None
         return output
 
-    def keep(self, layers: Sequence[int]) -> ParallelModel:
-        """See `Model.keep`."""
+    def layer_subset(self, layers: Sequence[int]) -> ParallelModel:
+        """See `Model.layer_subset`."""
         kept = object.__new__(ParallelModel)
         kept.__dict__.update(self.__dict__)
-        kept._layers = kept_layers(layers, self._layers)
+        kept.layers = check_layers(layers, self.layers)
         return kept
 
     def report(self, kv: KVStorage | None = None) -> list[RankFacts]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.cuts import Over, cut_of, expert_of
+from fastslow.engine.model.tensors import Over, cut_of, expert_of
 from fastslow.engine.parallel.spec import Parallel
 
 
@@ -170,7 +170,7 @@ def usual(config: ModelConfig, ranks: int) -> Parallel:
 def _check(config: ModelConfig, parallel: Parallel) -> None:
     """ValueError in one sentence if the model cannot be shared so."""
     ep, inner, ranks = parallel.ep, parallel.tp * parallel.dp, parallel.ranks
-    if config.extras is not None:
+    if config.pangu_v2 is not None:
         raise ValueError(f"{config.architecture} runs on one rank only: leave parallel out")
     if ep > 1 and not config.groups:
         raise ValueError(

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fastslow.engine.model.checkpoint import Checkpoint, ReadPart
 from fastslow.engine.model.moge import Moge
-from fastslow.engine.model.names import tensor_shapes
 from fastslow.engine.model.ops import Ops
+from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.engine.model.weights import Read, Weights
 from fastslow.engine.parallel.place import RankPlace
 

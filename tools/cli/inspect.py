@@ -12,7 +12,7 @@ import typer
 from fastslow.engine.backends.loader import DTYPES
 from fastslow.engine.kv.budget import format_bytes
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import active_parameters, parameters
+from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.parallel.spec import Parallel
 from fastslow.engine.params import Mode
 from fastslow.engine.text.tokenizer import load_tokenizer
@@ -73,7 +73,7 @@ class CheckpointFacts:
                 f"{c.groups} groups of {c.experts // c.groups}, each of {c.moe_intermediate_size}; "
                 f"shared {c.shared_intermediate_size}"
             )
-        elif c.extras is not None:
+        elif c.pangu_v2 is not None:
             dense = f"; dense layers: {len(c.mlp_only_layers)}" if c.mlp_only_layers else ""
             lines["experts"] = (
                 f"best {c.chosen} of {c.experts}, each of {c.moe_intermediate_size}; "
@@ -294,7 +294,7 @@ def _modes(facts: CheckpointFacts) -> Table:
     table = Table("mode", "groups", "thinking", "active per token", "description")
     for mode in facts.modes.values():
         groups = facts.config.groups if mode.groups is None else mode.groups
-        whole = "dense" if facts.config.extras is None else "one"
+        whole = "dense" if facts.config.pangu_v2 is None else "one"
         shown = f"{groups} of {facts.config.groups}" if facts.config.groups else whole
         active = billions(active_parameters(facts.config, mode.groups))
         table.add_row(mode.name, shown, mode.thinking, active, mode.description)

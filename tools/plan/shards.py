@@ -11,8 +11,8 @@ import torch
 from fastslow.engine.backends.device import find_place
 from fastslow.engine.backends.torch.onednn import packable
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import tensor_shapes
 from fastslow.engine.model.ops import wide
+from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.engine.parallel.place import RankPlace
 from fastslow.engine.parallel.spec import Parallel
 

@@ -20,17 +20,16 @@ from fastslow.engine.backends.accelerator.weights import (
     StackedMlp,
     StackedMoge,
 )
-from fastslow.engine.backends.cpu.rows import Rotary
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.base import check_features, kept_layers
-from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.base import LayeredModel, check_step
+from fastslow.engine.model.rope import Rotary
 from fastslow.engine.types import ModelOutput, Rows
 
 
 def choose_on_device(
     logits_TE: Tensor, scale_E: Tensor, groups: int, wanted_T: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As `engine.model.router.choose`, all of it on the device: experts int32 [T, G], weights [T, G].
+    """As `engine.model.moge.choose`, all of it on the device: experts int32 [T, G], weights [T, G].
 
     wanted_T: integer [T], how many groups run for each row. What does not run has the number E, one
     more than there are, and no weight. Ties are broken by comparing, not by a library's order.
@@ -53,41 +52,23 @@ def choose_on_device(
     return torch.where(runs, experts, count), torch.where(runs, weights, 0.0)
 
 
-class PagedDecoder:
+class PagedDecoder(LayeredModel[Stacked]):
     """The counterpart of `engine.model.decoder.Decoder`, on an accelerator's kernels.
 
     Small steps are recorded by their padded size and replayed (`recorded.py`); all others run kernel
     by kernel. Whether a row's bits depend on its neighbours is the kernels' to say.
-
-    Args:
-        weights: the model's.
-        layers: those that run, the others are skipped; None = all.
 
     Attributes:
         recorder: what was recorded, and how often it ran.
     """
 
     def __init__(self, weights: Stacked, layers: Sequence[int] | None = None) -> None:
-        self.weights = weights
+        super().__init__(weights, layers)
         self.ops = weights.ops
         c = weights.config
-        every = range(c.layers)
-        self._layers = kept_layers(every if layers is None else layers, every)
         self._shape = AttentionShape(c.heads, c.kv_heads, c.head_dim**-0.5)
         self._rotary = Rotary(c)
         self.recorder = Recorder(self.ops, self._run, c.context, c.groups)
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.weights.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weights.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.weights.device
 
     @property
     def storage(self) -> type[KVStorage]:
@@ -95,19 +76,9 @@ class PagedDecoder:
 
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
-        """Run the rows, writing their keys and values to `kv` at their slots.
-
-        Returns, all on the CPU, logits, float32 [M, V] (float64 for a float64 model), of
-        `rows.outputs` (only their best tokens where `rows.only_best`), and where `features` names
-        layers, their outputs (0 = the first layer's) of `rows.seen`, [S, len(features) * H] in the
-        model's dtype, side by side in the order named. M and S may be 0. ValueError for a step
-        without rows, a feature layer that does not run here, or another kind of storage.
-        """
-        if not len(rows.tokens):
-            raise ValueError("rows must hold at least 1 row, got 0")
-        kv.expect(self.storage)
+        """See `Model.forward`; all results are on the CPU."""
+        check_step(rows, kv, self.storage, features, self.layers)
         assert isinstance(kv, BlockStorage)
-        check_features(features, self._layers)
         angles = self._rotary.at(rows)
         found = self.recorder.replay(rows, angles, kv, features)
         if found is None:
@@ -119,19 +90,15 @@ class PagedDecoder:
         logits = found.logits[:0] if none else found.logits
         return ModelOutput(_fetched(logits), _fetched(found.features) if features else None, best)
 
-    def keep(self, layers: Sequence[int]) -> PagedDecoder:
-        """See `Model.keep`; the weights are shared."""
-        return PagedDecoder(self.weights, kept_layers(layers, self._layers))
-
     def _run(self, step: PagedStep, kv: BlockStorage, features: tuple[int, ...]) -> Result:
         """All of a step on the device."""
         w, eps = self.weights, self.config.rms_norm_eps
         x_TH = w.embedding.index_select(0, step.tokens)
         seen: dict[int, Tensor] = {}
-        first, *others = self._layers
+        first, *others = self.layers
         fresh_TH = self.ops.rms_norm(x_TH, w.layers[first].attention_norm, eps)
         norms = [*(w.layers[n].attention_norm for n in others), w.norm]
-        for n, next_norm in zip(self._layers, norms, strict=True):
+        for n, next_norm in zip(self.layers, norms, strict=True):
             layer = w.layers[n]
             mixed_TH = self._attention(fresh_TH, layer, kv.k[n], kv.v[n], step)
             fresh_TH, x_TH = self.ops.add_rms_norm(mixed_TH, x_TH, layer.mlp_norm, eps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.formats import Format, Formats
 from fastslow.engine.backends.cpu.kv import TiledStorage
 from fastslow.engine.backends.cpu.packed import Arena, PackedMatrix
-from fastslow.engine.backends.cpu.rows import Rotary, Tails, parts
 from fastslow.engine.backends.cpu.store import PackedFile
-from fastslow.engine.model.base import check_features, kept_layers
+from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.rope import Rotary
 from fastslow.engine.model.row_file import OpenFile
 from fastslow.engine.types import Floats, Ints, ModelOutput, Rows
 
@@ -26,6 +27,63 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 1024  # of one call; longer steps are cut, which changes no bit of a row
 MOST_RATIO = 64  # query heads of a KV head: what a chunk of attention has room for
+
+
+@dataclass(slots=True)
+class Tails:
+    """Which of the step's own slots each row sees after its request's context, itself the last.
+
+    chains: uint8 [B], whether a request's rows follow each other, so that they share one list.
+    """
+
+    slots: Ints
+    starts: Ints  # [T]
+    lengths: Ints  # [T]
+    chains: NDArray[np.uint8]  # [B]
+
+    @classmethod
+    def of(cls, rows: Rows) -> Tails:
+        """The paths from each request's context to each of its rows."""
+        if len(rows.tokens) == len(rows.starts) - 1:  # a row each, as in plain decoding
+            count = len(rows.tokens)
+            ones = np.ones(count, dtype=np.int64)
+            return cls(rows.slots, rows.starts[:-1], ones, np.ones(count, dtype=np.uint8))
+        sizes = np.diff(rows.starts)
+        places = np.arange(len(rows.tokens)) - np.repeat(rows.starts[:-1], sizes)
+        follows = rows.parents == places - 1
+        starts = np.repeat(rows.starts[:-1], sizes)
+        chains = np.ones(len(sizes), dtype=np.uint8)
+        if follows.all():
+            return cls(rows.slots, starts, places + 1, chains)
+        extra, lengths = list[int](), places + 1
+        given, parents, first_tail = rows.slots.tolist(), rows.parents.tolist(), len(rows.slots)
+        for b in np.unique(np.repeat(np.arange(len(sizes)), sizes)[~follows]).tolist():
+            chains[b] = 0
+            first, last = int(rows.starts[b]), int(rows.starts[b + 1])
+            paths: list[list[int]] = []  # slots from the root to each row
+            for row in range(first, last):
+                parent = parents[row]
+                paths.append([*(paths[parent] if parent >= 0 else ()), given[row]])
+                starts[row], lengths[row] = first_tail + len(extra), len(paths[-1])
+                extra += paths[-1]
+        return cls(np.array(given + extra, dtype=np.int64), starts, lengths, chains)
+
+
+@dataclass(slots=True)
+class KernelStep:
+    """A step as the kernels take it, and the memory that they write its results to.
+
+    cos, sin: float32 [T, head_dim / 2]. logits: float32 [M, V], or none where all rows want only their
+    best token. features: float32 [S, F]. best: int64 [M].
+    """
+
+    rows: Rows
+    tails: Tails
+    cos: Floats
+    sin: Floats
+    logits: torch.Tensor
+    features: torch.Tensor
+    best: Ints
 
 
 class CpuDecoder:
@@ -62,10 +120,9 @@ class CpuDecoder:
         self._memory = memory
         self._rotary = Rotary(config)
         self._kernels = library.kernels()
-        every = range(config.layers)
-        self._layers = kept_layers(every if layers is None else layers, every)
-        self._kv_layers = np.array(self._layers)
-        running = (library.CLayer * len(self._layers))(*map(self._layer, self._layers))
+        self.layers = check_layers(layers, range(config.layers))
+        self._kv_layers = np.array(self.layers)
+        running = (library.CLayer * len(self.layers))(*map(self._layer, self.layers))
         self._handle = self._kernels.fs_model_new(ctypes.byref(self._shape()), running)
         if not self._handle:
             raise MemoryError("there is no memory left for the model's kernels")
@@ -99,7 +156,7 @@ class CpuDecoder:
 
     @property
     def _routed_layers(self) -> int:
-        return sum(self.config.routed(n) for n in self._layers)
+        return sum(self.config.routed(n) for n in self.layers)
 
     def _bytes(self, experts: int, router: bool, screened: bool) -> int:
         pieces = {k: piece for k, piece in self._arena.pieces.items() if self._runs(k)}
@@ -114,26 +171,16 @@ class CpuDecoder:
 
     def _runs(self, key: str) -> bool:
         layer = key.partition(".")[0]
-        return not layer.isdigit() or int(layer) in self._layers
+        return not layer.isdigit() or int(layer) in self.layers
 
-    def keep(self, layers: Sequence[int]) -> CpuDecoder:
-        """See `Model.keep`; the weights are shared."""
-        kept = kept_layers(layers, self._layers)
-        return CpuDecoder(self.config, self.formats, self._arena, self._memory, kept, self.storage)
+    def layer_subset(self, layers: Sequence[int]) -> CpuDecoder:
+        """See `Model.layer_subset`; the weights are shared."""
+        some = check_layers(layers, self.layers)
+        return CpuDecoder(self.config, self.formats, self._arena, self._memory, some, self.storage)
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
-        """Run the rows, writing their keys and values to `kv` at their slots.
-
-        Returns logits, float32 [M, V], of `rows.outputs` (only their best tokens where
-        `rows.only_best`), and where `features` names layers, their outputs (0 = the first layer's),
-        of `rows.seen`, [S, len(features) * H] in `dtype`, side by side in the order named. M and S
-        may be 0. ValueError for a step without rows, a feature layer that does not run here, or
-        another kind of storage.
-        """
-        if not len(rows.tokens):
-            raise ValueError("rows must hold at least 1 row, got 0")
-        kv.expect(self.storage)
-        check_features(features, self._layers)
+        """See `Model.forward`; logits are float32, features in `dtype`."""
+        check_step(rows, kv, self.storage, features, self.layers)
         for name, some in (("outputs", rows.outputs), ("rows to see", rows.seen)):
             if len(some) > len(rows.tokens):
                 raise ValueError(f"{len(some)} {name} are more than the {len(rows.tokens)} rows")
@@ -142,107 +189,91 @@ class CpuDecoder:
         logits = torch.empty(0 if rows.only_best.all() else count, self.config.vocab_size)
         seen = torch.empty(len(rows.seen), len(features) * hidden) if features else NOTHING
         best = np.empty(count, dtype=np.int64)
-        tails = Tails.of(rows)
         cos, sin = self._rotary.at(rows)
+        step = KernelStep(rows, Tails.of(rows), cos, sin, logits, seen, best)
         if len(rows.tokens) <= MOST_ROWS:
-            self._call(
-                kv,
-                features,
-                tokens=rows.tokens,
-                slots=rows.slots,
-                groups=rows.groups,
-                cos=cos,
-                sin=sin,
-                starts=rows.starts,
-                contexts=rows.contexts,
-                chains=tails.chains,
-                tails=tails.slots,
-                tail_starts=tails.starts,
-                tail_lengths=tails.lengths,
-                wanted=rows.outputs,
-                seen=rows.seen if features else rows.seen[:0],
-                only_best=rows.only_best,
-                best=best,
-                logits=logits,
-                feature_values=seen,
-            )
+            self._call(kv, features, step)
         else:
-            self._in_parts(kv, features, rows, tails, (cos, sin), (logits, seen, best))
+            self._in_parts(kv, features, step)
         return ModelOutput(logits, seen.to(self.dtype) if features else None, best)
 
-    def _in_parts(
-        self,
-        kv: KVStorage,
-        features: tuple[int, ...],
-        rows: Rows,
-        tails: Tails,
-        rotary: tuple[Floats, Floats],
-        results: tuple[torch.Tensor, torch.Tensor, Ints],
-    ) -> None:
-        """The rows at most MOST_ROWS at a time, their results put together in `results`."""
-        cos, sin = rotary
-        logits, seen, best = results
-        for first, last, owners, starts in parts(rows, MOST_ROWS):
-            picked = np.flatnonzero((rows.outputs >= first) & (rows.outputs < last))
-            looked = np.flatnonzero((rows.seen >= first) & (rows.seen < last) & bool(features))
-            own_logits = logits[picked] if len(logits) else logits
-            own_seen = seen[looked] if features else seen
-            own_best = best[picked]
-            self._call(
-                kv,
-                features,
-                tokens=rows.tokens[first:last],
-                slots=rows.slots[first:last],
-                groups=rows.groups[first:last],
-                cos=cos[first:last],
-                sin=sin[first:last],
-                starts=starts,
-                contexts=[rows.contexts[b] for b in owners],
-                chains=tails.chains[owners],
-                tails=tails.slots,
-                tail_starts=tails.starts[first:last],
-                tail_lengths=tails.lengths[first:last],
-                wanted=rows.outputs[picked] - first,
-                seen=rows.seen[looked] - first,
-                only_best=rows.only_best[picked],
-                best=own_best,
-                logits=own_logits,
-                feature_values=own_seen,
+    def _in_parts(self, kv: KVStorage, features: tuple[int, ...], step: KernelStep) -> None:
+        """The rows at most MOST_ROWS at a time, their results put together."""
+        rows, tails = step.rows, step.tails
+        for first in range(0, len(rows.tokens), MOST_ROWS):
+            part = slice(first, min(first + MOST_ROWS, len(rows.tokens)))
+            starts = np.clip(rows.starts, part.start, part.stop) - first
+            owners = np.flatnonzero(np.diff(starts))
+            picked, looked = (
+                np.flatnonzero((wanted >= part.start) & (wanted < part.stop))
+                for wanted in (rows.outputs, rows.seen)
             )
-            if len(logits):
-                logits[picked] = own_logits
+            own = KernelStep(
+                Rows(
+                    tokens=rows.tokens[part],
+                    positions=rows.positions[part],
+                    slots=rows.slots[part],
+                    parents=rows.parents[part],
+                    groups=rows.groups[part],
+                    starts=np.append(starts[owners], part.stop - first),
+                    outputs=rows.outputs[picked] - first,
+                    only_best=rows.only_best[picked],
+                    seen=rows.seen[looked] - first,
+                    contexts=tuple(rows.contexts[b] for b in owners),
+                    max_len=rows.max_len[owners],
+                ),
+                Tails(tails.slots, tails.starts[part], tails.lengths[part], tails.chains[owners]),
+                step.cos[part],
+                step.sin[part],
+                step.logits[picked] if len(step.logits) else step.logits,
+                step.features[looked] if features else step.features,
+                step.best[picked],
+            )
+            self._call(kv, features, own)
+            if len(step.logits):
+                step.logits[picked] = own.logits
             if features:
-                seen[looked] = own_seen
-            best[picked] = own_best
+                step.features[looked] = own.features
+            step.best[picked] = own.best
 
-    def _call(
-        self,
-        kv: KVStorage,
-        features: tuple[int, ...],
-        contexts: Sequence[Ints],
-        logits: torch.Tensor,
-        feature_values: torch.Tensor,
-        **arrays: NDArray[Any],
-    ) -> None:
-        contexts = [np.ascontiguousarray(x) for x in contexts]
-        arrays["contexts"] = np.array([_address(x) for x in contexts], dtype=np.uint64)
-        arrays["context_lengths"] = np.array([len(x) for x in contexts], dtype=np.int64)
-        # the kernels count the layers that run
-        places = [self._layers.index(n) for n in features]
-        arrays["feature_layers"] = np.array(places, dtype=np.int64)
-        arrays["keys"], arrays["values"] = kv.pointers[:, self._kv_layers]
-        kept = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+    def _call(self, kv: KVStorage, features: tuple[int, ...], step: KernelStep) -> None:
+        rows, tails = step.rows, step.tails
+        contexts = [np.ascontiguousarray(x) for x in rows.contexts]
+        keys, values = kv.pointers[:, self._kv_layers]
+        arrays: dict[str, NDArray[Any]] = {
+            "tokens": rows.tokens,
+            "slots": rows.slots,
+            "groups": rows.groups,
+            "cos": step.cos,
+            "sin": step.sin,
+            "starts": rows.starts,
+            "contexts": np.array([_address(x) for x in contexts], dtype=np.uint64),
+            "context_lengths": np.array([len(x) for x in contexts], dtype=np.int64),
+            "chains": tails.chains,
+            "tails": tails.slots,
+            "tail_starts": tails.starts,
+            "tail_lengths": tails.lengths,
+            "keys": keys,
+            "values": values,
+            "wanted": rows.outputs,
+            "only_best": rows.only_best,
+            "best": step.best,
+            "seen": rows.seen if features else rows.seen[:0],
+            # the kernels count the layers that run
+            "feature_layers": np.array([self.layers.index(n) for n in features], dtype=np.int64),
+        }
+        arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
         args = library.StepArgs(
             threads=torch.get_num_threads(),
-            rows=len(kept["tokens"]),
+            rows=len(rows.tokens),
             requests=len(contexts),
-            outputs=len(kept["wanted"]),
-            seen_rows=len(kept["seen"]),
+            outputs=len(rows.outputs),
+            seen_rows=len(arrays["seen"]),
             features=len(features),
             kv_format=KV_FORMATS[kv.memory_dtype],
-            logits=logits.data_ptr(),
-            feature_values=feature_values.data_ptr(),
-            **{name: _address(x) for name, x in kept.items()},
+            logits=step.logits.data_ptr(),
+            feature_values=step.features.data_ptr(),
+            **{name: _address(x) for name, x in arrays.items()},
         )
         failed = self._kernels.fs_step(self._handle, ctypes.byref(args))
         if failed == library.UNREADABLE:
@@ -290,7 +321,7 @@ class CpuDecoder:
         c, cold = self.config, self._memory.cold
         own = "embedding" in self._arena.offsets  # else the head's tiles have it
         return library.CShape(
-            layers=len(self._layers),
+            layers=len(self.layers),
             hidden=c.hidden_size,
             heads=c.heads,
             kv_heads=c.kv_heads,

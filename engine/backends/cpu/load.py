@@ -44,7 +44,7 @@ def load_packed(
 
 def runs(config: ModelConfig) -> str | None:
     """None, or what about a model the kernels cannot run."""
-    if config.extras is not None:
+    if config.pangu_v2 is not None:
         return f"they do not know {config.architecture}"
     if config.heads // config.kv_heads > MOST_RATIO:
         return f"{config.heads} heads share {config.kv_heads} key heads, over {MOST_RATIO} to one"

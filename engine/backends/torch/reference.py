@@ -80,7 +80,7 @@ class ReferenceOps:
         k = self._gather(k_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
         v = self._gather(v_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
         if keys.sinks is not None:
-            k, v = _behind(keys.sinks.k, k), _behind(keys.sinks.v, v)
+            k, v = _post_normed(keys.sinks.k, k), _post_normed(keys.sinks.v, v)
             front = keys.sinks.bias.expand(lines, -1, -1, group, -1)
             bias = torch.cat((front, bias.expand(lines, -1, -1, -1, -1)), 2)
         blocks = bias.shape[2]
@@ -138,6 +138,6 @@ class ReferenceOps:
         return torch.cat([self._product(h_RF[i:j], down_HF[e], None) for e, i, j in dispatch.runs])
 
 
-def _behind(sinks_KFD: Tensor, own_LKSD: Tensor) -> Tensor:
+def _post_normed(sinks_KFD: Tensor, own_LKSD: Tensor) -> Tensor:
     """[L, kv_heads, F + S, D]: the sinks, and then each line's own."""
     return torch.cat((sinks_KFD.to(own_LKSD.dtype).expand(len(own_LKSD), -1, -1, -1), own_LKSD), 2)
