@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.weights import Stacked, StackedMoge
-from fastslow.engine.backends.device import find_place, paged_ops_for
+from fastslow.engine.backends.device import choose_device, paged_ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
@@ -51,7 +51,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, M
 
 def on_npu(folder: Path, matrices: dict[str, Matrix], dtype: torch.dtype) -> PagedDecoder:
     config = ModelConfig.from_folder(folder)
-    place = find_place("npu")
+    place = choose_device("npu")
     with Checkpoint.open(folder, config).reader(progress=False) as read:
         ops = paged_ops_for(place)
         return PagedDecoder(Stacked(config, ops, dtype, place.device, read, matrices.get))
@@ -70,7 +70,7 @@ def test_int8_errs_as_its_rounding_of_rows_does(
     moge = model.weights.layers[0].mlp
     assert isinstance(moge, StackedMoge)
     assert model.weights.layers[0].qkv.weight.dtype == torch.int8
-    assert moge.gate_up.weight.dtype == torch.int8
+    assert moge.experts.gate_up.weight.dtype == torch.int8
     assert npu_kernels.calls["npu_quant_matmul"] > 0 and model.recorder.replays == 9
     error, usual = (found - exact).abs().mean(), (plain - exact).abs().mean()
     assert error < 4 * usual

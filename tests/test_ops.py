@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastslow.engine.backends.device import find_place, ops_for
+from fastslow.engine.backends.device import choose_device, ops_for
 from fastslow.engine.backends.torch import onednn
 from fastslow.engine.backends.torch.onednn import OneDnnOps
 from fastslow.engine.backends.torch.reference import ReferenceOps
@@ -102,9 +102,9 @@ def test_without_onednn_plain_products_run(monkeypatch: pytest.MonkeyPatch) -> N
 def test_devices() -> None:
     assert isinstance(ops_for("cpu"), OneDnnOps)
     assert not isinstance(ops_for("cuda"), OneDnnOps)
-    assert find_place("cpu").device == torch.device("cpu")
+    assert choose_device("cpu").device == torch.device("cpu")
     with pytest.raises(ValueError, match="device 'tpu' is not one of auto, cpu, cuda, npu"):
-        find_place("tpu")
+        choose_device("tpu")
 
 
 def test_router_takes_the_first_of_equals_and_keeps_the_heaviest_groups() -> None:

@@ -9,19 +9,20 @@ from loguru import logger
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
-from fastslow.engine.backends.accelerator.weights import Stacked, no_int8
+from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.build import level
 from fastslow.engine.backends.cpu.formats import EMBEDDING, QUANTIZATIONS, Formats
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.cpu.load import load_packed, runs
-from fastslow.engine.backends.device import DevicePlace, find_place, ops_for, paged_ops_for
+from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.families.pangu_v2 import PanguV2Weights
+from fastslow.engine.model.int8 import no_int8
 from fastslow.engine.model.quantised import Scheme
 from fastslow.engine.model.weights import Weights
 
@@ -59,7 +60,7 @@ def load_model(
     if kv_dtype not in KV_DTYPES:
         raise ValueError(f"kv_dtype {kv_dtype!r} is not one of {', '.join(KV_DTYPES)}")
     config = ModelConfig.from_folder(Path(folder))
-    place = find_place(device)
+    place = choose_device(device)
     where = place.device
     scheme = Scheme.from_folder(Path(folder))
     checkpoint = Checkpoint.open(Path(folder), config, scheme)
@@ -82,12 +83,11 @@ def load_model(
     if kv_dtype == "int8":
         raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which do not run here")
     with checkpoint.quantised(progress) as tensors:
+        int8 = tensors.linear if quantization == W8A8 else no_int8
         if ops is not None and config.pangu_v2 is None and picked != torch.float64:
-            int8 = tensors.linear if quantization == W8A8 else no_int8
             return PagedDecoder(Stacked(config, ops, picked, where, tensors.read, int8))
         kind = Weights if config.pangu_v2 is None else PanguV2Weights
-        own = {"linear": tensors.linear} if quantization == W8A8 else {}
-        return Decoder(kind(config, ops_for(place.kind), picked, where, tensors.read, **own))
+        return Decoder(kind(config, ops_for(place.kind), picked, where, tensors.read, int8))
 
 
 def _formats(
@@ -163,7 +163,7 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
 
 
 def pick_dtype(
-    dtype: str | torch.dtype, config: ModelConfig, place: DevicePlace, ops: PagedOps | None = None
+    dtype: str | torch.dtype, config: ModelConfig, place: DeviceChoice, ops: PagedOps | None = None
 ) -> torch.dtype:
     """The dtype to run in. A checkpoint that names none runs in float32.
 

@@ -22,7 +22,7 @@ from loguru import logger
 from torch._C._distributed_c10d import FileStore
 from torch.distributed.distributed_c10d import Store
 
-from fastslow.engine.backends.device import find_place
+from fastslow.engine.backends.device import choose_device
 from fastslow.engine.backends.loader import pick_dtype
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
@@ -143,7 +143,7 @@ def load_parallel(
     """
     config = ModelConfig.from_folder(folder)
     place = RankPlace.all(config, parallel)[0]
-    found = find_place(device)
+    found = choose_device(device)
     where = found.device
     picked = pick_dtype(dtype, config, found)
     if quantization not in ("none", "auto"):

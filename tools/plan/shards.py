@@ -8,7 +8,7 @@ from math import prod
 
 import torch
 
-from fastslow.engine.backends.device import find_place
+from fastslow.engine.backends.device import choose_device
 from fastslow.engine.backends.torch.onednn import packable
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import wide
@@ -59,7 +59,7 @@ class ShardPlan:
             ValueError: the model cannot be shared so, or has a tensor that no rule cuts.
         """
         shapes = tensor_shapes(config)
-        kind = find_place(device).kind if device == "auto" else device
+        kind = choose_device(device).kind if device == "auto" else device
         twice = config.tie_word_embeddings and kind == "cpu" and packable(dtype)
         shares = []
         for place in RankPlace.all(config, parallel):
