@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastslow.api import generate
-    from fastslow.engine.parallel.spec import Parallel
+    from fastslow.engine.parallel.sharding import Parallel
     from fastslow.engine.params import Mode, SamplingParams, Speculation
     from fastslow.llm import LLM
     from fastslow.output import GenerationError, Output, Piece
@@ -35,7 +35,7 @@ _HOMES = {
     "GenerationError": "fastslow.output",
     "Mode": "fastslow.engine.params",
     "Output": "fastslow.output",
-    "Parallel": "fastslow.engine.parallel.spec",
+    "Parallel": "fastslow.engine.parallel.sharding",
     "Piece": "fastslow.output",
     "SamplingParams": "fastslow.engine.params",
     "Speculation": "fastslow.engine.params",

@@ -19,8 +19,9 @@ from fastslow.engine.host.progress import bar
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
-from fastslow.engine.parallel.open import ends_ranks_if_it_fails, join, open_model
-from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
+from fastslow.engine.parallel.sharding import Parallel
+from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.text.templates import Message, load_template
 from fastslow.engine.text.thought import find_tags

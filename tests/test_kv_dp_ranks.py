@@ -15,9 +15,8 @@ from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.commands import Command, CommandKind, split
-from fastslow.engine.parallel.model import parted_storage
-from fastslow.engine.parallel.place import RankPlace
-from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.parallel.model import sharded_storage
+from fastslow.engine.parallel.sharding import Parallel, RankShard
 
 
 class TwoRanks(KVStorage):
@@ -115,8 +114,8 @@ def test_a_models_storage_says_how_many_ranks() -> None:
 def test_other_ranks_are_told_what_becomes_of_the_rows() -> None:
     config = ModelConfig.from_json(MOGE)
     orders: deque[Command] = deque()
-    first = RankPlace.all(config, Parallel(dp=2, tp=2))[0]
-    kind = parted_storage(first, orders, shared=True)
+    first = RankShard.all(config, Parallel(dp=2, tp=2))[0]
+    kind = sharded_storage(first, orders, shared=True)
     kv = cache(8, kind)
     assert (kind.dp_ranks, kind.share, kv.storage.slots) == (2, 1.0, 16)
     assert kv.storage.k[0].shape == (16, 1, 2), "one of two KV heads"
@@ -142,5 +141,5 @@ def test_a_share_counts_the_memory_that_is_asked() -> None:
         (Parallel(tp=2, dp=2), False, 0.25),
         (Parallel(tp=4), False, 0.5),
     ):
-        place = RankPlace.all(config, parallel)[0]
-        assert parted_storage(place, orders, shared).share == share, (parallel, shared)
+        place = RankShard.all(config, parallel)[0]
+        assert sharded_storage(place, orders, shared).share == share, (parallel, shared)

@@ -59,9 +59,9 @@ class Command(NamedTuple):
     values: Ints
 
 
-def pack(orders: Sequence[Command]) -> bytes:
-    """All orders, in their order, as int64."""
-    parts = [_ints(part) for kind, values in orders for part in ((kind, len(values)), values)]
+def pack(commands: Sequence[Command]) -> bytes:
+    """All commands, in their order, as int64."""
+    parts = [_ints(part) for kind, values in commands for part in ((kind, len(values)), values)]
     return np.concatenate(parts).tobytes() if parts else b""
 
 

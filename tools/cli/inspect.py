@@ -13,7 +13,7 @@ from fastslow.engine.backends.loader import DTYPES
 from fastslow.engine.kv.budget import format_bytes
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import active_parameters, parameters
-from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.policies.meaning import meaning

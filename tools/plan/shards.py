@@ -13,8 +13,7 @@ from fastslow.engine.backends.torch.onednn import packable
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import wide
 from fastslow.engine.model.tensors import tensor_shapes
-from fastslow.engine.parallel.place import RankPlace
-from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.parallel.sharding import Parallel, RankShard
 
 EMBEDDING = "model.embed_tokens.weight"
 _ROUTER = re.compile(r".*\.mlp\.(gate\.weight|router_scale)")  # kept in float32
@@ -30,7 +29,7 @@ class Share:
         elements: of the checkpoint that the rank reads.
     """
 
-    place: RankPlace
+    place: RankShard
     weights: int
     kv_per_token: int
     elements: int
@@ -62,10 +61,10 @@ class ShardPlan:
         kind = choose_device(device).kind if device == "auto" else device
         twice = config.tie_word_embeddings and kind == "cpu" and packable(dtype)
         shares = []
-        for place in RankPlace.all(config, parallel):
+        for place in RankShard.all(config, parallel):
             weights = elements = 0
             for name, shape in shapes.items():
-                part = place.part(name, shape)
+                part = place.slices(name, shape)
                 count = 0 if part is None else prod(s.stop - s.start for s in part)
                 kept = wide(dtype) if _ROUTER.fullmatch(name) else dtype
                 weights += count * kept.itemsize * (2 if twice and name == EMBEDDING else 1)
