@@ -19,7 +19,7 @@ from torch import Tensor
 from fastslow.engine.backends.cpu.build import build
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.host.cache_folder import cache_folder
+from fastslow.engine.host.files import cache_folder
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import tensor_shapes

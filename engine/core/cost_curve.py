@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from loguru import logger
 
-from fastslow.engine.host.cache_folder import cache_folder
+from fastslow.engine.host.files import cache_folder
 from fastslow.engine.host.watch import Watch
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.types import Rows, Segment

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, Progress
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fastslow.engine.host.files import read_object
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.quantised import (
     Expected,
@@ -216,11 +216,7 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
         if len(exported) != 1:
             raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}")
         index = exported[0]
-    try:
-        table = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{index} is not valid JSON: {error}") from None
-    weight_map = table.get("weight_map") if isinstance(table, dict) else None
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} must hold an object weight_map from tensor names to files")
     shards: dict[str, set[str]] = {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastslow.engine.host.files import read_object
 from fastslow.engine.model.families.pangu_v2_config import PanguV2Config, published
 from fastslow.engine.model.fields import boolean, integer, integers, number, text
 
@@ -80,12 +80,7 @@ class ModelConfig:
             raise ValueError(f"model folder {folder} does not exist")
         if not path.is_file():
             raise ValueError(f"{folder} has no config.json")
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from None
-        if not isinstance(raw, dict):
-            raise ValueError(f"{path} must hold a JSON object, not a {type(raw).__name__}")
+        raw = read_object(path)
         try:
             return cls.from_json(raw)
         except ValueError as error:

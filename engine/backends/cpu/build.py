@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loguru import logger
 
-from fastslow.engine.host.cache_folder import cache_folder
+from fastslow.engine.host.files import cache_folder
 
 SOURCES = Path(__file__).with_name("kernels")
 VARIABLE = "FASTSLOW_KERNELS"

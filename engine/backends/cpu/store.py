@@ -15,7 +15,7 @@ from loguru import logger
 from numpy.typing import NDArray
 
 from fastslow.engine.backends.cpu.packed import Arena, Sources
-from fastslow.engine.host.cache_folder import cache_folder
+from fastslow.engine.host.files import cache_folder
 from fastslow.engine.model.row_file import OpenFile
 
 LAYOUT = 2  # raise it when packed bytes change their meaning
