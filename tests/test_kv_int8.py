@@ -11,7 +11,7 @@ import texts
 import torch
 from kernel_tools import compiled
 
-from fastslow.engine.backends.cpu import build, library
+from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.cache import KVCache
@@ -103,7 +103,7 @@ def test_what_int8_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         load_model(folder, kv_dtype="int9")
     library.available.cache_clear()
     with monkeypatch.context() as off:
-        off.setenv(build.VARIABLE, "off")
+        off.setenv(library.VARIABLE, "off")
         with pytest.raises(ValueError, match="kv_dtype 'int8' needs the CPU kernels"):
             load_model(folder, kv_dtype="int8")
     library.available.cache_clear()

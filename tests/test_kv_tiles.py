@@ -11,7 +11,7 @@ import texts
 import torch
 from kernel_tools import compiled
 
-from fastslow.engine.backends.cpu import build, library
+from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.kv import TiledStorage
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.cache import KVCache
@@ -104,7 +104,7 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Model, Model]
     kernels = load_model(folder, "float32")
     library.available.cache_clear()
     with monkeypatch.context() as off:
-        off.setenv(build.VARIABLE, "off")
+        off.setenv(library.VARIABLE, "off")
         plain = load_model(folder, "float32")
     library.available.cache_clear()
     assert kernels.storage is TiledStorage and plain.storage is KVStorage

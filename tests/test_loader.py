@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.engine.backends.cpu.build import build
+from fastslow.engine.backends.cpu.library import build
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.host.files import cache_folder

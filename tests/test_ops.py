@@ -10,9 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from fastslow.engine.backends.device import choose_device, ops_for
-from fastslow.engine.backends.torch import onednn
-from fastslow.engine.backends.torch.onednn import OneDnnOps
-from fastslow.engine.backends.torch.reference import ReferenceOps
+from fastslow.engine.backends.torch import reference
+from fastslow.engine.backends.torch.reference import OneDnnOps, ReferenceOps
 from fastslow.engine.model.moge import choose
 from fastslow.engine.model.ops import Dispatch, Ops
 
@@ -93,7 +92,7 @@ def test_experts_run_their_own_rows(ops: Ops, dtype: torch.dtype) -> None:
 
 
 def test_without_onednn_plain_products_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn, "packable", lambda dtype: False)
+    monkeypatch.setattr(reference, "packable", lambda dtype: False)
     weight, x = torch.randn(8, 16), torch.randn(4, 16)
     assert OneDnnOps().pack(weight) is weight
     assert torch.equal(OneDnnOps().linear(x, weight), F.linear(x, weight))

@@ -75,8 +75,7 @@ def _named(device: str | torch.device) -> torch.device:
 
 def ops_for(kind: str) -> Ops:
     """The building blocks of `engine.model.decoder.Decoder` for a kind of device."""
-    from fastslow.engine.backends.torch.onednn import OneDnnOps
-    from fastslow.engine.backends.torch.reference import ReferenceOps
+    from fastslow.engine.backends.torch.reference import OneDnnOps, ReferenceOps
 
     return OneDnnOps() if kind == "cpu" else ReferenceOps()
 

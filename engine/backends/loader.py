@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from loguru import logger
+from numpy.typing import NDArray
+from safetensors import safe_open
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
 from fastslow.engine.backends.accelerator.weights import Stacked
-from fastslow.engine.backends.cpu import library
-from fastslow.engine.backends.cpu.build import level
-from fastslow.engine.backends.cpu.formats import EMBEDDING, QUANTIZATIONS, Formats
+from fastslow.engine.backends.cpu import library, store
+from fastslow.engine.backends.cpu.decoder import CpuDecoder, unsupported
+from fastslow.engine.backends.cpu.formats import EMBEDDING, QUANTIZATIONS, Format, Formats
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
-from fastslow.engine.backends.cpu.load import load_packed, runs
+from fastslow.engine.backends.cpu.library import level
+from fastslow.engine.backends.cpu.packed import Arena, ReadBlocks, Sources
 from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
@@ -77,9 +83,16 @@ def load_model(
         formats = _formats(picked, quantization, config, scheme)
         logger.debug("running {} on the CPU kernels ({})", formats.name, level())
         storage = _storage(kv_dtype, config, quantization, scheme)
-        return load_packed(
-            Path(folder), config, formats, lambda: checkpoint.quantised(progress), storage
-        )
+        arena = Arena.of(config, formats)
+        path = store.packed_path(Path(folder), formats.name)
+        memory = store.load(path, arena)
+        if memory is None:  # packed on first use
+            with (
+                checkpoint.quantised(progress) as tensors,
+                _blocks(Path(folder), formats) as blocks,
+            ):
+                memory = store.create(path, arena, Sources(tensors.read, blocks, tensors.linear))
+        return CpuDecoder(config, formats, arena, memory, storage=storage)
     if kv_dtype == "int8":
         raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which do not run here")
     with checkpoint.quantised(progress) as tensors:
@@ -124,7 +137,7 @@ def _own_quantization(
     scheme: Scheme | None,
 ) -> str:
     if dtype == "auto" and scheme is not None:
-        finer = device == "cpu" and library.available() and runs(config) is None
+        finer = device == "cpu" and library.available() and unsupported(config) is None
         inputs = ", inputs per 32, which is finer than per token" if finer else ""
         said = f"{scheme.sentence}{inputs}"
         logger.info("the weights of {} are W8A8 and run so: {}", folder.name, said)
@@ -151,7 +164,7 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
             )
     if config.pangu_v2 is not None and device == "npu":
         raise ValueError(f"{config.architecture} does not run on 'npu' yet: use 'cpu' or 'cuda'")
-    reason = runs(config)
+    reason = unsupported(config)
     if quantization not in ("none", W8A8) and reason is not None:
         raise ValueError(f"quantization {quantization!r} needs the CPU kernels, but {reason}")
     if device != "cpu" or dtype not in (torch.float32, torch.bfloat16):
@@ -183,3 +196,18 @@ def pick_dtype(
     if runs != DTYPES[own]:
         logger.info("the checkpoint is {}, which runs here as {}", own, runs)
     return runs
+
+
+@contextmanager
+def _blocks(folder: Path, formats: Formats) -> Iterator[ReadBlocks]:
+    path = folder / BLOCKS
+    if formats.layers is not Format.INT4 or not path.is_file():
+        yield lambda name: None
+        return
+    with safe_open(path, framework="np") as file:
+        names = set(file.keys())
+
+        def read(name: str) -> NDArray[np.uint8] | None:
+            return file.get_tensor(name) if name in names else None
+
+        yield read

@@ -91,42 +91,26 @@ def split(values: Ints) -> list[Ints]:
     return parts
 
 
+ROWS = (
+    *("tokens", "positions", "slots", "parents", "groups", "starts"),
+    *("outputs", "only_best", "max_len", "seen"),
+)  # the fields of `Rows` that are arrays
+
+
 def pack_rows(rows: Rows) -> Ints:
     """Rows as numbers; contexts as the runs of slots that they are made of."""
-    runs = [_runs(context) for context in rows.contexts]
-    return fields(
-        rows.tokens,
-        rows.positions,
-        rows.slots,
-        rows.parents,
-        rows.groups,
-        rows.starts,
-        rows.outputs,
-        rows.only_best.astype(np.int64),
-        rows.max_len,
-        rows.seen,
-        *(part for pair in runs for part in pair),
-    )
+    runs = [part for context in rows.contexts for part in _runs(context)]
+    return fields(*(getattr(rows, name) for name in ROWS), *runs)
 
 
 def unpack_rows(values: Ints) -> Rows:
     """What `pack_rows` packed."""
     parts = split(values)
-    tokens, positions, slots, parents, groups, starts, outputs, best, max_len, seen = parts[:10]
-    firsts, sizes = parts[10::2], parts[11::2]
-    return Rows(
-        tokens=tokens,
-        positions=positions,
-        slots=slots,
-        parents=parents,
-        groups=groups,
-        starts=starts,
-        outputs=outputs,
-        only_best=best.astype(np.bool_),
-        seen=seen,
-        contexts=tuple(_slots(f, s) for f, s in zip(firsts, sizes, strict=True)),
-        max_len=max_len,
-    )
+    arrays: dict[str, Any] = dict(zip(ROWS, parts))
+    arrays["only_best"] = arrays["only_best"].astype(np.bool_)
+    firsts, sizes = parts[len(ROWS) :: 2], parts[len(ROWS) + 1 :: 2]
+    contexts = tuple(_slots(f, s) for f, s in zip(firsts, sizes, strict=True))
+    return Rows(**arrays, contexts=contexts)
 
 
 def _runs(slots: Ints) -> tuple[Ints, Ints]:

@@ -343,6 +343,15 @@ class CpuDecoder:
         )
 
 
+def unsupported(config: ModelConfig) -> str | None:
+    """What about a model the kernels cannot run; None = they run it."""
+    if config.pangu_v2 is not None:
+        return f"they do not know {config.architecture}"
+    if config.heads // config.kv_heads > MOST_RATIO:
+        return f"{config.heads} heads share {config.kv_heads} key heads, over {MOST_RATIO} to one"
+    return None
+
+
 def _address(array: NDArray[Any]) -> int:
     """Where an array's memory lies; a quarter of what `array.ctypes.data` takes."""
     address: int = array.__array_interface__["data"][0]
