@@ -167,7 +167,7 @@ MUTATIONS = (
     ),
     swap(
         "sibling seen in the tree lists of the kernels",
-        "engine/backends/cpu/decoder.py",
+        "engine/backends/cpu/step.py",
         "*(paths[parent] if parent >= 0 else ())",
         "*(paths[-1] if parent >= 0 else ())",
         EXACT,

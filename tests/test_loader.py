@@ -192,7 +192,10 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
 def test_broken_index(tmp_path: Path, text: str) -> None:
     folder = checkpoints.write_moge(tmp_path)
     (folder / INDEX).write_text(text)
-    refused(folder, f"{INDEX} (is not valid JSON|must hold an object weight_map)")
+    refused(
+        folder,
+        f"{INDEX} (is not valid JSON|must hold an object weight_map|must hold a JSON object)",
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "nul"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,75 +14,19 @@ from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.formats import Format, Formats
 from fastslow.engine.backends.cpu.kv import TiledStorage
 from fastslow.engine.backends.cpu.packed import Arena, PackedMatrix
+from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.rope import Rotary
 from fastslow.engine.model.row_file import OpenFile
-from fastslow.engine.types import Floats, Ints, ModelOutput, Rows
+from fastslow.engine.types import ModelOutput, Rows
 
 if TYPE_CHECKING:
     from fastslow.engine.kv.storage import KVStorage
 
 MOST_ROWS = 1024  # of one call; longer steps are cut, which changes no bit of a row
 MOST_RATIO = 64  # query heads of a KV head: what a chunk of attention has room for
-
-
-@dataclass(slots=True)
-class Tails:
-    """Which of the step's own slots each row sees after its request's context, itself the last.
-
-    chains: uint8 [B], whether a request's rows follow each other, so that they share one list.
-    """
-
-    slots: Ints
-    starts: Ints  # [T]
-    lengths: Ints  # [T]
-    chains: NDArray[np.uint8]  # [B]
-
-    @classmethod
-    def of(cls, rows: Rows) -> Tails:
-        """The paths from each request's context to each of its rows."""
-        if len(rows.tokens) == len(rows.starts) - 1:  # a row each, as in plain decoding
-            count = len(rows.tokens)
-            ones = np.ones(count, dtype=np.int64)
-            return cls(rows.slots, rows.starts[:-1], ones, np.ones(count, dtype=np.uint8))
-        sizes = np.diff(rows.starts)
-        places = np.arange(len(rows.tokens)) - np.repeat(rows.starts[:-1], sizes)
-        follows = rows.parents == places - 1
-        starts = np.repeat(rows.starts[:-1], sizes)
-        chains = np.ones(len(sizes), dtype=np.uint8)
-        if follows.all():
-            return cls(rows.slots, starts, places + 1, chains)
-        extra, lengths = list[int](), places + 1
-        given, parents, first_tail = rows.slots.tolist(), rows.parents.tolist(), len(rows.slots)
-        for b in np.unique(np.repeat(np.arange(len(sizes)), sizes)[~follows]).tolist():
-            chains[b] = 0
-            first, last = int(rows.starts[b]), int(rows.starts[b + 1])
-            paths: list[list[int]] = []  # slots from the root to each row
-            for row in range(first, last):
-                parent = parents[row]
-                paths.append([*(paths[parent] if parent >= 0 else ()), given[row]])
-                starts[row], lengths[row] = first_tail + len(extra), len(paths[-1])
-                extra += paths[-1]
-        return cls(np.array(given + extra, dtype=np.int64), starts, lengths, chains)
-
-
-@dataclass(slots=True)
-class KernelStep:
-    """A step as the kernels take it, and the memory that they write its results to.
-
-    cos, sin: float32 [T, head_dim / 2]. logits: float32 [M, V], or none where all rows want only their
-    best token. features: float32 [S, F]. best: int64 [M].
-    """
-
-    rows: Rows
-    tails: Tails
-    cos: Floats
-    sin: Floats
-    logits: torch.Tensor
-    features: torch.Tensor
-    best: Ints
 
 
 class CpuDecoder:
@@ -194,47 +137,9 @@ class CpuDecoder:
         if len(rows.tokens) <= MOST_ROWS:
             self._call(kv, features, step)
         else:
-            self._in_parts(kv, features, step)
+            for part in step.parts(MOST_ROWS):
+                self._call(kv, features, part)
         return ModelOutput(logits, seen.to(self.dtype) if features else None, best)
-
-    def _in_parts(self, kv: KVStorage, features: tuple[int, ...], step: KernelStep) -> None:
-        """The rows at most MOST_ROWS at a time, their results put together."""
-        rows, tails = step.rows, step.tails
-        for first in range(0, len(rows.tokens), MOST_ROWS):
-            part = slice(first, min(first + MOST_ROWS, len(rows.tokens)))
-            starts = np.clip(rows.starts, part.start, part.stop) - first
-            owners = np.flatnonzero(np.diff(starts))
-            picked, looked = (
-                np.flatnonzero((wanted >= part.start) & (wanted < part.stop))
-                for wanted in (rows.outputs, rows.seen)
-            )
-            own = KernelStep(
-                Rows(
-                    tokens=rows.tokens[part],
-                    positions=rows.positions[part],
-                    slots=rows.slots[part],
-                    parents=rows.parents[part],
-                    groups=rows.groups[part],
-                    starts=np.append(starts[owners], part.stop - first),
-                    outputs=rows.outputs[picked] - first,
-                    only_best=rows.only_best[picked],
-                    seen=rows.seen[looked] - first,
-                    contexts=tuple(rows.contexts[b] for b in owners),
-                    max_len=rows.max_len[owners],
-                ),
-                Tails(tails.slots, tails.starts[part], tails.lengths[part], tails.chains[owners]),
-                step.cos[part],
-                step.sin[part],
-                step.logits[picked] if len(step.logits) else step.logits,
-                step.features[looked] if features else step.features,
-                step.best[picked],
-            )
-            self._call(kv, features, own)
-            if len(step.logits):
-                step.logits[picked] = own.logits
-            if features:
-                step.features[looked] = own.features
-            step.best[picked] = own.best
 
     def _call(self, kv: KVStorage, features: tuple[int, ...], step: KernelStep) -> None:
         rows, tails = step.rows, step.tails

@@ -154,7 +154,7 @@ class MtpLayer(PanguV2Weights):
         """The model's last hidden states as its head sees them."""
         return self._norm(x_RH.to(self.dtype), self.norm)
 
-    def enter(self, tokens: Ints, hidden_RH: Tensor) -> Tensor:
+    def inputs(self, tokens: Ints, hidden_RH: Tensor) -> Tensor:
         """The layer's input [R, H]: tokens, and the hidden states before them."""
         embedded = self.embedding.index_select(0, torch.from_numpy(tokens))
         pair = (self._norm(embedded, self.embedding_norm), self._norm(hidden_RH, self.hidden_norm))
@@ -168,7 +168,7 @@ class MtpLayer(PanguV2Weights):
         q, k, v = self.layer.attention.project(fresh, cos, sin)
         return q, k, v.float()
 
-    def leave(self, x_RH: Tensor, seen_RI: Tensor) -> Tensor:
+    def outputs(self, x_RH: Tensor, seen_RI: Tensor) -> Tensor:
         """The layer's output [R, H], the hidden states of the next step."""
         layer = self.layer
         x = x_RH + self._post_normed(
