@@ -51,12 +51,13 @@ def layer_shapes(config: ModelConfig, n: int) -> Shapes:
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     layer = f"model.layers.{n}"
     shapes: Shapes = {f"{layer}.input_layernorm.weight": (hidden,)}
-    for name, rows, columns in (
+    sides = (
         ("q", queries, hidden),
         ("k", keys, hidden),
         ("v", keys, hidden),
         ("o", hidden, queries),
-    ):
+    )
+    for name, rows, columns in sides:
         shapes[f"{layer}.self_attn.{name}_proj.weight"] = (rows, columns)
         if config.attention_bias:
             shapes[f"{layer}.self_attn.{name}_proj.bias"] = (rows,)
@@ -67,10 +68,7 @@ def layer_shapes(config: ModelConfig, n: int) -> Shapes:
         )
     shapes[f"{layer}.mlp.gate.weight"] = (config.experts, hidden)
     shapes[f"{layer}.mlp.router_scale"] = (1, config.experts)
-    shapes |= mlp_shapes(f"{layer}.mlp.shared_expert", hidden, config.shared_intermediate_size)
-    for e in range(config.experts):
-        shapes |= mlp_shapes(f"{layer}.mlp.experts.{e}", hidden, config.moe_intermediate_size)
-    return shapes
+    return shapes | _expert_shapes(config, f"{layer}.mlp", "shared_expert")
 
 
 def pangu_v2_layer_shapes(config: ModelConfig, family: PanguV2Config, n: int) -> Shapes:
@@ -96,7 +94,12 @@ def pangu_v2_layer_shapes(config: ModelConfig, family: PanguV2Config, n: int) ->
     shapes[f"{mlp}.gate.weight"] = (config.experts, hidden)
     if family.expert_bias:
         shapes[f"{mlp}.gate.e_score_correction_bias"] = (config.experts,)
-    shapes |= mlp_shapes(f"{mlp}.shared_experts", hidden, config.shared_intermediate_size)
+    return shapes | _expert_shapes(config, mlp, "shared_experts")
+
+
+def _expert_shapes(config: ModelConfig, mlp: str, shared: str) -> Shapes:
+    hidden = config.hidden_size
+    shapes = mlp_shapes(f"{mlp}.{shared}", hidden, config.shared_intermediate_size)
     for e in range(config.experts):
         shapes |= mlp_shapes(f"{mlp}.experts.{e}", hidden, config.moe_intermediate_size)
     return shapes
@@ -132,11 +135,8 @@ def canonical(name: str, config: ModelConfig) -> str:
 def mlp_shapes(prefix: str, hidden: int, inner: int, bias: bool = False) -> Shapes:
     """gate, up and down projection of one MLP."""
     shapes: Shapes = {}
-    for name, rows, columns in (
-        ("gate", inner, hidden),
-        ("up", inner, hidden),
-        ("down", hidden, inner),
-    ):
+    sides = (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner))
+    for name, rows, columns in sides:
         shapes[f"{prefix}.{name}_proj.weight"] = (rows, columns)
         if bias:
             shapes[f"{prefix}.{name}_proj.bias"] = (rows,)

@@ -68,7 +68,7 @@ class RankShard:
     """One rank among those of a `Parallel`, for one model.
 
     Ranks are numbered (dp, ep, tp), tp fastest. Each data-parallel rank is a copy of attention with the
-    KV of its own requests, on `attention_tp` ranks that serve each other.
+    KV of its own requests, on `attention` ranks that serve each other.
     """
 
     config: ModelConfig

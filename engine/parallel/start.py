@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -78,9 +79,13 @@ def load_parallel(
     job = RankJob(
         str(folder.resolve()), parallel.model_dump(), str(picked).removeprefix("torch."), where.type
     )
-    rank_group, store = _started(parallel.ranks) if launched is None else _found(launched)
+    if launched is None:
+        rank_group, store = _started(parallel.ranks)
+    else:  # processes of torchrun, which wait for this one's address
+        listener, token, store = launched.listen()
+        rank_group = RankGroup(listener, token, launched.ranks - 1, {}, lambda: None)
     try:
-        rank_group.send_job(job.record())
+        rank_group.send_job(asdict(job))
         local = 0 if launched is None else launched.local
         with job.process_group(0, local, store):
             worker = job.worker(0, local, progress)
@@ -127,12 +132,8 @@ def _started(ranks: int) -> tuple[RankGroup, Store]:
 
     try:
         for rank in range(1, ranks):
-            given = {
-                "address": listener.getsockname(),
-                "token": token,
-                "rank": rank,
-                "ranks": ranks,
-            }
+            given = {"address": listener.getsockname(), "token": token, "rank": rank}
+            given |= {"ranks": ranks, "store": str(room / "store")}
             command = [sys.executable, "-m", "fastslow.engine.parallel.worker"]
             # in a group of its own: Ctrl-C is for this process, which ends the others
             process = subprocess.Popen(
@@ -141,7 +142,7 @@ def _started(ranks: int) -> tuple[RankGroup, Store]:
             processes[rank] = process
             assert process.stdin is not None
             with process.stdin as pipe:
-                pipe.write(json.dumps({**given, "store": str(room / "store")}).encode())
+                pipe.write(json.dumps(given).encode())
         store = FileStore(str(room / "store"), ranks)
     except BaseException:
         for process in processes.values():
@@ -151,12 +152,6 @@ def _started(ranks: int) -> tuple[RankGroup, Store]:
         ended()
         raise
     return RankGroup(listener, token, ranks - 1, processes, ended), store
-
-
-def _found(launched: Launched) -> tuple[RankGroup, Store]:
-    """Processes of torchrun, which wait for this one's address."""
-    listener, token, store = launched.listen()
-    return RankGroup(listener, token, launched.ranks - 1, {}, lambda: None), store
 
 
 def _settle(ranks: int) -> tuple[int, Callable[[], None]]:

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from queue import SimpleQueue
@@ -127,7 +127,7 @@ class ShardWorker:
     def report(self, kv: int | None = None) -> list[RankFacts]:
         """Every rank's facts, on every rank; all must ask at once.
 
-        kv: bytes of this rank's storages, None = of those that it was given to open.
+        kv: bytes of this rank's storages, None = of those that it was told to open.
         """
         held = sum(s.nbytes for s in self.storages.values()) if kv is None else kv
         sent = [self._traffic[name] for name in NAMES]
@@ -173,9 +173,6 @@ class RankJob:
     parallel: dict[str, Any]
     dtype: str
     device: str
-
-    def record(self) -> dict[str, Any]:
-        return asdict(self)
 
     @contextmanager
     def process_group(self, rank: int, local: int, store: Store) -> Iterator[None]:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastslow.engine.backends.cpu import library
-from fastslow.engine.backends.cpu.formats import Format, Formats
+from fastslow.engine.backends.cpu.formats import Format, Formats, float_format
 from fastslow.engine.backends.cpu.kv import TiledStorage
 from fastslow.engine.backends.cpu.packed import Arena, PackedMatrix
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
@@ -216,15 +216,10 @@ class CpuDecoder:
             **{k: self._matrix(f"{n}.{k}") for k in ("qkv", "out", "router", *MLP)},
         )
 
-    def _embedding_format(self) -> Format:
-        if self.formats.int8_embedding:
-            return Format.INT8
-        wide = self.formats.embedding == torch.float32
-        return Format.FLOAT32 if wide else Format.BFLOAT16
-
     def _shape(self) -> library.CShape:
         c, cold = self.config, self._memory.cold
         own = "embedding" in self._arena.offsets  # else the head's tiles have it
+        form = Format.INT8 if self.formats.int8_embedding else float_format(self.formats.embedding)
         return library.CShape(
             layers=len(self.layers),
             hidden=c.hidden_size,
@@ -237,7 +232,7 @@ class CpuDecoder:
             groups=c.groups,
             expert_neurons=c.moe_intermediate_size,
             eps=c.rms_norm_eps,
-            embedding_format=self._embedding_format(),
+            embedding_format=form,
             embedding=self._at("embedding") if own else self._at("head"),
             embedding_at=self._arena.offsets["embedding"] if own else 0,
             embedding_file=cold.number if isinstance(cold, OpenFile) else -1,

@@ -126,14 +126,8 @@ SIGNATURES = {
     "fs_draft_grow": (c_int, [c_void_p, POINTER(DraftArgs)]),
     "fs_draft_follow": (c_int, [c_void_p, c_void_p, c_void_p, c_int, c_int]),
     "fs_draft_logits": (c_void_p, [c_void_p, c_int64, POINTER(c_int64)]),
-    "fs_move": (
-        c_int,
-        [c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_int],
-    ),
-    "fs_find_runs": (
-        None,
-        [POINTER(CPlaces), c_void_p, c_int, c_int, c_int, c_int, c_void_p],
-    ),
+    "fs_move": (c_int, [c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_int]),
+    "fs_find_runs": (None, [POINTER(CPlaces), c_void_p, c_int, c_int, c_int, c_int, c_void_p]),
     "fs_vector_width": (c_int, []),
     "fs_dot_instructions": (c_int, []),
     "fs_read_bandwidth": (c_double, [c_void_p, c_int64, c_int]),
