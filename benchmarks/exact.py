@@ -158,7 +158,7 @@ class Bench:
     def run(self, case: Case, done: Callable[[], None]) -> list[Request]:
         """All jobs of a case, `batch` at a time, the KV checked after every step."""
         requests = [self._request(n, job, self.params) for n, job in enumerate(case.jobs)]
-        sizes = sorted((-(-(r.reach + NODES) // PAGE) for r in requests), reverse=True)
+        sizes = sorted((-(-(r.max_len + NODES) // PAGE) for r in requests), reverse=True)
         pages = sum(sizes if case.warm else sizes[: case.batch])
         if case.few:
             pages = sizes[0] + (pages - sizes[0]) // 4
@@ -197,7 +197,7 @@ class Bench:
             stopper=Stopper(params, end_ids, params.max_tokens, None),
             groups=groups,
             seed=number,
-            reach=len(tokens) + params.max_tokens - 1,
+            max_len=len(tokens) + params.max_tokens - 1,
             end_ids=end_ids,
         )
 
@@ -252,7 +252,7 @@ class Bench:
         if self.judge is None:
             return Finding("error", f"token {at} differs", 0.0, 0.0)
         prefix = [*request.tokens[: request.prompt_length], *plain[:at]]
-        return self.judge.judge(prefix, plain[at], answer[at], request.groups, request.reach)
+        return self.judge.judge(prefix, plain[at], answer[at], request.groups, request.max_len)
 
 
 def _no_corpus(path: Path) -> Corpus:

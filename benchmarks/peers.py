@@ -38,7 +38,7 @@ from peer.report import show
 from peer.texts import TASKS, openings, unseen
 from rich.console import Console
 
-from fastslow.engine.host.cache_folder import cache_folder
+from fastslow.engine.host.files import cache_folder
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.text.templates import load_template
 from fastslow.models.locate import find_tokenizer, resolve_model

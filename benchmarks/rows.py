@@ -56,7 +56,7 @@ class Steps:
                 context=self._kv.slots(n, 0, some[0]),
                 groups=self._groups,
                 outputs=[len(some) - 1],
-                reach=some[-1] + 1,
+                max_len=some[-1] + 1,
             )
             for n, some in enumerate(places)
         ]

@@ -12,8 +12,8 @@ import typer
 from fastslow.engine.backends.loader import DTYPES
 from fastslow.engine.kv.budget import format_bytes
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import active_parameters, parameters
-from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.model.tensors import active_parameters, parameters
+from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.policies.meaning import meaning
@@ -73,7 +73,7 @@ class CheckpointFacts:
                 f"{c.groups} groups of {c.experts // c.groups}, each of {c.moe_intermediate_size}; "
                 f"shared {c.shared_intermediate_size}"
             )
-        elif c.extras is not None:
+        elif c.pangu_v2 is not None:
             dense = f"; dense layers: {len(c.mlp_only_layers)}" if c.mlp_only_layers else ""
             lines["experts"] = (
                 f"best {c.chosen} of {c.experts}, each of {c.moe_intermediate_size}; "
@@ -144,14 +144,14 @@ def shares_table(plan: ShardPlan) -> Table:
     sent = format_bytes(_sent(plan))
     title = f"{plan.parallel} in {name}; a row of a layer sends {sent} between ranks"
     table = Table(
-        "rank", "home", "heads", "KV heads", "groups", "weights", "KV per token", title=title
+        "rank", "dp rank", "heads", "KV heads", "groups", "weights", "KV per token", title=title
     )
     for share in plan.shares:
         place = share.place
         groups = f"{place.groups.start}-{place.groups.stop - 1}" if place.groups else "-"
         table.add_row(
             str(place.rank),
-            str(place.home),
+            str(place.dp_rank),
             str(place.heads),
             str(place.kv_heads),
             groups,
@@ -171,7 +171,7 @@ def shares_record(plan: ShardPlan) -> dict[str, Any]:
         "ranks": [
             {
                 "rank": share.place.rank,
-                "home": share.place.home,
+                "dp_rank": share.place.dp_rank,
                 "heads": share.place.heads,
                 "kv_heads": share.place.kv_heads,
                 "groups": list(share.place.groups),
@@ -294,7 +294,7 @@ def _modes(facts: CheckpointFacts) -> Table:
     table = Table("mode", "groups", "thinking", "active per token", "description")
     for mode in facts.modes.values():
         groups = facts.config.groups if mode.groups is None else mode.groups
-        whole = "dense" if facts.config.extras is None else "one"
+        whole = "dense" if facts.config.pangu_v2 is None else "one"
         shown = f"{groups} of {facts.config.groups}" if facts.config.groups else whole
         active = billions(active_parameters(facts.config, mode.groups))
         table.add_row(mode.name, shown, mode.thinking, active, mode.description)

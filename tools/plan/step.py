@@ -6,7 +6,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from math import prod
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.engine.params import nearest
 from fastslow.tools.plan.device import Device
 

@@ -32,7 +32,7 @@ Told = Callable[[Tensor, Tensor], None]
 
 def check_known(config: ModelConfig) -> None:
     """ValueError in one sentence for an architecture whose layers are not those of `Layer`."""
-    if config.extras is not None:
+    if config.pangu_v2 is not None:
         raise ValueError(f"{config.architecture} cannot be quantised here, only run as exported")
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear
-from fastslow.engine.model.names import layer_shapes, tensor_shapes
 from fastslow.engine.model.quantised import KV_TYPE, Scheme
+from fastslow.engine.model.tensors import layer_shapes, tensor_shapes
 from fastslow.models.folder import fresh_folder, require_vacant
 from fastslow.tools.quantize.balance import Balanced, balanced_texts
 from fastslow.tools.quantize.layer import Tensors, check_known

@@ -91,7 +91,7 @@ def forward(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -
                 slots=kv.slots(number, 0, size),
                 context=np.zeros(0, dtype=np.int64),
                 outputs=range(size),
-                reach=size,
+                max_len=size,
             )
         )
     return model.forward(Rows.of(segments), kv.storage, layers)
