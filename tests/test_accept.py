@@ -139,7 +139,7 @@ def test_the_law_of_accepted_tokens(
 
 def one(tree: Tree, *laws: list[float], seed: int = 0) -> tuple[list[int], list[int]]:
     rows = np.array(laws, dtype=np.float32)
-    verdict = accept([tree], [rows], lambda b, d: stream(seed, d, Purpose.ACCEPT))
+    verdict = accept([tree], [rows], lambda b, d: stream(seed, d, Purpose.ACCEPT), [tokenwise])
     return verdict.paths[0], verdict.tokens[0]
 
 
@@ -192,8 +192,8 @@ def test_neighbours_do_not_change_a_verdict() -> None:
     def noise(b: int, depth: int) -> np.random.Generator:
         return stream(7, depth, Purpose.ACCEPT)
 
-    together = accept(trees, [rows(t) for t in trees], noise)
+    together = accept(trees, [rows(t) for t in trees], noise, [tokenwise] * 3)
     for b, tree in enumerate(trees):
-        alone = accept([tree], [rows(tree)], noise)
+        alone = accept([tree], [rows(tree)], noise, [tokenwise])
         assert alone.tokens[0] == together.tokens[b]
         assert alone.paths[0] == together.paths[b]

@@ -93,11 +93,6 @@ class KVStorage:
         return self._keys.shape[1]
 
     @property
-    def bytes_per_slot(self) -> int:
-        """Bytes of one token: keys and values of all layers."""
-        return self.nbytes // self.slots
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the whole storage."""
         return self._keys.nbytes + self._values.nbytes
