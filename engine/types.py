@@ -380,24 +380,6 @@ class StepCostModel(Protocol):
         """What a drafter takes for a node of depth; None: unknown, or nothing."""
 
 
-class RunEverything:
-    """A meter that knows nothing of seconds: all nodes run, and all rows fit into any time."""
-
-    def admit(
-        self, batch: object, survival: object, sizes: Sequence[int], rows: int
-    ) -> list[list[int]]:
-        return [list(range(size)) for size in sizes]
-
-    def note(self, batch: object, step: Stepped) -> None:
-        """Nothing to learn."""
-
-    def seconds(self, groups: int | None, rows: int) -> float:
-        return 0.0
-
-    def draft_seconds(self, drafter: object) -> float | None:
-        return None
-
-
 class MarginalValue(NamedTuple):
     """What one more token and one more row are worth in a step, in seconds."""
 

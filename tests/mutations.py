@@ -238,8 +238,8 @@ MUTATIONS = (
     swap(
         "groups not in the prefix root",
         "engine/core/request.py",
-        "return groups, self.reach if self.dynamic_rope else 0",
-        "return 0, self.reach if self.dynamic_rope else 0",
+        "return groups, self.max_len if self.dynamic_rope else 0",
+        "return 0, self.max_len if self.dynamic_rope else 0",
         MIXED,
     ),
     swap(
@@ -290,6 +290,41 @@ MUTATIONS = (
         "return by, min(depth, self.tuning.deepest)",
         "return 0, min(depth, self.tuning.deepest)",
         ("tests/test_length.py",),
+    ),
+    swap(
+        "a try in vain is repeated as soon as before",
+        "policies/speculation/backoff.py",
+        "math.ceil(min(growth * self._patience, longest))",
+        "math.ceil(min(self._patience, longest))",
+        ("tests/test_backoff.py", "tests/test_adaptive_draft.py"),
+    ),
+    swap(
+        "the gate never changes its mind",
+        "policies/speculation/ab_gate.py",
+        "self.drafting, self.rates = pays, []",
+        "self.rates = []",
+        ("tests/test_ab_gate.py",),
+    ),
+    swap(
+        "steps that read prompts are compared",
+        "policies/speculation/ab_gate.py",
+        "if self._decides and pure and comparison",
+        "if self._decides and comparison",
+        ("tests/test_ab_gate.py",),
+    ),
+    swap(
+        "drafters cost no time",
+        "policies/speculation/selection.py",
+        "price = self._tuning.ask_overhead * known.seconds.value",
+        "pass",
+        ("tests/test_adaptive_draft.py",),
+    ),
+    swap(
+        "all drafters are asked where rows are dearest",
+        "policies/speculation/selection.py",
+        "if drafter > 0 and self._dear(worth):",
+        "if False:",
+        ("tests/test_adaptive_draft.py",),
     ),
     swap(
         "a step that was held up counts in full",

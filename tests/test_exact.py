@@ -21,6 +21,7 @@ from engine_tools import (
     Setting,
     answer,
     cache_for,
+    law,
     outcome,
     write_kin,
 )
@@ -37,7 +38,7 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling.probs import law, only_best, probs_at
+from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.types import Floats, RequestView, Tree
 

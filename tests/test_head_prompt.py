@@ -101,8 +101,8 @@ class Watch(HeadDraft):
 class AskAll(AdaptiveSelection):
     """Asks everyone in every step."""
 
-    def ask(self, drafter: int) -> list[int]:
-        return list(self._nodes)
+    def _asked(self, drafter: int, requests: Any, nodes: Sequence[int], worth: Any) -> list[int]:
+        return list(nodes)
 
 
 class Both(AdaptiveDrafter):

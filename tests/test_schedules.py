@@ -21,7 +21,7 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.router import DrafterRouter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.latency_budget import PATIENCE
+from fastslow.engine.core.latency_budget import PATIENCE, RunEverything
 from fastslow.engine.core.request import Escape, Request
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVStorage
@@ -38,7 +38,6 @@ from fastslow.engine.types import (
     ModelOutput,
     RequestView,
     Rows,
-    RunEverything,
     Tree,
 )
 from fastslow.policies.speculation.planner import FixedLength

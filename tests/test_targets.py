@@ -18,7 +18,15 @@ from tokenizers_tiny import write_bpe
 from fastslow.draft.router import DrafterRouter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.latency_budget import LATER, LEAST, PATIENCE, SHARE, WIDEST, LatencyBudget
+from fastslow.engine.core.latency_budget import (
+    LATER,
+    LEAST,
+    PATIENCE,
+    SHARE,
+    WIDEST,
+    LatencyBudget,
+    RunEverything,
+)
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import Scheduler
 from fastslow.engine.kv.cache import KVCache
@@ -26,7 +34,6 @@ from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.token import tokenwise
 from fastslow.engine.sampling.stop import Stopper
-from fastslow.engine.types import RunEverything
 from fastslow.llm import LLM
 from fastslow.policies.speculation.planner import FixedLength
 

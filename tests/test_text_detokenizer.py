@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from itertools import chain
 
 import pytest
@@ -42,18 +41,15 @@ def ids_of(tokenizer: Tokenizer) -> st.SearchStrategy[list[int]]:
     return st.lists(anything | broken | text, max_size=4).map(lambda p: list(chain(*p)))
 
 
-@given(data=st.data(), skip=st.booleans())
-def test_any_split_joins_to_the_whole(
-    tokenizer: Tokenizer, data: st.DataObject, skip: bool
-) -> None:
+@given(data=st.data())
+def test_any_split_joins_to_the_whole(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(ids_of(tokenizer))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=8)))
-    detokenizer = Detokenizer(tokenizer, skip)
+    detokenizer = Detokenizer(tokenizer)
     pushed = [
         detokenizer.push(ids[a:b]) for a, b in zip([0, *cuts], [*cuts, len(ids)], strict=True)
     ]
-    whole = "".join(pushed) + detokenizer.finish()
-    assert whole == tokenizer.decode(ids, skip)
+    assert "".join(pushed) + detokenizer.finish() == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -93,25 +89,15 @@ def test_text_that_goes_on_keeps_its_space(tmp_path_factory: pytest.TempPathFact
     spm = load_tokenizer(folder)
     prompt, answer = spm.encode("Hello"), spm.encode("there", add_special=False)
     assert Detokenizer(spm).push(answer) == "there"
-    detokenizer = Detokenizer(spm, after=prompt)
-    assert detokenizer.push(answer) == " there"
-
-
-def test_a_copy_is_independent(tokenizer: Tokenizer) -> None:
-    detokenizer = Detokenizer(tokenizer)
-    first, second = byte_ids(tokenizer, "é".encode())
-    detokenizer.push([*byte_ids(tokenizer, b"ab"), first])
-    ahead = copy.copy(detokenizer)
-    assert ahead.push([second]) == "é"
-    assert detokenizer.finish() == "\ufffd"
-    assert ahead.finish() == ""
+    assert Detokenizer(spm, after=prompt).push(answer) == " there"
 
 
 def test_the_state_stays_small(tokenizer: Tokenizer) -> None:
-    detokenizer = Detokenizer(tokenizer)
+    detokenizer, text = Detokenizer(tokenizer), ""
     for token in byte_ids(tokenizer, bytes(range(256)) * 40):  # mostly broken: nothing may pile up
-        detokenizer.push([token])
+        text += detokenizer.push([token])
         assert len(detokenizer._pending) < 4
+    assert len(text) > 5000
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,6 @@ class Detokenizer:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        skip_special: bool = True,
         keep: frozenset[int] = frozenset(),
         after: Sequence[int] = (),
     ) -> None:
@@ -48,7 +47,7 @@ class Detokenizer:
         them a SentencePiece text keeps the space between itself and them.
         """
         self._tokenizer = tokenizer
-        self._hidden = tokenizer.special_ids - keep if skip_special else frozenset[int]()
+        self._hidden = tokenizer.special_ids - keep
         self._leading = tokenizer.leading_spaces
         self._pending = b""
         self.push(after)
