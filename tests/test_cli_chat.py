@@ -12,26 +12,7 @@ from fastslow.call import sampling_in
 from fastslow.engine.params import Mode
 from fastslow.output import Completion, Metrics, Output, Piece
 from fastslow.tools.cli.chat import Chat
-from fastslow.tools.cli.options import Wishes
-
-UNSET = dict.fromkeys(
-    (
-        *(
-            "groups",
-            "modes",
-            "thinking",
-            "thinking_budget",
-            "nodes",
-            "draft_model",
-            "draft_groups",
-            "max_tokens",
-            "temperature",
-            "top_p",
-        ),
-        *("top_k", "min_p", "repetition_penalty", "seed", "stop", "kv_memory", "max_model_len"),
-    )
-)
-GIVEN: dict[str, Any] = {**UNSET, "model": "", "mode": "deep", "drafter": "auto"}
+from fastslow.tools.cli.options import AnswerOptions
 
 
 class Engine:
@@ -73,7 +54,7 @@ def talk(engine: Engine, lines: list[str | type[BaseException]], system: str | N
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.input", read)
-        Chat(engine, Wishes(GIVEN), system).run()  # type: ignore[arg-type]
+        Chat(engine, AnswerOptions(system=system)).run()  # type: ignore[arg-type]
 
 
 def test_chat_keeps_its_history_until_reset() -> None:
@@ -126,8 +107,7 @@ def test_options_are_put_into_the_modes_own_sampling() -> None:
     engine = Engine()
     own = {"sampling": {"temperature": 0.6, "top_p": 0.95}, "speculation": {"nodes": 6}}
     engine.modes["deep"] = Mode.model_validate({"name": "deep", **own})
-    given = {**GIVEN, "temperature": 0.2, "drafter": "self", "groups": 4}
-    call = Wishes(given).call(engine)  # type: ignore[arg-type]
+    call = AnswerOptions(temperature=0.2, drafter="self", groups=4).call(engine)  # type: ignore[arg-type]
     sampling = sampling_in(call["mode"], call["sampling"])
     assert (sampling.temperature, sampling.top_p) == (0.2, 0.95)
     assert (call["speculation"].drafter, call["speculation"].nodes) == ("self", 6)
@@ -137,8 +117,8 @@ def test_options_are_put_into_the_modes_own_sampling() -> None:
 def test_a_thinking_budget_bounds_every_mode_that_thinks() -> None:
     engine: Any = Engine()
     engine.modes["fast"] = Mode(name="fast", thinking="off")
-    wishes = Wishes({**GIVEN, "thinking_budget": 30})
-    assert wishes.call(engine)["mode"].thinking_budget == 30
-    deep = wishes.call(engine, "deep")["mode"]
+    options = AnswerOptions(thinking_budget=30)
+    assert options.call(engine)["mode"].thinking_budget == 30
+    deep = options.call(engine, "deep")["mode"]
     assert (deep.name, deep.thinking_budget) == ("deep", 30)
-    assert wishes.call(engine, "fast")["mode"] is engine.modes["fast"], "off is a budget of 0"
+    assert options.call(engine, "fast")["mode"] is engine.modes["fast"], "off is a budget of 0"

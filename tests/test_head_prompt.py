@@ -30,9 +30,10 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import AcceptResult, Draft, MarginalValue, RequestView
+from fastslow.tools.forward import forward_texts
 from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.batches import BatchCut, batch_of
-from fastslow.tools.train_head.features import forward, look
+from fastslow.tools.train_head.features import look
 from fastslow.tools.train_head.unroll import Prefix, unroll
 
 FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
@@ -202,7 +203,7 @@ def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
             assert set(rows) >= set(range(max(cached, last - most), last))
             if not requests[number].tally.preemptions:
                 assert set(rows) == set(range(max(cached, last - most), last))
-            whole = forward(bench.model, [TrainText(requests[number].tokens, 1)], layers).features
+            whole = forward_texts(bench.model, [requests[number].tokens], layers).features
             assert whole is not None
             for place, row in (rows | watch.verified[number]).items():
                 assert torch.equal(row, whole[place])

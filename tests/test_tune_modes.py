@@ -12,9 +12,10 @@ from tune_tools import write_model, write_prompts
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 from fastslow.tools.cli.app import main
+from fastslow.tools.progress import silent
+from fastslow.tools.prompts import read_prompts
 from fastslow.tools.tune.groups import GroupsFound, GroupsRow, Texts, tune_groups
-from fastslow.tools.tune.groups_page import groups_page, headline
-from fastslow.tools.tune.prompts import read_prompts
+from fastslow.tools.tune.groups_report import headline, page
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_a_dense_model_has_no_groups(folder: Path, tmp_path: Path) -> None:
         LLM(tmp_path, kv_memory="4MiB", progress=False) as llm,
         pytest.raises(ValueError, match="is dense"),
     ):
-        tune_groups(llm, "d", prompts, sampling=SamplingParams(), tell=lambda *_: None)
+        tune_groups(llm, "d", prompts, sampling=SamplingParams(), report=silent)
 
 
 def found(*rows: tuple[float, float, float | None]) -> GroupsFound:
@@ -145,5 +146,5 @@ def test_what_is_proposed() -> None:
     assert no_time.proposed.groups == 2 and "should run all 2" in headline(no_time)
     never_right = found((0.5, 1.0, 0.0), (0.92, 1.5, 0.0), (1.0, 2.0, 0.0))
     assert never_right.proposed.groups == 1, "a score of nothing says nothing"
-    html = groups_page(by_tasks, "tuned.json")
+    html = page(by_tasks, "tuned.json")
     assert html.count("<svg") == 3 and "tasks right" in html and headline(by_tasks) in html

@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-import typer
-
-from fastslow.tools.cli import options
+from fastslow.tools.cli.options import AnswerOptions, expand_options
 
 if TYPE_CHECKING:
     from fastslow.llm import LLM
@@ -21,38 +19,9 @@ HELP = """\
 Ctrl-C stops an answer; what has come of it stays in the conversation."""
 
 
-# The parameters are typer's; `ctx.params` hands them on, so that chat and generate share one reader.
-def chat(
-    ctx: typer.Context,
-    model: options.Model = "smollm2-moge",
-    mode: options.ModeName = "deep",
-    modes: options.Modes = None,
-    auto: options.Auto = None,
-    groups: options.Groups = None,
-    thinking: options.Thinking = None,
-    thinking_budget: options.ThinkingBudget = None,
-    drafter: options.Drafter = "auto",
-    nodes: options.Nodes = None,
-    draft_model: options.DraftModel = None,
-    draft_groups: options.DraftGroups = None,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    system: options.System = None,
-    dtype: options.DType = "auto",
-    quantization: options.Quantization = "auto",
-    device: options.Device = "auto",
-    kv_dtype: options.KVDtype = "auto",
-    kv_memory: options.KVMemory = None,
-    max_model_len: options.MaxModelLen = None,
-    parallel: options.Parallel = "auto",
-) -> None:
-    """Talk to a model; /fast and /deep change how it thinks, /help tells the rest.
+@expand_options
+def chat(options: AnswerOptions) -> None:
+    """Talk to a model; /fast and /deep change how it thinks, /help lists the rest.
 
     Examples:
       fastslow chat
@@ -62,16 +31,17 @@ def chat(
 
     Ctrl-C stops an answer, not the program. Questions may also be piped in, one a line.
     """
-    wishes = options.Wishes(ctx.params)
     from fastslow.tools.cli.screen import console, quiet_log
 
     quiet_log()
-    with wishes.load() as llm:
-        talk = Chat(llm, wishes, system)
+    with options.load() as llm:
+        talk = Chat(llm, options)
         if sys.stdin.isatty():
             import readline  # noqa: F401 - importing it gives input() history and editing
 
-            console().print(f"{model}, mode {talk.mode}. /help tells the commands.", style="dim")
+            console().print(
+                f"{options.model}, mode {talk.mode}. /help lists the commands.", style="dim"
+            )
         talk.run()
 
 
@@ -80,19 +50,17 @@ class Chat:
 
     Args:
         llm: answers.
-        wishes: the command line's options.
-        system: system message.
+        options: of the command line.
 
     Raises:
         ValueError: the command line does not fit the model.
     """
 
-    def __init__(self, llm: LLM, wishes: options.Wishes, system: str | None) -> None:
+    def __init__(self, llm: LLM, options: AnswerOptions) -> None:
         self._llm = llm
-        self._wishes = wishes
-        self._system = system
-        self._call = wishes.call(llm)
-        self._turns = options.conversation(system)
+        self._options = options
+        self._call = options.call(llm)
+        self._turns = options.conversation()
 
     @property
     def mode(self) -> str:
@@ -134,17 +102,17 @@ class Chat:
         if name == "/help":
             console().print(HELP, style="dim")
         elif name == "/reset":
-            self._turns = options.conversation(self._system)
+            self._turns = self._options.conversation()
             console().print("The conversation is forgotten.", style="dim")
         elif name != "/mode":
-            complain(ValueError(f"{name} is no command; /help tells them"))
+            complain(ValueError(f"{name} is no command; /help lists them"))
         elif not argument:
             widest = max(map(len, self._llm.modes))
             for preset in self._llm.modes.values():
                 console().print(f"{preset.name:<{widest}} {preset.description}", style="dim")
             console().print("`fastslow modes` says more.", style="dim")
         elif argument in self._llm.modes:
-            self._call = self._wishes.call(self._llm, argument)
+            self._call = self._options.call(self._llm, argument)
             console().print(f"Mode {self.mode} from now on.", style="dim")
         else:
             complain(

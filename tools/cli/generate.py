@@ -10,46 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastslow.tools.cli import options
+from fastslow.tools.cli.options import INTERRUPTED, AnswerOptions, expand_options
 
 if TYPE_CHECKING:
     from fastslow.output import Output
     from fastslow.tools.cli.screen import StreamedAnswer
 
 
-# The parameters are typer's; `ctx.params` hands them on, so that chat and generate share one reader.
+@expand_options
 def generate(
-    ctx: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What to ask; - reads standard input.")],
-    model: options.Model = "smollm2-moge",
-    mode: options.ModeName = "deep",
-    modes: options.Modes = None,
-    auto: options.Auto = None,
-    groups: options.Groups = None,
-    thinking: options.Thinking = None,
-    thinking_budget: options.ThinkingBudget = None,
-    drafter: options.Drafter = "auto",
-    nodes: options.Nodes = None,
-    draft_model: options.DraftModel = None,
-    draft_groups: options.DraftGroups = None,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    system: options.System = None,
+    options: AnswerOptions,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no template.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
-    dtype: options.DType = "auto",
-    quantization: options.Quantization = "auto",
-    device: options.Device = "auto",
-    kv_dtype: options.KVDtype = "auto",
-    kv_memory: options.KVMemory = None,
-    max_model_len: options.MaxModelLen = None,
-    parallel: options.Parallel = "auto",
 ) -> None:
     """Answer one prompt, as it is made; the last line says what speculation did.
 
@@ -63,18 +36,17 @@ def generate(
 
     Exit codes: 0; 1 the engine failed; 2 the input does not fit; 130 Ctrl-C.
     """
-    if raw and system is not None:
+    if raw and options.system is not None:
         raise ValueError("--system needs the chat template, which --raw leaves out")
-    wishes = options.Wishes(ctx.params)
     text = sys.stdin.read() if prompt == "-" else prompt
     from fastslow.tools.cli.screen import StreamedAnswer, console, figures, quiet_log
 
     quiet_log()
     answer = StreamedAnswer(shown=not as_json)
     output = None
-    with wishes.load() as llm:
-        turns = [*options.conversation(system), {"role": "user", "content": text}]
-        pieces = llm.stream(text if raw else turns, **wishes.call(llm))
+    with options.load() as llm:
+        turns = [*options.conversation(), {"role": "user", "content": text}]
+        pieces = llm.stream(text if raw else turns, **options.call(llm))
         with suppress(KeyboardInterrupt):  # what has come is kept
             for piece in pieces:
                 answer.add(piece)
@@ -85,7 +57,7 @@ def generate(
     elif output is not None:
         console().print(figures(output.metrics), style="dim")
     if output is None:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
 
 
 def _record(answer: StreamedAnswer, output: Output | None) -> dict[str, Any]:

@@ -1,76 +1,97 @@
-"""What `generate` and `chat` can be told, and what it means for the engine."""
+"""The options of the commands. Each stands here once, in a dataclass; commands take the dataclasses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from fastslow.engine.params import Mode, Speculation
+    from fastslow.engine.params import Mode, SamplingParams, Speculation
     from fastslow.llm import LLM
+    from fastslow.tools.tune.candidates import Length
+
+INTERRUPTED = 130  # the exit code after Ctrl-C: 128 + SIGINT, as shells count
 
 
-def _option(help: str, panel: str, *names: str) -> Any:
+def expand_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with one option for each field of its parameters that are dataclasses.
+
+    Typer reads a function's parameters; here it is shown the fields instead, with their types, helps
+    and defaults, and the function gets the dataclasses made of what was given.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, type[Any]] = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
+    }
+    shown: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        whole = inspect.signature(groups[name], eval_str=True) if name in groups else None
+        shown += [parameter] if whole is None else whole.parameters.values()
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        made = {
+            name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+            for name, kind in groups.items()
+        }
+        command(**given, **made)
+
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in shown]
+    run.__signature__ = signature.replace(parameters=keywords)  # type: ignore[attr-defined]
+    run.__annotations__ = {}  # those of the fields count
+    return run
+
+
+def option(help: str, panel: str | None = None, *names: str) -> Any:
+    """An option whose help tells the default in words."""
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
 
 
 MODEL, HOW, DRAW = "Model", "Thinking and speculation", "Sampling (default: the mode's own)"
+TRIED, MEASURED = "What is tried", "How it is measured"
+PROMPTS = option("JSON lines, each with prompt, messages, turns or question.", None, "--prompts")
 
-Model = Annotated[
-    str, _option("Checkpoint folder or built-in name; default smollm2-moge.", MODEL, "--model")
-]
-DType = Annotated[str, _option("auto, bfloat16, float32 or float16.", MODEL)]
+
+DType = Annotated[str, option("auto, bfloat16, float32 or float16.", MODEL)]
 Quantization = Annotated[
-    str, _option("auto (a quantised one as it is), none, int8, int4 or w8a8.", MODEL)
+    str, option("auto (a quantised one as it is), none, int8, int4 or w8a8.", MODEL)
 ]
-Device = Annotated[str, _option("auto, cpu, cuda or npu.", MODEL)]
-KVDtype = Annotated[str, _option("Keys and values: auto, int8 (half the memory) or model.", MODEL)]
-KVMemory = Annotated[
-    str | None, _option("Memory for keys and values, such as 2GiB; default: 0.3 of free.", MODEL)
-]
-MaxModelLen = Annotated[
-    int | None, _option("Most tokens of prompt and answer together; default: all it can.", MODEL)
-]
-Parallel = Annotated[
-    str, _option("Share the model among ranks: ep=2,tp=1,dp=1; default: those of torchrun.", MODEL)
-]
-ModeName = Annotated[
-    str, _option("deep, fast or another preset: see `fastslow modes`.", HOW, "--mode")
-]
-Modes = Annotated[str | None, _option("JSON file with presets of your own.", HOW, "--modes")]
-Auto = Annotated[
-    str | None, _option("File of `fastslow tune --modes`, which --mode auto then goes by.", HOW)
-]
-Thinking = Annotated[
-    str | None, _option("off, on or auto (the model decides), instead of the mode's.", HOW)
-]
-ThinkingBudget = Annotated[
-    int | None, _option("Most tokens of thought, then the answer has to begin.", HOW)
-]
-Groups = Annotated[
-    int | None, _option("Routed groups to run instead of the mode's; 0 = shared only.", HOW)
-]
-Drafter = Annotated[
-    str, _option("auto, off, suffix, ngram, head, self, model, or a+b of them.", HOW)
-]
-Nodes = Annotated[
-    int | None, _option("Most tokens drafted per step; default: as many as pay.", HOW)
-]
-DraftModel = Annotated[
-    str | None, _option("Small model that drafts (folder); means --drafter model.", HOW)
-]
-DraftGroups = Annotated[int | None, _option("Groups that drafter self runs; default 0.", HOW)]
-MaxTokens = Annotated[int | None, _option("Most tokens to answer; default 256.", DRAW)]
-Temperature = Annotated[float | None, _option("0 = always the likeliest token.", DRAW)]
-TopP = Annotated[float | None, _option("Smallest set with this much probability.", DRAW)]
-TopK = Annotated[int | None, _option("The k likeliest tokens only.", DRAW)]
-MinP = Annotated[float | None, _option("Drop below this share of the likeliest.", DRAW)]
-RepetitionPenalty = Annotated[float | None, _option("Above 1: repeat less.", DRAW)]
-Seed = Annotated[int | None, _option("The same seed gives the same answer.", DRAW)]
-Stop = Annotated[list[str] | None, _option("Text that ends the answer; may be repeated.", DRAW)]
-System = Annotated[str | None, typer.Option(help="System message.", show_default=False)]
+Device = Annotated[str, option("auto, cpu, cuda or npu.", MODEL)]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how it is run."""
+
+    model: Annotated[
+        str, option("Checkpoint folder or built-in name; default smollm2-moge.", MODEL)
+    ] = "smollm2-moge"
+    dtype: DType = "auto"
+    quantization: Quantization = "auto"
+    device: Device = "auto"
+    kv_memory: Annotated[
+        str | None,
+        option("Memory for keys and values, such as 2GiB; default: 0.3 of free.", MODEL),
+    ] = None
+    max_model_len: Annotated[
+        int | None, option("Most tokens of prompt and answer together; default: all it can.", MODEL)
+    ] = None
+
+    def load(self, **more: Any) -> LLM:
+        """The model, loaded. more: further arguments of `LLM`."""
+        from fastslow.llm import LLM
+
+        names = ("dtype", "quantization", "device", "kv_memory", "max_model_len")
+        return LLM(self.model, **{name: getattr(self, name) for name in names}, **more)
+
 
 SAMPLING = (
     "max_tokens",
@@ -86,45 +107,76 @@ MODE = ("groups", "thinking", "thinking_budget")  # of the mode, if given
 SPECULATION = {"nodes": "nodes", "draft_model": "model", "draft_groups": "groups"}
 
 
-class Wishes:
-    """The options of one command line, checked as far as that goes without a model.
-
-    Args:
-        given: option name -> value; None = not given.
+@dataclass(frozen=True)
+class AnswerOptions(ModelOptions):
+    """How `generate` and `chat` answer; checked as far as that goes without a model.
 
     Raises:
         ValueError: an option is out of range.
     """
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
-        from fastslow.engine.params import Mode, SamplingParams, Speculation
+    mode: Annotated[str, option("deep, fast or another preset: see `fastslow modes`.", HOW)] = (
+        "deep"
+    )
+    modes: Annotated[str | None, option("JSON file with presets of your own.", HOW)] = None
+    auto: Annotated[
+        str | None, option("File of `fastslow tune --modes`, which --mode auto then goes by.", HOW)
+    ] = None
+    groups: Annotated[
+        int | None, option("Routed groups to run instead of the mode's; 0 = shared only.", HOW)
+    ] = None
+    thinking: Annotated[
+        str | None, option("off, on or auto (the model decides), instead of the mode's.", HOW)
+    ] = None
+    thinking_budget: Annotated[
+        int | None, option("Most tokens of thought, then the answer has to begin.", HOW)
+    ] = None
+    drafter: Annotated[
+        str, option("auto, off, suffix, ngram, head, self, model, or a+b of them.", HOW)
+    ] = "auto"
+    nodes: Annotated[
+        int | None, option("Most tokens drafted per step; default: as many as pay.", HOW)
+    ] = None
+    draft_model: Annotated[
+        str | None, option("Small model that drafts (folder); means --drafter model.", HOW)
+    ] = None
+    draft_groups: Annotated[
+        int | None, option("Groups that drafter self runs; default 0.", HOW)
+    ] = None
+    max_tokens: Annotated[int | None, option("Most tokens to answer; default 256.", DRAW)] = None
+    temperature: Annotated[float | None, option("0 = always the likeliest token.", DRAW)] = None
+    top_p: Annotated[float | None, option("Smallest set with this much probability.", DRAW)] = None
+    top_k: Annotated[int | None, option("The k likeliest tokens only.", DRAW)] = None
+    min_p: Annotated[float | None, option("Drop below this share of the likeliest.", DRAW)] = None
+    repetition_penalty: Annotated[float | None, option("Above 1: repeat less.", DRAW)] = None
+    seed: Annotated[int | None, option("The same seed gives the same answer.", DRAW)] = None
+    stop: Annotated[
+        list[str] | None, option("Text that ends the answer; may be repeated.", DRAW)
+    ] = None
+    system: Annotated[str | None, option("System message.")] = None
+    kv_dtype: Annotated[
+        str, option("Keys and values: auto, int8 (half the memory) or model.", MODEL)
+    ] = "auto"
+    parallel: Annotated[
+        str,
+        option("Share the model among ranks: ep=2,tp=1,dp=1; default: those of torchrun.", MODEL),
+    ] = "auto"
 
-        self._given = given
-        self._changes = {name: given[name] for name in MODE if given[name] is not None}
-        Mode(**self._changes)
-        sampling = {k: given[k] for k in SAMPLING if given[k] not in (None, [])}
-        self._sampling = SamplingParams(**sampling)
-        self._drafting = {
-            field: given[name] for name, field in SPECULATION.items() if given[name] is not None
-        }
-        Speculation(**self._drafting)
+    def __post_init__(self) -> None:
+        from fastslow.engine.params import Mode, Speculation
 
-    def load(self) -> LLM:
-        """The model, loaded."""
-        from fastslow.llm import LLM
+        Mode(**self._mode_changes())
+        Speculation(**self._draft_changes())
+        self._sampling()
 
-        names = (
-            "dtype",
-            "quantization",
-            "device",
-            "kv_dtype",
-            "kv_memory",
-            "max_model_len",
-            "parallel",
-            "modes",
-            "auto",
-        )
-        return LLM(self._given["model"], **{name: self._given[name] for name in names})
+    def load(self, **more: Any) -> LLM:
+        """The model, loaded. more: further arguments of `LLM`."""
+        names = ("kv_dtype", "parallel", "modes", "auto")
+        return super().load(**{name: getattr(self, name) for name in names}, **more)
+
+    def conversation(self) -> list[dict[str, str]]:
+        """The start of a chat."""
+        return [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def call(self, llm: LLM, preset: str | None = None) -> dict[str, Any]:
         """Keyword arguments of `LLM.stream`.
@@ -137,44 +189,121 @@ class Wishes:
         Raises:
             ValueError: there is no such preset, or the model has fewer groups.
         """
-        mode = self._mode(llm) if preset is None else self._bounded(llm, preset)
-        return {
-            "sampling": self._sampling,
-            "mode": mode,
-            "speculation": self._speculation_in(mode),
-        }
-
-    def _mode(self, llm: LLM) -> Mode:
         from fastslow.policies.modes import find_mode
 
-        name: str = self._given["mode"]
-        changed = {"base": name, **self._changes} if self._changes else name
-        return find_mode(changed, llm.modes, llm.model.config.groups)
+        changes = self._mode_changes()
+        named: str | dict[str, Any] = preset or self.mode
+        if preset is None and changes:
+            named = {"base": self.mode, **changes}
+        elif preset and self.thinking_budget is not None and llm.modes[preset].thinking != "off":
+            named = {"base": preset, "name": preset, "thinking_budget": self.thinking_budget}
+        mode = find_mode(named, llm.modes, llm.model.config.groups)
+        return {"sampling": self._sampling(), "mode": mode, "speculation": self._speculation(mode)}
 
-    def _bounded(self, llm: LLM, preset: str) -> Mode:
-        from fastslow.policies.modes import find_mode
-
-        most = self._changes.get("thinking_budget")
-        if most is None or llm.modes[preset].thinking == "off":
-            return llm.modes[preset]
-        changed = {"base": preset, "name": preset, "thinking_budget": most}
-        return find_mode(changed, llm.modes, llm.model.config.groups)
-
-    def _speculation_in(self, mode: Mode) -> str | Speculation:
+    def _speculation(self, mode: Mode) -> str | Speculation:
         """What the command line says about drafts, else "auto"."""
         from fastslow.engine.params import Speculation
 
-        drafter = self._given["drafter"]
-        if drafter == "auto" and not self._drafting:
+        changes = self._draft_changes()
+        if self.drafter == "auto" and not changes:
             return "auto"
         own = {} if mode.speculation is None else dict(mode.speculation)
-        if drafter != "auto":
-            own["drafter"] = drafter
-        elif "model" in self._drafting:
+        if self.drafter != "auto":
+            own["drafter"] = self.drafter
+        elif "model" in changes:
             own["drafter"] = "model"
-        return Speculation(**{**own, **self._drafting})
+        return Speculation(**{**own, **changes})
+
+    def _sampling(self) -> SamplingParams:
+        from fastslow.engine.params import SamplingParams
+
+        given = {name: getattr(self, name) for name in SAMPLING}
+        return SamplingParams(**{k: v for k, v in given.items() if v not in (None, [])})
+
+    def _mode_changes(self) -> dict[str, Any]:
+        return {name: v for name in MODE if (v := getattr(self, name)) is not None}
+
+    def _draft_changes(self) -> dict[str, Any]:
+        given = ((field, getattr(self, name)) for name, field in SPECULATION.items())
+        return {field: value for field, value in given if value is not None}
 
 
-def conversation(system: str | None) -> list[dict[str, str]]:
-    """The start of a chat."""
-    return [] if system is None else [{"role": "system", "content": system}]
+@dataclass(frozen=True)
+class MeasureOptions(ModelOptions):
+    """What `bench` and `tune` try, and how they measure it."""
+
+    drafters: Annotated[
+        str | None, option("Such as ngram,self; default: all that need no further file.", TRIED)
+    ] = None
+    lengths: Annotated[
+        str | None,
+        option("Tokens drafted per step, such as 2,4,adaptive; default: a spread of them.", TRIED),
+    ] = None
+    draft_model: Annotated[
+        str | None, option("Folder of the small model of drafter model.", TRIED)
+    ] = None
+    tokens: Annotated[
+        int | None,
+        option("Most tokens of an answer; default 128, with `tune --modes` 512.", MEASURED),
+    ] = None
+    limit: Annotated[
+        int | None, option("Take so many of the prompts, spread over the file.", MEASURED)
+    ] = None
+    temperature: Annotated[
+        float | None,
+        option("0 = always the likeliest token; default: the mode's own.", MEASURED),
+    ] = None
+
+    def sampling(self, tokens: int = 128) -> SamplingParams:
+        """Of all answers. tokens: most of them, where the command line does not say."""
+        from fastslow.engine.params import SamplingParams
+
+        most = tokens if self.tokens is None else self.tokens
+        if self.temperature is None:
+            return SamplingParams(max_tokens=most)
+        return SamplingParams(max_tokens=most, temperature=self.temperature)
+
+    def drafting(self) -> tuple[list[Speculation], list[Length]]:
+        """The drafters and lengths that are named. ValueError: one of them is out of range."""
+        from fastslow.engine.params import Speculation
+        from fastslow.tools.tune.candidates import default_lengths, read_lengths
+
+        lengths = default_lengths() if self.lengths is None else read_lengths(self.lengths)
+        names = [] if self.drafters is None else listed("drafters", self.drafters)
+        if self.draft_model is not None and self.drafters is None:
+            names = ["model"]
+        models = {n: self.draft_model if "model" in n.split("+") else None for n in names}
+        return [Speculation(drafter=n, model=model) for n, model in models.items()], lengths
+
+    def settings(self, llm: LLM) -> list[Speculation]:
+        """What to try with a model, plain decoding left out. ValueError: nothing is left."""
+        from fastslow.tools.tune.candidates import default_drafters, grid
+
+        drafters, lengths = self.drafting()
+        found = grid(drafters or default_drafters(llm), lengths)
+        if not found:
+            raise ValueError("drafters and lengths leave nothing but plain decoding to measure")
+        return found
+
+
+def listed(name: str, text: str) -> list[str]:
+    """The parts of "a,b". ValueError if there is none."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise ValueError(f"{name}={text!r} names nothing")
+    return list(dict.fromkeys(parts))
+
+
+def numbers(name: str, text: str) -> list[int]:
+    """The whole numbers of "1,8", each at least 1. ValueError for anything else."""
+    parts = listed(name, text)
+    for part in parts:
+        if not (part.isascii() and part.isdigit() and int(part) > 0):
+            raise ValueError(f"{name}: {part!r} must be a whole number of at least 1")
+    return list(dict.fromkeys(map(int, parts)))
+
+
+def check_writable(path: Path) -> None:
+    """ValueError if no file can be made there: better known now than after ten minutes."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"{str(path)!r} cannot be written: no such folder, or a folder itself")

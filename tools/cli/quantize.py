@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from fastslow.tools.quantize.quantize import Made, Options
-    from fastslow.tools.quantize.report import Report
+    from fastslow.tools.quantize.quantize import QuantizedCheckpoint, QuantizeOptions
+    from fastslow.tools.quantize.report import QuantizeReport
 
 CALIBRATION, CHECK = "Calibration", "Check"
 
@@ -74,14 +74,14 @@ def quantize(
       fastslow quantize path/to/model path/to/w8a8 --calibration mine.jsonl --kv
       fastslow quantize path/to/72b --plan
 
-    What changed is measured and told: perplexity, KL, likeliest tokens, memory, each layer and expert.
+    What changed is measured and shown: perplexity, KL, likeliest tokens, memory, each layer and expert.
     """
     from fastslow.engine.model.config import ModelConfig
     from fastslow.models.folder import require_vacant
     from fastslow.models.locate import resolve_model
     from fastslow.tools.cli.screen import console, quiet_log
-    from fastslow.tools.quantize.layer import check_known
-    from fastslow.tools.quantize.quantize import Options
+    from fastslow.tools.quantize.plain_layer import check_known
+    from fastslow.tools.quantize.quantize import QuantizeOptions
 
     quiet_log()
     folder = resolve_model(source)
@@ -92,7 +92,7 @@ def quantize(
     if out is None:
         raise ValueError("OUT is missing: the folder to create")
     require_vacant(out)
-    options = Options(tokens=tokens, least=least, embedding=embedding, kv=kv)
+    options = QuantizeOptions(tokens=tokens, least=least, embedding=embedding, kv=kv)
     made, held = _make(folder, out, calibration, options, answer, check, seed)
     report = _check(folder, made, held, options, tasks, task_tokens)
     for table in report.tables():
@@ -104,43 +104,44 @@ def _make(
     folder: Path,
     out: Path,
     calibration: Path | None,
-    options: Options,
+    options: QuantizeOptions,
     answer: int,
     check: int,
     seed: int,
-) -> tuple[Made, list[list[int]]]:
+) -> tuple[QuantizedCheckpoint, list[list[int]]]:
     """The checkpoint, and texts that calibration has not seen."""
     from itertools import islice
 
     from fastslow.llm import LLM
+    from fastslow.tools.progress import progress_bar
+    from fastslow.tools.quantize.calibration import answered, prompts_of
     from fastslow.tools.quantize.quantize import quantize as turn
-    from fastslow.tools.quantize.texts import answered, prompts_of
 
     prompts = prompts_of(calibration, folder)
-    with LLM(folder, remember=False) as llm, QuantizeBars() as bars:
+    with LLM(folder, remember=False) as llm, progress_bar() as bar:
         if llm.tokenizer is None:
             vocabulary = llm.model.config.vocab_size
             prompts = [[token % vocabulary] for token in range(1, 1 + len(prompts))]  # type: ignore[list-item]
         held = list(islice(answered(llm, prompts, tokens=answer, seed=seed + 1), check))
-        made = turn(folder, out, answered(llm, prompts, tokens=answer, seed=seed), options, bars)
+        made = turn(folder, out, answered(llm, prompts, tokens=answer, seed=seed), options, bar)
     return made, held
 
 
 def _check(
     folder: Path,
-    made: Made,
+    made: QuantizedCheckpoint,
     held: list[list[int]],
-    options: Options,
+    options: QuantizeOptions,
     tasks: Path | None,
     task_tokens: int,
-) -> Report:
+) -> QuantizeReport:
     import json
 
     from fastslow.llm import LLM
-    from fastslow.tools.quantize.evaluate import accuracy, compare, read_tasks
-    from fastslow.tools.quantize.report import FILE, Report
+    from fastslow.tools.quantize.report import FILE, QuantizeReport, accuracy, compare
+    from fastslow.tools.tasks import read_tasks
 
-    report = Report(made, options.least)
+    report = QuantizeReport(made, options.least)
     graded = None if tasks is None else read_tasks(tasks)
     with LLM(folder, remember=False) as source, LLM(made.folder, remember=False) as own:
         sizes = [getattr(llm.model, "weight_bytes", 0) for llm in (source, own)]
@@ -160,7 +161,7 @@ def _plan(folder: Path, embedding: str, kv: bool) -> None:
     from fastslow.engine.kv.budget import format_bytes
     from fastslow.engine.model.config import ModelConfig
     from fastslow.tools.cli.screen import console
-    from fastslow.tools.quantize.plan import int8_embedding, planned
+    from fastslow.tools.quantize.sizes import int8_embedding, planned
 
     config = ModelConfig.from_folder(folder)
     small = int8_embedding(config) if embedding == "auto" else embedding == "int8"
@@ -170,32 +171,3 @@ def _plan(folder: Path, embedding: str, kv: bool) -> None:
     for part, (before, after) in {**parts, "all": (whole[0], whole[1])}.items():
         table.add_row(part, format_bytes(before), format_bytes(after), f"{after / before:.3f}")
     console().print(table)
-
-
-class QuantizeBars:
-    """How far calibration and the layers are, on a terminal."""
-
-    def __init__(self) -> None:
-        from rich.progress import Progress
-
-        from fastslow.tools.cli.screen import errors
-
-        self._progress = Progress(console=errors(), transient=True)
-        self._balance = self._progress.add_task("calibration", total=None)
-        self._layers = self._progress.add_task("layers", total=None, visible=False)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def balanced(self, tokens: int, wanted: int, starved: int) -> None:
-        said = f"calibration, {starved} experts wait for tokens" if starved else "calibration"
-        self._progress.update(
-            self._balance, description=said, total=max(wanted, tokens), completed=tokens
-        )
-
-    def layer(self, done: int, layers: int) -> None:
-        self._progress.update(self._layers, total=layers, completed=done, visible=True)

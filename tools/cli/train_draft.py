@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated
 
 import typer
 
-from fastslow.tools.cli import options
-
-if TYPE_CHECKING:
-    from fastslow.tools.train_head.trainer import Measured
+from fastslow.tools.cli.options import Device, DType, Quantization
 
 DATA, TRAINING = "Data", "Training"
 
 
 def train_draft(
     target: Annotated[str, typer.Option(help="Checkpoint folder or built-in name.")],
-    data: Annotated[Path, typer.Option(help="Prompts, JSON Lines: prompt, turns or messages.")],
+    data: Annotated[
+        Path, typer.Option(help="Prompts, JSON Lines: prompt, question, turns or messages.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The head's file to write.")],
     work: Annotated[
         Path | None,
@@ -59,9 +58,9 @@ def train_draft(
         int, typer.Option(min=1, help="Answers made at once.", rich_help_panel=DATA)
     ] = 16,
     seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
-    dtype: options.DType = "auto",
-    quantization: options.Quantization = "auto",
-    device: options.Device = "auto",
+    dtype: DType = "auto",
+    quantization: Quantization = "auto",
+    device: Device = "auto",
 ) -> None:
     """Train a head that drafts for a target, on the target's own answers.
 
@@ -74,13 +73,17 @@ def train_draft(
     from fastslow.llm import LLM
     from fastslow.models.locate import resolve_model
     from fastslow.tools.cli.screen import console, quiet_log
-    from fastslow.tools.train_head.answers import read_prompts
-    from fastslow.tools.train_head.train import Reports, TrainPlan, default_layers, train_head
+    from fastslow.tools.progress import progress_bar
+    from fastslow.tools.prompts import read_prompts
+    from fastslow.tools.train_head.train import TrainPlan, default_layers, train_head
     from fastslow.tools.train_head.trainer import Course
 
     quiet_log()
     prompts = read_prompts(data)
     folder = resolve_model(target)
+    course = Course(
+        steps=steps, rate=rate, tokens=tokens, rows=rows, stretches=stretches, seed=seed
+    )
     with LLM(
         folder, dtype=dtype, quantization=quantization, device=device, max_running=batch
     ) as llm:
@@ -91,12 +94,10 @@ def train_draft(
             layers=default_layers(llm.model.config.layers),
             vocabulary=vocabulary,
             answer=answer,
-            course=Course(
-                steps=steps, rate=rate, tokens=tokens, rows=rows, stretches=stretches, seed=seed
-            ),
+            course=course,
             start=start,
         )
-        with TrainBars(len(prompts), tokens) as bars:
+        with progress_bar() as report:
             found = train_head(
                 plan,
                 llm.model,
@@ -104,47 +105,10 @@ def train_draft(
                     list(some), list(params), speculation="off", progress=False
                 ),
                 prompts,
-                Reports(bars.answers, bars.features, bars.training),
+                report,
             )
     shares = ", ".join(f"{share:.0%}" for share in found.acceptance)
     console().print(
         f"{found.tokens_per_step:.2f} tokens/step in chains of {steps} on held-out answers "
         f"(by position: {shares}); the curve is in {plan.work / 'curve.jsonl'}"
     )
-
-
-class TrainBars:
-    """How far each part is, on a terminal; else a line when a part begins or a tenth is done."""
-
-    def __init__(self, prompts: int, tokens: int) -> None:
-        from rich.progress import Progress
-
-        from fastslow.tools.cli.screen import errors
-
-        self._progress = Progress(console=errors(), transient=True)
-        self._parts = {
-            name: self._progress.add_task(name, total=total, visible=False)
-            for name, total in (("answers", prompts), ("features", prompts), ("training", tokens))
-        }
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def answers(self, done: int) -> None:
-        self._move("answers", done, "answers")
-
-    def features(self, done: int) -> None:
-        self._move("features", done, "features")
-
-    def training(self, measured: Measured) -> None:
-        shares = " ".join(f"{share:.0%}" for share in measured.right)
-        self._move(
-            "training", measured.tokens, f"training, loss {measured.loss:.2f}, right {shares}"
-        )
-
-    def _move(self, part: str, done: int, text: str) -> None:
-        self._progress.update(self._parts[part], completed=done, description=text, visible=True)

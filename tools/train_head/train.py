@@ -17,7 +17,9 @@ from fastslow.draft.head.config import HeadConfig
 from fastslow.draft.head.head import read_head
 from fastslow.draft.head.target import draft_vocabulary, fingerprint, first_weights, read_ends
 from fastslow.engine.model.base import Model
-from fastslow.tools.train_head.answers import AnswerStore, Ask, Conversation, TrainText
+from fastslow.tools.progress import Report, silent
+from fastslow.tools.prompts import Conversation
+from fastslow.tools.train_head.answers import AnswerStore, Ask, TrainText
 from fastslow.tools.train_head.features import HiddenStates, Shards
 from fastslow.tools.train_head.quality import HeadQuality, head_quality
 from fastslow.tools.train_head.trainer import Course, Measured, Trainer
@@ -54,22 +56,18 @@ class TrainPlan:
     start: Path | None = None
 
 
-@dataclass(slots=True)
-class Reports:
-    """Who is told how far each part is."""
-
-    answers: Callable[[int], None] = lambda done: None
-    features: Callable[[int], None] = lambda done: None
-    training: Callable[[Measured], None] = lambda measured: None
-
-
 def default_layers(count: int) -> tuple[int, ...]:
     """An early, a late and the last of a target's layers."""
     return tuple(sorted({count // 3 - 1, 2 * count // 3 - 1, count - 1} - {-1}))
 
 
 def train_head(
-    plan: TrainPlan, model: Model, ask: Ask, prompts: Sequence[Conversation], reports: Reports
+    plan: TrainPlan,
+    model: Model,
+    ask: Ask,
+    prompts: Sequence[Conversation],
+    report: Report = silent,
+    on_update: Callable[[Measured], None] = lambda measured: None,
 ) -> HeadQuality:
     """Make a head; gives what it is worth on answers held out.
 
@@ -78,7 +76,8 @@ def train_head(
         model: the target, for features.
         ask: the target, for answers.
         prompts: what it is asked. The same prompts must be given when the work is taken up again.
-        reports: who is told.
+        report: see `progress_bar`.
+        on_update: called after each update.
 
     Raises:
         ValueError: too few prompts, layers that do not end with the target's last, or a `start` of
@@ -92,24 +91,27 @@ def train_head(
         raise ValueError(f"data must hold at least 2 prompts, got {len(prompts)}")
     plan.work.mkdir(parents=True, exist_ok=True)
     answers = AnswerStore(plan.work / "answers.jsonl")
-    answers.write(prompts, ask, tokens=plan.answer, report=reports.answers)
+    answers.write(prompts, ask, tokens=plan.answer, report=report)
     held, taught = _parted(answers.read()[: len(prompts)])
     shards = Shards(plan.work / "features", plan.layers)
-    shards.grow(model, taught, report=reports.features)
+    shards.grow(model, taught, report=report)
     test = Shards(plan.work / "held-out", plan.layers)
     test.grow(model, held)
     walked = [seen for number in range(len(test.counts)) for seen in test.read(number)]
     trainer = _trainer(plan, taught, model.config.vocab_size)
     curve = TrainCurve(plan, trainer, walked)
 
-    def report(measured: Measured) -> None:
-        reports.training(measured)
+    def updated(measured: Measured) -> None:
+        shares = " ".join(f"{share:.0%}" for share in measured.right)
+        done = measured.tokens / plan.course.tokens
+        report(done, f"training, loss {measured.loss:.2f}, right {shares}")
+        on_update(measured)
         curve.add(measured)
 
-    trainer.run(shards.epoch, report)
+    trainer.run(shards.epoch, updated)
     found = curve.walk()
-    story = {"tokens": trainer.tokens, "answers": len(taught), "held_out": vars_of(found)}
-    save_head(trainer, plan.out, fingerprint(plan.target), story)
+    provenance = {"tokens": trainer.tokens, "answers": len(taught), "held_out": rounded(found)}
+    save_head(trainer, plan.out, fingerprint(plan.target), provenance)
     return found
 
 
@@ -123,8 +125,8 @@ def _parted(texts: Sequence[TrainText]) -> tuple[list[TrainText], list[TrainText
 
 
 def _trainer(plan: TrainPlan, taught: Sequence[TrainText], vocabulary: int) -> Trainer:
-    said = (token for text in taught for token in text.tokens[text.start :])
-    tokens = draft_vocabulary(said, min(plan.vocabulary, vocabulary), vocabulary)
+    answers = (token for text in taught for token in text.tokens[text.start :])
+    tokens = draft_vocabulary(answers, min(plan.vocabulary, vocabulary), vocabulary)
     config, weights = first_weights(plan.target, plan.layers, tokens, plan.course.seed)
     if plan.course.prompts:
         rows = plan.course.prompt_rows
@@ -177,7 +179,7 @@ class TrainCurve:
         line = {
             "tokens": self._trainer.tokens,
             "loss": round(sum(losses) / len(losses), 4) if losses else None,
-            **vars_of(found),
+            **rounded(found),
         }
         self._losses = []
         with self.path.open("a", encoding="utf-8") as file:
@@ -185,7 +187,7 @@ class TrainCurve:
         return found
 
 
-def vars_of(found: HeadQuality) -> dict[str, Any]:
+def rounded(found: HeadQuality) -> dict[str, Any]:
     """For a line of JSON."""
     return {
         "tokens_per_step": round(found.tokens_per_step, 3),
@@ -193,13 +195,15 @@ def vars_of(found: HeadQuality) -> dict[str, Any]:
     }
 
 
-def save_head(trainer: Trainer, path: Path, target: str, story: dict[str, Any]) -> None:
+def save_head(trainer: Trainer, path: Path, target: str, provenance: dict[str, Any]) -> None:
     """Write a head's file: weights in bfloat16, its shape, whose it is, and how it came about."""
     table = {name: p.detach().to(torch.bfloat16) for name, p in trainer.weights.items()}
     table["tokens"] = trainer.vocabulary
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(
-        table, part, trainer.config.metadata() | {"target": target, "provenance": json.dumps(story)}
+        table,
+        part,
+        trainer.config.metadata() | {"target": target, "provenance": json.dumps(provenance)},
     )
     part.rename(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import fmean, median
 from typing import Any
 
@@ -17,10 +17,10 @@ from fastslow.engine.params import Mode, SamplingParams
 from fastslow.engine.types import Rows, Segment
 from fastslow.llm import LLM
 from fastslow.tools.machine import circumstances
+from fastslow.tools.progress import Report
+from fastslow.tools.prompts import Conversation
+from fastslow.tools.tasks import Task
 from fastslow.tools.tune.candidates import PLAIN
-from fastslow.tools.tune.prompts import Conversation
-from fastslow.tools.tune.race import Tell
-from fastslow.tools.tune.tasks import Task
 
 CHUNK = 128  # rows of text read at a time
 ROUNDS = 30  # single steps for each number of groups, interleaved
@@ -72,16 +72,7 @@ class GroupsFound:
             "places": self.places,
             "tasks": self.tasks,
             "keep": self.keep,
-            "groups": [
-                {
-                    "groups": row.groups,
-                    "agreement": row.agreement,
-                    "divergence": row.divergence,
-                    "seconds": row.seconds,
-                    "score": row.score,
-                }
-                for row in self.rows
-            ],
+            "groups": [asdict(row) for row in self.rows],
             **self.circumstances,
         }
 
@@ -100,7 +91,7 @@ def tune_groups(
     sampling: SamplingParams,
     keep: float = 0.9,
     minutes: float = 10.0,
-    tell: Tell,
+    report: Report,
 ) -> GroupsFound:
     """Compare every number of groups with all of them on the user's prompts.
 
@@ -115,7 +106,7 @@ def tune_groups(
         sampling: of all answers.
         keep: see `GroupsFound.proposed`.
         minutes: most time; what is missing then is left out.
-        tell: hears how it goes.
+        report: see `progress_bar`.
 
     Raises:
         ValueError: a dense model, something out of range, a prompt that does not fit.
@@ -137,9 +128,9 @@ def tune_groups(
             share = (time.monotonic() - started) / (60 * minutes)
             if number and share > (0.5 if tasks else 1.0):
                 break
-            tell(min(1.0, max(share, 0.4 * number / len(prompts))), f"prompt {number + 1}")
+            report(min(1.0, max(share, 0.4 * number / len(prompts))), f"prompt {number + 1}")
             _compare(texts, found, llm, prompt, sampling)
-        _grade(found, llm, tasks, sampling, started + 60 * minutes, tell)
+        _grade(found, llm, tasks, sampling, started + 60 * minutes, report)
     except KeyboardInterrupt:
         if not found.places:
             raise
@@ -251,13 +242,13 @@ def _grade(
     tasks: Sequence[Task],
     sampling: SamplingParams,
     end: float,
-    tell: Tell,
+    report: Report,
 ) -> None:
     right: dict[int, list[bool]] = {row.groups: [] for row in found.rows}
     for number, task in enumerate(tasks):
         if number and time.monotonic() > end:
             break
-        tell(0.5 + 0.5 * number / len(tasks), f"task {number + 1} of {len(tasks)}")
+        report(0.5 + 0.5 * number / len(tasks), f"task {number + 1} of {len(tasks)}")
         graded = []
         for row in found.rows:
             groups = None if row is found.all else row.groups

@@ -10,8 +10,8 @@ from fastslow.engine.host.watch import Watch
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.output import Output
+from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune.candidates import PLAIN
-from fastslow.tools.tune.prompts import Conversation
 from fastslow.tools.tune.sample import Cell, Sample, sample_of
 
 T = TypeVar("T")

@@ -9,24 +9,24 @@ from math import isfinite
 from loguru import logger
 
 from fastslow.engine.params import Speculation
+from fastslow.tools.progress import Report
+from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune.candidates import PLAIN, is_plain, label
-from fastslow.tools.tune.prompts import Conversation
 from fastslow.tools.tune.runner import TuneRunner, shuffled
 from fastslow.tools.tune.sample import Cell, Sample, ratio
 
-FINALISTS = 2  # the last rung halves no more
-PASSES = 3  # times that a rung runs a prompt at most
+FINALISTS = 2  # the last round halves no more
+PASSES = 3  # times that a round runs a prompt at most
 TIE = 0.02  # closer than this the adaptive length wins: it holds at other loads, too
 
-Tell = Callable[[float, str], None]  # share of the time that is gone, and what goes on
 Parts = Sequence[Sequence[Conversation]]
 
 
-class Race:
-    """Successive halving (Jamieson and Talwalkar 2016, "Non-stochastic best arm identification").
+class SuccessiveHalving:
+    """After Jamieson and Talwalkar 2016, "Non-stochastic best arm identification".
 
-    Every rung has the same time. In it each part of the prompts is run by all that are still in the
-    race and by plain decoding, in changing order; then the slower half drops out. A setting is
+    Every round has the same time. In it each part of the prompts is run by all settings that are left
+    and by plain decoding, in changing order; then the slower half drops out. A setting is
     judged by its ratio to plain on the same parts, so a machine that slows down harms nobody.
 
     Args:
@@ -46,29 +46,29 @@ class Race:
         runner: TuneRunner,
         parts: Parts,
         seconds: float,
-        tell: Tell,
+        report: Report,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Race for at most so long, but for each candidate's first run. May be interrupted.
+        """Search for at most so long, but for each candidate's first run. May be interrupted.
 
         Args:
             runner: measures.
             parts: the prompts, `batch` in each.
-            seconds: of all rungs together.
-            tell: hears how it goes.
+            seconds: of all rounds together.
+            report: see `progress_bar`.
             clock: in seconds.
         """
         started = clock()
-        rungs = self._rungs()
-        for rung in range(rungs):
-            end = started + seconds * (rung + 1) / rungs
+        rounds = self._rounds()
+        for number in range(rounds):
+            end = started + seconds * (number + 1) / rounds
             last = 0.0
             for visit in range(PASSES * len(parts)):
                 before = clock()
                 if visit and before + last / 2 > end:
                     break
                 share = min(1.0, (before - started) / seconds)
-                tell(share, f"round {rung + 1} of {rungs}: {self._summary()}")
+                report(share, f"round {number + 1} of {rounds}: {self._summary()}")
                 self._visit(runner, parts)
                 last = clock() - before
             self._halve()
@@ -95,11 +95,11 @@ class Race:
         fastest = self.fastest_draft
         return fastest if self.score(fastest) > 1 else PLAIN
 
-    def _rungs(self) -> int:
-        left, rungs = len(self.alive), 1
+    def _rounds(self) -> int:
+        left, rounds = len(self.alive), 1
         while left > FINALISTS:
-            left, rungs = (left + 1) // 2, rungs + 1
-        return rungs
+            left, rounds = (left + 1) // 2, rounds + 1
+        return rounds
 
     def _visit(self, runner: TuneRunner, parts: Parts) -> None:
         turn, part = divmod(self._visits, len(parts))

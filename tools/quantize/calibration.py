@@ -1,21 +1,69 @@
-"""Calibration that gives every expert its tokens."""
+"""Calibration: prompts with the model's own answers, until every expert has its tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
 
 import torch
+from loguru import logger
 from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.tools.quantize.layer import PlainLayer, Tensors, plain
+from fastslow.engine.params import SamplingParams
+from fastslow.llm import LLM
+from fastslow.tools.prompts import Conversation, read_prompts
+from fastslow.tools.quantize.plain_layer import PlainLayer, Tensors, plain
 
+FILE = "calibration.jsonl"  # in a checkpoint's folder; the one beside this file has a few of many kinds
+TOGETHER = 16  # answers made at once
+ROUNDS = 8  # how often the same prompts are answered anew, each time with other chances
+LONGEST = 1024  # tokens of a text
 AT_ONCE = 4096  # tokens of the texts that are looked at together
 
 
+def prompts_of(path: Path | None, folder: Path) -> list[Conversation]:
+    """Those of a file of JSON lines; without one those that the checkpoint brings, as a model of few
+    subjects should; else a few of many kinds."""
+    if path is None and (folder / FILE).is_file():
+        path = folder / FILE
+        logger.info("calibration with the prompts of {}", path)
+    return read_prompts(path or Path(__file__).with_name(FILE))
+
+
+def answered(
+    llm: LLM, prompts: Sequence[Any], *, tokens: int = 160, seed: int = 0
+) -> Iterator[list[int]]:
+    """Token ids of prompts with answers drawn at temperature 1, without end for some rounds.
+
+    The model's own words are what it will have to read when it runs; what it was trained on need
+    not be known.
+
+    Args:
+        llm: the float model.
+        prompts: conversations; token ids where the model has no tokenizer.
+        tokens: most of an answer; 0 = the prompts alone, once.
+        seed: of the answers.
+    """
+    for turn in range(ROUNDS if tokens else 1):
+        for first in range(0, len(prompts), TOGETHER):
+            some = list(prompts[first : first + TOGETHER])
+            seeds = count(seed + 7919 * (turn * len(prompts) + first))
+            sampling = [
+                SamplingParams(max_tokens=max(tokens, 1), temperature=1.0, seed=next(seeds))
+                for _ in some
+            ]
+            outputs = llm.generate(some, sampling, speculation="off", progress=False)
+            for output in outputs:
+                answer = list(output.token_ids) if tokens else []
+                yield (list(output.prompt_token_ids) + answer)[:LONGEST]
+
+
 @dataclass(slots=True)
-class Balanced:
+class Calibration:
     """texts: token ids. counts: int64 [layers, experts], tokens that each expert saw of them; rows of
     layers without experts are 0."""
 
@@ -43,7 +91,7 @@ def balanced_texts(
     least: int,
     most: int,
     note: Callable[[int, int], None] = lambda tokens, starved: None,
-) -> Balanced:
+) -> Calibration:
     """Take texts until they are `enough` tokens and every expert of every layer saw `least` of them.
 
     Past `enough`, a text stays only if it brings tokens to an expert that is short of them. It ends,
@@ -55,9 +103,9 @@ def balanced_texts(
         layer: number -> the layer's tensors in float32, read anew for every few texts.
         texts: token ids.
         enough, least, most: tokens.
-        note: told after every few texts how many tokens are kept, and how many experts starve.
+        note: called after every few texts with the tokens kept, and how many experts starve.
     """
-    found = Balanced(counts=torch.zeros(config.layers, config.experts, dtype=torch.int64))
+    found = Calibration(counts=torch.zeros(config.layers, config.experts, dtype=torch.int64))
     looked = 0
     while looked < most and (some := _some(texts, min(AT_ONCE, max(enough - looked, 512)))):
         looked += sum(len(text) for text in some)

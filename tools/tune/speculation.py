@@ -1,21 +1,23 @@
-"""Tuning: a race, a look at batch sizes, a few answers; and what came of it."""
+"""Tuning speculation: a search for the fastest setting, a look at batch sizes, a few answers."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
 from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.llm import LLM
 from fastslow.tools.machine import circumstances
-from fastslow.tools.tune.answer import Answer, watch_answer
-from fastslow.tools.tune.candidates import PLAIN, label
-from fastslow.tools.tune.prompts import Conversation
-from fastslow.tools.tune.race import Parts, Race, Tell
+from fastslow.tools.progress import Report
+from fastslow.tools.prompts import Conversation
+from fastslow.tools.tune.candidates import PLAIN, is_plain, label
+from fastslow.tools.tune.halving import SuccessiveHalving
 from fastslow.tools.tune.runner import TuneRunner, shuffled
 from fastslow.tools.tune.sample import (
     Cell,
@@ -31,7 +33,7 @@ SIZES = (1, 2, 4, 8)
 ROUNDS = 8  # more change little
 
 
-class Sizes:
+class BatchSizes:
     """What batch sizes do to a setting.
 
     Args:
@@ -54,7 +56,7 @@ class Sizes:
         runner: TuneRunner,
         prompts: Sequence[Conversation],
         seconds: float,
-        tell: Tell,
+        report: Report,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Measure in rounds, each on other prompts, for about so long; at least one round."""
@@ -64,14 +66,54 @@ class Sizes:
             before = clock()
             if round and before + last / 2 > started + seconds:
                 return
-            tell(min(1.0, (before - started) / seconds), f"batch sizes up to {largest}")
+            report(min(1.0, (before - started) / seconds), f"batch sizes up to {largest}")
             for cell in shuffled(list(self.samples), round):
                 some = [prompts[(round * largest + i) % len(prompts)] for i in range(cell.batch)]
                 self.samples[cell].append(runner.run(cell, some, round, 0))
             last = clock() - before
 
 
-RACING, SIZING = 0.72, 0.23  # shares of the time; what is left is for the answers
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A piece of text and the drafter that proposed it; None = the model computed it."""
+
+    text: str
+    origin: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was asked, and what came."""
+
+    question: str
+    tokens: list[Token]
+    tokens_per_step: float
+
+
+def watch_answer(llm: LLM, cell: Cell, prompt: Conversation, sampling: SamplingParams) -> Answer:
+    """Answer a prompt and note which tokens were drafted: in each step those that were accepted, and
+    then one is the model's own."""
+    out = llm.chat(prompt, sampling, mode=cell.mode, speculation=cell.setting)
+    drafter = None if is_plain(cell.setting) else cell.setting.drafter
+    origins: list[str | None] = []
+    for accepted in out.metrics.runs:
+        origins += [drafter] * accepted + [None]
+    assert llm.tokenizer is not None  # it answered text
+    texts = token_texts(llm.tokenizer, out.token_ids)
+    tokens = [Token(*token) for token in zip(texts, origins)]
+    return Answer(prompt[-1]["content"], tokens, out.metrics.tokens_per_step)
+
+
+def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
+    """The text of each token; that of half a character comes with its other half."""
+    detokenizer = Detokenizer(tokenizer)
+    texts = [detokenizer.push([token]) for token in ids]
+    if texts:
+        texts[-1] += detokenizer.finish()
+    return texts
+
+
+SEARCHING, SIZING = 0.72, 0.23  # shares of the time; what is left is for the answers
 ANSWERS = 3
 
 
@@ -136,7 +178,7 @@ class TuneResult:
         }
 
 
-def tune(
+def tune_speculation(
     llm: LLM,
     model: str,
     prompts: Sequence[Conversation],
@@ -146,12 +188,12 @@ def tune(
     mode: str = "deep",
     sampling: SamplingParams,
     minutes: float = 10.0,
-    tell: Tell,
+    report: Report,
 ) -> TuneResult:
     """Find the fastest setting for these prompts.
 
     Args:
-        llm: the model; see `Runner`.
+        llm: the model; see `TuneRunner`.
         model: its name.
         prompts: of the user; they are run in an order of their own.
         candidates: settings to choose from.
@@ -159,7 +201,7 @@ def tune(
         mode: name of a preset.
         sampling: of all answers.
         minutes: for everything; a slow model may need more for the first run of each candidate.
-        tell: hears how it goes.
+        report: see `progress_bar`.
 
     Returns:
         What was found. After Ctrl-C what was found until then.
@@ -177,32 +219,30 @@ def tune(
     random.Random(0).shuffle(order)  # a file is often sorted by kind
     started, seconds = time.monotonic(), 60 * minutes
     runner = TuneRunner(llm, sampling)
-    race = Race(candidates, batch, mode)
-    found = TuneResult(model, batch, mode, len(order), sampling, samples=race.samples)
+    search = SuccessiveHalving(candidates, batch, mode)
+    parts = [order[i * batch : (i + 1) * batch] for i in range(len(order) // batch)]
+    found = TuneResult(model, batch, mode, len(order), sampling, samples=search.samples)
     try:
         runner.check(prompts, [mode])
-        runner.warm_up([Cell(s, batch, mode) for s in race.samples], order[0])
-        left = started + seconds * RACING - time.monotonic()
-        race.run(runner, _parts(order, batch), max(left, 1.0), lambda s, t: tell(s * RACING, t))
-        sizes = Sizes(race.fastest_draft, mode, {*SIZES, batch}, len(order))
+        runner.warm_up([Cell(s, batch, mode) for s in search.samples], order[0])
+        left = started + seconds * SEARCHING - time.monotonic()
+        search.run(runner, parts, max(left, 1.0), lambda s, text: report(s * SEARCHING, text))
+        sizes = BatchSizes(search.fastest_draft, mode, {*SIZES, batch}, len(order))
         found.sizes = sizes.samples
-        left = started + seconds * (RACING + SIZING) - time.monotonic()
-        sizes.run(runner, order, max(left, 1.0), lambda s, t: tell(RACING + s * SIZING, t))
-        tell(RACING + SIZING, "sample answers")
+        left = started + seconds * (SEARCHING + SIZING) - time.monotonic()
+        sizes.run(
+            runner, order, max(left, 1.0), lambda s, text: report(SEARCHING + s * SIZING, text)
+        )
+        report(SEARCHING + SIZING, "sample answers")
         for prompt in order[:ANSWERS]:
-            cell = Cell(race.fastest_draft, 1, mode)
+            cell = Cell(search.fastest_draft, 1, mode)
             found.answers.append(watch_answer(llm, cell, prompt, sampling))
     except KeyboardInterrupt:
-        if not race.samples[PLAIN]:
+        if not search.samples[PLAIN]:
             raise
         found.stopped = True
-    if not any(sample.tokens for sample in race.samples[PLAIN]):
+    if not any(sample.tokens for sample in search.samples[PLAIN]):
         raise ValueError("every answer ended at its first token: there is nothing to measure")
-    found.best, found.finalists = race.best, race.alive
+    found.best, found.finalists = search.best, search.alive
     found.seconds = time.monotonic() - started
     return found
-
-
-def _parts(prompts: Sequence[Conversation], batch: int) -> Parts:
-    """As many parts of `batch` prompts as there are; the rest is left out."""
-    return [prompts[i * batch : (i + 1) * batch] for i in range(len(prompts) // batch)]

@@ -27,11 +27,11 @@ class Product(Protocol):
     def __call__(self, name: str, x_NI: Tensor) -> Tensor: ...
 
 
-Told = Callable[[Tensor, Tensor], None]
+Watcher = Callable[[Tensor, Tensor], None]
 
 
 def check_known(config: ModelConfig) -> None:
-    """ValueError in one sentence for an architecture whose layers are not those of `Layer`."""
+    """ValueError in one sentence for an architecture whose layers are not those of `PlainLayer`."""
     if config.extras is not None:
         raise ValueError(f"{config.architecture} cannot be quantised here, only run as exported")
 
@@ -42,7 +42,7 @@ def plain(tensors: Mapping[str, Tensor]) -> Product:
 
 
 def nothing(first: Tensor, second: Tensor) -> None:
-    """For those who need not be told."""
+    """Watches nothing."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class PlainLayer:
     lengths: Sequence[int]
 
     def __call__(
-        self, x_NH: Tensor, product: Product, chosen: Told = nothing, kept: Told = nothing
+        self, x_NH: Tensor, product: Product, chosen: Watcher = nothing, kept: Watcher = nothing
     ) -> Tensor:
         """The layer's output [N, H].
 
-        chosen: is told the router's scores [N, E] and the experts it chose, int64 [N, G]. kept: is
-        told keys and values, [N, kv_heads * D] each.
+        chosen: is given the router's scores [N, E] and the experts it chose, int64 [N, G]. kept: is
+        given keys and values, [N, kv_heads * D] each.
         """
         eps = self.config.rms_norm_eps
         fresh = OPS.rms_norm(x_NH, self.tensors["input_layernorm.weight"], eps)
@@ -83,7 +83,7 @@ class PlainLayer:
         up = self._linear(f"{name}.up_proj", x_NH, product)
         return self._linear(f"{name}.down_proj", F.silu(gate) * up, product)
 
-    def _moge(self, x_NH: Tensor, product: Product, chosen: Told) -> Tensor:
+    def _moge(self, x_NH: Tensor, product: Product, chosen: Watcher) -> Tensor:
         scores = product(ROUTER, x_NH)
         scale = self.tensors["mlp.router_scale"].flatten()
         groups = self.config.groups
@@ -97,7 +97,7 @@ class PlainLayer:
                 y.index_add_(0, rows, part * choice.weights[rows, group, None])
         return y
 
-    def _attention(self, x_NH: Tensor, product: Product, kept: Told) -> Tensor:
+    def _attention(self, x_NH: Tensor, product: Product, kept: Watcher) -> Tensor:
         c = self.config
         q, k, v = (self._linear(f"self_attn.{part}_proj", x_NH, product) for part in "qkv")
         positions = np.concatenate([np.arange(length) for length in self.lengths])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.names import tensor_shapes
-from fastslow.tools.quantize.layer import ROUTER
+from fastslow.tools.quantize.plain_layer import ROUTER
 
 LIMIT = 0.52  # of the float checkpoint's bytes
 PARTS = ("embedding and head", "attention", "router", "shared experts", "experts", "MLP", "norms")
