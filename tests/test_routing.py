@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.moge import BestOfAll
 from fastslow.tools.cli.app import app
-from fastslow.tools.plan.known import PRO_MOE
+from fastslow.tools.plan.models import KNOWN
 from fastslow.tools.routing.balance import grouped, measure, per_rank, ungrouped
 from fastslow.tools.routing.scores import RouterWeights, Scores, load_decoder, router_scores
 
@@ -149,7 +149,7 @@ def test_experts_that_no_layer_has_are_not_looked_for(tmp_path: Path) -> None:
 
 def test_the_72b_counts_as_arithmetic_has_it(tmp_path: Path) -> None:
     """config.json alone: 71.99 B in all, 16.50 B for a token."""
-    (tmp_path / "config.json").write_text(json.dumps(PRO_MOE))
+    (tmp_path / "config.json").write_text(json.dumps(KNOWN["openpangu-pro-moe-72b"]))
     hidden, layers, heads, kv_heads, dim = 5120, 48, 40, 8, 128
     queries, keys = heads * dim, kv_heads * dim
     attention = 2 * hidden * queries + 2 * hidden * keys + (queries + 2 * keys + hidden)  # + biases

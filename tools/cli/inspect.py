@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fastslow.tools.cli.options import expand_options, option
-
-ROUTING = "Routing"
-
-
-@dataclass(frozen=True)
-class RoutingOptions:
-    """What `inspect --routing` measures."""
-
-    ranks: Annotated[
-        int, typer.Option(min=1, help="Ranks that share the experts.", rich_help_panel=ROUTING)
-    ] = 8
-    prompts: Annotated[
-        int, typer.Option(min=1, help="Take so many prompts.", rich_help_panel=ROUTING)
-    ] = 32
-    answer: Annotated[
-        int, typer.Option(min=0, help="Tokens to answer each with.", rich_help_panel=ROUTING)
-    ] = 64
-    batch: Annotated[
-        int, typer.Option(min=1, help="Answers decoded in a step.", rich_help_panel=ROUTING)
-    ] = 16
-    gate: Annotated[
-        str | None,
-        option("Experts x groups, as 64x8: random routers over the same inputs instead.", ROUTING),
-    ] = None
-    picture: Annotated[Path | None, option("HTML file to write.", ROUTING)] = None
+from fastslow.tools.cli.options import ROUTING, RoutingOptions, expand_options, option
 
 
 @expand_options

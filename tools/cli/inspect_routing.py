@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -14,14 +14,12 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 from fastslow.models.locate import resolve_model
+from fastslow.tools.cli.options import RoutingOptions
 from fastslow.tools.cli.screen import console
 from fastslow.tools.prompts import read_prompts
 from fastslow.tools.routing.balance import KINDS, ROUTERS, Balance, ExpertLoad, measure, per_rank
 from fastslow.tools.routing.report import NAMES, page
 from fastslow.tools.routing.scores import RouterWeights, load_decoder, router_scores
-
-if TYPE_CHECKING:
-    from fastslow.tools.cli.inspect import RoutingOptions
 
 Texts = list[tuple[list[int], int]]  # tokens, and how many are the prompt's
 

@@ -56,7 +56,7 @@ def option(help: str, panel: str | None = None, *names: str) -> Any:
 
 
 MODEL, HOW, DRAW = "Model", "Thinking and speculation", "Sampling (default: the mode's own)"
-TRIED, MEASURED = "What is tried", "How it is measured"
+TRIED, MEASURED, ROUTING = "What is tried", "How it is measured", "Routing"
 PROMPTS = option("JSON lines, each with prompt, messages, turns or question.", None, "--prompts")
 
 
@@ -284,6 +284,29 @@ class MeasureOptions(ModelOptions):
         if not found:
             raise ValueError("drafters and lengths leave nothing but plain decoding to measure")
         return found
+
+
+@dataclass(frozen=True)
+class RoutingOptions:
+    """What `inspect --routing` measures."""
+
+    ranks: Annotated[
+        int, typer.Option(min=1, help="Ranks that share the experts.", rich_help_panel=ROUTING)
+    ] = 8
+    prompts: Annotated[
+        int, typer.Option(min=1, help="Take so many prompts.", rich_help_panel=ROUTING)
+    ] = 32
+    answer: Annotated[
+        int, typer.Option(min=0, help="Tokens to answer each with.", rich_help_panel=ROUTING)
+    ] = 64
+    batch: Annotated[
+        int, typer.Option(min=1, help="Answers decoded in a step.", rich_help_panel=ROUTING)
+    ] = 16
+    gate: Annotated[
+        str | None,
+        option("Experts x groups, as 64x8: random routers over the same inputs instead.", ROUTING),
+    ] = None
+    picture: Annotated[Path | None, option("HTML file to write.", ROUTING)] = None
 
 
 def listed(name: str, text: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fastslow.tools.plan.device import DEVICES
-from fastslow.tools.plan.known import config_of
+from fastslow.tools.plan.models import config_of
 from fastslow.tools.plan.search import DraftCost
 from fastslow.tools.plan.step import STATED, Efficiency, ForwardWork, Precision, Setting
 

@@ -1,4 +1,4 @@
-"""`python -m fastslow.tools.convert.regroup`: more of a trained recipe's neurons become shared.
+"""More of a trained recipe's neurons become shared: `python examples/smollm2_moge/regroup.py --help`.
 
 What a MoGE loses against its dense original are the pool neurons that no chosen expert holds, and
 for few groups those of the groups that do not run. Moving the most important neurons of every pool
@@ -75,7 +75,7 @@ def main(
     moved: Annotated[int, typer.Option(help="Neurons of each pool that become shared.")],
     width: Annotated[int, typer.Option(help="Neurons of a routed expert.")],
 ) -> None:
-    """Gives a trained recipe a larger shared expert and smaller routed ones."""
+    """Give a trained recipe a larger shared expert and smaller routed ones."""
     regroup(Recipe.load(source), moved, width).save(target)
 
 
