@@ -25,9 +25,8 @@ from fastslow.tools.train_head import trainer as trainer_module
 from fastslow.tools.train_head.answers import AnswerStore, TrainText
 from fastslow.tools.train_head.batches import STRETCH, Shown, batches
 from fastslow.tools.train_head.features import Shards, look
-from fastslow.tools.train_head.quality import head_quality
-from fastslow.tools.train_head.train import TrainPlan, default_layers, train_head
-from fastslow.tools.train_head.trainer import CHUNK, Course, Guess, Measured
+from fastslow.tools.train_head.train import TrainPlan, default_layers, head_quality, train_head
+from fastslow.tools.train_head.trainer import CHUNK, Guess, Measured, TrainConfig
 
 VOCAB = 40
 
@@ -60,9 +59,11 @@ def asked(bench: Bench) -> Any:
 
 
 def plan(target: Path, folder: Path, tokens: int = 6000) -> TrainPlan:
-    course = Course(tokens=tokens, rows=256, steps=3, warm_up=4, products="float32", rate=1e-2)
+    train_config = TrainConfig(
+        tokens=tokens, rows=256, steps=3, warm_up=4, products="float32", rate=1e-2
+    )
     return TrainPlan(
-        target, folder / "head.safetensors", folder / "work", (0, 1), VOCAB, 20, 3, course
+        target, folder / "head.safetensors", folder / "work", (0, 1), VOCAB, 20, 3, train_config
     )
 
 
@@ -130,7 +131,7 @@ def test_interrupted_it_goes_on(bench: Bench, target: Path, tmp_path: Path) -> N
     assert (made.work / "answers.jsonl").read_bytes() == answers
     assert counts[3] > counts[2] and made.out.is_file()
     other = plan(target, tmp_path, tokens=2000)
-    other = TrainPlan(target, made.out, made.work, (1,), VOCAB, 20, 3, other.course)
+    other = TrainPlan(target, made.out, made.work, (1,), VOCAB, 20, 3, other.train_config)
     with pytest.raises(ValueError, match=r"has features of layers \(0, 1\), not \(1,\)"):
         train_head(other, bench.model, refuse, prompts(30))
 
@@ -201,7 +202,7 @@ def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:
         return None, list(hits[:, :, : batch.after.shape[1]])
 
     config = SimpleNamespace(hidden=32, prompt=4)
-    trainer: Any = SimpleNamespace(course=Course(steps=3), config=config, measure=measure)
+    trainer: Any = SimpleNamespace(train_config=TrainConfig(steps=3), config=config, measure=measure)
     found = head_quality(trainer, seen)
     # Row 0: two accepted, on to row 3: one accepted, on to row 5: none, row 6: none, row 7 is too late.
     assert found.steps == 4 and found.tokens_per_step == (3 + 2 + 1 + 1) / 4
@@ -302,7 +303,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert stopped.value.code == 0
     assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
     clock = read_metadata(tmp_path / "head.work" / "checkpoint.safetensors")["clock"]
-    assert json.loads(clock)["course"]["stretches"] == 0.25
+    assert json.loads(clock)["training"]["stretches"] == 0.25
     head = load_head(out, folder)
     assert head.layers == (0, 1)
     text = head.open(0)

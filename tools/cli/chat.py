@@ -46,7 +46,7 @@ def chat(options: AnswerOptions) -> None:
 
 
 class Chat:
-    """The conversation and what may be said in it.
+    """The conversation, and its commands.
 
     Args:
         llm: answers.
@@ -110,7 +110,7 @@ class Chat:
             widest = max(map(len, self._llm.modes))
             for preset in self._llm.modes.values():
                 console().print(f"{preset.name:<{widest}} {preset.description}", style="dim")
-            console().print("`fastslow modes` says more.", style="dim")
+            console().print("`fastslow modes` shows more.", style="dim")
         elif argument in self._llm.modes:
             self._call = self._options.call(self._llm, argument)
             console().print(f"Mode {self.mode} from now on.", style="dim")

@@ -76,12 +76,12 @@ def train_draft(
     from fastslow.tools.progress import progress_bar
     from fastslow.tools.prompts import read_prompts
     from fastslow.tools.train_head.train import TrainPlan, default_layers, train_head
-    from fastslow.tools.train_head.trainer import Course
+    from fastslow.tools.train_head.trainer import TrainConfig
 
     quiet_log()
     prompts = read_prompts(data)
     folder = resolve_model(target)
-    course = Course(
+    train_config = TrainConfig(
         steps=steps, rate=rate, tokens=tokens, rows=rows, stretches=stretches, seed=seed
     )
     with LLM(
@@ -94,7 +94,7 @@ def train_draft(
             layers=default_layers(llm.model.config.layers),
             vocabulary=vocabulary,
             answer=answer,
-            course=course,
+            train_config=train_config,
             start=start,
         )
         with progress_bar() as report:

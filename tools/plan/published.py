@@ -1,7 +1,7 @@
 """The published figures of openPangu Pro MoE 72B, and what the planner makes of them.
 
 Pangu Pro MoE, arXiv 2505.21411, section 5.3: W8A8, sequences of 2048 tokens, four cards. Two rows fix the
-two efficiencies that no data sheet tells; the others are predictions. `docs/planner.md` discusses them.
+two efficiencies that no data sheet has; the others are predictions. `docs/planner.md` discusses them.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Precision:
 
     @classmethod
     def of(cls, weights: str, kv: str) -> Precision:
-        """ValueError for an unknown name (the nearest known one is told)."""
+        """ValueError for an unknown name (the nearest known one is named)."""
         for field, name, known in (("weights", weights, WEIGHTS), ("kv", kv, KV)):
             if name not in known:
                 raise ValueError(f"{field}={name!r} is unknown{nearest(name, known)}")

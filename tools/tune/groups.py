@@ -96,7 +96,7 @@ def tune_groups(
     """Compare every number of groups with all of them on the user's prompts.
 
     The model answers each prompt with all groups, without thinking. The same texts are then read with
-    fewer groups, and the laws of each next token compared.
+    fewer groups, and the probabilities of each next token compared.
 
     Args:
         llm: the model; nobody else may use it meanwhile.
@@ -121,7 +121,7 @@ def tune_groups(
         raise ValueError(f"minutes={minutes} must be above 0 and at most 1440")
     started = time.monotonic()
     found = GroupsFound(model, [GroupsRow(g) for g in range(groups + 1)], 0, 0, 0, keep)
-    texts = Texts(llm)
+    texts = TextReader(llm)
     try:
         _time(texts, found, llm, prompts[0], sampling)
         for number, prompt in enumerate(prompts):
@@ -142,14 +142,14 @@ def tune_groups(
     return found
 
 
-class Texts:
+class TextReader:
     """Reads texts with the model of an idle `LLM`, on pages of its own."""
 
     def __init__(self, llm: LLM) -> None:
         self.model = llm.model
         self._kv: KVCache | None = None
 
-    def laws(self, text: Sequence[int], first: int, groups: int) -> torch.Tensor:
+    def logprobs(self, text: Sequence[int], first: int, groups: int) -> torch.Tensor:
         """Log-probabilities f32 [len(text) - first, V] of the tokens from place `first` on."""
         slots = self._slots(len(text))
         found = []
@@ -206,10 +206,10 @@ def _answer(llm: LLM, prompt: Conversation, sampling: SamplingParams) -> tuple[l
 
 
 def _time(
-    texts: Texts, found: GroupsFound, llm: LLM, prompt: Conversation, sampling: SamplingParams
+    texts: TextReader, found: GroupsFound, llm: LLM, prompt: Conversation, sampling: SamplingParams
 ) -> None:
     text, first = _answer(llm, prompt, sampling)
-    texts.laws(text, first, found.all.groups)
+    texts.logprobs(text, first, found.all.groups)
     taken: dict[int, list[float]] = {row.groups: [] for row in found.rows}
     for turn in range(ROUNDS):
         for row in found.rows if turn % 2 else reversed(found.rows):
@@ -219,15 +219,15 @@ def _time(
 
 
 def _compare(
-    texts: Texts, found: GroupsFound, llm: LLM, prompt: Conversation, sampling: SamplingParams
+    texts: TextReader, found: GroupsFound, llm: LLM, prompt: Conversation, sampling: SamplingParams
 ) -> None:
     text, first = _answer(llm, prompt, sampling)
-    right_TV = texts.laws(text, first, found.all.groups)
+    all_TV = texts.logprobs(text, first, found.all.groups)
     sums = []
     for row in found.rows:
-        here_TV = texts.laws(text, first, row.groups)
-        same = (here_TV.argmax(-1) == right_TV.argmax(-1)).sum()
-        divergence = (right_TV.exp() * (right_TV - here_TV)).sum(-1).clamp_min(0).sum()
+        these_TV = texts.logprobs(text, first, row.groups)
+        same = (these_TV.argmax(-1) == all_TV.argmax(-1)).sum()
+        divergence = (all_TV.exp() * (all_TV - these_TV)).sum(-1).clamp_min(0).sum()
         sums.append((float(same), float(divergence)))
     for row, (same_count, total) in zip(found.rows, sums):  # at once: Ctrl-C may come between
         row.agreement += same_count

@@ -75,7 +75,7 @@ class ModesFound:
         return self.figures[name].seconds / self.figures[self.modes[1]].seconds
 
     def settings(self) -> dict[str, Any]:
-        """What the settings file tells the engine: the selector of mode auto, and a preset that
+        """The settings for the engine: the selector of mode auto, and a preset that
         escalates."""
         parts: dict[str, Any] = {"auto": self.selector.model_dump(mode="json")}
         if self.escalation is not None:
@@ -90,7 +90,7 @@ class ModesFound:
         return parts
 
     def record(self) -> dict[str, Any]:
-        """What the settings file tells people: the figures."""
+        """For people who read the settings file: the figures."""
         return {
             "tasks": len(self.pairs),
             "grading": dict(self.grading),
@@ -241,7 +241,7 @@ def answer_tasks(
 ) -> tuple[list[Pair], bool]:
     """Answer tasks in both modes until all are done, the time is over, or somebody presses Ctrl-C.
 
-    Plain decoding, so that times tell of modes and not of drafts; the cheap mode gives its tokens'
+    Plain decoding, so that times depend on modes and not on drafts; the cheap mode gives its tokens'
     log-probabilities, which say how sure it was.
 
     Args:

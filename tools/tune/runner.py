@@ -41,7 +41,7 @@ class TuneRunner:
         """Have all prompts looked at, so that none is refused after minutes of measuring.
 
         Raises:
-            ValueError: one does not fit the model in one of the modes; its number is told.
+            ValueError: one does not fit the model in one of the modes; its number is given.
         """
         for mode in modes:
             for number, prompt in enumerate(prompts, 1):

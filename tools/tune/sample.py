@@ -81,7 +81,7 @@ def _seconds(batch: Sequence[Metrics]) -> float:
 
 
 def _by_position(metrics: Sequence[Metrics]) -> list[tuple[float, int]]:
-    # An answer tells shares, not counts: answers weigh by what was drafted for them.
+    # An answer has shares, not counts: answers weigh by what was drafted for them.
     deepest = max((len(m.acceptance) for m in metrics), default=0)
     found = []
     for depth in range(deepest):

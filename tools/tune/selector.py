@@ -72,8 +72,8 @@ def fit(features_NF: Floats, wanted_N: Bools, weights_N: Floats | None = None) -
         weights_N: how much each task counts; None = all alike.
     """
     count = np.ones(len(wanted_N)) if weights_N is None else weights_N
-    means, spread = features_NF.mean(0), features_NF.std(0)
-    scale = np.where(spread > 1e-9, spread, np.inf)
+    means, deviation = features_NF.mean(0), features_NF.std(0)
+    scale = np.where(deviation > 1e-9, deviation, np.inf)
     x = np.column_stack([np.ones(len(features_NF)), (features_NF - means) / scale])
     y = wanted_N.astype(np.float64)
     penalty = np.full(x.shape[1], RIDGE)
@@ -244,7 +244,7 @@ BELOW = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.
 
 
 def escalations() -> list[Escalation]:
-    """What is tried: begin again in the better mode, which is what the figures of both tell of."""
+    """What is tried: to begin again in the better mode, whose figures are known."""
     return [
         Escalation(below=below, window=window, how="restart")
         for window in WINDOWS

@@ -145,7 +145,7 @@ class TuneResult:
         return ratio(self.samples[setting], self.samples[PLAIN])
 
     def rate(self, setting: Speculation) -> float:
-        """Tokens a second, as far as the prompts that a setting ran tell of all of them: its ratio
+        """Tokens a second, estimated for all prompts from those that a setting ran: its ratio
         to plain there, times plain's rate everywhere."""
         return self.ratio(setting) * self.plain_rate
 
