@@ -202,7 +202,9 @@ def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:
         return None, list(hits[:, :, : batch.after.shape[1]])
 
     config = SimpleNamespace(hidden=32, prompt=4)
-    trainer: Any = SimpleNamespace(train_config=TrainConfig(steps=3), config=config, measure=measure)
+    trainer: Any = SimpleNamespace(
+        train_config=TrainConfig(steps=3), config=config, measure=measure
+    )
     found = head_quality(trainer, seen)
     # Row 0: two accepted, on to row 3: one accepted, on to row 5: none, row 6: none, row 7 is too late.
     assert found.steps == 4 and found.tokens_per_step == (3 + 2 + 1 + 1) / 4

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from loguru import logger
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastslow.models.dense import POSITIONS, Dense
@@ -109,10 +108,13 @@ class Pool:
 
 def saved_layout(checkpoint: Path) -> ExpertLayout:
     """The layout of the student in a training checkpoint."""
-    state = load_file(checkpoint)
-    return ExpertLayout(
-        **{item.name: state[f"layout.{item.name}"] for item in fields(ExpertLayout)}
-    )
+    return ExpertLayout(**_load(checkpoint)["layout"])
+
+
+def _load(checkpoint: Path) -> dict[str, Any]:
+    with checkpoint.open("rb") as file:  # whatever it is called: torch goes by the name of a path
+        state: dict[str, Any] = torch.load(file, weights_only=True)
+        return state
 
 
 class Distiller:
@@ -255,33 +257,23 @@ class Distiller:
         if self.checkpoint is not None:
             self.save(self.checkpoint)
 
-    def _state(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.student.named_parameters():
-            yield f"student.{name}", parameter.detach().contiguous()
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                yield f"adam.{key}.{name}", torch.as_tensor(value).contiguous()
-        yield "pool.tokens", self.pool.tokens
-        yield "pool.hidden", self.pool.hidden
-        yield "clock", torch.tensor([self.elapsed, self.steps, self.tokens], dtype=torch.float64)
-        for name, tensor in vars(self.student.layout).items():
-            yield f"layout.{name}", tensor.contiguous()
-
     def save(self, path: Path) -> None:
-        """Writes parameters, optimiser state, written text and clock; atomic."""
+        """Writes parameters, optimiser state, written text and how far it is; atomic."""
+        state = {
+            "student": self.student.state_dict(),
+            "layout": vars(self.student.layout),
+            "optimizer": self.optimizer.state_dict(),
+            "pool": (self.pool.tokens, self.pool.hidden),
+            "done": (self.elapsed, self.steps, self.tokens),
+        }
         part = path.with_suffix(".part")
-        save_file(dict(self._state()), part)
+        torch.save(state, part)
         part.rename(path)
 
     def _resume(self, path: Path) -> None:
-        state = load_file(path)
-        for name, parameter in self.student.named_parameters():
-            parameter.data.copy_(state[f"student.{name}"])
-            moments = ("step", "exp_avg", "exp_avg_sq")
-            if f"adam.step.{name}" in state:
-                self.optimizer.state[parameter] = {
-                    key: state[f"adam.{key}.{name}"].clone() for key in moments
-                }
-        self.pool.add(state["pool.tokens"], state["pool.hidden"])
-        self.elapsed, steps, tokens = state["clock"].tolist()
-        self.steps, self.tokens = int(steps), int(tokens)
+        state = _load(path)
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.pool.add(*state["pool"])
+        self.elapsed, self.steps, self.tokens = state["done"]
         logger.info("continued from {} at {:.1f} minutes", path, self.elapsed / 60)

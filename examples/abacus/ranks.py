@@ -1,5 +1,5 @@
-"""Processes of one thread each that train one model: on a busy machine they wait for each other once
-a step, where the threads of one process wait at every operation."""
+"""Data parallel training by processes of one thread each: on a busy machine they wait for each other
+once a step, where the threads of one process wait at every operation."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor
 
 
 @dataclass(slots=True)
-class Crew:
-    """This process among `count`; rank 0 looks, keeps and reports, and hears of Ctrl-C."""
+class Rank:
+    """This process among `count`; rank 0 evaluates, saves and reports, and gets Ctrl-C."""
 
     rank: int
     count: int
@@ -33,7 +33,7 @@ class Crew:
         signal.signal(signal.SIGINT, stop if self.rank == 0 else signal.SIG_IGN)
 
     def mean(self, tensors: list[Tensor]) -> None:
-        """Replace the tensors by their means over the crew."""
+        """Replace the tensors by their means over the ranks."""
         if self.count == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -43,37 +43,37 @@ class Crew:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def tell(self, value: float) -> float:
+    def broadcast(self, value: float) -> float:
         """Rank 0's value, to all."""
         if self.count == 1:
             return value
-        said = torch.tensor([value], dtype=torch.float64)
-        dist.broadcast(said, 0)
-        return float(said)
+        sent = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(sent, 0)
+        return float(sent)
 
 
-def together(work: Callable[[Crew], None], count: int) -> None:
+def run_ranks(work: Callable[[Rank], None], count: int) -> None:
     """Run `work` in so many processes; returns when all are done."""
     if count == 1:
-        alone = Crew(0, 1)
+        alone = Rank(0, 1)
         alone.listen()
         work(alone)
         return
     with TemporaryDirectory() as folder:
         arguments = (work, count, Path(folder) / "store")
-        crew = torch.multiprocessing.spawn(_join, arguments, nprocs=count, join=False, daemon=True)
+        ranks = torch.multiprocessing.spawn(_join, arguments, nprocs=count, join=False, daemon=True)
         done = False
         while not done:
             with suppress(KeyboardInterrupt):  # rank 0 has it too, and keeps what there is
-                done = crew.join()
+                done = ranks.join()
 
 
-def _join(rank: int, work: Callable[[Crew], None], count: int, store: Path) -> None:
-    crew = Crew(rank, count)
-    crew.listen()
+def _join(number: int, work: Callable[[Rank], None], count: int, store: Path) -> None:
+    rank = Rank(number, count)
+    rank.listen()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=count)
     try:
-        work(crew)
+        work(rank)
     finally:
         dist.destroy_process_group()
