@@ -14,7 +14,6 @@ too, where the weights have just passed through the caches.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import random
@@ -24,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import options
 
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.engine.host.progress import bar
 from fastslow.tools.cli.app import app
+from fastslow.tools.prompts import read_prompts
 
 SYSTEM = "You are the support assistant of a web shop. Answer the customer politely and briefly."
 PRODUCTS = (
@@ -134,32 +135,26 @@ def show(name: str, found: dict[str, Any], asked: int) -> None:
     )
 
 
-def prompts_of(path: Path) -> list[str]:
-    """The first turn, or prompt, of each JSON line."""
-    records = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
-    return [r["turns"][0] if "turns" in r else r["prompt"] for r in records]
+def questions_of(path: Path, count: int) -> list[str]:
+    """What users ask first in a file of prompts."""
+    return [talk[0]["content"] for talk in read_prompts(path)[:count]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, model="smollm2", quantization="int8", threads=0)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", default="smollm2", help="a folder or a built-in name")
-    parser.add_argument("--quantization", default="int8")
     parser.add_argument("--answers", type=int, default=320, help="in the corpus, at most 2000")
     parser.add_argument("--ask", type=int, default=20, help="of each kind; 0 = make the corpus")
     parser.add_argument("--nodes", type=int, help="drafted per step; default: as many as pay")
     parser.add_argument("--also", type=Path, action="append", default=[], help="JSON lines")
-    parser.add_argument("--threads", type=int, default=0, help="0 = torch's choice")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
     path, stored = args.folder / "answers.jsonl", args.folder / "corpus.safetensors"
     # what it has just answered itself would help with new questions, too
-    options = {"quantization": args.quantization, "max_running": 32, "remember": False}
-    with LLM(args.model, **options) as llm:
+    quantization = args.quantization
+    with LLM(args.model, quantization=quantization, max_running=32, remember=False) as llm:
         make_answers(llm, path, args.answers)
         if not stored.is_file() or stored.stat().st_mtime < path.stat().st_mtime:
             build = ["corpus", "build", str(path), "-o", str(stored), "--model", args.model]
@@ -173,7 +168,7 @@ def main() -> None:
         new = questions(OTHER_MATTERS)[: args.ask]
         compare(llm, new[:1], wish)  # warms up
         kinds = {"repeats": known, "paraphrases": paraphrased, "new": new}
-        kinds |= {also.stem: prompts_of(also)[: args.ask] for also in args.also}
+        kinds |= {also.stem: questions_of(also, args.ask) for also in args.also}
         for name, asked in kinds.items():
             show(name, compare(llm, asked, wish), len(asked))
 

@@ -3,15 +3,14 @@
     python benchmarks/decode.py --model smollm2 --formats bfloat16,int8,int4
 
 Tokens per second of all rows together, the first token of each answer not counted; medians over
-repeats in which all cells take turns. A format may end in +kv8 (keys and values in int8), and then in @FOLDER
-(another model, such as the same one quantised: auto@FOLDER). `--beside N` adds cells of one row while N other processes each
-keep a processor busy. What other engines reach is peers.py's to measure.
+repeats in which all cells take turns. A format may end in +kv8 (keys and values in int8), and then
+in @FOLDER (another model, such as the same one quantised: auto@FOLDER). `--beside N` adds cells of
+one row while N other processes each keep a processor busy. What other engines reach is peers.py's to measure.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -22,10 +21,9 @@ from typing import Any, NamedTuple
 
 import probe
 import torch
-from peer.formats import options_of
+from figures import Row, console, open_formats, options, take_turns
 from peer.report import middle
 from peer.texts import openings
-from rich.console import Console
 from rich.table import Table
 
 from fastslow import LLM, SamplingParams
@@ -48,6 +46,10 @@ class Cell(NamedTuple):
         if self.context != PROMPT:
             return f"1 row after {self.context}"
         return f"{self.rows} row{'s' if self.rows > 1 else ''}"
+
+
+def cell_of(row: Row) -> Cell:
+    return Cell(row["rows"], row["context"], row["beside"])
 
 
 @contextmanager
@@ -93,7 +95,7 @@ def cells(args: argparse.Namespace, longest: int) -> list[Cell]:
     return found + ([Cell(beside=args.beside)] if args.beside else [])
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
+def table(rows: list[Row]) -> Table:
     titles = list(dict.fromkeys(row["cell"] for row in rows))
     shown = Table("tokens/s", *titles)
     for format in dict.fromkeys(row["format"] for row in rows):
@@ -103,56 +105,49 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = options(
+        __doc__,
+        "threads",
+        model="smollm2",
+        formats="bfloat16,int8,int4",
+        tokens=64,
+        repeat=5,
+        seconds=1.0,
+        out=Path("decode.json"),
     )
-    parser.add_argument("--model", default="smollm2", help="a folder or a built-in name")
-    parser.add_argument("--formats", default="bfloat16,int8,int4")
     parser.add_argument("--rows", default="1,2,4,8")
     parser.add_argument("--contexts", default="", help="tokens, such as 100,1000,8000")
     parser.add_argument("--beside", type=int, default=0, metavar="N")
-    parser.add_argument("--threads", type=int, default=probe.physical_cores())
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="least length of a sample")
-    parser.add_argument("--out", type=Path, default=Path("decode.json"))
     return parser.parse_args()
 
 
 def main() -> int:
     args = arguments()
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    printer = console()
     torch.set_num_threads(args.threads)
-    models: dict[str, LLM] = {}
-    jobs: list[tuple[str, Cell]] = []
     with ExitStack() as stack:
-        for format in args.formats.split(","):
-            try:
-                own, _, other = format.partition("@")
-                llm = LLM(other or args.model, **options_of(own))
-                models[format] = stack.enter_context(llm)
-            except ValueError as error:
-                console.print(f"{format} is left out: {error}", highlight=False)
-                continue
-            jobs += [(format, cell) for cell in cells(args, models[format].model.config.context)]
-        rows: list[dict[str, Any]] = [
+        models = open_formats(args, stack, printer)
+        jobs = [
+            (format, cell)
+            for format, llm in models.items()
+            for cell in cells(args, llm.model.config.context)
+        ]
+        if not jobs:
+            return 1
+        rows: list[Row] = [
             {"format": format, "cell": cell.title, **cell._asdict(), "samples": []}
             for format, cell in jobs
         ]
-        for turn in range(-1, args.repeat if jobs else -1):  # the first one warms up
-            for row, (format, cell) in zip(rows, jobs):
-                if turn < 0:
-                    measure(models[format], cell, tokens=4, seconds=0)
-                else:
-                    made = sample(models[format], cell, args)
-                    row["samples"].append({"turn": turn, **made})
-            if turn >= 0:
-                figures = {**probe.header(args.threads), "model": args.model, "rows": rows}
-                args.out.write_text(json.dumps(figures, indent=1), "utf-8")
-    if not jobs:
-        return 1
-    console.print(table(rows))
-    console.print(f"{args.threads} threads; ~ marks contended medians; samples in {args.out}")
+
+        def warm_up(row: Row) -> None:
+            measure(models[row["format"]], cell_of(row), tokens=4, seconds=0)
+
+        def taken(row: Row) -> dict[str, Any]:
+            return sample(models[row["format"]], cell_of(row), args)
+
+        take_turns(args, rows, warm_up, taken)
+    printer.print(table(rows))
+    printer.print(f"{args.threads} threads; ~ marks contended medians; samples in {args.out}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """What drafters bring on several prompt sets: tokens a step and speed against plain decoding.
 
-    python benchmarks/drafting.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl --drafters suffix,auto \
-        --batch 1,8 --temperatures 0,0.7 --limit 16 -o drafting.json
+    python benchmarks/drafting.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl \
+        --drafters suffix,auto --batch 1,8 --temperatures 0,0.7 --limit 16 -o drafting.json
 
 All drafters and plain decoding answer the same prompts in turns. `head:4` has a fixed length of four,
 `head/3` trees with three children a node. `batch` requests run at once, of at least twice as many
@@ -10,15 +10,14 @@ prompts (`flow.py`); prompts are read before the clock runs.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from figures import console, options
 from flow import Flow, Run, record, times_plain
-from rich.console import Console
 from rich.table import Table
 
 from fastslow import SamplingParams, Speculation
@@ -48,21 +47,13 @@ def _cell(runs: Sequence[Run], ratio: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--quantization", default="auto")
-    parser.add_argument("--head", type=Path, help="the head's file, if not the model's own")
-    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+    parser = options(
+        __doc__, "head", "prompts", "out",
+        model="smollm2", dtype="auto", quantization="auto", limit=16, tokens=128, repeat=1,
+    )  # fmt: skip
     parser.add_argument("--drafters", default="suffix,head:4,auto")
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--temperatures", default="0,0.7")
-    parser.add_argument("--limit", type=int, default=16, help="prompts of each set")
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("-o", "--out", type=Path)
     args = parser.parse_args()
     sizes = [int(size) for size in args.batch.split(",")]
     wishes = args.drafters.split(",")
@@ -92,7 +83,7 @@ def main() -> None:
                 mean = f"{sum(ratios) / len(ratios):.2f}"
                 table.add_row(f"{heat:g}", str(size), name, *texts, mean)
             table.add_section()
-    Console(width=160).print(table)
+    console(160).print(table)
     if args.out is not None:
         whole = {**circumstances(), "model": args.model, "limit": args.limit, "cells": cells}
         args.out.write_text(json.dumps(whole, indent=1), "utf-8")

@@ -2,9 +2,8 @@
 
     python benchmarks/exact.py --model PATH --prompts FILE.jsonl... [--draft-model PATH] [--light]
 
-A prompt is `turns[0]` of a line, put through the chat template; the files are read in turn. The
-reference is plain greedy decoding, one request alone. Against it run every drafter in every mode
-alone, and batches of 8 that mix modes and drafters: plain ones, with prompts read in small chunks,
+Prompts are put through the chat template; the files are read in turn. The reference is plain greedy
+decoding, one request alone. Against it run every drafter in every mode alone, and batches of 8 that mix modes and drafters: plain ones, with prompts read in small chunks,
 with prompts found in the prefix cache, and with too few KV pages, so that requests are preempted.
 Where an answer parts, the position is recomputed in float64 (see near_tie.py) and counted as a tie
 or as an error. Exit code 1 for an error, or if a case did not bring about what it is for.
@@ -17,9 +16,6 @@ chunks, every combination on one prompt in N; N = 1 is the whole matrix.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,18 +25,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from exact_cases import Case, Job, cases, read_prompts, sweep
+from exact_cases import Case, Job, cases, sweep
+from figures import console, options, prompts_of, write
 from near_tie import Finding, Judge
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from fastslow.draft.base import Stateless
 from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter
-from fastslow.draft.each import Each
 from fastslow.draft.head.runner import HeadRunner, load_head
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV
+from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import Earlier
 from fastslow.engine.backends.loader import load_model
@@ -54,13 +50,12 @@ from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.types import Draft, Drafter, Floats, OneHot, Policy, RequestView, Tree
+from fastslow.engine.types import Drafter, Floats, OneHot, Policy, RequestView, Tree
 from fastslow.models.locate import resolve_model
-from fastslow.policies.clock import Clock
-from fastslow.policies.length import AdaptiveLength, FixedLength
 from fastslow.policies.modes import load_modes
-from fastslow.policies.odds import Odds
-from fastslow.policies.pace import Pace
+from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.settings import SpeculationTuning
+from fastslow.policies.speculation.step_cost import StepCostCurve
 
 PAGE = 16
 NODES = 6
@@ -76,10 +71,10 @@ class ForkedDraft(Stateless):
         self._chain = ModelDraft(model, BorrowedKV(cache), self._note, groups)
         self._second: dict[int, list[int]] = {}
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         self._second = {request.id: [] for request in batch}
-        draft = self._chain.propose(batch, [n // 2 for n in nodes])
-        return Draft.of([self._forked(r, draft.tree(b)) for b, r in enumerate(batch)])
+        chains = self._chain.propose(batch, [n // 2 for n in nodes])
+        return [self._forked(r, chain) for r, chain in zip(batch, chains)]
 
     def _note(self, logits_V: Any, request: RequestView, drafted: Sequence[int]) -> Floats | OneHot:
         self._second[request.id].append(int(logits_V.topk(2).indices[1]))
@@ -126,8 +121,10 @@ class Bench:
             self.small = load_model(resolve_model(args.draft_model), **kind)
         self.head = None if args.head is None else load_head(args.head, self.folder)
         # every other request drafts as far as this invented machine lets it pay
-        self.clock = Clock(lambda groups: Pace([1, 8, 128], [1.0, 1.8, 20.0]))
-        self.odds: dict[str, Odds] = {}
+        self.controller = SpeculationController(
+            lambda groups: StepCostCurve([1, 8, 128], [1.0, 1.8, 20.0]),
+            SpeculationTuning(most_nodes=NODES),
+        )
         self.params = SamplingParams(max_tokens=args.tokens)
         config = self.model.config
         self.modes = load_modes(self.folder, config.groups)
@@ -136,18 +133,18 @@ class Bench:
         self.tokenizer = load_tokenizer(self.folder)
         template = load_template(self.folder, self.tokenizer, config.architecture)
         self.prompts: list[dict[str, list[int]]] = []
-        for text in read_prompts(args.prompts, args.limit):
-            message = {"role": "user", "content": text}
+        for conversation in prompts_of(args.prompts, args.limit):
             by_mode: dict[str, list[int]] = {}
             for name, mode in self.modes.items():
-                rendered = template.render([message], mode.thinking)
+                rendered = template.render(conversation, mode.thinking)
                 ids = self.tokenizer.encode(rendered, template.add_special)
                 by_mode[name] = ids[: args.longest]
             self.prompts.append(by_mode)
         self.plain: dict[tuple[int, str], list[int]] = {}
         # the CPU kernels round alike in every batch: no tie is an excuse there
-        plain = isinstance(self.model, Decoder)
-        self.judge = Judge(self.folder, self.model) if plain else None
+        self.judge = None
+        if isinstance(self.model, Decoder):
+            self.judge = Judge(self.folder, self.model)
 
     @property
     def drafters(self) -> tuple[str, ...]:
@@ -166,7 +163,7 @@ class Bench:
             pages = sizes[0] + (pages - sizes[0]) // 4
         kv = self._cache(self.model, pages, case.warm or case.few)
         drafter = self._drafter(kv, sum(sizes))
-        core = EngineCore(self.model, kv, drafter, case.prompt_rows, case.batch, self.clock)
+        core = EngineCore(self.model, kv, drafter, case.prompt_rows, case.batch, self.controller)
         if case.warm:
             self._warm(core, case.jobs)
         for request in requests:
@@ -201,13 +198,11 @@ class Bench:
             seed=number,
             reach=len(tokens) + params.max_tokens - 1,
             end_ids=end_ids,
-            root=(groups,),
         )
 
     def _length(self, number: int, drafter: str) -> Policy:
-        if drafter == "off" or number % 2:
-            return FixedLength(0 if drafter == "off" else NODES)
-        return AdaptiveLength(NODES, self.odds.setdefault(drafter, Odds()), self.clock, drafter)
+        nodes = NODES if number % 2 else None
+        return self.controller.policy(Speculation(drafter=drafter, nodes=nodes), drafter)
 
     def _settings(self, drafter: str) -> Speculation:
         path = self.draft_path if "model" in drafter else None
@@ -226,6 +221,7 @@ class Bench:
             load_corpus=_no_corpus,
             earlier=Earlier(),
             has_head=False,
+            selection=self.controller.selection,
         )
         for name in self.drafters:
             settings = self._settings(name)
@@ -234,7 +230,7 @@ class Bench:
                 made[settings] = ForkedDraft(self.model, kv, groups)
             else:
                 made[settings] = build_drafter(settings, means)
-        return Each(made)
+        return DrafterRouter(made)
 
     def _small_model(self, pages: int) -> LoadedModel:
         assert self.small is not None
@@ -305,40 +301,18 @@ def shown(rows: Sequence[Row]) -> Table:
     return table
 
 
-def machine() -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text().splitlines()
-        cpu = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), cpu)
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="a checkpoint folder or a built-in name")
-    parser.add_argument("--prompts", required=True, nargs="+", type=Path, metavar="FILE.jsonl")
+    parser = options(
+        __doc__, "prompts", "head",
+        model="smollm2", limit=100, tokens=48, dtype="float32", quantization="none",
+        out=Path("exact.json"),
+    )  # fmt: skip
     parser.add_argument("--draft-model", help="a small model with the same vocabulary")
-    parser.add_argument("--head", type=Path, help="a draft head trained for the model")
-    parser.add_argument("--limit", type=int, default=100, help="prompts, of all files together")
-    parser.add_argument("--tokens", type=int, default=48, help="most tokens of an answer")
     parser.add_argument("--longest", type=int, default=256, help="prompts are cut to this")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--quantization", default="none", help="none, int8, int4, w8a8 or auto")
     parser.add_argument("--kv-dtype", default="auto", help="auto, int8 or model")
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--sweep", type=int, metavar="N", help="each combination on 1 prompt in N")
     parser.add_argument("--light", action="store_true", help="about 15 minutes on two cores")
-    parser.add_argument("--out", type=Path, default=Path("exact.json"))
     return parser.parse_args()
 
 
@@ -351,24 +325,19 @@ def main() -> int:
         todo = sweep(modes, bench.drafters, count, args.sweep, args.threads)
     else:
         todo = cases(modes, bench.drafters, count, args.light)
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    printer = console()
     rows: list[Row] = []
-    with Progress(console=console) as progress:
+    with Progress(console=printer) as progress:
         task = progress.add_task("", total=sum(len(case.jobs) for case in todo))
         for case in todo:
             progress.update(task, description=case.name)
             rows.append(measure(bench, case, lambda: progress.advance(task)))
-            report = {
-                "command": sys.argv,
-                "machine": machine(),
-                "model": str(bench.folder),
-                "rows": [asdict(row) for row in rows],
-            }
-            args.out.write_text(json.dumps(report, indent=1), "utf-8")
-    console.print(shown(rows))
+            done = [asdict(row) for row in rows]
+            write(args.out, args.threads[0], model=bench.folder, rows=done)
+    printer.print(shown(rows))
     answers, ties = sum(r.answers for r in rows[1:]), sum(r.ties for r in rows[1:])
     errors = sum(r.errors for r in rows)
-    console.print(f"{answers} answers: {ties} near ties, {errors} errors; figures in {args.out}")
+    printer.print(f"{answers} answers: {ties} near ties, {errors} errors; figures in {args.out}")
     return 1 if errors or any(row.idle for row in rows) else 0
 
 

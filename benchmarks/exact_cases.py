@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, product, zip_longest
-from pathlib import Path
+from itertools import product
 
 BATCH = 8
 
@@ -32,16 +30,6 @@ class Case:
     warm: bool = False
     few: bool = False
     threads: int | None = None
-
-
-def read_prompts(files: Sequence[Path], limit: int) -> list[str]:
-    """The first `limit` prompts, one of each file in turn."""
-    columns = [
-        [json.loads(line)["turns"][0] for line in path.read_text("utf-8").splitlines() if line]
-        for path in files
-    ]
-    rows = chain.from_iterable(zip_longest(*columns))
-    return list(islice((text for text in rows if text is not None), limit))
 
 
 def cases(modes: Sequence[str], drafters: Sequence[str], count: int, light: bool) -> list[Case]:

@@ -11,16 +11,13 @@ rounds alternate, so that a machine that slows down harms both.
 from __future__ import annotations
 
 import argparse
-import json
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import probe
 import torch
-from rich.console import Console
+from figures import console, options, write
 from rich.table import Table
 
 from fastslow import LLM, Mode, SamplingParams
@@ -70,17 +67,17 @@ def spread(values: list[float]) -> dict[str, float]:
     }
 
 
-def play(llm: LLM, fast: Mode, options: argparse.Namespace) -> Round:
+def play(llm: LLM, fast: Mode, args: argparse.Namespace) -> Round:
     """One round. Requests that began in it are counted, and waited for."""
     found, lock = Round(), threading.Lock()
     started = time.monotonic()
-    end = started + options.seconds
+    end = started + args.seconds
 
     def ask(number: int) -> None:
         turn = number
         time.sleep(0.05 * number)
         while time.monotonic() < end:
-            params = SamplingParams(max_tokens=options.tokens, ignore_eos=True)
+            params = SamplingParams(max_tokens=args.tokens, ignore_eos=True)
             out = llm.chat(QUESTIONS[turn % len(QUESTIONS)], params, mode=fast, speculation="off")
             turn += 1
             with lock:
@@ -90,16 +87,14 @@ def play(llm: LLM, fast: Mode, options: argparse.Namespace) -> Round:
         turn = 0
         while time.monotonic() < end:
             turn += 1
-            words = (
-                f"Number {number}.{turn}. " + TOPIC * options.repeat
-            )  # never in the prefix cache
-            params = SamplingParams(max_tokens=options.deep_tokens, ignore_eos=True)
+            words = f"Number {number}.{turn}. " + TOPIC * args.repeat  # never in the prefix cache
+            params = SamplingParams(max_tokens=args.deep_tokens, ignore_eos=True)
             out = llm.chat(words, params, mode="deep", speculation="off")
             with lock:
                 found.deep.append(out.metrics)
 
-    jobs = [threading.Thread(target=ask, args=(n,)) for n in range(options.streams)]
-    jobs += [threading.Thread(target=think, args=(n,)) for n in range(options.deep)]
+    jobs = [threading.Thread(target=ask, args=(n,)) for n in range(args.streams)]
+    jobs += [threading.Thread(target=think, args=(n,)) for n in range(args.deep)]
     for job in jobs:
         job.start()
     for job in jobs:
@@ -119,51 +114,45 @@ def show(figures: dict[str, dict[str, Any]], target_ms: float) -> None:
         )
         deep = f"{row['deep_finished']} done, {row['deep_tokens_per_second']:.1f} tokens/s"
         table.add_row(name, str(row["fast_requests"]), *times, f"{row['kept']:.1%}", deep)
-    Console(width=120).print(table)
+    console(120).print(table)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="smollm2-moge", help="a folder or a built-in name")
-    parser.add_argument("--quantization", default="auto")
+    parser = options(
+        __doc__, "out", model="smollm2-moge", quantization="auto", tokens=24, seconds=20.0
+    )
     parser.add_argument("--target", type=float, default=150.0, help="milliseconds (150)")
     parser.add_argument("--streams", type=int, default=4, help="of fast requests (4)")
     parser.add_argument("--deep", type=int, default=2, help="deep requests at a time (2)")
-    parser.add_argument("--tokens", type=int, default=24, help="of a fast answer (24)")
     parser.add_argument("--deep-tokens", type=int, default=48, help="of a deep answer (48)")
     parser.add_argument(
         "--repeat", type=int, default=60, help="of the deep prompt's 19 tokens (60)"
     )
-    parser.add_argument("--seconds", type=float, default=20.0, help="of a round (20)")
     parser.add_argument("--rounds", type=int, default=2, help="of each kind (2)")
-    parser.add_argument("--out", type=Path, help="JSON file of all figures")
-    options = parser.parse_args()
+    args = parser.parse_args()
 
     found = {"with": Round(), "without": Round()}
-    with LLM(options.model, quantization=options.quantization, remember=False) as llm:
+    with LLM(args.model, quantization=args.quantization, remember=False) as llm:
         modes = {
-            "with": Mode(name="fast", base="fast", latency_ms=options.target),
+            "with": Mode(name="fast", base="fast", latency_ms=args.target),
             "without": Mode(name="fast", base="fast"),
         }
         few = SamplingParams(max_tokens=2)
-        for mode in (*modes.values(), "deep"):  # what is made on first use is made now
+        asked: list[Mode | str] = [*modes.values(), "deep"]
+        for mode in asked:  # what is made on first use is made now
             llm.chat("Hello", few, mode=mode)
-        for turn in range(options.rounds):
+        for turn in range(args.rounds):
             for name in ("with", "without") if turn % 2 else ("without", "with"):
-                one = play(llm, modes[name], options)
+                one = play(llm, modes[name], args)
                 found[name].fast += one.fast
                 found[name].deep += one.deep
                 found[name].seconds += one.seconds
                 time.sleep(LATER + 1)  # steps stay short for a while behind a target
-    figures = {name: one.figures(options.target) for name, one in found.items()}
-    show(figures, options.target)
-    if options.out:
-        record = {
-            **probe.header(torch.get_num_threads()),
-            "options": {k: str(v) for k, v in vars(options).items()},
-            "figures": figures,
-        }
-        options.out.write_text(json.dumps(record, indent=1), "utf-8")
+    figures = {name: one.figures(args.target) for name, one in found.items()}
+    show(figures, args.target)
+    if args.out:
+        asked_for = {k: str(v) for k, v in vars(args).items()}
+        write(args.out, torch.get_num_threads(), options=asked_for, figures=figures)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
 """The adaptive length against every fixed one, by batch size, as JSON and as a figure.
 
-    python benchmarks/lengths.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl --batch 1,2,4,8,16,32 \
-        -o lengths.json --figure docs/lengths.svg
+    python benchmarks/lengths.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl \
+        --batch 1,2,4,8,16,32 -o lengths.json --figure docs/lengths.svg
 
-Lengths take turns on the same prompts, so many of which run at once (`flow.py`). Each line is a batch size, each point a fixed
-length as times plain decoding; the ring at the right is the adaptive length.
+Lengths take turns on the same prompts, so many of which run at once (`flow.py`). Each line is a
+batch size, each point a fixed length as times plain decoding; the ring at the right is the adaptive
+length.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from drafting import setting_of
+from figures import console, options
 from flow import Flow, Run, record, times_plain
-from rich.console import Console
 from rich.table import Table
 
 from fastslow import SamplingParams, Speculation
@@ -85,24 +85,16 @@ def measured(found: dict[Speculation, list[Run]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--quantization", default="auto")
+    parser = options(
+        __doc__, "head", "prompts", "out",
+        model="smollm2", dtype="auto", quantization="auto", limit=16, tokens=96, repeat=1,
+    )  # fmt: skip
     parser.add_argument("--drafter", default="auto", help="as in drafting.py")
-    parser.add_argument("--head", type=Path, help="the head's file, if not the model's own")
-    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
     parser.add_argument("--batch", default="1,2,4,8,16,32")
     parser.add_argument("--lengths", default="1,2,3,4,5,6,7,8")
-    parser.add_argument("--limit", type=int, default=16, help="prompts of each set")
     parser.add_argument(
         "--fewest", type=int, default=16, help="prompts; twice the batch size if more"
     )
-    parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     sizes = [int(size) for size in args.batch.split(",")]
@@ -128,7 +120,7 @@ def main() -> None:
         best = max((label for label in row if label != "adaptive"), key=lambda label: row[label])
         share = row["adaptive"] / row[best]
         table.add_row(str(batch), *(f"{v:.2f}" for v in row.values()), best, f"{share:.2f}")
-    Console(width=160).print(table)
+    console(160).print(table)
     if args.out is not None:
         facts: dict[str, Any] = {**circumstances(), "model": args.model, "ratios": found}
         args.out.write_text(json.dumps({**facts, "cells": runs}, indent=1), "utf-8")

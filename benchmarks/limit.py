@@ -11,7 +11,6 @@ if time followed bytes alone, all would have the same share.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from contextlib import ExitStack
@@ -20,10 +19,9 @@ from typing import Any
 
 import probe
 import torch
-from peer.formats import options_of
+from figures import Row, console, on_kernels, open_formats, options, take_turns
 from peer.report import fair, middle
 from peer.texts import openings
-from rich.console import Console
 from rich.table import Table
 
 from fastslow import LLM, SamplingParams
@@ -42,20 +40,16 @@ def cases(llm: LLM) -> list[str]:
 
 
 def step_bytes(llm: LLM, mode: str, tokens: int) -> tuple[int, float]:
-    """Bytes of weights, and of keys and values, of a step in the middle of the answer.
-
-    Raises:
-        ValueError: the model does not run on the packed kernels.
-    """
-    if not hasattr(llm.model, "bytes_for"):
-        raise ValueError("the reference path does not count its bytes; the CPU kernels are needed")
-    per_token = llm.model.config.kv_bytes_per_token(llm.model.dtype)
-    return llm.model.bytes_for(llm.modes[mode].groups), per_token * (PROMPT + tokens / 2)
+    """Bytes of weights, and of keys and values, of a step in the middle of the answer."""
+    model = on_kernels(llm.model)
+    per_token = model.config.kv_bytes_per_token(model.dtype)
+    return model.bytes_for(llm.modes[mode].groups), per_token * (PROMPT + tokens / 2)
 
 
-def measure(llm: LLM, prompt: list[int], mode: str, tokens: int, seconds: float) -> dict[str, Any]:
+def measure(llm: LLM, mode: str, tokens: int, seconds: float) -> dict[str, Any]:
     """Tokens per second of some answers, which together take at least `seconds`."""
     sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
+    prompt = openings(llm.tokenizer, 1, PROMPT)[0]
     spent, made = 0.0, 0
     while not made or spent < seconds:
         metrics = llm.generate(prompt, sampling, mode=mode, speculation="off").metrics
@@ -63,7 +57,7 @@ def measure(llm: LLM, prompt: list[int], mode: str, tokens: int, seconds: float)
     return {"rate": made / spent}
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
+def table(rows: list[Row]) -> Table:
     shown = Table("format", "mode", "tokens/s", "weights MB", "KV MB", "GB/s", "probed", "share")
     for row in rows:
         samples, _ = fair(row["samples"])
@@ -85,54 +79,44 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = options(
+        __doc__,
+        "threads",
+        model="smollm2",
+        formats="bfloat16,int8,int4",
+        tokens=128,
+        repeat=7,
+        seconds=1.0,
+        out=Path("limit.json"),
     )
-    parser.add_argument("--model", default="smollm2", help="a folder or a built-in name")
-    parser.add_argument("--formats", default="bfloat16,int8,int4")
-    parser.add_argument("--threads", type=int, default=probe.physical_cores())
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0, help="least length of a sample")
-    parser.add_argument("--out", type=Path, default=Path("limit.json"))
     return parser.parse_args()
 
 
 def main() -> int:
     args = arguments()
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    printer = console()
     torch.set_num_threads(args.threads)
-    rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        models = {}
-        for format in args.formats.split(","):
-            try:
-                llm = stack.enter_context(LLM(args.model, **options_of(format)))
-                kept = [(mode, *step_bytes(llm, mode, args.tokens)) for mode in cases(llm)]
-            except ValueError as error:
-                console.print(f"{format} is left out: {error}", highlight=False)
-                continue
-            models[format] = llm
-            for mode, weights, kv in kept:
+        models = open_formats(args, stack, printer)
+        rows: list[Row] = []
+        for format, llm in models.items():
+            for mode in cases(llm):
+                weights, kv = step_bytes(llm, mode, args.tokens)
                 row = {"format": format, "mode": mode, "weights": weights, "kv": kv, "samples": []}
                 rows.append(row)
         if not rows:
             return 1
-        prompt = openings(next(iter(models.values())).tokenizer, 1, PROMPT)[0]
-        for turn in range(-1, args.repeat):  # the first one warms up
-            first = turn % len(rows)
-            for row in rows[first:] + rows[:first]:
-                job = (models[row["format"]], prompt, row["mode"], args.tokens)
-                if turn < 0:
-                    measure(*job, seconds=0)
-                    continue
-                made = probe.sample(args.threads, lambda job=job: measure(*job, args.seconds))
-                row["samples"].append({"turn": turn, **made})
-            if turn >= 0:
-                figures = {**probe.header(args.threads), "model": args.model, "rows": rows}
-                args.out.write_text(json.dumps(figures, indent=1), "utf-8")
-    console.print(table(rows))
-    console.print(f"{args.threads} threads; ~ marks contended medians; samples in {args.out}")
+
+        def warm_up(row: Row) -> dict[str, Any]:
+            return measure(models[row["format"]], row["mode"], args.tokens, seconds=0)
+
+        def sample(row: Row) -> dict[str, Any]:
+            job = (models[row["format"]], row["mode"], args.tokens, args.seconds)
+            return probe.sample(args.threads, lambda: measure(*job))
+
+        take_turns(args, rows, warm_up, sample)
+    printer.print(table(rows))
+    printer.print(f"{args.threads} threads; ~ marks contended medians; samples in {args.out}")
     return 0
 
 

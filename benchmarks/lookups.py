@@ -94,7 +94,7 @@ def ask(corpus: Any, texts: list[list[int]]) -> tuple[list[float], float]:
         draft.propose([request], [NODES])
         while len(request.tokens) < len(text) - NODES - 1:
             begun = time.thread_time_ns()
-            tree = draft.propose([request], [NODES]).tree(0)
+            tree = draft.propose([request], [NODES])[0]
             times.append((time.thread_time_ns() - begun) / 1e3)
             place, parent = len(request.tokens), -1
             for i, (token, above) in enumerate(zip(tree.tokens, tree.parents)):

@@ -7,10 +7,10 @@ The figure is the median of the repeats, the first token not counted.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 
 import torch
+from figures import options
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.engine.model.names import active_parameters
@@ -19,25 +19,21 @@ PROMPT = "Explain how rain forms, and then summarise your explanation."
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2-moge", help="a folder or a built-in name")
+    parser = options(__doc__, model="smollm2-moge", dtype="bfloat16", tokens=48, repeat=3)
     parser.add_argument("--dense", help="a dense model to measure beside it, plain")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--repeat", type=int, default=3)
-    options = parser.parse_args()
+    args = parser.parse_args()
 
-    llm = LLM(options.model, dtype=options.dtype)
+    llm = LLM(args.model, dtype=args.dtype)
     config = llm.model.config
     modes: dict[str, Mode] = dict(llm.modes)
     if config.groups:
         modes["two groups"] = Mode(name="two groups", groups=min(2, config.groups))
         modes["shared only"] = Mode(name="shared only", groups=0)
-    dense = LLM(options.dense, dtype=options.dtype) if options.dense else None
+    dense = LLM(args.dense, dtype=args.dtype) if args.dense else None
     drafters = ["off", "ngram", *(["self"] if config.groups else [])]
-    sampling = SamplingParams(max_tokens=options.tokens, ignore_eos=True)
+    sampling = SamplingParams(max_tokens=args.tokens, ignore_eos=True)
     speeds: dict[tuple[str, str], list[float]] = {}
-    for _ in range(options.repeat + 1):
+    for _ in range(args.repeat + 1):
         if dense is not None:
             out = dense.chat(PROMPT, sampling, speculation="off")
             speeds.setdefault(("dense", "off"), []).append(out.metrics.tokens_per_second)
@@ -46,7 +42,7 @@ def main() -> None:
                 wish = "off" if drafter == "off" else Speculation(drafter=drafter, nodes=3)
                 out = llm.chat(PROMPT, sampling, mode=mode, speculation=wish)
                 speeds.setdefault((name, drafter), []).append(out.metrics.tokens_per_second)
-    print(f"{torch.get_num_threads()} threads, {options.dtype}, {options.model}")
+    print(f"{torch.get_num_threads()} threads, {args.dtype}, {args.model}")
     for (name, drafter), measured in speeds.items():
         shape = dense.model.config if name == "dense" and dense is not None else config
         active = active_parameters(shape, None if name == "dense" else modes[name].groups) / 1e6

@@ -67,7 +67,9 @@ class Judge:
     ) -> Finding:
         """After `prefix` plain decoding went on with `ours`, another run with `theirs`."""
         if self._high is None:
-            self._high = load_model(self._folder, dtype="float64", device=self._low.device)
+            high = load_model(self._folder, dtype="float64", device=self._low.device)
+            assert isinstance(high, Decoder)
+            self._high = high
         low_LV, low_scores = _run(self._low, prefix, groups, reach)
         high_LV, high_scores = _run(self._high, prefix, groups, reach)
         best = int(high_LV[-1].argmax())

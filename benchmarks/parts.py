@@ -8,16 +8,13 @@ thread 0; "engine" is all that is not the model: scheduling, laws, acceptance, t
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from figures import console, on_kernels, options, write
 from rich.table import Table
 
 from fastslow import LLM, SamplingParams
@@ -44,15 +41,16 @@ class Timed:
 
 def measure(llm: LLM, timed: Timed, rows: int, context: int, tokens: int) -> dict[str, float]:
     """Milliseconds of a step for each part, the engine included; `rows` requests decode at once."""
+    model = on_kernels(llm.model)
     prompts = [[7 + n, *([11] * (context - 1))] for n in range(rows)]
     sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
     llm.generate(prompts, sampling, speculation="off", progress=False)  # the prompts are cached now
     timed.seconds.clear()
-    llm.model.clock(True)
+    model.clock(True)
     started = time.perf_counter()
     llm.generate(prompts, sampling, speculation="off", progress=False)
     whole = time.perf_counter() - started
-    parts = llm.model.clock(False)
+    parts = model.clock(False)
     steps = len(timed.seconds)
     found = {name: seconds / steps * 1e3 for name, seconds in parts.items() if seconds}
     found["call"] = (sum(timed.seconds) - sum(parts.values())) / steps * 1e3
@@ -87,28 +85,19 @@ def picture(figures: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--quantization", default="none", help="none, int8 or int4")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser = options(
+        __doc__, "threads", model="smollm2", dtype="bfloat16", quantization="none",
+        rows=[1, 2, 4, 8], tokens=64, repeat=5, out=Path("parts.svg"),
+    )  # fmt: skip
     parser.add_argument("--context", type=int, default=100, help="tokens of each prompt")
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("parts.svg"))
-    options = parser.parse_args()
-    llm = LLM(options.model, dtype=options.dtype, quantization=options.quantization)
-    if not hasattr(llm.model, "clock"):
-        sys.exit("the parts are timed by the CPU kernels, which do not run here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    llm = LLM(args.model, dtype=args.dtype, quantization=args.quantization)
+    on_kernels(llm.model)
     timed = Timed(llm)
     figures: dict[str, dict[str, float]] = {}
-    for rows in options.rows:
-        runs = [
-            measure(llm, timed, rows, options.context, options.tokens)
-            for _ in range(options.repeat)
-        ]
+    for rows in args.rows:
+        runs = [measure(llm, timed, rows, args.context, args.tokens) for _ in range(args.repeat)]
         figures[f"{rows} row{'s' * (rows > 1)}"] = {
             name: statistics.median(run.get(name, 0.0) for run in runs) for name in runs[0]
         }
@@ -117,11 +106,10 @@ def main() -> None:
     for label, parts in figures.items():
         shown = [f"{parts.get(name, 0.0):.3f}" for name in names]
         table.add_row(label, *shown, f"{sum(parts.values()):.3f}")
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
-    options.out.write_text(picture(figures), "utf-8")
-    record = {"command": sys.argv, "threads": torch.get_num_threads(), "figures": figures}
-    options.out.with_suffix(".json").write_text(json.dumps(record, indent=1), "utf-8")
-    print(f"picture in {options.out}")
+    console().print(table)
+    args.out.write_text(picture(figures), "utf-8")
+    write(args.out.with_suffix(".json"), args.threads, figures=figures)
+    print(f"picture in {args.out}")
     llm.close()
 
 

@@ -21,7 +21,6 @@ CPU wheel needs packages removed by hand.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import probe
-from peer.engines import HERE, PEERS, python_of, read_names, set_up
+from figures import console, options, write
+from peer.engines import PEERS, python_of, read_names, set_up
 from peer.process import Child, EngineError
 from peer.report import show
 from peer.texts import TASKS, openings, unseen
@@ -127,27 +127,22 @@ class Bench:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--gguf", type=Path, help="the weights as the other engines read them")
-    parser.add_argument("--model", default="smollm2", help="the same weights: folder or built-in")
+    parser = options(
+        __doc__, "threads",
+        model="smollm2", repeat=5, tokens=128, seconds=1.0, out=Path("peers.json"),
+    )  # fmt: skip
+    parser.add_argument("--gguf", type=Path, help="the model's weights as the others read them")
     parser.add_argument(
         "--engines", default="fastslow,llama.cpp,openvino", help="NAME[:FORMAT],..."
     )
     parser.add_argument("--setup", metavar="NAME,...", help="make these environments and stop")
     parser.add_argument("--venvs", type=Path, default=cache_folder() / "peers")
-    parser.add_argument("--threads", type=int, default=probe.physical_cores())
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=128, help="of each answer")
-    parser.add_argument("--seconds", type=float, default=1.0, help="least length of a sample")
     parser.add_argument("--lookup", action="store_true", help="measure prompt lookup as well")
     parser.add_argument("--nodes", type=int, default=4, help="tokens that a lookup drafts")
-    parser.add_argument("--out", type=Path, default=Path("peers.json"))
     return parser.parse_args()
 
 
-def start(args: argparse.Namespace, stack: ExitStack, console: Console) -> list[Entrant]:
+def start(args: argparse.Namespace, stack: ExitStack, printer: Console) -> list[Entrant]:
     """The engines that are installed and load; one printed line for each that does not."""
     entrants = []
     args.venvs.mkdir(parents=True, exist_ok=True)
@@ -155,9 +150,9 @@ def start(args: argparse.Namespace, stack: ExitStack, console: Console) -> list[
         title = f"{name}:{format}"
         python = python_of(name, args.venvs)
         if python is None:
-            console.print(f"{title} is left out: not installed; --setup {name} does that")
+            printer.print(f"{title} is left out: not installed; --setup {name} does that")
             continue
-        options = {
+        wish = {
             "format": format,
             "file": str(args.gguf.resolve()),
             "model": args.model,
@@ -167,24 +162,24 @@ def start(args: argparse.Namespace, stack: ExitStack, console: Console) -> list[
             "context": CONTEXT,
             "room": CONTEXT,
         }
-        script, log = HERE / PEERS[name].script, args.venvs / f"{name}-{format}.log"
+        adapter, log = PEERS[name].adapter, args.venvs / f"{name}-{format}.log"
         try:
             # What is made at a first load would count as memory of decoding, so one process
             # loads and ends before the one that is measured.
             for again in reversed(range(1 + PEERS[name].makes_files)):
-                child = Child(title, python, script, {"OMP_NUM_THREADS": str(args.threads)}, log)
+                child = Child(title, python, adapter, {"OMP_NUM_THREADS": str(args.threads)}, log)
                 stack.callback(child.close)
-                facts = child.ask("load", options=options)
+                facts = child.ask("load", options=wish)
                 if again:
                     child.close()
             entrants.append(Entrant(title, child, facts))
         except EngineError as error:
-            console.print(f"{title} is left out: {error}", highlight=False)
+            printer.print(f"{title} is left out: {error}", highlight=False)
             child.close()
     return entrants
 
 
-def measure(bench: Bench, entrants: list[Entrant], turn: int, console: Console) -> None:
+def measure(bench: Bench, entrants: list[Entrant], turn: int, printer: Console) -> None:
     """One repeat. An engine that fails is told of and then left alone."""
     first = turn % len(entrants)
     for cell in bench.cells:
@@ -195,50 +190,47 @@ def measure(bench: Bench, entrants: list[Entrant], turn: int, console: Console) 
                 entrant.samples.append(bench.sample(entrant, cell, turn))
             except EngineError as error:
                 entrant.failed = str(error)
-                console.print(f"{entrant.name} failed: {error}", highlight=False)
+                printer.print(f"{entrant.name} failed: {error}", highlight=False)
 
 
-def record(args: argparse.Namespace, entrants: list[Entrant]) -> dict[str, Any]:
+def record(entrants: list[Entrant]) -> dict[str, Any]:
     return {
-        **probe.header(args.threads),
-        "engines": {
-            e.name: {**e.facts, "memory": e.memory, "failed": e.failed, "samples": e.samples}
-            for e in entrants
-        },
+        e.name: {**e.facts, "memory": e.memory, "failed": e.failed, "samples": e.samples}
+        for e in entrants
     }
 
 
 def main() -> int:
     args = arguments()
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    printer = console()
     if args.setup:
         try:
             for name in args.setup.split(","):
                 set_up(name, args.venvs)
         except subprocess.CalledProcessError as error:
-            console.print(f"{name} could not be installed (code {error.returncode})")
+            printer.print(f"{name} could not be installed (code {error.returncode})")
             return 1
         return 0
     if args.gguf is None or not args.gguf.is_file():
-        console.print("--gguf must name a file")
+        printer.print("--gguf must name a file")
         return 2
     bench = Bench(args)
     with ExitStack() as stack:
-        entrants = start(args, stack, console)
+        entrants = start(args, stack, printer)
         for entrant in entrants:
             try:
                 bench.warm_up(entrant)
             except EngineError as error:
                 entrant.failed = str(error)
-                console.print(f"{entrant.name} failed: {error}", highlight=False)
+                printer.print(f"{entrant.name} failed: {error}", highlight=False)
         for turn in range(args.repeat if entrants else 0):
-            measure(bench, entrants, turn, console)
-            console.print(f"repeat {turn + 1} of {args.repeat}")
-            args.out.write_text(json.dumps(record(args, entrants), indent=1), "utf-8")
+            measure(bench, entrants, turn, printer)
+            printer.print(f"repeat {turn + 1} of {args.repeat}")
+            write(args.out, args.threads, engines=record(entrants))
     if not entrants:
         return 1
-    show(record(args, entrants)["engines"], bench.cells, console)
-    console.print(f"{args.threads} threads; samples in {args.out}")
+    show(record(entrants), bench.cells, printer)
+    printer.print(f"{args.threads} threads; samples in {args.out}")
     return 0
 
 

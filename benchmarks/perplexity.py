@@ -57,7 +57,9 @@ def perplexity(llm: LLM, rows: list[list[int]], groups: int | None) -> float:
     )
     nats, count = 0.0, 0
     for row, output in zip(rows, outputs, strict=True):
+        assert output.prompt_logprobs is not None
         for token, scores in itertools.islice(zip(row, output.prompt_logprobs), 1, None):
+            assert scores is not None
             nats -= scores[token]
             count += 1
     return math.exp(nats / count)

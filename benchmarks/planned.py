@@ -7,13 +7,10 @@ The machine is probed as `fastslow plan --device this-cpu` probes it, just befor
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from pathlib import Path
 
-import probe
 import torch
+from figures import options, write
 
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.cost_curve import CONTEXT, step_seconds
@@ -25,12 +22,9 @@ NAMES = {"bfloat16": ("bf16", "bf16"), "float32": ("float32", "float32")}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2-moge")
-    parser.add_argument("--dtype", default="bfloat16", choices=NAMES)
-    parser.add_argument("--quantization", default="none", choices=("none", "int8", "int4"))
-    parser.add_argument("--threads", type=int, default=probe.physical_cores())
-    parser.add_argument("--out", type=Path)
+    parser = options(
+        __doc__, "threads", "out", model="smollm2-moge", dtype="bfloat16", quantization="none"
+    )
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     folder = resolve_model(asked.model)
@@ -51,8 +45,7 @@ def main() -> None:
             f"{predicted / measured:.2f} x  most: {terms.binding}"
         )
     if asked.out is not None:
-        header = probe.header(asked.threads)
-        asked.out.write_text(json.dumps({**header, "steps": found}, indent=1), "utf-8")
+        write(asked.out, asked.threads, steps=found)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Formats and lengths take turns; the figure is the median over repeats.
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import statistics
 import sys
 import time
@@ -19,10 +19,9 @@ from typing import Any
 
 import probe
 import torch
-from peer.formats import options_of
+from figures import Row, console, open_formats, options, take_turns
 from peer.report import middle
 from peer.texts import unseen
-from rich.console import Console
 from rich.table import Table
 
 from fastslow import LLM, SamplingParams
@@ -40,7 +39,7 @@ def measure(llm: LLM, length: int, seconds: float, seed: int) -> dict[str, Any]:
     return {"rate": length / statistics.median(times), "prompts": len(times)}
 
 
-def table(rows: list[dict[str, Any]], lengths: list[int]) -> Table:
+def table(rows: list[Row], lengths: list[int]) -> Table:
     shown = Table("tokens/s", *map(str, lengths), title="prompts of so many tokens")
     for format in dict.fromkeys(row["format"] for row in rows):
         shown.add_row(format, *(middle(r["samples"]) for r in rows if r["format"] == format))
@@ -48,53 +47,43 @@ def table(rows: list[dict[str, Any]], lengths: list[int]) -> Table:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = options(
+        __doc__,
+        "threads",
+        model="smollm2",
+        formats="bfloat16,int8,int4",
+        repeat=5,
+        seconds=1.0,
+        out=Path("prefill.json"),
     )
-    parser.add_argument("--model", default="smollm2", help="a folder or a built-in name")
-    parser.add_argument("--formats", default="bfloat16,int8,int4")
     parser.add_argument("--lengths", default="128,512,2048")
-    parser.add_argument("--threads", type=int, default=probe.physical_cores())
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="least length of a sample")
-    parser.add_argument("--out", type=Path, default=Path("prefill.json"))
     return parser.parse_args()
 
 
 def main() -> int:
     args = arguments()
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    printer = console()
     torch.set_num_threads(args.threads)
     lengths = [int(length) for length in args.lengths.split(",")]
-    rows: list[dict[str, Any]] = []
-    models: dict[str, LLM] = {}
     with ExitStack() as stack:
-        for format in args.formats.split(","):
-            try:
-                models[format] = stack.enter_context(LLM(args.model, **options_of(format)))
-            except ValueError as error:
-                console.print(f"{format} is left out: {error}", highlight=False)
-                continue
-            rows += [{"format": format, "length": n, "samples": []} for n in lengths]
-        for turn in range(-1, args.repeat if rows else -1):  # the first one warms up
-            for place, row in enumerate(rows):
-                # Prompts differ between all samples of a model: 1000 seeds for each.
-                job = (models[row["format"]], row["length"])
-                seed = 1000 * ((turn + 1) * len(rows) + place)
-                if turn < 0:
-                    measure(*job, seconds=0, seed=seed)
-                    continue
-                made = probe.sample(
-                    args.threads, lambda job=job, seed=seed: measure(*job, args.seconds, seed)
-                )
-                row["samples"].append({"turn": turn, **made})
-            if turn >= 0:
-                figures = {**probe.header(args.threads), "model": args.model, "rows": rows}
-                args.out.write_text(json.dumps(figures, indent=1), "utf-8")
-    if not rows:
-        return 1
-    console.print(table(rows, lengths))
-    console.print(f"{args.threads} threads; ~ marks contended medians; samples in {args.out}")
+        models = open_formats(args, stack, printer)
+        rows: list[Row] = [
+            {"format": format, "length": n, "samples": []} for format in models for n in lengths
+        ]
+        if not rows:
+            return 1
+        seeds = itertools.count(0, 1000)  # prompts differ between all samples
+
+        def warm_up(row: Row) -> dict[str, Any]:
+            return measure(models[row["format"]], row["length"], 0, next(seeds))
+
+        def sample(row: Row) -> dict[str, Any]:
+            job = (models[row["format"]], row["length"], args.seconds, next(seeds))
+            return probe.sample(args.threads, lambda: measure(*job))
+
+        take_turns(args, rows, warm_up, sample)
+    printer.print(table(rows, lengths))
+    printer.print(f"{args.threads} threads; ~ marks contended medians; samples in {args.out}")
     return 0
 
 

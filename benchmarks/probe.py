@@ -13,11 +13,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from ctypes import CDLL
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fastslow.engine.backends.cpu import library
 
 PROBE_BYTES = 2**29  # far more than any cache
 CONTENDED = 0.05  # others may take this share of the machine before a sample is marked
@@ -98,11 +101,8 @@ def reader() -> str:
     return "numpy" if _kernels() is None else "kernels"
 
 
-@functools.cache
-def _kernels() -> Any:
-    from fastslow.engine.backends.cpu.library import kernels
-
-    return kernels()
+def _kernels() -> CDLL | None:
+    return library.kernels() if library.available() else None
 
 
 def _numpy_pass(block: np.ndarray[Any, Any], threads: int) -> float:

@@ -1,7 +1,7 @@
 """What `auto` and its drafters bring on recorded answers, at given costs: no clock, so no noise.
 
     python benchmarks/replay.py --model smollm2 --prompts gsm8k.jsonl sum.jsonl --limit 24
-    python benchmarks/replay.py --prompts gsm8k.jsonl --steps 6,6.1,6.2,6.4,6.6,6.8,7,7.2 --head other.safetensors
+    python benchmarks/replay.py --prompts gsm8k.jsonl --steps 6,6.1,6.2,6.4 --head other.safetensors
 
 The target answers once, greedily, and says what it saw; drafters and the adaptive length then work
 on that text, alone in their batch, and a step takes what `--steps` says. Ratios are to plain
@@ -11,36 +11,35 @@ drafting that are smaller than a machine's moods; what they come to in the end i
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rich.console import Console
+from figures import console, options
 from rich.progress import track
 from rich.table import Table
 
 from fastslow import LLM, SamplingParams
-from fastslow.draft.best import Best
+from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import HeadRunner, load_head
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.drafters import own_head
+from fastslow.engine.params import Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
-from fastslow.engine.types import AcceptResult, Load, Tree
+from fastslow.engine.types import AcceptResult
 from fastslow.models.locate import resolve_model
-from fastslow.policies.clock import Clock
-from fastslow.policies.length import AdaptiveLength
-from fastslow.policies.odds import Odds
-from fastslow.policies.pace import Pace
+from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.settings import SpeculationTuning
+from fastslow.policies.speculation.step_cost import StepCostCurve
 from fastslow.tools.prompts import read_prompts
 from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.features import HiddenStates, look
 
 STEPS = "8.7,9.0,9.3,10.3,11.3,12.7,15,17.2,18.8,20.3,22.1,23.9,26.4,28.9,31.5,34"  # a Zen 3, bf16
-MOST = 16  # nodes
+SETTINGS = Speculation()
+TUNING = SpeculationTuning(most_nodes=16)
 WIDTH = 3
 
 
@@ -54,9 +53,10 @@ class Costs:
     besides: float
     now: float = 0.0  # seconds
 
-    def clock(self) -> Clock:
+    def controller(self) -> SpeculationController:
         rows = range(1, len(self.steps) + 1)
-        return Clock(lambda groups: Pace(rows, [ms / 1e3 for ms in self.steps]))
+        seconds = [ms / 1e3 for ms in self.steps]
+        return SpeculationController(lambda groups: StepCostCurve(rows, seconds), TUNING)
 
 
 class Timed:
@@ -66,8 +66,7 @@ class Timed:
         self._inner, self._costs, self._ms = inner, costs, ms
         self.asked = 0
         self.commit, self.release = inner.commit, inner.release
-        if hasattr(inner, "wants"):
-            self.wants, self.read = inner.wants, inner.read
+        self.wants, self.read = inner.wants, inner.read
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -100,29 +99,17 @@ class Total:
         return self.tokens * plain / 1e3 / self.seconds
 
 
-def accepted(tree: Tree, tokens: Sequence[int]) -> list[int]:
-    """The nodes of a tree that say what came."""
-    path: list[int] = []
-    at = -1
-    for token in tokens:
-        going = [n for n, p in enumerate(tree.parents) if p == at and tree.tokens[n] == token]
-        if not going:
-            break
-        at = going[0]
-        path.append(at)
-    return path
-
-
 def replay(texts: Sequence[HiddenStates], name: str, runner: HeadRunner, costs: Costs) -> Total:
     """A set's answers, one after the other, with what was learnt from those before."""
-    clock, odds, total = costs.clock(), Odds(), Total()
+    controller, total = costs.controller(), Total()
     suffix = Timed(SuffixDraft(), costs, costs.suffix)
-    trees = HeadDraft(runner, probs_at, WIDTH, only_best=only_best, worth=clock.worth)
+    trees = HeadDraft(runner, probs_at, WIDTH, only_best=only_best, worth=controller.value)
     head = Timed(trees, costs, costs.head)
-    several: Any = Best([suffix, head], clock.worth, lambda: costs.now)  # type: ignore[list-item]
-    drafter = {"suffix": suffix, "head": head, "auto": several}[name]
+    both: Any = [suffix, head]
+    several = AdaptiveDrafter(both, controller.selection(2, SETTINGS), lambda: costs.now)
+    drafter: Any = {"suffix": suffix, "head": head, "auto": several}[name]
     for number, text in enumerate(texts):
-        answer(number, text, drafter, clock, odds, total, costs, head)
+        answer(number, text, drafter, controller, total, costs, head)
         drafter.release([number])
     total.asked = head.asked
     return total
@@ -132,8 +119,7 @@ def answer(
     number: int,
     text: HiddenStates,
     drafter: Any,
-    clock: Clock,
-    odds: Odds,
+    controller: SpeculationController,
     total: Total,
     costs: Costs,
     head: Timed,
@@ -145,46 +131,40 @@ def answer(
         end_ids=frozenset(), reach=len(whole), groups=None, seed=0, thinking=None,
         reproducible=False, speculation=SimpleNamespace(nodes=None), computed=text.start - 1,
     )  # fmt: skip
-    length = AdaptiveLength(MOST, odds, clock, "drafter")
-    if hasattr(drafter, "wants"):
-        (rows,) = drafter.wants([view], [range(text.start - 1)])
-        if rows:
-            drafter.read([view], [rows], features[rows.start : rows.stop])
+    length = controller.policy(SETTINGS, "drafter")
+    (rows,) = drafter.wants([view], [range(text.start - 1)])
+    if rows:
+        drafter.read([view], [rows], features[rows.start : rows.stop])
     while len(view.tokens) < len(whole):
         first = len(view.tokens) == text.start
-        nodes = 0 if first else length.plan(view, Load(1, 0)).nodes
+        nodes = 0 if first else length.plan(view, 1)
         began, asked = costs.now, head.asked
-        offered = drafter.propose([view], [nodes]).tree(0)
+        offered = drafter.propose([view], [nodes])[0]
         taken = costs.now - began
-        kept = clock.admit([view], [length.survival(offered)], [len(offered.tokens)], 1)[0]
+        kept = controller.admit([view], [length.survival(offered)], [len(offered.tokens)], 1)[0]
         tree = offered.only(kept)
         rest = whole[len(view.tokens) :]
-        path = accepted(tree, rest[:-1])
+        path = tree.follow(rest[:-1])
         place, made = len(view.tokens) - 1, len(path) + 1
         view.tokens = view.tokens + rest[:made]
         if not first:
-            clock.drafted("drafter", taken, int(nodes > 0), len(offered.tokens))
+            controller.drafted("drafter", taken, int(nodes > 0), len(offered.tokens))
             length.record(tree, path)
             total.tokens, total.steps = total.tokens + made, total.steps + 1
             total.nodes += len(tree.tokens)
             besides = costs.besides / 1e3 if head.asked > asked else 0.0
-            total.seconds += clock.seconds(None, 1 + len(tree.tokens)) + taken + besides
+            step = controller.seconds(None, 1 + len(tree.tokens))
+            total.seconds += step + taken + besides
         shown = features[place : place + made] if drafter.features else None
         drafter.commit([view], AcceptResult([path], [rest[:made]]), shown)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--quantization", default="none")
-    parser.add_argument("--head", type=Path, help="the head's file, if not the model's own")
-    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+    parser = options(
+        __doc__, "head", "prompts",
+        model="smollm2", dtype="bfloat16", quantization="none", limit=16, tokens=128,
+    )  # fmt: skip
     parser.add_argument("--drafters", default="suffix,head,auto")
-    parser.add_argument("--limit", type=int, default=16, help="prompts of each set")
-    parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--steps", default=STEPS, help="ms of a step of 1, 2, 3, ... rows")
     parser.add_argument(
         "--asking", default="0.13,0.67,0.2", help="ms: suffix, head, and besides it"
@@ -219,7 +199,7 @@ def main() -> None:
         totals = [replay(texts, name, runner, Costs(steps, *asking)) for texts in sets]
         mean = sum(total.ratio(steps[0]) for total in totals) / len(totals)
         table.add_row(name, *(total.cell(steps[0]) for total in totals), f"{mean:.3f}")
-    Console().print(table)
+    console().print(table)
 
 
 if __name__ == "__main__":

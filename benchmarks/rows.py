@@ -11,24 +11,22 @@ Modes and rows take turns, the bandwidth is probed beside them; medians.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import probe
 import torch
+from figures import console, on_kernels, options, write
 from peer.texts import openings
-from rich.console import Console
 from rich.table import Table
 
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import kv_cache_for
+from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.types import Rows, Segment
-from fastslow.models.locate import find_tokenizer, resolve_model
+from fastslow.models.locate import resolve_model
 
 PROMPT = 64
 PAGE = 16
@@ -37,7 +35,9 @@ PAGE = 16
 class Steps:
     """Texts whose keys and values are cached, in one mode, ready for a next row each."""
 
-    def __init__(self, model: Any, texts: list[list[int]], groups: int | None, answer: int) -> None:
+    def __init__(
+        self, model: CpuDecoder, texts: list[list[int]], groups: int | None, answer: int
+    ) -> None:
         self._model, self._groups = model, groups
         self._texts = [list(text) for text in texts]
         pages = len(texts) * -(-(PROMPT + answer) // PAGE)
@@ -78,36 +78,29 @@ class Steps:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="smollm2-moge")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--quantization", default="none", help="none, int8 or int4")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser = options(
+        __doc__, "threads", model="smollm2-moge", dtype="bfloat16", quantization="none",
+        rows=[1, 2, 4, 8], out=Path("rows.json"),
+    )  # fmt: skip
     parser.add_argument("--groups", type=int, nargs="+", help="default: all, half of them, none")
     parser.add_argument("--steps", type=int, default=160)
-    parser.add_argument("--threads", type=int, default=probe.physical_cores())
-    parser.add_argument("--out", type=Path, default=Path("rows.json"))
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    folder = resolve_model(options.model)
-    model: Any = load_model(folder, dtype=options.dtype, quantization=options.quantization)
-    if not hasattr(model, "bytes_read"):
-        sys.exit("bytes are counted by the CPU kernels, which do not run here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    folder = resolve_model(args.model)
+    model = on_kernels(load_model(folder, dtype=args.dtype, quantization=args.quantization))
     every = model.config.groups
-    groups = options.groups or sorted({every, every // 2, 0}, reverse=True)
-    texts = openings(find_tokenizer(folder), max(options.rows), PROMPT)
+    groups = args.groups or sorted({every, every // 2, 0}, reverse=True)
+    texts = openings(load_tokenizer(folder), max(args.rows), PROMPT)
     runs = {
-        (g, n): Steps(model, texts[:n], g if every else None, options.steps)
+        (g, n): Steps(model, texts[:n], g if every else None, args.steps)
         for g in groups
-        for n in options.rows
+        for n in args.rows
     }
     samples: dict[tuple[int, int], list[tuple[float, int]]] = {key: [] for key in runs}
     bandwidth = []
-    for turn in range(options.steps):
+    for turn in range(args.steps):
         if turn % 8 == 0:
-            bandwidth.append(probe.read_bandwidth(options.threads))
+            bandwidth.append(probe.read_bandwidth(args.threads))
         for key, steps in runs.items():
             samples[key].append(steps.step())
     probed = statistics.median(bandwidth)
@@ -115,7 +108,7 @@ def main() -> None:
     figures = []
     for g in groups:
         base = 0.0
-        for n in options.rows:
+        for n in args.rows:
             seconds = statistics.median(taken for taken, _ in samples[g, n])
             read = statistics.median(size for _, size in samples[g, n])
             per_byte = statistics.median(taken / size for taken, size in samples[g, n])
@@ -127,11 +120,10 @@ def main() -> None:
                 f"{row[5]:.0%}", f"{row[6]:.2f}",
             )  # fmt: skip
             figures.append(dict(zip((c.header for c in table.columns), row, strict=True)))
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    console.print(f"probed {probed:.1f} GB/s, {options.threads} threads; figures in {options.out}")
-    record = {**probe.header(options.threads), "probed": probed, "figures": figures}
-    options.out.write_text(json.dumps(record, indent=1, default=str), "utf-8")
+    printer = console(120)
+    printer.print(table)
+    printer.print(f"probed {probed:.1f} GB/s, {args.threads} threads; figures in {args.out}")
+    write(args.out, args.threads, probed=probed, figures=figures)
 
 
 if __name__ == "__main__":

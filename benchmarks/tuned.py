@@ -9,12 +9,11 @@ one and plain decoding answer all of the prompts in turns. Tokens a second over 
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
+from figures import console, options
 from flow import KV
-from rich.console import Console
 from rich.table import Table
 
 from fastslow import LLM, SamplingParams
@@ -34,24 +33,18 @@ def ranked(found: Grid) -> list[tuple[float, Cell]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = options(
+        __doc__, "prompts", "out", model="smollm2", quantization="auto", tokens=96, repeat=1
     )
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--quantization", default="auto")
-    parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--settings", type=Path, required=True, help="what fastslow tune wrote")
     parser.add_argument("--lengths", default="1,2,3,4,5,6,7,8,12,16,adaptive")
     parser.add_argument("--first", type=int, default=8, help="prompts that every setting answers")
     parser.add_argument("--best", type=int, default=6, help="settings that answer all prompts")
-    parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("-o", "--out", type=Path)
     args = parser.parse_args()
-    prompts = read_prompts(args.prompts, None)
+    prompts = [prompt for path in args.prompts for prompt in read_prompts(path)]
     tuned = read_settings(args.settings)
-    options = {"quantization": args.quantization, "max_running": 1, "remember": False}
-    with LLM(args.model, kv_memory=KV, **options) as llm:
+    fields = {"quantization": args.quantization, "max_running": 1, "remember": False}
+    with LLM(args.model, kv_memory=KV, **fields) as llm:
         runner = TuneRunner(llm, SamplingParams(max_tokens=args.tokens))
         every = Grid(grid(default_drafters(llm), read_lengths(args.lengths)))
         every.measure(runner, prompts[: args.first], 1)
@@ -64,7 +57,7 @@ def main() -> None:
     for ratio, cell in places:
         name = f"{label(cell.setting)}{' (tuned)' if cell.setting == tuned else ''}"
         table.add_row(name, f"{ratio:.2f}", f"{ratio / places[0][0]:.1%}")
-    Console().print(table)
+    console().print(table)
     print(
         f"{len(every.samples)} settings searched; tuned is at {own / places[0][0]:.1%} of the best"
     )

@@ -1,4 +1,4 @@
-"""What most drafters share: nothing to learn, nothing to hold."""
+"""What most drafters share: nothing to read, nothing to learn, nothing to hold."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ class Stateless:
     """Reads no features, learns nothing from verdicts, holds nothing for a request."""
 
     features: tuple[int, ...] = ()
+
+    def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
+        return [range(0)] * len(batch)
+
+    def read(
+        self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
+    ) -> None:
+        """No text is looked at."""
 
     def commit(
         self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastslow.draft.best import Best
-from fastslow.draft.first import First
+from fastslow.draft.adaptive import AdaptiveDrafter, DrafterSelection
+from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import HeadRunner
 from fastslow.draft.model.draft import ModelDraft
@@ -51,6 +51,7 @@ class DrafterDeps:
         load_corpus: the stored answers at a path.
         earlier: the engine's own answers; None = they are not kept.
         has_head: whether a head belongs to the target.
+        selection: who is asked of so many drafters behind these settings' name.
         worth: what tokens and rows are worth in a batch's step; None = unknown.
     """
 
@@ -63,6 +64,7 @@ class DrafterDeps:
     load_corpus: Callable[[Path], Corpus]
     earlier: Earlier | None
     has_head: bool
+    selection: Callable[[int, Speculation], DrafterSelection]
     worth: Callable[[Sequence[RequestView]], MarginalValue] | None = None
 
 
@@ -122,8 +124,8 @@ def build_drafter(settings: Speculation, means: DrafterDeps) -> Drafter:
     if len(made) == 1:
         return made[0]
     if "+" in settings.drafter:
-        return First(*made)
-    return Best(made, means.worth if settings.nodes is None else None)
+        return FallbackDrafter(*made)
+    return AdaptiveDrafter(made, means.selection(len(made), settings))
 
 
 def _make(name: str, settings: Speculation, means: DrafterDeps) -> Drafter:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from fastslow.draft.base import Stateless
-from fastslow.engine.types import Draft, RequestView, Tree
+from fastslow.engine.types import RequestView, Tree
 
 
 @dataclass(slots=True)
@@ -36,8 +36,8 @@ class NgramDraft(Stateless):
         self._sizes = range(longest, shortest - 1, -1)
         self._indexes: dict[int, _Index] = {}
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
-        return Draft.of([Tree.chain(self._lookup(r, n)) for r, n in zip(batch, nodes)])
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return [Tree.chain(self._lookup(r, n)) for r, n in zip(batch, nodes)]
 
     def release(self, requests: Collection[int]) -> None:
         for request in requests:

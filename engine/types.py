@@ -1,4 +1,4 @@
-"""The values that flow between the rooms: drafts, rows, verdicts, plans, and who makes them.
+"""The values that flow between the rooms: trees, rows, verdicts, and who makes them.
 
 Letters: B requests in the step, N draft nodes, T rows, M rows whose logits are wanted, V vocabulary,
 F feature dim. This module is a leaf: it imports nothing of ours.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -24,8 +25,10 @@ Floats = NDArray[np.float32]
 ALL_GROUPS = -1  # in Rows.groups: every routed group runs
 
 
-class Tree(NamedTuple):
-    """One request's proposal: a tree hanging off its last committed token.
+@dataclass(frozen=True)
+class Tree:
+    """One request's draft: a tree hanging off its last committed token. An empty one IS ordinary
+    decoding.
 
     `parents[i] < i` is a node of the same tree, -1 the last committed token. `probs` f32 [n, V] is
     the law each node was *sampled* from; None says that the nodes were chosen, not sampled.
@@ -42,9 +45,33 @@ class Tree(NamedTuple):
     by: Sequence[int] | None = None
 
     @classmethod
-    def chain(cls, tokens: Sequence[int], probs: Floats | None = None) -> Tree:
+    def chain(
+        cls,
+        tokens: Sequence[int],
+        probs: Floats | None = None,
+        scores: Sequence[float] | None = None,
+    ) -> Tree:
         """A tree without branches: each token follows the one before it."""
-        return cls(tokens, range(-1, len(tokens) - 1), probs)
+        return cls(tokens, range(-1, len(tokens) - 1), probs, scores)
+
+    @cached_property
+    def depths(self) -> list[int]:
+        """Of each node; those that follow the last committed token have depth 1."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(1 if parent < 0 else depths[parent] + 1)
+        return depths
+
+    def follow(self, tokens: Sequence[int]) -> list[int]:
+        """The longest path of nodes that say these tokens, from the first on."""
+        path: list[int] = []
+        for token in tokens:
+            at = path[-1] if path else -1
+            going = [n for n, p in enumerate(self.parents) if p == at and self.tokens[n] == token]
+            if not going:
+                break
+            path.append(going[0])
+        return path
 
     def only(self, nodes: Sequence[int]) -> Tree:
         """The tree of these nodes, which ascend and hold every node's parent."""
@@ -75,37 +102,6 @@ class LogitBoost(NamedTuple):
 
     token: int
     by: float
-
-
-@dataclass(slots=True)
-class Draft:
-    """A forest, one tree per request, flattened. The empty draft IS ordinary decoding."""
-
-    tokens: Ints  # [N]
-    parents: Ints  # [N] index in the request's own tree; -1 hangs off the last committed token
-    starts: Ints  # [B+1] request b owns nodes starts[b] : starts[b+1]
-    probs: tuple[Floats | None, ...]  # per request f32 [n_b, V], or None: chosen, not sampled
-    trees: tuple[Tree, ...] = ()  # what it was made of, if that is known
-
-    @classmethod
-    def of(cls, trees: Sequence[Tree]) -> Draft:
-        """Flatten one tree per request, in batch order."""
-        if not any(tree.tokens for tree in trees):
-            nothing = np.empty(0, dtype=np.int64)
-            starts = np.zeros(len(trees) + 1, dtype=np.int64)
-            return cls(nothing, nothing, starts, (None,) * len(trees), tuple(trees))
-        starts = np.cumsum([0, *(len(tree.tokens) for tree in trees)], dtype=np.int64)
-        tokens = np.array([x for tree in trees for x in tree.tokens], dtype=np.int64)
-        parents = np.array([x for tree in trees for x in tree.parents], dtype=np.int64)
-        probs = tuple(tree.probs for tree in trees)
-        return cls(tokens, parents, starts, probs, tuple(trees))
-
-    def tree(self, b: int) -> Tree:
-        """Request b's own tree."""
-        if self.trees:
-            return self.trees[b]
-        nodes = slice(int(self.starts[b]), int(self.starts[b + 1]))
-        return Tree(self.tokens[nodes].tolist(), self.parents[nodes].tolist(), self.probs[b])
 
 
 @dataclass(slots=True)
@@ -200,22 +196,6 @@ class AcceptResult:
 
     paths: list[list[int]] = field(default_factory=list)  # accepted nodes, root to leaf
     tokens: list[list[int]] = field(default_factory=list)  # accepted, then one from the target
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One request's wish for the next step."""
-
-    nodes: int = 0  # draft budget; 0 = plain decoding
-    groups: int | None = None  # routed groups; None = all (deep), 0 = shared experts only
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """How busy the engine is when a policy plans."""
-
-    running: int
-    waiting: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,8 +307,19 @@ class Drafter(Protocol):
 
     features: tuple[int, ...]  # target layers it reads; () for none. Read after each `propose`
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
-        """At most nodes[b] nodes for request b; 0 is allowed, and so is an empty tree."""
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        """A tree for each request, of at most nodes[b] nodes; 0 is allowed, and so is an empty tree."""
+
+    def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
+        """Which rows of text it wants the features of: of each request's positions that the step
+        reads, but for the last one's, a run, maybe none. Asked after `propose`, where there are such
+        rows; `features` may grow by it. Rows that came from the prefix cache are never offered."""
+
+    def read(
+        self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
+    ) -> None:
+        """Told after the step, before `commit`: features [C, F] of the rows that were wanted, request
+        by request. Where others wanted more, there is more of them."""
 
     def commit(
         self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
@@ -344,9 +335,11 @@ class Drafter(Protocol):
 
 
 class Policy(Protocol):
-    """One per request: decides how to think and how far to draft."""
+    """One per request: decides how far to draft."""
 
-    def plan(self, request: RequestView, load: Load) -> Plan: ...
+    def plan(self, request: RequestView, running: int) -> int:
+        """Most draft nodes of the next step, 0 = plain decoding, where so many requests run."""
+
     def survival(self, tree: Tree) -> Sequence[float] | None:
         """How likely each drafted node is to be accepted with all before it; the step runs those
         that pay over the whole batch. None: all of them."""
@@ -387,11 +380,29 @@ class StepCostModel(Protocol):
         """What a drafter takes for a node of depth; None: unknown, or nothing."""
 
 
-class MarginalValue(NamedTuple):
-    """What drafting gains and takes in a step, in seconds."""
+class RunEverything:
+    """A meter that knows nothing of seconds: all nodes run, and all rows fit into any time."""
 
-    token: float  # of one more accepted token of one request
-    row: float  # of one more row
+    def admit(
+        self, batch: object, survival: object, sizes: Sequence[int], rows: int
+    ) -> list[list[int]]:
+        return [list(range(size)) for size in sizes]
+
+    def note(self, batch: object, step: Stepped) -> None:
+        """Nothing to learn."""
+
+    def seconds(self, groups: int | None, rows: int) -> float:
+        return 0.0
+
+    def draft_seconds(self, drafter: object) -> float | None:
+        return None
+
+
+class MarginalValue(NamedTuple):
+    """What one more token and one more row are worth in a step, in seconds."""
+
+    token: float  # gained by one more accepted token of one request
+    row: float  # taken by one more row
 
 
 TargetProbs = Callable[[Any, RequestView, Sequence[int]], "Floats | OneHot"]

@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from fastslow import LLM, Mode, SamplingParams
-from fastslow.engine.params import Escalation
-from fastslow.output import Metrics
+from fastslow import LLM, Escalation, Metrics, Mode, SamplingParams
 
 SYSTEM = (
     "You are the assistant of Wool & Tea, a small shop. Opening hours: Monday to Friday, 9 to 18. "

@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from fastslow import LLM, Mode
-from fastslow.engine.params import Escalation
-from fastslow.output import Output
+from fastslow import LLM, Escalation, Mode, Output
 
 NUMBER = re.compile(r"-?\d+")
 BUDGET = 160

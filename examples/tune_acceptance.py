@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fastslow import LLM, SamplingParams, Speculation
-from fastslow.output import Output
+from fastslow import LLM, Output, SamplingParams, Speculation
 
 PROMPTS = (
     "Repeat after me, three times: the quick brown fox jumps over the lazy dog.",

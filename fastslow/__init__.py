@@ -10,43 +10,58 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastslow.api import generate
+    from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
     from fastslow.engine.parallel.spec import Parallel
-    from fastslow.engine.params import Mode, SamplingParams, Speculation
+    from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
+    from fastslow.engine.text.templates import Message
+    from fastslow.engine.types import Chooser, ModeChoice, Situation
     from fastslow.llm import LLM
-    from fastslow.output import GenerationError, Output, Piece
+    from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "Chooser",
+    "Completion",
+    "Conversation",
+    "Escalation",
     "GenerationError",
+    "Message",
+    "Metrics",
     "Mode",
+    "ModeChoice",
+    "ModeLike",
     "Output",
     "Parallel",
     "Piece",
+    "Presets",
+    "Prompt",
     "SamplingParams",
+    "Situation",
     "Speculation",
+    "SpeculationLike",
     "__version__",
     "generate",
 ]
 
-_HOMES = {
-    "LLM": "fastslow.llm",
-    "GenerationError": "fastslow.output",
-    "Mode": "fastslow.engine.params",
-    "Output": "fastslow.output",
-    "Parallel": "fastslow.engine.parallel.spec",
-    "Piece": "fastslow.output",
-    "SamplingParams": "fastslow.engine.params",
-    "Speculation": "fastslow.engine.params",
-    "generate": "fastslow.api",
+_MODULES = {
+    "api": "generate",
+    "call": "Conversation ModeLike Presets Prompt SpeculationLike",
+    "llm": "LLM",
+    "output": "Completion GenerationError Metrics Output Piece",
+    "engine.parallel.spec": "Parallel",
+    "engine.params": "Escalation Mode SamplingParams Speculation",
+    "engine.text.templates": "Message",
+    "engine.types": "ModeChoice Chooser Situation",
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'fastslow' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(f"fastslow.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 

@@ -6,11 +6,11 @@ import atexit
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from fastslow.call import ModeWish
-from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.call import ListOf, ModeLike, Prompt, Sampling, Samplings, SpeculationLike
 from fastslow.llm import LLM
+from fastslow.output import Output
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -18,13 +18,33 @@ _loaded: dict[Key, LLM] = {}
 _loading = threading.Lock()
 
 
+@overload
+def generate(
+    prompts: Prompt,
+    sampling: Sampling = None,
+    *,
+    model: str | Path = ...,
+    mode: ModeLike = ...,
+    speculation: SpeculationLike = ...,
+    **llm_options: Any,
+) -> Output: ...
+@overload
+def generate(
+    prompts: ListOf[Prompt],
+    sampling: Samplings = None,
+    *,
+    model: str | Path = ...,
+    mode: ModeLike | Sequence[ModeLike] = ...,
+    speculation: SpeculationLike | Sequence[SpeculationLike] = ...,
+    **llm_options: Any,
+) -> list[Output]: ...
 def generate(
     prompts: Any,
-    sampling: SamplingParams | Sequence[SamplingParams | None] | None = None,
+    sampling: Any = None,
     *,
     model: str | Path = "smollm2-moge",
-    mode: ModeWish | Sequence[ModeWish] = "deep",
-    speculation: str | Speculation | Sequence[str | Speculation] = "auto",
+    mode: Any = "deep",
+    speculation: Any = "auto",
     **llm_options: Any,
 ) -> Any:
     """Answer one prompt or many with a model that is loaded on first use.

@@ -1,18 +1,56 @@
-"""How the arguments of a call are read."""
+"""What a call may be given, as types and as values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, SupportsIndex, TypedDict, TypeVar
 
-from fastslow.engine.params import Mode, SamplingParams
+from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.text.templates import Message
 from fastslow.engine.types import Chooser
 
-ModeWish = str | Mode | Mapping[str, Any] | Chooser
+Prompt = str | Sequence[SupportsIndex] | Sequence[Message]
+"""Text (taken as it is), token ids, or chat messages (put through the template)."""
+Conversation = str | Sequence[Message]
+"""Chat messages, or the text of one user message."""
+ModeLike = str | Mode | Mapping[str, Any] | Chooser
 """A preset's name, a mode, the fields of one, or what names a preset for what is asked."""
+SpeculationLike = str | Speculation
+"""A drafter's name, "auto", "off", the path of a settings file (*.json), or the settings."""
 Presets = str | Path | Mapping[str, Mode | Mapping[str, Any]]
+"""Presets by name, or the path of a JSON file that holds them."""
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class ListOf(Protocol[T_co]):
+    """A list or a tuple, for type checkers. `Sequence[str]` would be a text, too, and a text is one
+    prompt; but only of a text can `in` ask for nothing but texts."""
+
+    def __contains__(self, value: object, /) -> bool: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[T_co]: ...
+    def __getitem__(self, place: SupportsIndex, /) -> T_co: ...
+
+
+class CallOptions(TypedDict, total=False):
+    """How one prompt is answered; `LLM.generate` says what the fields mean."""
+
+    mode: ModeLike
+    speculation: SpeculationLike
+
+
+class BatchOptions(TypedDict, total=False):
+    """How many prompts are answered: one value for all of them, or a list with one for each."""
+
+    mode: ModeLike | Sequence[ModeLike]
+    speculation: SpeculationLike | Sequence[SpeculationLike]
+    progress: bool
+
+
+Sampling = SamplingParams | None
+Samplings = Sampling | Sequence[Sampling]
 
 
 def spread(name: str, value: Any, count: int) -> list[Any]:
@@ -32,9 +70,21 @@ def as_messages(messages: Any) -> list[Message]:
     """
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
-    if isinstance(messages, Sequence) and all(isinstance(m, Mapping) for m in messages):
+    if _is_chat(messages):
         return list(messages)
     raise ValueError(f"messages={messages!r} must be text or a list of dicts with role and content")
+
+
+def as_prompts(conversations: Any) -> Any:
+    """One conversation, or a list of them, as `LLM.generate` takes it.
+
+    Raises:
+        ValueError: see `as_messages`.
+    """
+    single = isinstance(conversations, str) or not isinstance(conversations, Sequence)
+    if single or _is_chat(conversations):
+        return as_messages(conversations)
+    return [as_messages(conversation) for conversation in conversations]
 
 
 def sampling_in(mode: Mode, params: SamplingParams | None) -> SamplingParams:
@@ -49,3 +99,7 @@ def sampling_in(mode: Mode, params: SamplingParams | None) -> SamplingParams:
         return params or mode.sampling or SamplingParams()
     own, asked = ({f: getattr(p, f) for f in p.model_fields_set} for p in (mode.sampling, params))
     return SamplingParams(**{**own, **asked})
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(part, Mapping) for part in value)

@@ -1,4 +1,4 @@
-"""Drafters for an engine: made when a request first asks for one. Composes, as `llm.py` does."""
+"""Drafters for an engine: made when a request first asks for one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from loguru import logger
 
+from fastslow.draft.adaptive import DrafterSelection
 from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
 from fastslow.draft.head.head import load_mtp
 from fastslow.draft.head.runner import HeadRunner, load_head
@@ -38,12 +39,13 @@ class DrafterFactory:
     Args:
         folder: the target's checkpoint.
         target: the model that verifies.
-        pages: the target's KV.
+        kv: the target's pages.
         tokenizer: the target's, if it has one.
         options: dtype, quantization, device and progress of draft models.
-        cache_for: pages for a draft model with a context no longer than the target's.
+        pages_for: pages for a draft model with a context no longer than the target's.
         remember: whether answers are kept to draft later ones.
         worth: what tokens and rows are worth in a batch's step.
+        selection: decides which of several drafters are asked.
 
     Attributes:
         made: the drafters so far; it grows while the engine runs.
@@ -53,26 +55,27 @@ class DrafterFactory:
         self,
         folder: Path,
         target: Model,
-        pages: KVCache,
+        kv: KVCache,
         tokenizer: Tokenizer | None,
         options: dict[str, Any],
-        cache_for: Callable[[Model], KVCache],
+        pages_for: Callable[[Model], KVCache],
         remember: bool,
         worth: Callable[[Sequence[RequestView]], MarginalValue],
+        selection: Callable[[int, Speculation], DrafterSelection],
     ) -> None:
         self.made: dict[Speculation, Drafter] = {}
         self._keys: dict[Speculation, Speculation] = {}
         self._folder = folder
         self._tokenizer = tokenizer
         self._options = options
-        self._cache_for = cache_for
+        self._pages_for = pages_for
         self._building = threading.Lock()
         self._models = cache(self._load_model)  # loaded once, whoever drafts with them
         self._own_head = own_head(folder)
         self._has_mtp = holds_predictor(folder)
         self._means = DrafterDeps(
             target=target,
-            cache=pages,
+            cache=kv,
             law=probs_at,
             only_best=only_best,
             load_model=self._loaded,
@@ -80,6 +83,7 @@ class DrafterFactory:
             load_corpus=cache(self._load_corpus),
             earlier=Earlier() if remember else None,
             has_head=self.has_head,
+            selection=selection,
             worth=worth,
         )
 
@@ -117,7 +121,7 @@ class DrafterFactory:
     def _loaded(self, path: str) -> LoadedModel:
         """A draft model with pages of its own for each drafter that uses it."""
         model, spellings = self._models(path)
-        return LoadedModel(model, self._cache_for(model), spellings)
+        return LoadedModel(model, self._pages_for(model), spellings)
 
     def _load_model(self, path: str) -> tuple[Model, tuple[Tokenizer, Tokenizer] | None]:
         folder = resolve_model(path)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal
 
-from fastslow.engine.core.request import Request
+from fastslow.engine.core.request import Listener, Request
+from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
 from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags
 from fastslow.input_processor import EncodedPrompt
@@ -17,13 +18,11 @@ from fastslow.output import Completion, Metrics, Piece
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A way to answer: what is asked, in which mode, and whether the prompt ends inside a thought."""
+    """A request that may answer, with what it was asked and its mode."""
 
     request: Request
-    entry: EncodedPrompt
-    mode: str
-    opened: bool
-    thinks: bool = True  # the mode lets it think
+    prompt: EncodedPrompt
+    mode: Mode
 
 
 class RequestHandle:
@@ -35,42 +34,43 @@ class RequestHandle:
     to think keeps it as text, so that its answer is never lost to the other field.
 
     Args:
-        attempts: not submitted yet; listeners are set here. The second, if there is one, answers
-            where the first is found unsure; until that is out of the question nothing of the first
-            is told.
+        candidates: makes the requests, not submitted yet, with this listener. The second, if there is
+            one, answers where the first is found unsure; until that is out of the question nothing of
+            the first is told.
         tags: the model's thinking tags, if it has any.
         streaming: keep every piece; otherwise only the end is told.
         decision: why this mode, for the metrics.
+
+    Attributes:
+        requests: of all candidates, the first one to be submitted.
     """
 
     def __init__(
         self,
-        attempts: Sequence[Candidate],
+        candidates: Callable[[Listener], list[Candidate]],
         tags: ThoughtTags | None,
         streaming: bool = False,
         decision: str = "",
     ) -> None:
-        self.requests = [attempt.request for attempt in attempts]
-        self._attempts = list(attempts)
         self._tags = tags
         self._streaming = streaming
         self._decision = decision
         self._over = False
         self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
         self._started = time.monotonic()
+        self._candidates = candidates(self._hear)
+        self.requests = [candidate.request for candidate in self._candidates]
         self._begin()
-        for request in self.requests:
-            request.listener = self._hear
 
     @property
     def request(self) -> Request:
         """The one that answers."""
-        return self._attempts[0].request
+        return self._candidates[0].request
 
     @property
-    def entry(self) -> EncodedPrompt:
+    def prompt(self) -> EncodedPrompt:
         """What it was asked."""
-        return self._attempts[0].entry
+        return self._candidates[0].prompt
 
     def next(self) -> Piece | None:
         """Wait for news; None once the request is over, however often it is asked."""
@@ -90,9 +90,8 @@ class RequestHandle:
         """The whole answer of a request that is over."""
         request = self.request
         stopper = request.stopper
-        attempt = self._attempts[0]
-        opened, thinking = attempt.opened, request.thinking
-        asked = attempt.thinks and not opened
+        opened, thinking = self.prompt.opened, request.thinking
+        asked = self._candidates[0].mode.thinking != "off" and not opened
         if self._tags is not None and asked and self._tags.strayed(stopper.text):
             opened = True
             thinking = thinking and thinking.reopened()
@@ -110,21 +109,20 @@ class RequestHandle:
         )
 
     def _begin(self) -> None:
-        attempt = self._attempts[0]
-        self._splitter = ThoughtSplitter(self._tags, attempt.opened)
-        self._sent = attempt.request.prompt_length
+        self._splitter = ThoughtSplitter(self._tags, self.prompt.opened)
+        self._sent = self.request.prompt_length
 
     def _hear(self, request: Request) -> None:
         """In the engine's thread, after each step of the request."""
         if request is not self.request:
             return
-        if request.done and request.escalated and len(self._attempts) > 1:
-            del self._attempts[0]
+        if request.done and request.escalated and len(self._candidates) > 1:
+            del self._candidates[0]
             self._begin()
             if not self.request.done:
                 return
             request = self.request
-        unsure = len(self._attempts) > 1 and not request.done and request.watched
+        unsure = len(self._candidates) > 1 and not request.done and request.watched
         if self._streaming and not unsure:
             reasoning, text = self._splitter.push(request.stopper.news())
             if request.done:
@@ -137,7 +135,7 @@ class RequestHandle:
 
     def _mode(self) -> str:
         """The mode that answered; both, where a text went on in another one."""
-        name, escape = self._attempts[0].mode, self.request.escape
+        name, escape = self._candidates[0].mode.name, self.request.escape
         return f"{name}>{escape.mode}" if escape is not None and self.request.escalated else name
 
     def _metrics(self, thinking: Thinking | None) -> Metrics:

@@ -1,23 +1,24 @@
-"""The door: what a caller gave is checked here, before anything in the engine is touched."""
+"""Prompts and parameters are checked here, before anything in the engine is touched."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastslow.call import Prompt
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Mode, SamplingParams
-from fastslow.engine.text.templates import ChatTemplate, Message
-from fastslow.engine.text.thought import ThoughtTags
+from fastslow.engine.text.templates import ChatTemplate, Message, load_template
+from fastslow.engine.text.thought import ThoughtTags, find_tags
 from fastslow.engine.text.vocabulary import Tokenizer
 
-Prompt = str | Sequence[int] | Sequence[Message]
 BYTES = (bytes, bytearray, memoryview)  # sequences of int, but hardly meant as token ids
 
 
 class EncodedPrompt(NamedTuple):
-    """A prompt that passed."""
+    """A prompt that was checked."""
 
     tokens: list[int]
     text: str | None  # None if token ids were given
@@ -29,26 +30,35 @@ class InputProcessor:
     """Turns prompts into token ids and refuses what cannot run, each with one sentence.
 
     Args:
+        folder: of the checkpoint: its chat template and thinking tags.
         config: of the target.
         tokenizer: None for a checkpoint without one; then only token ids are taken.
-        template: of the checkpoint's chat.
-        tags: between which the model thinks, if it does.
         context: most tokens of prompt and answer together.
+        tags: between which the model thinks, instead of the checkpoint's own.
+
+    Attributes:
+        tags: None = the model does not think.
+
+    Raises:
+        ValueError: the template or the tags do not fit.
     """
 
     def __init__(
         self,
+        folder: Path,
         config: ModelConfig,
         tokenizer: Tokenizer | None,
-        template: ChatTemplate | None,
-        tags: ThoughtTags | None,
         context: int,
+        tags: tuple[str, str] | None,
     ) -> None:
-        self._config = config
-        self._tags = tags
-        self._tokenizer = tokenizer
-        self._template = template
+        self.tokenizer = tokenizer
         self.context = context
+        self.tags: ThoughtTags | None = None
+        self._config = config
+        self._template: ChatTemplate | None = None
+        if tokenizer is not None:
+            self._template = load_template(folder, tokenizer, config.architecture)
+            self.tags = find_tags(folder, tokenizer, self._template, tags)
 
     def split(self, prompts: Any) -> tuple[list[Prompt], bool]:
         """The prompts of a call, and whether it was a single one."""
@@ -67,7 +77,7 @@ class InputProcessor:
             return list(prompts), False
         return [prompts], True
 
-    def enter(self, prompt: Prompt, mode: Mode) -> EncodedPrompt:
+    def encode(self, prompt: Prompt, mode: Mode) -> EncodedPrompt:
         """Token ids of one prompt; messages go through the chat template.
 
         A chat that is not to think, and whose template opens a thought all the same, has it closed
@@ -76,15 +86,15 @@ class InputProcessor:
         Raises:
             ValueError: empty, of the wrong type, ids outside the vocabulary, or too long.
         """
-        entry = self._entry(prompt, mode)
-        if not entry.tokens:
+        encoded = self._encoded(prompt, mode)
+        if not encoded.tokens:
             raise ValueError(f"prompt={prompt!r} is empty: give at least one token")
-        if len(entry.tokens) >= self.context:
+        if len(encoded.tokens) >= self.context:
             raise ValueError(
-                f"prompt has {len(entry.tokens)} tokens; with an answer of at least one it must "
+                f"prompt has {len(encoded.tokens)} tokens; with an answer of at least one it must "
                 f"fit the context of {self.context}"
             )
-        return entry
+        return encoded
 
     def check_params(self, params: SamplingParams) -> None:
         """What only the model can tell: token ids in parameters must be in its vocabulary."""
@@ -98,10 +108,10 @@ class InputProcessor:
                     raise ValueError(
                         f"{field}: token id {token} is outside the vocabulary 0..{last}"
                     )
-        if params.stop and self._tokenizer is None:
+        if params.stop and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer, and this checkpoint has none")
 
-    def _entry(self, prompt: Prompt, mode: Mode) -> EncodedPrompt:
+    def _encoded(self, prompt: Prompt, mode: Mode) -> EncodedPrompt:
         if isinstance(prompt, BYTES):
             raise ValueError(
                 f"prompt must be text, token ids or messages, not {type(prompt).__name__}"
@@ -109,7 +119,7 @@ class InputProcessor:
         if isinstance(prompt, str):
             if not prompt:
                 raise ValueError("prompt='' is empty: give at least one character")
-            opened = self._tags is not None and self._tags.opened_by(prompt)
+            opened = self.tags is not None and self.tags.opened_by(prompt)
             return EncodedPrompt(self._need_tokenizer().encode(prompt), prompt, opened=opened)
         if all(isinstance(part, Mapping) for part in prompt) and prompt:
             return self._chat(list(prompt), mode)  # type: ignore[arg-type]
@@ -121,17 +131,17 @@ class InputProcessor:
         assert self._template is not None  # loaded together with the tokenizer
         text = self._template.render(messages, mode.thinking)
         opened = False
-        if self._tags is not None:
-            opened = self._tags.opened_by(text) or not self._tags.open
+        if self.tags is not None:
+            opened = self.tags.opened_by(text) or not self.tags.open
             if mode.thinking == "off" and opened:
-                text, opened = self._tags.shut(text) if self._tags.open else text, False
+                text, opened = self.tags.shut(text) if self.tags.open else text, False
         return EncodedPrompt(tokenizer.encode(text, self._template.add_special), text, True, opened)
 
     def _ends_in_thought(self, ids: Sequence[int]) -> bool:
-        if self._tags is None or self._tokenizer is None:
+        if self.tags is None or self.tokenizer is None:
             return False
-        end = self._tokenizer.decode(ids[-len(self._tags.open) - 8 :], skip_special=False)
-        return self._tags.opened_by(end)
+        end = self.tokenizer.decode(ids[-len(self.tags.open) - 8 :], skip_special=False)
+        return self.tags.opened_by(end)
 
     def _ids(self, prompt: Sequence[Any]) -> list[int]:
         last = self._config.vocab_size - 1
@@ -147,6 +157,6 @@ class InputProcessor:
         return ids
 
     def _need_tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             raise ValueError("this checkpoint has no tokenizer: give the prompt as token ids")
-        return self._tokenizer
+        return self.tokenizer

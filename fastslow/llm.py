@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Self, cast
+from typing import Any, NoReturn, Self, Unpack, cast, overload
 
 from loguru import logger
 
-from fastslow.call import ModeWish, Presets, as_messages, spread
-from fastslow.draft.each import Each
+from fastslow.call import (
+    BatchOptions,
+    CallOptions,
+    Conversation,
+    ListOf,
+    ModeLike,
+    Presets,
+    Prompt,
+    Sampling,
+    Samplings,
+    SpeculationLike,
+    as_messages,
+    as_prompts,
+    spread,
+)
+from fastslow.draft.router import DrafterRouter
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.core.engine_core import EngineCore
@@ -21,17 +36,15 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, join, open_model
 from fastslow.engine.parallel.spec import Parallel
-from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.engine.text.templates import Message, load_template
-from fastslow.engine.text.thought import find_tags
 from fastslow.engine.types import Chooser
 from fastslow.handle import RequestHandle
+from fastslow.input_processor import InputProcessor
 from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.output import GenerationError, Output, Piece, advice
 from fastslow.policies.auto import checkpoint_selector, read_selector
-from fastslow.policies.clock import Clock
 from fastslow.policies.modes import load_modes
-from fastslow.policies.pace import Pace
+from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.step_cost import StepCostCurve
 from fastslow.request_builder import RequestBuilder
 
 
@@ -97,7 +110,7 @@ class LLM:
         prompt_rows: int = 512,
         max_running: int = 64,
         prefix_caching: bool = True,
-        speculation: str | Speculation = "auto",
+        speculation: SpeculationLike = "auto",
         auto: Chooser | str | Path | None = None,
         remember: bool = True,
         modes: Presets | None = None,
@@ -111,74 +124,63 @@ class LLM:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         folder = resolve_model(model)
-        self._load_options: dict[str, Any] = {
-            "dtype": dtype,
-            "quantization": quantization,
-            "device": device,
-            "kv_dtype": kv_dtype,
-            "progress": progress,
-        }
-        self._kv_options: dict[str, Any] = {"kv_memory": kv_memory, "max_requests": max_running}
+        load: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
+        load |= {"kv_dtype": kv_dtype, "progress": progress}
         self._ranks = ExitStack()
-        self.model = open_model(folder, parallel, self._ranks, **self._load_options)
-        config = self.model.config
-        context = config.context if max_model_len is None else max_model_len
-        if not 2 <= context <= config.context:
-            raise ValueError(f"max_model_len={context} is outside 2..{config.context}")
-        self.tokenizer = find_tokenizer(folder)
-        if auto is not None and not callable(auto) and not isinstance(auto, str | Path):
-            raise ValueError(f"auto={auto!r} must be a callable or a settings file")
+        self.model = open_model(folder, parallel, self._ranks, **load)
+
+        context = _context(max_model_len, self.model.config.context)
+        chooser = _chooser(auto, folder)
         if modes is None and isinstance(auto, str | Path):
-            modes = str(auto)  # the presets that it chooses between
-        self.modes = load_modes(folder, config.groups, modes)
-        template = tags = None
-        if self.tokenizer is not None:
-            template = load_template(folder, self.tokenizer, config.architecture)
-            tags = find_tags(folder, self.tokenizer, template, thinking_tags)
-        self._kv = self._cache_for(self.model, context, prefix_caching)
+            modes = auto  # the presets that it chooses between
+        self.modes = load_modes(folder, self.model.config.groups, modes)
+        self.tokenizer = find_tokenizer(folder)
+        inputs = InputProcessor(folder, self.model.config, self.tokenizer, context, thinking_tags)
+
+        pages = partial(_pages, kv_memory, max_running, context)
+        self._kv = pages(self.model, prefix_caching)
         identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
         identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
-        clock = Clock(lambda groups: Pace(*step_seconds(self.model, groups, identity)))
-        self._drafting = DrafterFactory(
+        controller = SpeculationController(
+            lambda groups: StepCostCurve(*step_seconds(self.model, groups, identity))
+        )
+        self._drafters = DrafterFactory(
             folder,
             self.model,
             self._kv,
             self.tokenizer,
-            self._load_options,
-            lambda model: self._cache_for(model, min(context, model.config.context), True),
+            load,
+            pages,
             remember,
-            clock.worth,
+            controller.value,
+            controller.selection,
+        )
+        drafter = DrafterRouter(self._drafters.made, controller.drafted)
+        self._core = EngineCore(self.model, self._kv, drafter, prompt_rows, max_running, controller)
+
+        self._requests = RequestBuilder(
+            inputs, self._core, self._drafters, controller, self.modes, chooser, speculation
         )
         self._advised: set[str] = set()
-        drafter = Each(self._drafting.made, clock.drafted)
-        self._core = EngineCore(self.model, self._kv, drafter, prompt_rows, max_running, clock)
-        self._intake = RequestBuilder(
-            config,
-            self.tokenizer,
-            template,
-            tags,
-            context,
-            self._core,
-            self._drafting,
-            clock,
-            self.modes,
-        )
-        if auto is None:
-            self._intake.chooser = checkpoint_selector(folder)
-        else:
-            self._intake.chooser = auto if callable(auto) else read_selector(auto)
-        self._intake.usual = self._intake.speculation(speculation, Mode())
         self._worker = Worker(self._core)
 
+    @overload
+    def generate(
+        self, prompts: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
+    ) -> Output: ...
+    @overload
+    def generate(
+        self, prompts: ListOf[Prompt], sampling: Samplings = None, **options: Unpack[BatchOptions]
+    ) -> list[Output]: ...
     def generate(
         self,
-        prompts: Any,
-        sampling: SamplingParams | Sequence[SamplingParams | None] | None = None,
+        prompts: Prompt | ListOf[Prompt],
+        sampling: Samplings = None,
         *,
-        mode: ModeWish | Sequence[ModeWish] = "deep",
-        speculation: str | Speculation | Sequence[str | Speculation] = "auto",
+        mode: ModeLike | Sequence[ModeLike] = "deep",
+        speculation: SpeculationLike | Sequence[SpeculationLike] = "auto",
         progress: bool = True,
-    ) -> Any:
+    ) -> Output | list[Output]:
         """Answer one prompt or many.
 
         Args:
@@ -200,12 +202,10 @@ class LLM:
             ValueError: one sentence about the first thing that does not fit; nothing has run then.
             GenerationError: the engine failed on a request; it holds all outputs.
         """
-        batch, single = self._intake.door.split(prompts)
-        count = len(batch)
-        params = spread("sampling", sampling, count)
-        modes = spread("mode", mode, count)
-        settings = spread("speculation", speculation, count)
-        jobs = [self._intake.job(*job) for job in zip(batch, params, modes, settings)]
+        batch, single = self._requests.inputs.split(prompts)
+        options = (("sampling", sampling), ("mode", mode), ("speculation", speculation))
+        each = [spread(name, value, len(batch)) for name, value in options]
+        jobs = [self._requests.handles(*job) for job in zip(batch, *each)]
         handles = [handle for group in jobs for handle in group]
         self._worker.submit([h.request for h in handles])
         try:
@@ -219,26 +219,28 @@ class LLM:
             raise GenerationError(f"{len(errors)} request(s) failed: {errors[0]}", outputs)
         return outputs[0] if single else outputs
 
+    @overload
+    def chat(
+        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[CallOptions]
+    ) -> Output: ...
+    @overload
     def chat(
         self,
-        messages: str | Sequence[Message],
-        sampling: SamplingParams | None = None,
-        *,
-        mode: ModeWish = "deep",
-        speculation: str | Speculation = "auto",
-    ) -> Output:
-        """Answer a conversation, or one user message given as text; see `generate`."""
-        turns = as_messages(messages)
-        output: Output = self.generate(turns, sampling, mode=mode, speculation=speculation)
-        return output
+        messages: ListOf[Conversation],
+        sampling: Samplings = None,
+        **options: Unpack[BatchOptions],
+    ) -> list[Output]: ...
+    def chat(self, messages: Any, sampling: Any = None, **options: Any) -> Any:
+        """Answer a conversation, or one user message given as text, or a list of such; see `generate`."""
+        return self.generate(as_prompts(messages), sampling, **options)
 
     def stream(
         self,
-        prompt: Any,
-        sampling: SamplingParams | None = None,
+        prompt: Prompt,
+        sampling: Sampling = None,
         *,
-        mode: ModeWish = "deep",
-        speculation: str | Speculation = "auto",
+        mode: ModeLike = "deep",
+        speculation: SpeculationLike = "auto",
     ) -> Iterator[Piece]:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`.
 
@@ -249,19 +251,19 @@ class LLM:
             ValueError: as `generate`; also for a list of prompts, or n > 1.
             GenerationError: while iterating, if the engine failed on the request.
         """
-        batch, single = self._intake.door.split(prompt)
+        batch, single = self._requests.inputs.split(prompt)
         if not single:
             raise ValueError("stream takes one prompt; give a list to generate")
-        handles = self._intake.job(batch[0], sampling, mode, speculation, streaming=True)
+        handles = self._requests.handles(batch[0], sampling, mode, speculation, streaming=True)
         if len(handles) > 1:
             raise ValueError(f"n={len(handles)} cannot be streamed; use generate, or n=1")
         return self._pieces(handles[0])
 
     def stream_chat(
-        self, messages: str | Sequence[Message], *arguments: Any, **options: Any
+        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[CallOptions]
     ) -> Iterator[Piece]:
         """`stream` for a conversation, or one user message given as text."""
-        return self.stream(as_messages(messages), *arguments, **options)
+        return self.stream(as_messages(messages), sampling, **options)
 
     def forget_prompts(self) -> None:
         """Empty the prefix cache: texts that come again are read again. What runs is not disturbed,
@@ -275,14 +277,14 @@ class LLM:
     @property
     def has_head(self) -> bool:
         """Whether a trained draft head belongs to the model."""
-        return self._drafting.has_head
+        return self._drafters.has_head
 
     def close(self) -> None:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
         self._worker.close()
         self._ranks.close()
-        self.model = self._kv = self._core = self._intake = cast(Any, Closed())
-        self._drafting.clear()
+        self.model = self._kv = self._core = self._requests = cast(Any, Closed())
+        self._drafters.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -311,26 +313,54 @@ class LLM:
             if said is not None and choice.metrics.drafter not in self._advised:
                 self._advised.add(choice.metrics.drafter)  # once each
                 logger.warning(said)
-        first, entry = handles[0].request, handles[0].entry
+        first, asked = handles[0].request, handles[0].prompt
         prompt_logprobs = None
         if first.params.prompt_logprobs is not None:
             prompt_logprobs = [None, *first.prompt_logprobs]
-        return Output(entry.text, list(entry.tokens), choices, prompt_logprobs)
+        return Output(asked.text, list(asked.tokens), choices, prompt_logprobs)
 
-    def _cache_for(self, model: Model, context: int, prefix_caching: bool) -> KVCache:
-        config, kind = model.config, model.storage
-        page_bytes = kind.page_size * kind.token_bytes(
-            layers=config.layers,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            dtype=model.dtype,
-        )
-        pages = page_budget(
-            **self._kv_options,
-            page_bytes=int(page_bytes * kind.share),
-            page_size=kind.page_size,
-            context=context,
-            device=model.device,
-            homes=kind.homes,
-        )
-        return kv_cache_for(model, pages, kind.page_size, prefix_caching)
+
+def _context(asked: int | None, most: int) -> int:
+    """Most tokens of prompt and answer together."""
+    context = most if asked is None else asked
+    if not 2 <= context <= most:
+        raise ValueError(f"max_model_len={context} is outside 2..{most}")
+    return context
+
+
+def _chooser(auto: Chooser | str | Path | None, folder: Path) -> Chooser:
+    """What mode "auto" goes by."""
+    if auto is None:
+        return checkpoint_selector(folder)
+    if isinstance(auto, str | Path):
+        return read_selector(auto)
+    if not callable(auto):
+        raise ValueError(f"auto={auto!r} must be a callable or a settings file")
+    return auto
+
+
+def _pages(
+    memory: float | str | None,
+    max_requests: int,
+    context: int,
+    model: Model,
+    prefix_caching: bool = True,
+) -> KVCache:
+    """KV pages for a model, for texts that fit it and `context`."""
+    config, kind = model.config, model.storage
+    page_bytes = kind.page_size * kind.token_bytes(
+        layers=config.layers,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        dtype=model.dtype,
+    )
+    pages = page_budget(
+        memory,
+        page_bytes=int(page_bytes * kind.share),
+        page_size=kind.page_size,
+        context=min(context, config.context),
+        max_requests=max_requests,
+        device=model.device,
+        homes=kind.homes,
+    )
+    return kv_cache_for(model, pages, kind.page_size, prefix_caching)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from fastslow.engine.sampling.stop import Reason
 from fastslow.engine.sampling.thinking import Ended
@@ -54,19 +56,44 @@ class Metrics:
         """While decoding: the prompt's time is not counted."""
         return 1 / self.tpot if self.tpot > 0 else 0.0
 
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the drafted tokens that were accepted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and what follows from them, as plain JSON values."""
+        return asdict(self) | {name: getattr(self, name) for name in DERIVED}
+
+
+DERIVED = ("mean_accepted", "acceptance_rate", "tokens_per_step", "tokens_per_second")
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One answer. `token_ids` holds the end token if one was met; `text` does not."""
 
     text: str
-    reasoning: str  # what stood between the model's thinking tags, else ""; see `Handle`
+    reasoning: str  # what stood between the model's thinking tags, else ""; see `RequestHandle`
     token_ids: list[int]
     finish_reason: Reason
     stop_reason: str | int | None  # the stop string or end token that ended it
     logprobs: list[dict[int, float]] | None
     metrics: Metrics
     error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; of log-probabilities the token ids are texts, and minus infinity is null."""
+        return {
+            "text": self.text,
+            "reasoning": self.reasoning,
+            "token_ids": list(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "stop_reason": self.stop_reason,
+            "logprobs": _plain(self.logprobs),
+            "metrics": self.metrics.to_dict(),
+            "error": self.error,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +104,16 @@ class Output:
     prompt_token_ids: list[int]
     choices: list[Completion]
     prompt_logprobs: list[dict[int, float] | None] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; see `Completion.to_dict`."""
+        return {
+            "prompt": self.prompt,
+            "prompt_token_ids": list(self.prompt_token_ids),
+            "prompt_tokens": len(self.prompt_token_ids),
+            "prompt_logprobs": _plain(self.prompt_logprobs),
+            "choices": [choice.to_dict() for choice in self.choices],
+        }
 
     @property
     def text(self) -> str:
@@ -128,6 +165,17 @@ class GenerationError(RuntimeError):
     def __init__(self, message: str, outputs: list[Output]) -> None:
         super().__init__(message)
         self.outputs = outputs
+
+
+def _plain(
+    places: Sequence[Mapping[int, float] | None] | None,
+) -> list[dict[str, float | None] | None] | None:
+    """Log-probabilities by place, as JSON has them: keys are texts, numbers are finite."""
+    return None if places is None else [None if p is None else _table(p) for p in places]
+
+
+def _table(place: Mapping[int, float]) -> dict[str, float | None]:
+    return {str(token): x if math.isfinite(x) else None for token, x in place.items()}
 
 
 ENOUGH = 100  # nodes, before anything is said

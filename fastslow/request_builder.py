@@ -1,4 +1,4 @@
-"""A call becomes requests: its prompt, parameters, mode and drafts, checked. Composes, as `llm.py`."""
+"""A call becomes requests: its prompt, parameters, mode and drafts, checked."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import itertools
 import operator
 import secrets
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple, SupportsIndex
 
 from loguru import logger
 
-from fastslow.call import ModeWish, sampling_in
+from fastslow.call import ModeLike, Prompt, Sampling, SpeculationLike, sampling_in
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.request import Escape, Request
-from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
+from fastslow.engine.core.request import Escape, Listener, Request
+from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.sampling.accept.rule import Rule
@@ -25,27 +24,24 @@ from fastslow.engine.sampling.rng import sibling_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.templates import ChatTemplate
-from fastslow.engine.text.thought import TagTokens, ThoughtTags
-from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.engine.types import Chooser, Policy, Situation
+from fastslow.engine.text.thought import TagTokens
+from fastslow.engine.types import Chooser, Situation
 from fastslow.handle import Candidate, RequestHandle
-from fastslow.input_processor import EncodedPrompt, InputProcessor, Prompt
-from fastslow.policies.auto import BUILT_IN, choose
-from fastslow.policies.clock import Clock
+from fastslow.input_processor import EncodedPrompt, InputProcessor
+from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
-from fastslow.policies.length import AdaptiveLength, FixedLength
 from fastslow.policies.modes import find_mode, in_either
-from fastslow.policies.odds import Odds
+from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.thinking import ThinkingBudget
 from fastslow.settings import read_settings
 
-MOST_NODES = 24  # of an adaptive draft
 STEPWISE = "lossy-stepwise"
 
 
 class _Asked(NamedTuple):
-    entry: EncodedPrompt
+    """What a call asks for in one mode, checked."""
+
+    prompt: EncodedPrompt
     params: SamplingParams
     mode: Mode
     settings: Speculation
@@ -55,56 +51,50 @@ class RequestBuilder:
     """Turns what callers ask for into requests; nothing is submitted here.
 
     Args:
-        config: of the target.
-        tokenizer: None for a checkpoint without one.
-        template: of the checkpoint's chat.
-        tags: between which the model thinks, if it does.
-        context: most tokens of prompt and answer together.
+        inputs: reads prompts.
         core: whose pages the requests will take.
-        drafting: makes the drafters.
-        clock: what steps take.
+        drafters: makes drafters.
+        controller: decides how far to draft.
         modes: presets by name.
-
-    Attributes:
-        door: where prompts are read.
+        chooser: takes a mode for requests of mode "auto".
         usual: what speculation "auto" means where a mode does not say.
-        chooser: what takes a mode for requests of mode "auto".
+
+    Raises:
+        ValueError: see `speculation`.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
-        tokenizer: Tokenizer | None,
-        template: ChatTemplate | None,
-        tags: ThoughtTags | None,
-        context: int,
+        inputs: InputProcessor,
         core: EngineCore,
-        drafting: DrafterFactory,
-        clock: Clock,
+        drafters: DrafterFactory,
+        controller: SpeculationController,
         modes: Mapping[str, Mode],
+        chooser: Chooser,
+        usual: SpeculationLike,
     ) -> None:
-        self.door = InputProcessor(config, tokenizer, template, tags, context)
-        self.usual = Speculation()
-        self.chooser: Chooser = BUILT_IN
-        self._config = config
-        self._tokenizer = tokenizer
-        self._tags = tags
-        self._thoughts = TagTokens(tokenizer, tags) if tokenizer and tags else None
+        self.inputs = inputs
         self._core = core
-        self._drafting = drafting
-        self._clock = clock
+        self._drafters = drafters
+        self._controller = controller
         self._modes = modes
+        self._chooser = chooser
+        self._config = core.model.config
+        self._tokenizer = inputs.tokenizer
+        self._thoughts = (
+            TagTokens(inputs.tokenizer, inputs.tags) if inputs.tokenizer and inputs.tags else None
+        )
         self._ids = itertools.count()
-        self._odds: dict[Speculation, Odds] = {}
         self._said: set[str] = set()
+        self._usual = self.speculation(usual, Mode(speculation=Speculation()))
 
-    def mode(self, wish: ModeWish, prompt: Prompt) -> tuple[Mode, str]:
+    def mode(self, wish: ModeLike, prompt: Prompt) -> tuple[Mode, str]:
         """The mode that a call names, brings, or leaves to a chooser; and why, where it was chosen.
 
         Raises:
             ValueError: see `find_mode` and `choose`.
         """
-        chooser, given = self.chooser, Mode(auto=True)
+        chooser, given = self._chooser, Mode(auto=True)
         if callable(wish):
             chooser = wish
         else:
@@ -114,7 +104,7 @@ class RequestBuilder:
         choice = choose(chooser, self._situation(prompt, given.latency_ms), self._modes)
         return in_either(self._modes[choice.mode], given), choice.why
 
-    def speculation(self, wish: str | Speculation, mode: Mode) -> Speculation:
+    def speculation(self, wish: SpeculationLike, mode: Mode) -> Speculation:
         """The settings that a wish means, with their drafter made.
 
         Raises:
@@ -126,20 +116,20 @@ class RequestBuilder:
             kind = type(wish).__name__
             raise ValueError(f"speculation must be a name or Speculation, not {kind}")
         elif wish == "auto":
-            settings = mode.speculation or self.usual
+            settings = mode.speculation or self._usual
         elif wish.endswith(".json"):
             settings = read_settings(wish)
         else:
             settings = Speculation(drafter=wish)
-        self._drafting.make(settings)
+        self._drafters.make(settings)
         return settings
 
-    def job(
+    def handles(
         self,
         prompt: Prompt,
-        params: SamplingParams | None,
-        wish: ModeWish,
-        speculation: str | Speculation,
+        params: Sampling,
+        wish: ModeLike,
+        speculation: SpeculationLike,
         streaming: bool = False,
     ) -> list[RequestHandle]:
         """A checked prompt as one handle for each of its n answers.
@@ -156,43 +146,37 @@ class RequestBuilder:
         asked = [self._asked(prompt, params, one, speculation) for one in modes]
         drawn = asked[0].params
         seed = secrets.randbits(63) if drawn.seed is None else drawn.seed
-        handles = []
-        for i in range(drawn.n):
-            attempts = [self._attempt(one, sibling_seed(seed, i)) for one in asked]
-            if mode.escalate is not None and escape is not None:
-                self._watch(attempts, mode.escalate, escape)
-            handles.append(RequestHandle(attempts, self._tags, streaming, decision))
-        return handles
+        return [
+            RequestHandle(
+                partial(self._candidates, asked, escape, sibling_seed(seed, i)),
+                self.inputs.tags,
+                streaming,
+                decision,
+            )
+            for i in range(drawn.n)
+        ]
 
     def _asked(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None,
-        mode: Mode,
-        speculation: str | Speculation,
+        self, prompt: Prompt, params: Sampling, mode: Mode, speculation: SpeculationLike
     ) -> _Asked:
         params = sampling_in(mode, params)
-        self.door.check_params(params)
-        entry = self.door.enter(prompt, mode)
-        return _Asked(entry, params, mode, self.speculation(speculation, mode))
+        self.inputs.check_params(params)
+        encoded = self.inputs.encode(prompt, mode)
+        return _Asked(encoded, params, mode, self.speculation(speculation, mode))
 
-    def _attempt(self, asked: _Asked, seed: int) -> Candidate:
-        mode, entry = asked.mode, asked.entry
-        request = self._request(*asked, seed)
-        return Candidate(request, entry, mode.name, entry.opened, mode.thinking != "off")
-
-    def _watch(self, attempts: Sequence[Candidate], settings: Escalation, escape: Mode) -> None:
-        """Let the first attempt be left where it is unsure: for the second, or for another mode's
-        groups and laws of thinking."""
-        first, successor, thinking = attempts[0].request, None, None
-        if len(attempts) > 1:
-            successor = attempts[1].request
-        else:
-            room = first.reach + 1 - first.prompt_length
-            thinking = self._thinking(attempts[0].entry, escape, room)
-        first.confidence = Confidence(settings, to_the_end=successor is not None)
-        keep = settings.how == "keep"
-        first.escape = Escape(escape.name, escape.groups, keep, thinking, successor)
+    def _candidates(
+        self, asked: Sequence[_Asked], escape: Mode | None, seed: int, listener: Listener
+    ) -> list[Candidate]:
+        """The request that is to answer, and the one that begins anew where it is found unsure."""
+        first, *others = asked
+        later = [self._request(one, seed, listener) for one in others]
+        leave = None
+        if first.mode.escalate is not None and escape is not None:
+            keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
+            thinking = None if later else self._thinking(first, escape)
+            leave = Escape(escape.name, escape.groups, keep, thinking, successor)
+        requests = [self._request(first, seed, listener, leave), *later]
+        return [Candidate(r, one.prompt, one.mode) for r, one in zip(requests, asked)]
 
     def _situation(self, prompt: Prompt, latency_ms: float | None) -> Situation:
         """What a chooser may see of a prompt; what is wrong with it is found out later."""
@@ -210,16 +194,16 @@ class RequestBuilder:
         busy = self._core.scheduler.busy
         return Situation(text, turns, count_words(every), latency_ms, busy)
 
+    def _room(self, asked: _Asked) -> int:
+        """Most tokens of the answer."""
+        return min(asked.params.max_tokens, self.inputs.context - len(asked.prompt.tokens))
+
     def _request(
-        self,
-        entry: EncodedPrompt,
-        params: SamplingParams,
-        mode: Mode,
-        settings: Speculation,
-        seed: int,
+        self, asked: _Asked, seed: int, listener: Listener, escape: Escape | None = None
     ) -> Request:
-        room = min(params.max_tokens, self.door.context - len(entry.tokens))
-        reach = len(entry.tokens) + room - 1
+        prompt, params, mode, settings = asked
+        room = self._room(asked)
+        reach = len(prompt.tokens) + room - 1
         kv = self._core.kv
         if not kv.fits(reach):
             raise ValueError(
@@ -229,31 +213,36 @@ class RequestBuilder:
         end_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             end_ids |= self._eos_ids()
-        drafter = self._drafting.make(settings)
+        drafter = self._drafters.make(settings)
         reproducible = settings.accept == "reproducible"
         reproducible |= settings.accept == "auto" and params.seed is not None
-        request = Request(
+        confidence = None
+        if escape is not None and mode.escalate is not None:
+            confidence = Confidence(mode.escalate, to_the_end=escape.successor is not None)
+        return Request(
             id=next(self._ids),
-            tokens=list(entry.tokens),
-            prompt_length=len(entry.tokens),
+            tokens=list(prompt.tokens),
+            prompt_length=len(prompt.tokens),
             params=params,
             speculation=drafter,
-            policy=self._length(settings, drafter),
-            stopper=Stopper(params, end_ids, room, self._detokenizer(entry)),
+            policy=self._controller.policy(settings, drafter),
+            stopper=Stopper(params, end_ids, room, self._detokenizer(prompt)),
             groups=mode.groups,
             seed=seed,
             reach=reach,
+            dynamic_rope=self._config.dynamic_rope,
             end_ids=end_ids,
             rule=self._rule(settings, reproducible),
             reproducible=reproducible,
             scored=settings.accept == STEPWISE,
+            thinking=self._thinking(asked, mode),
+            listener=listener,
             target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,
             may_cut_groups="groups" in mode.may_shorten,
-            thinking=self._thinking(entry, mode, room),
+            confidence=confidence,
+            escape=escape,
         )
-        request.root = self._core.prefix_root(request, mode.groups)
-        return request
 
     def _rule(self, settings: Speculation, reproducible: bool) -> Rule:
         if settings.accept == STEPWISE:
@@ -270,15 +259,16 @@ class RequestBuilder:
             i for i in range(tokenizer.vocab_size) if b"\n" in tokenizer.token_bytes(i)
         )
 
-    def _detokenizer(self, entry: EncodedPrompt) -> Detokenizer | None:
+    def _detokenizer(self, prompt: EncodedPrompt) -> Detokenizer | None:
         if self._tokenizer is None:
             return None
-        shown = self._tags.ids(self._tokenizer) if self._tags else frozenset[int]()
-        before = [] if entry.chat else entry.tokens[-8:]
+        shown = self.inputs.tags.ids(self._tokenizer) if self.inputs.tags else frozenset[int]()
+        before = [] if prompt.chat else prompt.tokens[-8:]
         return Detokenizer(self._tokenizer, keep=shown, after=before)
 
-    def _thinking(self, entry: EncodedPrompt, mode: Mode, room: int) -> Thinking | None:
+    def _thinking(self, asked: _Asked, mode: Mode) -> Thinking | None:
         """A chat whose mode does not think, and that gives no budget, has a budget of 0."""
+        prompt, room = asked.prompt, self._room(asked)
         most, phrase = mode.thinking_budget, mode.closing or ""
         if self._thoughts is None:
             if most is not None or mode.early_exit:
@@ -287,7 +277,7 @@ class RequestBuilder:
                     "name them in fastslow.json or as thinking_tags"
                 )
             return None
-        if most is None and mode.thinking == "off" and entry.chat:
+        if most is None and mode.thinking == "off" and prompt.chat:
             most, phrase = 0, ""
         bounded = most is not None or mode.early_exit
         policy = ThinkingBudget(most, mode.thinking_soft, mode.early_exit) if bounded else None
@@ -297,21 +287,13 @@ class RequestBuilder:
                 f"mode {mode.name!r}: thinking_budget={most} leaves no room for an answer within "
                 f"max_tokens={room}"
             )
-        return Thinking(self._thoughts, entry.opened, len(entry.tokens), policy, closing)
+        return Thinking(self._thoughts, prompt.opened, len(prompt.tokens), policy, closing)
 
     def _say(self, warning: str) -> None:
         """Once each."""
         if warning not in self._said:
             self._said.add(warning)
             logger.warning(warning)
-
-    def _length(self, settings: Speculation, drafter: Speculation) -> Policy:
-        if settings.drafter == "off":
-            return FixedLength(0)
-        if settings.nodes is not None:
-            return FixedLength(settings.nodes)
-        odds = self._odds.setdefault(drafter, Odds())
-        return AdaptiveLength(MOST_NODES, odds, self._clock, drafter)
 
     def _eos_ids(self) -> frozenset[int]:
         own = frozenset() if self._tokenizer is None else self._tokenizer.eos_ids

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from coins import Outcomes, Stream, World
@@ -12,7 +12,7 @@ from laws import sampled_text_law
 from fastslow.engine.sampling.accept.accept import accept
 from fastslow.engine.sampling.accept.rule import Rule
 from fastslow.engine.sampling.rng import Purpose, draw
-from fastslow.engine.types import Draft, Floats, Tree
+from fastslow.engine.types import Floats, Tree
 
 V = 3
 Text = tuple[int, ...]
@@ -127,8 +127,8 @@ def one_step(rule: Rule, make: Make, q: Law, target: Law) -> Callable[[World], T
     def step(world: World) -> Text:
         tree = make(q, world.stream(0, Purpose.DRAFT))
         verdict = accept(
-            Draft.of([tree]),
-            laws_of(tree, target),
+            [tree],
+            [laws_of(tree, target)],
             lambda b, depth: world.stream(depth, Purpose.ACCEPT),  # type: ignore[arg-type,return-value]
             [rule],
         )
@@ -145,11 +145,13 @@ def joint_law(outcomes: Outcomes[Text], target: Law, length: int) -> np.ndarray:
         if len(text) >= length:
             law[text[:length]] += probability
         else:
-            rest = sampled_text_law(
-                lambda more, text=text: target((*text, *more)), V, length - len(text)
-            )
+            rest = sampled_text_law(partial(_after, target, text), V, length - len(text))
             law[text] += probability * rest
     return law
+
+
+def _after(target: Law, text: Text, more: Text) -> Floats:
+    return target((*text, *more))
 
 
 def mean_accepted(rule: Rule, make: Make, q: Law, target: Law) -> float:

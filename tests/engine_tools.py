@@ -13,7 +13,7 @@ from checkpoints import MOGE, tensors, write
 from thoughts import Bound
 
 from fastslow.draft.base import Stateless
-from fastslow.draft.each import Each
+from fastslow.draft.router import DrafterRouter
 from fastslow.engine.backends.accelerator.kv import BlockStorage
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Request
@@ -26,8 +26,8 @@ from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.engine.types import Draft, Drafter, Floats, RequestView, Tree
-from fastslow.policies.length import FixedLength
+from fastslow.engine.types import Drafter, Floats, RequestView, Tree
+from fastslow.policies.speculation.planner import FixedLength
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,17 @@ class Bench:
     def core(self, setting: Setting = PLENTY) -> EngineCore:
         kv = cache_for(self.model, setting.pages, setting.page_size)
         made = {Speculation(drafter=name): make(kv) for name, make in self.drafters.items()}
-        return EngineCore(self.model, kv, Each(made), setting.prompt_rows, setting.max_running)
+        return EngineCore(
+            self.model, kv, DrafterRouter(made), setting.prompt_rows, setting.max_running
+        )
 
-    def request(self, number: int, ask: Ask, core: EngineCore) -> Request:
+    def request(self, number: int, ask: Ask, **more: Any) -> Request:
         end_ids = frozenset(ask.params.stop_token_ids)
         if not ask.params.ignore_eos:
             end_ids |= frozenset(self.model.config.eos_ids)
         detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
         room = ask.params.max_tokens
-        request = Request(
+        return Request(
             id=number,
             tokens=list(ask.tokens),
             prompt_length=len(ask.tokens),
@@ -109,13 +111,13 @@ class Bench:
             groups=ask.groups,
             seed=ask.seed,
             reach=len(ask.tokens) + room - 1,
+            dynamic_rope=self.model.config.dynamic_rope,
             end_ids=end_ids,
             thinking=self._thinking(ask),
             rule=RULES[ask.rule],
             reproducible=ask.rule == "reproducible",
+            **more,
         )
-        request.root = core.prefix_root(request, ask.groups)
-        return request
 
     def _thinking(self, ask: Ask) -> Thinking | None:
         if ask.bound is None:
@@ -132,8 +134,8 @@ class Bench:
         """Answers to all asks, together; those of `warm` were answered by the same engine before."""
         core = self.core(setting)
         if warm:
-            finish(core, [self.request(1000 + n, ask, core) for n, ask in enumerate(warm)])
-        requests = [self.request(n, ask, core) for n, ask in enumerate(asks)]
+            finish(core, [self.request(1000 + n, ask) for n, ask in enumerate(warm)])
+        requests = [self.request(n, ask) for n, ask in enumerate(asks)]
         finish(core, requests)
         return requests
 
@@ -221,8 +223,8 @@ class OracleDraft(Stateless):
         self._errs = errs
         self._forked = forked
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
-        return Draft.of([self._tree(r, n) for r, n in zip(batch, nodes)])
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return [self._tree(r, n) for r, n in zip(batch, nodes)]
 
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         place = len(request.tokens)
@@ -243,8 +245,8 @@ def _other(token: int) -> int:
 class RandomDraft(Stateless):
     """Trees of any shape from the request's own latest tokens: chosen, siblings may be the same."""
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
-        return Draft.of([self._tree(r, n) for r, n in zip(batch, nodes)])
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return [self._tree(r, n) for r, n in zip(batch, nodes)]
 
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         draws = stream(request.seed, len(request.tokens), Purpose.DRAFT)
@@ -265,8 +267,8 @@ class SampledDraft(Stateless):
         self._q = q
         self._width = width
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
-        return Draft.of([self._tree(r, n) for r, n in zip(batch, nodes)])
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return [self._tree(r, n) for r, n in zip(batch, nodes)]
 
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         text = list(request.tokens)

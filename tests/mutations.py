@@ -237,9 +237,9 @@ MUTATIONS = (
     ),
     swap(
         "groups not in the prefix root",
-        "engine/core/engine_core.py",
-        "return (groups, request.reach if moves else 0)",
-        "return (0, request.reach if moves else 0)",
+        "engine/core/request.py",
+        "return groups, self.reach if self.dynamic_rope else 0",
+        "return 0, self.reach if self.dynamic_rope else 0",
         MIXED,
     ),
     swap(
@@ -259,8 +259,8 @@ MUTATIONS = (
     swap(
         "siblings at different positions",
         "engine/core/layout.py",
-        "*(last + depth for depth in depths)",
-        "*(last + 1 + i for i, _ in enumerate(depths))",
+        "*(last + depth for depth in tree.depths)",
+        "*(last + 1 + i for i, _ in enumerate(tree.depths))",
         EXACT,
     ),
     swap(
@@ -279,22 +279,22 @@ MUTATIONS = (
     ),
     swap(
         "nodes behind a refused one are judged",
-        "policies/odds.py",
-        "if parent in depth_of:",
-        "if depth_of.setdefault(parent, 1):",
+        "policies/speculation/acceptance.py",
+        "if parent in accepted:",
+        "if True:",
         ("tests/test_length.py",),
     ),
     swap(
-        "drafters behind one name share their odds",
-        "policies/odds.py",
-        "return by, min(depth, DEEPEST)",
-        "return 0, min(depth, DEEPEST)",
+        "drafters behind one name share their acceptance",
+        "policies/speculation/acceptance.py",
+        "return by, min(depth, self.tuning.deepest)",
+        "return 0, min(depth, self.tuning.deepest)",
         ("tests/test_length.py",),
     ),
     swap(
         "a step that was held up counts in full",
-        "policies/pace.py",
-        "ratio = min(max(ratio, before / WIDEST), before * WIDEST)",
+        "policies/speculation/step_cost.py",
+        "ratio = min(max(ratio, before / tuning.step_limit), before * tuning.step_limit)",
         "pass",
         ("tests/test_length.py",),
     ),
@@ -329,15 +329,15 @@ MUTATIONS = (
     swap(
         "a forced token is not forced where only the best is wanted",
         "engine/sampling/probs.py",
-        "return Certain(best) if told is None else told",
-        "return Certain(best)",
+        "return OneHot(best) if told is None else told",
+        "return OneHot(best)",
         BUDGETS,
     ),
     swap(
         "a line is kept where the budget forced another token",
         "engine/sampling/probs.py",
-        "if not isinstance(decided, Certain) or isinstance(told, Certain):",
-        "if not isinstance(decided, Certain):",
+        "if not isinstance(decided, OneHot) or isinstance(told, OneHot):",
+        "if not isinstance(decided, OneHot):",
         ("tests/test_accept_stepwise.py",),
     ),
     swap(
@@ -364,8 +364,8 @@ MUTATIONS = (
     swap(
         "thinking off does not close thoughts",
         "fastslow/request_builder.py",
-        'if most is None and mode.thinking == "off" and entry.chat:',
-        'if most is None and mode.thinking == "never" and entry.chat:',
+        'if most is None and mode.thinking == "off" and prompt.chat:',
+        'if most is None and mode.thinking == "never" and prompt.chat:',
         ("tests/test_llm_thinking.py",),
     ),
     Mutation(

@@ -88,7 +88,7 @@ class Memory(TorchDispatchMode):
         self.groups: dict[Any, list[Call]] = {}
         self.group: list[Call] | None = None
         self.renewed: list[Call] | None = None
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -138,7 +138,8 @@ class Memory(TorchDispatchMode):
 
         def part(x: Tensor) -> Tensor:
             start = (x.data_ptr() - first) // x.element_size() if x.numel() else 0
-            return aten.as_strided.default(base, x.shape, x.stride(), start)
+            placed: Tensor = aten.as_strided.default(base, x.shape, x.stride(), start)
+            return placed
 
         return tree_map(part, out)
 
@@ -243,7 +244,7 @@ def install() -> None:
 
 @contextmanager
 def computing() -> Any:
-    with Memory() as memory:
+    with Memory() as memory:  # type: ignore[no-untyped-call]
         yield memory
 
 

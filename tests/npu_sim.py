@@ -41,7 +41,7 @@ class _NoHost(TorchFunctionMode):
 
 class _Recording(TorchDispatchMode):
     def __init__(self, calls: list[_Call]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._calls = calls
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

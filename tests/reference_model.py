@@ -121,14 +121,15 @@ class ReferenceModel:
 
 def _llama3(rate: float, scaling: dict[str, Any]) -> float:
     wave = 2 * math.pi / rate
+    factor: float = scaling["factor"]
     original = scaling["original_max_position_embeddings"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     if wave > original / low:
-        return rate / scaling["factor"]
+        return rate / factor
     if wave < original / high:
         return rate
-    smooth = (original / wave - low) / (high - low)
-    return (1 - smooth) * rate / scaling["factor"] + smooth * rate
+    smooth: float = (original / wave - low) / (high - low)
+    return (1 - smooth) * rate / factor + smooth * rate
 
 
 def _turn(head: Tensor, position: int, rates: list[float]) -> Tensor:

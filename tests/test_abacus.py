@@ -11,7 +11,7 @@ from abacus.task import Task, graded
 from abacus.tasks import held_out
 from typer.testing import CliRunner
 
-from fastslow import LLM, Mode, SamplingParams, Speculation
+from fastslow import LLM, Mode, Output, SamplingParams, Speculation
 from fastslow.engine.model.config import EMBEDDED, MOGE, ModelConfig
 from fastslow.engine.model.names import parameters
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
@@ -28,14 +28,14 @@ def llm() -> Iterator[LLM]:
         yield model
 
 
-def right(outputs: list[object], tasks: list[Task]) -> float:
-    texts = [output.text for output in outputs]  # type: ignore[attr-defined]
-    return sum(graded(t, task.answer) for t, task in zip(texts, tasks, strict=True)) / len(tasks)
+def right(outputs: list[Output], tasks: list[Task]) -> float:
+    pairs = zip(outputs, tasks, strict=True)
+    return sum(graded(output.text, task.answer) for output, task in pairs) / len(tasks)
 
 
-def ask(llm: LLM, mode: str | Mode, tasks: list[Task] = TASKS) -> list[object]:
+def ask(llm: LLM, mode: str | Mode, tasks: list[Task] = TASKS) -> list[Output]:
     chats = [[{"role": "user", "content": task.prompt}] for task in tasks]
-    outputs: list[object] = llm.generate(chats, mode=mode, speculation="off", progress=False)
+    outputs: list[Output] = llm.generate(chats, mode=mode, speculation="off", progress=False)
     return outputs
 
 

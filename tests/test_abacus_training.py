@@ -13,6 +13,7 @@ from abacus.ranks import Rank
 from abacus.task import Task
 from abacus.trainer import Trainer
 from reference_model import ReferenceModel
+from torch import Tensor
 
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
@@ -83,7 +84,7 @@ def test_it_is_the_model_that_the_engine_runs(tmp_path: Path, writer: Writer, gr
     count = len(sample.tokens)
     with torch.no_grad():
         logits, _ = model(Packed(*(part[:, :count] for part in batch)))
-    weights = dict(model.named_parameters())
+    weights: dict[str, Tensor] = dict(model.named_parameters())
     write_folder(tmp_path, weights, TINY, b"", 4)
     expected = ReferenceModel(tmp_path).logits(sample.tokens, groups).log_softmax(-1)
     got = logits[0].double().log_softmax(-1)

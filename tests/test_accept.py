@@ -14,7 +14,7 @@ from fastslow.engine.sampling.accept.block import block
 from fastslow.engine.sampling.accept.rule import Rule
 from fastslow.engine.sampling.accept.token import tokenwise
 from fastslow.engine.sampling.rng import Purpose, draw, stream
-from fastslow.engine.types import Draft, Floats, Tree
+from fastslow.engine.types import Floats, Tree
 
 V = 6
 DEPTH = 3
@@ -104,12 +104,12 @@ def run(
         paths: list[tuple[int, ...]] = [()]
         for token, parent in zip(tree.tokens, tree.parents):
             paths.append((*paths[parent + 1], token))
-        laws = np.stack([target((*done, *path)) for path in paths])
+        laws = [target((*done, *path)) for path in paths]
 
         def noise(b: int, depth: int, at: int = len(text)) -> np.random.Generator:
             return stream(seed, at + depth, Purpose.ACCEPT)
 
-        verdict = accept(Draft.of([tree]), laws, noise, [rule])
+        verdict = accept([tree], [laws], noise, [rule])
         accepted += len(verdict.paths[0])
         assert [tree.tokens[i] for i in verdict.paths[0]] == verdict.tokens[0][:-1]
         text += verdict.tokens[0]
@@ -138,8 +138,8 @@ def test_the_law_of_accepted_tokens(
 
 
 def one(tree: Tree, *laws: list[float], seed: int = 0) -> tuple[list[int], list[int]]:
-    rows = np.array(laws, dtype=np.float32)
-    verdict = accept(Draft.of([tree]), rows, lambda b, d: stream(seed, d, Purpose.ACCEPT))
+    rows = [np.array(law, dtype=np.float32) for law in laws]
+    verdict = accept([tree], [rows], lambda b, d: stream(seed, d, Purpose.ACCEPT), [tokenwise])
     return verdict.paths[0], verdict.tokens[0]
 
 
@@ -186,14 +186,14 @@ def test_a_residual_that_rounds_to_nothing() -> None:
 def test_neighbours_do_not_change_a_verdict() -> None:
     trees = [Tree(), chosen(close, stream(0, 0, Purpose.DRAFT)), Tree([3, 4], [-1, 0])]
 
-    def rows(tree: Tree) -> Floats:
-        return np.stack([target((i,)) for i in range(len(tree.tokens) + 1)])
+    def rows(tree: Tree) -> list[Floats]:
+        return [target((i,)) for i in range(len(tree.tokens) + 1)]
 
     def noise(b: int, depth: int) -> np.random.Generator:
         return stream(7, depth, Purpose.ACCEPT)
 
-    together = accept(Draft.of(trees), np.concatenate([rows(t) for t in trees]), noise)
+    together = accept(trees, [rows(t) for t in trees], noise)
     for b, tree in enumerate(trees):
-        alone = accept(Draft.of([tree]), rows(tree), noise)
+        alone = accept([tree], [rows(tree)], noise)
         assert alone.tokens[0] == together.tokens[b]
         assert alone.paths[0] == together.paths[b]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+import math
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -31,7 +32,7 @@ from laws import sampled_text_law
 from fastslow.engine.sampling.accept.accept import RULES, accept
 from fastslow.engine.sampling.accept.rule import Rule
 from fastslow.engine.sampling.rng import Purpose, draw
-from fastslow.engine.types import Draft, Floats, OneHot, Tree
+from fastslow.engine.types import Floats, OneHot, Tree
 
 ROUNDING = 2e-6  # laws are float32
 EXACT = {name: rule for name, rule in RULES.items() if "lossy" not in name}
@@ -73,7 +74,7 @@ def test_certain_laws_among_others(rule: Rule) -> None:
             if parent == -1 and certain((tree.tokens[i],)) is not None:
                 laws[i + 1] = OneHot(2)
         noise = lambda b, depth: world.stream(depth, Purpose.ACCEPT)
-        return tuple(accept(Draft.of([tree]), laws, noise, [rule]).tokens[0])  # type: ignore[arg-type]
+        return tuple(accept([tree], [laws], noise, [rule]).tokens[0])  # type: ignore[arg-type]
 
     def target(text: Text) -> Floats:
         token = certain(text)
@@ -100,19 +101,20 @@ def test_the_papers_example() -> None:
 def test_block_on_a_chain_is_the_papers_recursion() -> None:
     """p_i = min(p_(i-1) p/q, 1); node i is the last one accepted with h_i = S_i / (S_i + 1 - p_i)."""
     target, q = table(3), table(4, 1.0)
-    want: Counter[int] = Counter()
+    want: dict[int, float] = defaultdict(float)
     for text in itertools.product(range(V), repeat=3):
-        drafted = np.prod([float(q(text[:i])[x]) for i, x in enumerate(text)])
+        drafted = math.prod(float(q(text[:i])[x]) for i, x in enumerate(text))
         paid = [1.0]
         for i, x in enumerate(text):
             paid.append(min(paid[-1] * float(target(text[:i])[x]) / float(q(text[:i])[x]), 1.0))
         refused = 1.0
         for i in (3, 2, 1, 0):
-            over = np.maximum(paid[i] * target(text[:i]) - q(text[:i]), 0).sum(dtype=np.float64)
+            left = np.maximum(paid[i] * target(text[:i]) - q(text[:i]), 0)
+            over = float(left.sum(dtype=np.float64))
             take = paid[3] if i == 3 else over / (over + 1.0 - paid[i])
             want[i] += drafted * refused * take
             refused *= 1.0 - take
-    got: Counter[int] = Counter()
+    got: dict[int, float] = defaultdict(float)
     for text, probability in Outcomes(one_step(RULES["block"], chain, q, target)):
         got[len(text) - 1] += probability
     for i in range(4):
@@ -162,7 +164,7 @@ def steps(rule: Rule, by_place: bool) -> Callable[[World], Text]:
                 text = (*text, draw(laws[-1], draws))  # type: ignore[arg-type]
             tree = Tree.chain(text[start:], np.stack(laws))
             noise = lambda b, d, start=start: world.stream(start + d, Purpose.ACCEPT)
-            found = accept(Draft.of([tree]), laws_of(tree, target, done), noise, [rule])  # type: ignore[arg-type]
+            found = accept([tree], [laws_of(tree, target, done)], noise, [rule])  # type: ignore[arg-type]
             done = (*done, *found.tokens[0])
         return done
 

@@ -13,7 +13,7 @@ from fastslow.engine.sampling.accept.block import block
 from fastslow.engine.sampling.accept.rule import Rule
 from fastslow.engine.sampling.accept.token import follow_target, tokenwise
 from fastslow.engine.sampling.rng import Purpose, draw, stream
-from fastslow.engine.types import Draft, Floats, OneHot, Tree
+from fastslow.engine.types import Floats, OneHot, Tree
 
 V = 5
 Text = tuple[int, ...]
@@ -41,7 +41,7 @@ def judge(rule: Rule, tree: Tree, laws: Sequence[Floats | OneHot], seed: int) ->
     def noise(b: int, depth: int) -> np.random.Generator:
         return stream(seed, depth, Purpose.ACCEPT)
 
-    verdict = accept(Draft.of([tree]), laws, noise, [rule])
+    verdict = accept([tree], [laws], noise, [rule])
     return tuple(verdict.paths[0]), verdict.tokens[0][-1]
 
 
@@ -84,7 +84,7 @@ def answer(drafter: Callable[[int, Text], Tree], rule: Rule, seed: int) -> tuple
         def noise(b: int, depth: int, start: int = len(done)) -> np.random.Generator:
             return stream(seed, start + depth, Purpose.ACCEPT)
 
-        verdict = accept(Draft.of([tree]), laws, noise, [rule])
+        verdict = accept([tree], [laws], noise, [rule])
         accepted += len(verdict.paths[0])
         done = (*done, *verdict.tokens[0])
     return done[:12], accepted
@@ -131,7 +131,7 @@ def test_certain_laws_draw_nothing(rule: Rule) -> None:
         raise AssertionError("a number was drawn")
 
     chain = Tree.chain([1, 2, 3])
-    verdict = accept(Draft.of([chain]), [OneHot(x) for x in (1, 2, 0, 0)], noise, [rule])
+    verdict = accept([chain], [[OneHot(x) for x in (1, 2, 0, 0)]], noise, [rule])
     assert verdict.tokens == [[1, 2, 0]]
 
 
@@ -146,8 +146,7 @@ def test_a_mixed_batch_gives_what_each_request_gets_alone() -> None:
         def noise(b: int, depth: int, run: int = run) -> np.random.Generator:
             return stream(1000 * run + b, depth, Purpose.ACCEPT)
 
-        flat = [row for own in laws for row in own]
-        together = accept(Draft.of(trees), flat, noise, [rule for rule, _ in cases])
+        together = accept(trees, laws, noise, [rule for rule, _ in cases])
         for b, (rule, _) in enumerate(cases):
             path, last = judge(rule, trees[b], laws[b], 1000 * run + b)
             assert (tuple(together.paths[b]), together.tokens[b][-1]) == (path, last)
@@ -155,9 +154,7 @@ def test_a_mixed_batch_gives_what_each_request_gets_alone() -> None:
 
 def test_rules_and_requests_must_be_as_many() -> None:
     with pytest.raises(ValueError, match="rules has 2 entries, and the batch has 1 requests"):
-        accept(
-            Draft.of([Tree()]), [OneHot(0)], lambda b, d: stream(0, d, Purpose.ACCEPT), [block] * 2
-        )
+        accept([Tree()], [[OneHot(0)]], lambda b, d: stream(0, d, Purpose.ACCEPT), [block] * 2)
 
 
 @pytest.mark.parametrize("rule", [tokenwise, block, follow_target])

@@ -144,12 +144,12 @@ def test_a_line_with_a_token_that_is_forbidden_is_not_kept(llm: LLM) -> None:
     banned = free[5]
     bias = params.model_copy(update={"logit_bias": {banned: -100.0}})
     assert banned not in llm.generate("one two three", bias, speculation=told).token_ids
-    early = SamplingParams(max_tokens=24, min_tokens=24, stop_token_ids=[banned])
+    early = SamplingParams(max_tokens=24, min_tokens=24, stop_token_ids=(banned,))
     assert banned not in llm.generate("one two three", early, speculation=told).token_ids
 
 
 def test_lines_end_a_step(llm: LLM) -> None:
-    ends = llm._intake._line_ends
+    ends = llm._requests._line_ends
     assert llm.tokenizer is not None and ends
     assert all("\n" in llm.tokenizer.decode([x]) for x in ends)
 

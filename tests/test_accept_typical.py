@@ -11,7 +11,7 @@ import pytest
 from fastslow.engine.sampling.accept.accept import accept
 from fastslow.engine.sampling.accept.lossy import LossyTypical
 from fastslow.engine.sampling.rng import Purpose, draw, stream
-from fastslow.engine.types import Draft, Floats, OneHot, Tree
+from fastslow.engine.types import Floats, OneHot, Tree
 
 V = 5
 
@@ -19,7 +19,7 @@ V = 5
 def judge(
     rule: LossyTypical, tree: Tree, laws: Sequence[Floats | OneHot], seed: int
 ) -> tuple[tuple[int, ...], int]:
-    verdict = accept(Draft.of([tree]), laws, lambda b, d: stream(seed, d, Purpose.ACCEPT), [rule])
+    verdict = accept([tree], [laws], lambda b, d: stream(seed, d, Purpose.ACCEPT), [rule])
     return tuple(verdict.paths[0]), verdict.tokens[0][-1]
 
 

@@ -216,9 +216,10 @@ def test_a_wrong_chooser_disturbs_nobody(llm: LLM) -> None:
 
 
 def test_what_is_no_chooser_is_refused(folder: Path) -> None:
-    for wrong in (5, {"weights": {}}):
+    wrongs: tuple[Any, ...] = (5, {"weights": {}})
+    for wrong in wrongs:
         with pytest.raises(ValueError, match=r"^auto=.* must be a callable or a settings file$"):
-            LLM(folder, auto=wrong, progress=False)  # type: ignore[arg-type]
+            LLM(folder, auto=wrong, progress=False)
 
 
 def test_the_engines_own_chooser_can_be_replaced(folder: Path, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_fewer_groups_cost_likelihood_in_order(llm: LLM) -> None:
     totals = []
     for groups in (None, 4, 0):
         out = llm.generate(text, sampling, mode=Mode(name="some", groups=groups))
+        assert out.prompt_logprobs is not None
         pairs = zip(out.prompt_token_ids[1:], out.prompt_logprobs[1:])
-        totals.append(sum(table[token] for token, table in pairs))
+        totals.append(sum(table[token] for token, table in pairs if table))
     assert totals == sorted(totals, reverse=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ QUICK = Schedule(row=24, rows=2, batch=4, written=200, rate=1e-2, warm_up=1)
 GROUPS, EXPERTS, SHARED, WIDTH = 4, 4, 56, 8  # the defaults for 96 inner neurons
 
 
-def dense_folder(folder: Path, **overrides: object) -> Path:
+def dense_folder(folder: Path, **overrides: Any) -> Path:
     return write_dense(folder, vocab=write_bpe(folder), **overrides)
 
 
@@ -58,7 +59,7 @@ def trained(dense: Dense, layout: ExpertLayout) -> Student:
     random = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in student.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=random)
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=random))
     return student
 
 
@@ -215,11 +216,16 @@ def test_hand_written_gradients_equal_autograd() -> None:
     x, w, a, b = (torch.randn(*s).double() for s in ((5, 7), (6, 7), (2, 7), (6, 2)))
     for tensor in (x, a, b):
         tensor.requires_grad_()
-    assert torch.autograd.gradcheck(lambda *t: LowRankLinear.apply(t[0], w, *t[1:]), (x, a, b))
+
+    def low_rank(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = LowRankLinear.apply(x, w, a, b)  # type: ignore[no-untyped-call]
+        return out
+
+    assert torch.autograd.gradcheck(low_rank, (x, a, b))
     gate, up, mask = (torch.randn(5, n).double().requires_grad_() for n in (8, 8, 3))
     assert torch.autograd.gradcheck(GatedProduct.apply, (gate, up, mask))
     ours, theirs, head = torch.randn(9, 6).requires_grad_(), torch.randn(9, 6), torch.randn(30, 6)
-    loss = Divergence.apply(ours, theirs, head, 4)
+    loss = Divergence.apply(ours, theirs, head, 4)  # type: ignore[no-untyped-call]
     (gradient,) = torch.autograd.grad(loss, ours)
     log_q = torch.log_softmax(ours @ head.T, -1)
     log_p = torch.log_softmax(theirs @ head.T, -1)

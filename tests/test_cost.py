@@ -11,6 +11,7 @@ from checkpoints import write_dense
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core import cost_curve
 from fastslow.engine.core.cost_curve import step_seconds
+from fastslow.engine.host.watch import Watch
 from fastslow.engine.model.base import Model
 
 
@@ -57,7 +58,7 @@ def test_what_was_measured_on_a_busy_machine_is_not_kept(
     model: Model, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for others, files in ((0.4, 0), (0.02, 1)):
-        monkeypatch.setattr(cost_curve.Watch, "others", lambda self, others=others: others)
+        monkeypatch.setattr(Watch, "others", lambda self, others=others: others)
         assert step_seconds(model, None, "tiny")[0] == cost_curve.ROWS
         assert len(list(kept.glob("*"))) == files
 

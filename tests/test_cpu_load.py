@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import texts
 import torch
+from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from kernel_tools import compiled
 from loguru import logger
@@ -145,8 +146,11 @@ def test_auto_runs_four_bit_blocks_as_they_are(tmp_path: Path, log: list[str]) -
     other = checkpoints.write_dense(tmp_path / "o", seed=1, hidden_size=64, intermediate_size=96)
     theirs = load_file(other / "model.safetensors")
     layers = {k: v for k, v in theirs.items() if k.endswith("_proj.weight")}
-    raw = {k: quantize(v.float().numpy(), 3) for k, v in layers.items()}
-    exact = {k: torch.from_numpy(dequantize(v, 3)).to(torch.float32) for k, v in raw.items()}
+    raw = {k: quantize(v.float().numpy(), GGMLQuantizationType.Q4_1) for k, v in layers.items()}
+    exact = {
+        k: torch.from_numpy(dequantize(v, GGMLQuantizationType.Q4_1)).to(torch.float32)
+        for k, v in raw.items()
+    }
     save_file({k: torch.from_numpy(v.copy()) for k, v in raw.items()}, folder / BLOCKS)
     model = load_model(folder, quantization="auto")
     assert isinstance(model, CpuDecoder) and model.formats.name == "int4"
@@ -200,7 +204,7 @@ def test_a_forked_child_has_threads_of_its_own(tmp_path: Path) -> None:
 
 MANY = """
 import sys, texts, torch
-from fastslow.engine.model.loader import load_model
+from fastslow.engine.backends.loader import load_model
 model = load_model(sys.argv[1], "bfloat16")
 one = texts.logits(model, texts.tokens_of(3))
 torch.set_num_threads(300)

@@ -59,11 +59,10 @@ def load(folder: Path, dtype: str, kind: type[CudaOps] = RecordingOps) -> PagedD
 
 def test_widths_that_grouped_products_do_not_take_run_expert_by_expert(tmp_path: Path) -> None:
     """Their rows must be multiples of 16 bytes; and what reads sizes on the host is not recorded."""
-    for name, fields in (
-        ("hidden", {"hidden_size": 36}),
-        ("experts", {"moe_intermediate_size": 7}),
+    for folder in (
+        write_moge(tmp_path / "hidden", hidden_size=36),
+        write_moge(tmp_path / "experts", moe_intermediate_size=7),
     ):
-        folder = write_moge(tmp_path / name, **fields)
         model = load(folder, "bfloat16")
         found = texts.logits(model, texts.tokens_of(20), [12, *[1] * 8])
         assert not model.ops.records and model.recorder.replays == 0

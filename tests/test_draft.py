@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.base import Stateless
-from fastslow.draft.best import Best
 from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
-from fastslow.draft.each import Each
-from fastslow.draft.first import First
+from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.draft.suffix.sources import Earlier
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import AcceptResult, Draft, RequestView, Tree
+from fastslow.engine.types import AcceptResult, RequestView, Tree
+from fastslow.policies.speculation.selection import AdaptiveSelection
 
 
 def text(tokens: Sequence[int], number: int = 0, drafter: str = "ngram") -> Any:
@@ -27,8 +28,7 @@ def text(tokens: Sequence[int], number: int = 0, drafter: str = "ngram") -> Any:
     return SimpleNamespace(id=number, tokens=list(tokens), speculation=settings, thinking=None)
 
 
-def chains(draft: Draft) -> list[list[int]]:
-    trees = [draft.tree(b) for b in range(len(draft.starts) - 1)]
+def chains(trees: list[Tree]) -> list[list[int]]:
     assert all(list(t.parents) == list(range(-1, len(t.tokens) - 1)) for t in trees)
     return [list(t.tokens) for t in trees]
 
@@ -94,9 +94,9 @@ class Says(Stateless):
         self.committed: list[tuple[list[int], AcceptResult]] = []
         self.released: list[int] = []
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         self.asked.append(([r.id for r in batch], list(nodes)))
-        return Draft.of([Tree.chain(self.chains.get(r.id, [])[:n]) for r, n in zip(batch, nodes)])
+        return [Tree.chain(self.chains.get(r.id, [])[:n]) for r, n in zip(batch, nodes)]
 
     def commit(self, batch: Sequence[RequestView], verdict: AcceptResult, features: object) -> None:
         self.committed.append(([r.id for r in batch], verdict))
@@ -108,10 +108,10 @@ class Says(Stateless):
 def test_first_asks_the_next_only_where_nothing_was_said() -> None:
     a, b, c = Says({0: [5, 6]}), Says({0: [7], 1: [8, 8]}), Says({2: [9]})
     batch = [text([1], n) for n in range(4)]
-    assert chains(First(a, b, c).propose(batch, [1, 2, 3, 0])) == [[5], [8, 8], [9], []]
+    assert chains(FallbackDrafter(a, b, c).propose(batch, [1, 2, 3, 0])) == [[5], [8, 8], [9], []]
     assert [d.asked[0][1] for d in (a, b, c)] == [[1, 2, 3, 0], [0, 2, 3, 0], [0, 0, 3, 0]]
     verdict = AcceptResult([[], [], [], []], [[1], [2], [3], [4]])
-    first = First(a, b, c)
+    first = FallbackDrafter(a, b, c)
     first.commit(batch, verdict, None)
     first.release([3])
     assert all(d.committed == [([0, 1, 2, 3], verdict)] and d.released == [3] for d in (a, b, c))
@@ -119,13 +119,13 @@ def test_first_asks_the_next_only_where_nothing_was_said() -> None:
 
 def test_first_needs_drafters() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        First()
+        FallbackDrafter()
 
 
 def test_each_asks_a_requests_own_drafter_and_no_other() -> None:
     a, b = Says({0: [5], 2: [6, 7]}), Says({1: [8]})
     made = {Speculation(drafter="ngram"): a, Speculation(drafter="self"): b}
-    each = Each(made)
+    each = DrafterRouter(made)
     names = ["ngram", "self", "ngram", "off"]
     batch = [text([1], n, name) for n, name in enumerate(names)]
     assert chains(each.propose(batch, [4, 4, 4, 4])) == [[5], [8], [6, 7], []]
@@ -176,7 +176,16 @@ def test_drafters_are_built_by_name() -> None:
     def build(name: str, **fields: Any) -> Any:
         law: Callable[..., Any] = lambda *_: None
         means = DrafterDeps(
-            target, cache, law, lambda _: True, load, nothing, nothing, Earlier(), False
+            target,
+            cache,
+            law,
+            lambda _: True,
+            load,
+            nothing,
+            nothing,
+            Earlier(),
+            False,
+            lambda count, _: AdaptiveSelection(count),
         )
         return build_drafter(Speculation(drafter=name, **fields), means)
 
@@ -186,9 +195,9 @@ def test_drafters_are_built_by_name() -> None:
     assert isinstance(build("model", model="some/folder"), ModelDraft)
     assert loaded == ["some/folder"]
     several = build("ngram+self")
-    assert isinstance(several, First)
-    assert [type(d) for d in several._drafters] == [NgramDraft, ModelDraft]
+    assert isinstance(several, FallbackDrafter)
+    assert [type(d) for d in several.drafters] == [NgramDraft, ModelDraft]
     either = build("suffix|self")
-    assert isinstance(either, Best)
+    assert isinstance(either, AdaptiveDrafter)
     assert [type(d) for d in either.drafters] == [SuffixDraft, ModelDraft]
     assert isinstance(build("auto"), SuffixDraft)

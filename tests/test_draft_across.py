@@ -198,7 +198,7 @@ def test_other_tokens_end_to_end(bpe: Tokenizer, spm: Tokenizer) -> None:
     asked = request(answer)
     right = 0
     for nodes in (3, 5, 4):
-        told = list(drafter.propose([asked], [nodes]).tree(0).tokens)
+        told = list(drafter.propose([asked], [nodes])[0].tokens)
         assert 0 < len(told) <= nodes
         kept = 0
         while kept < len(told) and told[kept] == want[kept]:
@@ -219,9 +219,9 @@ def test_no_room_in_the_draft_models_context(bpe: Tokenizer, spm: Tokenizer) -> 
     model: Any = Speaker(spm, spm.encode(STORY), context=24)
     drafter = RetoldDraft(model, OwnKV(cache_for(model, 64)), bpe, spm)
     ids = bpe.encode(STORY, add_special=False)
-    drafted = [len(drafter.propose([request(ids[:n], n)], [4]).tree(0).tokens) for n in (4, 30, 60)]
+    drafted = [len(drafter.propose([request(ids[:n], n)], [4])[0].tokens) for n in (4, 30, 60)]
     assert drafted[0] > 0 and drafted[2] == 0
-    assert not drafter.propose([request([0], 9)], [0]).tree(0).tokens
+    assert not drafter.propose([request([0], 9)], [0])[0].tokens
 
 
 def test_a_request_of_nothing_but_unknown_marks() -> None:
@@ -237,7 +237,7 @@ def test_a_request_of_nothing_but_unknown_marks() -> None:
         ),
     )
     for drafter in drafters:
-        assert not drafter.propose([request([0, 0])], [3]).tree(0).tokens
+        assert not drafter.propose([request([0, 0])], [3])[0].tokens
 
 
 def test_the_law_of_tokens_in_common() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from fastslow.engine.types import Floats, Tree
 
 pytestmark = compiled
 VOCABULARY, HIDDEN = 90, 64
-FIELDS = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "hidden_size": HIDDEN}
+FIELDS: dict[str, Any] = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "hidden_size": HIDDEN}
 ROWS = 60
 MAPS = Path("/proc/self/maps")
 
@@ -307,7 +308,7 @@ def test_rows_of_a_file_are_those_of_its_tensors(target: Path, tmp_path: Path) -
 def test_which_runner_a_head_gets(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, weights = tiny_weights(target)
     assert isinstance(runner_module.runner_of(config, weights, read_ends(target)), KernelRunner)
-    monkeypatch.setattr(runner_module.library, "available", lambda: False)
+    monkeypatch.setattr("fastslow.draft.head.runner.library.available", lambda: False)
     assert isinstance(runner_module.runner_of(config, weights, read_ends(target)), TorchRunner)
 
 

@@ -141,8 +141,7 @@ def test_a_tree_holds_the_likeliest_paths(nodes: int, width: int) -> None:
     kv = cache_for(model, 64, page_size=1)
     drafter = ModelDraft(model, OwnKV(kv), probs_at, width=width)
     batch = [request(TEXT, 0), request([4, *TEXT], 1), request([6, 6], 2)]
-    draft = drafter.propose(batch, [nodes] * 3)
-    trees = [draft.tree(b) for b in range(3)]
+    trees = drafter.propose(batch, [nodes] * 3)
     for asked, tree in zip(batch, trees):
         assert paths(tree) == likeliest(asked.tokens, nodes, width)
         assert tree.probs is None
@@ -157,7 +156,7 @@ def test_a_tree_goes_on_from_what_was_accepted() -> None:
     text, fresh = list(TEXT), len(TEXT)
     for turn in range(6):
         before = len(model.forwards)
-        tree = drafter.propose([request(text)], [6]).tree(0)
+        tree = drafter.propose([request(text)], [6])[0]
         kv.check_integrity()
         assert paths(tree) == likeliest(text, 6, 3)
         longest = max(paths(tree), key=len)
@@ -172,8 +171,7 @@ def test_trees_and_sampled_chains_share_a_batch() -> None:
     model: Any = Digest()
     drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=3)
     batch = [request(TEXT, 0), request(TEXT, 1, temperature=1.2), request(TEXT, 2)]
-    draft = drafter.propose(batch, [5, 4, 0])
-    tree, chain, nothing = (draft.tree(b) for b in range(3))
+    tree, chain, nothing = drafter.propose(batch, [5, 4, 0])
     assert paths(tree) == likeliest(TEXT, 5, 3)
     assert list(chain.parents) == [-1, 0, 1, 2] and chain.probs is not None
     for i, law in enumerate(chain.probs):
@@ -186,7 +184,7 @@ def test_a_penalty_counts_a_nodes_own_path() -> None:
     fields: dict[str, Any] = {"presence_penalty": 1.0, "frequency_penalty": 1.5, "top_k": 1}
     model: Any = Digest()
     drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=3)
-    tree = drafter.propose([request(TEXT, **fields)], [12]).tree(0)
+    tree = drafter.propose([request(TEXT, **fields)], [12])[0]
     warm = SamplingParams(**{**fields, **WARM})
 
     def law_of(text: Sequence[int]) -> list[float]:
@@ -205,8 +203,8 @@ def test_broken_logits_end_one_draft_only(width: int) -> None:
     drafter.release([0, 1])
     model.broken = {len(model.forwards) + 1}
     cut = drafter.propose(batch, [5, 5])
-    assert paths(cut.tree(1)) == paths(whole.tree(1))
-    first = paths(cut.tree(0))
+    assert paths(cut[1]) == paths(whole[1])
+    first = paths(cut[0])
     assert 0 < len(first) <= width and first <= {(x,) for x in range(VOCAB)}
 
 
@@ -221,11 +219,11 @@ def test_best_tokens_alone_make_the_same_chains() -> None:
         model.broken = {len(model.forwards)}
         drafter.release([0, 1, 2])
         cut = drafter.propose(batch, [4, 4, 4])
-        assert not cut.tree(0).tokens and len(cut.tree(1).tokens) == 4
+        assert not cut[0].tokens and len(cut[1].tokens) == 4
         assert model.wanted_less == (only_best is not None)
     plain, fast = drafts
-    assert plain.tokens.tolist() == fast.tokens.tolist()
-    assert plain.tree(0).tokens != plain.tree(1).tokens
+    assert [tree.tokens for tree in plain] == [tree.tokens for tree in fast]
+    assert plain[0].tokens != plain[1].tokens
 
 
 def test_long_prompts_are_read_in_pieces() -> None:
@@ -234,12 +232,12 @@ def test_long_prompts_are_read_in_pieces() -> None:
     kv = cache_for(model, 200, page_size=16)
     drafter = ModelDraft(model, OwnKV(kv), probs_at)
     batch = [request(p, n) for n, p in enumerate(prompts)]
-    draft = drafter.propose(batch, [3, 3, 3])
+    trees = drafter.propose(batch, [3, 3, 3])
     assert max(model.forwards) <= READ_ROWS == 512
     assert sum(model.forwards) == 1300 + 3 + 700 + 2 * 3, "every token once"
-    for b, prompt in enumerate(prompts):
+    for prompt, tree in zip(prompts, trees):
         text = list(prompt)
-        for token in draft.tree(b).tokens:
+        for token in tree.tokens:
             law = next_law(text)
             assert token == law.index(max(law))
             text.append(token)
@@ -257,7 +255,7 @@ def test_a_full_context_is_not_drafted_for() -> None:
     model: Any = Digest(context=8)
     drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=2)
     trees = drafter.propose([request(TEXT, 0), request(TEXT, 1)], [3, 4])
-    assert len(trees.tree(0).tokens) == 3 and not trees.tree(1).tokens
+    assert len(trees[0].tokens) == 3 and not trees[1].tokens
 
 
 def test_the_kv_must_be_where_the_model_is() -> None:

@@ -75,6 +75,12 @@ def unsure(how: str, below: float = 0.7, window: int = 3, **fields: Any) -> Mode
     return Mode(name="fast", groups=1, thinking="off", escalate=settings)
 
 
+def doubts(below: float, keep: bool) -> dict[str, Any]:
+    """Of a request that leaves its mode."""
+    settings = Escalation(below=below, window=2)
+    return {"confidence": Confidence(settings), "escape": Escape("deep", None, keep=keep)}
+
+
 def sampling(**fields: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": ROOM, "ignore_eos": True, **fields})
 
@@ -200,7 +206,13 @@ def test_whoever_leaves_a_stream_leaves_both_attempts(llm: LLM) -> None:
 
 
 def test_escalating_in_a_batch_is_as_alone(llm: LLM) -> None:
-    modes = [unsure("recompute", 0.6), "deep", unsure("keep", 0.6), unsure("restart", 0.6), "fast"]
+    modes: list[str | Mode] = [
+        unsure("recompute", 0.6),
+        "deep",
+        unsure("keep", 0.6),
+        unsure("restart", 0.6),
+        "fast",
+    ]
     prompts = [[{"role": "user", "content": q}] for q in (*QUESTIONS, *QUESTIONS[:2])]
     together = llm.generate(prompts, sampling(), mode=modes, progress=False)
     alone = [llm.generate(p, sampling(), mode=m) for p, m in zip(prompts, modes)]
@@ -247,10 +259,7 @@ def test_preemption_changes_nothing_that_was_kept(tmp_path: Path) -> None:
 
     def run(setting: Setting, some: list[Ask], core: EngineCore | None = None) -> list[Request]:
         core = core or bench.core(setting)
-        requests = [bench.request(n, ask, core) for n, ask in enumerate(some)]
-        for request in requests:
-            request.confidence = Confidence(Escalation(below=0.9, window=2))
-            request.escape = Escape("deep", None, keep=True)
+        requests = [bench.request(n, ask, **doubts(0.9, keep=True)) for n, ask in enumerate(some)]
         finish(core, requests)
         return requests
 
@@ -263,7 +272,7 @@ def test_preemption_changes_nothing_that_was_kept(tmp_path: Path) -> None:
         left += sum(r.kept is not None and r.tally.preemptions > 0 for r in beside)
         for request in beside:
             ask = Ask(tuple(request.tokens), SamplingParams(max_tokens=1, logprobs=5), groups=0)
-            found = bench.request(9, ask, core)
+            found = bench.request(9, ask)
             finish(core, [found])
             assert found.logprobs == bench.run([ask])[0].logprobs, "no page of a mixture was shared"
     assert left, "somebody was preempted after it changed its mode"
@@ -282,11 +291,9 @@ def test_a_draft_that_runs_over_the_switch_changes_nothing(tmp_path: Path) -> No
             found = []
             for one in (ask, ask.plain):
                 core = bench.core()
-                request = bench.request(n, one, core)
-                request.confidence = Confidence(Escalation(below=0.5, window=2))
-                request.escape = Escape("deep", None, keep=keep)
+                request = bench.request(n, one, **doubts(0.5, keep))
                 finish(core, [request])
-                assert request.escalated
+                assert request.escalated and request.confidence is not None
                 found.append(answer(request))
                 cut += max(request.tally.runs[:1]) > 0 and request.confidence.tokens % 7 > 0
             assert found[0] == found[1] != known[n][len(ask.tokens) :]

@@ -27,7 +27,7 @@ from engine_tools import (
 from spellings import Pieces, letters, renumbered
 from tokenizers_tiny import write_bpe
 
-from fastslow.draft.first import First
+from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.model.lexicon import CommonLexicon
@@ -94,7 +94,7 @@ def make_bench(
         "model": lambda kv: ModelDraft(small, own(), probs_at, only_best=only_best),
         "random": lambda kv: RandomDraft(),
         "sampled": lambda kv: SampledDraft(_recent_law, width=2),
-        "ngram+model": lambda kv: First(ngram(), ModelDraft(small, own(), law)),
+        "ngram+model": lambda kv: FallbackDrafter(ngram(), ModelDraft(small, own(), law)),
         "tree": lambda kv: ModelDraft(small, own(), probs_at, width=3),
         "skip": lambda kv: ModelDraft(shallow, BorrowedKV(kv), probs_at),
         "retold": lambda kv: RetoldDraft(stranger, OwnKV(cache_for(stranger)), ours, theirs),
@@ -107,7 +107,9 @@ def make_bench(
             "self0": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 0),
             "self1": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 1),
             "self tree": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 1, width=2),
-            "ngram+self": lambda kv: First(ngram(), ModelDraft(model, BorrowedKV(kv), probs_at, 0)),
+            "ngram+self": lambda kv: FallbackDrafter(
+                ngram(), ModelDraft(model, BorrowedKV(kv), probs_at, 0)
+            ),
         }
     return Bench(model, drafters, load_tokenizer(target))
 
@@ -365,7 +367,7 @@ def test_a_draft_models_keys_follow_what_was_accepted(moge: Bench, kind: str) ->
     model = moge.model
     asks = [Ask(prompt, params(max_tokens=30), kind) for prompt in PROMPTS]
     known = {n: moge.alone(ask).tokens for n, ask in enumerate(asks)}
-    moge.drafters[kind] = lambda kv: First(
+    moge.drafters[kind] = lambda kv: FallbackDrafter(
         OddDraft(known),
         ModelDraft(model, OwnKV(cache_for(model)) if kind == "own" else BorrowedKV(kv), erring),
     )

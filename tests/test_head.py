@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,6 @@ from head_tools import exact_layer, tiny_head, tiny_weights, write_head
 from safetensors.torch import save_file
 
 from fastslow.draft.head import layer as layer_module
-from fastslow.draft.head.config import HeadConfig
 from fastslow.draft.head.context import Context
 from fastslow.draft.head.head import Head, read_head
 from fastslow.draft.head.layer import linear_for
@@ -22,7 +23,7 @@ from fastslow.draft.head.target import draft_vocabulary, read_ends
 from fastslow.draft.head.tree import Growing, grow_trees
 from fastslow.tools.train_head.unroll import Prefix, unroll
 
-FIELDS = {"vocab_size": 12, "num_hidden_layers": 2}
+FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def rows(count: int, head: Head, seed: int = 0) -> tuple[torch.Tensor, list[int]
 @pytest.mark.parametrize("cut", [1, 4, 9])
 @pytest.mark.parametrize("window", [512, 6])
 def test_drafting_computes_what_training_unrolled(exact: Head, cut: int, window: int) -> None:
-    config = HeadConfig(**{**_fields(exact.config), "window": window})
+    config = replace(exact.config, window=window)
     head = Head.__new__(Head)
     head.__dict__.update(exact.__dict__)
     head.config = config
@@ -78,7 +79,7 @@ def test_drafting_computes_what_training_unrolled(exact: Head, cut: int, window:
 @pytest.mark.parametrize("window", [512, 6])
 def test_a_prefix_is_rows_that_no_chain_starts_from(exact: Head, window: int) -> None:
     """Training with a prompt in front of the rows that teach equals training on the whole text."""
-    config = HeadConfig(**{**_fields(exact.config), "window": window})
+    config = replace(exact.config, window=window)
     layer = exact._layer.__class__(config, exact._layer._norms, exact._layer._linear)
     features, after = rows(11, exact)
     embedded = exact._embedding[torch.tensor(after)].float()
@@ -93,10 +94,6 @@ def test_a_prefix_is_rows_that_no_chain_starts_from(exact: Head, window: int) ->
     parts = unroll(layer, features[None, 5:], embedded[None, 5:], there, 4, prefix)
     for step, (one, other) in enumerate(zip(whole, parts)):
         assert torch.allclose(one[0, 5 + step :], other[0, step:], atol=1e-5), step
-
-
-def _fields(config: HeadConfig) -> dict[str, object]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
 def test_hidden_rows_change_nothing(exact: Head) -> None:
@@ -115,7 +112,7 @@ def test_hidden_rows_change_nothing(exact: Head) -> None:
 
 @pytest.mark.parametrize("window", [512, 4])
 def test_a_node_of_a_tree_sees_its_own_path(exact: Head, window: int) -> None:
-    config = HeadConfig(**{**_fields(exact.config), "window": window})
+    config = replace(exact.config, window=window)
     features, after = rows(5, exact)
 
     def begun() -> tuple[Context, torch.Tensor]:
@@ -159,7 +156,7 @@ def test_trees_keep_the_likeliest_paths(exact: Head) -> None:
     best = sorted(scores, key=lambda path: -scores[path])[:6]
     growing = Growing(context, words, hidden[0], 6)
     (tree,) = grow_trees(exact, [growing], width=12, depth=3)
-    paths = []
+    paths: list[tuple[int, ...]] = []
     for token, parent in zip(tree.tokens, tree.parents):
         place = int((words.ids == token).nonzero()[0])
         paths.append((*(paths[parent] if parent >= 0 else ()), place))
@@ -197,7 +194,7 @@ def test_files_are_read_back_and_bad_ones_refused(target: Path, tmp_path: Path) 
     theirs, table = read_head(path)
     assert theirs == config and all(torch.equal(table[name], weights[name]) for name in table)
     assert set(table) == set(config.shapes())
-    old = {k: v for k, v in _fields(config).items() if k != "prompt"} | {"layers": [0, 1]}
+    old = {k: v for k, v in asdict(config).items() if k != "prompt"} | {"layers": [0, 1]}
     save_file(weights, path, {"kind": "fastslow-head", "config": json.dumps(old)})
     assert read_head(path)[0] == config and config.prompt == 0
     write_head(path, config, weights)
@@ -215,10 +212,10 @@ def test_files_are_read_back_and_bad_ones_refused(target: Path, tmp_path: Path) 
     write_head(path, config, weights | {"fuse": weights["out"].clone()})
     with pytest.raises(ValueError, match="tensor fuse is"):
         read_head(path)
-    wrong = HeadConfig(**{**_fields(config), "kv_heads": 0})
+    wrong = replace(config, kv_heads=0)
     with pytest.raises(ValueError, match="kv_heads=0 must be a whole number of at least 1"):
         read_head(write_head(path, wrong, weights))
-    wrong = HeadConfig(**{**_fields(config), "prompt": -1})
+    wrong = replace(config, prompt=-1)
     with pytest.raises(ValueError, match="prompt=-1 must be a whole number of at least 0"):
         read_head(write_head(path, wrong, weights))
 

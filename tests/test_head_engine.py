@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from engine_tools import PLENTY, Ask, Bench, Setting, answer, finish, write_kin
+from engine_tools import PLENTY, Ask, Bench, Make, Setting, answer, finish, write_kin
 from head_tools import tiny_runner
 from kernel_tools import wanted
 from laws import chi_square_fits, plain_law, sampled_text_law
 from reference_model import ReferenceModel
 
-from fastslow.draft.first import First
+from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.head.draft import LEAST, MOST_WAITING, HeadDraft
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.loader import load_model
@@ -39,10 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bench(folder: Path) -> Bench:
     head, other = tiny_runner(folder), tiny_runner(folder, layers=(1,))
-    drafters = {
+    drafters: dict[str, Make] = {
         "chain": lambda kv: HeadDraft(head, probs_at),
         "tree": lambda kv: HeadDraft(head, probs_at, width=3, depth=3),
-        "ngram+chain": lambda kv: First(NgramDraft(2, 1), HeadDraft(head, probs_at)),
+        "ngram+chain": lambda kv: FallbackDrafter(NgramDraft(2, 1), HeadDraft(head, probs_at)),
         "other layers": lambda kv: HeadDraft(other, probs_at, only_best=only_best),
     }
     if COMPILED:
@@ -129,14 +129,14 @@ def test_chosen_chains_say_how_sure_they_are(
     view = _View(7, list(PROMPTS[1]))
     features = torch.randn(1, 2 * drafter._runner.hidden)
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), features)
-    tree = drafter.propose([view], [3]).tree(0)
+    tree = drafter.propose([view], [3])[0]
     drafter.propose([view], [1])
     logits = torch.from_numpy(drafter._runner.logits(drafter._states[7].text))
     assert tree.scores is not None and tree.probs is None
     assert tree.scores[0] == pytest.approx(float(torch.softmax(logits, -1).max()), rel=1e-4)
     assert 1 > tree.scores[0] > tree.scores[1] > tree.scores[2] > 0
     view.params = SamplingParams(temperature=1.0)
-    sampled = drafter.propose([view], [3]).tree(0)
+    sampled = drafter.propose([view], [3])[0]
     assert sampled.scores is None and sampled.probs is not None
 
 
@@ -148,20 +148,19 @@ def test_where_the_length_is_free_unlikely_paths_are_left_out(folder: Path, runn
         1, 2 * drafter._runner.hidden, generator=torch.Generator().manual_seed(2)
     )
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), features)
-    fixed = drafter.propose([view], [12]).tree(0)
+    fixed = drafter.propose([view], [12])[0]
     view.speculation = Speculation()
-    free = drafter.propose([view], [12]).tree(0)
+    free = drafter.propose([view], [12])[0]
     assert fixed.scores is not None and free.scores is not None
     assert min(fixed.scores) < LEAST <= min(free.scores)
     assert sorted(free.scores) == pytest.approx(sorted(x for x in fixed.scores if x >= LEAST))
     dear = sorted(fixed.scores)[-2]  # what a row takes: less likely nodes would be cut
     drafter._worth = lambda batch: MarginalValue(2.0, 2.0 * dear * 0.999)
-    paying = drafter.propose([view], [12]).tree(0).scores
-    assert paying == pytest.approx([x for x in fixed.scores if x >= dear]) and len(paying) < len(
-        free.scores
-    )
+    paying = drafter.propose([view], [12])[0].scores
+    assert paying == pytest.approx([x for x in fixed.scores if x >= dear])
+    assert paying is not None and len(paying) < len(free.scores)
     view.speculation = Speculation(nodes=12)
-    assert drafter.propose([view], [12]).tree(0).scores == pytest.approx(fixed.scores)
+    assert drafter.propose([view], [12])[0].scores == pytest.approx(fixed.scores)
 
 
 class Watch(HeadDraft):
@@ -172,7 +171,7 @@ class Watch(HeadDraft):
         self.told: dict[int, list[torch.Tensor]] = {}
 
     def commit(
-        self, batch: list[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
     ) -> None:
         assert features is not None and len(features) == sum(len(p) + 1 for p in verdict.paths)
         parts = features.split([len(path) + 1 for path in verdict.paths])
@@ -187,7 +186,7 @@ def test_each_drafter_is_told_its_own_rows_and_layers(bench: Bench, folder: Path
     own = Bench(bench.model, {"chain": lambda kv: one, "tree": lambda kv: two})
     wanted = [Ask(p, drafter=d) for p, d in zip(PROMPTS, ("chain", "off", "tree", "chain", "off"))]
     core = own.core()
-    requests = [own.request(n, ask, core) for n, ask in enumerate(wanted)]
+    requests = [own.request(n, ask) for n, ask in enumerate(wanted)]
     finish(core, requests)
     assert set(one.told) == {0, 3} and set(two.told) == {2}
     for watch, layers in ((one, (0, 1)), (two, (1,))):
@@ -214,11 +213,11 @@ def test_a_gap_only_costs_acceptance(folder: Path, runner: str) -> None:
     width = 2 * drafter._runner.hidden
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), torch.randn(1, width))
     assert drafter._states[7].position == len(view.tokens) - 2
-    assert len(drafter.propose([view], [3]).tokens) == 3
+    assert len(drafter.propose([view], [3])[0].tokens) == 3
     view.tokens += [5, 6, 7, 8]
     drafter.commit([view], AcceptResult([[]], [[8]]), torch.randn(1, width))
     assert drafter._states[7].position == len(view.tokens) - 2
-    assert len(drafter.propose([view], [3]).tokens) == 3
+    assert len(drafter.propose([view], [3])[0].tokens) == 3
     assert drafter._states[7].position == len(view.tokens) - 1
     drafter.commit([view], AcceptResult([[]], [[]]), torch.randn(1, width))
     drafter.release([7, 9])
@@ -235,18 +234,20 @@ def test_rows_that_nobody_drafts_from_do_not_pile_up(folder: Path, runner: str) 
             [view], AcceptResult([[]], [[5]]), torch.randn(1, 2 * drafter._runner.hidden)
         )
         assert len(drafter._states[7].after) <= MOST_WAITING
-    assert len(drafter.propose([view], [3]).tokens) == 3
+    assert len(drafter.propose([view], [3])[0].tokens) == 3
 
 
 class _View:
     def __init__(self, number: int, tokens: list[int]) -> None:
         self.id, self.tokens, self.prompt_length = number, tokens, len(tokens)
         self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
-        self.reproducible, self.thinking = False, None
+        self.reproducible, self.thinking, self.groups = False, None, None
         self.speculation = Speculation(nodes=3)
+        self.computed, self.reach = len(tokens) - 1, len(tokens) + 99
 
 
 @pytest.mark.parametrize("field", ["width", "depth"])
 def test_bad_sizes(folder: Path, field: str) -> None:
+    sizes: dict[str, Any] = {field: 0}
     with pytest.raises(ValueError, match=f"^{field}=0 must be at least 1$"):
-        HeadDraft(tiny_runner(folder), probs_at, **{field: 0})
+        HeadDraft(tiny_runner(folder), probs_at, **sizes)

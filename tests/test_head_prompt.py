@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ from engine_tools import PLENTY, Ask, Bench, Setting, answer, finish, write_kin
 from head_tools import exact_layer, tiny_weights
 from kernel_tools import wanted as kernels_wanted
 
-from fastslow.draft.best import DEAR, Best
-from fastslow.draft.columns import wanted
-from fastslow.draft.first import First
+from fastslow.draft.adaptive import AdaptiveDrafter
+from fastslow.draft.base import Stateless
+from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.head.draft import MOST_WAITING, HeadDraft
 from fastslow.draft.head.head import Head
 from fastslow.draft.head.runner import HeadRunner, KernelRunner
@@ -29,7 +28,9 @@ from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
-from fastslow.engine.types import AcceptResult, Draft, MarginalValue, RequestView
+from fastslow.engine.types import AcceptResult, Drafter, MarginalValue, RequestView, Tree
+from fastslow.policies.speculation.selection import AdaptiveSelection
+from fastslow.policies.speculation.settings import TUNING
 from fastslow.tools.forward import forward_texts
 from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.batches import BatchCut, batch_of
@@ -98,24 +99,27 @@ class Watch(HeadDraft):
         super().read(batch, rows, features)
 
 
-class Both(Best):
-    """Asks everyone in every step, and counts the trees of both."""
+class AskAll(AdaptiveSelection):
+    """Asks everyone in every step."""
 
-    grafted = 0
+    def ask(self, drafter: int) -> list[int]:
+        return list(self._nodes)
 
-    def _asked(
-        self, i: int, records: Sequence[Any], nodes: Sequence[int], worth: MarginalValue
-    ) -> list[int]:
-        return list(nodes)
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
-        draft = super().propose(batch, nodes)
-        Both.grafted += sum(bool(set(tree.by or ()) - {1, 2}) for tree in draft.trees)
-        return draft
+class Both(AdaptiveDrafter):
+    """Counts the trees of both."""
+
+    merged = 0
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        trees = super().propose(batch, nodes)
+        Both.merged += sum(bool(set(tree.by or ()) - {1, 2}) for tree in trees)
+        return trees
 
 
 def both(runner: HeadRunner) -> Both:
-    return Both([SuffixDraft(least=0.0), HeadDraft(runner, probs_at, width=3, depth=3)])
+    parts: list[Drafter] = [SuffixDraft(least=0.0), HeadDraft(runner, probs_at, width=3, depth=3)]
+    return Both(parts, AskAll(len(parts)))
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +131,12 @@ def bench(folder: Path) -> Bench:
             f"{name} chain": lambda kv, r=runner: Watch(r, probs_at),
             f"{name} best chain": lambda kv, r=runner: Watch(r, probs_at, only_best=only_best),
             f"{name} tree": lambda kv, r=runner: Watch(r, probs_at, width=3, depth=3),
-            f"{name} ngram+": lambda kv, r=runner: First(NgramDraft(2, 1), HeadDraft(r, probs_at)),
-            f"{name} ngram|": lambda kv, r=runner: Best([NgramDraft(2, 1), HeadDraft(r, probs_at)]),
+            f"{name} ngram+": lambda kv, r=runner: FallbackDrafter(
+                NgramDraft(2, 1), HeadDraft(r, probs_at)
+            ),
+            f"{name} ngram|": lambda kv, r=runner: AdaptiveDrafter(
+                [NgramDraft(2, 1), HeadDraft(r, probs_at)], AdaptiveSelection(2)
+            ),
             f"{name} suffix|": lambda kv, r=runner: both(r),
         }
     other = runner_of(folder, "torch", 5, (1,))
@@ -170,13 +178,13 @@ def test_each_kind_of_draft_says_what_plain_decoding_says(bench: Bench, kind: st
 
 @pytest.mark.parametrize("name", RUNNERS)
 def test_trees_of_two_drafters_say_what_plain_decoding_says(bench: Bench, name: str) -> None:
-    before = Both.grafted
+    before = Both.merged
     kinds = [f"{name} suffix|"]
     for some in (asks(kinds), asks(kinds, "reproducible", temperature=1.0)):
         for setting in SETTINGS:
             together = [answer(r) for r in bench.run(some, setting)]
             assert together == [answer(bench.alone(ask)) for ask in some]
-    assert Both.grafted > before + 50
+    assert Both.merged > before + 50
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
@@ -191,7 +199,7 @@ def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
     )
     some = asks(("one", "two", "off", "none"))
     core = own.core(setting)
-    requests = [own.request(n, ask, core) for n, ask in enumerate(some)]
+    requests = [own.request(n, ask) for n, ask in enumerate(some)]
     finish(core, requests)
     assert not none.shown and not (one._states or two._states)
     for watch, most, layers, numbers in ((one, SHOWN, (0, 1), (0, 4)), (two, 5, (1,), (1, 5))):
@@ -215,7 +223,7 @@ def test_rows_of_the_prefix_cache_are_not_shown(bench: Bench, folder: Path) -> N
     own = Bench(bench.model, {"one": lambda kv: watch})
     ask = Ask(PROMPTS[3], drafter="one")
     core = own.core()
-    first, second = own.request(1, ask, core), own.request(2, ask, core)
+    first, second = own.request(1, ask), own.request(2, ask)
     for request in (first, second):
         finish(core, [request])
     assert second.tally.cached == 36 and set(watch.shown[2]) == set(range(36, 39))
@@ -226,8 +234,9 @@ class View:
     def __init__(self, number: int, tokens: Sequence[int]) -> None:
         self.id, self.tokens, self.prompt_length = number, list(tokens), len(tokens)
         self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
-        self.reproducible, self.thinking = False, None
+        self.reproducible, self.thinking, self.groups = False, None, None
         self.speculation = Speculation(nodes=3)
+        self.computed, self.reach = len(tokens) - 1, len(tokens) + 99
 
 
 class Told:
@@ -253,7 +262,7 @@ class Told:
         )
 
     def draft(self) -> tuple[list[int], list[float]]:
-        tree = self.drafter.propose([self.view], [8]).tree(0)
+        tree = self.drafter.propose([self.view], [8])[0]
         return list(tree.tokens), list(tree.scores or ())
 
 
@@ -264,7 +273,7 @@ def test_drafts_do_not_depend_on_the_chunks_of_a_prompt(folder: Path, kind: str)
     for cuts in ([0, 39], [0, 25, 39], [0, 24, 25, 26, 38, 39], [*range(40)]):
         told = Told(runner_of(folder, kind), text)
         told.read(*map(range, cuts[:-1], cuts[1:]))
-        assert not told.drafter.propose([told.view], [8]).tree(0).tokens, "no row to draft from yet"
+        assert not told.drafter.propose([told.view], [8])[0].tokens, "no row to draft from yet"
         told.say(4, 5)
         found.append(told.draft())
         told.say(6)
@@ -416,7 +425,7 @@ def test_drafting_computes_what_training_computed(folder: Path, bench: Bench) ->
         runner.follow([text], [token])
 
 
-class Looks:
+class Looks(Stateless):
     """Wants the last rows that are read; notes what it is shown."""
 
     def __init__(self, features: tuple[int, ...], most: int) -> None:
@@ -432,24 +441,31 @@ class Looks:
 
 
 def test_of_several_that_look_each_gets_its_layers() -> None:
-    one, two, blind = Looks((2,), 2), Looks((0, 1), 3), SimpleNamespace(features=(5,))
-    best = Best([blind, one, two], lambda batch: MarginalValue(1.0, DEAR / 2))  # type: ignore[list-item]
+    one, two, blind = Looks((2,), 2), Looks((0, 1), 3), Stateless()
+    blind.features = (5,)
+    drafters: list[Any] = [blind, one, two]
+    best = AdaptiveDrafter(drafters, AdaptiveSelection(3))
     best.features = (5,)
     rows = [range(4, 9), range(0), range(1, 2)]
     batch: Any = [View(n, [3] * 10) for n in range(3)]
     assert best.wants(batch, rows) == [range(6, 9), range(0), range(1, 2)]
-    assert best.features == (0, 1, 2, 5)
+    assert list(best.features) == [0, 1, 2, 5]
     features = torch.arange(4.0)[:, None] * 10 + torch.tensor([0.0, 1.0, 2.0, 5.0])
     best.read(batch, [range(6, 9), range(0), range(1, 2)], features)
     assert one.told[0][1].tolist() == [[2.0], [12.0], [22.0], [32.0]]
     assert two.told[0][1][:, 1].tolist() == [1.0, 11.0, 21.0, 31.0]
-    assert wanted([blind], batch, rows) == ([range(0)] * 3, ())  # type: ignore[list-item]
+    alone = FallbackDrafter(blind)  # type: ignore[arg-type]
+    assert alone.wants(batch, rows) == [range(0)] * 3 and alone.features == (5,)
 
 
 def test_where_rows_are_dear_nobody_who_is_not_asked_looks() -> None:
-    for row, found in ((DEAR / 2, range(3, 5)), (2 * DEAR, range(0))):
-        first, second = SimpleNamespace(features=()), Looks((2,), 2)
-        best = Best([first, second], lambda batch, row=row: MarginalValue(1.0, row))  # type: ignore[list-item, misc]
+    dear = TUNING.dearest_row
+    for row, found in ((dear / 2, range(3, 5)), (2 * dear, range(0))):
+        first, second = Stateless(), Looks((2,), 2)
+        value = MarginalValue(1.0, row)
+        selection = AdaptiveSelection(2, lambda batch, value=value: value)  # type: ignore[misc]
+        drafters: list[Any] = [first, second]
+        best = AdaptiveDrafter(drafters, selection)
         best.features = ()
         batch: Any = [View(0, [3] * 6)]
         assert [*best.wants(batch, [range(5)])[0]] == [*found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,13 @@ def test_what_fits_is_what_one_home_holds() -> None:
     with pytest.raises(ValueError, match="is already open"):
         kv.open(0, [1], None, 0)
         kv.open(0, [1], None, 0)
-    sizes = {"page_bytes": 10, "page_size": 4, "context": 16, "max_requests": 4, "device": "cpu"}
+    sizes: dict[str, Any] = {
+        "page_bytes": 10,
+        "page_size": 4,
+        "context": 16,
+        "max_requests": 4,
+        "device": "cpu",
+    }
     assert page_budget(80, **sizes, homes=2) == 8
     with pytest.raises(ValueError, match="16 tokens in each of 2 homes needs 80 B"):
         page_budget(79, **sizes, homes=2)

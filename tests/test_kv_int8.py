@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import numpy as np
@@ -20,7 +21,7 @@ from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.types import Rows
 from fastslow.llm import LLM
 
-SHAPE = {"layers": 3, "kv_heads": 2, "head_dim": 8}
+SHAPE: dict[str, Any] = {"layers": 3, "kv_heads": 2, "head_dim": 8}
 
 
 def make(slots: int) -> Int8Tiles:

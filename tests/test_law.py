@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from reference_model import ReferenceModel
 from spellings import Pieces, letters, renumbered
 
-from fastslow.draft.first import First
+from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.model.lexicon import CommonLexicon
@@ -78,7 +78,9 @@ def bench(folder: Path) -> Bench:
         "retold": lambda kv: RetoldDraft(stranger, own(), ours, theirs),
         "chosen tree": lambda kv: RandomDraft(),
         "sampled tree": lambda kv: SampledDraft(_q, width=2),
-        "ngram+self": lambda kv: First(NgramDraft(), ModelDraft(model, BorrowedKV(kv), law, 1)),
+        "ngram+self": lambda kv: FallbackDrafter(
+            NgramDraft(), ModelDraft(model, BorrowedKV(kv), law, 1)
+        ),
     }
     return Bench(model, drafters)
 

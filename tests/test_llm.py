@@ -19,6 +19,7 @@ import torch
 from checkpoints import write_moge
 from tokenizers_tiny import write_bpe
 
+from fastslow.call import Prompt
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.types import Rows
 from fastslow.llm import LLM
@@ -83,10 +84,15 @@ def test_one_prompt_one_output(llm: LLM) -> None:
 
 
 def test_many_prompts_many_outputs_in_order_each_with_its_own_settings(llm: LLM) -> None:
-    prompts = ["The quick", [7, 8, 9], "Every expert", [{"role": "user", "content": "hi"}]]
+    prompts: list[Prompt] = [
+        "The quick",
+        [7, 8, 9],
+        "Every expert",
+        [{"role": "user", "content": "hi"}],
+    ]
     params = [TEN, SamplingParams(max_tokens=2), None, SAMPLED]
-    modes = ["deep", "fast", "fast", Mode(groups=0)]
-    wishes = ["auto", "off", Speculation(nodes=1), "self"]
+    modes: list[str | Mode] = ["deep", "fast", "fast", Mode(groups=0)]
+    wishes: list[str | Speculation] = ["auto", "off", Speculation(nodes=1), "self"]
     outs = llm.generate(prompts, params, mode=modes, speculation=wishes)
     assert [len(o.token_ids) for o in outs][:2] == [10, 2] and len(outs[2].token_ids) <= 3
     assert [o.metrics.mode for o in outs] == ["deep", "fast", "fast", "custom"]
@@ -105,12 +111,14 @@ def test_chat_goes_through_the_template(llm: LLM) -> None:
     *_, last = llm.stream_chat("hello", TEN, mode="brief")
     assert last.output is not None and last.output.token_ids == out.token_ids
     assert llm.chat("hello", TEN, mode="deep").prompt == f"{out.prompt}<think>"
+    both = llm.chat(["hello", [{"role": "user", "content": "hello"}]], TEN, mode=["brief", "deep"])
+    assert [one.prompt for one in both] == [out.prompt, f"{out.prompt}<think>"]
 
 
 @pytest.mark.parametrize("wish", ["off", "ngram", "self"])
 @pytest.mark.parametrize("prompt", ["The quick brown fox", "你好，世界。"])
 def test_pieces_join_to_the_answer(llm: LLM, wish: str, prompt: str) -> None:
-    params = SamplingParams(max_tokens=30, ignore_eos=True, stop=["zzz", "qq"])
+    params = SamplingParams(max_tokens=30, ignore_eos=True, stop=("zzz", "qq"))
     whole = llm.generate(prompt, params, speculation=wish)
     *pieces, last = llm.stream(prompt, params, speculation=wish)
     assert last.output is not None and all(p.output is None for p in pieces)
@@ -172,7 +180,9 @@ def test_logprobs(llm: LLM, wish: str) -> None:
     text = [*out.prompt_token_ids, *out.token_ids]
     asked = SamplingParams(max_tokens=1, prompt_logprobs=VOCAB)
     again = llm.generate(text, asked).prompt_logprobs
+    assert out.logprobs is not None and again is not None
     for table, full in zip(out.logprobs, again[len(out.prompt_token_ids) :]):
+        assert full is not None
         assert sum(map(math.exp, full.values())) == pytest.approx(1, abs=1e-4)
         assert table == pytest.approx({t: full[t] for t in table}, abs=1e-4)
 
@@ -180,7 +190,7 @@ def test_logprobs(llm: LLM, wish: str) -> None:
 def test_logprobs_of_0_and_of_a_prompt_of_one_token(llm: LLM) -> None:
     params = SamplingParams(max_tokens=3, logprobs=0, prompt_logprobs=0, temperature=1.0)
     out = llm.generate([9], params)
-    assert out.prompt_logprobs == [None]
+    assert out.prompt_logprobs == [None] and out.logprobs is not None
     assert [list(table) for table in out.logprobs] == [[t] for t in out.token_ids]
 
 
@@ -272,7 +282,7 @@ def broken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
 @pytest.mark.parametrize("wish", ["off", "self"])
 def test_an_error_in_one_request_leaves_the_others_alone(broken: LLM, wish: str) -> None:
     good = broken.generate(["The quick", "Every"], TEN, speculation=wish)
-    prompts = ["The quick", [5, POISON], "Every"]
+    prompts: list[Prompt] = ["The quick", [5, POISON], "Every"]
     with pytest.raises(GenerationError, match=r"^1 request\(s\) failed: .*not finite") as caught:
         broken.generate(prompts, TEN, speculation=wish)
     outs = caught.value.outputs

@@ -54,7 +54,9 @@ def test_a_seed_says_the_same_whatever_is_drafted(folder: Path, rule: str) -> No
         drafted = accepted = 0
         for drafter in ("ngram", "self", "self+ngram"):
             for nodes in (1, 4, None):
-                wish = Speculation(drafter=drafter, nodes=nodes, groups=2, accept=rule)
+                wish = Speculation.model_validate(
+                    {"drafter": drafter, "nodes": nodes, "groups": 2, "accept": rule}
+                )
                 out = llm.generate(["The quick", "Every"], sampled, speculation=wish)[0]
                 assert out.token_ids == plain
                 drafted, accepted = drafted + out.metrics.drafted, accepted + out.metrics.accepted
@@ -65,9 +67,8 @@ def test_a_seed_says_the_same_whatever_is_drafted(folder: Path, rule: str) -> No
 def test_every_rule_of_acceptance_answers(folder: Path, rule: str) -> None:
     with open_llm(folder) as llm:
         sampled = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.8)
-        out = llm.generate(
-            "The", sampled, speculation=Speculation(drafter="self", nodes=2, accept=rule)
-        )
+        wish = Speculation.model_validate({"drafter": "self", "nodes": 2, "accept": rule})
+        out = llm.generate("The", sampled, speculation=wish)
         assert len(out.token_ids) == 12 and out.metrics.drafted > 0
 
 

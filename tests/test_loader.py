@@ -178,7 +178,7 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
     refused(folder, f"{FIRST} lacks tensor ghost, which {INDEX} puts there")
     folder = checkpoints.write_moge(tmp_path / "twice")
     index = json.loads((folder / INDEX).read_text())["weight_map"]
-    tables = {name: {} for name in (FIRST, SECOND)}
+    tables: dict[str, dict[str, Tensor]] = {name: {} for name in (FIRST, SECOND)}
     for name, tensor in checkpoints.tensors(checkpoints.MOGE).items():
         tables[index[name]][name] = tensor
         if name == NORM:
@@ -206,7 +206,7 @@ MEMORY = """
 import re, sys, threading, time
 from pathlib import Path
 import torch
-from fastslow.engine.model.loader import load_model
+from fastslow.engine.backends.loader import load_model
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10

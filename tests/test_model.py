@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import numpy as np
 import pytest
 import texts
 import torch
@@ -16,6 +17,7 @@ from fastslow.engine.backends.cpu import decoder, library
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.types import Rows
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -114,21 +116,21 @@ def test_rope_parameters_of_newer_configs_mean_the_same(tmp_path: Path) -> None:
 def test_only_wanted_rows_have_logits_and_features(tmp_path: Path) -> None:
     model = load_model(checkpoints.write_moge(tmp_path))
     tokens = texts.tokens_of(7)
-    every = texts.chunk(tokens, 0, 7, slots := texts.np.arange(7))
+    every = texts.chunk(tokens, 0, 7, slots := np.arange(7))
     some = texts.chunk(tokens, 0, 7, slots)
     some.outputs = [4, 1]
     none = texts.chunk(tokens, 0, 7, slots)
     none.outputs = []
     kv = texts.storage(model, 7)
-    full = model.forward(texts.Rows.of([every]), kv, features=(2, 0))
-    part = model.forward(texts.Rows.of([some]), kv, features=(2, 0))
+    full = model.forward(Rows.of([every]), kv, features=(2, 0))
+    part = model.forward(Rows.of([some]), kv, features=(2, 0))
     assert full.features is not None and part.features is not None
     assert part.features.shape == (2, 2 * model.config.hidden_size)
     assert torch.equal(part.logits, full.logits[[4, 1]])
     assert torch.equal(part.features, full.features[[4, 1]])
-    empty = model.forward(texts.Rows.of([none]), kv)
+    empty = model.forward(Rows.of([none]), kv)
     assert empty.logits.shape == (0, model.config.vocab_size) and empty.features is None
-    first = model.forward(texts.Rows.of([every]), kv, features=(0,)).features
+    first = model.forward(Rows.of([every]), kv, features=(0,)).features
     assert first is not None and torch.equal(first, full.features[:, 64:])
 
 
@@ -144,13 +146,13 @@ def test_features_of_rows_without_logits(
     model = load_model(checkpoints.write_moge(tmp_path))
     assert isinstance(model, decoder.CpuDecoder if kernels else Decoder)
     lengths, kv, firsts = (9, 1, 30), texts.storage(model, 120), (0, 40, 80)
-    slots = [texts.np.arange(first, first + n) for first, n in zip(firsts, lengths)]
+    slots = [np.arange(first, first + n) for first, n in zip(firsts, lengths)]
 
-    def rows(*asked: tuple[list[int], list[int]]) -> texts.Rows:
+    def rows(*asked: tuple[list[int], list[int]]) -> Rows:
         segments = [texts.chunk(texts.tokens_of(n, n), 0, n, s) for n, s in zip(lengths, slots)]
         for segment, (outputs, seen) in zip(segments, asked):
             segment.outputs, segment.seen = outputs, seen
-        return texts.Rows.of(segments)
+        return Rows.of(segments)
 
     full = model.forward(rows(*(([*range(n)], [*range(n)]) for n in lengths)), kv, (2, 0))
     some = rows(([8], [2, 3, 8]), ([], [0]), ([29, 4], []))
@@ -170,7 +172,7 @@ def test_features_of_rows_without_logits(
 def _alone(model: Model, *lengths: int) -> torch.Tensor:
     kv, found = texts.storage(model, 40), []
     for n in lengths:
-        rows = texts.Rows.of([texts.chunk(texts.tokens_of(n, n), 0, n, texts.np.arange(n))])
+        rows = Rows.of([texts.chunk(texts.tokens_of(n, n), 0, n, np.arange(n))])
         found.append(model.forward(rows, kv, (1,)).features)
     return torch.cat([part for part in found if part is not None])
 
@@ -178,8 +180,8 @@ def _alone(model: Model, *lengths: int) -> torch.Tensor:
 def test_feature_layers_and_empty_steps_are_checked(tmp_path: Path) -> None:
     model = load_model(checkpoints.write_dense(tmp_path))
     kv = texts.storage(model, 4)
-    rows = texts.Rows.of([texts.chunk([1, 2], 0, 2, texts.np.arange(2))])
+    rows = Rows.of([texts.chunk([1, 2], 0, 2, np.arange(2))])
     with pytest.raises(ValueError, match=r"feature layer 2 must be in 0\.\.1"):
         model.forward(rows, kv, features=(0, 2))
     with pytest.raises(ValueError, match="at least 1 row"):
-        model.forward(texts.Rows.of([]), kv)
+        model.forward(Rows.of([]), kv)

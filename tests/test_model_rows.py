@@ -48,7 +48,8 @@ def dense(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module", params=[(k, d) for k in ("moge", "dense") for d in DTYPES])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load(*request.param, tmp_path_factory)
+    kind, form = request.param
+    return load(kind, form, tmp_path_factory)
 
 
 @pytest.mark.parametrize("groups", [None, 0, 2])

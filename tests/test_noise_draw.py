@@ -34,10 +34,10 @@ def test_draw_does_not_depend_on_where_a_row_lies_in_memory() -> None:
     for shift in range(16):
         space[shift : shift + len(p_V)] = p_V
         moved_V = space[shift : shift + len(p_V)]
-        sums = [
+        one, other = (
             np.add.reduceat(x, np.arange(0, len(x), BLOCK), dtype=float) for x in (p_V, moved_V)
-        ]
-        assert np.array_equal(*sums)
+        )
+        assert np.array_equal(one, other)
         assert draw(p_V, stream(shift, 0, Purpose.ACCEPT)) == draw(
             moved_V, stream(shift, 0, Purpose.ACCEPT)
         )

@@ -14,6 +14,7 @@ from checkpoints import write_dense, write_moge
 from npu_tools import CHIPS, simulated
 from tokenizers_tiny import write_bpe
 
+from fastslow.call import Prompt
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.backends.torch.reference import ReferenceOps
@@ -84,7 +85,7 @@ def test_answers_are_the_cpus(folder: Path, chip: str) -> None:
     def answers(device: str) -> list[Any]:
         llm = LLM(folder, dtype="float32", device=device, progress=False, kv_memory="64MiB")
         sampling = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=2)
-        prompts = ["one two three one two", [5, 6, 7, 5, 6], "x" * 40]
+        prompts: list[Prompt] = ["one two three one two", [5, 6, 7, 5, 6], "x" * 40]
         out = []
         for mode in ("deep", "fast"):
             for speculation in ("off", "suffix", "self"):

@@ -132,7 +132,7 @@ def test_a_shared_beginning_is_not_read_again(moge: Pair) -> None:
 def test_nobodys_rows_write_to_nobodys_slots(moge: Pair) -> None:
     """A step of three rows is filled up to four, again and again; nothing else of the pages changes."""
     core = moge.npu.core()
-    requests = [moge.npu.request(n, Ask(PROMPTS[4], params()), core) for n in range(3)]
+    requests = [moge.npu.request(n, Ask(PROMPTS[4], params())) for n in range(3)]
     for request in requests:
         core.add(request)
     storage = core.kv.storage

@@ -144,7 +144,7 @@ def test_paged_attention_is_attention() -> None:
     out = fused(q, k, v, table)[0]
     expected = [
         F.scaled_dot_product_attention(
-            q[i, :, None], *(x[:seen].transpose(0, 1) for x in (text_k, text_v)),
+            q[i, :, None], text_k[:seen].transpose(0, 1), text_v[:seen].transpose(0, 1),
             scale=0.1, enable_gqa=True,
         )[:, 0]
         for i, seen in enumerate((198, 199, 200))
@@ -193,6 +193,8 @@ def _mask(dtype: torch.dtype) -> Tensor:
     return torch.ones(2048, 2048, dtype=dtype).triu(1)
 
 
+Q, K = random(4, 4, 128), random(6, 128, 2, 128)
+TABLE = torch.tensor([[4, 2], [1, 0]], dtype=torch.int32)
 REFUSED: dict[str, Callable[[], Any]] = {
     "width": lambda: fused(random(4, 4, 64), random(6, 128, 2, 64), random(6, 128, 2, 64), TABLE),
     "block size": lambda: fused(Q, K, K, TABLE, block_size=64),
@@ -214,8 +216,6 @@ REFUSED: dict[str, Callable[[], Any]] = {
         random(2, 16), random(2, 16).half(), random(16)
     ),
 }
-Q, K = random(4, 4, 128), random(6, 128, 2, 128)
-TABLE = torch.tensor([[4, 2], [1, 0]], dtype=torch.int32)
 
 
 @pytest.mark.parametrize("name", REFUSED)

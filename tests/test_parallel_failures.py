@@ -99,12 +99,13 @@ def test_an_llm_that_cannot_be_built_leaves_no_rank(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[ParallelModel] = []
-    load = start.load_parallel
-    monkeypatch.setattr(
-        start,
-        "load_parallel",
-        lambda *a, **o: opened.append(load(*a, **o)) or opened[0],
-    )
+    real = start.load_parallel
+
+    def load(*arguments: Any, **options: Any) -> ParallelModel:
+        opened.append(real(*arguments, **options))
+        return opened[0]
+
+    monkeypatch.setattr(start, "load_parallel", load)
     with pytest.raises(ValueError, match="kv_memory is 1.0 KiB"):
         open_llm(folder, kv_memory="1KiB")
     assert gone(opened[0].pids.values())

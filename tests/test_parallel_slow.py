@@ -31,7 +31,7 @@ from fastslow.tools.plan.shards import ShardPlan
 
 pytestmark = pytest.mark.slow
 
-WIDE = {"num_attention_heads": 4, "num_key_value_heads": 2}
+WIDE: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
 MIXES = ("ep=4", "tp=4", "dp=4", "ep=2,tp=2", "dp=2,tp=2", "dp=2,ep=2")
 
 
@@ -105,7 +105,7 @@ def test_the_public_face_with_every_drafter(spoken: Path, layout: str) -> None:
         Speculation(drafter="model", model=spoken, nodes=3),
         Speculation(drafter="self", nodes=6, width=2, groups=1),
     ]
-    modes = ["fast", "deep", Mode(name="shared", groups=0)]
+    modes: list[str | Mode] = ["fast", "deep", Mode(name="shared", groups=0)]
 
     def answers(llm: LLM) -> dict[str, list[Any]]:
         return {

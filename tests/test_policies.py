@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
-from fastslow.engine.types import Load, Plan, Tree
-from fastslow.policies.length import FixedLength
+from fastslow.engine.types import Policy, Tree
 from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import builtin_modes, find_mode, load_modes
+from fastslow.policies.speculation.planner import FixedLength
 
 
-def test_a_fixed_length_plans_the_same_in_the_requests_own_groups() -> None:
-    policy = FixedLength(5)
-    for groups in (None, 0, 3):
-        request: Any = SimpleNamespace(groups=groups)
-        assert policy.plan(request, Load(1, 0)) == Plan(5, groups)
+def test_a_fixed_length_plans_the_same_whatever_runs() -> None:
+    policy: Policy = FixedLength(5)
+    for running in (1, 8):
+        request: Any = SimpleNamespace(groups=None)
+        assert policy.plan(request, running) == 5
         policy.record(Tree.chain([1, 2]), [0])
         assert policy.survival(Tree.chain([1, 2])) is None
 
@@ -89,7 +89,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: object, pattern: str)
 
 def test_the_users_presets_come_last(tmp_path: Path) -> None:
     folder = presets(tmp_path, {"modes": {"fast": {"groups": 4, "sampling": {"top_p": 0.9}}}})
-    own = {
+    own: dict[str, Mode | dict[str, Any]] = {
         "bot": {"base": "slow", "sampling": {"seed": 3}},  # made of one that comes later
         "slow": Mode(base="fast", thinking="on", sampling=SamplingParams(temperature=0.5)),
         "fast": {"latency_ms": 80},

@@ -20,7 +20,7 @@ from engine_tools import (
 from kernel_tools import compiled
 from quant_tools import quantised
 
-from fastslow.draft.first import First
+from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft
@@ -67,7 +67,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
             "skip": lambda kv: ModelDraft(shallow, BorrowedKV(kv), probs_at),
             "self": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 0),
             "self tree": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 1, width=2),
-            "ngram+self": lambda kv: First(ngram(), ModelDraft(model, BorrowedKV(kv), probs_at, 0)),
+            "ngram+self": lambda kv: FallbackDrafter(
+                ngram(), ModelDraft(model, BorrowedKV(kv), probs_at, 0)
+            ),
             "random": lambda kv: RandomDraft(),
         },
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,7 +125,8 @@ def test_a_checkpoints_matrices_are_packed_as_they_are(tmp_path: Path, tied: boo
     table = load_file(folder / "model.safetensors")
     piece = model._arena.pieces["0.out"]
     tile = model._memory.address(model._arena.offsets["0.out"])
-    raw = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint8 * piece.nbytes).from_address(tile))
+    assert tile is not None
+    raw = np.ctypeslib.as_array((ctypes.c_uint8 * piece.nbytes).from_address(tile))
     weight = table["model.layers.0.self_attn.o_proj.weight"].numpy().astype(np.int16)
     quads = raw.reshape(2, -1)[:, : 64 * 32].reshape(2, -1, 32, 4).transpose(0, 2, 1, 3)
     assert (quads.reshape(64, 64).astype(np.int16) - 128 == weight).all()

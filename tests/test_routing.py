@@ -15,7 +15,7 @@ from tokenizers_tiny import write_bpe
 from typer.testing import CliRunner
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.moge import BestOfAll
+from fastslow.engine.model.moge import BestOfAll, Moge
 from fastslow.tools.cli.app import app
 from fastslow.tools.plan.models import KNOWN
 from fastslow.tools.routing.balance import grouped, measure, per_rank, ungrouped
@@ -72,6 +72,7 @@ def test_scores_are_the_routers(tmp_path: Path) -> None:
     assert torch.equal(texts.logits(model, tokens), plain)
     ran: list[torch.Tensor] = []
     layer = model.weights.layers[0].mlp
+    assert isinstance(layer, Moge)
     layer.watch = lambda x, logits: ran.append(logits)
     texts.logits(model, tokens)
     assert torch.equal(ran[0], scores.logits[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -12,11 +13,12 @@ from engine_tools import RandomDraft, answer, cache_for, write_kin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastslow.draft.each import Each
-from fastslow.draft.first import First
+from fastslow.draft.base import Stateless
+from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.router import DrafterRouter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.latency_budget import PATIENCE
@@ -32,15 +34,14 @@ from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.types import (
     ALL_GROUPS,
     AcceptResult,
-    Draft,
     Drafter,
-    Load,
     ModelOutput,
-    Plan,
     RequestView,
     Rows,
+    RunEverything,
     Tree,
 )
+from fastslow.policies.speculation.planner import FixedLength
 
 EOS = 2
 LETTERS = (3, 4, 5, 6)
@@ -110,19 +111,17 @@ class MarkerModel:
         return ModelOutput(logits_MV, None, best_tokens(logits_MV, rows.only_best))
 
 
-class Faulty:
+class Faulty(Stateless):
     """Another drafter, which fails once when told to, after it has done its work."""
-
-    features: tuple[int, ...] = ()
 
     def __init__(self, inner: Drafter) -> None:
         self._inner = inner
         self.fault: str | None = None
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
-        draft = self._inner.propose(batch, nodes)
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        trees = self._inner.propose(batch, nodes)
         self._fail("propose")
-        return draft
+        return trees
 
     def commit(self, batch: Sequence[RequestView], verdict: AcceptResult, features: Any) -> None:
         self._inner.commit(batch, verdict, features)
@@ -137,35 +136,21 @@ class Faulty:
             raise RuntimeError(f"the drafter fails to {place}")
 
 
+@dataclass
 class Switch:
-    """Runs other groups once an answer has `at` tokens; notes how long the text was then."""
+    """Other groups once an answer has `at` tokens; `length`: how long the text was then."""
 
-    def __init__(self, nodes: int, at: int, to: int | None) -> None:
-        self._nodes = nodes
-        self._at = at
-        self._to = to
-        self.length: int | None = None
+    at: int = 99
+    to: int | None = None
+    length: int | None = None
 
-    def plan(self, request: RequestView, load: Load) -> Plan:
-        if self.length is None and len(request.tokens) - request.prompt_length >= self._at:
-            self.length = len(request.tokens)
-        return Plan(self._nodes, request.groups if self.length is None else self._to)
-
-    def survival(self, tree: Tree) -> None:
-        """All nodes run."""
-
-    def record(self, tree: Tree, path: Sequence[int]) -> None:
-        """Learns nothing."""
+    def due(self, request: Request) -> bool:
+        answered = len(request.tokens) - request.prompt_length
+        return self.length is None and not request.done and answered >= self.at
 
 
-class Slow:
+class Slow(RunEverything):
     """Steps that take a second for each row, and more with more groups."""
-
-    def admit(self, batch: Any, survival: Any, sizes: Sequence[int], rows: int) -> list[list[int]]:
-        return [list(range(size)) for size in sizes]
-
-    def note(self, batch: Any, step: Any) -> None:
-        """It knows already."""
 
     def seconds(self, groups: int | None, rows: int) -> float:
         return rows * (1.0 + 0.1 * (2 if groups is None else groups))
@@ -187,12 +172,13 @@ class Engine:
             "random": RandomDraft(),
             "self": borrowed,
             "model": ModelDraft(small, OwnKV(self.small_kv), probs_at),
-            "ngram+self": First(NgramDraft(), borrowed),
+            "ngram+self": FallbackDrafter(NgramDraft(), borrowed),
         }
-        each = Each({Speculation(drafter=name): drafter for name, drafter in made.items()})
+        each = DrafterRouter({Speculation(drafter=name): drafter for name, drafter in made.items()})
         self.drafter = Faulty(each)
         self.core = EngineCore(model, self.kv, self.drafter, rows, running, Slow())
         self.requests: list[Request] = []
+        self.switches: list[Switch] = []
         self.told: dict[int, int] = {}
 
     def add(
@@ -201,7 +187,7 @@ class Engine:
         room: int,
         drafter: str,
         groups: int | None,
-        policy: Switch,
+        switch: Switch,
         target: float | None = None,
     ) -> Request:
         params = SamplingParams(max_tokens=room)
@@ -211,7 +197,7 @@ class Engine:
             prompt_length=len(prompt),
             params=params,
             speculation=Speculation(drafter=drafter),
-            policy=policy,
+            policy=FixedLength(0 if drafter == "off" else 4),
             stopper=Stopper(params, frozenset({EOS}), room, None),
             groups=groups,
             seed=len(self.requests),
@@ -220,8 +206,8 @@ class Engine:
             listener=self._hear,
             target=target,
         )
-        request.root = self.core.prefix_root(request, groups)
         self.requests.append(request)
+        self.switches.append(switch)
         self.core.add(request)
         return request
 
@@ -239,6 +225,9 @@ class Engine:
             self.drafter.fault = fault
 
     def step(self) -> None:
+        for request, switch in zip(self.requests, self.switches):
+            if switch.due(request):
+                self._switch(request, switch)
         try:
             self.core.step()
         except RuntimeError as error:
@@ -262,6 +251,14 @@ class Engine:
         longest = PATIENCE + len(running) + 1  # others' turns may come first
         assert all(r.passed <= longest for r in running), "somebody starves"
 
+    def _switch(self, request: Request, switch: Switch) -> None:
+        """The text is computed again under other groups, as where a request escalates."""
+        switch.length = len(request.tokens)
+        if request in self.core.scheduler.running:
+            self.core.scheduler.restart(request, switch.to)
+        else:  # nothing of it is computed
+            request.groups = switch.to
+
     def _hear(self, request: Request) -> None:
         self.told[request.id] = self.told.get(request.id, 0) + request.done
 
@@ -279,14 +276,14 @@ def next_token(text: Sequence[int], groups: int | None) -> int:
 
 
 def plain(
-    request: Request, groups: int | None, policy: Switch, doubt: Doubt | None = None
+    request: Request, groups: int | None, switch: Switch, doubt: Doubt | None = None
 ) -> list[int]:
     """What a MarkerModel answers, computed from the text alone."""
     text = list(request.tokens[: request.prompt_length])
     unsure, fell = 0, None  # tokens in a row; length of the text when it was left
     while len(text) < request.reach + 1:
-        switched = policy.length is not None and len(text) >= policy.length
-        ran = [policy._to if switched else groups] * len(text)
+        switched = switch.length is not None and len(text) >= switch.length
+        ran = [switch.to if switched else groups] * len(text)
         if doubt is not None and fell is not None:
             early = fell - 1 if doubt.keep else 0  # its last token had not run yet
             ran = [groups] * early + [doubt.to] * (len(text) - early)
@@ -343,12 +340,12 @@ def play(engine: Engine, schedule: Sequence[Any]) -> Asked:
             shared, own, room, drafter, groups, (at, to), doubt, target = details
             if doubt is not None:
                 at = 99  # one switch is enough
-            policy = Switch(0 if drafter == "off" else 4, at, to)
+            switch = Switch(at, to)
             prompt = [*STORY[:shared], *own]
-            request = engine.add(prompt, room, drafter, groups, policy, target)
+            request = engine.add(prompt, room, drafter, groups, switch, target)
             if doubt is not None:
                 doubt.watch(request)
-            asked.append((request, groups, policy, doubt))
+            asked.append((request, groups, switch, doubt))
         elif name == "step":
             for _ in range(details[0]):
                 engine.step()
@@ -371,8 +368,8 @@ def play(engine: Engine, schedule: Sequence[Any]) -> Asked:
 )
 def test_any_schedule(schedule: list[Any], pages: int, rows: int, running: int) -> None:
     engine = Engine(MarkerModel(), MarkerModel(), pages, rows, running)
-    for request, groups, policy, doubt in play(engine, schedule):
-        expected = plain(request, groups, policy, doubt)
+    for request, groups, switch, doubt in play(engine, schedule):
+        expected = plain(request, groups, switch, doubt)
         got = answer(request)
         if request.stopper.reason in ("cancelled", "error") or request.error is not None:
             assert got == expected[: len(got)]
@@ -394,11 +391,11 @@ def test_any_schedule_of_a_real_model(
     models: tuple[Any, Any], schedule: list[Any], pages: int
 ) -> None:
     engine = Engine(*models, pages, 6, 4)
-    for request, groups, policy, doubt in play(engine, schedule):
+    for request, groups, switched, doubt in play(engine, schedule):
         alone = Engine(*models, 32, 64, 1)
-        switch = Switch(0, 99, policy._to)
-        if policy.length is not None:
-            switch = Switch(0, policy.length - request.prompt_length, policy._to)
+        switch = Switch()
+        if switched.length is not None:
+            switch = Switch(switched.length - request.prompt_length, switched.to)
         prompt = request.tokens[: request.prompt_length]
         room = request.reach + 1 - request.prompt_length
         expected = alone.add(prompt, room, "off", groups, switch)
@@ -412,10 +409,9 @@ def test_any_schedule_of_a_real_model(
 
 def test_a_request_waits_until_its_pages_are_free() -> None:
     engine = Engine(MarkerModel(), MarkerModel(), 13, 64, 8)
-    policy = Switch(0, 99, None)
-    requests = [engine.add(STORY[:14] + [n], 10, "off", 0, policy) for n in LETTERS]
+    requests = [engine.add(STORY[:14] + [n], 10, "off", 0, Switch()) for n in LETTERS]
     engine.drain()
-    assert [answer(r) for r in requests] == [plain(r, 0, policy) for r in requests]
+    assert [answer(r) for r in requests] == [plain(r, 0, Switch()) for r in requests]
     assert sum(r.tally.preemptions for r in requests) > 0
 
 
@@ -436,7 +432,7 @@ def test_a_draft_model_forgets_what_was_refused() -> None:
             reproducible=False,
             thinking=None,
         )
-        drafted = drafter.propose([request], [4]).tree(0).tokens
+        drafted = drafter.propose([request], [4])[0].tokens
         expected = list(text)
         for _ in range(4):
             expected.append(next_token(expected, None))

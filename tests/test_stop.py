@@ -117,7 +117,7 @@ def test_a_token_that_holds_more_than_the_stop_string(tokenizer: Tokenizer) -> N
 def test_min_tokens_holds_off_end_tokens_and_stop_strings(tokenizer: Tokenizer) -> None:
     x, bang = bytes_of(tokenizer, "x!")
     s = stopper(tokenizer, min_tokens=3, stop="!")
-    assert s.scan([bang, END, x]) == 3 and s.reason is None
+    assert (s.scan([bang, END, x]), s.reason) == (3, None)
     assert s.scan([x, bang, x]) == 2
     assert (s.text, s.reason) == ("!xx", "stop")
     s = stopper(tokenizer, min_tokens=2)

@@ -12,12 +12,13 @@ from kernel_tools import compiled
 from loguru import logger
 
 from fastslow.draft.suffix import search
+from fastslow.draft.suffix.confidence import MatchConfidence
 from fastslow.draft.suffix.corpus import Corpus, save
 from fastslow.draft.suffix.documents import END, Documents, depths, sort_places
 from fastslow.draft.suffix.sealed import read_sealed, write_sealed
 from fastslow.draft.suffix.search import BisectSearch, KernelSearch
 from fastslow.draft.suffix.sources import LONGEST, MOST, Chains, Earlier, OwnText, SuffixMatch
-from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
+from fastslow.draft.suffix.tree import MatchRuns, grow
 from fastslow.engine.backends.cpu import build, library
 
 LETTERS = 6
@@ -211,7 +212,7 @@ def test_own_text_finds_the_longest_match_as_it_grows(seed: int) -> None:
         if found.whole:
             assert found.length == (length if length > 1 else 0)
         if found.length and found.whole:
-            assert sorted(found.runs) == sorted(_looped(run, 3) for run in runs)
+            assert sorted(map(list, found.runs)) == sorted(_looped(run, 3) for run in runs)
         lengths.add(found.length)
     assert {0, 2, 5, LONGEST} <= lengths
 
@@ -275,7 +276,7 @@ def certain(value: float = 1.0) -> MatchConfidence:
 def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
     runs = MatchRuns([Told(3, [[1, 2, 3], [1, 2, 4], [1, 5], [6]])], [0], 9)
     tree = grow(runs, certain(), 9, 0.0)
-    paths = {}
+    paths: dict[int, tuple[int, ...]] = {}
     for i, (token, parent) in enumerate(zip(tree.tokens, tree.parents)):
         assert parent < i
         above = paths[parent] if parent >= 0 else ()

@@ -38,7 +38,7 @@ def view(tokens: Sequence[int], number: int = 0, prompt: int = 1, **fields: Any)
 
 
 def chain(drafter: SuffixDraft, request: Any, nodes: int = 8) -> list[int]:
-    tree = drafter.propose([request], [nodes]).tree(0)
+    tree = drafter.propose([request], [nodes])[0]
     assert list(tree.parents) == list(range(-1, len(tree.tokens) - 1))
     return list(tree.tokens)
 
@@ -74,7 +74,7 @@ def test_own_text_is_read_as_it_comes(tmp_path: Path) -> None:
 def test_scores_tell_how_likely_each_node_is() -> None:
     drafter = SuffixDraft(least=0.0)
     request = view([1, 2, 3, 1, 2, 4, 1, 2, 4, 8, 1, 2])
-    tree = drafter.propose([request], [4]).tree(0)
+    tree = drafter.propose([request], [4])[0]
     scores = list(tree.scores or ())
     assert len(scores) == len(tree.tokens) == 4
     assert tree.tokens[0] == 4 and 3 in tree.tokens
@@ -83,7 +83,7 @@ def test_scores_tell_how_likely_each_node_is() -> None:
         assert score <= (scores[parent] if parent >= 0 else 1)
     assert scores[0] == pytest.approx(2 * scores[tree.tokens.index(3)])
     picky = SuffixDraft(least=0.99)
-    assert picky.propose([request], [4]).tree(0).tokens == []
+    assert picky.propose([request], [4])[0].tokens == []
     with pytest.raises(ValueError, match=r"^least=1.5 must be between 0 and 1$"):
         SuffixDraft(least=1.5)
 
@@ -218,12 +218,12 @@ def test_an_answer_given_once_is_copied_the_second_time(bench: Bench) -> None:
 def test_a_cancelled_answer_is_not_copied(bench: Bench) -> None:
     ask = Ask(tuple(range(50, 60)), SamplingParams(max_tokens=40), "suffix", 12)
     core = bench.core()
-    request = bench.request(0, ask, core)
+    request = bench.request(0, ask)
     core.add(request)
     for _ in range(12):
         core.step()
     core.end([request], "cancelled", None)
-    follower = bench.request(1, ask, core)
+    follower = bench.request(1, ask)
     finish(core, [follower])
     assert answer(follower) == answer(bench.alone(ask))
     assert follower.tally.steps == bench.run([ask])[0].tally.steps

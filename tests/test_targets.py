@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers_tiny import write_bpe
 
-from fastslow.draft.each import Each
+from fastslow.draft.router import DrafterRouter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.latency_budget import LATER, LEAST, PATIENCE, SHARE, WIDEST, LatencyBudget
@@ -26,21 +26,16 @@ from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.token import tokenwise
 from fastslow.engine.sampling.stop import Stopper
+from fastslow.engine.types import RunEverything
 from fastslow.llm import LLM
-from fastslow.policies.length import FixedLength
+from fastslow.policies.speculation.planner import FixedLength
 
 
-class Linear:
+class Linear(RunEverything):
     """A step takes `fixed` and as much for each row, times more with more groups."""
 
     def __init__(self, fixed: float = 0.0, draft: float | None = None) -> None:
         self.fixed, self.draft = fixed, draft
-
-    def admit(self, batch: Any, survival: Any, sizes: Any, rows: int) -> list[list[int]]:
-        return [list(range(size)) for size in sizes]
-
-    def note(self, batch: Any, step: Any) -> None:
-        """It knows already."""
 
     def seconds(self, groups: int | None, rows: int) -> float:
         return self.fixed + rows * (1.0 if groups is None else 0.5)
@@ -253,13 +248,13 @@ def test_groups_are_cut_where_that_is_allowed(tmp_path: Path) -> None:
         def seconds(self, groups: int | None, rows: int) -> float:
             return 1.0 + (4 if groups is None else groups)
 
-    core = EngineCore(model, kv_cache_for(model, 20), Each({}), meter=Groups())
+    core = EngineCore(model, kv_cache_for(model, 20), DrafterRouter({}), meter=Groups())
     for target, groups in ((10.0, None), (4.5, 2), (3.0, 1), (0.1, 0)):
         one = request(0, target=target, may_cut_groups=True)
         core.add(one)
         assert one.groups == groups
         assert bool(one.notes) == (groups is not None)
-        assert one.root == (core.prefix_root(one, groups) if one.notes else None)
+        assert one.root == (groups, 0)
     untouched = request(0, target=0.1)
     core.add(untouched)
     assert untouched.groups is None and not untouched.notes
@@ -292,7 +287,7 @@ def test_it_is_told_whether_a_target_was_kept(llm: LLM) -> None:
     kept = llm.chat("one", params, mode="fast").metrics
     assert (kept.target_ms, kept.target_kept) == (60000, True)
     missed = llm.chat("one", params, mode=Mode(latency_ms=0.001)).metrics
-    assert (missed.target_ms, missed.target_kept) == (pytest.approx(0.001), False)
+    assert missed.target_ms == pytest.approx(0.001) and missed.target_kept is False
     none = llm.chat("one", params, mode="deep").metrics
     assert (none.target_ms, none.target_kept) == (None, None)
 

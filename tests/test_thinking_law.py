@@ -68,7 +68,8 @@ def law_of(
             thinking = token == OPEN
             todo = due()
     if todo:
-        return np.eye(VOCAB)[todo[0]]
+        only_V: NDArray[np.float64] = np.eye(VOCAB)[todo[0]]
+        return only_V
     shaped = list(values)
     if thinking:
         shaped[CLOSE] += lift_at(bound, spent)

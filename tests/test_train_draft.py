@@ -170,7 +170,7 @@ def test_the_loss_is_a_cross_entropy_with_its_gradient() -> None:
     hidden = torch.randn(CHUNK + 3, 6, requires_grad=True)
     head, weight = torch.randn(9, 6), torch.rand(CHUNK + 3)
     law = torch.rand(CHUNK + 3, 9) / 9
-    loss, guesses = Guess.apply(hidden, law, head, weight)
+    loss, guesses = Guess.apply(hidden, law, head, weight)  # type: ignore[no-untyped-call]
     (grad,) = torch.autograd.grad(loss, hidden)
     plain = -(weight[:, None] * law * torch.log_softmax(hidden @ head.T, -1)).sum()
     (want,) = torch.autograd.grad(plain, hidden)
@@ -259,8 +259,8 @@ def test_stretches_of_long_prompts_are_taught(bench: Bench) -> None:
     places = set()
     for seed in range(9):
         found = list(batches([seen], 64, Shown(1.0, 50, stretches=1.0), 32, Random(seed)))
-        (taught,) = [batch for batch in found if batch.tokens == STRETCH - 1]
-        places.add(float(taught.features[0, 0, 0]))
+        (only,) = [batch for batch in found if batch.tokens == STRETCH - 1]
+        places.add(float(only.features[0, 0, 0]))
     assert len(places) > 3, "not the same rows each time"
     for share, count in ((0.0, 2), (1.0, 3)):
         shown = Shown(1.0, 50, stretches=share)

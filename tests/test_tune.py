@@ -83,7 +83,7 @@ def test_a_sample_holds_what_the_answers_say(llm: LLM, prompts: list[Conversatio
 
 
 def test_prompts_are_read_before_the_clock_runs(llm: LLM) -> None:
-    long = [[{"role": "user", "content": "A prompt of its own. " * 12}]]
+    long: list[Conversation] = [[{"role": "user", "content": "A prompt of its own. " * 12}]]
     watched: list[int] = []
     runner, answer = TuneRunner(llm, FEW), TuneRunner._answer
 
@@ -282,7 +282,7 @@ def test_tuning_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation])
         quick(llm, prompts, batch=9)
     with pytest.raises(ValueError, match="mode='dep' is unknown"):
         quick(llm, prompts, mode="dep")
-    long = [{"role": "user", "content": "word " * 600}]
+    long: Conversation = [{"role": "user", "content": "word " * 600}]
     with pytest.raises(ValueError, match="prompt 4: prompt has .* must fit the context of 512"):
         quick(llm, [*prompts[:3], long])
     with pytest.raises(ValueError, match="ended at its first token"):

@@ -56,7 +56,7 @@ def outcomes(pairs: list[Pair]) -> Outcomes:
         [p.cheap.seconds for p in pairs],
         [p.good.seconds for p in pairs],
     )
-    return Outcomes(*(np.array(column) for column in columns))  # type: ignore[arg-type]
+    return Outcomes(*(np.array(column) for column in columns))
 
 
 def test_logistic_regression_finds_what_made_the_data() -> None:

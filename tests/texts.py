@@ -14,7 +14,8 @@ from fastslow.engine.types import Ints, Rows, Segment
 
 
 def tokens_of(count: int, seed: int = 0, vocab: int = 96) -> list[int]:
-    return np.random.default_rng(seed).integers(0, vocab, count).tolist()
+    tokens: list[int] = np.random.default_rng(seed).integers(0, vocab, count).tolist()
+    return tokens
 
 
 def storage(model: Model, slots: int) -> KVStorage:

@@ -19,13 +19,13 @@ VOCAB = 320
 TOPICS = ("rain", "bread", "the <b>moon</b> & stars", "a router", "wool", "你好", "tea", "ships")
 
 
-def write_model(folder: Path) -> Path:
+def write_model(folder: Path, **fields: Any) -> Path:
     """A tiny MoGE checkpoint that never ends an answer by itself."""
     write_bpe(folder, TEMPLATE, VOCAB)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["eos_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return write_moge(folder, vocab=VOCAB, eos_token_id=None, sharded=False)
+    return write_moge(folder, vocab=VOCAB, eos_token_id=None, sharded=False, **fields)
 
 
 def write_prompts(path: Path, count: int = 8) -> Path:

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-HERE = Path(__file__).parent
-
 
 @dataclass(frozen=True)
 class Peer:
@@ -21,7 +19,7 @@ class Peer:
     `makes_files`: its first load of a format leaves files behind that later loads only read.
     """
 
-    script: str
+    adapter: str  # a module of this folder
     module: str
     formats: tuple[str, ...]
     others: tuple[str, ...] = ()
@@ -33,14 +31,14 @@ class Peer:
 # "file" is the GGUF as it is; other formats of llama.cpp and OpenVINO are rounded from it.
 PEERS = {
     "fastslow": Peer(
-        "ours.py",
+        "ours",
         "fastslow",
         ("bfloat16", "int8", "int4"),
         ("float32", "float16", "auto"),
         makes_files=True,
     ),
     "llama.cpp": Peer(
-        "llama.py",
+        "llama",
         "llama_cpp",
         ("file", "q8_0", "bf16", "f16"),
         requirements=("llama-cpp-python==0.3.36",),
@@ -49,14 +47,14 @@ PEERS = {
         makes_files=True,
     ),
     "openvino": Peer(
-        "vino.py",
+        "vino",
         "openvino_genai",
         ("file",),
         ("q8_0", "f16"),
         requirements=("openvino-genai==2026.4.1.0", "numpy"),
     ),
     "transformers": Peer(
-        "hf.py",
+        "hf",
         "transformers",
         ("bfloat16",),
         ("float32",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -9,13 +11,21 @@ QUANTIZATIONS = ("int8", "int4")
 KV8 = "+kv8"
 
 
-def options_of(format: str) -> dict[str, str]:
+class Options(TypedDict, total=False):
+    """Arguments of `LLM`."""
+
+    dtype: str
+    quantization: str
+    kv_dtype: str
+
+
+def options_of(format: str) -> Options:
     """Arguments of `LLM`: a dtype, a quantization, or neither for "auto".
 
     With "+kv8" behind it keys and values are kept in int8.
     """
     if format.endswith(KV8):
-        return options_of(format.removesuffix(KV8)) | {"kv_dtype": "int8"}
+        return {**options_of(format.removesuffix(KV8)), "kv_dtype": "int8"}
     if format in QUANTIZATIONS:
         return {"quantization": format}
     return {} if format == "auto" else {"dtype": format}

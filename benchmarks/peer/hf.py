@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 import transformers
-from child import Run, serve
-from transformers.generation.streamers import BaseStreamer
+from peer.child import Run, serve
 
 
-class Clock(BaseStreamer):
-    """Notes when tokens come; the prompt is handed over before them."""
+class Clock:
+    """A streamer that notes when tokens come; the prompt is handed over before them."""
 
     def __init__(self) -> None:
         self.times: list[float] = []

@@ -17,8 +17,8 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-from child import Run, file_of, serve
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+from peer.child import Run, file_of, serve
 
 FILE_TYPES = {
     "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
@@ -30,11 +30,13 @@ FILE_TYPES = {
 WARNING = 3  # of llama.cpp's log levels; below it, a context describes itself at length
 
 
-@llama_cpp.llama_log_callback
 def _log(level: int, text: bytes, _data: Any) -> None:
     if level >= WARNING:
         sys.stderr.buffer.write(text)
         sys.stderr.flush()
+
+
+_LOG = llama_cpp.llama_log_callback(_log)
 
 
 class Context:
@@ -80,7 +82,7 @@ class Context:
 class LlamaCpp:
     def load(self, options: dict[str, Any]) -> dict[str, Any]:
         self._options = options
-        llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
+        llama_cpp.llama_log_set(_LOG, ctypes.c_void_p(0))
         self._file = file_of(options["file"], options["format"], options["cache"])
         if not self._file.exists():
             _make(Path(options["file"]), self._file, FILE_TYPES[options["format"]])

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from child import Run, serve
-from formats import kv_dtype, options_of
+from peer.child import Run, serve
+from peer.formats import kv_dtype, options_of
 
 import fastslow
 from fastslow import LLM, SamplingParams, Speculation

@@ -21,23 +21,24 @@ class Child:
     Args:
         name: engine and format, for people.
         python: the interpreter of the engine's environment.
-        script: the adapter it runs.
+        adapter: the module of this folder that it runs.
         environment: variables on top of this process's own.
         log: where everything goes that the engine prints.
     """
 
     def __init__(
-        self, name: str, python: Path, script: Path, environment: Mapping[str, str], log: Path
+        self, name: str, python: Path, adapter: str, environment: Mapping[str, str], log: Path
     ) -> None:
         self.name = name
         self.log = log
+        paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         with log.open("wb") as printed:
             self._process = subprocess.Popen(
-                [str(python), str(script)],
+                [str(python), "-m", f"peer.{adapter}"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=printed,
-                env={**os.environ, **environment},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
             )
 
     @property

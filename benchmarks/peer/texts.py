@@ -62,8 +62,14 @@ class Encoder(Protocol):
     def encode(self, text: str, add_special: bool = True) -> list[int]: ...
 
 
-def openings(tokenizer: Encoder, count: int, length: int) -> list[list[int]]:
-    """Prompts of exactly `length` tokens that begin at different places of a story."""
+def openings(tokenizer: Encoder | None, count: int, length: int) -> list[list[int]]:
+    """Prompts of exactly `length` tokens that begin at different places of a story.
+
+    Raises:
+        ValueError: the model has no tokenizer.
+    """
+    if tokenizer is None:
+        raise ValueError("the model has no tokenizer, and prompts are texts")
     ids = tokenizer.encode(STORY, add_special=False)
     while len(ids) < 2 * length:
         ids = ids + ids

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import openvino
 import openvino_genai
-from child import Run, file_of, serve
+from peer.child import Run, file_of, serve
 
 
 class OpenVino:

@@ -14,7 +14,6 @@ from fastslow.draft.head.state import FinishedTexts, State
 from fastslow.draft.head.tree import NOWHERE, HeadChain
 from fastslow.engine.types import (
     AcceptResult,
-    Draft,
     Floats,
     Ints,
     MarginalValue,
@@ -75,14 +74,14 @@ class HeadDraft:
         self._kept = FinishedTexts(MOST_KEPT)
         self._canvas = LogitsBuffer(runner.width)
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         known = [
             (b, request, self._states[request.id])
             for b, (request, most) in enumerate(zip(batch, nodes))
             if most > 0 and self._knows(request)
         ]
         if not known:
-            return Draft.of([Tree()] * len(batch))
+            return [Tree()] * len(batch)
         grown = [
             nodes[b] if self._width > 1 or self._only_best(request) else 0
             for b, request, _ in known
@@ -103,7 +102,7 @@ class HeadDraft:
         trees = [Tree()] * len(batch)
         for (b, _, _), tree in zip(known, made):
             trees[b] = tree
-        return Draft.of(trees)
+        return trees
 
     def commit(
         self, batch: Sequence[RequestView], verdict: AcceptResult, features: Tensor | None

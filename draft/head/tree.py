@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastslow.draft.head.context import Context, DraftHead
 from fastslow.draft.head.state import RequestVocab, State
-from fastslow.draft.paths import likeliest_first
+from fastslow.draft.merge import likeliest_first
 from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.types import (
     Floats,
@@ -167,4 +167,4 @@ class HeadChain:
 
     def tree(self) -> Tree:
         probs = np.stack(self._laws) if self._laws else None
-        return Tree.chain(self.drafted, probs)._replace(scores=self._scores or None)
+        return Tree.chain(self.drafted, probs, self._scores or None)

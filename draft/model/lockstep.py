@@ -12,7 +12,7 @@ from fastslow.draft.base import Stateless
 from fastslow.draft.model.kv import DraftKV, DraftText
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
-from fastslow.engine.types import Draft, ModelOutput, RequestView, Rows, Segment, Tree
+from fastslow.engine.types import ModelOutput, RequestView, Rows, Segment, Tree
 
 READ_ROWS = 512  # of text in one forward: a long prompt is read piece by piece
 
@@ -64,7 +64,7 @@ class Lockstep(Stateless, ABC):
         self._model = model
         self._kv = kv
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         begun = [self._begin(r, n) if n > 0 else None for r, n in zip(batch, nodes)]
         runs = [run for run in begun if run is not None]
         self._read_ahead([run.text for run in runs])
@@ -72,7 +72,7 @@ class Lockstep(Stateless, ABC):
             self._step(active)
         for run in runs:
             self._kv.wrote(run.text)
-        return Draft.of([Tree() if run is None else run.tree() for run in begun])
+        return [Tree() if run is None else run.tree() for run in begun]
 
     def release(self, requests: Collection[int]) -> None:
         self._kv.release(requests)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import torch
-
+from fastslow.draft.base import Stateless
+from fastslow.draft.suffix.confidence import MatchConfidence
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import LONGEST, Earlier, OwnText, Source
-from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
-from fastslow.engine.types import AcceptResult, Draft, RequestView, Tree
+from fastslow.draft.suffix.tree import MatchRuns, grow
+from fastslow.engine.types import RequestView, Tree
 
 LEAST = 0.2  # lower drafts more and errs more: for models whose rows cost next to nothing
 SPARE = 32  # tokens looked ahead beyond a draft, so that a run serves several steps
@@ -25,7 +25,7 @@ class _SuffixText:
         self.read = len(request.tokens)  # tokens that `runs` know of
 
 
-class SuffixDraft:
+class SuffixDraft(Stateless):
     """Chosen trees of what followed the longest match of the text's end (suffix decoding; Oliaro et
     al. 2024, "SuffixDecoding", after Saxena 2023, "Prompt lookup decoding").
 
@@ -43,8 +43,6 @@ class SuffixDraft:
         ValueError: `least` is outside 0..1.
     """
 
-    features: tuple[int, ...] = ()
-
     def __init__(
         self, corpus: Corpus | None = None, earlier: Earlier | None = None, least: float = LEAST
     ) -> None:
@@ -53,16 +51,11 @@ class SuffixDraft:
         self._earlier = earlier
         self._shared: list[Source] = [s for s in (earlier, corpus) if s is not None]
         self._least = least
-        self._trust = MatchConfidence()
+        self._confidence = MatchConfidence()
         self._texts: dict[int, _SuffixText] = {}
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
-        return Draft.of([self._tree(request, n) for request, n in zip(batch, nodes)])
-
-    def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
-    ) -> None:
-        """Nothing to do: what came is read from the text when it is drafted for again."""
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return [self._tree(request, n) for request, n in zip(batch, nodes)]
 
     def release(self, requests: Collection[int]) -> None:
         for number in requests:
@@ -80,12 +73,12 @@ class SuffixDraft:
             return Tree()
         tokens = request.tokens
         if len(tokens) > text.read:
-            text.runs.follow(tokens[text.read :], self._trust)
+            text.runs.follow(tokens[text.read :], self._confidence)
             text.read = len(tokens)
         text.own.read(tokens)  # in each step a little: no step pays for many
         if not text.runs.last(nodes):
             text.runs = MatchRuns([text.own, *self._shared], tokens[-LONGEST:], nodes + SPARE)
-        return grow(text.runs, self._trust, nodes, self._least)
+        return grow(text.runs, self._confidence, nodes, self._least)
 
 
 def _worth_keeping(request: RequestView) -> bool:

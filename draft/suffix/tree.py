@@ -5,37 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 
-from fastslow.draft.suffix.sources import LONGEST, Source
+from fastslow.draft.suffix.confidence import MatchConfidence
+from fastslow.draft.suffix.sources import Source
 from fastslow.engine.types import Tree
-
-WEIGHT = 8.0  # the prior counts as much as this many tokens that were seen
-MEMORY = 512.0  # tokens after which older ones count half
-
-
-class MatchConfidence:
-    """For each length of a match, the share of next tokens that followed one of its runs.
-
-    It starts at length / (length + 1.5): a longer match errs less.
-    """
-
-    def __init__(self) -> None:
-        self._seen = [WEIGHT] * (LONGEST + 1)
-        self._right = [WEIGHT * n / (n + 1.5) for n in range(LONGEST + 1)]
-
-    def of(self, length: int) -> float:
-        """The share, in 0..1, for a match of `length` tokens."""
-        length = min(length, LONGEST)
-        return self._right[length] / self._seen[length]
-
-    def learn(self, length: int, right: bool) -> None:
-        """The token after a match of `length` tokens was, or was not, among what followed it."""
-        length = min(length, LONGEST)
-        self._seen[length] += 1
-        self._right[length] += right
-        if self._seen[length] > MEMORY:
-            self._seen[length] /= 2
-            self._right[length] /= 2
-
 
 FEW = 4  # runs left of a sample, below which all of them are worth a new search
 
@@ -66,13 +38,13 @@ class MatchRuns:
                 self.runs += [run for run in found.runs if run]
                 self._whole = self._whole and found.whole
 
-    def follow(self, tokens: list[int], trust: MatchConfidence) -> None:
-        """These tokens came: keep the runs that said so, and let `trust` know."""
+    def follow(self, tokens: list[int], confidence: MatchConfidence) -> None:
+        """These tokens came: keep the runs that said so, and let `confidence` know."""
         for token in tokens:
             going = [run for run in self.runs if len(run) > self.at]
             self.runs = [run for run in going if run[self.at] == token]
             if going:
-                trust.learn(self.length + self.at, bool(self.runs))
+                confidence.learn(self.length + self.at, bool(self.runs))
             self.at += 1
             if not self.runs:
                 return
@@ -83,11 +55,11 @@ class MatchRuns:
         return enough and any(len(run) >= self.at + nodes for run in self.runs)
 
 
-def grow(runs: MatchRuns, trust: MatchConfidence, nodes: int, least: float) -> Tree:
+def grow(runs: MatchRuns, confidence: MatchConfidence, nodes: int, least: float) -> Tree:
     """The best nodes first, parents before children.
 
     A node's score is its parent's, times the share of the parent's runs that go its way, times the
-    trust in a match as long as it would be by then (as in Oliaro et al. 2024, "SuffixDecoding",
+    confidence in a match as long as it would be by then (as in Oliaro et al. 2024, "SuffixDecoding",
     where the share alone counts).
 
     Args:
@@ -102,7 +74,7 @@ def grow(runs: MatchRuns, trust: MatchConfidence, nodes: int, least: float) -> T
 
     def push(members: Sequence[Sequence[int]], depth: int, parent: int, score: float) -> None:
         nonlocal made
-        whole = score * trust.of(runs.length + depth) / len(members)
+        whole = score * confidence.of(runs.length + depth) / len(members)
         for token, group in _by_token(members, depth):
             if whole * len(group) >= least:
                 heappush(heap, (-whole * len(group), made, parent, token, group))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
-
-import numpy as np
-import torch
+from collections.abc import Sequence
 
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget
 from fastslow.engine.core.layout import lay_rows
@@ -21,11 +18,10 @@ from fastslow.engine.core.target_probs import (
 )
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
-from fastslow.engine.reader import Reader
 from fastslow.engine.sampling.accept.accept import accept
 from fastslow.engine.sampling.rng import Purpose, stream
 from fastslow.engine.sampling.stop import Reason
-from fastslow.engine.types import AcceptResult, Draft, Drafter, StepCostModel, Stepped
+from fastslow.engine.types import AcceptResult, Drafter, RunEverything, StepCostModel, Stepped, Tree
 
 
 class EngineCore:
@@ -37,7 +33,7 @@ class EngineCore:
         drafter: proposes for the whole batch.
         prompt_rows: most rows of text in a step, all requests together (chunked prefill).
         max_running: most requests in a step.
-        meter: cuts drafts to what pays over the whole batch; None runs all that is proposed.
+        meter: cuts drafts to what pays over the whole batch; `RunEverything` if None.
     """
 
     def __init__(
@@ -49,11 +45,11 @@ class EngineCore:
         max_running: int = 64,
         meter: StepCostModel | None = None,
     ) -> None:
-        self.meter = meter
+        self.meter = meter or RunEverything()
         self.model = model
         self.kv = kv
         self.drafter = drafter
-        self.scheduler = Scheduler(kv, prompt_rows, max_running, LatencyBudget(meter))
+        self.scheduler = Scheduler(kv, prompt_rows, max_running, LatencyBudget(self.meter))
 
     @property
     def idle(self) -> bool:
@@ -67,21 +63,23 @@ class EngineCore:
 
     def step(self) -> None:
         """One forward for every request that runs: prompt chunks, last tokens and draft nodes."""
-        work, ready, nodes = self._plan(self.scheduler.next())
+        work = self.scheduler.next()
         if not work:
             return
+        ready = [item.request for item in work if item.ready]
+        nodes = [self._nodes(request, len(ready)) for request in ready]
         started = time.perf_counter()
-        draft = self.drafter.propose(ready, nodes)
-        _check_room(draft, nodes)
-        draft = self._admitted(work, ready, draft)
+        trees = self.drafter.propose(ready, nodes)
+        _check_room(trees, nodes)
+        trees = self._admitted(work, ready, trees)
         drafted = time.perf_counter()
         read = self._wanted(work)
-        layout = lay_rows(work, draft, self.kv, read)
+        layout = lay_rows(work, trees, self.kv, read)
         out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
         verified = time.perf_counter()
-        target = target_probs(ready, draft, layout, out)
+        target = target_probs(ready, trees, layout, out)
         verdict = accept(
-            draft,
+            trees,
             target,
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
             [request.rule for request in ready],
@@ -89,10 +87,12 @@ class EngineCore:
         said = cut_where_unsure(ready, layout, verdict, out.logits)
         _truncate(ready, verdict)
         note_logprobs(work, ready, layout, verdict, out.logits)
-        self._commit(work, ready, draft, verdict)
-        self._show(work, read, read_features(out, layout))
+        self._commit(work, ready, trees, verdict)
+        shown = read_features(out, layout)
+        if shown is not None:
+            self.drafter.read([request for request, _ in work], read, shown)
         self.drafter.commit(ready, verdict, committed_features(out, layout, verdict))
-        if self.meter is not None and ready:
+        if ready:
             made = sum(map(len, verdict.tokens))
             pure = all(item.ready for item in work) and all(chunk == 1 for _, chunk in work)
             seconds = time.perf_counter() - drafted
@@ -116,84 +116,49 @@ class EngineCore:
             for request in requests:
                 request.tell()
 
-    def prefix_root(self, request: Request, groups: int | None) -> Hashable:
-        """What besides the tokens decides a request's KV: its groups, and a rotary base that moves."""
-        scaling = self.model.config.rope_scaling
-        moves = scaling is not None and scaling.kind == "dynamic"
-        return (groups, request.reach if moves else 0)
-
     def _cut_groups(self, request: Request, target: float) -> None:
         """Fewer groups where its own would miss the target beside what runs now: lossy."""
         own = self.model.config.groups if request.groups is None else request.groups
-        rows = self.scheduler.load.running + 1
+        rows = len(self.scheduler.running) + 1
         for groups in dict.fromkeys((own, own // 2, own // 4, 0)):
             asked = request.groups if groups == own else groups
-            if self.meter is None or self.meter.seconds(asked, rows) <= SHARE * target:
+            if self.meter.seconds(asked, rows) <= SHARE * target:
                 break
         if asked != request.groups:
             request.groups = asked
-            request.root = self.prefix_root(request, asked)
             request.notes.append(f"{asked} of {own} groups to keep {1000 * target:g} ms (lossy)")
 
-    def _plan(
-        self, work: list[ScheduledChunk]
-    ) -> tuple[list[ScheduledChunk], list[Request], list[int]]:
-        kept: list[ScheduledChunk] = []
-        ready: list[Request] = []
-        nodes: list[int] = []
-        load, allowance = self.scheduler.load, self.scheduler.allowance
-        among = sum(item.ready for item in work)
-        for item in work:
-            request = item.request
-            plan = request.policy.plan(request, load)
-            if plan.groups != request.groups:
-                root = self.prefix_root(request, plan.groups)
-                self.scheduler.restart(request, plan.groups, root)
-                continue
-            kept.append(item)
-            if item.ready:
-                ready.append(request)
-                wish = allowance.nodes(request, plan.nodes, among)
-                nodes.append(self.scheduler.room(request, wish))
-        return kept, ready, nodes
+    def _nodes(self, request: Request, among: int) -> int:
+        """How many nodes a request may draft, pages reserved; `among` requests draft in this step."""
+        wish = request.policy.plan(request, len(self.scheduler.running))
+        return self.scheduler.room(request, self.scheduler.allowance.nodes(request, wish, among))
 
     def _admitted(
-        self, work: Sequence[ScheduledChunk], ready: Sequence[Request], draft: Draft
-    ) -> Draft:
+        self, work: Sequence[ScheduledChunk], ready: Sequence[Request], trees: list[Tree]
+    ) -> list[Tree]:
         """The part of the drafts that is worth running."""
-        if self.meter is None or not len(draft.tokens):
-            return draft
-        trees = [draft.tree(b) for b in range(len(ready))]
+        if not any(tree.tokens for tree in trees):
+            return trees
         survival = [r.policy.survival(tree) if tree.tokens else () for r, tree in zip(ready, trees)]
         if not any(survival):  # all of fixed length
-            return draft
+            return trees
         rows = sum(chunk for _, chunk in work)
         kept = self.meter.admit(ready, survival, [len(tree.tokens) for tree in trees], rows)
-        cut = 0
         for request, tree, nodes in zip(ready, trees, kept, strict=True):
             request.tally.cut += len(tree.tokens) - len(nodes)
-            cut += len(tree.tokens) - len(nodes)
-        return Draft.of([t.only(nodes) for t, nodes in zip(trees, kept)]) if cut else draft
+        return [tree.only(nodes) for tree, nodes in zip(trees, kept)]
 
     def _wanted(self, work: Sequence[ScheduledChunk]) -> list[range]:
         """Positions of text that this step reads, besides last ones, and that the drafter wants to see."""
         rows = [range(r.computed, r.computed + chunk) for r, chunk in work]
         rows = [some[:-1] if item.ready else some for item, some in zip(work, rows)]
-        if not any(rows) or not isinstance(self.drafter, Reader):
-            return [range(0)] * len(work)
-        return self.drafter.wants([request for request, _ in work], rows)
-
-    def _show(
-        self, work: Sequence[ScheduledChunk], read: Sequence[range], features: torch.Tensor | None
-    ) -> None:
-        if features is not None and isinstance(self.drafter, Reader):
-            self.drafter.read([request for request, _ in work], read, features)
+        return self.drafter.wants([r for r, _ in work], rows) if any(rows) else rows
 
     def _commit(
         self,
         work: Sequence[ScheduledChunk],
         ready: Sequence[Request],
-        draft: Draft,
+        trees: Sequence[Tree],
         verdict: AcceptResult,
     ) -> None:
         now = time.monotonic()
@@ -201,14 +166,13 @@ class EngineCore:
             if chunk < request.pending:
                 request.computed += chunk
                 self.kv.advance(request.id, request.computed, request.tokens)
-        for b, request in enumerate(ready):
-            tree, path = draft.tree(b), verdict.paths[b]
+        for request, tree, path, tokens in zip(ready, trees, verdict.paths, verdict.tokens):
             base = len(request.tokens)
-            request.tokens.extend(verdict.tokens[b])
+            request.tokens.extend(tokens)
             request.computed = base + len(path)
             self.kv.commit(request.id, base, path, request.tokens)
             request.policy.record(tree, path)
-            request.tally.add(len(tree.tokens), _depth(tree.parents), len(path))
+            request.tally.add(len(tree.tokens), max(tree.depths, default=0), len(path))
             request.tally.first_token = request.tally.first_token or now
             request.tally.last_token = now
 
@@ -232,8 +196,7 @@ class EngineCore:
                 request.kept = KVHistory(request.groups, request.computed)
                 request.groups = escape.groups
             elif escape.groups != request.groups:
-                root = self.prefix_root(request, escape.groups)
-                self.scheduler.restart(request, escape.groups, root)
+                self.scheduler.restart(request, escape.groups)
 
     def _tell(self, ready: Sequence[Request]) -> None:
         done = [r for r in ready if r.done]
@@ -263,14 +226,7 @@ def _truncate(ready: Sequence[Request], verdict: AcceptResult) -> None:
         verdict.paths[b] = verdict.paths[b][: max(0, kept - 1)]
 
 
-def _check_room(draft: Draft, nodes: Sequence[int]) -> None:
-    drafted = np.diff(draft.starts)
-    if len(drafted) != len(nodes) or bool((drafted > np.array(nodes, dtype=np.int64)).any()):
-        raise ValueError(f"the drafter proposed {drafted.tolist()} nodes where {list(nodes)} fit")
-
-
-def _depth(parents: Sequence[int]) -> int:
-    depths: list[int] = []
-    for parent in parents:
-        depths.append(1 if parent < 0 else depths[parent] + 1)
-    return max(depths, default=0)
+def _check_room(trees: Sequence[Tree], nodes: Sequence[int]) -> None:
+    drafted = [len(tree.tokens) for tree in trees]
+    if len(drafted) != len(nodes) or any(size > most for size, most in zip(drafted, nodes)):
+        raise ValueError(f"the drafter proposed {drafted} nodes where {list(nodes)} fit")

@@ -20,7 +20,7 @@ LEAST = 16  # rows of a prompt that are read in such a turn
 class LatencyBudget:
     """The rows that still fit into the step that is being put together.
 
-    Without a target anywhere, and without a meter, everything fits. After a request with a target
+    Without a target anywhere everything fits. After a request with a target
     steps stay short for a while: the next one may come in the middle of a step.
 
     Args:
@@ -28,9 +28,7 @@ class LatencyBudget:
         clock: in seconds.
     """
 
-    def __init__(
-        self, meter: StepCostModel | None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, meter: StepCostModel, clock: Callable[[], float] = time.monotonic) -> None:
         self._meter = meter
         self._clock = clock
         self._last: tuple[float, float] | None = None  # the latest target, and when it was seen
@@ -47,8 +45,6 @@ class LatencyBudget:
     def begin(self, requests: Iterable[Request]) -> None:
         """A new step; `requests`: all that run or wait."""
         self._rows, self._groups, self._seconds, self._forced = 0, 0, None, False
-        if self._meter is None:
-            return
         targets = [r.target for r in requests if r.target is not None]
         now = self._clock()
         if targets:
@@ -63,7 +59,7 @@ class LatencyBudget:
 
     def rows(self, request: Request) -> int:
         """How many of a request's rows still fit; it may be none."""
-        if self._seconds is None or self._meter is None:
+        if self._seconds is None:
             return WIDEST
         groups, meter, limit = _more(self._groups, request.here), self._meter, self._seconds
         most = bisect_right(range(1, WIDEST + 1), limit, key=lambda n: meter.seconds(groups, n))
@@ -86,7 +82,7 @@ class LatencyBudget:
     def nodes(self, request: Request, nodes: int, among: int) -> int:
         """How much of a draft's budget fits, where `among` requests share what is left. The draft of
         a request with a target is cut only where its mode allows that."""
-        if self._seconds is None or self._meter is None or nodes == 0:
+        if self._seconds is None or nodes == 0:
             return nodes
         if request.target is not None and not request.may_cut_draft:
             return nodes

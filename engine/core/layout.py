@@ -9,7 +9,7 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.sampling.probs import only_best
-from fastslow.engine.types import Draft, Rows, Segment, Tree
+from fastslow.engine.types import Rows, Segment, Tree
 
 
 @dataclass(slots=True)
@@ -33,13 +33,16 @@ class StepLayout:
 
 
 def lay_rows(
-    work: Sequence[ScheduledChunk], draft: Draft, kv: KVCache, read: Sequence[range] | None = None
+    work: Sequence[ScheduledChunk],
+    trees: Sequence[Tree],
+    kv: KVCache,
+    read: Sequence[range] | None = None,
 ) -> StepLayout:
     """Prompt chunks, last tokens and draft nodes of all requests, as one run of rows.
 
     Args:
-        work: this step's requests; the ready ones own the trees of `draft`, in the same order.
-        draft: one tree for each ready request.
+        work: this step's requests.
+        trees: one for each ready request, in the same order.
         kv: pages for all of it are reserved.
         read: positions of each work item's text that somebody wants to see; None = nobody does.
     """
@@ -52,7 +55,7 @@ def lay_rows(
     for item, positions in zip(work, read or [range(0)] * len(work), strict=True):
         request, chunk = item
         ready = item.ready
-        tree = draft.tree(len(verify_logits)) if ready else Tree()
+        tree = trees[len(verify_logits)] if ready else Tree()
         predicted = _predicted(request, chunk)
         outputs = [position - request.computed for position, _ in predicted]
         prompt_logits.append((logits, [token for _, token in predicted]))
@@ -85,13 +88,10 @@ def _segment(
     request, chunk = item
     computed = request.computed
     fresh = request.tokens[computed : computed + chunk]
-    depths: list[int] = []
-    for parent in tree.parents:
-        depths.append(1 if parent < 0 else depths[parent] + 1)
     last = len(request.tokens) - 1
     return Segment(
         tokens=[*fresh, *tree.tokens],
-        positions=[*range(computed, computed + chunk), *(last + depth for depth in depths)],
+        positions=[*range(computed, computed + chunk), *(last + depth for depth in tree.depths)],
         parents=[*range(-1, chunk - 1), *(chunk + parent for parent in tree.parents)],
         slots=kv.slots(request.id, computed, computed + chunk + len(tree.tokens)),
         context=kv.slots(request.id, 0, computed),

@@ -13,6 +13,8 @@ from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.types import Policy
 
+Listener = Callable[["Request"], None]
+
 
 @dataclass(slots=True)
 class Tally:
@@ -86,18 +88,18 @@ class Request:
     groups: int | None
     seed: int
     reach: int  # the longest text whose rows may run: all that it may become but the last token
+    dynamic_rope: bool = False  # its rotary base depends on that length
     end_ids: frozenset[int] = frozenset()
     rule: Rule = tokenwise
     reproducible: bool = False
     scored: bool = False  # its rule wants the law behind a certain token
     thinking: Thinking | None = None  # of a model that has thinking tags
-    root: Hashable = None  # prefix-cache key: whatever besides the tokens changes the KV
     computed: int = 0
     tally: Tally = field(default_factory=Tally)
     logprobs: list[dict[int, float]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     error: BaseException | None = None
-    listener: Callable[[Request], None] | None = None  # called when there is news
+    listener: Listener | None = None  # called when there is news
     target: float | None = None  # seconds to the first token, and for each later one
     may_cut_draft: bool = True  # where a target would be missed
     may_cut_groups: bool = False
@@ -112,6 +114,12 @@ class Request:
         """Groups of the next row."""
         early = self.kept is not None and self.computed < self.kept.length
         return self.kept.groups if early and self.kept is not None else self.groups
+
+    @property
+    def root(self) -> Hashable:
+        """Prefix-cache key: whatever besides the tokens changes the KV of its first rows."""
+        groups = self.groups if self.kept is None else self.kept.groups
+        return groups, self.reach if self.dynamic_rope else 0
 
     @property
     def together(self) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from fastslow.engine.core.latency_budget import PATIENCE, LatencyBudget
 from fastslow.engine.core.request import Request
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.types import Load
 
 
 class ScheduledChunk(NamedTuple):
@@ -43,22 +42,14 @@ class Scheduler:
     """
 
     def __init__(
-        self,
-        kv: KVCache,
-        prompt_rows: int,
-        max_running: int,
-        allowance: LatencyBudget | None = None,
+        self, kv: KVCache, prompt_rows: int, max_running: int, allowance: LatencyBudget
     ) -> None:
-        self.allowance = LatencyBudget(None) if allowance is None else allowance
+        self.allowance = allowance
         self._kv = kv
         self._prompt_rows = prompt_rows
         self._max_running = max_running
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first
-
-    @property
-    def load(self) -> Load:
-        return Load(len(self.running), len(self.waiting))
 
     @property
     def busy(self) -> float:
@@ -94,11 +85,10 @@ class Scheduler:
             nodes = min(nodes, self._kv.room(request.id) - len(request.tokens))
         return nodes
 
-    def restart(self, request: Request, groups: int | None, root: Hashable) -> None:
+    def restart(self, request: Request, groups: int | None) -> None:
         """A mode switch: the text is computed again under other groups (exact)."""
         self._preempt(request)
         request.groups = groups
-        request.root = root
         request.kept = None
 
     def remove(self, request: Request) -> None:

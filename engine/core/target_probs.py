@@ -16,32 +16,30 @@ from fastslow.engine.sampling.probs import (
     probs_at,
     scored_probs_at,
 )
-from fastslow.engine.types import AcceptResult, Draft, Floats, ModelOutput, OneHot, Tree
+from fastslow.engine.types import AcceptResult, Floats, ModelOutput, OneHot, Tree
 
 
 def target_probs(
-    ready: Sequence[Request], draft: Draft, layout: StepLayout, out: ModelOutput
-) -> list[Floats | OneHot]:
-    """The target law after each last token and each node: N+B of them, f32 [V] or one token."""
-    laws: list[Floats | OneHot] = []
+    ready: Sequence[Request], trees: Sequence[Tree], layout: StepLayout, out: ModelOutput
+) -> list[list[Floats | OneHot]]:
+    """Each request's target laws: after its last token, then after each node of its tree."""
+    found: list[list[Floats | OneHot]] = []
     best = out.best.tolist()
-    for b, request in enumerate(ready):
-        first, size = layout.verify_logits[b], int(draft.starts[b + 1] - draft.starts[b]) + 1
-        paths = _paths(draft.tree(b))
+    for request, tree, first in zip(ready, trees, layout.verify_logits, strict=True):
+        paths = _paths(tree)
         if layout.rows.only_best[first]:
-            tokens = best[first : first + size]
+            tokens = best[first : first + len(paths)]
             if min(tokens) < 0:
                 request.error = FloatingPointError("the model's logits are not finite numbers")
-            laws += [one_hot(max(x, 0), request, path) for x, path in zip(tokens, paths)]
+            found.append([one_hot(max(x, 0), request, path) for x, path in zip(tokens, paths)])
             continue
-        rows = out.logits[first:]
+        rows, law = out.logits[first:], scored_probs_at if request.scored else probs_at
         try:
-            law = scored_probs_at if request.scored else probs_at
-            laws += [law(rows[i], request, path) for i, path in enumerate(paths)]
+            found.append([law(rows[i], request, path) for i, path in enumerate(paths)])
         except FloatingPointError as error:
             request.error = error  # this request ends; its neighbours go on
-            laws += [OneHot(0)] * (int(draft.starts[b]) + b + size - len(laws))
-    return laws
+            found.append([OneHot(0)] * len(paths))
+    return found
 
 
 def _paths(tree: Tree) -> list[list[int]]:

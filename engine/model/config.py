@@ -171,6 +171,11 @@ class ModelConfig:
             )
 
     @property
+    def dynamic_rope(self) -> bool:
+        """Whether a row depends on the longest text that its request may become."""
+        return self.rope_scaling is not None and self.rope_scaling.kind == "dynamic"
+
+    @property
     def context(self) -> int:
         """The longest text in tokens; linear and dynamic scaling multiply max_positions."""
         scaling = self.rope_scaling

@@ -52,8 +52,7 @@ def rotation(
     positions and reach: int64 [T], per row. The first half of the sines is negated, so that a
     rotation is `x * cos + roll(x, head_dim / 2) * sin` (half-split "rotate_half").
     """
-    kinds = config.rope_scaling is not None and config.rope_scaling.kind == "dynamic"
-    reaches = reach.tolist() if kinds else [0]
+    reaches = reach.tolist() if config.dynamic_rope else [0]
     frequencies = torch.stack([inverse_frequencies(config, r) for r in reaches]).to(device, dtype)
     angles = torch.from_numpy(positions).to(device, dtype)[:, None] * frequencies
     cos, sin = angles.cos(), angles.sin()

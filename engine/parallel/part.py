@@ -68,9 +68,7 @@ class Part:
         self._traffic = Traffic()
         ranks = torch.arange(place.parallel.ranks).view(place.homes, place.attention)
         patience = timedelta(seconds=place.parallel.timeout)
-        home, _ = dist.new_subgroups_by_enumeration(  # type: ignore[no-untyped-call]
-            ranks.tolist(), timeout=patience
-        )
+        home, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=patience)
         everyone = Collectives(dist.group.WORLD, place.parallel.ranks, self._traffic)
         checkpoint = Checkpoint.open(folder, place.config)
         with part_reader(checkpoint, place, progress) as read:

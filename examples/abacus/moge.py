@@ -128,8 +128,9 @@ class Attention(nn.Module):
         )
         q, k = _turn(q, cos, sin), _turn(k, cos, sin)
         k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.o_proj(out.transpose(1, 2).reshape(b, l, -1))
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out: Tensor = self.o_proj(heads.transpose(1, 2).reshape(b, l, -1))
+        return out
 
 
 class Mlp(nn.Module):
@@ -139,7 +140,8 @@ class Mlp(nn.Module):
         self.down_proj = Linear(width, hidden, scale=(2 * layers) ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class Moge(nn.Module):
@@ -189,7 +191,9 @@ class Layer(nn.Module):
         super().__init__()
         self.input_layernorm, self.post_attention_layernorm = Norm(shape.hidden), Norm(shape.hidden)
         self.self_attn = Attention(shape)
-        self.mlp = Moge(shape) if shape.groups else Mlp(shape.hidden, shape.shared, shape.layers)
+        self.mlp: Moge | Mlp = (
+            Moge(shape) if shape.groups else Mlp(shape.hidden, shape.shared, shape.layers)
+        )
 
 
 class Decoder(nn.Module):
@@ -213,6 +217,7 @@ class Decoder(nn.Module):
         x = F.embedding(batch.tokens, _rounded(self.embed_tokens))
         uneven = x.new_zeros(())
         for layer in self.layers:
+            assert isinstance(layer, Layer)
             x = x + layer.self_attn(layer.input_layernorm(x), cos, sin, mask)
             inner = layer.post_attention_layernorm(x)
             if self.shape.groups:

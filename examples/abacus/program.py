@@ -25,7 +25,8 @@ def program(rng: Random, size: int) -> Task:
 
 def _straight(rng: Random, size: int) -> Task:
     state: dict[str, int] = {}
-    code, steps = [], ""
+    code: list[str] = []
+    steps = ""
     names = rng.sample(NAMES, 3)
     for name in names[: 1 if size == 1 else rng.randint(1, 2)]:
         steps += _assign(rng, state, name, size, code)

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ def run_ranks(work: Callable[[Rank], None], count: int) -> None:
         return
     with TemporaryDirectory() as folder:
         arguments = (work, count, Path(folder) / "store")
-        ranks = torch.multiprocessing.spawn(_join, arguments, nprocs=count, join=False, daemon=True)
+        ranks = spawn(_join, arguments, nprocs=count, join=False, daemon=True)
         done = False
         while not done:
             with suppress(KeyboardInterrupt):  # rank 0 has it too, and keeps what there is

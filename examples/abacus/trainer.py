@@ -186,7 +186,8 @@ class Trainer:
         batch = Packed(*(torch.cat(parts)[:, :stop] for parts in zip(*rows, strict=True)))
         logits, _ = self.model(batch)
         right = (logits.argmax(-1) == batch.targets) | (batch.targets < 0)
-        return right.all(1).tolist()
+        judged: list[bool] = right.all(1).tolist()
+        return judged
 
     def keep(self, folder: Path) -> None:
         """Weights, their average, the optimizers' state and how far it is."""

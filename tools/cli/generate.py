@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -62,16 +61,11 @@ def generate(
 
 def _record(answer: StreamedAnswer, output: Output | None) -> dict[str, Any]:
     """What is known of an answer, for programs; without `output` it was interrupted."""
-    record: dict[str, Any] = {
+    if output is not None:
+        return {"prompt_tokens": len(output.prompt_token_ids), **output.choices[0].to_dict()}
+    return {
         "text": answer.text,
         "reasoning": answer.reasoning,
         "token_ids": answer.token_ids,
         "finish_reason": "cancelled",
     }
-    if output is not None:
-        metrics = output.metrics
-        derived = ("tokens_per_step", "tokens_per_second", "mean_accepted")
-        record["finish_reason"] = output.finish_reason
-        record["stop_reason"] = output.stop_reason
-        record["metrics"] = {**asdict(metrics), **{n: getattr(metrics, n) for n in derived}}
-    return record

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastslow.engine.backends.cpu.library import kernels
+from fastslow.engine.backends.cpu.library import available, kernels
 from fastslow.engine.params import nearest
 
 GIB = 2**30
@@ -99,7 +99,7 @@ def probe(threads: int | None = None) -> Device:
 def _bandwidth(threads: int) -> float:
     """Bytes per second, by the kernels' own reader where they are built, else by numpy sums."""
     block = np.ones(READ // 8, dtype=np.int64)
-    library = kernels()
+    library = kernels() if available() else None
     if library is None:
         return _best(lambda: block.sum(), block.nbytes)
     read = library.fs_read_bandwidth

@@ -27,7 +27,7 @@ def grouped(logits_LTE: Tensor, gate: RouterWeights) -> Ints:
     if gate.groups == 1:
         return ungrouped(logits_LTE, gate)
     size = gate.experts // gate.groups
-    best = logits_LTE.unflatten(-1, (gate.groups, size)).argmax(-1)  # type: ignore[no-untyped-call]
+    best = logits_LTE.unflatten(-1, (gate.groups, size)).argmax(-1)
     experts: Ints = (best + torch.arange(0, gate.experts, size)).numpy()
     return experts
 

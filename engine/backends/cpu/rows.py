@@ -21,15 +21,13 @@ class Rotary:
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
-        scaling = config.rope_scaling
-        self._moves = scaling is not None and scaling.kind == "dynamic"
         self._cos: Floats = np.empty((0, config.head_dim // 2), dtype=np.float32)
         self._sin = self._cos
 
     def at(self, rows: Rows) -> tuple[Floats, Floats]:
         """float32 [T, head_dim / 2] each."""
         positions = rows.positions
-        if self._moves:  # the base depends on how long a request may become
+        if self._config.dynamic_rope:  # the base depends on how long a request may become
             return self._computed(positions, np.repeat(rows.reach, np.diff(rows.starts)))
         most = int(positions.max()) + 1
         if most > len(self._cos):

@@ -9,27 +9,25 @@ import numpy as np
 
 from fastslow.engine.sampling.accept.block import block
 from fastslow.engine.sampling.accept.lossy import LossyTypical
-from fastslow.engine.sampling.accept.rule import Rule
+from fastslow.engine.sampling.accept.rule import Rule, TargetProbsAt
 from fastslow.engine.sampling.accept.token import follow_target, tokenwise
-from fastslow.engine.types import AcceptResult, Draft, Floats, OneHot
+from fastslow.engine.types import AcceptResult, Tree
 
 RngAt = Callable[[int, int], np.random.Generator]
 """(request in the batch, accepted tokens so far) -> the uniform stream of that place."""
 
 
 def accept(
-    draft: Draft,
-    target: Sequence[Floats | OneHot],
+    trees: Sequence[Tree],
+    target: Sequence[TargetProbsAt],
     noise: RngAt,
     rules: Sequence[Rule] | None = None,
 ) -> AcceptResult:
     """Verify every request's tree.
 
     Args:
-        draft: the proposed forest.
-        target: N+B laws, f32 [V] or the one token that is certain; request b owns those from
-            starts[b]+b on: the first is the law after its last committed token, then one law after
-            each of its nodes.
+        trees: one for each request.
+        target: for each request the law after its last committed token, then one after each node.
         noise: where the uniform draws come from, where there is something to draw.
         rules: one per request; None = token by token for all.
 
@@ -39,15 +37,12 @@ def accept(
     Raises:
         ValueError: there are more or fewer rules than requests.
     """
-    requests = len(draft.starts) - 1
-    if rules is not None and len(rules) != requests:
-        raise ValueError(f"rules has {len(rules)} entries, and the batch has {requests} requests")
+    if rules is not None and len(rules) != len(trees):
+        raise ValueError(f"rules has {len(rules)} entries, and the batch has {len(trees)} requests")
     verdict = AcceptResult()
-    for b in range(requests):
-        tree = draft.tree(b)
-        first = int(draft.starts[b]) + b
+    for b, (tree, laws) in enumerate(zip(trees, target, strict=True)):
         rule = tokenwise if rules is None else rules[b]
-        path, last = rule(tree, target[first : first + 1 + len(tree.tokens)], partial(noise, b))
+        path, last = rule(tree, laws, partial(noise, b))
         verdict.paths.append(path)
         verdict.tokens.append([int(tree.tokens[i]) for i in path] + [last])
     return verdict

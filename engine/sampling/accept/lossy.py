@@ -118,18 +118,17 @@ class LossyStepwise:
         """The longest path of kept steps; of several the first."""
         inner = set(tree.parents)
         nodes = [_StepNode(0.0, 0, True)]
-        depths, best, deepest = [0], -1, 0
-        for i, (x, parent) in enumerate(zip(tree.tokens, tree.parents)):
+        best, deepest = -1, 0
+        for i, (x, parent, depth) in enumerate(zip(tree.tokens, tree.parents, tree.depths)):
             above = nodes[parent + 1]
             p = probability(laws[parent + 1], x)
             total = above.total + math.log(p) if p > 0.0 else -math.inf
             node = _StepNode(total, above.size + 1, above.alive)
-            depths.append(depths[parent + 1] + 1)
             if x in self.ends or i not in inner:
                 kept = node.alive and math.exp(node.total / node.size) >= self.least
                 node = _StepNode(0.0, 0, kept)
-                if kept and depths[-1] > deepest:
-                    best, deepest = i, depths[-1]
+                if kept and depth > deepest:
+                    best, deepest = i, depth
             nodes.append(node)
         path: list[int] = []
         while best >= 0:

@@ -1,17 +1,41 @@
-"""The trees of several drafters as one: where they agree a node is surer, where not it branches."""
+"""The trees of several drafters as one, and in which order the nodes of a tree are laid out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from fastslow.draft.paths import likeliest_first
 from fastslow.engine.types import Tree
 
 SIDES = 8  # drafters that are told apart
 
 
-def graft(trees: Sequence[tuple[int, Tree]], nodes: int) -> Tree:
-    """One tree of the likeliest nodes of all.
+def likeliest_first(
+    parents: Sequence[int], scores: Sequence[float], nodes: Iterable[int]
+) -> list[int]:
+    """The likeliest path first, then what branches off its end: rows of a path that is accepted then
+    mostly stand where they should.
+
+    Args:
+        parents: of all nodes; -1 is none.
+        scores: of all nodes; a parent's is never below its child's.
+        nodes: those to be laid out, and every one's parent.
+    """
+    children: dict[int, list[int]] = {-1: []}
+    order = sorted(nodes, key=lambda node: (-scores[node], node))
+    children.update((node, []) for node in order)
+    for node in reversed(order):  # so that the likeliest is taken first
+        children[parents[node]].append(node)
+    laid: list[int] = []
+    ahead = children[-1]
+    while ahead:
+        laid.append(ahead.pop())
+        ahead += children[laid[-1]]
+    return laid
+
+
+def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int) -> Tree:
+    """One tree of the likeliest nodes of all: where trees agree a node is surer, where not it branches.
 
     Where several hold a node, its chance is that not all of them err, as if they erred apart; where
     siblings' chances add up to more than one they are brought down to it. `by` says of every node
@@ -24,7 +48,7 @@ def graft(trees: Sequence[tuple[int, Tree]], nodes: int) -> Tree:
     """
     if len(trees) == 1:
         number, tree = trees[0]
-        return tree._replace(by=[1 << number] * len(tree.tokens))
+        return replace(tree, by=[1 << number] * len(tree.tokens))
     place: dict[tuple[int, int], int] = {}  # (parent, token) -> node
     wrong: list[float] = []  # chance that all who hold it err, given its parent
     holders: list[int] = []
@@ -61,15 +85,3 @@ def graft(trees: Sequence[tuple[int, Tree]], nodes: int) -> Tree:
         scores=[scores[node] for node in kept],
         by=[holders[node] | other << SIDES for node, other in zip(kept, others)],
     )
-
-
-def follow(tree: Tree, tokens: Sequence[int]) -> int:
-    """How many of the tokens, from the first on, the tree holds in a path."""
-    at = -1
-    for count, token in enumerate(tokens):
-        going = (n for n, p in enumerate(tree.parents) if p == at and tree.tokens[n] == token)
-        found = next(going, None)
-        if found is None:
-            return count
-        at = found
-    return len(tokens)

@@ -8,14 +8,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 
-from fastslow.draft.best import Best
-from fastslow.draft.columns import columns, show, union
+from fastslow.draft.adaptive import AdaptiveDrafter
+from fastslow.draft.several import columns, union
 from fastslow.engine.params import Speculation
-from fastslow.engine.reader import Reader
-from fastslow.engine.types import AcceptResult, Draft, Drafter, RequestView, Tree
+from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
 
-class Each:
+class DrafterRouter:
     """Hands each request to the drafter that its `speculation` names. Where a thinking budget says
     what comes next, that is the draft, whoever drafts.
 
@@ -38,25 +37,25 @@ class Each:
         self._drafted = drafted
         self.features: tuple[int, ...] = ()
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         trees = [Tree()] * len(batch)
         parts = self._parts(batch)
         for drafter, members in parts:
             started = time.perf_counter()
             told = [_told(batch[b], nodes[b]) for b in members]
             left = [0 if tree.tokens else nodes[b] for tree, b in zip(told, members)]
-            draft = drafter.propose([batch[b] for b in members], left)
+            own = drafter.propose([batch[b] for b in members], left)
             for i, b in enumerate(members):
-                trees[b] = told[i] if told[i].tokens else draft.tree(i)
-            # `Best` keeps its own time: it knows whom it asked
-            if self._drafted is not None and not isinstance(drafter, Best):
-                most = max(len(draft.tree(i).tokens) for i in range(len(members)))
+                trees[b] = told[i] if told[i].tokens else own[i]
+            # an adaptive drafter keeps its own time: it knows whom it asked
+            if self._drafted is not None and not isinstance(drafter, AdaptiveDrafter):
+                most = max(len(tree.tokens) for tree in own)
                 settings = batch[members[0]].speculation
                 asked = sum(n > 0 for n in left)
                 self._drafted(settings, time.perf_counter() - started, asked, most)
         # Of this step's drafters only; another thread may add one before `commit`.
         self.features = union(drafter for drafter, _ in parts)
-        return Draft.of(trees)
+        return trees
 
     def commit(
         self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
@@ -78,12 +77,11 @@ class Each:
         found = [range(0)] * len(batch)
         asking: list[Drafter] = []
         for drafter, members in self._parts(batch):
-            if isinstance(drafter, Reader):
-                some = drafter.wants([batch[b] for b in members], [rows[b] for b in members])
-                for b, own in zip(members, some, strict=True):
-                    found[b] = own
-                if any(some):
-                    asking.append(drafter)
+            some = drafter.wants([batch[b] for b in members], [rows[b] for b in members])
+            for b, own in zip(members, some, strict=True):
+                found[b] = own
+            if any(some):
+                asking.append(drafter)
         self.features = tuple(sorted({*self.features, *union(asking)}))
         return found
 
@@ -94,8 +92,10 @@ class Each:
         for drafter, members in self._parts(batch):
             some = [rows[b] for b in members]
             if any(some):
-                own = torch.cat([parts[b] for b in members])
-                show([drafter], [batch[b] for b in members], some, own, self.features)
+                whole = torch.cat([parts[b] for b in members])
+                own = columns(whole, self.features, drafter.features)
+                if own is not None:
+                    drafter.read([batch[b] for b in members], some, own)
 
     def release(self, requests: Collection[int]) -> None:
         for drafter in list(self._drafters.values()):  # another thread may add one
@@ -112,4 +112,4 @@ class Each:
 def _told(request: RequestView, nodes: int) -> Tree:
     """What is certain to come next, as far as the nodes go."""
     ahead = () if request.thinking is None else request.thinking.ahead(request.tokens)[:nodes]
-    return Tree.chain(ahead)._replace(scores=[1.0] * len(ahead)) if ahead else Tree()
+    return Tree.chain(ahead, scores=[1.0] * len(ahead))

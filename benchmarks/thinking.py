@@ -1,6 +1,6 @@
 """Accuracy, time and tokens of thinking fast and slow, on tasks with known answers.
 
-    python benchmarks/abacus.py --count 1000 --out abacus.json
+    python benchmarks/thinking.py --count 1000 --out thinking.json
 
 asks the built-in model `abacus` held-out tasks one at a time, each in every way before the next
 task: the presets fast, deep and auto, fast with escalation to deep, 0 to 8 groups with thinking off
@@ -9,8 +9,6 @@ and on, and deep with thinking budgets. `--only budgets` and so on measure a par
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
@@ -19,9 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import probe
 import torch
-from rich.console import Console
+from figures import console, options, write
 from rich.progress import track
 from rich.table import Table
 
@@ -115,39 +112,34 @@ def show(figures: dict[str, dict[str, Any]]) -> None:
         times = [f"{row[key]:.1f}" for key in ("median_ms", "p95_ms", "tokens")]
         shares = [f"{share:.1%}" for share in (row["deep"], *row["by_kind"].values())]
         table.add_row(name, f"{row['accuracy']:.1%}", *times, *shares)
-    Console(width=140).print(table)
+    console(140).print(table)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="abacus", help="a folder or a built-in name")
+    parser = options(__doc__, "out", model="abacus")
     parser.add_argument("--draft", help="a draft model, such as abacus-draft; default no drafting")
     parser.add_argument("--count", type=int, default=1000, help="held-out tasks (1000)")
     parser.add_argument("--seed", type=int, default=7, help="of the tasks (7)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--below", type=float, default=BELOW, help="doubt that escalates (0.6)")
-    parser.add_argument("--out", type=Path, help="JSON file of all figures")
-    options = parser.parse_args()
+    args = parser.parse_args()
 
     speculation: str | Speculation = "off"
-    if options.draft:
-        speculation = Speculation(drafter="model", model=options.draft)
-    tasks = list(islice(held_out(options.seed), options.count))
-    with LLM(options.model) as llm:
-        modes = ways(llm, options.only, options.below)
+    if args.draft:
+        speculation = Speculation(drafter="model", model=args.draft)
+    tasks = list(islice(held_out(args.seed), args.count))
+    with LLM(args.model) as llm:
+        modes = ways(llm, args.only, args.below)
         ask(llm, tasks[:3], modes, speculation)  # warms up
         measured = ask(llm, tasks, modes, speculation)
     figures = {name: found.figures() for name, found in measured.items()}
     show(figures)
-    if options.out:
-        record = {
-            **probe.header(torch.get_num_threads()),
-            "model": options.model,
-            "draft": options.draft,
-            "tasks": {"count": options.count, "seed": options.seed},
-            "figures": figures,
-        }
-        options.out.write_text(json.dumps(record, indent=1), "utf-8")
+    if args.out:
+        asked = {"count": args.count, "seed": args.seed}
+        write(
+            args.out, torch.get_num_threads(), model=args.model, draft=args.draft, tasks=asked,
+            figures=figures,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from fastslow.draft.best import DEAR, Best
-from fastslow.engine.types import AcceptResult, Draft, MarginalValue, RequestView, Tree
+from fastslow.draft.adaptive import AdaptiveDrafter
+from fastslow.draft.base import Stateless
+from fastslow.engine.types import AcceptResult, Drafter, MarginalValue, RequestView, Tree
+from fastslow.policies.speculation.selection import AdaptiveSelection
+from fastslow.policies.speculation.settings import TUNING
 
 
-class Says:
+class Says(Stateless):
     """Proposes one tree for whoever may have nodes; notes what it is told."""
 
     def __init__(self, tree: Tree, features: tuple[int, ...] = ()) -> None:
@@ -24,9 +28,9 @@ class Says:
         self.told: list[torch.Tensor | None] = []
         self.gone: list[int] = []
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         self.asked += sum(n > 0 for n in nodes)
-        return Draft.of([self.tree if n else Tree() for n in nodes])
+        return [self.tree if n else Tree() for n in nodes]
 
     def commit(
         self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
@@ -37,12 +41,34 @@ class Says:
         self.gone += requests
 
 
+def adaptive(
+    drafters: Sequence[Drafter],
+    value: Callable[[Sequence[RequestView]], MarginalValue] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> AdaptiveDrafter:
+    return AdaptiveDrafter(drafters, AdaptiveSelection(len(drafters), value), clock)
+
+
+def selection_of(best: AdaptiveDrafter) -> AdaptiveSelection:
+    assert isinstance(best.selection, AdaptiveSelection)
+    return best.selection
+
+
+def known(best: AdaptiveDrafter) -> Any:
+    """What request 0 knows of each drafter."""
+    return selection_of(best)._requests[0].gains
+
+
 def view(number: int = 0) -> Any:
     return SimpleNamespace(id=number, tokens=[1, 2])
 
 
-def step(best: Best, accepted: int) -> list[int]:
-    tree = best.propose([view()], [4]).tree(0)
+def worth(row: float) -> Callable[[Sequence[RequestView]], MarginalValue]:
+    return lambda batch: MarginalValue(1.0, row)
+
+
+def step(best: AdaptiveDrafter, accepted: int) -> list[int]:
+    tree = best.propose([view()], [4])[0]
     path = list(range(min(accepted, len(tree.tokens))))
     best.commit([view()], AcceptResult([path], [said(tree, path)]), None)
     return list(tree.tokens)
@@ -70,7 +96,7 @@ class Slow(Says):
         super().__init__(tree, features)
         self.watch, self.seconds = watch, seconds
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> Draft:
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         self.watch.now += self.seconds
         return super().propose(batch, nodes)
 
@@ -82,25 +108,25 @@ CHAIN = Tree.chain([8, 8])
 
 def test_a_sure_draft_spares_the_others() -> None:
     cheap, dear = Says(SURE), Says(CHAIN)
-    assert step(Best([cheap, dear]), 3) == [5, 5, 5]
+    assert step(adaptive([cheap, dear]), 3) == [5, 5, 5]
     assert (cheap.asked, dear.asked) == (1, 0)
 
 
 def test_an_unsure_one_does_not() -> None:
-    assert step(Best([Says(UNSURE), Says(CHAIN)]), 2) == [8, 8]
-    assert step(Best([Says(Tree()), Says(CHAIN)]), 2) == [8, 8]
-    assert step(Best([Says(UNSURE), Says(Tree())]), 0) == [6]
+    assert step(adaptive([Says(UNSURE), Says(CHAIN)]), 2) == [8, 8]
+    assert step(adaptive([Says(Tree()), Says(CHAIN)]), 2) == [8, 8]
+    assert step(adaptive([Says(UNSURE), Says(Tree())]), 0) == [6]
 
 
 def test_promises_that_are_not_kept_are_not_believed() -> None:
-    best = Best([Says(SURE), Says(CHAIN)])
+    best = adaptive([Says(SURE), Says(CHAIN)])
     spoke = [step(best, 0)[0] for _ in range(20)]
     assert spoke[0] == 5 and 8 in spoke, "the sure one was never right"
 
 
 def test_who_brings_nothing_is_not_asked_any_more() -> None:
     kept, dear = Says(UNSURE), Says(CHAIN)
-    best = Best([kept, dear])
+    best = adaptive([kept, dear])
     for _ in range(60):
         step(best, 0)
     before = dear.asked
@@ -112,32 +138,32 @@ def test_who_brings_nothing_is_not_asked_any_more() -> None:
 
 def test_everyone_hears_of_every_step_and_of_ends() -> None:
     one, two = Says(SURE, (1,)), Says(CHAIN, (0, 2))
-    best = Best([one, two])
+    best = adaptive([one, two])
     assert best.features == (0, 1, 2)
     best.propose([view()], [4])
     best.commit([view()], AcceptResult([[0]], [[5, 7]]), torch.tensor([[10.0, 11.0, 12.0]] * 2))
     assert one.told[0] is not None and one.told[0].tolist() == [[11.0]] * 2
     assert two.told[0] is not None and two.told[0].tolist() == [[10.0, 12.0]] * 2
     best.release([0])
-    assert one.gone == two.gone == [0] and not best._records
+    assert one.gone == two.gone == [0] and not selection_of(best)._requests
     with pytest.raises(ValueError, match="at least one drafter"):
-        Best([])
+        adaptive([])
 
 
-def step_all(best: Best, count: int, accepted: int) -> list[list[int]]:
+def step_all(best: AdaptiveDrafter, count: int, accepted: int) -> list[list[int]]:
     views = [view(n) for n in range(count)]
-    draft = best.propose(views, [4] * count)
-    paths = [list(range(min(accepted, len(draft.tree(b).tokens)))) for b in range(count)]
-    tokens = [said(draft.tree(b), path) for b, path in enumerate(paths)]
+    trees = best.propose(views, [4] * count)
+    paths = [list(range(min(accepted, len(tree.tokens)))) for tree in trees]
+    tokens = [said(tree, path) for tree, path in zip(trees, paths)]
     best.commit(views, AcceptResult(paths, tokens), None)
-    return [list(draft.tree(b).tokens) for b in range(count)]
+    return [list(tree.tokens) for tree in trees]
 
 
 def test_time_is_charged_to_who_took_it() -> None:
     """A token is worth one second; the second drafter takes five, and the first one is still asked."""
     watch = Watch()
     cheap, dear = Slow(UNSURE, watch, 0.001), Slow(CHAIN, watch, 5.0, (3,))
-    best = Best([cheap, dear], lambda batch: MarginalValue(1.0, 0.0), watch)
+    best = adaptive([cheap, dear], lambda batch: MarginalValue(1.0, 0.0), watch)
     for _ in range(300):
         step_all(best, 1, 1)
     assert cheap.asked == 300
@@ -147,7 +173,7 @@ def test_time_is_charged_to_who_took_it() -> None:
 def test_who_is_worth_his_time_is_asked() -> None:
     watch = Watch()
     cheap, dear = Slow(UNSURE, watch, 0.001), Slow(CHAIN, watch, 0.5)
-    best = Best([cheap, dear], lambda batch: MarginalValue(1.0, 0.0), watch)
+    best = adaptive([cheap, dear], lambda batch: MarginalValue(1.0, 0.0), watch)
     last = [step_all(best, 1, 2)[0] for _ in range(50)][-1]
     assert last == [8, 8] and dear.asked == 50
 
@@ -158,7 +184,7 @@ def test_rows_count_against_a_draft() -> None:
     for row in (0.1, 0.6):
         watch = Watch()
         only = Slow(CHAIN, watch, 0.01)
-        best = Best([only], lambda batch, row=row: MarginalValue(1.0, row), watch)
+        best = adaptive([only], worth(row), watch)
         for _ in range(200):
             step_all(best, 1, 1)
         asked[row] = only.asked
@@ -168,7 +194,7 @@ def test_rows_count_against_a_draft() -> None:
 def test_what_never_pays_is_tried_for_one_request_at_a_time_and_reads_nothing() -> None:
     watch = Watch()
     cheap, dear = Slow(UNSURE, watch, 0.0), Slow(CHAIN, watch, 50.0, (3,))
-    best = Best([cheap, dear], lambda batch: MarginalValue(1.0, 0.0), watch)
+    best = adaptive([cheap, dear], lambda batch: MarginalValue(1.0, 0.0), watch)
     for _ in range(30):
         step_all(best, 8, 0)
     before, read = dear.asked, 0
@@ -184,7 +210,7 @@ def test_what_never_pays_is_tried_for_one_request_at_a_time_and_reads_nothing() 
 def test_a_batch_of_another_size_is_another_case() -> None:
     watch = Watch()
     dear = Slow(CHAIN, watch, 0.5)
-    best = Best([dear], lambda batch: MarginalValue(1.0 / len(batch), 0.0), watch)
+    best = adaptive([dear], lambda batch: MarginalValue(1.0 / len(batch), 0.0), watch)
     for _ in range(60):
         step_all(best, 8, 0)
     dear.asked = 0
@@ -197,7 +223,7 @@ def test_a_batch_of_another_size_is_another_case() -> None:
 def test_a_new_request_begins_with_what_others_saw() -> None:
     watch = Watch()
     dear = Slow(CHAIN, watch, 0.5)
-    best = Best([dear], lambda batch: MarginalValue(1.0, 0.0), watch)
+    best = adaptive([dear], lambda batch: MarginalValue(1.0, 0.0), watch)
     for _ in range(40):
         step(best, 0)
     dear.asked = 0
@@ -206,8 +232,8 @@ def test_a_new_request_begins_with_what_others_saw() -> None:
 
 
 def test_a_tree_says_who_made_it() -> None:
-    best = Best([Says(Tree()), Says(CHAIN)])
-    tree = best.propose([view()], [4]).tree(0)
+    best = adaptive([Says(Tree()), Says(CHAIN)])
+    tree = best.propose([view()], [4])[0]
     assert tree.by == [2, 2] and tree.only([0]).by == [2]
 
 
@@ -216,11 +242,11 @@ def test_where_rows_are_dear_only_the_first_is_asked() -> None:
     for row in (0.1, 0.5):
         watch = Watch()
         cheap, dear = Slow(UNSURE, watch, 0.001), Slow(CHAIN, watch, 0.01, (3,))
-        best = Best([cheap, dear], lambda batch, row=row: MarginalValue(1.0, row), watch)
+        best = adaptive([cheap, dear], worth(row), watch)
         for _ in range(300):
             step_all(best, 2, 2)
         asked[row] = dear.asked
-        assert best.features == ((3,) if row < DEAR else ())
+        assert best.features == ((3,) if row < TUNING.dearest_row else ())
     assert asked[0.1] == 600 and asked[0.5] == 0
 
 
@@ -230,31 +256,31 @@ def test_what_several_say_is_drafted_side_by_side() -> None:
     two = Tree([5, 8, 9], [-1, 0, -1], scores=[0.5, 0.35, 0.1])
     watch = Watch()
     asked = Slow(one, watch, 0.001), Slow(two, watch, 0.001)
-    best = Best(asked, lambda batch: MarginalValue(1.0, 0.0), watch)
-    tree = best.propose([view()], [8]).tree(0)
+    best = adaptive(asked, lambda batch: MarginalValue(1.0, 0.0), watch)
+    tree = best.propose([view()], [8])[0]
     assert [*zip(tree.tokens, tree.parents)] == [(5, -1), (8, 0), (6, 0), (9, -1)]
     assert tree.scores is not None and tree.scores == sorted(tree.scores, reverse=True)
     assert tree.by is not None and len(set(tree.by)) == 3
     best.commit([view()], AcceptResult([[0, 1]], [[5, 8, 7]]), None)
-    gains = [known.gain for known in best._records[0].known]
+    gains = [gain.tokens.value for gain in known(best)]
     assert gains == [1.0, 1.5], (
         "each is judged by what it held: one and two tokens, and a prior of 1"
     )
 
 
 def test_a_node_that_was_cut_is_judged_by_what_came() -> None:
-    best = Best([Says(SURE)])
+    best = adaptive([Says(SURE)])
     best.propose([view()], [4])
     best.commit([view()], AcceptResult([[0]], [[5, 5]]), None)
-    assert best._records[0].known[0].gain == 1.5, "two of its tokens came, though one was run"
+    assert known(best)[0].tokens.value == 1.5, "two of its tokens came, though one was run"
 
 
 def test_a_sampled_tree_is_drafted_alone() -> None:
-    drawn = Tree([4], [-1], np.ones((1, 10), dtype=np.float32) / 10)
-    assert step(Best([Says(UNSURE), Says(drawn)]), 1) == [4]
-    best = Best([Says(drawn), Says(SURE)])
+    drawn = Tree([4], [-1], np.full((1, 10), 0.1, dtype=np.float32))
+    assert step(adaptive([Says(UNSURE), Says(drawn)]), 1) == [4]
+    best = adaptive([Says(drawn), Says(SURE)])
     spoke = [step(best, 0)]
-    assert [known.count for known in best._records[0].known] == [2, 1], "who was not drafted"
+    assert [gain.tokens.count for gain in known(best)] == [2, 1], "who was not drafted"
     spoke += [step(best, 0) for _ in range(3)]
     assert [4] in spoke and [5, 5, 5] in spoke
     assert all(len(set(tokens)) == 1 for tokens in spoke)

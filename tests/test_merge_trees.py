@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from fastslow.draft.graft import SIDES, follow, graft
+from fastslow.draft.merge import SIDES, merge_trees
 from fastslow.engine.types import Tree
 
 
@@ -24,7 +24,8 @@ def paths(tree: Tree) -> dict[tuple[int, ...], int]:
 
 def grown(random: Random, nodes: int) -> Tree:
     """A tree of few tokens, so that two have much in common."""
-    tokens, parents, scores, taken = [], [], [], set()
+    tokens, parents, scores = list[int](), list[int](), list[float]()
+    taken: set[tuple[int, int]] = set()
     for _ in range(nodes):
         parent = random.randint(-1, len(tokens) - 1)
         token = random.randint(0, 2)
@@ -40,7 +41,7 @@ def grown(random: Random, nodes: int) -> Tree:
 def test_all_nodes_are_held_once_and_no_child_is_likelier_than_its_parent(seed: int) -> None:
     random = Random(seed)
     parts = [(number, grown(random, random.randint(1, 12))) for number in range(3)]
-    whole = graft(parts, 100)
+    whole = merge_trees(parts, 100)
     wanted = [paths(tree) for _, tree in parts]
     assert paths(whole).keys() == set().union(*wanted)
     assert whole.scores is not None and whole.by is not None
@@ -55,7 +56,7 @@ def test_all_nodes_are_held_once_and_no_child_is_likelier_than_its_parent(seed: 
     for parent in range(-1, len(whole.tokens)):
         children = [s for s, p in zip(whole.scores, whole.parents) if p == parent]
         assert sum(children) <= (whole.scores[parent] if parent >= 0 else 1.0) + 1e-9
-    few = graft(parts, 4)
+    few = merge_trees(parts, 4)
     assert len(few.tokens) == min(4, len(whole.tokens))
     assert few.scores is not None
     assert sorted(few.scores) == sorted(whole.scores)[-len(few.tokens) :]
@@ -63,18 +64,13 @@ def test_all_nodes_are_held_once_and_no_child_is_likelier_than_its_parent(seed: 
 
 def test_where_they_agree_a_node_is_surer() -> None:
     one, two = Tree([5], [-1], scores=[0.5]), Tree([5], [-1], scores=[0.6])
-    assert graft([(0, one), (1, two)], 4).scores == [pytest.approx(0.8)]
-    alone = graft([(1, two)], 4)
+    both = merge_trees([(0, one), (1, two)], 4)
+    assert both.scores == pytest.approx([0.8])
+    alone = merge_trees([(1, two)], 4)
     assert alone.scores == [0.6] and alone.by == [2]
 
 
 def test_the_likeliest_path_comes_first() -> None:
     one = Tree([1, 2], [-1, 0], scores=[0.3, 0.2])
     two = Tree([7, 8], [-1, 0], scores=[0.6, 0.5])
-    assert list(graft([(0, one), (1, two)], 4).tokens) == [7, 8, 1, 2]
-
-
-def test_how_far_a_tree_holds_a_text() -> None:
-    tree = Tree([1, 2, 3], [-1, -1, 1])
-    for tokens, held in (([], 0), ([9], 0), ([1, 3], 1), ([2, 3, 4], 2), ([2, 3], 2)):
-        assert follow(tree, tokens) == held
+    assert list(merge_trees([(0, one), (1, two)], 4).tokens) == [7, 8, 1, 2]

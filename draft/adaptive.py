@@ -1,0 +1,99 @@
+"""Several drafters, each asked where it pays, whose proposals are drafted side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+import torch
+
+from fastslow.draft.merge import merge_trees
+from fastslow.draft.several import SeveralDrafters, union
+from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
+
+
+class DrafterSelection(Protocol):
+    """Decides which of several drafters are asked. In each step: `begin`, `ask` for each drafter in
+    turn, followed by `hear` where it was asked, `chosen`, and `judge` when the tokens are known."""
+
+    def begin(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> None:
+        """These requests may have so many nodes each."""
+
+    def ask(self, drafter: int) -> list[int]:
+        """The nodes for which a drafter is asked, 0 for requests where it is not."""
+
+    def hear(
+        self, drafter: int, asked: Sequence[int], trees: Sequence[Tree], seconds: float
+    ) -> None:
+        """What a drafter proposed when it was asked so, and what that took."""
+
+    def chosen(self) -> list[list[tuple[int, Tree]]]:
+        """For each request, the proposals that are drafted, and who made them."""
+
+    def awake(self, drafter: int) -> bool:
+        """Whether it may be asked in one of the next steps, and so needs its features."""
+
+    def able(self, batch: Sequence[RequestView]) -> int:
+        """How many drafters, from the first on, may be asked at all in steps of these requests."""
+
+    def judge(self, batch: Sequence[RequestView], verdict: AcceptResult) -> None:
+        """What was accepted."""
+
+    def release(self, requests: Collection[int]) -> None:
+        """These request ids are gone."""
+
+
+class AdaptiveDrafter(SeveralDrafters):
+    """`AdaptiveDrafter([a, b], selection)`: b is asked, too, where it would bring more than a
+    promises; what both propose is merged into one tree. The selection decides, and is told what came
+    of it.
+
+    Args:
+        drafters: in the order in which they are asked, the cheapest first; at least one.
+        selection: who is asked for whom.
+        clock: seconds.
+
+    Attributes:
+        features: the layers that those read who draft now or soon.
+    """
+
+    def __init__(
+        self,
+        drafters: Sequence[Drafter],
+        selection: DrafterSelection,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        super().__init__(drafters)
+        self.selection = selection
+        self._clock = clock
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        selection = self.selection
+        selection.begin(batch, nodes)
+        for i, drafter in enumerate(self.drafters):
+            asked = selection.ask(i)
+            if any(asked):
+                started = self._clock()
+                trees = drafter.propose(batch, asked)
+                selection.hear(i, asked, trees, self._clock() - started)
+        self.features = union(d for i, d in enumerate(self.drafters) if selection.awake(i))
+        return [
+            merge_trees(said, most) if said else Tree()
+            for said, most in zip(selection.chosen(), nodes)
+        ]
+
+    def commit(
+        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+    ) -> None:
+        super().commit(batch, verdict, features)
+        self.selection.judge(batch, verdict)
+
+    def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
+        """A prompt is shown once, and to look at it takes a drafter little: also one that is not
+        asked now, but none that will not be asked in such batches."""
+        return self._wants(self.drafters[: self.selection.able(batch)], batch, rows)
+
+    def release(self, requests: Collection[int]) -> None:
+        super().release(requests)
+        self.selection.release(requests)

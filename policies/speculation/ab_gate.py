@@ -1,0 +1,128 @@
+"""Whether drafting pays at all where rows are dear: tried both ways, by tokens a second."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from fastslow.policies.speculation.backoff import Backoff
+from fastslow.policies.speculation.running_mean import RunningMean
+from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
+
+
+class ABGate:
+    """Lets batches draft, or not. Step costs and the acceptance model say what drafting should
+    bring; what it brings, with all that surrounds it, is only seen from outside: tokens a second of
+    some steps with drafts against the same without, apart for batches of each power of two.
+
+    Which way a step goes depends on earlier steps alone, never on tokens that are drawn in it.
+    """
+
+    def __init__(self, tuning: SpeculationTuning = TUNING) -> None:
+        self._tuning = tuning
+        self._comparisons: dict[int, _Comparison] = {}
+        self._decides = False  # in this step
+
+    def allows(self, running: int, row_price: float) -> bool:
+        """Whether so many requests may draft in the next step; always where rows are not dear."""
+        self._decides = row_price > self._tuning.dear_row
+        if not self._decides:
+            return True
+        size = running.bit_length()
+        if size not in self._comparisons:
+            likely = row_price < self._tuning.dearest_row
+            self._comparisons[size] = _Comparison.begin(likely, self._tuning)
+        return self._comparisons[size].allowed
+
+    def note(self, running: int, tokens: int, seconds: float, pure: bool) -> None:
+        """A step of so many requests made so many tokens; drafting counted.
+
+        pure: whether the step did nothing else; one that read prompts is no measure.
+        """
+        comparison = self._comparisons.get(running.bit_length())
+        if self._decides and pure and comparison is not None:
+            comparison.take(tokens, seconds)
+        self._decides = False
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """Steps with drafts against steps without, in batches of about one size.
+
+    Attributes:
+        drafting: what is usual; a trial goes the other way for one phase.
+        backoff: phases until the next trial.
+        usual: seconds of a step.
+        gain: log of tokens a second with drafts over without, over trials.
+        trials: so many went into it.
+        trying: whether this phase is a trial.
+        rates: tokens a second of the phases since the one before the last trial.
+        steps, tokens, seconds: of this phase.
+    """
+
+    tuning: SpeculationTuning
+    drafting: bool
+    backoff: Backoff
+    usual: RunningMean
+    gain: RunningMean
+    trials: int = 0
+    trying: bool = False
+    rates: list[float] = field(default_factory=list)
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def begin(cls, likely: bool, tuning: SpeculationTuning) -> _Comparison:
+        """likely: whether drafting is what to begin with."""
+        wait = tuning.gate_wait[0] if likely else tuning.gate_wait_unlikely
+        usual, gain = RunningMean(0.0, tuning.usual_memory), RunningMean(0.0, 1.0)
+        return cls(tuning, likely, Backoff(*tuning.gate_wait, wait), usual, gain)
+
+    @property
+    def allowed(self) -> bool:
+        return self.drafting != self.trying
+
+    def take(self, tokens: int, seconds: float) -> None:
+        """A step is over."""
+        if self.usual.count:
+            seconds = min(seconds, self.tuning.held_up * self.usual.value)
+        self.usual.add(seconds)
+        self.steps += 1
+        self.tokens += tokens
+        self.seconds += seconds
+        if self.steps >= self.tuning.phase:
+            self._close()
+
+    def _close(self) -> None:
+        self.rates.append(self.tokens / self.seconds)
+        self.steps = self.tokens = 0
+        self.seconds = 0.0
+        if self.trying:
+            self.trying = False
+        elif len(self.rates) == 3:  # a phase, a trial, a phase
+            self._judge()
+        else:
+            self.rates = self.rates[-1:]
+            self.backoff.skip()
+            self.trying = self.backoff.due
+
+    def _judge(self) -> None:
+        """Compare a trial with its neighbours on both sides, so that a machine that is faster or
+        slower from one second to the next says nothing."""
+        tuning = self.tuning
+        before, tried, after = self.rates
+        gain = math.log(tried / math.sqrt(before * after))
+        self.gain.memory = 1 / (tuning.gate_rate if self.drafting else tuning.gate_rate_off)
+        self.gain.add(-gain if self.drafting else gain)
+        self.trials += 1
+        self.rates = [after]
+        mean = self.gain.value
+        pays = mean >= tuning.gate_loss
+        if self.trials >= tuning.gate_trials and pays != self.drafting:
+            self.drafting, self.rates = pays, []
+            self.backoff.restart(self.backoff.first)
+        else:
+            off = tuning.gate_wait_off * (1 - tuning.gate_plain * mean)
+            growth = tuning.gate_growth + tuning.gate_plain * abs(mean)
+            self.backoff.again(growth, None if self.drafting else off)

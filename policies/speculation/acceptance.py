@@ -1,0 +1,126 @@
+"""How likely drafted tokens are to be accepted: learnt for a drafter, biased for a request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from fastslow.engine.types import Tree
+from fastslow.policies.speculation.running_mean import RunningMean
+from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
+
+
+class DraftYield:
+    """Nodes accepted and run each time a drafter is asked, perhaps none.
+
+    Args:
+        accepted, ran: the means to begin with.
+        memory: questions that are remembered.
+    """
+
+    def __init__(self, accepted: float, ran: float, memory: float) -> None:
+        self.accepted = RunningMean(accepted, memory, memory)
+        self.ran = RunningMean(ran, memory, memory)
+
+    def add(self, accepted: int, ran: int) -> None:
+        self.accepted.add(accepted)
+        self.ran.add(ran)
+
+    def gain(self, row_price: float) -> float:
+        """Tokens that a question brings, less what its rows take."""
+        return self.accepted.value - self.ran.value * row_price
+
+
+class AcceptanceModel:
+    """The share of nodes that were accepted where their parent was, for one drafter's name.
+
+    Nodes are told apart by depth, by who drafted them (`Tree.by`) and, where they have scores, by
+    those. A node behind a refused one was not judged and counts for nothing.
+
+    Attributes:
+        brought: what the drafter brought all requests.
+    """
+
+    def __init__(self, tuning: SpeculationTuning = TUNING) -> None:
+        self.tuning = tuning
+        self.brought = DraftYield(*tuning.prior_yield, tuning.yield_memory)
+        self._seen: dict[tuple[int, int, int], RunningMean] = {}
+
+    def chance(self, depth: int, score: float | None, by: int = 0) -> float:
+        """In 0..1, of a node at a depth (1 = next token), its parent accepted.
+
+        score: what the drafter thinks of it, or None. by: who drafted it.
+        """
+        prior = self.tuning.prior_chance if score is None else score
+        seen = self._seen.get(self._kind(depth, score, by))
+        if seen is None:
+            return prior
+        weight = self.tuning.prior_nodes
+        return (seen.value * seen.count + weight * prior) / (seen.count + weight)
+
+    def learn(self, depth: int, score: float | None, accepted: bool, by: int = 0) -> None:
+        """A node was judged."""
+        kind = self._kind(depth, score, by)
+        if (seen := self._seen.get(kind)) is None:
+            seen = self._seen[kind] = RunningMean(0.0, self.tuning.node_memory)
+        seen.add(accepted)
+
+    def _kind(self, depth: int, score: float | None, by: int) -> tuple[int, int, int]:
+        bins = self.tuning.score_bins
+        place = -1 if score is None else min(int(score * bins), bins - 1)
+        return by, min(depth, self.tuning.deepest), place
+
+
+class RequestBias:
+    """One request's own acceptance, as a shift of its drafter's log-odds."""
+
+    def __init__(self, model: AcceptanceModel) -> None:
+        self._model = model
+        self._shifts: dict[int, float] = {}  # of each who drafts
+
+    def chance(self, depth: int, score: float | None, by: int = 0) -> float:
+        """As `AcceptanceModel.chance`, for this request."""
+        p = min(max(self._model.chance(depth, score, by), 1e-3), 1 - 1e-3)
+        return 1 / (1 + (1 - p) / p * math.exp(-self._shifts.get(by, 0.0)))
+
+    def survival(self, tree: Tree) -> list[float]:
+        """For each node, the chance that it and all before it are accepted."""
+        chances: list[float] = []
+        for node, (parent, depth) in enumerate(zip(tree.parents, tree.depths)):
+            before = chances[parent] if parent >= 0 else 1.0
+            chances.append(before * self.chance(depth, _score(tree, node), _by(tree, node)))
+        return chances
+
+    def learn(self, tree: Tree, path: Sequence[int]) -> None:
+        """A tree was verified, `path` of it accepted."""
+        tuning = self._model.tuning
+        for by in set(tree.by or (0,)):
+            self._shifts[by] = self._shifts.get(by, 0.0) * tuning.bias_decay
+        for node in _judged(tree, path):
+            depth, score, by = tree.depths[node], _score(tree, node), _by(tree, node)
+            accepted = node in path
+            error = accepted - self.chance(depth, score, by)
+            shift = self._shifts[by] + tuning.bias_rate * error
+            self._shifts[by] = min(max(shift, -tuning.bias_limit), tuning.bias_limit)
+            self._model.learn(depth, score, accepted, by)
+
+
+def _judged(tree: Tree, path: Sequence[int]) -> Iterator[int]:
+    """Nodes whose parent was accepted."""
+    accepted = {-1, *path}
+    for node, parent in enumerate(tree.parents):
+        if parent in accepted:
+            yield node
+
+
+def _by(tree: Tree, node: int) -> int:
+    return 0 if tree.by is None else tree.by[node]
+
+
+def _score(tree: Tree, node: int) -> float | None:
+    """What the drafter thinks of a node where its parent is accepted."""
+    if tree.scores is None:
+        return None
+    parent = tree.parents[node]
+    before = tree.scores[parent] if parent >= 0 else 1.0
+    return min(1.0, tree.scores[node] / before) if before > 0 else 0.0

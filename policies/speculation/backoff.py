@@ -1,0 +1,46 @@
+"""When to try again what did not pay."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Backoff:
+    """Waits some turns before a try, and longer after each try in vain.
+
+    What a turn is, a step or a phase of steps, is the caller's.
+
+    Args:
+        first: turns between the first two tries.
+        most: turns between tries at last.
+        wait: turns until the next try; 0 = now.
+    """
+
+    first: int
+    most: float
+    wait: int
+    _patience: int = field(init=False)  # turns between the last try and the next
+
+    def __post_init__(self) -> None:
+        self.restart(self.wait)
+
+    @property
+    def due(self) -> bool:
+        return self.wait <= 0
+
+    def skip(self) -> None:
+        """A turn without a try."""
+        self.wait -= 1
+
+    def again(self, growth: float, most: float | None = None) -> None:
+        """It was tried; the wait for the next try is `growth` times the last one, `most` at most."""
+        longest = self.most if most is None else most
+        self._patience = max(self.first, math.ceil(min(growth * self._patience, longest)))
+        self.wait = self._patience
+
+    def restart(self, wait: int) -> None:
+        """It pays, or everything changed: try in so many turns, and be patient anew."""
+        self.wait = wait
+        self._patience = min(wait, self.first)

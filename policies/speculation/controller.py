@@ -1,0 +1,87 @@
+"""The speculation controller: what the engine, its drafters and its requests are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fastslow.engine.params import Speculation
+from fastslow.engine.types import MarginalValue, Policy, RequestView, Stepped
+from fastslow.policies.speculation.ab_gate import ABGate
+from fastslow.policies.speculation.acceptance import AcceptanceModel
+from fastslow.policies.speculation.planner import AdaptiveLength, FixedLength, admit
+from fastslow.policies.speculation.selection import AdaptiveSelection
+from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
+from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
+
+
+class SpeculationController:
+    """One per engine: all that is learnt about steps and drafts, and the policies that use it.
+
+    A step: each request's policy plans a budget of nodes, from the `AcceptanceModel` of its drafter,
+    the `StepCosts` and, where rows are dear, the `ABGate`; an `AdaptiveSelection` asks those of
+    several drafters that pay; `admit` cuts what was drafted over the whole batch; `note` and the
+    policies' `record` learn from what came of it.
+
+    Args:
+        measure: gives the curve of steps with a number of routed groups (None = all); asked once for
+            each number.
+        tuning: its constants.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[int | None], StepCostCurve],
+        tuning: SpeculationTuning = TUNING,
+    ) -> None:
+        self._tuning = tuning
+        self._costs = StepCosts(measure, tuning)
+        self._gate = ABGate(tuning)
+        self._acceptance: dict[object, AcceptanceModel] = {}
+        self.drafted = self._costs.drafted  # a drafter took its time
+        self.draft_seconds = self._costs.node_seconds
+
+    def policy(self, settings: Speculation, drafter: object) -> Policy:
+        """Of a new request. drafter: its drafter's name, by which requests share what they learn."""
+        if settings.drafter == "off":
+            return FixedLength(0)
+        if settings.nodes is not None:
+            return FixedLength(settings.nodes)
+        if drafter not in self._acceptance:
+            self._acceptance[drafter] = AcceptanceModel(self._tuning)
+        known = self._acceptance[drafter]
+        return AdaptiveLength(drafter, known, self._costs, self._gate, self._tuning)
+
+    def selection(self, drafters: int, settings: Speculation) -> AdaptiveSelection:
+        """Among so many drafters behind one name; costs count where the length is free."""
+        value = self.value if settings.nodes is None else None
+        return AdaptiveSelection(drafters, value, self._tuning)
+
+    def value(self, batch: Sequence[RequestView]) -> MarginalValue:
+        """What a token and a row more are worth in a step of these requests."""
+        return self._costs.value(_most_groups(batch), len(batch))
+
+    def seconds(self, groups: int | None, rows: int) -> float:
+        """What a step of so many rows takes, if none runs more than so many groups."""
+        return self._costs.curve(groups).seconds(rows)
+
+    def admit(
+        self,
+        batch: Sequence[RequestView],
+        survival: Sequence[Sequence[float] | None],
+        sizes: Sequence[int],
+        rows: int,
+    ) -> list[list[int]]:
+        """For each request, the nodes to run; `rows` are the step's other rows."""
+        curve = self._costs.curve(_most_groups(batch))
+        return admit(survival, sizes, rows, curve, self._tuning.margin)
+
+    def note(self, batch: Sequence[RequestView], step: Stepped) -> None:
+        """What a step took, and what it made."""
+        self._costs.note(_most_groups(batch), step.rows, step.seconds)
+        self._gate.note(len(batch), step.tokens, step.seconds + step.drafting, step.pure)
+
+
+def _most_groups(batch: Sequence[RequestView]) -> int | None:
+    """A step of several modes goes by the one that runs most groups."""
+    groups = [request.groups for request in batch]
+    return None if None in groups else max(g for g in groups if g is not None)

@@ -1,0 +1,185 @@
+"""How far to draft: a budget before a step, and which of the drafted nodes it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastslow.engine.types import RequestView, Tree
+from fastslow.policies.speculation.ab_gate import ABGate
+from fastslow.policies.speculation.acceptance import AcceptanceModel, DraftYield, RequestBias
+from fastslow.policies.speculation.backoff import Backoff
+from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
+from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
+
+
+def admit(
+    survival: Sequence[Sequence[float] | None],
+    sizes: Sequence[int],
+    rows: int,
+    curve: StepCostCurve,
+    margin: float = TUNING.margin,
+) -> list[list[int]]:
+    """The nodes of each request's tree to run, ascending.
+
+    Nodes are taken in order of survival, which takes parents before children, as long as the
+    expected tokens per second of the step grow; any number of them may be best, and none are if that
+    brings less than the margin over plain decoding.
+
+    Args:
+        survival: for each request, the chance of each node to be accepted with all before it;
+            None: its nodes run whatever they bring.
+        sizes: nodes of each request's tree.
+        rows: the step's other rows.
+        curve: seconds of a step by its rows.
+        margin: see `SpeculationTuning`.
+    """
+    kept: list[list[int]] = [
+        list(range(size)) if chances is None else []
+        for chances, size in zip(survival, sizes, strict=True)
+    ]
+    rows += sum(map(len, kept))
+    offered = [
+        (-chance, b, node)
+        for b, chances in enumerate(survival)
+        if chances is not None
+        for node, chance in enumerate(chances)
+    ]
+    offered.sort()
+    tokens = float(len(survival))
+    best, most = 0, margin * tokens / curve.seconds(rows)
+    for count, (chance, _, _) in enumerate(offered, 1):
+        tokens -= chance
+        rate = tokens / curve.seconds(rows + count)
+        if rate > most:
+            best, most = count, rate
+    for _, b, node in sorted(offered[:best], key=lambda item: item[1:]):
+        kept[b].append(node)
+    return kept
+
+
+def best_length(
+    chances: Sequence[float],
+    running: int,
+    node_seconds: float,
+    curve: StepCostCurve,
+    margin: float = TUNING.margin,
+) -> int:
+    """How far to draft where drafting itself takes time.
+
+    Args:
+        chances: survival of a chain's nodes, first to last.
+        running: requests that run; the others are taken to be alike.
+        node_seconds: what one more node of depth takes to draft, for all of them.
+        curve: seconds of a step by its rows.
+        margin: see `SpeculationTuning`.
+    """
+    tokens = 1.0
+    best, most = 0, margin * tokens / curve.seconds(running)
+    for length, chance in enumerate(chances, 1):
+        tokens += chance
+        rate = tokens / (curve.seconds(running * (1 + length)) + length * node_seconds)
+        if rate > most:
+            best, most = length, rate
+    return best
+
+
+class FixedLength:
+    """The same draft budget at every step.
+
+    Args:
+        nodes: most draft nodes a step; 0 = plain decoding.
+    """
+
+    def __init__(self, nodes: int) -> None:
+        self._nodes = nodes
+
+    def plan(self, request: RequestView, running: int) -> int:
+        return self._nodes
+
+    def survival(self, tree: Tree) -> None:
+        """All nodes run."""
+
+    def record(self, tree: Tree, path: Sequence[int]) -> None:
+        """A fixed length learns nothing."""
+
+
+class AdaptiveLength:
+    """As far as drafting pays, from what was accepted so far and what steps take; 0 too.
+
+    Before a step it plans a budget: generous where drafting is as good as free, else the length of
+    most expected tokens per second. What the drafter then offers is cut over the whole batch, by
+    `survival`. Both know what was accepted before this step, and neither looks at sampled tokens.
+
+    Args:
+        drafter: the drafter's name in `costs`.
+        acceptance: what is known of its drafts, shared by its requests.
+        costs: what drafting and steps take.
+        gate: has the last word where rows are dear.
+    """
+
+    def __init__(
+        self,
+        drafter: object,
+        acceptance: AcceptanceModel,
+        costs: StepCosts,
+        gate: ABGate,
+        tuning: SpeculationTuning = TUNING,
+    ) -> None:
+        self._drafter = drafter
+        self._acceptance = acceptance
+        self._costs = costs
+        self._gate = gate
+        self._tuning = tuning
+        self._bias = RequestBias(acceptance)
+        known = acceptance.brought
+        self._brought = DraftYield(known.accepted.value, known.ran.value, tuning.own_yield_memory)
+        self._asking = Backoff(*tuning.ask_wait, wait=tuning.ask_wait[0])
+        self._probe = Backoff(*tuning.probe_wait, wait=tuning.probe_wait[0])
+        self._asked = self._probing = False  # in this step
+        self._ran = 0  # nodes that ran lately
+
+    def plan(self, request: RequestView, running: int) -> int:
+        running = max(running, 1)
+        groups, tuning = request.groups, self._tuning
+        self._asked = self._probing = False
+        if not self._gate.allows(running, self._costs.row_price(groups, running)):
+            return 0
+        self._probing = self._probe.due
+        curve = self._costs.curve(groups)
+        step = curve.seconds(running)
+        # a token more is worth a request's share of a step
+        gain = self._brought.gain(curve.row_price(running, 1)) * step / running
+        self._asked = gain > self._costs.ask_seconds(self._drafter) or self._asking.due
+        if not self._asked:
+            self._asking.skip()
+            return 0
+        self._asking.again(1)
+        node = self._costs.node_seconds(self._drafter)
+        if node is None or node < tuning.free_node * step:
+            return min(tuning.most_nodes, tuning.least_budget + 2 * self._ran)
+        chance, chances = 1.0, []
+        for depth in range(1, tuning.most_nodes + 1):
+            chance *= self._bias.chance(depth, None)
+            chances.append(chance)
+        return best_length(chances, running, node, curve, tuning.margin) or int(self._probing)
+
+    def survival(self, tree: Tree) -> list[float]:
+        chances = self._bias.survival(tree)
+        if self._probing and chances:
+            chances[0] = 1.0  # tried whatever is known of it
+        return chances
+
+    def record(self, tree: Tree, path: Sequence[int]) -> None:
+        accepted, ran = len(path), len(tree.tokens)
+        if self._asked:
+            self._brought.add(accepted, ran)
+            self._acceptance.brought.add(accepted, ran)
+        self._ran = ran or max(self._ran - 1, 0)
+        if not ran:
+            self._probe.skip()
+            return
+        self._bias.learn(tree, path)
+        if path:
+            self._probe.restart(self._probe.first)
+        else:
+            self._probe.again(2 if self._probing else 1)

@@ -1,0 +1,149 @@
+"""What steps and drafts take on this machine: measured once, corrected while they run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastslow.engine.types import MarginalValue
+from fastslow.policies.speculation.running_mean import RunningMean
+from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
+
+Floats = NDArray[np.float64]
+
+
+class StepCostCurve:
+    """Seconds of a step by its rows, for one number of routed groups.
+
+    Args:
+        rows: row counts that were measured, ascending from 1.
+        seconds: of a step with so many rows.
+
+    Raises:
+        ValueError: no measurement, or counts that do not ascend from 1.
+    """
+
+    def __init__(
+        self, rows: Sequence[int], seconds: Sequence[float], tuning: SpeculationTuning = TUNING
+    ) -> None:
+        if not rows or rows[0] != 1 or any(a >= b for a, b in itertools.pairwise(rows)):
+            raise ValueError(f"rows={list(rows)} must ascend from 1")
+        if len(rows) != len(seconds) or min(seconds) <= 0:
+            raise ValueError(f"{len(seconds)} positive seconds are needed for {len(rows)} rows")
+        self._tuning = tuning
+        self._rows = np.array(rows)
+        # fewer rows never take longer: what took longer than more rows was held up
+        curve = np.array(seconds, dtype=np.float64)
+        self._curve = np.minimum.accumulate(curve[::-1])[::-1]
+        self._ratios = np.ones(len(rows))  # what steps took lately, over the curve
+        self._seen = np.full(len(rows), -tuning.step_fresh - 1)  # when such a step last ran
+        self._steps = 0
+        self._table: list[float] = []
+        self._renew()
+
+    def seconds(self, rows: int) -> float:
+        """Of a step with so many rows."""
+        most = self._tuning.table_rows
+        if rows <= most:
+            return self._table[rows]
+        return self._table[most] * rows / most
+
+    def row_price(self, running: int, nodes: int) -> float:
+        """What a row takes, in tokens of a request, where each of so many drafts so many nodes."""
+        more = nodes * running
+        step = self.seconds(running)
+        return (self.seconds(running + more) - step) / more / (step / running)
+
+    def note(self, rows: int, seconds: float) -> None:
+        """A step took so long, drafting not counted."""
+        if not 1 <= rows <= self._rows[-1]:
+            return
+        tuning = self._tuning
+        place = int(np.argmin(np.abs(self._rows - rows)))
+        # relative to the curve at these very rows, which lie between those that were measured
+        ratio = seconds / float(np.interp(rows, self._rows, self._curve))
+        before = float(self._ratios[place])
+        if self._steps - self._seen[place] > tuning.step_fresh:
+            before = float(self._now()[place])
+        ratio = min(max(ratio, before / tuning.step_limit), before * tuning.step_limit)
+        self._ratios[place] = before + tuning.step_rate * (ratio - before)
+        self._seen[place] = self._steps
+        self._steps += 1
+        if self._steps % tuning.table_every == 0:
+            self._renew()
+
+    def _now(self) -> Floats:
+        """Each measured count's ratio; those not seen lately go by the nearest that was."""
+        fresh = np.flatnonzero(self._steps - self._seen <= self._tuning.step_fresh)
+        if not len(fresh):
+            return self._ratios
+        places = np.arange(len(self._rows))
+        nearest = fresh[np.abs(places[:, None] - fresh).argmin(1)]
+        ratios: Floats = self._ratios[nearest]
+        return ratios
+
+    def _renew(self) -> None:
+        at = np.arange(self._tuning.table_rows + 1)
+        curve = np.maximum.accumulate(self._curve * self._now())
+        known = np.interp(at, self._rows, curve)
+        last, most = int(self._rows[-1]), curve[-1]
+        self._table = np.where(at > last, most * at / last, known).tolist()
+
+
+class StepCosts:
+    """The curves of all modes, and what each drafter takes.
+
+    Args:
+        measure: gives the curve of steps with a number of routed groups (None = all); asked once for
+            each number.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[int | None], StepCostCurve],
+        tuning: SpeculationTuning = TUNING,
+    ) -> None:
+        self._measure = measure
+        self._tuning = tuning
+        self._curves: dict[int | None, StepCostCurve] = {}
+        self._node: dict[object, RunningMean] = {}
+        self._question: dict[object, RunningMean] = {}
+
+    def curve(self, groups: int | None) -> StepCostCurve:
+        """Of steps whose rows run so many groups."""
+        if groups not in self._curves:
+            self._curves[groups] = self._measure(groups)
+        return self._curves[groups]
+
+    def note(self, groups: int | None, rows: int, seconds: float) -> None:
+        """A step took so long, drafting not counted."""
+        if groups in self._curves:
+            self._curves[groups].note(rows, seconds)
+
+    def row_price(self, groups: int | None, running: int) -> float:
+        """What a row takes, in tokens of a request, if each of so many drafts as usual."""
+        return self.curve(groups).row_price(running, self._tuning.priced_nodes)
+
+    def value(self, groups: int | None, running: int) -> MarginalValue:
+        """What a token and a row more are worth in a step of so many requests."""
+        token = self.curve(groups).seconds(running) / running
+        return MarginalValue(token, token * self.row_price(groups, running))
+
+    def node_seconds(self, drafter: object) -> float | None:
+        """What a node of depth takes to draft; None: the drafter was never seen drafting."""
+        return self._node[drafter].value if drafter in self._node else None
+
+    def ask_seconds(self, drafter: object) -> float:
+        """What asking a drafter takes for each request, whatever it says."""
+        return self._question[drafter].value if drafter in self._question else 0.0
+
+    def drafted(self, drafter: object, seconds: float, asked: int, depth: int) -> None:
+        """A drafter took so long for so many requests and trees of at most this depth."""
+        for means, parts in ((self._node, depth), (self._question, asked)):
+            if parts > 0:
+                if drafter not in means:
+                    means[drafter] = RunningMean(0.0, self._tuning.draft_memory)
+                means[drafter].add_time(seconds / parts, self._tuning.held_up)
