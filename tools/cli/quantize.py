@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastslow.tools.cli.options import option
+
 if TYPE_CHECKING:
-    from fastslow.tools.quantize.quantize import QuantizedCheckpoint, QuantizeOptions
-    from fastslow.tools.quantize.report import QuantizeReport
+    from rich.table import Table
 
 CALIBRATION, CHECK = "Calibration", "Check"
 
@@ -21,11 +24,10 @@ def quantize(
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            help="Prompts, JSON lines; the model answers them. Default: the checkpoint's calibration.jsonl, "
-            "else a few of many kinds.",
-            rich_help_panel=CALIBRATION,
-            show_default=False,
+        option(
+            "Prompts, JSON lines; the model answers them. Default: the checkpoint's "
+            "calibration.jsonl, else a few of many kinds.",
+            CALIBRATION,
         ),
     ] = None,
     tokens: Annotated[
@@ -52,12 +54,7 @@ def quantize(
         typer.Option(min=0, help="Texts to compare both on; 0: none.", rich_help_panel=CHECK),
     ] = 16,
     tasks: Annotated[
-        Path | None,
-        typer.Option(
-            help="Graded tasks, JSON lines with prompt and answer.",
-            rich_help_panel=CHECK,
-            show_default=False,
-        ),
+        Path | None, option("Graded tasks, JSON lines with prompt and answer.", CHECK)
     ] = None,
     task_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens of a task's answer.", rich_help_panel=CHECK)
@@ -76,98 +73,58 @@ def quantize(
 
     What changed is measured and shown: perplexity, KL, likeliest tokens, memory, each layer and expert.
     """
-    from fastslow.engine.model.config import ModelConfig
+    from fastslow.llm import LLM
     from fastslow.models.folder import require_vacant
     from fastslow.models.locate import resolve_model
     from fastslow.tools.cli.screen import console, quiet_log
-    from fastslow.tools.quantize.plain_layer import check_known
-    from fastslow.tools.quantize.quantize import QuantizeOptions
+    from fastslow.tools.progress import progress_bar
+    from fastslow.tools.quantize import quantize as job
+    from fastslow.tools.quantize.calibration import answered, prompts_of
+    from fastslow.tools.quantize.report import FILE, QuantizeReport
+    from fastslow.tools.tasks import read_tasks
 
     quiet_log()
     folder = resolve_model(source)
-    check_known(ModelConfig.from_folder(folder))
     if plan:
-        _plan(folder, embedding, kv)
+        console().print(_plan(folder, embedding, kv))
         return
     if out is None:
         raise ValueError("OUT is missing: the folder to create")
+    job.check_known(folder)
     require_vacant(out)
-    options = QuantizeOptions(tokens=tokens, least=least, embedding=embedding, kv=kv)
-    made, held = _make(folder, out, calibration, options, answer, check, seed)
-    report = _check(folder, made, held, options, tasks, task_tokens)
-    for table in report.tables():
-        console().print(table)
-    console().print(f'done: fastslow generate "Hello" --model {out}')
-
-
-def _make(
-    folder: Path,
-    out: Path,
-    calibration: Path | None,
-    options: QuantizeOptions,
-    answer: int,
-    check: int,
-    seed: int,
-) -> tuple[QuantizedCheckpoint, list[list[int]]]:
-    """The checkpoint, and texts that calibration has not seen."""
-    from itertools import islice
-
-    from fastslow.llm import LLM
-    from fastslow.tools.progress import progress_bar
-    from fastslow.tools.quantize.calibration import answered, prompts_of
-    from fastslow.tools.quantize.quantize import quantize as turn
-
+    options = job.QuantizeOptions(tokens=tokens, least=least, embedding=embedding, kv=kv)
+    graded = None if tasks is None else read_tasks(tasks)
     prompts = prompts_of(calibration, folder)
     with LLM(folder, remember=False) as llm, progress_bar() as bar:
         if llm.tokenizer is None:
             vocabulary = llm.model.config.vocab_size
             prompts = [[token % vocabulary] for token in range(1, 1 + len(prompts))]  # type: ignore[list-item]
+        # texts that calibration does not see
         held = list(islice(answered(llm, prompts, tokens=answer, seed=seed + 1), check))
-        made = turn(folder, out, answered(llm, prompts, tokens=answer, seed=seed), options, bar)
-    return made, held
+        made = job.quantize(
+            folder, out, answered(llm, prompts, tokens=answer, seed=seed), options, bar
+        )
+    report = QuantizeReport(made, least)
+    with LLM(folder, remember=False) as first, LLM(out, remember=False) as second:
+        report.compare_models(first, second, held, graded, task_tokens)
+    (out / FILE).write_text(json.dumps(report.record(), indent=1), "utf-8")
+    for table in report.tables():
+        console().print(table)
+    console().print(f'done: fastslow generate "Hello" --model {out}')
 
 
-def _check(
-    folder: Path,
-    made: QuantizedCheckpoint,
-    held: list[list[int]],
-    options: QuantizeOptions,
-    tasks: Path | None,
-    task_tokens: int,
-) -> QuantizeReport:
-    import json
-
-    from fastslow.llm import LLM
-    from fastslow.tools.quantize.report import FILE, QuantizeReport, accuracy, compare
-    from fastslow.tools.tasks import read_tasks
-
-    report = QuantizeReport(made, options.least)
-    graded = None if tasks is None else read_tasks(tasks)
-    with LLM(folder, remember=False) as source, LLM(made.folder, remember=False) as own:
-        sizes = [getattr(llm.model, "weight_bytes", 0) for llm in (source, own)]
-        report.memory = (sizes[0], sizes[1]) if all(sizes) else None
-        if held:
-            report.compared = compare(source.model, own.model, held)
-        if graded is not None:
-            first, second = (accuracy(llm, graded, task_tokens) for llm in (source, own))
-            report.accuracy = (first, second)
-    (made.folder / FILE).write_text(json.dumps(report.record(), indent=1), "utf-8")
-    return report
-
-
-def _plan(folder: Path, embedding: str, kv: bool) -> None:
+def _plan(folder: Path, embedding: str, kv: bool) -> Table:
     from rich.table import Table
 
     from fastslow.engine.kv.budget import format_bytes
-    from fastslow.engine.model.config import ModelConfig
-    from fastslow.tools.cli.screen import console
+    from fastslow.tools.quantize.quantize import check_known
     from fastslow.tools.quantize.sizes import int8_embedding, planned
 
-    config = ModelConfig.from_folder(folder)
+    config = check_known(folder)
     small = int8_embedding(config) if embedding == "auto" else embedding == "int8"
     parts = planned(config, embedding=small, kv=kv)
+    whole = [sum(side) for side in zip(*parts.values())]
     table = Table("part", "bfloat16", "W8A8", "ratio")
-    whole = tuple(sum(side) for side in zip(*parts.values()))
     for part, (before, after) in {**parts, "all": (whole[0], whole[1])}.items():
         table.add_row(part, format_bytes(before), format_bytes(after), f"{after / before:.3f}")
-    console().print(table)
+    return table

@@ -30,12 +30,6 @@ class Product(Protocol):
 Watcher = Callable[[Tensor, Tensor], None]
 
 
-def check_known(config: ModelConfig) -> None:
-    """ValueError in one sentence for an architecture whose layers are not those of `PlainLayer`."""
-    if config.extras is not None:
-        raise ValueError(f"{config.architecture} cannot be quantised here, only run as exported")
-
-
 def plain(tensors: Mapping[str, Tensor]) -> Product:
     """The layer's own matrices, in float."""
     return lambda name, x_NI: F.linear(x_NI, tensors[f"{name}.weight"])

@@ -18,7 +18,7 @@ from fastslow.engine.model.quantised import KV_TYPE, Scheme
 from fastslow.models.folder import fresh_folder, require_vacant
 from fastslow.tools.progress import Report, silent
 from fastslow.tools.quantize.calibration import Calibration, balanced_texts
-from fastslow.tools.quantize.plain_layer import Tensors, check_known
+from fastslow.tools.quantize.plain_layer import Tensors
 from fastslow.tools.quantize.quantize_layer import Quantised, kv_scales, quantize_layer
 from fastslow.tools.quantize.sizes import int8_embedding
 from fastslow.tools.quantize.writer import CheckpointWriter
@@ -60,6 +60,14 @@ class QuantizedCheckpoint:
     source_bytes: int = 0
 
 
+def check_known(source: Path) -> ModelConfig:
+    """The config of a checkpoint. ValueError if its layers are not those of `PlainLayer`."""
+    config = ModelConfig.from_folder(source)
+    if config.extras is not None:
+        raise ValueError(f"{config.architecture} cannot be quantised here, only run as exported")
+    return config
+
+
 def quantize(
     source: Path,
     out: Path,
@@ -84,8 +92,7 @@ def quantize(
     options = options or QuantizeOptions()
     if Scheme.from_folder(source) is not None:
         raise ValueError(f"{source} is quantised already")
-    config = ModelConfig.from_folder(source)
-    check_known(config)
+    config = check_known(source)
     checkpoint = Checkpoint.open(source, config)
     with checkpoint.reader(False) as read, fresh_folder(out) as folder, torch.inference_mode():
         work = _Work(config, lambda name: _finite(name, read(name)), options, report)

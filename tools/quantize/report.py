@@ -69,13 +69,6 @@ def compare(source: Model, quantised: Model, texts: Sequence[Sequence[int]]) -> 
     )
 
 
-def accuracy(llm: LLM, tasks: Sequence[Task], tokens: int) -> float:
-    """Share of tasks that greedy answers of at most so many tokens solve."""
-    sampling = SamplingParams(max_tokens=tokens, temperature=0.0)
-    outputs = llm.generate([task.prompt for task in tasks], sampling)
-    return sum(task.right(o.text) for task, o in zip(tasks, outputs, strict=True)) / len(tasks)
-
-
 @dataclass(slots=True)
 class QuantizeReport:
     """made: the quantisation. compared: with its source, None where nobody looked. memory: bytes of the
@@ -88,6 +81,28 @@ class QuantizeReport:
     compared: Comparison | None = None
     memory: tuple[int, int] | None = None
     accuracy: tuple[float, float] | None = None
+
+    def compare_models(
+        self,
+        source: LLM,
+        quantised: LLM,
+        texts: Sequence[Sequence[int]],
+        tasks: Sequence[Task] | None,
+        task_tokens: int,
+    ) -> None:
+        """Fill in what both models tell: memory, texts (if any), and the share of tasks that greedy
+        answers of at most so many tokens solve."""
+        llms = (source, quantised)
+        sizes = [getattr(llm.model, "weight_bytes", 0) for llm in llms]
+        self.memory = (sizes[0], sizes[1]) if all(sizes) else None
+        if texts:
+            self.compared = compare(source.model, quantised.model, texts)
+        if tasks is not None:
+            prompts = [task.prompt for task in tasks]
+            sampling = SamplingParams(max_tokens=task_tokens, temperature=0.0)
+            outputs = [llm.generate(prompts, sampling) for llm in llms]
+            right = [fmean(task.right(o.text) for task, o in zip(tasks, outs)) for outs in outputs]
+            self.accuracy = (right[0], right[1])
 
     def record(self) -> dict[str, Any]:
         """For programs: bytes, shares, nats."""
