@@ -18,6 +18,7 @@ from fastslow.tools.cli.options import (
     expand_options,
     listed,
     numbers,
+    shown_option,
 )
 
 if TYPE_CHECKING:
@@ -30,15 +31,9 @@ if TYPE_CHECKING:
 def bench(
     prompts: Annotated[Path, PROMPTS],
     options: MeasureOptions,
-    batch: Annotated[
-        str, typer.Option(help="Requests at a time, such as 1,8.", rich_help_panel=TRIED)
-    ] = "1",
-    modes: Annotated[
-        str, typer.Option(help="Presets, such as deep,fast.", rich_help_panel=TRIED)
-    ] = "deep",
-    repeat: Annotated[
-        int, typer.Option(help="Times that everything is run.", rich_help_panel=MEASURED)
-    ] = 3,
+    batch: Annotated[str, shown_option("Requests at a time, such as 1,8.", TRIED)] = "1",
+    modes: Annotated[str, shown_option("Presets, such as deep,fast.", TRIED)] = "deep",
+    repeat: Annotated[int, shown_option("Times that everything is run.", MEASURED)] = 3,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="Write all samples here, as JSON.", show_default=False),

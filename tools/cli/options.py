@@ -55,6 +55,13 @@ def option(help: str, panel: str | None = None, *names: str) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
 
 
+def shown_option(
+    help: str, panel: str | None = None, *, min: float | None = None, max: float | None = None
+) -> Any:
+    """An option whose default is shown; `min` and `max` bound a number."""
+    return typer.Option(help=help, rich_help_panel=panel, min=min, max=max)
+
+
 MODEL, HOW, DRAW = "Model", "Thinking and speculation", "Sampling (default: the mode's own)"
 TRIED, MEASURED, ROUTING = "What is tried", "How it is measured", "Routing"
 PROMPTS = option("JSON lines, each with prompt, messages, turns or question.", None, "--prompts")
@@ -290,18 +297,10 @@ class MeasureOptions(ModelOptions):
 class RoutingOptions:
     """What `inspect --routing` measures."""
 
-    ranks: Annotated[
-        int, typer.Option(min=1, help="Ranks that share the experts.", rich_help_panel=ROUTING)
-    ] = 8
-    prompts: Annotated[
-        int, typer.Option(min=1, help="Take so many prompts.", rich_help_panel=ROUTING)
-    ] = 32
-    answer: Annotated[
-        int, typer.Option(min=0, help="Tokens to answer each with.", rich_help_panel=ROUTING)
-    ] = 64
-    batch: Annotated[
-        int, typer.Option(min=1, help="Answers decoded in a step.", rich_help_panel=ROUTING)
-    ] = 16
+    ranks: Annotated[int, shown_option("Ranks that share the experts.", ROUTING, min=1)] = 8
+    prompts: Annotated[int, shown_option("Take so many prompts.", ROUTING, min=1)] = 32
+    answer: Annotated[int, shown_option("Tokens to answer each with.", ROUTING, min=0)] = 64
+    batch: Annotated[int, shown_option("Answers decoded in a step.", ROUTING, min=1)] = 16
     gate: Annotated[
         str | None,
         option("Experts x groups, as 64x8: random routers over the same inputs instead.", ROUTING),

@@ -30,34 +30,23 @@ def quantize(
             CALIBRATION,
         ),
     ] = None,
-    tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens to calibrate with.", rich_help_panel=CALIBRATION)
-    ] = 8192,
+    tokens: Annotated[int, shown_option("Tokens to calibrate with.", CALIBRATION, min=1)] = 8192,
     answer: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Most tokens of an answer; 0: prompts alone.", rich_help_panel=CALIBRATION
-        ),
+        int, shown_option("Most tokens of an answer; 0: prompts alone.", CALIBRATION, min=0)
     ] = 160,
     least: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Tokens that every expert should see.", rich_help_panel=CALIBRATION
-        ),
+        int, shown_option("Tokens that every expert should see.", CALIBRATION, min=1)
     ] = 32,
     embedding: Annotated[
         str, typer.Option(help="Embedding and head: int8, float, or auto (what 0.52 needs).")
     ] = "auto",
     kv: Annotated[bool, typer.Option(help="Also for keys and values in int8 (C8).")] = False,
-    check: Annotated[
-        int,
-        typer.Option(min=0, help="Texts to compare both on; 0: none.", rich_help_panel=CHECK),
-    ] = 16,
+    check: Annotated[int, shown_option("Texts to compare both on; 0: none.", CHECK, min=0)] = 16,
     tasks: Annotated[
         Path | None, option("Graded tasks, JSON lines with prompt and answer.", CHECK)
     ] = None,
     task_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens of a task's answer.", rich_help_panel=CHECK)
+        int, shown_option("Most tokens of a task's answer.", CHECK, min=1)
     ] = 256,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what it would save; reads no weights.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fastslow.tools.cli.options import Device, DType, Quantization
+from fastslow.tools.cli.options import Device, DType, Quantization, option, shown_option
 
 DATA, TRAINING = "Data", "Training"
 
@@ -22,41 +22,26 @@ def train_draft(
         Path | None,
         typer.Option(help="Folder for answers, features, checkpoint; default: OUT.work."),
     ] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(help="A head of a like model to begin with.", rich_help_panel=TRAINING),
-    ] = None,
+    start: Annotated[Path | None, option("A head of a like model to begin with.", TRAINING)] = None,
     tokens: Annotated[
-        int, typer.Option(min=1, help="Rows to learn from, all epochs.", rich_help_panel=TRAINING)
+        int, shown_option("Rows to learn from, all epochs.", TRAINING, min=1)
     ] = 1_000_000,
-    rate: Annotated[
-        float, typer.Option(min=0, help="Peak learning rate.", rich_help_panel=TRAINING)
-    ] = 2e-3,
-    rows: Annotated[
-        int, typer.Option(min=1, help="Rows of a batch.", rich_help_panel=TRAINING)
-    ] = 2048,
-    steps: Annotated[
-        int, typer.Option(min=1, help="Depth of the trained chain.", rich_help_panel=TRAINING)
-    ] = 4,
+    rate: Annotated[float, shown_option("Peak learning rate.", TRAINING, min=0)] = 2e-3,
+    rows: Annotated[int, shown_option("Rows of a batch.", TRAINING, min=1)] = 2048,
+    steps: Annotated[int, shown_option("Depth of the trained chain.", TRAINING, min=1)] = 4,
     stretches: Annotated[
         float,
-        typer.Option(
+        shown_option(
+            "Share of the long prompts of which a stretch is taught, too: where prompts hold "
+            "text that the target itself wrote.",
+            TRAINING,
             min=0,
             max=1,
-            help="Share of the long prompts of which a stretch is taught, too: where prompts hold "
-            "text that the target itself wrote.",
-            rich_help_panel=TRAINING,
         ),
     ] = 0.0,
-    vocabulary: Annotated[
-        int, typer.Option(min=1, help="Tokens that can be drafted.", rich_help_panel=TRAINING)
-    ] = 8192,
-    answer: Annotated[
-        int, typer.Option(min=3, help="Most tokens of an answer.", rich_help_panel=DATA)
-    ] = 192,
-    batch: Annotated[
-        int, typer.Option(min=1, help="Answers made at once.", rich_help_panel=DATA)
-    ] = 16,
+    vocabulary: Annotated[int, shown_option("Tokens that can be drafted.", TRAINING, min=1)] = 8192,
+    answer: Annotated[int, shown_option("Most tokens of an answer.", DATA, min=3)] = 192,
+    batch: Annotated[int, shown_option("Answers made at once.", DATA, min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
     dtype: DType = "auto",
     quantization: Quantization = "auto",

@@ -15,6 +15,7 @@ from fastslow.tools.cli.options import (
     check_writable,
     expand_options,
     option,
+    shown_option,
 )
 
 
@@ -47,17 +48,10 @@ def tune(
         ),
     ] = None,
     keep: Annotated[
-        float,
-        typer.Option(
-            help="Share of deep's gain, or agreement with it, to keep.", rich_help_panel=MEASURED
-        ),
+        float, shown_option("Share of deep's gain, or agreement with it, to keep.", MEASURED)
     ] = 0.9,
-    minutes: Annotated[
-        float, typer.Option(help="Time for everything.", rich_help_panel=MEASURED)
-    ] = 10.0,
-    batch: Annotated[
-        int, typer.Option(help="Requests at a time that you expect.", rich_help_panel=MEASURED)
-    ] = 1,
+    minutes: Annotated[float, shown_option("Time for everything.", MEASURED)] = 10.0,
+    batch: Annotated[int, shown_option("Requests at a time that you expect.", MEASURED)] = 1,
     mode: Annotated[
         str, option("deep, fast or another preset: see `fastslow modes`.", MEASURED)
     ] = "deep",
