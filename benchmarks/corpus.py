@@ -141,7 +141,7 @@ def questions_of(path: Path, count: int) -> list[str]:
 
 
 def main() -> None:
-    parser = options(__doc__, model="smollm2", quantization="int8", threads=0)
+    parser = options(__doc__, "model", quantization="int8", threads=0)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--answers", type=int, default=320, help="in the corpus, at most 2000")
     parser.add_argument("--ask", type=int, default=20, help="of each kind; 0 = make the corpus")

@@ -86,8 +86,8 @@ def measured(found: dict[Speculation, list[Run]]) -> dict[str, float]:
 
 def main() -> None:
     parser = options(
-        __doc__, "head", "prompts", "out",
-        model="smollm2", dtype="auto", quantization="auto", limit=16, tokens=96, repeat=1,
+        __doc__, "head", "prompts", "model", "out",
+        dtype="auto", quantization="auto", limit=16, tokens=96, repeat=1,
     )  # fmt: skip
     parser.add_argument("--drafter", default="auto", help="as in drafting.py")
     parser.add_argument("--batch", default="1,2,4,8,16,32")

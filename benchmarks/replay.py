@@ -128,7 +128,7 @@ def answer(
     whole, features = text.tokens.tolist(), text.features.float()
     view: Any = SimpleNamespace(
         id=number, tokens=whole[: text.start], prompt_length=text.start, params=SamplingParams(),
-        end_ids=frozenset(), reach=len(whole), groups=None, seed=0, thinking=None,
+        end_ids=frozenset(), max_len=len(whole), groups=None, seed=0, thinking=None,
         reproducible=False, speculation=SimpleNamespace(nodes=None), computed=text.start - 1,
     )  # fmt: skip
     length = controller.policy(SETTINGS, "drafter")
@@ -161,8 +161,8 @@ def answer(
 
 def main() -> None:
     parser = options(
-        __doc__, "head", "prompts",
-        model="smollm2", dtype="bfloat16", quantization="none", limit=16, tokens=128,
+        __doc__, "head", "model", "prompts",
+        dtype="bfloat16", quantization="none", limit=16, tokens=128,
     )  # fmt: skip
     parser.add_argument("--drafters", default="suffix,head,auto")
     parser.add_argument("--steps", default=STEPS, help="ms of a step of 1, 2, 3, ... rows")

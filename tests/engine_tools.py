@@ -110,7 +110,7 @@ class Bench:
             stopper=Stopper(ask.params, end_ids, room, detokenizer),
             groups=ask.groups,
             seed=ask.seed,
-            reach=len(ask.tokens) + room - 1,
+            max_len=len(ask.tokens) + room - 1,
             dynamic_rope=self.model.config.dynamic_rope,
             end_ids=end_ids,
             thinking=self._thinking(ask),

@@ -160,14 +160,14 @@ MUTATIONS = (
     ),
     swap(
         "sibling seen in the tree mask",
-        "engine/model/visibility.py",
+        "engine/model/attention.py",
         "int(parents[path[-1]])",
         "path[-1] - 1",
         ("tests/test_model_rows.py",),  # in float64: elsewhere the kernels run
     ),
     swap(
         "sibling seen in the tree lists of the kernels",
-        "engine/backends/cpu/rows.py",
+        "engine/backends/cpu/step.py",
         "*(paths[parent] if parent >= 0 else ())",
         "*(paths[-1] if parent >= 0 else ())",
         EXACT,
@@ -496,8 +496,8 @@ MUTATIONS = (
     swap(
         "kernels write the features of wanted logits",
         "engine/backends/cpu/decoder.py",
-        "seen=rows.seen if features else rows.seen[:0],",
-        "seen=rows.outputs if features else rows.seen[:0],",
+        '"seen": rows.seen if features else rows.seen[:0],',
+        '"seen": rows.outputs if features else rows.seen[:0],',
         ("tests/test_model.py::test_features_of_rows_without_logits", *PROMPTS),
     ),
     swap(

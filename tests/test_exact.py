@@ -78,7 +78,7 @@ def make_bench(
     stranger = load_model(foreign, dtype, device, progress=False)
     words = letters(VOCAB)
     ours, theirs = Pieces(words), Pieces([words[x] for x in SPOKEN])
-    shallow = model.keep([0])
+    shallow = model.layer_subset([0])
 
     def common() -> CommonLexicon:
         return CommonLexicon(Speller(ours), Speller(theirs), VOCAB)

@@ -243,7 +243,7 @@ class _View:
         self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
         self.reproducible, self.thinking, self.groups = False, None, None
         self.speculation = Speculation(nodes=3)
-        self.computed, self.reach = len(tokens) - 1, len(tokens) + 99
+        self.computed, self.max_len = len(tokens) - 1, len(tokens) + 99
 
 
 @pytest.mark.parametrize("field", ["width", "depth"])

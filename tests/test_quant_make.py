@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear
-from fastslow.engine.model.names import parameters
+from fastslow.engine.model.tensors import parameters
 from fastslow.tools.cli.app import main
 from fastslow.tools.quantize.calibration import balanced_texts, prompts_of
 from fastslow.tools.quantize.plain_layer import ROUTER, PlainLayer, Tensors, plain, watched

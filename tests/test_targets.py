@@ -64,7 +64,7 @@ def request(number: int, prompt: int = 4, room: int = 8, **fields: Any) -> Reque
         "stopper": Stopper(params, frozenset(), room, None),
         "groups": None,
         "seed": number,
-        "reach": prompt + room - 1,
+        "max_len": prompt + room - 1,
         "rule": tokenwise,
     }
     return Request(**{**given, **fields})
@@ -96,7 +96,7 @@ def run(step: Scheduler) -> dict[int, int]:
         if one.computed == len(one.tokens):
             one.tokens.append(5)
         step._kv.advance(one.id, one.computed, one.tokens)
-        if len(one.tokens) > one.reach:
+        if len(one.tokens) > one.max_len:
             step.remove(one)
     return found
 
@@ -174,7 +174,7 @@ def test_whoever_was_passed_over_long_enough_is_served_first() -> None:
             gaps[number].append(turn - last[number])
             last[number] = turn
     assert max(gaps[0] + gaps[2]) <= PATIENCE + 3
-    assert slow.done or len(slow.tokens) > slow.reach, "it ends"
+    assert slow.done or len(slow.tokens) > slow.max_len, "it ends"
     assert late.computed >= 40
 
 

@@ -35,7 +35,7 @@ def forward_texts(
                 slots=slots[first : first + size],
                 context=slots[:0],
                 outputs=range(size),
-                reach=size,
+                max_len=size,
             )
         )
         first += -(-size // PAGE) * PAGE

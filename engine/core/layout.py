@@ -99,5 +99,5 @@ def _segment(
         outputs=outputs,
         seen=seen,
         only_best=only_best(request) and not request.wants_logits,
-        reach=request.reach,
+        max_len=request.max_len,
     )

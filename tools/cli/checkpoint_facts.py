@@ -12,8 +12,8 @@ from rich.table import Table
 from fastslow.engine.backends.loader import DTYPES
 from fastslow.engine.kv.budget import format_bytes
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import active_parameters, parameters
-from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.model.tensors import active_parameters, parameters
+from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.policies.meaning import meaning
@@ -95,7 +95,7 @@ class CheckpointFacts:
         modes = Table("mode", "groups", "thinking", "active per token", "description")
         for mode in self.modes.values():
             groups = self.config.groups if mode.groups is None else mode.groups
-            whole = "dense" if self.config.extras is None else "one"
+            whole = "dense" if self.config.pangu_v2 is None else "one"
             shown = f"{groups} of {self.config.groups}" if self.config.groups else whole
             active = billions(active_parameters(self.config, mode.groups))
             modes.add_row(mode.name, shown, mode.thinking, active, mode.description)
@@ -113,7 +113,7 @@ class CheckpointFacts:
                 f"{c.groups} groups of {c.experts // c.groups}, each of {c.moe_intermediate_size}; "
                 f"shared {c.shared_intermediate_size}"
             )
-        elif c.extras is not None:
+        elif c.pangu_v2 is not None:
             dense = f"; dense layers: {len(c.mlp_only_layers)}" if c.mlp_only_layers else ""
             lines["experts"] = (
                 f"best {c.chosen} of {c.experts}, each of {c.moe_intermediate_size}; "
@@ -152,12 +152,12 @@ def shards_table(plan: ShardPlan) -> Table:
     """A line a rank, and what a row of a layer costs in bytes sent."""
     name, sent = str(plan.dtype).removeprefix("torch."), format_bytes(_sent(plan))
     title = f"{plan.parallel} in {name}; a row of a layer sends {sent} between ranks"
-    titles = ("rank", "home", "heads", "KV heads", "groups", "weights", "KV per token")
+    titles = ("rank", "dp rank", "heads", "KV heads", "groups", "weights", "KV per token")
     table = Table(*titles, title=title)
     for share in plan.shares:
         place = share.place
         groups = f"{place.groups.start}-{place.groups.stop - 1}" if place.groups else "-"
-        counts = map(str, (place.rank, place.home, place.heads, place.kv_heads))
+        counts = map(str, (place.rank, place.dp_rank, place.heads, place.kv_heads))
         sizes = map(format_bytes, (share.weights, share.kv_per_token))
         table.add_row(*counts, groups, *sizes)
     return table
@@ -170,7 +170,7 @@ def shards_record(plan: ShardPlan) -> dict[str, Any]:
         "sent_per_row_and_layer": _sent(plan),
         "ranks": [
             {
-                **{n: getattr(share.place, n) for n in ("rank", "home", "heads", "kv_heads")},
+                **{n: getattr(share.place, n) for n in ("rank", "dp_rank", "heads", "kv_heads")},
                 "groups": list(share.place.groups),
                 "weights": share.weights,
                 "kv_per_token": share.kv_per_token,

@@ -59,7 +59,7 @@ def _table(facts: CheckpointFacts, presets: Sequence[Mode]) -> Table:
     """A column for each mode, a row for each side of it."""
     from rich.table import Column, Table
 
-    from fastslow.engine.model.names import active_parameters
+    from fastslow.engine.model.tensors import active_parameters
     from fastslow.policies.meaning import meaning
     from fastslow.tools.cli.checkpoint_facts import billions
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.tools.cli.options import option
+from fastslow.tools.cli.options import option, shown_option
 
 if TYPE_CHECKING:
     from rich.table import Table

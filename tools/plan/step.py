@@ -7,7 +7,7 @@ from math import prod
 from operator import add
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.engine.params import nearest
 from fastslow.tools.plan.device import Device
 

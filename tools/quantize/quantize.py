@@ -13,8 +13,8 @@ from torch import Tensor
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear
-from fastslow.engine.model.names import layer_shapes, tensor_shapes
 from fastslow.engine.model.quantised import KV_TYPE, Scheme
+from fastslow.engine.model.tensors import layer_shapes, tensor_shapes
 from fastslow.models.folder import fresh_folder, require_vacant
 from fastslow.tools.progress import Report, silent
 from fastslow.tools.quantize.calibration import Calibration, balanced_texts
@@ -63,7 +63,7 @@ class QuantizedCheckpoint:
 def check_known(source: Path) -> ModelConfig:
     """The config of a checkpoint. ValueError if its layers are not those of `PlainLayer`."""
     config = ModelConfig.from_folder(source)
-    if config.extras is not None:
+    if config.pangu_v2 is not None:
         raise ValueError(f"{config.architecture} cannot be quantised here, only run as exported")
     return config
 

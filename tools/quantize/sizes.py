@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.tools.quantize.plain_layer import ROUTER
 
 LIMIT = 0.52  # of the float checkpoint's bytes

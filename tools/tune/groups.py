@@ -193,7 +193,7 @@ class TextReader:
             groups=None if groups == self.model.config.groups else groups,
             outputs=outputs,
             only_best=greedy,
-            reach=len(text),
+            max_len=len(text),
         )
         return self.model.forward(Rows.of([segment]), self._kv.storage).logits.float()
 

@@ -1,21 +1,74 @@
-"""Where a rank stands: which heads, groups, parts of experts and requests are its own."""
+"""How many ranks share a model, and which heads, groups, parts of experts and requests are each one's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import gcd
+from typing import Annotated
+
+from pydantic import Field, StrictInt
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.cuts import Over, cut_of, expert_of
-from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.model.tensors import Over, cut_of, expert_of
+from fastslow.engine.params import Number, Params, nearest
+
+
+class Parallel(Params):
+    """ep * tp * dp ranks share one model.
+
+    Attention is cut by heads over ep * tp ranks, or over tp where the heads do not divide, and runs
+    that many times side by side on requests of its own. Routed experts are cut by whole groups over
+    ep, and inside each expert over tp * dp; shared experts, dense MLPs, embedding and head over all
+    ranks. Pangu Pro MoE's layout on eight devices (H2P: attention DP2 x TP4, experts EP4 x TP2,
+    shared TP8; arXiv 2505.21411) is Parallel(ep=4, dp=2).
+    """
+
+    ep: Annotated[StrictInt, Field(ge=1)] = Field(
+        default=1,
+        description="expert parallel: ranks among which the groups of experts are divided",
+    )
+    tp: Annotated[StrictInt, Field(ge=1)] = Field(
+        default=1, description="tensor parallel: ranks that share every head split and every expert"
+    )
+    dp: Annotated[StrictInt, Field(ge=1)] = Field(
+        default=1, description="data parallel: copies of attention, each with requests of its own"
+    )
+    timeout: Annotated[Number, Field(gt=0)] = Field(
+        default=300.0, description="seconds that a rank waits for another one inside a step"
+    )
+
+    @property
+    def ranks(self) -> int:
+        """How many processes it takes."""
+        return self.ep * self.tp * self.dp
+
+    @classmethod
+    def parse(cls, text: str) -> Parallel:
+        """From "ep=8,tp=1,dp=1"; what is not named is 1. ValueError in one sentence."""
+        known = ("ep", "tp", "dp")
+        fields: dict[str, int] = {}
+        for part in text.split(","):
+            name, _, value = part.partition("=")
+            name = name.strip()
+            if name not in known:
+                raise ValueError(f"parallel={text!r} names {name!r}{nearest(name, known)}")
+            if name in fields:
+                raise ValueError(f"parallel={text!r} names {name} twice")
+            if not value.strip().isdecimal():
+                raise ValueError(f"parallel={text!r}: {name} must be a whole number of at least 1")
+            fields[name] = int(value)
+        return cls(**fields)
+
+    def __str__(self) -> str:
+        return f"ep={self.ep},tp={self.tp},dp={self.dp}"
 
 
 @dataclass(frozen=True, slots=True)
-class RankPlace:
+class RankShard:
     """One rank among those of a `Parallel`, for one model.
 
-    Ranks are numbered (dp, ep, tp), tp fastest. A home is a copy of attention with the KV of its own
-    requests: `attention` ranks that follow each other.
+    Ranks are numbered (dp, ep, tp), tp fastest. Each data-parallel rank is a copy of attention with the
+    KV of its own requests, on `attention` ranks that serve each other.
     """
 
     config: ModelConfig
@@ -23,22 +76,24 @@ class RankPlace:
     rank: int
 
     @classmethod
-    def all(cls, config: ModelConfig, parallel: Parallel) -> list[RankPlace]:
-        """Every rank's place. ValueError in one sentence if the model cannot be shared so."""
+    def all(cls, config: ModelConfig, parallel: Parallel) -> list[RankShard]:
+        """Every rank's. ValueError in one sentence if the model cannot be shared so."""
         _check(config, parallel)
         return [cls(config, parallel, rank) for rank in range(parallel.ranks)]
 
     @property
     def attention(self) -> int:
-        """Ranks that share the heads of one home."""
+        """Ranks that share the heads of one copy of attention."""
         return attention_ranks(self.config, self.parallel)
 
     @property
-    def homes(self) -> int:
+    def dp_ranks(self) -> int:
+        """Copies of attention."""
         return self.parallel.ranks // self.attention
 
     @property
-    def home(self) -> int:
+    def dp_rank(self) -> int:
+        """Which of them this rank belongs to."""
         return self.rank // self.attention
 
     @property
@@ -60,13 +115,13 @@ class RankPlace:
 
     @property
     def experts(self) -> range:
-        """Experts that are here, whole or in part."""
+        """Experts that are here, whole or in shard."""
         size = self.config.experts // self.config.groups if self.config.groups else 0
         return range(self.groups.start * size, self.groups.stop * size)
 
     @property
     def local(self) -> ModelConfig:
-        """The config of the part that this rank holds and runs."""
+        """The config of what this rank holds and runs."""
         inner = self.parallel.tp * self.parallel.dp
         c, ranks = self.config, self.parallel.ranks
         return replace(
@@ -91,7 +146,7 @@ class RankPlace:
         """Token ids of a rank's share."""
         return -(-self.config.vocab_size // self.parallel.ranks)
 
-    def part(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...] | None:
+    def slices(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...] | None:
         """What of a tensor this rank holds, None = nothing.
 
         Raises:
@@ -168,7 +223,7 @@ def usual(config: ModelConfig, ranks: int) -> Parallel:
 def _check(config: ModelConfig, parallel: Parallel) -> None:
     """ValueError in one sentence if the model cannot be shared so."""
     ep, inner, ranks = parallel.ep, parallel.tp * parallel.dp, parallel.ranks
-    if config.extras is not None:
+    if config.pangu_v2 is not None:
         raise ValueError(f"{config.architecture} runs on one rank only: leave parallel out")
     if ep > 1 and not config.groups:
         raise ValueError(

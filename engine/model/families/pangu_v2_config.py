@@ -17,7 +17,7 @@ FIRST, LAST = "interleaved-first", "halves-last"
 
 
 @dataclass(frozen=True, slots=True)
-class Extras:
+class PanguV2Config:
     """Learned sinks, norms on keys and behind sublayers, partial rotation, one group of experts.
 
     Attributes:
@@ -48,7 +48,7 @@ class Extras:
     draft_layers: int
 
     @classmethod
-    def of(cls, raw: Mapping[str, Any], head_dim: int) -> Extras:
+    def of(cls, raw: Mapping[str, Any], head_dim: int) -> PanguV2Config:
         """From fields as `published` gives them. ValueError names the field, its value, the limit."""
         rotary = integer(raw, "qk_rope_dim", default=head_dim)
         if rotary % 2 or rotary > head_dim:

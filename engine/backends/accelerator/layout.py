@@ -7,7 +7,9 @@ the *tail*: few rows, and few keys that no block table can name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,29 +18,35 @@ from fastslow.engine.types import Ints, Rows
 
 
 @dataclass(frozen=True, slots=True)
-class KeyRuns:
+class BlockTables:
     """n runs of rows, each over the blocks of one text.
 
-    queries: rows up to and with each run's. lengths: keys that each run's last row sees. tables:
+    query_ends: rows up to and with each run's. seq_lens: keys that each run's last row sees. tables:
     int64 [n, W], the numbers of the blocks, filled up with 0.
     """
 
-    queries: list[int]
-    lengths: list[int]
+    query_ends: list[int]
+    seq_lens: list[int]
     tables: Ints
 
     @classmethod
-    def of(cls, runs: list[tuple[int, int, Ints]]) -> KeyRuns:
+    def of(cls, runs: list[tuple[int, int, Ints]]) -> BlockTables:
         """From (rows, keys, blocks) of each run."""
         tables = np.zeros((len(runs), max(len(blocks) for *_, blocks in runs)), dtype=np.int64)
         for table, (_, _, blocks) in zip(tables, runs, strict=True):
             table[: len(blocks)] = blocks
-        queries = np.cumsum([rows for rows, *_ in runs]).tolist()
-        return cls(queries, [keys for _, keys, _ in runs], tables)
+        query_ends = np.cumsum([rows for rows, *_ in runs]).tolist()
+        return cls(query_ends, [keys for _, keys, _ in runs], tables)
+
+
+Array = TypeVar("Array")
+Tables = TypeVar("Tables")
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Tail:
+class Tail(Generic[Array, Tables]):
     """R rows that see single slots, maybe after a text in blocks which each of them sees whole.
 
     rows: int64 [R] of the step. runs: over the texts; None: every key is among the slots. blind:
@@ -47,25 +55,33 @@ class Tail:
     is a row's. slots: int64 [B, W]. hidden: bool [B, Q, W], the slots that a row does not see.
     """
 
-    rows: Ints
-    runs: KeyRuns | None
-    blind: NDArray[np.bool_]
-    gather: Ints
-    places: Ints
-    slots: Ints
-    hidden: NDArray[np.bool_]
+    rows: Array
+    runs: Tables | None
+    blind: Array
+    gather: Array
+    places: Array
+    slots: Array
+    hidden: Array
+
+    def mapped(self, array: Callable[[Array], A], tables: Callable[[Tables], T]) -> Tail[A, T]:
+        """The same in another form, as tensors or on another device."""
+        return Tail(
+            array(self.rows),
+            None if self.runs is None else tables(self.runs),
+            *(array(x) for x in (self.blind, self.gather, self.places, self.slots, self.hidden)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class RowViews:
+class AttentionLayout:
     """All rows of a step: int64 `rows` in `chains` (None: every row, in order), others in `tail`."""
 
     rows: Ints | None
-    chains: KeyRuns | None
-    tail: Tail | None
+    chains: BlockTables | None
+    tail: Tail[NDArray[Any], BlockTables] | None
 
 
-def row_views(rows: Rows, block: int, most: int, merged: bool) -> RowViews:
+def attention_layout(rows: Rows, block: int, most: int, merged: bool) -> AttentionLayout:
     """Lay out a step.
 
     block: slots of a block. most: rows of a run. merged: whether the device can put together what a
@@ -102,11 +118,11 @@ def row_views(rows: Rows, block: int, most: int, merged: bool) -> RowViews:
                 )
             )
     if not lines:
-        return RowViews(None, KeyRuns.of(chains), None)
+        return AttentionLayout(None, BlockTables.of(chains), None)
     tail = _tail(lines, most, merged)
     if not chains:
-        return RowViews(np.empty(0, dtype=np.int64), None, tail)
-    return RowViews(np.concatenate(chain_rows), KeyRuns.of(chains), tail)
+        return AttentionLayout(np.empty(0, dtype=np.int64), None, tail)
+    return AttentionLayout(np.concatenate(chain_rows), BlockTables.of(chains), tail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +136,7 @@ class _Line:
     seen: NDArray[np.bool_]  # [rows, slots]
 
 
-def _tail(lines: list[_Line], most: int, merged: bool) -> Tail:
+def _tail(lines: list[_Line], most: int, merged: bool) -> Tail[NDArray[Any], BlockTables]:
     count, width = max(len(x.rows) for x in lines), max(len(x.slots) for x in lines)
     gather = np.zeros((len(lines), count), dtype=np.int64)
     slots = np.zeros((len(lines), width), dtype=np.int64)
@@ -143,7 +159,7 @@ def _tail(lines: list[_Line], most: int, merged: bool) -> Tail:
             runs.append((min(most, size - i), max(line.keys, 1), blocks))
     return Tail(
         np.concatenate([x.rows for x in lines]),
-        KeyRuns.of(runs) if merged else None,
+        BlockTables.of(runs) if merged else None,
         np.concatenate([np.full(len(x.rows), not x.keys) for x in lines]),
         gather,
         np.concatenate(places),

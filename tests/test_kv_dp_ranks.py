@@ -1,4 +1,4 @@
-"""Pages where attention runs several times side by side: a request lives in one home."""
+"""Pages where attention is data parallel: a request's are all of one rank."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from checkpoints import MOGE
 
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.kv.dp_ranks import DPRankKVCache
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.commands import Command, CommandKind, split
-from fastslow.engine.parallel.model import parted_storage
-from fastslow.engine.parallel.place import RankPlace
-from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.parallel.model import sharded_storage
+from fastslow.engine.parallel.sharding import Parallel, RankShard
 
 
-class TwoHomes(KVStorage):
-    homes = 2
+class TwoRanks(KVStorage):
+    dp_ranks = 2
 
 
-def cache(pages: int = 8, storage: type[KVStorage] = TwoHomes) -> DPRankKVCache:
-    return DPRankKVCache(
+def cache(pages: int = 8, storage: type[KVStorage] = TwoRanks) -> KVCache:
+    return KVCache(
         layers=2,
         kv_heads=1,
         head_dim=2,
@@ -44,30 +42,30 @@ def test_requests_go_where_there_is_most_room_and_stay() -> None:
     for request in range(4):
         assert kv.open(request, [request] * 8, None, 7) == 0
         assert kv.reserve(request, 8)
-    assert [kv.home(r) for r in range(4)] == [0, 1, 0, 1]
+    assert [kv.dp_rank(r) for r in range(4)] == [0, 1, 0, 1]
     assert kv.free_pages == 0 and kv.requests == 4
     for request in range(4):
         slots = kv.slots(request, 0, 8)
-        assert set(slots // 16) == {kv.home(request)}
+        assert set(slots // 16) == {kv.dp_rank(request)}
     kv.close(1)
     assert kv.free_for(0) == 0 and kv.free_for(3) == 2
-    assert not kv.reserve(0, 9) and kv.reserve(3, 9), "a page of another home is of no use"
+    assert not kv.reserve(0, 9) and kv.reserve(3, 9), "a page of another rank is of no use"
     kv.check_integrity()
 
 
-def test_a_beginning_is_found_in_its_home_unless_that_is_full() -> None:
+def test_a_beginning_is_found_on_its_rank_unless_that_is_full() -> None:
     kv = cache()
     text = list(range(12))
     kv.open(0, text, None, 0)
     kv.reserve(0, 12)
     kv.advance(0, 12, text)
     kv.open(1, text, None, 11)
-    assert kv.home(1) == kv.home(0) == 0 and kv.valid(1) == 8
+    assert kv.dp_rank(1) == kv.dp_rank(0) == 0 and kv.valid(1) == 8
     assert kv.reserve(1, 12) and kv.free_for(0) == 0
     assert kv.open(2, [*text, 20, 21, 22, 23], None, 15) == 0, "no room where three pages are known"
-    assert kv.home(2) == 1
+    assert kv.dp_rank(2) == 1
     kv.close(2)
-    assert kv.open(3, text, "another mode", 11) == 0 and kv.home(3) == 1
+    assert kv.open(3, text, "another mode", 11) == 0 and kv.dp_rank(3) == 1
     for request in (0, 1, 3):
         kv.close(request)
     assert kv.cached_pages == 3
@@ -76,7 +74,7 @@ def test_a_beginning_is_found_in_its_home_unless_that_is_full() -> None:
     kv.check_integrity()
 
 
-def test_what_fits_is_what_one_home_holds() -> None:
+def test_what_fits_is_what_one_rank_holds() -> None:
     kv = cache(9)
     assert kv.pages == 8 and kv.fits(16) and not kv.fits(17)
     with pytest.raises(ValueError, match="pages is 1, but must be at least 1 for each of 2"):
@@ -91,12 +89,12 @@ def test_what_fits_is_what_one_home_holds() -> None:
         "max_requests": 4,
         "device": "cpu",
     }
-    assert page_budget(80, **sizes, homes=2) == 8
+    assert page_budget(80, **sizes, dp_ranks=2) == 8
     with pytest.raises(ValueError, match="16 tokens in each of 2 homes needs 80 B"):
-        page_budget(79, **sizes, homes=2)
+        page_budget(79, **sizes, dp_ranks=2)
 
 
-def test_accepted_rows_move_inside_their_home() -> None:
+def test_accepted_rows_move_on_their_rank() -> None:
     kv = cache()
     for request in (0, 1):
         kv.open(request, [7, 8], None, 0)
@@ -111,23 +109,22 @@ def test_accepted_rows_move_inside_their_home() -> None:
     assert kv.valid(1) == 4 and kv.valid(0) == 2
 
 
-def test_a_model_with_homes_gets_such_a_cache() -> None:
+def test_a_models_storage_says_how_many_ranks() -> None:
     class Model:
         config = ModelConfig.from_json(MOGE)
-        dtype, device, storage = torch.float32, torch.device("cpu"), TwoHomes
+        dtype, device, storage = torch.float32, torch.device("cpu"), TwoRanks
 
-    assert isinstance(kv_cache_for(Model(), 4), DPRankKVCache)  # type: ignore[arg-type]
-    Model.storage = KVStorage  # type: ignore[assignment]
-    assert type(kv_cache_for(Model(), 4)) is KVCache  # type: ignore[arg-type]
+    kv = kv_cache_for(Model(), 4)  # type: ignore[arg-type]
+    assert kv.pages == 4 and kv.fits(32) and not kv.fits(33)
 
 
 def test_other_ranks_are_told_what_becomes_of_the_rows() -> None:
     config = ModelConfig.from_json(MOGE)
     orders: deque[Command] = deque()
-    first = RankPlace.all(config, Parallel(dp=2, tp=2))[0]
-    kind = parted_storage(first, orders, shared=True)
+    first = RankShard.all(config, Parallel(dp=2, tp=2))[0]
+    kind = sharded_storage(first, orders, shared=True)
     kv = cache(8, kind)
-    assert (kind.homes, kind.share, kv.storage.slots) == (2, 1.0, 16)
+    assert (kind.dp_ranks, kind.share, kv.storage.slots) == (2, 1.0, 16)
     assert kv.storage.k[0].shape == (16, 1, 2), "one of two KV heads"
     kv.open(0, [1], None, 0)
     kv.reserve(0, 4)
@@ -151,5 +148,5 @@ def test_a_share_counts_the_memory_that_is_asked() -> None:
         (Parallel(tp=2, dp=2), False, 0.25),
         (Parallel(tp=4), False, 0.5),
     ):
-        place = RankPlace.all(config, parallel)[0]
-        assert parted_storage(place, orders, shared).share == share, (parallel, shared)
+        place = RankShard.all(config, parallel)[0]
+        assert sharded_storage(place, orders, shared).share == share, (parallel, shared)

@@ -1,4 +1,4 @@
-"""Two homes on two ranks: attention by rows. Bits, bytes, and rows that stay where they belong."""
+"""Two data-parallel ranks: attention by rows. Bits, bytes, and rows that stay where they belong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from parallel_tools import ranks
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.cost_curve import ROWS, step_seconds
 from fastslow.engine.model.base import kv_cache_for
-from fastslow.engine.model.names import parameters
+from fastslow.engine.model.tensors import parameters
 from fastslow.engine.parallel.model import ParallelModel
 from fastslow.engine.types import Rows
 from fastslow.tools.plan.shards import ShardPlan
@@ -35,17 +35,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Iterator[ParallelModel]:
-    """Attention by rows, two homes; experts by their inner width."""
+    """Attention by rows, two ranks; experts by their inner width."""
     with ranks(folder, "dp=2") as model:
         yield model
 
 
-def home_logits(
-    model: ParallelModel, tokens: list[int], home: int, sizes: list[int]
+def dp_logits(
+    model: ParallelModel, tokens: list[int], dp_rank: int, sizes: list[int]
 ) -> torch.Tensor:
     size = 64
     kv = texts.storage(model, 2 * size)
-    slots, parts, start = np.arange(home * size, home * size + len(tokens)), [], 0
+    slots, parts, start = np.arange(dp_rank * size, dp_rank * size + len(tokens)), [], 0
     for count in sizes:
         rows = Rows.of([texts.chunk(tokens, start, start + count, slots)])
         parts.append(model.forward(rows, kv).logits)
@@ -53,18 +53,18 @@ def home_logits(
     return torch.cat(parts)
 
 
-def test_logits_are_those_of_one_rank_bit_for_bit_in_any_chunk_and_home(
+def test_logits_are_those_of_one_rank_bit_for_bit_in_any_chunk_on_any_dp_rank(
     model: ParallelModel, folder: Path
 ) -> None:
     tokens = texts.tokens_of(60)
     plain = texts.logits(load_model(folder, "float64", "cpu"), tokens)
-    whole = home_logits(model, tokens, 0, [60])
+    whole = dp_logits(model, tokens, 0, [60])
     assert (whole - plain).abs().max() < 1e-4
-    for home, sizes in ((1, [60]), (0, [1] * 60), (1, [7, 33, 1, 19])):
-        assert torch.equal(whole, home_logits(model, tokens, home, sizes)), (home, sizes)
+    for dp_rank, sizes in ((1, [60]), (0, [1] * 60), (1, [7, 33, 1, 19])):
+        assert torch.equal(whole, dp_logits(model, tokens, dp_rank, sizes)), (dp_rank, sizes)
 
 
-def test_requests_of_both_homes_share_a_step(model: ParallelModel) -> None:
+def test_requests_of_both_dp_ranks_share_a_step(model: ParallelModel) -> None:
     kv = texts.storage(model, 128)
     texts_of = [texts.tokens_of(n, n) for n in (9, 30, 1)]
     firsts = (70, 0, 64)
@@ -93,16 +93,16 @@ def test_requests_of_both_homes_share_a_step(model: ParallelModel) -> None:
     assert best.tolist() == out.logits.argmax(-1).tolist()
     assert few[::3].tolist() == best[::3].tolist() and (few[1::3] == -1).all()
     for tokens, first, logits in zip(texts_of, firsts, together):
-        assert torch.equal(logits, home_logits(model, tokens, first // 64, [len(tokens)]))
+        assert torch.equal(logits, dp_logits(model, tokens, first // 64, [len(tokens)]))
 
 
-def test_a_request_stays_in_one_home(model: ParallelModel) -> None:
+def test_a_request_stays_on_one_dp_rank(model: ParallelModel) -> None:
     kv, tokens = texts.storage(model, 128), texts.tokens_of(20)
-    with pytest.raises(ValueError, match="request 0 of the step has slots in homes"):
+    with pytest.raises(ValueError, match="request 0 of the step has slots on data-parallel ranks"):
         model.forward(Rows.of([texts.chunk(tokens, 0, 20, np.arange(50, 70))]), kv)
-    with pytest.raises(ValueError, match="cannot move between homes"):
+    with pytest.raises(ValueError, match="cannot move between data-parallel ranks"):
         kv.move(np.array([3]), np.array([100]))
-    home_logits(model, tokens, 0, [20])  # nothing else was disturbed
+    dp_logits(model, tokens, 0, [20])  # nothing else was disturbed
 
 
 def test_bytes_held_read_and_sent_are_those_of_the_plan(model: ParallelModel) -> None:
@@ -152,5 +152,5 @@ def test_what_steps_take_is_measured_in_one_home(
     model: ParallelModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path))
-    rows, seconds = step_seconds(model, None, "two homes")
+    rows, seconds = step_seconds(model, None, "two ranks")
     assert rows == ROWS[: len(rows)] and min(seconds) > 0
