@@ -22,8 +22,8 @@ from rich.table import Table
 
 from fastslow import SamplingParams, Speculation
 from fastslow.tools.machine import circumstances
+from fastslow.tools.prompts import read_prompts
 from fastslow.tools.tune.candidates import PLAIN
-from fastslow.tools.tune.prompts import read_prompts
 
 
 def setting_of(wish: str, head: Path | None) -> Speculation:

@@ -19,7 +19,7 @@ from rich.table import Table
 from fastslow import LLM
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.model.base import Model
-from fastslow.tools.tune.prompts import Conversation, read_prompts
+from fastslow.tools.prompts import Conversation, read_prompts
 
 Row = dict[str, Any]  # a cell of the table, and its "samples"
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -33,9 +33,9 @@ from fastslow.models.locate import resolve_model
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.settings import SpeculationTuning
 from fastslow.policies.speculation.step_cost import StepCostCurve
+from fastslow.tools.prompts import read_prompts
 from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.features import HiddenStates, look
-from fastslow.tools.tune.prompts import read_prompts
 
 STEPS = "8.7,9.0,9.3,10.3,11.3,12.7,15,17.2,18.8,20.3,22.1,23.9,26.4,28.9,31.5,34"  # a Zen 3, bf16
 SETTINGS = Speculation()

@@ -28,7 +28,7 @@ from fastslow.engine.kv.storage import KVShape
 from fastslow.engine.model.base import Model
 from fastslow.engine.types import Rows, Segment
 from fastslow.output import Output
-from fastslow.tools.tune.prompts import Conversation
+from fastslow.tools.prompts import Conversation
 
 CONTEXT = 200  # of the forwards that are timed
 

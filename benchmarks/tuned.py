@@ -19,9 +19,9 @@ from rich.table import Table
 from fastslow import LLM, SamplingParams
 from fastslow.settings import read_settings
 from fastslow.tools.machine import circumstances
+from fastslow.tools.prompts import read_prompts
 from fastslow.tools.tune.candidates import default_drafters, grid, label, read_lengths
 from fastslow.tools.tune.grid import Grid
-from fastslow.tools.tune.prompts import read_prompts
 from fastslow.tools.tune.runner import TuneRunner
 from fastslow.tools.tune.sample import Cell
 

@@ -572,7 +572,7 @@ MUTATIONS = (
     ),
     swap(
         "calibration keeps every text",
-        "tools/quantize/balance.py",
+        "tools/quantize/calibration.py",
         "bool((short & (counts > 0)).any())",
         "True",
         QUANTISED,

@@ -198,10 +198,9 @@ def test_each_drafter_is_told_its_own_rows_and_layers(bench: Bench, folder: Path
 
 
 def _features(bench: Bench, tokens: list[int], layers: tuple[int, ...]) -> torch.Tensor:
-    from fastslow.tools.train_head.answers import TrainText
-    from fastslow.tools.train_head.features import forward
+    from fastslow.tools.forward import forward_texts
 
-    out = forward(bench.model, [TrainText(tokens, 1)], layers)
+    out = forward_texts(bench.model, [tokens], layers)
     assert out.features is not None
     return out.features
 
