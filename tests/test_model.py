@@ -149,7 +149,7 @@ def test_features_of_rows_without_logits(
     def rows(*asked: tuple[list[int], list[int]]) -> texts.Rows:
         segments = [texts.chunk(texts.tokens_of(n, n), 0, n, s) for n, s in zip(lengths, slots)]
         for segment, (outputs, seen) in zip(segments, asked):
-            segment.outputs, segment.seen = outputs, seen
+            segment.outputs, segment.feature_rows = outputs, seen
         return texts.Rows.of(segments)
 
     full = model.forward(rows(*(([*range(n)], [*range(n)]) for n in lengths)), kv, (2, 0))

@@ -6,7 +6,7 @@ import json
 from html import escape
 from itertools import groupby
 
-from fastslow.engine.host.watch import CONTENDED
+from fastslow.engine.host.machine import CONTENDED
 from fastslow.engine.params import Speculation
 from fastslow.tools.tune.answer import Answer
 from fastslow.tools.tune.candidates import PLAIN, family, is_plain, label
