@@ -1,5 +1,5 @@
-"""One rank's shard of a decoder: the layers of `model.decoder`, with collectives between, rows dealt to
-ranks before and results gathered behind."""
+"""One rank's shard of a decoder: the layers of `model.decoder`, with collectives between, rows divided
+among ranks before and results gathered behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastslow.engine.types import Ints, ModelOutput, Rows
 
 
 @dataclass(frozen=True, slots=True)
-class DealtRows:
+class RowPartition:
     """Where the T rows of a step lie among the P = each * ranks rows that all ranks hold.
 
     Data-parallel ranks follow each other, each with the rows of its own requests and padding behind;
@@ -44,7 +44,7 @@ class DealtRows:
     own: Rows | None
 
     @classmethod
-    def of(cls, rows: Rows, shard: RankShard, dp_slots: int) -> DealtRows:
+    def of(cls, rows: Rows, shard: RankShard, dp_slots: int) -> RowPartition:
         """Each row goes to the data-parallel rank that holds its slots, `dp_slots` on each."""
         sizes = np.diff(rows.starts)
         dp_ranks = rows.slots[rows.starts[:-1]] // dp_slots  # every request has a row
@@ -118,10 +118,10 @@ class ShardDecoder:
 
         kv: this rank's heads, slots of its data-parallel rank. layers: those that run.
         """
-        dealt = DealtRows.of(rows, self.shard, kv.slots)
-        x_nH = self._embed(dealt)
-        step = self._step(dealt)
-        wanted, looked = dealt.holders(rows.outputs), dealt.holders(rows.feature_rows)
+        partition = RowPartition.of(rows, self.shard, kv.slots)
+        x_nH = self._embed(partition)
+        step = self._step(partition)
+        wanted, looked = partition.holders(rows.outputs), partition.holders(rows.feature_rows)
         mine, mine_seen = (
             torch.from_numpy(at[holders == self.shard.rank]).to(x_nH.device)
             for holders, at in (wanted, looked)
@@ -143,7 +143,7 @@ class ShardDecoder:
             fresh_PH = self.everyone.all_gather(fresh, "mlp all-gather")
             padded_PH = _pad(fresh_PH, ops.rows)
             if isinstance(layer.mlp, Moge):
-                groups = np.pad(dealt.groups, (0, len(padded_PH) - len(fresh_PH)))
+                groups = np.pad(partition.groups, (0, len(padded_PH) - len(fresh_PH)))
                 part_PH = layer.mlp(padded_PH, groups)
             else:
                 part_PH = layer.mlp(padded_PH)
@@ -156,23 +156,23 @@ class ShardDecoder:
             known = self._features(torch.cat([taken[n] for n in features], -1), looked[0])
         return self._output(x_nH.index_select(0, mine), known, wanted[0], rows.only_best)
 
-    def _embed(self, dealt: DealtRows) -> Tensor:
+    def _embed(self, partition: RowPartition) -> Tensor:
         """[n, H]: every rank looks up the tokens of its own vocabulary, the rest are zeros."""
         ids = self.shard.vocabulary()
-        held = (dealt.tokens >= ids.start) & (dealt.tokens < ids.stop)
+        held = (partition.tokens >= ids.start) & (partition.tokens < ids.stop)
         table = self.weights.embedding
-        at = torch.from_numpy(np.where(held, dealt.tokens - ids.start, 0)).to(table.device)
+        at = torch.from_numpy(np.where(held, partition.tokens - ids.start, 0)).to(table.device)
         rows_PH = table.index_select(0, at)
         rows_PH.mul_(torch.from_numpy(held).to(table.device, table.dtype)[:, None])
         return self.everyone.reduce_scatter(rows_PH, "embedding reduce-scatter")
 
-    def _step(self, dealt: DealtRows) -> Step | None:
+    def _step(self, partition: RowPartition) -> Step | None:
         """What the layers share in this copy of attention; None where it has no rows."""
-        if dealt.own is None:
+        if partition.own is None:
             return None
-        w, size = self.weights, dealt.each * self.shard.attention
+        w, size = self.weights, partition.each * self.shard.attention
         padded = size + -size % w.ops.rows
-        return Step.of(dealt.own, padded, w.config, w.ops, w.dtype, w.device)
+        return Step.of(partition.own, padded, w.config, w.ops, w.dtype, w.device)
 
     def _output(
         self,
