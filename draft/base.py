@@ -1,4 +1,4 @@
-"""What most drafters share: nothing to read, nothing to learn, nothing to hold."""
+"""The methods of a drafter that needs no features, learns nothing and holds nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastslow.engine.types import AcceptResult, RequestView
 
 
 class Stateless:
-    """Reads no features, learns nothing from verdicts, holds nothing for a request."""
+    """A drafter without features and without state."""
 
     features: tuple[int, ...] = ()
 
@@ -20,10 +20,10 @@ class Stateless:
     def read(
         self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
     ) -> None:
-        """No text is looked at."""
+        """No features are used."""
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
         """Nothing to learn."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ class Pieces:
     """A tokenizer that takes the longest piece that fits; pieces in `special` are marks."""
 
     leading_spaces = 0
+    bos_id: int | None
+    eos_ids: frozenset[int]
 
     def __init__(
         self,
@@ -42,6 +44,12 @@ class Pieces:
             found.append(number)
             text = text[len(self.pieces[number]) :]
         return found
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        return b"".join(self.token_bytes(x) for x in ids).decode()
+
+    def vocab(self) -> dict[str, int]:
+        return {piece: i for i, piece in enumerate(self.pieces)}
 
     def token_bytes(self, token_id: int) -> bytes:
         return self.pieces[token_id].encode() if token_id < self.vocab_size else b""

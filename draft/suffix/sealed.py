@@ -37,7 +37,7 @@ class Sealed(NamedTuple):
 
 
 def write_sealed(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, str]) -> None:
-    """Write beside `path`, then rename: whoever opens it sees the old file or the new one, whole.
+    """Write beside `path`, then rename: a reader sees the old file or the new one, whole.
 
     Args:
         arrays: int32 or int64.

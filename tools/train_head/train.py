@@ -13,8 +13,7 @@ import torch
 from loguru import logger
 from safetensors.torch import save_file
 
-from fastslow.draft.head.config import HeadConfig
-from fastslow.draft.head.head import read_head
+from fastslow.draft.head.config import HeadConfig, read_head
 from fastslow.draft.head.target import draft_vocabulary, fingerprint, first_weights, read_ends
 from fastslow.engine.model.base import Model
 from fastslow.tools.train_head.answers import AnswerStore, Ask, Conversation, TrainText
