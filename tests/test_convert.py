@@ -38,7 +38,9 @@ def dense_folder(folder: Path, **overrides: Any) -> Path:
 
 
 def layout_of(dense: Dense) -> ExpertLayout:
-    rows = torch.randint(0, dense.config.vocab, (4, 40), generator=torch.Generator().manual_seed(1))
+    rows = torch.randint(
+        0, dense.config.vocab_size, (4, 40), generator=torch.Generator().manual_seed(1)
+    )
     return calibrate(dense, rows, groups=GROUPS, experts=EXPERTS, shared=SHARED, width=WIDTH)
 
 
@@ -158,9 +160,9 @@ def plain_hidden(dense: Dense, out: Path, tokens: torch.Tensor, groups: int) -> 
     tensors, config = load_file(out / "model.safetensors"), dense.config
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.rms_norm(x, (config.hidden,), tensors[f"{name}.weight"], config.eps)
+        return F.rms_norm(x, (config.hidden_size,), tensors[f"{name}.weight"], config.rms_norm_eps)
 
-    cos, sin = rotary(64, config.head_dim, config.theta)
+    cos, sin = rotary(64, config.head_dim, config.rope_theta)
     x = tensors["model.embed_tokens.weight"][tokens]
     for n in range(config.layers):
         base = f"model.layers.{n}"

@@ -1,9 +1,9 @@
+"""A dense Llama-like model in plain torch: the original that a MoGE model is made from."""
+
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastslow.engine.model.checkpoint import BLOCKS
+from fastslow.engine.model.config import EMBEDDED, LLAMA, ModelConfig
 
-POSITIONS = 8192  # longest row that can be run here
-LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+POSITIONS = 8192  # of the longest row
 OFFICIAL = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -23,64 +23,26 @@ OFFICIAL = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
+LINEARS = tuple(OFFICIAL)
 
 
-@dataclass(frozen=True)
-class DenseConfig:
-    """Shape of a dense Llama-like model."""
+def dense_config(folder: Path) -> ModelConfig:
+    """The config of a folder that can become a MoGE model.
 
-    vocab: int
-    hidden: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    theta: float
-    eps: float
-    tied: bool
-
-    @classmethod
-    def read(cls, folder: Path) -> DenseConfig:
-        """Reads config.json of a LlamaForCausalLM or PanguEmbeddedForCausalLM folder.
-
-        Raises:
-            ValueError: another architecture, or an activation other than silu, scaled rotary or MLP biases.
-        """
-        raw: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        name = (raw.get("architectures") or ["?"])[0]
-        if name not in ("LlamaForCausalLM", "PanguEmbeddedForCausalLM"):
-            raise ValueError(
-                "config.json architectures must be LlamaForCausalLM or PanguEmbeddedForCausalLM, "
-                f"got {name}"
-            )
-        if raw.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"config.json hidden_act must be silu, got {raw['hidden_act']}")
-        if raw.get("rope_scaling"):
-            raise ValueError("config.json rope_scaling must be absent, got a scaled rotary")
-        if raw.get("mlp_bias"):
-            raise ValueError("config.json mlp_bias must be false: MoGE experts have no biases")
-        heads = raw["num_attention_heads"]
-        return cls(
-            vocab=raw["vocab_size"],
-            hidden=raw["hidden_size"],
-            inner=raw["intermediate_size"],
-            layers=raw["num_hidden_layers"],
-            heads=heads,
-            kv_heads=raw.get("num_key_value_heads", heads),
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-            theta=float(raw.get("rope_theta", 10000.0)),
-            eps=float(raw.get("rms_norm_eps", 1e-5)),
-            tied=bool(raw.get("tie_word_embeddings", False)),
+    Raises:
+        ValueError: another architecture than Llama and openPangu Embedded, scaled rotary or MLP biases.
+    """
+    config = ModelConfig.from_folder(folder)
+    path = folder / "config.json"
+    if config.architecture not in (LLAMA, EMBEDDED):
+        raise ValueError(
+            f"{path}: architectures must be {LLAMA} or {EMBEDDED}, got {config.architecture}"
         )
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors files, by name."""
-    files = sorted(path for path in folder.glob("*.safetensors") if path.name != BLOCKS)
-    if not files:
-        raise ValueError(f"folder {folder} holds no .safetensors file")
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    if config.rope_scaling is not None:
+        raise ValueError(f"{path}: rope_scaling must be absent, got {config.rope_scaling.kind!r}")
+    if config.mlp_bias:
+        raise ValueError(f"{path}: mlp_bias must be false, got true: MoGE experts have no biases")
+    return config
 
 
 def rotary(positions: int, dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -97,9 +59,9 @@ def rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
 
 
 class KV:
-    """Keys and values of B sequences that advance together: [layers, B, kv_heads, room, dim]."""
+    """Keys and values of B sequences of equal length: [layers, B, kv_heads, room, head_dim]."""
 
-    def __init__(self, config: DenseConfig, batch: int, room: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, batch: int, room: int, dtype: torch.dtype) -> None:
         shape = (config.layers, batch, config.kv_heads, room, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype)
         self.values = torch.zeros(shape, dtype=dtype)
@@ -112,14 +74,20 @@ class Dense:
     Args:
         folder: Hugging Face folder.
         dtype: dtype of the weights and of the computation.
+
+    Raises:
+        ValueError: see `dense_config`; or the folder holds no weights.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
         self.folder = folder
-        self.config = DenseConfig.read(folder)
-        self.tensors = {name: t.to(dtype) for name, t in read_tensors(folder).items()}
+        self.config = dense_config(folder)
+        files = sorted(path for path in folder.glob("*.safetensors") if path.name != BLOCKS)
+        if not files:
+            raise ValueError(f"folder {folder} holds no .safetensors file")
+        self.tensors = {n: t.to(dtype) for file in files for n, t in load_file(file).items()}
         self.dtype = dtype
-        self.cos, self.sin = rotary(POSITIONS, self.config.head_dim, self.config.theta)
+        self.cos, self.sin = rotary(POSITIONS, self.config.head_dim, self.config.rope_theta)
 
     def weight(self, layer: int, linear: str) -> Tensor:
         return self.tensors[f"model.layers.{layer}.{OFFICIAL[linear]}.weight"]
@@ -133,40 +101,40 @@ class Dense:
 
     @property
     def head(self) -> Tensor:
-        return self.embedding if self.config.tied else self.tensors["lm_head.weight"]
+        tied = self.config.tie_word_embeddings
+        return self.embedding if tied else self.tensors["lm_head.weight"]
 
     def linear(self, x: Tensor, layer: int, name: str) -> Tensor:
         return F.linear(x, self.weight(layer, name), self.bias(layer, name))
 
     def norm(self, x: Tensor, name: str) -> Tensor:
-        return F.rms_norm(
-            x, (x.shape[-1],), self.tensors[f"{name}.weight"].to(x.dtype), self.config.eps
-        )
-
-    def attention(self, x_BTH: Tensor, layer: int, kv: KV | None) -> Tensor:
-        parts = [self.linear(x_BTH, layer, name) for name in "qkv"]
-        mixed = attend(self.config, parts, self.cos, self.sin, layer, kv)
-        return self.linear(mixed, layer, "o")
-
-    def products(self, x_BTH: Tensor, layer: int) -> Tensor:
-        """The FFN's inner neurons h = silu(x Wg) * (x Wu), [B, T, inner]."""
-        return F.silu(self.linear(x_BTH, layer, "gate")) * self.linear(x_BTH, layer, "up")
+        weight = self.tensors[f"{name}.weight"].to(x.dtype)
+        return F.rms_norm(x, (x.shape[-1],), weight, self.config.rms_norm_eps)
 
     @torch.no_grad()
-    def hidden(self, tokens_BT: Tensor, kv: KV | None = None, watch: Any = None) -> Tensor:
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        kv: KV | None = None,
+        watch: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
         """Final normed hidden states [B, T, hidden].
 
         Args:
             tokens_BT: int64 token ids.
             kv: earlier keys and values, extended in place; None for a whole sequence.
-            watch: called as watch(layer, ffn_input_BTH, inner_BTN) at every layer, or None.
+            watch: called as watch(layer, ffn_input_BTH, inner_BTN) at every layer, or None; the inner
+                neurons are silu(x Wg) * (x Wu).
         """
         x = self.embedding[tokens_BT]
         for layer in range(self.config.layers):
             name = f"model.layers.{layer}"
-            x = x + self.attention(self.norm(x, f"{name}.input_layernorm"), layer, kv)
+            y = self.norm(x, f"{name}.input_layernorm")
+            parts = [self.linear(y, layer, part) for part in "qkv"]
+            mixed = attend(self.config, parts, self.cos, self.sin, layer, kv)
+            x = x + self.linear(mixed, layer, "o")
             y = self.norm(x, f"{name}.post_attention_layernorm")
-            h = self.products(y, layer)
+            h = F.silu(self.linear(y, layer, "gate")) * self.linear(y, layer, "up")
             if watch is not None:
                 watch(layer, y, h)
             x = x + self.linear(h, layer, "down")
@@ -176,14 +144,14 @@ class Dense:
 
 
 def attend(
-    config: DenseConfig,
+    config: ModelConfig,
     parts: list[Tensor],
     cos: Tensor,
     sin: Tensor,
     layer: int,
     kv: KV | None,
 ) -> Tensor:
-    """Causal grouped-query attention over projected q, k, v [B, T, heads * dim]."""
+    """Causal grouped-query attention over projected q, k, v [B, T, heads * head_dim]."""
     q, k, v = (torch.unflatten(p, -1, (-1, config.head_dim)).transpose(1, 2) for p in parts)
     start = kv.length if kv is not None else 0
     stop = start + q.shape[2]

@@ -109,7 +109,7 @@ class Calibrator:
     def layout(self) -> ExpertLayout:
         """The layout of all layers seen."""
         layout = ExpertLayout(*(torch.stack(parts) for parts in zip(*self.layers, strict=True)))
-        layout.check(self.dense.config.inner)
+        layout.check(self.dense.config.intermediate_size)
         return layout
 
 

@@ -8,7 +8,7 @@ import torch
 from rich.progress import Progress
 
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.models.dense import Dense, DenseConfig
+from fastslow.models.dense import Dense, dense_config
 from fastslow.models.folder import require_vacant
 from fastslow.models.moge import write_moge
 from fastslow.models.recipe import Recipe
@@ -120,7 +120,7 @@ def convert(
         raise ValueError(f"calibration_rows must be 1 or more, got {calibration_rows}")
     if not 0 <= fast <= groups:
         raise ValueError(f"fast must be 0 to {groups} groups, got {fast}")
-    split = Split.of(DenseConfig.read(dense_folder).inner, groups, experts, shared, width)
+    split = Split.of(dense_config(dense_folder).intermediate_size, groups, experts, shared, width)
     plan = replace(schedule or Schedule(), minutes=minutes, seed=seed)
     torch.manual_seed(seed)
     dense = Dense(dense_folder)

@@ -144,7 +144,7 @@ class Distiller:
         self.random = random.Random(schedule.seed)
         self.pool = Pool(
             schedule.row,
-            student.config.hidden,
+            student.config.hidden_size,
             schedule.visits,
             schedule.seed,
             self.teacher.dtype,

@@ -209,7 +209,9 @@ class Student(torch.nn.Module):
         return y if bias is None else y + bias
 
     def norm(self, x: Tensor, name: str) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.params[name].to(x.dtype), self.config.eps)
+        return F.rms_norm(
+            x, (x.shape[-1],), self.params[name].to(x.dtype), self.config.rms_norm_eps
+        )
 
     def forward(self, tokens_BT: Tensor, groups_BT: Tensor) -> Tensor:
         """Final normed hidden states [B, T, hidden].

@@ -230,7 +230,7 @@ class TextWriter:
         turn = [0] * count
         kv = KV(self.dense.config, count, length, self.dense.dtype)
         tokens = torch.zeros(count, length, dtype=torch.int64)
-        hidden = torch.zeros(count, length, self.dense.config.hidden, dtype=self.dense.dtype)
+        hidden = torch.zeros(count, length, self.dense.config.hidden_size, dtype=self.dense.dtype)
         tokens[:, 0] = torch.tensor([queue.pop(0) for queue in forced])
         for step in range(length):
             hidden[:, step] = self.dense.hidden(tokens[:, step : step + 1], kv)[:, 0]

@@ -98,7 +98,7 @@ def config_of(model: str) -> ModelConfig:
             return ModelConfig.from_json(json.loads(path.read_text("utf-8")))
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{path} is no config.json of a known model: {error}") from None
-    from fastslow.models.builtin import BUILTIN, builtin_path
+    from fastslow.models.locate import BUILTIN, builtin_path
 
     if model in BUILTIN:
         return ModelConfig.from_folder(builtin_path(model))
