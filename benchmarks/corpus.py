@@ -28,7 +28,7 @@ from figures import options
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.engine.host.progress import bar
 from fastslow.tools.cli.app import app
-from fastslow.tools.tune.prompts import read_prompts
+from fastslow.tools.prompts import read_prompts
 
 SYSTEM = "You are the support assistant of a web shop. Answer the customer politely and briefly."
 PRODUCTS = (
@@ -141,7 +141,7 @@ def questions_of(path: Path, count: int) -> list[str]:
 
 
 def main() -> None:
-    parser = options(__doc__, model="smollm2", quantization="int8", threads=0)
+    parser = options(__doc__, "model", quantization="int8", threads=0)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--answers", type=int, default=320, help="in the corpus, at most 2000")
     parser.add_argument("--ask", type=int, default=20, help="of each kind; 0 = make the corpus")

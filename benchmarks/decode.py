@@ -16,12 +16,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import probe
 import torch
-from figures import Row, console, open_formats, options, take_turns
+from figures import Row, open_formats, options, take_turns, tell
 from peer.report import middle
 from peer.texts import openings
 from rich.table import Table
@@ -104,29 +103,17 @@ def table(rows: list[Row]) -> Table:
     return shown
 
 
-def arguments() -> argparse.Namespace:
+def main() -> int:
     parser = options(
-        __doc__,
-        "threads",
-        model="smollm2",
-        formats="bfloat16,int8,int4",
-        tokens=64,
-        repeat=5,
-        seconds=1.0,
-        out=Path("decode.json"),
+        __doc__, "model", "formats", "threads", "seconds", tokens=64, repeat=5, out="decode.json"
     )
     parser.add_argument("--rows", default="1,2,4,8")
     parser.add_argument("--contexts", default="", help="tokens, such as 100,1000,8000")
     parser.add_argument("--beside", type=int, default=0, metavar="N")
-    return parser.parse_args()
-
-
-def main() -> int:
-    args = arguments()
-    printer = console()
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with ExitStack() as stack:
-        models = open_formats(args, stack, printer)
+        models = open_formats(args, stack)
         jobs = [
             (format, cell)
             for format, llm in models.items()
@@ -146,8 +133,7 @@ def main() -> int:
             return sample(models[row["format"]], cell_of(row), args)
 
         take_turns(args, rows, warm_up, taken)
-    printer.print(table(rows))
-    printer.print(f"{args.threads} threads; ~ marks contended medians; samples in {args.out}")
+    tell(args, table(rows))
     return 0
 
 

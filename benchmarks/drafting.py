@@ -22,8 +22,8 @@ from rich.table import Table
 
 from fastslow import SamplingParams, Speculation
 from fastslow.tools.machine import circumstances
+from fastslow.tools.prompts import read_prompts
 from fastslow.tools.tune.candidates import PLAIN
-from fastslow.tools.tune.prompts import read_prompts
 
 
 def setting_of(wish: str, head: Path | None) -> Speculation:
@@ -48,8 +48,8 @@ def _cell(runs: Sequence[Run], ratio: float) -> str:
 
 def main() -> None:
     parser = options(
-        __doc__, "head", "prompts", "out",
-        model="smollm2", dtype="auto", quantization="auto", limit=16, tokens=128, repeat=1,
+        __doc__, "head", "prompts", "model", "out",
+        dtype="auto", quantization="auto", limit=16, tokens=128, repeat=1,
     )  # fmt: skip
     parser.add_argument("--drafters", default="suffix,head:4,auto")
     parser.add_argument("--batch", default="1,8")

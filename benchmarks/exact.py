@@ -3,8 +3,9 @@
     python benchmarks/exact.py --model PATH --prompts FILE.jsonl... [--draft-model PATH] [--light]
 
 Prompts are put through the chat template; the files are read in turn. The reference is plain greedy
-decoding, one request alone. Against it run every drafter in every mode alone, and batches of 8 that mix modes and drafters: plain ones, with prompts read in small chunks,
-with prompts found in the prefix cache, and with too few KV pages, so that requests are preempted.
+decoding, one request alone. Against it run every drafter in every mode alone, and batches of 8 that
+mix modes and drafters: plain ones, with prompts read in small chunks, with prompts found in the
+prefix cache, and with too few KV pages, so that requests are preempted.
 Where an answer parts, the position is recomputed in float64 (see near_tie.py) and counted as a tie
 or as an error. Exit code 1 for an error, or if a case did not bring about what it is for.
 
@@ -157,7 +158,7 @@ class Bench:
     def run(self, case: Case, done: Callable[[], None]) -> list[Request]:
         """All jobs of a case, `batch` at a time, the KV checked after every step."""
         requests = [self._request(n, job, self.params) for n, job in enumerate(case.jobs)]
-        sizes = sorted((-(-(r.reach + NODES) // PAGE) for r in requests), reverse=True)
+        sizes = sorted((-(-(r.max_len + NODES) // PAGE) for r in requests), reverse=True)
         pages = sum(sizes if case.warm else sizes[: case.batch])
         if case.few:
             pages = sizes[0] + (pages - sizes[0]) // 4
@@ -196,7 +197,7 @@ class Bench:
             stopper=Stopper(params, end_ids, params.max_tokens, None),
             groups=groups,
             seed=number,
-            reach=len(tokens) + params.max_tokens - 1,
+            max_len=len(tokens) + params.max_tokens - 1,
             end_ids=end_ids,
         )
 
@@ -251,7 +252,7 @@ class Bench:
         if self.judge is None:
             return Finding("error", f"token {at} differs", 0.0, 0.0)
         prefix = [*request.tokens[: request.prompt_length], *plain[:at]]
-        return self.judge.judge(prefix, plain[at], answer[at], request.groups, request.reach)
+        return self.judge.judge(prefix, plain[at], answer[at], request.groups, request.max_len)
 
 
 def _no_corpus(path: Path) -> Corpus:
@@ -303,9 +304,8 @@ def shown(rows: Sequence[Row]) -> Table:
 
 def arguments() -> argparse.Namespace:
     parser = options(
-        __doc__, "prompts", "head",
-        model="smollm2", limit=100, tokens=48, dtype="float32", quantization="none",
-        out=Path("exact.json"),
+        __doc__, "prompts", "model", "head",
+        limit=100, tokens=48, dtype="float32", quantization="none", out="exact.json",
     )  # fmt: skip
     parser.add_argument("--draft-model", help="a small model with the same vocabulary")
     parser.add_argument("--longest", type=int, default=256, help="prompts are cut to this")

@@ -14,16 +14,17 @@ from typing import Any
 import probe
 from peer.formats import options_of
 from rich.console import Console
+from rich.table import Table
 
 from fastslow import LLM
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.model.base import Model
-from fastslow.tools.tune.prompts import Conversation, read_prompts
+from fastslow.tools.prompts import Conversation, read_prompts
 
 Row = dict[str, Any]  # a cell of the table, and its "samples"
 OPTIONS: dict[str, dict[str, Any]] = {
-    "model": {"help": "a folder or a built-in name"},
-    "formats": {"help": "of the weights: dtypes, quantizations, auto"},
+    "model": {"default": "smollm2", "help": "a folder or a built-in name"},
+    "formats": {"default": "bfloat16,int8,int4", "help": "of the weights"},
     "dtype": {"help": "of the weights, or auto"},
     "quantization": {"help": "none, int8, int4 or auto"},
     "head": {"type": Path, "help": "the head's file, if not the model's own"},
@@ -33,7 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tokens": {"type": int, "help": "of each answer"},
     "threads": {"type": int, "default": probe.physical_cores()},
     "repeat": {"type": int, "help": "turns that count"},
-    "seconds": {"type": float, "help": "least length of a sample"},
+    "seconds": {"type": float, "default": 1.0, "help": "least length of a sample"},
     "out": {"type": Path, "help": "JSON file of all figures"},
 }
 
@@ -67,7 +68,7 @@ def write(out: Path, threads: int, **figures: Any) -> None:
     out.write_text(json.dumps(whole, indent=1, default=str), "utf-8")
 
 
-def open_formats(args: argparse.Namespace, stack: ExitStack, console: Console) -> dict[str, LLM]:
+def open_formats(args: argparse.Namespace, stack: ExitStack) -> dict[str, LLM]:
     """The model in each of `--formats`; FORMAT@FOLDER is another model. What does not load is left
     out, and the reason is printed."""
     models: dict[str, LLM] = {}
@@ -76,7 +77,7 @@ def open_formats(args: argparse.Namespace, stack: ExitStack, console: Console) -
         try:
             models[format] = stack.enter_context(LLM(other or args.model, **options_of(own)))
         except ValueError as error:
-            console.print(f"{format} is left out: {error}", highlight=False)
+            console().print(f"{format} is left out: {error}", highlight=False)
     return models
 
 
@@ -97,6 +98,13 @@ def take_turns(
         for row in rows[first:] + rows[:first]:
             row["samples"].append({"turn": turn, **sample(row)})
         write(args.out, args.threads, model=args.model, rows=rows)
+
+
+def tell(args: argparse.Namespace, table: Table) -> None:
+    """Print the medians of turns."""
+    printer = console()
+    printer.print(table)
+    printer.print(f"{args.threads} threads; ~ marks contended medians; samples in {args.out}")
 
 
 def on_kernels(model: Model) -> CpuDecoder:

@@ -19,8 +19,8 @@ from rich.progress import track
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.engine.host.watch import Watch
 from fastslow.output import Metrics
+from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune.candidates import PLAIN, label
-from fastslow.tools.tune.prompts import Conversation
 from fastslow.tools.tune.runner import shuffled
 
 WARM = 8  # tokens

@@ -22,10 +22,9 @@ from rich.table import Table
 
 from fastslow import SamplingParams, Speculation
 from fastslow.tools.machine import circumstances
+from fastslow.tools.prompts import read_prompts
 from fastslow.tools.tune.candidates import PLAIN
 from fastslow.tools.tune.candidates import grid as every
-from fastslow.tools.tune.html import tag, text
-from fastslow.tools.tune.prompts import read_prompts
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 760, 380, 60, 24, 130, 44
 COLOURS = ("#3b6fd4", "#1d9a6c", "#c9861a", "#c2463d", "#8456c5", "#4d7c8a")
@@ -48,38 +47,31 @@ def figure(found: Found) -> str:
     def y(value: float) -> float:
         return TOP + high * (1 - value / top)
 
-    parts = [tag("style", STYLE)]
+    def text(words: str, x: float, y: float, anchor: str = "middle") -> str:
+        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
+
+    parts = [f"<style>{STYLE}</style>"]
     for tenth in range(0, int(10 * top) + 1, 2):
         at = y(tenth / 10)
-        parts.append(tag("line", x1=LEFT, x2=LEFT + wide, y1=at, y2=at, class_="grid"))
+        parts.append(
+            f'<line x1="{LEFT}" x2="{LEFT + wide}" y1="{at:.1f}" y2="{at:.1f}" class="grid"/>'
+        )
         parts.append(text(f"{tenth / 10:.1f} x", LEFT - 8, at + 4, "end"))
     parts += [text(label, x(n), HEIGHT - BOTTOM + 18) for n, label in enumerate(labels)]
     parts.append(text("nodes a step, at most", LEFT + wide / 2, HEIGHT - 6))
     for number, (batch, row) in enumerate(found.items()):
         colour = COLOURS[number % len(COLOURS)]
-        places = [f"{x(n):.1f},{y(row[label]):.1f}" for n, label in enumerate(labels[:-1])]
+        points = " ".join(f"{x(n):.1f},{y(row[label]):.1f}" for n, label in enumerate(labels[:-1]))
         parts.append(
-            tag("polyline", points=" ".join(places), fill="none", stroke=colour, stroke_width=2)
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
         )
-        at = y(row[labels[-1]])
-        parts.append(
-            tag(
-                "circle",
-                cx=x(len(labels) - 1),
-                cy=at,
-                r=6,
-                fill="none",
-                stroke=colour,
-                stroke_width=3,
-            )
-        )
+        ring = f'cx="{x(len(labels) - 1):.1f}" cy="{y(row[labels[-1]]):.1f}" r="6"'
+        parts.append(f'<circle {ring} fill="none" stroke="{colour}" stroke-width="3"/>')
         parts.append(text(f"batch {batch}", WIDTH - RIGHT + 14, TOP + 18 * number, "start"))
-        parts.append(
-            tag("rect", x=WIDTH - 50, y=TOP + 18 * number - 9, width=24, height=9, fill=colour)
-        )
-    return tag(
-        "svg", "".join(parts), xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {HEIGHT}"
-    )
+        swatch = f'x="{WIDTH - 50}" y="{TOP + 18 * number - 9}" width="24" height="9"'
+        parts.append(f'<rect {swatch} fill="{colour}"/>')
+    view = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
+    return f"<svg {view}>{''.join(parts)}</svg>"
 
 
 def measured(found: dict[Speculation, list[Run]]) -> dict[str, float]:
@@ -94,8 +86,8 @@ def measured(found: dict[Speculation, list[Run]]) -> dict[str, float]:
 
 def main() -> None:
     parser = options(
-        __doc__, "head", "prompts", "out",
-        model="smollm2", dtype="auto", quantization="auto", limit=16, tokens=96, repeat=1,
+        __doc__, "head", "prompts", "model", "out",
+        dtype="auto", quantization="auto", limit=16, tokens=96, repeat=1,
     )  # fmt: skip
     parser.add_argument("--drafter", default="auto", help="as in drafting.py")
     parser.add_argument("--batch", default="1,2,4,8,16,32")

@@ -10,16 +10,14 @@ if time followed bytes alone, all would have the same share.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import probe
 import torch
-from figures import Row, console, on_kernels, open_formats, options, take_turns
+from figures import Row, on_kernels, open_formats, options, take_turns, tell
 from peer.report import fair, middle
 from peer.texts import openings
 from rich.table import Table
@@ -78,26 +76,14 @@ def table(rows: list[Row]) -> Table:
     return shown
 
 
-def arguments() -> argparse.Namespace:
-    parser = options(
-        __doc__,
-        "threads",
-        model="smollm2",
-        formats="bfloat16,int8,int4",
-        tokens=128,
-        repeat=7,
-        seconds=1.0,
-        out=Path("limit.json"),
-    )
-    return parser.parse_args()
-
-
 def main() -> int:
-    args = arguments()
-    printer = console()
+    parser = options(
+        __doc__, "model", "formats", "threads", "seconds", tokens=128, repeat=7, out="limit.json"
+    )
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with ExitStack() as stack:
-        models = open_formats(args, stack, printer)
+        models = open_formats(args, stack)
         rows: list[Row] = []
         for format, llm in models.items():
             for mode in cases(llm):
@@ -115,8 +101,7 @@ def main() -> int:
             return probe.sample(args.threads, lambda: measure(*job))
 
         take_turns(args, rows, warm_up, sample)
-    printer.print(table(rows))
-    printer.print(f"{args.threads} threads; ~ marks contended medians; samples in {args.out}")
+    tell(args, table(rows))
     return 0
 
 

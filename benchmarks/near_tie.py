@@ -63,15 +63,15 @@ class Judge:
         self._high: Decoder | None = None
 
     def judge(
-        self, prefix: Sequence[int], ours: int, theirs: int, groups: int | None, reach: int
+        self, prefix: Sequence[int], ours: int, theirs: int, groups: int | None, max_len: int
     ) -> Finding:
         """After `prefix` plain decoding went on with `ours`, another run with `theirs`."""
         if self._high is None:
             high = load_model(self._folder, dtype="float64", device=self._low.device)
             assert isinstance(high, Decoder)
             self._high = high
-        low_LV, low_scores = _run(self._low, prefix, groups, reach)
-        high_LV, high_scores = _run(self._high, prefix, groups, reach)
+        low_LV, low_scores = _run(self._low, prefix, groups, max_len)
+        high_LV, high_scores = _run(self._high, prefix, groups, max_len)
         best = int(high_LV[-1].argmax())
         gap = float((high_LV[-1, ours] - high_LV[-1, theirs]).abs())
         rounding = (low_LV.double() - high_LV).abs().amax(-1).median()
@@ -79,7 +79,7 @@ class Judge:
         if gap <= allowed and float(high_LV[-1, best] - high_LV[-1, ours]) <= allowed:
             return Finding("tie", "two logits", gap, allowed)
         for nudge in self._nudges(low_scores, high_scores, groups):
-            moved_LV, _ = _run(self._high, prefix, groups, reach, nudge)
+            moved_LV, _ = _run(self._high, prefix, groups, max_len, nudge)
             moved = int(moved_LV[-1].argmax())
             if {best, moved} == {ours, theirs}:
                 why = f"two router scores {nudge.margin:.1e} apart at row {nudge.row}"
@@ -143,7 +143,7 @@ def _run(
     model: Decoder,
     text: Sequence[int],
     groups: int | None,
-    reach: int,
+    max_len: int,
     nudge: Nudge | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Logits of the last rows [LAST, V], and the router's [T, E] of each routed layer."""
@@ -167,7 +167,7 @@ def _run(
         context=kv.slots(0, 0, 0),
         groups=groups,
         outputs=range(max(0, count - LAST), count),
-        reach=reach,
+        max_len=max_len,
     )
     with _watched(nudge) as seen:
         logits = model.forward(Rows.of([segment]), kv.storage).logits

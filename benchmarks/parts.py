@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,8 +85,8 @@ def picture(figures: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     parser = options(
-        __doc__, "threads", model="smollm2", dtype="bfloat16", quantization="none",
-        rows=[1, 2, 4, 8], tokens=64, repeat=5, out=Path("parts.svg"),
+        __doc__, "threads", "model",
+        dtype="bfloat16", quantization="none", rows=[1, 2, 4, 8], tokens=64, repeat=5, out="parts.svg",
     )  # fmt: skip
     parser.add_argument("--context", type=int, default=100, help="tokens of each prompt")
     args = parser.parse_args()

@@ -38,7 +38,7 @@ from peer.report import show
 from peer.texts import TASKS, openings, unseen
 from rich.console import Console
 
-from fastslow.engine.host.cache_folder import cache_folder
+from fastslow.engine.host.files import cache_folder
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.text.templates import load_template
 from fastslow.models.locate import find_tokenizer, resolve_model
@@ -128,9 +128,8 @@ class Bench:
 
 def arguments() -> argparse.Namespace:
     parser = options(
-        __doc__, "threads",
-        model="smollm2", repeat=5, tokens=128, seconds=1.0, out=Path("peers.json"),
-    )  # fmt: skip
+        __doc__, "model", "threads", repeat=5, tokens=128, seconds=1.0, out="peers.json"
+    )
     parser.add_argument("--gguf", type=Path, help="the model's weights as the others read them")
     parser.add_argument(
         "--engines", default="fastslow,llama.cpp,openvino", help="NAME[:FORMAT],..."

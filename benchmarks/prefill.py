@@ -8,18 +8,16 @@ Formats and lengths take turns; the figure is the median over repeats.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import probe
 import torch
-from figures import Row, console, open_formats, options, take_turns
+from figures import Row, open_formats, options, take_turns, tell
 from peer.report import middle
 from peer.texts import unseen
 from rich.table import Table
@@ -46,27 +44,16 @@ def table(rows: list[Row], lengths: list[int]) -> Table:
     return shown
 
 
-def arguments() -> argparse.Namespace:
+def main() -> int:
     parser = options(
-        __doc__,
-        "threads",
-        model="smollm2",
-        formats="bfloat16,int8,int4",
-        repeat=5,
-        seconds=1.0,
-        out=Path("prefill.json"),
+        __doc__, "model", "formats", "threads", "seconds", repeat=5, out="prefill.json"
     )
     parser.add_argument("--lengths", default="128,512,2048")
-    return parser.parse_args()
-
-
-def main() -> int:
-    args = arguments()
-    printer = console()
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
     lengths = [int(length) for length in args.lengths.split(",")]
     with ExitStack() as stack:
-        models = open_formats(args, stack, printer)
+        models = open_formats(args, stack)
         rows: list[Row] = [
             {"format": format, "length": n, "samples": []} for format in models for n in lengths
         ]
@@ -82,8 +69,7 @@ def main() -> int:
             return probe.sample(args.threads, lambda: measure(*job))
 
         take_turns(args, rows, warm_up, sample)
-    printer.print(table(rows, lengths))
-    printer.print(f"{args.threads} threads; ~ marks contended medians; samples in {args.out}")
+    tell(args, table(rows, lengths))
     return 0
 
 

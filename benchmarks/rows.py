@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from pathlib import Path
 
 import probe
 import torch
@@ -57,7 +56,7 @@ class Steps:
                 context=self._kv.slots(n, 0, some[0]),
                 groups=self._groups,
                 outputs=[len(some) - 1],
-                reach=some[-1] + 1,
+                max_len=some[-1] + 1,
             )
             for n, some in enumerate(places)
         ]
@@ -79,8 +78,8 @@ class Steps:
 
 def main() -> None:
     parser = options(
-        __doc__, "threads", model="smollm2-moge", dtype="bfloat16", quantization="none",
-        rows=[1, 2, 4, 8], out=Path("rows.json"),
+        __doc__, "threads",
+        model="smollm2-moge", dtype="bfloat16", quantization="none", rows=[1, 2, 4, 8], out="rows.json",
     )  # fmt: skip
     parser.add_argument("--groups", type=int, nargs="+", help="default: all, half of them, none")
     parser.add_argument("--steps", type=int, default=160)

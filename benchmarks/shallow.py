@@ -24,10 +24,11 @@ from peer.formats import options_of
 from rich.table import Table
 
 from fastslow import LLM, SamplingParams, Speculation
+from fastslow.engine.kv.storage import KVShape
 from fastslow.engine.model.base import Model
 from fastslow.engine.types import Rows, Segment
 from fastslow.output import Output
-from fastslow.tools.tune.prompts import Conversation
+from fastslow.tools.prompts import Conversation
 
 CONTEXT = 200  # of the forwards that are timed
 
@@ -71,10 +72,8 @@ def forward_ms(models: dict[str, tuple[Model, int | None]], repeat: int) -> dict
     spent: dict[str, list[float]] = defaultdict(list)
     plain, _ = models["plain"]
     c = plain.config
-    kv = plain.storage(  # the others run some of its layers
-        layers=c.layers, slots=CONTEXT + 1, kv_heads=c.kv_heads, head_dim=c.head_dim,
-        dtype=plain.dtype, device=plain.device,
-    )  # fmt: skip
+    shape = KVShape(c.layers, CONTEXT + 1, c.kv_heads, c.head_dim, plain.dtype, plain.device)
+    kv = plain.storage(shape)  # the others run some of its layers
     slots = np.arange(CONTEXT + 1)
     for turn in range(repeat):
         for name, (model, groups) in models.items():
@@ -97,7 +96,7 @@ def by_position(outputs: list[Output]) -> str:
 
 
 def main() -> None:
-    parser = options(__doc__, "prompts", model="smollm2", tokens=64, threads=1)
+    parser = options(__doc__, "prompts", "model", tokens=64, threads=1)
     parser.add_argument("--format", default="int8", help="as decode.py takes it")
     parser.add_argument("--count", type=int, default=10, help="prompts, from all files in turn")
     parser.add_argument("--keep", nargs="*", default=[], help="layers of a setting")
@@ -117,7 +116,7 @@ def main() -> None:
 def compare(llm: LLM, settings: dict[str, Setting], args: argparse.Namespace) -> None:
     dense = not llm.model.config.groups
     timed = {
-        title: (llm.model.keep(layers_of(s.layers)), None if dense else s.groups)
+        title: (llm.model.layer_subset(layers_of(s.layers)), None if dense else s.groups)
         for title, s in settings.items()
     }
     costs = forward_ms({"plain": (llm.model, None), **timed}, 101)

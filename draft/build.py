@@ -140,7 +140,9 @@ def _make(name: str, settings: Speculation, deps: DrafterDeps) -> Drafter:
         value = deps.marginal_value
         return HeadDraft(runner, probs, width, only_best=best, marginal_value=value)
     if name == "self":
-        model = deps.target if settings.layers is None else deps.target.keep(settings.layers)
+        model = (
+            deps.target if settings.layers is None else deps.target.layer_subset(settings.layers)
+        )
         groups = settings.groups if deps.target.config.groups else None
         return ModelDraft(model, BorrowedKV(deps.cache), probs, groups, width, only_best=best)
     loaded = deps.load_model(str(settings.model))

@@ -25,7 +25,7 @@ from fastslow.draft.suffix.sources import (
     SuffixMatch,
 )
 from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
-from fastslow.engine.backends.cpu import build, library
+from fastslow.engine.backends.cpu import library
 
 LETTERS = 6
 VOCAB = {chr(97 + i): i for i in range(LETTERS)}
@@ -104,7 +104,7 @@ def test_where_no_kernels_run_the_log_says_so(
     sink = logger.add(lines.append, format="{level} {message}", level="INFO")
     monkeypatch.setattr(library, "kernels", _no_compiler)
     for level in ("off", "native"):
-        monkeypatch.setenv(build.VARIABLE, level)
+        monkeypatch.setenv(library.VARIABLE, level)
         corpus_module._kernels.cache_clear()
         for _ in range(2):
             assert isinstance(stored(tmp_path, [[0, 1, 2]])._search, BisectSearch)

@@ -19,7 +19,7 @@ from fastslow.draft.head.layer import HeadLayer, linear_for, rotation
 from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.draft.head.target import Ends
 from fastslow.engine.backends.device import ops_for
-from fastslow.engine.model.predictor import Predictor, load_predictor
+from fastslow.engine.model.families.pangu_v2 import MtpLayer, load_mtp_layer
 
 
 class DraftHead(ABC):
@@ -166,12 +166,12 @@ class MtpHead(DraftHead):
     bits depend on no other request's.
 
     Args:
-        predictor: the layer, with the model's embedding and head.
+        layer: with the model's embedding and head.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
-        c = predictor.config
-        self._predictor = predictor
+    def __init__(self, layer: MtpLayer) -> None:
+        c = layer.config
+        self._layer = layer
         self.vocab_size = c.vocab_size
         self.vocab = DraftVocab(torch.arange(c.vocab_size), torch.empty(0, c.hidden_size))
         self.config = HeadConfig(
@@ -187,31 +187,31 @@ class MtpHead(DraftHead):
             window=c.context,
             prompt=c.context,  # it was trained on whole texts
         )
-        sinks = predictor.layer.attention.sinks
-        if sinks is not None and c.extras is not None:
+        sinks = layer.layer.attention.sinks
+        if sinks is not None and c.pangu_v2 is not None:
             k, v = (
-                side[:, : c.extras.sinks].transpose(0, 1).float() for side in (sinks.k, sinks.v)
+                side[:, : c.pangu_v2.sinks].transpose(0, 1).float() for side in (sinks.k, sinks.v)
             )
             self.sinks = k, v
 
     def logits(
         self, hidden: Tensor, vocabs: Sequence[RequestVocab], sizes: Sequence[int]
     ) -> list[Tensor]:
-        return list(torch.split(self._predictor.logits(hidden), list(sizes)))
+        return list(torch.split(self._layer.logits(hidden), list(sizes)))
 
     def _fuse(self, features: Tensor) -> Tensor:
-        return self._predictor.normed(features.to("cpu"))
+        return self._layer.normed(features.to("cpu"))
 
     def _project(
         self, hidden: Tensor, after: Sequence[int], positions: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = self._predictor.enter(np.array(after, dtype=np.int64), hidden)
-        return x, *self._predictor.project(x, np.array(positions, dtype=np.int64))
+        x = self._layer.inputs(np.array(after, dtype=np.int64), hidden)
+        return x, *self._layer.project(x, np.array(positions, dtype=np.int64))
 
     def _output(self, x: Tensor, attended: Tensor) -> Tensor:
-        return self._predictor.leave(x, attended)
+        return self._layer.outputs(x, attended)
 
 
 def load_mtp(folder: Path, dtype: torch.dtype) -> MtpHead:
     """The head in a target's own checkpoint, which holds one, in a dtype."""
-    return MtpHead(load_predictor(folder, dtype, ops_for("cpu")))
+    return MtpHead(load_mtp_layer(folder, dtype, ops_for("cpu")))

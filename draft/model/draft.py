@@ -91,7 +91,7 @@ class ModelDraft(LockstepDraft):
 
     Args:
         model: the drafting model, on any device; for self-speculation the target, or
-            `target.keep(layers)`.
+            `target.layer_subset(layers)`.
         kv: `OwnKV` for a separate model, `BorrowedKV` for the target itself.
         target_probs: logits -> probabilities under a request's parameters.
         groups: routed groups to run; None = all, 0 = shared experts only. A request that runs fewer
@@ -136,7 +136,7 @@ class ModelDraft(LockstepDraft):
         groups = self._groups
         if groups is not None and request.groups is not None:
             groups = min(groups, request.groups)
-        text = DraftText(request, tokens, len(tokens) - 1, groups, request.reach)
+        text = DraftText(request, tokens, len(tokens) - 1, groups, request.max_len)
         if not self._kv.prepare(text, nodes):
             return None
         if self._width > 1 and request.params.temperature == 0:

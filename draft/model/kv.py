@@ -19,7 +19,7 @@ class DraftText:
         tokens: of the draft model, a list of its own that a chain appends to; at least one.
         stable: how many tokens, without the last one, no later text of the request will change.
         groups: routed groups to run; None = all.
-        reach: the longest text this may become, in the draft model's tokens.
+        max_len: the longest text this may become, in the draft model's tokens.
         only_best: whether the model's likeliest token is enough.
         valid: how many tokens have their KV in the draft model's cache.
     """
@@ -28,7 +28,7 @@ class DraftText:
     tokens: list[int]
     stable: int
     groups: int | None
-    reach: int
+    max_len: int
     only_best: bool = False
     valid: int = 0
 
@@ -49,7 +49,7 @@ class DraftText:
             context=cache.slots(self.request.id, 0, first),
             groups=self.groups,
             outputs=outputs,
-            reach=self.reach,
+            max_len=self.max_len,
             only_best=self.only_best,
         )
 

@@ -241,13 +241,13 @@ class RetokenizedDraft(LockstepDraft):
         self._retokenizer = DraftRetokenizer(own, ByteVocab(target))
         self._special = special_map(target, own)
         self._texts: dict[int, TextRetokenizer] = {}
-        self._reach: dict[int, int] = {}
+        self._max_len: dict[int, int] = {}
 
     def release(self, requests: Collection[int]) -> None:
         super().release(requests)
         for request in requests:
             self._texts.pop(request, None)
-            self._reach.pop(request, None)
+            self._max_len.pop(request, None)
 
     def _begin(self, request: RequestView, nodes: int) -> DraftRun | None:
         text = self._texts.get(request.id)
@@ -263,9 +263,9 @@ class RetokenizedDraft(LockstepDraft):
         no_more = vocabulary == self._model.config.vocab_size  # logits than tokens
         # the longest text in its tokens, guessed once: a rotary base may depend on it
         ratio = len(tokens) / len(request.tokens)
-        guess = math.ceil(max(request.reach, len(request.tokens)) * ratio)
-        reach = self._reach.setdefault(request.id, guess)
-        draft = DraftText(request, tokens, stable, None, reach, no_more)
+        guess = math.ceil(max(request.max_len, len(request.tokens)) * ratio)
+        max_len = self._max_len.setdefault(request.id, guess)
+        draft = DraftText(request, tokens, stable, None, max_len, no_more)
         if not self._kv.prepare(draft, room):
             return None
         return RetokenizedRun(draft, nodes, room, self._retokenizer, vocabulary, text.partial)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fastslow.draft.suffix.documents import Documents
 from fastslow.draft.suffix.sealed import Sealed, read_sealed, write_sealed
 from fastslow.draft.suffix.sources import END, MAX_MATCH, MAX_PLACES, Source, SuffixMatch
-from fastslow.engine.backends.cpu import build, library
+from fastslow.engine.backends.cpu import library
 
 FORMAT = "fastslow-corpus-1"
 WIDTH = 4  # bytes of a token
@@ -165,7 +165,7 @@ def best_search(sealed: Sealed) -> Source:
 def _kernels() -> ctypes.CDLL | None:
     """None where they do not run; one line in the log gives the cost and the reason."""
     cost = "a corpus is searched in Python instead of by the CPU kernels, several times slower"
-    if build.level() == "off":
+    if library.level() == "off":
         logger.info("{}: they are switched off", cost)
         return None
     try:

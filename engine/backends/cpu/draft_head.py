@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastslow.engine.backends.cpu import library, packed
-from fastslow.engine.backends.cpu.formats import Format
+from fastslow.engine.backends.cpu.formats import Format, float_format
 from fastslow.engine.model.row_file import RowFile
 from fastslow.engine.types import Floats, Ints, Tree
 
 PADDING = 4096  # kernels fetch past the end of a matrix
-SOME = 1024  # rows packed at once, whole tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +104,7 @@ class DraftKernels:
             neurons=shape.neurons,
             vocabulary=len(self._ids),
             eps=shape.eps,
-            embedding_format=Format.FLOAT32
-            if embedding.dtype == torch.float32
-            else Format.BFLOAT16,
+            embedding_format=float_format(embedding.dtype),
             **_place(embedding),
             norm=self._vector(weights["norm"]),
             head=self._pack(head, head_rows, shape.hidden),
@@ -248,12 +245,7 @@ class DraftKernels:
     def _pack(self, matrix: Tensor | RowFile, rows: Ints, inputs: int) -> library.CMatrix:
         tile = int(self._kernels.fs_tile_bytes(self.form, inputs))
         tiles = self._room(len(rows) // library.TILE * tile)
-        for first in range(0, len(rows), SOME):  # a whole matrix in float32 may be large
-            picked = rows[first : first + SOME]
-            some = matrix[torch.from_numpy(np.maximum(picked, 0))].float().numpy()
-            some[picked < 0] = 0
-            at = tiles + first // library.TILE * tile
-            self._kernels.fs_pack(self.form, at, some.ctypes.data, len(picked), inputs)
+        packed.pack_rows_at(tiles, self.form, inputs, rows, matrix.__getitem__)
         return library.CMatrix(tiles, None, self.form, inputs, len(rows))
 
     def _vector(self, values: Tensor) -> int:
