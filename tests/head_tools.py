@@ -13,7 +13,8 @@ from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
 from fastslow.draft.head.head import TrainedHead
 from fastslow.draft.head.layer import HeadLayer
 from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
-from fastslow.draft.head.target import draft_vocabulary, first_weights, read_ends
+from fastslow.draft.head.target import read_ends
+from fastslow.tools.train_head.untrained import draft_vocabulary, first_weights
 
 
 def tiny_weights(

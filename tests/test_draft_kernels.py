@@ -18,7 +18,7 @@ from fastslow.draft.head.config import HeadConfig
 from fastslow.draft.head.head import TrainedHead
 from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
 from fastslow.draft.head.target import read_ends, stored_ends
-from fastslow.engine.backends.cpu.draft_head import DraftKernels
+from fastslow.engine.backends.cpu.draft_head import DraftKernels, NewRows, TreeLimits
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
@@ -71,13 +71,15 @@ def begin(runner: HeadRunner, seed: int = 0, parts: tuple[int, ...] = (ROWS,)) -
 
 
 def take(runner: HeadRunner, text: int, features: torch.Tensor, after: list[int]) -> None:
-    runner.grow([text], [len(after)], after, features, [0], 1, 1, [0.0])
+    rows = NewRows([text], [len(after)], after, features)
+    runner.grow(rows, TreeLimits([0], 1, 1, [0.0]))
 
 
 def grow(runner: HeadRunner, *texts: int, nodes: int = 9, least: float = 0.0) -> list[Tree]:
     count = len(texts)
     nothing = torch.empty(0, 2 * HIDDEN)
-    return runner.grow(texts, [0] * count, [], nothing, [nodes] * count, 3, 4, [least] * count)
+    limits = TreeLimits([nodes] * count, 3, 4, [least] * count)
+    return runner.grow(NewRows(texts, [0] * count, [], nothing), limits)
 
 
 def logits(runner: HeadRunner, text: int) -> Floats:
@@ -120,7 +122,7 @@ def test_rows_that_are_only_read_count_in_both(target: Path, parts: tuple[int, .
             for size in parts:
                 own = slice(first, first + size)
                 if read:
-                    runner.read([text], [size], after[own], features[own])
+                    runner.read(NewRows([text], [size], after[own], features[own]))
                     assert not grow(runner, text)[0].tokens
                 else:
                     take(runner, text, features[own], after[own])
@@ -138,13 +140,12 @@ def test_long_prompts_are_read_in_parts_and_together(target: Path) -> None:
     kernels, _ = made(target, window=1400)
     features, after = rows(3, 1300)
     texts = [kernels.open(0) for _ in range(3)]
-    kernels.read(
-        texts[:2], [1300, 1200], [*after, *after[:1200]], features[[*range(1300), *range(1200)]]
-    )
-    kernels.read([texts[1]], [100], after[1200:], features[1200:])
+    both = features[[*range(1300), *range(1200)]]
+    kernels.read(NewRows(texts[:2], [1300, 1200], [*after, *after[:1200]], both))
+    kernels.read(NewRows([texts[1]], [100], after[1200:], features[1200:]))
     for first in range(0, 1300, 130):
         own = slice(first, first + 130)
-        kernels.read(texts[2:], [130], after[own], features[own])
+        kernels.read(NewRows(texts[2:], [130], after[own], features[own]))
     more, last = rows(4, 2)
     for text in texts:
         take(kernels, text, more, last)
@@ -215,9 +216,8 @@ def test_nothing_depends_on_the_batch_or_on_threads(target: Path, threads: int) 
         for text, words in zip(texts, after):
             kernels.add_tokens(text, words)
         every = [token for tokens in after for token in tokens]
-        trees = kernels.grow(
-            texts, [ROWS] * 5, every, torch.cat(features), [9] * 5, 3, 4, [0.0] * 5
-        )
+        new = NewRows(texts, [ROWS] * 5, every, torch.cat(features))
+        trees = kernels.grow(new, TreeLimits([9] * 5, 3, 4, [0.0] * 5))
         for text, tree, (own, law) in zip(texts, trees, alone):
             assert tree == own and np.array_equal(logits(kernels, text), law)
         kernels.advance(texts, [1, 2, 3, 4, 5])
@@ -256,7 +256,10 @@ def test_a_text_without_rows_gets_no_tree(target: Path) -> None:
         fresh, known = runner.open(0), begin(runner)
         trees = grow(runner, fresh, known)
         assert not trees[0].tokens and trees[1].tokens
-        assert runner.grow([], [], [], torch.empty(0, 2 * HIDDEN), [], 2, 2, []) == []
+        assert (
+            runner.grow(NewRows([], [], [], torch.empty(0, 2 * HIDDEN)), TreeLimits([], 2, 2, []))
+            == []
+        )
 
 
 def test_numbers_that_are_not_finite_draft_nothing(target: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastslow.draft.head.runner import HeadRunner
 from fastslow.draft.head.state import FinishedTexts, HeadState
 from fastslow.draft.head.tree import NO_MASS, HeadChain
+from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
 from fastslow.engine.types import (
     AcceptResult,
     Floats,
@@ -93,9 +94,11 @@ class HeadDraft:
         bar = self._min_score(batch)
         min_scores = [bar if r.speculation.nodes is None else 0.0 for _, r, _ in known]
         depth = self._depth if self._width > 1 else max(grown)
-        made = self._grow([state for _, _, state in known], grown, depth, min_scores)
+        limits = TreeLimits(grown, self._width, depth, min_scores)
+        made = self._runner.grow(_waiting([state for _, _, state in known]), limits)
         chains: list[tuple[int, HeadChain]] = []
         for (b, request, state), size, tree in zip(known, grown, made):
+            state.flushed()
             trees[b] = tree
             if not size:
                 chains.append((b, HeadChain(request, state, nodes[b])))
@@ -149,7 +152,7 @@ class HeadDraft:
             after += request.tokens[first + 1 : some.stop + 1]
         if states:
             whole = torch.cat(parts).to("cpu", torch.float32)
-            self._runner.read([state.text for state in states], sizes, after, whole)
+            self._runner.read(NewRows([state.text for state in states], sizes, after, whole))
         for state, size in zip(states, sizes):
             state.position += size
             state.can_draft = False
@@ -209,34 +212,8 @@ class HeadDraft:
     def _flush(self, state: HeadState) -> None:
         """Give the runner the waiting rows; nothing is drafted until more come."""
         if state.after:
-            whole = torch.cat(state.features).to("cpu", torch.float32)
-            self._runner.read([state.text], [len(state.after)], state.after, whole)
+            self._runner.read(_waiting([state]))
             state.flushed()
-
-    def _grow(
-        self,
-        states: Sequence[HeadState],
-        nodes: Sequence[int],
-        depth: int,
-        min_scores: Sequence[float],
-    ) -> list[Tree]:
-        """Give the runner the waiting rows, and grow the trees of those that may have nodes."""
-        parts = [part for state in states for part in state.features]
-        after = [token for state in states for token in state.after]
-        features = torch.cat(parts) if len(parts) > 1 else parts[0] if parts else NO_ROWS
-        trees = self._runner.grow(
-            [state.text for state in states],
-            [len(state.after) for state in states],
-            after,
-            features.to("cpu", torch.float32),
-            nodes,
-            self._width,
-            depth,
-            min_scores,
-        )
-        for state in states:
-            state.flushed()
-        return trees
 
     def _extend(self, chains: Sequence[HeadChain]) -> None:
         """All chains in lockstep, one small step of the head a token."""
@@ -251,6 +228,18 @@ class HeadDraft:
             if active:
                 texts = [chain.state.text for chain in active]
                 self._runner.advance(texts, [chain.drafted[-1] for chain in active])
+
+
+def _waiting(states: Sequence[HeadState]) -> NewRows:
+    """The rows that the runner does not have yet."""
+    parts = [part for state in states for part in state.features]
+    features = torch.cat(parts) if len(parts) > 1 else parts[0] if parts else NO_ROWS
+    return NewRows(
+        [state.text for state in states],
+        [len(state.after) for state in states],
+        [token for state in states for token in state.after],
+        features.to("cpu", torch.float32),
+    )
 
 
 class LogitsBuffer:

@@ -19,7 +19,7 @@ from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.draft.head.target import Ends, StoredEnds, fingerprint, read_ends, stored_ends
 from fastslow.draft.head.tree import GrowingTree, grow_trees
 from fastslow.engine.backends.cpu import library
-from fastslow.engine.backends.cpu.draft_head import DraftKernels
+from fastslow.engine.backends.cpu.draft_head import DraftKernels, NewRows, TreeLimits
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Floats, Ints, Tree
@@ -51,18 +51,9 @@ class HeadRunner(Protocol):
     def skip(self, text: int, position: int) -> None:
         """Set the position of a text's next row; the rows between are missing."""
 
-    def read(
-        self, texts: Sequence[int], sizes: Sequence[int], after: Sequence[int], features: Tensor
-    ) -> None:
+    def read(self, rows: NewRows) -> None:
         """Add rows that nothing is drafted from, in less time than `grow`. A text has no tree and no
-        chain then until `grow` adds a row behind them.
-
-        Args:
-            texts: B of them, all different.
-            sizes: rows of each.
-            after: R tokens, text by text, each the one after its row.
-            features: [R, F] of these rows.
-        """
+        chain then until `grow` adds a row behind them."""
 
     def add_tokens(self, text: int, tokens: Sequence[int]) -> None:
         """Tokens that stand in a text: they can be drafted for it from now on."""
@@ -70,26 +61,9 @@ class HeadRunner(Protocol):
     def vocab_ids(self, text: int) -> Ints:
         """[D + E] token ids in the order of the logits: the shared ones, and the text's own."""
 
-    def grow(
-        self,
-        texts: Sequence[int],
-        sizes: Sequence[int],
-        after: Sequence[int],
-        features: Tensor,
-        nodes: Sequence[int],
-        width: int,
-        depth: int,
-        min_scores: Sequence[float],
-    ) -> list[Tree]:
-        """Add rows, then give each text's tree of its likeliest nodes.
-
-        Args:
-            texts, sizes, after, features: as in `read`; a text that never had a row gets no tree.
-            nodes: most nodes of each tree; 0 = none.
-            width: nodes of a depth that go on, and children of each; 1 gives chains.
-            depth: of the deepest node.
-            min_scores: nodes less likely than this, with all before them, are left out; 0..1.
-        """
+    def grow(self, rows: NewRows, limits: TreeLimits) -> list[Tree]:
+        """Add rows, then give each text's tree of its likeliest nodes. A text may get no row; one that
+        never had a row gets no tree."""
 
     def advance(self, texts: Sequence[int], tokens: Sequence[int]) -> None:
         """Append one token to each text's chain."""
@@ -175,11 +149,9 @@ class TorchRunner:
         self._texts[text].kv.skip(position)
 
     @torch.inference_mode()
-    def read(
-        self, texts: Sequence[int], sizes: Sequence[int], after: Sequence[int], features: Tensor
-    ) -> None:
-        held = [self._texts[text] for text in texts]
-        self._head.store(features, after, [text.kv for text in held], sizes)
+    def read(self, rows: NewRows) -> None:
+        held = [self._texts[text] for text in rows.texts]
+        self._head.store(rows.features, rows.after, [text.kv for text in held], rows.sizes)
         for text in held:
             text.hidden = text.tip = None
 
@@ -191,32 +163,23 @@ class TorchRunner:
         return ids
 
     @torch.inference_mode()
-    def grow(
-        self,
-        texts: Sequence[int],
-        sizes: Sequence[int],
-        after: Sequence[int],
-        features: Tensor,
-        nodes: Sequence[int],
-        width: int,
-        depth: int,
-        min_scores: Sequence[float],
-    ) -> list[Tree]:
-        held = [self._texts[text] for text in texts]
-        fed = [(text, size) for text, size in zip(held, sizes) if size]
+    def grow(self, rows: NewRows, limits: TreeLimits) -> list[Tree]:
+        held = [self._texts[text] for text in rows.texts]
+        fed = [(text, size) for text, size in zip(held, rows.sizes) if size]
         if fed:
             kvs = [text.kv for text, _ in fed]
-            hidden = self._head.read(features, after, kvs, [size for _, size in fed])
+            sizes = [size for _, size in fed]
+            hidden = self._head.read(rows.features, rows.after, kvs, sizes)
             for (text, _), row in zip(fed, hidden):
                 text.hidden = row
         growing: dict[int, GrowingTree] = {}
-        for b, text in enumerate(held):
+        for b, (text, nodes, least) in enumerate(zip(held, limits.nodes, limits.min_scores)):
             text.tip, text.drawn = text.hidden, 0
             text.kv.drop_draft()
-            if nodes[b] > 0 and text.hidden is not None:
-                growing[b] = GrowingTree(text.kv, text.vocab, text.hidden, nodes[b], min_scores[b])
+            if nodes > 0 and text.hidden is not None:
+                growing[b] = GrowingTree(text.kv, text.vocab, text.hidden, nodes, least)
         trees = [Tree()] * len(held)
-        grown = grow_trees(self._head, list(growing.values()), width, depth)
+        grown = grow_trees(self._head, list(growing.values()), limits.width, limits.depth)
         for b, tree in zip(growing, grown):
             trees[b] = tree
             held[b].kv.drop_draft()

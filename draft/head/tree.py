@@ -14,11 +14,11 @@ import torch
 from loguru import logger
 from torch import Tensor
 
+from fastslow.draft.base import DraftChain
 from fastslow.draft.head.head import DraftHead
 from fastslow.draft.head.kv import HeadKV
 from fastslow.draft.head.state import HeadState, RequestVocab
 from fastslow.draft.merge import likeliest_first
-from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.types import Floats, OneHot, RequestView, TargetProbs, Tree
 
 NO_MASS = -1e30  # a logit: no probability at any temperature, and still a finite number
@@ -132,13 +132,14 @@ class HeadChain:
         self.request = request
         self.state = state
         self.nodes = nodes
-        # new in each step: a rule may have looked at what a number behind a refused token gave
-        self._rng = stream(request.seed, len(request.tokens), Purpose.DRAFT)
-        self.drafted: list[int] = []
-        self._probs: list[Floats] = []
+        self._chain = DraftChain(request)
         self._scores: list[
             float
         ] = []  # of chosen tokens: the head's probability of the chain so far
+
+    @property
+    def drafted(self) -> list[int]:
+        return self._chain.tokens
 
     def extend(self, logits_V: Tensor, known: Floats, target_probs: TargetProbs) -> None:
         """One more token; the chain ends where no probabilities can be made.
@@ -154,20 +155,12 @@ class HeadChain:
             logger.warning("a draft of {} tokens ends: {}", len(self.drafted), error)
             self.nodes = len(self.drafted)
             return
+        token = self._chain.add(probs)
         if isinstance(probs, OneHot):
-            self.drafted.append(probs.token)
-            logit = float(logits_V[probs.token])
+            logit = float(logits_V[token])
             forced = logit <= NO_MASS  # by a thinking budget: the head cannot draft this token
             sure = 1.0 if forced else 1 / float(np.exp(known - logit).sum())
             self._scores.append(min(1.0, sure) * (self._scores[-1] if self._scores else 1.0))
-            return
-        if self.request.reproducible:  # with the numbers that the target's tokens are drawn with
-            place = len(self.request.tokens) + len(self.drafted)
-            self.drafted.append(draw(probs, stream(self.request.seed, place, Purpose.ACCEPT)))
-            return
-        self.drafted.append(draw(probs, self._rng))
-        self._probs.append(probs)
 
     def tree(self) -> Tree:
-        probs = np.stack(self._probs) if self._probs else None
-        return Tree.chain(self.drafted, probs, self._scores or None)
+        return self._chain.tree(self._scores or None)

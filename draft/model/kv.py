@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.types import RequestView, Segment
@@ -58,29 +58,26 @@ class DraftText:
         return self.segment(cache, self.pending, [self.pending - 1])
 
 
-class DraftKV(Protocol):
-    """The cache of a drafting model."""
-
-    cache: KVCache
-
-    def prepare(self, text: DraftText, nodes: int) -> bool:
-        """Make room for the draft and set `text.valid`; False = no draft can be made."""
-
-    def written(self, text: DraftText) -> None:
-        """The rows of `text.valid` tokens are in the cache now."""
-
-    def release(self, requests: Collection[int]) -> None: ...
-
-
-class BorrowedKV:
-    """The target's own pages: reads its committed KV, writes slots that verification writes again.
-
-    Args:
-        cache: the target's; the scheduler has reserved room for the draft nodes.
-    """
+class DraftKV(ABC):
+    """Where a drafting model has its keys and values: in `cache`, on its device."""
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
+
+    @abstractmethod
+    def prepare(self, text: DraftText, nodes: int) -> bool:
+        """Make room for the draft and set `text.valid`; False = no draft can be made."""
+
+    def written(self, text: DraftText) -> None:  # noqa: B027
+        """The rows of `text.valid` tokens are in the cache now."""
+
+    def release(self, requests: Collection[int]) -> None:  # noqa: B027
+        """These request ids are gone."""
+
+
+class BorrowedKV(DraftKV):
+    """The target's own pages: reads its committed KV, writes slots that verification writes again. The
+    scheduler has reserved room for the draft nodes."""
 
     def prepare(self, text: DraftText, nodes: int) -> bool:
         request = text.request
@@ -90,22 +87,12 @@ class BorrowedKV:
         text.valid = request.computed
         return answering and len(request.tokens) - request.computed == 1
 
-    def written(self, text: DraftText) -> None:
-        """The draft's rows are scratch."""
 
-    def release(self, requests: Collection[int]) -> None:
-        """The target releases its own pages."""
-
-
-class OwnKV:
-    """Pages of the draft model's own, rewound to what the target accepted.
-
-    Args:
-        cache: a cache shaped for the draft model, on its device.
-    """
+class OwnKV(DraftKV):
+    """Pages of the draft model's own, rewound to what the target accepted."""
 
     def __init__(self, cache: KVCache) -> None:
-        self.cache = cache
+        super().__init__(cache)
         self._written: dict[int, list[int]] = {}  # tokens whose rows are in the cache
 
     def prepare(self, text: DraftText, nodes: int) -> bool:

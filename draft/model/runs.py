@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from fastslow.draft.base import DraftChain
 from fastslow.draft.model.kv import DraftText
 from fastslow.draft.model.vocab import VocabMap
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.types import (
     Floats,
     Ints,
@@ -65,10 +64,7 @@ class DraftRun(ABC):
 
 
 class ChainRun(DraftRun):
-    """A chain. At temperature 0 its nodes are chosen; else they are sampled from the draft model's
-    probabilities under the request's parameters, which the tree then holds. For a request that is to
-    be reproducible they are drawn with the random numbers of the target's own tokens: such nodes are
-    chosen, and agree with the target more often than independent ones.
+    """A chain: chosen nodes at temperature 0, else sampled ones; see `DraftChain`.
 
     Args:
         text, nodes: see `DraftRun`.
@@ -82,33 +78,19 @@ class ChainRun(DraftRun):
         super().__init__(text, nodes)
         self._target_probs = target_probs
         self._vocab_map = vocab_map
-        request = text.request
-        # new in each step: a rule may have looked at what a number behind a refused token gave
-        self._rng = stream(request.seed, len(request.tokens), Purpose.DRAFT)
-        self._drafted: list[int] = []
-        self._probs: list[Floats] = []
+        self._chain = DraftChain(text.request)
 
     @property
     def open(self) -> bool:
-        return len(self._drafted) < self.nodes
+        return len(self._chain.tokens) < self.nodes
 
     def take(self, out: ModelOutput) -> None:
-        request = self.text.request
         if self.text.only_best:
             probs: Floats | OneHot = self._forced() or OneHot(best_of(out))
         else:
             logits_V = self._vocab_map.logits(out.logits)[0]
-            probs = self._target_probs(logits_V, request, self._drafted)
-        if isinstance(probs, OneHot):
-            token = probs.token
-        elif request.reproducible:
-            place = len(request.tokens) + len(self._drafted)
-            token = draw(probs, stream(request.seed, place, Purpose.ACCEPT))
-        else:
-            token = draw(probs, self._rng)
-            self._probs.append(probs)
-        self._drafted.append(token)
-        own = self._vocab_map.token(token)
+            probs = self._target_probs(logits_V, self.text.request, self._chain.tokens)
+        own = self._vocab_map.token(self._chain.add(probs))
         if own is None:
             self.stop()
         else:
@@ -119,14 +101,14 @@ class ChainRun(DraftRun):
         request = self.text.request
         if request.thinking is None:
             return None
-        forced = request.thinking.at(request.tokens, self._drafted)
+        forced = request.thinking.at(request.tokens, self._chain.tokens)
         return forced if isinstance(forced, OneHot) else None
 
     def stop(self) -> None:
-        self.nodes = len(self._drafted)
+        self.nodes = len(self._chain.tokens)
 
     def tree(self) -> Tree:
-        return Tree.chain(self._drafted, np.stack(self._probs) if self._probs else None)
+        return self._chain.tree()
 
 
 def best_of(out: ModelOutput) -> int:
@@ -150,15 +132,6 @@ class WarmView:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._request, name)
-
-
-@dataclass(slots=True)
-class _TreeNode:
-    token: int
-    parent: int
-    depth: int  # 1 = follows the text
-    score: float  # log-probability of the node and all before it
-    slot: int = -1  # which of the draft's slots its KV is in; -1 = it has not run
 
 
 class TreeRun(DraftRun):
@@ -189,7 +162,10 @@ class TreeRun(DraftRun):
         self._vocab_map = vocab_map
         self._warm: Any = WarmView(text.request)
         self._length = len(text.tokens)
-        self._nodes: list[_TreeNode] = []
+        self._tokens: list[int] = []  # of all candidates so far
+        self._parents: list[int] = []
+        self._scores: list[float] = []  # log-probability of the node and all before it
+        self._slots: list[int] = []  # which of the draft's slots its KV is in; -1 = it has not run
         self._best: list[int] = []  # nodes of the tree, likeliest first; parents before children
         self._open: list[int] = [ROOT]  # nodes that run next
 
@@ -204,40 +180,38 @@ class TreeRun(DraftRun):
         return [self._segment(slots, i) for i in self._open]
 
     def take(self, out: ModelOutput) -> None:
-        first = len(self._nodes)
+        first = len(self._tokens)
         for i, logits_V in zip(self._open, self._vocab_map.logits(out.logits)):
-            drafted = [self._nodes[n].token for n in self._path(i)]
+            drafted = [self._tokens[n] for n in self._path(i)]
             self._expand(i, self._target_probs(logits_V, self._warm, drafted))
-        order = sorted(range(len(self._nodes)), key=lambda i: (-self._nodes[i].score, i))
+        order = sorted(range(len(self._tokens)), key=lambda i: (-self._scores[i], i))
         self._best = order[: self.nodes]
         # a child of the last place would come after it, and so not be in
         self._open = [i for i in self._best[: self.nodes - 1] if i >= first and self._own(i)]
-        used = {self._nodes[i].slot for i in self._best}  # what left the tree frees its slot
+        used = {self._slots[i] for i in self._best}  # what left the tree frees its slot
         free = [slot for slot in range(self.nodes) if slot not in used]
         for i, slot in zip(self._open, free):
-            self._nodes[i].slot = slot
+            self._slots[i] = slot
 
     def stop(self) -> None:
         self._open = []
 
     def tree(self) -> Tree:
-        order = sorted(self._best)
-        places = {ROOT: ROOT} | {i: place for place, i in enumerate(order)}
-        nodes = [self._nodes[i] for i in order]
-        return Tree([n.token for n in nodes], [places[n.parent] for n in nodes])
+        return Tree(self._tokens, self._parents).only(sorted(self._best))
 
     def _expand(self, parent: int, probs: Floats | OneHot) -> None:
-        above = _TreeNode(0, ROOT, 0, 0.0) if parent == ROOT else self._nodes[parent]
+        above = 0.0 if parent == ROOT else self._scores[parent]
         for token, p in _likeliest(probs, min(self._width, self.nodes)):
-            score = above.score + min(math.log(p), 0.0)  # no likelier than its parent, ever
-            self._nodes.append(_TreeNode(token, parent, above.depth + 1, score))
+            self._tokens.append(token)
+            self._parents.append(parent)
+            self._scores.append(above + min(math.log(p), 0.0))  # no likelier than its parent, ever
+            self._slots.append(-1)
 
     def _segment(self, slots: Ints, i: int) -> Segment:
-        node = self._nodes[i]
-        path = [self._length + self._nodes[n].slot for n in self._path(i)]
+        path = [self._length + self._slots[n] for n in self._path(i)]
         return Segment(
             tokens=self._own(i),
-            positions=[self._length + node.depth - 1],
+            positions=[self._length + len(path) - 1],
             parents=[-1],
             slots=slots[path[-1:]],
             context=np.concatenate([slots[: self._length], slots[path[:-1]]]),
@@ -248,7 +222,7 @@ class TreeRun(DraftRun):
 
     def _own(self, i: int) -> list[int]:
         """The draft model's token for node i, if it has one."""
-        own = self._vocab_map.token(self._nodes[i].token)
+        own = self._vocab_map.token(self._tokens[i])
         return [] if own is None else [own]
 
     def _path(self, i: int) -> list[int]:
@@ -256,7 +230,7 @@ class TreeRun(DraftRun):
         path: list[int] = []
         while i != ROOT:
             path.append(i)
-            i = self._nodes[i].parent
+            i = self._parents[i]
         return path[::-1]
 
 

@@ -85,21 +85,6 @@ class Recipe:
     def untrained(cls, layout: ExpertLayout) -> Recipe:
         return cls(layout, {}, {})
 
-    @classmethod
-    def of(cls, state: dict[str, Tensor], layout: ExpertLayout) -> Recipe:
-        """The recipe of a student's named parameters."""
-        layers = range(layout.shared.shape[0])
-        trained = ExpertLayout(
-            shared=layout.shared,
-            pools=layout.pools,
-            experts=layout.experts,
-            router=torch.stack([state[f"gates.{i}.router"] for i in layers]),
-            scale=torch.stack([state[f"gates.{i}.log_scale"].exp() for i in layers]),
-        )
-        names = delta_names(len(layers))
-        deltas = {n: (state[f"params.{n}_a"], state[f"params.{n}_b"]) for n in names}
-        return cls(trained, deltas, {n: state[f"params.{n}"] for n in norm_names(len(layers))})
-
     def save(self, path: Path) -> None:
         """Write one safetensors file: bfloat16 values and uint16 neuron numbers."""
         tensors = {

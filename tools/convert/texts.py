@@ -15,7 +15,7 @@ from loguru import logger
 from torch import Tensor
 
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.models.dense import KV, Dense
+from fastslow.tools.convert.teacher import KV, Teacher
 
 ENDINGS = (".txt", ".txt.gz", ".html", ".htm", ".jsonl")
 SKIPPED = {"script", "style", "head", "nav", "table", "pre"}
@@ -183,7 +183,7 @@ class TextWriter:
 
     def __init__(
         self,
-        dense: Dense,
+        dense: Teacher,
         tokenizer: Tokenizer,
         prose: Prose | None = None,
         system: str = PLAIN_SYSTEM,

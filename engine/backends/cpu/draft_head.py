@@ -6,6 +6,7 @@ import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +39,38 @@ class DraftShape:
     rope_theta: float = 10000.0
     eps: float = 1e-5
     window: int = 512
+
+
+class NewRows(NamedTuple):
+    """Rows to add to texts.
+
+    Attributes:
+        texts: B of them, all different.
+        sizes: rows of each.
+        after: R tokens, text by text, each the one after its row.
+        features: [R, F] of these rows.
+    """
+
+    texts: Sequence[int]
+    sizes: Sequence[int]
+    after: Sequence[int]
+    features: Tensor
+
+
+class TreeLimits(NamedTuple):
+    """What trees may hold.
+
+    Attributes:
+        nodes: [B], the most of each tree; 0 = none.
+        width: nodes of a depth that get children, and children of each; 1 gives chains.
+        depth: of the deepest node.
+        min_scores: [B]; nodes less likely than this, with all before them, are left out; 0..1.
+    """
+
+    nodes: Sequence[int]
+    width: int
+    depth: int
+    min_scores: Sequence[float]
 
 
 class DraftKernels:
@@ -137,18 +170,17 @@ class DraftKernels:
     def skip(self, text: int, position: int) -> None:
         self._check(self._kernels.fs_draft_skip(self._handle, text, position))
 
-    def read(
-        self, texts: Sequence[int], sizes: Sequence[int], after: Sequence[int], features: Tensor
-    ) -> None:
+    def read(self, rows: NewRows) -> None:
         """A row takes a third of what it takes in `grow`."""
-        numbers = np.array([*texts, *sizes], dtype=np.int64)
-        tokens = np.array(after, dtype=np.int64)
-        values = features.float().contiguous()
+        numbers = np.array([*rows.texts, *rows.sizes], dtype=np.int64)
+        tokens = np.array(rows.after, dtype=np.int64)
+        values = rows.features.float().contiguous()
+        count = len(rows.texts)
         args = library.DraftArgs(
             threads=torch.get_num_threads(),
-            requests=len(texts),
+            requests=count,
             contexts=numbers.ctypes.data,
-            fresh=numbers.ctypes.data + 8 * len(texts),
+            fresh=numbers.ctypes.data + 8 * count,
             after=tokens.ctypes.data,
             features=values.data_ptr(),
         )
@@ -164,32 +196,22 @@ class DraftKernels:
             )
         )
 
-    def grow(
-        self,
-        texts: Sequence[int],
-        sizes: Sequence[int],
-        after: Sequence[int],
-        features: Tensor,
-        nodes: Sequence[int],
-        width: int,
-        depth: int,
-        min_scores: Sequence[float],
-    ) -> list[Tree]:
-        if not texts:
+    def grow(self, rows: NewRows, limits: TreeLimits) -> list[Tree]:
+        if not rows.texts:
             return []
-        count, most = len(texts), max(*nodes, 1)
-        numbers = np.array([*texts, *sizes, *nodes], dtype=np.int64)
-        tokens = np.array(after, dtype=np.int64)
-        values = features.float().contiguous()
+        count, most = len(rows.texts), max(*limits.nodes, 1)
+        numbers = np.array([*rows.texts, *rows.sizes, *limits.nodes], dtype=np.int64)
+        tokens = np.array(rows.after, dtype=np.int64)
+        values = rows.features.float().contiguous()
         found = np.empty(count * (1 + 2 * most), dtype=np.int64)
         scores: Floats = np.empty(count * most, dtype=np.float32)
-        bounds: Floats = np.array(min_scores, dtype=np.float32)
+        bounds: Floats = np.array(limits.min_scores, dtype=np.float32)
         start, into = numbers.ctypes.data, found.ctypes.data
         args = library.DraftArgs(
             threads=torch.get_num_threads(),
             requests=count,
-            width=width,
-            depth=depth,
+            width=limits.width,
+            depth=limits.depth,
             most=most,
             least=bounds.ctypes.data,
             contexts=start,
