@@ -1,4 +1,4 @@
-"""Prompt lookup: the tokens that came after the last n-gram where it stood before in this text."""
+"""Prompt lookup: the tokens that came after the last n-gram where it was before in this text."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fastslow.engine.types import RequestView, Tree
 
 @dataclass(slots=True)
 class _Index:
-    """For each n-gram of one text, where the newest one ends. Grows with the text."""
-
     indexed: int = 0  # tokens
-    ends: dict[tuple[int, ...], int] = field(default_factory=dict)
+    ends: dict[tuple[int, ...], int] = field(
+        default_factory=dict
+    )  # n-gram -> where its newest ends
 
 
 class NgramDraft(Stateless):

@@ -21,6 +21,9 @@ from fastslow.draft.head.target import Ends
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.model.families.pangu_v2 import MtpLayer, load_mtp_layer
 
+Projected = tuple[Tensor, Tensor, Tensor, Tensor]
+"""The layer's inputs [R, H], queries [R, heads, head_dim], keys and values [R, kv_heads, head_dim]."""
+
 
 class DraftHead(ABC):
     """One decoder layer. It runs on the CPU, wherever the target does.
@@ -106,11 +109,8 @@ class DraftHead(ABC):
         """Hidden states [R, H] from features [R, F]."""
 
     @abstractmethod
-    def _project(
-        self, hidden: Tensor, after: Sequence[int], positions: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The layer's inputs [R, H], queries [R, heads, head_dim], keys and values [R, kv_heads,
-        head_dim]."""
+    def _project(self, hidden: Tensor, after: Sequence[int], at: Sequence[int]) -> Projected:
+        """From hidden states [R, H], the tokens after them, and their positions."""
 
     @abstractmethod
     def _output(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -148,13 +148,11 @@ class TrainedHead(DraftHead):
     def _fuse(self, features: Tensor) -> Tensor:
         return self._layer.fuse(features.to("cpu", torch.float32))
 
-    def _project(
-        self, hidden: Tensor, after: Sequence[int], positions: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _project(self, hidden: Tensor, after: Sequence[int], at: Sequence[int]) -> Projected:
         x = self._layer.input(self._embedding[torch.tensor(after)].float(), hidden)
-        while max(positions) >= len(self._rotation[0]):
+        while max(at) >= len(self._rotation[0]):
             self._rotation = rotation(self.config, torch.arange(2 * len(self._rotation[0])))
-        cos, sin = (table[list(positions)] for table in self._rotation)
+        cos, sin = (table[list(at)] for table in self._rotation)
         return x, *self._layer.project(x, cos, sin)
 
     def _output(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -202,11 +200,9 @@ class MtpHead(DraftHead):
     def _fuse(self, features: Tensor) -> Tensor:
         return self._layer.normed(features.to("cpu"))
 
-    def _project(
-        self, hidden: Tensor, after: Sequence[int], positions: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _project(self, hidden: Tensor, after: Sequence[int], at: Sequence[int]) -> Projected:
         x = self._layer.inputs(np.array(after, dtype=np.int64), hidden)
-        return x, *self._layer.project(x, np.array(positions, dtype=np.int64))
+        return x, *self._layer.project(x, np.array(at, dtype=np.int64))
 
     def _output(self, x: Tensor, attended: Tensor) -> Tensor:
         return self._layer.outputs(x, attended)

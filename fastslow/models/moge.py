@@ -32,17 +32,9 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def moge_config(dense: ModelConfig, raw: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """config.json of the MoGE model.
-
-    Args:
-        dense: the dense model's config.
-        raw: its config.json, which gives the ids of special tokens.
-        recipe: gives the numbers of groups and experts and the widths.
-
-    Returns:
-        The keys of a PanguProMoEForCausalLM checkpoint; `num_experts_per_tok` is the number of
-        groups, as in openPangu Pro MoE.
-    """
+    """config.json of the MoGE model: the keys of a PanguProMoEForCausalLM checkpoint, where
+    `num_experts_per_tok` is the number of groups. `raw` is the dense model's config.json, which gives the
+    ids of special tokens."""
     groups, experts, width = recipe.layout.experts.shape[1:]
     config = {
         "architectures": [MOGE],

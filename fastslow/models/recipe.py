@@ -51,19 +51,16 @@ class ExpertLayout:
         groups, experts, width = self.experts.shape[1:]
         for layer in range(self.shared.shape[0]):
             if not torch.equal(self.order(layer).sort().values, torch.arange(inner)):
-                raise ValueError(
-                    f"layer {layer}: shared expert and pools must use each of the {inner} "
-                    "neurons once"
-                )
+                each = f"each of the {inner} neurons once"
+                raise ValueError(f"layer {layer}: shared expert and pools must use {each}")
         pool = self.pools.shape[-1]
         if int(self.experts.min()) < 0 or int(self.experts.max()) >= pool:
             raise ValueError(f"expert neuron positions must be in 0..{pool - 1}")
         if width > 1 and bool((self.experts.diff(dim=-1) <= 0).any()):
             raise ValueError("expert neuron positions must be ascending, without repeats")
         if self.router.shape[1] != groups * experts:
-            raise ValueError(
-                f"router must have {groups * experts} rows, got {self.router.shape[1]}"
-            )
+            wanted = groups * experts
+            raise ValueError(f"router must have {wanted} rows, got {self.router.shape[1]}")
 
 
 @dataclass(frozen=True)
@@ -126,9 +123,7 @@ class Recipe:
         except SafetensorError as error:
             raise ValueError(f"recipe file {path} must be complete safetensors: {error}") from error
         except KeyError as error:
-            raise ValueError(
-                f"recipe file {path} must hold tensor {error}, and does not"
-            ) from error
+            raise ValueError(f"recipe file {path} must hold tensor {error}") from error
         return cls(layout, deltas, norms)
 
     def check(self, config: ModelConfig) -> None:

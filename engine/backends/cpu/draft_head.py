@@ -90,7 +90,7 @@ class DraftKernels:
             the bytes of a head are most of its time: int4 took three quarters of int8's.
 
     Raises:
-        MemoryError: there is none left, here and in all methods.
+        MemoryError: there is none left, in all methods, too.
     """
 
     def __init__(
