@@ -265,7 +265,7 @@ class BisectSearch:
         first, step = at, 1
         while first - step >= low and read(order[first - step]) == key:
             first, step = first - step, 2 * step
-        first = bisect_left(order, key, max(low, first - step), first, key=read)
+        first = bisect_left(order, key, max(low, first - step + 1), first, key=read)
         end, step = at, 1
         while end + step <= high and read(order[end + step - 1]) == key:
             end, step = end + step, 2 * step

@@ -86,7 +86,8 @@ class HashChains:
                 continue
             tail = recent[-n:]
             place = heads[hash(tuple(tail)) & self._mask] - 1
-            best, places, whole = 0, list[int](), True
+            best, whole = 0, True
+            places: list[int] = []
             for _ in range(MAX_LINKS):
                 if place < oldest or place < 0:
                     break

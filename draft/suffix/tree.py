@@ -55,9 +55,12 @@ class MatchRuns:
         self.at = 0
         matches = [source.find(recent or [], ahead) for source in sources]
         self.length = max([match.length for match in matches], default=0)
-        longest = [match for match in matches if match.length == self.length]
-        self.runs: list[Sequence[int]] = [run for match in longest for run in match.runs if run]
-        self._whole = all(match.whole for match in longest)
+        self.runs: list[Sequence[int]] = []
+        self._whole = True
+        for length, runs, whole in matches:
+            if length == self.length:
+                self.runs += [run for run in runs if run]
+                self._whole = self._whole and whole
 
     def advance(self, tokens: list[int], confidence: MatchConfidence) -> None:
         """Drop the runs with other tokens than these, which came, and teach `confidence`."""
