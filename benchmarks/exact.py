@@ -39,7 +39,7 @@ from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.corpus import Corpus
-from fastslow.draft.suffix.sources import Earlier
+from fastslow.draft.suffix.sources import EarlierAnswers
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Request
@@ -215,12 +215,12 @@ class Bench:
         means = DrafterDeps(
             target=self.model,
             cache=kv,
-            law=probs_at,
+            target_probs=probs_at,
             only_best=only_best,
             load_model=lambda _: self._small_model(draft_pages),
             load_head=lambda _: cast(HeadRunner, self.head),
             load_corpus=_no_corpus,
-            earlier=Earlier(),
+            earlier=EarlierAnswers(),
             has_head=False,
             selection=self.controller.selection,
         )

@@ -147,7 +147,7 @@ def main() -> None:
     opened = []
     for _ in range(5):
         begun = time.perf_counter()
-        corpus = Corpus.open(path, vocab)
+        corpus = Corpus(path, vocab)
         opened.append(time.perf_counter() - begun)
     print(f"opened and checked in {statistics.median(opened):.2f} s")
     other = np.ones(OTHER // 8, np.int64)

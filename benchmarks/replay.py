@@ -103,7 +103,7 @@ def replay(texts: Sequence[HiddenStates], name: str, runner: HeadRunner, costs: 
     """A set's answers, one after the other, with what was learnt from those before."""
     controller, total = costs.controller(), Total()
     suffix = Timed(SuffixDraft(), costs, costs.suffix)
-    trees = HeadDraft(runner, probs_at, WIDTH, only_best=only_best, worth=controller.value)
+    trees = HeadDraft(runner, probs_at, WIDTH, only_best=only_best, marginal_value=controller.value)
     head = Timed(trees, costs, costs.head)
     both: Any = [suffix, head]
     several = AdaptiveDrafter(both, controller.selection(2, SETTINGS), lambda: costs.now)
@@ -191,7 +191,7 @@ def main() -> None:
                 [
                     seen
                     for text in track(texts, f"what it saw: {file.stem}", transient=True)
-                    for seen in look(llm.model, [text], runner.layers)
+                    for seen in look(llm.model, [text], runner.config.layers)
                 ]
             )
     table = Table("drafter", *(file.stem for file in args.prompts), "mean")

@@ -13,10 +13,9 @@ import torch
 from engine_tools import cache_for
 from laws import plain_law
 
-from fastslow.draft.model.chain import WARM
-from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.draft import READ_ROWS, ModelDraft
 from fastslow.draft.model.kv import OwnKV
-from fastslow.draft.model.lockstep import READ_ROWS
+from fastslow.draft.model.runs import WARM
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig

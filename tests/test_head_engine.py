@@ -16,7 +16,7 @@ from laws import chi_square_fits, plain_law, sampled_text_law
 from reference_model import ReferenceModel
 
 from fastslow.draft.fallback import FallbackDrafter
-from fastslow.draft.head.draft import LEAST, MOST_WAITING, HeadDraft
+from fastslow.draft.head.draft import MAX_WAITING, MIN_SCORE, HeadDraft
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
@@ -127,7 +127,7 @@ def test_chosen_chains_say_how_sure_they_are(
 ) -> None:
     drafter = HeadDraft(tiny_runner(folder, runner), probs_at, only_best=best)
     view = _View(7, list(PROMPTS[1]))
-    features = torch.randn(1, 2 * drafter._runner.hidden)
+    features = torch.randn(1, 2 * drafter._runner.config.hidden)
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), features)
     tree = drafter.propose([view], [3])[0]
     drafter.propose([view], [1])
@@ -145,17 +145,17 @@ def test_where_the_length_is_free_unlikely_paths_are_left_out(folder: Path, runn
     drafter = HeadDraft(tiny_runner(folder, runner), probs_at, width=3, depth=5)
     view = _View(7, list(PROMPTS[1]))
     features = torch.randn(
-        1, 2 * drafter._runner.hidden, generator=torch.Generator().manual_seed(2)
+        1, 2 * drafter._runner.config.hidden, generator=torch.Generator().manual_seed(2)
     )
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), features)
     fixed = drafter.propose([view], [12])[0]
     view.speculation = Speculation()
     free = drafter.propose([view], [12])[0]
     assert fixed.scores is not None and free.scores is not None
-    assert min(fixed.scores) < LEAST <= min(free.scores)
-    assert sorted(free.scores) == pytest.approx(sorted(x for x in fixed.scores if x >= LEAST))
+    assert min(fixed.scores) < MIN_SCORE <= min(free.scores)
+    assert sorted(free.scores) == pytest.approx(sorted(x for x in fixed.scores if x >= MIN_SCORE))
     dear = sorted(fixed.scores)[-2]  # what a row takes: less likely nodes would be cut
-    drafter._worth = lambda batch: MarginalValue(2.0, 2.0 * dear * 0.999)
+    drafter._marginal_value = lambda batch: MarginalValue(2.0, 2.0 * dear * 0.999)
     paying = drafter.propose([view], [12])[0].scores
     assert paying == pytest.approx([x for x in fixed.scores if x >= dear])
     assert paying is not None and len(paying) < len(free.scores)
@@ -210,7 +210,7 @@ def test_a_gap_only_costs_acceptance(folder: Path, runner: str) -> None:
     """Rows that were never shown leave the context and its positions right."""
     drafter = HeadDraft(tiny_runner(folder, runner), probs_at)
     view = _View(7, list(PROMPTS[1]))
-    width = 2 * drafter._runner.hidden
+    width = 2 * drafter._runner.config.hidden
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), torch.randn(1, width))
     assert drafter._states[7].position == len(view.tokens) - 2
     assert len(drafter.propose([view], [3])[0].tokens) == 3
@@ -228,12 +228,12 @@ def test_a_gap_only_costs_acceptance(folder: Path, runner: str) -> None:
 def test_rows_that_nobody_drafts_from_do_not_pile_up(folder: Path, runner: str) -> None:
     drafter = HeadDraft(tiny_runner(folder, runner), probs_at)
     view = _View(7, list(PROMPTS[1]))
-    for _ in range(3 * MOST_WAITING):
+    for _ in range(3 * MAX_WAITING):
         view.tokens.append(5)
         drafter.commit(
-            [view], AcceptResult([[]], [[5]]), torch.randn(1, 2 * drafter._runner.hidden)
+            [view], AcceptResult([[]], [[5]]), torch.randn(1, 2 * drafter._runner.config.hidden)
         )
-        assert len(drafter._states[7].after) <= MOST_WAITING
+        assert len(drafter._states[7].after) <= MAX_WAITING
     assert len(drafter.propose([view], [3])[0].tokens) == 3
 
 
