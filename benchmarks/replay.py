@@ -144,7 +144,7 @@ def answer(
         kept = controller.admit([view], [length.survival(offered)], [len(offered.tokens)], 1)[0]
         tree = offered.only(kept)
         rest = whole[len(view.tokens) :]
-        path = tree.follow(rest[:-1])
+        path = tree.match(rest[:-1])
         place, made = len(view.tokens) - 1, len(path) + 1
         view.tokens = view.tokens + rest[:made]
         if not first:

@@ -1,4 +1,4 @@
-"""Sampled trees drafted under `coins`, and the exact law of what a rule makes of them."""
+"""Sampled trees drafted under `coins`, and the exact distribution of what a rule makes of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache, partial
 
 import numpy as np
 from coins import Outcomes, Stream, World
-from laws import sampled_text_law
+from distributions import text_probs
 
 from fastslow.engine.sampling.accept.accept import accept
 from fastslow.engine.sampling.accept.rule import Rule
@@ -16,12 +16,12 @@ from fastslow.engine.types import Floats, Tree
 
 V = 3
 Text = tuple[int, ...]
-Law = Callable[[Text], Floats]
-Make = Callable[[Law, Stream], Tree]
+NextProbs = Callable[[Text], Floats]
+Make = Callable[[NextProbs, Stream], Tree]
 
 
-def table(seed: int, sharpness: float = 1.5, vocab: int = V, holes: bool = False) -> Law:
-    """A law for every text; with holes, one token of it has probability 0, as after top-k."""
+def table(seed: int, sharpness: float = 1.5, vocab: int = V, holes: bool = False) -> NextProbs:
+    """Probabilities after every text; with holes, one token has probability 0, as after top-k."""
 
     @cache
     def law_of(text: Text) -> Floats:
@@ -38,22 +38,22 @@ def table(seed: int, sharpness: float = 1.5, vocab: int = V, holes: bool = False
 class Growing:
     """A sampled tree while it is drafted."""
 
-    def __init__(self, q: Law, draws: Stream) -> None:
+    def __init__(self, q: NextProbs, draws: Stream) -> None:
         self._q, self._draws = q, draws
         self._tokens: list[int] = []
         self._parents: list[int] = []
-        self._laws: list[Floats] = []
+        self._q_probs: list[Floats] = []
         self._texts: list[Text] = [()]
 
     def add(self, parent: int, without: Text = ()) -> int:
-        """Sample a node of parent's law, or of what is left of it without these tokens."""
+        """Sample a child of `parent` from q, or from what is left of q without these tokens."""
         q_V = self._q(self._texts[parent + 1]).copy()
         q_V[list(without)] = 0.0
         q_V /= q_V.sum()
         x = draw(q_V, self._draws)  # type: ignore[arg-type]
         self._tokens.append(x)
         self._parents.append(parent)
-        self._laws.append(q_V)
+        self._q_probs.append(q_V)
         self._texts.append((*self._texts[parent + 1], x))
         return len(self._tokens) - 1
 
@@ -61,10 +61,10 @@ class Growing:
         return self._tokens[node]
 
     def tree(self) -> Tree:
-        return Tree(self._tokens, self._parents, np.stack(self._laws))
+        return Tree(self._tokens, self._parents, np.stack(self._q_probs))
 
 
-def chain(q: Law, draws: Stream) -> Tree:
+def chain(q: NextProbs, draws: Stream) -> Tree:
     growing = Growing(q, draws)
     node = -1
     for _ in range(3):
@@ -72,8 +72,8 @@ def chain(q: Law, draws: Stream) -> Tree:
     return growing.tree()
 
 
-def repeats(q: Law, draws: Stream) -> Tree:
-    """Siblings of one law, perhaps the same token twice; the first one goes on."""
+def repeats(q: NextProbs, draws: Stream) -> Tree:
+    """Siblings sampled from the same q, perhaps the same token twice; the first one goes on."""
     growing = Growing(q, draws)
     first = growing.add(-1)
     growing.add(first)
@@ -81,7 +81,7 @@ def repeats(q: Law, draws: Stream) -> Tree:
     return growing.tree()
 
 
-def apart(q: Law, draws: Stream) -> Tree:
+def apart(q: NextProbs, draws: Stream) -> Tree:
     """Siblings without replacement; both go on, and what is drawn first need not come first."""
     growing = Growing(q, draws)
     first = growing.add(-1)
@@ -91,7 +91,7 @@ def apart(q: Law, draws: Stream) -> Tree:
     return growing.tree()
 
 
-def shaped_by_what_was_drawn(q: Law, draws: Stream) -> Tree:
+def shaped_by_what_was_drawn(q: NextProbs, draws: Stream) -> Tree:
     """The draft goes on only after some tokens, as one does that stops when it is unsure."""
     growing = Growing(q, draws)
     node = growing.add(-1)
@@ -100,7 +100,7 @@ def shaped_by_what_was_drawn(q: Law, draws: Stream) -> Tree:
     return growing.tree()
 
 
-def chosen(q: Law, draws: Stream) -> Tree:
+def chosen(q: NextProbs, draws: Stream) -> Tree:
     """The two best everywhere, one of them twice."""
     tokens: list[int] = []
     parents: list[int] = []
@@ -116,43 +116,43 @@ def chosen(q: Law, draws: Stream) -> Tree:
     return Tree(tokens, parents)
 
 
-def laws_of(tree: Tree, target: Law, done: Text = ()) -> list[Floats]:
+def target_probs_of(tree: Tree, target: NextProbs, done: Text = ()) -> list[Floats]:
     paths: list[Text] = [done]
     for token, parent in zip(tree.tokens, tree.parents):
         paths.append((*paths[parent + 1], token))
     return [target(path) for path in paths]
 
 
-def one_step(rule: Rule, make: Make, q: Law, target: Law) -> Callable[[World], Text]:
+def one_step(rule: Rule, make: Make, q: NextProbs, target: NextProbs) -> Callable[[World], Text]:
     def step(world: World) -> Text:
         tree = make(q, world.stream(0, Purpose.DRAFT))
-        verdict = accept(
+        result = accept(
             [tree],
-            [laws_of(tree, target)],
+            [target_probs_of(tree, target)],
             lambda b, depth: world.stream(depth, Purpose.ACCEPT),  # type: ignore[arg-type,return-value]
             [rule],
         )
-        assert [tree.tokens[i] for i in verdict.paths[0]] == verdict.tokens[0][:-1]
-        return tuple(verdict.tokens[0])
+        assert [tree.tokens[i] for i in result.accepted_nodes[0]] == result.tokens[0][:-1]
+        return tuple(result.tokens[0])
 
     return step
 
 
-def joint_law(outcomes: Outcomes[Text], target: Law, length: int) -> np.ndarray:
-    """The law of the first `length` tokens, where plain decoding goes on after the verdict."""
-    law = np.zeros((V,) * length)
+def joint_probs(outcomes: Outcomes[Text], target: NextProbs, length: int) -> np.ndarray:
+    """Probabilities of the first `length` tokens; plain decoding goes on after the accepted ones."""
+    joint = np.zeros((V,) * length)
     for text, probability in outcomes:
         if len(text) >= length:
-            law[text[:length]] += probability
+            joint[text[:length]] += probability
         else:
-            rest = sampled_text_law(partial(_after, target, text), V, length - len(text))
-            law[text] += probability * rest
-    return law
+            rest = text_probs(partial(_after, target, text), V, length - len(text))
+            joint[text] += probability * rest
+    return joint
 
 
-def _after(target: Law, text: Text, more: Text) -> Floats:
+def _after(target: NextProbs, text: Text, more: Text) -> Floats:
     return target((*text, *more))
 
 
-def mean_accepted(rule: Rule, make: Make, q: Law, target: Law) -> float:
+def mean_accepted(rule: Rule, make: Make, q: NextProbs, target: NextProbs) -> float:
     return sum((len(text) - 1) * p for text, p in Outcomes(one_step(rule, make, q, target)))

@@ -1,6 +1,6 @@
 """Every outcome of a random computation with its probability: no samples, no statistics.
 
-A `Uniform` is a number in [0, 1) of which only the answers to comparisons are known so far. Each
+A `Uniform` is a number in [0, 1) of which only the answers to comparisons are known so far. Every
 comparison that is still open splits the world in two. So the code under test runs as it is, its
 inverse distribution functions included, once for every combination of answers.
 """
@@ -23,18 +23,18 @@ class World:
         self._uniforms: dict[Hashable, Uniform] = {}
 
     def stream(self, *address: Hashable) -> Stream:
-        """Like `noise.stream`: the same address gives the same numbers again."""
+        """Like `rng.stream`: the same address gives the same numbers again."""
         return Stream(self, address)
 
     def uniform(self, address: Hashable) -> Uniform:
         return self._uniforms.setdefault(address, Uniform(self))
 
-    def ask(self, odds: float) -> bool:
+    def ask(self, chance: float) -> bool:
         if self._asked == len(self.answers):
             self.answers.append(True)
         answer = self.answers[self._asked]
         self._asked += 1
-        self.probability *= odds if answer else 1.0 - odds
+        self.probability *= chance if answer else 1.0 - chance
         return answer
 
 

@@ -185,11 +185,11 @@ SMALL = {
 def write_kin(
     folder: Path,
     config: dict[str, Any] | None = None,
-    noise: float = 0.0,
+    jitter: float = 0.0,
     routed: float = 1.0,
     **fields: Any,
 ) -> Path:
-    """A tiny checkpoint whose kin, of the same config and another noise, mostly say the same.
+    """A tiny checkpoint whose kin, of the same config and another jitter, mostly say the same.
 
     noise: relative size of what is added to every tensor. routed: how much routed experts say.
     """
@@ -197,15 +197,15 @@ def write_kin(
     table = tensors(full, seed=3)
     random = torch.Generator().manual_seed(4)
     for name, tensor in table.items():
-        added = torch.randn(tensor.shape, generator=random) * tensor.std() * noise
+        added = torch.randn(tensor.shape, generator=random) * tensor.std() * jitter
         table[name] = tensor + added.to(tensor.dtype)
         if name.endswith("router_scale"):
             table[name] = table[name] * routed
     return write(folder, full, table)
 
 
-def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Floats:
-    """`decide` as f32 [V] in all cases: one-hot at temperature 0."""
+def dense_probs(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Floats:
+    """`probs_at` as f32 [V] in all cases: one-hot at temperature 0."""
     decided = probs_at(logits_V, request, drafted)
     if not isinstance(decided, OneHot):
         return decided
@@ -266,7 +266,7 @@ class RandomDraft(Stateless):
 
 
 class SampledDraft(Stateless):
-    """Trees sampled from a law: at each depth `width` siblings, all drawn from the same q.
+    """Sampled trees: at each depth `width` siblings, all drawn from the same q.
 
     Args:
         q: (tokens so far) -> f32 [V].
@@ -284,7 +284,7 @@ class SampledDraft(Stateless):
         text = list(request.tokens)
         tokens: list[int] = []
         parents: list[int] = []
-        laws: list[Floats] = []
+        q_probs: list[Floats] = []
         parent = -1
         while len(tokens) + self._width <= nodes:
             q_V = self._q(text)
@@ -292,7 +292,7 @@ class SampledDraft(Stateless):
             siblings = [draw(q_V, draws) for _ in range(self._width)]
             tokens += siblings
             parents += [parent] * self._width
-            laws += [q_V] * self._width
+            q_probs += [q_V] * self._width
             parent = len(tokens) - 1
             text.append(siblings[-1])
-        return Tree(tokens, parents, np.stack(laws) if laws else None)
+        return Tree(tokens, parents, np.stack(q_probs) if q_probs else None)

@@ -31,7 +31,7 @@ PATIENCE = 600  # seconds for the tests of one mutation
 ACCEPT = ("tests/test_accept_exact.py", "tests/test_accept_rules.py", "tests/test_accept.py")
 PROMPTS = ("tests/test_head_prompt.py",)
 STREAMS = ("tests/test_accept.py",)
-LAW = ("tests/test_law.py",)
+PROBS = ("tests/test_probs.py",)
 EXACT = ("tests/test_exact.py",)
 KEYS = ("tests/test_exact.py::test_a_draft_models_keys_follow_what_was_accepted",)
 DRAFTS = ("tests/test_draft_model.py",)
@@ -70,15 +70,15 @@ MUTATIONS = (
     swap(
         "residual skipped",
         "engine/sampling/accept/rule.py",
-        "left_V = law - q_V if mass == 1.0 else law * np.float32(mass) - q_V",
-        "left_V = law.copy()",
+        "left_V = probs - q_V if mass == 1.0 else probs * np.float32(mass) - q_V",
+        "left_V = probs.copy()",
         ACCEPT,
     ),
     swap(
-        "last token from the whole law",
+        "last token from all probabilities",
         "engine/sampling/accept/token.py",
-        "return path, pick(law, draws)",
-        "return path, pick(laws[path[-1] + 1 if path else 0], draws)",
+        "return path, pick(probs, draws)",
+        "return path, pick(target_probs[path[-1] + 1 if path else 0], draws)",
         ACCEPT,
     ),
     swap(
@@ -91,22 +91,22 @@ MUTATIONS = (
     swap(
         "a child kept that is not the target's token",
         "engine/sampling/accept/token.py",
-        "parent == here and x == token",
-        "parent == here",
+        "parent == node and x == token",
+        "parent == node",
         ACCEPT,
     ),
     swap(
         "a followed token drawn at the first place",
         "engine/sampling/accept/token.py",
-        "draw(law, place(depth))",
-        "draw(law, place(0))",
+        "draw(probs, place(depth))",
+        "draw(probs, place(0))",
         ACCEPT,
     ),
     swap(
         "block: what a branch owes forgotten",
         "engine/sampling/accept/block.py",
-        "owed, drafted = mass * weight(law, x)",
-        "owed, drafted = weight(law, x)",
+        "owed, drafted = mass * weight(probs, x)",
+        "owed, drafted = weight(probs, x)",
         ACCEPT,
     ),
     swap(
@@ -117,10 +117,10 @@ MUTATIONS = (
         ACCEPT,
     ),
     swap(
-        "block: siblings judged by the whole law",
+        "block: siblings judged by all probabilities",
         "engine/sampling/accept/block.py",
-        "law, mass = left, rest / came",
-        "law, mass = law, rest / came",
+        "probs, mass = left, rest / came",
+        "probs, mass = probs, rest / came",
         ACCEPT,
     ),
     swap(
@@ -135,20 +135,20 @@ MUTATIONS = (
         "engine/core/engine_core.py",
         "len(ready[b].tokens) + depth, Purpose.ACCEPT",
         "len(ready[b].tokens), Purpose.ACCEPT",
-        LAW,
+        PROBS,
     ),
     swap(
         "penalty one position late",
         "engine/sampling/probs.py",
         "torch.tensor([*request.tokens, *drafted]",
         "torch.tensor([*request.tokens, *drafted[:-1]]",
-        LAW,
+        PROBS,
     ),
     swap(
         "penalty counts a sibling's path",
         "engine/core/target_probs.py",
-        "[*paths[parent + 1], token]",
-        "[*paths[-1], token]",
+        "[*drafted[parent + 1], token]",
+        "[*drafted[-1], token]",
         MIXED,
     ),
     swap(
@@ -156,7 +156,7 @@ MUTATIONS = (
         "engine/sampling/probs.py",
         "_biased(logits_V, request, len(drafted), lift)",
         "_biased(logits_V, request, 0, lift)",
-        LAW,
+        PROBS,
     ),
     swap(
         "sibling seen in the tree mask",
@@ -245,15 +245,15 @@ MUTATIONS = (
     swap(
         "stop inside a run not cut",
         "engine/core/engine_core.py",
-        "kept = request.stopper.scan(verdict.tokens[b])",
-        "kept = max(request.stopper.scan(verdict.tokens[b]), len(verdict.tokens[b]))",
+        "else request.stopper.scan(result.tokens[b])",
+        "else max(request.stopper.scan(result.tokens[b]), len(result.tokens[b]))",
         STOPS,
     ),
     swap(
         "logprobs of the row before",
         "engine/core/target_probs.py",
-        "places = [0, *(i + 1 for i in verdict.paths[b])]",
-        "places = [0, *(i for i in verdict.paths[b])]",
+        "*(n + 1 for n in result.accepted_nodes[b])",
+        "*(n for n in result.accepted_nodes[b])",
         LOGPROBS,
     ),
     swap(
@@ -275,7 +275,7 @@ MUTATIONS = (
         "engine/backends/cpu/kernels/head.cpp",
         "(errors * screened + norms * lost) * 1.001f",
         "(errors * screened + norms * lost) * 0.0f",
-        ("tests/test_best.py",),
+        ("tests/test_only_best.py",),
     ),
     swap(
         "nodes behind a refused one are judged",
@@ -387,7 +387,7 @@ MUTATIONS = (
         "engine/sampling/thinking.py",
         "by = self._policy.lift(state.spent)",
         "by = self._policy.lift(self._state.spent)",
-        ("tests/test_thinking_law.py",),
+        ("tests/test_thinking_probs.py",),
     ),
     swap(
         "a thought that the answer opens has a token more",
@@ -418,8 +418,8 @@ MUTATIONS = (
     swap(
         "an unsure run is not cut",
         "engine/core/target_probs.py",
-        "kept = confidence.keeps(said)",
-        "kept = len(said)",
+        "size = confidence.keeps(values)",
+        "size = len(values)",
         ESCALATION,
     ),
     swap(
@@ -439,7 +439,7 @@ MUTATIONS = (
     swap(
         "kept rows are computed again under the new groups",
         "engine/core/layout.py",
-        "groups=request.here,",
+        "groups=request.current_groups,",
         "groups=request.groups,",
         ESCALATION,
     ),

@@ -27,14 +27,14 @@ def played(
     gain: Callable[[int], float],
     speed: Callable[[int], float],
     steps: int = 1500,
-    noise: float = 0.1,
+    jitter: float = 0.1,
 ) -> tuple[float, float]:
     """Seconds of a run whose steps make a token each, over those of one that always drafts and of
     one that never does."""
     draws = random.Random(1)
     gate, taken, always, never = ABGate(), 0.0, 0.0, 0.0
     for step in range(steps):
-        plain = speed(step) * draws.lognormvariate(0, noise)
+        plain = speed(step) * draws.lognormvariate(0, jitter)
         drafted = plain / gain(step)
         own = drafted if gate.allows(BATCH, DEAR) else plain
         gate.note(BATCH, BATCH, own, pure=True)

@@ -1,4 +1,4 @@
-"""Acceptance alone: any tree over any laws gives tokens of exactly the target's law."""
+"""Acceptance alone: any tree over any probabilities gives tokens with exactly the target's probabilities."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from laws import chi_square_fits, sampled_text_law
+from distributions import chi_square_fits, text_probs
 
 from fastslow.engine.sampling.accept.accept import accept
 from fastslow.engine.sampling.accept.block import block
@@ -22,7 +22,7 @@ RUNS = 2000  # test_accept_exact.py needs no samples; here the real streams are 
 
 
 def table(seed: int, sharpness: float = 1.5) -> Callable[[tuple[int, ...]], Floats]:
-    """A law for every text."""
+    """Probabilities after every text."""
 
     @cache
     def law_of(text: tuple[int, ...]) -> Floats:
@@ -42,18 +42,18 @@ far = table(2)  # one that is not
 def chain(q: Callable[[tuple[int, ...]], Floats], draws: np.random.Generator) -> Tree:
     """Sampled, no branches."""
     text: list[int] = []
-    laws = []
+    q_probs = []
     for _ in range(DEPTH):
-        laws.append(q(tuple(text)))
-        text.append(draw(laws[-1], draws))
-    return Tree.chain(text, np.stack(laws))
+        q_probs.append(q(tuple(text)))
+        text.append(draw(q_probs[-1], draws))
+    return Tree.chain(text, np.stack(q_probs))
 
 
 def siblings(q: Callable[[tuple[int, ...]], Floats], draws: np.random.Generator) -> Tree:
-    """Sampled: three of one law at each node of the last one's line, the same token perhaps twice."""
+    """Sampled: three from the same q at each node of the last one's line, the same token perhaps twice."""
     tokens: list[int] = []
     parents: list[int] = []
-    laws = []
+    q_probs = []
     text: tuple[int, ...] = ()
     parent = -1
     for _ in range(DEPTH):
@@ -61,9 +61,9 @@ def siblings(q: Callable[[tuple[int, ...]], Floats], draws: np.random.Generator)
         level = [draw(q_V, draws) for _ in range(3)]
         tokens += level
         parents += [parent] * 3
-        laws += [q_V] * 3
+        q_probs += [q_V] * 3
         parent, text = len(tokens) - 1, (*text, level[-1])
-    return Tree(tokens, parents, np.stack(laws))
+    return Tree(tokens, parents, np.stack(q_probs))
 
 
 def chosen(q: Callable[[tuple[int, ...]], Floats], draws: np.random.Generator) -> Tree:
@@ -104,15 +104,15 @@ def run(
         paths: list[tuple[int, ...]] = [()]
         for token, parent in zip(tree.tokens, tree.parents):
             paths.append((*paths[parent + 1], token))
-        laws = [target((*done, *path)) for path in paths]
+        target_probs = [target((*done, *path)) for path in paths]
 
-        def noise(b: int, depth: int, at: int = len(text)) -> np.random.Generator:
+        def rng(b: int, depth: int, at: int = len(text)) -> np.random.Generator:
             return stream(seed, at + depth, Purpose.ACCEPT)
 
-        verdict = accept([tree], [laws], noise, [rule])
-        accepted += len(verdict.paths[0])
-        assert [tree.tokens[i] for i in verdict.paths[0]] == verdict.tokens[0][:-1]
-        text += verdict.tokens[0]
+        result = accept([tree], [target_probs], rng, [rule])
+        accepted += len(result.accepted_nodes[0])
+        assert [tree.tokens[i] for i in result.accepted_nodes[0]] == result.tokens[0][:-1]
+        text += result.tokens[0]
     return text[: DEPTH + 1], accepted
 
 
@@ -131,16 +131,16 @@ def test_the_law_of_accepted_tokens(
 ) -> None:
     runs = [run(make, q, seed, rule) for seed in range(RUNS)]
     assert sum(accepted for _, accepted in runs) > RUNS / 4
-    want = sampled_text_law(target, V, 2)
+    want = text_probs(target, V, 2)
     chi_square_fits(want, [tuple(text[:2]) for text, _ in runs])
-    later = sampled_text_law(target, V, DEPTH).sum(0)  # tokens two and three
+    later = text_probs(target, V, DEPTH).sum(0)  # tokens two and three
     chi_square_fits(later, [tuple(text[1:3]) for text, _ in runs])
 
 
-def one(tree: Tree, *laws: list[float], seed: int = 0) -> tuple[list[int], list[int]]:
-    rows = [np.array(law, dtype=np.float32) for law in laws]
-    verdict = accept([tree], [rows], lambda b, d: stream(seed, d, Purpose.ACCEPT), [tokenwise])
-    return verdict.paths[0], verdict.tokens[0]
+def one(tree: Tree, *target_probs: list[float], seed: int = 0) -> tuple[list[int], list[int]]:
+    rows = [np.array(probs, dtype=np.float32) for probs in target_probs]
+    result = accept([tree], [rows], lambda b, d: stream(seed, d, Purpose.ACCEPT), [tokenwise])
+    return result.accepted_nodes[0], result.tokens[0]
 
 
 def test_the_empty_draft_is_plain_decoding() -> None:
@@ -189,11 +189,11 @@ def test_neighbours_do_not_change_a_verdict() -> None:
     def rows(tree: Tree) -> list[Floats]:
         return [target((i,)) for i in range(len(tree.tokens) + 1)]
 
-    def noise(b: int, depth: int) -> np.random.Generator:
+    def rng(b: int, depth: int) -> np.random.Generator:
         return stream(7, depth, Purpose.ACCEPT)
 
-    together = accept(trees, [rows(t) for t in trees], noise, [tokenwise] * 3)
+    batched = accept(trees, [rows(t) for t in trees], rng, [tokenwise] * 3)
     for b, tree in enumerate(trees):
-        alone = accept([tree], [rows(tree)], noise, [tokenwise])
-        assert alone.tokens[0] == together.tokens[b]
-        assert alone.paths[0] == together.paths[b]
+        alone = accept([tree], [rows(tree)], rng, [tokenwise])
+        assert alone.tokens[0] == batched.tokens[b]
+        assert alone.accepted_nodes[0] == batched.accepted_nodes[b]

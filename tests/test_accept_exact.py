@@ -1,4 +1,4 @@
-"""Every rule's law by exact sums over all drafts and all draws, jointly over several tokens."""
+"""What every rule gives, by exact sums over all drafts and all draws, jointly over several tokens."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import numpy as np
 import pytest
 from accept_tools import (
     Growing,
-    Law,
     Make,
+    NextProbs,
     Text,
     V,
     apart,
     chain,
     chosen,
-    joint_law,
-    laws_of,
+    joint_probs,
     mean_accepted,
     one_step,
     repeats,
     shaped_by_what_was_drawn,
     table,
+    target_probs_of,
 )
 from coins import Outcomes, Stream, World
-from laws import sampled_text_law
+from distributions import text_probs
 
 from fastslow.engine.sampling.accept.accept import RULES, accept
 from fastslow.engine.sampling.accept.rule import Rule
 from fastslow.engine.sampling.rng import Purpose, draw
 from fastslow.engine.types import Floats, OneHot, Tree
 
-ROUNDING = 2e-6  # laws are float32
+ROUNDING = 2e-6  # probabilities are float32
 EXACT = {name: rule for name, rule in RULES.items() if "lossy" not in name}
 SAMPLED_RULES = {name: EXACT[name] for name in ("token", "block")}
 
@@ -44,24 +44,24 @@ SAMPLED_RULES = {name: EXACT[name] for name in ("token", "block")}
 @pytest.mark.parametrize("rule", EXACT.values(), ids=EXACT)
 def test_the_joint_law_of_a_step(rule: Rule, make: Make, holes: bool) -> None:
     target, q = table(1, holes=holes), table(2, 1.0, holes=holes)
-    law = joint_law(Outcomes(one_step(rule, make, q, target)), target, 4)
-    assert law.sum() == pytest.approx(1.0)
-    np.testing.assert_allclose(law, sampled_text_law(target, V, 4), atol=ROUNDING)
+    joint = joint_probs(Outcomes(one_step(rule, make, q, target)), target, 4)
+    assert joint.sum() == pytest.approx(1.0)
+    np.testing.assert_allclose(joint, text_probs(target, V, 4), atol=ROUNDING)
 
 
 def test_the_enumeration_notices_a_wrong_rule() -> None:
-    def believes(tree: Tree, laws: object, place: object) -> tuple[list[int], int]:
-        path, _ = RULES["token"](tree, laws, place)  # type: ignore[arg-type]
-        return path, int(np.argmax(laws[path[-1] + 1 if path else 0]))  # type: ignore[index]
+    def believes(tree: Tree, target_probs: object, place: object) -> tuple[list[int], int]:
+        path, _ = RULES["token"](tree, target_probs, place)  # type: ignore[arg-type]
+        return path, int(np.argmax(target_probs[path[-1] + 1 if path else 0]))  # type: ignore[index]
 
     target = table(1)
-    law = joint_law(Outcomes(one_step(believes, chain, table(2, 1.0), target)), target, 4)
-    assert np.abs(law - sampled_text_law(target, V, 4)).max() > 1e-2
+    joint = joint_probs(Outcomes(one_step(believes, chain, table(2, 1.0), target)), target, 4)
+    assert np.abs(joint - text_probs(target, V, 4)).max() > 1e-2
 
 
 @pytest.mark.parametrize("rule", EXACT.values(), ids=EXACT)
 def test_certain_laws_among_others(rule: Rule) -> None:
-    """As where a grammar leaves one token: no law is made of it, and nothing is drawn from it."""
+    """As where a grammar leaves one token: its probabilities are not written out, and nothing is drawn."""
     open_target, q = table(1), table(2, 1.0)
 
     def certain(text: Text) -> int | None:
@@ -69,19 +69,19 @@ def test_certain_laws_among_others(rule: Rule) -> None:
 
     def step(world: World) -> Text:
         tree = apart(q, world.stream(0, Purpose.DRAFT))
-        laws: list[Floats | OneHot] = list(laws_of(tree, open_target))
+        target_probs: list[Floats | OneHot] = list(target_probs_of(tree, open_target))
         for i, parent in enumerate(tree.parents):
             if parent == -1 and certain((tree.tokens[i],)) is not None:
-                laws[i + 1] = OneHot(2)
-        noise = lambda b, depth: world.stream(depth, Purpose.ACCEPT)
-        return tuple(accept([tree], [laws], noise, [rule]).tokens[0])  # type: ignore[arg-type]
+                target_probs[i + 1] = OneHot(2)
+        rng = lambda b, depth: world.stream(depth, Purpose.ACCEPT)
+        return tuple(accept([tree], [target_probs], rng, [rule]).tokens[0])  # type: ignore[arg-type]
 
     def target(text: Text) -> Floats:
         token = certain(text)
         return open_target(text) if token is None else np.eye(V, dtype=np.float32)[token]
 
-    law = joint_law(Outcomes(step), target, 3)
-    np.testing.assert_allclose(law, sampled_text_law(target, V, 3), atol=ROUNDING)
+    joint = joint_probs(Outcomes(step), target, 3)
+    np.testing.assert_allclose(joint, text_probs(target, V, 3), atol=ROUNDING)
 
 
 def test_the_papers_example() -> None:
@@ -89,7 +89,7 @@ def test_the_papers_example() -> None:
     target = lambda text: np.array([1 / 3, 2 / 3, 0], dtype=np.float32)
     q = lambda text: np.array([2 / 3, 1 / 3, 0], dtype=np.float32)
 
-    def pair(q: Law, draws: Stream) -> Tree:
+    def pair(q: NextProbs, draws: Stream) -> Tree:
         growing = Growing(q, draws)
         growing.add(growing.add(-1))
         return growing.tree()
@@ -155,16 +155,16 @@ def steps(rule: Rule, by_place: bool) -> Callable[[World], Text]:
     def run(world: World) -> Text:
         done: Text = ()
         while len(done) < 3:
-            start, text, laws = len(done), done, []
+            start, text, q_probs = len(done), done, []
             draws = world.stream(start, Purpose.DRAFT)
             for _ in range(2):
                 if by_place:
                     draws = world.stream(len(text), Purpose.DRAFT)
-                laws.append(q(text))
-                text = (*text, draw(laws[-1], draws))  # type: ignore[arg-type]
-            tree = Tree.chain(text[start:], np.stack(laws))
-            noise = lambda b, d, start=start: world.stream(start + d, Purpose.ACCEPT)
-            found = accept([tree], [laws_of(tree, target, done)], noise, [rule])  # type: ignore[arg-type]
+                q_probs.append(q(text))
+                text = (*text, draw(q_probs[-1], draws))  # type: ignore[arg-type]
+            tree = Tree.chain(text[start:], np.stack(q_probs))
+            rng = lambda b, d, start=start: world.stream(start + d, Purpose.ACCEPT)
+            found = accept([tree], [target_probs_of(tree, target, done)], rng, [rule])  # type: ignore[arg-type]
             done = (*done, *found.tokens[0])
         return done
 
@@ -174,15 +174,15 @@ def steps(rule: Rule, by_place: bool) -> Callable[[World], Text]:
 @pytest.mark.parametrize("rule", SAMPLED_RULES.values(), ids=SAMPLED_RULES)
 def test_the_joint_law_of_several_steps(rule: Rule) -> None:
     target = table(7)
-    law = joint_law(Outcomes(steps(rule, by_place=False)), target, 3)
-    np.testing.assert_allclose(law, sampled_text_law(target, V, 3), atol=ROUNDING)
+    joint = joint_probs(Outcomes(steps(rule, by_place=False)), target, 3)
+    np.testing.assert_allclose(joint, text_probs(target, V, 3), atol=ROUNDING)
 
 
 def test_block_wants_drafts_that_are_new_in_each_step() -> None:
     """Addressed by each token's own place, a refused token's number comes back: that is lossy."""
     target = table(7)
-    want = sampled_text_law(target, V, 3)
-    law = joint_law(Outcomes(steps(RULES["token"], by_place=True)), target, 3)
-    np.testing.assert_allclose(law, want, atol=ROUNDING)
-    law = joint_law(Outcomes(steps(RULES["block"], by_place=True)), target, 3)
-    assert np.abs(law - want).max() > 1e-3
+    want = text_probs(target, V, 3)
+    joint = joint_probs(Outcomes(steps(RULES["token"], by_place=True)), target, 3)
+    np.testing.assert_allclose(joint, want, atol=ROUNDING)
+    joint = joint_probs(Outcomes(steps(RULES["block"], by_place=True)), target, 3)
+    assert np.abs(joint - want).max() > 1e-3

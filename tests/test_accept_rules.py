@@ -1,4 +1,4 @@
-"""What each rule promises besides its law."""
+"""What each rule promises besides the right probabilities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ V = 5
 Text = tuple[int, ...]
 
 
-def law(seed: int, text: Text = (), vocab: int = V) -> Floats:
+def random_probs(seed: int, text: Text = (), vocab: int = V) -> Floats:
     p_V = np.exp(1.5 * np.random.default_rng([seed, len(text), *text]).normal(size=vocab))
     p_V /= p_V.sum()
     return p_V.astype(np.float32)
@@ -37,12 +37,14 @@ def sampled(q: Sequence[Floats], parents: Sequence[int], seed: int) -> Tree:
     return Tree([draw(q_V, draws) for q_V in q], parents, np.stack(q))
 
 
-def judge(rule: Rule, tree: Tree, laws: Sequence[Floats | OneHot], seed: int) -> tuple[Text, int]:
-    def noise(b: int, depth: int) -> np.random.Generator:
+def judge(
+    rule: Rule, tree: Tree, target_probs: Sequence[Floats | OneHot], seed: int
+) -> tuple[Text, int]:
+    def rng(b: int, depth: int) -> np.random.Generator:
         return stream(seed, depth, Purpose.ACCEPT)
 
-    verdict = accept([tree], [laws], noise, [rule])
-    return tuple(verdict.paths[0]), verdict.tokens[0][-1]
+    result = accept([tree], [target_probs], rng, [rule])
+    return tuple(result.accepted_nodes[0]), result.tokens[0][-1]
 
 
 # Drafters that a reproducible answer must not depend on: (place, text) -> tree.
@@ -51,25 +53,25 @@ def none(seed: int, done: Text) -> Tree:
 
 
 def guesses(seed: int, done: Text) -> Tree:
-    first = int(law(1, done).argmax())
+    first = int(random_probs(1, done).argmax())
     return Tree([first, 0, 1, 2, 0, 1], [-1, -1, -1, 0, 0, 1])
 
 
 def own_numbers(seed: int, done: Text) -> Tree:
-    """Sampled from another law."""
+    """Sampled from other probabilities."""
     draws = stream(seed, len(done), Purpose.DRAFT)
-    text, laws = done, []
+    text, q_probs = done, []
     for _ in range(3):
-        laws.append(law(2, text))
-        text = (*text, draw(laws[-1], draws))
-    return Tree.chain(text[len(done) :], np.stack(laws))
+        q_probs.append(random_probs(2, text))
+        text = (*text, draw(q_probs[-1], draws))
+    return Tree.chain(text[len(done) :], np.stack(q_probs))
 
 
 def shared_numbers(seed: int, done: Text) -> Tree:
-    """Drawn from another law by the numbers that the target will be drawn by."""
+    """Drawn from other probabilities by the numbers that the target will be drawn by."""
     text = done
     for _ in range(3):
-        q_V = 0.7 * law(1, text) + 0.3 * law(2, text)
+        q_V = 0.7 * random_probs(1, text) + 0.3 * random_probs(2, text)
         text = (*text, draw(q_V, stream(seed, len(text), Purpose.ACCEPT)))
     return Tree.chain(text[len(done) :])
 
@@ -79,14 +81,14 @@ def answer(drafter: Callable[[int, Text], Tree], rule: Rule, seed: int) -> tuple
     accepted = 0
     while len(done) < 12:
         tree = drafter(seed, done)
-        laws = rows(tree, lambda text: law(1, text), done)
+        target_probs = rows(tree, lambda text: random_probs(1, text), done)
 
-        def noise(b: int, depth: int, start: int = len(done)) -> np.random.Generator:
+        def rng(b: int, depth: int, start: int = len(done)) -> np.random.Generator:
             return stream(seed, start + depth, Purpose.ACCEPT)
 
-        verdict = accept([tree], [laws], noise, [rule])
-        accepted += len(verdict.paths[0])
-        done = (*done, *verdict.tokens[0])
+        result = accept([tree], [target_probs], rng, [rule])
+        accepted += len(result.accepted_nodes[0])
+        done = (*done, *result.tokens[0])
     return done[:12], accepted
 
 
@@ -119,37 +121,37 @@ def test_greedy_takes_the_longest_right_path_by_every_rule(rule: Rule, probs: bo
     parents = [-1, -1, 1, 1, 3, 0]
     tokens = [3, 1, 3, 2, 0, 1]  # the target says 1, then 2, then 0, then 4
     q = np.full((6, V), 1 / V, dtype=np.float32) if probs else None
-    laws = [OneHot(1), OneHot(1), OneHot(2), OneHot(4), OneHot(0), OneHot(4), OneHot(4)]
-    assert judge(rule, Tree(tokens, parents, q), laws, 0) == ((1, 3, 4), 4)
-    hot = [np.eye(V, dtype=np.float32)[x.token] for x in laws]
+    target_probs = [OneHot(1), OneHot(1), OneHot(2), OneHot(4), OneHot(0), OneHot(4), OneHot(4)]
+    assert judge(rule, Tree(tokens, parents, q), target_probs, 0) == ((1, 3, 4), 4)
+    hot = [np.eye(V, dtype=np.float32)[x.token] for x in target_probs]
     assert judge(rule, Tree(tokens, parents, q), hot, 0) == ((1, 3, 4), 4)
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_certain_laws_draw_nothing(rule: Rule) -> None:
-    def noise(b: int, depth: int) -> np.random.Generator:
+    def rng(b: int, depth: int) -> np.random.Generator:
         raise AssertionError("a number was drawn")
 
     chain = Tree.chain([1, 2, 3])
-    verdict = accept([chain], [[OneHot(x) for x in (1, 2, 0, 0)]], noise, [rule])
-    assert verdict.tokens == [[1, 2, 0]]
+    result = accept([chain], [[OneHot(x) for x in (1, 2, 0, 0)]], rng, [rule])
+    assert result.tokens == [[1, 2, 0]]
 
 
 def test_a_mixed_batch_gives_what_each_request_gets_alone() -> None:
-    q = [law(2, (i,)) for i in range(5)]
+    q = [random_probs(2, (i,)) for i in range(5)]
     shapes = [(), (-1, 0, 1), (-1, -1, 0, 1, 1)]
     cases = [(rule, shape) for rule in RULES.values() for shape in shapes]
     for run in range(20):
         trees = [sampled(q[: len(s)], s, run) if s else Tree() for _, s in cases]
-        laws = [rows(tree, lambda text: law(1, text)) for tree in trees]
+        target_probs = [rows(tree, lambda text: random_probs(1, text)) for tree in trees]
 
-        def noise(b: int, depth: int, run: int = run) -> np.random.Generator:
+        def rng(b: int, depth: int, run: int = run) -> np.random.Generator:
             return stream(1000 * run + b, depth, Purpose.ACCEPT)
 
-        together = accept(trees, laws, noise, [rule for rule, _ in cases])
+        batched = accept(trees, target_probs, rng, [rule for rule, _ in cases])
         for b, (rule, _) in enumerate(cases):
-            path, last = judge(rule, trees[b], laws[b], 1000 * run + b)
-            assert (tuple(together.paths[b]), together.tokens[b][-1]) == (path, last)
+            path, last = judge(rule, trees[b], target_probs[b], 1000 * run + b)
+            assert (tuple(batched.accepted_nodes[b]), batched.tokens[b][-1]) == (path, last)
 
 
 def test_rules_and_requests_must_be_as_many() -> None:
@@ -159,10 +161,10 @@ def test_rules_and_requests_must_be_as_many() -> None:
 
 @pytest.mark.parametrize("rule", [tokenwise, block, follow_target])
 @pytest.mark.parametrize("parents", [(-1, 0, 1, 2), (-1, -1, 0, 0, 1, 1)], ids=["chain", "tree"])
-def test_laws_that_differ_by_rounding_only(rule: Rule, parents: Sequence[int]) -> None:
+def test_probs_that_differ_by_rounding_only(rule: Rule, parents: Sequence[int]) -> None:
     """As a drafter that is the target in other batch shapes: no NaN, nothing of probability 0."""
     vocab = 3000
-    p_V = law(3, vocab=vocab)
+    p_V = random_probs(3, vocab=vocab)
     p_V[::7] = 0.0
     p_V /= p_V.sum()
     up_V = np.where(p_V > 0, np.nextafter(p_V, np.float32(1)), p_V)

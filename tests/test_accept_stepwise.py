@@ -24,10 +24,10 @@ RULE = LossyStepwise(frozenset({END}), 0.5)
 
 def certain(token: int, **probs: float) -> OneHot:
     """The choice of `token`; the others have the given probabilities."""
-    law = np.full(V, 0.01, dtype=np.float32)
+    probs_V = np.full(V, 0.01, dtype=np.float32)
     for name, p in probs.items():
-        law[int(name[1:])] = p
-    return OneHot(token, law)
+        probs_V[int(name[1:])] = p
+    return OneHot(token, probs_V)
 
 
 def place(depth: int) -> np.random.Generator:
@@ -35,15 +35,15 @@ def place(depth: int) -> np.random.Generator:
 
 
 def test_a_likely_step_is_kept_though_the_target_would_say_it_otherwise() -> None:
-    laws = [certain(0, _1=0.45), certain(2, _2=0.9), certain(0, _5=0.4), certain(3, _3=0.9)]
-    path, last = RULE(Tree.chain([1, 2, END]), laws, place)
+    target_probs = [certain(0, _1=0.45), certain(2, _2=0.9), certain(0, _5=0.4), certain(3, _3=0.9)]
+    path, last = RULE(Tree.chain([1, 2, END]), target_probs, place)
     assert (path, last) == ([0, 1, 2], 3), "(0.45 * 0.9 * 0.4) ** (1/3) is 0.54"
-    assert follow_target(Tree.chain([1, 2, END]), laws, place) == ([], 0)
+    assert follow_target(Tree.chain([1, 2, END]), target_probs, place) == ([], 0)
 
 
 def test_an_unlikely_step_is_rewritten_by_the_target() -> None:
-    laws = [certain(1, _1=0.6), certain(0, _2=0.1), certain(0, _5=0.9), certain(3)]
-    path, last = RULE(Tree.chain([1, 2, END]), laws, place)
+    target_probs = [certain(1, _1=0.6), certain(0, _2=0.1), certain(0, _5=0.9), certain(3)]
+    path, last = RULE(Tree.chain([1, 2, END]), target_probs, place)
     assert (path, last) == ([0], 0), "what the target says too is kept, then its own token comes"
 
 
@@ -57,21 +57,23 @@ def test_steps_are_judged_one_by_one_and_in_order() -> None:
 
 
 def test_where_a_draft_ends_a_step_does() -> None:
-    laws = [certain(0, _1=0.9), certain(0, _2=0.9), certain(4)]
-    assert RULE(Tree.chain([1, 2]), laws, place) == ([0, 1], 4)
+    target_probs = [certain(0, _1=0.9), certain(0, _2=0.9), certain(4)]
+    assert RULE(Tree.chain([1, 2]), target_probs, place) == ([0, 1], 4)
 
 
 def test_of_a_tree_the_deepest_kept_path_stays() -> None:
     tree = Tree([1, 2, END, 3], [-1, -1, 0, 1])
-    laws = [certain(0, _1=0.9, _2=0.9), certain(0, _5=0.2), certain(0, _3=0.9)] + [certain(4)] * 2
-    path, last = RULE(tree, laws, place)
+    target_probs = [certain(0, _1=0.9, _2=0.9), certain(0, _5=0.2), certain(0, _3=0.9)] + [
+        certain(4)
+    ] * 2
+    path, last = RULE(tree, target_probs, place)
     assert (path, last) == ([1, 3], 4)
 
 
 def test_sampled_laws_forbid_what_they_leave_out() -> None:
-    law = np.zeros(V, dtype=np.float32)
-    law[3] = 1.0
-    assert RULE(Tree.chain([1]), [law, law], place) == ([], 3)
+    probs = np.zeros(V, dtype=np.float32)
+    probs[3] = 1.0
+    assert RULE(Tree.chain([1]), [probs, probs], place) == ([], 3)
 
 
 @pytest.mark.parametrize("least", [0.0, 1.5])
@@ -104,11 +106,11 @@ def runs(llm: LLM, speculation: Speculation, **fields: Any) -> tuple[Sequence[in
 
 
 def test_in_the_engine_a_lower_score_keeps_more(llm: LLM) -> None:
-    exact, pace = runs(llm, setting(accept="auto"))
+    exact, exact_rate = runs(llm, setting(accept="auto"))
     strict, _ = runs(llm, setting(step_score=1.0))
     loose, fast = runs(llm, setting(step_score=1e-6))
     assert strict == exact, "only a certain step may be another one"
-    assert fast == 24 / 6 and fast > pace, (
+    assert fast == 24 / 6 and fast > exact_rate, (
         "every draft of four is kept, after a first step without one"
     )
     assert loose != exact
@@ -118,9 +120,9 @@ def test_it_holds_for_sampled_answers_and_in_a_batch(llm: LLM) -> None:
     params = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.9, seed=3)
     prompts = ["one two", "three"]
     kinds = [setting(step_score=0.3), Speculation(drafter="off")]
-    together = llm.generate(prompts, params, speculation=kinds, progress=False)
+    batched = llm.generate(prompts, params, speculation=kinds, progress=False)
     alone = [llm.generate(p, params, speculation=k) for p, k in zip(prompts, kinds)]
-    assert [o.token_ids for o in together] == [o.token_ids for o in alone]
+    assert [o.token_ids for o in batched] == [o.token_ids for o in alone]
 
 
 @pytest.mark.parametrize("most", [0, 1, 5, 9])

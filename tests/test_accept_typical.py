@@ -17,10 +17,10 @@ V = 5
 
 
 def judge(
-    rule: LossyTypical, tree: Tree, laws: Sequence[Floats | OneHot], seed: int
+    rule: LossyTypical, tree: Tree, target_probs: Sequence[Floats | OneHot], seed: int
 ) -> tuple[tuple[int, ...], int]:
-    verdict = accept([tree], [laws], lambda b, d: stream(seed, d, Purpose.ACCEPT), [rule])
-    return tuple(verdict.paths[0]), verdict.tokens[0][-1]
+    result = accept([tree], [target_probs], lambda b, d: stream(seed, d, Purpose.ACCEPT), [rule])
+    return tuple(result.accepted_nodes[0]), result.tokens[0][-1]
 
 
 def test_typical_acceptance_asks_less_where_the_target_is_unsure() -> None:

@@ -33,7 +33,7 @@ class Says(Stateless):
         return [self.tree if n else Tree() for n in nodes]
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
         self.told.append(features)
 

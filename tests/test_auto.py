@@ -179,10 +179,10 @@ def test_an_answer_is_that_of_the_mode_taken(llm: LLM) -> None:
 def test_modes_of_a_batch_are_those_alone(llm: LLM) -> None:
     prompts = [[{"role": "user", "content": t}] for t in (DEEP + FAST + DEEP)[:16]]
     modes = ["auto", "fast", "deep", "auto"] * 4
-    together = llm.generate(prompts, FEW, mode=modes, progress=False)
+    batched = llm.generate(prompts, FEW, mode=modes, progress=False)
     alone = [llm.generate(p, FEW, mode=m) for p, m in zip(prompts, modes)]
-    assert [o.token_ids for o in together] == [o.token_ids for o in alone]
-    assert [o.metrics.mode for o in together] == [o.metrics.mode for o in alone]
+    assert [o.token_ids for o in batched] == [o.token_ids for o in alone]
+    assert [o.metrics.mode for o in batched] == [o.metrics.mode for o in alone]
 
 
 def test_a_chooser_sees_what_was_asked_and_nothing_else(llm: LLM) -> None:

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 KERNEL_TESTS = [
     "test_cpu_formats.py",
     "test_model.py",
-    "test_best.py",
+    "test_only_best.py",
     "test_kv_tiles.py",
     "test_kv_int8.py",
     "test_draft_kernels.py",

@@ -98,8 +98,8 @@ class Says(Stateless):
         self.asked.append(([r.id for r in batch], list(nodes)))
         return [Tree.chain(self.chains.get(r.id, [])[:n]) for r, n in zip(batch, nodes)]
 
-    def commit(self, batch: Sequence[RequestView], verdict: AcceptResult, features: object) -> None:
-        self.committed.append(([r.id for r in batch], verdict))
+    def commit(self, batch: Sequence[RequestView], result: AcceptResult, features: object) -> None:
+        self.committed.append(([r.id for r in batch], result))
 
     def release(self, requests: Collection[int]) -> None:
         self.released += requests
@@ -110,11 +110,11 @@ def test_first_asks_the_next_only_where_nothing_was_said() -> None:
     batch = [text([1], n) for n in range(4)]
     assert chains(FallbackDrafter(a, b, c).propose(batch, [1, 2, 3, 0])) == [[5], [8, 8], [9], []]
     assert [d.asked[0][1] for d in (a, b, c)] == [[1, 2, 3, 0], [0, 2, 3, 0], [0, 0, 3, 0]]
-    verdict = AcceptResult([[], [], [], []], [[1], [2], [3], [4]])
+    result = AcceptResult([[], [], [], []], [[1], [2], [3], [4]])
     first = FallbackDrafter(a, b, c)
-    first.commit(batch, verdict, None)
+    first.commit(batch, result, None)
     first.release([3])
-    assert all(d.committed == [([0, 1, 2, 3], verdict)] and d.released == [3] for d in (a, b, c))
+    assert all(d.committed == [([0, 1, 2, 3], result)] and d.released == [3] for d in (a, b, c))
 
 
 def test_first_needs_drafters() -> None:

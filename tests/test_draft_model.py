@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distributions import plain_probs
 from engine_tools import cache_for
-from laws import plain_law
 
 from fastslow.draft.model.draft import READ_ROWS, ModelDraft
 from fastslow.draft.model.kv import OwnKV
@@ -187,7 +187,7 @@ def test_a_penalty_counts_a_nodes_own_path() -> None:
     warm = SamplingParams(**{**fields, **WARM})
 
     def law_of(text: Sequence[int]) -> list[float]:
-        law: list[float] = plain_law(next_logits(text).tolist(), text, 1, warm).tolist()
+        law: list[float] = plain_probs(next_logits(text).tolist(), text, 1, warm).tolist()
         return law
 
     assert paths(tree) == likeliest(TEXT, 12, 3, law_of) != likeliest(TEXT, 12, 3)

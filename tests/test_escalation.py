@@ -214,10 +214,10 @@ def test_escalating_in_a_batch_is_as_alone(llm: LLM) -> None:
         "fast",
     ]
     prompts = [[{"role": "user", "content": q}] for q in (*QUESTIONS, *QUESTIONS[:2])]
-    together = llm.generate(prompts, sampling(), mode=modes, progress=False)
+    batched = llm.generate(prompts, sampling(), mode=modes, progress=False)
     alone = [llm.generate(p, sampling(), mode=m) for p, m in zip(prompts, modes)]
-    assert [o.token_ids for o in together] == [o.token_ids for o in alone]
-    assert [o.metrics.escalated_at for o in together] == [o.metrics.escalated_at for o in alone]
+    assert [o.token_ids for o in batched] == [o.token_ids for o in alone]
+    assert [o.metrics.escalated_at for o in batched] == [o.metrics.escalated_at for o in alone]
 
 
 def test_several_answers_escalate_each_by_itself(llm: LLM) -> None:

@@ -21,7 +21,7 @@ from engine_tools import (
     Setting,
     answer,
     cache_for,
-    law,
+    dense_probs,
     outcome,
     write_kin,
 )
@@ -93,8 +93,8 @@ def make_bench(
         "ngram": lambda kv: ngram(),
         "model": lambda kv: ModelDraft(small, own(), probs_at, only_best=only_best),
         "random": lambda kv: RandomDraft(),
-        "sampled": lambda kv: SampledDraft(_recent_law, width=2),
-        "ngram+model": lambda kv: FallbackDrafter(ngram(), ModelDraft(small, own(), law)),
+        "sampled": lambda kv: SampledDraft(_recent_probs, width=2),
+        "ngram+model": lambda kv: FallbackDrafter(ngram(), ModelDraft(small, own(), dense_probs)),
         "tree": lambda kv: ModelDraft(small, own(), probs_at, width=3),
         "skip": lambda kv: ModelDraft(shallow, BorrowedKV(kv), probs_at),
         "retold": lambda kv: RetokenizedDraft(stranger, OwnKV(cache_for(stranger)), ours, theirs),
@@ -114,7 +114,7 @@ def make_bench(
     return Bench(model, drafters, load_tokenizer(target))
 
 
-def _recent_law(text: Sequence[int]) -> Floats:
+def _recent_probs(text: Sequence[int]) -> Floats:
     law_V = np.full(VOCAB, 0.2 / VOCAB, dtype=np.float32)
     for token in text[-4:]:
         law_V[token] += 0.2
@@ -299,7 +299,7 @@ def test_seeded_samples_do_not_depend_on_the_neighbours(moge: Bench) -> None:
 
 @pytest.mark.parametrize("drafter", ["erring", "forked", "self1"])
 def test_logprobs_are_those_of_plain_decoding(moge: Bench, drafter: str) -> None:
-    # a penalty, so that the target's own log-probabilities are not those of the law
+    # a penalty, so that the target's own log-probabilities are not those that are sampled from
     asked = params(logprobs=3, prompt_logprobs=2, repetition_penalty=1.3)
     asks = [Ask(PROMPTS[n], asked, drafter, groups=(None, 2)[n % 2]) for n in range(4)]
     tell(moge, asks)
@@ -360,7 +360,7 @@ def test_a_draft_models_keys_follow_what_was_accepted(moge: Bench, kind: str) ->
     """
 
     def erring(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Floats:
-        right_V = law(logits_V, request, drafted)
+        right_V = dense_probs(logits_V, request, drafted)
         place = len(request.tokens) + len(drafted)
         return np.roll(right_V, 1) if place % 5 == 3 else right_V
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import MOGE, write, write_dense
+from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import PLENTY, Ask, Bench, RandomDraft, Setting, answer, cache_for, write_kin
 from extra_tools import MOE, ReferenceMoe, tensors, write_moe
-from laws import chi_square_fits, plain_law, sampled_text_law
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.draft.head.draft import HeadDraft
@@ -94,11 +94,11 @@ def test_sampled_answers_follow_the_law(bench: Bench, folder: Path, kind: str) -
 
     def law(begun: tuple[int, ...]) -> Any:
         text = [*prompt, *begun]
-        return plain_law(plain.logits(text)[-1].tolist(), text, len(prompt), params)
+        return plain_probs(plain.logits(text)[-1].tolist(), text, len(prompt), params)
 
     runs = [Ask(prompt, params, kind, nodes=3, seed=seed) for seed in range(300)]
     texts = [tuple(answer(r)[:2]) for r in bench.run(runs, Setting(pages=4000))]
-    chi_square_fits(sampled_text_law(law, VOCAB, 2), texts)
+    chi_square_fits(text_probs(law, VOCAB, 2), texts)
 
 
 def test_the_head_is_the_predictor_of_the_reference(folder: Path) -> None:

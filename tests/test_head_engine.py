@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import PLENTY, Ask, Bench, Make, Setting, answer, finish, write_kin
 from head_tools import tiny_runner
 from kernel_tools import wanted
-from laws import chi_square_fits, plain_law, sampled_text_law
 from reference_model import ReferenceModel
 
 from fastslow.draft.fallback import FallbackDrafter
@@ -113,11 +113,11 @@ def test_sampled_answers_follow_the_law(bench: Bench, folder: Path, kind: str) -
 
     def law(begun: tuple[int, ...]) -> Any:
         text = [*prompt, *begun]
-        return plain_law(plain.logits(text, None)[-1].tolist(), text, len(prompt), params)
+        return plain_probs(plain.logits(text, None)[-1].tolist(), text, len(prompt), params)
 
     runs = [Ask(prompt, params, kind, nodes=4, seed=seed) for seed in range(400)]
     texts = [tuple(answer(r)[:3]) for r in bench.run(runs, Setting(pages=4000))]
-    chi_square_fits(sampled_text_law(law, 12, 3), texts)
+    chi_square_fits(text_probs(law, 12, 3), texts)
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
@@ -171,13 +171,15 @@ class Watch(HeadDraft):
         self.told: dict[int, list[torch.Tensor]] = {}
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
-        assert features is not None and len(features) == sum(len(p) + 1 for p in verdict.paths)
-        parts = features.split([len(path) + 1 for path in verdict.paths])
+        assert features is not None and len(features) == sum(
+            len(p) + 1 for p in result.accepted_nodes
+        )
+        parts = features.split([len(path) + 1 for path in result.accepted_nodes])
         for request, part in zip(batch, parts):
             self.told.setdefault(request.id, []).append(part)
-        super().commit(batch, verdict, features)
+        super().commit(batch, result, features)
 
 
 def test_each_drafter_is_told_its_own_rows_and_layers(bench: Bench, folder: Path) -> None:

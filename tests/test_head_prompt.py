@@ -77,15 +77,15 @@ class Watch(HeadDraft):
         self.verified: dict[int, dict[int, torch.Tensor]] = {}
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
         assert features is not None
-        parts = features.split([len(path) + 1 for path in verdict.paths])
-        for request, tokens, part in zip(batch, verdict.tokens, parts):
+        parts = features.split([len(path) + 1 for path in result.accepted_nodes])
+        for request, tokens, part in zip(batch, result.tokens, parts):
             first = len(request.tokens) - len(tokens) - 1
             own = self.verified.setdefault(request.id, {})
             own |= {first + n: row.clone() for n, row in enumerate(part)}
-        super().commit(batch, verdict, features)
+        super().commit(batch, result, features)
 
     def read(
         self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor

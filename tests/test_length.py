@@ -252,4 +252,4 @@ def test_what_is_left_of_a_tree_keeps_its_shape() -> None:
 def test_how_far_a_tree_holds_a_text() -> None:
     tree = Tree([1, 2, 3], [-1, -1, 1])
     for tokens, path in (([], []), ([9], []), ([1, 3], [0]), ([2, 3, 4], [1, 2]), ([2, 3], [1, 2])):
-        assert tree.follow(tokens) == path
+        assert tree.match(tokens) == path

@@ -217,9 +217,9 @@ def test_a_batch_of_sixteen_modes_equals_its_solo_runs(llms: dict[str, LLM]) -> 
     params = [SamplingParams(max_tokens=24, ignore_eos=True)] * 8
     params += [p.model_copy(update={"temperature": 0.9, "seed": 5}) for p in params]
     wishes = ["self", "ngram", "off", "self", "auto", "ngram", "self", "suffix"] * 2
-    together = llm.generate(chats, params, mode=modes, speculation=wishes, progress=False)
-    assert sum(out.metrics.accepted for out in together) > 0
-    for chat, param, mode, wish, out in zip(chats, params, modes, wishes, together):
+    batched = llm.generate(chats, params, mode=modes, speculation=wishes, progress=False)
+    assert sum(out.metrics.accepted for out in batched) > 0
+    for chat, param, mode, wish, out in zip(chats, params, modes, wishes, batched):
         alone = llm.generate(chat, param, mode=mode, speculation=wish)
         plain = llm.generate(chat, param, mode=mode, speculation="off")
         assert out.token_ids == alone.token_ids == plain.token_ids, (mode, wish)

@@ -47,7 +47,7 @@ def one_thread() -> Iterator[None]:
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     folder = tmp_path_factory.mktemp("w8a8")
     target = write_kin(folder / "float", routed=0.3, vocab_size=VOCAB)
-    kin = write_kin(folder / "kin", noise=0.04, routed=0.3, vocab_size=VOCAB)
+    kin = write_kin(folder / "kin", jitter=0.04, routed=0.3, vocab_size=VOCAB)
     made = [quantised(path, folder / f"{path.name}-w8a8", kv=True) for path in (target, kin)]
     model, small = (load_model(path, quantization="auto") for path in made)
     assert model.storage is Int8Tiles and model.storage is small.storage

@@ -1,4 +1,4 @@
-"""The target law, parameter by parameter, against an independent computation in float64."""
+"""The target probabilities, parameter by parameter, against an independent computation in float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_tools import law
+from engine_tools import dense_probs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -41,15 +41,15 @@ def got(
     request: Any, drafted: list[int] | None = None, logits: list[float] = LOGITS
 ) -> NDArray[np.float32]:
     logits_V = torch.tensor(logits)
-    law_V = law(logits_V, request, drafted or [])
+    probs_V = dense_probs(logits_V, request, drafted or [])
     assert logits_V.tolist() == torch.tensor(logits).tolist(), "logits are not changed"
-    assert law_V.dtype == np.float32 and (law_V >= 0).all()
-    assert float(law_V.sum()) == pytest.approx(1, abs=1e-5)
-    return law_V
+    assert probs_V.dtype == np.float32 and (probs_V >= 0).all()
+    assert float(probs_V.sum()) == pytest.approx(1, abs=1e-5)
+    return probs_V
 
 
 def expected(request: Any, drafted: list[int], logits: list[float]) -> list[float]:
-    """The law from its definition, in plain Python."""
+    """The probabilities from their definition, in plain Python."""
     p: SamplingParams = request.params
     text = [*request.tokens, *drafted]
     answer = text[request.prompt_length :]
@@ -162,9 +162,9 @@ def test_all_together(
 
 
 def test_equals_of_the_kth_stay() -> None:
-    law_V = got(view(top_k=2), logits=[1.0, 3.0, 1.0, 0.0, 1.0])
-    assert np.flatnonzero(law_V).tolist() == [0, 1, 2, 4]
-    assert law_V[0] == law_V[2] == law_V[4]
+    probs_V = got(view(top_k=2), logits=[1.0, 3.0, 1.0, 0.0, 1.0])
+    assert np.flatnonzero(probs_V).tolist() == [0, 1, 2, 4]
+    assert probs_V[0] == probs_V[2] == probs_V[4]
 
 
 def test_top_p_keeps_the_token_that_crosses_the_line_and_of_equals_the_first() -> None:
@@ -186,8 +186,8 @@ def test_a_penalty_sees_the_drafted_tokens_before_its_position_only() -> None:
     request = view([1], [2], presence_penalty=2.0)
     base = got(view([1], [2]))
     for drafted, penalised in (([], {2}), ([4], {2, 4}), ([4, 4, 7], {2, 4, 7})):
-        law_V = got(request, drafted)
-        lower = {i for i in range(8) if law_V[i] / base[i] < law_V[3] / base[3] * 0.5}
+        probs_V = got(request, drafted)
+        lower = {i for i in range(8) if probs_V[i] / base[i] < probs_V[3] / base[3] * 0.5}
         assert lower == penalised
 
 
@@ -206,15 +206,15 @@ def test_min_tokens_masks_end_tokens_up_to_its_position() -> None:
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e-8, 1e-3])
 def test_a_very_low_temperature_is_greedy_and_finite(temperature: float) -> None:
-    law_V = got(view(temperature=temperature))
-    assert law_V.tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
+    probs_V = got(view(temperature=temperature))
+    assert probs_V.tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
     tied = got(view(temperature=temperature), logits=[1.0, 1.0, 0.0])
     assert tied.tolist() == [0.5, 0.5, 0]
 
 
 def test_a_very_high_temperature_is_nearly_even() -> None:
-    law_V = got(view(temperature=100), logits=[20.0, 0.0, -20.0])
-    assert law_V.max() < 0.5
+    probs_V = got(view(temperature=100), logits=[20.0, 0.0, -20.0])
+    assert probs_V.max() < 0.5
     check(view(temperature=100), logits=[20.0, 0.0, -20.0])
 
 
@@ -230,14 +230,14 @@ def test_large_logits_do_not_overflow() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_no_numbers_are_an_error(bad: float, temperature: float) -> None:
     with pytest.raises(FloatingPointError, match="not finite"):
-        law(torch.tensor([0.0, bad, 1.0]), view(temperature=temperature), [])
+        dense_probs(torch.tensor([0.0, bad, 1.0]), view(temperature=temperature), [])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_mask_over_every_token_is_an_error(temperature: float) -> None:
     request = view(end_ids=(0, 1), min_tokens=1, temperature=temperature)
     with pytest.raises(FloatingPointError, match="no token is left"):
-        law(torch.tensor([0.0, 1.0]), request, [])
+        dense_probs(torch.tensor([0.0, 1.0]), request, [])
 
 
 def test_logprobs_are_the_models_own_likeliest_first_with_the_chosen_one() -> None:

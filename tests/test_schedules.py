@@ -122,8 +122,8 @@ class Faulty(Stateless):
         self._fail("propose")
         return trees
 
-    def commit(self, batch: Sequence[RequestView], verdict: AcceptResult, features: Any) -> None:
-        self._inner.commit(batch, verdict, features)
+    def commit(self, batch: Sequence[RequestView], result: AcceptResult, features: Any) -> None:
+        self._inner.commit(batch, result, features)
         self._fail("commit")
 
     def release(self, requests: Collection[int]) -> None:
@@ -248,7 +248,7 @@ class Engine:
         self.small_kv.check_integrity()
         running = self.core.scheduler.running
         longest = PATIENCE + len(running) + 1  # others' turns may come first
-        assert all(r.passed <= longest for r in running), "somebody starves"
+        assert all(r.skipped_steps <= longest for r in running), "somebody starves"
 
     def _switch(self, request: Request, switch: Switch) -> None:
         """The text is computed again under other groups, as where a request escalates."""
@@ -381,7 +381,7 @@ def test_any_schedule(schedule: list[Any], pages: int, rows: int, running: int) 
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     folder = tmp_path_factory.mktemp("kin")
     target = load_model(write_kin(folder / "target"), "float32", progress=False)
-    return target, load_model(write_kin(folder / "small", noise=0.1), "float32", progress=False)
+    return target, load_model(write_kin(folder / "small", jitter=0.1), "float32", progress=False)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import Ask, Bench, Setting, answer, finish, write_kin
-from laws import chi_square_fits, plain_law, sampled_text_law
 from numpy.typing import NDArray
 from reference_model import ReferenceModel
 
@@ -202,9 +202,9 @@ def test_the_law_of_sampled_tokens(tmp_path: Path) -> None:
     def law(begun: tuple[int, ...]) -> NDArray[np.float64]:
         text = [*prompt, *begun]
         logits = reference.logits(text, None)[-1].tolist()
-        return plain_law(logits, text, len(prompt), params, ())
+        return plain_probs(logits, text, len(prompt), params, ())
 
-    want = sampled_text_law(law, letters, length)
+    want = text_probs(law, letters, length)
     chi_square_fits(want, [tuple(answer(r)[:length]) for r in requests])
 
 

@@ -51,7 +51,7 @@ class Linear(RunEverything):
         return self.draft
 
 
-class Clock:
+class Timer:
     def __init__(self) -> None:
         self.now = 100.0
 
@@ -89,8 +89,8 @@ def pages(count: int = 200) -> KVCache:
     )
 
 
-def scheduler(allowance: LatencyBudget, rows: int = 512, running: int = 8) -> Scheduler:
-    return Scheduler(pages(), rows, running, allowance)
+def scheduler(budget: LatencyBudget, rows: int = 512, running: int = 8) -> Scheduler:
+    return Scheduler(pages(), rows, running, budget)
 
 
 def run(step: Scheduler) -> dict[int, int]:
@@ -143,26 +143,26 @@ def test_others_bring_what_the_tightest_target_leaves() -> None:
 
 
 def test_rows_of_few_groups_cost_less() -> None:
-    allowance = LatencyBudget(Linear())
-    allowance.begin([request(0, target=40.0, groups=1)])
-    assert allowance.rows(request(1, groups=1)) == 60
-    assert allowance.rows(request(1, groups=None)) == 30
-    allowance.take(request(2, groups=None), 10)
-    assert allowance.rows(request(1, groups=1)) == 20, "the step runs all groups now"
+    budget = LatencyBudget(Linear())
+    budget.begin([request(0, target=40.0, groups=1)])
+    assert budget.rows(request(1, groups=1)) == 60
+    assert budget.rows(request(1, groups=None)) == 30
+    budget.take(request(2, groups=None), 10)
+    assert budget.rows(request(1, groups=1)) == 20, "the step runs all groups now"
     kept = request(3, groups=None, kept=KVHistory(1, 4))
-    assert allowance.share(kept, 50) == 20
+    assert budget.share(kept, 50) == 20
 
 
 def test_steps_stay_short_for_a_while() -> None:
-    clock = Clock()
-    allowance = LatencyBudget(Linear(), clock)
-    allowance.begin([request(0, target=40.0)])
-    clock.now += LATER - 1
-    allowance.begin([request(1)])
-    assert allowance.rows(request(1)) == 30
-    clock.now += 2
-    allowance.begin([request(1)])
-    assert allowance.rows(request(1)) == WIDEST and not allowance.limited
+    timer = Timer()
+    budget = LatencyBudget(Linear(), timer)
+    budget.begin([request(0, target=40.0)])
+    timer.now += LATER - 1
+    budget.begin([request(1)])
+    assert budget.rows(request(1)) == 30
+    timer.now += 2
+    budget.begin([request(1)])
+    assert budget.rows(request(1)) == WIDEST and not budget.limited
 
 
 def test_whoever_was_passed_over_long_enough_is_served_first() -> None:
@@ -186,14 +186,14 @@ def test_whoever_was_passed_over_long_enough_is_served_first() -> None:
 
 
 def test_only_one_turn_a_step() -> None:
-    allowance = LatencyBudget(Linear(fixed=100.0))
-    allowance.begin([request(0, target=1.0)])
-    assert allowance.share(request(1, passed=PATIENCE), 500) == LEAST
-    assert allowance.share(request(2, passed=PATIENCE + 3), 500) == 0
+    budget = LatencyBudget(Linear(fixed=100.0))
+    budget.begin([request(0, target=1.0)])
+    assert budget.share(request(1, skipped_steps=PATIENCE), 500) == LEAST
+    assert budget.share(request(2, skipped_steps=PATIENCE + 3), 500) == 0
 
 
 def test_a_remembered_target_stops_nobody() -> None:
-    step = scheduler(LatencyBudget(Linear(fixed=100.0), Clock()))
+    step = scheduler(LatencyBudget(Linear(fixed=100.0), Timer()))
     step.add(request(0, prompt=1, room=1, target=1.0))
     run(step)
     assert not step.running
@@ -228,20 +228,20 @@ def test_everybody_ends(
             step.add(left.pop(0))
         run(step)
         bound = PATIENCE + len(step.running) + 2
-        assert all(one.passed <= bound for one in step.running)
+        assert all(one.skipped_steps <= bound for one in step.running)
         if not left and not step.running and not step.waiting:
             break
     assert not step.running and not step.waiting
 
 
 def test_drafts_are_cut_to_what_fits() -> None:
-    allowance = LatencyBudget(Linear())
-    allowance.begin([request(0, target=40.0)])
-    allowance.take(request(0), 10)
-    assert allowance.nodes(request(1), 24, among=2) == 10
-    assert allowance.nodes(request(1), 24, among=1) == 20
-    assert allowance.nodes(request(0, target=40.0, may_cut_draft=False), 24, among=2) == 24
-    assert allowance.nodes(request(0, target=40.0, may_cut_draft=True), 24, among=2) == 10
+    budget = LatencyBudget(Linear())
+    budget.begin([request(0, target=40.0)])
+    budget.take(request(0), 10)
+    assert budget.nodes(request(1), 24, among=2) == 10
+    assert budget.nodes(request(1), 24, among=1) == 20
+    assert budget.nodes(request(0, target=40.0, may_cut_draft=False), 24, among=2) == 24
+    assert budget.nodes(request(0, target=40.0, may_cut_draft=True), 24, among=2) == 10
     slow = LatencyBudget(Linear(draft=5.0))
     slow.begin([request(0, target=40.0)])
     slow.take(request(0), 10)
@@ -255,7 +255,7 @@ def test_groups_are_cut_where_that_is_allowed(tmp_path: Path) -> None:
         def seconds(self, groups: int | None, rows: int) -> float:
             return 1.0 + (4 if groups is None else groups)
 
-    core = EngineCore(model, kv_cache_for(model, 20), DrafterRouter({}), meter=Groups())
+    core = EngineCore(model, kv_cache_for(model, 20), DrafterRouter({}), cost_model=Groups())
     for target, groups in ((10.0, None), (4.5, 2), (3.0, 1), (0.1, 0)):
         one = request(0, target=target, may_cut_groups=True)
         core.add(one)
@@ -285,8 +285,8 @@ def test_scheduling_changes_no_token(llm: LLM) -> None:
     prompts = [[5 + n] * (3 + 40 * (n % 2)) for n in range(6)]
     tight = [Mode(groups=n % 3, latency_ms=0.001 if n % 2 else None) for n in range(6)]
     alone = [llm.generate(p, params, mode=Mode(groups=n % 3)) for n, p in enumerate(prompts)]
-    together = llm.generate(prompts, params, mode=tight, progress=False)
-    assert [o.token_ids for o in together] == [o.token_ids for o in alone]
+    batched = llm.generate(prompts, params, mode=tight, progress=False)
+    assert [o.token_ids for o in batched] == [o.token_ids for o in alone]
 
 
 def test_it_is_told_whether_a_target_was_kept(llm: LLM) -> None:

@@ -37,8 +37,8 @@ def spm(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-def forced(laws: Sequence[object]) -> list[int | None]:
-    return [law.token if isinstance(law, OneHot) else None for law in laws]
+def forced(rules: Sequence[object]) -> list[int | None]:
+    return [rule.token if isinstance(rule, OneHot) else None for rule in rules]
 
 
 def outcome(bound: Bound, tokenizer: Tokenizer, answer: Sequence[int]) -> tuple[int, str | None]:
@@ -50,19 +50,19 @@ def test_the_closing_tag_is_forced_after_so_many_tokens(bpe: Tokenizer) -> None:
     for most in (0, 1, 3):
         thought = [A] * most
         bound = Bound(most, opened=True)
-        laws = told(bound.of(bpe, 3), PROMPT, [*thought, CLOSE, B, B])
-        assert forced(laws) == [None] * most + [CLOSE, None, None, None]
+        rules = told(bound.of(bpe, 3), PROMPT, [*thought, CLOSE, B, B])
+        assert forced(rules) == [None] * most + [CLOSE, None, None, None]
         assert outcome(bound, bpe, [*thought, CLOSE, B]) == (most, "budget")
         own = Bound(most)  # the same where the model opens the thought
-        laws = told(own.of(bpe, 3), PROMPT, [A, OPEN, *thought, CLOSE, B, B])
-        assert forced(laws) == [None] * (2 + most) + [CLOSE, None, None, None]
+        rules = told(own.of(bpe, 3), PROMPT, [A, OPEN, *thought, CLOSE, B, B])
+        assert forced(rules) == [None] * (2 + most) + [CLOSE, None, None, None]
         assert outcome(own, bpe, [A, OPEN, *thought, CLOSE, B]) == (most, "budget")
 
 
 def test_a_thought_that_ends_in_time_is_left_alone(bpe: Tokenizer) -> None:
     bound = Bound(3, opened=True, closing="done")
-    laws = told(bound.of(bpe, 3), PROMPT, [A, A, CLOSE, B, B, B])
-    assert forced(laws) == [None] * 7
+    rules = told(bound.of(bpe, 3), PROMPT, [A, A, CLOSE, B, B, B])
+    assert forced(rules) == [None] * 7
     assert outcome(bound, bpe, [A, A, CLOSE, B, B]) == (2, "model")
     assert outcome(bound, bpe, [A, A]) == (2, None)
     assert outcome(Bound(3), bpe, [A, A]) == (0, None)
@@ -72,9 +72,9 @@ def test_a_phrase_is_said_once_and_does_not_count(bpe: Tokenizer) -> None:
     phrase = bpe.encode("\nI must answer now.\n", add_special=False)
     bound = Bound(2, closing="\nI must answer now.\n", opened=True)
     answer = [A, B, *phrase, CLOSE, C, OPEN, CLOSE, C]
-    laws = told(bound.of(bpe, 3), PROMPT, answer)
+    rules = told(bound.of(bpe, 3), PROMPT, answer)
     ends = [*phrase, CLOSE]
-    assert forced(laws) == [None, None, *ends, None, None, CLOSE, None, None]
+    assert forced(rules) == [None, None, *ends, None, None, CLOSE, None, None]
     assert outcome(bound, bpe, answer) == (2, "budget")
     assert bound.of(bpe, 3).ahead([*PROMPT, A]) == ()
     assert list(bound.of(bpe, 3).ahead([*PROMPT, A, B])) == ends
@@ -85,16 +85,16 @@ def test_a_phrase_may_hold_the_tag_and_the_beginning_of_the_answer(bpe: Tokenize
     whole = "\nTime is up.\n</think>\n\nThe answer is"
     ids = bpe.encode(whole, add_special=False)
     bound = Bound(1, closing=whole, opened=True)
-    laws = told(bound.of(bpe, 3), PROMPT, [A, *ids, B])
-    assert forced(laws) == [None, *ids, None, None]
+    rules = told(bound.of(bpe, 3), PROMPT, [A, *ids, B])
+    assert forced(rules) == [None, *ids, None, None]
     assert outcome(bound, bpe, [A, *ids, B]) == (1, "budget")
 
 
 def test_all_thoughts_share_the_budget(bpe: Tokenizer) -> None:
     bound = Bound(3)
     answer = [OPEN, A, A, CLOSE, B, OPEN, A, CLOSE, B, OPEN]
-    laws = told(bound.of(bpe, 3), PROMPT, answer)
-    assert forced(laws) == [None] * 7 + [CLOSE, None, None, CLOSE]
+    rules = told(bound.of(bpe, 3), PROMPT, answer)
+    assert forced(rules) == [None] * 7 + [CLOSE, None, None, CLOSE]
 
 
 def test_tags_are_read_as_text_however_they_are_cut(bpe: Tokenizer) -> None:
@@ -104,9 +104,9 @@ def test_tags_are_read_as_text_however_they_are_cut(bpe: Tokenizer) -> None:
     bound = Bound(2, tags=REASON, closing="so")
     so = bpe.encode("so", add_special=False)
     answer = [*opened, A, B, *so, *closed, C]
-    laws = told(bound.of(bpe, 3), PROMPT, answer)
+    rules = told(bound.of(bpe, 3), PROMPT, answer)
     before = [None] * (len(opened) + 2)
-    assert forced(laws) == [*before, *so, *closed, None, None]
+    assert forced(rules) == [*before, *so, *closed, None, None]
     assert outcome(bound, bpe, answer) == (2, "budget")
     spelt = [bpe.encode(x, add_special=False)[0] for x in "<think>"]  # not the special token
     assert outcome(Bound(9), bpe, [*spelt, A, A, A, CLOSE]) == (3, "model")
@@ -116,8 +116,8 @@ def test_a_tag_that_the_model_has_begun_is_finished(bpe: Tokenizer) -> None:
     closed = bpe.encode("</reason>", add_special=False)
     bound = Bound(4, tags=REASON, closing="so", opened=True)
     answer = [A, B, *closed, C]
-    laws = told(bound.of(bpe, 3), PROMPT, answer)
-    assert forced(laws) == [None] * 4 + [*closed[2:], None, None]
+    rules = told(bound.of(bpe, 3), PROMPT, answer)
+    assert forced(rules) == [None] * 4 + [*closed[2:], None, None]
     assert outcome(bound, bpe, answer) == (2, "budget"), "a tag is no thought"
     free = Bound(4 + len(closed), tags=REASON, opened=True)
     assert outcome(free, bpe, answer) == (2, "model")
@@ -125,9 +125,9 @@ def test_a_tag_that_the_model_has_begun_is_finished(bpe: Tokenizer) -> None:
 
 def test_a_soft_budget_lifts_the_closing_tag_towards_its_end(bpe: Tokenizer) -> None:
     bound = Bound(6, soft=4, opened=True)
-    laws = told(bound.of(bpe, 3), PROMPT, [A] * 6)
-    assert laws[:2] == [None, None] and laws[6] == OneHot(CLOSE)
-    lifts = [law for law in laws[2:6] if isinstance(law, LogitBoost)]
+    rules = told(bound.of(bpe, 3), PROMPT, [A] * 6)
+    assert rules[:2] == [None, None] and rules[6] == OneHot(CLOSE)
+    lifts = [rule for rule in rules[2:6] if isinstance(rule, LogitBoost)]
     assert [lift.token for lift in lifts] == [CLOSE] * 4
     steps = [lift.by for lift in lifts]
     assert steps == sorted(steps) and 0 < steps[0] < steps[-1] == 12.0
@@ -244,9 +244,9 @@ def test_a_thought_settles_on_a_line_that_comes_the_third_time(bpe: Tokenizer) -
 
     def ends(text: str) -> str | None:
         ids = bpe.encode(text, add_special=False)
-        law = bound.of(bpe, 0).at(ids, [])
-        assert law in (None, OneHot(CLOSE))
-        told = bound.of(bpe, 0).outcome([*ids, CLOSE])[1] if law else None
+        rule = bound.of(bpe, 0).at(ids, [])
+        assert rule in (None, OneHot(CLOSE))
+        told = bound.of(bpe, 0).outcome([*ids, CLOSE])[1] if rule else None
         return told
 
     line = "So the answer is 42."

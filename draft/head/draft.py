@@ -113,7 +113,7 @@ class HeadDraft:
         if features is None:
             return
         end = 0
-        for request, accepted, tokens in zip(batch, result.paths, result.tokens):
+        for request, accepted, tokens in zip(batch, result.accepted_nodes, result.tokens):
             own = features[end : end + len(accepted) + 1]
             end += len(own)
             if not tokens:

@@ -150,14 +150,14 @@ class AdaptiveSelection:
     def able(self, batch: Sequence[RequestView]) -> int:
         return 1 if self._dear(self._value_of(batch)) else self._count
 
-    def judge(self, batch: Sequence[RequestView], verdict: AcceptResult) -> None:
-        for view, path, tokens in zip(batch, verdict.paths, verdict.tokens, strict=True):
+    def judge(self, batch: Sequence[RequestView], result: AcceptResult) -> None:
+        for view, path, tokens in zip(batch, result.accepted_nodes, result.tokens, strict=True):
             request = self._requests.get(view.id)
             if request is None:
                 continue
             for one in request.said:
                 # the token after the path, too: a node that was cut may have said it
-                held = len(one.tree.follow(tokens[: len(path) + 1]))
+                held = len(one.tree.match(tokens[: len(path) + 1]))
                 request.gains[one.drafter].learn(held, one, self._tuning.most_trust)
                 self._drafters[one.drafter].gain.learn(held, one, self._tuning.most_trust)
             request.said = []

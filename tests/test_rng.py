@@ -48,7 +48,7 @@ def test_draw_inverts_the_distribution_and_never_takes_what_has_no_mass() -> Non
         assert draw(p_V, Fixed(value)) == token  # type: ignore[arg-type]
 
 
-def test_draw_follows_the_law() -> None:
+def test_draw_has_the_given_probabilities() -> None:
     p_V = np.array([0.1, 0.0, 0.6, 0.3], dtype=np.float32)
     counts = np.zeros(4)
     for position in range(4000):

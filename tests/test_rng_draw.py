@@ -1,4 +1,4 @@
-"""Drawing from a law: in blocks, the whole distribution function is inverted."""
+"""Drawing from probabilities: in blocks, the whole distribution function is inverted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastslow.engine.sampling.rng import BLOCK, Purpose, draw, stream
 from fastslow.engine.types import Floats
 
 
-def law(seed: int, vocab: int) -> Floats:
+def random_probs(seed: int, vocab: int) -> Floats:
     p_V = np.exp(1.5 * np.random.default_rng(seed).normal(size=vocab))
     p_V /= p_V.sum()
     return p_V.astype(np.float32)
@@ -16,7 +16,7 @@ def law(seed: int, vocab: int) -> Floats:
 
 def test_draw_in_blocks_inverts_the_whole_distribution() -> None:
     for vocab in (1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 17):
-        p_V = law(4, vocab)
+        p_V = random_probs(4, vocab)
         p_V[vocab // 3 : vocab // 2] = 0.0
         p_V[vocab - vocab // 9 :] = 0.0
         cdf_V = np.cumsum(p_V, dtype=np.float64)
@@ -29,7 +29,7 @@ def test_draw_in_blocks_inverts_the_whole_distribution() -> None:
 
 
 def test_draw_does_not_depend_on_where_a_row_lies_in_memory() -> None:
-    p_V = law(5, 4 * BLOCK + 3)
+    p_V = random_probs(5, 4 * BLOCK + 3)
     space = np.zeros(len(p_V) + 16, dtype=np.float32)
     for shift in range(16):
         space[shift : shift + len(p_V)] = p_V

@@ -1,4 +1,4 @@
-"""Sampled, end to end: what comes out follows the target's law, whatever drafted it."""
+"""Sampled, end to end: what comes out has the target's probabilities, whatever drafted it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import (
     Ask,
     Bench,
@@ -19,10 +20,9 @@ from engine_tools import (
     Setting,
     answer,
     cache_for,
-    law,
+    dense_probs,
     write_kin,
 )
-from laws import chi_square_fits, plain_law, sampled_text_law
 from numpy.typing import NDArray
 from reference_model import ReferenceModel
 from spellings import Pieces, letters, renumbered
@@ -48,13 +48,13 @@ FIELDS: dict[str, Any] = {"vocab_size": VOCAB, "num_hidden_layers": 1, "eos_toke
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_kin(tmp_path_factory.mktemp("law") / "target", routed=0.5, **FIELDS)
+    return write_kin(tmp_path_factory.mktemp("probs") / "target", routed=0.5, **FIELDS)
 
 
 @pytest.fixture(scope="module")
 def bench(folder: Path) -> Bench:
     model = load_model(folder, "float32", "cpu", progress=False)
-    kin = write_kin(folder.parent / "kin", noise=0.15, routed=0.5, **FIELDS)
+    kin = write_kin(folder.parent / "kin", jitter=0.15, routed=0.5, **FIELDS)
     small = load_model(kin, "float32", "cpu", progress=False)
     spoken = [4, 11, 2, 5, 9, 6, 0, 3, 8, 7, 10]  # all but one, in another order
     stranger = load_model(
@@ -71,14 +71,14 @@ def bench(folder: Path) -> Bench:
 
     drafters: dict[str, Make] = {
         "ngram": lambda kv: NgramDraft(longest=2, shortest=1),
-        "model": lambda kv: ModelDraft(small, OwnKV(cache_for(small, 1024)), law),
-        "self": lambda kv: ModelDraft(model, BorrowedKV(kv), law, 0),
-        "common": lambda kv: ModelDraft(stranger, own(), law, width=3, vocab_map=common()),
+        "model": lambda kv: ModelDraft(small, OwnKV(cache_for(small, 1024)), dense_probs),
+        "self": lambda kv: ModelDraft(model, BorrowedKV(kv), dense_probs, 0),
+        "common": lambda kv: ModelDraft(stranger, own(), dense_probs, width=3, vocab_map=common()),
         "retold": lambda kv: RetokenizedDraft(stranger, own(), ours, theirs),
         "chosen tree": lambda kv: RandomDraft(),
         "sampled tree": lambda kv: SampledDraft(_q, width=2),
         "ngram+self": lambda kv: FallbackDrafter(
-            NgramDraft(), ModelDraft(model, BorrowedKV(kv), law, 1)
+            NgramDraft(), ModelDraft(model, BorrowedKV(kv), dense_probs, 1)
         ),
     }
     return Bench(model, drafters)
@@ -149,11 +149,11 @@ def test_the_law_of_drafted_tokens(
     ended = np.zeros(VOCAB)
     ended[EOS] = 1.0  # an answer that ended is filled up with end tokens
 
-    def next_law(begun: tuple[int, ...]) -> NDArray[np.float64]:
+    def next_probs(begun: tuple[int, ...]) -> NDArray[np.float64]:
         if set(begun) & set(ends):
             return ended
         after = logits(begun, groups)
-        return plain_law(after, [*PROMPT, *begun], len(PROMPT), asked, ends)
+        return plain_probs(after, [*PROMPT, *begun], len(PROMPT), asked, ends)
 
     asks = [Ask(PROMPT, asked, drafter, 4, groups, seed) for seed in range(runs)]
     requests = bench.run(asks, Setting(pages=1024, max_running=200))
@@ -161,7 +161,7 @@ def test_the_law_of_drafted_tokens(
     accepted = sum(r.tally.accepted for r in requests)
     assert runs / 20 < accepted < drafted
     texts = [tuple((answer(r) + [EOS] * LENGTH)[:LENGTH]) for r in requests]
-    joint = sampled_text_law(next_law, VOCAB, LENGTH)
+    joint = text_probs(next_probs, VOCAB, LENGTH)
     chi_square_fits(joint.sum(0), [text[1:] for text in texts])
     chi_square_fits(joint.sum(2), [text[:2] for text in texts])
     for place in range(LENGTH):

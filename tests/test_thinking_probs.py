@@ -1,4 +1,4 @@
-"""Sampled with a thinking budget, end to end: the law of plain decoding with it, whatever drafts."""
+"""Sampled with a thinking budget, end to end: the probabilities of plain decoding with it, whatever drafts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import Ask, Bench, Setting, answer
-from laws import chi_square_fits, plain_law, sampled_text_law
 from numpy.typing import NDArray
 from spellings import Pieces, letters
-from test_law import LENGTH, PROMPT, VOCAB, bench, folder, logits, params
+from test_probs import LENGTH, PROMPT, VOCAB, bench, folder, logits, params
 from thoughts import Bound
 
 from fastslow.engine.text.thought import ThoughtTags
@@ -48,7 +48,7 @@ def lift_at(bound: Bound, spent: int) -> float:
 def law_of(
     bound: Bound, begun: tuple[int, ...], values: list[float], heat: float
 ) -> NDArray[np.float64]:
-    """The next token's law, said again plainly: walks the answer and keeps a few integers."""
+    """The next token's probabilities, computed plainly: walks the answer and keeps a few integers."""
     thinking, spent, said = bound.opened, 0, False
     ends = [*([SO] if bound.closing else []), CLOSE]
 
@@ -58,7 +58,7 @@ def law_of(
     todo = due()
     for token in begun:
         if todo:
-            assert token == todo[0], "a text that is not of this law"
+            assert token == todo[0], "a text of probability 0"
             todo, said = todo[1:], True
             thinking = token != CLOSE
         elif thinking and token != CLOSE:
@@ -73,7 +73,7 @@ def law_of(
     shaped = list(values)
     if thinking:
         shaped[CLOSE] += lift_at(bound, spent)
-    return plain_law(shaped, [*PROMPT, *begun], len(PROMPT), params(temperature=heat))
+    return plain_probs(shaped, [*PROMPT, *begun], len(PROMPT), params(temperature=heat))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -87,7 +87,7 @@ def test_the_law_with_a_budget(
     bench.tokenizer = Pieces(WORDS)
     asked = params(temperature=1.5, logit_bias={OPEN: 4.0} if not bound.opened else None)
 
-    def next_law(begun: tuple[int, ...]) -> NDArray[np.float64]:
+    def next_probs(begun: tuple[int, ...]) -> NDArray[np.float64]:
         values = list(logits(begun, groups))
         values[OPEN] += 0.0 if bound.opened else 4.0
         return law_of(bound, begun, values, 1.5)
@@ -96,8 +96,8 @@ def test_the_law_with_a_budget(
     requests = bench.run(asks, Setting(pages=1024, max_running=200))
     assert sum(r.tally.accepted for r in requests) > RUNS / 20
     texts = [tuple(answer(r)[:LENGTH]) for r in requests]
-    joint = sampled_text_law(
-        lambda begun: next_law(begun) if possible(next_law, begun) else np.zeros(VOCAB),
+    joint = text_probs(
+        lambda begun: next_probs(begun) if possible(next_probs, begun) else np.zeros(VOCAB),
         VOCAB,
         LENGTH,
     )
@@ -107,9 +107,11 @@ def test_the_law_with_a_budget(
     assert max(spent) <= (bound.most or 0)
 
 
-def possible(law: Callable[[tuple[int, ...]], NDArray[np.float64]], text: tuple[int, ...]) -> bool:
-    """Whether a text has mass: the law of one that a budget forbids is not asked for."""
-    return all(law(text[:i])[x] > 0 for i, x in enumerate(text))
+def possible(
+    next_probs: Callable[[tuple[int, ...]], NDArray[np.float64]], text: tuple[int, ...]
+) -> bool:
+    """Whether a text has mass: what follows a text that a budget forbids is not asked for."""
+    return all(next_probs(text[:i])[x] > 0 for i, x in enumerate(text))
 
 
 @pytest.mark.parametrize("drafter", ["model", "sampled tree", "self"])

@@ -25,7 +25,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of measurements, all of which are worth keeping."""
     monkeypatch.setattr(cost_curve, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(cost_curve, "WORTH_KEEPING", 0.0)
-    return tmp_path / "pace"
+    return tmp_path / "step_times"
 
 
 def test_row_counts_ascend_from_one(model: Model, kept: Path) -> None:

@@ -1,4 +1,4 @@
-"""Laws by enumeration, computed plainly and apart from the engine, and a chi-square test."""
+"""Probabilities of texts by enumeration, computed plainly and apart from the engine, and a chi-square test."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from fastslow.engine.params import SamplingParams
 
-Law = Callable[[tuple[int, ...]], NDArray[np.floating]]
+NextProbs = Callable[[tuple[int, ...]], NDArray[np.floating]]
 Z = 4.0  # standard deviations; about 3 in 100,000 of a right engine's runs lie beyond
 
 
-def sampled_text_law(law: Law, vocab: int, length: int) -> NDArray[np.float64]:
+def text_probs(next_probs: NextProbs, vocab: int, length: int) -> NDArray[np.float64]:
     """Probability of every text of `length` tokens, [vocab] * length."""
     out = np.zeros((vocab,) * length)
     for text in itertools.product(range(vocab), repeat=length - 1):
-        before = math.prod(float(law(text[:i])[x]) for i, x in enumerate(text))
+        before = math.prod(float(next_probs(text[:i])[x]) for i, x in enumerate(text))
         if before:
-            out[text] = before * np.asarray(law(text), dtype=np.float64)
+            out[text] = before * np.asarray(next_probs(text), dtype=np.float64)
     return out
 
 
@@ -50,14 +50,14 @@ def chi_square_fits(want: NDArray[np.float64], texts: Sequence[tuple[int, ...]])
     assert chi < limit, f"chi-square {chi:.1f} for {freedom} (limit {limit:.1f}, {share:.6f})"
 
 
-def plain_law(
+def plain_probs(
     logits: Sequence[float],
     text: Sequence[int],
     prompt_length: int,
     params: SamplingParams,
     end_ids: Sequence[int] = (),
 ) -> NDArray[np.float64]:
-    """The law of the token after `text`, one step at a time, in plain floats."""
+    """Probabilities of the token after `text`, one step at a time, in plain floats."""
     answer = list(text[prompt_length:])
     values = [float(x) for x in logits]
     for token, bias in (params.logit_bias or {}).items():
