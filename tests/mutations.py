@@ -280,8 +280,8 @@ MUTATIONS = (
     swap(
         "nodes behind a refused one are judged",
         "policies/speculation/acceptance.py",
-        "if parent in accepted:",
-        "if True:",
+        "if parent < 0 or parent in accepted)",
+        "if True)",
         ("tests/test_length.py",),
     ),
     swap(
@@ -322,7 +322,7 @@ MUTATIONS = (
     swap(
         "all drafters are asked where rows are dearest",
         "policies/speculation/selection.py",
-        "if drafter > 0 and self._dear(worth):",
+        "if drafter > 0 and self._dear(value):",
         "if False:",
         ("tests/test_adaptive_draft.py",),
     ),
