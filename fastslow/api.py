@@ -1,4 +1,4 @@
-"""One call, no object to hold: the models it has used stay loaded for the process."""
+"""`generate`: one call, whose models stay loaded until the process ends."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def generate(
 ) -> Any:
     """Answer one prompt or many with a model that is loaded on first use.
 
-    Each (model, llm_options) is loaded once and kept until the process ends. Hold an `LLM` instead
-    to choose when its memory comes back.
+    A model with the same options is loaded once and kept until the process ends. Use an `LLM` instead
+    to choose when its memory is freed.
 
     Args:
         prompts, sampling, mode, speculation: as `LLM.generate` takes them.

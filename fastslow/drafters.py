@@ -43,7 +43,7 @@ class DrafterFactory:
         options: dtype, quantization, device and progress of draft models.
         pages_for: pages for a draft model with a context no longer than the target's.
         remember: whether answers are kept to draft later ones.
-        worth: what tokens and rows are worth in a batch's step.
+        marginal_value: of a token and of a row in a batch's step.
         selection: decides which of several drafters are asked.
 
     Attributes:
@@ -59,7 +59,7 @@ class DrafterFactory:
         options: dict[str, Any],
         pages_for: Callable[[Model], KVCache],
         remember: bool,
-        worth: Callable[[Sequence[RequestView]], MarginalValue],
+        marginal_value: Callable[[Sequence[RequestView]], MarginalValue],
         selection: Callable[[int, Speculation], DrafterSelection],
     ) -> None:
         self.made: dict[Speculation, Drafter] = {}
@@ -72,7 +72,7 @@ class DrafterFactory:
         self._models = cache(self._load_model)  # loaded once, whoever drafts with them
         self._own_head = own_head(folder)
         self._has_mtp = has_mtp_layer(folder)
-        self._means = DrafterDeps(
+        self._deps = DrafterDeps(
             target=target,
             cache=kv,
             target_probs=probs_at,
@@ -83,7 +83,7 @@ class DrafterFactory:
             earlier=EarlierAnswers() if remember else None,
             has_head=self.has_head,
             selection=selection,
-            marginal_value=worth,
+            marginal_value=marginal_value,
         )
 
     @property
@@ -105,16 +105,16 @@ class DrafterFactory:
         key = self._keys.setdefault(key, key)
         if settings.drafter == "off":
             return key
-        check_drafter(settings, self._means.target.config.groups, self._means.has_head)
+        check_drafter(settings, self._deps.target.config.groups, self._deps.has_head)
         with self._building:
             if key not in self.made:
-                self.made[key] = build_drafter(key, self._means)
+                self.made[key] = build_drafter(key, self._deps)
         return key
 
     def clear(self) -> None:
         """Let go of all drafters and their models."""
         self.made.clear()
-        self.__dict__.pop("_means", None)
+        self.__dict__.pop("_deps", None)
         self.__dict__.pop("_models", None)
 
     def _loaded(self, path: str) -> LoadedModel:
@@ -132,7 +132,7 @@ class DrafterFactory:
                 logger.info("draft model {} has tokens of its own: {}", path, differs)
                 spellings = (self._tokenizer, theirs)
         model = load_model(folder, **self._options)
-        ours = self._means.target.config.vocab_size
+        ours = self._deps.target.config.vocab_size
         if spellings is None and model.config.vocab_size != ours:
             raise ValueError(
                 f"draft model {path!r} cannot draft for this target: its vocab_size is "
@@ -142,7 +142,7 @@ class DrafterFactory:
 
     def _load_head(self, path: Path | None) -> HeadRunner:
         if path is None and self._own_head is None and self._has_mtp:
-            return TorchRunner(load_mtp(self._folder, self._means.target.dtype))
+            return TorchRunner(load_mtp(self._folder, self._deps.target.dtype))
         head = load_head(path or self._own_head or Path(HEAD), self._folder)
         give_back()  # matrices were in float32 before they were packed
         return head

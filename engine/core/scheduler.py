@@ -19,7 +19,7 @@ class ScheduledChunk(NamedTuple):
 
     @property
     def ready(self) -> bool:
-        """Whether the rows reach the end of the text: then a next token comes out, and drafts may run."""
+        """Whether the chunk ends the text: then the step gives a next token, and drafts may run."""
         return self.chunk == self.request.pending
 
 

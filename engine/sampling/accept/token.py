@@ -26,7 +26,7 @@ def tokenwise(tree: Tree, target_probs: TargetProbsAt, place: Place) -> Accepted
         return follow_target(tree, target_probs, place)
     path: list[int] = []
     node, probs, draws = -1, target_probs[0], place(0)
-    for i, (x, parent) in enumerate(zip(tree.tokens, tree.parents)):  # children follow parents
+    for i, (x, parent) in enumerate(zip(tree.tokens, tree.parents)):  # parents before children
         if parent != node:
             continue
         q_V = tree.probs[i]
@@ -62,7 +62,7 @@ def follow_target(tree: Tree, target_probs: TargetProbsAt, place: Place) -> Acce
     """
     path: list[int] = []
     node, token = -1, token_at(target_probs[0], place, 0)
-    for i, (x, parent) in enumerate(zip(tree.tokens, tree.parents)):  # children follow parents
+    for i, (x, parent) in enumerate(zip(tree.tokens, tree.parents)):  # parents before children
         if parent == node and x == token:
             path.append(i)
             node, token = i, token_at(target_probs[i + 1], place, len(path))
