@@ -117,10 +117,10 @@ def chosen(q: NextProbs, draws: Stream) -> Tree:
 
 
 def target_probs_of(tree: Tree, target: NextProbs, done: Text = ()) -> list[Floats]:
-    paths: list[Text] = [done]
+    runs: list[Text] = [done]
     for token, parent in zip(tree.tokens, tree.parents):
-        paths.append((*paths[parent + 1], token))
-    return [target(path) for path in paths]
+        runs.append((*runs[parent + 1], token))
+    return [target(run) for run in runs]
 
 
 def one_step(rule: Rule, make: Make, q: NextProbs, target: NextProbs) -> Callable[[World], Text]:

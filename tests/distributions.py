@@ -28,7 +28,7 @@ def text_probs(next_probs: NextProbs, vocab: int, length: int) -> NDArray[np.flo
 
 
 def chi_square_fits(want: NDArray[np.float64], texts: Sequence[tuple[int, ...]]) -> None:
-    """Pearson's test; cells that expect fewer than 5 are put together.
+    """Pearson's test; cells that expect fewer than 5 are joined.
 
     Asserts that nothing of probability 0 came, and that chi-square is below its Z-sigma quantile
     (Wilson and Hilferty, 1931).

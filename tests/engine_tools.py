@@ -132,7 +132,7 @@ class Bench:
         setting: Setting = PLENTY,
         warm: Sequence[Ask] = (),
     ) -> list[Request]:
-        """Answers to all asks, together; those of `warm` were answered by the same engine before."""
+        """Answers to all asks in one batch; those of `warm` were answered by the same engine before."""
         core = self.core(setting)
         if warm:
             finish(core, [self.request(1000 + n, ask) for n, ask in enumerate(warm)])
@@ -191,7 +191,7 @@ def write_kin(
 ) -> Path:
     """A tiny checkpoint whose kin, of the same config and another jitter, mostly say the same.
 
-    noise: relative size of what is added to every tensor. routed: how much routed experts say.
+    jitter: relative size of what is added to every tensor. routed: how much routed experts say.
     """
     full = {**(config or MOGE), **SMALL, **fields}
     table = tensors(full, seed=3)
@@ -219,7 +219,7 @@ class OracleDraft(Stateless):
     Args:
         answers: request id -> prompt and answer.
         errs: (position) -> draft a wrong token there.
-        forked: a wrong leaf before every right token, so that accepted paths skip nodes. The leaf
+        forked: a wrong leaf before every right token, so that accepted nodes are not adjacent. The leaf
             is the token that is right one place later: who counts it, penalises that one.
     """
 

@@ -451,7 +451,7 @@ MUTATIONS = (
         ESCALATION,
     ),
     swap(
-        "a request that was passed over waits on",
+        "a request that was skipped long enough waits on",
         "engine/core/latency_budget.py",
         "return max(fits, min(rows, LEAST))",
         "return fits",
@@ -578,7 +578,7 @@ MUTATIONS = (
         QUANTISED,
     ),
     swap(
-        "rounding errors passed on with the wrong sign",
+        "rounding errors carried on with the wrong sign",
         "tools/quantize/quantize_layer.py",
         "block[i + 1 :] -= factor",
         "block[i + 1 :] += factor",

@@ -18,7 +18,7 @@ from fastslow.engine.types import Floats, Tree
 
 V = 6
 DEPTH = 3
-RUNS = 2000  # test_accept_exact.py needs no samples; here the real streams are looked at
+RUNS = 2000  # test_accept_exact.py needs no samples; this file uses the real streams
 
 
 def table(seed: int, sharpness: float = 1.5) -> Callable[[tuple[int, ...]], Floats]:
@@ -101,10 +101,10 @@ def run(
         tree = make(
             lambda more, done=done: q((*done, *more)), stream(seed, len(text), Purpose.DRAFT)
         )
-        paths: list[tuple[int, ...]] = [()]
+        runs: list[tuple[int, ...]] = [()]
         for token, parent in zip(tree.tokens, tree.parents):
-            paths.append((*paths[parent + 1], token))
-        target_probs = [target((*done, *path)) for path in paths]
+            runs.append((*runs[parent + 1], token))
+        target_probs = [target((*done, *run)) for run in runs]
 
         def rng(b: int, depth: int, at: int = len(text)) -> np.random.Generator:
             return stream(seed, at + depth, Purpose.ACCEPT)

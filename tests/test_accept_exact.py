@@ -136,13 +136,11 @@ def test_chosen_drafts_are_kept_as_often_as_the_target_says_them() -> None:
     """No exact rule can keep more, so that all of them are one on chosen trees."""
     target, q = table(5), table(6)
     tree = chosen(q, None)  # type: ignore[arg-type]
-    paths: list[Text] = [()]
+    runs: list[Text] = [()]
     for token, parent in zip(tree.tokens, tree.parents):
-        paths.append((*paths[parent + 1], token))
+        runs.append((*runs[parent + 1], token))
     want = sum(
-        float(np.prod([target(path[:i])[x] for i, x in enumerate(path)]))
-        for path in set(paths)
-        if path
+        float(np.prod([target(run[:i])[x] for i, x in enumerate(run)])) for run in set(runs) if run
     )
     for rule in EXACT.values():
         assert mean_accepted(rule, chosen, q, target) == pytest.approx(want, abs=ROUNDING)

@@ -26,10 +26,10 @@ def random_probs(seed: int, text: Text = (), vocab: int = V) -> Floats:
 
 
 def rows(tree: Tree, of: Callable[[Text], Floats], done: Text = ()) -> list[Floats]:
-    paths: list[Text] = [done]
+    runs: list[Text] = [done]
     for token, parent in zip(tree.tokens, tree.parents):
-        paths.append((*paths[parent + 1], token))
-    return [of(path) for path in paths]
+        runs.append((*runs[parent + 1], token))
+    return [of(run) for run in runs]
 
 
 def sampled(q: Sequence[Floats], parents: Sequence[int], seed: int) -> Tree:

@@ -22,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of measurements, all of which are worth keeping."""
+    """The folder of measurements, all of which are kept."""
     monkeypatch.setattr(cost_curve, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(cost_curve, "WORTH_KEEPING", 0.0)
     return tmp_path / "step_times"

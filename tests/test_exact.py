@@ -245,7 +245,7 @@ def mixed(bench: Bench) -> list[Ask]:
 
 
 SETTINGS = {
-    "together": (Setting(), False),
+    "one batch": (Setting(), False),
     "three at a time": (Setting(max_running=3), False),
     "chunks of 3": (Setting(prompt_rows=3), False),
     "chunks of 11": (Setting(prompt_rows=11), False),
@@ -267,7 +267,7 @@ def test_a_mixed_batch(moge: Bench, name: str) -> None:
     assert sums["preempted"] > 0 or "few" not in name
 
 
-@pytest.mark.parametrize("name", ["together", "few pages, small chunks", "prefix hit"])
+@pytest.mark.parametrize("name", ["one batch", "few pages, small chunks", "prefix hit"])
 def test_a_mixed_batch_in_bfloat16(narrow: Bench, name: str) -> None:
     setting, warm = SETTINGS[name]
     sums = check(narrow, mixed(narrow), setting, warm)
@@ -293,7 +293,7 @@ def test_seeded_samples_do_not_depend_on_the_neighbours(moge: Bench) -> None:
         for ask, request in zip(asks, requests, strict=True):
             if ask.drafter == "off" or ask.params.temperature == 0:
                 assert answer(request) == answer(moge.alone(ask))
-            elif not few:  # a sample follows the drafts, which follow the pages that are free
+            elif not few:  # samples depend on the drafts, which depend on the free pages
                 assert answer(request) == answer(moge.run([ask])[0])
 
 

@@ -210,7 +210,7 @@ def test_threads_get_what_they_would_get_alone(llm: LLM) -> None:
             return last.output.token_ids, last.output.text
         if i % 4 == 2:
             list(islice(llm.stream(prompts[i], params, **options), 1))  # and leave
-        out = llm.generate([prompts[i], "noise"], params, **options)[0]
+        out = llm.generate([prompts[i], "beside it"], params, **options)[0]
         return out.token_ids, out.text
 
     alone = [job(i) for i in range(8)]

@@ -136,7 +136,7 @@ def test_a_soft_budget_lifts_the_closing_tag_towards_its_end(bpe: Tokenizer) -> 
     assert not Bound(6, opened=True).of(bpe, 3).lifts([*PROMPT, A])
     far = Bound(900, soft=4, opened=True).of(bpe, 3)
     assert not far.lifts([*PROMPT, A]) and far.lifts([*PROMPT, *[A] * 840])
-    assert not thinking.lifts([*PROMPT, *[A] * 6]), "all is forced or free from here on"
+    assert not thinking.lifts([*PROMPT, *[A] * 6]), "all is forced or free after this"
     begun = bpe.encode("</reason>", add_special=False)
     tagged = Bound(9, soft=9, tags=REASON, opened=True).of(bpe, 3)
     lift = tagged.at([*PROMPT, A, *begun[:2]], [])
