@@ -1,29 +1,120 @@
-"""What drafters bring on several prompt sets: tokens a step and speed against plain decoding.
+"""What drafters bring: tokens a step and speed against plain decoding, by prompt set, batch, length.
 
     python benchmarks/drafting.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl \
         --drafters suffix,auto --batch 1,8 --temperatures 0,0.7 --limit 16 -o drafting.json
+    python benchmarks/drafting.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl --drafters auto \
+        --lengths 1,2,4,8,adaptive --batch 1,2,4,8,16,32 --temperatures 0 --mixed --figure lengths.svg
 
-All drafters and plain decoding answer the same prompts in turns. `head:4` has a fixed length of four,
-`head/3` trees with three children a node. `batch` requests run at once, of at least twice as many
-prompts (`flow.py`); prompts are read before the clock runs.
+All settings and plain decoding answer the same prompts in turns. `head:4` has a fixed length of four,
+`head/3` trees with three children a node; `--lengths` gives every drafter each of the lengths. Of
+`--mixed` sets one prompt of each follows the other. In the figure a line is a batch size, a point a
+fixed length as times plain decoding, and the ring the adaptive length.
+
+`batch` requests run at once, of at least twice as many prompts: where one ends the next begins.
+Prompts are read before the clock runs (prefix cache), by the same setting: a drafter that looks at
+text sees it, as it does in a prompt's first answer, if it can keep all of them until they are asked
+for (a head 16,384 rows). A rate is taken from the first token of all to the moment when the last
+request begins, so that all places are taken; `whole` is that of the whole run, in whose last part
+fewer and fewer requests run.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import nan
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
-from figures import console, options
-from flow import Flow, Run, record, times_plain
-from rich.table import Table
+from figures import numbers, options, prompts_of, show, write
+from rich.progress import track
 
-from fastslow import SamplingParams, Speculation
-from fastslow.tools.machine import circumstances
-from fastslow.tools.tune.candidates import PLAIN
-from fastslow.tools.tune.prompts import read_prompts
+from fastslow import LLM, SamplingParams, Speculation
+from fastslow.engine.host.watch import Watch
+from fastslow.output import Metrics
+from fastslow.tools.tune.candidates import PLAIN, grid, is_plain, label, length_of, read_lengths
+from fastslow.tools.tune.prompts import Conversation, read_prompts
+from fastslow.tools.tune.runner import shuffled
+
+WARM = 8  # tokens
+KV = "2GiB"  # a share of memory would hold no more texts than run at once: prompts were read again
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 760, 380, 60, 24, 130, 44
+COLOURS = ("#3b6fd4", "#1d9a6c", "#c9861a", "#c2463d", "#8456c5", "#4d7c8a")
+STYLE = (
+    "text{font:12px sans-serif;fill:#333}.grid{stroke:#8884}.line{fill:none;stroke-width:2}"
+    "@media(prefers-color-scheme:dark){text{fill:#ddd}}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of all prompts. rate, whole: tokens a second. others: share of the machine that other
+    processes took."""
+
+    rate: float
+    whole: float
+    tokens_per_step: float
+    others: float | None
+
+
+Runs = Mapping[Speculation, Sequence[Run]]
+
+
+def run_of(metrics: Sequence[Metrics], others: float | None = None) -> Run:
+    """What the answers say; they were all asked for at the same time.
+
+    Raises:
+        ValueError: they all began at once, so that nothing flowed.
+    """
+    ends = [m.ttft + m.tpot * (m.tokens - 1) for m in metrics]
+    first, last = min(m.ttft for m in metrics), max(m.ttft for m in metrics)
+    if last <= first:
+        raise ValueError("all answers began at once: give more prompts than run at a time")
+    made = sum(_made(m, last) for m in metrics)
+    tokens, steps = sum(m.tokens for m in metrics), sum(m.steps for m in metrics)
+    return Run(made / (last - first), tokens / (max(ends) - first), tokens / max(steps, 1), others)
+
+
+def _made(m: Metrics, until: float) -> float:
+    """Tokens of an answer up to a time after the call."""
+    if m.tpot <= 0:
+        return float(m.tokens if m.ttft < until else 0)
+    return min(max((until - m.ttft) / m.tpot, 0.0), float(m.tokens))
+
+
+def measure(
+    args: argparse.Namespace,
+    batch: int,
+    prompts: list[Conversation],
+    heat: float,
+    settings: Sequence[Speculation],
+) -> Runs:
+    """Every setting `--repeat` times, `batch` requests at once, each time in another order."""
+    if len(prompts) < 2 * batch:
+        raise ValueError(f"batch {batch} needs at least {2 * batch} prompts, got {len(prompts)}")
+    found: dict[Speculation, list[Run]] = {setting: [] for setting in settings}
+    jobs = [setting for turn in range(args.repeat) for setting in shuffled(settings, turn)]
+    read, few, sampling = (
+        SamplingParams(max_tokens=most, temperature=heat) for most in (1, WARM, args.tokens)
+    )
+    kind = {"dtype": args.dtype, "quantization": args.quantization, "max_running": batch}
+    with LLM(args.model, kv_memory=KV, remember=False, **kind) as llm:
+        for setting in settings:
+            llm.generate(prompts[:1], few, speculation=setting, progress=False)
+        for setting in track(jobs, f"batch {batch}"):
+            llm.forget_prompts()  # else only the first setting's drafter would see them
+            llm.generate(prompts, read, speculation=setting, progress=False)
+            watch = Watch()
+            outputs = llm.generate(prompts, sampling, speculation=setting, progress=False)
+            found[setting].append(run_of([output.metrics for output in outputs], watch.others()))
+    return found
+
+
+def times_plain(found: Runs, setting: Speculation) -> float:
+    """A setting's rate over plain decoding's in the same turn; the median over turns."""
+    return median(a.rate / b.rate for a, b in zip(found[setting], found[PLAIN], strict=True))
 
 
 def setting_of(wish: str, head: Path | None) -> Speculation:
@@ -31,19 +122,52 @@ def setting_of(wish: str, head: Path | None) -> Speculation:
     name, _, length = wish.partition(":")
     name, _, width = name.partition("/")
     fields: dict[str, Any] = {"drafter": name}
-    if length:
-        fields["nodes"] = int(length)
-    if width:
-        fields["width"] = int(width)
+    fields |= {"nodes": int(length)} if length else {}
+    fields |= {"width": int(width)} if width else {}
     if head is not None and ("head" in name or name == "auto"):
         fields["head"] = head
     return Speculation(**fields)
 
 
-def _cell(runs: Sequence[Run], ratio: float) -> str:
-    if ratio == 1.0:
-        return f"{median(run.rate for run in runs):.0f} tok/s"
-    return f"{ratio:.2f} x ({median(run.tokens_per_step for run in runs):.2f})"
+def cell(found: Runs, setting: Speculation) -> str:
+    if is_plain(setting):
+        return f"{median(run.rate for run in found[setting]):.0f} tok/s"
+    steps = median(run.tokens_per_step for run in found[setting])
+    return f"{times_plain(found, setting):.2f} x ({steps:.2f})"
+
+
+def figure(lines: Mapping[int, Runs]) -> str:
+    """SVG: a line for each batch size over fixed lengths, a ring for the adaptive one."""
+    drafted = [[s for s in found if not is_plain(s)] for found in lines.values()]
+    places = sorted({s.nodes for s in drafted[0]}, key=lambda nodes: (nodes is None, nodes or 0))
+    ratios = [[times_plain(found, s) for s in some] for found, some in zip(lines.values(), drafted)]
+    top, wide, high = 1.1 * max(map(max, ratios)), WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+
+    def at(value: float, nodes: int | None) -> tuple[float, float]:
+        across = wide * places.index(nodes) / max(1, len(places) - 1)
+        return round(LEFT + across, 1), round(TOP + high * (1 - value / top), 1)
+
+    def text(words: object, x: float, y: float, anchor: str = "middle") -> str:
+        return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
+
+    parts = [f"<style>{STYLE}</style>", text("nodes a step, at most", LEFT + wide / 2, HEIGHT - 6)]
+    for tenth in range(0, int(10 * top) + 1, 2):
+        _, y = at(tenth / 10, places[0])
+        parts.append(f'<line x1="{LEFT}" x2="{LEFT + wide}" y1="{y}" y2="{y}" class="grid"/>')
+        parts.append(text(f"{tenth / 10:.1f} x", LEFT - 8, y + 4, "end"))
+    for setting in drafted[0]:
+        parts.append(text(length_of(setting), at(0, setting.nodes)[0], HEIGHT - BOTTOM + 18))
+    for number, (batch, some, values) in enumerate(zip(lines, drafted, ratios)):
+        stroke, y = f'stroke="{COLOURS[number % len(COLOURS)]}"', TOP + 18 * number
+        dots = [(at(v, s.nodes), s.nodes is None) for s, v in zip(some, values)]
+        path = " ".join(f"{x},{y}" for (x, y), ring in dots if not ring)
+        parts.append(f'<polyline points="{path}" class="line" {stroke}/>')
+        for (x, height), ring in dots:
+            parts += [f'<circle cx="{x}" cy="{height}" r="6" class="line" {stroke}/>'] * ring
+        parts.append(text(f"batch {batch}", WIDTH - RIGHT + 14, y, "start"))
+        parts.append(f'<path d="M{WIDTH - 50} {y - 4}h24" class="line" {stroke}/>')
+    box = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
+    return f"<svg {box}>{''.join(parts)}</svg>"
 
 
 def main() -> None:
@@ -52,41 +176,49 @@ def main() -> None:
         model="smollm2", dtype="auto", quantization="auto", limit=16, tokens=128, repeat=1,
     )  # fmt: skip
     parser.add_argument("--drafters", default="suffix,head:4,auto")
+    parser.add_argument("--lengths", help="of every drafter, such as 1,2,4,adaptive")
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--temperatures", default="0,0.7")
+    parser.add_argument("--mixed", action="store_true", help="all sets as one")
+    parser.add_argument("--figure", type=Path, help="SVG of the lengths of the last set")
     args = parser.parse_args()
-    sizes = [int(size) for size in args.batch.split(",")]
-    wishes = args.drafters.split(",")
-    settings = [setting_of(wish, args.head) for wish in wishes]
-    table = Table("temperature", "batch", "drafter", *(path.stem for path in args.prompts), "mean")
-    cells: list[dict[str, Any]] = []
+    drafters = [setting_of(wish, args.head) for wish in args.drafters.split(",")]
+    settings = grid(drafters, read_lengths(args.lengths)) if args.lengths else drafters
+    settings = [PLAIN, *settings]
+    sets = {path.stem: read_prompts(path, args.limit) for path in args.prompts}
+    if args.mixed:
+        sets = {"mixed": prompts_of(args.prompts, args.limit * len(args.prompts))}
+    rows, notes, cells, lines = [], [], [], {}
     for heat in map(float, args.temperatures.split(",")):
-        for size in sizes:
-            sampling = SamplingParams(max_tokens=args.tokens, temperature=heat)
-            found = []
-            for path in args.prompts:
-                prompts = read_prompts(path, args.limit)
-                flow = Flow(
-                    args.model,
-                    size,
-                    prompts,
-                    sampling,
-                    dtype=args.dtype,
-                    quantization=args.quantization,
+        for size in numbers(args.batch):
+            most = max(args.limit, 2 * size)
+            found = [measure(args, size, some[:most], heat, settings) for some in sets.values()]
+            lines.setdefault(size, found[-1])
+            for setting in settings:
+                ratios = [times_plain(runs, setting) for runs in found]
+                texts = [cell(runs, setting) for runs in found]
+                rows.append(
+                    [f"{heat:g}", f"{size}", label(setting), *texts, f"{fmean(ratios):.2f}"]
                 )
-                found.append(flow.measure(settings, args.repeat))
-                facts = {"set": path.stem, "temperature": heat, "batch": size}
-                cells += [{**facts, **cell} for cell in record(found[-1])]
-            for name, setting in zip(["plain", *wishes], [PLAIN, *settings], strict=True):
-                ratios = [times_plain(one, setting) for one in found]
-                texts = [_cell(one[setting], ratio) for one, ratio in zip(found, ratios)]
-                mean = f"{sum(ratios) / len(ratios):.2f}"
-                table.add_row(f"{heat:g}", str(size), name, *texts, mean)
-            table.add_section()
-    console(160).print(table)
-    if args.out is not None:
-        whole = {**circumstances(), "model": args.model, "limit": args.limit, "cells": cells}
-        args.out.write_text(json.dumps(whole, indent=1), "utf-8")
+                cells += [
+                    {
+                        "set": name, "temperature": heat, "batch": size, "label": label(setting),
+                        "speculation": setting.model_dump(mode="json"), "times_plain": ratio,
+                        "runs": [asdict(run) for run in runs[setting]],
+                    }
+                    for name, ratio, runs in zip(sets, ratios, found, strict=True)
+                ]  # fmt: skip
+            for name, runs in zip(sets, found, strict=True) if args.lengths else ():
+                best, *_ = sorted(settings[1:], key=lambda s: -times_plain(runs, s) * bool(s.nodes))
+                free = [times_plain(runs, s) for s in settings if s.nodes is None]
+                share = max(free, default=nan) / times_plain(runs, best)
+                notes.append(
+                    f"batch {size}, {name}: adaptive / best fixed ({label(best)}) {share:.2f}"
+                )
+    show(["temperature", "batch", "drafter", *sets, "mean"], rows, *notes)
+    write(args.out, model=args.model, limit=args.limit, cells=cells)
+    if args.figure is not None:
+        args.figure.write_text(figure(lines), "utf-8")
 
 
 if __name__ == "__main__":

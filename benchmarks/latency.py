@@ -5,7 +5,8 @@ and without.
 
 Some streams ask short questions in fast mode, one after the other, while deep requests with long
 prompts run all the time. A round runs for some seconds with the target and for as long without, and
-rounds alternate, so that a machine that slows down harms both.
+rounds alternate, so that a machine that slows down harms both. Milliseconds are median / 95th percentile /
+largest; "kept" is the share of fast requests whose times both lay within the target.
 """
 
 from __future__ import annotations
@@ -16,9 +17,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from figures import console, options, write
-from rich.table import Table
+from figures import options, show, spread, write
 
 from fastslow import LLM, Mode, SamplingParams
 from fastslow.engine.core.latency_budget import LATER
@@ -57,16 +56,6 @@ class Round:
         }
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, 95th percentile and largest."""
-    ranked = sorted(values) or [float("nan")]
-    return {
-        "median": ranked[len(ranked) // 2],
-        "p95": ranked[max(0, -(-95 * len(ranked) // 100) - 1)],
-        "largest": ranked[-1],
-    }
-
-
 def play(llm: LLM, fast: Mode, args: argparse.Namespace) -> Round:
     """One round. Requests that began in it are counted, and waited for."""
     found, lock = Round(), threading.Lock()
@@ -103,20 +92,6 @@ def play(llm: LLM, fast: Mode, args: argparse.Namespace) -> Round:
     return found
 
 
-def show(figures: dict[str, dict[str, Any]], target_ms: float) -> None:
-    """One row with the target, one without."""
-    table = Table(title=f"target {target_ms:g} ms")
-    for column in ("", "requests", "first token, ms", "later tokens, ms", "kept", "deep"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, row in figures.items():
-        times = (
-            " / ".join(f"{v:.0f}" for v in row[key].values()) for key in ("first_ms", "later_ms")
-        )
-        deep = f"{row['deep_finished']} done, {row['deep_tokens_per_second']:.1f} tokens/s"
-        table.add_row(name, str(row["fast_requests"]), *times, f"{row['kept']:.1%}", deep)
-    console(120).print(table)
-
-
 def main() -> None:
     parser = options(
         __doc__, "out", model="smollm2-moge", quantization="auto", tokens=24, seconds=20.0
@@ -149,10 +124,16 @@ def main() -> None:
                 found[name].seconds += one.seconds
                 time.sleep(LATER + 1)  # steps stay short for a while behind a target
     figures = {name: one.figures(args.target) for name, one in found.items()}
-    show(figures, args.target)
-    if args.out:
-        asked_for = {k: str(v) for k, v in vars(args).items()}
-        write(args.out, torch.get_num_threads(), options=asked_for, figures=figures)
+    rows = []
+    for name, row in figures.items():
+        times = (
+            " / ".join(f"{v:.0f}" for v in row[key].values()) for key in ("first_ms", "later_ms")
+        )
+        deep = f"{row['deep_finished']} done, {row['deep_tokens_per_second']:.1f} tokens/s"
+        rows.append([name, str(row["fast_requests"]), *times, f"{row['kept']:.1%}", deep])
+    titles = ["", "requests", "first token, ms", "later tokens, ms", "kept", "deep"]
+    show(titles, rows, title=f"target {args.target:g} ms")
+    write(args.out, options={k: str(v) for k, v in vars(args).items()}, figures=figures)
 
 
 if __name__ == "__main__":

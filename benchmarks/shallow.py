@@ -12,6 +12,7 @@ decoding (medians over prompts, in turns). Answers must be those of plain decodi
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -19,9 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from figures import console, options, prompts_of
-from peer.formats import options_of
-from rich.table import Table
+from figures import numbers, options, options_of, prompts_of, show
 
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.engine.model.base import Model
@@ -88,12 +87,9 @@ def forward_ms(models: dict[str, tuple[Model, int | None]], repeat: int) -> dict
 
 
 def by_position(outputs: list[Output]) -> str:
-    longest = max(len(o.metrics.acceptance) for o in outputs)
-    columns = [
-        [o.metrics.acceptance[i] for o in outputs if len(o.metrics.acceptance) > i]
-        for i in range(longest)
-    ]
-    return " ".join(f"{statistics.mean(column):.2f}" for column in columns)
+    rows = itertools.zip_longest(*(o.metrics.acceptance for o in outputs))
+    known = ([share for share in row if share is not None] for row in rows)
+    return " ".join(f"{statistics.mean(row):.2f}" for row in known)
 
 
 def main() -> None:
@@ -109,7 +105,7 @@ def main() -> None:
     with LLM(args.model, kv_memory="1GiB", **options_of(args.format)) as llm:
         config = llm.model.config
         every = f"0-{config.layers - 1}"
-        groups = [int(g) for g in args.groups.split(",") if g] or [config.groups]
+        groups = numbers(args.groups) or [config.groups]
         settings = [Setting(k, g, args.width) for k in args.keep or [every] for g in groups]
         compare(llm, {s.title(not config.groups): s for s in settings}, args)
 
@@ -131,10 +127,10 @@ def compare(llm: LLM, settings: dict[str, Setting], args: argparse.Namespace) ->
             differ += out.token_ids != plain.token_ids
             outputs[title].append(out)
             ratios[title].append(out.metrics.tokens_per_second / plain.metrics.tokens_per_second)
-    table = Table("setting", "layers", "tokens/step", "kept", "by position", "forward", "x plain")
+    rows = []
     for title, s in settings.items():
         metrics = [o.metrics for o in outputs[title]]
-        table.add_row(
+        rows.append([
             title,
             str(len(layers_of(s.layers))),
             f"{statistics.mean(m.tokens_per_step for m in metrics):.2f}",
@@ -142,10 +138,13 @@ def compare(llm: LLM, settings: dict[str, Setting], args: argparse.Namespace) ->
             by_position(outputs[title]),
             f"{costs[title] / costs['plain']:.2f}",
             f"{statistics.median(ratios[title]):.2f}",
-        )
-    printer = console()
-    printer.print(table)
-    printer.print(f"a plain forward: {costs['plain']:.2f} ms; answers that differ: {differ}")
+        ])  # fmt: skip
+    note = f"a plain forward: {costs['plain']:.2f} ms; answers that differ: {differ}"
+    show(
+        ["setting", "layers", "tokens/step", "kept", "by position", "forward", "x plain"],
+        rows,
+        note,
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/thinking.py --count 1000 --out thinking.json
 
-asks the built-in model `abacus` held-out tasks one at a time, each in every way before the next
+It asks the built-in model `abacus` held-out tasks one at a time, each in every way before the next
 task: the presets fast, deep and auto, fast with escalation to deep, 0 to 8 groups with thinking off
 and on, and deep with thinking budgets. `--only budgets` and so on measure a part of it.
 """
@@ -17,10 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from figures import console, options, write
+from figures import options, show, spread, write
 from rich.progress import track
-from rich.table import Table
 
 from fastslow import LLM, Mode, Speculation
 from fastslow.engine.params import Escalation
@@ -53,11 +51,11 @@ class Measured:
             )
             for kind in sorted(set(self.kinds))
         }
-        slowest = sorted(self.seconds)[max(0, -(-95 * len(self.seconds) // 100) - 1)]
+        times = spread(1e3 * s for s in self.seconds)
         return {
             "accuracy": statistics.fmean(self.right),
-            "median_ms": 1e3 * statistics.median(self.seconds),
-            "p95_ms": 1e3 * slowest,
+            "median_ms": times["median"],
+            "p95_ms": times["p95"],
             "mean_ms": 1e3 * statistics.fmean(self.seconds),
             "tokens": statistics.fmean(self.tokens),
             "deep": self.modes.count("deep") / len(self.modes),
@@ -102,19 +100,6 @@ def ask(
     return found
 
 
-def show(figures: dict[str, dict[str, Any]]) -> None:
-    """One row a way of asking."""
-    table = Table()
-    kinds = next(iter(figures.values()))["by_kind"]
-    for column in ("", "accuracy", "median ms", "p95 ms", "tokens", "deep", *kinds):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, row in figures.items():
-        times = [f"{row[key]:.1f}" for key in ("median_ms", "p95_ms", "tokens")]
-        shares = [f"{share:.1%}" for share in (row["deep"], *row["by_kind"].values())]
-        table.add_row(name, f"{row['accuracy']:.1%}", *times, *shares)
-    console(140).print(table)
-
-
 def main() -> None:
     parser = options(__doc__, "out", model="abacus")
     parser.add_argument("--draft", help="a draft model, such as abacus-draft; default no drafting")
@@ -133,13 +118,15 @@ def main() -> None:
         ask(llm, tasks[:3], modes, speculation)  # warms up
         measured = ask(llm, tasks, modes, speculation)
     figures = {name: found.figures() for name, found in measured.items()}
-    show(figures)
-    if args.out:
-        asked = {"count": args.count, "seed": args.seed}
-        write(
-            args.out, torch.get_num_threads(), model=args.model, draft=args.draft, tasks=asked,
-            figures=figures,
-        )  # fmt: skip
+    rows = []
+    for name, row in figures.items():
+        times = [f"{row[key]:.1f}" for key in ("median_ms", "p95_ms", "tokens")]
+        shares = [f"{share:.1%}" for share in (row["deep"], *row["by_kind"].values())]
+        rows.append([name, f"{row['accuracy']:.1%}", *times, *shares])
+    kinds = next(iter(figures.values()))["by_kind"]
+    show(["", "accuracy", "median ms", "p95 ms", "tokens", "deep", *kinds], rows)
+    tasks_of = {"count": args.count, "seed": args.seed}
+    write(args.out, model=args.model, draft=args.draft, tasks=tasks_of, figures=figures)
 
 
 if __name__ == "__main__":
