@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import options
+from figures import options, show, write
 
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.engine.host.progress import bar
@@ -101,8 +101,8 @@ def make_answers(llm: LLM, path: Path, count: int) -> None:
 
 
 def compare(llm: LLM, asked: list[str], wish: Speculation) -> dict[str, Any]:
-    """Both ways to answer, in turns; per way seconds of the whole call, tokens, steps and seconds of
-    drafting."""
+    """Both ways to answer, in turns; sums of each: seconds of the whole call, tokens, steps and seconds
+    of drafting."""
     sampling = SamplingParams(max_tokens=TOKENS)
     sums: dict[str, list[float]] = {"plain": [0.0] * 4, "suffix": [0.0] * 4}
     ratios, same = [], 0
@@ -111,37 +111,27 @@ def compare(llm: LLM, asked: list[str], wish: Speculation) -> dict[str, Any]:
         for way in ("plain", "suffix") if turn % 2 else ("suffix", "plain"):
             begun = time.perf_counter()
             out = llm.chat(chat(question), sampling, speculation=wish if way == "suffix" else "off")
-            spent[way] = time.perf_counter() - begun
+            spent[way], answers[way] = time.perf_counter() - begun, out.token_ids
             m = out.metrics
-            for i, x in enumerate((spent[way], m.tokens, m.steps, m.draft_seconds)):
-                sums[way][i] += x
-            answers[way] = out.token_ids
+            added = (spent[way], m.tokens, m.steps, m.draft_seconds)
+            sums[way] = [x + y for x, y in zip(sums[way], added, strict=True)]
         ratios.append(spent["plain"] / spent["suffix"])
         same += answers["plain"] == answers["suffix"]
     return {"sums": sums, "ratios": ratios, "same": same}
 
 
-def show(name: str, found: dict[str, Any], asked: int) -> None:
-    print(f"{name}: {asked} questions, {found['same']} answers the same token by token")
-    for way, (seconds, tokens, steps, drafting) in found["sums"].items():
-        print(
-            f"  {way:6} {tokens / seconds:7.1f} tokens/s, {tokens / steps:5.2f} tokens a step, "
-            f"{drafting / steps * 1e6:4.0f} us of drafting a step"
-        )
-    ratio = found["sums"]["plain"][0] / found["sums"]["suffix"][0]
-    print(
-        f"  ratio {ratio:.2f}; median of the questions {statistics.median(found['ratios']):.2f}, "
-        f"worst {min(found['ratios']):.2f}"
-    )
-
-
-def questions_of(path: Path, count: int) -> list[str]:
-    """What users ask first in a file of prompts."""
-    return [talk[0]["content"] for talk in read_prompts(path)[:count]]
+def line(name: str, found: dict[str, Any]) -> list[str]:
+    """Of the table."""
+    ratios, (plain, suffix) = found["ratios"], found["sums"].values()
+    seconds, tokens, steps, drafting = suffix
+    whole = (plain[0] / seconds, statistics.median(ratios), min(ratios))
+    figures = (f"{plain[1] / plain[0]:.1f}", f"{tokens / seconds:.1f}", f"{tokens / steps:.2f}")
+    same = f"{found['same']} of {len(ratios)}"
+    return [name, *figures, f"{drafting / steps * 1e6:.0f}", *(f"{r:.2f}" for r in whole), same]
 
 
 def main() -> None:
-    parser = options(__doc__, model="smollm2", quantization="int8", threads=0)
+    parser = options(__doc__, "out", model="smollm2", quantization="int8", threads=0)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--answers", type=int, default=320, help="in the corpus, at most 2000")
     parser.add_argument("--ask", type=int, default=20, help="of each kind; 0 = make the corpus")
@@ -168,9 +158,13 @@ def main() -> None:
         new = questions(OTHER_MATTERS)[: args.ask]
         compare(llm, new[:1], wish)  # warms up
         kinds = {"repeats": known, "paraphrases": paraphrased, "new": new}
-        kinds |= {also.stem: questions_of(also, args.ask) for also in args.also}
-        for name, asked in kinds.items():
-            show(name, compare(llm, asked, wish), len(asked))
+        for also in args.also:
+            kinds[also.stem] = [talk[0]["content"] for talk in read_prompts(also)[: args.ask]]
+        found = {name: compare(llm, asked, wish) for name, asked in kinds.items()}
+    titles = ["", "plain tokens/s", "suffix tokens/s", "a step", "us of drafting a step"]
+    titles += ["ratio", "median", "worst", "equal answers"]
+    show(titles, [line(name, one) for name, one in found.items()])
+    write(args.out, model=args.model, figures=found)
 
 
 if __name__ == "__main__":

@@ -188,7 +188,8 @@ def main() -> None:
     sets = {path.stem: read_prompts(path, args.limit) for path in args.prompts}
     if args.mixed:
         sets = {"mixed": prompts_of(args.prompts, args.limit * len(args.prompts))}
-    rows, notes, cells, lines = [], [], [], {}
+    rows, notes, cells = [], [], []
+    lines: dict[int, Runs] = {}
     for heat in map(float, args.temperatures.split(",")):
         for size in numbers(args.batch):
             most = max(args.limit, 2 * size)

@@ -14,7 +14,6 @@ memory. FASTSLOW_KERNELS=off measures Python's own search.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import random
 import resource
@@ -26,6 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from figures import options
 
 from fastslow.draft.suffix.corpus import Corpus, save, vocab_size
 from fastslow.draft.suffix.documents import Documents, depths
@@ -67,7 +67,7 @@ def stored_texts(path: Path) -> list[list[int]]:
     return [arrays["tokens"][ends[i] - sizes[i] : ends[i] - 1][::-1].tolist() for i in chosen]
 
 
-class Timed:
+class TimedCorpus:
     """A corpus whose lookups are timed."""
 
     def __init__(self, corpus: Corpus, before: Callable[[], object] = lambda: None) -> None:
@@ -127,14 +127,9 @@ def build(path: Path, texts: Iterable[list[int]], most: int, vocab: dict[str, in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, model="smollm2", tokens=10_000_000, out=Path("lookups"))
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--new", nargs="+", type=Path, required=True)
-    parser.add_argument("--model", default="smollm2", help="whose tokenizer")
-    parser.add_argument("--tokens", type=int, default=10_000_000)
-    parser.add_argument("--out", type=Path, default=Path("lookups"))
     args = parser.parse_args()
     tokenizer = find_tokenizer(resolve_model(args.model))
     assert tokenizer is not None
@@ -152,13 +147,13 @@ def main() -> None:
     print(f"opened and checked in {statistics.median(opened):.2f} s")
     other = np.ones(OTHER // 8, np.int64)
     for name, texts in (("new text", new), ("text in the corpus", known)):
-        timed = Timed(corpus)
+        timed = TimedCorpus(corpus)
         _, rate = ask(timed, texts)
         times, _ = ask(corpus, texts)
         print(f"{name}: {rate:.2f} tokens a step")
         say("lookup", timed.times)
         say("proposal", times)
-        timed = Timed(corpus, other.sum)
+        timed = TimedCorpus(corpus, other.sum)
         for text in texts:
             if len(timed.times) < COLD:
                 ask(timed, [text])

@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens of a window")
     parser.add_argument("--count", type=int, default=24, help="windows of each text")
     args = parser.parse_args()
-    settings = {"dense": (args.dense, None)}
+    settings: dict[str, tuple[str, int | None]] = {"dense": (args.dense, None)}
     settings |= {f"{g} groups": (args.model, g) for g in args.groups or ALL}
     figures: dict[str, dict[str, float]] = {path.name: {} for path in args.text}
     tokenizer = load_tokenizer(resolve_model(args.dense))

@@ -160,7 +160,8 @@ def answer(
 
 def seen_by_target(args: argparse.Namespace, folder: Path, runner: HeadRunner) -> dict[str, Seen]:
     """Each set's answers, and what the target saw at each token."""
-    sampling, sets = SamplingParams(max_tokens=args.tokens), {}
+    sampling = SamplingParams(max_tokens=args.tokens)
+    sets: dict[str, Seen] = {}
     with LLM(folder, dtype=args.dtype, quantization=args.quantization) as llm:
         for file in args.prompts:
             outputs = llm.generate(read_prompts(file, args.limit), sampling, speculation="off")

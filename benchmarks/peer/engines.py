@@ -1,14 +1,17 @@
-"""The engines that can be compared, and the virtual environment of each."""
+"""The engines that can be compared: the virtual environment of each, and its process."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,10 @@ PEERS = {
         "openvino_genai",
         ("file",),
         ("q8_0", "f16"),
-        requirements=("openvino-genai==2026.4.1.0", "numpy"),
+        ("openvino-genai==2026.4.1.0", "numpy"),
     ),
     "transformers": Peer(
-        "hf",
-        "transformers",
-        ("bfloat16",),
-        ("float32",),
-        requirements=("transformers==5.24.0", "torch"),
+        "hf", "transformers", ("bfloat16",), ("float32",), ("transformers==5.24.0", "torch")
     ),
 }
 
@@ -103,3 +102,75 @@ def set_up(name: str, folder: Path) -> None:
         check=True,
         env={**os.environ, **PEERS[name].build},
     )
+
+
+class EngineError(RuntimeError):
+    """An engine refused, crashed or took too long; the text says which, in one line."""
+
+
+class EngineProcess:
+    """One engine in a process of its own, loaded once and asked many times by JSON lines.
+
+    Args:
+        python: the interpreter of the engine's environment.
+        adapter: the module of this folder that it runs.
+        environment: variables on top of this process's own.
+        log: where everything goes that the engine prints.
+    """
+
+    def __init__(
+        self, python: Path, adapter: str, environment: Mapping[str, str], log: Path
+    ) -> None:
+        self.log = log
+        paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        with log.open("wb") as printed:
+            self._process = subprocess.Popen(
+                [str(python), "-m", f"peer.{adapter}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=printed,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, do: str, limit: float = 900, **arguments: Any) -> Any:
+        """One command's reply.
+
+        Raises:
+            EngineError: it failed, or gave no reply within `limit` seconds.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise EngineError(f"{do}: the process is gone, see {self.log}") from None
+        # Replies alternate with commands, so nothing can be waiting in the reader's own buffer.
+        if not select.select([self._process.stdout], [], [], limit)[0]:
+            self._process.kill()
+            raise EngineError(f"{do}: no reply in {limit:.0f} s")
+        line = self._process.stdout.readline()
+        if not line:
+            raise EngineError(f"{do}: it ended with code {self._process.wait()}, see {self.log}")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise EngineError(f"{do}: {' '.join(reply['error'].split())}")
+        return reply["reply"]
+
+    def close(self) -> None:
+        """End the process, gently first. Closing twice is fine."""
+        if self._process.stdin is not None:
+            try:
+                self._process.stdin.close()
+            except BrokenPipeError:
+                pass
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()

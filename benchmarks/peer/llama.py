@@ -25,8 +25,6 @@ FILE_TYPES = {
     "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
     "bf16": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16,
 }
-
-
 WARNING = 3  # of llama.cpp's log levels; below it, a context describes itself at length
 
 
@@ -115,17 +113,12 @@ class LlamaCpp:
 
     def answer(self, prompt: Sequence[int], tokens: int, nodes: int) -> Run:
         if nodes not in self._pythonic:
-            drafter = None
-            if nodes:
-                drafter = LlamaPromptLookupDecoding(max_ngram_size=3, num_pred_tokens=nodes)
+            drafter = LlamaPromptLookupDecoding(max_ngram_size=3, num_pred_tokens=nodes)
+            threads = self._options["threads"]
             self._pythonic[nodes] = llama_cpp.Llama(
-                str(self._file),
-                n_ctx=self._options["context"],
-                n_threads=self._options["threads"],
-                n_threads_batch=self._options["threads"],
-                draft_model=drafter,
-                verbose=False,
-            )
+                str(self._file), n_ctx=self._options["context"], n_threads=threads,
+                n_threads_batch=threads, draft_model=drafter if nodes else None, verbose=False,
+            )  # fmt: skip
         llm = self._pythonic[nodes]
         llm.reset()
         answer, times = [], []
@@ -138,23 +131,17 @@ class LlamaCpp:
 
     def _context(self, sequences: int) -> Context:
         if sequences not in self._contexts:
-            length = (
-                self._options["room"] // sequences if sequences > 1 else self._options["context"]
-            )
-            self._contexts[sequences] = Context(
-                self._model, length, sequences, self._options["threads"]
-            )
+            most = self._options["room"] if sequences > 1 else self._options["context"]
+            kind = (most // sequences, sequences, self._options["threads"])
+            self._contexts[sequences] = Context(self._model, *kind)
         context = self._contexts[sequences]
         context.clear()
         return context
 
 
 def _make(file: Path, made: Path, type: int) -> None:
-    """Write the file's weights in another format.
-
-    They are rounded from the file's own, not from what it was made of: every engine then starts
-    from the same numbers.
-    """
+    """Write the file's weights in another format, rounded from the file's own: every engine then starts
+    from the same numbers."""
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = type
     options.allow_requantize = True
