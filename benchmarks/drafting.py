@@ -4,11 +4,17 @@
         --drafters suffix,auto --batch 1,8 --temperatures 0,0.7 --limit 16 -o drafting.json
     python benchmarks/drafting.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl --drafters auto \
         --lengths 1,2,4,8,adaptive --batch 1,2,4,8,16,32 --temperatures 0 --mixed --figure lengths.svg
+    python benchmarks/drafting.py --model smollm2 --prompts qa.jsonl --drafters self:4 --batch 1 \
+        --keep 0-29 0-14 0-4,5-25/2,25-29
 
 All settings and plain decoding answer the same prompts in turns. `head:4` has a fixed length of four,
-`head/3` trees with three children a node; `--lengths` gives every drafter each of the lengths. Of
-`--mixed` sets one prompt of each follows the other. In the figure a line is a batch size, a point a
-fixed length as times plain decoding, and the ring the adaptive length.
+`head/3` trees with three children a node; `--lengths` gives every drafter each of the lengths. Drafter
+`self` runs the model with `--keep` some of its layers (a-b, both run, or a-b/s, every s-th) or `--groups`
+some of its groups. Of `--mixed` sets one prompt of each follows the other. In the figure a line is a
+batch size, a point a fixed length as times plain decoding, and the ring the adaptive length.
+
+A cell is times plain (tokens a step, share of drafted tokens that is kept, share of the time that
+drafting takes); with `self` the last tells what a forward of some layers costs.
 
 `batch` requests run at once, of at least twice as many prompts: where one ends the next begins.
 Prompts are read before the clock runs (prefix cache), by the same setting: a drafter that looks at
@@ -23,6 +29,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from math import nan
 from pathlib import Path
 from statistics import fmean, median
@@ -50,12 +57,14 @@ STYLE = (
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of all prompts. rate, whole: tokens a second. others: share of the machine that other
-    processes took."""
+    """One run of all prompts. rate, whole: tokens a second. kept: share of the drafted tokens. drafting:
+    share of the time. others: share of the machine that other processes took."""
 
     rate: float
     whole: float
     tokens_per_step: float
+    kept: float
+    drafting: float
     others: float | None
 
 
@@ -74,7 +83,11 @@ def run_of(metrics: Sequence[Metrics], others: float | None = None) -> Run:
         raise ValueError("all answers began at once: give more prompts than run at a time")
     made = sum(_made(m, last) for m in metrics)
     tokens, steps = sum(m.tokens for m in metrics), sum(m.steps for m in metrics)
-    return Run(made / (last - first), tokens / (max(ends) - first), tokens / max(steps, 1), others)
+    kept = sum(m.accepted for m in metrics) / max(sum(m.drafted for m in metrics), 1)
+    drafting = sum(m.draft_seconds for m in metrics)
+    drafting /= drafting + sum(m.verify_seconds for m in metrics)
+    rates = made / (last - first), tokens / (max(ends) - first)
+    return Run(*rates, tokens / max(steps, 1), kept, drafting, others)
 
 
 def _made(m: Metrics, until: float) -> float:
@@ -117,23 +130,43 @@ def times_plain(found: Runs, setting: Speculation) -> float:
     return median(a.rate / b.rate for a, b in zip(found[setting], found[PLAIN], strict=True))
 
 
-def setting_of(wish: str, head: Path | None) -> Speculation:
-    """From "name/width:length" to settings."""
+def layers_of(text: str) -> tuple[int, ...]:
+    """0-4,5-25/2,25-29 -> the layers."""
+    found: set[int] = set()
+    for part in text.split(","):
+        span, _, step = part.partition("/")
+        first, _, last = span.partition("-")
+        found |= set(range(int(first), int(last or first) + 1, int(step or 1)))
+    return tuple(sorted(found))
+
+
+def settings_of(wish: str, args: argparse.Namespace) -> list[Speculation]:
+    """From "name/width:length" to settings: of `self` several, by layers and groups."""
     name, _, length = wish.partition(":")
     name, _, width = name.partition("/")
     fields: dict[str, Any] = {"drafter": name}
     fields |= {"nodes": int(length)} if length else {}
     fields |= {"width": int(width)} if width else {}
-    if head is not None and ("head" in name or name == "auto"):
-        fields["head"] = head
-    return Speculation(**fields)
+    if args.head is not None and ("head" in name or name == "auto"):
+        fields["head"] = args.head
+    if name != "self":
+        return [Speculation(**fields)]
+    kept = [layers_of(text) for text in args.keep] or [None]
+    return [
+        Speculation(**fields, layers=layers, groups=groups)
+        for layers, groups in product(kept, numbers(args.groups))
+    ]
 
 
 def cell(found: Runs, setting: Speculation) -> str:
     if is_plain(setting):
         return f"{median(run.rate for run in found[setting]):.0f} tok/s"
-    steps = median(run.tokens_per_step for run in found[setting])
-    return f"{times_plain(found, setting):.2f} x ({steps:.2f})"
+    runs = found[setting]
+    steps, kept, share = (
+        median(getattr(run, name) for run in runs)
+        for name in ("tokens_per_step", "kept", "drafting")
+    )
+    return f"{times_plain(found, setting):.2f} x ({steps:.2f}, {kept:.0%}, {share:.0%})"
 
 
 def figure(lines: Mapping[int, Runs]) -> str:
@@ -177,12 +210,14 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--drafters", default="suffix,head:4,auto")
     parser.add_argument("--lengths", help="of every drafter, such as 1,2,4,adaptive")
+    parser.add_argument("--keep", nargs="*", default=[], help="layers of `self`, such as 0-14")
+    parser.add_argument("--groups", default="0", help="routed groups of `self`, such as 0,1,2")
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--temperatures", default="0,0.7")
     parser.add_argument("--mixed", action="store_true", help="all sets as one")
     parser.add_argument("--figure", type=Path, help="SVG of the lengths of the last set")
     args = parser.parse_args()
-    drafters = [setting_of(wish, args.head) for wish in args.drafters.split(",")]
+    drafters = [s for wish in args.drafters.split(",") for s in settings_of(wish, args)]
     settings = grid(drafters, read_lengths(args.lengths)) if args.lengths else drafters
     settings = [PLAIN, *settings]
     sets = {path.stem: read_prompts(path, args.limit) for path in args.prompts}

@@ -157,8 +157,8 @@ class ExactBench:
     def _drafters(
         self, args: argparse.Namespace, groups: int, layers: int
     ) -> Mapping[str, dict[str, Any]]:
-        """Fields of each drafter's settings. The accepted nodes of a tree do not lie side by side, so
-        their keys and values have to be moved."""
+        """Fields of each drafter's settings. Accepted nodes of a tree need not lie side by side: then
+        their keys and values are moved."""
         every = {} if groups else {"layers": tuple(range(layers))}
         found: dict[str, dict[str, Any]] = {
             "ngram": {"drafter": "ngram"},

@@ -12,8 +12,9 @@ largest; "kept" is the share of fast requests whose times both lay within the ta
 from __future__ import annotations
 
 import argparse
-import threading
+import itertools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,13 +25,9 @@ from fastslow.engine.core.latency_budget import LATER
 from fastslow.output import Metrics
 
 QUESTIONS = (
-    "What are your opening hours?",
-    "Where is my parcel?",
-    "How do I send something back?",
-    "Do you ship to Norway?",
-    "Can I pay by invoice?",
-    "My code does not work.",
-)
+    "What are your opening hours?", "Where is my parcel?", "How do I send something back?",
+    "Do you ship to Norway?", "Can I pay by invoice?", "My code does not work.",
+)  # fmt: skip
 TOPIC = "The history of the lighthouse, its keepers, its lamps and the ships that passed it. "
 
 
@@ -58,38 +55,26 @@ class Round:
 
 def play(llm: LLM, fast: Mode, args: argparse.Namespace) -> Round:
     """One round. Requests that began in it are counted, and waited for."""
-    found, lock = Round(), threading.Lock()
     started = time.monotonic()
-    end = started + args.seconds
+    answers: dict[Mode | str, list[Metrics]] = {fast: [], "deep": []}
 
-    def ask(number: int) -> None:
-        turn = number
+    def ask(number: int, mode: Mode | str, tokens: int) -> None:
+        params = SamplingParams(max_tokens=tokens, ignore_eos=True)
         time.sleep(0.05 * number)
-        while time.monotonic() < end:
-            params = SamplingParams(max_tokens=args.tokens, ignore_eos=True)
-            out = llm.chat(QUESTIONS[turn % len(QUESTIONS)], params, mode=fast, speculation="off")
-            turn += 1
-            with lock:
-                found.fast.append(out.metrics)
+        for turn in itertools.count(number):
+            if time.monotonic() >= started + args.seconds:
+                return
+            words = QUESTIONS[turn % len(QUESTIONS)]
+            if mode == "deep":  # never in the prefix cache
+                words = f"Number {number}.{turn}. " + TOPIC * args.repeat
+            out = llm.chat(words, params, mode=mode, speculation="off")
+            answers[mode].append(out.metrics)
 
-    def think(number: int) -> None:
-        turn = 0
-        while time.monotonic() < end:
-            turn += 1
-            words = f"Number {number}.{turn}. " + TOPIC * args.repeat  # never in the prefix cache
-            params = SamplingParams(max_tokens=args.deep_tokens, ignore_eos=True)
-            out = llm.chat(words, params, mode="deep", speculation="off")
-            with lock:
-                found.deep.append(out.metrics)
-
-    jobs = [threading.Thread(target=ask, args=(n,)) for n in range(args.streams)]
-    jobs += [threading.Thread(target=think, args=(n,)) for n in range(args.deep)]
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join()
-    found.seconds = time.monotonic() - started
-    return found
+    jobs: list[tuple[int, Mode | str, int]] = [(n, fast, args.tokens) for n in range(args.streams)]
+    jobs += [(n, "deep", args.deep_tokens) for n in range(args.deep)]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        list(pool.map(lambda job: ask(*job), jobs))
+    return Round(answers[fast], answers["deep"], time.monotonic() - started)
 
 
 def main() -> None:
@@ -100,9 +85,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=4, help="of fast requests (4)")
     parser.add_argument("--deep", type=int, default=2, help="deep requests at a time (2)")
     parser.add_argument("--deep-tokens", type=int, default=48, help="of a deep answer (48)")
-    parser.add_argument(
-        "--repeat", type=int, default=60, help="of the deep prompt's 19 tokens (60)"
-    )
+    parser.add_argument("--repeat", type=int, default=60, help="of the deep prompt's 19 tokens")
     parser.add_argument("--rounds", type=int, default=2, help="of each kind (2)")
     args = parser.parse_args()
 

@@ -15,8 +15,8 @@ memory. FASTSLOW_KERNELS=off measures Python's own search.
 from __future__ import annotations
 
 import itertools
+import os
 import random
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import probe
 from figures import options
 
 from fastslow.draft.suffix.corpus import Corpus, save, vocab_size
@@ -61,18 +62,17 @@ def pieces(folders: list[Path], tokenizer: Any) -> Iterator[list[int]]:
 def stored_texts(path: Path) -> list[list[int]]:
     """Some texts of a corpus, from all over it."""
     arrays = read_sealed(path).arrays
-    ends = arrays["sizes"][:, 0].cumsum(dtype="int64")
+    tokens, sizes = arrays["tokens"], arrays["sizes"][:, 0]
+    ends = sizes.cumsum(dtype="int64")
     chosen = random.Random(1).sample(range(len(ends)), ASKED)
-    sizes = arrays["sizes"][:, 0]
-    return [arrays["tokens"][ends[i] - sizes[i] : ends[i] - 1][::-1].tolist() for i in chosen]
+    return [tokens[ends[i] - sizes[i] : ends[i] - 1][::-1].tolist() for i in chosen]
 
 
 class TimedCorpus:
     """A corpus whose lookups are timed."""
 
     def __init__(self, corpus: Corpus, before: Callable[[], object] = lambda: None) -> None:
-        self._corpus = corpus
-        self._before = before
+        self._corpus, self._before = corpus, before
         self.times: list[float] = []  # microseconds
 
     def find(self, recent: list[int], ahead: int) -> SuffixMatch:
@@ -96,12 +96,10 @@ def ask(corpus: Any, texts: list[list[int]]) -> tuple[list[float], float]:
             begun = time.thread_time_ns()
             tree = draft.propose([request], [NODES])[0]
             times.append((time.thread_time_ns() - begun) / 1e3)
-            place, parent = len(request.tokens), -1
-            for i, (token, above) in enumerate(zip(tree.tokens, tree.parents)):
-                if above == parent and token == text[place]:
-                    place, parent = place + 1, i
-            steps, made = steps + 1, made + place + 1 - len(request.tokens)
-            request.tokens += text[len(request.tokens) : place + 1]
+            rest = text[len(request.tokens) :]
+            count = len(tree.follow(rest)) + 1
+            steps, made = steps + 1, made + count
+            request.tokens += rest[:count]
     return times, made / steps
 
 
@@ -117,13 +115,11 @@ def build(path: Path, texts: Iterable[list[int]], most: int, vocab: dict[str, in
         documents.add(text)
         if documents.tokens >= most:
             break
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begun = time.perf_counter()
+    before, begun = probe.memory(os.getpid())["peak"], time.perf_counter()
     save(path, documents, vocab, bar(depths(vocab_size(vocab)), "Sorting"))
-    took = time.perf_counter() - begun
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    took, peak = time.perf_counter() - begun, probe.memory(os.getpid())["peak"]
     print(f"{documents.tokens} tokens, {len(documents)} texts, {path.stat().st_size / 1e6:.0f} MB")
-    print(f"indexed and written in {took:.1f} s, {(peak - before) / 1024:.0f} MiB above the tokens")
+    print(f"indexed and written in {took:.1f} s, {peak - before:.0f} MiB above the tokens")
 
 
 def main() -> None:

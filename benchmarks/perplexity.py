@@ -7,9 +7,9 @@ Texts are .txt, .html or .jsonl files. In brackets: times the dense model's perp
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
+from statistics import fmean
 
 from figures import options, show, write
 
@@ -43,25 +43,14 @@ def windows(path: Path, tokenizer: Tokenizer, length: int, count: int) -> list[l
 
 
 def perplexity(llm: LLM, rows: list[list[int]], groups: int | None) -> float:
-    """exp of the mean negative log-likelihood of every token after a row's first.
-
-    Args:
-        llm: the model.
-        rows: token ids.
-        groups: routed groups to run; None for all (and for a dense model).
-    """
+    """exp of the mean negative log-likelihood of every token after a row's first; groups: routed groups
+    that run, None for all (and for a dense model)."""
     sampling = SamplingParams(max_tokens=1, prompt_logprobs=0)
-    outputs = llm.generate(
-        rows, [sampling] * len(rows), mode=Mode(groups=groups, thinking="off"), speculation="off"
-    )
-    nats, count = 0.0, 0
-    for row, output in zip(rows, outputs, strict=True):
-        assert output.prompt_logprobs is not None
-        for token, scores in itertools.islice(zip(row, output.prompt_logprobs), 1, None):
-            assert scores is not None
-            nats -= scores[token]
-            count += 1
-    return math.exp(nats / count)
+    mode = Mode(groups=groups, thinking="off")
+    outputs = llm.generate(rows, sampling, mode=mode, speculation="off")
+    pairs = (zip(row, out.prompt_logprobs or ()) for row, out in zip(rows, outputs, strict=True))
+    nats = [-scores[token] for pair in pairs for token, scores in pair if scores is not None]
+    return math.exp(fmean(nats))
 
 
 def main() -> None:

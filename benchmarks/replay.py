@@ -108,21 +108,16 @@ def replay(texts: Seen, name: str, runner: HeadRunner, costs: Costs) -> Total:
     several = AdaptiveDrafter(both, controller.selection(2, SETTINGS), lambda: costs.now)
     drafter: Any = {"suffix": suffix, "head": head, "auto": several}[name]
     for number, text in enumerate(texts):
-        answer(number, text, drafter, controller, total, costs, head)
+        answer(number, text, drafter, head, controller, costs, total)
         drafter.release([number])
     total.asked = head.asked
     return total
 
 
 def answer(
-    number: int,
-    text: HiddenStates,
-    drafter: Any,
-    controller: SpeculationController,
-    total: Total,
-    costs: Costs,
-    head: CostedDrafter,
-) -> None:
+    number: int, text: HiddenStates, drafter: Any, head: CostedDrafter,
+    controller: SpeculationController, costs: Costs, total: Total,
+) -> None:  # fmt: skip
     """One answer; its first step has no draft, since nothing was seen of it, and is not counted."""
     whole, features = text.tokens.tolist(), text.features.float()
     view: Any = SimpleNamespace(

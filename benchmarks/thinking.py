@@ -9,13 +9,12 @@ and on, and deep with thinking budgets. `--only budgets` and so on measure a par
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from figures import options, show, spread, write
 from rich.progress import track
@@ -33,34 +32,31 @@ BUDGETS = (0, 4, 8, 16, 32, 48, 64, 96, 128, 192)
 BELOW = 0.6  # of a token's probability: the fast answer is given up for a deep one
 
 
-@dataclass(slots=True)
-class Measured:
-    """What one way of asking gave, task by task. Times are seconds, from the call to the answer."""
+class TaskAnswer(NamedTuple):
+    """What one way of asking gave on one task."""
 
-    right: list[bool] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
-    modes: list[str] = field(default_factory=list)  # deep where auto or a doubt led there
+    right: bool
+    seconds: float  # from the call to the answer
+    tokens: int
+    kind: str
+    mode: str  # deep where auto or a doubt led there
 
-    def figures(self) -> dict[str, Any]:
-        """Shares, and times in milliseconds."""
-        by_kind = {
-            kind: statistics.fmean(
-                r for r, k in zip(self.right, self.kinds, strict=True) if k == kind
-            )
-            for kind in sorted(set(self.kinds))
-        }
-        times = spread(1e3 * s for s in self.seconds)
-        return {
-            "accuracy": statistics.fmean(self.right),
-            "median_ms": times["median"],
-            "p95_ms": times["p95"],
-            "mean_ms": 1e3 * statistics.fmean(self.seconds),
-            "tokens": statistics.fmean(self.tokens),
-            "deep": self.modes.count("deep") / len(self.modes),
-            "by_kind": by_kind,
-        }
+
+def figures_of(answers: list[TaskAnswer]) -> dict[str, Any]:
+    """Shares, and times in milliseconds."""
+    right: dict[str, list[bool]] = {kind: [] for kind in sorted({a.kind for a in answers})}
+    for a in answers:
+        right[a.kind].append(a.right)
+    times = spread(1e3 * a.seconds for a in answers)
+    return {
+        "accuracy": fmean(a.right for a in answers),
+        "median_ms": times["median"],
+        "p95_ms": times["p95"],
+        "mean_ms": fmean(1e3 * a.seconds for a in answers),
+        "tokens": fmean(a.tokens for a in answers),
+        "deep": fmean(a.mode == "deep" for a in answers),
+        "by_kind": {kind: fmean(some) for kind, some in right.items()},
+    }
 
 
 def ways(llm: LLM, parts: list[str], below: float) -> dict[str, Mode | str]:
@@ -76,27 +72,23 @@ def ways(llm: LLM, parts: list[str], below: float) -> dict[str, Mode | str]:
                 name = f"{groups} groups, thinking {thinking}"
                 found[name] = Mode(name=name, base=base, groups=groups)
     if "budgets" in parts:
-        for budget in BUDGETS:
-            name = f"budget {budget}"
-            found[name] = Mode(name=name, base="deep", thinking_budget=budget)
+        for n in BUDGETS:
+            found[f"budget {n}"] = Mode(name=f"budget {n}", base="deep", thinking_budget=n)
     return found
 
 
 def ask(
-    llm: LLM, tasks: list[Task], modes: dict[str, Mode | str], speculation: str | Speculation
-) -> dict[str, Measured]:
+    llm: LLM, tasks: list[Task], modes: dict[str, Mode | str], speculation: Speculation
+) -> dict[str, list[TaskAnswer]]:
     """Every task in every mode, interleaved."""
-    found = {name: Measured() for name in modes}
+    found: dict[str, list[TaskAnswer]] = {name: [] for name in modes}
     for task in track(tasks, "asking"):
         for name, mode in modes.items():
             started = time.perf_counter()
             out = llm.chat(task.prompt, mode=mode, speculation=speculation)
-            measured = found[name]
-            measured.seconds.append(time.perf_counter() - started)
-            measured.right.append(graded(out.text, task.answer))
-            measured.tokens.append(out.metrics.tokens)
-            measured.kinds.append(task.kind)
-            measured.modes.append(out.metrics.mode)
+            seconds, m = time.perf_counter() - started, out.metrics
+            right = graded(out.text, task.answer)
+            found[name].append(TaskAnswer(right, seconds, m.tokens, task.kind, m.mode))
     return found
 
 
@@ -109,15 +101,13 @@ def main() -> None:
     parser.add_argument("--below", type=float, default=BELOW, help="doubt that escalates (0.6)")
     args = parser.parse_args()
 
-    speculation: str | Speculation = "off"
-    if args.draft:
-        speculation = Speculation(drafter="model", model=args.draft)
+    speculation = Speculation(drafter="model" if args.draft else "off", model=args.draft)
     tasks = list(islice(held_out(args.seed), args.count))
     with LLM(args.model) as llm:
         modes = ways(llm, args.only, args.below)
         ask(llm, tasks[:3], modes, speculation)  # warms up
         measured = ask(llm, tasks, modes, speculation)
-    figures = {name: found.figures() for name, found in measured.items()}
+    figures = {name: figures_of(answers) for name, answers in measured.items()}
     rows = []
     for name, row in figures.items():
         times = [f"{row[key]:.1f}" for key in ("median_ms", "p95_ms", "tokens")]

@@ -14,6 +14,7 @@ import pytest
 import texts
 import torch
 from checkpoints import write_dense, write_moge
+from drafting import layers_of
 from figures import middle
 from head_tools import tiny_weights, write_head
 from kernel_tools import compiled
@@ -111,10 +112,6 @@ PRINTED = {
         "--model {model} --dtype float32 --prompts {prompts} --limit 2 --tokens 8",
         ["suffix", "head", "auto"],
     ),
-    "shallow": (
-        "--model {model} --format float32 --prompts {prompts} --count 2 --tokens 4 --keep 0-1 2",
-        ["0-1 groups", "answers that differ: 0"],
-    ),
 }
 OWN = {"checkouts", "lookups", "perplexity", "peers"}  # have tests of their own
 
@@ -207,6 +204,18 @@ def test_it_says_what_it_found(name: str, place: Place, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     for words in said:
         assert words in printed
+
+
+def test_a_model_drafts_for_itself_with_some_layers_and_groups(place: Place) -> None:
+    place.run(
+        "drafting",
+        "--model {model} --dtype float32 --quantization none --prompts {prompts} --limit 4 --tokens 4"
+        " --drafters self:2 --keep 0-1 2 --groups 0,2 --batch 1 --temperatures 0 -o {out}",
+    )
+    drafted = [cell["speculation"] for cell in place.file()["cells"][1:]]
+    asked = [([0, 1], 0), ([0, 1], 2), ([2], 0), ([2], 2)]
+    assert [(fields["layers"], fields["groups"]) for fields in drafted] == asked
+    assert layers_of("0-4,5-9/2,9-10") == (0, 1, 2, 3, 4, 5, 7, 9, 10)
 
 
 def test_an_answer_is_as_exact_as_it_should_be(place: Place) -> None:

@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,32 +35,22 @@ class Peer:
 # "file" is the GGUF as it is; other formats of llama.cpp and OpenVINO are rounded from it.
 PEERS = {
     "fastslow": Peer(
-        "ours",
-        "fastslow",
-        ("bfloat16", "int8", "int4"),
-        ("float32", "float16", "auto"),
+        "ours", "fastslow", ("bfloat16", "int8", "int4"), ("float32", "float16", "auto"),
         makes_files=True,
     ),
     "llama.cpp": Peer(
-        "llama",
-        "llama_cpp",
-        ("file", "q8_0", "bf16", "f16"),
-        requirements=("llama-cpp-python==0.3.36",),
+        "llama", "llama_cpp", ("file", "q8_0", "bf16", "f16"), (), ("llama-cpp-python==0.3.36",),
         # Many minutes. Native: the instructions of this very processor.
-        build={"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": "2"},
-        makes_files=True,
+        {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": "2"}, makes_files=True,
     ),
     "openvino": Peer(
-        "vino",
-        "openvino_genai",
-        ("file",),
-        ("q8_0", "f16"),
+        "vino", "openvino_genai", ("file",), ("q8_0", "f16"),
         ("openvino-genai==2026.4.1.0", "numpy"),
     ),
     "transformers": Peer(
-        "hf", "transformers", ("bfloat16",), ("float32",), ("transformers==5.24.0", "torch")
+        "hf", "transformers", ("bfloat16",), ("float32",), ("transformers==5.24.0", "torch"),
     ),
-}
+}  # fmt: skip
 
 
 def read_names(wish: str) -> list[tuple[str, str]]:
@@ -162,15 +153,12 @@ class EngineProcess:
 
     def close(self) -> None:
         """End the process, gently first. Closing twice is fine."""
-        if self._process.stdin is not None:
-            try:
-                self._process.stdin.close()
-            except BrokenPipeError:
-                pass
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._process.stdout.close()
