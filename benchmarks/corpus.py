@@ -3,13 +3,12 @@
     python benchmarks/corpus.py FOLDER --model smollm2 --answers 2000 --quantization int8 --ask 0
     python benchmarks/corpus.py FOLDER --model smollm2 --answers 2000 --quantization int8
 
-Answers to paraphrased customer-service questions are made once, greedily, and kept in FOLDER (a run
-that was stopped goes on where it was); so is the corpus that is built from them. The first command
-ends there, so that the second only measures. Questions are answered at batch 1, plain and drafted in
-turn: repeats are questions of the corpus; paraphrases are on its matters, in words that it does not
-hold; new ones are on other matters; the prompts of other files (--also) have nothing to do with it.
-Times are those of the whole call, the reading of the prompt included; drafting is counted by itself,
-too, where the weights have just passed through the caches.
+Answers to paraphrased customer-service questions are made once, greedily, and kept in FOLDER (a run that was stopped
+goes on where it was); so is the corpus that is built from them. The first command ends there, so that the second only
+measures. Questions are answered at batch 1, plain and drafted in turn: repeats are questions of the corpus;
+paraphrases are on its matters, in words that it does not hold; new ones are on other matters; the prompts of other
+files (--also) have nothing to do with it. Times are those of the whole call, the reading of the prompt included;
+drafting is counted by itself, too, where the weights have just passed through the caches.
 """
 
 from __future__ import annotations
@@ -101,8 +100,8 @@ def make_answers(llm: LLM, path: Path, count: int) -> None:
 
 
 def compare(llm: LLM, asked: list[str], wish: Speculation) -> dict[str, Any]:
-    """Both ways to answer, in turns; sums of each: seconds of the whole call, tokens, steps and seconds
-    of drafting."""
+    """Both ways to answer, in turns; sums of each: seconds of the whole call, tokens, steps and seconds of
+    drafting."""
     sampling = SamplingParams(max_tokens=TOKENS)
     sums: dict[str, list[float]] = {"plain": [0.0] * 4, "suffix": [0.0] * 4}
     ratios, same = [], 0

@@ -5,15 +5,15 @@
     python benchmarks/decode.py --rows "" --read 128,512,2048
     python benchmarks/decode.py --model smollm2-moge --rows 1 --tokens 128 --modes deep,fast
 
-Tokens per second of all rows, the first token of each answer not counted; medians over repeats in which
-everything takes turns. A format may end in +kv8 (keys and values in int8), and then in @FOLDER (another
-model, such as the same one quantised: auto@FOLDER). `--beside N` adds one row while N other processes
-each keep a processor busy. `--read` adds prompts of random ids, which no cache holds: tokens per second
-from the call to the first token. What other engines make is measured by peers.py.
+Tokens per second of all rows, the first token of each answer not counted; medians over repeats in which everything
+takes turns. A format may end in +kv8 (keys and values in int8), and then in @FOLDER (another model, such as the same
+one quantised: auto@FOLDER). `--beside N` adds one row while N other processes each keep a processor busy. `--read`
+adds prompts of random ids, which no cache holds: tokens per second from the call to the first token. What other
+engines make is measured by peers.py.
 
-The second table (with the CPU kernels) is of one row: the bytes that a step has to read once, its weights
-and the keys and values of its context, times steps per second, as a share of the bandwidth that all
-threads read right before or after. If time followed bytes alone, all modes would have the same share.
+The second table (with the CPU kernels) is of one row: the bytes that a step has to read once, its weights and the
+keys and values of its context, times steps per second, as a share of the bandwidth that all threads read right before
+or after. If time followed bytes alone, all modes would have the same share.
 """
 
 from __future__ import annotations

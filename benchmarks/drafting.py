@@ -7,21 +7,20 @@
     python benchmarks/drafting.py --model smollm2 --prompts qa.jsonl --drafters self:4 --batch 1 \
         --keep 0-29 0-14 0-4,5-25/2,25-29
 
-All settings and plain decoding answer the same prompts in turns. `head:4` has a fixed length of four,
-`head/3` trees with three children a node; `--lengths` gives every drafter each of the lengths. Drafter
-`self` runs the model with `--keep` some of its layers (a-b, both run, or a-b/s, every s-th) or `--groups`
-some of its groups. Of `--mixed` sets one prompt of each follows the other. In the figure a line is a
-batch size, a point a fixed length as times plain decoding, and the ring the adaptive length.
+All settings and plain decoding answer the same prompts in turns. `head:4` has a fixed length of four, `head/3` trees
+with three children a node; `--lengths` gives every drafter each of the lengths. Drafter `self` runs the model with
+`--keep` some of its layers (a-b, both run, or a-b/s, every s-th) or `--groups` some of its groups. Of `--mixed` sets
+one prompt of each follows the other. In the figure a line is a batch size, a point a fixed length as times plain
+decoding, and the ring the adaptive length.
 
-A cell is times plain (tokens a step, share of drafted tokens that is kept, share of the time that
-drafting takes); with `self` the last tells what a forward of some layers costs.
+A cell is times plain (tokens a step, share of drafted tokens that is kept, share of the time that drafting takes);
+with `self` the last tells what a forward of some layers costs.
 
-`batch` requests run at once, of at least twice as many prompts: where one ends the next begins.
-Prompts are read before the clock runs (prefix cache), by the same setting: a drafter that looks at
-text sees it, as it does in a prompt's first answer, if it can keep all of them until they are asked
-for (a head 16,384 rows). A rate is taken from the first token of all to the moment when the last
-request begins, so that all places are taken; `whole` is that of the whole run, in whose last part
-fewer and fewer requests run.
+`batch` requests run at once, of at least twice as many prompts: where one ends the next begins. Prompts are read
+before the clock runs (prefix cache), by the same setting: a drafter that looks at text sees it, as it does in a
+prompt's first answer, if it can keep all of them until they are asked for (a head 16,384 rows). A rate is taken from
+the first token of all to the moment when the last request begins, so that all places are taken; `whole` is that of
+the whole run, in whose last part fewer and fewer requests run.
 """
 
 from __future__ import annotations
@@ -57,8 +56,8 @@ STYLE = (
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of all prompts. rate, whole: tokens a second. kept: share of the drafted tokens. drafting:
-    share of the time. others: share of the machine that other processes took."""
+    """One run of all prompts. rate, whole: tokens a second. kept: share of the drafted tokens. drafting: share of the
+    time. others: share of the machine that other processes took."""
 
     rate: float
     whole: float

@@ -2,17 +2,16 @@
 
     python benchmarks/exact.py --model PATH --prompts FILE.jsonl... [--draft-model PATH] [--light]
 
-Prompts are put through the chat template; the files are read in turn. The reference is plain greedy
-decoding, one request alone. Against it run every drafter in every mode alone, and batches of 8 that
-mix modes and drafters: as they come, with prompts read in small chunks, with prompts found in the
-prefix cache, and with too few KV pages, so that requests are preempted. Every other request drafts
-as much as pays on this machine, the others a fixed length. The pages are checked after each step.
-Where an answer differs, the position is recomputed in float64 (see near_tie.py) and counted as a tie
-or as an error. Exit code 1 for an error, or if a case did not bring about what it is for.
+Prompts are put through the chat template; the files are read in turn. The reference is plain greedy decoding, one
+request alone. Against it run every drafter in every mode alone, and batches of 8 that mix modes and drafters: as they
+come, with prompts read in small chunks, with prompts found in the prefix cache, and with too few KV pages, so that
+requests are preempted. Every other request drafts as much as pays on this machine, the others a fixed length. The
+pages are checked after each step. Where an answer differs, the position is recomputed in float64 (see near_tie.py)
+and counted as a tie or as an error. Exit code 1 for an error, or if a case did not bring about what it is for.
 
---light gives each prompt one mode instead of all, and each drafter alone a share of the prompts.
---sweep N instead runs every drafter at batch 1 and 8, with each of --threads, prompts whole and in
-chunks, every combination on one prompt in N; N = 1 is the whole matrix.
+--light gives each prompt one mode instead of all, and each drafter alone a share of the prompts. --sweep N instead
+runs every drafter at batch 1 and 8, with each of --threads, prompts whole and in chunks, every combination on one
+prompt in N; N = 1 is the whole matrix.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Case:
-    """A way to run jobs. `warm`: their prompts were read before, in their own mode and another;
-    `few`: the pages do not hold the batch. threads: None = as the run says."""
+    """A way to run jobs. `warm`: their prompts were read before, in their own mode and another; `few`: the pages do
+    not hold the batch. threads: None = as the run says."""
 
     name: str
     jobs: list[Job]
@@ -157,8 +156,8 @@ class ExactBench:
     def _drafters(
         self, args: argparse.Namespace, groups: int, layers: int
     ) -> Mapping[str, dict[str, Any]]:
-        """Fields of each drafter's settings. Accepted nodes of a tree need not lie side by side: then
-        their keys and values are moved."""
+        """Fields of each drafter's settings. Accepted nodes of a tree need not lie side by side: then their keys and
+        values are moved."""
         every = {} if groups else {"layers": tuple(range(layers))}
         found: dict[str, dict[str, Any]] = {
             "ngram": {"drafter": "ngram"},

@@ -90,8 +90,7 @@ def write(out: Path | None, **figures: Any) -> None:
 
 
 def options_of(format: str) -> dict[str, Any]:
-    """Arguments of `LLM` for a dtype, a quantization or "auto"; "+kv8" behind it keeps keys and values
-    in int8."""
+    """Arguments of `LLM` for a dtype, a quantization or "auto"; "+kv8" behind it keeps keys and values in int8."""
     if format.endswith("+kv8"):
         return {**options_of(format.removesuffix("+kv8")), "kv_dtype": "int8"}
     if format in ("int8", "int4"):
@@ -100,8 +99,8 @@ def options_of(format: str) -> dict[str, Any]:
 
 
 def open_formats(args: argparse.Namespace, stack: ExitStack) -> dict[str, LLM]:
-    """The model in each of `--formats`; FORMAT@FOLDER is another model. What does not load is left
-    out, and the reason is printed."""
+    """The model in each of `--formats`; FORMAT@FOLDER is another model. What does not load is left out, and the
+    reason is printed."""
     models: dict[str, LLM] = {}
     for format in args.formats.split(","):
         own, _, other = format.partition("@")

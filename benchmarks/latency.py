@@ -1,12 +1,11 @@
-"""Fast streams beside deep requests: the time to the first token and of each later one, with a target
-and without.
+"""Fast streams beside deep requests: the time to the first token and of each later one, with a target and without.
 
     python benchmarks/latency.py --target 120 --out latency.json
 
-Some streams ask short questions in fast mode, one after the other, while deep requests with long
-prompts run all the time. A round runs for some seconds with the target and for as long without, and
-rounds alternate, so that a machine that slows down harms both. Milliseconds are median / 95th percentile /
-largest; "kept" is the share of fast requests whose times both lay within the target.
+Some streams ask short questions in fast mode, one after the other, while deep requests with long prompts run all the
+time. A round runs for some seconds with the target and for as long without, and rounds alternate, so that a machine
+that slows down harms both. Milliseconds are median / 95th percentile / largest; "kept" is the share of fast requests
+whose times both lay within the target.
 """
 
 from __future__ import annotations

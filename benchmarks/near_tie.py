@@ -1,8 +1,8 @@
 """Whether rounding explains that two exact decoders differ: the position recomputed in float64.
 
-Two answers may differ from a near tie on only. Either the two tokens' logits are closer in float64 than the
-rounding error measured at that place, or two scores of the router are: then nudging the float64
-router to the other choice must lead from one answer's token to the other's.
+Two answers may differ from a near tie on only. Either the two tokens' logits are closer in float64 than the rounding
+error measured at that place, or two scores of the router are: then nudging the float64 router to the other choice
+must lead from one answer's token to the other's.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Judge:
     def judge(
         self, prefix: Sequence[int], ours: int, theirs: int, groups: int | None, most: int
     ) -> Finding:
-        """After `prefix` plain decoding went on with `ours`, another run with `theirs`; the text may
-        grow to `most` tokens."""
+        """After `prefix` plain decoding went on with `ours`, another run with `theirs`; the text may grow to `most`
+        tokens."""
         if self._high is None:
             high = load_model(self._folder, dtype="float64", device=self._low.device)
             assert isinstance(high, Decoder)

@@ -3,20 +3,19 @@
     python benchmarks/peers.py --setup llama.cpp,openvino
     python benchmarks/peers.py --gguf FILE.gguf --model smollm2 --engines fastslow,llama.cpp,openvino
 
-Every engine and format is a process of its own, in its own virtual environment, with as many
-threads as there are physical cores. The processes stay, asleep between commands; each repeat asks
-every engine once for each cell, one after the other, in an order that moves on. Cells: tokens per
-second of decoding alone and at batch 8 (first token of an answer not counted), of reading a prompt of
-512 tokens that no cache has seen, and peak memory before batches. --lookup adds prompt lookup
-decoding of three tasks, and whether its tokens are those of plain decoding. --show FILE.json prints the
-tables of an earlier run.
+Every engine and format is a process of its own, in its own virtual environment, with as many threads as there are
+physical cores. The processes stay, asleep between commands; each repeat asks every engine once for each cell, one
+after the other, in an order that moves on. Cells: tokens per second of decoding alone and at batch 8 (first token of
+an answer not counted), of reading a prompt of 512 tokens that no cache has seen, and peak memory before batches.
+--lookup adds prompt lookup decoding of three tasks, and whether its tokens are those of plain decoding. --show
+FILE.json prints the tables of an earlier run.
 
-Beside each sample stand the bandwidth of the moment and the share of the machine that other processes
-took. Samples where that exceeds 5% are marked contended; medians are over the others if there are
-three, else over all, and say so ("~"). Ratios are medians over repeats, within each repeat.
+Beside each sample stand the bandwidth of the moment and the share of the machine that other processes took. Samples
+where that exceeds 5% are marked contended; medians are over the others if there are three, else over all, and say so
+("~"). Ratios are medians over repeats, within each repeat.
 
-Not measured: onnxruntime-genai and ctranslate2, which need files of their own kind, and vLLM, whose
-CPU wheel needs packages removed by hand.
+Not measured: onnxruntime-genai and ctranslate2, which need files of their own kind, and vLLM, whose CPU wheel needs
+packages removed by hand.
 """
 
 from __future__ import annotations

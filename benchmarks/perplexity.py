@@ -43,8 +43,8 @@ def windows(path: Path, tokenizer: Tokenizer, length: int, count: int) -> list[l
 
 
 def perplexity(llm: LLM, rows: list[list[int]], groups: int | None) -> float:
-    """exp of the mean negative log-likelihood of every token after a row's first; groups: routed groups
-    that run, None for all (and for a dense model)."""
+    """exp of the mean negative log-likelihood of every token after a row's first; groups: routed groups that run,
+    None for all (and for a dense model)."""
     sampling = SamplingParams(max_tokens=1, prompt_logprobs=0)
     mode = Mode(groups=groups, thinking="off")
     outputs = llm.generate(rows, sampling, mode=mode, speculation="off")

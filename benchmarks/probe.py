@@ -39,8 +39,7 @@ def physical_cores() -> int:
 
 
 def header() -> dict[str, Any]:
-    """What every file of figures begins with: command, versions, commit ("+": files differ from it)
-    and machine."""
+    """What every file of figures begins with: command, versions, commit ("+": files differ from it) and machine."""
     known = (
         Path("/proc/cpuinfo").read_text("utf-8").split("flags", 1)[-1].partition("\n")[0].split()
     )
@@ -88,9 +87,8 @@ def sample(
 ) -> dict[str, Any]:
     """What `measure` gives, with the conditions it ran under.
 
-    `bandwidth` is the better of a probe before and one after; `own`, `others` and `stolen` (by other
-    virtual machines) are shares of all logical processors. /proc counts in ticks: a sample should last
-    half a second.
+    `bandwidth` is the better of a probe before and one after; `own`, `others` and `stolen` (by other virtual
+    machines) are shares of all logical processors. /proc counts in ticks: a sample should last half a second.
 
     Args:
         threads: that read memory.

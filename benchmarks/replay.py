@@ -3,10 +3,10 @@
     python benchmarks/replay.py --model smollm2 --prompts gsm8k.jsonl sum.jsonl --limit 24
     python benchmarks/replay.py --prompts gsm8k.jsonl --steps 6,6.1,6.2,6.4 --head other.safetensors
 
-The target answers once, greedily, and says what it saw; drafters and the adaptive length then work
-on that text, alone in their batch, and a step takes what `--steps` says. Ratios are to plain
-decoding (in brackets: tokens a step, nodes that ran, how often the head was asked). For changes to
-drafting that are smaller than a machine's moods; what they come to in the end is `drafting.py`'s.
+The target answers once, greedily, and says what it saw; drafters and the adaptive length then work on that text,
+alone in their batch, and a step takes what `--steps` says. Ratios are to plain decoding (in brackets: tokens a step,
+nodes that ran, how often the head was asked). For changes to drafting that are smaller than a machine's moods; what
+they come to in the end is `drafting.py`'s.
 """
 
 from __future__ import annotations

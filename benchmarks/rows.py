@@ -2,14 +2,13 @@
 
     python benchmarks/rows.py --model smollm2-moge --quantization int8 [--rows 1 2 4 8] [--context 64]
 
-The rows are the next tokens of as many answers. In a MoGE model they choose different experts, so a
-step reads more the more rows it has; the kernels tell how many experts it read. The keys and values
-of each context are read, too. If time followed bytes alone, "of one row" would be 1 everywhere: it is
-the time per byte over that of a step of one row. Groups and rows take turns, the bandwidth is probed
-beside them; medians over steps.
+The rows are the next tokens of as many answers. In a MoGE model they choose different experts, so a step reads more
+the more rows it has; the kernels tell how many experts it read. The keys and values of each context are read, too. If
+time followed bytes alone, "of one row" would be 1 everywhere: it is the time per byte over that of a step of one row.
+Groups and rows take turns, the bandwidth is probed beside them; medians over steps.
 
-The second table says where the milliseconds of a step go. The kernels time their parts themselves, on
-thread 0; "engine" is all that is not the model: scheduling, probabilities, acceptance, text.
+The second table says where the milliseconds of a step go. The kernels time their parts themselves, on thread 0;
+"engine" is all that is not the model: scheduling, probabilities, acceptance, text.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ class TimedForward:
 def measure(
     llm: LLM, timed: TimedForward, prompts: list[list[int]], mode: Mode, tokens: int
 ) -> Row:
-    """Answers at once, whose prompts are cached: (seconds, bytes) of each step; and once more with the
-    model's own clock: milliseconds of a step for each part."""
+    """Answers at once, whose prompts are cached: (seconds, bytes) of each step; and once more with the model's own
+    clock: milliseconds of a step for each part."""
     model = on_kernels(llm.model)
     sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
 

@@ -2,9 +2,9 @@
 
     python benchmarks/thinking.py --count 1000 --out thinking.json
 
-It asks the built-in model `abacus` held-out tasks one at a time, each in every way before the next
-task: the presets fast, deep and auto, fast with escalation to deep, 0 to 8 groups with thinking off
-and on, and deep with thinking budgets. `--only budgets` and so on measure a part of it.
+It asks the built-in model `abacus` held-out tasks one at a time, each in every way before the next task: the presets
+fast, deep and auto, fast with escalation to deep, 0 to 8 groups with thinking off and on, and deep with thinking
+budgets. `--only budgets` and so on measure a part of it.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     fastslow tune --model smollm2 --prompts mine.jsonl --minutes 3 -o tuned.json
     python benchmarks/tuned.py --model smollm2 --prompts mine.jsonl --settings tuned.json -o found.json
 
-First every drafter with every length answers some of the prompts; then the best of them, the tuned
-one and plain decoding answer all of the prompts in turns. Tokens a second over plain decoding's.
+First every drafter with every length answers some of the prompts; then the best of them, the tuned one and plain
+decoding answer all of the prompts in turns. Tokens a second over plain decoding's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The child's side of a comparison: one engine, driven by JSON lines.
 
-Runs inside the engine's own virtual environment, so it needs nothing but the standard library.
-Between commands the process sleeps in a read, so engines can take turns on one machine.
+Runs inside the engine's own virtual environment, so it needs nothing but the standard library. Between commands the
+process sleeps in a read, so engines can take turns on one machine.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def file_of(file: str, format: str, cache: str) -> Path:
 def serve(engine: Engine) -> None:
     """Answer commands from standard input until it ends.
 
-    Libraries print to standard output as they like, so replies go to a copy of it and the
-    original leads to standard error.
+    Libraries print to standard output as they like, so replies go to a copy of it and the original leads to standard
+    error.
     """
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

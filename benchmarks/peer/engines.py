@@ -19,8 +19,8 @@ from typing import Any
 class Peer:
     """An engine. `formats`: those of a run that names none; `others` may be asked for.
 
-    `module` tells whether an interpreter has it; `build` holds variables for its installation.
-    `makes_files`: its first load of a format leaves files behind that later loads only read.
+    `module` tells whether an interpreter has it; `build` holds variables for its installation. `makes_files`: its
+    first load of a format leaves files behind that later loads only read.
     """
 
     adapter: str  # a module of this folder

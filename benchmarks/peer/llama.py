@@ -1,8 +1,7 @@
 """llama.cpp, as one of the engines compared.
 
-Plain decoding and prompts run through the C API with a numpy argmax, the quickest greedy loop that
-its Python package allows; prompt lookup exists in the package's `Llama` only, so there both plain
-and lookup decoding run through that.
+Plain decoding and prompts run through the C API with a numpy argmax, the quickest greedy loop that its Python package
+allows; prompt lookup exists in the package's `Llama` only, so there both plain and lookup decoding run through that.
 """
 
 from __future__ import annotations
@@ -140,8 +139,8 @@ class LlamaCpp:
 
 
 def _make(file: Path, made: Path, type: int) -> None:
-    """Write the file's weights in another format, rounded from the file's own: every engine then starts
-    from the same numbers."""
+    """Write the file's weights in another format, rounded from the file's own: every engine then starts from the same
+    numbers."""
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = type
     options.allow_requantize = True
