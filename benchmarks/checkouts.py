@@ -21,7 +21,7 @@ from typing import Any
 
 from figures import options, show, write
 
-from fastslow.tools.tune.prompts import read_prompts
+from fastslow.tools.prompts import read_prompts
 
 # Both run in the checkout, with names only that both have.
 START = """

@@ -27,7 +27,7 @@ from figures import options, show, write
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.engine.host.progress import bar
 from fastslow.tools.cli.app import app
-from fastslow.tools.tune.prompts import read_prompts
+from fastslow.tools.prompts import read_prompts
 
 SYSTEM = "You are the support assistant of a web shop. Answer the customer politely and briefly."
 PRODUCTS = (

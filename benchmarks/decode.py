@@ -26,7 +26,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import probe
@@ -127,10 +126,8 @@ def report(rows: list[Row], *notes: str) -> None:
 
 
 def main() -> int:
-    parser = options(
-        __doc__, "threads", model="smollm2", formats="bfloat16,int8,int4", tokens=64, repeat=5,
-        seconds=1.0, out=Path("decode.json"),
-    )  # fmt: skip
+    names = ("model", "formats", "threads", "seconds")
+    parser = options(__doc__, *names, tokens=64, repeat=5, out="decode.json")
     parser.add_argument("--rows", default="1,2,4,8", help="answers at once")
     parser.add_argument("--contexts", default="", help="tokens, such as 100,1000,8000")
     parser.add_argument("--modes", default="deep", help="presets, such as deep,fast")

@@ -40,8 +40,8 @@ from rich.progress import track
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.engine.host.watch import Watch
 from fastslow.output import Metrics
+from fastslow.tools.prompts import Conversation, read_prompts
 from fastslow.tools.tune.candidates import PLAIN, grid, is_plain, label, length_of, read_lengths
-from fastslow.tools.tune.prompts import Conversation, read_prompts
 from fastslow.tools.tune.runner import shuffled
 
 WARM = 8  # tokens
@@ -150,7 +150,7 @@ def settings_of(wish: str, args: argparse.Namespace) -> list[Speculation]:
         fields["head"] = args.head
     if name != "self":
         return [Speculation(**fields)]
-    kept = [layers_of(text) for text in args.keep] or [None]
+    kept = [layers_of(text) for text in args.keep] if args.keep else [None]
     return [
         Speculation(**fields, layers=layers, groups=groups)
         for layers, groups in product(kept, numbers(args.groups))

@@ -19,14 +19,14 @@ from rich.table import Table
 from fastslow import LLM
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.model.base import Model
-from fastslow.tools.tune.prompts import Conversation, read_prompts
+from fastslow.tools.prompts import Conversation, read_prompts
 
 Row = dict[str, Any]  # what is measured, and its "samples"
 Samples = Sequence[Mapping[str, Any]]
 ENOUGH = 3  # uncontended samples that make a median
 OPTIONS: dict[str, dict[str, Any]] = {
-    "model": {"help": "a folder or a built-in name"},
-    "formats": {"help": "of the weights: dtypes, quantizations, auto"},
+    "model": {"default": "smollm2", "help": "a folder or a built-in name"},
+    "formats": {"default": "bfloat16,int8,int4", "help": "of the weights, or auto"},
     "dtype": {"help": "of the weights, or auto"},
     "quantization": {"help": "none, int8, int4 or auto"},
     "head": {"type": Path, "help": "the head's file, if not the model's own"},
@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tokens": {"type": int, "help": "of each answer"},
     "threads": {"type": int, "default": probe.physical_cores()},
     "repeat": {"type": int, "help": "turns that count"},
-    "seconds": {"type": float, "help": "least length of a sample"},
+    "seconds": {"type": float, "default": 1.0, "help": "least length of a sample"},
     "out": {"type": Path, "help": "JSON file of all figures"},
 }
 

@@ -14,7 +14,7 @@ import torch
 from figures import options, show, write
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
-from fastslow.engine.model.names import active_parameters
+from fastslow.engine.model.tensors import active_parameters
 
 PROMPT = "Explain how rain forms, and then summarise your explanation."
 

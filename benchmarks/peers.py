@@ -37,7 +37,7 @@ from figures import Samples, fair, middle, options, show, write
 from peer.engines import PEERS, EngineError, EngineProcess, python_of, read_names, set_up
 from peer.texts import TASKS, openings, unseen
 
-from fastslow.engine.host.cache_folder import cache_folder
+from fastslow.engine.host.files import cache_folder
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.text.templates import load_template
 from fastslow.models.locate import find_tokenizer, resolve_model
@@ -229,9 +229,8 @@ def report(engines: Engines) -> None:
 
 def main() -> int:
     parser = options(
-        __doc__, "threads",
-        model="smollm2", repeat=5, tokens=128, seconds=1.0, out=Path("peers.json"),
-    )  # fmt: skip
+        __doc__, "model", "threads", repeat=5, tokens=128, seconds=1.0, out="peers.json"
+    )
     parser.add_argument("--gguf", type=Path, help="the model's weights as the others read them")
     usual = "fastslow,llama.cpp,openvino"
     parser.add_argument("--engines", default=usual, help="NAME[:FORMAT],...")

@@ -35,9 +35,9 @@ from fastslow.models.locate import resolve_model
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.settings import SpeculationTuning
 from fastslow.policies.speculation.step_cost import StepCostCurve
+from fastslow.tools.prompts import read_prompts
 from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.features import HiddenStates, look
-from fastslow.tools.tune.prompts import read_prompts
 
 STEPS = "8.7,9.0,9.3,10.3,11.3,12.7,15,17.2,18.8,20.3,22.1,23.9,26.4,28.9,31.5,34"  # a Zen 3, bf16
 SETTINGS = Speculation()
@@ -122,7 +122,7 @@ def answer(
     whole, features = text.tokens.tolist(), text.features.float()
     view: Any = SimpleNamespace(
         id=number, tokens=whole[: text.start], prompt_length=text.start, params=SamplingParams(),
-        end_ids=frozenset(), reach=len(whole), groups=None, seed=0, thinking=None,
+        end_ids=frozenset(), max_len=len(whole), groups=None, seed=0, thinking=None,
         reproducible=False, speculation=SimpleNamespace(nodes=None), computed=text.start - 1,
     )  # fmt: skip
     length = controller.policy(SETTINGS, "drafter")
@@ -171,8 +171,8 @@ def seen_by_target(args: argparse.Namespace, folder: Path, runner: HeadRunner) -
 
 def main() -> None:
     parser = options(
-        __doc__, "head", "prompts",
-        model="smollm2", dtype="bfloat16", quantization="none", limit=16, tokens=128,
+        __doc__, "head", "model", "prompts",
+        dtype="bfloat16", quantization="none", limit=16, tokens=128,
     )  # fmt: skip
     parser.add_argument("--drafters", default="suffix,head,auto")
     parser.add_argument("--steps", default=STEPS, help="ms of a step of 1, 2, 3, ... rows")

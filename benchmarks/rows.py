@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import probe
@@ -72,10 +71,8 @@ def measure(
 
 
 def main() -> None:
-    parser = options(
-        __doc__, "threads", model="smollm2-moge", dtype="bfloat16", quantization="none", tokens=32,
-        repeat=5, out=Path("rows.json"),
-    )  # fmt: skip
+    kind = {"model": "smollm2-moge", "dtype": "bfloat16", "quantization": "none"}
+    parser = options(__doc__, "threads", tokens=32, repeat=5, out="rows.json", **kind)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--groups", type=int, nargs="+", help="default: all, half of them, none")
     parser.add_argument("--context", type=int, default=64, help="tokens of each prompt")

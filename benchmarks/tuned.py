@@ -16,9 +16,9 @@ from figures import options, show, write
 
 from fastslow import LLM, SamplingParams
 from fastslow.settings import read_settings
+from fastslow.tools.prompts import read_prompts
 from fastslow.tools.tune.candidates import default_drafters, grid, label, read_lengths
 from fastslow.tools.tune.grid import Grid
-from fastslow.tools.tune.prompts import read_prompts
 from fastslow.tools.tune.runner import TuneRunner
 from fastslow.tools.tune.sample import Cell
 
@@ -30,9 +30,7 @@ def ranked(found: Grid) -> list[tuple[float, Cell]]:
 
 
 def main() -> None:
-    parser = options(
-        __doc__, "prompts", "out", model="smollm2", quantization="auto", tokens=96, repeat=1
-    )
+    parser = options(__doc__, "prompts", "out", "model", quantization="auto", tokens=96, repeat=1)
     parser.add_argument("--settings", type=Path, required=True, help="what fastslow tune wrote")
     parser.add_argument("--lengths", default="1,2,3,4,5,6,7,8,12,16,adaptive")
     parser.add_argument("--first", type=int, default=8, help="prompts that every setting answers")

@@ -14,22 +14,16 @@ from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
 
 class DrafterSelection(Protocol):
-    """Decides which of several drafters are asked. In each step: `begin`, `ask` for each drafter in
-    turn, followed by `hear` where it was asked, `chosen`, and `judge` when the tokens are known."""
+    """Decides which of several drafters, told apart by number, are asked for which requests."""
 
-    def begin(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> None:
-        """These requests may have so many nodes each."""
-
-    def ask(self, drafter: int) -> list[int]:
-        """The nodes for which a drafter is asked, 0 for requests where it is not."""
-
-    def hear(
-        self, drafter: int, asked: Sequence[int], trees: Sequence[Tree], seconds: float
-    ) -> None:
-        """What a drafter proposed when it was asked so, and what that took."""
-
-    def chosen(self) -> list[list[tuple[int, Tree]]]:
-        """For each request, the proposals that are drafted, and who made them."""
+    def collect(
+        self,
+        batch: Sequence[RequestView],
+        nodes: Sequence[int],
+        ask: Callable[[int, Sequence[int]], tuple[Sequence[Tree], float]],
+    ) -> list[list[tuple[int, Tree]]]:
+        """For each request, the proposals to draft, and whose they are. `ask` has a drafter propose
+        for so many nodes of each request, and says how many seconds that took."""
 
     def awake(self, drafter: int) -> bool:
         """Whether it may be asked in one of the next steps, and so needs its features."""
@@ -69,19 +63,14 @@ class AdaptiveDrafter(SeveralDrafters):
         self._clock = clock
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
-        selection = self.selection
-        selection.begin(batch, nodes)
-        for i, drafter in enumerate(self.drafters):
-            asked = selection.ask(i)
-            if any(asked):
-                started = self._clock()
-                trees = drafter.propose(batch, asked)
-                selection.hear(i, asked, trees, self._clock() - started)
-        self.features = union(d for i, d in enumerate(self.drafters) if selection.awake(i))
-        return [
-            merge_trees(said, most) if said else Tree()
-            for said, most in zip(selection.chosen(), nodes)
-        ]
+        def ask(drafter: int, most: Sequence[int]) -> tuple[list[Tree], float]:
+            started = self._clock()
+            trees = self.drafters[drafter].propose(batch, most)
+            return trees, self._clock() - started
+
+        proposals = self.selection.collect(batch, nodes, ask)
+        self.features = union(d for i, d in enumerate(self.drafters) if self.selection.awake(i))
+        return [merge_trees(said, most) if said else Tree() for said, most in zip(proposals, nodes)]
 
     def commit(
         self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None

@@ -140,7 +140,9 @@ def _make(name: str, settings: Speculation, means: DrafterDeps) -> Drafter:
         width = AUTO_WIDTH if settings.drafter == "auto" else settings.width
         return HeadDraft(runner, means.law, width, only_best=means.only_best, worth=means.worth)
     if name == "self":
-        model = means.target if settings.layers is None else means.target.keep(settings.layers)
+        model = (
+            means.target if settings.layers is None else means.target.layer_subset(settings.layers)
+        )
         groups = settings.groups if means.target.config.groups else None
         kv = BorrowedKV(means.cache)
         return ModelDraft(model, kv, means.law, groups, settings.width, only_best=means.only_best)

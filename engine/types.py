@@ -115,7 +115,7 @@ class Segment:
     context: Ints  # [c] KV slots of the committed tokens, in order, that every row reads
     groups: int | None = None  # routed groups to run; None = all, 0 = shared experts only
     outputs: Sequence[int] = ()  # rows of this segment whose logits are wanted
-    reach: int = 0  # the longest text this request may become (rotary scaling may depend on it)
+    max_len: int = 0  # the longest text this request may become (rotary scaling may depend on it)
     only_best: bool = False  # of the outputs' logits, the likeliest token is enough
     seen: Sequence[int] | None = None  # rows whose features are wanted; None = the outputs
 
@@ -137,7 +137,7 @@ class Rows:
     only_best: NDArray[np.bool_]  # [M] of these, the likeliest token is enough
     seen: Ints  # [S] rows whose features are wanted, if any layer's are
     contexts: tuple[Ints, ...]  # per request: KV slots of its committed tokens
-    reach: Ints  # [B]
+    max_len: Ints  # [B]
 
     @classmethod
     def of(cls, segments: Sequence[Segment]) -> Rows:
@@ -168,7 +168,7 @@ class Rows:
             only_best=np.array(only_best, dtype=np.bool_),
             seen=_ints(seen),
             contexts=tuple(s.context for s in segments),
-            reach=_ints([s.reach for s in segments]),
+            max_len=_ints([s.max_len for s in segments]),
         )
 
 
@@ -299,7 +299,7 @@ class RequestView(Protocol):
     @property
     def seed(self) -> int: ...
     @property
-    def reach(self) -> int: ...
+    def max_len(self) -> int: ...
 
 
 class Drafter(Protocol):
@@ -378,24 +378,6 @@ class StepCostModel(Protocol):
 
     def draft_seconds(self, drafter: object) -> float | None:
         """What a drafter takes for a node of depth; None: unknown, or nothing."""
-
-
-class RunEverything:
-    """A meter that knows nothing of seconds: all nodes run, and all rows fit into any time."""
-
-    def admit(
-        self, batch: object, survival: object, sizes: Sequence[int], rows: int
-    ) -> list[list[int]]:
-        return [list(range(size)) for size in sizes]
-
-    def note(self, batch: object, step: Stepped) -> None:
-        """Nothing to learn."""
-
-    def seconds(self, groups: int | None, rows: int) -> float:
-        return 0.0
-
-    def draft_seconds(self, drafter: object) -> float | None:
-        return None
 
 
 class MarginalValue(NamedTuple):

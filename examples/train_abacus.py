@@ -23,12 +23,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 from abacus.batches import END, Writer
-from abacus.crew import Crew, together
-from abacus.folder import write_folder
+from abacus.folder import train_tokenizer, write_folder
 from abacus.moge import Shape
+from abacus.ranks import Rank, run_ranks
 from abacus.task import SHARE
 from abacus.trainer import Trainer
-from abacus.words import train_tokenizer
 
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
@@ -51,11 +50,11 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from OUT/training")
     options = parser.parse_args()
     options.minutes = options.minutes or (6 if options.draft else 90)
-    together(partial(train, options), options.processes)
+    run_ranks(partial(train, options), options.processes)
 
 
-def train(options: argparse.Namespace, crew: Crew) -> None:
-    """What each process of the crew does."""
+def train(options: argparse.Namespace, rank: Rank) -> None:
+    """What each process does."""
     shape = DRAFT if options.draft else Shape()
     given: Path | None = options.tokenizer
     tokenizer_file = given.read_bytes() if given else train_tokenizer(options.seed)
@@ -64,14 +63,14 @@ def train(options: argparse.Namespace, crew: Crew) -> None:
         tokenizer = load_tokenizer(folder)
         template = load_template(folder, tokenizer)
     end = tokenizer.token_id(END)
-    assert end is not None  # words.py puts it there
+    assert end is not None  # train_tokenizer puts it there
     writer = Writer(tokenizer, template, shape.groups)
-    trainer = Trainer(shape, writer, options.seed, options.rows // crew.count, crew)
+    trainer = Trainer(shape, writer, options.seed, options.rows // rank.count, rank)
     work = options.out / "training"
     if options.resume:
         trainer.resume(work)
     trainer.run(options.minutes, options.every, work)
-    if crew.rank > 0:
+    if rank.rank > 0:
         return
     write_folder(options.out, trainer.average, trainer.model.shape, tokenizer_file, end)
     facts = {
@@ -85,11 +84,11 @@ def train(options: argparse.Namespace, crew: Crew) -> None:
         "dense_until_step": trainer.done.split,
         "minutes": round(trainer.done.seconds / 60, 1),
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {crew.count} processes of one thread",
+        "machine": f"{platform.machine()}, {rank.count} processes of one thread",
         "curve": trainer.done.curve,
     }
     (options.out / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
-    more = f"; --resume goes on from {work}" if crew.stopped else ""
+    more = f"; --resume goes on from {work}" if rank.stopped else ""
     print(f"wrote {options.out}{more}")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastslow.api import generate
     from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
-    from fastslow.engine.parallel.spec import Parallel
+    from fastslow.engine.parallel.sharding import Parallel
     from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
     from fastslow.engine.text.templates import Message
     from fastslow.engine.types import Chooser, ModeChoice, Situation
@@ -50,7 +50,7 @@ _MODULES = {
     "call": "Conversation ModeLike Presets Prompt SpeculationLike",
     "llm": "LLM",
     "output": "Completion GenerationError Metrics Output Piece",
-    "engine.parallel.spec": "Parallel",
+    "engine.parallel.sharding": "Parallel",
     "engine.params": "Escalation Mode SamplingParams Speculation",
     "engine.text.templates": "Message",
     "engine.types": "ModeChoice Chooser Situation",

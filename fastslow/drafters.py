@@ -22,7 +22,7 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.host.memory import give_back
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.predictor import holds_predictor
+from fastslow.engine.model.families.pangu_v2 import has_mtp_layer
 from fastslow.engine.params import Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.text.tokenizer import same_vocabulary
@@ -72,7 +72,7 @@ class DrafterFactory:
         self._building = threading.Lock()
         self._models = cache(self._load_model)  # loaded once, whoever drafts with them
         self._own_head = own_head(folder)
-        self._has_mtp = holds_predictor(folder)
+        self._has_mtp = has_mtp_layer(folder)
         self._means = DrafterDeps(
             target=target,
             cache=kv,

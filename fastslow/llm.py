@@ -34,8 +34,9 @@ from fastslow.engine.host.progress import bar
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
-from fastslow.engine.parallel.open import ends_ranks_if_it_fails, join, open_model
-from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
+from fastslow.engine.parallel.sharding import Parallel
+from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.types import Chooser
 from fastslow.handle import RequestHandle
 from fastslow.input_processor import InputProcessor
@@ -361,6 +362,6 @@ def _pages(
         context=min(context, config.context),
         max_requests=max_requests,
         device=model.device,
-        homes=kind.homes,
+        dp_ranks=kind.dp_ranks,
     )
     return kv_cache_for(model, pages, kind.page_size, prefix_caching)

@@ -203,11 +203,11 @@ class RequestBuilder:
     ) -> Request:
         prompt, params, mode, settings = asked
         room = self._room(asked)
-        reach = len(prompt.tokens) + room - 1
+        max_len = len(prompt.tokens) + room - 1
         kv = self._core.kv
-        if not kv.fits(reach):
+        if not kv.fits(max_len):
             raise ValueError(
-                f"a text of {reach} tokens needs {kv.pages_for(reach)} KV pages; there are "
+                f"a text of {max_len} tokens needs {kv.pages_for(max_len)} KV pages; there are "
                 f"{kv.pages}: raise kv_memory or lower max_tokens"
             )
         end_ids = frozenset(params.stop_token_ids)
@@ -229,7 +229,7 @@ class RequestBuilder:
             stopper=Stopper(params, end_ids, room, self._detokenizer(prompt)),
             groups=mode.groups,
             seed=seed,
-            reach=reach,
+            max_len=max_len,
             dynamic_rope=self._config.dynamic_rope,
             end_ids=end_ids,
             rule=self._rule(settings, reproducible),

@@ -21,12 +21,13 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
+from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.engine.types import Drafter, Floats, RequestView, Tree
+from fastslow.engine.types import Drafter, Floats, OneHot, RequestView, Tree
 from fastslow.policies.speculation.planner import FixedLength
 
 
@@ -110,7 +111,7 @@ class Bench:
             stopper=Stopper(ask.params, end_ids, room, detokenizer),
             groups=ask.groups,
             seed=ask.seed,
-            reach=len(ask.tokens) + room - 1,
+            max_len=len(ask.tokens) + room - 1,
             dynamic_rope=self.model.config.dynamic_rope,
             end_ids=end_ids,
             thinking=self._thinking(ask),
@@ -201,6 +202,15 @@ def write_kin(
         if name.endswith("router_scale"):
             table[name] = table[name] * routed
     return write(folder, full, table)
+
+
+def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Floats:
+    """`decide` as f32 [V] in all cases: one-hot at temperature 0."""
+    decided = probs_at(logits_V, request, drafted)
+    if not isinstance(decided, OneHot):
+        return decided
+    one_hot: Floats = np.eye(1, len(logits_V), decided.token, dtype=np.float32)[0]
+    return one_hot
 
 
 class OracleDraft(Stateless):

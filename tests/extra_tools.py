@@ -114,11 +114,15 @@ def write_moe(folder: Path, seed: int = 0, shards: int = 1, **fields: Any) -> Pa
 class ReferenceMoe(ReferenceModel):
     """Token by token, float64, from the raw tensors."""
 
-    def _layer(self, n: int, hidden: list[Tensor], groups: int | None, reach: int) -> list[Tensor]:
+    def _layer(
+        self, n: int, hidden: list[Tensor], groups: int | None, max_len: int
+    ) -> list[Tensor]:
         layer = f"model.layers.{n}"
         sandwich = self.config["sandwich_norm"]
         seen = self._attention(
-            f"{layer}.self_attn", [self._norm(f"{layer}.input_layernorm", x) for x in hidden], reach
+            f"{layer}.self_attn",
+            [self._norm(f"{layer}.input_layernorm", x) for x in hidden],
+            max_len,
         )
         out = []
         for x, moved in zip(hidden, seen, strict=True):
@@ -146,7 +150,7 @@ class ReferenceMoe(ReferenceModel):
             y = y + weight * self._mlp(f"{name}.experts.{e}", x)
         return y
 
-    def _attention(self, name: str, normed: list[Tensor], reach: int) -> list[Tensor]:
+    def _attention(self, name: str, normed: list[Tensor], max_len: int) -> list[Tensor]:
         c = self.config
         heads, kv_heads, values_dim = (
             c["num_attention_heads"],

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from fastslow.engine.backends.cpu import build
+from fastslow.engine.backends.cpu import library
 
 
 def wanted() -> bool:
     """Whether kernels should run here. Where they should and do not, tests fail and do not skip."""
-    if build.level() == "off":
+    if library.level() == "off":
         return False
     try:
-        build.find_compiler()
+        library.find_compiler()
     except RuntimeError:
         return False
     return True

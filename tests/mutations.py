@@ -160,14 +160,14 @@ MUTATIONS = (
     ),
     swap(
         "sibling seen in the tree mask",
-        "engine/model/visibility.py",
+        "engine/model/attention.py",
         "int(parents[path[-1]])",
         "path[-1] - 1",
         ("tests/test_model_rows.py",),  # in float64: elsewhere the kernels run
     ),
     swap(
         "sibling seen in the tree lists of the kernels",
-        "engine/backends/cpu/rows.py",
+        "engine/backends/cpu/step.py",
         "*(paths[parent] if parent >= 0 else ())",
         "*(paths[-1] if parent >= 0 else ())",
         EXACT,
@@ -238,8 +238,8 @@ MUTATIONS = (
     swap(
         "groups not in the prefix root",
         "engine/core/request.py",
-        "return groups, self.reach if self.dynamic_rope else 0",
-        "return 0, self.reach if self.dynamic_rope else 0",
+        "return groups, self.max_len if self.dynamic_rope else 0",
+        "return 0, self.max_len if self.dynamic_rope else 0",
         MIXED,
     ),
     swap(
@@ -290,6 +290,41 @@ MUTATIONS = (
         "return by, min(depth, self.tuning.deepest)",
         "return 0, min(depth, self.tuning.deepest)",
         ("tests/test_length.py",),
+    ),
+    swap(
+        "a try in vain is repeated as soon as before",
+        "policies/speculation/backoff.py",
+        "math.ceil(min(growth * self._patience, longest))",
+        "math.ceil(min(self._patience, longest))",
+        ("tests/test_backoff.py", "tests/test_adaptive_draft.py"),
+    ),
+    swap(
+        "the gate never changes its mind",
+        "policies/speculation/ab_gate.py",
+        "self.drafting, self.rates = pays, []",
+        "self.rates = []",
+        ("tests/test_ab_gate.py",),
+    ),
+    swap(
+        "steps that read prompts are compared",
+        "policies/speculation/ab_gate.py",
+        "if self._decides and pure and comparison",
+        "if self._decides and comparison",
+        ("tests/test_ab_gate.py",),
+    ),
+    swap(
+        "drafters cost no time",
+        "policies/speculation/selection.py",
+        "price = self._tuning.ask_overhead * known.seconds.value",
+        "pass",
+        ("tests/test_adaptive_draft.py",),
+    ),
+    swap(
+        "all drafters are asked where rows are dearest",
+        "policies/speculation/selection.py",
+        "if drafter > 0 and self._dear(worth):",
+        "if False:",
+        ("tests/test_adaptive_draft.py",),
     ),
     swap(
         "a step that was held up counts in full",
@@ -496,8 +531,8 @@ MUTATIONS = (
     swap(
         "kernels write the features of wanted logits",
         "engine/backends/cpu/decoder.py",
-        "seen=rows.seen if features else rows.seen[:0],",
-        "seen=rows.outputs if features else rows.seen[:0],",
+        '"seen": rows.seen if features else rows.seen[:0],',
+        '"seen": rows.outputs if features else rows.seen[:0],',
         ("tests/test_model.py::test_features_of_rows_without_logits", *PROMPTS),
     ),
     swap(
@@ -537,7 +572,7 @@ MUTATIONS = (
     ),
     swap(
         "calibration keeps every text",
-        "tools/quantize/balance.py",
+        "tools/quantize/calibration.py",
         "bool((short & (counts > 0)).any())",
         "True",
         QUANTISED,

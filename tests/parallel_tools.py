@@ -13,7 +13,7 @@ from test_exact import make_bench
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.parallel.model import ParallelModel
-from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.start import load_parallel
 
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastslow.engine.model.int8 import QuantLinear
-from fastslow.tools.quantize.quantize import Options, quantize
+from fastslow.tools.quantize.quantize import QuantizeOptions, quantize
 
-TINY = Options(tokens=192, least=4, most=512)
+TINY = QuantizeOptions(tokens=192, least=4, most=512)
 
 
 def texts_of(vocab: int, count: int = 24, length: int = 24, seed: int = 0) -> Iterator[list[int]]:
@@ -26,7 +26,9 @@ def texts_of(vocab: int, count: int = 24, length: int = 24, seed: int = 0) -> It
 def quantised(source: Path, out: Path, **fields: Any) -> Path:
     """The W8A8 of a tiny checkpoint."""
     config = json.loads((source / "config.json").read_text())
-    options = Options(**{**{f: getattr(TINY, f) for f in ("tokens", "least", "most")}, **fields})
+    options = QuantizeOptions(
+        **{**{f: getattr(TINY, f) for f in ("tokens", "least", "most")}, **fields}
+    )
     return quantize(source, out, texts_of(config["vocab_size"]), options).folder
 
 

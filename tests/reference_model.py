@@ -21,18 +21,20 @@ class ReferenceModel:
         for file in folder.glob("*.safetensors"):
             self.tensors |= {name: t.double() for name, t in load_file(file).items()}
 
-    def logits(self, tokens: list[int], groups: int | None = None, reach: int = 0) -> Tensor:
+    def logits(self, tokens: list[int], groups: int | None = None, max_len: int = 0) -> Tensor:
         """float64 [T, V], row t after tokens[: t + 1]."""
         hidden = [self.tensors["model.embed_tokens.weight"][t] for t in tokens]
         for n in range(self.config["num_hidden_layers"]):
-            hidden = self._layer(n, hidden, groups, reach)
+            hidden = self._layer(n, hidden, groups, max_len)
         head = self.tensors.get("lm_head.weight", self.tensors["model.embed_tokens.weight"])
         return torch.stack([head @ self._norm("model.norm", x) for x in hidden])
 
-    def _layer(self, n: int, hidden: list[Tensor], groups: int | None, reach: int) -> list[Tensor]:
+    def _layer(
+        self, n: int, hidden: list[Tensor], groups: int | None, max_len: int
+    ) -> list[Tensor]:
         layer = f"model.layers.{n}"
         normed = [self._norm(f"{layer}.input_layernorm", x) for x in hidden]
-        seen = self._attention(f"{layer}.self_attn", normed, reach)
+        seen = self._attention(f"{layer}.self_attn", normed, max_len)
         hidden = [x + y for x, y in zip(hidden, seen, strict=True)]
         routed = f"{layer}.mlp.gate.weight" in self.tensors
         out = []
@@ -80,10 +82,10 @@ class ReferenceModel:
             y = y - weight * self._mlp(f"{name}.experts.{e}", x)
         return y
 
-    def _attention(self, name: str, normed: list[Tensor], reach: int) -> list[Tensor]:
+    def _attention(self, name: str, normed: list[Tensor], max_len: int) -> list[Tensor]:
         heads, kv_heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
         dim = self.config["head_dim"]
-        rates = self._rates(reach)
+        rates = self._rates(max_len)
         keys: list[Tensor] = []
         values: list[Tensor] = []
         out = []
@@ -102,14 +104,14 @@ class ReferenceModel:
             out.append(self._linear(f"{name}.o_proj", torch.cat(mixed)))
         return out
 
-    def _rates(self, reach: int) -> list[float]:
+    def _rates(self, max_len: int) -> list[float]:
         dim, theta = self.config["head_dim"], self.config["rope_theta"]
         scaling = self.config.get("rope_scaling") or {}
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         factor = scaling.get("factor", 1.0)
         if kind == "dynamic":
             longest = self.config["max_position_embeddings"]
-            grown = factor * max(reach, longest) / longest - (factor - 1)
+            grown = factor * max(max_len, longest) / longest - (factor - 1)
             theta = theta * grown ** (dim / (dim - 2))
         rates = [1 / theta ** (i / dim) for i in range(0, dim, 2)]
         if kind == "linear":

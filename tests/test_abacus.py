@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fastslow import LLM, Mode, Output, SamplingParams, Speculation
 from fastslow.engine.model.config import EMBEDDED, MOGE, ModelConfig
-from fastslow.engine.model.names import parameters
+from fastslow.engine.model.tensors import parameters
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
 from fastslow.models.builtin import SHIPPED, builtin_path
 from fastslow.tools.cli.app import app

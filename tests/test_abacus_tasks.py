@@ -16,9 +16,8 @@ from random import Random
 
 import pytest
 from abacus.story import PEOPLE
-from abacus.task import Task, graded
+from abacus.task import Task, graded, worked
 from abacus.tasks import KINDS, draw, held_out
-from abacus.working import worked
 
 SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 

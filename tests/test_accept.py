@@ -192,8 +192,8 @@ def test_neighbours_do_not_change_a_verdict() -> None:
     def noise(b: int, depth: int) -> np.random.Generator:
         return stream(7, depth, Purpose.ACCEPT)
 
-    together = accept(trees, [rows(t) for t in trees], noise)
+    together = accept(trees, [rows(t) for t in trees], noise, [tokenwise] * 3)
     for b, tree in enumerate(trees):
-        alone = accept([tree], [rows(tree)], noise)
+        alone = accept([tree], [rows(tree)], noise, [tokenwise])
         assert alone.tokens[0] == together.tokens[b]
         assert alone.paths[0] == together.paths[b]

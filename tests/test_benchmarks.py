@@ -373,3 +373,10 @@ def test_a_format_that_does_not_load_is_left_out(
     asked = "--model {model} --formats int3 --threads 1 --out {out}"
     assert place.run("decode", asked) == 1
     assert "int3 is left out" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_usual_model_is_measured(place: Place) -> None:
+    asked = "--formats bfloat16,int4+kv8 --rows 1 --tokens 4 --repeat 1 --seconds 0 --out {out}"
+    assert place.run("decode", asked) == 0
+    assert [row["format"] for row in place.file()["rows"]] == ["bfloat16", "int4+kv8"]

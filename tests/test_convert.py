@@ -16,9 +16,10 @@ from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.models.dense import Dense, attend, rotary
 from fastslow.models.moge import write_moge
 from fastslow.models.recipe import ExpertLayout, Recipe
-from fastslow.tools.convert.calibrate import calibrate
-from fastslow.tools.convert.convert import Split, convert
+from fastslow.tools.convert.calibrate import NeuronSplit, calibrate
+from fastslow.tools.convert.convert import convert
 from fastslow.tools.convert.distill import Distiller, Schedule, saved_layout
+from fastslow.tools.convert.options import ConvertOptions
 from fastslow.tools.convert.student import (
     Divergence,
     GatedProduct,
@@ -39,7 +40,7 @@ def dense_folder(folder: Path, **overrides: Any) -> Path:
 
 def layout_of(dense: Dense) -> ExpertLayout:
     rows = torch.randint(0, dense.config.vocab, (4, 40), generator=torch.Generator().manual_seed(1))
-    return calibrate(dense, rows, groups=GROUPS, experts=EXPERTS, shared=SHARED, width=WIDTH)
+    return calibrate(dense, rows, NeuronSplit(GROUPS, EXPERTS, SHARED, WIDTH))
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,12 @@ def trained(dense: Dense, layout: ExpertLayout) -> Student:
 
 def test_convert_writes_every_official_tensor(folder: Path, tmp_path: Path) -> None:
     out = convert(
-        folder, tmp_path / "moge", groups=GROUPS, experts=EXPERTS, schedule=QUICK,
-        calibration_rows=4, fast=1,
-    )  # fmt: skip
+        folder,
+        tmp_path / "moge",
+        ConvertOptions(groups=GROUPS, experts=EXPERTS, fast=1),
+        schedule=QUICK,
+        calibration_rows=4,
+    )
     tensors = load_file(out / "model.safetensors")
     shapes = {
         "model.embed_tokens.weight": (320, 64),
@@ -104,7 +108,9 @@ def test_convert_keeps_the_biases_of_pangu_embedded(tmp_path: Path) -> None:
     source = tmp_path / "embedded"
     vocab = write_spm(source)
     write_dense(source, "PanguEmbeddedForCausalLM", vocab=vocab, tie_word_embeddings=True)
-    out = convert(source, tmp_path / "moge", groups=2, schedule=QUICK, calibration_rows=4)
+    out = convert(
+        source, tmp_path / "moge", ConvertOptions(groups=2), schedule=QUICK, calibration_rows=4
+    )
     before, after = (load_file(f / "model.safetensors") for f in (source, out))
     for name in ("q_proj.bias", "o_proj.bias"):
         key = f"model.layers.1.self_attn.{name}"
@@ -245,6 +251,19 @@ def test_distillation_brings_the_student_closer_and_resumes(dense: Dense, tmp_pa
     assert again.step() < sum(losses[:6]) / 6
 
 
+def test_a_run_distils_until_its_minutes_are_over(
+    folder: Path, dense: Dense, tmp_path: Path
+) -> None:
+    options = ConvertOptions(groups=4, experts=4, minutes=0.02, checkpoint=tmp_path / "run")
+    convert(folder, tmp_path / "moge", options, schedule=QUICK, calibration_rows=4)
+    seconds, steps, _ = torch.load(tmp_path / "run", weights_only=True)["done"]
+    assert seconds >= 1.2 and steps > 0
+    again = replace(options, minutes=0.03, recipe=tmp_path / "recipe")
+    convert(folder, tmp_path / "more", again, schedule=QUICK)
+    assert torch.load(tmp_path / "run", weights_only=True)["done"][1] > steps
+    Recipe.load(tmp_path / "recipe").check(dense.config)
+
+
 def test_written_hidden_states_are_the_teachers(dense: Dense) -> None:
     tokens, hidden = TextWriter(dense, load_tokenizer(dense.folder), seed=3).rows(3, 30)
     torch.testing.assert_close(hidden, dense.hidden(tokens), rtol=1e-3, atol=1e-3)
@@ -293,15 +312,19 @@ def test_broken_recipes_are_refused(folder: Path, dense: Dense, tmp_path: Path) 
         ({"width": 11}, "pool's 10 neurons"),
         ({"fast": 5}, "fast must be 0 to 4"),
         ({"minutes": -1.0}, "minutes"),
-        ({"calibration_rows": 0}, "calibration_rows"),
     ],
 )
 def test_impossible_conversions_are_refused(
     folder: Path, tmp_path: Path, given: dict[str, float], message: str
 ) -> None:
-    options = {"groups": 4, "schedule": QUICK} | given
     with pytest.raises(ValueError, match=message):
-        convert(folder, tmp_path / "moge", **options)  # type: ignore[arg-type]
+        options = ConvertOptions(**{"groups": 4, **given})  # type: ignore[arg-type]
+        convert(folder, tmp_path / "moge", options, schedule=QUICK)
+
+
+def test_calibration_needs_rows(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="calibration_rows"):
+        convert(folder, tmp_path / "moge", calibration_rows=0)
 
 
 def test_other_models_are_refused(tmp_path: Path) -> None:
@@ -319,4 +342,4 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_default_split_of_a_known_size() -> None:
-    assert Split.of(1536, 8, 8, None, None) == Split(8, 8, 896, 64)
+    assert NeuronSplit.of(1536, 8, 8, None, None) == NeuronSplit(8, 8, 896, 64)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from smollm2_moge.regroup import regroup
 
 from fastslow.models.recipe import ExpertLayout, Recipe
-from fastslow.tools.convert.regroup import regroup
 
 LAYERS, GROUPS, EXPERTS, POOL, WIDTH, SHARED, HIDDEN, RANK = 2, 2, 4, 6, 4, 8, 16, 3
 INNER = SHARED + GROUPS * POOL

@@ -80,11 +80,15 @@ def test_answers_as_the_engine_would_emit_them(model: Path, tmp_path: Path) -> N
     answers = AnswerFile(tokenizer, load_template(model, tokenizer))
     path = write(tmp_path / "a", {"text": "one\u2028two"}, {"messages": CHAT})
     (end,) = tokenizer.eos_ids
-    said = list(answers.read(path))
-    assert [s.answer[-1] for s in said] == [end] * 3
-    assert [tokenizer.decode(s.answer) for s in said] == ["one\u2028two", "On its way.", "Today."]
-    assert said[0].prompt == []
-    prompt = tokenizer.decode(said[2].prompt, skip_special=False)
+    found = list(answers.read(path))
+    assert [one.answer[-1] for one in found] == [end] * 3
+    assert [tokenizer.decode(one.answer) for one in found] == [
+        "one\u2028two",
+        "On its way.",
+        "Today.",
+    ]
+    assert found[0].prompt == []
+    prompt = tokenizer.decode(found[2].prompt, skip_special=False)
     assert prompt.endswith("assistant: On its way.<|im_end|><|im_start|>user: When?<|im_end|>"
                            "<|im_start|>assistant: ")  # fmt: skip
 
@@ -102,8 +106,8 @@ def test_of_several_ends_the_templates_own_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "line 2: Expecting"),
-        ("[1]", "line 2: needs a JSON object with one of text, answer, messages"),
+        ("{", "line 2: no JSON (Expecting"),
+        ("[1]", "line 2: a JSON object is needed, not list"),
         ('{"question": "x"}', "line 2: needs a JSON object with one of"),
         ('{"text": ""}', "line 2: text='' must be text of at least one character"),
         ('{"answer": 3}', "line 2: answer=3 must be text"),
@@ -129,7 +133,7 @@ def test_bad_lines_are_told(
 def test_other_bad_input(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = write(tmp_path / "a.jsonl", {"text": "Hello"})
     assert run("build", tmp_path / "absent", "-o", tmp_path / "c", "--model", model) == 2
-    assert "absent cannot be read" in capsys.readouterr().err
+    assert "absent' cannot be read" in capsys.readouterr().err
     assert run("build", write(tmp_path / "none"), "-o", tmp_path / "c", "--model", model) == 2
     assert "would hold no answer" in capsys.readouterr().err
     assert run("info", good) == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from kernel_tools import compiled
 
-from fastslow.engine.backends.cpu import build
+from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu import library as library_module
 
 HERE = Path(__file__).parent
@@ -32,7 +32,7 @@ def run(level: str, *tests: str, **variables: str) -> None:
     done = subprocess.run(
         [*command, *(str(HERE / test) for test in tests)],
         cwd=HERE.parent,
-        env={**os.environ, build.VARIABLE: level, **variables},
+        env={**os.environ, library.VARIABLE: level, **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -65,7 +65,7 @@ def test_other_chips(level: str) -> None:
 @compiled
 @pytest.mark.parametrize("level", ["native", "plain"])
 def test_sanitizers(level: str) -> None:
-    compiler = build.find_compiler()
+    compiler = library.find_compiler()
     # the second: without it the first finds nothing behind an exception that kernels throw
     found = [where(compiler, name) for name in ("libasan.so", "libstdc++.so")]
     if not all(path.is_absolute() for path in found):
@@ -87,9 +87,9 @@ def test_where_there_is_a_compiler_the_kernels_run() -> None:
 
 
 def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(build.VARIABLE, "sse9")
+    monkeypatch.setenv(library.VARIABLE, "sse9")
     with pytest.raises(ValueError, match="FASTSLOW_KERNELS='sse9' is not one of native, avx2"):
-        build.level()
+        library.level()
 
 
 def test_without_a_compiler_one_sentence_says_what_to_do(
@@ -97,7 +97,7 @@ def test_without_a_compiler_one_sentence_says_what_to_do(
 ) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
     with pytest.raises(RuntimeError, match="no C.. compiler was found: install a C.. compiler"):
-        build.find_compiler()
+        library.find_compiler()
 
 
 def test_a_failing_compiler_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -107,5 +107,5 @@ def test_a_failing_compiler_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
     with pytest.raises(RuntimeError, match="could not compile the CPU kernels .*out of ink"):
-        build.build("native")
+        library.build("native")
     assert not list((tmp_path / "cache" / "kernels").iterdir())

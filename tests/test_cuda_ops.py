@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.cuda import CudaOps
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
-from fastslow.engine.backends.accelerator.ops import DeviceMatrix, Graph
+from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp, ExpertChoice, Graph
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.model.base import Model
@@ -36,7 +36,7 @@ class Recording:
         with npu_sim.graph(self._graph):
             run()
 
-    def replay(self, queries: list[int], lengths: list[int]) -> None:
+    def replay(self, query_ends: list[int], seq_lens: list[int]) -> None:
         self._graph.replay()
 
 
@@ -153,7 +153,8 @@ def test_experts(dtype: torch.dtype) -> None:
     down = torch.randn(4, 16, 32, generator=random(3)).to(dtype) / 4
     experts = torch.tensor([[0, 3], [2, 4], [4, 4], [3, 1], [0, 4]], dtype=torch.int32)
     weights = torch.rand(5, 2, generator=random(4)).masked_fill(experts == 4, 0)
-    found = ops.experts(x, experts, weights, DeviceMatrix(up), DeviceMatrix(down), shared)
+    mlp = DeviceMlp(DeviceMatrix(up), DeviceMatrix(down))
+    found = ops.experts(x, ExpertChoice(experts, weights), mlp, shared)
     for row in range(5):
         wanted = shared[row].float()
         for e, w in zip(experts[row].tolist(), weights[row]):

@@ -62,7 +62,7 @@ def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
         params=SamplingParams(**params),
         groups=None,
         seed=number,
-        reach=200,
+        max_len=200,
         reproducible=False,
         thinking=None,
     )
@@ -212,7 +212,7 @@ def test_other_tokens_end_to_end(bpe: Tokenizer, spm: Tokenizer) -> None:
     assert len(model.read[0]) == len(spm.encode(begun))
     assert max(len(read) for read in model.read[1:]) <= 6
     drafter.release([0])
-    assert kv.requests == 0 and not drafter._followed and not drafter._reach
+    assert kv.requests == 0 and not drafter._followed and not drafter._max_len
 
 
 def test_no_room_in_the_draft_models_context(bpe: Tokenizer, spm: Tokenizer) -> None:

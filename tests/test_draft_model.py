@@ -101,7 +101,7 @@ def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
         speculation=Speculation(),
         groups=None,
         seed=number,
-        reach=4000,
+        max_len=4000,
         reproducible=False,
         thinking=None,
     )

@@ -71,7 +71,7 @@ def test_kept_layers_are_a_smaller_model(
     model = load(whole, form)
     small = load(without(tmp_path / "small", whole, kept), form)
     for groups in (None, 1) if kind == "moge" else (None,):
-        said = texts.logits(model.keep(kept), TOKENS, [20, 3], groups)
+        said = texts.logits(model.layer_subset(kept), TOKENS, [20, 3], groups)
         assert torch.equal(said, texts.logits(small, TOKENS, [20, 3], groups))
         plain = texts.logits(model, TOKENS, groups=groups)
         assert torch.equal(said, plain) == (len(kept) == LAYERS)
@@ -84,7 +84,7 @@ def test_the_others_keys_are_left_alone(tmp_path: Path, form: str) -> None:
     kv: KVStorage = texts.storage(model, len(TOKENS))
     kv.k[1].fill_(3.0)
     rows = Rows.of([texts.chunk(TOKENS, 0, len(TOKENS), torch.arange(len(TOKENS)).numpy())])
-    fewer = model.keep([0, 2, 3]).keep([0, 3])
+    fewer = model.layer_subset([0, 2, 3]).layer_subset([0, 3])
     first = fewer.forward(rows, kv, features=(3, 0)).features
     assert all(bool(kv.k[n].any()) == (n in (0, 1, 3)) for n in range(LAYERS))
     assert bool((kv.k[1] == 3).all())
@@ -100,10 +100,10 @@ def test_bad_layers(tmp_path: Path, form: str) -> None:
     model = load(write(tmp_path, full, tensors(full, seed=1)), form)
     for layers in ([], [1, 0], [0, 0], [5], [-1, 2]):
         with pytest.raises(ValueError, match=r"^layers \[.*\] must ascend and be in 0\.\.4$"):
-            model.keep(layers)
-    fewer = model.keep([0, 2])
+            model.layer_subset(layers)
+    fewer = model.layer_subset([0, 2])
     with pytest.raises(ValueError, match=r"^layers \[1\] must ascend and be one of \[0, 2\]$"):
-        fewer.keep([1])
+        fewer.layer_subset([1])
     rows = Rows.of([texts.chunk(TOKENS, 0, 1, torch.arange(1).numpy())])
     with pytest.raises(ValueError, match=r"^feature layer 1 must be one of \[0, 2\]$"):
         fewer.forward(rows, texts.storage(model, 1), features=(1,))
@@ -118,4 +118,4 @@ def test_a_step_of_fewer_layers_reads_less(tmp_path: Path) -> None:
     kept = [0, 1, 4]
     small: Any = load_model(without(tmp_path / "small", whole, kept), "bfloat16", "cpu")
     for groups in (None, 0, 1):
-        assert model.keep(kept).bytes_for(groups) == small.bytes_for(groups)
+        assert model.layer_subset(kept).bytes_for(groups) == small.bytes_for(groups)

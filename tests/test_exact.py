@@ -21,6 +21,7 @@ from engine_tools import (
     Setting,
     answer,
     cache_for,
+    law,
     outcome,
     write_kin,
 )
@@ -37,7 +38,7 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling.probs import law, only_best, probs_at
+from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.types import Floats, RequestView, Tree
 
@@ -78,7 +79,7 @@ def make_bench(
     stranger = load_model(foreign, dtype, device, progress=False)
     words = letters(VOCAB)
     ours, theirs = Pieces(words), Pieces([words[x] for x in SPOKEN])
-    shallow = model.keep([0])
+    shallow = model.layer_subset([0])
 
     def common() -> CommonLexicon:
         return CommonLexicon(Speller(ours), Speller(theirs), VOCAB)

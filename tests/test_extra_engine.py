@@ -52,7 +52,7 @@ def bench(folder: Path) -> Bench:
         {
             "ngram": lambda kv: NgramDraft(2, 1),
             "random": lambda kv: RandomDraft(),
-            "skip": lambda kv: ModelDraft(model.keep([0]), BorrowedKV(kv), probs_at),
+            "skip": lambda kv: ModelDraft(model.layer_subset([0]), BorrowedKV(kv), probs_at),
             "kin": lambda kv: ModelDraft(kin, OwnKV(cache_for(kin)), probs_at, only_best=only_best),
             "mtp": lambda kv: HeadDraft(TorchRunner(head), probs_at),
             "mtp tree": lambda kv: HeadDraft(TorchRunner(head), probs_at, width=3, depth=3),

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import active_parameters, parameters
+from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.types import Rows, Segment
 from fastslow.tools.cli.app import app
 

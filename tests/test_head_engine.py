@@ -198,10 +198,9 @@ def test_each_drafter_is_told_its_own_rows_and_layers(bench: Bench, folder: Path
 
 
 def _features(bench: Bench, tokens: list[int], layers: tuple[int, ...]) -> torch.Tensor:
-    from fastslow.tools.train_head.answers import TrainText
-    from fastslow.tools.train_head.features import forward
+    from fastslow.tools.forward import forward_texts
 
-    out = forward(bench.model, [TrainText(tokens, 1)], layers)
+    out = forward_texts(bench.model, [tokens], layers)
     assert out.features is not None
     return out.features
 
@@ -244,7 +243,7 @@ class _View:
         self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
         self.reproducible, self.thinking, self.groups = False, None, None
         self.speculation = Speculation(nodes=3)
-        self.computed, self.reach = len(tokens) - 1, len(tokens) + 99
+        self.computed, self.max_len = len(tokens) - 1, len(tokens) + 99
 
 
 @pytest.mark.parametrize("field", ["width", "depth"])

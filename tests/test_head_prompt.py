@@ -31,9 +31,10 @@ from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import AcceptResult, Drafter, MarginalValue, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
 from fastslow.policies.speculation.settings import TUNING
+from fastslow.tools.forward import forward_texts
 from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.batches import BatchCut, batch_of
-from fastslow.tools.train_head.features import forward, look
+from fastslow.tools.train_head.features import look
 from fastslow.tools.train_head.unroll import Prefix, unroll
 
 FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
@@ -101,8 +102,8 @@ class Watch(HeadDraft):
 class AskAll(AdaptiveSelection):
     """Asks everyone in every step."""
 
-    def ask(self, drafter: int) -> list[int]:
-        return list(self._nodes)
+    def _asked(self, drafter: int, requests: Any, nodes: Sequence[int], worth: Any) -> list[int]:
+        return list(nodes)
 
 
 class Both(AdaptiveDrafter):
@@ -210,7 +211,7 @@ def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
             assert set(rows) >= set(range(max(cached, last - most), last))
             if not requests[number].tally.preemptions:
                 assert set(rows) == set(range(max(cached, last - most), last))
-            whole = forward(bench.model, [TrainText(requests[number].tokens, 1)], layers).features
+            whole = forward_texts(bench.model, [requests[number].tokens], layers).features
             assert whole is not None
             for place, row in (rows | watch.verified[number]).items():
                 assert torch.equal(row, whole[place])
@@ -235,7 +236,7 @@ class View:
         self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
         self.reproducible, self.thinking, self.groups = False, None, None
         self.speculation = Speculation(nodes=3)
-        self.computed, self.reach = len(tokens) - 1, len(tokens) + 99
+        self.computed, self.max_len = len(tokens) - 1, len(tokens) + 99
 
 
 class Told:

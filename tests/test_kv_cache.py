@@ -12,7 +12,7 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.integrity import IntegrityError
 from fastslow.engine.kv.pages import PagePool
 from fastslow.engine.kv.prefix import EMPTY, chain
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.storage import KVShape, KVStorage
 
 TEXT = list(range(100, 116))
 
@@ -132,16 +132,14 @@ def test_commit_moves_an_accepted_branch_into_place() -> None:
 
 
 def test_moves_may_overlap() -> None:
-    storage = KVStorage(
-        layers=2, slots=5, kv_heads=1, head_dim=1, dtype=torch.float32, device="cpu"
-    )
+    storage = KVStorage(KVShape(2, 5, 1, 1, torch.float32, "cpu"))
     for rows in (*storage.k, *storage.v):
         rows.copy_(torch.arange(5.0).reshape(5, 1, 1))
     storage.move(np.array([0, 1, 2]), np.array([1, 2, 0]))
     for rows in (*storage.k, *storage.v):
         assert rows.flatten().tolist() == [2, 0, 1, 3, 4]
     token = KVStorage.token_bytes(layers=2, kv_heads=1, head_dim=1, dtype=torch.float32)
-    assert storage.nbytes == 5 * token == 5 * storage.bytes_per_slot
+    assert storage.nbytes == 5 * token
 
 
 def test_what_was_written_before_a_clear_is_not_found_after_it() -> None:
@@ -200,12 +198,12 @@ def test_misuse_is_refused() -> None:
 def _share_unsealed(cache: KVCache) -> None:
     page = cache._tables[0].pages[-1]
     cache._tables[2].extend([page])
-    cache._pool.references[page] += 1
+    cache._ranks[0].pool.references[page] += 1
 
 
 def _reverse_idle(cache: KVCache) -> None:
-    for page in reversed(list(cache._pool.idle_pages())):
-        cache._pool._idle.move_to_end(page)
+    for page in reversed(list(cache._ranks[0].pool.idle_pages())):
+        cache._ranks[0].pool._idle.move_to_end(page)
 
 
 def _lose_table(cache: KVCache) -> None:
@@ -213,15 +211,15 @@ def _lose_table(cache: KVCache) -> None:
 
 
 def _release_held(cache: KVCache) -> None:
-    cache._pool._release(cache._tables[0].pages[0])
+    cache._ranks[0].pool._release(cache._tables[0].pages[0])
 
 
 def _leak(cache: KVCache) -> None:
-    cache._pool.take(1)
+    cache._ranks[0].pool.take(1)
 
 
 def _miscount_free(cache: KVCache) -> None:
-    cache._pool._free += 1
+    cache._ranks[0].pool._free += 1
 
 
 def _too_valid(cache: KVCache) -> None:
@@ -237,21 +235,21 @@ def _unknown_page(cache: KVCache) -> None:
 
 
 def _forget_idle(cache: KVCache) -> None:
-    cache._index.forget(next(cache._pool.idle_pages()))
+    cache._ranks[0].prefix.forget(next(cache._ranks[0].pool.idle_pages()))
 
 
 def _forget_held(cache: KVCache) -> None:
-    cache._index.forget(cache._tables[0].pages[0])
+    cache._ranks[0].prefix.forget(cache._tables[0].pages[0])
 
 
 def _cross_keys(cache: KVCache) -> None:
-    (a, page), (b, other) = list(cache._index.items())[:2]
-    cache._index._page_of.update({a: other, b: page})
+    (a, page), (b, other) = list(cache._ranks[0].prefix.items())[:2]
+    cache._ranks[0].prefix._page_of.update({a: other, b: page})
 
 
 def _drop_key(cache: KVCache) -> None:
-    key, _ = next(cache._index.items())
-    del cache._index._page_of[key]
+    key, _ = next(cache._ranks[0].prefix.items())
+    del cache._ranks[0].prefix._page_of[key]
 
 
 def _unseal(cache: KVCache) -> None:

@@ -12,11 +12,11 @@ import texts
 import torch
 from kernel_tools import compiled
 
-from fastslow.engine.backends.cpu import build, library
+from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.types import Rows
 from fastslow.llm import LLM
@@ -25,7 +25,7 @@ SHAPE: dict[str, Any] = {"layers": 3, "kv_heads": 2, "head_dim": 8}
 
 
 def make(slots: int) -> Int8Tiles:
-    return Int8Tiles(**SHAPE, slots=slots, dtype=torch.float32, device="cpu")
+    return Int8Tiles(KVShape(**SHAPE, slots=slots, dtype=torch.float32, device="cpu"))
 
 
 def some(slots: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +47,11 @@ def test_rows_are_kept_to_half_a_step_and_moved_bit_for_bit() -> None:
     for got, before in zip(moved, found, strict=True):
         assert torch.equal(got[:, [16, 17, 2, 33]], before[:, [15, 16, 17, 3]])
         assert torch.equal(got[:, :2], before[:, :2])
-    assert storage.dtype == torch.float32 and storage.kept == torch.int8 and storage.slots == 40
+    assert (
+        storage.dtype == torch.float32
+        and storage.memory_dtype == torch.int8
+        and storage.slots == 40
+    )
 
 
 def test_where_the_bytes_of_a_tile_lie() -> None:
@@ -94,13 +98,13 @@ def test_what_int8_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(
         ValueError, match="head_dim of int8 tiles is 6, but must be a multiple of 4"
     ):
-        Int8Tiles(layers=1, slots=1, kv_heads=1, head_dim=6, dtype=torch.float32, device="cpu")
+        Int8Tiles(KVShape(1, 1, 1, 6, torch.float32, "cpu"))
     folder = checkpoints.write_dense(tmp_path)
     with pytest.raises(ValueError, match="kv_dtype 'int9' is not one of auto, int8, model"):
         load_model(folder, kv_dtype="int9")
     library.available.cache_clear()
     with monkeypatch.context() as off:
-        off.setenv(build.VARIABLE, "off")
+        off.setenv(library.VARIABLE, "off")
         with pytest.raises(ValueError, match="kv_dtype 'int8' needs the CPU kernels"):
             load_model(folder, kv_dtype="int8")
     library.available.cache_clear()

@@ -11,11 +11,11 @@ import texts
 import torch
 from kernel_tools import compiled
 
-from fastslow.engine.backends.cpu import build, library
+from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.kv import TiledStorage
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.types import Rows
 
@@ -23,7 +23,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 def make(kind: type[KVStorage], slots: int, dtype: torch.dtype = torch.float32) -> KVStorage:
-    return kind(layers=3, slots=slots, kv_heads=2, head_dim=6, dtype=dtype, device="cpu")
+    return kind(KVShape(3, slots, 2, 6, dtype, "cpu"))
 
 
 def numbered(slots: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,7 +95,7 @@ def test_what_tiles_cannot_hold_is_refused() -> None:
     with pytest.raises(ValueError, match=r"dtype of tiles is torch.float64, but must be float32"):
         make(TiledStorage, 16, torch.float64)
     with pytest.raises(ValueError, match="head_dim of tiles is 3, but must be even"):
-        TiledStorage(layers=1, slots=16, kv_heads=1, head_dim=3, dtype=torch.float32, device="cpu")
+        TiledStorage(KVShape(1, 16, 1, 3, torch.float32, "cpu"))
 
 
 def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Model, Model]:
@@ -104,7 +104,7 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Model, Model]
     kernels = load_model(folder, "float32")
     library.available.cache_clear()
     with monkeypatch.context() as off:
-        off.setenv(build.VARIABLE, "off")
+        off.setenv(library.VARIABLE, "off")
         plain = load_model(folder, "float32")
     library.available.cache_clear()
     assert kernels.storage is TiledStorage and plain.storage is KVStorage

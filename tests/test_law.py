@@ -19,6 +19,7 @@ from engine_tools import (
     Setting,
     answer,
     cache_for,
+    law,
     write_kin,
 )
 from laws import chi_square_fits, plain_law, sampled_text_law
@@ -35,7 +36,6 @@ from fastslow.draft.model.spelling import Speller
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling.probs import law
 from fastslow.engine.types import Floats
 
 VOCAB = 12

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.engine.backends.cpu.build import build
+from fastslow.engine.backends.cpu.library import build
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.host.cache_folder import cache_folder
+from fastslow.engine.host.files import cache_folder
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.engine.model.weights import Weights
 
 NORM = "model.norm.weight"
@@ -192,7 +192,10 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
 def test_broken_index(tmp_path: Path, text: str) -> None:
     folder = checkpoints.write_moge(tmp_path)
     (folder / INDEX).write_text(text)
-    refused(folder, f"{INDEX} (is not valid JSON|must hold an object weight_map)")
+    refused(
+        folder,
+        f"{INDEX} (is not valid JSON|must hold an object weight_map|must hold a JSON object)",
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "nul"])

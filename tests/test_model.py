@@ -28,13 +28,13 @@ LLAMA3 = {
 }
 
 
-def assert_same_law(folder: Path, groups: int | None = None, reach: int = 0) -> None:
+def assert_same_law(folder: Path, groups: int | None = None, max_len: int = 0) -> None:
     tokens = texts.tokens_of(19)
-    expected = ReferenceModel(folder).logits(tokens, groups, reach).log_softmax(-1)
+    expected = ReferenceModel(folder).logits(tokens, groups, max_len).log_softmax(-1)
     model = load_model(folder, "float32")
-    got = texts.logits(model, tokens, groups=groups, reach=reach).double().log_softmax(-1)
+    got = texts.logits(model, tokens, groups=groups, max_len=max_len).double().log_softmax(-1)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
-    exact = texts.logits(load_model(folder, "float64"), tokens, groups=groups, reach=reach)
+    exact = texts.logits(load_model(folder, "float64"), tokens, groups=groups, max_len=max_len)
     assert exact.dtype == torch.float64
     torch.testing.assert_close(exact.log_softmax(-1), expected, rtol=0, atol=1e-9)
 
@@ -87,7 +87,7 @@ def test_pangu_embedded_has_attention_biases_unless_told_otherwise(
 
 
 @pytest.mark.parametrize(
-    ("scaling", "reach"),
+    ("scaling", "max_len"),
     [
         ({"type": "linear", "factor": 4.0}, 0),
         ({"rope_type": "dynamic", "factor": 2.0}, 0),
@@ -97,11 +97,11 @@ def test_pangu_embedded_has_attention_biases_unless_told_otherwise(
         ({"rope_type": "default"}, 0),
     ],
 )
-def test_rope_scaling(tmp_path: Path, scaling: dict[str, Any], reach: int) -> None:
+def test_rope_scaling(tmp_path: Path, scaling: dict[str, Any], max_len: int) -> None:
     folder = checkpoints.write_dense(
         tmp_path, rope_scaling=scaling, max_position_embeddings=16, rope_theta=100.0
     )
-    assert_same_law(folder, reach=reach)
+    assert_same_law(folder, max_len=max_len)
 
 
 def test_rope_parameters_of_newer_configs_mean_the_same(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import active_parameters, parameters
+from fastslow.engine.model.tensors import active_parameters, parameters
 
 PRO_MOE: dict[str, Any] = {
     "architectures": ["PanguProMoEForCausalLM"],

@@ -171,14 +171,14 @@ def test_each_request_keeps_its_own_reach(tmp_path: Path) -> None:
     assert model.config.context == 64
     tokens = texts.tokens_of(12)
     kv = texts.storage(model, 36)
-    reaches = (0, 24, 64)
+    max_lens = (0, 24, 64)
     rows = Rows.of(
         [
-            texts.chunk(tokens, 0, 12, np.arange(12 * i, 12 * i + 12), reach=reach)
-            for i, reach in enumerate(reaches)
+            texts.chunk(tokens, 0, 12, np.arange(12 * i, 12 * i + 12), max_len=max_len)
+            for i, max_len in enumerate(max_lens)
         ]
     )
     out = model.forward(rows, kv).logits.split(12)
-    for got, reach in zip(out, reaches, strict=True):
-        assert torch.equal(got, texts.logits(model, tokens, [5, 1, 6], reach=reach))
+    for got, max_len in zip(out, max_lens, strict=True):
+        assert torch.equal(got, texts.logits(model, tokens, [5, 1, 6], max_len=max_len))
     assert not torch.equal(out[0], out[1]) and not torch.equal(out[1], out[2])

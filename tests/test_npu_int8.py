@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import npu_kernels
 import pytest
@@ -17,26 +16,24 @@ from torch import Tensor
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.weights import Stacked, StackedMoge
-from fastslow.engine.backends.device import find_place, paged_ops_for
+from fastslow.engine.backends.device import choose_device, paged_ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.int8 import QuantLinear
 
 TOKENS = texts.tokens_of(60)
 
 
-class Matrix(NamedTuple):
-    weight_OI: Tensor
-    scale_O: Tensor
-
-
-def rounded(weight: Tensor) -> Matrix:
+def rounded(weight: Tensor) -> QuantLinear:
     scale = (weight.float().abs().amax(-1) / 127).bfloat16().float()
-    return Matrix((weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale)
+    return QuantLinear(
+        (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+    )
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Matrix]]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, QuantLinear]]:
     """A checkpoint whose matrices are what int8 holds, and these matrices in int8."""
     folder = write_moge(tmp_path_factory.mktemp("w8a8"), sharded=False, mlp_only_layers=[1])
     table = load_file(folder / "model.safetensors")
@@ -49,16 +46,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, M
     return write(folder, config, table), quantised
 
 
-def on_npu(folder: Path, matrices: dict[str, Matrix], dtype: torch.dtype) -> PagedDecoder:
+def on_npu(folder: Path, matrices: dict[str, QuantLinear], dtype: torch.dtype) -> PagedDecoder:
     config = ModelConfig.from_folder(folder)
-    place = find_place("npu")
+    place = choose_device("npu")
     with Checkpoint.open(folder, config).reader(progress=False) as read:
         ops = paged_ops_for(place)
         return PagedDecoder(Stacked(config, ops, dtype, place.device, read, matrices.get))
 
 
 def test_int8_errs_as_its_rounding_of_rows_does(
-    folders: tuple[Path, dict[str, Matrix]],
+    folders: tuple[Path, dict[str, QuantLinear]],
 ) -> None:
     folder, matrices = folders
     exact = texts.logits(load_model(folder, "float32", "cpu"), TOKENS)
@@ -70,14 +67,14 @@ def test_int8_errs_as_its_rounding_of_rows_does(
     moge = model.weights.layers[0].mlp
     assert isinstance(moge, StackedMoge)
     assert model.weights.layers[0].qkv.weight.dtype == torch.int8
-    assert moge.gate_up.weight.dtype == torch.int8
+    assert moge.experts.gate_up.weight.dtype == torch.int8
     assert npu_kernels.calls["npu_quant_matmul"] > 0 and model.recorder.replays == 9
     error, usual = (found - exact).abs().mean(), (plain - exact).abs().mean()
     assert error < 4 * usual
     assert (found.argmax(-1) == exact.argmax(-1)).float().mean() > 0.8
 
 
-def test_a_310p_multiplies_them_out(folders: tuple[Path, dict[str, Matrix]]) -> None:
+def test_a_310p_multiplies_them_out(folders: tuple[Path, dict[str, QuantLinear]]) -> None:
     folder, matrices = folders
     with simulated(CHIPS[1]):
         model = on_npu(folder, matrices, torch.float32)
@@ -87,7 +84,7 @@ def test_a_310p_multiplies_them_out(folders: tuple[Path, dict[str, Matrix]]) -> 
     torch.testing.assert_close(found, exact, atol=1e-3, rtol=0)
 
 
-def test_experts_are_all_of_one_kind(folders: tuple[Path, dict[str, Matrix]]) -> None:
+def test_experts_are_all_of_one_kind(folders: tuple[Path, dict[str, QuantLinear]]) -> None:
     folder, matrices = folders
     some = {n: m for n, m in matrices.items() if "experts.3." not in n}
     with (

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastslow.engine.backends.device import find_place, ops_for
-from fastslow.engine.backends.torch import onednn
-from fastslow.engine.backends.torch.onednn import OneDnnOps
-from fastslow.engine.backends.torch.reference import ReferenceOps
+from fastslow.engine.backends.device import choose_device, ops_for
+from fastslow.engine.backends.torch import reference
+from fastslow.engine.backends.torch.reference import OneDnnOps, ReferenceOps
 from fastslow.engine.model.moge import choose
 from fastslow.engine.model.ops import Dispatch, Ops
 
@@ -93,7 +92,7 @@ def test_experts_run_their_own_rows(ops: Ops, dtype: torch.dtype) -> None:
 
 
 def test_without_onednn_plain_products_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn, "packable", lambda dtype: False)
+    monkeypatch.setattr(reference, "packable", lambda dtype: False)
     weight, x = torch.randn(8, 16), torch.randn(4, 16)
     assert OneDnnOps().pack(weight) is weight
     assert torch.equal(OneDnnOps().linear(x, weight), F.linear(x, weight))
@@ -102,9 +101,9 @@ def test_without_onednn_plain_products_run(monkeypatch: pytest.MonkeyPatch) -> N
 def test_devices() -> None:
     assert isinstance(ops_for("cpu"), OneDnnOps)
     assert not isinstance(ops_for("cuda"), OneDnnOps)
-    assert find_place("cpu").device == torch.device("cpu")
+    assert choose_device("cpu").device == torch.device("cpu")
     with pytest.raises(ValueError, match="device 'tpu' is not one of auto, cpu, cuda, npu"):
-        find_place("tpu")
+        choose_device("tpu")
 
 
 def test_router_takes_the_first_of_equals_and_keeps_the_heaviest_groups() -> None:

@@ -144,7 +144,7 @@ def test_one_import_up_is_seen(module: str, line: str) -> None:
     ("module", "line"),
     [
         ("engine.kv.storage", "from fastslow.engine.kv.cache import KVCache"),
-        ("engine.model.config", "if TYPE_CHECKING:\n    from fastslow.engine.model import names"),
+        ("engine.model.config", "if TYPE_CHECKING:\n    from fastslow.engine.model import tensors"),
     ],
 )
 def test_one_circle_is_seen(module: str, line: str) -> None:

@@ -82,7 +82,7 @@ def test_what_fails_inside_a_rank_is_told_and_closing_ends_all(folder: Path) -> 
     with open_llm(folder, "dp=2") as llm:
         model = shared(llm)
         pids = model.pids
-        model._team.tell(pack([Command(CommandKind.FREE, fields([999]))]))
+        model._rank_group.send(pack([Command(CommandKind.FREE, fields([999]))]))
         with pytest.raises(GenerationError, match="rank 1 failed: KeyError: 999"):
             llm.generate([5, 6, 7], FEW)
         assert gone(pids.values())

@@ -16,8 +16,7 @@ from test_cli import PANGU_72B, run
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.cuts import Over, cut_of, expert_of
-from fastslow.engine.model.names import parameters, tensor_shapes
+from fastslow.engine.model.tensors import Over, cut_of, expert_of, parameters, tensor_shapes
 from fastslow.engine.parallel.commands import (
     Command,
     CommandKind,
@@ -27,10 +26,9 @@ from fastslow.engine.parallel.commands import (
     unpack,
     unpack_rows,
 )
-from fastslow.engine.parallel.deal import Deal
-from fastslow.engine.parallel.place import RankPlace, usual
-from fastslow.engine.parallel.spec import Parallel
-from fastslow.engine.parallel.weights import PartReader, part_weights, weight_bytes
+from fastslow.engine.parallel.decoder import DealtRows
+from fastslow.engine.parallel.sharding import Parallel, RankShard, usual
+from fastslow.engine.parallel.weights import ShardReader, shard_weights, weight_bytes
 from fastslow.engine.types import Rows, Segment
 from fastslow.tools.plan.shards import ShardPlan
 
@@ -50,21 +48,21 @@ def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
     parallel = Parallel.parse(layout)
     if kind == "dense" and parallel.ep > 1:
         return
-    places = RankPlace.all(config, parallel)
-    a, homes = places[0].attention, places[0].homes
+    places = RankShard.all(config, parallel)
+    a, dp_ranks = places[0].attention, places[0].dp_ranks
     copies = {
         Over.NOBODY: parallel.ranks,
         Over.ALL: 1,
-        Over.HEADS: homes,
-        Over.KV_HEADS: homes * max(1, a // config.kv_heads),
+        Over.HEADS: dp_ranks,
+        Over.KV_HEADS: dp_ranks * max(1, a // config.kv_heads),
         Over.EXPERTS: 1,
         Over.FIRST_OF_ALL: 1,
-        Over.FIRST_OF_HEADS: homes,
+        Over.FIRST_OF_HEADS: dp_ranks,
     }
     for name, shape in tensor_shapes(config).items():
         held = np.zeros(shape, dtype=np.int64)
         for place in places:
-            if (part := place.part(name, shape)) is not None:
+            if (part := place.slices(name, shape)) is not None:
                 held[part] += 1
         assert (held == copies[cut_of(name).over]).all(), name
 
@@ -72,7 +70,7 @@ def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_rank_runs_as_many_experts_as_any_other(layout: str) -> None:
     parallel = Parallel.parse(layout)
-    places = RankPlace.all(config_of(MOGE), parallel)
+    places = RankShard.all(config_of(MOGE), parallel)
     assert {len(place.groups) for place in places} == {4 // parallel.ep}
     for place in places:
         assert place.experts == range(4 * place.groups.start, 4 * place.groups.stop)
@@ -80,26 +78,26 @@ def test_a_rank_runs_as_many_experts_as_any_other(layout: str) -> None:
 
 def test_h2p_on_eight_devices() -> None:
     """Attention DP2 x TP4, experts EP4 x TP2, shared TP8: arXiv 2505.21411."""
-    places = RankPlace.all(config_of(PANGU_72B), Parallel(ep=4, dp=2))
-    assert {(p.attention, p.homes, p.heads, p.kv_heads, len(p.groups)) for p in places} == {
+    places = RankShard.all(config_of(PANGU_72B), Parallel(ep=4, dp=2))
+    assert {(p.attention, p.dp_ranks, p.heads, p.kv_heads, len(p.groups)) for p in places} == {
         (4, 2, 10, 2, 2)
     }
     local = places[5].local
     assert (local.moe_intermediate_size, local.shared_intermediate_size) == (672, 672)
-    assert places[5].home == 1 and places[5].groups == range(2, 4)
+    assert places[5].dp_rank == 1 and places[5].groups == range(2, 4)
 
 
-def part_on_meta(place: RankPlace) -> tuple[int, int]:
+def part_on_meta(place: RankShard) -> tuple[int, int]:
     """Bytes of weights and bytes read, of a rank whose tensors are never allocated."""
 
     def read(name: str, part: Sequence[slice]) -> torch.Tensor:
         shape = [s.stop - s.start for s in part]
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
-    reader = PartReader(place, read)
+    reader = ShardReader(place, read)
     meta = torch.device("meta")
     return weight_bytes(
-        part_weights(place, ReferenceOps(), torch.bfloat16, meta, reader)
+        shard_weights(place, ReferenceOps(), torch.bfloat16, meta, reader)
     ), reader.nbytes
 
 
@@ -130,8 +128,8 @@ def test_a_tied_head_counts_as_it_lies(kind: str, dtype: torch.dtype) -> None:
         return torch.zeros([s.stop - s.start for s in part], dtype=dtype)
 
     for share in ShardPlan.of(config, Parallel(ep=2, dp=2), dtype, kind).shares:
-        cpu, reader = torch.device("cpu"), PartReader(share.place, read)
-        held = weight_bytes(part_weights(share.place, ops_for(kind), dtype, cpu, reader))
+        cpu, reader = torch.device("cpu"), ShardReader(share.place, read)
+        held = weight_bytes(shard_weights(share.place, ops_for(kind), dtype, cpu, reader))
         assert held == share.weights
         assert reader.nbytes == dtype.itemsize * share.elements
 
@@ -143,7 +141,7 @@ def test_inspect_shows_the_shares(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (told["ep"], told["tp"], told["dp"], told["sent_per_row_and_layer"]) == (4, 1, 2, 204800)
     plan = ShardPlan.of(config_of(PANGU_72B), Parallel(ep=4, dp=2), torch.bfloat16)
     assert [rank["weights"] for rank in told["ranks"]] == [share.weights for share in plan.shares]
-    assert told["ranks"][5]["groups"] == [2, 3] and told["ranks"][5]["home"] == 1
+    assert told["ranks"][5]["groups"] == [2, 3] and told["ranks"][5]["dp_rank"] == 1
     assert run("inspect", tmp_path, "--parallel", "ep=4,dp=2") == 0
     shown = capsys.readouterr().out
     assert "a row of a layer sends 200.0 KiB between ranks" in shown and "17.5 GiB" in shown
@@ -159,7 +157,7 @@ def test_ranks_of_a_torchrun_are_used_as_well_as_the_model_allows() -> None:
     assert usual(config_of(PANGU_72B), 16) == Parallel(ep=8, tp=2)
     nine = config_of({**MOGE, "num_attention_heads": 9, "num_key_value_heads": 3})
     assert usual(nine, 2) == Parallel(ep=2)
-    assert RankPlace.all(nine, Parallel(ep=2))[0].homes == 2, "nine heads run in two homes"
+    assert RankShard.all(nine, Parallel(ep=2))[0].dp_ranks == 2, "nine heads run twice"
     assert (
         usual(config_of({**DENSE, "num_attention_heads": 9, "num_key_value_heads": 3}), 2).dp == 2
     )
@@ -172,7 +170,7 @@ def test_ranks_of_a_torchrun_are_used_as_well_as_the_model_allows() -> None:
 @pytest.mark.parametrize("layout", ["tp=2", "ep=2", "dp=2"])
 def test_an_architecture_of_one_rank_is_refused_before_ranks_start(layout: str) -> None:
     with pytest.raises(ValueError, match="PanguProMoEV2ForCausalLM runs on one rank only"):
-        RankPlace.all(config_of(MOE), Parallel.parse(layout))
+        RankShard.all(config_of(MOE), Parallel.parse(layout))
 
 
 def test_names_without_a_rule_are_refused() -> None:
@@ -195,7 +193,7 @@ def rows_of(*requests: tuple[int, int]) -> Rows:
                 context=np.array([first + 40, first + 41, first + 30]),
                 groups=None if first else 0,
                 outputs=[count - 1],
-                reach=99,
+                max_len=99,
                 only_best=bool(first),
             )
             for first, count in requests
@@ -218,11 +216,11 @@ def test_rows_arrive_as_they_were_sent() -> None:
 
 
 def test_rows_are_dealt_to_homes_then_ranks() -> None:
-    places = RankPlace.all(config_of(MOGE), Parallel(dp=2, tp=2))
+    places = RankShard.all(config_of(MOGE), Parallel(dp=2, tp=2))
     rows = rows_of((1000, 3), (0, 1), (1500, 2))
-    deals = [Deal.of(rows, place, 1000) for place in places]
+    deals = [DealtRows.of(rows, place, 1000) for place in places]
     for deal in deals:
-        assert deal.each == 3, "five rows of a home on two ranks"
+        assert deal.each == 3, "five rows on two ranks"
         assert deal.places.tolist() == [6, 7, 8, 0, 9, 10]
         assert deal.tokens.tolist() == [7, 0, 0, 0, 0, 0, 7, 8, 9, 7, 8, 0]
         assert deal.groups.tolist() == [0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, 0]
@@ -232,4 +230,4 @@ def test_rows_are_dealt_to_homes_then_ranks() -> None:
     assert own is not None and own.starts.tolist() == [0, 3, 5]
     assert own.slots.tolist() == [0, 1, 2, 500, 501]
     assert [c.tolist() for c in own.contexts] == [[40, 41, 30], [540, 541, 530]]
-    assert Deal.of(rows_of((1000, 3)), places[0], 1000).own is None
+    assert DealtRows.of(rows_of((1000, 3)), places[0], 1000).own is None

@@ -40,9 +40,9 @@ def test_every_setting_says_what_one_rank_says(tmp_path: Path, layout: str) -> N
     with bench_on(tmp_path, layout, **WIDE) as bench:
         for name in ("prefix hit", "few pages, small chunks"):
             setting, warm = SETTINGS[name]
-            if "few" in name:  # of every home
+            if "few" in name:  # of every data-parallel rank
                 assert isinstance(bench.model, ParallelModel)
-                setting = Setting(26 * bench.model.storage.homes, prompt_rows=5)
+                setting = Setting(26 * bench.model.storage.dp_ranks, prompt_rows=5)
             sums = check(bench, mixed(bench), setting, warm)
             assert 0 < sums["accepted"] < sums["drafted"], name
             assert sums["cached"] > 0 or not warm
@@ -64,10 +64,10 @@ def test_bytes_are_those_of_the_plan(folder: Path, layout: str) -> None:  # noqa
         assert [f.weights for f in facts] == [share.weights for share in plan.shares]
         # the checkpoint is float32
         assert [f.read for f in facts] == [4 * share.elements for share in plan.shares]
-        kv = texts.storage(model, 32 * model.storage.homes)
+        kv = texts.storage(model, 32 * model.storage.dp_ranks)
         chunk = texts.chunk(texts.tokens_of(13), 0, 13, np.arange(13))
         model.forward(Rows.of([chunk]), kv)
-        padded = plan.padded([13] + [0] * (model.storage.homes - 1))
+        padded = plan.padded([13] + [0] * (model.storage.dp_ranks - 1))
         for name, expected in plan.layer_traffic(padded).items():
             sent = sum(a.sent[name] - b.sent[name] for a, b in zip(model.report(), facts))
             assert sent == expected * model.config.layers, name

@@ -51,7 +51,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     made = [quantised(path, folder / f"{path.name}-w8a8", kv=True) for path in (target, kin)]
     model, small = (load_model(path, quantization="auto") for path in made)
     assert model.storage is Int8Tiles and model.storage is small.storage
-    shallow = model.keep([0])
+    shallow = model.layer_subset([0])
 
     def ngram() -> NgramDraft:
         return NgramDraft(longest=3, shortest=1)

@@ -17,7 +17,7 @@ from loguru import logger
 from quant_tools import export, quantised
 from safetensors.torch import load_file, save_file
 
-from fastslow.engine.backends.cpu import build, library
+from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.backends.torch.reference import ReferenceOps
@@ -51,7 +51,7 @@ def log() -> Iterator[list[str]]:
 @pytest.fixture
 def plain_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     library.available.cache_clear()
-    monkeypatch.setenv(build.VARIABLE, "off")
+    monkeypatch.setenv(library.VARIABLE, "off")
     yield
     library.available.cache_clear()
 

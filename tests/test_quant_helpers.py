@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.draft.head.head import load_mtp
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.model.predictor import holds_predictor
+from fastslow.engine.model.families.pangu_v2 import has_mtp_layer
 from fastslow.tools.routing.scores import load_decoder, router_scores
 
 PARAMS = SamplingParams(max_tokens=20, ignore_eos=True)
@@ -37,7 +37,7 @@ def test_exports_of_v2_run_and_draft_with_their_own_layer(
     exact = texts.logits(load_model(plain), tokens)
     assert (near - exact).abs().mean() < 0.1 * exact.std()
     assert 0 < (found - near).abs().mean() < 0.1 * exact.std()
-    assert holds_predictor(folder) is (layers > 0)
+    assert has_mtp_layer(folder) is (layers > 0)
     with LLM(folder, kv_memory="8MiB") as llm:
         assert llm.has_head is (layers > 0)
         said = [o.token_ids for o in llm.generate(PROMPTS, PARAMS, speculation="off")]

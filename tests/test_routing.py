@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.moge import BestOfAll, Moge
 from fastslow.tools.cli.app import app
-from fastslow.tools.plan.known import PRO_MOE
+from fastslow.tools.plan.models import KNOWN
 from fastslow.tools.routing.balance import grouped, measure, per_rank, ungrouped
 from fastslow.tools.routing.scores import RouterWeights, Scores, load_decoder, router_scores
 
@@ -46,17 +46,17 @@ def test_whole_groups_on_a_rank_are_even_whatever_the_scores() -> None:
     for kind, rows in balance.rows.items():
         ours, best = balance.loads[kind, "grouped"], balance.loads[kind, "ungrouped"]
         assert ours.experts.sum() == best.experts.sum() == 2 * rows * 4
-        assert set(ours.spreads) == {0.0} and set(ours.peaks) == {1.0}
-        assert (per_rank(ours.experts, 4) == rows).all() and not ours.spread(4).any()
-        assert best.spread(4).min() > 0 and min(best.peaks) >= 1 and max(best.peaks) > 1
+        assert set(ours.deviations) == {0.0} and set(ours.peaks) == {1.0}
+        assert (per_rank(ours.experts, 4) == rows).all() and not ours.deviation(4).any()
+        assert best.deviation(4).min() > 0 and min(best.peaks) >= 1 and max(best.peaks) > 1
     # 30 rows of each prompt are a step, and nine steps of two answers, nine of the third alone
-    assert len(balance.loads["prefill", "grouped"].spreads) == 2 * 3
-    assert len(balance.loads["decode", "grouped"].spreads) == 2 * 18
+    assert len(balance.loads["prefill", "grouped"].deviations) == 2 * 3
+    assert len(balance.loads["decode", "grouped"].deviations) == 2 * 18
 
 
 def test_half_groups_on_a_rank_are_not() -> None:
     balance = measure([random_scores()], GATE, ranks=8, batch=1)
-    assert balance.loads["prefill", "grouped"].spread(8).min() > 0
+    assert balance.loads["prefill", "grouped"].deviation(8).min() > 0
     with pytest.raises(ValueError, match="ranks=3 must divide the 16 experts"):
         measure([random_scores()], GATE, ranks=3, batch=1)
 
@@ -88,8 +88,8 @@ def test_random_routers_have_the_same_inputs(tmp_path: Path) -> None:
     assert torch.equal(again.logits, first.logits)
     assert not torch.equal(next(router_scores(model, asked[:1], gate)).logits, first.logits)
     balance = measure([first, second], gate, ranks=8, batch=2)
-    assert not balance.loads["prefill", "grouped"].spread(8).any()
-    assert balance.loads["prefill", "ungrouped"].spread(8).min() > 0
+    assert not balance.loads["prefill", "grouped"].deviation(8).any()
+    assert balance.loads["prefill", "ungrouped"].deviation(8).min() > 0
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_experts_that_no_layer_has_are_not_looked_for(tmp_path: Path) -> None:
 
 def test_the_72b_counts_as_arithmetic_has_it(tmp_path: Path) -> None:
     """config.json alone: 71.99 B in all, 16.50 B for a token."""
-    (tmp_path / "config.json").write_text(json.dumps(PRO_MOE))
+    (tmp_path / "config.json").write_text(json.dumps(KNOWN["openpangu-pro-moe-72b"]))
     hidden, layers, heads, kv_heads, dim = 5120, 48, 40, 8, 128
     queries, keys = heads * dim, kv_heads * dim
     attention = 2 * hidden * queries + 2 * hidden * keys + (queries + 2 * keys + hidden)  # + biases

@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fastslow.engine.backends.accelerator.layout import (
+    AttentionLayout,
+    BlockTables,
+    attention_layout,
+)
 from fastslow.engine.backends.accelerator.recorded import SIZES, fill_runs, padded_size
-from fastslow.engine.backends.accelerator.runs import KeyRuns, RowViews, row_views
 from fastslow.engine.types import Ints, Rows, Segment
 
 BLOCK = 8
@@ -25,13 +29,13 @@ def segment(slots: Ints, context: int, parents: list[int] | None = None) -> Segm
     return Segment([1] * size, [0] * size, parents, slots[context:], slots[:context])
 
 
-def seen_slots(rows: Rows, sight: RowViews) -> dict[int, list[int]]:
+def seen_slots(rows: Rows, layout: AttentionLayout) -> dict[int, list[int]]:
     """What each row of the step sees, as slots, out of the layout alone."""
     found: dict[int, list[int]] = {}
 
-    def add(runs: KeyRuns, places: Ints, causal: bool) -> None:
+    def add(runs: BlockTables, places: Ints, causal: bool) -> None:
         first = 0
-        for last, keys, table in zip(runs.queries, runs.lengths, runs.tables, strict=True):
+        for last, keys, table in zip(runs.query_ends, runs.seq_lens, runs.tables, strict=True):
             lying = text(table.tolist(), keys) if keys else np.empty(0, dtype=np.int64)
             for i in range(first, last):
                 cut = len(lying) - (last - 1 - i) if causal else len(lying)
@@ -39,10 +43,10 @@ def seen_slots(rows: Rows, sight: RowViews) -> dict[int, list[int]]:
             first = last
         assert first == len(places)
 
-    if sight.chains is not None:
-        every = np.arange(len(rows.tokens)) if sight.rows is None else sight.rows
-        add(sight.chains, every, True)
-    tail = sight.tail
+    if layout.chains is not None:
+        every = np.arange(len(rows.tokens)) if layout.rows is None else layout.rows
+        add(layout.chains, every, True)
+    tail = layout.tail
     if tail is None:
         return found
     if tail.runs is not None:
@@ -100,20 +104,20 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_each_row_sees_its_own(name: str, most: int, merged: bool) -> None:
     rows = Rows.of(CASES[name])
-    sight = row_views(rows, BLOCK, most, merged)
-    found = {row: sorted(slots) for row, slots in seen_slots(rows, sight).items()}
+    layout = attention_layout(rows, BLOCK, most, merged)
+    found = {row: sorted(slots) for row, slots in seen_slots(rows, layout).items()}
     assert found == should_see(rows)
-    if sight.chains is not None:
-        assert max(np.diff([0, *sight.chains.queries])) <= most
-    if not merged and sight.tail is not None:
-        assert sight.tail.runs is None
+    if layout.chains is not None:
+        assert max(np.diff([0, *layout.chains.query_ends])) <= most
+    if not merged and layout.tail is not None:
+        assert layout.tail.runs is None
 
 
 def test_chains_are_not_in_the_tail() -> None:
     for name in ("a first chunk", "one row each", "a chunk over borders"):
-        sight = row_views(Rows.of(CASES[name]), BLOCK, 16, True)
-        assert sight.rows is None and sight.tail is None, name
-    tail = row_views(Rows.of(CASES["a tree"]), BLOCK, 16, True).tail
+        layout = attention_layout(Rows.of(CASES[name]), BLOCK, 16, True)
+        assert layout.rows is None and layout.tail is None, name
+    tail = attention_layout(Rows.of(CASES["a tree"]), BLOCK, 16, True).tail
     assert tail is not None and tail.rows.tolist() == [1, 2, 3, 4, 5, 6]
 
 
@@ -131,9 +135,9 @@ def test_padded_sizes_have_room_for_all_that_is_added(most: int) -> None:
 
 
 def test_added_runs_belong_to_nobody() -> None:
-    runs = KeyRuns([4, 5], [130, 7], np.array([[2, 3], [5, 0]]))
+    runs = BlockTables([4, 5], [130, 7], np.array([[2, 3], [5, 0]]))
     full = fill_runs(runs, (4, 24), 3, spare=9 * 128)
-    assert full.queries == [4, 5, 15, 24] and full.lengths == [130, 7, 10, 9]
+    assert full.query_ends == [4, 5, 15, 24] and full.seq_lens == [130, 7, 10, 9]
     assert full.tables.tolist() == [[2, 3, 0], [5, 0, 0], [9, 0, 0], [9, 0, 0]]
     same = fill_runs(runs, (2, 5), 2, spare=9 * 128)
-    assert (same.queries, same.lengths) == (runs.queries, runs.lengths)
+    assert (same.query_ends, same.seq_lens) == (runs.query_ends, runs.seq_lens)

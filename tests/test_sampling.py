@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine_tools import law
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling.probs import law, logprobs
+from fastslow.engine.sampling.probs import logprobs
 
 LOGITS = [2.0, -1.0, 0.5, 3.0, 0.0, 1.5, -2.0, 1.0]
 

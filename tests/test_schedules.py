@@ -21,7 +21,7 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.router import DrafterRouter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.latency_budget import PATIENCE
+from fastslow.engine.core.latency_budget import PATIENCE, RunEverything
 from fastslow.engine.core.request import Escape, Request
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVStorage
@@ -38,7 +38,6 @@ from fastslow.engine.types import (
     ModelOutput,
     RequestView,
     Rows,
-    RunEverything,
     Tree,
 )
 from fastslow.policies.speculation.planner import FixedLength
@@ -201,7 +200,7 @@ class Engine:
             stopper=Stopper(params, frozenset({EOS}), room, None),
             groups=groups,
             seed=len(self.requests),
-            reach=len(prompt) + room - 1,
+            max_len=len(prompt) + room - 1,
             end_ids=frozenset({EOS}),
             listener=self._hear,
             target=target,
@@ -281,7 +280,7 @@ def plain(
     """What a MarkerModel answers, computed from the text alone."""
     text = list(request.tokens[: request.prompt_length])
     unsure, fell = 0, None  # tokens in a row; length of the text when it was left
-    while len(text) < request.reach + 1:
+    while len(text) < request.max_len + 1:
         switched = switch.length is not None and len(text) >= switch.length
         ran = [switch.to if switched else groups] * len(text)
         if doubt is not None and fell is not None:
@@ -397,7 +396,7 @@ def test_any_schedule_of_a_real_model(
         if switched.length is not None:
             switch = Switch(switched.length - request.prompt_length, switched.to)
         prompt = request.tokens[: request.prompt_length]
-        room = request.reach + 1 - request.prompt_length
+        room = request.max_len + 1 - request.prompt_length
         expected = alone.add(prompt, room, "off", groups, switch)
         if doubt is not None:
             doubt.watch(expected)
@@ -428,7 +427,7 @@ def test_a_draft_model_forgets_what_was_refused() -> None:
             params=SamplingParams(),
             groups=None,
             seed=0,
-            reach=40,
+            max_len=40,
             reproducible=False,
             thinking=None,
         )
@@ -448,6 +447,6 @@ def test_a_kv_cache_is_checked_for_real() -> None:
     kv: KVCache = cache_for(MarkerModel(), 4)  # type: ignore[arg-type]
     kv.open(0, [3, 4], None, 0)
     assert kv.reserve(0, 2)
-    kv._pool.references[0] += 1
+    kv._ranks[0].pool.references[0] += 1
     with pytest.raises(RuntimeError, match="references"):
         kv.check_integrity()

@@ -19,7 +19,7 @@ from fastslow.draft.suffix.sealed import read_sealed, write_sealed
 from fastslow.draft.suffix.search import BisectSearch, KernelSearch
 from fastslow.draft.suffix.sources import LONGEST, MOST, Chains, Earlier, OwnText, SuffixMatch
 from fastslow.draft.suffix.tree import MatchRuns, grow
-from fastslow.engine.backends.cpu import build, library
+from fastslow.engine.backends.cpu import library
 
 LETTERS = 6
 VOCAB = {chr(97 + i): i for i in range(LETTERS)}
@@ -98,7 +98,7 @@ def test_where_no_kernels_run_the_log_says_so(
     sink = logger.add(lines.append, format="{level} {message}", level="INFO")
     monkeypatch.setattr(library, "kernels", _no_compiler)
     for level in ("off", "native"):
-        monkeypatch.setenv(build.VARIABLE, level)
+        monkeypatch.setenv(library.VARIABLE, level)
         search._kernels.cache_clear()
         for _ in range(2):
             assert isinstance(stored(tmp_path, [[0, 1, 2]])._search, BisectSearch)

@@ -33,7 +33,7 @@ PROMPTS = [
 
 
 def view(tokens: Sequence[int], number: int = 0, prompt: int = 1, **fields: Any) -> Any:
-    plain = {"reach": 10**6, "end_ids": frozenset([9]), "params": SamplingParams()}
+    plain = {"max_len": 10**6, "end_ids": frozenset([9]), "params": SamplingParams()}
     return SimpleNamespace(id=number, tokens=list(tokens), prompt_length=prompt, **plain | fields)
 
 
@@ -92,8 +92,8 @@ def test_scores_tell_how_likely_each_node_is() -> None:
     ("tokens", "fields", "kept"),
     [
         ([1, 2, 3, 4, 5, 9], {}, True),
-        ([1, 2, 3, 4, 5, 6], {"reach": 5}, True),
-        ([1, 2, 3, 4, 5, 6], {"reach": 6}, False),
+        ([1, 2, 3, 4, 5, 6], {"max_len": 5}, True),
+        ([1, 2, 3, 4, 5, 6], {"max_len": 6}, False),
         ([1, 2, 3, 4, 5, 9], {"prompt_length": 6}, False),
         ([1, 2, 3, 4, 5, 9], {"params": SamplingParams(temperature=1)}, True),
         ([1, 2, 3, 4, 5, 9], {"params": SamplingParams(temperature=1, seed=3)}, False),

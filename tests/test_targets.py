@@ -18,7 +18,15 @@ from tokenizers_tiny import write_bpe
 from fastslow.draft.router import DrafterRouter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.latency_budget import LATER, LEAST, PATIENCE, SHARE, WIDEST, LatencyBudget
+from fastslow.engine.core.latency_budget import (
+    LATER,
+    LEAST,
+    PATIENCE,
+    SHARE,
+    WIDEST,
+    LatencyBudget,
+    RunEverything,
+)
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import Scheduler
 from fastslow.engine.kv.cache import KVCache
@@ -26,7 +34,6 @@ from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.token import tokenwise
 from fastslow.engine.sampling.stop import Stopper
-from fastslow.engine.types import RunEverything
 from fastslow.llm import LLM
 from fastslow.policies.speculation.planner import FixedLength
 
@@ -64,7 +71,7 @@ def request(number: int, prompt: int = 4, room: int = 8, **fields: Any) -> Reque
         "stopper": Stopper(params, frozenset(), room, None),
         "groups": None,
         "seed": number,
-        "reach": prompt + room - 1,
+        "max_len": prompt + room - 1,
         "rule": tokenwise,
     }
     return Request(**{**given, **fields})
@@ -96,7 +103,7 @@ def run(step: Scheduler) -> dict[int, int]:
         if one.computed == len(one.tokens):
             one.tokens.append(5)
         step._kv.advance(one.id, one.computed, one.tokens)
-        if len(one.tokens) > one.reach:
+        if len(one.tokens) > one.max_len:
             step.remove(one)
     return found
 
@@ -174,7 +181,7 @@ def test_whoever_was_passed_over_long_enough_is_served_first() -> None:
             gaps[number].append(turn - last[number])
             last[number] = turn
     assert max(gaps[0] + gaps[2]) <= PATIENCE + 3
-    assert slow.done or len(slow.tokens) > slow.reach, "it ends"
+    assert slow.done or len(slow.tokens) > slow.max_len, "it ends"
     assert late.computed >= 40
 
 

@@ -22,12 +22,11 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.sampling.probs import probs_at
 from fastslow.tools.cli.app import main
 from fastslow.tools.train_head import trainer as trainer_module
-from fastslow.tools.train_head.answers import AnswerStore, TrainText, read_prompts
+from fastslow.tools.train_head.answers import AnswerStore, TrainText
 from fastslow.tools.train_head.batches import STRETCH, Shown, batches
 from fastslow.tools.train_head.features import Shards, look
-from fastslow.tools.train_head.quality import head_quality
-from fastslow.tools.train_head.train import Reports, TrainPlan, default_layers, train_head
-from fastslow.tools.train_head.trainer import CHUNK, Course, Guess, Measured
+from fastslow.tools.train_head.train import TrainPlan, default_layers, head_quality, train_head
+from fastslow.tools.train_head.trainer import CHUNK, Guess, Measured, TrainConfig
 
 VOCAB = 40
 
@@ -60,19 +59,28 @@ def asked(bench: Bench) -> Any:
 
 
 def plan(target: Path, folder: Path, tokens: int = 6000) -> TrainPlan:
-    course = Course(tokens=tokens, rows=256, steps=3, warm_up=4, products="float32", rate=1e-2)
+    train_config = TrainConfig(
+        tokens=tokens, rows=256, steps=3, warm_up=4, products="float32", rate=1e-2
+    )
     return TrainPlan(
-        target, folder / "head.safetensors", folder / "work", (0, 1), VOCAB, 20, 3, course
+        target, folder / "head.safetensors", folder / "work", (0, 1), VOCAB, 20, 3, train_config
     )
 
 
 def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) -> None:
     made = plan(target, tmp_path)
     seen: list[Measured] = []
-    told: dict[str, list[int]] = {"answers": [], "features": []}
-    reports = Reports(told["answers"].append, told["features"].append, seen.append)
-    found = train_head(made, bench.model, asked(bench), prompts(40), reports)
-    assert told["answers"][-1] == 40 and told["features"][-1] == 38
+    reported: list[tuple[float, str]] = []
+    found = train_head(
+        made,
+        bench.model,
+        asked(bench),
+        prompts(40),
+        lambda share, text: reported.append((share, text)),
+        seen.append,
+    )
+    assert [text for _, text in reported[:2]] == ["answers", "features"]
+    assert all(0 <= share <= 1 for share, _ in reported[:-1])
     assert seen[-1].loss < 0.6 * seen[0].loss and seen[-1].right[0] > seen[0].right[0] + 0.3
     lines = [json.loads(line) for line in (made.work / "curve.jsonl").read_text().splitlines()]
     assert len(lines) == 3 and lines[-1]["tokens_per_step"] == round(found.tokens_per_step, 3)
@@ -90,17 +98,15 @@ def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) ->
 
 def test_a_head_of_a_like_target_is_a_start(bench: Bench, target: Path, tmp_path: Path) -> None:
     first = plan(target, tmp_path / "one")
-    train_head(first, bench.model, asked(bench), prompts(40), Reports())
+    train_head(first, bench.model, asked(bench), prompts(40))
     seen: dict[str, list[Measured]] = {"new": [], "begun": []}
     for name, start in (("new", None), ("begun", first.out)):
         made = replace(plan(target, tmp_path / name, tokens=600), start=start)
-        train_head(
-            made, bench.model, asked(bench), prompts(20), Reports(training=seen[name].append)
-        )
+        train_head(made, bench.model, asked(bench), prompts(20), on_update=seen[name].append)
     assert seen["begun"][0].loss < 0.7 * seen["new"][0].loss
     other = replace(plan(target, tmp_path / "other"), start=first.out, layers=(1,))
     with pytest.raises(ValueError, match="is a head of another shape"):
-        train_head(other, bench.model, asked(bench), prompts(20), Reports())
+        train_head(other, bench.model, asked(bench), prompts(20))
 
 
 def test_interrupted_it_goes_on(bench: Bench, target: Path, tmp_path: Path) -> None:
@@ -113,7 +119,7 @@ def test_interrupted_it_goes_on(bench: Bench, target: Path, tmp_path: Path) -> N
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_head(made, bench.model, asked(bench), prompts(30), Reports(training=stop))
+        train_head(made, bench.model, asked(bench), prompts(30), on_update=stop)
     assert not made.out.exists()
     answers = (made.work / "answers.jsonl").read_bytes()
     (made.work / "answers.jsonl").write_bytes(answers + b'{"prompt": [1, 2')  # cut off
@@ -121,13 +127,13 @@ def test_interrupted_it_goes_on(bench: Bench, target: Path, tmp_path: Path) -> N
     def refuse(*_: Any) -> Any:
         raise AssertionError("every prompt is answered already")
 
-    train_head(made, bench.model, refuse, prompts(30), Reports(training=stop))
+    train_head(made, bench.model, refuse, prompts(30), on_update=stop)
     assert (made.work / "answers.jsonl").read_bytes() == answers
     assert counts[3] > counts[2] and made.out.is_file()
     other = plan(target, tmp_path, tokens=2000)
-    other = TrainPlan(target, made.out, made.work, (1,), VOCAB, 20, 3, other.course)
+    other = TrainPlan(target, made.out, made.work, (1,), VOCAB, 20, 3, other.train_config)
     with pytest.raises(ValueError, match=r"has features of layers \(0, 1\), not \(1,\)"):
-        train_head(other, bench.model, refuse, prompts(30), Reports())
+        train_head(other, bench.model, refuse, prompts(30))
 
 
 def test_answers_do_not_depend_on_where_they_were_resumed(bench: Bench, tmp_path: Path) -> None:
@@ -196,7 +202,9 @@ def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:
         return None, list(hits[:, :, : batch.after.shape[1]])
 
     config = SimpleNamespace(hidden=32, prompt=4)
-    trainer: Any = SimpleNamespace(course=Course(steps=3), config=config, measure=measure)
+    trainer: Any = SimpleNamespace(
+        train_config=TrainConfig(steps=3), config=config, measure=measure
+    )
     found = head_quality(trainer, seen)
     # Row 0: two accepted, on to row 3: one accepted, on to row 5: none, row 6: none, row 7 is too late.
     assert found.steps == 4 and found.tokens_per_step == (3 + 2 + 1 + 1) / 4
@@ -269,34 +277,6 @@ def test_stretches_of_long_prompts_are_taught(bench: Bench) -> None:
             assert torch.equal(batch.before.features[0], seen.features[max(0, first - 50) : first])
 
 
-@pytest.mark.parametrize(
-    ("line", "pattern"),
-    [
-        ("{", "line 2: not JSON"),
-        ('{"text": "x"}', "line 2: must have `prompt`, `turns` or `messages`"),
-        ('{"turns": []}', "line 2: must have"),
-        ('["x"]', "line 2: must have"),
-    ],
-)
-def test_bad_prompts(tmp_path: Path, line: str, pattern: str) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "x"}\n' + line + "\n")
-    with pytest.raises(ValueError, match=pattern):
-        read_prompts(path)
-    path.write_text("\n")
-    with pytest.raises(ValueError, match="must hold at least 1 prompt"):
-        read_prompts(path)
-
-
-def test_prompts_of_three_kinds(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    rows = [{"prompt": "a"}, {"turns": ["b", "c"], "category": "x"}, {"messages": talk}]
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    user = [[{"role": "user", "content": text}] for text in "ab"]
-    assert read_prompts(path) == [*user, talk]
-
-
 def test_layers() -> None:
     assert default_layers(30) == (9, 19, 29)
     assert default_layers(2) == (0, 1) and default_layers(1) == (0,)
@@ -305,10 +285,10 @@ def test_layers() -> None:
 def test_bad_plans(bench: Bench, target: Path, tmp_path: Path) -> None:
     made = plan(target, tmp_path)
     with pytest.raises(ValueError, match="at least 2 prompts, got 1"):
-        train_head(made, bench.model, asked(bench), prompts(1), Reports())
+        train_head(made, bench.model, asked(bench), prompts(1))
     wrong = TrainPlan(target, made.out, made.work, (0,))
     with pytest.raises(ValueError, match=r"layers=\(0,\) must end with 1"):
-        train_head(wrong, bench.model, asked(bench), prompts(3), Reports())
+        train_head(wrong, bench.model, asked(bench), prompts(3))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,7 +305,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert stopped.value.code == 0
     assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
     clock = read_metadata(tmp_path / "head.work" / "checkpoint.safetensors")["clock"]
-    assert json.loads(clock)["course"]["stretches"] == 0.25
+    assert json.loads(clock)["training"]["stretches"] == 0.25
     head = load_head(out, folder)
     assert head.layers == (0, 1)
     text = head.open(0)

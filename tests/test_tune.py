@@ -19,14 +19,13 @@ from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.settings import read_settings
 from fastslow.tools.cli.app import main
-from fastslow.tools.tune import tune
-from fastslow.tools.tune.answer import token_texts, watch_answer
+from fastslow.tools.progress import silent
+from fastslow.tools.prompts import Conversation, read_prompts
 from fastslow.tools.tune.candidates import PLAIN, default_drafters, grid, label
 from fastslow.tools.tune.grid import Grid
-from fastslow.tools.tune.prompts import Conversation, read_prompts
 from fastslow.tools.tune.runner import TuneRunner
 from fastslow.tools.tune.sample import Cell
-from fastslow.tools.tune.tune import TuneResult
+from fastslow.tools.tune.speculation import TuneResult, token_texts, tune_speculation, watch_answer
 
 DRAFTERS = [Speculation(drafter=name) for name in ("ngram", "self", "suffix|self")]
 NGRAM = Speculation(drafter="ngram", nodes=3)
@@ -56,9 +55,9 @@ def prompts(questions: Path) -> list[Conversation]:
 
 
 def quick(llm: LLM, prompts: list[Conversation], **options: object) -> TuneResult:
-    given: dict[str, object] = {"sampling": FEW, "minutes": 0.02, "tell": lambda share, words: None}
+    given: dict[str, object] = {"sampling": FEW, "minutes": 0.02, "report": silent}
     settings = grid(DRAFTERS, [1, 3])
-    return tune.tune(llm, "tiny", prompts, settings, **{**given, **options})  # type: ignore[arg-type]
+    return tune_speculation(llm, "tiny", prompts, settings, **{**given, **options})  # type: ignore[arg-type]
 
 
 def run(*arguments: object) -> int:
@@ -229,8 +228,8 @@ def test_halves_of_a_character_come_together(llm: LLM) -> None:
 
 
 def test_tuning_measures_everything(llm: LLM, prompts: list[Conversation]) -> None:
-    told: list[tuple[float, str]] = []
-    found = quick(llm, prompts, batch=2, tell=lambda *news: told.append(news))
+    reported: list[tuple[float, str]] = []
+    found = quick(llm, prompts, batch=2, report=lambda *news: reported.append(news))
     assert not found.stopped
     assert set(found.samples) == {PLAIN, *grid(DRAFTERS, [1, 3])}
     assert all(found.samples.values())
@@ -238,7 +237,7 @@ def test_tuning_measures_everything(llm: LLM, prompts: list[Conversation]) -> No
     assert {cell.batch for cell in found.sizes} == {1, 2, 4, 8}
     assert all(found.sizes.values())
     assert len(found.answers) == 3
-    assert [share for share, _ in told] == sorted(share for share, _ in told)
+    assert [share for share, _ in reported] == sorted(share for share, _ in reported)
     figures = found.figures()
     assert json.loads(json.dumps(figures)) == figures
     assert figures["settings"]["plain"]["ratio"] == 1.0
@@ -367,7 +366,7 @@ def test_bad_input_is_one_line_and_exit_2(
 def test_help_does_not_load_torch() -> None:
     code = (
         "import sys\nfrom fastslow.tools.cli import app\n"
-        "print('torch' in sys.modules, 'fastslow.tools.tune.tune' in sys.modules)"
+        "print('torch' in sys.modules, 'fastslow.tools.tune.speculation' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"

@@ -12,9 +12,10 @@ from tune_tools import write_model, write_prompts
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 from fastslow.tools.cli.app import main
-from fastslow.tools.tune.groups import GroupsFound, GroupsRow, Texts, tune_groups
-from fastslow.tools.tune.groups_page import groups_page, headline
-from fastslow.tools.tune.prompts import read_prompts
+from fastslow.tools.progress import silent
+from fastslow.tools.prompts import read_prompts
+from fastslow.tools.tune.groups import GroupsFound, GroupsRow, TextReader, tune_groups
+from fastslow.tools.tune.groups_report import headline, page
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +55,8 @@ def test_modes(
     assert "<svg" in report.read_text("utf-8")
     with LLM(folder, auto=out, modes=str(out), kv_memory="4MiB", progress=False) as llm:
         few = SamplingParams(max_tokens=2)
-        said = llm.chat("What is 3 + 3?", few, mode="auto", speculation="off").metrics
-        assert said.decision.startswith(f"{said.mode}: ")
+        metrics = llm.chat("What is 3 + 3?", few, mode="auto", speculation="off").metrics
+        assert metrics.decision.startswith(f"{metrics.mode}: ")
 
 
 def test_groups(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,17 +105,17 @@ def test_too_few_tasks(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "1 graded tasks are too few" in capsys.readouterr().err
 
 
-def test_laws_of_a_text_are_those_that_answered_it(folder: Path) -> None:
+def test_logprobs_of_a_text_are_those_that_answered_it(folder: Path) -> None:
     with LLM(folder, kv_memory="4MiB", speculation="off", progress=False) as llm:
         out = llm.generate("one two three", SamplingParams(max_tokens=6, logprobs=1))
         first = len(out.prompt_token_ids)
         text = [*out.prompt_token_ids, *out.token_ids]
-        laws_TV = Texts(llm).laws(text, first, llm.model.config.groups)
-        assert laws_TV.shape == (6, llm.model.config.vocab_size)
-        assert laws_TV.argmax(-1).tolist() == out.token_ids
-        said = [table[x] for table, x in zip(out.logprobs or (), out.token_ids)]
-        mine = [float(laws_TV[i, x]) for i, x in enumerate(out.token_ids)]
-        assert torch.allclose(torch.tensor(mine), torch.tensor(said), atol=1e-4)
+        logprobs_TV = TextReader(llm).logprobs(text, first, llm.model.config.groups)
+        assert logprobs_TV.shape == (6, llm.model.config.vocab_size)
+        assert logprobs_TV.argmax(-1).tolist() == out.token_ids
+        theirs = [table[x] for table, x in zip(out.logprobs or (), out.token_ids)]
+        mine = [float(logprobs_TV[i, x]) for i, x in enumerate(out.token_ids)]
+        assert torch.allclose(torch.tensor(mine), torch.tensor(theirs), atol=1e-4)
 
 
 def test_a_dense_model_has_no_groups(folder: Path, tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_a_dense_model_has_no_groups(folder: Path, tmp_path: Path) -> None:
         LLM(tmp_path, kv_memory="4MiB", progress=False) as llm,
         pytest.raises(ValueError, match="is dense"),
     ):
-        tune_groups(llm, "d", prompts, sampling=SamplingParams(), tell=lambda *_: None)
+        tune_groups(llm, "d", prompts, sampling=SamplingParams(), report=silent)
 
 
 def found(*rows: tuple[float, float, float | None]) -> GroupsFound:
@@ -145,5 +146,5 @@ def test_what_is_proposed() -> None:
     assert no_time.proposed.groups == 2 and "should run all 2" in headline(no_time)
     never_right = found((0.5, 1.0, 0.0), (0.92, 1.5, 0.0), (1.0, 2.0, 0.0))
     assert never_right.proposed.groups == 1, "a score of nothing says nothing"
-    html = groups_page(by_tasks, "tuned.json")
+    html = page(by_tasks, "tuned.json")
     assert html.count("<svg") == 3 and "tasks right" in html and headline(by_tasks) in html

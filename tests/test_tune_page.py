@@ -8,13 +8,19 @@ import pytest
 from tune_tools import sample
 
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.tools.tune.answer import Answer, Token
+from fastslow.tools.report.page import render
+from fastslow.tools.report.plot import Plot, Point, Series, ticks
 from fastslow.tools.tune.candidates import PLAIN
-from fastslow.tools.tune.charts import Palette, acceptance_chart, batch_chart, length_chart
-from fastslow.tools.tune.html import Plot, Point, Series, ticks
-from fastslow.tools.tune.page import answer_html, headline, page
 from fastslow.tools.tune.sample import Cell, Sample
-from fastslow.tools.tune.tune import TuneResult
+from fastslow.tools.tune.speculation import Answer, Token, TuneResult
+from fastslow.tools.tune.speculation_report import (
+    Palette,
+    acceptance_chart,
+    batch_chart,
+    headline,
+    length_chart,
+    page,
+)
 
 NGRAM = Speculation(drafter="ngram", nodes=2)
 LONG = Speculation(drafter="ngram", nodes=8)
@@ -100,6 +106,12 @@ class Reader(HTMLParser):
             self.words += data
 
 
+def drawn(plot: Plot | None) -> str:
+    """A chart as SVG, cut out of a page."""
+    html = render("plan.html", title="", rates=plot, terms=None)
+    return html[html.index("<svg") : html.index("</svg>") + len("</svg>")]
+
+
 def test_the_report_holds_what_people_want_to_know(found: TuneResult) -> None:
     read = Reader(page(found, "mine.json"))
     assert read.seen.count("svg") == 4
@@ -152,7 +164,7 @@ def test_every_picture_is_well_formed(found: TuneResult) -> None:
 
 
 def test_faster_is_higher(found: TuneResult) -> None:
-    root = ElementTree.fromstring(length_chart(found, Palette()).partition("</svg>")[0] + "</svg>")
+    root = ElementTree.fromstring(drawn(length_chart(found, Palette(found))))
     heights = {}
     for dot in root.iter("circle"):
         note = dot.findtext("title") or ""
@@ -166,25 +178,25 @@ def test_faster_is_higher(found: TuneResult) -> None:
 
 
 def test_the_longest_drafts_tell_of_positions(found: TuneResult) -> None:
-    picture = acceptance_chart(found, Palette())
+    picture = drawn(acceptance_chart(found, Palette(found)))
     assert "ngram · 8: 40% accepted up to 2" in picture
     assert "self · 4: 30% accepted up to 4" in picture
     assert picture.count("<circle") == 8 + 4
 
 
 def test_bars_say_how_many_times_plain(found: TuneResult) -> None:
-    picture = batch_chart(found, Palette())
+    picture = drawn(batch_chart(found, Palette(found)))
     assert picture.count("<rect") == 6
     assert picture.count("1.50 x") == 3
     assert "ngram · 2, batch 4: 60.0 tokens/s" in picture
     del found.sizes[Cell(NGRAM, 4)][:]  # stopped before it ran
-    assert batch_chart(found, Palette()).count("<rect") == 5
+    assert drawn(batch_chart(found, Palette(found))).count("<rect") == 5
 
 
-def test_drafted_words_have_the_colour_of_their_drafter() -> None:
-    palette = Palette()
+def test_drafted_words_have_the_colour_of_their_drafter(found: TuneResult) -> None:
     tokens = [Token("a", None), Token("b", "ngram"), Token("c", "ngram"), Token("d", "self")]
-    html = answer_html(Answer("q" * 1000, tokens, 2.0), palette)
+    found.answers = [Answer("q" * 1000, tokens, 2.0)]
+    html = page(found)
     assert 'a<mark class="c1" title="drafted by ngram">bc</mark>' in html
     assert '<mark class="c2" title="drafted by self">d</mark>' in html
     assert "q" * 400 + " ..." in html
@@ -229,7 +241,7 @@ def test_ticks_are_round_and_reach_the_top(top: float, marks: list[float]) -> No
 
 def test_a_picture_of_one_point_is_a_picture() -> None:
     plot = Plot("t", "x", "y", (1, 1), 5, [(1, "1")])
-    plot.draw(Series("one", 1, [Point(1, 5, "n")]))
-    root = ElementTree.fromstring(plot.render())
+    plot.series.append(Series(1, [Point(1, 5, "n")]))
+    root = ElementTree.fromstring(drawn(plot))
     assert len(list(root.iter("circle"))) == 1
     assert list(root.iter("polyline")) == []

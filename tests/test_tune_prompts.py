@@ -6,9 +6,9 @@ import pytest
 
 from fastslow.engine.params import Speculation
 from fastslow.settings import read_settings, write_settings
+from fastslow.tools.prompts import read_prompts
+from fastslow.tools.tasks import read_tasks
 from fastslow.tools.tune.candidates import family, grid, label, read_lengths
-from fastslow.tools.tune.prompts import read_prompts
-from fastslow.tools.tune.tasks import read_tasks
 
 
 def test_every_kind_of_line_is_read(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from tune_tools import sample
 
 from fastslow.engine.params import Speculation
 from fastslow.output import Metrics
+from fastslow.tools.progress import silent
+from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune.candidates import PLAIN, grid, label
-from fastslow.tools.tune.prompts import Conversation
-from fastslow.tools.tune.race import Race
+from fastslow.tools.tune.halving import SuccessiveHalving
 from fastslow.tools.tune.runner import TuneRunner, shuffled
 from fastslow.tools.tune.sample import (
     Cell,
@@ -25,7 +26,7 @@ from fastslow.tools.tune.sample import (
     step_cost,
     tokens_per_step,
 )
-from fastslow.tools.tune.tune import Sizes
+from fastslow.tools.tune.speculation import BatchSizes
 
 PARTS: list[list[Conversation]] = [[[{"role": "user", "content": str(i)}]] for i in range(12)]
 CANDIDATES = grid([Speculation(drafter="ngram"), Speculation(drafter="self")], [1, 2, 3, 4, 6, 8])
@@ -83,10 +84,10 @@ class Steps(Machine):
         return sample(part, turn, tokens=1000, seconds=time, forwards=done.forwards)
 
 
-def race_on(machine: Machine, seconds: float = 400.0) -> Race:
-    race = Race(CANDIDATES, 1, "deep")
-    race.run(machine, PARTS, seconds, lambda share, words: None, machine.clock)
-    return race
+def search_on(machine: Machine, seconds: float = 400.0) -> SuccessiveHalving:
+    search = SuccessiveHalving(CANDIDATES, 1, "deep")
+    search.run(machine, PARTS, seconds, silent, machine.clock)
+    return search
 
 
 def speeds(setting: Speculation, part: int) -> float:
@@ -100,55 +101,55 @@ def speeds(setting: Speculation, part: int) -> float:
 
 
 def test_the_fastest_is_found_among_many() -> None:
-    race = race_on(Steps(speeds))
-    assert label(race.best) in ("self · 3", "self · 4")
-    assert 1.5 < race.score(race.best) < 1.8
+    search = search_on(Steps(speeds))
+    assert label(search.best) in ("self · 3", "self · 4")
+    assert 1.5 < search.score(search.best) < 1.8
 
 
 def test_a_machine_that_slows_down_and_stalls_changes_nothing() -> None:
-    usual = race_on(Steps(speeds)).best
+    usual = search_on(Steps(speeds)).best
 
     def slowness(run: int) -> float:
         return (1 + run / 20) * (40 if run % 17 == 5 else 1)
 
     shaky = Steps(speeds, slowness)
-    race = Race(CANDIDATES, 1, "deep")
-    race.run(shaky, PARTS, 40_000.0, lambda share, words: None, shaky.clock)
-    assert race.best == usual
+    search = SuccessiveHalving(CANDIDATES, 1, "deep")
+    search.run(shaky, PARTS, 40_000.0, silent, shaky.clock)
+    assert search.best == usual
 
 
 def test_plain_decoding_wins_where_nothing_is_faster() -> None:
-    race = race_on(Steps(lambda setting, part: 1.0 if setting == PLAIN else 0.9))
-    assert race.best == PLAIN
-    assert race.score(PLAIN) == 1.0
+    search = search_on(Steps(lambda setting, part: 1.0 if setting == PLAIN else 0.9))
+    assert search.best == PLAIN
+    assert search.score(PLAIN) == 1.0
 
 
 def test_those_that_do_well_get_more_prompts() -> None:
-    race = race_on(Steps(speeds))
-    counts = [len(race.samples[s]) for s in CANDIDATES]
-    assert len(race.alive) == 2
-    assert min(counts) < 10 < len(race.samples[race.best]) == max(counts)
-    assert len(race.samples[PLAIN]) == max(counts)
+    search = search_on(Steps(speeds))
+    counts = [len(search.samples[s]) for s in CANDIDATES]
+    assert len(search.alive) == 2
+    assert min(counts) < 10 < len(search.samples[search.best]) == max(counts)
+    assert len(search.samples[PLAIN]) == max(counts)
 
 
-def test_a_race_keeps_its_time() -> None:
+def test_a_search_keeps_its_time() -> None:
     machine = Steps(speeds)
-    race_on(machine, 400.0)
+    search_on(machine, 400.0)
     assert 300 < machine.now < 400 + 2.0 * (len(CANDIDATES) + 1)
     hurried = Steps(speeds)
-    race_on(hurried, 1.0)  # everything once in each rung, however little time there is
-    assert {len(race_on(hurried, 1.0).samples[s]) for s in CANDIDATES} == {1, 2, 3, 4}
+    search_on(hurried, 1.0)  # everything once in each round, however little time there is
+    assert {len(search_on(hurried, 1.0).samples[s]) for s in CANDIDATES} == {1, 2, 3, 4}
 
 
 def test_time_that_is_not_needed_is_not_used() -> None:
     machine = Steps(speeds)
-    race_on(machine, 1e9)
+    search_on(machine, 1e9)
     assert len(machine.runs) < 4 * 3 * len(PARTS) * 13
 
 
 def test_plain_runs_first_and_later_anywhere() -> None:
     machine = Steps(speeds)
-    race_on(machine)
+    search_on(machine)
     assert machine.runs[0][0].setting == PLAIN
     firsts = {cell.setting for cell, part, _ in machine.runs[13:] if part > 0}
     assert len(firsts) > 2
@@ -161,7 +162,7 @@ def test_of_equals_the_adaptive_length_wins() -> None:
     fixed = Speculation(drafter="ngram", nodes=4)
     free = fixed.model_copy(update={"nodes": None})
     for speed, best in ((1.49, free), (1.40, fixed)):
-        race = Race([fixed, free], 1, "deep")
+        search = SuccessiveHalving([fixed, free], 1, "deep")
         table = {PLAIN: 1.0, fixed: 1.5, free: speed}
 
         def known(
@@ -170,14 +171,14 @@ def test_of_equals_the_adaptive_length_wins() -> None:
             return table[setting]
 
         machine = Steps(known)
-        race.run(machine, PARTS, 100.0, lambda share, words: None, machine.clock)
-        assert race.best == best
+        search.run(machine, PARTS, 100.0, silent, machine.clock)
+        assert search.best == best
 
 
 def test_batch_sizes_run_plain_and_the_best_on_the_same_prompts() -> None:
     best = Speculation(drafter="ngram", nodes=4)
     machine = Steps(speeds)
-    sizes = Sizes(best, "deep", {4, 1, 2, 8}, prompts=5)
+    sizes = BatchSizes(best, "deep", {4, 1, 2, 8}, prompts=5)
     told: list[float] = []
     prompts = [part[0] for part in PARTS[:5]]
     sizes.run(machine, prompts, 50.0, lambda share, words: told.append(share), machine.clock)

@@ -1,4 +1,4 @@
-"""A selector and a threshold of doubt, fitted to made-up tasks whose answers are known."""
+"""A selector and an escalation, fitted to made-up tasks whose answers are known."""
 
 from __future__ import annotations
 
@@ -14,10 +14,20 @@ import pytest
 from fastslow.engine.params import Escalation
 from fastslow.policies.auto import read_selector
 from fastslow.settings import add_settings, read_settings
-from fastslow.tools.tune.modes import ModesFound, find, given_up
-from fastslow.tools.tune.modes_page import best_way, choosing_page, headline
-from fastslow.tools.tune.selector import Outcomes, cheapest, fit, held_out_scores, judge, thresholds
-from fastslow.tools.tune.tasks import GradedTrial, Pair, Task, last_number, read_tasks
+from fastslow.tools.tasks import Task, last_number, read_tasks
+from fastslow.tools.tune.modes import ModesFound, find
+from fastslow.tools.tune.modes_report import best_way, headline, page
+from fastslow.tools.tune.selector import (
+    GradedAnswer,
+    Outcomes,
+    Pair,
+    cheapest,
+    fit,
+    given_up,
+    held_out_scores,
+    judge,
+    thresholds,
+)
 
 SURE, UNSURE = math.log(0.97), math.log(0.3)
 
@@ -35,7 +45,7 @@ def made_up(count: int = 300, tells: float = 1.0, seed: int = 0) -> list[Pair]:
             [{"role": "user", "content": f"What is {number} + 1?"}], str(number + 1), "number"
         )
         logprobs = (SURE, SURE if easy else UNSURE, SURE, SURE)
-        pairs.append(Pair(task, GradedTrial(easy, 0.1, 4, logprobs), GradedTrial(True, 1.0, 40)))
+        pairs.append(Pair(task, GradedAnswer(easy, 0.1, 4, logprobs), GradedAnswer(True, 1.0, 40)))
     return pairs
 
 
@@ -142,7 +152,7 @@ def test_found_keeps_the_gain_in_less_time(found: ModesFound) -> None:
 
 
 def test_the_report_says_it_all(found: ModesFound) -> None:
-    html = choosing_page(found, "tuned.json")
+    html = page(found, "tuned.json")
     assert headline(found) in html and "tiny &lt;b&gt;" in html and "tiny <b>" not in html
     assert html.count("<svg") == 1 and "http" not in html.replace("http-equiv", "")
     for name in found.figures:
@@ -151,11 +161,11 @@ def test_the_report_says_it_all(found: ModesFound) -> None:
 
 
 def test_without_a_gain_nothing_goes_to_the_better_mode() -> None:
-    pairs = [Pair(p.task, p.cheap, GradedTrial(p.cheap.right, 1.0, 40)) for p in made_up(100)]
+    pairs = [Pair(p.task, p.cheap, GradedAnswer(p.cheap.right, 1.0, 40)) for p in made_up(100)]
     found = find("tiny", ("fast", "deep"), pairs, keep=0.9)
     assert found.figures["auto"].good == 0.0 and found.escalation is None
     assert "is no better than" in headline(found)
-    assert "<svg" in choosing_page(found, "tuned.json")
+    assert "<svg" in page(found, "tuned.json")
 
 
 def test_a_settings_file_holds_several_things(found: ModesFound, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.types import Ints, Rows, Segment
 
@@ -21,12 +21,7 @@ def tokens_of(count: int, seed: int = 0, vocab: int = 96) -> list[int]:
 def storage(model: Model, slots: int) -> KVStorage:
     c = model.config
     return model.storage(
-        layers=c.layers,
-        slots=slots,
-        kv_heads=c.kv_heads,
-        head_dim=c.head_dim,
-        dtype=model.dtype,
-        device=model.device,
+        KVShape(c.layers, slots, c.kv_heads, c.head_dim, model.dtype, model.device)
     )
 
 
@@ -36,7 +31,7 @@ def chunk(
     stop: int,
     slots: Ints,
     groups: int | None = None,
-    reach: int = 0,
+    max_len: int = 0,
 ) -> Segment:
     """Tokens start : stop of a text whose token i lies in slots[i], every logit wanted."""
     size = stop - start
@@ -48,7 +43,7 @@ def chunk(
         slots[:start],
         groups,
         range(size),
-        reach,
+        max_len,
     )
 
 
@@ -57,7 +52,7 @@ def logits(
     tokens: Sequence[int],
     sizes: Sequence[int] | None = None,
     groups: int | None = None,
-    reach: int = 0,
+    max_len: int = 0,
     slots: Ints | None = None,
 ) -> Tensor:
     """[T, V] of a text alone in the batch, in chunks of `sizes` (one chunk if None)."""
@@ -65,7 +60,7 @@ def logits(
     kv = storage(model, int(slots.max()) + 1)
     parts, start = [], 0
     for size in sizes or [len(tokens)]:
-        rows = Rows.of([chunk(tokens, start, start + size, slots, groups, reach)])
+        rows = Rows.of([chunk(tokens, start, start + size, slots, groups, max_len)])
         parts.append(model.forward(rows, kv).logits)
         start += size
     return torch.cat(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,34 +17,11 @@ from fastslow.draft.head.layer import HeadLayer, linear_for, rotation
 from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.draft.head.target import Ends
 from fastslow.engine.backends.device import ops_for
-from fastslow.engine.model.predictor import Predictor, load_predictor
+from fastslow.engine.model.families.pangu_v2 import MtpLayer, load_mtp_layer
 
 
-class Head:
-    """One decoder layer with the target's embedding in front and rows of its head behind.
-
-    Args:
-        config: its shape.
-        weights: of `HeadConfig.shapes`, any float dtype.
-        ends: of the target.
-
-    It runs on the CPU, wherever the target does.
-
-    Attributes:
-        common: the draft vocabulary.
-        width: V, of the target's vocabulary.
-    """
-
-    def __init__(self, config: HeadConfig, weights: dict[str, Tensor], ends: Ends) -> None:
-        self.config = config
-        tokens = weights["tokens"].long()
-        self.width = len(ends.embedding)
-        self.common = DraftVocab(tokens, ends.head)
-        self._embedding = ends.embedding
-        self._turns = rotation(config, torch.arange(1024))
-        matrices = {name: weights[name] for name in MATRICES}
-        linear = linear_for(matrices | {"head": ends.head[tokens]})
-        self._layer = HeadLayer(config, {name: weights[name].float() for name in NORMS}, linear)
+class LayerSteps(ABC):
+    """One layer that drafts, a step at a time: how rows go through it, whatever is in it."""
 
     def read(
         self,
@@ -63,7 +41,7 @@ class Head:
         x, q = self._keep(features, after, contexts, sizes)
         ends = torch.tensor(sizes).cumsum(0) - 1
         seen = [c.attend(q[e : e + 1]) for c, e in zip(contexts, ends.tolist())]
-        return self._layer.leave(x[ends], torch.cat(seen))
+        return self._leave(x[ends], torch.cat(seen))
 
     def store(
         self,
@@ -95,7 +73,68 @@ class Head:
         x, q, k, v = self._enter(hidden, after, positions)
         parts = zip(contexts, *(torch.split(x, sizes) for x in (q, k, v)), parents)
         seen = [context.draft(*rows) for context, *rows in parts]
-        return self._layer.leave(x, torch.cat(seen))
+        return self._leave(x, torch.cat(seen))
+
+    def _keep(
+        self,
+        features: Tensor,
+        after: Sequence[int],
+        contexts: Sequence[Context],
+        sizes: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        """The rows in front of the layer, and their queries; keys and values go to the contexts."""
+        hidden = self._fuse(features)
+        positions = [p for c, n in zip(contexts, sizes) for p in c.places(n)]
+        x, q, k, v = self._enter(hidden, after, positions)
+        each = list(sizes)
+        for context, k_NKD, v_NKD in zip(contexts, torch.split(k, each), torch.split(v, each)):
+            self._commit(context, k_NKD, v_NKD)
+        return x, q
+
+    @abstractmethod
+    def _fuse(self, features: Tensor) -> Tensor:
+        """[R, H] from the target's features [R, F]."""
+
+    @abstractmethod
+    def _enter(
+        self, hidden: Tensor, after: Sequence[int], positions: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The layer's input, and queries, keys and values."""
+
+    @abstractmethod
+    def _leave(self, x: Tensor, seen: Tensor) -> Tensor:
+        """The layer's output, from its input and what attention saw."""
+
+    def _commit(self, context: Context, k_NKD: Tensor, v_NKD: Tensor) -> None:
+        """Keep keys and values of committed rows."""
+        context.commit(k_NKD, v_NKD)
+
+
+class Head(LayerSteps):
+    """One decoder layer with the target's embedding in front and rows of its head behind.
+
+    Args:
+        config: its shape.
+        weights: of `HeadConfig.shapes`, any float dtype.
+        ends: of the target.
+
+    It runs on the CPU, wherever the target does.
+
+    Attributes:
+        common: the draft vocabulary.
+        width: V, of the target's vocabulary.
+    """
+
+    def __init__(self, config: HeadConfig, weights: dict[str, Tensor], ends: Ends) -> None:
+        self.config = config
+        tokens = weights["tokens"].long()
+        self.width = len(ends.embedding)
+        self.common = DraftVocab(tokens, ends.head)
+        self._embedding = ends.embedding
+        self._turns = rotation(config, torch.arange(1024))
+        matrices = {name: weights[name] for name in MATRICES}
+        linear = linear_for(matrices | {"head": ends.head[tokens]})
+        self._layer = HeadLayer(config, {name: weights[name].float() for name in NORMS}, linear)
 
     def logits(
         self, hidden: Tensor, words: Sequence[RequestVocab], sizes: Sequence[int]
@@ -112,21 +151,11 @@ class Head:
         parts = zip(torch.split(self._layer.logits(ready), each), torch.split(ready, each), words)
         return [torch.cat((logits, own @ w.rows.T), -1) for logits, own, w in parts]
 
-    def _keep(
-        self,
-        features: Tensor,
-        after: Sequence[int],
-        contexts: Sequence[Context],
-        sizes: Sequence[int],
-    ) -> tuple[Tensor, Tensor]:
-        """The rows in front of the layer, and their queries; keys and values go to the contexts."""
-        hidden = self._layer.fuse(features.to("cpu", torch.float32))
-        positions = [p for c, n in zip(contexts, sizes) for p in c.places(n)]
-        x, q, k, v = self._enter(hidden, after, positions)
-        each = list(sizes)
-        for context, k_NKD, v_NKD in zip(contexts, torch.split(k, each), torch.split(v, each)):
-            context.commit(k_NKD, v_NKD)
-        return x, q
+    def _fuse(self, features: Tensor) -> Tensor:
+        return self._layer.fuse(features.to("cpu", torch.float32))
+
+    def _leave(self, x: Tensor, seen: Tensor) -> Tensor:
+        return self._layer.leave(x, seen)
 
     def _enter(
         self, hidden: Tensor, after: Sequence[int], positions: Sequence[int]
@@ -169,7 +198,7 @@ def read_head(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
     return config, weights
 
 
-class MtpHead:
+class MtpHead(LayerSteps):
     """Drafts any token of the vocabulary; see `DraftHead` and `Head` for its methods.
 
     Args:
@@ -178,7 +207,7 @@ class MtpHead:
     It runs on the CPU, wherever the target does. A row depends on no other request's.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: MtpLayer) -> None:
         c = predictor.config
         self._predictor = predictor
         self.width = c.vocab_size
@@ -197,77 +226,33 @@ class MtpHead:
             prompt=c.context,  # it was trained on whole texts
         )
 
-    def read(
-        self,
-        features: Tensor,
-        after: Sequence[int],
-        contexts: Sequence[Context],
-        sizes: Sequence[int],
-    ) -> Tensor:
-        x, q = self._keep(features, after, contexts, sizes)
-        ends = torch.tensor(sizes).cumsum(0) - 1
-        seen = [c.attend(q[e : e + 1]) for c, e in zip(contexts, ends.tolist())]
-        return self._predictor.leave(x[ends], torch.cat(seen))
-
-    def store(
-        self,
-        features: Tensor,
-        after: Sequence[int],
-        contexts: Sequence[Context],
-        sizes: Sequence[int],
-    ) -> None:
-        self._keep(features, after, contexts, sizes)
-
-    def step(
-        self,
-        hidden: Tensor,
-        after: Sequence[int],
-        contexts: Sequence[Context],
-        parents: Sequence[Sequence[int]],
-    ) -> Tensor:
-        sizes = [len(p) for p in parents]
-        positions = [p for c, follows in zip(contexts, parents) for p in c.depths(follows)]
-        x, q, k, v = self._enter(hidden, after, positions)
-        parts = zip(contexts, *(torch.split(x, sizes) for x in (q, k, v)), parents)
-        seen = [context.draft(*rows) for context, *rows in parts]
-        return self._predictor.leave(x, torch.cat(seen))
-
     def logits(
         self, hidden: Tensor, words: Sequence[RequestVocab], sizes: Sequence[int]
     ) -> list[Tensor]:
         return list(torch.split(self._predictor.logits(hidden), list(sizes)))
 
-    def _keep(
-        self,
-        features: Tensor,
-        after: Sequence[int],
-        contexts: Sequence[Context],
-        sizes: Sequence[int],
-    ) -> tuple[Tensor, Tensor]:
-        hidden = self._predictor.normed(features.to("cpu"))
-        positions = [p for c, n in zip(contexts, sizes) for p in c.places(n)]
-        x, q, k, v = self._enter(hidden, after, positions)
-        each = list(sizes)
-        for context, k_NKD, v_NKD in zip(contexts, torch.split(k, each), torch.split(v, each)):
-            self._seat(context)
-            context.commit(k_NKD, v_NKD)
-        return x, q
+    def _fuse(self, features: Tensor) -> Tensor:
+        return self._predictor.normed(features.to("cpu"))
 
     def _enter(
         self, hidden: Tensor, after: Sequence[int], positions: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = self._predictor.enter(np.array(after, dtype=np.int64), hidden)
+        x = self._predictor.inputs(np.array(after, dtype=np.int64), hidden)
         return x, *self._predictor.project(x, np.array(positions, dtype=np.int64))
 
-    def _seat(self, context: Context) -> None:
-        """The layer's sinks stand before every text."""
+    def _leave(self, x: Tensor, seen: Tensor) -> Tensor:
+        return self._predictor.outputs(x, seen)
+
+    def _commit(self, context: Context, k_NKD: Tensor, v_NKD: Tensor) -> None:
+        # the layer's sinks stand before every text
         sinks = self._predictor.layer.attention.sinks
-        extras = self._predictor.config.extras
-        if sinks is not None and extras is not None and context.empty:
-            k, v = (side[:, : extras.sinks].transpose(0, 1).float() for side in (sinks.k, sinks.v))
+        family = self._predictor.config.pangu_v2
+        if sinks is not None and family is not None and context.empty:
+            k, v = (side[:, : family.sinks].transpose(0, 1).float() for side in (sinks.k, sinks.v))
             context.precede(k, v)
+        super()._commit(context, k_NKD, v_NKD)
 
 
 def load_mtp(folder: Path, dtype: torch.dtype) -> MtpHead:
     """The head in a target's own checkpoint, which holds one, in a dtype."""
-    return MtpHead(load_predictor(folder, dtype, ops_for("cpu")))
+    return MtpHead(load_mtp_layer(folder, dtype, ops_for("cpu")))

@@ -109,7 +109,7 @@ class TreeRun:
             context=np.concatenate([slots[: self._length], slots[path[:-1]]]),
             groups=self.text.groups,
             outputs=[0],
-            reach=self.text.reach,
+            max_len=self.text.max_len,
         )
 
     def _own(self, i: int) -> list[int]:

@@ -41,7 +41,7 @@ class Warm:
     speculation: Speculation
     groups: int | None
     seed: int
-    reach: int
+    max_len: int
     reproducible: bool
     thinking: ThinkingRule | None
 
@@ -58,7 +58,7 @@ class Warm:
             speculation=request.speculation,
             groups=request.groups,
             seed=request.seed,
-            reach=request.reach,
+            max_len=request.max_len,
             reproducible=request.reproducible,
             thinking=request.thinking,
         )

@@ -22,7 +22,7 @@ class ModelDraft(Lockstep):
 
     Args:
         model: the drafting model, on any device; for self-speculation the target, or
-            `target.keep(layers)`.
+            `target.layer_subset(layers)`.
         kv: `OwnKV` for a separate model, `BorrowedKV` for the target itself.
         law: logits -> law under a request's parameters.
         groups: routed groups to run; None = all, 0 = shared experts only. A request that runs
@@ -65,7 +65,7 @@ class ModelDraft(Lockstep):
         if not tokens or len(tokens) + most > self._model.config.context:
             return None
         groups = self._groups_for(request)
-        text = DraftText(request, tokens, len(tokens) - 1, groups, request.reach)
+        text = DraftText(request, tokens, len(tokens) - 1, groups, request.max_len)
         if not self._kv.ready(text, most):
             return None
         branching = self._width > 1 and request.params.temperature == 0

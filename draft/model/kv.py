@@ -101,7 +101,7 @@ class DraftText:
         tokens: its own list, which a chain appends to; at least one.
         stays: how many of them, but for the last, no later text of the request will change.
         groups: routed groups to run; None = all.
-        reach: the longest text this may become, in the draft model's tokens.
+        max_len: the longest text this may become, in the draft model's tokens.
         only_best: whether the likeliest token is all that is wanted of the model.
         valid: how many of them have their KV in the draft model's cache.
     """
@@ -110,7 +110,7 @@ class DraftText:
     tokens: list[int]
     stays: int
     groups: int | None
-    reach: int
+    max_len: int
     only_best: bool = False
     valid: int = 0
 
@@ -131,7 +131,7 @@ class DraftText:
             context=cache.slots(self.request.id, 0, first),
             groups=self.groups,
             outputs=outputs,
-            reach=self.reach,
+            max_len=self.max_len,
             only_best=self.only_best,
         )
 

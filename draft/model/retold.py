@@ -234,13 +234,13 @@ class RetoldDraft(Lockstep):
         self._teller = Teller(own, Speller(target))
         self._marks = marks(target, own)
         self._followed: dict[int, Follower] = {}
-        self._reach: dict[int, int] = {}
+        self._max_len: dict[int, int] = {}
 
     def release(self, requests: Collection[int]) -> None:
         super().release(requests)
         for request in requests:
             self._followed.pop(request, None)
-            self._reach.pop(request, None)
+            self._max_len.pop(request, None)
 
     def _begin(self, request: RequestView, most: int) -> Run | None:
         follower = self._followed.get(request.id)
@@ -254,18 +254,18 @@ class RetoldDraft(Lockstep):
         stays = min(follower.settled, len(tokens) - 1)
         vocabulary = self._speller.tokenizer.vocab_size
         no_more = vocabulary == self._model.config.vocab_size  # logits than tokens
-        reach = self._reach_of(request, len(tokens))
-        text = DraftText(request, tokens, stays, None, reach, no_more)
+        max_len = self._max_len_of(request, len(tokens))
+        text = DraftText(request, tokens, stays, None, max_len, no_more)
         if not self._kv.ready(text, room):
             return None
         return Retold(text, most, room, self._teller, vocabulary, follower.begun)
 
-    def _reach_of(self, request: RequestView, length: int) -> int:
+    def _max_len_of(self, request: RequestView, length: int) -> int:
         """The longest text in the draft model's tokens, guessed once: a rotary base may hang on it."""
-        if request.id not in self._reach:
+        if request.id not in self._max_len:
             share = length / len(request.tokens)
-            self._reach[request.id] = math.ceil(max(request.reach, len(request.tokens)) * share)
-        return self._reach[request.id]
+            self._max_len[request.id] = math.ceil(max(request.max_len, len(request.tokens)) * share)
+        return self._max_len[request.id]
 
 
 ENOUGH = 0.9  # of the larger vocabulary in common

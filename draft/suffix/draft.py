@@ -88,4 +88,4 @@ def _worth_keeping(request: RequestView) -> bool:
     ended = answered and request.tokens[-1] in request.end_ids
     params = request.params
     seeded = params.temperature > 0 and params.seed is not None
-    return (ended or len(request.tokens) > request.reach) and not seeded
+    return (ended or len(request.tokens) > request.max_len) and not seeded

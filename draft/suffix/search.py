@@ -13,7 +13,7 @@ from loguru import logger
 from fastslow.draft.suffix.documents import END
 from fastslow.draft.suffix.sealed import Sealed
 from fastslow.draft.suffix.sources import LONGEST, MOST, NOTHING, SuffixMatch
-from fastslow.engine.backends.cpu import build, library
+from fastslow.engine.backends.cpu import library
 
 WIDTH = 4  # bytes of a token
 
@@ -156,7 +156,7 @@ class BisectSearch:
 def _kernels() -> ctypes.CDLL | None:
     """None where they do not run; one line in the log says what that costs and why."""
     cost = "a corpus is searched in Python instead of by the CPU kernels, several times slower"
-    if build.level() == "off":
+    if library.level() == "off":
         logger.info("{}: they are switched off", cost)
         return None
     try:

@@ -175,7 +175,7 @@ class Earlier:
     """A ring of answers: the oldest make room for new ones.
 
     Answers of all requests lie side by side, so a draft may hold words of another request's
-    answer. They reach a caller only if the target itself says them.
+    answer. They max_len a caller only if the target itself says them.
 
     Args:
         tokens: how many to keep, rounded up to a power of two; about 80 bytes each, taken as

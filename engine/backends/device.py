@@ -14,35 +14,35 @@ if TYPE_CHECKING:
 KINDS = ("cpu", "cuda", "npu")
 
 
-class DevicePlace(NamedTuple):
+class DeviceChoice(NamedTuple):
     """Where a model runs: one of KINDS, and torch's device of it."""
 
     kind: str
     device: torch.device
 
 
-def find_place(device: str | torch.device) -> DevicePlace:
+def choose_device(device: str | torch.device) -> DeviceChoice:
     """The device that a name means; "auto" is an NPU or a GPU where there is one, else the CPU.
 
     Raises:
         ValueError: one sentence about a device that this version or this machine does not have.
     """
     if device == "auto":
-        return DevicePlace("npu", torch.device("npu")) if _has_npu() else _gpu_or_cpu()
+        return DeviceChoice("npu", torch.device("npu")) if _has_npu() else _gpu_or_cpu()
     kind = str(device).partition(":")[0]
     if kind not in KINDS:
         raise ValueError(f"device {str(device)!r} is not one of auto, {', '.join(KINDS)}")
     if kind == "npu":
-        return DevicePlace("npu", _npu(str(device)))
+        return DeviceChoice("npu", _npu(str(device)))
     picked = _named(device)
     if kind == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {str(device)!r} is not on this machine, which has no such GPU")
-    return DevicePlace(kind, picked)
+    return DeviceChoice(kind, picked)
 
 
-def _gpu_or_cpu() -> DevicePlace:
+def _gpu_or_cpu() -> DeviceChoice:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    return DevicePlace(kind, torch.device(kind))
+    return DeviceChoice(kind, torch.device(kind))
 
 
 def _has_npu() -> bool:
@@ -75,13 +75,12 @@ def _named(device: str | torch.device) -> torch.device:
 
 def ops_for(kind: str) -> Ops:
     """The building blocks of `engine.model.decoder.Decoder` for a kind of device."""
-    from fastslow.engine.backends.torch.onednn import OneDnnOps
-    from fastslow.engine.backends.torch.reference import ReferenceOps
+    from fastslow.engine.backends.torch.reference import OneDnnOps, ReferenceOps
 
     return OneDnnOps() if kind == "cpu" else ReferenceOps()
 
 
-def paged_ops_for(place: DevicePlace) -> PagedOps:
+def paged_ops_for(place: DeviceChoice) -> PagedOps:
     """The building blocks of `engine.model.paged.PagedDecoder` for an accelerator.
 
     Raises:

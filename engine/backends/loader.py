@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from loguru import logger
+from numpy.typing import NDArray
+from safetensors import safe_open
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
-from fastslow.engine.backends.accelerator.weights import Stacked, no_int8
-from fastslow.engine.backends.cpu import library
-from fastslow.engine.backends.cpu.build import level
-from fastslow.engine.backends.cpu.formats import EMBEDDING, QUANTIZATIONS, Formats
+from fastslow.engine.backends.accelerator.weights import Stacked
+from fastslow.engine.backends.cpu import library, store
+from fastslow.engine.backends.cpu.decoder import CpuDecoder, unsupported
+from fastslow.engine.backends.cpu.formats import EMBEDDING, QUANTIZATIONS, Format, Formats
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
-from fastslow.engine.backends.cpu.load import load_packed, runs
-from fastslow.engine.backends.device import DevicePlace, find_place, ops_for, paged_ops_for
+from fastslow.engine.backends.cpu.library import level
+from fastslow.engine.backends.cpu.packed import Arena, ReadBlocks, Sources
+from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.extra_weights import ExtraWeights
+from fastslow.engine.model.families.pangu_v2 import PanguV2Weights
+from fastslow.engine.model.int8 import no_int8
 from fastslow.engine.model.quantised import Scheme
 from fastslow.engine.model.weights import Weights
 
@@ -59,7 +66,7 @@ def load_model(
     if kv_dtype not in KV_DTYPES:
         raise ValueError(f"kv_dtype {kv_dtype!r} is not one of {', '.join(KV_DTYPES)}")
     config = ModelConfig.from_folder(Path(folder))
-    place = find_place(device)
+    place = choose_device(device)
     where = place.device
     scheme = Scheme.from_folder(Path(folder))
     checkpoint = Checkpoint.open(Path(folder), config, scheme)
@@ -76,18 +83,24 @@ def load_model(
         formats = _formats(picked, quantization, config, scheme)
         logger.debug("running {} on the CPU kernels ({})", formats.name, level())
         storage = _storage(kv_dtype, config, quantization, scheme)
-        return load_packed(
-            Path(folder), config, formats, lambda: checkpoint.quantised(progress), storage
-        )
+        arena = Arena.of(config, formats)
+        path = store.packed_path(Path(folder), formats.name)
+        memory = store.load(path, arena)
+        if memory is None:  # packed on first use
+            with (
+                checkpoint.quantised(progress) as tensors,
+                _blocks(Path(folder), formats) as blocks,
+            ):
+                memory = store.create(path, arena, Sources(tensors.read, blocks, tensors.linear))
+        return CpuDecoder(config, formats, arena, memory, storage=storage)
     if kv_dtype == "int8":
         raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which do not run here")
     with checkpoint.quantised(progress) as tensors:
-        if ops is not None and config.extras is None and picked != torch.float64:
-            int8 = tensors.linear if quantization == W8A8 else no_int8
+        int8 = tensors.linear if quantization == W8A8 else no_int8
+        if ops is not None and config.pangu_v2 is None and picked != torch.float64:
             return PagedDecoder(Stacked(config, ops, picked, where, tensors.read, int8))
-        kind = Weights if config.extras is None else ExtraWeights
-        own = {"linear": tensors.linear} if quantization == W8A8 else {}
-        return Decoder(kind(config, ops_for(place.kind), picked, where, tensors.read, **own))
+        kind = Weights if config.pangu_v2 is None else PanguV2Weights
+        return Decoder(kind(config, ops_for(place.kind), picked, where, tensors.read, int8))
 
 
 def _formats(
@@ -124,7 +137,7 @@ def _own_quantization(
     scheme: Scheme | None,
 ) -> str:
     if dtype == "auto" and scheme is not None:
-        finer = device == "cpu" and library.available() and runs(config) is None
+        finer = device == "cpu" and library.available() and unsupported(config) is None
         inputs = ", inputs per 32, which is finer than per token" if finer else ""
         said = f"{scheme.sentence}{inputs}"
         logger.info("the weights of {} are W8A8 and run so: {}", folder.name, said)
@@ -149,9 +162,9 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
                 f"quantization {quantization!r} needs the CPU kernels, which are not available "
                 "here; the log says why"
             )
-    if config.extras is not None and device == "npu":
+    if config.pangu_v2 is not None and device == "npu":
         raise ValueError(f"{config.architecture} does not run on 'npu' yet: use 'cpu' or 'cuda'")
-    reason = runs(config)
+    reason = unsupported(config)
     if quantization not in ("none", W8A8) and reason is not None:
         raise ValueError(f"quantization {quantization!r} needs the CPU kernels, but {reason}")
     if device != "cpu" or dtype not in (torch.float32, torch.bfloat16):
@@ -163,7 +176,7 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
 
 
 def pick_dtype(
-    dtype: str | torch.dtype, config: ModelConfig, place: DevicePlace, ops: PagedOps | None = None
+    dtype: str | torch.dtype, config: ModelConfig, place: DeviceChoice, ops: PagedOps | None = None
 ) -> torch.dtype:
     """The dtype to run in. A checkpoint that names none runs in float32.
 
@@ -183,3 +196,18 @@ def pick_dtype(
     if runs != DTYPES[own]:
         logger.info("the checkpoint is {}, which runs here as {}", own, runs)
     return runs
+
+
+@contextmanager
+def _blocks(folder: Path, formats: Formats) -> Iterator[ReadBlocks]:
+    path = folder / BLOCKS
+    if formats.layers is not Format.INT4 or not path.is_file():
+        yield lambda name: None
+        return
+    with safe_open(path, framework="np") as file:
+        names = set(file.keys())
+
+        def read(name: str) -> NDArray[np.uint8] | None:
+            return file.get_tensor(name) if name in names else None
+
+        yield read

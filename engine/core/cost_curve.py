@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from loguru import logger
 
-from fastslow.engine.host.cache_folder import cache_folder
+from fastslow.engine.host.files import cache_folder
 from fastslow.engine.host.watch import Watch
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.types import Rows, Segment
@@ -63,7 +63,7 @@ def _measure(model: Model, groups: int | None) -> tuple[tuple[int, ...], tuple[f
     fits = [n for n in ROWS if CONTEXT + n <= model.config.context] or [1]
     context = min(CONTEXT, model.config.context - 1)
     pages = -(-(context + fits[-1]) // 16)
-    cache = kv_cache_for(model, pages * model.storage.homes)  # all rows in the first home
+    cache = kv_cache_for(model, pages * model.storage.dp_ranks)  # all rows on the first rank
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, context + fits[-1])
     slots = np.arange(context + fits[-1])
 

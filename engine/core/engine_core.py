@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from fastslow.engine.core.latency_budget import SHARE, LatencyBudget
+from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import lay_rows
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
@@ -21,7 +21,7 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.sampling.accept.accept import accept
 from fastslow.engine.sampling.rng import Purpose, stream
 from fastslow.engine.sampling.stop import Reason
-from fastslow.engine.types import AcceptResult, Drafter, RunEverything, StepCostModel, Stepped, Tree
+from fastslow.engine.types import AcceptResult, Drafter, StepCostModel, Stepped, Tree
 
 
 class EngineCore:

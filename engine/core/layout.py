@@ -33,10 +33,7 @@ class StepLayout:
 
 
 def lay_rows(
-    work: Sequence[ScheduledChunk],
-    trees: Sequence[Tree],
-    kv: KVCache,
-    read: Sequence[range] | None = None,
+    work: Sequence[ScheduledChunk], trees: Sequence[Tree], kv: KVCache, read: Sequence[range]
 ) -> StepLayout:
     """Prompt chunks, last tokens and draft nodes of all requests, as one run of rows.
 
@@ -44,7 +41,7 @@ def lay_rows(
         work: this step's requests.
         trees: one for each ready request, in the same order.
         kv: pages for all of it are reserved.
-        read: positions of each work item's text that somebody wants to see; None = nobody does.
+        read: positions of each work item's text that somebody wants to see.
     """
     segments: list[Segment] = []
     prompt_logits: list[tuple[int, list[int]]] = []
@@ -52,7 +49,7 @@ def lay_rows(
     verify_seen: list[int] = []
     read_seen: list[int] = []
     logits = looks = 0
-    for item, positions in zip(work, read or [range(0)] * len(work), strict=True):
+    for item, positions in zip(work, read, strict=True):
         request, chunk = item
         ready = item.ready
         tree = trees[len(verify_logits)] if ready else Tree()
@@ -99,5 +96,5 @@ def _segment(
         outputs=outputs,
         seen=seen,
         only_best=only_best(request) and not request.wants_logits,
-        reach=request.reach,
+        max_len=request.max_len,
     )

@@ -87,7 +87,7 @@ class Request:
     stopper: Stopper
     groups: int | None
     seed: int
-    reach: int  # the longest text whose rows may run: all that it may become but the last token
+    max_len: int  # the longest text whose rows may run: all that it may become but the last token
     dynamic_rope: bool = False  # its rotary base depends on that length
     end_ids: frozenset[int] = frozenset()
     rule: Rule = tokenwise
@@ -119,7 +119,7 @@ class Request:
     def root(self) -> Hashable:
         """Prefix-cache key: whatever besides the tokens changes the KV of its first rows."""
         groups = self.groups if self.kept is None else self.kept.groups
-        return groups, self.reach if self.dynamic_rope else 0
+        return groups, self.max_len if self.dynamic_rope else 0
 
     @property
     def together(self) -> int:

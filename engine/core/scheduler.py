@@ -78,7 +78,7 @@ class Scheduler:
 
     def room(self, request: Request, nodes: int) -> int:
         """How many draft nodes the request may run, pages reserved; nobody is preempted for them."""
-        nodes = min(nodes, request.reach - len(request.tokens))
+        nodes = min(nodes, request.max_len - len(request.tokens))
         if nodes <= 0:
             return 0
         if not self._kv.reserve(request.id, len(request.tokens) + nodes):
@@ -134,8 +134,8 @@ class Scheduler:
 
     def _make_room(self, request: Request, chunk: int, work: dict[int, ScheduledChunk]) -> bool:
         while not self._kv.reserve(request.id, request.computed + chunk):
-            home = self._kv.home(request.id)
-            victim = next(r for r in reversed(self.running) if self._kv.home(r.id) == home)
+            rank = self._kv.dp_rank(request.id)
+            victim = next(r for r in reversed(self.running) if self._kv.dp_rank(r.id) == rank)
             work.pop(victim.id, None)
             self._preempt(victim)
             if victim is request:

@@ -22,7 +22,7 @@ def page_budget(
     context: int,
     max_requests: int,
     device: torch.device | str,
-    homes: int = 1,
+    dp_ranks: int = 1,
 ) -> int:
     """How many pages of `page_bytes` bytes and `page_size` tokens to allocate.
 
@@ -30,7 +30,7 @@ def page_budget(
     1.0, is a share of the memory that is free on `device` now; None is a share of 0.3. A share is
     cut at what `max_requests` requests of `context` tokens can use; bytes are taken as they are,
     for more pages keep more prefixes cached.
-    homes: parts that the pages are dealt to; a request lives in one of them.
+    dp_ranks: data-parallel ranks that share the pages; a request's are all of one.
     Raises ValueError for an amount that is not understood, and for one that cannot hold one
     request of `context` tokens.
     """
@@ -44,11 +44,11 @@ def page_budget(
     else:
         memory = parse_bytes(kv_memory) if isinstance(kv_memory, str) else kv_memory
         pages = memory // page_bytes
-    if pages // homes < max(one, 1):
-        where = f" in each of {homes} homes" if homes > 1 else ""
+    if pages // dp_ranks < max(one, 1):
+        where = f" on each of {dp_ranks} data-parallel ranks" if dp_ranks > 1 else ""
         raise ValueError(
             f"kv_memory is {format_bytes(memory)}, but one request with a context of {context} "
-            f"tokens{where} needs {format_bytes(max(one, 1) * homes * page_bytes)}"
+            f"tokens{where} needs {format_bytes(max(one, 1) * dp_ranks * page_bytes)}"
         )
     return pages
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
 from fastslow.engine.kv import integrity
 from fastslow.engine.kv.pages import PagePool, PageTable
-from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, chain
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.prefix import Key, PrefixIndex, chain
+from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.types import Ints
+
+
+class RankPages(NamedTuple):
+    """The pages of one data-parallel rank, and which of them are published."""
+
+    pool: PagePool
+    prefix: PrefixIndex
+
+    @property
+    def available(self) -> int:
+        """Empty pages, and cached ones nobody uses."""
+        return self.pool.free + self.pool.idle
 
 
 class KVCache:
@@ -33,6 +46,11 @@ class KVCache:
     layers, kv_heads, head_dim, dtype, device: shape and place of the rows, see `KVStorage`.
     pages: how many pages there are (see `budget.page_budget`). page_size: tokens in a page.
     prefix_caching: whether pages are published at all. storage: the order of the rows.
+
+    Where attention is data parallel (`storage.dp_ranks` above 1), each rank has an equal share of the
+    pages, and what does not divide is left out. A request gets a rank when it is opened: of those with
+    room for all of its text the one that knows most of its beginning, then the one with most room.
+    Its pages never leave it, and only requests of one rank compete for pages or share them.
     """
 
     def __init__(
@@ -46,47 +64,44 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str,
         prefix_caching: bool = True,
-        storage: Callable[..., KVStorage] = KVStorage,
+        storage: type[KVStorage] = KVStorage,
     ) -> None:
         for name, value in (("pages", pages), ("page_size", page_size)):
             if value < 1:
                 raise ValueError(f"{name} is {value}, but must be at least 1")
+        each = pages // storage.dp_ranks
+        if not each:
+            count = storage.dp_ranks
+            raise ValueError(f"pages is {pages}, but must be at least 1 for each of {count} ranks")
         self.page_size = page_size
-        self.storage = storage(
-            layers=layers,
-            slots=pages * page_size,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            dtype=dtype,
-            device=device,
-        )
+        slots = each * storage.dp_ranks * page_size
+        self.storage = storage(KVShape(layers, slots, kv_heads, head_dim, dtype, device))
         self._prefix_caching = prefix_caching
-        self._pool = PagePool(pages)
-        self._index = PrefixIndex()
+        self._ranks = [RankPages(PagePool(each), PrefixIndex()) for _ in range(storage.dp_ranks)]
         self._tables: dict[int, PageTable] = {}
 
     @property
     def pages(self) -> int:
         """All pages there are."""
-        return self._pool.pages
+        return sum(rank.pool.pages for rank in self._ranks)
 
     @property
     def free_pages(self) -> int:
         """Pages that `reserve` could hand out now: empty ones, and cached ones nobody uses."""
-        return self._pool.free + self._pool.idle
+        return sum(rank.available for rank in self._ranks)
 
     def free_for(self, request: int) -> int:
         """Pages that `reserve` could hand out now to this request."""
-        return self.free_pages
+        return self._ranks[self._tables[request].rank].available
 
-    def home(self, request: int) -> int:
-        """Which home the request lives in; only requests of one compete for pages."""
-        return 0
+    def dp_rank(self, request: int) -> int:
+        """The data-parallel rank that has the request; only requests of one compete for pages."""
+        return self._tables[request].rank
 
     @property
     def cached_pages(self) -> int:
         """Pages that a new request could share."""
-        return len(self._index)
+        return sum(len(rank.prefix) for rank in self._ranks)
 
     @property
     def requests(self) -> int:
@@ -99,13 +114,7 @@ class KVCache:
 
     def fits(self, length: int) -> bool:
         """Whether a request of this length could ever fit, with the cache all to itself."""
-        return self.pages_for(length) <= self.pages
-
-    def known(self, tokens: Sequence[int], root: Hashable, most: int) -> int:
-        """How many tokens `open` would share."""
-        if not self._prefix_caching:
-            return 0
-        return len(self._index.match(tokens, root, self.page_size, most)[0]) * self.page_size
+        return self.pages_for(length) <= self._ranks[0].pool.pages
 
     def open(self, request: int, tokens: Sequence[int], root: Hashable, most: int) -> int:
         """Start a request; share the published pages its text starts with.
@@ -117,14 +126,25 @@ class KVCache:
         """
         if request in self._tables:
             raise ValueError(f"request {request} is already open")
-        table = PageTable(self.page_size, root, EMPTY if self._prefix_caching else None)
-        if self._prefix_caching:
-            shared, table.digest = self._index.match(tokens, root, self.page_size, most)
-            for page in shared:
-                self._pool.hold(page)
-            table.extend(shared)
-            table.sealed = len(shared)
-            table.valid = table.room
+        if not self._prefix_caching:
+            most = 0
+        found = [rank.prefix.match(tokens, root, self.page_size, most) for rank in self._ranks]
+
+        def order(n: int) -> tuple[bool, int, int]:
+            known, free = len(found[n][0]), self._ranks[n].available
+            return self.pages_for(len(tokens)) - known <= free, known, free
+
+        best = max(range(len(found)), key=order) if len(found) > 1 else 0
+        shared, digest = found[best]
+        first = best * self._ranks[0].pool.pages * self.page_size
+        table = PageTable(
+            self.page_size, root, digest if self._prefix_caching else None, best, first
+        )
+        for page in shared:
+            self._ranks[best].pool.hold(page)
+        table.extend(shared)
+        table.sealed = len(shared)
+        table.valid = table.room
         self._tables[request] = table
         return table.valid
 
@@ -137,13 +157,14 @@ class KVCache:
         need = self.pages_for(length) - len(table.pages)
         if need <= 0:
             return True
-        short = need - self._pool.free
-        if short > self._pool.idle:
+        pool, index = self._ranks[table.rank]
+        short = need - pool.free
+        if short > pool.idle:
             return False
         if short > 0:
-            for page in self._pool.evict(short):
-                self._index.forget(page)
-        table.extend(self._pool.take(need, after=table.pages[-1] if table.pages else None))
+            for page in pool.evict(short):
+                index.forget(page)
+        table.extend(pool.take(need, after=table.pages[-1] if table.pages else None))
         return True
 
     def room(self, request: int) -> int:
@@ -192,9 +213,10 @@ class KVCache:
     def close(self, request: int) -> None:
         """Give all pages of a request back. Published ones stay cached until they are evicted."""
         table = self._tables.pop(request)
+        pool, index = self._ranks[table.rank]
         # The end of the text first: idle pages are evicted in this order.
         for page in reversed(table.pages):
-            self._pool.drop(page, cached=page in self._index)
+            pool.drop(page, cached=page in index)
 
     def stop_publishing(self, request: int) -> None:
         """What the request writes from now on is for itself alone: its root does not tell of it."""
@@ -202,14 +224,17 @@ class KVCache:
 
     def clear_prefix(self) -> None:
         """Forget all cached pages; what open requests have written is not published any more."""
-        self._pool.evict(self._pool.idle)
-        self._index.clear()
+        for pool, index in self._ranks:
+            pool.evict(pool.idle)
+            index.clear()
         for table in self._tables.values():
             table.digest = None
 
     def check_integrity(self) -> None:
         """Raise `IntegrityError` if any page is lost, leaked, or shared by mistake."""
-        integrity.check(self._pool, self._index, self._tables)
+        for n, (pool, index) in enumerate(self._ranks):
+            tables = {request: t for request, t in self._tables.items() if t.rank == n}
+            integrity.check(pool, index, tables)
 
     def _validate(self, request: int, table: PageTable, length: int, tokens: Sequence[int]) -> None:
         limit = min(table.room, len(tokens))
@@ -228,12 +253,13 @@ class KVCache:
         start = place * self.page_size
         digest = chain(digest, tokens[start : start + self.page_size])
         key = Key(table.root, digest)
-        published = self._index.find(key)
+        pool, index = self._ranks[table.rank]
+        published = index.find(key)
         if published is None:
-            self._index.add(key, table.pages[place], table.pages[place - 1] if place else -1)
+            index.add(key, table.pages[place], table.pages[place - 1] if place else -1)
         else:
-            self._pool.hold(published)
-            self._pool.drop(table.pages[place], cached=False)
+            pool.hold(published)
+            pool.drop(table.pages[place], cached=False)
             table.replace(place, published)
         table.sealed += 1
         table.digest = digest

@@ -40,14 +40,12 @@ def _check_tables(
         )
         starts = table.slots(0, table.room)[:: table.page_size].tolist()
         _require(
-            starts == [page * table.page_size for page in table.pages],
+            starts == [table.first + page * table.page_size for page in table.pages],
             f"request {request}: its slots are not those of its pages",
         )
         for place, page in enumerate(table.pages):
-            _require(
-                0 <= page < pool.pages,
-                f"request {request}: page {page} is outside 0:{pool.pages}",
-            )
+            outside = f"request {request}: page {page} is outside 0:{pool.pages}"
+            _require(0 <= page < pool.pages, outside)
             _require(
                 table.digest is None or (place < table.sealed) == (page in index),
                 f"request {request}: page {page} at place {place} is "
@@ -76,15 +74,8 @@ def _check_pool(
             pool.references[page] == held,
             f"page {page}: {pool.references[page]} references counted, {held} tables hold it",
         )
-        states = [
-            name
-            for name, is_so in (
-                ("free", pool.is_free(page)),
-                ("idle", page in idle),
-                ("held", held > 0),
-            )
-            if is_so
-        ]
+        known = {"free": pool.is_free(page), "idle": page in idle, "held": held > 0}
+        states = [name for name, is_so in known.items() if is_so]
         _require(len(states) == 1, f"page {page} is {' and '.join(states) or 'in no state'}")
         free += states == ["free"]
         _require(

@@ -121,12 +121,19 @@ class PageTable:
 
     `valid`: positions whose rows are right. `sealed`: leading pages that are, or were, published:
     they may be in other tables too and are never written. `digest`: that of the text in the
-    sealed pages; None: this table publishes nothing (more).
+    sealed pages; None: this table publishes nothing (more). `rank`: the data-parallel rank that
+    has the pages. `first`: the slot of that rank's page 0.
     """
 
-    __slots__ = ("_slots", "digest", "page_size", "pages", "root", "sealed", "valid")
+    __slots__ = (
+        *("_slots", "digest", "first", "page_size", "pages", "rank", "root", "sealed", "valid"),
+    )
 
-    def __init__(self, page_size: int, root: Hashable, digest: bytes | None) -> None:
+    def __init__(
+        self, page_size: int, root: Hashable, digest: bytes | None, rank: int = 0, first: int = 0
+    ) -> None:
+        self.rank = rank
+        self.first = first
         self.page_size = page_size
         self.root = root
         self.digest = digest
@@ -163,5 +170,5 @@ class PageTable:
         return self._slots[start:stop]
 
     def _slots_of(self, pages: Sequence[int]) -> Ints:
-        firsts = np.asarray(pages, dtype=np.int64) * self.page_size
+        firsts = np.asarray(pages, dtype=np.int64) * self.page_size + self.first
         return (firsts[:, None] + np.arange(self.page_size, dtype=np.int64)).ravel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,6 +37,18 @@ def lazy_zeros(
     return torch.from_numpy(lazy).view(dtype).view(shape)
 
 
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """slots: rows per layer. head_dim: elements. dtype: in which rows are read and written."""
+
+    layers: int
+    slots: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device | str
+
+
 class KVStorage:
     """Keys and values, `k[layer]` and `v[layer]`, each [slots, kv_heads, head_dim].
 
@@ -43,14 +56,14 @@ class KVStorage:
     `write` and `move`. Rows start as zeros: a kernel may read (and mask) rows never written, and
     zero times an uninitialised NaN would not be zero.
 
-    Where a model's attention runs several times side by side, slots lie in `homes`, one after the
+    Where attention is data parallel, each of `dp_ranks` holds a part of the slots, one part after the
     other: a request's must all be of one. `share`: how much of a token's bytes the memory that is
     asked for KV has to hold.
     """
 
     page_size: ClassVar[int] = 16
     """Tokens of a page whose rows can be read in place."""
-    homes: ClassVar[int] = 1
+    dp_ranks: ClassVar[int] = 1
     share: ClassVar[float] = 1.0
 
     @classmethod
@@ -58,44 +71,23 @@ class KVStorage:
         """Elements that a head's key or value takes."""
         return head_dim
 
-    def __init__(
-        self,
-        *,
-        layers: int,
-        slots: int,
-        kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> None:
-        self._keys, self._values = self._allocate(layers, slots, kv_heads, head_dim, dtype, device)
+    def __init__(self, shape: KVShape) -> None:
+        self.shape = shape
+        self._keys, self._values = self._allocate(shape)
         self.k: list[torch.Tensor] = list(self._keys.unbind())
         self.v: list[torch.Tensor] = list(self._values.unbind())
         addresses = [[layer.data_ptr() for layer in side] for side in (self.k, self.v)]
         self.pointers: NDArray[np.uint64] = np.array(addresses, dtype=np.uint64)  # [2, layers]
 
-    def _allocate(
-        self,
-        layers: int,
-        slots: int,
-        kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _allocate(self, s: KVShape) -> tuple[torch.Tensor, torch.Tensor]:
         """All layers' keys and values, one allocation, layers first."""
-        rows = lazy_zeros((2, layers, slots, kv_heads, head_dim), dtype, device)
+        rows = lazy_zeros((2, s.layers, s.slots, s.kv_heads, s.head_dim), s.dtype, s.device)
         return rows[0], rows[1]
 
     @property
     def slots(self) -> int:
-        """Rows per layer."""
-        return self._keys.shape[1]
-
-    @property
-    def bytes_per_slot(self) -> int:
-        """Bytes of one token: keys and values of all layers."""
-        return self.nbytes // self.slots
+        """Rows per layer that were asked for; some storages round them up."""
+        return self.shape.slots
 
     @property
     def nbytes(self) -> int:
@@ -104,12 +96,12 @@ class KVStorage:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which rows are kept."""
-        return self._keys.dtype
+        """In which rows are read and written."""
+        return self.shape.dtype
 
     @property
-    def kept(self) -> torch.dtype:
-        """The type of the memory, where that is not what rows are read in."""
+    def memory_dtype(self) -> torch.dtype:
+        """In which rows are kept, `dtype` in most storages."""
         return self.dtype
 
     @classmethod

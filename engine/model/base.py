@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -12,16 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.kv.dp_ranks import DPRankKVCache
+from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Ints, ModelOutput, Rows
 
-if TYPE_CHECKING:
-    from fastslow.engine.kv.storage import KVStorage
-
 
 class Model(Protocol):
-    """Token ids and a KV cache in, logits out; `engine.model.decoder` describes it in full."""
+    """Token ids and a KV cache in, logits out."""
 
     @property
     def config(self) -> ModelConfig: ...
@@ -37,9 +34,20 @@ class Model(Protocol):
     def storage(self) -> type[KVStorage]:
         """In which order its `forward` wants keys and values."""
 
-    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput: ...
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
+        """Run the rows, writing their keys and values to `kv` at their slots.
 
-    def keep(self, layers: Sequence[int]) -> Model:
+        Returns logits, float32 [M, V] (float64 for a float64 model), of `rows.outputs` (only their
+        best tokens where `rows.only_best`), and where `features` names layers, their outputs (0 = the
+        first layer's) of `rows.seen`, [S, len(features) * H] in the model's dtype, side by side in
+        the order named. M and S may be 0.
+
+        Raises:
+            ValueError: a step without rows, a feature layer that does not run here, or another kind
+                of storage.
+        """
+
+    def layer_subset(self, layers: Sequence[int]) -> Model:
         """The same weights with only these layers, for the same KV: layer n still reads and writes
         `kv.k[n]` and `kv.v[n]`, those of the others are left alone.
 
@@ -51,20 +59,29 @@ class Model(Protocol):
         """
 
 
-def kept_layers(layers: Sequence[int], running: Sequence[int]) -> tuple[int, ...]:
-    """`layers`, of the `running` ones, as they will run.
+def check_layers(layers: Sequence[int] | None, running: Sequence[int]) -> tuple[int, ...]:
+    """`layers`, of the `running` ones, as they will run; None = all of those.
 
     Raises:
         ValueError: none, out of order, or one that does not run.
     """
-    kept = tuple(layers)
-    if not kept or not set(kept) <= set(running) or any(a >= b for a, b in pairwise(kept)):
-        raise ValueError(f"layers {list(kept)} must ascend and be {_of(running)}")
-    return kept
+    chosen = tuple(running if layers is None else layers)
+    if not chosen or not set(chosen) <= set(running) or any(a >= b for a, b in pairwise(chosen)):
+        raise ValueError(f"layers {list(chosen)} must ascend and be {_of(running)}")
+    return chosen
 
 
-def check_features(features: Sequence[int], running: Sequence[int]) -> None:
-    """ValueError for a feature layer that does not run."""
+def check_step(
+    rows: Rows,
+    kv: KVStorage,
+    storage: type[KVStorage],
+    features: Sequence[int],
+    running: Sequence[int],
+) -> None:
+    """ValueError for what `Model.forward` refuses. running: the layers that run."""
+    if not len(rows.tokens):
+        raise ValueError("rows must hold at least 1 row, got 0")
+    kv.expect(storage)
     if absent := [n for n in features if n not in running]:
         raise ValueError(f"feature layer {absent[0]} must be {_of(running)}")
 
@@ -72,6 +89,46 @@ def check_features(features: Sequence[int], running: Sequence[int]) -> None:
 def _of(running: Sequence[int]) -> str:
     every = tuple(range(len(running)))
     return f"in 0..{every[-1]}" if tuple(running) == every else f"one of {list(running)}"
+
+
+class ModelWeights(Protocol):
+    """What weights of any form say of themselves."""
+
+    config: ModelConfig
+    dtype: torch.dtype
+    device: torch.device
+
+
+W = TypeVar("W", bound=ModelWeights)
+
+
+class LayeredModel(Generic[W]):
+    """What decoders in torch share: their weights, and which of the layers run.
+
+    Args:
+        weights: the model's, shared by its subsets.
+        layers: those that run, the others are skipped; None = all.
+    """
+
+    def __init__(self, weights: W, layers: Sequence[int] | None = None) -> None:
+        self.weights = weights
+        self.layers = check_layers(layers, range(weights.config.layers))
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.weights.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.device
+
+    def layer_subset(self, layers: Sequence[int]) -> Self:
+        """See `Model.layer_subset`."""
+        return type(self)(self.weights, check_layers(layers, self.layers))
 
 
 def best_tokens(logits_MV: Tensor, only_best: NDArray[np.bool_]) -> Ints:
@@ -87,8 +144,7 @@ def kv_cache_for(
     model: Model, pages: int, page_size: int = 16, prefix_caching: bool = True
 ) -> KVCache:
     """A cache whose rows have the shape, dtype, place and order of a model's."""
-    kind = KVCache if model.storage.homes == 1 else DPRankKVCache
-    return kind(
+    return KVCache(
         layers=model.config.layers,
         kv_heads=model.config.kv_heads,
         head_dim=model.config.head_dim,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,8 +14,8 @@ from rich.progress import BarColumn, Progress
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fastslow.engine.host.files import read_object
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import canonical, draft_shapes
 from fastslow.engine.model.quantised import (
     Expected,
     QuantReader,
@@ -25,6 +24,7 @@ from fastslow.engine.model.quantised import (
     quantised_tensors,
 )
 from fastslow.engine.model.row_file import RowFile
+from fastslow.engine.model.tensors import canonical, mtp_shapes
 from fastslow.engine.model.weights import Read
 
 SINGLE = "model.safetensors"
@@ -52,8 +52,8 @@ class Checkpoint:
         """
         if scheme is not None:
             scheme = scheme.renamed(lambda name: canonical(name, config))
-        expected = expected_tensors(config, scheme and scheme.without(_behind(config)))
-        shapes = draft_shapes(config)
+        expected = expected_tensors(config, scheme and scheme.without(_post_normed(config)))
+        shapes = mtp_shapes(config)
         drafts = {name: Expected((shape,)) for name, shape in shapes.items()}
         drafts |= quantised_tensors(shapes, scheme and scheme.only(shapes))
         known = expected | drafts
@@ -191,14 +191,14 @@ def _check(path: Path, name: str, found: Any, expected: Expected) -> None:
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
     tied = name.startswith("lm_head.weight") and config.tie_word_embeddings
-    return tied or _behind(config)(name) or CONSTANT.fullmatch(name) is not None
+    return tied or _post_normed(config)(name) or CONSTANT.fullmatch(name) is not None
 
 
-def _behind(config: ModelConfig) -> Callable[[str], bool]:
+def _post_normed(config: ModelConfig) -> Callable[[str], bool]:
     """Whether a tensor belongs to a layer behind the model's own, where there may be some."""
 
     def behind(name: str) -> bool:
-        layer = DRAFT_LAYER.match(name) if config.extras is not None else None
+        layer = DRAFT_LAYER.match(name) if config.pangu_v2 is not None else None
         return layer is not None and int(layer[1]) >= config.layers
 
     return behind
@@ -216,11 +216,7 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
         if len(exported) != 1:
             raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}")
         index = exported[0]
-    try:
-        table = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{index} is not valid JSON: {error}") from None
-    weight_map = table.get("weight_map") if isinstance(table, dict) else None
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} must hold an object weight_map from tensor names to files")
     shards: dict[str, set[str]] = {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastslow.engine.model.extras import Extras, published
+from fastslow.engine.host.files import read_object
+from fastslow.engine.model.families.pangu_v2_config import PanguV2Config, published
 from fastslow.engine.model.fields import boolean, integer, integers, number, text
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ModelConfig:
     """The shape of a decoder. Sizes are in elements, positions in tokens.
 
     `groups` is 0 where there are no groups to choose among: a dense model, or one whose experts are
-    all one group (`extras`). A MoGE model runs one routed expert per group and token.
+    all one group (`pangu_v2`). A MoGE model runs one routed expert per group and token.
     `intermediate_size` is the width of dense MLPs (0 where no layer has one), `dtype` the
     checkpoint's own, as config.json spells it.
     """
@@ -70,7 +70,7 @@ class ModelConfig:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     dtype: str | None = None
-    extras: Extras | None = None
+    pangu_v2: PanguV2Config | None = None
 
     @classmethod
     def from_folder(cls, folder: Path) -> ModelConfig:
@@ -80,12 +80,7 @@ class ModelConfig:
             raise ValueError(f"model folder {folder} does not exist")
         if not path.is_file():
             raise ValueError(f"{folder} has no config.json")
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from None
-        if not isinstance(raw, dict):
-            raise ValueError(f"{path} must hold a JSON object, not a {type(raw).__name__}")
+        raw = read_object(path)
         try:
             return cls.from_json(raw)
         except ValueError as error:
@@ -146,7 +141,7 @@ class ModelConfig:
             bos_id=next(iter(integers(raw, "bos_token_id")), None),
             eos_ids=integers(raw, "eos_token_id"),
             dtype=text(raw, "dtype", default=text(raw, "torch_dtype", default=None)),
-            extras=Extras.of(raw, head_dim) if architecture == MOE else None,
+            pangu_v2=PanguV2Config.of(raw, head_dim) if architecture == MOE else None,
         )
         config._check()
         return config
@@ -186,7 +181,7 @@ class ModelConfig:
     @property
     def chosen(self) -> int:
         """Routed experts that a token runs in a layer that has any; 0 for a dense model."""
-        return self.groups if self.extras is None else self.extras.top_k
+        return self.groups if self.pangu_v2 is None else self.pangu_v2.top_k
 
     def routed(self, layer: int) -> bool:
         """Whether this layer's MLP has routed experts."""

@@ -9,10 +9,7 @@ from typing import Any
 
 def integer(raw: Mapping[str, Any], name: str, default: int | None = None) -> int:
     """A whole number of at least 1; a missing or null field is `default`."""
-    value = raw.get(name)
-    value = default if value is None else value
-    if value is None:
-        raise ValueError(f"{name} is missing")
+    value = _given(raw, name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} {value!r} must be a whole number of at least 1")
     return value
@@ -20,15 +17,20 @@ def integer(raw: Mapping[str, Any], name: str, default: int | None = None) -> in
 
 def number(raw: Mapping[str, Any], name: str, default: float | None = None) -> float:
     """A finite number above 0; a missing or null field is `default`."""
-    value = raw.get(name)
-    value = default if value is None else value
-    if value is None:
-        raise ValueError(f"{name} is missing")
+    value = _given(raw, name, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{name} {value!r} must be a number")
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} {value!r} must be a finite number above 0")
     return float(value)
+
+
+def _given(raw: Mapping[str, Any], name: str, default: float | None) -> object:
+    value = raw.get(name)
+    value = default if value is None else value
+    if value is None:
+        raise ValueError(f"{name} is missing")
+    return value
 
 
 def boolean(raw: Mapping[str, Any], name: str, default: bool) -> bool:

@@ -50,7 +50,12 @@ class QuantLinear:
         return self.weight_OI.float() * self.scale_O[:, None]
 
 
-ReadQuant = Callable[[str], "QuantLinear | None"]
+ReadQuant = Callable[[str], QuantLinear | None]
+
+
+def no_int8(name: str) -> QuantLinear | None:
+    """For checkpoints that hold floats only."""
+    return None
 
 
 def quantise_tokens(x_TI: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -12,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastslow.engine.host.files import read_object
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear
-from fastslow.engine.model.names import Shapes, tensor_shapes
+from fastslow.engine.model.tensors import Shapes, tensor_shapes
 
 DESCRIPTION = "quant_model_description.json"
 METHOD = "ascend"
@@ -43,7 +43,7 @@ class Scheme:
 
         ValueError in one sentence for a quantisation that is not known here.
         """
-        section = _object(folder / "config.json").get("quantization_config")
+        section = read_object(folder / "config.json").get("quantization_config")
         described = _description(folder)
         if section is not None:
             method = section.get("quant_method") if isinstance(section, dict) else section
@@ -59,7 +59,7 @@ class Scheme:
                 )
         if not described.is_file():
             return None
-        return cls.from_description(_object(described), described)
+        return cls.from_description(read_object(described), described)
 
     @classmethod
     def from_description(cls, raw: Mapping[str, Any], path: Path) -> Scheme:
@@ -116,16 +116,6 @@ def _description(folder: Path) -> Path:
             f"{folder} has {others[0].name} and {others[1].name}: one must describe it"
         )
     return others[0] if others else usual
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(found).__name__}")
-    return found
 
 
 FLOATS = ("BF16", "F16", "F32", "F64")  # as safetensors spells them

@@ -1,4 +1,4 @@
-"""Rotary position embedding: inverse frequencies and their scalings.
+"""Rotary position embedding: inverse frequencies and their scalings, and angles by position.
 
 RoPE: Su et al., arXiv 2104.09864. Dynamic NTK and Llama 3 scaling as the public checkpoints that
 carry those names define them.
@@ -10,27 +10,30 @@ import math
 from dataclasses import replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.types import Ints
+from fastslow.engine.types import Floats, Ints, Rows
+
+FIRST = 1024  # positions of the first table
 
 
 @lru_cache(maxsize=256)
-def inverse_frequencies(config: ModelConfig, reach: int = 0) -> Tensor:
+def inverse_frequencies(config: ModelConfig, max_len: int = 0) -> Tensor:
     """float64 [head_dim / 2], radians per position, on the CPU.
 
-    reach: tokens, the longest text the request may become. Only dynamic NTK looks at it, so that a
+    max_len: tokens, the longest text the request may become. Only dynamic NTK looks at it, so that a
     request keeps one base from its first token to its last; <= 0 means unscaled.
     """
     dim, theta, scaling = config.head_dim, config.rope_theta, config.rope_scaling
-    if config.extras is not None:  # the loader puts dims that stand still where these zeros are
-        still = torch.zeros((dim - config.extras.rotary_dim) // 2, dtype=torch.float64)
-        turning = replace(config, head_dim=config.extras.rotary_dim, extras=None)
-        return torch.cat((inverse_frequencies(turning, reach), still))
+    if config.pangu_v2 is not None:  # the loader puts dims that stand still where these zeros are
+        still = torch.zeros((dim - config.pangu_v2.rotary_dim) // 2, dtype=torch.float64)
+        turning = replace(config, head_dim=config.pangu_v2.rotary_dim, pangu_v2=None)
+        return torch.cat((inverse_frequencies(turning, max_len), still))
     if scaling is not None and scaling.kind == "dynamic":
-        length = max(reach, config.max_positions)
+        length = max(max_len, config.max_positions)
         stretch = scaling.factor * length / config.max_positions - (scaling.factor - 1)
         theta *= stretch ** (dim / (dim - 2))
     frequencies = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
@@ -45,15 +48,47 @@ def inverse_frequencies(config: ModelConfig, reach: int = 0) -> Tensor:
 
 
 def rotation(
-    config: ModelConfig, positions: Ints, reach: Ints, dtype: torch.dtype, device: torch.device
+    config: ModelConfig, positions: Ints, max_len: Ints, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines, each [T, 1, head_dim] in `dtype` (float32 or float64).
 
-    positions and reach: int64 [T], per row. The first half of the sines is negated, so that a
+    positions and max_len: int64 [T], per row. The first half of the sines is negated, so that a
     rotation is `x * cos + roll(x, head_dim / 2) * sin` (half-split "rotate_half").
     """
-    reaches = reach.tolist() if config.dynamic_rope else [0]
-    frequencies = torch.stack([inverse_frequencies(config, r) for r in reaches]).to(device, dtype)
+    max_lens = max_len.tolist() if config.dynamic_rope else [0]
+    frequencies = torch.stack([inverse_frequencies(config, r) for r in max_lens]).to(device, dtype)
     angles = torch.from_numpy(positions).to(device, dtype)[:, None] * frequencies
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
+
+
+class Rotary:
+    """A table of cosines and sines by position, which grows with the texts."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        scaling = config.rope_scaling
+        self._moves = scaling is not None and scaling.kind == "dynamic"
+        self._cos: Floats = np.empty((0, config.head_dim // 2), dtype=np.float32)
+        self._sin = self._cos
+
+    def at(self, rows: Rows) -> tuple[Floats, Floats]:
+        """float32 [T, head_dim / 2] each."""
+        positions = rows.positions
+        if self._moves:  # the base depends on how long a request may become
+            return self._computed(positions, np.repeat(rows.max_len, np.diff(rows.starts)))
+        most = int(positions.max()) + 1
+        if most > len(self._cos):
+            size = max(FIRST, 1 << (most - 1).bit_length())
+            all_of_them = np.arange(size)
+            self._cos, self._sin = self._computed(all_of_them, np.zeros_like(all_of_them))
+        return self._cos[positions], self._sin[positions]
+
+    def _computed(self, positions: Ints, max_len: Ints) -> tuple[Floats, Floats]:
+        half = self._config.head_dim // 2
+        cos, sin = rotation(self._config, positions, max_len, torch.float32, torch.device("cpu"))
+        return _half(cos[:, 0, :half]), _half(sin[:, 0, half:])
+
+
+def _half(values: Tensor) -> Floats:
+    return np.ascontiguousarray(values.numpy())

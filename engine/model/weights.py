@@ -11,15 +11,11 @@ from torch import Tensor
 
 from fastslow.engine.model.attention import Attention
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.int8 import QuantLinear, ReadQuant
+from fastslow.engine.model.int8 import QuantLinear, ReadQuant, no_int8
 from fastslow.engine.model.moge import Mlp, Moge
 from fastslow.engine.model.ops import Ops, wide
 
 Read = Callable[[str], Tensor]
-
-
-def _no_int8(name: str) -> QuantLinear | None:
-    return None
 
 
 @dataclass(slots=True)
@@ -31,13 +27,13 @@ class LayerWeights:
     attention: Attention
     mlp_norm: Tensor
     mlp: Mlp | Moge
-    behind_attention: Tensor | None = None
-    behind_mlp: Tensor | None = None
+    attention_post_norm: Tensor | None = None
+    mlp_post_norm: Tensor | None = None
 
 
 @dataclass(slots=True)
 class Weights:
-    """Weights of a config in `dtype` on `device`, read by the names of `names.tensor_shapes`.
+    """Weights of a config in `dtype` on `device`, read by the names of `tensors.tensor_shapes`.
 
     linear: gives matrices that are to run in int8, None for the others.
 
@@ -50,7 +46,7 @@ class Weights:
     dtype: torch.dtype
     device: torch.device
     read: Read
-    linear: ReadQuant = _no_int8
+    linear: ReadQuant = no_int8
     embedding: Tensor = field(init=False)
     layers: list[LayerWeights] = field(init=False)
     norm: Tensor = field(init=False)

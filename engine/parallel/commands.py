@@ -47,7 +47,7 @@ def _exactly(connection: socket.socket, size: int) -> bytes | None:
 
 
 class CommandKind(IntEnum):
-    OPEN = 1  # a storage of keys and values: number, layers, slots of a home, dtype
+    OPEN = 1  # a storage of keys and values: number, layers, slots of a data-parallel rank, dtype
     FREE = 2  # number
     MOVE = 3  # number, sources, targets
     FORWARD = 4  # number, layers, features, rows
@@ -59,9 +59,9 @@ class Command(NamedTuple):
     values: Ints
 
 
-def pack(orders: Sequence[Command]) -> bytes:
-    """All orders, in their order, as int64."""
-    parts = [_ints(part) for kind, values in orders for part in ((kind, len(values)), values)]
+def pack(commands: Sequence[Command]) -> bytes:
+    """All commands, in their order, as int64."""
+    parts = [_ints(part) for kind, values in commands for part in ((kind, len(values)), values)]
     return np.concatenate(parts).tobytes() if parts else b""
 
 
@@ -91,42 +91,26 @@ def split(values: Ints) -> list[Ints]:
     return parts
 
 
+ROWS = (
+    *("tokens", "positions", "slots", "parents", "groups", "starts"),
+    *("outputs", "only_best", "max_len", "seen"),
+)  # the fields of `Rows` that are arrays
+
+
 def pack_rows(rows: Rows) -> Ints:
     """Rows as numbers; contexts as the runs of slots that they are made of."""
-    runs = [_runs(context) for context in rows.contexts]
-    return fields(
-        rows.tokens,
-        rows.positions,
-        rows.slots,
-        rows.parents,
-        rows.groups,
-        rows.starts,
-        rows.outputs,
-        rows.only_best.astype(np.int64),
-        rows.reach,
-        rows.seen,
-        *(part for pair in runs for part in pair),
-    )
+    runs = [part for context in rows.contexts for part in _runs(context)]
+    return fields(*(getattr(rows, name) for name in ROWS), *runs)
 
 
 def unpack_rows(values: Ints) -> Rows:
     """What `pack_rows` packed."""
     parts = split(values)
-    tokens, positions, slots, parents, groups, starts, outputs, best, reach, seen = parts[:10]
-    firsts, sizes = parts[10::2], parts[11::2]
-    return Rows(
-        tokens=tokens,
-        positions=positions,
-        slots=slots,
-        parents=parents,
-        groups=groups,
-        starts=starts,
-        outputs=outputs,
-        only_best=best.astype(np.bool_),
-        seen=seen,
-        contexts=tuple(_slots(f, s) for f, s in zip(firsts, sizes, strict=True)),
-        reach=reach,
-    )
+    arrays: dict[str, Any] = dict(zip(ROWS, parts))
+    arrays["only_best"] = arrays["only_best"].astype(np.bool_)
+    firsts, sizes = parts[len(ROWS) :: 2], parts[len(ROWS) + 1 :: 2]
+    contexts = tuple(_slots(f, s) for f, s in zip(firsts, sizes, strict=True))
+    return Rows(**arrays, contexts=contexts)
 
 
 def _runs(slots: Ints) -> tuple[Ints, Ints]:

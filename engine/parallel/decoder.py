@@ -1,50 +1,216 @@
-"""One rank's part of a decoder: the same layers as `model.decoder`, with collectives between."""
+"""One rank's shard of a decoder: the layers of `model.decoder`, with collectives between, rows dealt to
+ranks before and results gathered behind."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.attention import Step
+from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.moge import Moge
 from fastslow.engine.model.ops import wide
-from fastslow.engine.model.rope import rotation
-from fastslow.engine.model.visibility import as_run, layout
 from fastslow.engine.model.weights import Weights
 from fastslow.engine.parallel.collectives import Collectives
-from fastslow.engine.parallel.deal import Deal
-from fastslow.engine.parallel.outputs import Outputs
-from fastslow.engine.parallel.place import RankPlace
-from fastslow.engine.types import ModelOutput, Rows
+from fastslow.engine.parallel.sharding import RankShard
+from fastslow.engine.types import Ints, ModelOutput, Rows
 
 
-class PartDecoder:
-    """The part of a decoder that one rank runs (H2P; Pangu Pro MoE, arXiv 2505.21411).
+@dataclass(frozen=True, slots=True)
+class DealtRows:
+    """Where the T rows of a step lie among the P = each * ranks rows that all ranks hold.
 
-    The residual stream is dealt by rows: a rank keeps, norms and adds only its own. Around attention
-    the ranks of a home gather their normed rows and scatter the partial sums of their heads; around
+    Data-parallel ranks follow each other, each with the rows of its own requests and padding behind;
+    rank r keeps rows r * each .. (r + 1) * each of the residual stream.
+
+    Attributes:
+        each: rows of a rank.
+        places: int64 [T], where each row lies.
+        tokens, groups: int64 [P]; padding is token 0 and runs no routed expert.
+        own: this data-parallel rank's rows, slots counted from its first; None = it has none.
+    """
+
+    each: int
+    places: Ints
+    tokens: Ints
+    groups: Ints
+    own: Rows | None
+
+    @classmethod
+    def of(cls, rows: Rows, shard: RankShard, dp_slots: int) -> DealtRows:
+        """Each row goes to the data-parallel rank that holds its slots, `dp_slots` on each."""
+        sizes = np.diff(rows.starts)
+        dp_ranks = rows.slots[rows.starts[:-1]] // dp_slots  # every request has a row
+        dp_of_row = np.repeat(dp_ranks, sizes)
+        counts = np.bincount(dp_ranks, weights=sizes, minlength=shard.dp_ranks).astype(np.int64)
+        each = -(-int(counts.max()) // shard.attention)
+        order = np.argsort(dp_of_row, kind="stable")
+        nth = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        places = np.empty(len(order), dtype=np.int64)
+        places[order] = dp_of_row[order] * each * shard.attention + nth
+        size = each * shard.parallel.ranks
+        tokens, groups = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+        tokens[places], groups[places] = rows.tokens, rows.groups
+        own = _only(rows, np.flatnonzero(dp_ranks == shard.dp_rank), shard.dp_rank * dp_slots)
+        return cls(each, places, tokens, groups, own)
+
+    def holders(self, rows: Ints) -> tuple[Ints, Ints]:
+        """Of rows of the step: the rank that keeps each, and where among that rank's rows."""
+        at = self.places[rows]
+        return at // self.each, at % self.each
+
+
+def _only(rows: Rows, requests: Ints, first_slot: int) -> Rows | None:
+    """The rows of some requests, without outputs."""
+    if not len(requests):
+        return None
+    spans = [(int(rows.starts[b]), int(rows.starts[b + 1])) for b in requests]
+    kept = np.concatenate([np.arange(a, b) for a, b in spans])
+    return Rows(
+        tokens=rows.tokens[kept],
+        positions=rows.positions[kept],
+        slots=rows.slots[kept] - first_slot,
+        parents=rows.parents[kept],
+        groups=rows.groups[kept],
+        starts=np.cumsum([0, *(b - a for a, b in spans)]),
+        outputs=np.empty(0, dtype=np.int64),
+        only_best=np.empty(0, dtype=np.bool_),
+        seen=np.empty(0, dtype=np.int64),
+        contexts=tuple(rows.contexts[b] - first_slot for b in requests),
+        max_len=rows.max_len[requests],
+    )
+
+
+class Outputs:
+    """The head, cut by vocabulary.
+
+    Args:
+        shard: of this rank.
+        weights: its shard.
+        everyone: all ranks.
+    """
+
+    def __init__(self, shard: RankShard, weights: Weights, everyone: Collectives) -> None:
+        self._shard = shard
+        self._weights = weights
+        self._everyone = everyone
+
+    def __call__(
+        self,
+        mine_mH: Tensor,
+        features_SF: Tensor | None,
+        holders: Ints,
+        only_best: NDArray[np.bool_],
+    ) -> ModelOutput | None:
+        """The step's output on rank 0, None on the others.
+
+        mine_mH: last rows of those wanted rows that this rank keeps.
+        features_SF: what `features` gave, passed on.
+        holders: of all M wanted rows, the rank that keeps each.
+        """
+        w = self._weights
+        if not len(holders):
+            return self._nothing(features_SF) if self._shard.rank == 0 else None
+        most, places = _laid(holders)
+        last = w.ops.rms_norm(mine_mH, w.norm, w.config.rms_norm_eps)
+        last_MH = self._spread(last, most, torch.from_numpy(places).to(last.device))
+        if only_best.all():
+            return self._best(last_MH, features_SF)
+        logits_MV = self._logits(last_MH)
+        parts = self._everyone.gather(logits_MV, "logits gather")
+        if parts is None:
+            return None
+        whole = torch.cat(parts, -1)[:, : w.config.vocab_size].to(wide(w.dtype))
+        return ModelOutput(whole, features_SF, best_tokens(whole, only_best))
+
+    def features(self, mine_sF: Tensor, holders: Ints) -> Tensor | None:
+        """[S, F] on rank 0, None on the others.
+
+        mine_sF: of those rows to see that this rank keeps.
+        holders: of all S, the rank that keeps each.
+        """
+        if not len(holders):
+            return mine_sF if self._shard.rank == 0 else None
+        most, places = _laid(holders)
+        padded = F.pad(mine_sF, (0, 0, 0, most - len(mine_sF)))
+        parts = self._everyone.gather(padded, "features gather")
+        at = torch.from_numpy(places).to(mine_sF.device)
+        return None if parts is None else torch.cat(parts).index_select(0, at)
+
+    def _spread(self, rows_mH: Tensor, most: int, at: Tensor) -> Tensor:
+        """[M, H] on every rank, in the order in which they are wanted."""
+        padded = F.pad(rows_mH, (0, 0, 0, most - len(rows_mH)))
+        return self._everyone.all_gather(padded, "outputs all-gather").index_select(0, at)
+
+    def _logits(self, last_MH: Tensor) -> Tensor:
+        """[M, share of V] in the model's dtype; the last share is padded."""
+        size = self._shard.vocabulary_size
+        logits = self._weights.ops.linear(last_MH, self._weights.head)
+        return F.pad(logits, (0, size - logits.shape[1]))
+
+    def _best(self, last_MH: Tensor, features: Tensor | None) -> ModelOutput | None:
+        """Every rank finds the best of its own vocabulary: three numbers a row instead of V."""
+        ids = self._shard.vocabulary()
+        logits = self._logits(last_MH)[:, : len(ids)]
+        top = logits.max(-1)
+        found = (top.values, top.indices + ids.start, logits.isfinite().all(-1))
+        found_M3 = torch.stack([part.double() for part in found], -1)
+        parts = self._everyone.gather(found_M3, "logits gather")
+        if parts is None:
+            return None
+        found_RM3 = torch.stack(parts).cpu().numpy()
+        first = found_RM3[:, :, 0].argmax(0)  # the lower ids on a tie
+        tokens = np.take_along_axis(found_RM3[:, :, 1], first[None], 0)[0].astype(np.int64)
+        best = np.where(found_RM3[:, :, 2].all(0), tokens, -1)
+        return ModelOutput(self._no_logits(), features, best)
+
+    def _nothing(self, features_SF: Tensor | None) -> ModelOutput:
+        return ModelOutput(self._no_logits(), features_SF, np.empty(0, dtype=np.int64))
+
+    def _no_logits(self) -> Tensor:
+        w = self._weights
+        return torch.empty(0, w.config.vocab_size, dtype=wide(w.dtype), device=w.device)
+
+
+def _laid(holders: Ints) -> tuple[int, Ints]:
+    """The most rows of a rank, and where each row lies once so many of every rank are gathered."""
+    nth = np.empty(len(holders), dtype=np.int64)  # how many before it lie on the same rank
+    for rank in np.unique(holders):
+        own = holders == rank
+        nth[own] = np.arange(own.sum())
+    most = int(nth.max()) + 1
+    return most, holders * most + nth
+
+
+class ShardDecoder:
+    """The shard of a decoder that one rank runs (H2P; Pangu Pro MoE, arXiv 2505.21411).
+
+    The residual stream is divided by rows: a rank keeps, norms and adds only its own. Around attention
+    the ranks of one copy of it gather their normed rows and scatter the partial sums of their heads; around
     the MLP all ranks do.
 
     Args:
-        place: of this rank.
-        weights: its part, see `part_weights`.
-        home: the ranks of its home, in order.
+        shard: of this rank.
+        weights: its shard, see `shard_weights`.
+        dp_group: the ranks of its copy of attention, in order.
         everyone: all ranks.
     """
 
     def __init__(
-        self, place: RankPlace, weights: Weights, home: Collectives, everyone: Collectives
+        self, shard: RankShard, weights: Weights, dp_group: Collectives, everyone: Collectives
     ) -> None:
-        self.place = place
+        self.shard = shard
         self.weights = weights
-        self.home = home
+        self.dp_group = dp_group
         self.everyone = everyone
-        self._outputs = Outputs(place, weights, everyone)
+        self._outputs = Outputs(shard, weights, everyone)
 
     @torch.inference_mode()
     def forward(
@@ -52,14 +218,14 @@ class PartDecoder:
     ) -> ModelOutput | None:
         """As `Decoder.forward`, on all ranks at once with the same rows; None but on rank 0.
 
-        kv: this rank's heads, slots of its home. layers: those that run.
+        kv: this rank's heads, slots of its data-parallel rank. layers: those that run.
         """
-        deal = Deal.of(rows, self.place, kv.slots)
-        x_nH = self._embed(deal)
-        step = self._step(deal)
-        wanted, looked = deal.holders(rows.outputs), deal.holders(rows.seen)
+        dealt = DealtRows.of(rows, self.shard, kv.slots)
+        x_nH = self._embed(dealt)
+        step = self._step(dealt)
+        wanted, looked = dealt.holders(rows.outputs), dealt.holders(rows.seen)
         mine, mine_seen = (
-            torch.from_numpy(at[holders == self.place.rank]).to(x_nH.device)
+            torch.from_numpy(at[holders == self.shard.rank]).to(x_nH.device)
             for holders, at in (wanted, looked)
         )
         seen: dict[int, Tensor] = {}
@@ -68,18 +234,18 @@ class PartDecoder:
         for n in layers:
             layer = self.weights.layers[n]
             fresh = ops.rms_norm(x_nH, layer.attention_norm, eps)
-            fresh_PH = self.home.all_gather(fresh, "attention all-gather")
+            fresh_PH = self.dp_group.all_gather(fresh, "attention all-gather")
             if step is None:
                 part_PH = torch.zeros_like(fresh_PH)  # no request lives here
             else:
                 part_PH = layer.attention(_pad(fresh_PH, ops.rows), kv.k[n], kv.v[n], step)
             part_PH = part_PH[: len(fresh_PH)]
-            x_nH = x_nH + self.home.reduce_scatter(part_PH, "attention reduce-scatter")
+            x_nH = x_nH + self.dp_group.reduce_scatter(part_PH, "attention reduce-scatter")
             fresh = ops.rms_norm(x_nH, layer.mlp_norm, eps)
             fresh_PH = self.everyone.all_gather(fresh, "mlp all-gather")
             padded_PH = _pad(fresh_PH, ops.rows)
             if isinstance(layer.mlp, Moge):
-                groups = np.pad(deal.groups, (0, len(padded_PH) - len(fresh_PH)))
+                groups = np.pad(dealt.groups, (0, len(padded_PH) - len(fresh_PH)))
                 part_PH = layer.mlp(padded_PH, groups)
             else:
                 part_PH = layer.mlp(padded_PH)
@@ -92,32 +258,23 @@ class PartDecoder:
             known = self._outputs.features(torch.cat([seen[n] for n in features], -1), looked[0])
         return self._outputs(x_nH.index_select(0, mine), known, wanted[0], rows.only_best)
 
-    def _embed(self, deal: Deal) -> Tensor:
+    def _embed(self, dealt: DealtRows) -> Tensor:
         """[n, H]: every rank looks up the tokens of its own vocabulary, the rest are zeros."""
-        ids = self.place.vocabulary()
-        held = (deal.tokens >= ids.start) & (deal.tokens < ids.stop)
+        ids = self.shard.vocabulary()
+        held = (dealt.tokens >= ids.start) & (dealt.tokens < ids.stop)
         table = self.weights.embedding
-        at = torch.from_numpy(np.where(held, deal.tokens - ids.start, 0)).to(table.device)
+        at = torch.from_numpy(np.where(held, dealt.tokens - ids.start, 0)).to(table.device)
         rows_PH = table.index_select(0, at)
         rows_PH.mul_(torch.from_numpy(held).to(table.device, table.dtype)[:, None])
         return self.everyone.reduce_scatter(rows_PH, "embedding reduce-scatter")
 
-    def _step(self, deal: Deal) -> Step | None:
-        """What the layers share in this home's attention; None where it has no rows."""
-        if deal.own is None:
+    def _step(self, dealt: DealtRows) -> Step | None:
+        """What the layers share in this copy of attention; None where it has no rows."""
+        if dealt.own is None:
             return None
-        c, ops, rows = self.weights.config, self.weights.ops, deal.own
-        device, sums = self.weights.device, wide(self.weights.dtype)
-        size = deal.each * self.place.attention
-        padded = size + -size % ops.rows
-        count = len(rows.tokens)
-        spare = (0, padded - count)
-        reach = np.repeat(rows.reach, np.diff(rows.starts))
-        cos, sin = rotation(c, np.pad(rows.positions, spare), np.pad(reach, spare), sums, device)
-        lines = layout(rows, padded, ops, c.heads // c.kv_heads, sums, device)
-        run = as_run(rows.slots)
-        slots = torch.from_numpy(rows.slots).to(device) if run is None else run
-        return Step(count, slots, cos, sin, lines)
+        w, size = self.weights, dealt.each * self.shard.attention
+        padded = size + -size % w.ops.rows
+        return Step.of(dealt.own, padded, w.config, w.ops, w.dtype, w.device)
 
 
 def _pad(x_PH: Tensor, multiple: int) -> Tensor:

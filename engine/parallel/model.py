@@ -7,90 +7,91 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.base import check_features, kept_layers
+from fastslow.engine.kv.storage import KVShape, KVStorage
+from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.commands import Command, CommandKind, fields, pack, pack_rows
-from fastslow.engine.parallel.part import DTYPES, Part, RankFacts, move
-from fastslow.engine.parallel.place import RankPlace
 from fastslow.engine.parallel.rank_group import RankGroup
+from fastslow.engine.parallel.sharding import RankShard
+from fastslow.engine.parallel.worker import DTYPES, RankFacts, ShardWorker, move
 from fastslow.engine.types import Ints, ModelOutput, Rows
 
 _numbers = itertools.count()
 
 
-class PartedStorage(KVStorage):
-    """Rank 0's own rows, and orders for the other ranks to do the same with theirs.
+class ShardedStorage(KVStorage):
+    """Rank 0's own rows, and commands for the other ranks to do the same with theirs.
 
-    Slots are counted over all homes, one home's after the other's; `slots`, `k` and `v` are of rank
-    0's home and heads. Orders wait in `orders` and go out with the next step.
+    Slots are counted over all data-parallel ranks, one's after the other's; `slots`, `k` and `v` are
+    of rank 0's share and heads. Orders wait in `commands` and go out with the next step.
 
     Attributes:
         number: by which the other ranks know this storage.
     """
 
-    place: ClassVar[RankPlace]
-    orders: ClassVar[deque[Command]]
+    shard: ClassVar[RankShard]
+    commands: ClassVar[deque[Command]]
 
-    def __init__(self, *, slots: int, **shape: Any) -> None:
-        own = -(-slots // self.place.homes)
-        super().__init__(slots=own, **{**shape, "kv_heads": self.place.kv_heads})
+    def __init__(self, shape: KVShape) -> None:
+        own = -(-shape.slots // self.shard.dp_ranks)
+        super().__init__(replace(shape, slots=own, kv_heads=self.shard.kv_heads))
         self.number = next(_numbers)
-        told = (len(self.k), own, DTYPES.index(self.dtype))
-        self.orders.append(Command(CommandKind.OPEN, fields([self.number], told)))
+        sizes = (len(self.k), own, DTYPES.index(self.dtype))
+        self.commands.append(Command(CommandKind.OPEN, fields([self.number], sizes)))
         gone = Command(CommandKind.FREE, fields([self.number]))
-        weakref.finalize(self, self.orders.append, gone).atexit = False
+        weakref.finalize(self, self.commands.append, gone).atexit = False
 
     def move(self, src: Ints, dst: Ints) -> None:
-        move(self.place, self, src, dst)
-        self.orders.append(Command(CommandKind.MOVE, fields([self.number], src, dst)))
+        move(self.shard, self, src, dst)
+        self.commands.append(Command(CommandKind.MOVE, fields([self.number], src, dst)))
 
 
-def parted_storage(own: RankPlace, waiting: deque[Command], shared: bool) -> type[PartedStorage]:
+def sharded_storage(own: RankShard, waiting: deque[Command], shared: bool) -> type[ShardedStorage]:
     """The storage of one model.
 
     Args:
         own: of rank 0.
-        waiting: orders that go out with the next step.
+        waiting: commands that go out with the next step.
         shared: whether all ranks' rows lie in one memory, as on a CPU.
     """
 
-    class Storage(PartedStorage):
-        place = own
-        orders = waiting
-        homes = own.homes
-        share = own.kv_heads / own.config.kv_heads * (own.attention if shared else 1 / own.homes)
+    class Storage(ShardedStorage):
+        shard = own
+        commands = waiting
+        dp_ranks = own.dp_ranks
+        share = own.kv_heads / own.config.kv_heads * (own.attention if shared else 1 / own.dp_ranks)
 
     return Storage
 
 
 class ParallelModel:
-    """Rank 0's part; every step goes to the other ranks first.
+    """Rank 0's shard; every step goes to the other ranks first.
 
     Args:
-        part: of rank 0.
-        team: the other ranks, all loaded.
+        worker: of rank 0.
+        rank_group: the other ranks, all loaded.
         dtype: of keys, values and features.
     """
 
-    def __init__(self, part: Part, team: RankGroup, dtype: torch.dtype) -> None:
-        self.config: ModelConfig = part.place.config
-        self.parallel = part.place.parallel
+    def __init__(self, worker: ShardWorker, rank_group: RankGroup, dtype: torch.dtype) -> None:
+        self.config: ModelConfig = worker.shard.config
+        self.parallel = worker.shard.parallel
         self.dtype = dtype
-        self.device = part.device
-        self._part = part
-        self._team = team
+        self.device = worker.device
+        self._worker = worker
+        self._rank_group = rank_group
         self._waiting: deque[Command] = deque()
-        self._storage = parted_storage(part.place, self._waiting, part.device.type == "cpu")
-        self._layers: tuple[int, ...] = tuple(range(self.config.layers))
-        self._turn = threading.Lock()  # orders of two threads must reach all ranks alike
-        self._shut = weakref.finalize(self, _shut, team)
+        self._storage = sharded_storage(worker.shard, self._waiting, worker.device.type == "cpu")
+        self.layers: tuple[int, ...] = tuple(range(self.config.layers))
+        self._turn = threading.Lock()  # commands of two threads must reach all ranks alike
+        self._shut = weakref.finalize(self, _shut, rank_group)
 
     @property
     def storage(self) -> type[KVStorage]:
@@ -99,7 +100,7 @@ class ParallelModel:
     @property
     def pids(self) -> dict[int, int]:
         """Process ids of the other ranks."""
-        return self._team.pids
+        return self._rank_group.pids
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
         """As `Decoder.forward`.
@@ -107,57 +108,56 @@ class ParallelModel:
         Raises:
             RankError: a rank failed or is gone. No later step will run.
         """
-        if not len(rows.tokens):
-            raise ValueError("rows must hold at least 1 row, got 0")
-        kv.expect(self._storage)
-        assert isinstance(kv, PartedStorage)
-        check_features(features, self._layers)
-        self._check_homes(rows, kv.slots)
-        named = ([kv.number], self._layers, features)
+        check_step(rows, kv, self._storage, features, self.layers)
+        assert isinstance(kv, ShardedStorage)
+        self._check_dp_ranks(rows, kv.slots)
+        named = ([kv.number], self.layers, features)
         with self._turn:
-            self._tell(Command(CommandKind.FORWARD, fields(*named, pack_rows(rows))))
+            self._send(Command(CommandKind.FORWARD, fields(*named, pack_rows(rows))))
             try:
-                output = self._part.decoder.forward(rows, kv, self._layers, features)
+                output = self._worker.decoder.forward(rows, kv, self.layers, features)
             except BaseException as error:
-                self._team.explain(error)
+                self._rank_group.explain(error)
                 raise
         assert output is not None
         return output
 
-    def keep(self, layers: Sequence[int]) -> ParallelModel:
-        """See `Model.keep`."""
+    def layer_subset(self, layers: Sequence[int]) -> ParallelModel:
+        """See `Model.layer_subset`."""
         kept = object.__new__(ParallelModel)
         kept.__dict__.update(self.__dict__)
-        kept._layers = kept_layers(layers, self._layers)
+        kept.layers = check_layers(layers, self.layers)
         return kept
 
     def report(self, kv: KVStorage | None = None) -> list[RankFacts]:
         """What every rank holds and has sent. kv: the storage whose bytes rank 0 tells."""
         with self._turn:
-            self._tell(Command(CommandKind.REPORT, fields()))
-            return self._part.report(0 if kv is None else kv.nbytes)
+            self._send(Command(CommandKind.REPORT, fields()))
+            return self._worker.report(0 if kv is None else kv.nbytes)
 
     def close(self) -> None:
         """End the other ranks. Closing twice is fine."""
         with self._turn:
             self._shut()
 
-    def _check_homes(self, rows: Rows, size: int) -> None:
-        if self._storage.homes == 1:
+    def _check_dp_ranks(self, rows: Rows, size: int) -> None:
+        if self._storage.dp_ranks == 1:
             return
         for b, context in enumerate(rows.contexts):
             own = rows.slots[rows.starts[b] : rows.starts[b + 1]]
-            homes = np.unique(np.concatenate((context, own)) // size)
-            if len(homes) > 1:
-                raise ValueError(f"request {b} of the step has slots in homes {homes.tolist()}")
+            ranks = np.unique(np.concatenate((context, own)) // size)
+            if len(ranks) > 1:
+                raise ValueError(
+                    f"request {b} of the step has slots on data-parallel ranks {ranks.tolist()}"
+                )
 
-    def _tell(self, order: Command) -> None:
-        self._waiting.append(order)
-        orders = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        self._team.tell(pack(orders))
+    def _send(self, command: Command) -> None:
+        self._waiting.append(command)
+        commands = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        self._rank_group.send(pack(commands))
 
 
-def _shut(team: RankGroup) -> None:
-    team.close()
+def _shut(rank_group: RankGroup) -> None:
+    rank_group.close()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""One rank or many: what an `LLM` asks for, and what becomes of torchrun's other processes."""
+"""One rank or many: what an `LLM` asks for."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any, TypeVar, cast
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.parallel.place import usual
-from fastslow.engine.parallel.spec import Parallel
-from fastslow.engine.parallel.start import Launched
+from fastslow.engine.parallel.sharding import Parallel, usual
+from fastslow.engine.parallel.torchrun import Launched
 
 Build = TypeVar("Build", bound=Callable[..., None])
 
@@ -31,7 +30,6 @@ def open_model(
     shared = wanted(parallel, folder)
     if shared is None:
         return load_model(folder, **options)
-    # Not above: torch may have been built without what this needs.
     from fastslow.engine.parallel.start import load_parallel
 
     model = load_parallel(folder, shared, **options)
@@ -51,20 +49,6 @@ def ends_ranks_if_it_fails(build: Build) -> Build:
             raise
 
     return cast(Build, guarded)
-
-
-def join() -> None:
-    """Under torchrun, every process but the first serves the first one's model here, and exits."""
-    launched = Launched.here()
-    if launched is not None and launched.rank:
-        launched.follow()
-        raise SystemExit(0)
-
-
-def let_go() -> None:
-    """Under torchrun, the first process is done: if it loaded no model, the others stop waiting."""
-    if (launched := Launched.here()) is not None:
-        launched.call_off()
 
 
 def wanted(parallel: str | Parallel | None, folder: Path) -> Parallel | None:

@@ -1,4 +1,4 @@
-"""The other ranks, as rank 0 sees them: told what to do, watched, and ended together."""
+"""The other ranks, as rank 0 sees them: sent commands, watched, and ended together."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class RankGroup:
     """Ranks 1 .. count, each with a connection.
 
     A rank that is gone or says that it failed ends all of them: its sentence is kept in `failure`, and
-    whoever works with the team then gets it as a RankError.
+    whoever works with the group then gets it as a RankError.
 
     Args:
-        door: a listening socket, at which the ranks come in.
+        listener: a listening socket, at which the ranks come in.
         token: that they must bring.
         count: how many.
         processes: those that this one started, by rank; none where another launcher did.
-        ended: called after the team has ended, for whatever reason.
+        ended: called after the group has ended, for whatever reason.
     """
 
     def __init__(
         self,
-        door: socket.socket,
+        listener: socket.socket,
         token: str,
         count: int,
         processes: dict[int, subprocess.Popen[bytes]],
@@ -54,19 +54,19 @@ class RankGroup:
         self._news = threading.Condition()
         self._over = False
         try:
-            with door:
-                self._let_in(door, token, count)
+            with listener:
+                self._accept(listener, token, count)
         except BaseException:
             self._end()
             raise
         threading.Thread(target=self._watch, name="fastslow-ranks", daemon=True).start()
 
-    def tell_job(self, job: dict[str, Any]) -> None:
+    def send_job(self, job: dict[str, Any]) -> None:
         """Send the first frame to every rank."""
         for connection in self._connections.values():
             send_json(connection, job)
 
-    def tell(self, frame: bytes) -> None:
+    def send(self, frame: bytes) -> None:
         """Send a frame to every rank.
 
         Raises:
@@ -81,13 +81,13 @@ class RankGroup:
                 self.check()
 
     def wait_loaded(self) -> None:
-        """Until every rank has loaded its part. RankError if one failed."""
+        """Until every rank has loaded its shard. RankError if one failed."""
         with self._news:
             self._news.wait_for(lambda: self._loaded == set(self._connections) or self._over)
         self.check()
 
     def check(self) -> None:
-        """RankError with one sentence if the team has ended."""
+        """RankError with one sentence if the group has ended."""
         if self.failure is not None:
             raise RankError(self.failure)
         if self._over:
@@ -134,9 +134,9 @@ class RankGroup:
                 logger.debug("a rank was gone before it was told to end")
         self._end(GRACE)
 
-    def _let_in(self, door: socket.socket, token: str, count: int) -> None:
+    def _accept(self, listener: socket.socket, token: str, count: int) -> None:
         deadline = time.monotonic() + PATIENCE
-        door.settimeout(0.2)
+        listener.settimeout(0.2)
         while len(self._connections) < count:
             for rank, process in self._processes.items():
                 if process.poll() is not None:
@@ -145,7 +145,7 @@ class RankGroup:
                 missing = sorted(set(range(1, count + 1)) - set(self._connections))
                 raise RankError(f"ranks {missing} did not start within {PATIENCE:.0f} s")
             try:
-                connection, _ = door.accept()
+                connection, _ = listener.accept()
             except TimeoutError:
                 continue
             connection.settimeout(GRACE)

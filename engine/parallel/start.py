@@ -10,10 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,102 +20,16 @@ from loguru import logger
 from torch._C._distributed_c10d import FileStore
 from torch.distributed.distributed_c10d import Store
 
-from fastslow.engine.backends.device import find_place
+from fastslow.engine.backends.device import choose_device
 from fastslow.engine.backends.loader import pick_dtype
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.quantised import Scheme
-from fastslow.engine.parallel.job import RankJob
 from fastslow.engine.parallel.model import ParallelModel
-from fastslow.engine.parallel.place import RankPlace
 from fastslow.engine.parallel.rank_group import RankError, RankGroup
-from fastslow.engine.parallel.spec import Parallel
-
-# Functions import what needs torch.distributed: torch may have been built without.
-_DOOR = "fastslow/door"
-_used = False  # the other ranks of a job serve one model
-
-
-@dataclass(frozen=True, slots=True)
-class Launched:
-    """This process among those of a torchrun job.
-
-    Attributes:
-        rank, ranks: of the whole job.
-        local: the rank among those of this machine.
-        alone: whether this machine has all of them.
-    """
-
-    rank: int
-    ranks: int
-    local: int
-    alone: bool
-
-    @classmethod
-    def here(cls) -> Launched | None:
-        """What torchrun says in the environment; None if it did not start this process."""
-        environment = os.environ
-        if "TORCHELASTIC_RUN_ID" not in environment or "RANK" not in environment:
-            return None
-        ranks = int(environment["WORLD_SIZE"])
-        alone = int(environment.get("LOCAL_WORLD_SIZE", ranks)) == ranks
-        return cls(int(environment["RANK"]), ranks, int(environment["LOCAL_RANK"]), alone)
-
-    def open_door(self) -> tuple[socket.socket, str, Store]:
-        """Rank 0 listens, and lets the others know where.
-
-        Raises:
-            ValueError: the other ranks have served a model already, and ended.
-        """
-        from torch.distributed.distributed_c10d import PrefixStore
-
-        global _used
-        if _used:
-            raise ValueError("the ranks of a torchrun job serve one LLM, and theirs was closed")
-        _used = True
-        store = self._store()
-        host = "127.0.0.1" if self.alone else os.environ["MASTER_ADDR"]
-        door = socket.create_server(("127.0.0.1" if self.alone else "", 0))
-        token = secrets.token_hex(16)
-        told = {"address": [host, door.getsockname()[1]], "token": token}
-        store.set(_DOOR, json.dumps(told))
-        return door, token, PrefixStore("fastslow", store)
-
-    def call_off(self) -> None:
-        """Rank 0 ends without a model: the others need not wait for one."""
-        if not _used:
-            self._store().set(_DOOR, json.dumps({}))
-
-    def follow(self) -> None:
-        """Any rank but the first: serve rank 0 until it is done."""
-        from torch.distributed.distributed_c10d import PrefixStore
-
-        from fastslow.engine.parallel.worker_loop import worker_loop
-
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-        store = self._store()
-        while not store.check([_DOOR]):
-            time.sleep(0.05)
-        told = json.loads(store.get(_DOOR))
-        if told:
-            address = (told["address"][0], told["address"][1])
-            worker_loop(
-                address, told["token"], self.rank, self.local, PrefixStore("fastslow", store)
-            )
-
-    def _store(self) -> Store:
-        from torch.distributed.rendezvous import rendezvous
-
-        store: Store = next(iter(rendezvous("env://")))[0]
-        return store
-
-
-def _end_with(parent: int) -> None:
-    """torchrun itself may be killed: its processes would be orphans."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
+from fastslow.engine.parallel.sharding import Parallel, RankShard
+from fastslow.engine.parallel.torchrun import Launched
+from fastslow.engine.parallel.worker import RankJob
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 
@@ -142,8 +54,8 @@ def load_parallel(
         RankError: a rank failed.
     """
     config = ModelConfig.from_folder(folder)
-    place = RankPlace.all(config, parallel)[0]
-    found = find_place(device)
+    shard = RankShard.all(config, parallel)[0]
+    found = choose_device(device)
     where = found.device
     picked = pick_dtype(dtype, config, found)
     if quantization not in ("none", "auto"):
@@ -163,36 +75,40 @@ def load_parallel(
         raise ValueError(
             f"parallel {parallel} takes {parallel.ranks} ranks, torchrun started {launched.ranks}"
         )
-    _say(place, where)
+    _say(shard, where)
     job = RankJob(
         str(folder.resolve()), parallel.model_dump(), str(picked).removeprefix("torch."), where.type
     )
-    team, store = _started(parallel.ranks) if launched is None else _found(launched)
+    if launched is None:
+        rank_group, store = _started(parallel.ranks)
+    else:  # processes of torchrun, which wait for this one's address
+        listener, token, store = launched.listen()
+        rank_group = RankGroup(listener, token, launched.ranks - 1, {}, lambda: None)
     try:
-        team.tell_job(job.record())
+        rank_group.send_job(asdict(job))
         local = 0 if launched is None else launched.local
-        with job.met(0, local, store):
-            part = job.part(0, local, progress)
-            team.wait_loaded()
-            return ParallelModel(part, team, picked)
+        with job.process_group(0, local, store):
+            worker = job.worker(0, local, progress)
+            rank_group.wait_loaded()
+            return ParallelModel(worker, rank_group, picked)
     except BaseException as error:
         # this rank's collectives fail at once where another one is gone, before that is noticed
-        if isinstance(error, RuntimeError) and team.failed_soon():
-            raise RankError(team.failure) from error
-        team.close()
+        if isinstance(error, RuntimeError) and rank_group.failed_soon():
+            raise RankError(rank_group.failure) from error
+        rank_group.close()
         raise
 
 
-def _say(place: RankPlace, device: torch.device) -> None:
-    c, parallel = place.config, place.parallel
-    if place.attention < parallel.ep * parallel.tp:
+def _say(shard: RankShard, device: torch.device) -> None:
+    c, parallel = shard.config, shard.parallel
+    if shard.attention < parallel.ep * parallel.tp:
         logger.info(
             "{} heads over {} KV heads do not divide by ep * tp = {}: attention runs {} times side by "
             "side, each for requests of its own",
             c.heads,
             c.kv_heads,
             parallel.ep * parallel.tp,
-            place.homes,
+            shard.dp_ranks,
         )
     if device.type == "cpu":
         logger.info("{} ranks run plain torch: the CPU kernels are for one rank", parallel.ranks)
@@ -201,7 +117,7 @@ def _say(place: RankPlace, device: torch.device) -> None:
 def _started(ranks: int) -> tuple[RankGroup, Store]:
     """Processes on this machine."""
     room = Path(tempfile.mkdtemp(prefix="fastslow-"))  # nobody else may look into it
-    door, token = socket.create_server(("127.0.0.1", 0)), secrets.token_hex(16)
+    listener, token = socket.create_server(("127.0.0.1", 0)), secrets.token_hex(16)
     threads, undo = _settle(ranks)
     environment = {
         **os.environ,
@@ -216,8 +132,9 @@ def _started(ranks: int) -> tuple[RankGroup, Store]:
 
     try:
         for rank in range(1, ranks):
-            told = {"address": door.getsockname(), "token": token, "rank": rank, "ranks": ranks}
-            command = [sys.executable, "-m", "fastslow.engine.parallel.worker_loop"]
+            given = {"address": listener.getsockname(), "token": token, "rank": rank}
+            given |= {"ranks": ranks, "store": str(room / "store")}
+            command = [sys.executable, "-m", "fastslow.engine.parallel.worker"]
             # in a group of its own: Ctrl-C is for this process, which ends the others
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, env=environment, process_group=0
@@ -225,22 +142,16 @@ def _started(ranks: int) -> tuple[RankGroup, Store]:
             processes[rank] = process
             assert process.stdin is not None
             with process.stdin as pipe:
-                pipe.write(json.dumps({**told, "store": str(room / "store")}).encode())
+                pipe.write(json.dumps(given).encode())
         store = FileStore(str(room / "store"), ranks)
     except BaseException:
         for process in processes.values():
             process.kill()
             process.wait()
-        door.close()
+        listener.close()
         ended()
         raise
-    return RankGroup(door, token, ranks - 1, processes, ended), store
-
-
-def _found(launched: Launched) -> tuple[RankGroup, Store]:
-    """Processes of torchrun, which wait for this one's address."""
-    door, token, store = launched.open_door()
-    return RankGroup(door, token, launched.ranks - 1, {}, lambda: None), store
+    return RankGroup(listener, token, ranks - 1, processes, ended), store
 
 
 def _settle(ranks: int) -> tuple[int, Callable[[], None]]:

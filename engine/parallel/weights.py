@@ -1,4 +1,4 @@
-"""A rank's part of a checkpoint, read as slices."""
+"""A rank's shard of a checkpoint, read as slices."""
 
 from __future__ import annotations
 
@@ -13,66 +13,66 @@ from torch import Tensor
 
 from fastslow.engine.model.checkpoint import Checkpoint, ReadPart
 from fastslow.engine.model.moge import Moge
-from fastslow.engine.model.names import tensor_shapes
 from fastslow.engine.model.ops import Ops
+from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.engine.model.weights import Read, Weights
-from fastslow.engine.parallel.place import RankPlace
+from fastslow.engine.parallel.sharding import RankShard
 
 _EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
 
 
-class PartReader:
-    """Reads the tensors of a rank's local config: what it asks for whole is this rank's part.
+class ShardReader:
+    """Reads the tensors of a rank's local config: what it asks for whole is this rank's slice.
 
     Args:
-        place: whose part.
+        shard: whose shard.
         read: gives a slice of a tensor of the whole model.
 
     Attributes:
         nbytes: read so far.
     """
 
-    def __init__(self, place: RankPlace, read: ReadPart) -> None:
-        self._place = place
+    def __init__(self, shard: RankShard, read: ReadPart) -> None:
+        self._shard = shard
         self._read = read
-        self._shapes = tensor_shapes(place.config)
+        self._shapes = tensor_shapes(shard.config)
         self.nbytes = 0
 
     def __call__(self, name: str) -> Tensor:
         """A tensor by its local name, in which experts are counted from the first held."""
         if match := _EXPERT.fullmatch(name):
             before, number, after = match.groups()
-            name = f"{before}{int(number) + self._place.experts.start}{after}"
+            name = f"{before}{int(number) + self._shard.experts.start}{after}"
         shape = self._shapes[name]
-        part = self._place.part(name, shape)
-        if part is None:
+        slices = self._shard.slices(name, shape)
+        if slices is None:
             return torch.zeros(shape)  # a bias that another rank adds
-        tensor = self._read(name, part)
+        tensor = self._read(name, slices)
         self.nbytes += tensor.numel() * tensor.element_size()
         return tensor
 
 
 @contextmanager
-def part_reader(checkpoint: Checkpoint, place: RankPlace, progress: bool) -> Iterator[PartReader]:
-    """Reads a rank's part of a checkpoint from memory-mapped files that stay open."""
-    with checkpoint.slicer(progress, _held(place)) as read:
-        yield PartReader(place, read)
+def shard_reader(checkpoint: Checkpoint, shard: RankShard, progress: bool) -> Iterator[ShardReader]:
+    """Reads a rank's shard of a checkpoint from memory-mapped files that stay open."""
+    with checkpoint.slicer(progress, _held(shard)) as read:
+        yield ShardReader(shard, read)
 
 
-def part_weights(
-    place: RankPlace, ops: Ops, dtype: torch.dtype, device: torch.device, read: Read
+def shard_weights(
+    shard: RankShard, ops: Ops, dtype: torch.dtype, device: torch.device, read: Read
 ) -> Weights:
-    """The weights of a rank's part; `read` as `PartReader` gives them."""
-    weights = Weights(place.local, ops, dtype, device, read)
+    """The weights of a rank's shard; `read` as `ShardReader` gives them."""
+    weights = Weights(shard.local, ops, dtype, device, read)
     for layer in weights.layers:
-        if place.rank % place.attention:
+        if shard.rank % shard.attention:
             layer.attention.out_bias = None
         if not isinstance(layer.mlp, Moge):
-            if place.rank:
+            if shard.rank:
                 layer.mlp.down_bias = None
-        elif place.parallel.ep > 1:
-            layer.mlp.groups = place.config.groups
-            layer.mlp.here = place.groups
+        elif shard.parallel.ep > 1:
+            layer.mlp.groups = shard.config.groups
+            layer.mlp.here = shard.groups
     return weights
 
 
@@ -95,6 +95,6 @@ def _collect(value: Any, found: dict[int, Tensor]) -> None:
                 _collect(getattr(value, field.name), found)
 
 
-def _held(place: RankPlace) -> int:
-    shapes = tensor_shapes(place.config)
-    return sum(place.part(name, shape) is not None for name, shape in shapes.items())
+def _held(shard: RankShard) -> int:
+    shapes = tensor_shapes(shard.config)
+    return sum(shard.slices(name, shape) is not None for name, shape in shapes.items())

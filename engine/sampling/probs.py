@@ -91,12 +91,6 @@ def only_best(request: RequestView) -> bool:
     )
 
 
-def law(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Floats:
-    """`decide` as f32 [V] in all cases: one-hot at temperature 0."""
-    decided = probs_at(logits_V, request, drafted)
-    return _certain(decided, len(logits_V)) if isinstance(decided, OneHot) else decided
-
-
 def _certain(law: OneHot, size: int) -> Floats:
     one_hot_V = np.zeros(size, dtype=np.float32)
     one_hot_V[law.token] = 1.0

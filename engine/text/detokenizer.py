@@ -24,24 +24,20 @@ def _overlap(text: str, stop: str) -> int:
     return next((k for k in lengths if text.endswith(stop[:k])), 0)
 
 
-Emitted = tuple["Emitted", str] | None
-
-
 class Detokenizer:
     """An incremental `Tokenizer.decode`.
 
     However the ids are split over pushes, what `push` and at last `finish` return joins to
     `tokenizer.decode(ids, skip_special)`. Bytes that may still become a character are held back;
     bytes that no longer can are U+FFFD at once. The state is at most three bytes and a count, so a
-    push costs its own ids and `fork` costs nothing.
+    push costs its own ids, and a copy for looking ahead (`copy.copy`) nothing.
     """
 
-    __slots__ = ("_emitted", "_hidden", "_leading", "_pending", "_tokenizer")
+    __slots__ = ("_hidden", "_leading", "_pending", "_tokenizer")
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        skip_special: bool = True,
         keep: frozenset[int] = frozenset(),
         after: Sequence[int] = (),
     ) -> None:
@@ -51,12 +47,10 @@ class Detokenizer:
         them a SentencePiece text keeps the space between itself and them.
         """
         self._tokenizer = tokenizer
-        self._hidden = tokenizer.special_ids - keep if skip_special else frozenset[int]()
+        self._hidden = tokenizer.special_ids - keep
         self._leading = tokenizer.leading_spaces
         self._pending = b""
-        self._emitted: Emitted = None
         self.push(after)
-        self._emitted = None
 
     def push(self, ids: Sequence[int]) -> str:
         """Take further ids; returns the text that they make certain, often ""."""
@@ -71,31 +65,10 @@ class Detokenizer:
         text, self._pending = self._pending.decode("utf-8", "replace"), b""
         return self._emit(text)
 
-    @property
-    def text(self) -> str:
-        """All that `push` and `finish` returned so far."""
-        parts: list[str] = []
-        node = self._emitted
-        while node is not None:
-            node, part = node
-            parts.append(part)
-        text = "".join(reversed(parts))
-        self._emitted = (None, text)
-        return text
-
-    def fork(self) -> Detokenizer:
-        """An independent copy, for looking ahead; the emitted text is shared, not copied."""
-        copy = object.__new__(type(self))
-        for name in self.__slots__:
-            setattr(copy, name, getattr(self, name))
-        return copy
-
     def _emit(self, text: str) -> str:
         if self._leading and text:
             bare = text.lstrip(" ")
             dropped = min(len(text) - len(bare), self._leading)
             self._leading = self._leading - dropped if dropped == len(text) else 0
             text = text[dropped:]
-        if text:
-            self._emitted = (self._emitted, text)
         return text

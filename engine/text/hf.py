@@ -7,11 +7,12 @@ from pathlib import Path
 
 import tokenizers
 
+from fastslow.engine.host.files import read_object
 from fastslow.engine.host.memory import give_back
-from fastslow.engine.text.settings import Settings, read_object
+from fastslow.engine.text.settings import Settings
 from fastslow.engine.text.vocabulary import (
     PieceDecoder,
-    Vocabulary,
+    Tokenizer,
     check_unicode,
     is_mark,
     is_unicode,
@@ -19,7 +20,7 @@ from fastslow.engine.text.vocabulary import (
 )
 
 
-class HfTokenizer(Vocabulary):
+class HfTokenizer(Tokenizer):
     """A `tokenizers` model of any kind whose decoder joins bytes (see PieceDecoder)."""
 
     def __init__(self, path: Path, settings: Settings) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fastslow.engine.host.files import read_object
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -60,24 +61,6 @@ def read_settings(folder: Path) -> Settings:
         special=frozenset(special | set(named.values())),
         chat_template=ours.get("chat_template"),
     )
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, empty when there is no such file.
-
-    Raises ValueError when the file is not valid JSON or holds something else than an object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    match value:
-        case dict():
-            return value
-        case _:
-            raise ValueError(f"{path} must hold a JSON object, not a {type(value).__name__}")
 
 
 def _piece(value: object) -> str | None:

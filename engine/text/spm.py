@@ -11,7 +11,7 @@ import sentencepiece
 from fastslow.engine.text.settings import Settings
 from fastslow.engine.text.vocabulary import (
     SPACE,
-    Vocabulary,
+    Tokenizer,
     check_unicode,
     is_mark,
     is_unicode,
@@ -21,7 +21,7 @@ from fastslow.engine.text.vocabulary import (
 EVERY = 2**31  # spaces: more than any text starts with
 
 
-class SpmTokenizer(Vocabulary):
+class SpmTokenizer(Tokenizer):
     """A SentencePiece model, with the pieces that tokenizer_config.json adds to it."""
 
     def __init__(self, path: Path, settings: Settings) -> None:

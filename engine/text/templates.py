@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
@@ -48,10 +49,43 @@ def check_messages(messages: Sequence[Message]) -> None:
                 raise ValueError(f"messages[{index}].content is a {kind}; it must be a string")
 
 
+class ChatTemplate(ABC):
+    """Renders a chat.
+
+    Attributes:
+        add_special: what `Tokenizer.encode` is to be given with the rendered text: False if the
+            template writes its own bos.
+        source: the text of a template file, "" for built-in templates.
+    """
+
+    add_special = True
+    source = ""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        thinking: Thinking = "auto",
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The prompt's text.
+
+        `messages`: at least one; role system, user, assistant or tool, content a string.
+        `thinking`: "off" and "on" ask the model for it in the model's own way, if it has one;
+        "auto" leaves the model its default. `add_generation_prompt`: end where the assistant's
+        answer begins. Raises ValueError for bad messages, with the template's own words if it is
+        the template that refuses them.
+        """
+        check_messages(messages)
+        return self._render(messages, thinking, add_generation_prompt)
+
+    @abstractmethod
+    def _render(self, messages: Sequence[Message], thinking: Thinking, prompted: bool) -> str: ...
+
+
 SWITCHES = "enable_thinking", "thinking"  # Qwen's name and DeepSeek's; a template has one or none
 
 
-class JinjaTemplate:
+class JinjaTemplate(ChatTemplate):
     """A template in transformers' dialect of Jinja.
 
     It runs in an immutable sandbox: no private attributes, no changes to what it is given. It sees
@@ -74,21 +108,12 @@ class JinjaTemplate:
             line = f" line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise ValueError(f"{name}{line}: {error}") from None
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        thinking: Thinking = "auto",
-        add_generation_prompt: bool = True,
-    ) -> str:
-        """See `ChatTemplate.render`."""
-        check_messages(messages)
+    def _render(self, messages: Sequence[Message], thinking: Thinking, prompted: bool) -> str:
         given: dict[str, Any] = {"messages": messages, "tools": None, "documents": None}
         if thinking != "auto":
             given |= dict.fromkeys(SWITCHES, thinking == "on")
         try:
-            return self._template.render(
-                **self._given, **given, add_generation_prompt=add_generation_prompt
-            )
+            return self._template.render(**self._given, **given, add_generation_prompt=prompted)
         except Exception as error:  # noqa: BLE001 - a template is a program: it may raise anything
             raise ValueError(f"{self._name}: {error}") from None
 
@@ -133,34 +158,6 @@ def _raise_exception(message: str) -> NoReturn:
 
 def _strftime_now(form: str) -> str:
     return datetime.now().astimezone().strftime(form)
-
-
-class ChatTemplate(Protocol):
-    """Renders a chat."""
-
-    @property
-    def add_special(self) -> bool:
-        """What `Tokenizer.encode` is to be given with the rendered text: False if the template
-        writes its own bos."""
-
-    @property
-    def source(self) -> str:
-        """The text of a template file, "" for built-in templates."""
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        thinking: Thinking = "auto",
-        add_generation_prompt: bool = True,
-    ) -> str:
-        """The prompt's text.
-
-        `messages`: at least one; role system, user, assistant or tool, content a string.
-        `thinking`: "off" and "on" ask the model for it in the model's own way, if it has one;
-        "auto" leaves the model its default. `add_generation_prompt`: end where the assistant's
-        answer begins. Raises ValueError for bad messages, with the template's own words if it is
-        the template that refuses them.
-        """
 
 
 def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = "") -> ChatTemplate:
@@ -212,53 +209,33 @@ def _find(folder: Path, settings: Settings) -> tuple[str, str] | None:
             raise ValueError(f"{name} must be a string or a list of named ones")
 
 
-class PlainTemplate:
+class PlainTemplate(ChatTemplate):
     """`User: ...` and `Assistant: ...`, one line to a turn. It knows no way to ask for thinking."""
 
-    add_special = True
-    source = ""
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        thinking: Thinking = "auto",
-        add_generation_prompt: bool = True,
-    ) -> str:
-        """See `ChatTemplate.render`."""
-        check_messages(messages)
+    def _render(self, messages: Sequence[Message], thinking: Thinking, prompted: bool) -> str:
         lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
-        return "\n".join([*lines, "Assistant:"] if add_generation_prompt else lines)
+        return "\n".join([*lines, "Assistant:"] if prompted else lines)
 
 
 NAMES = {"system": "系统", "user": "用户", "assistant": "助手", "tool": "工具"}
 NO_THINK, AUTO_THINK = " /no_think", " /auto_think"
 
 
-class PanguTemplate:
+class PanguTemplate(ChatTemplate):
     """`[unused9]用户：...[unused10]` for each turn; a chat without a system turn gets an empty one.
 
     openPangu thinks slowly unless told otherwise, so "on" needs no switch.
     """
 
-    add_special = True
-    source = ""
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        thinking: Thinking = "auto",
-        add_generation_prompt: bool = True,
-    ) -> str:
-        """See `ChatTemplate.render`; `thinking` is PanguSwitch's affair."""
-        check_messages(messages)
+    def _render(self, messages: Sequence[Message], thinking: Thinking, prompted: bool) -> str:
         turns = [(NAMES[message["role"]], message["content"]) for message in messages]
         if messages[0]["role"] != "system":
             turns.insert(0, (NAMES["system"], ""))
         text = "".join(f"{TURN_OPEN}{name}：{content}{TURN_CLOSE}" for name, content in turns)
-        return text + (f"{TURN_OPEN}{NAMES['assistant']}：" if add_generation_prompt else "")
+        return text + (f"{TURN_OPEN}{NAMES['assistant']}：" if prompted else "")
 
 
-class PanguSwitch:
+class PanguSwitch(ChatTemplate):
     """Another template, with openPangu's thinking switch at the end of the last user's turn."""
 
     def __init__(self, inner: ChatTemplate, architecture: str) -> None:
@@ -270,21 +247,15 @@ class PanguSwitch:
         if architecture.startswith("PanguEmbedded"):
             self._switches = {"off": NO_THINK, "auto": AUTO_THINK}
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        thinking: Thinking = "auto",
-        add_generation_prompt: bool = True,
-    ) -> str:
-        """See `ChatTemplate.render`. A switch that the user wrote is neither doubled nor, by
+    def _render(self, messages: Sequence[Message], thinking: Thinking, prompted: bool) -> str:
+        """A switch that the user wrote is neither doubled nor, by
         "auto", overruled."""
-        check_messages(messages)
         switch = self._switches.get(thinking, "")
         turns = [dict(message) for message in messages]
         user = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
         if user is not None and not _switched(user["content"], thinking):
             user["content"] += switch
-        return self._inner.render(turns, thinking, add_generation_prompt)
+        return self._inner.render(turns, thinking, prompted)
 
 
 def _switched(content: str, thinking: Thinking) -> bool:

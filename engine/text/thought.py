@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastslow.engine.host.files import read_object
 from fastslow.engine.text.detokenizer import hold_back
-from fastslow.engine.text.settings import read_object
 from fastslow.engine.text.templates import ChatTemplate
 from fastslow.engine.text.vocabulary import Tokenizer
 
@@ -152,11 +152,7 @@ class ThoughtSplitter:
         parts[1].append(text)
 
 
-ANCHORS = (
-    "",
-    "\n",
-    "a",
-)  # written in front of a text, so that no tokenizer adds a space of its own
+ANCHORS = ("", "\n", "a")  # in front of a text, so that no tokenizer adds a space of its own
 
 
 class TagTokens:

@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from fastslow.engine.text.settings import Settings
 
@@ -88,12 +88,22 @@ def _steps(spec: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
         yield from _steps(inner)
 
 
-class Vocabulary(ABC):
-    """A table of bytes; decoding is joining the bytes of the ids and reading them as UTF-8.
+class Tokenizer(ABC):
+    """Text to ids and back: decoding is joining the bytes of the ids and reading them as UTF-8.
 
     Pieces stay in the library that reads text. A second table of them in Python's objects took more
     memory than the library itself: 16 MB for 49,152 pieces.
+
+    Attributes:
+        vocab_size: number of ids; a model's logits may have more columns.
+        bos_id: begins a text; None: the model has no such token.
+        eos_ids: each of them ends an answer.
+        special_ids: marks, not text; `decode` leaves them out by default.
+        leading_spaces: spaces at the start of a text that `decode` drops.
     """
+
+    bos_id: int | None
+    eos_ids: frozenset[int]
 
     def __init__(
         self, data: Mapping[int, bytes], special_ids: Collection[int], leading_spaces: int
@@ -111,6 +121,15 @@ class Vocabulary(ABC):
         self._bounds = array("Q", [0])  # id n owns bytes bounds[n] : bounds[n + 1]
         for some in each:
             self._bounds.append(self._bounds[-1] + len(some))
+
+    @abstractmethod
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """Ids of `text`. Special tokens written out in it are read as such.
+
+        `add_special`: also add what the tokenizer's own files put around a text, in most models
+        a bos in front; a bos that the text already begins with is not doubled.
+        Raises ValueError if `text` is not valid Unicode (a lone surrogate).
+        """
 
     @abstractmethod
     def vocab(self) -> dict[str, int]:
@@ -175,48 +194,14 @@ def is_mark(piece: str) -> bool:
     return _MARK.fullmatch(piece) is not None
 
 
-def is_pangu(vocabulary: Vocabulary | Tokenizer) -> bool:
+def is_pangu(vocabulary: Tokenizer) -> bool:
     """Whether the vocabulary has openPangu's turn marks."""
     return None not in (vocabulary.token_id(TURN_OPEN), vocabulary.token_id(TURN_CLOSE))
 
 
-def stop_ids(vocabulary: Vocabulary, settings: Settings) -> frozenset[int]:
+def stop_ids(vocabulary: Tokenizer, settings: Settings) -> frozenset[int]:
     """Ids that end an answer: those of the configuration files, tokenizer_config.json's eos_token
     and openPangu's end of a turn."""
     pieces = [settings.eos_token, TURN_CLOSE if is_pangu(vocabulary) else None]
     found = (vocabulary.token_id(piece) for piece in pieces if piece is not None)
     return settings.eos_ids | {number for number in found if number is not None}
-
-
-class Tokenizer(Protocol):
-    """Text to ids and back."""
-
-    vocab_size: int  # number of ids; a model's logits may have more columns
-    bos_id: int | None  # begins a text; None: the model has no such token
-    eos_ids: frozenset[int]  # each of them ends an answer
-    special_ids: frozenset[int]  # marks, not text; decode leaves them out by default
-    leading_spaces: int  # spaces at the start of a text that decode drops
-
-    def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Ids of `text`. Special tokens written out in it are read as such.
-
-        `add_special`: also add what the tokenizer's own files put around a text, in most models
-        a bos in front; a bos that the text already begins with is not doubled.
-        Raises ValueError if `text` is not valid Unicode (a lone surrogate).
-        """
-
-    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Text of `ids`, without special tokens if `skip_special`. Ids outside the vocabulary have
-        no text; invalid UTF-8 becomes U+FFFD."""
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one id adds to a text, perhaps a part of a character."""
-
-    def token_id(self, piece: str) -> int | None:
-        """Id of exactly this piece, None if there is none."""
-
-    def piece(self, token_id: int) -> str | None:
-        """Piece of this id, None if there is none."""
-
-    def vocab(self) -> dict[str, int]:
-        """Every piece with its id."""

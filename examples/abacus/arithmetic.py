@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from abacus.task import Task
-from abacus.working import worked
+from abacus.task import Task, worked
 
 ASKED = ("What is {}?", "Compute {}.", "{} =", "Work out {}.")
 # Left to right in the order of working: (text, operations as (left, sign, right)); "r" is the

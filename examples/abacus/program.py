@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from abacus.task import Task
-from abacus.working import worked
+from abacus.task import Task, worked
 
 NAMES = "abcxy"
 ASKED = "What does this program print?\n"

@@ -6,25 +6,25 @@ import json
 import math
 import time
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress, TextColumn
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import nn
 
 from abacus.batches import LENGTH, Sample, Writer, pack
-from abacus.crew import Crew
-from abacus.moge import Decoder, Packed, Shape
-from abacus.optimizers import optimizers
-from abacus.split import places, routers, split
+from abacus.moge import Decoder, Packed, Shape, places, routers, split
+from abacus.ranks import Rank
 from abacus.tasks import LARGEST, held_out
+from fastslow.tools.progress import progress_bar, silent
+from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.trainer import faster_dtype
 
 MATRIX_LR, LR = 0.007, 3e-3
+DECAY = 0.02  # of matrices
 SPLIT = 0.25  # share of the time after which the dense model becomes a mixture
 WARM = 100  # steps
 FADE = 0.4  # the last part of the time, in which the rates fall to nothing
@@ -47,18 +47,18 @@ class Progressed:
 class Trainer:
     """Trains one model; `keep` and `resume` work on a folder."""
 
-    def __init__(self, shape: Shape, writer: Writer, seed: int, rows: int, crew: Crew) -> None:
+    def __init__(self, shape: Shape, writer: Writer, seed: int, rows: int, rank: Rank) -> None:
         torch.manual_seed(seed)
         self.done = Progressed()
         self._shape = shape
-        self._writer, self._seed, self._rows, self._crew = writer, seed, rows, crew
+        self._writer, self._seed, self._rows, self._rank = writer, seed, rows, rank
         self._take(Decoder(shape.dense()))
 
     def _take(self, model: Decoder) -> None:
         self.model = model
         self.average = {n: p.detach().clone() for n, p in model.named_parameters()}
         # rank 0 times it for all: replicas that multiply otherwise would drift apart
-        short = self._crew.tell(float(faster_dtype() == torch.bfloat16))
+        short = self._rank.broadcast(float(faster_dtype() == torch.bfloat16))
         products = torch.bfloat16 if short else torch.float32
         self._optimizers = optimizers(model, MATRIX_LR, LR, products)
         self._rates = [group["lr"] for o in self._optimizers for group in o.param_groups]
@@ -88,34 +88,32 @@ class Trainer:
 
     def run(self, minutes: float, every: float, folder: Path) -> None:
         """Train until `minutes` have gone into it in all, looking and keeping every `every`."""
-        columns = (*Progress.get_default_columns(), TextColumn("{task.fields[loss]}"))
-        with Progress(*columns, disable=self._crew.rank > 0) as shown:
-            bar = shown.add_task("training", total=minutes * 60, loss="")
+        with progress_bar() if self._rank.rank == 0 else nullcontext(silent) as report:
             last, looked, loss = time.monotonic(), self.done.seconds, 0.0
-            while (share := self._crew.tell(self._share(minutes))) < 1:
+            while (share := self._rank.broadcast(self._share(minutes))) < 1:
                 loss = self._step(share)
                 now = time.monotonic()
                 self.done.seconds += now - last
                 last = now
-                shown.update(bar, completed=self.done.seconds, loss=f"loss {loss:.3f}")
-                if self._crew.rank == 0 and self.done.seconds - looked >= every * 60:
+                report(share, f"training, loss {loss:.3f}")
+                if self._rank.rank == 0 and self.done.seconds - looked >= every * 60:
                     looked = self.done.seconds
                     self._look(loss)
                     self.keep(folder)
-        if self._crew.rank == 0:
-            if not self._crew.stopped:
+        if self._rank.rank == 0:
+            if not self._rank.stopped:
                 self._look(loss)
             self.keep(folder)
 
     def _share(self, minutes: float) -> float:
-        return math.inf if self._crew.stopped else self.done.seconds / (minutes * 60)
+        return math.inf if self._rank.stopped else self.done.seconds / (minutes * 60)
 
     def _step(self, share: float) -> float:
         done = self.done
         if self._shape.groups and done.split is None and share >= SPLIT:
             self._split()
         size = 2 + int((LARGEST - 2) * min(1.0, done.tokens / GROWTH))
-        own = f"train {self._seed} {done.steps} {self._crew.rank}"
+        own = f"train {self._seed} {done.steps} {self._rank.rank}"
         batch = self._writer.batch(own, self._rows, size)
         young = done.steps - (done.split or 0) + 1
         rate = min(1.0, young / WARM, max(0.01, (1 - share) / FADE))
@@ -124,7 +122,7 @@ class Trainer:
             group["lr"] = full * rate
         loss, error = self.model.loss(batch, BALANCE)
         loss.backward()
-        self._crew.mean([p.grad for p in self.model.parameters() if p.grad is not None])
+        self._rank.mean([p.grad for p in self.model.parameters() if p.grad is not None])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self._optimizers:
             optimizer.step()
@@ -134,7 +132,7 @@ class Trainer:
             for name, p in self.model.named_parameters():
                 self.average[name].lerp_(p, 1 - keep)
         done.steps += 1
-        done.tokens += self._rows * LENGTH * self._crew.count
+        done.tokens += self._rows * LENGTH * self._rank.count
         return float(error)
 
     def _look(self, loss: float) -> None:
@@ -194,46 +192,40 @@ class Trainer:
     def keep(self, folder: Path) -> None:
         """Weights, their average, the optimizers' state and how far it is."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
-        tensors |= {f"average.{n}": p for n, p in self.average.items()}
-        names = {id(p): n for n, p in self.model.named_parameters()}
-        for optimizer in self._optimizers:
-            for p, state in optimizer.state.items():
-                for key, value in state.items():
-                    tensors[f"{key}.{names[id(p)]}"] = value
-        fresh = folder / "fresh.safetensors"
-        save_file({n: t.contiguous() for n, t in tensors.items()}, fresh, _facts(self.done))
-        fresh.replace(folder / "state.safetensors")
+        state = {
+            "done": asdict(self.done),
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+        }
+        torch.save(state, folder / "fresh.pt")
+        (folder / "fresh.pt").replace(folder / "state.pt")
 
     def resume(self, folder: Path) -> None:
         """Go on from what `keep` wrote."""
-        from safetensors import safe_open
-
-        path = folder / "state.safetensors"
-        tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            self.done = Progressed(**json.loads(file.metadata()["done"]))
+        state = torch.load(folder / "state.pt", weights_only=True)
+        self.done = Progressed(**state["done"])
         if self.done.split is not None:
             self._take(Decoder(self._shape))
-        named = dict(self.model.named_parameters())
-        self.model.load_state_dict(_under(tensors, "model."))
-        self.average = _under(tensors, "average.")
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    name = next(n for n, q in named.items() if q is p)
-                    ends = {key: t for key, t in tensors.items() if key.endswith(f".{name}")}
-                    optimizer.state[p] = {
-                        key.removesuffix(f".{name}"): tensor
-                        for key, tensor in ends.items()
-                        if key.split(".")[0] in ("momentum", "step", "exp_avg", "exp_avg_sq")
-                        and key.removesuffix(f".{name}").count(".") == 0
-                    }
+        self.model.load_state_dict(state["model"])
+        self.average = state["average"]
+        for optimizer, kept in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+def optimizers(
+    model: nn.Module, matrix_lr: float, lr: float, products: torch.dtype
+) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embedding, head, router, norms and biases.
 
-
-def _facts(done: Progressed) -> dict[str, str]:
-    return {"done": json.dumps(asdict(done))}
+    products: dtype of Muon's.
+    """
+    apart = ("embed_tokens", "lm_head", "mlp.gate", "router_scale")
+    named = dict(model.named_parameters())
+    matrices = [p for n, p in named.items() if p.ndim > 1 and not n.endswith(apart)]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in named.values() if id(p) not in chosen]
+    return [
+        Muon(matrices, matrix_lr, DECAY, products),
+        torch.optim.AdamW(rest, lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
 
-from words import WORDS
+from questions import WORDS
 
 KEEP: dict[str, tuple[str, Callable[[int], bool]]] = {
     "even numbers": ("even", lambda n: n % 2 == 0),

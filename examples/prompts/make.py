@@ -15,8 +15,7 @@ from pathlib import Path
 from random import Random
 
 from code_requests import code
-from maths import maths
-from talk import news, question, service, summary
+from questions import maths, news, question, service, summary
 
 from fastslow import LLM, SamplingParams
 

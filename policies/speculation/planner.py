@@ -140,12 +140,11 @@ class AdaptiveLength:
 
     def plan(self, request: RequestView, running: int) -> int:
         running = max(running, 1)
-        groups, tuning = request.groups, self._tuning
+        tuning, curve = self._tuning, self._costs.curve(request.groups)
         self._asked = self._probing = False
-        if not self._gate.allows(running, self._costs.row_price(groups, running)):
+        if not self._gate.allows(running, curve.row_price(running, tuning.priced_nodes)):
             return 0
         self._probing = self._probe.due
-        curve = self._costs.curve(groups)
         step = curve.seconds(running)
         # a token more is worth a request's share of a step
         gain = self._brought.gain(curve.row_price(running, 1)) * step / running

@@ -13,6 +13,7 @@ from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
 
 FREE = MarginalValue(1.0, 0.0)
 Value = Callable[[Sequence[RequestView]], MarginalValue]
+Ask = Callable[[int, Sequence[int]], tuple[Sequence[Tree], float]]
 
 
 class _Proposal(NamedTuple):
@@ -78,6 +79,19 @@ class _Request:
     said: list[_Proposal] = field(default_factory=list)
     promised: float = 0.0
 
+    def hear(self, drafter: int, tree: Tree, row: float) -> None:
+        """row: what a row takes, in tokens."""
+        gain = self.gains[drafter]
+        if tree.scores is None:
+            total, promise, rows = 0.0, gain.tokens.value, len(tree.tokens) * row
+        else:
+            likely = [score * gain.trust.value for score in tree.scores]
+            paying = [chance for chance in likely if chance > row]  # the others will be cut
+            total, rows = sum(paying), len(paying) * row
+            promise = total - rows
+        self.said.append(_Proposal(drafter, tree, total, rows, promise))
+        self.promised = max(self.promised, promise)
+
 
 class AdaptiveSelection:
     """Asks a drafter for a request where it would bring more than those before it promise.
@@ -104,72 +118,31 @@ class AdaptiveSelection:
         self._tuning = tuning
         self._sizes: dict[int, list[_Drafter]] = {}  # by the bits of a batch's size
         self._requests: dict[int, _Request] = {}
-        # of this step
-        self._drafters: list[_Drafter] = []
-        self._batch: list[_Request] = []
-        self._nodes: Sequence[int] = ()
-        self._worth = FREE
+        self._drafters: list[_Drafter] = []  # of this step's size
 
-    def begin(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> None:
-        size = len(batch).bit_length()
+    def collect(
+        self, batch: Sequence[RequestView], nodes: Sequence[int], ask: Ask
+    ) -> list[list[tuple[int, Tree]]]:
+        size, worth = len(batch).bit_length(), self._value_of(batch)
         if size not in self._sizes:
             self._sizes[size] = [_Drafter(self._tuning) for _ in range(self._count)]
         self._drafters = self._sizes[size]
-        self._batch = [self._request(request, size) for request in batch]
-        self._nodes = nodes
-        self._worth = self._value_of(batch)
-
-    def ask(self, drafter: int) -> list[int]:
-        known, worth = self._drafters[drafter], self._worth
-        asked, pays = [0] * len(self._nodes), False
-        if drafter > 0 and self._dear(worth):
-            known.backoff.restart(known.backoff.first)
-            return asked
-        price = 0.0
-        if self._value is not None:
-            price = self._tuning.ask_overhead * known.seconds.value
-        for b, (request, most) in enumerate(zip(self._batch, self._nodes)):
-            gain = request.gains[drafter].tokens.value
-            if most > 0 and gain * worth.token > price:
-                pays = True  # though another one may be better now
-                if (gain - request.promised) * worth.token > price:
-                    asked[b] = most
-        if pays:
-            known.backoff.restart(0)
-        elif not known.backoff.due:
-            known.backoff.skip()
-        elif any(self._nodes):
-            known.turn = self._next(known.turn)
-            asked[known.turn] = self._nodes[known.turn]
-            known.backoff.again(2)
-        return asked
-
-    def hear(
-        self, drafter: int, asked: Sequence[int], trees: Sequence[Tree], seconds: float
-    ) -> None:
-        if any(tree.tokens for tree in trees):  # else it knew at once that it has nothing to say
-            each = seconds / sum(most > 0 for most in asked)
-            self._drafters[drafter].seconds.add_time(each, self._tuning.held_up)
-        row = self._worth.row / self._worth.token
-        for request, tree in zip(self._batch, trees, strict=True):
-            if not tree.tokens:
-                continue
-            gain = request.gains[drafter]
-            if tree.scores is None:
-                total, promise, rows = 0.0, gain.tokens.value, len(tree.tokens) * row
-            else:
-                likely = [score * gain.trust.value for score in tree.scores]
-                paying = [chance for chance in likely if chance > row]  # the others will be cut
-                total, rows = sum(paying), len(paying) * row
-                promise = total - rows
-            request.said.append(_Proposal(drafter, tree, total, rows, promise))
-            request.promised = max(request.promised, promise)
-
-    def chosen(self) -> list[list[tuple[int, Tree]]]:
-        for request in self._batch:
-            if request.said:
-                request.said = _compatible(request.said)
-        return [[(one.drafter, one.tree) for one in request.said] for request in self._batch]
+        requests = [self._request(request, size) for request in batch]
+        for drafter in range(self._count):
+            asked = self._asked(drafter, requests, nodes, worth)
+            if any(asked):
+                trees, seconds = ask(drafter, asked)
+                if any(
+                    tree.tokens for tree in trees
+                ):  # else it knew at once to have nothing to say
+                    each = seconds / sum(most > 0 for most in asked)
+                    self._drafters[drafter].seconds.add_time(each, self._tuning.held_up)
+                for request, tree in zip(requests, trees, strict=True):
+                    if tree.tokens:
+                        request.hear(drafter, tree, worth.row / worth.token)
+        for request in requests:
+            request.said = _compatible(request.said)
+        return [[(one.drafter, one.tree) for one in request.said] for request in requests]
 
     def awake(self, drafter: int) -> bool:
         return self._drafters[drafter].backoff.wait <= self._tuning.waking
@@ -193,6 +166,39 @@ class AdaptiveSelection:
         for request in requests:
             self._requests.pop(request, None)
 
+    def _asked(
+        self,
+        drafter: int,
+        requests: Sequence[_Request],
+        nodes: Sequence[int],
+        worth: MarginalValue,
+    ) -> list[int]:
+        """The nodes for which a drafter is asked now, 0 for requests where it is not."""
+        known = self._drafters[drafter]
+        asked, pays = [0] * len(nodes), False
+        if drafter > 0 and self._dear(worth):
+            known.backoff.restart(known.backoff.first)
+            return asked
+        price = 0.0
+        if self._value is not None:
+            price = self._tuning.ask_overhead * known.seconds.value
+        for b, (request, most) in enumerate(zip(requests, nodes)):
+            gain = request.gains[drafter].tokens.value
+            if most > 0 and gain * worth.token > price:
+                pays = True  # though another one may be better now
+                if (gain - request.promised) * worth.token > price:
+                    asked[b] = most
+        if pays:
+            known.backoff.restart(0)
+        elif not known.backoff.due:
+            known.backoff.skip()
+        elif any(nodes):
+            around = ((known.turn + 1 + n) % len(nodes) for n in range(len(nodes)))
+            known.turn = next(b for b in around if nodes[b] > 0)
+            asked[known.turn] = nodes[known.turn]
+            known.backoff.again(2)
+        return asked
+
     def _request(self, view: RequestView, size: int) -> _Request:
         if (request := self._requests.get(view.id)) is None:
             request = self._requests[view.id] = _Request()
@@ -207,15 +213,11 @@ class AdaptiveSelection:
     def _dear(self, worth: MarginalValue) -> bool:
         return worth.row > self._tuning.dearest_row * worth.token
 
-    def _next(self, turn: int) -> int:
-        """The next request that may have nodes, in turn."""
-        count = len(self._nodes)
-        around = ((turn + 1 + n) % count for n in range(count))
-        return next(b for b in around if self._nodes[b] > 0)
-
 
 def _compatible(said: Sequence[_Proposal]) -> list[_Proposal]:
     """Those that can be merged, or another one that promises more than each of them."""
+    if not said:
+        return []
     best = max(said, key=lambda one: one.promise)
     return [one for one in said if _mergeable(one.tree)] if _mergeable(best.tree) else [best]
 

@@ -123,14 +123,11 @@ class StepCosts:
         if groups in self._curves:
             self._curves[groups].note(rows, seconds)
 
-    def row_price(self, groups: int | None, running: int) -> float:
-        """What a row takes, in tokens of a request, if each of so many drafts as usual."""
-        return self.curve(groups).row_price(running, self._tuning.priced_nodes)
-
     def value(self, groups: int | None, running: int) -> MarginalValue:
         """What a token and a row more are worth in a step of so many requests."""
-        token = self.curve(groups).seconds(running) / running
-        return MarginalValue(token, token * self.row_price(groups, running))
+        curve = self.curve(groups)
+        token = curve.seconds(running) / running
+        return MarginalValue(token, token * curve.row_price(running, self._tuning.priced_nodes))
 
     def node_seconds(self, drafter: object) -> float | None:
         """What a node of depth takes to draft; None: the drafter was never seen drafting."""

@@ -14,7 +14,7 @@ def run() -> None:
     """The command, by one process or by those of torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         main()
-    from fastslow.engine.parallel.open import join, let_go
+    from fastslow.engine.parallel.torchrun import join, let_go
 
     join()
     try:

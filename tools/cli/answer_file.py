@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from fastslow.engine.host.progress import bar
 from fastslow.engine.text.templates import ChatTemplate, Message, check_messages
 from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.tools.prompts import Record, read_lines
 
 FIELDS = ("text", "answer", "messages")
 PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
 
 
-class Said(NamedTuple):
+class AnswerTokens(NamedTuple):
     """One answer, its end token last, and the prompt that it answers (empty where unknown)."""
 
     answer: list[int]
@@ -23,7 +22,7 @@ class Said(NamedTuple):
 
 
 class AnswerFile:
-    """Reads {"text": ...}, {"answer": ...} and {"messages": [...]} lines; other fields are left.
+    """Reads {"text": ...}, {"answer": ...} and {"messages": [...]} lines; other fields are ignored.
 
     Of messages every assistant turn is an answer, and what stands before it its prompt.
 
@@ -37,50 +36,41 @@ class AnswerFile:
         self._template = template
         self._end = self._end_ids()
 
-    def read(self, path: Path) -> Iterator[Said]:
+    def read(self, path: Path) -> Iterator[AnswerTokens]:
         """All answers of a file, in order, with a bar on a terminal.
 
         Raises:
-            ValueError: the file cannot be read, or a line does not fit; the line is told.
+            ValueError: the file cannot be read, or a line does not fit; the line is given.
         """
-        try:
-            lines = path.read_text("utf-8").split("\n")  # splitlines would cut at U+2028, too
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from None
-        for number, line in enumerate(bar(lines, "Reading answers"), 1):
-            if not line.strip():
-                continue
-            try:
-                yield from self._said(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
+        for answers in read_lines(path, "answers", self._answers):
+            yield from answers
 
-    def _said(self, record: Any) -> Iterable[Said]:
-        if not isinstance(record, Mapping) or not any(field in record for field in FIELDS):
+    def _answers(self, record: Record) -> list[AnswerTokens]:
+        field = next((name for name in FIELDS if name in record), None)
+        if field is None:
             raise ValueError(f"needs a JSON object with one of {', '.join(FIELDS)}")
-        field = next(field for field in FIELDS if field in record)
         value = record[field]
-        if field == "messages":
-            return self._turns(value)
-        if not isinstance(value, str) or not value:
-            raise ValueError(f"{field}={value!r} must be text of at least one character")
-        return [Said(self._answer(value), [])]
-
-    def _turns(self, messages: Any) -> Iterator[Said]:
-        if not isinstance(messages, list):
-            raise ValueError(f"messages must be a list, not {type(messages).__name__}")
-        check_messages(messages)
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if field != "messages":
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"{field}={value!r} must be text of at least one character")
+            return [AnswerTokens(self._answer(value), [])]
+        if not isinstance(value, list):
+            raise ValueError(f"messages must be a list, not {type(value).__name__}")
+        check_messages(value)
+        turns = [i for i, message in enumerate(value) if message["role"] == "assistant"]
         if not turns:
             raise ValueError("messages hold no assistant turn")
-        for i in turns:
-            prompt = self._encode(messages[:i]) if i else []
-            yield Said(self._answer(messages[i]["content"]), prompt)
+        return [
+            AnswerTokens(
+                self._answer(value[i]["content"]), self._encode(value[:i], True) if i else []
+            )
+            for i in turns
+        ]
 
     def _answer(self, text: str) -> list[int]:
         return [*self._tokenizer.encode(text, add_special=False), *self._end]
 
-    def _encode(self, messages: list[Message], answering: bool = True) -> list[int]:
+    def _encode(self, messages: list[Message], answering: bool) -> list[int]:
         text = self._template.render(messages, add_generation_prompt=answering)
         return self._tokenizer.encode(text, self._template.add_special)
 

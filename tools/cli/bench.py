@@ -4,47 +4,40 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.tools.cli import measuring, options
+from fastslow.tools.cli.options import (
+    INTERRUPTED,
+    MEASURED,
+    PROMPTS,
+    TRIED,
+    MeasureOptions,
+    check_writable,
+    expand_options,
+    listed,
+    numbers,
+    shown_option,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from fastslow.tools.tune.grid import Grid
 
-INTERRUPTED = 130
 
-
+@expand_options
 def bench(
-    prompts: measuring.Prompts,
-    model: options.Model = "smollm2-moge",
-    drafters: measuring.Drafters = None,
-    lengths: measuring.Lengths = None,
-    draft_model: measuring.DraftModel = None,
-    batch: Annotated[
-        str, typer.Option(help="Requests at a time, such as 1,8.", rich_help_panel=measuring.WHAT)
-    ] = "1",
-    modes: Annotated[
-        str, typer.Option(help="Presets, such as deep,fast.", rich_help_panel=measuring.WHAT)
-    ] = "deep",
-    tokens: measuring.Tokens = 128,
-    limit: measuring.Limit = None,
-    repeat: Annotated[
-        int, typer.Option(help="Times that everything is run.", rich_help_panel=measuring.HOW)
-    ] = 3,
-    temperature: measuring.Temperature = None,
+    prompts: Annotated[Path, PROMPTS],
+    options: MeasureOptions,
+    batch: Annotated[str, shown_option("Requests at a time, such as 1,8.", TRIED)] = "1",
+    modes: Annotated[str, shown_option("Presets, such as deep,fast.", TRIED)] = "deep",
+    repeat: Annotated[int, shown_option("Times that everything is run.", MEASURED)] = 3,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="Write all samples here, as JSON.", show_default=False),
     ] = None,
-    dtype: options.DType = "auto",
-    quantization: options.Quantization = "auto",
-    device: options.Device = "auto",
-    kv_memory: options.KVMemory = None,
-    max_model_len: options.MaxModelLen = None,
 ) -> None:
     """Measure drafters against plain decoding on your prompts, side by side.
 
@@ -55,48 +48,36 @@ def bench(
 
     All settings run on the same prompts in turns. Ctrl-C shows what there is until then.
     """
-    wishes = measuring.Measuring(drafters, lengths, draft_model, tokens, temperature)
-    sizes, names = measuring.numbers("batch", batch), measuring.listed("modes", modes)
+    sampling, _ = options.sampling(), options.drafting()  # what does not fit is known now
+    sizes, names = numbers("batch", batch), listed("modes", modes)
     if out is not None:
-        measuring.writable(out)
-    asked = measuring.prompts_for(prompts, limit)
-    from fastslow.llm import LLM
+        check_writable(out)
     from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.machine import circumstances
+    from fastslow.tools.prompts import read_prompts
     from fastslow.tools.tune.grid import Grid
     from fastslow.tools.tune.runner import TuneRunner
 
+    asked = read_prompts(prompts, options.limit)
     quiet_log()
     stopped = False
-    with LLM(
-        model,
-        dtype=dtype,
-        quantization=quantization,
-        device=device,
-        kv_memory=kv_memory,
-        max_model_len=max_model_len,
-        max_running=max(sizes),
-        remember=False,  # else each prompt would be drafted from its own answer
-    ) as llm:
-        grid = Grid(wishes.settings(llm), sizes, names)
+    # remember: else each prompt would be drafted from its own answer
+    with options.load(max_running=max(sizes), remember=False) as llm:
+        grid = Grid(options.settings(llm), sizes, names)
         try:
-            grid.measure(TuneRunner(llm, wishes.sampling), asked, repeat)
+            grid.measure(TuneRunner(llm, sampling), asked, repeat)
         except KeyboardInterrupt:
             if not any(grid.samples.values()):
                 raise
             stopped = True
     console().print(_table(grid))
     if out is not None:
-        facts = {"model": model, "prompts": len(asked), "tokens": tokens, "stopped": stopped}
-        out.write_text(json.dumps(_record(grid, facts), indent=1), "utf-8")
+        facts = {"model": options.model, "prompts": len(asked), "tokens": sampling.max_tokens}
+        record = {**circumstances(), **facts, "stopped": stopped, "cells": grid.record()}
+        out.write_text(json.dumps(record, indent=1), "utf-8")
         console().print(f"samples in {out}", style="dim")
     if stopped:
         raise typer.Exit(INTERRUPTED)
-
-
-def _record(grid: Grid, facts: dict[str, Any]) -> dict[str, Any]:
-    from fastslow.tools.machine import circumstances
-
-    return {**circumstances(), **facts, "cells": grid.record()}
 
 
 def _table(grid: Grid) -> Table:

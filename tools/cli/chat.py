@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from fastslow.tools.cli import options as options_module
+from fastslow.tools.cli.options import AnswerOptions, expand_options
 
 if TYPE_CHECKING:
     from fastslow.llm import LLM
@@ -19,9 +19,9 @@ HELP = """\
 Ctrl-C stops an answer; what has come of it stays in the conversation."""
 
 
-@options_module.answers
-def chat(options: options_module.AnswerOptions) -> None:
-    """Talk to a model; /fast and /deep change how it thinks, /help tells the rest.
+@expand_options
+def chat(options: AnswerOptions) -> None:
+    """Talk to a model; /fast and /deep change how it thinks, /help lists the rest.
 
     Examples:
       fastslow chat
@@ -40,13 +40,13 @@ def chat(options: options_module.AnswerOptions) -> None:
             import readline  # noqa: F401 - importing it gives input() history and editing
 
             console().print(
-                f"{options.model}, mode {talk.mode}. /help tells the commands.", style="dim"
+                f"{options.model}, mode {talk.mode}. /help lists the commands.", style="dim"
             )
         talk.run()
 
 
 class Chat:
-    """The conversation and what may be said in it.
+    """The conversation, and its commands.
 
     Args:
         llm: answers.
@@ -56,11 +56,11 @@ class Chat:
         ValueError: the command line does not fit the model.
     """
 
-    def __init__(self, llm: LLM, options: options_module.AnswerOptions) -> None:
+    def __init__(self, llm: LLM, options: AnswerOptions) -> None:
         self._llm = llm
         self._options = options
         self._call = options.call(llm)
-        self._turns = options_module.conversation(options.system)
+        self._turns = options.conversation()
 
     @property
     def mode(self) -> str:
@@ -102,15 +102,15 @@ class Chat:
         if name == "/help":
             console().print(HELP, style="dim")
         elif name == "/reset":
-            self._turns = options_module.conversation(self._options.system)
+            self._turns = self._options.conversation()
             console().print("The conversation is forgotten.", style="dim")
         elif name != "/mode":
-            complain(ValueError(f"{name} is no command; /help tells them"))
+            complain(ValueError(f"{name} is no command; /help lists them"))
         elif not argument:
             widest = max(map(len, self._llm.modes))
             for preset in self._llm.modes.values():
                 console().print(f"{preset.name:<{widest}} {preset.description}", style="dim")
-            console().print("`fastslow modes` says more.", style="dim")
+            console().print("`fastslow modes` shows more.", style="dim")
         elif argument in self._llm.modes:
             self._call = self._options.call(self._llm, argument)
             console().print(f"Mode {self.mode} from now on.", style="dim")

@@ -7,44 +7,15 @@ from typing import Annotated
 
 import typer
 
-SHAPE, TRAINING = "Shape", "Training"
+from fastslow.tools.cli.options import expand_options
+from fastslow.tools.convert.options import ConvertOptions
 
 
+@expand_options
 def convert(
     source: Annotated[str, typer.Argument(help="Dense checkpoint folder, or smollm2.")],
     out: Annotated[Path, typer.Argument(help="Folder to create.")],
-    groups: Annotated[int, typer.Option(help="Routed groups.", rich_help_panel=SHAPE)] = 8,
-    experts: Annotated[int, typer.Option(help="Experts a group.", rich_help_panel=SHAPE)] = 8,
-    shared: Annotated[
-        int | None,
-        typer.Option(help="FFN neurons of the shared expert.", rich_help_panel=SHAPE),
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(help="FFN neurons of a routed expert.", rich_help_panel=SHAPE)
-    ] = None,
-    fast: Annotated[
-        int, typer.Option(help="Groups that the preset fast runs.", rich_help_panel=SHAPE)
-    ] = 2,
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(help="Text (.txt, .html, folders) to learn from; may be repeated."),
-    ] = None,
-    minutes: Annotated[
-        float, typer.Option(help="Distil for so long; 0 = not at all.", rich_help_panel=TRAINING)
-    ] = 0.0,
-    system: Annotated[
-        str,
-        typer.Option(help="System message of the chats to learn.", rich_help_panel=TRAINING),
-    ] = "You are a helpful assistant.",
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="Save training here; continue from it.", rich_help_panel=TRAINING),
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(help="Also save what was learnt, without weights.", rich_help_panel=TRAINING),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
+    options: ConvertOptions,
 ) -> None:
     """Turn a dense Llama-like checkpoint into a MoGE checkpoint, in the layout of openPangu.
 
@@ -56,22 +27,8 @@ def convert(
     """
     from fastslow.models.locate import resolve_model
     from fastslow.tools.cli.screen import console, quiet_log
-    from fastslow.tools.convert.convert import convert as turn
+    from fastslow.tools.convert import convert as job
 
     quiet_log()
-    folder = turn(
-        resolve_model(source),
-        out,
-        groups=groups,
-        experts=experts,
-        shared=shared,
-        width=width,
-        text=text or (),
-        minutes=minutes,
-        fast=fast,
-        system=system,
-        seed=seed,
-        recipe_out=recipe,
-        checkpoint=checkpoint,
-    )
+    folder = job.convert(resolve_model(source), out, options)
     console().print(f'done: fastslow generate "Hello" --model {folder}')

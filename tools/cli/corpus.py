@@ -76,7 +76,7 @@ def info(
     path: Annotated[Path, typer.Argument(help="Corpus.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Check a corpus and tell what it holds."""
+    """Check a corpus and show what it holds."""
     from fastslow.draft.suffix.corpus import describe
     from fastslow.engine.kv.budget import format_bytes
     from fastslow.tools.cli.screen import console
@@ -108,8 +108,8 @@ def _extend(documents: Documents, answers: Path, out: Path, model: str, most: in
     tokenizer = _tokenizer(folder)
     architecture = ModelConfig.from_folder(folder).architecture
     before = len(documents)
-    for said in AnswerFile(tokenizer, load_template(folder, tokenizer, architecture)).read(answers):
-        documents.add(said.answer, said.prompt)
+    for one in AnswerFile(tokenizer, load_template(folder, tokenizer, architecture)).read(answers):
+        documents.add(one.answer, one.prompt)
     added = len(documents) - before
     dropped = documents.trim(most)
     vocab = tokenizer.vocab()

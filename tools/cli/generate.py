@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastslow.tools.cli import options as options_module
+from fastslow.tools.cli.options import INTERRUPTED, AnswerOptions, expand_options
 
 if TYPE_CHECKING:
     from fastslow.output import Output
     from fastslow.tools.cli.screen import StreamedAnswer
 
 
-@options_module.answers
+@expand_options
 def generate(
-    options: options_module.AnswerOptions,
     prompt: Annotated[str, typer.Argument(help="What to ask; - reads standard input.")],
+    options: AnswerOptions,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no template.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
 ) -> None:
@@ -44,7 +44,7 @@ def generate(
     answer = StreamedAnswer(shown=not as_json)
     output = None
     with options.load() as llm:
-        turns = [*options_module.conversation(options.system), {"role": "user", "content": text}]
+        turns = [*options.conversation(), {"role": "user", "content": text}]
         pieces = llm.stream(text if raw else turns, **options.call(llm))
         with suppress(KeyboardInterrupt):  # what has come is kept
             for piece in pieces:
@@ -56,7 +56,7 @@ def generate(
     elif output is not None:
         console().print(figures(output.metrics), style="dim")
     if output is None:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
 
 
 def _record(answer: StreamedAnswer, output: Output | None) -> dict[str, Any]:

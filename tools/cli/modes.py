@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fastslow.engine.params import Mode
-    from fastslow.tools.cli.inspect import CheckpointFacts
+    from fastslow.tools.cli.checkpoint_facts import CheckpointFacts
 
 SIDES, COLUMN = 20, 20  # characters: of the first column, and of a preset's at least
 
@@ -40,7 +40,7 @@ def modes(
       fastslow generate "How many?" --modes mine.json --mode brief
     """
     from fastslow.models.locate import resolve_model
-    from fastslow.tools.cli.inspect import CheckpointFacts
+    from fastslow.tools.cli.checkpoint_facts import CheckpointFacts
     from fastslow.tools.cli.screen import console, quiet_log
 
     quiet_log()
@@ -59,9 +59,9 @@ def _table(facts: CheckpointFacts, presets: Sequence[Mode]) -> Table:
     """A column for each mode, a row for each side of it."""
     from rich.table import Column, Table
 
-    from fastslow.engine.model.names import active_parameters
+    from fastslow.engine.model.tensors import active_parameters
     from fastslow.policies.meaning import meaning
-    from fastslow.tools.cli.inspect import billions
+    from fastslow.tools.cli.checkpoint_facts import billions
 
     words = [meaning(mode, facts.config.groups) for mode in presets]
     names = (Column(mode.name, overflow="fold") for mode in presets)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastslow.tools.cli.options import shown_option
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -27,15 +29,15 @@ def plan(
     device: Annotated[
         str, typer.Option(help="800i-a2, 300i-duo, h100, or this-cpu (probed).")
     ] = "800i-a2",
-    cards: Annotated[int, typer.Option(min=1, help="Cards that share the model.")] = 1,
+    cards: Annotated[int, shown_option("Cards that share the model.", min=1)] = 1,
     sequence: Annotated[
-        int, typer.Option(min=1, help="Tokens of a request, prompt and answer so far.")
+        int, shown_option("Tokens of a request, prompt and answer so far.", min=1)
     ] = 2048,
     latency_ms: Annotated[
-        float, typer.Option(min=0.001, help="Milliseconds per token, at most.")
+        float, shown_option("Milliseconds per token, at most.", min=0.001)
     ] = 100.0,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Plan for this batch instead of a latency.")
+        int | None, shown_option("Plan for this batch instead of a latency.", min=1)
     ] = None,
     acceptance: Annotated[
         float,
@@ -62,9 +64,9 @@ def plan(
     """
     from fastslow.tools.cli.screen import console, quiet_log
     from fastslow.tools.plan.device import HERE, find_device
-    from fastslow.tools.plan.known import config_of
-    from fastslow.tools.plan.picture import page
+    from fastslow.tools.plan.models import config_of
     from fastslow.tools.plan.published import calibrate
+    from fastslow.tools.plan.report import page
     from fastslow.tools.plan.search import DraftCost, best, choose_batches, choose_nodes
     from fastslow.tools.plan.step import HOST, ForwardWork, Precision, Setting
 

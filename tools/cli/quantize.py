@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastslow.tools.cli.options import option, shown_option
+
 if TYPE_CHECKING:
-    from fastslow.tools.quantize.quantize import Made, Options
-    from fastslow.tools.quantize.report import Report
+    from rich.table import Table
 
 CALIBRATION, CHECK = "Calibration", "Check"
 
@@ -21,46 +24,29 @@ def quantize(
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            help="Prompts, JSON lines; the model answers them. Default: the checkpoint's calibration.jsonl, "
-            "else a few of many kinds.",
-            rich_help_panel=CALIBRATION,
-            show_default=False,
+        option(
+            "Prompts, JSON lines; the model answers them. Default: the checkpoint's "
+            "calibration.jsonl, else a few of many kinds.",
+            CALIBRATION,
         ),
     ] = None,
-    tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens to calibrate with.", rich_help_panel=CALIBRATION)
-    ] = 8192,
+    tokens: Annotated[int, shown_option("Tokens to calibrate with.", CALIBRATION, min=1)] = 8192,
     answer: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Most tokens of an answer; 0: prompts alone.", rich_help_panel=CALIBRATION
-        ),
+        int, shown_option("Most tokens of an answer; 0: prompts alone.", CALIBRATION, min=0)
     ] = 160,
     least: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Tokens that every expert should see.", rich_help_panel=CALIBRATION
-        ),
+        int, shown_option("Tokens that every expert should see.", CALIBRATION, min=1)
     ] = 32,
     embedding: Annotated[
         str, typer.Option(help="Embedding and head: int8, float, or auto (what 0.52 needs).")
     ] = "auto",
     kv: Annotated[bool, typer.Option(help="Also for keys and values in int8 (C8).")] = False,
-    check: Annotated[
-        int,
-        typer.Option(min=0, help="Texts to compare both on; 0: none.", rich_help_panel=CHECK),
-    ] = 16,
+    check: Annotated[int, shown_option("Texts to compare both on; 0: none.", CHECK, min=0)] = 16,
     tasks: Annotated[
-        Path | None,
-        typer.Option(
-            help="Graded tasks, JSON lines with prompt and answer.",
-            rich_help_panel=CHECK,
-            show_default=False,
-        ),
+        Path | None, option("Graded tasks, JSON lines with prompt and answer.", CHECK)
     ] = None,
     task_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens of a task's answer.", rich_help_panel=CHECK)
+        int, shown_option("Most tokens of a task's answer.", CHECK, min=1)
     ] = 256,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what it would save; reads no weights.")
@@ -74,128 +60,60 @@ def quantize(
       fastslow quantize path/to/model path/to/w8a8 --calibration mine.jsonl --kv
       fastslow quantize path/to/72b --plan
 
-    What changed is measured and told: perplexity, KL, likeliest tokens, memory, each layer and expert.
+    What changed is measured and shown: perplexity, KL, likeliest tokens, memory, each layer and expert.
     """
-    from fastslow.engine.model.config import ModelConfig
+    from fastslow.llm import LLM
     from fastslow.models.folder import require_vacant
     from fastslow.models.locate import resolve_model
     from fastslow.tools.cli.screen import console, quiet_log
-    from fastslow.tools.quantize.layer import check_known
-    from fastslow.tools.quantize.quantize import Options
+    from fastslow.tools.progress import progress_bar
+    from fastslow.tools.quantize import quantize as job
+    from fastslow.tools.quantize.calibration import answered, prompts_of
+    from fastslow.tools.quantize.report import FILE, QuantizeReport
+    from fastslow.tools.tasks import read_tasks
 
     quiet_log()
     folder = resolve_model(source)
-    check_known(ModelConfig.from_folder(folder))
     if plan:
-        _plan(folder, embedding, kv)
+        console().print(_plan(folder, embedding, kv))
         return
     if out is None:
         raise ValueError("OUT is missing: the folder to create")
+    job.check_known(folder)
     require_vacant(out)
-    options = Options(tokens=tokens, least=least, embedding=embedding, kv=kv)
-    made, held = _make(folder, out, calibration, options, answer, check, seed)
-    report = _check(folder, made, held, options, tasks, task_tokens)
+    options = job.QuantizeOptions(tokens=tokens, least=least, embedding=embedding, kv=kv)
+    graded = None if tasks is None else read_tasks(tasks)
+    prompts = prompts_of(calibration, folder)
+    with LLM(folder, remember=False) as llm, progress_bar() as bar:
+        if llm.tokenizer is None:
+            vocabulary = llm.model.config.vocab_size
+            prompts = [[token % vocabulary] for token in range(1, 1 + len(prompts))]  # type: ignore[list-item]
+        # texts that calibration does not see
+        held = list(islice(answered(llm, prompts, tokens=answer, seed=seed + 1), check))
+        made = job.quantize(
+            folder, out, answered(llm, prompts, tokens=answer, seed=seed), options, bar
+        )
+    report = QuantizeReport(made, least)
+    with LLM(folder, remember=False) as first, LLM(out, remember=False) as second:
+        report.compare_models(first, second, held, graded, task_tokens)
+    (out / FILE).write_text(json.dumps(report.record(), indent=1), "utf-8")
     for table in report.tables():
         console().print(table)
     console().print(f'done: fastslow generate "Hello" --model {out}')
 
 
-def _make(
-    folder: Path,
-    out: Path,
-    calibration: Path | None,
-    options: Options,
-    answer: int,
-    check: int,
-    seed: int,
-) -> tuple[Made, list[list[int]]]:
-    """The checkpoint, and texts that calibration has not seen."""
-    from itertools import islice
-
-    from fastslow.llm import LLM
-    from fastslow.tools.quantize.quantize import quantize as turn
-    from fastslow.tools.quantize.texts import answered, prompts_of
-
-    prompts = prompts_of(calibration, folder)
-    with LLM(folder, remember=False) as llm, QuantizeBars() as bars:
-        if llm.tokenizer is None:
-            vocabulary = llm.model.config.vocab_size
-            prompts = [[token % vocabulary] for token in range(1, 1 + len(prompts))]  # type: ignore[list-item]
-        held = list(islice(answered(llm, prompts, tokens=answer, seed=seed + 1), check))
-        made = turn(folder, out, answered(llm, prompts, tokens=answer, seed=seed), options, bars)
-    return made, held
-
-
-def _check(
-    folder: Path,
-    made: Made,
-    held: list[list[int]],
-    options: Options,
-    tasks: Path | None,
-    task_tokens: int,
-) -> Report:
-    import json
-
-    from fastslow.llm import LLM
-    from fastslow.tools.quantize.evaluate import accuracy, compare, read_tasks
-    from fastslow.tools.quantize.report import FILE, Report
-
-    report = Report(made, options.least)
-    graded = None if tasks is None else read_tasks(tasks)
-    with LLM(folder, remember=False) as source, LLM(made.folder, remember=False) as own:
-        sizes = [getattr(llm.model, "weight_bytes", 0) for llm in (source, own)]
-        report.memory = (sizes[0], sizes[1]) if all(sizes) else None
-        if held:
-            report.compared = compare(source.model, own.model, held)
-        if graded is not None:
-            first, second = (accuracy(llm, graded, task_tokens) for llm in (source, own))
-            report.accuracy = (first, second)
-    (made.folder / FILE).write_text(json.dumps(report.record(), indent=1), "utf-8")
-    return report
-
-
-def _plan(folder: Path, embedding: str, kv: bool) -> None:
+def _plan(folder: Path, embedding: str, kv: bool) -> Table:
     from rich.table import Table
 
     from fastslow.engine.kv.budget import format_bytes
-    from fastslow.engine.model.config import ModelConfig
-    from fastslow.tools.cli.screen import console
-    from fastslow.tools.quantize.plan import int8_embedding, planned
+    from fastslow.tools.quantize.quantize import check_known
+    from fastslow.tools.quantize.sizes import int8_embedding, planned
 
-    config = ModelConfig.from_folder(folder)
+    config = check_known(folder)
     small = int8_embedding(config) if embedding == "auto" else embedding == "int8"
     parts = planned(config, embedding=small, kv=kv)
+    whole = [sum(side) for side in zip(*parts.values())]
     table = Table("part", "bfloat16", "W8A8", "ratio")
-    whole = tuple(sum(side) for side in zip(*parts.values()))
     for part, (before, after) in {**parts, "all": (whole[0], whole[1])}.items():
         table.add_row(part, format_bytes(before), format_bytes(after), f"{after / before:.3f}")
-    console().print(table)
-
-
-class QuantizeBars:
-    """How far calibration and the layers are, on a terminal."""
-
-    def __init__(self) -> None:
-        from rich.progress import Progress
-
-        from fastslow.tools.cli.screen import errors
-
-        self._progress = Progress(console=errors(), transient=True)
-        self._balance = self._progress.add_task("calibration", total=None)
-        self._layers = self._progress.add_task("layers", total=None, visible=False)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def balanced(self, tokens: int, wanted: int, starved: int) -> None:
-        said = f"calibration, {starved} experts wait for tokens" if starved else "calibration"
-        self._progress.update(
-            self._balance, description=said, total=max(wanted, tokens), completed=tokens
-        )
-
-    def layer(self, done: int, layers: int) -> None:
-        self._progress.update(self._layers, total=layers, completed=done, visible=True)
+    return table

@@ -3,65 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated
 
 import typer
 
-from fastslow.tools.cli import options
-
-if TYPE_CHECKING:
-    from fastslow.tools.train_head.trainer import Measured
+from fastslow.tools.cli.options import Device, DType, Quantization, option, shown_option
 
 DATA, TRAINING = "Data", "Training"
 
 
 def train_draft(
     target: Annotated[str, typer.Option(help="Checkpoint folder or built-in name.")],
-    data: Annotated[Path, typer.Option(help="Prompts, JSON Lines: prompt, turns or messages.")],
+    data: Annotated[
+        Path, typer.Option(help="Prompts, JSON Lines: prompt, question, turns or messages.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The head's file to write.")],
     work: Annotated[
         Path | None,
         typer.Option(help="Folder for answers, features, checkpoint; default: OUT.work."),
     ] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(help="A head of a like model to begin with.", rich_help_panel=TRAINING),
-    ] = None,
+    start: Annotated[Path | None, option("A head of a like model to begin with.", TRAINING)] = None,
     tokens: Annotated[
-        int, typer.Option(min=1, help="Rows to learn from, all epochs.", rich_help_panel=TRAINING)
+        int, shown_option("Rows to learn from, all epochs.", TRAINING, min=1)
     ] = 1_000_000,
-    rate: Annotated[
-        float, typer.Option(min=0, help="Peak learning rate.", rich_help_panel=TRAINING)
-    ] = 2e-3,
-    rows: Annotated[
-        int, typer.Option(min=1, help="Rows of a batch.", rich_help_panel=TRAINING)
-    ] = 2048,
-    steps: Annotated[
-        int, typer.Option(min=1, help="Depth of the trained chain.", rich_help_panel=TRAINING)
-    ] = 4,
+    rate: Annotated[float, shown_option("Peak learning rate.", TRAINING, min=0)] = 2e-3,
+    rows: Annotated[int, shown_option("Rows of a batch.", TRAINING, min=1)] = 2048,
+    steps: Annotated[int, shown_option("Depth of the trained chain.", TRAINING, min=1)] = 4,
     stretches: Annotated[
         float,
-        typer.Option(
+        shown_option(
+            "Share of the long prompts of which a stretch is taught, too: where prompts hold "
+            "text that the target itself wrote.",
+            TRAINING,
             min=0,
             max=1,
-            help="Share of the long prompts of which a stretch is taught, too: where prompts hold "
-            "text that the target itself wrote.",
-            rich_help_panel=TRAINING,
         ),
     ] = 0.0,
-    vocabulary: Annotated[
-        int, typer.Option(min=1, help="Tokens that can be drafted.", rich_help_panel=TRAINING)
-    ] = 8192,
-    answer: Annotated[
-        int, typer.Option(min=3, help="Most tokens of an answer.", rich_help_panel=DATA)
-    ] = 192,
-    batch: Annotated[
-        int, typer.Option(min=1, help="Answers made at once.", rich_help_panel=DATA)
-    ] = 16,
+    vocabulary: Annotated[int, shown_option("Tokens that can be drafted.", TRAINING, min=1)] = 8192,
+    answer: Annotated[int, shown_option("Most tokens of an answer.", DATA, min=3)] = 192,
+    batch: Annotated[int, shown_option("Answers made at once.", DATA, min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
-    dtype: options.DType = "auto",
-    quantization: options.Quantization = "auto",
-    device: options.Device = "auto",
+    dtype: DType = "auto",
+    quantization: Quantization = "auto",
+    device: Device = "auto",
 ) -> None:
     """Train a head that drafts for a target, on the target's own answers.
 
@@ -74,13 +58,17 @@ def train_draft(
     from fastslow.llm import LLM
     from fastslow.models.locate import resolve_model
     from fastslow.tools.cli.screen import console, quiet_log
-    from fastslow.tools.train_head.answers import read_prompts
-    from fastslow.tools.train_head.train import Reports, TrainPlan, default_layers, train_head
-    from fastslow.tools.train_head.trainer import Course
+    from fastslow.tools.progress import progress_bar
+    from fastslow.tools.prompts import read_prompts
+    from fastslow.tools.train_head.train import TrainPlan, default_layers, train_head
+    from fastslow.tools.train_head.trainer import TrainConfig
 
     quiet_log()
     prompts = read_prompts(data)
     folder = resolve_model(target)
+    train_config = TrainConfig(
+        steps=steps, rate=rate, tokens=tokens, rows=rows, stretches=stretches, seed=seed
+    )
     with LLM(
         folder, dtype=dtype, quantization=quantization, device=device, max_running=batch
     ) as llm:
@@ -91,12 +79,10 @@ def train_draft(
             layers=default_layers(llm.model.config.layers),
             vocabulary=vocabulary,
             answer=answer,
-            course=Course(
-                steps=steps, rate=rate, tokens=tokens, rows=rows, stretches=stretches, seed=seed
-            ),
+            train_config=train_config,
             start=start,
         )
-        with TrainBars(len(prompts), tokens) as bars:
+        with progress_bar() as report:
             found = train_head(
                 plan,
                 llm.model,
@@ -104,47 +90,10 @@ def train_draft(
                     list(some), list(params), speculation="off", progress=False
                 ),
                 prompts,
-                Reports(bars.answers, bars.features, bars.training),
+                report,
             )
     shares = ", ".join(f"{share:.0%}" for share in found.acceptance)
     console().print(
         f"{found.tokens_per_step:.2f} tokens/step in chains of {steps} on held-out answers "
         f"(by position: {shares}); the curve is in {plan.work / 'curve.jsonl'}"
     )
-
-
-class TrainBars:
-    """How far each part is, on a terminal; else a line when a part begins or a tenth is done."""
-
-    def __init__(self, prompts: int, tokens: int) -> None:
-        from rich.progress import Progress
-
-        from fastslow.tools.cli.screen import errors
-
-        self._progress = Progress(console=errors(), transient=True)
-        self._parts = {
-            name: self._progress.add_task(name, total=total, visible=False)
-            for name, total in (("answers", prompts), ("features", prompts), ("training", tokens))
-        }
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def answers(self, done: int) -> None:
-        self._move("answers", done, "answers")
-
-    def features(self, done: int) -> None:
-        self._move("features", done, "features")
-
-    def training(self, measured: Measured) -> None:
-        shares = " ".join(f"{share:.0%}" for share in measured.right)
-        self._move(
-            "training", measured.tokens, f"training, loss {measured.loss:.2f}, right {shares}"
-        )
-
-    def _move(self, part: str, done: int, text: str) -> None:
-        self._progress.update(self._parts[part], completed=done, description=text, visible=True)

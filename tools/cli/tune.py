@@ -2,138 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from fastslow.tools.cli import measuring
-from fastslow.tools.cli import options as options_module
-
-if TYPE_CHECKING:
-    from fastslow.engine.params import SamplingParams
-    from fastslow.tools.tune.tasks import Task
-    from fastslow.tools.tune.tune import TuneResult
-
-
-@dataclass(frozen=True, slots=True)
-class TuneJob:
-    """What the command line says, checked as far as that goes without a model."""
-
-    model: str
-    options: dict[str, Any]  # of LLM
-    sampling: SamplingParams
-    minutes: float
-    batch: int
-    keep: float
-    limit: int | None
-    out: Path
-    report: Path
+from fastslow.tools.cli.options import (
+    INTERRUPTED,
+    MEASURED,
+    PROMPTS,
+    MeasureOptions,
+    check_writable,
+    expand_options,
+    option,
+    shown_option,
+)
 
 
-def tune_modes_job(
-    job: TuneJob, prompts: Path | None, tasks: Path | None, grading: str | None
-) -> bool:
-    """Fit the choice between fast and deep; whether Ctrl-C ended it early.
+class TuningOutcome(NamedTuple):
+    """What a tuning job hands back: one sentence, an HTML page, and whether Ctrl-C ended it early."""
 
-    Raises:
-        ValueError: no tasks, or something does not fit.
-    """
-    if tasks is None:
-        raise ValueError("--tasks is missing: a file of JSON lines with prompt and answer")
-    if prompts is not None:
-        raise ValueError("--modes takes --tasks, which hold the prompts, and no --prompts")
-    graded = _tasks(tasks, job.limit, grading)
-    from fastslow.llm import LLM
-    from fastslow.settings import add_settings
-    from fastslow.tools.cli.screen import console, quiet_log
-    from fastslow.tools.tune.modes import ESCALATING, tune_modes
-    from fastslow.tools.tune.modes_page import choosing_page, headline
-
-    quiet_log()
-    with LLM(job.model, **job.options, remember=False) as llm, Watched() as watched:
-        found = tune_modes(
-            llm,
-            job.model,
-            graded,
-            sampling=job.sampling,
-            keep=job.keep,
-            minutes=job.minutes,
-            batch=job.batch,
-            tell=watched.tell,
-        )
-    parts: dict[str, Any] = {"auto": found.selector.model_dump(mode="json")}
-    if found.escalation is not None:
-        escalate = found.escalation.model_dump(mode="json", exclude_none=True)
-        preset = {
-            "base": found.modes[0],
-            "escalate": {**escalate, "to": found.modes[1]},
-            "description": f"{found.modes[0]}, begun again in {found.modes[1]} where it is unsure",
-        }
-        parts["modes"] = {ESCALATING: preset}
-    add_settings(job.out, job.model, **parts, measured_modes=found.record())
-    job.report.write_text(choosing_page(found, job.out.name), "utf-8")
-    console().print(headline(found))
-    console().print(f"settings in {job.out}, report in {job.report}", style="dim")
-    return found.stopped
+    headline: str
+    page: str
+    stopped: bool
 
 
-def tune_groups_job(
-    job: TuneJob, prompts: Path | None, tasks: Path | None, grading: str | None
-) -> bool:
-    """Measure every number of groups, propose the fast preset; whether Ctrl-C ended it early.
-
-    Raises:
-        ValueError: neither prompts nor tasks, or something does not fit.
-    """
-    if prompts is None and tasks is None:
-        raise ValueError("--prompts is missing: a file of JSON lines with what you ask")
-    from fastslow.tools.cli.measuring import prompts_for
-
-    graded = [] if tasks is None else _tasks(tasks, job.limit, grading)
-    asked = [t.prompt for t in graded] if prompts is None else prompts_for(prompts, job.limit)
-    from fastslow.llm import LLM
-    from fastslow.settings import add_settings
-    from fastslow.tools.cli.screen import console, quiet_log
-    from fastslow.tools.tune.groups import tune_groups
-    from fastslow.tools.tune.groups_page import groups_page, headline
-
-    quiet_log()
-    with LLM(job.model, **job.options, remember=False) as llm, Watched() as watched:
-        found = tune_groups(
-            llm,
-            job.model,
-            asked,
-            graded,
-            sampling=job.sampling,
-            keep=job.keep,
-            minutes=job.minutes,
-            tell=watched.tell,
-        )
-    preset = {"fast": {"groups": found.proposed.groups}}
-    add_settings(job.out, job.model, modes=preset, measured_groups=found.record())
-    job.report.write_text(groups_page(found, job.out.name), "utf-8")
-    console().print(headline(found))
-    console().print(f"settings in {job.out}, report in {job.report}", style="dim")
-    return found.stopped
-
-
-def _tasks(path: Path, limit: int | None, grading: str | None) -> list[Task]:
-    from typing import cast, get_args
-
-    from fastslow.tools.tune.tasks import Grading, read_tasks
-
-    if grading is not None and grading not in get_args(Grading):
-        raise ValueError(f"grading={grading!r} must be one of {', '.join(get_args(Grading))}")
-    return read_tasks(path, limit, cast("Grading | None", grading))
-
-
-INTERRUPTED = 130
-
-
+@expand_options
 def tune(
-    prompts: measuring.MaybePrompts = None,
+    options: MeasureOptions,
+    prompts: Annotated[Path | None, PROMPTS] = None,
     modes: Annotated[
         bool, typer.Option("--modes", help="Tune the choice between fast and deep instead.")
     ] = False,
@@ -141,61 +38,33 @@ def tune(
         bool, typer.Option("--groups", help="Tune the groups of the fast mode instead.")
     ] = False,
     tasks: Annotated[
-        Path | None,
-        typer.Option(help="Graded tasks: JSON lines with prompt and answer.", show_default=False),
+        Path | None, option("Graded tasks: JSON lines with prompt and answer.")
     ] = None,
     grading: Annotated[
         str | None,
-        typer.Option(
-            help="exact, number (the last one) or contains; default: by the look of the answer.",
-            rich_help_panel=measuring.HOW,
-            show_default=False,
+        option(
+            "exact, number (the last one) or contains; default: by the look of the answer.",
+            MEASURED,
         ),
     ] = None,
     keep: Annotated[
-        float,
-        typer.Option(
-            help="Share of deep's gain, or agreement with it, to keep.",
-            rich_help_panel=measuring.HOW,
-        ),
+        float, shown_option("Share of deep's gain, or agreement with it, to keep.", MEASURED)
     ] = 0.9,
-    model: options_module.Model = "smollm2-moge",
-    minutes: Annotated[
-        float, typer.Option(help="Time for everything.", rich_help_panel=measuring.HOW)
-    ] = 10.0,
-    batch: Annotated[
-        int, typer.Option(help="Requests at a time that you expect.", rich_help_panel=measuring.HOW)
-    ] = 1,
-    mode: options_module.ModeName = "deep",
-    drafters: measuring.Drafters = None,
-    lengths: measuring.Lengths = None,
-    draft_model: measuring.DraftModel = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Most tokens of an answer; default 128, with --modes 512.",
-            rich_help_panel=measuring.HOW,
-            show_default=False,
-        ),
-    ] = None,
-    limit: measuring.Limit = None,
-    temperature: measuring.Temperature = None,
+    minutes: Annotated[float, shown_option("Time for everything.", MEASURED)] = 10.0,
+    batch: Annotated[int, shown_option("Requests at a time that you expect.", MEASURED)] = 1,
+    mode: Annotated[
+        str, option("deep, fast or another preset: see `fastslow modes`.", MEASURED)
+    ] = "deep",
     out: Annotated[Path, typer.Option("-o", "--out", help="Settings file to write.")] = Path(
         "tuned.json"
     ),
     report: Annotated[
         Path | None,
-        typer.Option(
-            help="Report to write, for a browser; default tuned.html, tuned-modes.html or "
-            "tuned-groups.html.",
-            show_default=False,
+        option(
+            "Report to write, for a browser; default tuned.html, tuned-modes.html or "
+            "tuned-groups.html."
         ),
     ] = None,
-    dtype: options_module.DType = "auto",
-    quantization: options_module.Quantization = "auto",
-    device: options_module.Device = "auto",
-    kv_memory: options_module.KVMemory = None,
-    max_model_len: options_module.MaxModelLen = None,
 ) -> None:
     """Find the drafter and the length that answer your prompts fastest; with --modes when to think, with
     --groups how many groups of experts the fast mode needs.
@@ -214,97 +83,105 @@ def tune(
         raise ValueError("--modes and --groups are two things to tune: give one of them")
     kind = "-modes" if modes else "-groups" if groups else ""
     report = Path(f"tuned{kind}.html") if report is None else report
-    measuring.writable(out), measuring.writable(report)
-    wishes = measuring.Measuring(
-        drafters, lengths, draft_model, tokens or (512 if modes else 128), temperature
-    )
-    if modes or groups:
-        options = {
-            "dtype": dtype,
-            "quantization": quantization,
-            "device": device,
-            "kv_memory": kv_memory,
-            "max_model_len": max_model_len,
-        }
-        job = TuneJob(model, options, wishes.sampling, minutes, batch, keep, limit, out, report)
-        work = tune_modes_job if modes else tune_groups_job
-        if work(job, prompts, tasks, grading):
-            raise typer.Exit(INTERRUPTED)
-        return
-    if prompts is None:
-        raise ValueError("--prompts is missing: a file of JSON lines with what you ask")
-    asked = measuring.prompts_for(prompts, limit)
-    from fastslow.llm import LLM
-    from fastslow.settings import write_settings
-    from fastslow.tools.cli.screen import quiet_log
-    from fastslow.tools.tune import tune as tune_module
-    from fastslow.tools.tune.page import page
+    check_writable(out)
+    check_writable(report)
+    options.drafting()  # what does not fit is known before the model is loaded
+    given: dict[str, Any] = {
+        "minutes": minutes,
+        "sampling": options.sampling(512 if modes else 128),
+    }
+    if modes:
+        made = _tune_modes(options, prompts, tasks, grading, out, keep=keep, batch=batch, **given)
+    elif groups:
+        made = _tune_groups(options, prompts, tasks, grading, out, keep=keep, **given)
+    else:
+        made = _tune_speculation(options, prompts, out, batch=batch, mode=mode, **given)
+    report.write_text(made.page, "utf-8")
+    from fastslow.tools.cli.screen import console
 
-    quiet_log()
-    with (
-        LLM(
-            model,
-            dtype=dtype,
-            quantization=quantization,
-            device=device,
-            kv_memory=kv_memory,
-            max_model_len=max_model_len,
-            max_running=max(64, batch),
-            remember=False,  # else each prompt would be drafted from its own answer
-        ) as llm,
-        Watched() as watched,
-    ):
-        found = tune_module.tune(
-            llm,
-            model,
-            asked,
-            wishes.settings(llm),
-            batch=batch,
-            mode=mode,
-            sampling=wishes.sampling,
-            minutes=minutes,
-            tell=watched.tell,
-        )
-    write_settings(out, model, found.best, found.figures())
-    report.write_text(page(found, out.name), "utf-8")
-    _say(found, out, report)
-    if found.stopped:
+    console().print(made.headline)
+    console().print(f"settings in {out}, report in {report}", style="dim")
+    if made.stopped:
         raise typer.Exit(INTERRUPTED)
 
 
-def _say(found: TuneResult, out: Path, report: Path) -> None:
-    from fastslow.tools.cli.screen import console
-    from fastslow.tools.tune.page import headline
-
-    console().print(headline(found))
-    console().print(f"settings in {out}, report in {report}", style="dim")
+# The LLMs below do not remember answers: each prompt would be drafted from its own answer.
 
 
-class Watched:
-    """A bar on standard error while it is entered, if that is a terminal."""
+def _tune_speculation(
+    options: MeasureOptions, prompts: Path | None, out: Path, *, batch: int, **how: Any
+) -> TuningOutcome:
+    if prompts is None:
+        raise ValueError("--prompts is missing: a file of JSON lines with what you ask")
+    from fastslow.settings import write_settings
+    from fastslow.tools.cli.screen import quiet_log
+    from fastslow.tools.progress import progress_bar
+    from fastslow.tools.prompts import read_prompts
+    from fastslow.tools.tune.speculation import tune_speculation
+    from fastslow.tools.tune.speculation_report import headline, page
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        self._progress = Progress(
-            BarColumn(bar_width=30),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+    asked = read_prompts(prompts, options.limit)
+    quiet_log()
+    most = max(64, batch)
+    with options.load(max_running=most, remember=False) as llm, progress_bar() as report:
+        settings = options.settings(llm)
+        found = tune_speculation(
+            llm, options.model, asked, settings, batch=batch, report=report, **how
         )
-        self._task = self._progress.add_task("getting ready", total=1.0)
+    write_settings(out, options.model, found.best, found.figures())
+    return TuningOutcome(headline(found), page(found, out.name), found.stopped)
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+def _tune_modes(
+    options: MeasureOptions,
+    prompts: Path | None,
+    tasks: Path | None,
+    grading: str | None,
+    out: Path,
+    **how: Any,
+) -> TuningOutcome:
+    if tasks is None:
+        raise ValueError("--tasks is missing: a file of JSON lines with prompt and answer")
+    if prompts is not None:
+        raise ValueError("--modes takes --tasks, which hold the prompts, and no --prompts")
+    from fastslow.settings import add_settings
+    from fastslow.tools.cli.screen import quiet_log
+    from fastslow.tools.progress import progress_bar
+    from fastslow.tools.tasks import read_tasks
+    from fastslow.tools.tune.modes import tune_modes
+    from fastslow.tools.tune.modes_report import headline, page
 
-    def tell(self, share: float, text: str) -> None:
-        """So much of the time is gone, and this goes on."""
-        self._progress.update(self._task, completed=share, description=text)
+    graded = read_tasks(tasks, options.limit, grading)
+    quiet_log()
+    with options.load(remember=False) as llm, progress_bar() as report:
+        found = tune_modes(llm, options.model, graded, report=report, **how)
+    add_settings(out, options.model, **found.settings(), measured_modes=found.record())
+    return TuningOutcome(headline(found), page(found, out.name), found.stopped)
+
+
+def _tune_groups(
+    options: MeasureOptions,
+    prompts: Path | None,
+    tasks: Path | None,
+    grading: str | None,
+    out: Path,
+    **how: Any,
+) -> TuningOutcome:
+    if prompts is None and tasks is None:
+        raise ValueError("--prompts is missing: a file of JSON lines with what you ask")
+    from fastslow.settings import add_settings
+    from fastslow.tools.cli.screen import quiet_log
+    from fastslow.tools.progress import progress_bar
+    from fastslow.tools.prompts import read_prompts
+    from fastslow.tools.tasks import read_tasks
+    from fastslow.tools.tune.groups import tune_groups
+    from fastslow.tools.tune.groups_report import headline, page
+
+    graded = [] if tasks is None else read_tasks(tasks, options.limit, grading)
+    asked = [t.prompt for t in graded] if prompts is None else read_prompts(prompts, options.limit)
+    quiet_log()
+    with options.load(remember=False) as llm, progress_bar() as report:
+        found = tune_groups(llm, options.model, asked, graded, report=report, **how)
+    preset = {"fast": {"groups": found.proposed.groups}}
+    add_settings(out, options.model, modes=preset, measured_groups=found.record())
+    return TuningOutcome(headline(found), page(found, out.name), found.stopped)

@@ -1,12 +1,57 @@
+"""Which neurons of a dense model's FFNs become shared, which experts the others form, and the routers."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastslow.models.dense import Dense
 from fastslow.models.recipe import TEMPERATURE, ExpertLayout
+
+
+@dataclass(frozen=True)
+class NeuronSplit:
+    """How an FFN is divided: groups * pool + shared = inner neurons, width of a pool's experts."""
+
+    groups: int
+    experts: int
+    shared: int
+    width: int
+
+    @classmethod
+    def of(
+        cls, inner: int, groups: int, experts: int, shared: int | None, width: int | None
+    ) -> NeuronSplit:
+        """Checks the parts of an FFN of `inner` neurons, choosing those that are None.
+
+        By default the shared expert takes 7/12 of the neurons and an expert 4/5 of its pool, both
+        in multiples of 16 where the size allows.
+
+        Raises:
+            ValueError: a part is out of range, or the rest does not divide by `groups`.
+        """
+        if inner <= groups:
+            raise ValueError(f"groups must be less than the {inner} FFN neurons, got {groups}")
+        if shared is None:
+            pool = inner * 5 // 12 // groups
+            shared = inner - groups * max(1, pool // 16 * 16 if pool >= 16 else pool)
+        if not 0 < shared < inner:
+            raise ValueError(f"shared must be 1 to {inner - 1} of the FFN neurons, got {shared}")
+        pool, left = divmod(inner - shared, groups)
+        if left:
+            raise ValueError(
+                f"shared={shared} leaves {inner - shared} FFN neurons, which must divide by "
+                f"groups={groups}"
+            )
+        if width is None:
+            width = pool * 4 // 5
+            width = max(1, width // 16 * 16 if width >= 16 else width)
+        if not 1 <= width <= pool:
+            raise ValueError(f"width must be 1 to the pool's {pool} neurons, got {width}")
+        return cls(groups, experts, shared, width)
 
 
 def clusters(size_TN: Tensor, count: int, rounds: int, seed: int) -> Tensor:
@@ -53,66 +98,6 @@ def fit_router(input_TH: Tensor, target_TE: Tensor, ridge: float) -> Tensor:
     return router
 
 
-class Calibrator:
-    """Lays out one layer after another while the dense model runs the calibration text once.
-
-    Args:
-        dense: the model to convert.
-        groups, experts: routed groups, and experts of each.
-        shared: neurons of the shared expert.
-        width: neurons of one expert.
-        rounds: rounds of k-means and of refinement.
-        seed: of the first centres.
-        progress: called after each layer, or None.
-    """
-
-    def __init__(
-        self,
-        dense: Dense,
-        *,
-        groups: int,
-        experts: int,
-        shared: int,
-        width: int,
-        rounds: int,
-        seed: int,
-        progress: Callable[[], None] | None,
-    ) -> None:
-        self.dense, self.groups, self.experts = dense, groups, experts
-        self.shared, self.width, self.rounds, self.seed = shared, width, rounds, seed
-        self.progress = progress
-        self.layers: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
-
-    def __call__(self, layer: int, input_BTH: Tensor, inner_BTN: Tensor) -> None:
-        norms = self.dense.weight(layer, "down").float().norm(dim=0)
-        energy_TN = (inner_BTN.flatten(0, 1).float() * norms).square()
-        x_TH = input_BTH.flatten(0, 1).float()
-        rank = energy_TN.mean(0).argsort(descending=True)
-        pool_GN = rank[self.shared :].view(-1, self.groups).T.contiguous()
-        picks, targets = [], []
-        for group, pool in enumerate(pool_GN):
-            part = energy_TN[:, pool]
-            pick = choose_experts(part, self.width, self.experts, self.rounds, self.seed + group)
-            member = torch.zeros(self.experts, len(pool)).scatter_(1, pick, 1.0)
-            picks.append(pick)
-            targets.append((part @ member.T + 1e-12).log())
-        router = fit_router(x_TH, routing_goal(torch.stack(targets, 1)).flatten(1), ridge=1e-3)
-        score = x_TH @ router.bfloat16().float().T
-        p = torch.softmax(score / TEMPERATURE, -1)
-        p = torch.unflatten(p, -1, (self.groups, self.experts))
-        scale = torch.full((self.groups * self.experts,), 1.0 / float(p.amax(-1).mean()))
-        shared = rank[: self.shared].sort().values
-        self.layers.append((shared, pool_GN, torch.stack(picks), router, scale))
-        if self.progress is not None:
-            self.progress()
-
-    def layout(self) -> ExpertLayout:
-        """The layout of all layers seen."""
-        layout = ExpertLayout(*(torch.stack(parts) for parts in zip(*self.layers, strict=True)))
-        layout.check(self.dense.config.inner)
-        return layout
-
-
 def routing_goal(log_energy_TGE: Tensor) -> Tensor:
     """What router scores should be: best expert of a group first, strong groups first.
 
@@ -129,43 +114,57 @@ def routing_goal(log_energy_TGE: Tensor) -> Tensor:
 def calibrate(
     dense: Dense,
     rows_RT: Tensor,
+    split: NeuronSplit,
     *,
-    groups: int = 8,
-    experts: int = 8,
-    shared: int,
-    width: int,
     rounds: int = 8,
     seed: int = 0,
-    progress: Callable[[], None] | None = None,
+    done: Callable[[int], None] = lambda layer: None,
 ) -> ExpertLayout:
-    """Ranks the neurons of every FFN, deals them to pools and clusters pools into experts.
+    """Ranks the neurons of every FFN, deals them to pools and clusters pools into experts, layer by
+    layer while the dense model runs the calibration text once.
 
-    Memory: one layer's inner neurons for all tokens, about 20 * rows * tokens * inner bytes.
+    The shared expert has the neurons of largest mean (|h| * ||down column||)^2; the others are dealt
+    to the pools in turn, in rank order. Memory: one layer's inner neurons for all tokens, about
+    20 * rows * tokens * inner bytes.
 
     Args:
         dense: the model to convert.
         rows_RT: int64 [rows, tokens], calibration text.
-        groups, experts: routed groups, and experts of each.
-        shared: neurons of the shared expert, those of largest mean (|h| * ||down column||)^2;
-            the others are dealt to the pools in turn, in rank order.
-        width: neurons of one expert, at most those of a pool.
+        split: sizes of the parts.
         rounds: rounds of k-means and of refinement.
         seed: of the first centres.
-        progress: called after each layer, or None.
+        done: called after each layer.
 
     Returns:
         A layout whose router picks, in each group, the expert that captures most energy, and
         whose scales bring the mean weight to 1.
     """
-    calibrator = Calibrator(
-        dense,
-        groups=groups,
-        experts=experts,
-        shared=shared,
-        width=width,
-        rounds=rounds,
-        seed=seed,
-        progress=progress,
-    )
-    dense.hidden(rows_RT, watch=calibrator)
-    return calibrator.layout()
+    groups, experts = split.groups, split.experts
+    layers: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+
+    def add(layer: int, input_BTH: Tensor, inner_BTN: Tensor) -> None:
+        norms = dense.weight(layer, "down").float().norm(dim=0)
+        energy_TN = (inner_BTN.flatten(0, 1).float() * norms).square()
+        x_TH = input_BTH.flatten(0, 1).float()
+        rank = energy_TN.mean(0).argsort(descending=True)
+        pool_GN = rank[split.shared :].view(-1, groups).T.contiguous()
+        picks, targets = [], []
+        for group, pool in enumerate(pool_GN):
+            part = energy_TN[:, pool]
+            pick = choose_experts(part, split.width, experts, rounds, seed + group)
+            member = torch.zeros(experts, len(pool)).scatter_(1, pick, 1.0)
+            picks.append(pick)
+            targets.append((part @ member.T + 1e-12).log())
+        router = fit_router(x_TH, routing_goal(torch.stack(targets, 1)).flatten(1), ridge=1e-3)
+        score = x_TH @ router.bfloat16().float().T
+        p = torch.softmax(score / TEMPERATURE, -1)
+        p = torch.unflatten(p, -1, (groups, experts))
+        scale = torch.full((groups * experts,), 1.0 / float(p.amax(-1).mean()))
+        shared = rank[: split.shared].sort().values
+        layers.append((shared, pool_GN, torch.stack(picks), router, scale))
+        done(layer)
+
+    dense.hidden(rows_RT, watch=add)
+    layout = ExpertLayout(*(torch.stack(parts) for parts in zip(*layers, strict=True)))
+    layout.check(dense.config.inner)
+    return layout

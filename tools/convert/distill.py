@@ -1,23 +1,62 @@
-"""Distillation: the MoGE model learns what its dense original says."""
+"""Distillation: the MoGE model learns the next-token probabilities of its dense original."""
 
 from __future__ import annotations
 
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 from loguru import logger
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastslow.models.dense import POSITIONS, Dense
 from fastslow.models.recipe import ExpertLayout
 from fastslow.tools.convert.student import Divergence, Student
 from fastslow.tools.convert.texts import Prose, TextWriter
+from fastslow.tools.progress import Report, silent
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how to train.
+
+    minutes: wall-clock minutes, writing of text included; the learning rate follows this clock
+        because the machine may be shared.
+    rate: Adam's learning rate of the low-rank deltas; router and norms take `router_rate` and
+        `norm_rate`.
+    warm_up: steps of linear warm-up.
+    row: tokens of a row; rows: rows of a step.
+    prose: share of steps on human text.
+    visits: times that written rows are visited before more are written.
+    written: tokens the dense model writes, in `rounds` rounds of `batch` rows.
+    mix: pairs of a share of the groups and its probability; each row draws one.
+    """
+
+    minutes: float = 80.0
+    rate: float = 1.5e-3
+    router_rate: float = 4e-4
+    norm_rate: float = 1e-3
+    warm_up: int = 20
+    row: int = 288
+    rows: int = 4
+    prose: float = 0.35
+    visits: int = 3
+    written: int = 166_000
+    batch: int = 96
+    mix: tuple[tuple[float, float], ...] = (
+        (0.0, 0.05), (0.125, 0.03), (0.25, 0.24), (0.375, 0.05), (0.5, 0.18), (0.75, 0.05),
+        (1.0, 0.40),
+    )  # fmt: skip
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.row * self.rows > POSITIONS:
+            raise ValueError(f"row * rows must be at most {POSITIONS}, got {self.row * self.rows}")
 
 
 def draw_groups(
@@ -67,60 +106,19 @@ class Pool:
         return self.tokens[picked], self.hidden[picked]
 
 
-class Threads:
-    """Chooses torch's thread count by measured speed.
-
-    On a shared machine a matmul waits for its slowest thread, so fewer threads can be faster
-    while other work runs. Every few steps another count is tried.
-
-    Args:
-        most: the largest count to use.
-        every: mean number of steps between trials of another count.
-    """
-
-    def __init__(self, most: int, every: int = 8) -> None:
-        self.speeds: dict[int, float | None] = dict.fromkeys(range(1, most + 1))
-        self.every = every
-        self.random = random.Random(0)
-        self.count = most
-
-    def choose(self) -> int:
-        """Sets and returns the count for the next step."""
-        unknown = [count for count, speed in self.speeds.items() if speed is None]
-        if unknown:
-            self.count = unknown[-1]
-        elif self.random.random() < 1 / self.every:
-            self.count = self.random.choice(list(self.speeds))
-        else:
-            self.count = max(self.speeds, key=lambda count: self.speeds[count] or 0.0)
-        torch.set_num_threads(self.count)
-        return self.count
-
-    def record(self, speed: float) -> None:
-        """Takes the speed (any unit) of the step just run."""
-        known = self.speeds[self.count]
-        self.speeds[self.count] = speed if known is None else 0.5 * (known + speed)
-
-
-@dataclass
-class LossCurve:
-    """What training did: one entry of each list per logged interval."""
-
-    minutes: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    divergence: list[float] = field(default_factory=list)
-
-
 def saved_layout(checkpoint: Path) -> ExpertLayout:
     """The layout of the student in a training checkpoint."""
-    state = load_file(checkpoint)
-    return ExpertLayout(
-        **{item.name: state[f"layout.{item.name}"] for item in fields(ExpertLayout)}
-    )
+    return ExpertLayout(**_load(checkpoint)["layout"])
+
+
+def _load(checkpoint: Path) -> dict[str, Any]:
+    with checkpoint.open("rb") as file:  # whatever it is called: torch goes by the name of a path
+        state: dict[str, Any] = torch.load(file, weights_only=True)
+        return state
 
 
 class Distiller:
-    """Trains a student towards the dense model's next-token law (Hinton et al., 1503.02531).
+    """Trains a student towards the dense model's next-token probabilities (Hinton et al., 1503.02531).
 
     Args:
         student: the masked model; its dense model is the teacher.
@@ -149,7 +147,6 @@ class Distiller:
             schedule.seed,
             self.teacher.dtype,
         )
-        self.curve = LossCurve()
         self.tokens = 0
         self.steps = 0
         self.elapsed = 0.0
@@ -217,17 +214,16 @@ class Distiller:
         self.pool.add(tokens, hidden)
         logger.info("wrote {} tokens in {:.0f} s", tokens.numel(), time.monotonic() - began)
 
-    def run(self, report: Callable[[float, float], None] | None = None) -> LossCurve:
-        """Trains until the clock is up.
+    def run(self, report: Report = silent) -> None:
+        """Trains until the time is over.
 
         Args:
-            report: called after each step with (minutes done, latest divergence), or None.
+            report: see `progress_bar`.
         """
         plan = self.schedule
         began = time.monotonic() - self.elapsed
         saved = logged = time.monotonic()
         recent: list[float] = []
-        threads = Threads(torch.get_num_threads())
         seen = self.tokens
         while self.elapsed < 60 * plan.minutes:
             rows = len(self.pool.tokens) * plan.row
@@ -238,104 +234,46 @@ class Distiller:
                 and self.elapsed < 40 * plan.minutes
             ):
                 self._write()
-            threads.choose()
-            start, before = time.monotonic(), self.tokens
-            loss = self.step()
-            threads.record((self.tokens - before) / (time.monotonic() - start))
-            recent.append(loss)
+            recent.append(self.step())
             now = time.monotonic()
             self.elapsed = now - began
-            if report is not None:
-                report(self.elapsed / 60, loss)
+            report(self.elapsed / (60 * plan.minutes), f"distilling, KL {recent[-1]:.3f}")
             if now - logged > 60:
-                mean = sum(recent) / len(recent)
-                speed = (self.tokens - seen) / (now - logged)
                 logger.info(
                     "{:.1f} min, step {}, {} tokens, KL {:.4f}, {:.0f} tokens/s, rate x{:.2f}, "
-                    "{} written, {} threads",
-                    self.elapsed / 60, self.steps, self.tokens, mean, speed, self._factor(),
-                    rows, threads.count,
-                )  # fmt: skip
-                self.curve.minutes.append(round(self.elapsed / 60, 1))
-                self.curve.tokens.append(self.tokens)
-                self.curve.divergence.append(round(mean, 4))
+                    "{} written",
+                    self.elapsed / 60,
+                    self.steps,
+                    self.tokens,
+                    fmean(recent),
+                    (self.tokens - seen) / (now - logged),
+                    self._factor(),
+                    rows,
+                )
                 recent, seen, logged = [], self.tokens, now
             if self.checkpoint is not None and now - saved > 300:
                 self.save(self.checkpoint)
                 saved = now
         if self.checkpoint is not None:
             self.save(self.checkpoint)
-        return self.curve
-
-    def _state(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.student.named_parameters():
-            yield f"student.{name}", parameter.detach().contiguous()
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                yield f"adam.{key}.{name}", torch.as_tensor(value).contiguous()
-        yield "pool.tokens", self.pool.tokens
-        yield "pool.hidden", self.pool.hidden
-        yield "clock", torch.tensor([self.elapsed, self.steps, self.tokens], dtype=torch.float64)
-        for name, values in vars(self.curve).items():
-            yield f"curve.{name}", torch.tensor(values, dtype=torch.float64)
-        for name, tensor in vars(self.student.layout).items():
-            yield f"layout.{name}", tensor.contiguous()
 
     def save(self, path: Path) -> None:
-        """Writes parameters, optimiser state, written text and clock; atomic."""
+        """Writes parameters, optimiser state, written text and how far it is; atomic."""
+        state = {
+            "student": self.student.state_dict(),
+            "layout": vars(self.student.layout),
+            "optimizer": self.optimizer.state_dict(),
+            "pool": (self.pool.tokens, self.pool.hidden),
+            "done": (self.elapsed, self.steps, self.tokens),
+        }
         part = path.with_suffix(".part")
-        save_file(dict(self._state()), part)
+        torch.save(state, part)
         part.rename(path)
 
     def _resume(self, path: Path) -> None:
-        state = load_file(path)
-        for name, parameter in self.student.named_parameters():
-            parameter.data.copy_(state[f"student.{name}"])
-            moments = ("step", "exp_avg", "exp_avg_sq")
-            if f"adam.step.{name}" in state:
-                self.optimizer.state[parameter] = {
-                    key: state[f"adam.{key}.{name}"].clone() for key in moments
-                }
-        self.pool.add(state["pool.tokens"], state["pool.hidden"])
-        self.elapsed, steps, tokens = state["clock"].tolist()
-        self.steps, self.tokens = int(steps), int(tokens)
-        for name in ("minutes", "tokens", "divergence"):
-            setattr(self.curve, name, state[f"curve.{name}"].tolist())
+        state = _load(path)
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.pool.add(*state["pool"])
+        self.elapsed, self.steps, self.tokens = state["done"]
         logger.info("continued from {} at {:.1f} minutes", path, self.elapsed / 60)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how to train.
-
-    minutes: wall-clock minutes, writing of text included; the learning rate follows this clock
-        because the machine may be shared.
-    rate: Adam's learning rate of the low-rank deltas; router and norms take `router_rate` and
-        `norm_rate`.
-    warm_up: steps of linear warm-up.
-    row: tokens of a row; rows: rows of a step.
-    prose: share of steps on human text.
-    visits: times that written rows are visited before more are written.
-    written: tokens the dense model writes, in `rounds` rounds of `batch` rows.
-    mix: pairs of a share of the groups and its probability; each row draws one.
-    """
-
-    minutes: float = 80.0
-    rate: float = 1.5e-3
-    router_rate: float = 4e-4
-    norm_rate: float = 1e-3
-    warm_up: int = 20
-    row: int = 288
-    rows: int = 4
-    prose: float = 0.35
-    visits: int = 3
-    written: int = 166_000
-    batch: int = 96
-    mix: tuple[tuple[float, float], ...] = (
-        (0.0, 0.05), (0.125, 0.03), (0.25, 0.24), (0.375, 0.05), (0.5, 0.18), (0.75, 0.05),
-        (1.0, 0.40),
-    )  # fmt: skip
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.row * self.rows > POSITIONS:
-            raise ValueError(f"row * rows must be at most {POSITIONS}, got {self.row * self.rows}")

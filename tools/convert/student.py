@@ -43,16 +43,6 @@ class Divergence(torch.autograd.Function):
         return gradient * grads[0], None, None, None
 
 
-@torch.no_grad()
-def cross_entropy(hidden_BTH: Tensor, head_VH: Tensor, tokens_BT: Tensor) -> Tensor:
-    """Nats of each next token, float32 [B, T - 1]."""
-    nats = []
-    for row, tokens in zip(hidden_BTH, tokens_BT, strict=True):
-        logits = (row[:-1] @ head_VH.T).float()
-        nats.append(torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="none"))
-    return torch.stack(nats)
-
-
 SHARPNESS = 2.0  # of the soft choice that only the backward pass sees
 
 

@@ -69,7 +69,7 @@ def find_device(name: str) -> Device:
     """The device of a name; "this-cpu" is probed, which takes a second.
 
     Raises:
-        ValueError: an unknown name (the nearest known one is told).
+        ValueError: an unknown name (the nearest known one is named).
     """
     if name == HERE:
         return probe()

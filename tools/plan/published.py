@@ -1,7 +1,7 @@
 """The published figures of openPangu Pro MoE 72B, and what the planner makes of them.
 
 Pangu Pro MoE, arXiv 2505.21411, section 5.3: W8A8, sequences of 2048 tokens, four cards. Two rows fix the
-two efficiencies that no data sheet tells; the others are predictions. `docs/planner.md` discusses them.
+two efficiencies that no data sheet has; the others are predictions. `docs/planner.md` discusses them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fastslow.tools.plan.device import DEVICES
-from fastslow.tools.plan.known import config_of
+from fastslow.tools.plan.models import config_of
 from fastslow.tools.plan.search import DraftCost
 from fastslow.tools.plan.step import STATED, Efficiency, ForwardWork, Precision, Setting
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fastslow.engine.params import nearest
 from fastslow.tools.plan.step import ForwardWork, Setting, Terms
 
-DRAFTERS = {
-    "mtp": 1,
-    "free": 0,
-}  # decoder layers that a drafted token runs, with the head behind them
+DRAFTERS = {"mtp": 1, "free": 0}  # decoder layers that a drafted token runs, and then the head
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +113,9 @@ def choose_batches(
     fitting = largest(lambda batch: setting.memory(batch, context) <= room)
     found = []
     for nodes in range(MOST_NODES + 1):
-        plan = _planner(setting, drafting, context, nodes)
-        batch = min(fitting, largest(lambda n, plan=plan: plan(n, "").latency <= latency))  # type: ignore[misc]
-        if batch:
+        plan = partial(_choice, setting, drafting, context, nodes)
+        quick = largest(lambda batch, plan=plan: plan(batch, "").latency <= latency)  # type: ignore[misc]
+        if batch := min(fitting, quick):
             found.append(plan(batch, "memory" if batch == fitting else "latency"))
     if not found:
         alone = min(choose_nodes(setting, drafting, context, 1), key=lambda c: c.latency)
@@ -132,7 +131,7 @@ def choose_nodes(
 ) -> list[PlanChoice]:
     """Every draft length at a batch that is given, whether memory holds it or not."""
     lengths = range(MOST_NODES + 1)
-    return [_planner(setting, drafting, context, n)(batch, "asked") for n in lengths]
+    return [_choice(setting, drafting, context, n, batch, "asked") for n in lengths]
 
 
 def best(choices: Sequence[PlanChoice]) -> PlanChoice:
@@ -141,26 +140,17 @@ def best(choices: Sequence[PlanChoice]) -> PlanChoice:
 
 
 def largest(fits: Callable[[int], bool]) -> int:
-    """The largest number up to 65536 that fits, where smaller ones fit as well; 0 = none."""
-    low, high = 0, 1
-    while high < MOST_REQUESTS and fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    """The largest number below 65536 that fits, where smaller ones fit as well; 0 = none."""
+    return bisect_left(range(1, MOST_REQUESTS), True, key=lambda number: not fits(number))
 
 
-def _planner(
-    setting: Setting, drafting: DraftCost, context: int, nodes: int
-) -> Callable[[int, str], PlanChoice]:
-    def plan(batch: int, bound: str) -> PlanChoice:
-        terms = drafting.step(setting, batch, nodes, context)
-        memory = setting.memory(batch, context)
-        tokens = drafting.tokens(nodes)
-        return PlanChoice(nodes, batch, tokens, terms, setting.cards, memory, bound)
-
-    return plan
+def _choice(
+    setting: Setting, drafting: DraftCost, context: int, nodes: int, batch: int, bound: str
+) -> PlanChoice:
+    terms = drafting.step(setting, batch, nodes, context)
+    memory = setting.memory(batch, context)
+    tokens = drafting.tokens(nodes)
+    return PlanChoice(nodes, batch, tokens, terms, setting.cards, memory, bound)
 
 
 def _gb(size: float) -> str:

@@ -8,13 +8,12 @@ from math import prod
 
 import torch
 
-from fastslow.engine.backends.device import find_place
-from fastslow.engine.backends.torch.onednn import packable
+from fastslow.engine.backends.device import choose_device
+from fastslow.engine.backends.torch.reference import packable
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import tensor_shapes
 from fastslow.engine.model.ops import wide
-from fastslow.engine.parallel.place import RankPlace
-from fastslow.engine.parallel.spec import Parallel
+from fastslow.engine.model.tensors import tensor_shapes
+from fastslow.engine.parallel.sharding import Parallel, RankShard
 
 EMBEDDING = "model.embed_tokens.weight"
 _ROUTER = re.compile(r".*\.mlp\.(gate\.weight|router_scale)")  # kept in float32
@@ -26,11 +25,11 @@ class Share:
 
     Attributes:
         weights: of the rank's tensors as it runs them, the router in float32.
-        kv_per_token: keys and values of one token, on each rank of the token's home.
+        kv_per_token: keys and values of one token, on each rank of the token's data-parallel rank.
         elements: of the checkpoint that the rank reads.
     """
 
-    place: RankPlace
+    place: RankShard
     weights: int
     kv_per_token: int
     elements: int
@@ -59,13 +58,13 @@ class ShardPlan:
             ValueError: the model cannot be shared so, or has a tensor that no rule cuts.
         """
         shapes = tensor_shapes(config)
-        kind = find_place(device).kind if device == "auto" else device
+        kind = choose_device(device).kind if device == "auto" else device
         twice = config.tie_word_embeddings and kind == "cpu" and packable(dtype)
         shares = []
-        for place in RankPlace.all(config, parallel):
+        for place in RankShard.all(config, parallel):
             weights = elements = 0
             for name, shape in shapes.items():
-                part = place.part(name, shape)
+                part = place.slices(name, shape)
                 count = 0 if part is None else prod(s.stop - s.start for s in part)
                 kept = wide(dtype) if _ROUTER.fullmatch(name) else dtype
                 weights += count * kept.itemsize * (2 if twice and name == EMBEDDING else 1)

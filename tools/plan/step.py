@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, astuple, dataclass, replace
 from math import prod
+from operator import add
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.names import tensor_shapes
+from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.engine.params import nearest
 from fastslow.tools.plan.device import Device
 
@@ -65,7 +66,7 @@ class Precision:
 
     @classmethod
     def of(cls, weights: str, kv: str) -> Precision:
-        """ValueError for an unknown name (the nearest known one is told)."""
+        """ValueError for an unknown name (the nearest known one is named)."""
         for field, name, known in (("weights", weights, WEIGHTS), ("kv", kv, KV)):
             if name not in known:
                 raise ValueError(f"{field}={name!r} is unknown{nearest(name, known)}")
@@ -136,14 +137,11 @@ class ForwardWork:
     def only(self, layers: int) -> ForwardWork:
         """As many layers of the average kind, with the same head: a draft layer is one."""
         share = layers / self.layers
-        return ForwardWork(
+        return replace(
+            self,
             layers=layers,
-            hidden=self.hidden,
             always=self.always * share,
-            head=self.head,
             expert=self.expert * share,
-            experts=self.experts,
-            chosen=self.chosen,
             kv=self.kv * share,
             attention=self.attention * share,
             stored=(self.always + self.expert * self.experts) * share,
@@ -166,11 +164,10 @@ class Terms:
 
     @property
     def seconds(self) -> float:
-        return self.weights + self.kv + self.compute + self.links + self.fixed
+        return float(sum(astuple(self)))
 
     def __add__(self, other: Terms) -> Terms:
-        pairs = zip(astuple(self), astuple(other))
-        return Terms(*(a + b for a, b in pairs))
+        return Terms(*map(add, astuple(self), astuple(other)))
 
     def __mul__(self, times: float) -> Terms:
         return Terms(*(a * times for a in astuple(self)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from loguru import logger
@@ -14,20 +13,21 @@ from torch import Tensor
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear
-from fastslow.engine.model.names import layer_shapes, tensor_shapes
 from fastslow.engine.model.quantised import KV_TYPE, Scheme
+from fastslow.engine.model.tensors import layer_shapes, tensor_shapes
 from fastslow.models.folder import fresh_folder, require_vacant
-from fastslow.tools.quantize.balance import Balanced, balanced_texts
-from fastslow.tools.quantize.layer import Tensors, check_known
-from fastslow.tools.quantize.plan import int8_embedding
+from fastslow.tools.progress import Report, silent
+from fastslow.tools.quantize.calibration import Calibration, balanced_texts
+from fastslow.tools.quantize.plain_layer import Tensors
 from fastslow.tools.quantize.quantize_layer import Quantised, kv_scales, quantize_layer
-from fastslow.tools.quantize.write import CheckpointWriter
+from fastslow.tools.quantize.sizes import int8_embedding
+from fastslow.tools.quantize.writer import CheckpointWriter
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class QuantizeOptions:
     """How a checkpoint is quantised.
 
     tokens: of calibration. least: tokens that every expert should see. most: tokens that are looked
@@ -50,69 +50,60 @@ class Options:
 
 
 @dataclass(slots=True)
-class Made:
+class QuantizedCheckpoint:
     """What became of a checkpoint: where it lies, its calibration, its layers, less their tensors."""
 
     folder: Path
-    calibration: Balanced
+    calibration: Calibration
     layers: list[Quantised] = field(default_factory=list)
     nbytes: int = 0
     source_bytes: int = 0
 
 
-class Steps(Protocol):
-    """Who is told how far things are."""
-
-    def balanced(self, tokens: int, wanted: int, starved: int) -> None:
-        """So many tokens of those that are wanted are taken; so many experts lack some."""
-
-    def layer(self, done: int, layers: int) -> None:
-        """So many layers are done."""
-
-
-class Silent:
-    """Tells nobody."""
-
-    def balanced(self, tokens: int, wanted: int, starved: int) -> None: ...
-
-    def layer(self, done: int, layers: int) -> None: ...
+def check_known(source: Path) -> ModelConfig:
+    """The config of a checkpoint. ValueError if its layers are not those of `PlainLayer`."""
+    config = ModelConfig.from_folder(source)
+    if config.pangu_v2 is not None:
+        raise ValueError(f"{config.architecture} cannot be quantised here, only run as exported")
+    return config
 
 
 def quantize(
     source: Path,
     out: Path,
     texts: Iterator[list[int]],
-    options: Options | None = None,
-    steps: Steps | None = None,
-) -> Made:
+    options: QuantizeOptions | None = None,
+    report: Report = silent,
+) -> QuantizedCheckpoint:
     """Write the W8A8 of a float checkpoint to a new folder.
 
     Args:
         source: the checkpoint's folder.
         out: the folder to make; new or empty.
         texts: calibration, token ids; only as many as are needed are taken.
-        options, steps: None = the usual ones, nobody is told.
+        options: None = the usual ones.
+        report: see `progress_bar`.
 
     Raises:
         ValueError: the source is quantised already, of an architecture that is not known here, or
             has numbers that are not finite, the folder is not free, or there are no texts.
     """
     require_vacant(out)
-    options, steps = options or Options(), steps or Silent()
+    options = options or QuantizeOptions()
     if Scheme.from_folder(source) is not None:
         raise ValueError(f"{source} is quantised already")
-    config = ModelConfig.from_folder(source)
-    check_known(config)
+    config = check_known(source)
     checkpoint = Checkpoint.open(source, config)
     with checkpoint.reader(False) as read, fresh_folder(out) as folder, torch.inference_mode():
-        work = _Work(config, lambda name: _finite(name, read(name)), options, steps)
-        made = Made(out, work.calibrate(texts))
+        work = _Work(config, lambda name: _finite(name, read(name)), options, report)
+        made = QuantizedCheckpoint(out, work.calibrate(texts))
         writer = CheckpointWriter(folder, options.kv)
         for name, tensor in work.outer():
-            _put(writer, name, tensor)
+            put = writer.matrix if isinstance(tensor, QuantLinear) else writer.tensor
+            put(name, tensor)  # type: ignore[arg-type]
         for n in range(config.layers):
             made.layers.append(work.layer(n, made.calibration, writer))
-            steps.layer(n + 1, config.layers)
+            report(0.5 + 0.5 * (n + 1) / config.layers, f"layer {n + 1} of {config.layers}")
         writer.close(source)
         made.nbytes = writer.nbytes
         made.source_bytes = sum(read(name).nbytes for name in tensor_shapes(config))
@@ -125,19 +116,12 @@ def _finite(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _put(writer: CheckpointWriter, name: str, tensor: Tensor | QuantLinear) -> None:
-    if isinstance(tensor, QuantLinear):
-        writer.matrix(name, tensor)
-    else:
-        writer.tensor(name, tensor)
-
-
 @dataclass(slots=True)
 class _Work:
     config: ModelConfig
     read: Callable[[str], Tensor]
-    options: Options
-    steps: Steps
+    options: QuantizeOptions
+    report: Report
     _float: Tensor = field(init=False)
     _int8: Tensor = field(init=False)
     _embedding: Tensor | QuantLinear = field(init=False)
@@ -148,7 +132,7 @@ class _Work:
         small = int8_embedding(self.config) if wanted == "auto" else wanted == "int8"
         self._embedding = QuantLinear.of(own) if small else own
 
-    def calibrate(self, texts: Iterator[list[int]]) -> Balanced:
+    def calibrate(self, texts: Iterator[list[int]]) -> Calibration:
         options, embedding = self.options, self.read(EMBEDDING)
 
         def embed(tokens: list[int]) -> Tensor:
@@ -162,7 +146,7 @@ class _Work:
             enough=options.tokens,
             least=options.least,
             most=max(options.most, options.tokens),
-            note=lambda tokens, starved: self.steps.balanced(tokens, options.tokens, starved),
+            note=self._calibrated,
         )
         if not found.texts:
             raise ValueError("calibration needs at least one text, got none")
@@ -185,6 +169,10 @@ class _Work:
             self._int8 = QuantLinear(table.weight_OI[at], table.scale_O[at]).dequantised()
         return found
 
+    def _calibrated(self, tokens: int, starved: int) -> None:
+        text = f"calibration, {starved} experts wait for tokens" if starved else "calibration"
+        self.report(0.5 * min(1.0, tokens / self.options.tokens), text)
+
     def outer(self) -> Iterator[tuple[str, Tensor | QuantLinear]]:
         """The tensors that belong to no layer."""
         yield EMBEDDING, self._embedding
@@ -194,7 +182,7 @@ class _Work:
             small = isinstance(self._embedding, QuantLinear)
             yield HEAD, QuantLinear.of(head) if small else head
 
-    def layer(self, n: int, calibration: Balanced, writer: CheckpointWriter) -> Quantised:
+    def layer(self, n: int, calibration: Calibration, writer: CheckpointWriter) -> Quantised:
         """Quantise a layer and write it; what is returned holds no tensors."""
         lengths = [len(text) for text in calibration.texts]
         made, self._float, self._int8 = quantize_layer(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import LARGEST, TINY, QuantLinear, quantise_tokens
-from fastslow.tools.quantize.layer import ROUTER, PlainLayer, Tensors, plain, watched
+from fastslow.tools.quantize.plain_layer import ROUTER, PlainLayer, Tensors, plain, watched
 from fastslow.tools.quantize.smooth import SAMPLES, ChannelStats, Site, sites_of, smooth_site
 
 RIDGES = (0.003, 0.03, 0.3)  # of the mean square of a channel

@@ -1,33 +1,108 @@
-"""What is told of a quantisation: a table for people, an object for programs."""
+"""What quantising changed, on texts that calibration did not see: measured, and shown to people and programs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from fastslow.engine.kv.budget import format_bytes
-from fastslow.tools.quantize.evaluate import Compared
-from fastslow.tools.quantize.quantize import Made
+from fastslow.engine.model.base import Model
+from fastslow.engine.params import SamplingParams
+from fastslow.llm import LLM
+from fastslow.tools.forward import forward_texts
+from fastslow.tools.quantize.quantize import QuantizedCheckpoint
 from fastslow.tools.quantize.quantize_layer import Quantised
+from fastslow.tools.tasks import Task
 
 FILE = "quantization_report.json"
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two models on the same texts.
+
+    tokens: whose probability was looked at. perplexity: of the source, and of the quantised model.
+    kl: mean of KL(source || quantised), nats a token. agreement: share of places where both think the
+    same token likeliest.
+    """
+
+    tokens: int
+    source_perplexity: float
+    perplexity: float
+    kl: float
+    agreement: float
+
+    @property
+    def ratio(self) -> float:
+        """Of the perplexities."""
+        return self.perplexity / self.source_perplexity
+
+
+@torch.inference_mode()
+def compare(source: Model, quantised: Model, texts: Sequence[Sequence[int]]) -> Comparison:
+    """Run the texts through both. ValueError without a text of at least 2 tokens."""
+    nats = torch.zeros(3, dtype=torch.float64)  # source, quantised, KL
+    tokens = same = places = 0
+    for text in texts:
+        if len(text) < 2:
+            continue
+        logits = (forward_texts(model, [text]).logits for model in (source, quantised))
+        a_TV, b_TV = (each_TV.double().log_softmax(-1) for each_TV in logits)
+        following = torch.tensor(text[1:])[:, None]
+        for i, logprobs_TV in enumerate((a_TV, b_TV)):
+            nats[i] -= logprobs_TV[:-1].gather(1, following).sum()
+        nats[2] += (a_TV.exp() * (a_TV - b_TV)).sum()
+        same += int((a_TV.argmax(-1) == b_TV.argmax(-1)).sum())
+        tokens += len(text) - 1
+        places += len(text)
+    if not tokens:
+        raise ValueError("evaluation needs a text of at least 2 tokens")
+    first, second = (nats[:2] / tokens).tolist()
+    return Comparison(
+        tokens, math.exp(first), math.exp(second), float(nats[2]) / places, same / places
+    )
+
+
 @dataclass(slots=True)
-class Report:
+class QuantizeReport:
     """made: the quantisation. compared: with its source, None where nobody looked. memory: bytes of the
     weights of source and result where they run, None where that is not known. accuracy: of source and
     result on graded tasks.
     """
 
-    made: Made
+    made: QuantizedCheckpoint
     least: int
-    compared: Compared | None = None
+    compared: Comparison | None = None
     memory: tuple[int, int] | None = None
     accuracy: tuple[float, float] | None = None
+
+    def compare_models(
+        self,
+        source: LLM,
+        quantised: LLM,
+        texts: Sequence[Sequence[int]],
+        tasks: Sequence[Task] | None,
+        task_tokens: int,
+    ) -> None:
+        """Fill in what both models tell: memory, texts (if any), and the share of tasks that greedy
+        answers of at most so many tokens solve."""
+        llms = (source, quantised)
+        sizes = [getattr(llm.model, "weight_bytes", 0) for llm in llms]
+        self.memory = (sizes[0], sizes[1]) if all(sizes) else None
+        if texts:
+            self.compared = compare(source.model, quantised.model, texts)
+        if tasks is not None:
+            prompts = [task.prompt for task in tasks]
+            sampling = SamplingParams(max_tokens=task_tokens, temperature=0.0)
+            outputs = [llm.generate(prompts, sampling) for llm in llms]
+            right = [fmean(task.right(o.text) for task, o in zip(tasks, outs)) for outs in outputs]
+            self.accuracy = (right[0], right[1])
 
     def record(self) -> dict[str, Any]:
         """For programs: bytes, shares, nats."""
@@ -83,14 +158,14 @@ class Report:
         for n, layer in enumerate(self.made.layers):
             attention = [e for name, e in layer.errors.items() if name.startswith("self_attn.")]
             experts = expert_errors(layer)
-            cells = [f"{layer.drift:.4f}", f"{_mean(attention):.4f}"]
+            cells = [f"{layer.drift:.4f}", f"{fmean(attention):.4f}"]
             if experts:
                 worst = max(experts, key=experts.__getitem__)
-                cells += [f"{_mean(list(experts.values())):.4f}", f"{worst}: {experts[worst]:.4f}"]
+                cells += [f"{fmean(experts.values()):.4f}", f"{worst}: {experts[worst]:.4f}"]
                 cells.append(f"{min(layer.rows)}..{max(layer.rows)}")
             else:
                 mlp = [e for name, e in layer.errors.items() if name.startswith("mlp.")]
-                cells += [f"{_mean(mlp):.4f}", "", ""]
+                cells += [f"{fmean(mlp):.4f}", "", ""]
             if (found := layer.alignment) is not None:
                 cells.append(f"{found.before:.2%} -> {found.after:.2%}")
             table.add_row(str(n), *cells)
@@ -104,7 +179,7 @@ def expert_errors(layer: Quantised) -> dict[int, float]:
         parts = name.split(".")
         if parts[1:2] == ["experts"]:
             squares.setdefault(int(parts[2]), []).append(error**2)
-    return {expert: _mean(some) ** 0.5 for expert, some in sorted(squares.items())}
+    return {expert: fmean(some) ** 0.5 for expert, some in sorted(squares.items())}
 
 
 def _layer(layer: Quantised) -> dict[str, Any]:
@@ -119,7 +194,3 @@ def _layer(layer: Quantised) -> dict[str, Any]:
         if found is None
         else {"before": found.before, "after": found.after, "ridge": found.ridge},
     }
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / max(len(values), 1)

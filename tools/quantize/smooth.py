@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear, quantise_tokens
-from fastslow.tools.quantize.layer import ROUTER, Tensors
+from fastslow.tools.quantize.plain_layer import ROUTER, Tensors
 
 
 @dataclass(frozen=True, slots=True)

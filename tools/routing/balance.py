@@ -6,7 +6,7 @@ number of experts for each token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,29 +44,29 @@ class ExpertLoad:
 
     Attributes:
         experts: int64 [L, E], over all steps.
-        spreads: per step and layer, the standard deviation across ranks over their mean.
+        deviations: per step and layer, the standard deviation across ranks over their mean.
         peaks: per step and layer, the fullest rank over the mean: what a step waits for.
     """
 
     experts: Ints
-    spreads: list[float] = field(default_factory=list)
+    deviations: list[float] = field(default_factory=list)
     peaks: list[float] = field(default_factory=list)
 
     def add(self, chosen_LRk: Ints, ranks: int) -> None:
         """One step: the experts of its R rows."""
-        layers, count = self.experts.shape
-        for n in range(layers):
-            fresh = np.bincount(chosen_LRk[n].ravel(), minlength=count)
-            self.experts[n] += fresh
+        count = self.experts.shape[1]
+        for layer, chosen_Rk in zip(self.experts, chosen_LRk):
+            fresh = np.bincount(chosen_Rk.ravel(), minlength=count)
+            layer += fresh
             by_rank = per_rank(fresh, ranks)
-            self.spreads.append(float(by_rank.std() / by_rank.mean()))
+            self.deviations.append(float(by_rank.std() / by_rank.mean()))
             self.peaks.append(float(by_rank.max() / by_rank.mean()))
 
-    def spread(self, ranks: int) -> NDArray[np.float64]:
+    def deviation(self, ranks: int) -> NDArray[np.float64]:
         """[L]: the standard deviation across ranks over their mean, over all steps together."""
         by_rank = per_rank(self.experts, ranks)
-        spread: NDArray[np.float64] = by_rank.std(-1) / np.maximum(by_rank.mean(-1), 1e-9)
-        return spread
+        found: NDArray[np.float64] = by_rank.std(-1) / np.maximum(by_rank.mean(-1), 1e-9)
+        return found
 
 
 @dataclass(slots=True)
@@ -82,8 +82,25 @@ class Balance:
 
     gate: RouterWeights
     ranks: int
-    loads: dict[tuple[str, str], ExpertLoad]
-    rows: dict[str, int]
+    loads: dict[tuple[str, str], ExpertLoad] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def add(self, kind: str, logits_LRE: Tensor) -> None:
+        """One step of R rows."""
+        layers, rows, _ = logits_LRE.shape
+        if not rows:
+            return
+        self.rows[kind] = self.rows.get(kind, 0) + rows
+        for router, choose in zip(ROUTERS, (grouped, ungrouped)):
+            empty = np.zeros((layers, self.gate.experts), dtype=np.int64)
+            load = self.loads.setdefault((kind, router), ExpertLoad(empty))
+            load.add(choose(logits_LRE, self.gate), self.ranks)
+
+    def add_answers(self, answers: list[Tensor]) -> None:
+        """Answers [L, T, E] decoded together: a step has a row of each that is not over yet."""
+        for place in range(max((a.shape[1] for a in answers), default=0)):
+            going = [a[:, place] for a in answers if place < a.shape[1]]
+            self.add("decode", torch.stack(going, 1))
 
 
 def measure(texts: Iterable[Scores], gate: RouterWeights, ranks: int, batch: int) -> Balance:
@@ -95,55 +112,20 @@ def measure(texts: Iterable[Scores], gate: RouterWeights, ranks: int, batch: int
     """
     if ranks < 1 or gate.experts % ranks:
         raise ValueError(f"ranks={ranks} must divide the {gate.experts} experts")
-    loads: dict[tuple[str, str], ExpertLoad] = {}
-    rows = dict.fromkeys(KINDS, 0)
+    balance = Balance(gate, ranks)
     answers: list[Tensor] = []
     for text in texts:
         for chunk in torch.split(text.logits[:, : text.prompt], CHUNK, 1):
-            _note(loads, rows, "prefill", chunk, gate, ranks)
+            balance.add("prefill", chunk)
         answers.append(text.logits[:, text.prompt :])
         if len(answers) == batch:
-            _decode(loads, rows, answers, gate, ranks)
+            balance.add_answers(answers)
             answers = []
-    _decode(loads, rows, answers, gate, ranks)
-    return Balance(gate, ranks, loads, {kind: n for kind, n in rows.items() if n})
+    balance.add_answers(answers)
+    return balance
 
 
 def per_rank(experts: Ints, ranks: int) -> Ints:
     """Counts [..., E] summed over each rank's own experts, [..., ranks]."""
     sums: Ints = experts.reshape(*experts.shape[:-1], ranks, -1).sum(-1)
     return sums
-
-
-def _decode(
-    loads: dict[tuple[str, str], ExpertLoad],
-    rows: dict[str, int],
-    answers: Sequence[Tensor],
-    gate: RouterWeights,
-    ranks: int,
-) -> None:
-    for step in _steps(answers):
-        _note(loads, rows, "decode", step, gate, ranks)
-
-
-def _steps(answers: Sequence[Tensor]) -> Iterator[Tensor]:
-    """One row of every answer that is not over yet, [L, R, E]."""
-    for place in range(max((a.shape[1] for a in answers), default=0)):
-        yield torch.stack([a[:, place] for a in answers if place < a.shape[1]], 1)
-
-
-def _note(
-    loads: dict[tuple[str, str], ExpertLoad],
-    rows: dict[str, int],
-    kind: str,
-    logits_LRE: Tensor,
-    gate: RouterWeights,
-    ranks: int,
-) -> None:
-    if not logits_LRE.shape[1]:
-        return
-    rows[kind] += logits_LRE.shape[1]
-    empty = np.zeros((len(logits_LRE), gate.experts), dtype=np.int64)
-    for router, choose in zip(ROUTERS, (grouped, ungrouped)):
-        load = loads.setdefault((kind, router), ExpertLoad(empty.copy()))
-        load.add(choose(logits_LRE, gate), ranks)

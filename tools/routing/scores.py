@@ -7,21 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastslow.engine.backends.device import ops_for
-from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.extra_weights import ExtraWeights
+from fastslow.engine.model.families.pangu_v2 import PanguV2Weights
 from fastslow.engine.model.moge import Moge
 from fastslow.engine.model.weights import Weights
-from fastslow.engine.types import Rows, Segment
-
-PAGE = 16
+from fastslow.tools.forward import forward_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +53,9 @@ class Scores:
 
 
 def load_decoder(folder: Path, progress: bool = True) -> Decoder:
-    """The model of a checkpoint folder in float32 on the torch path, where its routers can be watched."""
+    """The model of a checkpoint folder in float32 on the torch path, which lets others see its routers."""
     config = ModelConfig.from_folder(folder)
-    kind = Weights if config.extras is None else ExtraWeights
+    kind = Weights if config.pangu_v2 is None else PanguV2Weights
     cpu = torch.device("cpu")
     with floats(folder, config, progress) as read:
         return Decoder(kind(config, ops_for("cpu"), torch.float32, cpu, read))
@@ -80,7 +76,7 @@ def router_scores(
     gates: list[Tensor] = []
     for tokens, prompt in texts:
         with _watched(model) as seen:
-            _run(model, tokens)
+            forward_texts(model, [tokens])
         found = []
         for n, (x_PH, logits_PE) in enumerate(seen):
             if random is not None:
@@ -109,11 +105,3 @@ def _watched(model: Decoder) -> Iterator[list[tuple[Tensor, Tensor]]]:
     finally:
         for mlp in routed:
             mlp.watch = None
-
-
-def _run(model: Decoder, tokens: Sequence[int]) -> None:
-    count = len(tokens)
-    cache = kv_cache_for(model, -(-count // PAGE))
-    slots = np.arange(count)
-    whole = Segment(list(tokens), range(count), range(-1, count - 1), slots, slots[:0])
-    model.forward(Rows.of([whole]), cache.storage)

@@ -1,4 +1,4 @@
-"""Prompts to train on, and the target's own answers to them: a head learns what it will have to guess."""
+"""The target's own answers to prompts: a head learns what it will have to guess."""
 
 from __future__ import annotations
 
@@ -6,45 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from fastslow.engine.params import SamplingParams
-
-Conversation = list[dict[str, Any]]
-
-
-def read_prompts(path: Path) -> list[Conversation]:
-    """One conversation a line, ending with a user's message.
-
-    A line is a JSON object with `prompt` (text), `turns` (texts, the first is taken) or `messages`
-    (role and content); other fields are ignored, and so are empty lines.
-
-    Raises:
-        ValueError: the first line that is none of these, or a file without prompts.
-    """
-    found: list[Conversation] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                found.append(_conversation(line, f"{path}, line {number}"))
-    if not found:
-        raise ValueError(f"data={path} must hold at least 1 prompt, and is empty")
-    return found
-
-
-def _conversation(line: str, where: str) -> Conversation:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from None
-    if isinstance(record, dict):
-        if isinstance(messages := record.get("messages"), list) and messages:
-            return messages
-        turns = record.get("turns")
-        text = turns[0] if isinstance(turns, list) and turns else record.get("prompt")
-        if isinstance(text, str) and text:
-            return [{"role": "user", "content": text}]
-    raise ValueError(f"{where}: must have `prompt`, `turns` or `messages` with some text")
+from fastslow.tools.progress import Report, silent
+from fastslow.tools.prompts import Conversation
 
 
 class Answered(Protocol):
@@ -104,7 +70,7 @@ class AnswerStore:
         greedy: float = 0.7,
         chunk: int = 128,
         seed: int = 0,
-        report: Callable[[int], None] = lambda done: None,
+        report: Report = silent,
     ) -> None:
         """Answer the prompts that are not answered yet.
 
@@ -115,11 +81,11 @@ class AnswerStore:
             greedy: share of answers at temperature 0; the others are drawn at 0.7 to 1.
             chunk: prompts asked at once and written together.
             seed: of the shares and the draws.
-            report: called with the number of prompts answered.
+            report: see `progress_bar`.
         """
         done = len(self.read())
         while done < len(prompts):
-            report(done)
+            report(done / len(prompts), "answers")
             some = prompts[done : done + chunk]
             params = [self._params(seed, done + i, tokens, greedy) for i in range(len(some))]
             outputs = ask(some, params)
@@ -132,7 +98,6 @@ class AnswerStore:
                     }
                     file.write(json.dumps(line, separators=(",", ":")) + "\n")
             done += len(some)
-        report(done)
 
     @staticmethod
     def _params(seed: int, number: int, tokens: int, greedy: float) -> SamplingParams:

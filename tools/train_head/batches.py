@@ -61,9 +61,9 @@ class Batch:
     Attributes:
         features: [B, T, F] of the rows.
         after: int64 [B, T], the token after each row.
-        goal: [B, T, H], the target's last features at the row of `after`: its law is to be guessed.
-        best: int64 [B, T], that law's likeliest token.
-        mass: f32 [B, T], logsumexp of that law's logits.
+        goal: [B, T, H], the target's last features at the row of `after`: its probabilities are to be guessed.
+        best: int64 [B, T], the likeliest token by them.
+        mass: f32 [B, T], logsumexp of their logits.
         visible: bool [B, T], rows that are no padding.
         end: int64 [B, 1], the row after the last that has a goal.
         before: what the head sees of the prompts.
@@ -124,7 +124,7 @@ def batch_of(cuts: Sequence[BatchCut], hidden: int) -> Batch:
         best=pad_sequence([t.best[s + 1 :].long() for t, s in starts], True),
         mass=pad_sequence([t.mass[s + 1 :] for t, s in starts], True),
         visible=torch.arange(features.shape[1]) < lengths,
-        # The law after an end token is never asked for.
+        # Nothing is ever asked for after an end token.
         end=lengths - 1,
         before=_before(cuts),
     )

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastslow.engine.model.base import Model, kv_cache_for
-from fastslow.engine.types import ModelOutput, Rows, Segment
+from fastslow.engine.model.base import Model
+from fastslow.tools.forward import forward_texts
+from fastslow.tools.progress import Report, silent
 from fastslow.tools.train_head.answers import TrainText
 
 INDEX = "index.json"
 ROWS = 512  # of a forward
-PAGE = 16
 
 
 @dataclass(slots=True)
@@ -62,7 +61,7 @@ def look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> l
 
 
 def _look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> list[HiddenStates]:
-    out = forward(model, texts, layers)
+    out = forward_texts(model, [text.tokens for text in texts], layers)
     assert out.features is not None
     sizes = [len(text.tokens) for text in texts]
     best, mass = out.logits.argmax(-1).to(torch.int32), out.logits.logsumexp(-1).float()
@@ -73,28 +72,6 @@ def _look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> 
         )
         for text, features, likeliest, total in parts
     ]
-
-
-def forward(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> ModelOutput:
-    """Logits and features of every row of the texts, in one forward."""
-    sizes = [len(text.tokens) for text in texts]
-    kv = kv_cache_for(model, sum(-(-size // PAGE) for size in sizes), PAGE, False)
-    segments = []
-    for number, (text, size) in enumerate(zip(texts, sizes)):
-        kv.open(number, text.tokens, None, 0)
-        kv.reserve(number, size)
-        segments.append(
-            Segment(
-                tokens=text.tokens,
-                positions=range(size),
-                parents=range(-1, size - 1),
-                slots=kv.slots(number, 0, size),
-                context=np.zeros(0, dtype=np.int64),
-                outputs=range(size),
-                reach=size,
-            )
-        )
-    return model.forward(Rows.of(segments), kv.storage, layers)
 
 
 class Shards:
@@ -132,7 +109,7 @@ class Shards:
         model: Model,
         texts: Sequence[TrainText],
         shard: int = 256,
-        report: Callable[[int], None] = lambda done: None,
+        report: Report = silent,
     ) -> None:
         """Look at the texts that are not in the shards yet; the first ones are.
 
@@ -140,13 +117,12 @@ class Shards:
             model: the target.
             texts: as in every earlier call, and more.
             shard: texts in a file.
-            report: called with the number of texts done.
+            report: see `progress_bar`.
         """
         while self.texts < len(texts):
-            report(self.texts)
+            report(self.texts / len(texts), "features")
             some = texts[self.texts : self.texts + shard]
             self._add(look(model, some, self.layers))
-        report(self.texts)
 
     def read(self, number: int) -> list[HiddenStates]:
         """The texts of a shard, in order."""

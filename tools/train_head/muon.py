@@ -24,7 +24,7 @@ class Muon(torch.optim.Optimizer):
     """For parameters [n, m], or stacks of them [N, n, m]; Nesterov's momentum.
 
     Args:
-        parameters: as said; those without a gradient stay.
+        parameters: as above; those without a gradient stay.
         lr: rate of AdamW that the steps' size is matched to.
         decay: weight decay, decoupled.
         dtype: of the products.

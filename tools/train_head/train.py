@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -17,14 +18,62 @@ from fastslow.draft.head.config import HeadConfig
 from fastslow.draft.head.head import read_head
 from fastslow.draft.head.target import draft_vocabulary, fingerprint, first_weights, read_ends
 from fastslow.engine.model.base import Model
-from fastslow.tools.train_head.answers import AnswerStore, Ask, Conversation, TrainText
+from fastslow.tools.progress import Report, silent
+from fastslow.tools.prompts import Conversation
+from fastslow.tools.train_head.answers import AnswerStore, Ask, TrainText
+from fastslow.tools.train_head.batches import Shown, batches
 from fastslow.tools.train_head.features import HiddenStates, Shards
-from fastslow.tools.train_head.quality import HeadQuality, head_quality
-from fastslow.tools.train_head.trainer import Course, Measured, Trainer
+from fastslow.tools.train_head.trainer import Measured, TrainConfig, Trainer
 
 HELD = 0.05  # share of prompts that nothing is learnt from
 MOST_HELD = 64
 ANSWER_ROWS = 256  # that attention has room for besides a prompt
+
+
+@dataclass(frozen=True, slots=True)
+class HeadQuality:
+    """Of chains of n tokens.
+
+    Attributes:
+        tokens_per_step: accepted and one more; 1 is plain decoding.
+        acceptance: by position, of the drafts that reached it the share accepted to it.
+        steps: walked.
+    """
+
+    tokens_per_step: float
+    acceptance: list[float]
+    steps: int
+
+
+@torch.no_grad()
+def head_quality(trainer: Trainer, texts: Sequence[HiddenStates]) -> HeadQuality:
+    """Walk the texts as greedy decoding would: draft, accept what the target holds likeliest, go on.
+    Prompts are seen by a head that is trained to see them.
+
+    Args:
+        trainer: whose head is measured; chains are as long as it was trained for.
+        texts: greedy answers of the target.
+    """
+    depth = trainer.train_config.steps
+    rows = trainer.config.prompt
+    shown = Shown(float(rows > 0), rows)
+    reached, accepted = [0] * depth, [0] * depth
+    steps = made = 0
+    for batch in batches(texts, trainer.train_config.rows, shown, trainer.config.hidden, Random(0)):
+        _, hits = trainer.measure(batch)
+        for b, end in enumerate(batch.end[:, 0].tolist()):
+            row = 0
+            while row + depth <= end:  # a draft that would pass the end says nothing
+                run = 0
+                while run < depth:
+                    reached[run] += 1
+                    if not bool(hits[run][b, row + run]):
+                        break
+                    accepted[run] += 1
+                    run += 1
+                steps, made, row = steps + 1, made + run + 1, row + run + 1
+    shares = [a / r for a, r in zip(accepted, reached) if r]
+    return HeadQuality(made / steps if steps else 0.0, shares, steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +88,7 @@ class TrainPlan:
         vocabulary: tokens that can be drafted.
         answer: most tokens of an answer.
         evaluations: how often the held-out answers are walked.
-        course: of the training.
+        train_config: how it is trained.
         start: a head of a like target, whose weights training begins with; None = untrained ones.
     """
 
@@ -50,17 +99,8 @@ class TrainPlan:
     vocabulary: int = 8192
     answer: int = 192
     evaluations: int = 10
-    course: Course = field(default_factory=Course)
+    train_config: TrainConfig = field(default_factory=TrainConfig)
     start: Path | None = None
-
-
-@dataclass(slots=True)
-class Reports:
-    """Who is told how far each part is."""
-
-    answers: Callable[[int], None] = lambda done: None
-    features: Callable[[int], None] = lambda done: None
-    training: Callable[[Measured], None] = lambda measured: None
 
 
 def default_layers(count: int) -> tuple[int, ...]:
@@ -69,7 +109,12 @@ def default_layers(count: int) -> tuple[int, ...]:
 
 
 def train_head(
-    plan: TrainPlan, model: Model, ask: Ask, prompts: Sequence[Conversation], reports: Reports
+    plan: TrainPlan,
+    model: Model,
+    ask: Ask,
+    prompts: Sequence[Conversation],
+    report: Report = silent,
+    on_update: Callable[[Measured], None] = lambda measured: None,
 ) -> HeadQuality:
     """Make a head; gives what it is worth on answers held out.
 
@@ -78,7 +123,8 @@ def train_head(
         model: the target, for features.
         ask: the target, for answers.
         prompts: what it is asked. The same prompts must be given when the work is taken up again.
-        reports: who is told.
+        report: see `progress_bar`.
+        on_update: called after each update.
 
     Raises:
         ValueError: too few prompts, layers that do not end with the target's last, or a `start` of
@@ -92,24 +138,27 @@ def train_head(
         raise ValueError(f"data must hold at least 2 prompts, got {len(prompts)}")
     plan.work.mkdir(parents=True, exist_ok=True)
     answers = AnswerStore(plan.work / "answers.jsonl")
-    answers.write(prompts, ask, tokens=plan.answer, report=reports.answers)
+    answers.write(prompts, ask, tokens=plan.answer, report=report)
     held, taught = _parted(answers.read()[: len(prompts)])
     shards = Shards(plan.work / "features", plan.layers)
-    shards.grow(model, taught, report=reports.features)
+    shards.grow(model, taught, report=report)
     test = Shards(plan.work / "held-out", plan.layers)
     test.grow(model, held)
     walked = [seen for number in range(len(test.counts)) for seen in test.read(number)]
     trainer = _trainer(plan, taught, model.config.vocab_size)
     curve = TrainCurve(plan, trainer, walked)
 
-    def report(measured: Measured) -> None:
-        reports.training(measured)
+    def updated(measured: Measured) -> None:
+        shares = " ".join(f"{share:.0%}" for share in measured.right)
+        done = measured.tokens / plan.train_config.tokens
+        report(done, f"training, loss {measured.loss:.2f}, right {shares}")
+        on_update(measured)
         curve.add(measured)
 
-    trainer.run(shards.epoch, report)
+    trainer.run(shards.epoch, updated)
     found = curve.walk()
-    story = {"tokens": trainer.tokens, "answers": len(taught), "held_out": vars_of(found)}
-    save_head(trainer, plan.out, fingerprint(plan.target), story)
+    provenance = {"tokens": trainer.tokens, "answers": len(taught), "held_out": rounded(found)}
+    save_head(trainer, plan.out, fingerprint(plan.target), provenance)
     return found
 
 
@@ -123,11 +172,11 @@ def _parted(texts: Sequence[TrainText]) -> tuple[list[TrainText], list[TrainText
 
 
 def _trainer(plan: TrainPlan, taught: Sequence[TrainText], vocabulary: int) -> Trainer:
-    said = (token for text in taught for token in text.tokens[text.start :])
-    tokens = draft_vocabulary(said, min(plan.vocabulary, vocabulary), vocabulary)
-    config, weights = first_weights(plan.target, plan.layers, tokens, plan.course.seed)
-    if plan.course.prompts:
-        rows = plan.course.prompt_rows
+    answers = (token for text in taught for token in text.tokens[text.start :])
+    tokens = draft_vocabulary(answers, min(plan.vocabulary, vocabulary), vocabulary)
+    config, weights = first_weights(plan.target, plan.layers, tokens, plan.train_config.seed)
+    if plan.train_config.prompts:
+        rows = plan.train_config.prompt_rows
         config = replace(config, prompt=rows, window=max(config.window, rows + ANSWER_ROWS))
     if plan.start is not None:
         begun, table = read_head(plan.start)
@@ -138,7 +187,7 @@ def _trainer(plan: TrainPlan, taught: Sequence[TrainText], vocabulary: int) -> T
             )
         weights = table | {"tokens": tokens}
     checkpoint = plan.work / "checkpoint.safetensors"
-    return Trainer(config, weights, read_ends(plan.target), plan.course, checkpoint)
+    return Trainer(config, weights, read_ends(plan.target), plan.train_config, checkpoint)
 
 
 def _free(config: HeadConfig) -> dict[str, Any]:
@@ -159,14 +208,14 @@ class TrainCurve:
         self.path = plan.work / "curve.jsonl"
         self._trainer = trainer
         self._texts = texts
-        self._every = max(1, plan.course.tokens // max(1, plan.evaluations))
+        self._every = max(1, plan.train_config.tokens // max(1, plan.evaluations))
         self._next = (trainer.tokens // self._every + 1) * self._every
         self._losses: list[float] = []
 
     def add(self, measured: Measured) -> None:
         """After an update."""
         self._losses.append(measured.loss)
-        if measured.tokens >= self._next and measured.tokens < self._trainer.course.tokens:
+        if measured.tokens >= self._next and measured.tokens < self._trainer.train_config.tokens:
             self._next += self._every
             self.walk()
 
@@ -177,7 +226,7 @@ class TrainCurve:
         line = {
             "tokens": self._trainer.tokens,
             "loss": round(sum(losses) / len(losses), 4) if losses else None,
-            **vars_of(found),
+            **rounded(found),
         }
         self._losses = []
         with self.path.open("a", encoding="utf-8") as file:
@@ -185,7 +234,7 @@ class TrainCurve:
         return found
 
 
-def vars_of(found: HeadQuality) -> dict[str, Any]:
+def rounded(found: HeadQuality) -> dict[str, Any]:
     """For a line of JSON."""
     return {
         "tokens_per_step": round(found.tokens_per_step, 3),
@@ -193,13 +242,15 @@ def vars_of(found: HeadQuality) -> dict[str, Any]:
     }
 
 
-def save_head(trainer: Trainer, path: Path, target: str, story: dict[str, Any]) -> None:
+def save_head(trainer: Trainer, path: Path, target: str, provenance: dict[str, Any]) -> None:
     """Write a head's file: weights in bfloat16, its shape, whose it is, and how it came about."""
     table = {name: p.detach().to(torch.bfloat16) for name, p in trainer.weights.items()}
     table["tokens"] = trainer.vocabulary
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(
-        table, part, trainer.config.metadata() | {"target": target, "provenance": json.dumps(story)}
+        table,
+        part,
+        trainer.config.metadata() | {"target": target, "provenance": json.dumps(provenance)},
     )
     part.rename(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -28,7 +29,6 @@ from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.unroll import Prefix, unroll
 
 SHAPE = (256, 512, 1024)
-TRIALS = 3
 
 
 @cache
@@ -45,25 +45,19 @@ def faster_dtype() -> torch.dtype:
 
 
 def _seconds(dtype: torch.dtype) -> float:
-    """The least of some products, after one that sets things up."""
+    """The least of some products, the first of which sets things up."""
     rows, inputs, outputs = SHAPE
     x, w = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
-    F.linear(x, w)
-    times = []
-    for _ in range(TRIALS):
-        started = time.perf_counter()
-        F.linear(x, w)
-        times.append(time.perf_counter() - started)
-    return min(times)
+    return min(timeit.repeat(lambda: F.linear(x, w), number=1, repeat=4))
 
 
 CHUNK = 512  # rows at once: a [rows, D] block stays small
 
 
 class Guess(torch.autograd.Function):
-    """Cross entropy of the head's law with the target's, over the draft vocabulary.
+    """Cross entropy of the head's probabilities with the target's, over the draft vocabulary.
 
-    `apply(hidden [N, H], law [N, D], head [D, H], weight [N])` gives the weighted sum, f32 [], and
+    `apply(hidden [N, H], probs [N, D], head [D, H], weight [N])` gives the weighted sum, f32 [], and
     the guesses, int64 [N], indices in the draft vocabulary. The target's mass outside the draft
     vocabulary counts for nothing, so a row that mostly lies there hardly counts. The gradient of
     `hidden` is made on the way; the head's rows are the target's own and stay as they are.
@@ -71,7 +65,7 @@ class Guess(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, law_ND: Tensor, head_DH: Tensor, weight_N: Tensor
+        ctx: Any, hidden_NH: Tensor, target_ND: Tensor, head_DH: Tensor, weight_N: Tensor
     ) -> tuple[Tensor, Tensor]:
         total = hidden_NH.new_zeros((), dtype=torch.float32)
         grad_NH = torch.empty_like(hidden_NH)
@@ -79,7 +73,7 @@ class Guess(torch.autograd.Function):
         for rows in torch.split(torch.arange(len(hidden_NH)), CHUNK):
             at = slice(int(rows[0]), int(rows[-1]) + 1)
             log_q = torch.log_softmax((hidden_NH[at].to(head_DH.dtype) @ head_DH.T).float(), -1)
-            p, weight = law_ND[at].float(), weight_N[at, None]
+            p, weight = target_ND[at].float(), weight_N[at, None]
             guesses.append(log_q.argmax(-1))
             total -= (weight * p * log_q).sum()
             slope = (log_q.exp() * p.sum(-1, keepdim=True) - p) * weight
@@ -99,7 +93,7 @@ STATE = "optimizer."
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class TrainConfig:
     """How a head is trained.
 
     Attributes:
@@ -145,13 +139,13 @@ class Measured:
 
 
 class Trainer:
-    """Works on the sum of each step's cross entropy with the target's law.
+    """Works on the sum of each step's cross entropy with the target's probabilities.
 
     Args:
         config: of the head.
         weights: of `HeadConfig.shapes`, trained in place.
         ends: of the target.
-        course: how.
+        train_config: how.
         checkpoint: file to continue from, if it is there, and to save to.
     """
 
@@ -160,14 +154,14 @@ class Trainer:
         config: HeadConfig,
         weights: dict[str, Tensor],
         ends: Ends,
-        course: Course,
+        train_config: TrainConfig,
         checkpoint: Path | None = None,
     ) -> None:
         self.config = config
-        self.course = course
+        self.train_config = train_config
         self.checkpoint = checkpoint
-        auto = course.products == "auto"
-        self._dtype: torch.dtype = faster_dtype() if auto else getattr(torch, course.products)
+        auto = train_config.products == "auto"
+        self._dtype: torch.dtype = faster_dtype() if auto else getattr(torch, train_config.products)
         self.vocabulary = weights["tokens"]
         self.weights = {
             name: torch.nn.Parameter(weights[name].float()) for name in (*MATRICES, *NORMS)
@@ -177,12 +171,12 @@ class Trainer:
         self._norm = ends.norm.float()
         matrices, norms = ([self.weights[n] for n in names] for names in (MATRICES, NORMS))
         self._optimizers: list[torch.optim.Optimizer] = [
-            Muon(matrices, course.rate, course.decay, self._dtype),
-            torch.optim.AdamW(norms, course.rate, (0.9, 0.95), weight_decay=0.0),
+            Muon(matrices, train_config.rate, train_config.decay, self._dtype),
+            torch.optim.AdamW(norms, train_config.rate, (0.9, 0.95), weight_decay=0.0),
         ]
         self.tokens = 0
         self.updates = 0
-        self.random = Random(course.seed)
+        self.random = Random(train_config.seed)
         if checkpoint is not None and checkpoint.is_file():
             self._resume(checkpoint)
 
@@ -190,7 +184,7 @@ class Trainer:
         """The loss, and per step bool [B, T]: the guess is the target's likeliest token."""
         ids, place = self._candidates(batch)
         head_DH = self._head_VH[ids].to(self._dtype)
-        law_RD, goals = self._law(batch, head_DH), place[batch.best.flatten()]
+        target_RD, goals = self._target_probs(batch, head_DH), place[batch.best.flatten()]
         layer = HeadLayer(self.config, self.weights, self._linear())
         embedded = F.embedding(batch.after, self._embedding).float()
         chain = unroll(
@@ -198,7 +192,7 @@ class Trainer:
             batch.features.float(),
             embedded,
             batch.visible,
-            self.course.steps,
+            self.train_config.steps,
             self._prefix(batch.before),
         )
         total = torch.zeros(())
@@ -206,9 +200,9 @@ class Trainer:
         for step, hidden in enumerate(chain):
             counted = batch.counts(step)
             at = counted.flatten().nonzero()[:, 0]
-            weight = torch.full((len(at),), self.course.fade**step)
+            weight = torch.full((len(at),), self.train_config.fade**step)
             ready = layer.ready(hidden).flatten(0, 1)[at]
-            loss, guesses = Guess.apply(ready, law_RD[at], head_DH, weight)  # type: ignore[no-untyped-call]
+            loss, guesses = Guess.apply(ready, target_RD[at], head_DH, weight)  # type: ignore[no-untyped-call]
             total = total + loss
             hit = torch.zeros(counted.numel(), dtype=torch.bool)
             hit[at] = guesses == goals[at]
@@ -222,7 +216,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.course.rate * self._factor()
+                group["lr"] = self.train_config.rate * self._factor()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.updates += 1
@@ -236,7 +230,7 @@ class Trainer:
         report: Callable[[Measured], None] = lambda _: None,
         every: float = 120.0,
     ) -> None:
-        """Train until the course is over; a checkpoint every so many seconds, and at the end.
+        """Train until it is over; a checkpoint every so many seconds, and at the end.
 
         Args:
             texts: an epoch: gives groups of texts, in an order drawn from what it is handed.
@@ -262,7 +256,11 @@ class Trainer:
             for name, p in self.weights.items():
                 for key, value in optimizer.state.get(p, {}).items():
                     table[f"{STATE}{key}.{name}"] = torch.as_tensor(value)
-        clock = {"trained": self.tokens, "updates": self.updates, "course": asdict(self.course)}
+        clock = {
+            "trained": self.tokens,
+            "updates": self.updates,
+            "training": asdict(self.train_config),
+        }
         part = self.checkpoint.with_suffix(".part")
         save_file(table, part, self.config.metadata() | {"clock": json.dumps(clock)})
         part.rename(self.checkpoint)
@@ -284,12 +282,12 @@ class Trainer:
                 self._optimizers[name in NORMS].state[p] = state
         clock = json.loads(metadata["clock"])
         self.tokens, self.updates = clock["trained"], clock["updates"]
-        self.random = Random(f"{self.course.seed} {self.updates}")
+        self.random = Random(f"{self.train_config.seed} {self.updates}")
 
     def _epochs(
         self, texts: Callable[[Random], Iterator[Sequence[HiddenStates]]]
     ) -> Iterator[Batch]:
-        c = self.course
+        c = self.train_config
         shown = Shown(c.prompts, self.config.prompt, c.moved, c.stretches)
         while self.tokens < c.tokens:
             before = self.tokens
@@ -302,8 +300,8 @@ class Trainer:
                 raise ValueError("no answer has at least 3 tokens: there is nothing to learn from")
 
     def _factor(self) -> float:
-        warm = min(1.0, (self.updates + 1) / self.course.warm_up)
-        done = min(1.0, self.tokens / self.course.tokens)
+        warm = min(1.0, (self.updates + 1) / self.train_config.warm_up)
+        done = min(1.0, self.tokens / self.train_config.tokens)
         return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
     def _linear(self) -> Callable[[str, Tensor], Tensor]:
@@ -311,7 +309,7 @@ class Trainer:
         return lambda name, x: F.linear(x.to(self._dtype), cast[name]).float()
 
     def _candidates(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Token ids [D] that are told apart: the draft vocabulary and, since a drafter adds those
+        """Token ids [D] that compete: the draft vocabulary and, since a drafter adds those
         of a request's own text, the batch's own. And for each id of the target its place, or -1."""
         place = torch.full((len(self._embedding),), -1)
         parts = (batch.before.after, batch.after, batch.best)
@@ -327,8 +325,8 @@ class Trainer:
         return Prefix(before.features.float(), embedded, before.places, before.visible)
 
     @torch.no_grad()
-    def _law(self, batch: Batch, head_DH: Tensor) -> Tensor:
-        """The target's law [B*T, D] of the candidates."""
+    def _target_probs(self, batch: Batch, head_DH: Tensor) -> Tensor:
+        """The target's probabilities [B*T, D] of the candidates."""
         goal = F.rms_norm(batch.goal.float(), self._norm.shape, self._norm, self.config.eps)
-        law = F.linear(goal.flatten(0, 1).to(self._dtype), head_DH)
-        return law.float().sub_(batch.mass.flatten()[:, None]).exp_().to(self._dtype)
+        logits = F.linear(goal.flatten(0, 1).to(self._dtype), head_DH)
+        return logits.float().sub_(batch.mass.flatten()[:, None]).exp_().to(self._dtype)

@@ -13,8 +13,8 @@ from loguru import logger
 from fastslow.engine.host.progress import bar
 from fastslow.engine.host.watch import CONTENDED
 from fastslow.engine.params import Speculation
+from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune.candidates import PLAIN, label
-from fastslow.tools.tune.prompts import Conversation
 from fastslow.tools.tune.runner import TuneRunner, shuffled
 from fastslow.tools.tune.sample import (
     Cell,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import fmean, median
 from typing import Any
 
@@ -17,10 +17,10 @@ from fastslow.engine.params import Mode, SamplingParams
 from fastslow.engine.types import Rows, Segment
 from fastslow.llm import LLM
 from fastslow.tools.machine import circumstances
+from fastslow.tools.progress import Report
+from fastslow.tools.prompts import Conversation
+from fastslow.tools.tasks import Task
 from fastslow.tools.tune.candidates import PLAIN
-from fastslow.tools.tune.prompts import Conversation
-from fastslow.tools.tune.race import Tell
-from fastslow.tools.tune.tasks import Task
 
 CHUNK = 128  # rows of text read at a time
 ROUNDS = 30  # single steps for each number of groups, interleaved
@@ -72,16 +72,7 @@ class GroupsFound:
             "places": self.places,
             "tasks": self.tasks,
             "keep": self.keep,
-            "groups": [
-                {
-                    "groups": row.groups,
-                    "agreement": row.agreement,
-                    "divergence": row.divergence,
-                    "seconds": row.seconds,
-                    "score": row.score,
-                }
-                for row in self.rows
-            ],
+            "groups": [asdict(row) for row in self.rows],
             **self.circumstances,
         }
 
@@ -100,12 +91,12 @@ def tune_groups(
     sampling: SamplingParams,
     keep: float = 0.9,
     minutes: float = 10.0,
-    tell: Tell,
+    report: Report,
 ) -> GroupsFound:
     """Compare every number of groups with all of them on the user's prompts.
 
     The model answers each prompt with all groups, without thinking. The same texts are then read with
-    fewer groups, and the laws of each next token compared.
+    fewer groups, and the probabilities of each next token compared.
 
     Args:
         llm: the model; nobody else may use it meanwhile.
@@ -115,7 +106,7 @@ def tune_groups(
         sampling: of all answers.
         keep: see `GroupsFound.proposed`.
         minutes: most time; what is missing then is left out.
-        tell: hears how it goes.
+        report: see `progress_bar`.
 
     Raises:
         ValueError: a dense model, something out of range, a prompt that does not fit.
@@ -130,16 +121,16 @@ def tune_groups(
         raise ValueError(f"minutes={minutes} must be above 0 and at most 1440")
     started = time.monotonic()
     found = GroupsFound(model, [GroupsRow(g) for g in range(groups + 1)], 0, 0, 0, keep)
-    texts = Texts(llm)
+    texts = TextReader(llm)
     try:
         _time(texts, found, llm, prompts[0], sampling)
         for number, prompt in enumerate(prompts):
             share = (time.monotonic() - started) / (60 * minutes)
             if number and share > (0.5 if tasks else 1.0):
                 break
-            tell(min(1.0, max(share, 0.4 * number / len(prompts))), f"prompt {number + 1}")
+            report(min(1.0, max(share, 0.4 * number / len(prompts))), f"prompt {number + 1}")
             _compare(texts, found, llm, prompt, sampling)
-        _grade(found, llm, tasks, sampling, started + 60 * minutes, tell)
+        _grade(found, llm, tasks, sampling, started + 60 * minutes, report)
     except KeyboardInterrupt:
         if not found.places:
             raise
@@ -151,14 +142,14 @@ def tune_groups(
     return found
 
 
-class Texts:
+class TextReader:
     """Reads texts with the model of an idle `LLM`, on pages of its own."""
 
     def __init__(self, llm: LLM) -> None:
         self.model = llm.model
         self._kv: KVCache | None = None
 
-    def laws(self, text: Sequence[int], first: int, groups: int) -> torch.Tensor:
+    def logprobs(self, text: Sequence[int], first: int, groups: int) -> torch.Tensor:
         """Log-probabilities f32 [len(text) - first, V] of the tokens from place `first` on."""
         slots = self._slots(len(text))
         found = []
@@ -202,7 +193,7 @@ class Texts:
             groups=None if groups == self.model.config.groups else groups,
             outputs=outputs,
             only_best=greedy,
-            reach=len(text),
+            max_len=len(text),
         )
         return self.model.forward(Rows.of([segment]), self._kv.storage).logits.float()
 
@@ -215,10 +206,10 @@ def _answer(llm: LLM, prompt: Conversation, sampling: SamplingParams) -> tuple[l
 
 
 def _time(
-    texts: Texts, found: GroupsFound, llm: LLM, prompt: Conversation, sampling: SamplingParams
+    texts: TextReader, found: GroupsFound, llm: LLM, prompt: Conversation, sampling: SamplingParams
 ) -> None:
     text, first = _answer(llm, prompt, sampling)
-    texts.laws(text, first, found.all.groups)
+    texts.logprobs(text, first, found.all.groups)
     taken: dict[int, list[float]] = {row.groups: [] for row in found.rows}
     for turn in range(ROUNDS):
         for row in found.rows if turn % 2 else reversed(found.rows):
@@ -228,15 +219,15 @@ def _time(
 
 
 def _compare(
-    texts: Texts, found: GroupsFound, llm: LLM, prompt: Conversation, sampling: SamplingParams
+    texts: TextReader, found: GroupsFound, llm: LLM, prompt: Conversation, sampling: SamplingParams
 ) -> None:
     text, first = _answer(llm, prompt, sampling)
-    right_TV = texts.laws(text, first, found.all.groups)
+    all_TV = texts.logprobs(text, first, found.all.groups)
     sums = []
     for row in found.rows:
-        here_TV = texts.laws(text, first, row.groups)
-        same = (here_TV.argmax(-1) == right_TV.argmax(-1)).sum()
-        divergence = (right_TV.exp() * (right_TV - here_TV)).sum(-1).clamp_min(0).sum()
+        these_TV = texts.logprobs(text, first, row.groups)
+        same = (these_TV.argmax(-1) == all_TV.argmax(-1)).sum()
+        divergence = (all_TV.exp() * (all_TV - these_TV)).sum(-1).clamp_min(0).sum()
         sums.append((float(same), float(divergence)))
     for row, (same_count, total) in zip(found.rows, sums):  # at once: Ctrl-C may come between
         row.agreement += same_count
@@ -251,13 +242,13 @@ def _grade(
     tasks: Sequence[Task],
     sampling: SamplingParams,
     end: float,
-    tell: Tell,
+    report: Report,
 ) -> None:
     right: dict[int, list[bool]] = {row.groups: [] for row in found.rows}
     for number, task in enumerate(tasks):
         if number and time.monotonic() > end:
             break
-        tell(0.5 + 0.5 * number / len(tasks), f"task {number + 1} of {len(tasks)}")
+        report(0.5 + 0.5 * number / len(tasks), f"task {number + 1} of {len(tasks)}")
         graded = []
         for row in found.rows:
             groups = None if row is found.all else row.groups

@@ -1,106 +1,39 @@
-"""Tuning the choice between two modes: graded tasks in both, a selector, a threshold of doubt."""
+"""Tuning the choice between two modes: graded tasks answered in both, a selector, an escalation."""
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from fastslow.engine.params import Escalation, SamplingParams
-from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.types import Situation
 from fastslow.llm import LLM
+from fastslow.output import Output
 from fastslow.policies.auto import BUILT_IN, Selector
 from fastslow.policies.features import LABELS, count_words, features
 from fastslow.tools.machine import circumstances
-from fastslow.tools.tune.race import Tell
+from fastslow.tools.progress import Report
+from fastslow.tools.tasks import Task
+from fastslow.tools.tune.candidates import PLAIN
 from fastslow.tools.tune.selector import (
     FOLDS,
-    Bools,
     Figures,
-    Floats,
+    GradedAnswer,
     Outcomes,
+    Pair,
     cheapest,
     fit,
+    given_up,
     held_out_scores,
     judge,
+    judge_escalation,
 )
-from fastslow.tools.tune.tasks import Pair, Task, answer_tasks
-
-WINDOWS = (1, 4, 16)
-BELOW = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 0.999)
-
-
-def settings() -> list[Escalation]:
-    """What is tried: begin again in the better mode, which is what the figures of both tell of."""
-    return [
-        Escalation(below=below, window=window, how="restart")
-        for window in WINDOWS
-        for below in BELOW
-    ]
-
-
-def given_up(pairs: Sequence[Pair], setting: Escalation) -> tuple[Bools, Floats]:
-    """Which cheap answers are given up, and after how many seconds, [N] each."""
-    goes, before = np.zeros(len(pairs), dtype=np.bool_), np.zeros(len(pairs))
-    for i, pair in enumerate(pairs):
-        confidence = Confidence(setting, to_the_end=True)
-        said = pair.cheap.logprobs
-        kept = confidence.keeps(said)
-        confidence.take(said[:kept], last=kept == len(said))
-        goes[i] = confidence.fell
-        before[i] = pair.cheap.seconds * confidence.tokens / max(1, len(said))
-    return goes, before
-
-
-def judge_doubts(
-    pairs: Sequence[Pair], outcomes: Outcomes, keep: float, folds: int = FOLDS
-) -> tuple[Escalation | None, Figures, list[Figures]]:
-    """The setting that keeps `keep` of the gain in the least time.
-
-    Returns:
-        The setting, None if none does; its figures, each fold's setting chosen on the others; and
-        the figures of every setting that no other beats in both accuracy and time.
-    """
-    tried = [(setting, *given_up(pairs, setting)) for setting in settings()]
-    count = len(pairs)
-    goes, before = np.zeros(count, dtype=np.bool_), np.zeros(count)
-    for fold in range(folds):
-        others = [i for i in range(count) if i % folds != fold]
-        own = [i for i in range(count) if i % folds == fold]
-        best = _best(tried, outcomes, others, keep) if others else None
-        if best is not None and own:
-            goes[own], before[own] = tried[best][1][own], tried[best][2][own]
-    final = _best(tried, outcomes, range(count), keep)
-    every = sorted((outcomes.of(g, b) for _, g, b in tried), key=lambda f: (f.seconds, -f.accuracy))
-    front: list[Figures] = []
-    for figures in every:
-        if not front or figures.accuracy > front[-1].accuracy:
-            front.append(figures)
-    return None if final is None else tried[final][0], outcomes.of(goes, before), front
-
-
-def _best(
-    tried: Sequence[tuple[Escalation, Bools, Floats]],
-    outcomes: Outcomes,
-    places: Sequence[int],
-    keep: float,
-) -> int | None:
-    some = list(places)
-    part = outcomes.only(some)
-    aim, best, least = part.aim(keep), None, math.inf
-    for number, (_, goes, before) in enumerate(tried):
-        figures = part.of(goes[some], before[some])
-        if figures.accuracy >= aim - 1e-12 and figures.seconds < least:
-            best, least = number, figures.seconds
-    return best
-
 
 FEWEST = 4 * FOLDS  # tasks; below, a fold says nothing
 ESCALATING = "escalating"  # the preset: the cheap mode, begun again in the better one where unsure
@@ -125,7 +58,7 @@ class ModesFound:
     selector: Selector
     escalation: Escalation | None
     frontier: list[Figures]  # of the selector, by its threshold
-    doubts: list[Figures]  # of escalation, by its settings
+    escalations: list[Figures]  # of escalation, by its settings
     decisions: list[tuple[Task, str]]  # a few tasks, and what the selector says of them
     grading: Counter[str]
     stopped: bool
@@ -141,8 +74,23 @@ class ModesFound:
         """Its time as a share of the better mode's."""
         return self.figures[name].seconds / self.figures[self.modes[1]].seconds
 
+    def settings(self) -> dict[str, Any]:
+        """The settings for the engine: the selector of mode auto, and a preset that
+        escalates."""
+        parts: dict[str, Any] = {"auto": self.selector.model_dump(mode="json")}
+        if self.escalation is not None:
+            escalate = self.escalation.model_dump(mode="json", exclude_none=True)
+            cheap, good = self.modes
+            preset = {
+                "base": cheap,
+                "escalate": {**escalate, "to": good},
+                "description": f"{cheap}, begun again in {good} where it is unsure",
+            }
+            parts["modes"] = {ESCALATING: preset}
+        return parts
+
     def record(self) -> dict[str, Any]:
-        """For the settings file."""
+        """For people who read the settings file: the figures."""
         return {
             "tasks": len(self.pairs),
             "grading": dict(self.grading),
@@ -172,7 +120,7 @@ def tune_modes(
     keep: float = 0.9,
     minutes: float = 10.0,
     batch: int = 1,
-    tell: Tell,
+    report: Report,
 ) -> ModesFound:
     """Fit what decides between two modes.
 
@@ -186,7 +134,7 @@ def tune_modes(
             mode is better by.
         minutes: for the answers of both modes.
         batch: requests at a time.
-        tell: hears how it goes.
+        report: see `progress_bar`.
 
     Raises:
         ValueError: something is out of range, a preset is unknown, or too few tasks were answered.
@@ -199,7 +147,7 @@ def tune_modes(
     order = list(tasks)
     random.Random(0).shuffle(order)  # a file is often sorted by kind
     started = time.monotonic()
-    pairs, stopped = answer_tasks(llm, order, modes, sampling, 60 * minutes, tell, batch)
+    pairs, stopped = answer_tasks(llm, order, modes, sampling, 60 * minutes, report, batch)
     if len(pairs) < FEWEST:
         if stopped:
             raise KeyboardInterrupt
@@ -228,7 +176,7 @@ def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> 
     )
     auto, frontier = judge(features_NF, wanted_N, outcomes, keep)
     fitted = fit(features_NF, wanted_N, outcomes.counts)
-    escalation, escalating, doubts = judge_doubts(pairs, outcomes, keep)
+    escalation, escalating, escalations = judge_escalation(pairs, outcomes, keep)
     below, between = outcomes, modes
     if escalation is not None:
         checked = outcomes.giving_up(*given_up(pairs, escalation))
@@ -237,9 +185,7 @@ def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> 
             auto, frontier, below, between = both, its_frontier, checked, (ESCALATING, modes[1])
     scores = held_out_scores(features_NF, wanted_N, outcomes.counts)
     cut = cheapest(scores, below, outcomes.aim(keep))
-    varies = (
-        features_NF.std(0) > 1e-9
-    )  # of what never changed nothing is known: the usual rules hold
+    varies = features_NF.std(0) > 1e-9  # where nothing changed, the usual rules hold
     known = [i for i, name in enumerate(names) if varies[i]]
     selector = Selector(
         between=between,
@@ -267,7 +213,7 @@ def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> 
         selector=selector,
         escalation=escalation,
         frontier=frontier,
-        doubts=doubts,
+        escalations=escalations,
         decisions=[(pair.task, selector(situation(pair.task)).why) for pair in pairs[:SHOWN]],
         grading=Counter(pair.task.grading for pair in pairs),
         stopped=False,
@@ -277,10 +223,80 @@ def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> 
 
 def situation(task: Task) -> Situation:
     """What a chooser would see of a task."""
-    said = [message["content"] for message in task.prompt]
+    texts = [message["content"] for message in task.prompt]
     asked = [m["content"] for m in task.prompt if m["role"] == "user"]
     turns = max(0, sum(m["role"] != "system" for m in task.prompt) - 1)
-    return Situation((asked or said)[-1], turns, count_words(" ".join(said)))
+    return Situation((asked or texts)[-1], turns, count_words(" ".join(texts)))
+
+
+def answer_tasks(
+    llm: LLM,
+    tasks: Sequence[Task],
+    modes: tuple[str, str],
+    sampling: SamplingParams,
+    seconds: float,
+    report: Report,
+    batch: int = 1,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[list[Pair], bool]:
+    """Answer tasks in both modes until all are done, the time is over, or somebody presses Ctrl-C.
+
+    Plain decoding, so that times depend on modes and not on drafts; the cheap mode gives its tokens'
+    log-probabilities, which say how sure it was.
+
+    Args:
+        llm: the model.
+        tasks: in the order in which they are run.
+        modes: names of presets, the cheaper one first.
+        sampling: of all answers.
+        seconds: of everything.
+        report: see `progress_bar`.
+        batch: requests at a time.
+        clock: in seconds.
+
+    Returns:
+        The tasks that both modes answered, and whether that was cut short by Ctrl-C.
+
+    Raises:
+        KeyboardInterrupt: before any task was answered.
+    """
+    cheap, good = modes
+    unsure = sampling.model_copy(update={"logprobs": 0})
+    begun = clock()
+    pairs: list[Pair] = []
+    llm.generate([tasks[0].prompt], sampling, mode=cheap, speculation=PLAIN, progress=False)
+    try:
+        for start in range(0, len(tasks), batch):
+            gone = (clock() - begun) / seconds
+            if start and gone > 1:
+                break
+            report(min(1.0, max(gone, start / len(tasks))), f"{start} of {len(tasks)} tasks")
+            some = tasks[start : start + batch]
+            found = {}
+            for mode in (cheap, good) if start // batch % 2 else (good, cheap):
+                params = unsure if mode == cheap else sampling
+                found[mode] = _answers(llm, some, mode, params)
+            pairs += map(Pair, some, found[cheap], found[good])
+    except KeyboardInterrupt:
+        if not pairs:
+            raise
+        return pairs, True
+    return pairs, False
+
+
+def _answers(
+    llm: LLM, tasks: Sequence[Task], mode: str, sampling: SamplingParams
+) -> list[GradedAnswer]:
+    prompts = [task.prompt for task in tasks]
+    outs = llm.generate(prompts, sampling, mode=mode, speculation=PLAIN, progress=False)
+    return [_graded(task, out) for task, out in zip(tasks, outs, strict=True)]
+
+
+def _graded(task: Task, out: Output) -> GradedAnswer:
+    metrics = out.metrics
+    seconds = metrics.ttft + metrics.tpot * max(0, metrics.tokens - 1)
+    logprobs = tuple(table[token] for table, token in zip(out.logprobs or (), out.token_ids))
+    return GradedAnswer(task.right(out.text), seconds, metrics.tokens, logprobs, out.text)
 
 
 def _check(tasks: int, keep: float, minutes: float, batch: int) -> None:

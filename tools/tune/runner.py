@@ -10,8 +10,8 @@ from fastslow.engine.host.watch import Watch
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.output import Output
+from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune.candidates import PLAIN
-from fastslow.tools.tune.prompts import Conversation
 from fastslow.tools.tune.sample import Cell, Sample, sample_of
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class TuneRunner:
         """Have all prompts looked at, so that none is refused after minutes of measuring.
 
         Raises:
-            ValueError: one does not fit the model in one of the modes; its number is told.
+            ValueError: one does not fit the model in one of the modes; its number is given.
         """
         for mode in modes:
             for number, prompt in enumerate(prompts, 1):

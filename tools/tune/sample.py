@@ -81,13 +81,17 @@ def _seconds(batch: Sequence[Metrics]) -> float:
 
 
 def _by_position(metrics: Sequence[Metrics]) -> list[tuple[float, int]]:
-    # An answer tells shares, not counts: answers weigh by what was drafted for them.
-    deepest = max((len(m.acceptance) for m in metrics), default=0)
+    # An answer has shares, not counts: answers weigh by what was drafted for them.
+    return _means([[(share, m.drafted) for share in m.acceptance] for m in metrics])
+
+
+def _means(rows: Sequence[Sequence[tuple[float, int]]]) -> list[tuple[float, int]]:
+    """Of rows of shares with their weights: at each place the mean share, and the sum of weights."""
     found = []
-    for depth in range(deepest):
-        there = [m for m in metrics if len(m.acceptance) > depth]
-        weight = sum(m.drafted for m in there)
-        found.append((sum(m.acceptance[depth] * m.drafted for m in there) / weight, weight))
+    for depth in range(max(map(len, rows), default=0)):
+        there = [row[depth] for row in rows if len(row) > depth]
+        weight = sum(w for _, w in there)
+        found.append((sum(s * w for s, w in there) / weight if weight else 0.0, weight))
     return found
 
 
@@ -164,13 +168,7 @@ def accepted_share(samples: Samples) -> float | None:
 
 def acceptance(samples: Samples) -> list[float]:
     """By position: of the drafts that reached it, the share accepted to it."""
-    deepest = max((len(s.acceptance) for s in samples), default=0)
-    found = []
-    for depth in range(deepest):
-        there = [s.acceptance[depth] for s in samples if len(s.acceptance) > depth]
-        weight = sum(w for _, w in there)
-        found.append(sum(share * w for share, w in there) / weight if weight else 0.0)
-    return found
+    return [share for share, _ in _means([s.acceptance for s in samples])]
 
 
 def rows_per_step(samples: Samples) -> float:

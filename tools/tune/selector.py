@@ -1,12 +1,18 @@
-"""A selector fitted to graded tasks: logistic regression, judged on tasks it did not see."""
+"""What decides between two modes, fitted to graded tasks and judged on tasks that the fit did not see: a
+selector (logistic regression), and the confidence below which an answer is begun again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastslow.engine.params import Escalation
+from fastslow.engine.sampling.confidence import Confidence
+from fastslow.tools.tasks import Task
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -16,6 +22,31 @@ RIDGE = 1.0  # strength of the L2 penalty on weights of standardised features
 STEPS = 50  # of Newton's method, at most
 ENOUGH = 1e-8
 MOST = 5.0  # times the mean that a task counts
+
+
+@dataclass(frozen=True, slots=True)
+class GradedAnswer:
+    """One answer to a task."""
+
+    right: bool
+    seconds: float  # from the call to its last token
+    tokens: int
+    logprobs: tuple[float, ...] = ()  # of its tokens, where they were asked for
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One task, answered cheaply and well."""
+
+    task: Task
+    cheap: GradedAnswer
+    good: GradedAnswer
+
+    @property
+    def gains(self) -> bool:
+        """Whether the better mode is what it took."""
+        return self.good.right and not self.cheap.right
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +72,8 @@ def fit(features_NF: Floats, wanted_N: Bools, weights_N: Floats | None = None) -
         weights_N: how much each task counts; None = all alike.
     """
     count = np.ones(len(wanted_N)) if weights_N is None else weights_N
-    means, spread = features_NF.mean(0), features_NF.std(0)
-    scale = np.where(spread > 1e-9, spread, np.inf)
+    means, deviation = features_NF.mean(0), features_NF.std(0)
+    scale = np.where(deviation > 1e-9, deviation, np.inf)
     x = np.column_stack([np.ones(len(features_NF)), (features_NF - means) / scale])
     y = wanted_N.astype(np.float64)
     penalty = np.full(x.shape[1], RIDGE)
@@ -66,6 +97,15 @@ def fit(features_NF: Floats, wanted_N: Bools, weights_N: Floats | None = None) -
     return Fit(w[1:] / scale, means, float(w[0]))
 
 
+def _folds(count: int, folds: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Fold f is every `folds`-th task: its places, and those of all others."""
+    for fold in range(folds):
+        yield (
+            [i for i in range(count) if i % folds == fold],
+            [i for i in range(count) if i % folds != fold],
+        )
+
+
 def held_out_scores(
     features_NF: Floats, wanted_N: Bools, weights_N: Floats | None = None, folds: int = FOLDS
 ) -> Floats:
@@ -73,9 +113,7 @@ def held_out_scores(
     count = len(features_NF)
     weights = np.ones(count) if weights_N is None else weights_N
     scores = np.zeros(count)
-    for fold in range(folds):
-        others = [i for i in range(count) if i % folds != fold]
-        own = [i for i in range(count) if i % folds == fold]
+    for own, others in _folds(count, folds):
         if own and others:
             fitted = fit(features_NF[others], wanted_N[others], weights[others])
             scores[own] = fitted.score(features_NF[own])
@@ -189,9 +227,7 @@ def judge(
     below = outcomes if below is None else below
     count, counts = len(features_NF), outcomes.counts
     goes = np.zeros(count, dtype=np.bool_)
-    for fold in range(folds):
-        others = [i for i in range(count) if i % folds != fold]
-        own = [i for i in range(count) if i % folds == fold]
+    for own, others in _folds(count, folds):
         if not own or not others:
             continue
         inner = held_out_scores(features_NF[others], wanted_N[others], counts[others], folds)
@@ -201,3 +237,70 @@ def judge(
     scores = held_out_scores(features_NF, wanted_N, counts, folds)
     frontier = [below.of(scores > cut) for cut in thresholds(scores)]
     return below.of(goes), sorted(frontier, key=lambda f: f.seconds)
+
+
+WINDOWS = (1, 4, 16)
+BELOW = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 0.999)
+
+
+def escalations() -> list[Escalation]:
+    """What is tried: to begin again in the better mode, whose figures are known."""
+    return [
+        Escalation(below=below, window=window, how="restart")
+        for window in WINDOWS
+        for below in BELOW
+    ]
+
+
+def given_up(pairs: Sequence[Pair], setting: Escalation) -> tuple[Bools, Floats]:
+    """Which cheap answers are given up, and after how many seconds, [N] each."""
+    goes, before = np.zeros(len(pairs), dtype=np.bool_), np.zeros(len(pairs))
+    for i, pair in enumerate(pairs):
+        confidence = Confidence(setting, to_the_end=True)
+        logprobs = pair.cheap.logprobs
+        kept = confidence.keeps(logprobs)
+        confidence.take(logprobs[:kept], last=kept == len(logprobs))
+        goes[i] = confidence.fell
+        before[i] = pair.cheap.seconds * confidence.tokens / max(1, len(logprobs))
+    return goes, before
+
+
+def judge_escalation(
+    pairs: Sequence[Pair], outcomes: Outcomes, keep: float, folds: int = FOLDS
+) -> tuple[Escalation | None, Figures, list[Figures]]:
+    """The setting that keeps `keep` of the gain in the least time.
+
+    Returns:
+        The setting, None if none does; its figures, each fold's setting chosen on the others; and
+        the figures of every setting that no other beats in both accuracy and time.
+    """
+    tried = [(setting, *given_up(pairs, setting)) for setting in escalations()]
+    count = len(pairs)
+    goes, before = np.zeros(count, dtype=np.bool_), np.zeros(count)
+    for own, others in _folds(count, folds):
+        best = _best(tried, outcomes, others, keep) if others else None
+        if best is not None and own:
+            goes[own], before[own] = tried[best][1][own], tried[best][2][own]
+    final = _best(tried, outcomes, range(count), keep)
+    every = sorted((outcomes.of(g, b) for _, g, b in tried), key=lambda f: (f.seconds, -f.accuracy))
+    front: list[Figures] = []
+    for figures in every:
+        if not front or figures.accuracy > front[-1].accuracy:
+            front.append(figures)
+    return None if final is None else tried[final][0], outcomes.of(goes, before), front
+
+
+def _best(
+    tried: Sequence[tuple[Escalation, Bools, Floats]],
+    outcomes: Outcomes,
+    places: Sequence[int],
+    keep: float,
+) -> int | None:
+    some = list(places)
+    part = outcomes.only(some)
+    aim, best, least = part.aim(keep), None, math.inf
+    for number, (_, goes, before) in enumerate(tried):
+        figures = part.of(goes[some], before[some])
+        if figures.accuracy >= aim - 1e-12 and figures.seconds < least:
+            best, least = number, figures.seconds
+    return best

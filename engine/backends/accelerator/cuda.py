@@ -11,13 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage
+from fastslow.engine.backends.accelerator.layout import BlockTables
 from fastslow.engine.backends.accelerator.ops import (
-    AttentionShape,
-    DeviceMatrix,
+    DeviceMlp,
+    DeviceTables,
+    ExpertChoice,
     Graph,
-    VisibleKeys,
+    LayerKV,
+    PagedOps,
+    only_run,
 )
-from fastslow.engine.backends.accelerator.runs import KeyRuns
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import wide
 from fastslow.engine.types import Ints
@@ -26,15 +29,11 @@ WIDEST = 1 << 18  # keys that are gathered at once, all runs together
 ALIGNMENT = 16  # bytes, of rows in a grouped product
 
 
-class CudaOps:
+class CudaOps(PagedOps):
     """Grouped products where torch has them for the dtype, one product per expert elsewhere."""
 
-    storage: type[BlockStorage] = BlockStorage
+    storage = BlockStorage
     most_rows = 128
-    graph_rows = 16
-    merges = True
-    runs_int8 = False
-    tail_dtype: torch.dtype | None = torch.float32
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -42,11 +41,9 @@ class CudaOps:
         self._aligned = True
         self.records = False
 
-    def nearest(self, dtype: torch.dtype) -> torch.dtype:
-        return dtype
-
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         """Everything runs; what cannot be recorded runs step by step."""
+        super().check(config, dtype)
         widths = (config.hidden_size, config.moe_intermediate_size)
         self._aligned = not any(size * dtype.itemsize % ALIGNMENT for size in widths)
         grouped = not config.groups or self._grouped(dtype)
@@ -58,15 +55,6 @@ class CudaOps:
             self._device.type != "cuda" or torch.cuda.get_device_capability(self._device)[0] >= 9
         )
         return modern and self._aligned and dtype == torch.bfloat16 and hasattr(F, "grouped_mm")
-
-    def place(self, weight_OI: Tensor) -> Tensor:
-        return weight_OI
-
-    def place_experts(self, weight_EIO: Tensor) -> Tensor:
-        return weight_EIO
-
-    def linear(self, x_TI: Tensor, matrix: DeviceMatrix) -> Tensor:
-        return F.linear(x_TI, matrix.weight, matrix.bias)
 
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
         sums = x_TH.to(wide(x_TH.dtype))
@@ -86,33 +74,20 @@ class CudaOps:
         first, second = x_TND.chunk(2, -1)
         return x_TND * cos_T1D + torch.cat((-second, first), -1) * sin_T1D
 
-    def route(self, x_TH: Tensor, router_EH: Tensor) -> Tensor:
-        return F.linear(x_TH.to(router_EH.dtype), router_EH)
-
-    def experts(
-        self,
-        x_TH: Tensor,
-        experts_TG: Tensor,
-        weights_TG: Tensor,
-        gate_up: DeviceMatrix,
-        down: DeviceMatrix,
-        shared_TH: Tensor,
-    ) -> Tensor:
-        count, groups = len(gate_up.weight), experts_TG.shape[1]
-        flat = experts_TG.flatten()
+    def experts(self, x_TH: Tensor, chosen: ExpertChoice, mlp: DeviceMlp, y_TH: Tensor) -> Tensor:
+        count, groups = len(mlp.gate_up.weight), chosen.numbers.shape[1]
+        flat = chosen.numbers.flatten()
         order = flat.argsort(stable=True)
         known = torch.arange(count, device=flat.device, dtype=flat.dtype)
         ends = torch.searchsorted(flat[order], known, right=True).to(torch.int32)
         sorted_RH = x_TH.index_select(0, order // groups)
-        inner_RF = self.silu_product(self._product(sorted_RH, gate_up.weight, ends))
-        out_RH = self._product(inner_RF, down.weight, ends)
-        # what no expert wrote may hold anything, and 0 times NaN is not 0
-        place_R = torch.arange(len(flat), device=flat.device)
-        out_RH = out_RH.masked_fill((place_R >= ends[-1])[:, None], 0)
+        inner_RF = self.silu_product(self._product(sorted_RH, mlp.gate_up.weight, ends))
+        out_RH = only_run(self._product(inner_RF, mlp.down.weight, ends), ends[-1])
         parts = torch.empty_like(out_RH).index_copy_(0, order, out_RH)
-        sums = weights_TG.dtype
-        total = (parts.view(*experts_TG.shape, -1).to(sums) * weights_TG[..., None]).sum(1)
-        return (shared_TH.to(sums) + total).to(x_TH.dtype)
+        sums = chosen.weights.dtype
+        parts_TGH = parts.view(*chosen.numbers.shape, -1).to(sums)
+        total = (parts_TGH * chosen.weights[..., None]).sum(1)
+        return (y_TH.to(sums) + total).to(x_TH.dtype)
 
     def _product(self, x_RI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
         if self._grouped(x_RI.dtype):
@@ -125,60 +100,45 @@ class CudaOps:
             first = last
         return out
 
-    def store(
-        self, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, slots_T: Tensor
-    ) -> None:
-        keys.flatten(0, 1).index_copy_(0, slots_T.long(), k_TKD)
-        values.flatten(0, 1).index_copy_(0, slots_T.long(), v_TKD)
-
-    def gather(self, cache: Tensor, slots_N: Tensor, kv_heads: int) -> Tensor:
-        return cache.flatten(0, 1).index_select(0, slots_N)
+    def store(self, k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor) -> None:
+        kv.keys.flatten(0, 1).index_copy_(0, slots_T.long(), k_TKD)
+        kv.values.flatten(0, 1).index_copy_(0, slots_T.long(), v_TKD)
 
     def width(self, needed: int, most: int) -> int:
         return min(most, 1 << (needed - 1).bit_length())
 
-    def lay(self, runs: KeyRuns, rows: int) -> tuple[Ints, ...]:
+    def lay(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
         """Block tables; the rows of each run side by side [n, Q]; how many keys each sees if it is the
         last, and if causal [n, Q]; where each row is in [n * Q]."""
-        starts = np.array([0, *runs.queries])
+        starts = np.array([0, *runs.query_ends])
         sizes = np.diff(starts)
         most = self.graph_rows if rows <= self.graph_rows * len(sizes) else self.most_rows
         most = max(most, int(sizes.max()))
         steps = np.arange(most)
         side = np.minimum(starts[:-1, None] + steps, starts[1:, None] - 1)
-        lengths = np.array(runs.lengths)[:, None]
+        lengths = np.array(runs.seq_lens)[:, None]
         causal = np.clip(lengths - sizes[:, None] + 1 + steps, 1, lengths)
         owner = np.repeat(np.arange(len(sizes)), sizes)
         place = owner * most + np.arange(rows) - starts[owner]
         return runs.tables, side, np.broadcast_to(lengths, side.shape).copy(), causal, place
 
-    def attend(
-        self,
-        q_THD: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        seen: VisibleKeys,
-        shape: AttentionShape,
-        causal: bool,
-    ) -> Tensor:
+    def attend(self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables) -> Tensor:
         tables, side, whole, ends, place = seen.tensors
         rows = q_THD.index_select(0, side.flatten()).view(*side.shape, *q_THD.shape[1:])
-        ends = ends if causal else whole
         step = max(1, WIDEST // (tables.shape[1] * BLOCK))
         parts = []
         for i in range(0, len(tables), step):
             some = slice(i, i + step)
-            k, v = (self._texts(side, tables[some], whole[some]) for side in (keys, values))
+            k, v = (self._texts(side, tables[some], whole[some]) for side in kv)
             key = torch.arange(k.shape[2], device=k.device)
-            visible = key < ends[some, None, :, None]
             parts.append(
                 F.scaled_dot_product_attention(
                     rows[some].transpose(1, 2),
                     k,
                     v,
-                    attn_mask=visible,
-                    scale=shape.scale,
-                    enable_gqa=shape.heads != shape.kv_heads,
+                    attn_mask=key < ends[some, None, :, None],
+                    scale=self.shape.scale,
+                    enable_gqa=self.shape.heads != self.shape.kv_heads,
                 )
             )
         out = torch.cat(parts).transpose(1, 2).flatten(0, 1)
@@ -193,17 +153,16 @@ class CudaOps:
         return texts.masked_fill(beyond[:, :, None, None], 0).transpose(1, 2)
 
     def attend_in_part(
-        self, q_THD: Tensor, keys: Tensor, values: Tensor, seen: VisibleKeys, shape: AttentionShape
+        self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables
     ) -> tuple[Tensor, Tensor]:
         tables, side, whole, _, place = seen.tensors
         sums = wide(q_THD.dtype)
         heads, dim = q_THD.shape[1:]
         rows = q_THD.index_select(0, side.flatten()).view(*side.shape, heads, dim)
-        q = rows.transpose(1, 2).to(sums) * shape.scale  # [n, heads, Q, D]
-        group = heads // shape.kv_heads
+        q = rows.transpose(1, 2).to(sums) * self.shape.scale  # [n, heads, Q, D]
+        group = heads // self.shape.kv_heads
         k, v = (
-            self._texts(side, tables, whole).to(sums).repeat_interleave(group, 1)
-            for side in (keys, values)
+            self._texts(side, tables, whole).to(sums).repeat_interleave(group, 1) for side in kv
         )
         key = torch.arange(k.shape[2], device=k.device)
         scores = (q @ k.transpose(-1, -2)).masked_fill(key >= whole[:, None, :, None], -torch.inf)
@@ -218,7 +177,7 @@ class CudaOps:
         return CudaGraph(run, self._pool)
 
 
-class CudaGraph:
+class CudaGraph(Graph):
     """A recorded step: all that changes lies in tensors."""
 
     def __init__(self, run: Callable[[], None], pool: Any) -> None:
@@ -226,5 +185,5 @@ class CudaGraph:
         with torch.cuda.graph(self._graph, pool=pool):
             run()
 
-    def replay(self, queries: list[int], lengths: list[int]) -> None:
+    def replay(self, query_ends: list[int], seq_lens: list[int]) -> None:
         self._graph.replay()

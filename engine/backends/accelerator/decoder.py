@@ -10,27 +10,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage
-from fastslow.engine.backends.accelerator.ops import AttentionShape
+from fastslow.engine.backends.accelerator.layout import Tail, attention_layout
+from fastslow.engine.backends.accelerator.ops import DeviceMlp, DeviceTables, ExpertChoice, LayerKV
 from fastslow.engine.backends.accelerator.recorded import Recorder
-from fastslow.engine.backends.accelerator.runs import row_views
-from fastslow.engine.backends.accelerator.step import PagedStep, Result, TailTensors
-from fastslow.engine.backends.accelerator.weights import (
-    Stacked,
-    StackedLayer,
-    StackedMlp,
-    StackedMoge,
-)
-from fastslow.engine.backends.cpu.rows import Rotary
+from fastslow.engine.backends.accelerator.step import PagedStep, Result
+from fastslow.engine.backends.accelerator.weights import Stacked, StackedLayer, StackedMoge
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.base import check_features, kept_layers
-from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.base import LayeredModel, check_step
+from fastslow.engine.model.rope import Rotary
 from fastslow.engine.types import ModelOutput, Rows
 
 
 def choose_on_device(
     logits_TE: Tensor, scale_E: Tensor, groups: int, wanted_T: Tensor
-) -> tuple[Tensor, Tensor]:
-    """As `engine.model.router.choose`, all of it on the device: experts int32 [T, G], weights [T, G].
+) -> ExpertChoice:
+    """As `engine.model.moge.choose`, all of it on the device: experts int32 [T, G], weights [T, G].
 
     wanted_T: integer [T], how many groups run for each row. What does not run has the number E, one
     more than there are, and no weight. Ties are broken by comparing, not by a library's order.
@@ -50,44 +44,25 @@ def choose_on_device(
     place = torch.arange(groups, device=probs.device)
     ahead = (theirs > mine) | ((theirs == mine) & (place[None, :] < place[:, None]))
     runs = ahead.sum(-1) < wanted_T[:, None]
-    return torch.where(runs, experts, count), torch.where(runs, weights, 0.0)
+    return ExpertChoice(torch.where(runs, experts, count), torch.where(runs, weights, 0.0))
 
 
-class PagedDecoder:
+class PagedDecoder(LayeredModel[Stacked]):
     """The counterpart of `engine.model.decoder.Decoder`, on an accelerator's kernels.
 
     Small steps are recorded by their padded size and replayed (`recorded.py`); all others run kernel
     by kernel. Whether a row's bits depend on its neighbours is the kernels' to say.
-
-    Args:
-        weights: the model's.
-        layers: those that run, the others are skipped; None = all.
 
     Attributes:
         recorder: what was recorded, and how often it ran.
     """
 
     def __init__(self, weights: Stacked, layers: Sequence[int] | None = None) -> None:
-        self.weights = weights
+        super().__init__(weights, layers)
         self.ops = weights.ops
         c = weights.config
-        every = range(c.layers)
-        self._layers = kept_layers(every if layers is None else layers, every)
-        self._shape = AttentionShape(c.heads, c.kv_heads, c.head_dim**-0.5)
         self._rotary = Rotary(c)
         self.recorder = Recorder(self.ops, self._run, c.context, c.groups)
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.weights.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weights.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.weights.device
 
     @property
     def storage(self) -> type[KVStorage]:
@@ -95,45 +70,31 @@ class PagedDecoder:
 
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
-        """Run the rows, writing their keys and values to `kv` at their slots.
-
-        Returns, all on the CPU, logits, float32 [M, V] (float64 for a float64 model), of
-        `rows.outputs` (only their best tokens where `rows.only_best`), and where `features` names
-        layers, their outputs (0 = the first layer's) of `rows.seen`, [S, len(features) * H] in the
-        model's dtype, side by side in the order named. M and S may be 0. ValueError for a step
-        without rows, a feature layer that does not run here, or another kind of storage.
-        """
-        if not len(rows.tokens):
-            raise ValueError("rows must hold at least 1 row, got 0")
-        kv.expect(self.storage)
+        """See `Model.forward`; all results are on the CPU."""
+        check_step(rows, kv, self.storage, features, self.layers)
         assert isinstance(kv, BlockStorage)
-        check_features(features, self._layers)
         angles = self._rotary.at(rows)
         found = self.recorder.replay(rows, angles, kv, features)
         if found is None:
-            sight = row_views(rows, BLOCK, self.ops.most_rows, self.ops.merges)
-            step = PagedStep.of(rows, angles, sight, self.ops, self.config.groups)
+            layout = attention_layout(rows, BLOCK, self.ops.most_rows, self.ops.merges)
+            step = PagedStep.of(rows, angles, layout, self.ops, self.config.groups)
             found = self._run(step.to(self.device), kv, features)
         best = np.where(rows.only_best, found.best.cpu().numpy(), -1)
         none = rows.only_best.all()
         logits = found.logits[:0] if none else found.logits
         return ModelOutput(_fetched(logits), _fetched(found.features) if features else None, best)
 
-    def keep(self, layers: Sequence[int]) -> PagedDecoder:
-        """See `Model.keep`; the weights are shared."""
-        return PagedDecoder(self.weights, kept_layers(layers, self._layers))
-
     def _run(self, step: PagedStep, kv: BlockStorage, features: tuple[int, ...]) -> Result:
         """All of a step on the device."""
         w, eps = self.weights, self.config.rms_norm_eps
         x_TH = w.embedding.index_select(0, step.tokens)
         seen: dict[int, Tensor] = {}
-        first, *others = self._layers
+        first, *others = self.layers
         fresh_TH = self.ops.rms_norm(x_TH, w.layers[first].attention_norm, eps)
         norms = [*(w.layers[n].attention_norm for n in others), w.norm]
-        for n, next_norm in zip(self._layers, norms, strict=True):
+        for n, next_norm in zip(self.layers, norms, strict=True):
             layer = w.layers[n]
-            mixed_TH = self._attention(fresh_TH, layer, kv.k[n], kv.v[n], step)
+            mixed_TH = self._attention(fresh_TH, layer, LayerKV(kv.k[n], kv.v[n]), step)
             fresh_TH, x_TH = self.ops.add_rms_norm(mixed_TH, x_TH, layer.mlp_norm, eps)
             moved_TH = self._mlp(fresh_TH, layer.mlp, step)
             fresh_TH, x_TH = self.ops.add_rms_norm(moved_TH, x_TH, next_norm, eps)
@@ -145,18 +106,16 @@ class PagedDecoder:
         joined = torch.cat([seen[n] for n in features], -1) if features else last_MH[:, :0]
         return Result(logits_MV, _first_best(logits_MV), joined)
 
-    def _attention(
-        self, x_TH: Tensor, layer: StackedLayer, keys: Tensor, values: Tensor, step: PagedStep
-    ) -> Tensor:
+    def _attention(self, x_TH: Tensor, layer: StackedLayer, kv: LayerKV, step: PagedStep) -> Tensor:
         c = self.config
         mixed = self.ops.linear(x_TH, layer.qkv).view(len(x_TH), -1, c.head_dim)
         turning = mixed[:, : c.heads + c.kv_heads].to(step.cos.dtype)
         turned = self.ops.rotate(turning, step.cos, step.sin).to(x_TH.dtype)
         k_TKD = self._widened(turned[:, c.heads :])
         v_TKD = self._widened(mixed[:, c.heads + c.kv_heads :])
-        self.ops.store(k_TKD, v_TKD, keys, values, step.slots)
+        self.ops.store(k_TKD, v_TKD, kv, step.slots)
         q_THD = self._widened(turned[:, : c.heads])
-        seen_THD = self._attend(q_THD, keys, values, step)[..., : c.head_dim]
+        seen_THD = self._attend(q_THD, kv, step)[..., : c.head_dim]
         return self.ops.linear(seen_THD.reshape(len(x_TH), -1), layer.out)
 
     def _widened(self, x_TND: Tensor) -> Tensor:
@@ -164,37 +123,35 @@ class PagedDecoder:
         room = self.storage.width(self.config.head_dim) - self.config.head_dim
         return F.pad(x_TND, (0, room)) if room else x_TND
 
-    def _attend(self, q_THD: Tensor, keys: Tensor, values: Tensor, step: PagedStep) -> Tensor:
+    def _attend(self, q_THD: Tensor, kv: LayerKV, step: PagedStep) -> Tensor:
         if step.tail is None:
             assert step.chains is not None
-            return self.ops.attend(q_THD, keys, values, step.chains, self._shape, causal=True)
+            return self.ops.attend(q_THD, kv, step.chains)
         out_THD = torch.empty_like(q_THD)
         if step.chains is not None:
             assert step.rows is not None
             q = q_THD.index_select(0, step.rows)
-            seen = self.ops.attend(q, keys, values, step.chains, self._shape, causal=True)
+            seen = self.ops.attend(q, kv, step.chains)
             out_THD.index_copy_(0, step.rows, seen)
         q = q_THD.index_select(0, step.tail.rows)
-        seen = self._attend_tail(q, keys, values, step.tail)
+        seen = self._attend_tail(q, kv, step.tail)
         return out_THD.index_copy_(0, step.tail.rows, seen)
 
-    def _attend_tail(
-        self, q_RHD: Tensor, keys: Tensor, values: Tensor, tail: TailTensors
-    ) -> Tensor:
+    def _attend_tail(self, q_RHD: Tensor, kv: LayerKV, tail: Tail[Tensor, DeviceTables]) -> Tensor:
         """A few keys by plain products; what blocks hold joins them by its weight."""
         lines, width = tail.slots.shape
-        kv_heads, dtype = self._shape.kv_heads, self.ops.tail_dtype or q_RHD.dtype
+        kv_heads, dtype = self.ops.shape.kv_heads, self.ops.tail_dtype or q_RHD.dtype
         slots = tail.slots.flatten()
         k, v = (
-            self.ops.gather(side, slots, kv_heads)
+            self.ops.gather(side, slots)
             .view(lines, width, kv_heads, 1, -1)
             .permute(0, 2, 3, 1, 4)
             .to(dtype)
-            for side in (keys, values)
+            for side in kv
         )  # [B, kv_heads, 1, W, D]
         q = q_RHD.index_select(0, tail.gather.flatten()).view(lines, -1, *q_RHD.shape[1:])
         q = q.view(*q.shape[:2], kv_heads, -1, q.shape[-1]).permute(0, 2, 3, 1, 4)
-        q = q.to(dtype) * self._shape.scale
+        q = q.to(dtype) * self.ops.shape.scale
         scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(dtype, torch.float32))
         scores = scores.masked_fill(tail.hidden[:, None, None], -torch.inf)
         weight = scores.logsumexp(-1, keepdim=True)
@@ -207,7 +164,7 @@ class PagedDecoder:
         )
         if tail.runs is None:
             return own.to(q_RHD.dtype)
-        text, text_weight = self.ops.attend_in_part(q_RHD, keys, values, tail.runs, self._shape)
+        text, text_weight = self.ops.attend_in_part(q_RHD, kv, tail.runs)
         blind = tail.blind[:, None, None]  # what such a row's run read is nobody's, maybe NaN
         text, text_weight = text.masked_fill(blind, 0), text_weight.masked_fill(blind, -torch.inf)
         most = torch.maximum(own_weight, text_weight)
@@ -215,15 +172,15 @@ class PagedDecoder:
         total = own * own_weight + text.to(own.dtype) * text_weight
         return (total / (own_weight + text_weight)).to(q_RHD.dtype)
 
-    def _mlp(self, x_TH: Tensor, mlp: StackedMlp | StackedMoge, step: PagedStep) -> Tensor:
+    def _mlp(self, x_TH: Tensor, mlp: DeviceMlp | StackedMoge, step: PagedStep) -> Tensor:
         shared = mlp.shared if isinstance(mlp, StackedMoge) else mlp
         inner = self.ops.silu_product(self.ops.linear(x_TH, shared.gate_up))
         y_TH = self.ops.linear(inner, shared.down)
-        if isinstance(mlp, StackedMlp) or not step.routed:
+        if isinstance(mlp, DeviceMlp) or not step.routed:
             return y_TH
         logits_TE = self.ops.route(x_TH, mlp.router)
         choice = choose_on_device(logits_TE, mlp.scale, self.config.groups, step.groups)
-        return self.ops.experts(x_TH, *choice, mlp.gate_up, mlp.down, y_TH)
+        return self.ops.experts(x_TH, choice, mlp.experts, y_TH)
 
 
 def _fetched(values: Tensor) -> Tensor:

@@ -13,11 +13,19 @@ from collections.abc import Callable
 import torch
 import torch_npu
 from torch import Tensor
-from torch.nn import functional as F
 
-from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage, WideStorage
-from fastslow.engine.backends.accelerator.ops import AttentionShape, DeviceMatrix, VisibleKeys
-from fastslow.engine.backends.accelerator.runs import KeyRuns
+from fastslow.engine.backends.accelerator.kv import BLOCK, WideStorage
+from fastslow.engine.backends.accelerator.layout import BlockTables
+from fastslow.engine.backends.accelerator.ops import (
+    DeviceMatrix,
+    DeviceMlp,
+    DeviceTables,
+    ExpertChoice,
+    Graph,
+    LayerKV,
+    PagedOps,
+    only_run,
+)
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Ints
 
@@ -33,17 +41,30 @@ def need(ok: bool, limit: str) -> None:
         raise ValueError(f"the NPU's kernels need {limit}")
 
 
-class NpuOps:
+class NpuGraph(Graph):
+    """A recorded step. What attention needs as host integers is renewed in front of each replay."""
+
+    def __init__(self, run: Callable[[], None], pool: object) -> None:
+        self._graph = torch_npu.npu.NPUGraph()
+        with torch_npu.npu.graph(self._graph, pool=pool, auto_dispatch_capture=True):
+            run()
+
+    def replay(self, query_ends: list[int], seq_lens: list[int]) -> None:
+        # the update rewrites what a replay that still runs would read
+        torch_npu.npu.current_stream().synchronize()
+        renewed = {"actual_seq_lengths": query_ends, "actual_seq_lengths_kv": seq_lens}
+        self._graph.update(cpu_update_input=[renewed])
+        self._graph.replay()
+
+
+class NpuOps(PagedOps):
     """bfloat16 or float16; attention over paged keys by one fused kernel."""
 
-    storage: type[BlockStorage] = WideStorage
+    storage = WideStorage
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
     most_rows = 16
-    graph_rows = 16
-    merges = True
-    records = True
     runs_int8 = True
-    tail_dtype: torch.dtype | None = torch.float32
+    graph: type[NpuGraph] = NpuGraph
 
     def __init__(self, device: torch.device) -> None:
         ones = torch.ones(MASK, MASK, dtype=torch.int8)
@@ -54,6 +75,7 @@ class NpuOps:
         return dtype if dtype in self.dtypes else self.dtypes[0]
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().check(config, dtype)
         names = " or ".join(str(d).removeprefix("torch.") for d in self.dtypes)
         need(dtype in self.dtypes, f"dtype {names}, not {str(dtype).removeprefix('torch.')}")
         need(config.head_dim <= 128, f"head_dim of at most 128, not {config.head_dim}")
@@ -70,16 +92,9 @@ class NpuOps:
             need(size <= MOST_INNER, f"{name} of at most {MOST_INNER}, not {size}")
             need(size % 16 == 0, f"{name} to be a multiple of 16, not {size}")
 
-    def place(self, weight_OI: Tensor) -> Tensor:
-        return weight_OI
-
-    def place_experts(self, weight_EIO: Tensor) -> Tensor:
-        return weight_EIO
-
     def linear(self, x_TI: Tensor, matrix: DeviceMatrix) -> Tensor:
-        """x @ weight.T + bias. int8 weights [I, O] by int8 rows, one step size for each row."""
         if matrix.scale is None:
-            return F.linear(x_TI, matrix.weight, matrix.bias)
+            return super().linear(x_TI, matrix)
         x_q, step_T = self._quantised(x_TI)
         need(matrix.scale.dtype == torch.float32, "float32 scales of int8 weights")
         out: Tensor = torch_npu.npu_quant_matmul(
@@ -123,29 +138,18 @@ class NpuOps:
         out: Tensor = torch_npu.npu_rotary_mul(x_TND, cos_T1D, sin_T1D, rotary_mode="half")
         return out
 
-    def route(self, x_TH: Tensor, router_EH: Tensor) -> Tensor:
-        return F.linear(x_TH.float(), router_EH.float())
-
-    def experts(
-        self,
-        x_TH: Tensor,
-        experts_TG: Tensor,
-        weights_TG: Tensor,
-        gate_up: DeviceMatrix,
-        down: DeviceMatrix,
-        shared_TH: Tensor,
-    ) -> Tensor:
-        sorted_RH, places, counts_E = self._sorted(x_TH, experts_TG, len(gate_up.weight))
-        out_RH = self._grouped(sorted_RH, counts_E, gate_up, down)
+    def experts(self, x_TH: Tensor, chosen: ExpertChoice, mlp: DeviceMlp, y_TH: Tensor) -> Tensor:
+        sorted_RH, places, counts_E = self._sorted(x_TH, chosen.numbers, len(mlp.gate_up.weight))
+        out_RH = self._grouped(sorted_RH, counts_E, mlp, 1)
         # 2: `places` row by row, nothing dropped
         total: Tensor = torch_npu.npu_moe_finalize_routing(
             only_run(out_RH, counts_E.sum()),
-            shared_TH,
+            y_TH,
             None,
             None,
-            weights_TG.to(x_TH.dtype),
+            chosen.weights.to(x_TH.dtype),
             places,
-            experts_TG,
+            chosen.numbers,
             drop_pad_mode=2,
         )
         return total
@@ -176,11 +180,9 @@ class NpuOps:
         )
         return out[0], out[1], out[2][:count]
 
-    def _grouped(
-        self, x_RH: Tensor, counts_E: Tensor, gate_up: DeviceMatrix, down: DeviceMatrix
-    ) -> Tensor:
-        inner_RF = self.silu_product(self._product(x_RH, gate_up, counts_E, 1))
-        return self._product(inner_RF, down, counts_E, 1)
+    def _grouped(self, x_RH: Tensor, groups_E: Tensor, mlp: DeviceMlp, kind: int) -> Tensor:
+        inner_RF = self.silu_product(self._product(x_RH, mlp.gate_up, groups_E, kind))
+        return self._product(inner_RF, mlp.down, groups_E, kind)
 
     def _product(self, x_RI: Tensor, matrix: DeviceMatrix, groups_E: Tensor, kind: int) -> Tensor:
         """Sorted rows by their experts' matrices; rows behind the last group's hold anything.
@@ -210,105 +212,60 @@ class NpuOps:
         )[0]
         return out
 
-    def store(
-        self, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, slots_T: Tensor
-    ) -> None:
+    def store(self, k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor) -> None:
         need(slots_T.dtype == torch.int32, "int32 slots")
         torch_npu.npu_scatter_pa_kv_cache(
-            k_TKD.contiguous(), v_TKD.contiguous(), keys, values, slots_T, cache_mode="Norm"
+            k_TKD.contiguous(), v_TKD.contiguous(), kv.keys, kv.values, slots_T, cache_mode="Norm"
         )
 
-    def gather(self, cache: Tensor, slots_N: Tensor, kv_heads: int) -> Tensor:
-        return cache.flatten(0, 1).index_select(0, slots_N)
-
-    def width(self, needed: int, most: int) -> int:
-        return most
-
-    def lay(self, runs: KeyRuns, rows: int) -> tuple[Ints, ...]:
+    def lay(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
         return (runs.tables.astype("int32"),)
 
-    def attend(
-        self,
-        q_THD: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        seen: VisibleKeys,
-        shape: AttentionShape,
-        causal: bool,
-    ) -> Tensor:
-        return self._fused(q_THD, keys, values, seen, shape, causal, False)[0]
+    def attend(self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables) -> Tensor:
+        return self._fused(q_THD, kv, seen, causal=True)[0]
 
     def attend_in_part(
-        self, q_THD: Tensor, keys: Tensor, values: Tensor, seen: VisibleKeys, shape: AttentionShape
+        self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables
     ) -> tuple[Tensor, Tensor]:
-        return self._fused(q_THD, keys, values, seen, shape, False, True)
+        return self._fused(q_THD, kv, seen, causal=False)
 
     def _fused(
-        self,
-        q_THD: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        seen: VisibleKeys,
-        shape: AttentionShape,
-        causal: bool,
-        weighed: bool,
+        self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables, causal: bool
     ) -> tuple[Tensor, Tensor]:
         (table,) = seen.tensors
-        rows = [b - a for a, b in zip([0, *seen.queries], seen.queries)]
+        rows = [b - a for a, b in zip([0, *seen.query_ends], seen.query_ends)]
         need(q_THD.dtype in self.dtypes, f"queries of {self.dtypes}, not {q_THD.dtype}")
         need(q_THD.shape[-1] == 128, f"queries of width 128, not {q_THD.shape[-1]}")
         need(len(rows) <= MOST_RUNS, f"at most {MOST_RUNS} runs of rows, not {len(rows)}")
-        need(seen.queries[-1] == len(q_THD), "runs that end with the rows")
+        need(seen.query_ends[-1] == len(q_THD), "runs that end with the rows")
         need(min(rows) > 0 and max(rows) <= self.most_rows, f"runs of 1 to {self.most_rows} rows")
-        need(all(k >= n for k, n in zip(seen.lengths, rows)) or not causal, "a key for each row")
-        need(min(seen.lengths) > 0, "at least one key for each run")
-        need(max(seen.lengths) <= table.shape[1] * BLOCK, "block tables as long as the texts")
+        need(all(k >= n for k, n in zip(seen.seq_lens, rows)) or not causal, "a key for each row")
+        need(min(seen.seq_lens) > 0, "at least one key for each run")
+        need(max(seen.seq_lens) <= table.shape[1] * BLOCK, "block tables as long as the texts")
         need(table.dtype == torch.int32, "int32 block tables")
         out, weight = torch_npu.npu_fused_infer_attention_score(
             q_THD.contiguous(),
-            keys.flatten(2),
-            values.flatten(2),
+            kv.keys.flatten(2),
+            kv.values.flatten(2),
             atten_mask=self._mask if causal else None,
-            actual_seq_lengths=seen.queries,
-            actual_seq_lengths_kv=seen.lengths,
+            actual_seq_lengths=seen.query_ends,
+            actual_seq_lengths_kv=seen.seq_lens,
             block_table=table,
-            num_heads=shape.heads,
-            scale=shape.scale,
+            num_heads=self.shape.heads,
+            scale=self.shape.scale,
             input_layout="TND",
-            num_key_value_heads=shape.kv_heads,
+            num_key_value_heads=self.shape.kv_heads,
             sparse_mode=3 if causal else 0,  # 3: the last row sees the last key
             inner_precise=0,
             block_size=BLOCK,
-            softmax_lse_flag=weighed,
+            softmax_lse_flag=not causal,
         )
         return out, weight
 
     def record(self, run: Callable[[], None]) -> NpuGraph:
         if self._pool is None:
             self._pool = torch_npu.npu.graph_pool_handle()
-        return NpuGraph(run, self._pool)
-
-
-class NpuGraph:
-    """A recorded step. What attention needs as host integers is renewed in front of each replay."""
-
-    def __init__(self, run: Callable[[], None], pool: object) -> None:
-        self._graph = torch_npu.npu.NPUGraph()
-        with torch_npu.npu.graph(self._graph, pool=pool, auto_dispatch_capture=True):
-            run()
-
-    def replay(self, queries: list[int], lengths: list[int]) -> None:
-        # the update rewrites what a replay that still runs would read
-        torch_npu.npu.current_stream().synchronize()
-        renewed = {"actual_seq_lengths": queries, "actual_seq_lengths_kv": lengths}
-        self._graph.update(cpu_update_input=[renewed])
-        self._graph.replay()
-
-
-def only_run(rows_RH: Tensor, count: Tensor) -> Tensor:
-    """The first `count` rows, and zeros instead of what no expert wrote: 0 times NaN is not 0."""
-    place_R = torch.arange(len(rows_RH), device=rows_RH.device)
-    return rows_RH.masked_fill((place_R >= count)[:, None], 0)
+        return self.graph(run, self._pool)
 
 
 def chip() -> str:

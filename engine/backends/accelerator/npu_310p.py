@@ -10,10 +10,17 @@ import torch_npu
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.accelerator.kv import BlockStorage, FractalStorage
-from fastslow.engine.backends.accelerator.npu import MASK, NpuGraph, NpuOps, need, only_run
-from fastslow.engine.backends.accelerator.ops import AttentionShape, DeviceMatrix, VisibleKeys
-from fastslow.engine.backends.accelerator.runs import KeyRuns
+from fastslow.engine.backends.accelerator.kv import FractalStorage
+from fastslow.engine.backends.accelerator.layout import BlockTables
+from fastslow.engine.backends.accelerator.npu import MASK, NpuGraph, NpuOps, need
+from fastslow.engine.backends.accelerator.ops import (
+    DeviceMatrix,
+    DeviceMlp,
+    DeviceTables,
+    ExpertChoice,
+    LayerKV,
+    only_run,
+)
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Ints
 
@@ -21,16 +28,29 @@ FRACTAL_NZ = 29
 MASKED = -10000.0
 
 
+class Npu310pGraph(NpuGraph):
+    """A recorded step whose lengths are tensors: nothing is renewed but what they hold."""
+
+    def __init__(self, run: Callable[[], None], pool: object) -> None:
+        self._graph = torch_npu.npu.NPUGraph()
+        with torch_npu.npu.graph(self._graph, pool=pool):
+            run()
+
+    def replay(self, query_ends: list[int], seq_lens: list[int]) -> None:
+        self._graph.replay()
+
+
 class Npu310pOps(NpuOps):
     """What differs from A2: attention without weights to merge by, group sizes as running totals."""
 
-    storage: type[BlockStorage] = FractalStorage
+    storage = FractalStorage
     dtypes: tuple[torch.dtype, ...] = (torch.float16,)
     most_rows = MASK
     graph_rows = 1  # the only attention whose lengths are a tensor sees one row of each text
     merges = False
     runs_int8 = False  # its quantised products take other arguments
-    tail_dtype: torch.dtype | None = None
+    tail_dtype = None
+    graph = Npu310pGraph
 
     def __init__(self, device: torch.device) -> None:
         mask = torch.full((MASK, MASK), MASKED, dtype=torch.float16)
@@ -83,62 +103,41 @@ class Npu310pOps(NpuOps):
         """The product is float16, whose sums the chip keeps in float32; the rest is float32."""
         return F.linear(x_TH, router_EH.to(x_TH.dtype)).float()
 
-    def experts(
-        self,
-        x_TH: Tensor,
-        experts_TG: Tensor,
-        weights_TG: Tensor,
-        gate_up: DeviceMatrix,
-        down: DeviceMatrix,
-        shared_TH: Tensor,
-    ) -> Tensor:
-        need(gate_up.scale is None, "float16 experts on a 310P")
+    def experts(self, x_TH: Tensor, chosen: ExpertChoice, mlp: DeviceMlp, y_TH: Tensor) -> Tensor:
+        need(mlp.gate_up.scale is None, "float16 experts on a 310P")
         need(x_TH.shape[-1] % 16 == 0, "hidden_size to be a multiple of 16")
-        count = len(gate_up.weight)
         # this chip gives running totals, whatever is asked for
-        sorted_RH, places, ends_E = self._sorted(x_TH, experts_TG, count)
-        inner_RF = self.silu_product(self._product(sorted_RH, gate_up, ends_E, 0))
-        out_RH = self._product(inner_RF, down, ends_E, 0)
+        sorted_RH, places, ends_E = self._sorted(x_TH, chosen.numbers, len(mlp.gate_up.weight))
+        out_RH = self._grouped(sorted_RH, ends_E, mlp, 0)
         total: Tensor = torch_npu.npu_moe_token_unpermute(
             permuted_tokens=only_run(out_RH, ends_E[-1]),
             sorted_indices=places,
-            probs=weights_TG.to(x_TH.dtype),
+            probs=chosen.weights.to(x_TH.dtype),
         )
-        return total + shared_TH
+        return total + y_TH
 
-    def store(
-        self, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, slots_T: Tensor
-    ) -> None:
+    def store(self, k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor) -> None:
         need(slots_T.dtype == torch.int32, "int32 slots")
         torch_npu._npu_reshape_and_cache(
             key=k_TKD.contiguous(),
             value=v_TKD.contiguous(),
-            key_cache=keys,
-            value_cache=values,
+            key_cache=kv.keys,
+            value_cache=kv.values,
             slot_indices=slots_T,
         )
 
-    def gather(self, cache: Tensor, slots_N: Tensor, kv_heads: int) -> Tensor:
+    def gather(self, cache: Tensor, slots_N: Tensor) -> Tensor:
         block = cache.shape[2]
         found = cache[slots_N // block, :, slots_N % block]  # [N, kv_heads * D / 16, 16]
-        return found.reshape(len(slots_N), kv_heads, -1)
+        return found.reshape(len(slots_N), self.shape.kv_heads, -1)
 
-    def lay(self, runs: KeyRuns, rows: int) -> tuple[Ints, ...]:
-        return (runs.tables.astype("int32"), np.array(runs.lengths, dtype=np.int32))
+    def lay(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
+        return (runs.tables.astype("int32"), np.array(runs.seq_lens, dtype=np.int32))
 
-    def attend(
-        self,
-        q_THD: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        seen: VisibleKeys,
-        shape: AttentionShape,
-        causal: bool,
-    ) -> Tensor:
+    def attend(self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables) -> Tensor:
         table, lengths = seen.tensors
-        rows = [b - a for a, b in zip([0, *seen.queries], seen.queries)]
+        rows = [b - a for a, b in zip([0, *seen.query_ends], seen.query_ends)]
         need(q_THD.dtype in self.dtypes, f"queries of float16, not {q_THD.dtype}")
-        need(causal, "causal runs on a 310P")
         need(min(rows) > 0 and max(rows) <= MASK, f"runs of 1 to {MASK} rows")
         need(table.dtype == lengths.dtype == torch.int32, "int32 block tables and lengths")
         q_THD = q_THD.contiguous()
@@ -146,11 +145,11 @@ class Npu310pOps(NpuOps):
         if max(rows) == 1:
             torch_npu._npu_paged_attention(
                 query=q_THD,
-                key_cache=keys,
-                value_cache=values,
-                num_kv_heads=shape.kv_heads,
-                num_heads=shape.heads,
-                scale_value=shape.scale,
+                key_cache=kv.keys,
+                value_cache=kv.values,
+                num_kv_heads=self.shape.kv_heads,
+                num_heads=self.shape.heads,
+                scale_value=self.shape.scale,
                 block_table=table,
                 context_lens=lengths,
                 out=out,
@@ -158,38 +157,21 @@ class Npu310pOps(NpuOps):
             return out
         torch_npu._npu_paged_attention_splitfuse_v2(
             query=q_THD,
-            key_cache=keys,
-            value_cache=values,
+            key_cache=kv.keys,
+            value_cache=kv.values,
             block_table=table,
             context_lens=lengths,
             mask=self._mask,
             seq_len=torch.tensor(rows, dtype=torch.int32),  # stays on the host
-            num_kv_heads=shape.kv_heads,
-            num_heads=shape.heads,
-            scale_value=shape.scale,
+            num_kv_heads=self.shape.kv_heads,
+            num_heads=self.shape.heads,
+            scale_value=self.shape.scale,
             mask_type=5,
             out=out,
         )
         return out
 
     def attend_in_part(
-        self, q_THD: Tensor, keys: Tensor, values: Tensor, seen: VisibleKeys, shape: AttentionShape
+        self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables
     ) -> tuple[Tensor, Tensor]:
         raise ValueError("a 310P's attention does not say what its keys weigh")
-
-    def record(self, run: Callable[[], None]) -> NpuGraph:
-        if self._pool is None:
-            self._pool = torch_npu.npu.graph_pool_handle()
-        return Npu310pGraph(run, self._pool)
-
-
-class Npu310pGraph(NpuGraph):
-    """A recorded step whose lengths are tensors: nothing is renewed but what they hold."""
-
-    def __init__(self, run: Callable[[], None], pool: object) -> None:
-        self._graph = torch_npu.npu.NPUGraph()
-        with torch_npu.npu.graph(self._graph, pool=pool):
-            run()
-
-    def replay(self, queries: list[int], lengths: list[int]) -> None:
-        self._graph.replay()

@@ -1,16 +1,18 @@
-"""What an accelerator must be able to do for a model whose keys lie in blocks."""
+"""What an accelerator must be able to do for a model whose keys lie in blocks, and what all share."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BlockStorage
-from fastslow.engine.backends.accelerator.runs import KeyRuns
+from fastslow.engine.backends.accelerator.layout import BlockTables
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Ints
 
@@ -27,15 +29,39 @@ class DeviceMatrix(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class VisibleKeys:
+class DeviceTables:
     """Runs on the device: what the kernels want as host integers, and as tensors.
 
-    tensors: what `PagedOps.lay` said. queries, lengths: see `Runs`.
+    tensors: what `PagedOps.lay` said. query_ends, seq_lens: see `BlockTables`.
     """
 
-    queries: list[int]
-    lengths: list[int]
+    query_ends: list[int]
+    seq_lens: list[int]
     tensors: tuple[Tensor, ...]
+
+
+class DeviceMlp(NamedTuple):
+    """An MLP, gate and up in one matrix; or all routed experts of a layer, [E, H, 2F] and [E, F, H]."""
+
+    gate_up: DeviceMatrix
+    down: DeviceMatrix
+
+
+class ExpertChoice(NamedTuple):
+    """The experts that rows run.
+
+    numbers: int32 [T, G]; the number E stands for none. weights: float32 [T, G], 0 where none.
+    """
+
+    numbers: Tensor
+    weights: Tensor
+
+
+class LayerKV(NamedTuple):
+    """A layer's keys and values, as its `BlockStorage` keeps them."""
+
+    keys: Tensor
+    values: Tensor
 
 
 class AttentionShape(NamedTuple):
@@ -49,111 +75,119 @@ class AttentionShape(NamedTuple):
 class Graph(Protocol):
     """A recorded run of kernels on tensors that stay where they are."""
 
-    def replay(self, queries: list[int], lengths: list[int]) -> None:
+    def replay(self, query_ends: list[int], seq_lens: list[int]) -> None:
         """Run again, with these in the place of the recorded runs' host integers."""
 
 
-class PagedOps(Protocol):
+class PagedOps(ABC):
     """The kernels of a device. Letters: T rows, I in, O out, E experts, G groups, D width of a head.
 
     Nothing here but `lay`, `place` and `record` may wait for the device or copy from the host.
+
+    Attributes:
+        shape: of the model's attention, once `check` has seen it.
     """
 
-    storage: type[BlockStorage]
+    storage: ClassVar[type[BlockStorage]]
 
-    most_rows: int
+    most_rows: ClassVar[int]
     """Of a run."""
 
-    graph_rows: int
+    graph_rows: ClassVar[int] = 16
     """Of a run in a recorded step."""
 
-    merges: bool
+    merges: ClassVar[bool] = True
     """Whether `attend` can say how much weight its keys have, so that parts can be put together."""
 
-    records: bool
+    records: bool = True
     """Whether steps can be recorded."""
 
-    runs_int8: bool
+    runs_int8: ClassVar[bool] = False
     """Whether `linear` and `experts` take weights in int8, [I, O] and [E, I, O]."""
 
-    tail_dtype: torch.dtype | None
+    tail_dtype: ClassVar[torch.dtype | None] = torch.float32
     """In which the few keys of a tail are multiplied; None: the model's."""
+
+    shape: AttentionShape
 
     def nearest(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype itself, or what a model of this dtype should run in here."""
+        return dtype
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         """ValueError in one sentence for a model that the kernels cannot run."""
+        self.shape = AttentionShape(config.heads, config.kv_heads, config.head_dim**-0.5)
 
     def place(self, weight_OI: Tensor) -> Tensor:
         """A matrix in the order that `linear` reads."""
+        return weight_OI
 
     def place_experts(self, weight_EIO: Tensor) -> Tensor:
         """Matrices in the order that `experts` reads."""
+        return weight_EIO
 
-    def linear(self, x_TI: Tensor, matrix: DeviceMatrix) -> Tensor: ...
+    def linear(self, x_TI: Tensor, matrix: DeviceMatrix) -> Tensor:
+        """x @ weight.T + bias. int8 weights [I, O] by int8 rows, one step size for each row."""
+        return F.linear(x_TI, matrix.weight, matrix.bias)
 
+    @abstractmethod
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor: ...
 
+    @abstractmethod
     def add_rms_norm(
         self, x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         """The norm of x + residual, and x + residual."""
 
+    @abstractmethod
     def silu_product(self, gate_up_T2F: Tensor) -> Tensor: ...
 
+    @abstractmethod
     def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         """Half-split rotary embedding by plain (unsigned) sines, float32 in and out."""
 
     def route(self, x_TH: Tensor, router_EH: Tensor) -> Tensor:
         """Router logits, float32 [T, E]."""
+        return F.linear(x_TH.to(router_EH.dtype), router_EH)
 
-    def experts(
-        self,
-        x_TH: Tensor,
-        experts_TG: Tensor,
-        weights_TG: Tensor,
-        gate_up: DeviceMatrix,
-        down: DeviceMatrix,
-        shared_TH: Tensor,
-    ) -> Tensor:
-        """shared + sum of weight * expert(x), [T, H].
+    @abstractmethod
+    def experts(self, x_TH: Tensor, chosen: ExpertChoice, mlp: DeviceMlp, y_TH: Tensor) -> Tensor:
+        """y + sum of weight * expert(x), [T, H]. y: what the shared experts gave."""
 
-        experts_TG: int32; the number E stands for none. weights_TG: float32, 0 where none.
-        """
-
-    def store(
-        self, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, slots_T: Tensor
-    ) -> None:
+    @abstractmethod
+    def store(self, k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor) -> None:
         """Write rows at their slots (int32, all different)."""
 
-    def gather(self, cache: Tensor, slots_N: Tensor, kv_heads: int) -> Tensor:
-        """Rows at slots (int64): [N, kv_heads, D]."""
+    def gather(self, cache: Tensor, slots_N: Tensor) -> Tensor:
+        """Rows of keys or of values at slots (int64): [N, kv_heads, D]."""
+        return cache.flatten(0, 1).index_select(0, slots_N)
 
     def width(self, needed: int, most: int) -> int:
         """How many blocks wide the tables of a recorded step are: at least `needed`."""
+        return most
 
-    def lay(self, runs: KeyRuns, rows: int) -> tuple[Ints, ...]:
+    @abstractmethod
+    def lay(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
         """What `attend` needs of runs over `rows` rows as tensors; their shapes depend on the number of
         runs, the number of rows and the width of the tables alone."""
 
-    def attend(
-        self,
-        q_THD: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        seen: VisibleKeys,
-        shape: AttentionShape,
-        causal: bool,
-    ) -> Tensor:
-        """[T, heads, D]. causal: row i of a run's n sees all keys but the last n - 1 - i; else all."""
+    @abstractmethod
+    def attend(self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables) -> Tensor:
+        """[T, heads, D]. Row i of a run's n sees all keys but the last n - 1 - i."""
 
+    @abstractmethod
     def attend_in_part(
-        self, q_THD: Tensor, keys: Tensor, values: Tensor, seen: VisibleKeys, shape: AttentionShape
+        self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables
     ) -> tuple[Tensor, Tensor]:
-        """As `attend`, not causal, and the logarithm of the sum of exponentials, float32 [T, heads, 1].
+        """As `attend`, but all rows of a run see all its keys; and the logarithm of the sum of
+        exponentials, float32 [T, heads, 1]. Only where `merges`."""
 
-        Only where `merges`."""
-
+    @abstractmethod
     def record(self, run: Callable[[], None]) -> Graph:
         """Record what `run` does. It has run before, so that nothing is set up for the first time."""
+
+
+def only_run(rows_RH: Tensor, count: Tensor) -> Tensor:
+    """The first `count` rows, and zeros instead of what no expert wrote: 0 times NaN is not 0."""
+    place_R = torch.arange(len(rows_RH), device=rows_RH.device)
+    return rows_RH.masked_fill((place_R >= count)[:, None], 0)

@@ -18,8 +18,12 @@ from loguru import logger
 from numpy.typing import NDArray
 
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage
+from fastslow.engine.backends.accelerator.layout import (
+    AttentionLayout,
+    BlockTables,
+    attention_layout,
+)
 from fastslow.engine.backends.accelerator.ops import Graph, PagedOps
-from fastslow.engine.backends.accelerator.runs import KeyRuns, RowViews, row_views
 from fastslow.engine.backends.accelerator.step import PagedStep, Result
 from fastslow.engine.types import Floats, Rows
 
@@ -83,18 +87,20 @@ class Recorder:
             return None
         if int(np.diff(rows.starts).max()) > MOST_CHUNK:
             return None
-        sight = row_views(rows, BLOCK, self._ops.graph_rows, self._ops.merges)
-        if sight.tail is not None or sight.chains is None:
+        layout = attention_layout(rows, BLOCK, self._ops.graph_rows, self._ops.merges)
+        if layout.tail is not None or layout.chains is None:
             return None
-        size = padded_size(len(sight.chains.lengths), count, self._ops.graph_rows)
+        size = padded_size(len(layout.chains.seq_lens), count, self._ops.graph_rows)
         if size is None:
             return None
         most = min(-(-self._context // BLOCK), kv.spare // BLOCK)
-        width = self._ops.width(sight.chains.tables.shape[1], max(most, 1))
-        chains = fill_runs(sight.chains, size, width, kv.spare)
+        width = self._ops.width(layout.chains.tables.shape[1], max(most, 1))
+        chains = fill_runs(layout.chains, size, width, kv.spare)
         filled = fill_rows(rows, size[1], kv.spare)
         angles = (_filled(angles[0], size[1]), _filled(angles[1], size[1]))
-        step = PagedStep.of(filled, angles, RowViews(None, chains, None), self._ops, self._groups)
+        step = PagedStep.of(
+            filled, angles, AttentionLayout(None, chains, None), self._ops, self._groups
+        )
         key = (*size, width, features, step.routed)
         kept = self._kept.setdefault(kv, {})
         if key not in kept:  # the first one sets up whatever the kernels keep
@@ -104,7 +110,7 @@ class Recorder:
         if recording is None:
             return None
         recording.step.fill(step)
-        recording.graph.replay(chains.queries, chains.lengths)
+        recording.graph.replay(chains.query_ends, chains.seq_lens)
         self.replays += 1
         found, count = recording.result, len(rows.outputs)
         return Result(found.logits[:count], found.best[:count], found.features[: len(rows.seen)])
@@ -137,7 +143,7 @@ def padded_size(runs: int, rows: int, most: int) -> tuple[int, int] | None:
     return None
 
 
-def fill_runs(runs: KeyRuns, size: tuple[int, int], width: int, spare: int) -> KeyRuns:
+def fill_runs(runs: BlockTables, size: tuple[int, int], width: int, spare: int) -> BlockTables:
     """With runs of nobody's rows, which see keys of nobody, up to (runs, rows) and tables of `width`."""
     count, rows = size
     tables = np.full((count, width), 0, dtype=np.int64)
@@ -145,10 +151,13 @@ def fill_runs(runs: KeyRuns, size: tuple[int, int], width: int, spare: int) -> K
     tables[: known[0], : known[1]] = runs.tables
     tables[known[0] :, 0] = spare // BLOCK
     added = count - known[0]
-    left = rows - runs.queries[-1]
+    left = rows - runs.query_ends[-1]
     shares = [left // added + (i < left % added) for i in range(added)]
-    queries = [*runs.queries, *(runs.queries[-1] + np.cumsum(shares, dtype=np.int64)).tolist()]
-    return KeyRuns(queries, [*runs.lengths, *shares], tables)
+    query_ends = [
+        *runs.query_ends,
+        *(runs.query_ends[-1] + np.cumsum(shares, dtype=np.int64)).tolist(),
+    ]
+    return BlockTables(query_ends, [*runs.seq_lens, *shares], tables)
 
 
 def fill_rows(rows: Rows, count: int, spare: int) -> Rows:

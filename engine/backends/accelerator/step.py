@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastslow.engine.backends.accelerator.ops import PagedOps, VisibleKeys
-from fastslow.engine.backends.accelerator.runs import KeyRuns, RowViews, Tail
+from fastslow.engine.backends.accelerator.layout import AttentionLayout, BlockTables, Tail
+from fastslow.engine.backends.accelerator.ops import DeviceTables, PagedOps
 from fastslow.engine.types import Floats, Rows
 
 
@@ -25,24 +25,11 @@ class Result(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class TailTensors:
-    """See `Tail`."""
-
-    rows: Tensor
-    runs: VisibleKeys | None
-    blind: Tensor
-    gather: Tensor
-    places: Tensor
-    slots: Tensor
-    hidden: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class PagedStep:
     """T rows, M of whose logits and S of whose features are wanted.
 
     tokens int64 [T], slots int32 [T], groups int32 [T] (how many run, never ALL_GROUPS), cos and sin
-    float32 [T, 1, head_dim], outputs int64 [M], seen int64 [S]. rows, chains, tail: see `Sight`. routed: whether
+    float32 [T, 1, head_dim], outputs int64 [M], seen int64 [S]. rows, chains, tail: see `AttentionLayout`. routed: whether
     any row runs a routed expert.
     """
 
@@ -54,15 +41,24 @@ class PagedStep:
     outputs: Tensor
     seen: Tensor
     rows: Tensor | None
-    chains: VisibleKeys | None
-    tail: TailTensors | None
+    chains: DeviceTables | None
+    tail: Tail[Tensor, DeviceTables] | None
     routed: bool
 
     @classmethod
     def of(
-        cls, rows: Rows, angles: tuple[Floats, Floats], sight: RowViews, ops: PagedOps, groups: int
+        cls,
+        rows: Rows,
+        angles: tuple[Floats, Floats],
+        layout: AttentionLayout,
+        ops: PagedOps,
+        groups: int,
     ) -> PagedStep:
         """On the CPU. angles: cosines and sines [T, head_dim / 2]. groups: the model's."""
+
+        def tables(runs: BlockTables) -> DeviceTables:
+            return device_tables(runs, ops)
+
         cos, sin = (_tensor(np.concatenate((x, x), -1))[:, None] for x in angles)
         running = np.where(rows.groups < 0, groups, np.minimum(rows.groups, groups))
         return cls(
@@ -73,9 +69,9 @@ class PagedStep:
             sin,
             _tensor(rows.outputs),
             _tensor(rows.seen),
-            None if sight.rows is None else _tensor(sight.rows),
-            None if sight.chains is None else seen_of(sight.chains, ops),
-            None if sight.tail is None else _tail(sight.tail, ops),
+            None if layout.rows is None else _tensor(layout.rows),
+            None if layout.chains is None else tables(layout.chains),
+            None if layout.tail is None else layout.tail.mapped(_tensor, tables),
             bool(running.any()),
         )
 
@@ -85,14 +81,17 @@ class PagedStep:
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device)
 
-        tail = self.tail
-        if tail is not None:
-            fields: dict[str, Any] = {name: moved(getattr(tail, name)) for name in TAIL}
-            tail = replace(tail, runs=_seen_mapped(tail.runs, moved), **fields)
+        def tables(seen: DeviceTables) -> DeviceTables:
+            return replace(seen, tensors=tuple(map(moved, seen.tensors)))
+
         plain: dict[str, Any] = {name: moved(getattr(self, name)) for name in PLAIN}
-        rows = None if self.rows is None else moved(self.rows)
-        chains = _seen_mapped(self.chains, moved)
-        return replace(self, rows=rows, chains=chains, tail=tail, **plain)
+        return replace(
+            self,
+            rows=None if self.rows is None else moved(self.rows),
+            chains=None if self.chains is None else tables(self.chains),
+            tail=None if self.tail is None else self.tail.mapped(moved, tables),
+            **plain,
+        )
 
     def fill(self, other: PagedStep) -> None:
         """Take over the numbers of a step of the same shape that has no tail."""
@@ -105,30 +104,13 @@ class PagedStep:
             yield from self.chains.tensors
 
 
-TAIL = ("rows", "blind", "gather", "places", "slots", "hidden")
 PLAIN = ("tokens", "slots", "groups", "cos", "sin", "outputs", "seen")
 
 
-def seen_of(runs: KeyRuns, ops: PagedOps) -> VisibleKeys:
+def device_tables(runs: BlockTables, ops: PagedOps) -> DeviceTables:
     """Runs as a device wants them, on the CPU."""
-    laid = ops.lay(runs, runs.queries[-1])
-    return VisibleKeys(runs.queries, runs.lengths, tuple(map(_tensor, laid)))
-
-
-def _tail(tail: Tail, ops: PagedOps) -> TailTensors:
-    return TailTensors(
-        _tensor(tail.rows),
-        None if tail.runs is None else seen_of(tail.runs, ops),
-        _tensor(tail.blind),
-        _tensor(tail.gather),
-        _tensor(tail.places),
-        _tensor(tail.slots),
-        _tensor(tail.hidden),
-    )
-
-
-def _seen_mapped(seen: VisibleKeys | None, to: Callable[[Tensor], Tensor]) -> VisibleKeys | None:
-    return None if seen is None else replace(seen, tensors=tuple(map(to, seen.tensors)))
+    laid = ops.lay(runs, runs.query_ends[-1])
+    return DeviceTables(runs.query_ends, runs.seq_lens, tuple(map(_tensor, laid)))
 
 
 def _tensor(values: NDArray[np.generic]) -> Tensor:

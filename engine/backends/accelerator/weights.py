@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from loguru import logger
 from torch import Tensor
 
-from fastslow.engine.backends.accelerator.ops import DeviceMatrix, PagedOps
+from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp, PagedOps
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.int8 import ReadQuant, no_int8
 from fastslow.engine.model.ops import wide
 from fastslow.engine.model.weights import Read
 
 
-class Int8(Protocol):
-    """A matrix in int8 [O, I] with a scale per output, float32 [O]: y = (x @ weight.T) * scale."""
-
-    @property
-    def weight_OI(self) -> Tensor: ...
-
-    @property
-    def scale_O(self) -> Tensor: ...
-
-
-ReadInt8 = Callable[[str], Int8 | None]
-
-
-def no_int8(name: str) -> Int8 | None:
-    """For checkpoints that hold floats only."""
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class StackedMlp:
-    """Gate and up in one matrix."""
-
-    gate_up: DeviceMatrix
-    down: DeviceMatrix
-
-
 @dataclass(frozen=True, slots=True)
 class StackedMoge:
-    """router, scale: [E, H] and [E], float32. Experts: [E, H, 2F] and [E, F, H]."""
+    """router, scale: [E, H] and [E], float32."""
 
     router: Tensor
     scale: Tensor
-    gate_up: DeviceMatrix
-    down: DeviceMatrix
-    shared: StackedMlp
+    experts: DeviceMlp
+    shared: DeviceMlp
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +34,11 @@ class StackedLayer:
     qkv: DeviceMatrix
     out: DeviceMatrix
     mlp_norm: Tensor
-    mlp: StackedMlp | StackedMoge
+    mlp: DeviceMlp | StackedMoge
 
 
 class Stacked:
-    """Weights of a config in `dtype` on `device`, read by the names of `names.tensor_shapes`.
+    """Weights of a config in `dtype` on `device`, read by the names of `tensors.tensor_shapes`.
 
     Args:
         config, dtype, device: of the model.
@@ -84,7 +57,7 @@ class Stacked:
         dtype: torch.dtype,
         device: torch.device,
         read: Read,
-        int8: ReadInt8 = no_int8,
+        int8: ReadQuant = no_int8,
     ) -> None:
         ops.check(config, dtype)
         if int8 is not no_int8 and not ops.runs_int8:
@@ -138,8 +111,8 @@ class Stacked:
             else self._mlp(f"{prefix}.mlp", self.config.mlp_bias),
         )
 
-    def _mlp(self, prefix: str, bias: bool = False) -> StackedMlp:
-        return StackedMlp(
+    def _mlp(self, prefix: str, bias: bool = False) -> DeviceMlp:
+        return DeviceMlp(
             self._matrix(f"{prefix}.gate_proj", f"{prefix}.up_proj", bias=bias),
             self._matrix(f"{prefix}.down_proj", bias=bias),
         )
@@ -149,8 +122,7 @@ class Stacked:
         return StackedMoge(
             self._plain(f"{prefix}.gate.weight", dtype=sums),
             self._plain(f"{prefix}.router_scale", dtype=sums).flatten(),
-            self._experts(prefix, "gate", "up"),
-            self._experts(prefix, "down"),
+            DeviceMlp(self._experts(prefix, "gate", "up"), self._experts(prefix, "down")),
             self._mlp(f"{prefix}.shared_expert"),
         )
 

@@ -11,15 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from fastslow.engine.backends.cpu import library
-from fastslow.engine.backends.cpu.formats import Format, Formats
+from fastslow.engine.backends.cpu.formats import Format, Formats, float_format
 from fastslow.engine.backends.cpu.kv import TiledStorage
 from fastslow.engine.backends.cpu.packed import Arena, PackedMatrix
-from fastslow.engine.backends.cpu.rows import Rotary, Tails, parts
+from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
-from fastslow.engine.model.base import check_features, kept_layers
+from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.rope import Rotary
 from fastslow.engine.model.row_file import OpenFile
-from fastslow.engine.types import Floats, Ints, ModelOutput, Rows
+from fastslow.engine.types import ModelOutput, Rows
 
 if TYPE_CHECKING:
     from fastslow.engine.kv.storage import KVStorage
@@ -62,10 +63,9 @@ class CpuDecoder:
         self._memory = memory
         self._rotary = Rotary(config)
         self._kernels = library.kernels()
-        every = range(config.layers)
-        self._layers = kept_layers(every if layers is None else layers, every)
-        self._kv_layers = np.array(self._layers)
-        running = (library.CLayer * len(self._layers))(*map(self._layer, self._layers))
+        self.layers = check_layers(layers, range(config.layers))
+        self._kv_layers = np.array(self.layers)
+        running = (library.CLayer * len(self.layers))(*map(self._layer, self.layers))
         self._handle = self._kernels.fs_model_new(ctypes.byref(self._shape()), running)
         if not self._handle:
             raise MemoryError("there is no memory left for the model's kernels")
@@ -99,7 +99,7 @@ class CpuDecoder:
 
     @property
     def _routed_layers(self) -> int:
-        return sum(self.config.routed(n) for n in self._layers)
+        return sum(self.config.routed(n) for n in self.layers)
 
     def _bytes(self, experts: int, router: bool, screened: bool) -> int:
         pieces = {k: piece for k, piece in self._arena.pieces.items() if self._runs(k)}
@@ -114,26 +114,16 @@ class CpuDecoder:
 
     def _runs(self, key: str) -> bool:
         layer = key.partition(".")[0]
-        return not layer.isdigit() or int(layer) in self._layers
+        return not layer.isdigit() or int(layer) in self.layers
 
-    def keep(self, layers: Sequence[int]) -> CpuDecoder:
-        """See `Model.keep`; the weights are shared."""
-        kept = kept_layers(layers, self._layers)
-        return CpuDecoder(self.config, self.formats, self._arena, self._memory, kept, self.storage)
+    def layer_subset(self, layers: Sequence[int]) -> CpuDecoder:
+        """See `Model.layer_subset`; the weights are shared."""
+        some = check_layers(layers, self.layers)
+        return CpuDecoder(self.config, self.formats, self._arena, self._memory, some, self.storage)
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
-        """Run the rows, writing their keys and values to `kv` at their slots.
-
-        Returns logits, float32 [M, V], of `rows.outputs` (only their best tokens where
-        `rows.only_best`), and where `features` names layers, their outputs (0 = the first layer's),
-        of `rows.seen`, [S, len(features) * H] in `dtype`, side by side in the order named. M and S
-        may be 0. ValueError for a step without rows, a feature layer that does not run here, or
-        another kind of storage.
-        """
-        if not len(rows.tokens):
-            raise ValueError("rows must hold at least 1 row, got 0")
-        kv.expect(self.storage)
-        check_features(features, self._layers)
+        """See `Model.forward`; logits are float32, features in `dtype`."""
+        check_step(rows, kv, self.storage, features, self.layers)
         for name, some in (("outputs", rows.outputs), ("rows to see", rows.seen)):
             if len(some) > len(rows.tokens):
                 raise ValueError(f"{len(some)} {name} are more than the {len(rows.tokens)} rows")
@@ -142,107 +132,53 @@ class CpuDecoder:
         logits = torch.empty(0 if rows.only_best.all() else count, self.config.vocab_size)
         seen = torch.empty(len(rows.seen), len(features) * hidden) if features else NOTHING
         best = np.empty(count, dtype=np.int64)
-        tails = Tails.of(rows)
         cos, sin = self._rotary.at(rows)
+        step = KernelStep(rows, Tails.of(rows), cos, sin, logits, seen, best)
         if len(rows.tokens) <= MOST_ROWS:
-            self._call(
-                kv,
-                features,
-                tokens=rows.tokens,
-                slots=rows.slots,
-                groups=rows.groups,
-                cos=cos,
-                sin=sin,
-                starts=rows.starts,
-                contexts=rows.contexts,
-                chains=tails.chains,
-                tails=tails.slots,
-                tail_starts=tails.starts,
-                tail_lengths=tails.lengths,
-                wanted=rows.outputs,
-                seen=rows.seen if features else rows.seen[:0],
-                only_best=rows.only_best,
-                best=best,
-                logits=logits,
-                feature_values=seen,
-            )
+            self._call(kv, features, step)
         else:
-            self._in_parts(kv, features, rows, tails, (cos, sin), (logits, seen, best))
+            for part in step.parts(MOST_ROWS):
+                self._call(kv, features, part)
         return ModelOutput(logits, seen.to(self.dtype) if features else None, best)
 
-    def _in_parts(
-        self,
-        kv: KVStorage,
-        features: tuple[int, ...],
-        rows: Rows,
-        tails: Tails,
-        rotary: tuple[Floats, Floats],
-        results: tuple[torch.Tensor, torch.Tensor, Ints],
-    ) -> None:
-        """The rows at most MOST_ROWS at a time, their results put together in `results`."""
-        cos, sin = rotary
-        logits, seen, best = results
-        for first, last, owners, starts in parts(rows, MOST_ROWS):
-            picked = np.flatnonzero((rows.outputs >= first) & (rows.outputs < last))
-            looked = np.flatnonzero((rows.seen >= first) & (rows.seen < last) & bool(features))
-            own_logits = logits[picked] if len(logits) else logits
-            own_seen = seen[looked] if features else seen
-            own_best = best[picked]
-            self._call(
-                kv,
-                features,
-                tokens=rows.tokens[first:last],
-                slots=rows.slots[first:last],
-                groups=rows.groups[first:last],
-                cos=cos[first:last],
-                sin=sin[first:last],
-                starts=starts,
-                contexts=[rows.contexts[b] for b in owners],
-                chains=tails.chains[owners],
-                tails=tails.slots,
-                tail_starts=tails.starts[first:last],
-                tail_lengths=tails.lengths[first:last],
-                wanted=rows.outputs[picked] - first,
-                seen=rows.seen[looked] - first,
-                only_best=rows.only_best[picked],
-                best=own_best,
-                logits=own_logits,
-                feature_values=own_seen,
-            )
-            if len(logits):
-                logits[picked] = own_logits
-            if features:
-                seen[looked] = own_seen
-            best[picked] = own_best
-
-    def _call(
-        self,
-        kv: KVStorage,
-        features: tuple[int, ...],
-        contexts: Sequence[Ints],
-        logits: torch.Tensor,
-        feature_values: torch.Tensor,
-        **arrays: NDArray[Any],
-    ) -> None:
-        contexts = [np.ascontiguousarray(x) for x in contexts]
-        arrays["contexts"] = np.array([_address(x) for x in contexts], dtype=np.uint64)
-        arrays["context_lengths"] = np.array([len(x) for x in contexts], dtype=np.int64)
-        # the kernels count the layers that run
-        places = [self._layers.index(n) for n in features]
-        arrays["feature_layers"] = np.array(places, dtype=np.int64)
-        arrays["keys"], arrays["values"] = kv.pointers[:, self._kv_layers]
-        kept = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+    def _call(self, kv: KVStorage, features: tuple[int, ...], step: KernelStep) -> None:
+        rows, tails = step.rows, step.tails
+        contexts = [np.ascontiguousarray(x) for x in rows.contexts]
+        keys, values = kv.pointers[:, self._kv_layers]
+        arrays: dict[str, NDArray[Any]] = {
+            "tokens": rows.tokens,
+            "slots": rows.slots,
+            "groups": rows.groups,
+            "cos": step.cos,
+            "sin": step.sin,
+            "starts": rows.starts,
+            "contexts": np.array([_address(x) for x in contexts], dtype=np.uint64),
+            "context_lengths": np.array([len(x) for x in contexts], dtype=np.int64),
+            "chains": tails.chains,
+            "tails": tails.slots,
+            "tail_starts": tails.starts,
+            "tail_lengths": tails.lengths,
+            "keys": keys,
+            "values": values,
+            "wanted": rows.outputs,
+            "only_best": rows.only_best,
+            "best": step.best,
+            "seen": rows.seen if features else rows.seen[:0],
+            # the kernels count the layers that run
+            "feature_layers": np.array([self.layers.index(n) for n in features], dtype=np.int64),
+        }
+        arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
         args = library.StepArgs(
             threads=torch.get_num_threads(),
-            rows=len(kept["tokens"]),
+            rows=len(rows.tokens),
             requests=len(contexts),
-            outputs=len(kept["wanted"]),
-            seen_rows=len(kept["seen"]),
+            outputs=len(rows.outputs),
+            seen_rows=len(arrays["seen"]),
             features=len(features),
-            kv_format=KV_FORMATS[kv.kept],
-            logits=logits.data_ptr(),
-            feature_values=feature_values.data_ptr(),
-            **{name: _address(x) for name, x in kept.items()},
+            kv_format=KV_FORMATS[kv.memory_dtype],
+            logits=step.logits.data_ptr(),
+            feature_values=step.features.data_ptr(),
+            **{name: _address(x) for name, x in arrays.items()},
         )
         failed = self._kernels.fs_step(self._handle, ctypes.byref(args))
         if failed == library.UNREADABLE:
@@ -280,17 +216,12 @@ class CpuDecoder:
             **{k: self._matrix(f"{n}.{k}") for k in ("qkv", "out", "router", *MLP)},
         )
 
-    def _embedding_format(self) -> Format:
-        if self.formats.int8_embedding:
-            return Format.INT8
-        wide = self.formats.embedding == torch.float32
-        return Format.FLOAT32 if wide else Format.BFLOAT16
-
     def _shape(self) -> library.CShape:
         c, cold = self.config, self._memory.cold
         own = "embedding" in self._arena.offsets  # else the head's tiles have it
+        form = Format.INT8 if self.formats.int8_embedding else float_format(self.formats.embedding)
         return library.CShape(
-            layers=len(self._layers),
+            layers=len(self.layers),
             hidden=c.hidden_size,
             heads=c.heads,
             kv_heads=c.kv_heads,
@@ -301,7 +232,7 @@ class CpuDecoder:
             groups=c.groups,
             expert_neurons=c.moe_intermediate_size,
             eps=c.rms_norm_eps,
-            embedding_format=self._embedding_format(),
+            embedding_format=form,
             embedding=self._at("embedding") if own else self._at("head"),
             embedding_at=self._arena.offsets["embedding"] if own else 0,
             embedding_file=cold.number if isinstance(cold, OpenFile) else -1,
@@ -310,6 +241,15 @@ class CpuDecoder:
             screen=self._matrix("screen"),
             screen_norms=self._at("screen_norms"),
         )
+
+
+def unsupported(config: ModelConfig) -> str | None:
+    """What about a model the kernels cannot run; None = they run it."""
+    if config.pangu_v2 is not None:
+        return f"they do not know {config.architecture}"
+    if config.heads // config.kv_heads > MOST_RATIO:
+        return f"{config.heads} heads share {config.kv_heads} key heads, over {MOST_RATIO} to one"
+    return None
 
 
 def _address(array: NDArray[Any]) -> int:

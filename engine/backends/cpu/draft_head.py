@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastslow.engine.backends.cpu import library, packed
-from fastslow.engine.backends.cpu.formats import Format
+from fastslow.engine.backends.cpu.formats import Format, float_format
 from fastslow.engine.model.row_file import RowFile
 from fastslow.engine.types import Floats, Ints, Tree
 
 PADDING = 4096  # kernels fetch past the end of a matrix
-SOME = 1024  # rows packed at once, whole tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +43,13 @@ class DraftShape:
 class DraftKernels:
     """Runs a head; its requests are numbers that `open` gives.
 
-    Activations are int8 with a scale per 32, keys and values bfloat16. A row's bits depend neither on other rows nor on the number of threads, torch's.
+    Activations are int8 with a scale per 32, keys and values bfloat16. A row's bits depend neither on
+    other rows nor on the number of threads, torch's.
 
     Args:
         shape: of the layer.
-        weights: matrices "fuse" [H, F], "entry" [H, 2H], "qkv", "out", "gate_up", "down"; vectors [H] "embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm".
+        weights: matrices "fuse" [H, F], "entry" [H, 2H], "qkv", "out", "gate_up", "down"; vectors [H]
+            "embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm".
         head: [V, H], of which the rows `ids` are taken.
         ids: int64 [D], the tokens of the head's rows.
         embedding: [V, H], float32 or bfloat16; not copied. A file's rows are read as they are needed.
@@ -103,9 +104,7 @@ class DraftKernels:
             neurons=shape.neurons,
             vocabulary=len(self._ids),
             eps=shape.eps,
-            embedding_format=Format.FLOAT32
-            if embedding.dtype == torch.float32
-            else Format.BFLOAT16,
+            embedding_format=float_format(embedding.dtype),
             **_place(embedding),
             norm=self._vector(weights["norm"]),
             head=self._pack(head, words, shape.hidden),
@@ -128,18 +127,12 @@ class DraftKernels:
 
     def open(self, position: int) -> int:
         """A new text whose next row stands at a position; its number."""
-        number: int = self._kernels.fs_draft_open(self._handle, position)
-        if number < 0:
-            raise MemoryError("there is no memory left for a draft")
-        return number
+        return self._number(self._kernels.fs_draft_open(self._handle, position))
 
     def fork(self, context: int, drop: int) -> int:
         """A text that begins as another one did, without its last `drop` rows; its number. It has no
         words of its own."""
-        number: int = self._kernels.fs_draft_fork(self._handle, context, drop)
-        if number < 0:
-            raise MemoryError("there is no memory left for a draft")
-        return number
+        return self._number(self._kernels.fs_draft_fork(self._handle, context, drop))
 
     def close(self, context: int) -> None:
         """Forget a text."""
@@ -233,7 +226,7 @@ class DraftKernels:
             scores=scores.ctypes.data,
         )
         self._check(self._kernels.fs_draft_grow(self._handle, ctypes.byref(args)))
-        places, said = found.tolist(), scores.tolist()
+        places, given = found.tolist(), scores.tolist()
         trees = []
         for b, size in enumerate(places[:count]):
             first = count + b * most
@@ -242,7 +235,7 @@ class DraftKernels:
                 Tree(
                     places[first : first + size],
                     places[second : second + size],
-                    scores=said[b * most : b * most + size],
+                    scores=given[b * most : b * most + size],
                 )
             )
         return trees
@@ -264,6 +257,11 @@ class DraftKernels:
         pointer = ctypes.cast(at, ctypes.POINTER(ctypes.c_float))
         return np.ctypeslib.as_array(pointer, (size.value,))
 
+    def _number(self, number: int) -> int:
+        if number < 0:
+            raise MemoryError("there is no memory left for a draft")
+        return number
+
     def _check(self, failed: int) -> None:
         if failed == library.UNREADABLE:
             raise OSError("the target's embedding cannot be read from its file")
@@ -273,12 +271,7 @@ class DraftKernels:
     def _pack(self, matrix: Tensor | RowFile, rows: Ints, inputs: int) -> library.CMatrix:
         tile = int(self._kernels.fs_tile_bytes(self.form, inputs))
         tiles = self._room(len(rows) // library.TILE * tile)
-        for first in range(0, len(rows), SOME):  # a whole matrix in float32 may be large
-            picked = rows[first : first + SOME]
-            some = matrix[torch.from_numpy(np.maximum(picked, 0))].float().numpy()
-            some[picked < 0] = 0
-            at = tiles + first // library.TILE * tile
-            self._kernels.fs_pack(self.form, at, some.ctypes.data, len(picked), inputs)
+        packed.pack_rows_at(tiles, self.form, inputs, rows, matrix.__getitem__)
         return library.CMatrix(tiles, None, self.form, inputs, len(rows))
 
     def _vector(self, values: Tensor) -> int:

@@ -21,6 +21,11 @@ class Format(IntEnum):
     INT4 = 3  # groups of 32 inputs with a scale and a minimum, as in Q4_1; activations as INT8
 
 
+def float_format(dtype: torch.dtype) -> Format:
+    """Of float32 or bfloat16."""
+    return Format.FLOAT32 if dtype == torch.float32 else Format.BFLOAT16
+
+
 @dataclass(frozen=True, slots=True)
 class Formats:
     """What a model is packed in. Norms, biases and the router stay float32 in all of them.
@@ -66,7 +71,7 @@ class Formats:
         A 4-bit model keeps its head in int8: it decides between near words.
         """
         if quantization == "none":
-            form = Format.FLOAT32 if dtype == torch.float32 else Format.BFLOAT16
+            form = float_format(dtype)
             return cls(str(dtype).removeprefix("torch."), form, form, dtype, dtype)
         layers = Format.INT8 if quantization == "int8" else Format.INT4
         return cls(quantization, layers, Format.INT8, torch.bfloat16, torch.bfloat16)

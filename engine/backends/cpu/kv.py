@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastslow.engine.backends.cpu import library
-from fastslow.engine.kv.storage import KVStorage, lazy_zeros
+from fastslow.engine.kv.storage import KVShape, KVStorage, lazy_zeros
 from fastslow.engine.model.int8 import quantise_tokens
 from fastslow.engine.types import Ints
 
 LANES = 16  # slots of a tile; kernels/tile.h has the same
+
+
+def _tiles(s: KVShape) -> tuple[int, int, int]:
+    """Layers, tiles, KV heads. ValueError for a device other than the CPU."""
+    if torch.device(s.device).type != "cpu":
+        raise ValueError(f"device of tiles is {s.device}, but must be the CPU")
+    return s.layers, -(-s.slots // LANES), s.kv_heads
 
 
 class TiledStorage(KVStorage):
@@ -27,43 +36,27 @@ class TiledStorage(KVStorage):
     other than the CPU.
     """
 
-    def _allocate(
-        self,
-        layers: int,
-        slots: int,
-        kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"dtype of tiles is {dtype}, but must be float32 or bfloat16")
-        if head_dim % 2:
-            raise ValueError(f"head_dim of tiles is {head_dim}, but must be even")
-        if torch.device(device).type != "cpu":
-            raise ValueError(f"device of tiles is {device}, but must be the CPU")
-        tiles, pack = -(-slots // LANES), 4 // dtype.itemsize
-        side = layers * tiles * kv_heads * LANES * head_dim
+    def _allocate(self, s: KVShape) -> tuple[Tensor, Tensor]:
+        if s.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"dtype of tiles is {s.dtype}, but must be float32 or bfloat16")
+        if s.head_dim % 2:
+            raise ValueError(f"head_dim of tiles is {s.head_dim}, but must be even")
+        shape, pack = _tiles(s), 4 // s.dtype.itemsize
+        side = math.prod(shape) * LANES * s.head_dim
         # the kernels read whole vectors, which may pass the end of the last tile
-        whole = lazy_zeros((2 * side + 16 * pack,), dtype, device)
-        self._slots = slots
+        whole = lazy_zeros((2 * side + 16 * pack,), s.dtype, s.device)
         return (
-            whole[:side].view(layers, tiles, kv_heads, head_dim // pack, LANES, pack),
-            whole[side : 2 * side].view(layers, tiles, kv_heads, LANES // pack, head_dim, pack),
+            whole[:side].view(*shape, s.head_dim // pack, LANES, pack),
+            whole[side : 2 * side].view(*shape, LANES // pack, s.head_dim, pack),
         )
 
-    @property
-    def slots(self) -> int:
-        """Rows per layer that were asked for; tiles round them up."""
-        return self._slots
-
-    def read(self, slots: Ints) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, slots: Ints) -> tuple[Tensor, Tensor]:
         tiles, lanes, rows, halves = self._places(slots)
         keys = self._keys[:, tiles, :, :, lanes].flatten(-2)
         values = self._values[:, tiles, :, rows, :, halves]
         return keys.transpose(0, 1), values.transpose(0, 1)
 
-    def write(self, slots: Ints, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def write(self, slots: Ints, keys: Tensor, values: Tensor) -> None:
         tiles, lanes, rows, halves = self._places(slots)
         pack = self._keys.shape[-1]
         fresh = keys.transpose(0, 1).to(self.dtype)
@@ -80,7 +73,6 @@ class TiledStorage(KVStorage):
             len(both) and not 0 <= both.min() <= both.max() < self.slots
         ):
             raise IndexError(f"slots {src} to {dst} are not pairs within {self.slots}")
-        head_dim, kv_heads = self._values.shape[-2], self._keys.shape[2]
         failed = library.kernels().fs_move(
             self.pointers[0].ctypes.data,
             self.pointers[1].ctypes.data,
@@ -88,14 +80,14 @@ class TiledStorage(KVStorage):
             read.ctypes.data,
             written.ctypes.data,
             len(read),
-            kv_heads,
-            head_dim,
+            self.shape.kv_heads,
+            self.shape.head_dim,
             self.dtype == torch.float32,
         )
         if failed:
             raise MemoryError(f"moving {len(read)} rows found no memory")
 
-    def _places(self, slots: Ints) -> tuple[torch.Tensor, ...]:
+    def _places(self, slots: Ints) -> tuple[Tensor, ...]:
         """Of each slot its tile, its lane, and among values its row of words and part of a word."""
         at = torch.as_tensor(slots)
         pack = self._keys.shape[-1]
@@ -104,9 +96,7 @@ class TiledStorage(KVStorage):
 
 
 PACK = 4  # bytes of a word
-SCALES = (
-    2 * LANES * 4
-)  # bytes behind a tile of keys: float32 scales of its keys, then of its values
+SCALES = 2 * LANES * 4  # bytes behind a tile of keys: float32 scales of its keys, of its values
 OFFSET = 128  # bytes are kept unsigned, as dot instructions take them
 
 
@@ -120,30 +110,17 @@ class Int8Tiles(KVStorage):
     Raises ValueError for a head_dim that is no multiple of 4, and a device other than the CPU.
     """
 
-    def _allocate(
-        self,
-        layers: int,
-        slots: int,
-        kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> tuple[Tensor, Tensor]:
-        if head_dim % PACK:
-            raise ValueError(f"head_dim of int8 tiles is {head_dim}, but must be a multiple of 4")
-        if torch.device(device).type != "cpu":
-            raise ValueError(f"device of int8 tiles is {device}, but must be the CPU")
-        tiles, size = -(-slots // LANES), LANES * head_dim
-        count = layers * tiles * kv_heads
+    def _allocate(self, s: KVShape) -> tuple[Tensor, Tensor]:
+        if s.head_dim % PACK:
+            raise ValueError(f"head_dim of int8 tiles is {s.head_dim}, but must be a multiple of 4")
+        shape, size = _tiles(s), LANES * s.head_dim
+        count = math.prod(shape)
         # the kernels read whole vectors, which may pass the end of the last tile
-        whole = lazy_zeros((count * (2 * size + SCALES) + 64,), torch.uint8, device)
-        self._slots, self._shown, self._dim = slots, dtype, head_dim
+        whole = lazy_zeros((count * (2 * size + SCALES) + 64,), torch.uint8, s.device)
         keys, values = count * (size + SCALES), count * size
         return (
-            whole[:keys].view(layers, tiles, kv_heads, size + SCALES),
-            whole[keys : keys + values].view(
-                layers, tiles, kv_heads, LANES // PACK, head_dim, PACK
-            ),
+            whole[:keys].view(*shape, size + SCALES),
+            whole[keys : keys + values].view(*shape, LANES // PACK, s.head_dim, PACK),
         )
 
     @classmethod
@@ -151,31 +128,21 @@ class Int8Tiles(KVStorage):
         return 2 * layers * kv_heads * (head_dim + 4)
 
     @property
-    def slots(self) -> int:
-        """Rows per layer that were asked for; tiles round them up."""
-        return self._slots
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._shown
-
-    @property
-    def kept(self) -> torch.dtype:
+    def memory_dtype(self) -> torch.dtype:
         return torch.int8
 
     def read(self, slots: Ints) -> tuple[Tensor, Tensor]:
-        keys, values, scales = self._raw(slots)
-        sides = (keys, values)
-        floats = [
-            (side.to(torch.int16) - OFFSET).float() * scales[i, ..., None]
-            for i, side in enumerate(sides)
-        ]
-        return floats[0].to(self.dtype), floats[1].to(self.dtype)
+        *sides, scales = self._raw(slots)
+        keys, values = (
+            ((side.to(torch.int16) - OFFSET).float() * scale[..., None]).to(self.dtype)
+            for side, scale in zip(sides, scales)
+        )
+        return keys, values
 
     def write(self, slots: Ints, keys: Tensor, values: Tensor) -> None:
         rounded, scales = [], []
         for side in (keys, values):
-            flat, scale = quantise_tokens(side.reshape(-1, self._dim))
+            flat, scale = quantise_tokens(side.reshape(-1, self.shape.head_dim))
             rounded.append((flat.to(torch.int16) + OFFSET).to(torch.uint8).view(side.shape))
             scales.append(scale.view(side.shape[:-1]))
         self._put(slots, rounded[0], rounded[1], torch.stack(scales))
@@ -201,7 +168,7 @@ class Int8Tiles(KVStorage):
     def _key_words(self) -> Tensor:
         """[layers, tiles, kv_heads, D / 4, 16, 4]."""
         size, step = self._keys.shape[:-1], self._keys.stride()
-        shape = (*size, self._dim // PACK, LANES, PACK)
+        shape = (*size, self.shape.head_dim // PACK, LANES, PACK)
         return self._keys.as_strided(shape, (*step[:-1], LANES * PACK, PACK, 1))
 
     def _scales(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,23 @@ PAGE = 4096
 UNKNOWN = 1e30
 
 
+def pack_rows_at(
+    address: int, form: Format, inputs: int, order: Ints, rows: Callable[[Tensor], Tensor]
+) -> None:
+    """Pack a matrix at an address. rows: gives those of some numbers; `order` -1 is a row of zeros.
+
+    A few tiles at a time: a whole matrix in float32 may be larger than what it is packed to.
+    """
+    step = max(TILE, (1 << 22) // inputs // TILE * TILE)
+    tile = int(kernels().fs_tile_bytes(form, inputs))
+    for first in range(0, len(order), step):
+        picked = order[first : first + step]
+        some = rows(torch.from_numpy(np.maximum(picked, 0))).float().numpy()
+        some[picked < 0] = 0
+        at = address + first // TILE * tile
+        kernels().fs_pack(form, at, some.ctypes.data, len(picked), inputs)
+
+
 @dataclass(frozen=True, slots=True)
 class PackedMatrix:
     """A packed matrix. sources: names of the tensors whose rows, below each other, `order` picks."""
@@ -96,16 +114,8 @@ class PackedMatrix:
                 data = rows.ctypes.data
                 kernels().fs_pack_q4_1(address, data, self.outputs, self.inputs)
                 return
-        # a few tiles at a time: a whole matrix in float32 may be larger than what it is packed to
         whole = torch.cat([sources.read(name) for name in self.sources])
-        step = max(TILE, (1 << 22) // self.inputs // TILE * TILE)
-        tile = int(kernels().fs_tile_bytes(self.format, self.inputs))
-        for first in range(0, self.outputs, step):
-            picked = self.order[first : first + step]
-            some = whole[torch.from_numpy(np.maximum(picked, 0))].float().numpy()
-            some[picked < 0] = 0
-            at = address + first // TILE * tile
-            kernels().fs_pack(self.format, at, some.ctypes.data, len(picked), self.inputs)
+        pack_rows_at(address, self.format, self.inputs, self.order, whole.__getitem__)
 
     def _keep(self, address: int, matrix: QuantLinear) -> None:
         rows = _ordered(matrix.weight_OI.numpy(), self.order)
@@ -283,6 +293,4 @@ def _ordered(rows: NDArray[Any], picked: Ints) -> NDArray[Any]:
 
 
 def _memory(address: int, size: int) -> NDArray[np.uint8]:
-    import ctypes
-
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))

@@ -15,7 +15,7 @@ from loguru import logger
 from numpy.typing import NDArray
 
 from fastslow.engine.backends.cpu.packed import Arena, Sources
-from fastslow.engine.host.cache_folder import cache_folder
+from fastslow.engine.host.files import cache_folder
 from fastslow.engine.model.row_file import OpenFile
 
 LAYOUT = 2  # raise it when packed bytes change their meaning
@@ -107,9 +107,7 @@ def create(path: Path, arena: Arena, sources: Sources) -> PackedFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".pack.", delete=False) as file:
             made = Path(file.name)
-            if hasattr(
-                os, "posix_fallocate"
-            ):  # a full disk shows now, not as a fault while packing
+            if hasattr(os, "posix_fallocate"):  # a full disk shows now, not while packing
                 os.posix_fallocate(file.fileno(), 0, arena.nbytes)
             file.truncate(arena.nbytes)
         logger.info("packing weights, once, into {}", path)
@@ -134,9 +132,8 @@ def create(path: Path, arena: Arena, sources: Sources) -> PackedFile:
 def _in_memory(arena: Arena, sources: Sources) -> PackedFile:
     whole = _huge(arena.nbytes) if arena.nbytes > PAGE else None
     if whole is None:
-        memory = mmap.mmap(
-            -1, max(arena.nbytes, 1)
-        )  # starts at a page of its own, so it is aligned
+        # it starts at a page of its own, so it is aligned
+        memory = mmap.mmap(-1, max(arena.nbytes, 1))
         whole = np.frombuffer(memory, dtype=np.uint8)
     arena.write(whole.ctypes.data, sources)
     return PackedFile(whole[: arena.hot], whole[arena.hot :])

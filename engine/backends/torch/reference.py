@@ -1,10 +1,13 @@
-"""The building blocks in plain torch, for any device and dtype."""
+"""The building blocks in plain torch, for any device and dtype; on a CPU with weights in oneDNN's layout,
+which is about twice as fast to read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
+from loguru import logger
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -80,7 +83,7 @@ class ReferenceOps:
         k = self._gather(k_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
         v = self._gather(v_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
         if keys.sinks is not None:
-            k, v = _behind(keys.sinks.k, k), _behind(keys.sinks.v, v)
+            k, v = _post_normed(keys.sinks.k, k), _post_normed(keys.sinks.v, v)
             front = keys.sinks.bias.expand(lines, -1, -1, group, -1)
             bias = torch.cat((front, bias.expand(lines, -1, -1, -1, -1)), 2)
         blocks = bias.shape[2]
@@ -138,6 +141,35 @@ class ReferenceOps:
         return torch.cat([self._product(h_RF[i:j], down_HF[e], None) for e, i, j in dispatch.runs])
 
 
-def _behind(sinks_KFD: Tensor, own_LKSD: Tensor) -> Tensor:
+def _post_normed(sinks_KFD: Tensor, own_LKSD: Tensor) -> Tensor:
     """[L, kv_heads, F + S, D]: the sinks, and then each line's own."""
     return torch.cat((sinks_KFD.to(own_LKSD.dtype).expand(len(own_LKSD), -1, -1, -1), own_LKSD), 2)
+
+
+@cache
+def packable(dtype: torch.dtype) -> bool:
+    """Whether this machine's oneDNN packs weights of this dtype."""
+    ready = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # absent in builds without oneDNN
+    if ready and dtype == torch.bfloat16:
+        ready = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    ready = ready and dtype in (torch.float32, torch.bfloat16)
+    if not ready:
+        logger.info("oneDNN cannot pack {} weights here, plain matrix products run instead", dtype)
+    return ready
+
+
+class OneDnnOps(ReferenceOps):
+    """The reference, with products by packed weights (float32, and bfloat16 where oneDNN has it)."""
+
+    def pack(self, weight_OI: Tensor) -> Tensor:
+        """The weight in oneDNN's layout: opaque, it only serves `linear` and `experts`."""
+        if not packable(weight_OI.dtype):
+            return weight_OI
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI, self.rows)
+        return packed
+
+    def _product(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        if not weight_OI.is_mkldnn:
+            return super()._product(x_TI, weight_OI, bias_O)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
+        return out

@@ -21,7 +21,7 @@ def accept(
     trees: Sequence[Tree],
     target: Sequence[TargetProbsAt],
     noise: RngAt,
-    rules: Sequence[Rule] | None = None,
+    rules: Sequence[Rule],
 ) -> AcceptResult:
     """Verify every request's tree.
 
@@ -29,7 +29,7 @@ def accept(
         trees: one for each request.
         target: for each request the law after its last committed token, then one after each node.
         noise: where the uniform draws come from, where there is something to draw.
-        rules: one per request; None = token by token for all.
+        rules: one for each request.
 
     Returns:
         Accepted nodes of each request, root to leaf, and their tokens with one more from the target.
@@ -37,11 +37,10 @@ def accept(
     Raises:
         ValueError: there are more or fewer rules than requests.
     """
-    if rules is not None and len(rules) != len(trees):
+    if len(rules) != len(trees):
         raise ValueError(f"rules has {len(rules)} entries, and the batch has {len(trees)} requests")
     verdict = AcceptResult()
-    for b, (tree, laws) in enumerate(zip(trees, target, strict=True)):
-        rule = tokenwise if rules is None else rules[b]
+    for b, (tree, laws, rule) in enumerate(zip(trees, target, rules, strict=True)):
         path, last = rule(tree, laws, partial(noise, b))
         verdict.paths.append(path)
         verdict.tokens.append([int(tree.tokens[i]) for i in path] + [last])

@@ -4,7 +4,7 @@
 // vector of words times one scalar is a step of a score for sixteen keys, or of a sum of values.
 // Bytes are int8 + 128; behind a tile of keys lie the scales of its keys and then of its values, so
 // that whoever has scored a tile knows what its values are worth.
-// Mirror of engine/kv/tiles.py and engine/kv/int8_tiles.py.
+// Mirror of engine/backends/cpu/kv.py.
 #pragma once
 
 #include <cstddef>

@@ -1,0 +1,250 @@
+"""How many ranks share a model, and which heads, groups, parts of experts and requests are each one's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import Annotated
+
+from pydantic import Field, StrictInt
+
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.tensors import Over, cut_of, expert_of
+from fastslow.engine.params import Number, Params, nearest
+
+
+class Parallel(Params):
+    """ep * tp * dp ranks share one model.
+
+    Attention is cut by heads over ep * tp ranks, or over tp where the heads do not divide, and runs
+    that many times side by side on requests of its own. Routed experts are cut by whole groups over
+    ep, and inside each expert over tp * dp; shared experts, dense MLPs, embedding and head over all
+    ranks. Pangu Pro MoE's layout on eight devices (H2P: attention DP2 x TP4, experts EP4 x TP2,
+    shared TP8; arXiv 2505.21411) is Parallel(ep=4, dp=2).
+    """
+
+    ep: Annotated[StrictInt, Field(ge=1)] = Field(
+        default=1,
+        description="expert parallel: ranks among which the groups of experts are divided",
+    )
+    tp: Annotated[StrictInt, Field(ge=1)] = Field(
+        default=1, description="tensor parallel: ranks that share every head split and every expert"
+    )
+    dp: Annotated[StrictInt, Field(ge=1)] = Field(
+        default=1, description="data parallel: copies of attention, each with requests of its own"
+    )
+    timeout: Annotated[Number, Field(gt=0)] = Field(
+        default=300.0, description="seconds that a rank waits for another one inside a step"
+    )
+
+    @property
+    def ranks(self) -> int:
+        """How many processes it takes."""
+        return self.ep * self.tp * self.dp
+
+    @classmethod
+    def parse(cls, text: str) -> Parallel:
+        """From "ep=8,tp=1,dp=1"; what is not named is 1. ValueError in one sentence."""
+        known = ("ep", "tp", "dp")
+        fields: dict[str, int] = {}
+        for part in text.split(","):
+            name, _, value = part.partition("=")
+            name = name.strip()
+            if name not in known:
+                raise ValueError(f"parallel={text!r} names {name!r}{nearest(name, known)}")
+            if name in fields:
+                raise ValueError(f"parallel={text!r} names {name} twice")
+            if not value.strip().isdecimal():
+                raise ValueError(f"parallel={text!r}: {name} must be a whole number of at least 1")
+            fields[name] = int(value)
+        return cls(**fields)
+
+    def __str__(self) -> str:
+        return f"ep={self.ep},tp={self.tp},dp={self.dp}"
+
+
+@dataclass(frozen=True, slots=True)
+class RankShard:
+    """One rank among those of a `Parallel`, for one model.
+
+    Ranks are numbered (dp, ep, tp), tp fastest. Each data-parallel rank is a copy of attention with the
+    KV of its own requests, on `attention` ranks that serve each other.
+    """
+
+    config: ModelConfig
+    parallel: Parallel
+    rank: int
+
+    @classmethod
+    def all(cls, config: ModelConfig, parallel: Parallel) -> list[RankShard]:
+        """Every rank's. ValueError in one sentence if the model cannot be shared so."""
+        _check(config, parallel)
+        return [cls(config, parallel, rank) for rank in range(parallel.ranks)]
+
+    @property
+    def attention(self) -> int:
+        """Ranks that share the heads of one copy of attention."""
+        return attention_ranks(self.config, self.parallel)
+
+    @property
+    def dp_ranks(self) -> int:
+        """Copies of attention."""
+        return self.parallel.ranks // self.attention
+
+    @property
+    def dp_rank(self) -> int:
+        """Which of them this rank belongs to."""
+        return self.rank // self.attention
+
+    @property
+    def heads(self) -> int:
+        """Query heads of this rank."""
+        return self.config.heads // self.attention
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads of this rank; where there are more ranks than heads, several hold the same."""
+        return max(1, self.config.kv_heads // self.attention)
+
+    @property
+    def groups(self) -> range:
+        """Routed groups whose experts are here."""
+        size = self.config.groups // self.parallel.ep
+        first = self._expert_place * size
+        return range(first, first + size)
+
+    @property
+    def experts(self) -> range:
+        """Experts that are here, whole or in shard."""
+        size = self.config.experts // self.config.groups if self.config.groups else 0
+        return range(self.groups.start * size, self.groups.stop * size)
+
+    @property
+    def local(self) -> ModelConfig:
+        """The config of what this rank holds and runs."""
+        inner = self.parallel.tp * self.parallel.dp
+        c, ranks = self.config, self.parallel.ranks
+        return replace(
+            c,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            intermediate_size=c.intermediate_size // ranks,
+            groups=len(self.groups),
+            experts=len(self.experts),
+            moe_intermediate_size=c.moe_intermediate_size // inner,
+            shared_intermediate_size=c.shared_intermediate_size // ranks,
+        )
+
+    def vocabulary(self) -> range:
+        """Token ids whose embedding and logits are here: even shares, the last may be short."""
+        size = self.vocabulary_size
+        last = self.config.vocab_size
+        return range(min(self.rank * size, last), min((self.rank + 1) * size, last))
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids of a rank's share."""
+        return -(-self.config.vocab_size // self.parallel.ranks)
+
+    def slices(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...] | None:
+        """What of a tensor this rank holds, None = nothing.
+
+        Raises:
+            ValueError: the tensor has no rule.
+        """
+        over, axis = cut_of(name)
+        whole = tuple(slice(0, size) for size in shape)
+        if over is Over.FIRST_OF_ALL:
+            return whole if self.rank == 0 else None
+        if over is Over.FIRST_OF_HEADS:
+            return whole if self.rank % self.attention == 0 else None
+        if over is Over.EXPERTS and expert_of(name) not in self.experts:
+            return None
+        if axis is None:
+            return whole
+        first, last = self._range(name, over, shape[axis])
+        return *whole[:axis], slice(first, last), *whole[axis + 1 :]
+
+    def _range(self, name: str, over: Over, size: int) -> tuple[int, int]:
+        c, at = self.config, self.rank % self.attention
+        if over is Over.HEADS:
+            return _even(size, self.attention, at)
+        if over is Over.KV_HEADS:
+            unit = size // c.kv_heads
+            first = at * c.kv_heads // self.attention
+            return first * unit, (first + self.kv_heads) * unit
+        if over is Over.EXPERTS:
+            tp = self.parallel.tp
+            copy = self.rank // (tp * self.parallel.ep)
+            return _even(size, tp * self.parallel.dp, copy * tp + self.rank % tp)
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            ids = self.vocabulary()
+            return ids.start, ids.stop
+        return _even(size, self.parallel.ranks, self.rank)
+
+    @property
+    def _expert_place(self) -> int:
+        return self.rank // self.parallel.tp % self.parallel.ep
+
+
+def attention_ranks(config: ModelConfig, parallel: Parallel) -> int:
+    """Ranks that share the heads of attention: ep * tp, or tp where the heads do not divide.
+
+    Raises:
+        ValueError: they do not divide by tp either.
+    """
+    for ranks in (parallel.ep * parallel.tp, parallel.tp):
+        even = config.kv_heads % ranks == 0 or ranks % config.kv_heads == 0
+        if config.heads % ranks == 0 and even:
+            return ranks
+    raise ValueError(
+        f"tp={parallel.tp} does not divide the {config.heads} heads over {config.kv_heads} KV heads"
+    )
+
+
+def usual(config: ModelConfig, ranks: int) -> Parallel:
+    """So many ranks for a model: as many as can hold whole groups of experts, the rest by tensors.
+
+    Raises:
+        ValueError: neither heads nor rows can be shared so.
+    """
+    ep = gcd(config.groups, ranks) if config.groups else 1
+    choices = (Parallel(ep=ep, tp=ranks // ep), Parallel(ep=ep, dp=ranks // ep))
+    for choice in choices:
+        try:
+            _check(config, choice)
+        except ValueError as error:
+            why = error
+        else:
+            return choice
+    raise ValueError(f"{ranks} ranks cannot share this model: {why}")
+
+
+def _check(config: ModelConfig, parallel: Parallel) -> None:
+    """ValueError in one sentence if the model cannot be shared so."""
+    ep, inner, ranks = parallel.ep, parallel.tp * parallel.dp, parallel.ranks
+    if config.pangu_v2 is not None:
+        raise ValueError(f"{config.architecture} runs on one rank only: leave parallel out")
+    if ep > 1 and not config.groups:
+        raise ValueError(
+            f"ep={ep} needs a model with routed groups, this one is dense: use tp or dp"
+        )
+    if config.groups % ep:
+        raise ValueError(
+            f"ep={ep} does not divide the {config.groups} groups of experts: a rank holds whole ones"
+        )
+    attention_ranks(config, parallel)
+    for name, size, by, count in (
+        ("moe_intermediate_size", config.moe_intermediate_size, "tp * dp", inner),
+        ("shared_expert_intermediate_size", config.shared_intermediate_size, "the ranks", ranks),
+        ("intermediate_size", config.intermediate_size, "the ranks", ranks),
+    ):
+        if size % count:
+            raise ValueError(f"{name} {size} must be a multiple of {by}, which are {count}")
+    if config.vocab_size <= (ranks - 1) * -(-config.vocab_size // ranks):
+        raise ValueError(f"vocab_size {config.vocab_size} is too small for {ranks} ranks")
+
+
+def _even(size: int, parts: int, part: int) -> tuple[int, int]:
+    each = size // parts
+    return part * each, (part + 1) * each

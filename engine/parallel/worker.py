@@ -1,0 +1,261 @@
+"""One rank's shard of a model and of its KV, and what every rank but the first does: it loads its shard
+and runs the commands of rank 0 until that says so or is gone, whatever it is doing then."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from loguru import logger
+from torch._C._distributed_c10d import FileStore
+from torch.distributed.distributed_c10d import Store
+
+from fastslow.engine.backends.device import ops_for
+from fastslow.engine.kv.storage import KVShape, KVStorage
+from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.parallel.collectives import NAMES, Collectives, Traffic, into_one
+from fastslow.engine.parallel.commands import (
+    Command,
+    CommandKind,
+    receive,
+    send_json,
+    split,
+    unpack,
+    unpack_rows,
+)
+from fastslow.engine.parallel.decoder import ShardDecoder
+from fastslow.engine.parallel.sharding import Parallel, RankShard
+from fastslow.engine.parallel.weights import shard_reader, shard_weights, weight_bytes
+from fastslow.engine.types import Ints
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class RankFacts:
+    """Of one rank. Sizes in bytes.
+
+    Attributes:
+        pid: of its process.
+        weights: that it holds.
+        read: of the checkpoint, while loading.
+        kv: of all its storages.
+        sent: to other ranks so far, by collective.
+    """
+
+    pid: int
+    weights: int
+    read: int
+    kv: int
+    sent: dict[str, int]
+
+
+class ShardWorker:
+    """Runs a rank's shard.
+
+    Args:
+        shard: the rank's.
+        folder: of the checkpoint.
+        dtype: to run in.
+        device: of this rank.
+        progress: draw a bar while reading.
+
+    The process group must stand; all ranks make theirs at once.
+    """
+
+    def __init__(
+        self,
+        shard: RankShard,
+        folder: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: bool,
+    ) -> None:
+        self.shard = shard
+        self.device = device
+        self._traffic = Traffic()
+        ranks = torch.arange(shard.parallel.ranks).view(shard.dp_ranks, shard.attention)
+        patience = timedelta(seconds=shard.parallel.timeout)
+        dp_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=patience)
+        everyone = Collectives(dist.group.WORLD, shard.parallel.ranks, self._traffic)
+        checkpoint = Checkpoint.open(folder, shard.config)
+        with shard_reader(checkpoint, shard, progress) as read:
+            weights = shard_weights(shard, ops_for(device.type), dtype, device, read)
+        self._read = read.nbytes
+        self._weights = weight_bytes(weights)
+        self.decoder = ShardDecoder(
+            shard, weights, Collectives(dp_group, shard.attention, self._traffic), everyone
+        )
+        self.storages: dict[int, KVStorage] = {}
+
+    def run(self, command: Command) -> None:
+        """Do here what rank 0 does there."""
+        parts = split(command.values)
+        number = int(parts[0][0]) if parts else -1
+        if command.kind is CommandKind.OPEN:
+            layers, slots, dtype = parts[1].tolist()
+            heads, dim = self.shard.kv_heads, self.shard.config.head_dim
+            self.storages[number] = KVStorage(
+                KVShape(layers, slots, heads, dim, DTYPES[dtype], self.device)
+            )
+        elif command.kind is CommandKind.FREE:
+            del self.storages[number]
+        elif command.kind is CommandKind.MOVE:
+            move(self.shard, self.storages[number], parts[1], parts[2])
+        elif command.kind is CommandKind.FORWARD:
+            rows, kv = unpack_rows(parts[3]), self.storages[number]
+            self.decoder.forward(rows, kv, parts[1].tolist(), parts[2].tolist())
+        elif command.kind is CommandKind.REPORT:
+            self.report()
+
+    def report(self, kv: int | None = None) -> list[RankFacts]:
+        """Every rank's facts, on every rank; all must ask at once.
+
+        kv: bytes of this rank's storages, None = of those that it was told to open.
+        """
+        held = sum(s.nbytes for s in self.storages.values()) if kv is None else kv
+        sent = [self._traffic[name] for name in NAMES]
+        own = torch.tensor([os.getpid(), self._weights, self._read, held, *sent])
+        own = own.to(self.device)
+        whole = own.new_empty(self.shard.parallel.ranks * len(own))
+        into_one(whole, own)
+        return [
+            RankFacts(pid, weights, read, kept, dict(zip(NAMES, bytes_sent)))
+            for pid, weights, read, kept, *bytes_sent in whole.view(-1, len(own)).tolist()
+        ]
+
+
+def move(shard: RankShard, kv: KVStorage, src: Ints, dst: Ints) -> None:
+    """Copy the rows of this data-parallel rank; see `KVStorage.move`.
+
+    Raises:
+        ValueError: a row would leave its data-parallel rank.
+    """
+    if (src // kv.slots != dst // kv.slots).any():
+        raise ValueError("rows of keys and values cannot move between data-parallel ranks")
+    own = src // kv.slots == shard.dp_rank
+    first = shard.dp_rank * kv.slots
+    if own.any():
+        KVStorage.move(kv, src[own] - first, dst[own] - first)
+
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+
+
+@dataclass(frozen=True, slots=True)
+class RankJob:
+    """A model shared by ranks; all fields are JSON.
+
+    Attributes:
+        folder: of the checkpoint, the same path for all ranks.
+        parallel: fields of `Parallel`.
+        dtype: a torch dtype's name.
+        device: cpu, cuda or npu.
+    """
+
+    folder: str
+    parallel: dict[str, Any]
+    dtype: str
+    device: str
+
+    @contextmanager
+    def process_group(self, rank: int, local: int, store: Store) -> Iterator[None]:
+        """Join the process group of all ranks; left if the block fails.
+
+        local: the rank among those of this machine, which picks its device.
+        """
+        parallel = Parallel(**self.parallel)
+        if self.device != "cpu":
+            torch.get_device_module(self.device).set_device(local)
+        dist.init_process_group(
+            BACKENDS[self.device],
+            store=store,
+            rank=rank,
+            world_size=parallel.ranks,
+            timeout=timedelta(seconds=parallel.timeout),
+        )
+        try:
+            yield
+        except BaseException:
+            dist.destroy_process_group()
+            raise
+
+    def worker(self, rank: int, local: int, progress: bool) -> ShardWorker:
+        """This rank's shard of the model, loaded. The process group must stand."""
+        config = ModelConfig.from_folder(Path(self.folder))
+        shard = RankShard.all(config, Parallel(**self.parallel))[rank]
+        device = torch.device("cpu" if self.device == "cpu" else f"{self.device}:{local}")
+        return ShardWorker(shard, Path(self.folder), getattr(torch, self.dtype), device, progress)
+
+
+def worker_loop(
+    address: tuple[str, int], token: str, rank: int, local: int, store: Store
+) -> NoReturn:
+    """Serve rank 0 at `address` until it is done; then the process ends.
+
+    Args:
+        address: where rank 0 listens.
+        token: that it knows its ranks by.
+        rank: of this process.
+        local: among those of this machine.
+        store: in which the ranks meet.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which ends the others
+    logger.remove()
+    logger.add(sys.stderr, level="WARNING", format=f"rank {rank}: {{message}}")
+    try:
+        connection = socket.create_connection(address)
+    except OSError:
+        os._exit(1)  # rank 0 ended meanwhile
+    send_json(connection, {"token": token, "rank": rank, "pid": os.getpid()})
+    frames: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, frames), daemon=True).start()
+    try:
+        job = RankJob(**json.loads(frames.get()))
+        with job.process_group(rank, local, store):
+            worker = job.worker(rank, local, progress=False)
+            send_json(connection, {"loaded": rank})
+            while frame := frames.get():
+                for command in unpack(frame):
+                    worker.run(command)
+        dist.destroy_process_group()
+    except Exception as error:  # noqa: BLE001 - rank 0 must hear of it, whatever it is
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        try:
+            send_json(connection, {"failed": why})
+        finally:
+            os._exit(1)  # others may be waiting for this rank inside a collective
+    os._exit(0)  # at once: what torch tears down at the end of a process took five seconds
+
+
+def _listen(connection: socket.socket, frames: SimpleQueue[bytes]) -> None:
+    while (frame := receive(connection)) is not None:
+        frames.put(frame)
+        if not frame:  # rank 0 is done
+            return
+    os._exit(1)  # rank 0 is gone
+
+
+def main() -> None:
+    """Serve until rank 0 is done."""
+    given = json.loads(sys.stdin.buffer.read())
+    store = FileStore(given["store"], given["ranks"])
+    worker_loop(tuple(given["address"]), given["token"], given["rank"], given["rank"], store)
+
+
+if __name__ == "__main__":
+    main()

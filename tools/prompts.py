@@ -1,0 +1,97 @@
+"""Files of JSON Lines, and the prompts that a user keeps in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastslow.engine.host.progress import bar
+from fastslow.engine.text.templates import Message, check_messages
+
+T = TypeVar("T")
+Record = Mapping[str, Any]
+Conversation = list[Message]
+FIELDS = ("messages", "prompt", "turns", "question")
+
+
+def read_lines(path: Path, kind: str, parse: Callable[[Record], T]) -> Iterator[T]:
+    """What `parse` makes of each JSON object of a file, one a line; empty lines are skipped.
+
+    Args:
+        path: the file.
+        kind: what it holds, for messages: "prompts".
+        parse: raises ValueError for an object that does not fit.
+
+    Raises:
+        ValueError: the file cannot be read, or a line does not fit; file and line are named.
+    """
+    where = f"{kind} file {str(path)!r}"
+    try:
+        lines = path.read_text("utf-8").split("\n")  # splitlines would cut at U+2028, too
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
+    for number, line in enumerate(bar(lines, f"Reading {kind}"), 1):
+        if line.strip():
+            try:
+                yield parse(_record(line))
+            except ValueError as error:
+                raise ValueError(f"{where}, line {number}: {error}") from error
+
+
+def _record(line: str) -> Record:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise ValueError("no JSON that can be read: it is nested too deeply") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON object is needed, not {type(record).__name__}")
+    return record
+
+
+def read_prompts(path: Path, limit: int | None = None) -> list[Conversation]:
+    """The conversations to answer, in the order of the file.
+
+    Args:
+        path: one JSON object a line, see `conversation`.
+        limit: take so many spread evenly over the file, which may be sorted by kind; None = all.
+
+    Raises:
+        ValueError: the file cannot be read, is empty, or has a bad line (its number is given).
+    """
+    return spread(list(read_lines(path, "prompts", conversation)), limit, path)
+
+
+def spread(items: list[T], limit: int | None, path: Path) -> list[T]:
+    """At most `limit` of a file's items, evenly from first to last; ValueError if that leaves none."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit} must be at least 1")
+    if not items:
+        raise ValueError(f"prompts file {str(path)!r} has no prompt")
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def conversation(record: Record) -> Conversation:
+    """The messages of one object with one of these fields: "messages" (a conversation), "prompt" or
+    "question" (what a user says), "turns" (a list of that; the first is asked)."""
+    field = next((name for name in FIELDS if name in record), None)
+    if field is None:
+        raise ValueError(f"it has none of the fields {', '.join(FIELDS)}")
+    value: Any = record[field]
+    if field == "messages":
+        if not isinstance(value, list):
+            raise ValueError(f"messages must be a list, not {type(value).__name__}")
+        check_messages(value)
+        return value
+    if field == "turns":
+        if not isinstance(value, list) or not value:
+            raise ValueError("turns must be a list with at least one text")
+        value = value[0]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{field} must be a text that is not empty")
+    return [{"role": "user", "content": value}]

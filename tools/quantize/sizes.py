@@ -1,0 +1,64 @@
+"""What quantising would make of a checkpoint's bytes, from its config alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.tensors import tensor_shapes
+from fastslow.tools.quantize.plain_layer import ROUTER
+
+LIMIT = 0.52  # of the float checkpoint's bytes
+PARTS = ("embedding and head", "attention", "router", "shared experts", "experts", "MLP", "norms")
+
+
+def planned(
+    config: ModelConfig, *, embedding: bool, kv: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, tuple[int, int]]:
+    """Bytes of each part of a checkpoint before and after, on meta tensors: nothing is allocated.
+
+    embedding: whether embedding and head become int8. kv: with scales of keys and values. dtype: of
+    the float checkpoint.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for name, shape in tensor_shapes(config).items():
+        part = _part(name)
+        before = torch.empty(shape, dtype=dtype, device="meta").nbytes
+        after = sum(t.nbytes for t in _quantised(name, shape, embedding, dtype))
+        if kv and name.endswith(("k_proj.weight", "v_proj.weight")):
+            after += torch.empty(shape[0], device="meta").nbytes
+        had = found.get(part, (0, 0))
+        found[part] = (had[0] + before, had[1] + after)
+    return {part: found[part] for part in PARTS if part in found}
+
+
+def int8_embedding(config: ModelConfig) -> bool:
+    """Whether embedding and head must be int8 for the whole to stay below 0.52 of its bytes."""
+    before, after = (sum(side) for side in zip(*planned(config, embedding=False).values()))
+    return bool(after > LIMIT * before)
+
+
+def _quantised(
+    name: str, shape: tuple[int, ...], embedding: bool, dtype: torch.dtype
+) -> list[Tensor]:
+    outer = name in ("model.embed_tokens.weight", "lm_head.weight")
+    floats = not name.endswith(".weight") or name.endswith(f"{ROUTER}.weight")
+    if len(shape) == 1 or floats or (outer and not embedding):
+        return [torch.empty(shape, dtype=dtype, device="meta")]
+    scales = torch.empty(shape[0], 1, dtype=torch.bfloat16, device="meta")
+    return [torch.empty(shape, dtype=torch.int8, device="meta"), scales]
+
+
+def _part(name: str) -> str:
+    if name in ("model.embed_tokens.weight", "lm_head.weight"):
+        return "embedding and head"
+    if "norm" in name:
+        return "norms"
+    if ".self_attn." in name:
+        return "attention"
+    if ".shared_expert." in name:
+        return "shared experts"
+    if ".experts." in name:
+        return "experts"
+    return "router" if ".gate.weight" in name or "router_scale" in name else "MLP"

@@ -1,0 +1,1 @@
+"""HTML reports: pages from templates, and the charts in them."""

@@ -1,0 +1,119 @@
+"""The report of `fastslow tune --groups`: what fewer groups of experts change."""
+
+from __future__ import annotations
+
+import json
+
+from fastslow.tools.report.page import conditions, render
+from fastslow.tools.report.plot import Bar, Plot, Point, Series, whole_ticks
+from fastslow.tools.tune.groups import GroupsFound
+
+
+def headline(found: GroupsFound) -> str:
+    """What is proposed, in a sentence."""
+    row, all_ = found.proposed, found.all
+    if row is all_:
+        return (
+            f"On {found.prompts} prompts, no smaller number of groups keeps {found.keep:.0%} and saves "
+            f"time: the fast mode should run all {all_.groups}."
+        )
+    kept = f"the same next token at {row.agreement:.0%} of places"
+    if row.score is not None and all_.score:
+        kept = f"{row.score:.0%} of tasks right (all groups: {all_.score:.0%})"
+    saved = 1 - row.seconds / all_.seconds
+    return f"{row.groups} of {all_.groups} groups: {kept}, {saved:.0%} less time for a token."
+
+
+def page(found: GroupsFound, settings: str) -> str:
+    """The whole report as HTML. settings: name of the settings file."""
+    row, every = found.proposed, found.all
+    tiles = [
+        (f"{row.groups} of {every.groups}", "groups proposed for the fast mode"),
+        (f"{row.agreement:.0%}", "the same next token as all groups"),
+        (f"{1000 * row.seconds:.2f} ms", f"a token; all groups {1000 * every.seconds:.2f} ms"),
+    ]
+    if row.score is not None:
+        tiles.append((f"{row.score:.0%}", "of the tasks right"))
+    own = {
+        "took": f"{found.seconds / 60:.1f} minutes; {found.prompts} prompts, {found.places} tokens, "
+        f"{found.tasks} tasks",
+        "answers": "given with all groups and without thinking, then read with fewer",
+    }
+    agreement = {"same next token": (1, [100 * r.agreement for r in found.rows])}
+    if every.score is not None:
+        agreement["tasks right"] = (3, [100 * (r.score or 0.0) for r in found.rows])
+    divergence = {"divergence": (2, [1000 * r.divergence for r in found.rows])}
+    return render(
+        "groups.html",
+        found=found,
+        headline=headline(found),
+        tiles=tiles,
+        model=json.dumps(found.model),
+        settings=json.dumps(settings, ensure_ascii=False),
+        agreement=_lines(found, "Agreement with all groups", "", agreement, " %"),
+        divergence=_lines(found, "Divergence from all groups", "nats / 1000", divergence, ""),
+        seconds=_seconds(found),
+        rows=[
+            (
+                [
+                    str(r.groups),
+                    f"{r.agreement:.1%}",
+                    f"{r.divergence:.3f}",
+                    f"{1000 * r.seconds:.2f}",
+                    f"{r.seconds / every.seconds:.0%}",
+                    "-" if r.score is None else f"{r.score:.1%}",
+                ],
+                "best" if r is row else "",
+            )
+            for r in found.rows
+        ],
+        conditions=conditions(own, found.circumstances),
+    )
+
+
+def _lines(
+    found: GroupsFound,
+    title: str,
+    y_title: str,
+    lines: dict[str, tuple[int, list[float]]],
+    unit: str,
+) -> Plot:
+    """Lines against the number of groups: name -> colour and values."""
+    most = max(max(values) for _, values in lines.values())
+    plot = _axes(found, title, y_title, 100.0 if unit else 1.08 * max(most, 1e-9), unit)
+    plot.legend = {name: colour for name, (colour, _) in lines.items()}
+    for name, (colour, values) in lines.items():
+        points = [
+            Point(
+                row.groups,
+                value,
+                f"{row.groups} groups, {name}: {value:.1f}{unit}",
+                hollow=row is not found.proposed,
+            )
+            for row, value in zip(found.rows, values)
+        ]
+        plot.series.append(Series(colour, points))
+    return plot
+
+
+def _seconds(found: GroupsFound) -> Plot:
+    """Milliseconds a token against the number of groups."""
+    values = [1000 * row.seconds for row in found.rows]
+    plot = _axes(found, "Time of a token", "ms a token", 1.12 * max(values), "")
+    for row, value in zip(found.rows, values):
+        colour, note = int(row is found.proposed), f"{row.groups} groups: {value:.2f} ms"
+        plot.bars.append(Bar(row.groups - 0.3, 0.6, value, colour, note, f"{value:.2f}"))
+    return plot
+
+
+def _axes(found: GroupsFound, title: str, y_title: str, top: float, suffix: str) -> Plot:
+    most = found.all.groups
+    return Plot(
+        title=title,
+        x_title="routed groups a token",
+        y_title=y_title,
+        x_range=(-0.5, most + 0.5),
+        y_top=top,
+        x_labels=whole_ticks(most),
+        y_suffix=suffix,
+    )
