@@ -5,8 +5,7 @@
 
 Each checkout runs in a process of its own, started in its folder, and both wait while the other works. Ratios are
 those of a pair of neighbours in time (new over old); their median is told. Of tokens a second above 1 is faster.
-Start-up is the time from the start of Python to the first token of a loaded model, import that of `import fastslow`:
-seconds, below 1 is faster.
+Start-up is the time from the import of fastslow to the first token of a loaded model: seconds, below 1 is faster.
 """
 
 from __future__ import annotations
@@ -23,22 +22,17 @@ from figures import options, show, write
 
 from fastslow.tools.prompts import read_prompts
 
-# Both run in the checkout, with names only that both have.
-START = """
-import sys, time
+# Runs in the checkout, with names only that both have. Two figures of the start; then one job a line in, one figure
+# a line out.
+WORKER = """
+import json, sys, time
 start = time.perf_counter()
 from fastslow import LLM, SamplingParams
 print(time.perf_counter() - start)
-llm = LLM(sys.argv[1], progress=False)
-llm.generate([5, 6, 7], SamplingParams(max_tokens=1))
-print(time.perf_counter() - start)
-"""
-# One job a line in, one figure a line out.
-WORKER = """
-import json, sys, time
-from fastslow import LLM, SamplingParams
 model, quantization = sys.argv[1:]
 llm = LLM(model, quantization=quantization, progress=False, remember=False, prefix_caching=False)
+llm.generate([5, 6, 7], SamplingParams(max_tokens=1))
+print(time.perf_counter() - start, flush=True)
 vocab = llm.model.config.vocab_size
 draw = iter(range(10**9))
 for line in sys.stdin:
@@ -64,32 +58,29 @@ JOBS: dict[str, Job] = {
 
 
 class CheckoutProcess:
-    """A process in one checkout that does one job at a time."""
+    """A process in one checkout that does one job at a time. `starts`: seconds of the import, and until the first
+    token."""
 
     def __init__(self, checkout: Path, *asked: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", WORKER, *asked],
             cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
+        self.starts = [self._read(), self._read()]
+
+    def _read(self) -> float:
+        assert self._process.stdout is not None
+        return float(self._process.stdout.readline())
 
     def rate(self, job: Job) -> float:
         """Tokens a second."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        return self._read()
 
     def close(self) -> None:
         self._process.communicate()
-
-
-def start_seconds(checkout: Path, model: str) -> list[float]:
-    """Of the import, and until the first token."""
-    done = subprocess.run(
-        [sys.executable, "-c", START, model],
-        cwd=checkout, stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    return [float(line) for line in done.stdout.splitlines()]
 
 
 def in_turn(sides: Sequence[CheckoutProcess], jobs: Sequence[Job]) -> list[list[float]]:
@@ -110,13 +101,15 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, nargs="*", default=[], metavar="FILE.jsonl")
     parser.add_argument("--starts", type=int, default=7, help="of Python; 0 = leave them out")
     args = parser.parse_args()
-    folders = [args.old.resolve(), args.new.resolve()]
+    folders, kinds = [args.old.resolve(), args.new.resolve()], args.quantization.split(",")
     found: dict[str, list[list[float]]] = {}
-    if args.starts:
-        starts = [[start_seconds(f, args.model) for f in folders] for _ in range(args.starts + 1)]
-        for n, name in enumerate(("import, s", "first token, s")):
-            found[name] = [[old[n], new[n]] for old, new in starts[1:]]
-    for quantization in args.quantization.split(","):
+    for turn in range(args.starts + 1 if args.starts else 0):
+        sides = [CheckoutProcess(folder, args.model, kinds[0]) for folder in folders]
+        for side in sides:
+            side.close()
+        for name, *pair in zip(("import, s", "first token, s"), *(side.starts for side in sides)):
+            found.setdefault(name, []).extend([pair] if turn else [])  # the first warms up
+    for quantization in kinds:
         sides = [CheckoutProcess(folder, args.model, quantization) for folder in folders]
         for name, job in JOBS.items():
             found[f"{quantization} {name}"] = in_turn(sides, [job] * (args.repeat + 2))[2:]

@@ -130,15 +130,20 @@ def line(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = options(__doc__, "out", model="smollm2", quantization="int8", threads=0)
+    parser = options(
+        __doc__,
+        "out",
+        "threads",
+        model="smollm2",
+        quantization="int8",
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--answers", type=int, default=320, help="in the corpus, at most 2000")
     parser.add_argument("--ask", type=int, default=20, help="of each kind; 0 = make the corpus")
     parser.add_argument("--nodes", type=int, help="drafted per step; default: as many as pay")
     parser.add_argument("--also", type=Path, action="append", default=[], help="JSON lines")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
     path, stored = args.folder / "answers.jsonl", args.folder / "corpus.safetensors"
     # what it has just answered itself would help with new questions, too

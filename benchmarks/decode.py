@@ -30,7 +30,7 @@ from typing import Any
 
 import probe
 import torch
-from figures import Row, fair, middle, numbers, open_formats, options, show, take_turns
+from figures import Row, fair, middle, numbers, open_formats, options, seconds_of, show, take_turns
 from peer.texts import openings, unseen
 
 from fastslow import LLM, SamplingParams
@@ -69,12 +69,8 @@ def measure(llm: LLM, row: Row, tokens: int, seconds: float) -> dict[str, Any]:
     prompts = openings(llm.tokenizer, row["rows"], row["context"])
     spent, made = 0.0, 0
     while not made or spent < seconds:
-        outputs = llm.generate(
-            prompts, sampling, mode=row["mode"], speculation="off", progress=False
-        )
-        metrics = [output.metrics for output in outputs]
-        ends = [m.ttft + m.tpot * (m.tokens - 1) for m in metrics]
-        spent += max(ends) - min(m.ttft for m in metrics)
+        asked = {"mode": row["mode"], "speculation": "off", "progress": False}
+        spent += seconds_of(llm.generate(prompts, sampling, **asked))
         made += row["rows"] * (tokens - 1)
     return {"rate": made / spent}
 
@@ -82,21 +78,15 @@ def measure(llm: LLM, row: Row, tokens: int, seconds: float) -> dict[str, Any]:
 def rows_of(format: str, llm: LLM, args: argparse.Namespace) -> list[Row]:
     """What is measured in one format."""
     config = llm.model.config
-    cells: list[tuple[str, Row]] = [
-        (f"{n} row{'s' if n > 1 else ''}", {"rows": n}) for n in numbers(args.rows)
-    ]
-    cells += [
-        (f"1 row after {n}", {"context": n})
-        for n in numbers(args.contexts)
-        if n + args.tokens <= config.context
-    ]
-    if args.beside:
-        cells.append((f"1 row beside {args.beside}", {"beside": args.beside}))
-    cells += [(f"read {n}", {"read": n}) for n in numbers(args.read)]
+    fits = [n for n in numbers(args.contexts) if n + args.tokens <= config.context]
+    cells: dict[str, Row] = {f"{n} row{'s' * (n > 1)}": {"rows": n} for n in numbers(args.rows)}
+    cells |= {f"1 row after {n}": {"context": n} for n in fits}
+    cells |= {f"1 row beside {n}": {"beside": n} for n in [args.beside] if n}
+    cells |= {f"read {n}": {"read": n} for n in numbers(args.read)}
     usual = {"rows": 1, "context": PROMPT, "beside": 0, "read": 0, "bytes": None}
     found: list[Row] = []
     for mode in args.modes.split(","):
-        for title, cell in cells:
+        for title, cell in cells.items():
             row: Row = {"format": format, "mode": mode, "cell": title, **usual, **cell}
             if isinstance(llm.model, CpuDecoder) and row["rows"] == 1 and not row["read"]:
                 kept = config.kv_bytes_per_token(llm.model.dtype)
@@ -146,9 +136,7 @@ def main() -> int:
 
         def sample(row: Row) -> dict[str, Any]:
             job = (models[row["format"]], row, args.tokens, args.seconds)
-            with busy(
-                row["beside"]
-            ) as pids:  # a neighbour that is asked for is the benchmark's own
+            with busy(row["beside"]) as pids:  # a neighbour that is asked for is no other
                 return probe.sample(args.threads, lambda: measure(*job), pids)
 
         take_turns(args, rows, warm_up, sample)

@@ -41,12 +41,12 @@ from fastslow import LLM, SamplingParams, Speculation
 from fastslow.engine.host.watch import Watch
 from fastslow.output import Metrics
 from fastslow.tools.prompts import Conversation, read_prompts
-from fastslow.tools.tune.candidates import PLAIN, grid, is_plain, label, length_of, read_lengths
+from fastslow.tools.tune.candidates import PLAIN, grid, is_plain, label, read_lengths
 from fastslow.tools.tune.runner import shuffled
 
 WARM = 8  # tokens
 KV = "2GiB"  # a share of memory would hold no more texts than run at once: prompts were read again
-WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 760, 380, 60, 24, 130, 44
+HEIGHT, UNIT = 350, 135  # of the figure: where 0 is, and how high 1.0 x
 COLOURS = ("#3b6fd4", "#1d9a6c", "#c9861a", "#c2463d", "#8456c5", "#4d7c8a")
 STYLE = (
     "text{font:12px sans-serif;fill:#333}.grid{stroke:#8884}.line{fill:none;stroke-width:2}"
@@ -158,47 +158,40 @@ def settings_of(wish: str, args: argparse.Namespace) -> list[Speculation]:
 
 
 def cell(found: Runs, setting: Speculation) -> str:
-    if is_plain(setting):
-        return f"{median(run.rate for run in found[setting]):.0f} tok/s"
     runs = found[setting]
+    if is_plain(setting):
+        return f"{median(run.rate for run in runs):.0f} tok/s"
     steps, kept, share = (
-        median(getattr(run, name) for run in runs)
-        for name in ("tokens_per_step", "kept", "drafting")
+        median(values) for values in zip(*((r.tokens_per_step, r.kept, r.drafting) for r in runs))
     )
     return f"{times_plain(found, setting):.2f} x ({steps:.2f}, {kept:.0%}, {share:.0%})"
 
 
 def figure(lines: Mapping[int, Runs]) -> str:
     """SVG: a line for each batch size over fixed lengths, a ring for the adaptive one."""
-    drafted = [[s for s in found if not is_plain(s)] for found in lines.values()]
-    places = sorted({s.nodes for s in drafted[0]}, key=lambda nodes: (nodes is None, nodes or 0))
-    ratios = [[times_plain(found, s) for s in some] for found, some in zip(lines.values(), drafted)]
-    top, wide, high = 1.1 * max(map(max, ratios)), WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    lengths = sorted({s.nodes for found in lines.values() for s in found if s.nodes})
 
-    def at(value: float, nodes: int | None) -> tuple[float, float]:
-        across = wide * places.index(nodes) / max(1, len(places) - 1)
-        return round(LEFT + across, 1), round(TOP + high * (1 - value / top), 1)
+    def text(words: object, x: float, y: float) -> str:
+        return f'<text x="{x}" y="{y}" text-anchor="middle">{words}</text>'
 
-    def text(words: object, x: float, y: float, anchor: str = "middle") -> str:
-        return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
-
-    parts = [f"<style>{STYLE}</style>", text("nodes a step, at most", LEFT + wide / 2, HEIGHT - 6)]
-    for tenth in range(0, int(10 * top) + 1, 2):
-        _, y = at(tenth / 10, places[0])
-        parts.append(f'<line x1="{LEFT}" x2="{LEFT + wide}" y1="{y}" y2="{y}" class="grid"/>')
-        parts.append(text(f"{tenth / 10:.1f} x", LEFT - 8, y + 4, "end"))
-    for setting in drafted[0]:
-        parts.append(text(length_of(setting), at(0, setting.nodes)[0], HEIGHT - BOTTOM + 18))
-    for number, (batch, some, values) in enumerate(zip(lines, drafted, ratios)):
-        stroke, y = f'stroke="{COLOURS[number % len(COLOURS)]}"', TOP + 18 * number
-        dots = [(at(v, s.nodes), s.nodes is None) for s, v in zip(some, values)]
-        path = " ".join(f"{x},{y}" for (x, y), ring in dots if not ring)
-        parts.append(f'<polyline points="{path}" class="line" {stroke}/>')
-        for (x, height), ring in dots:
-            parts += [f'<circle cx="{x}" cy="{height}" r="6" class="line" {stroke}/>'] * ring
-        parts.append(text(f"batch {batch}", WIDTH - RIGHT + 14, y, "start"))
-        parts.append(f'<path d="M{WIDTH - 50} {y - 4}h24" class="line" {stroke}/>')
-    box = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
+    parts = [f"<style>{STYLE}</style>", text("nodes a step, at most", 300, 390)]
+    for tenth in range(0, 26, 2):
+        y = HEIGHT - UNIT * tenth / 10
+        parts.append(f'<path d="M60 {y}H620" class="grid"/>' + text(f"{tenth / 10} x", 30, y + 4))
+    places: dict[int | None, float] = {
+        n: 60 + 560 * i / len(lengths) for i, n in enumerate(lengths)
+    }
+    places[None] = 620.0
+    parts += [text(n or "adaptive", x, HEIGHT + 18) for n, x in places.items()]
+    for number, (batch, found) in enumerate(lines.items()):
+        stroke = f'stroke="{COLOURS[number % len(COLOURS)]}" class="line"'
+        height = {s.nodes: HEIGHT - UNIT * times_plain(found, s) for s in found if s != PLAIN}
+        path = " ".join(f"{places[n]:.1f},{height[n]:.1f}" for n in lengths)
+        parts.append(f'<polyline points="{path}" {stroke}/>')
+        parts += [f'<circle cx="620" cy="{height[None]:.1f}" r="6" {stroke}/>'] * (None in height)
+        parts.append(f'<path d="M710 {20 + 18 * number}h24" {stroke}/>')
+        parts.append(text(f"batch {batch}", 675, 24 + 18 * number))
+    box = 'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 400"'
     return f"<svg {box}>{''.join(parts)}</svg>"
 
 
@@ -224,35 +217,30 @@ def main() -> None:
         sets = {"mixed": prompts_of(args.prompts, args.limit * len(args.prompts))}
     rows, notes, cells = [], [], []
     lines: dict[int, Runs] = {}
-    for heat in map(float, args.temperatures.split(",")):
-        for size in numbers(args.batch):
-            most = max(args.limit, 2 * size)
-            found = [measure(args, size, some[:most], heat, settings) for some in sets.values()]
-            lines.setdefault(size, found[-1])
-            for setting in settings:
-                ratios = [times_plain(runs, setting) for runs in found]
-                texts = [cell(runs, setting) for runs in found]
-                rows.append(
-                    [f"{heat:g}", f"{size}", label(setting), *texts, f"{fmean(ratios):.2f}"]
-                )
-                cells += [
-                    {
-                        "set": name, "temperature": heat, "batch": size, "label": label(setting),
-                        "speculation": setting.model_dump(mode="json"), "times_plain": ratio,
-                        "runs": [asdict(run) for run in runs[setting]],
-                    }
-                    for name, ratio, runs in zip(sets, ratios, found, strict=True)
-                ]  # fmt: skip
-            for name, runs in zip(sets, found, strict=True) if args.lengths else ():
-                best, *_ = sorted(settings[1:], key=lambda s: -times_plain(runs, s) * bool(s.nodes))
-                free = [times_plain(runs, s) for s in settings if s.nodes is None]
-                share = max(free, default=nan) / times_plain(runs, best)
-                notes.append(
-                    f"batch {size}, {name}: adaptive / best fixed ({label(best)}) {share:.2f}"
-                )
+    for heat, size in product(map(float, args.temperatures.split(",")), numbers(args.batch)):
+        most = max(args.limit, 2 * size)
+        found = {
+            name: measure(args, size, some[:most], heat, settings) for name, some in sets.items()
+        }
+        facts: dict[str, Any] = {"temperature": heat, "batch": size}
+        for setting in settings:
+            ratios = {name: times_plain(runs, setting) for name, runs in found.items()}
+            texts = [cell(runs, setting) for runs in found.values()]
+            mean = f"{fmean(ratios.values()):.2f}"
+            rows.append([f"{heat:g}", f"{size}", label(setting), *texts, mean])
+            facts |= {"label": label(setting), "speculation": setting.model_dump(mode="json")}
+            for name, runs in found.items():
+                own = {"times_plain": ratios[name], "runs": [asdict(run) for run in runs[setting]]}
+                cells.append({"set": name, **facts, **own})
+        for name, runs in found.items() if args.lengths else ():
+            lines.setdefault(size, runs)
+            fixed = max((times_plain(runs, s), label(s)) for s in settings if s.nodes)
+            free = [times_plain(runs, s) for s in settings if s.nodes is None]
+            share = f"{max(free, default=nan) / fixed[0]:.2f}"
+            notes.append(f"batch {size}, {name}: adaptive / best fixed ({fixed[1]}) {share}")
     show(["temperature", "batch", "drafter", *sets, "mean"], rows, *notes)
     write(args.out, model=args.model, limit=args.limit, cells=cells)
-    if args.figure is not None:
+    if args.figure is not None and lines:
         args.figure.write_text(figure(lines), "utf-8")
 
 

@@ -19,25 +19,25 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
-from figures import options, prompts_of, show, write
+from figures import chat_encoder, options, prompts_of, show, write
 from near_tie import Finding, Judge
 from rich.progress import track
 
 from fastslow import LLM, Mode, Output, SamplingParams, Speculation
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.text.templates import load_template
 from fastslow.models.locate import resolve_model
 
 BATCH = 8
 NODES = 6
 COUNTS = ("answers", "equal", "ties", "errors", "drafted", "accepted", "cached", "preempted")
+COUNTS_OF = {"tie": "ties", "error": "errors"}
 
 
 @dataclass(frozen=True)
@@ -108,20 +108,18 @@ def sweep(
 
 @dataclass
 class CaseResult:
-    """One line of the table."""
+    """One line of the table. `idle`: what the case is for and did not bring about."""
 
     case: str
-    answers: int = 0
-    equal: int = 0
-    ties: int = 0
-    errors: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    cached: int = 0
-    preempted: int = 0
-    seconds: float = 0.0
+    seconds: float
+    counts: Counter[str] = field(default_factory=Counter)
     differ: list[dict[str, Any]] = field(default_factory=list)
-    idle: str = ""  # what the case is for and did not bring about
+    idle: str = ""
+
+    def record(self) -> dict[str, Any]:
+        counts = {name: self.counts[name] for name in COUNTS}
+        own = {"case": self.case, **counts, "seconds": self.seconds}
+        return {**own, "differ": self.differ, "idle": self.idle}
 
 
 class ExactBench:
@@ -138,15 +136,11 @@ class ExactBench:
             own["shared"] = Mode(groups=0, thinking="off")
         self.modes = {name: Mode(groups=m.groups, thinking="off") for name, m in own.items()}
         self.drafters = self._drafters(args, config.groups, config.layers)
-        tokenizer = self.llm.tokenizer
-        if tokenizer is None:
-            raise ValueError(f"{self.folder} has no tokenizer")
-        template = load_template(self.folder, tokenizer, config.architecture)
-        self.prompts: list[dict[str, list[int]]] = []
-        for talk in prompts_of(args.prompts, args.limit):
-            texts = {name: template.render(talk, mode.thinking) for name, mode in own.items()}
-            ids = {n: tokenizer.encode(t, template.add_special) for n, t in texts.items()}
-            self.prompts.append({name: some[: args.longest] for name, some in ids.items()})
+        encode = chat_encoder(self.folder)
+        self.prompts = [
+            {name: encode(talk, mode.thinking)[: args.longest] for name, mode in own.items()}
+            for talk in prompts_of(args.prompts, args.limit)
+        ]
         self.plain: dict[tuple[int, str], list[int]] = {}
         # the CPU kernels round alike in every batch: no tie is an excuse there
         self._judge = None
@@ -247,34 +241,24 @@ def measure(bench: ExactBench, case: Case) -> CaseResult:
     """Run a case, and judge every answer that differs from the plain one."""
     started = time.perf_counter()
     outputs = bench.run(case)
-    row = CaseResult(case.name, len(outputs), seconds=time.perf_counter() - started)
+    row = CaseResult(case.name, time.perf_counter() - started)
     for job, output in zip(case.jobs, outputs, strict=True):
         bench.plain.setdefault((job.prompt, job.mode), output.token_ids)
-        row.drafted += output.metrics.drafted
-        row.accepted += output.metrics.accepted
-        row.cached += output.metrics.cached_tokens
-        row.preempted += output.metrics.preemptions
-        finding = bench.compare(job, output)
-        row.equal += finding is None
+        m, finding = output.metrics, bench.compare(job, output)
+        row.counts.update(answers=1, drafted=m.drafted, accepted=m.accepted)
+        row.counts.update(cached=m.cached_tokens, preempted=m.preemptions)
+        row.counts["equal" if finding is None else COUNTS_OF[finding.kind]] += 1
         if finding is not None:
-            row.ties += finding.kind == "tie"
-            row.errors += finding.kind == "error"
             row.differ.append({**asdict(job), **asdict(finding)})
-    wanted = {
-        "nothing accepted": any(job.drafter != "off" for job in case.jobs) and not row.accepted,
-        "no prefix hit": case.warm and not row.cached,
-        "no preemption": case.few and not row.preempted,
-    }
-    row.idle = ", ".join(name for name, missed in wanted.items() if missed)
+    drafts = any(job.drafter != "off" for job in case.jobs)
+    wanted = {"accepted": drafts, "cached": case.warm, "preempted": case.few}
+    row.idle = ", ".join(f"nothing {x}" for x, due in wanted.items() if due and not row.counts[x])
     return row
 
 
 def main() -> int:
-    parser = options(
-        __doc__, "prompts", "head",
-        model="smollm2", limit=100, tokens=48, dtype="float32", quantization="none",
-        out=Path("exact.json"),
-    )  # fmt: skip
+    usual = {"limit": 100, "tokens": 48, "dtype": "float32", "quantization": "none"}
+    parser = options(__doc__, "prompts", "model", "head", out="exact.json", **usual)
     parser.add_argument("--draft-model", help="a small model with the same vocabulary")
     parser.add_argument("--longest", type=int, default=256, help="prompts are cut to this")
     parser.add_argument("--kv-dtype", default="auto", help="auto, int8 or model")
@@ -291,14 +275,15 @@ def main() -> int:
     rows: list[CaseResult] = []
     for case in track(todo, "cases"):
         rows.append(measure(bench, case))
-        write(args.out, model=bench.folder, rows=[asdict(row) for row in rows])
+        write(args.out, model=bench.folder, rows=[row.record() for row in rows])
     bench.llm.close()
     lines = [
-        [r.case, *(str(getattr(r, name)) for name in COUNTS), f"{r.seconds:.0f}", r.idle]
+        [r.case, *(str(r.counts[name]) for name in COUNTS), f"{r.seconds:.0f}", r.idle]
         for r in rows
     ]
-    answers, ties = sum(r.answers for r in rows[1:]), sum(r.ties for r in rows[1:])
-    errors = sum(r.errors for r in rows)
+    answers, ties, errors = (
+        sum(r.counts[n] for r in rows[1:]) for n in ("answers", "ties", "errors")
+    )
     note = f"{answers} answers: {ties} near ties, {errors} errors; figures in {args.out}"
     show(["case", *COUNTS, "seconds", "not shown"], lines, note)
     return 1 if errors or any(row.idle for row in rows) else 0

@@ -16,9 +16,12 @@ import probe
 from rich.console import Console
 from rich.table import Table
 
-from fastslow import LLM
+from fastslow import LLM, Output
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.model.base import Model
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.text.templates import load_template
+from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.tools.prompts import Conversation, read_prompts
 
 Row = dict[str, Any]  # what is measured, and its "samples"
@@ -61,6 +64,13 @@ def prompts_of(files: Sequence[Path], count: int) -> list[Conversation]:
     turns = itertools.zip_longest(*(read_prompts(file) for file in files))
     found = (prompt for turn in turns for prompt in turn if prompt is not None)
     return list(itertools.islice(found, count))
+
+
+def chat_encoder(folder: Path) -> Callable[..., list[int]]:
+    """Token ids of a conversation, put through the chat template; and how it is to think, if asked for."""
+    tokenizer, config = load_tokenizer(folder), ModelConfig.from_folder(folder)
+    template = load_template(folder, tokenizer, config.architecture)
+    return lambda *asked: tokenizer.encode(template.render(*asked), template.add_special)
 
 
 def console(width: int = 150) -> Console:
@@ -151,6 +161,13 @@ def middle(samples: Samples, key: str = "rate", digits: int | None = None) -> st
     value = statistics.median(sample[key] for sample in chosen)
     places = digits if digits is not None else 0 if value >= 100 else 1
     return f"{'~' if contended else ''}{value:.{places}f} (n={len(chosen)})"
+
+
+def seconds_of(outputs: Sequence[Output]) -> float:
+    """From the first token of answers that were asked for at once to the last."""
+    metrics = [output.metrics for output in outputs]
+    ends = [m.ttft + m.tpot * (m.tokens - 1) for m in metrics]
+    return max(ends) - min(m.ttft for m in metrics)
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:

@@ -33,14 +33,14 @@ from pathlib import Path
 from typing import Any
 
 import probe
-from figures import Samples, fair, middle, options, show, write
+from figures import Samples, chat_encoder, fair, middle, options, show, write
 from peer.engines import PEERS, EngineError, EngineProcess, python_of, read_names, set_up
 from peer.texts import TASKS, openings, unseen
 
 from fastslow.engine.host.files import cache_folder
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.text.templates import load_template
-from fastslow.models.locate import find_tokenizer, resolve_model
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.models.locate import resolve_model
 
 PROMPT = 64
 READ = 512
@@ -61,19 +61,10 @@ class PeerBench:
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         folder = resolve_model(args.model)
-        tokenizer = find_tokenizer(folder)
-        if tokenizer is None:
-            raise ValueError(f"{folder} has no tokenizer")
-        config = ModelConfig.from_folder(folder)
-        self._vocabulary = config.vocab_size
-        self._prompts = {n: openings(tokenizer, n, PROMPT) for n in (1, 8)}
-        template = load_template(folder, tokenizer, config.architecture)
-        self._tasks = {
-            name: tokenizer.encode(
-                template.render([{"role": "user", "content": text}]), template.add_special
-            )
-            for name, text in TASKS.items()
-        }
+        self._vocabulary = ModelConfig.from_folder(folder).vocab_size
+        self._prompts = {n: openings(load_tokenizer(folder), n, PROMPT) for n in (1, 8)}
+        encode = chat_encoder(folder)
+        self._tasks = {n: encode([{"role": "user", "content": t}]) for n, t in TASKS.items()}
         self.cells = [*PLAIN, *(f"lookup {name}" for name in TASKS if args.lookup)]
         self.found: Engines = {}
         self._running: dict[str, EngineProcess] = {}
@@ -93,10 +84,8 @@ class PeerBench:
                 "folder": str(resolve_model(args.model)), "cache": str(args.venvs),
                 "threads": args.threads, "context": CONTEXT, "room": CONTEXT,
             }  # fmt: skip
-            log, threads = (
-                args.venvs / f"{name}-{format}.log",
-                {"OMP_NUM_THREADS": str(args.threads)},
-            )
+            log = args.venvs / f"{name}-{format}.log"
+            threads = {"OMP_NUM_THREADS": str(args.threads)}
             try:
                 # What is made at a first load would count as memory of decoding, so one process
                 # loads and ends before the one that is measured.

@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-import time
+import timeit
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +30,36 @@ def physical_cores() -> int:
     for cpu in os.sched_getaffinity(0):
         folder = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
         try:
-            core = tuple(
-                (folder / f"{name}_id").read_text() for name in ("physical_package", "core")
+            cores.add(
+                (folder / "physical_package_id").read_text() + (folder / "core_id").read_text()
             )
         except OSError:  # some virtual machines do not tell
-            core = (str(cpu),)
-        cores.add(core)
+            cores.add(str(cpu))
     return len(cores)
 
 
 def header() -> dict[str, Any]:
     """What every file of figures begins with: command, versions, commit ("+": files differ from it) and machine."""
-    known = (
-        Path("/proc/cpuinfo").read_text("utf-8").split("flags", 1)[-1].partition("\n")[0].split()
-    )
-    facts = circumstances()
+    told = Path("/proc/cpuinfo").read_text("utf-8").split("flags", 1)[-1]
+    known, facts = told.partition("\n")[0].split(), circumstances()
     facts["machine"] |= {
         "cores": physical_cores(),
         "flags": [flag for flag in FLAGS if flag in known],
         "GiB": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "bandwidth_by": "kernels" if library.available() else "numpy, one thread",
     }
-    git = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
-    try:
-        said = subprocess.run(
-            git, check=True, cwd=Path(__file__).parent, capture_output=True, text=True
-        )
-    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
-        return facts | {"commit": ""}
-    return facts | {"commit": said.stdout.strip()}
+    git = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--exclude=*",
+        "--dirty=+",
+    ]
+    with suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        return facts | {"commit": subprocess.check_output(git, text=True).strip()}
+    return facts | {"commit": ""}
 
 
 @functools.cache
@@ -74,12 +76,7 @@ def read_bandwidth(threads: int, passes: int = 5) -> float:
     if library.available():
         read = library.kernels().fs_read_bandwidth
         return max(float(read(block.ctypes.data, block.nbytes, threads)) for _ in range(passes))
-    seconds = []
-    for _ in range(passes):
-        started = time.perf_counter()
-        block.sum()
-        seconds.append(time.perf_counter() - started)
-    return block.nbytes / min(seconds) / 1e9
+    return block.nbytes / min(timeit.repeat(block.sum, number=1, repeat=passes)) / 1e9
 
 
 def sample(

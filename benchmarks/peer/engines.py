@@ -73,8 +73,7 @@ def read_names(wish: str) -> list[tuple[str, str]]:
 
 def python_of(name: str, folder: Path) -> Path | None:
     """The interpreter that has an engine: its own environment's, else this one; None = neither."""
-    own = folder / name / "bin" / "python"
-    if name != "fastslow" and own.exists():
+    if name != "fastslow" and (own := folder / name / "bin" / "python").exists():
         return own
     return Path(sys.executable) if importlib.util.find_spec(PEERS[name].module) else None
 
@@ -85,14 +84,11 @@ def set_up(name: str, folder: Path) -> None:
     Raises:
         subprocess.CalledProcessError: the installation failed; it has said why.
     """
-    place = folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-    subprocess.run(
-        [str(place / "bin" / "python"), "-m", "pip", "install", *PEERS[name].requirements],
-        check=True,
-        env={**os.environ, **PEERS[name].build},
-    )
+    subprocess.run([sys.executable, "-m", "venv", str(folder / name)], check=True)
+    pip = [str(folder / name / "bin" / "python"), "-m", "pip", "install"]
+    variables = {**os.environ, **PEERS[name].build}
+    subprocess.run([*pip, *PEERS[name].requirements], check=True, env=variables)
 
 
 class EngineError(RuntimeError):
@@ -117,15 +113,10 @@ class EngineProcess:
         with log.open("wb") as printed:
             self._process = subprocess.Popen(
                 [str(python), "-m", f"peer.{adapter}"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=printed,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
-            )
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+            )  # fmt: skip
+        self.pid = self._process.pid
 
     def ask(self, do: str, limit: float = 900, **arguments: Any) -> Any:
         """One command's reply.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from figures import options_of
+from figures import options_of, seconds_of
 from peer.child import Run, serve
 
 import fastslow
@@ -54,10 +54,7 @@ class Fastslow:
     ) -> Run:
         batch = [list(prompt) for prompt in prompts]
         outputs = self.llm.generate(batch, sampling, speculation=wish, progress=False)
-        metrics = [output.metrics for output in outputs]
-        ends = [m.ttft + m.tpot * (m.tokens - 1) for m in metrics]
-        seconds = max(ends) - min(m.ttft for m in metrics)
-        return Run([output.token_ids for output in outputs], seconds)
+        return Run([output.token_ids for output in outputs], seconds_of(outputs))
 
 
 if __name__ == "__main__":
