@@ -69,13 +69,11 @@ CHUNK = 128  # answers between two looks at the disk
 
 def questions(matters: tuple[str, ...], frames: tuple[str, ...] = FRAMES) -> list[str]:
     """Every matter of every product in every frame, shuffled in the same way each time."""
-    found = [
-        frame.format(matter.format(product))
-        for matter, product, frame in itertools.product(matters, PRODUCTS, frames)
-    ]
-    found = [text[0].upper() + text[1:] for text in dict.fromkeys(found)]
-    random.Random(0).shuffle(found)
-    return found
+    every = itertools.product(matters, PRODUCTS, frames)
+    found = dict.fromkeys(frame.format(m.format(product)) for m, product, frame in every)
+    texts = [text[0].upper() + text[1:] for text in found]
+    random.Random(0).shuffle(texts)
+    return texts
 
 
 def chat(question: str) -> list[dict[str, str]]:
@@ -91,12 +89,10 @@ def make_answers(llm: LLM, path: Path, count: int) -> None:
     for chunk in bar(chunks, "Answering"):
         chats = [chat(question) for question in chunk]
         outputs = llm.generate(chats, sampling, speculation="off", progress=False)
-        lines = [
-            json.dumps({"messages": [*messages, {"role": "assistant", "content": output.text}]})
-            for messages, output in zip(chats, outputs)
-        ]
         with path.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
+            for messages, output in zip(chats, outputs):
+                messages.append({"role": "assistant", "content": output.text})
+                file.write(json.dumps({"messages": messages}) + "\n")
 
 
 def compare(llm: LLM, asked: list[str], wish: Speculation) -> dict[str, Any]:
@@ -130,13 +126,7 @@ def line(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = options(
-        __doc__,
-        "out",
-        "threads",
-        model="smollm2",
-        quantization="int8",
-    )
+    parser = options(__doc__, "model", "out", "threads", quantization="int8")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--answers", type=int, default=320, help="in the corpus, at most 2000")
     parser.add_argument("--ask", type=int, default=20, help="of each kind; 0 = make the corpus")
@@ -147,15 +137,14 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     path, stored = args.folder / "answers.jsonl", args.folder / "corpus.safetensors"
     # what it has just answered itself would help with new questions, too
-    quantization = args.quantization
-    with LLM(args.model, quantization=quantization, max_running=32, remember=False) as llm:
+    kind = {"quantization": args.quantization, "max_running": 32, "remember": False}
+    with LLM(args.model, **kind) as llm:
         make_answers(llm, path, args.answers)
         if not stored.is_file() or stored.stat().st_mtime < path.stat().st_mtime:
             build = ["corpus", "build", str(path), "-o", str(stored), "--model", args.model]
             app(args=build, standalone_mode=False)
         if not args.ask:
             return
-        assert llm.tokenizer is not None
         wish = Speculation(drafter="suffix", corpus=stored, nodes=args.nodes)
         known = random.Random(1).sample(questions(MATTERS)[: args.answers], args.ask)
         paraphrased = questions(MATTERS, OTHER_FRAMES)[: args.ask]

@@ -97,12 +97,9 @@ def _made(m: Metrics, until: float) -> float:
 
 
 def measure(
-    args: argparse.Namespace,
-    batch: int,
-    prompts: list[Conversation],
-    heat: float,
+    args: argparse.Namespace, batch: int, prompts: list[Conversation], heat: float,
     settings: Sequence[Speculation],
-) -> Runs:
+) -> Runs:  # fmt: skip
     """Every setting `--repeat` times, `batch` requests at once, each time in another order."""
     if len(prompts) < 2 * batch:
         raise ValueError(f"batch {batch} needs at least {2 * batch} prompts, got {len(prompts)}")
@@ -178,17 +175,15 @@ def figure(lines: Mapping[int, Runs]) -> str:
     for tenth in range(0, 26, 2):
         y = HEIGHT - UNIT * tenth / 10
         parts.append(f'<path d="M60 {y}H620" class="grid"/>' + text(f"{tenth / 10} x", 30, y + 4))
-    places: dict[int | None, float] = {
-        n: 60 + 560 * i / len(lengths) for i, n in enumerate(lengths)
-    }
-    places[None] = 620.0
+    places = {n: 60 + 560 * i / len(lengths) for i, n in enumerate([*lengths, None])}
     parts += [text(n or "adaptive", x, HEIGHT + 18) for n, x in places.items()]
     for number, (batch, found) in enumerate(lines.items()):
         stroke = f'stroke="{COLOURS[number % len(COLOURS)]}" class="line"'
         height = {s.nodes: HEIGHT - UNIT * times_plain(found, s) for s in found if s != PLAIN}
         path = " ".join(f"{places[n]:.1f},{height[n]:.1f}" for n in lengths)
         parts.append(f'<polyline points="{path}" {stroke}/>')
-        parts += [f'<circle cx="620" cy="{height[None]:.1f}" r="6" {stroke}/>'] * (None in height)
+        if None in height:
+            parts.append(f'<circle cx="620" cy="{height[None]:.1f}" r="6" {stroke}/>')
         parts.append(f'<path d="M710 {20 + 18 * number}h24" {stroke}/>')
         parts.append(text(f"batch {batch}", 675, 24 + 18 * number))
     box = 'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 400"'
@@ -196,10 +191,8 @@ def figure(lines: Mapping[int, Runs]) -> str:
 
 
 def main() -> None:
-    parser = options(
-        __doc__, "head", "prompts", "out",
-        model="smollm2", dtype="auto", quantization="auto", limit=16, tokens=128, repeat=1,
-    )  # fmt: skip
+    usual = {"limit": 16, "tokens": 128, "repeat": 1, "dtype": "auto", "quantization": "auto"}
+    parser = options(__doc__, "head", "prompts", "model", "out", **usual)
     parser.add_argument("--drafters", default="suffix,head:4,auto")
     parser.add_argument("--lengths", help="of every drafter, such as 1,2,4,adaptive")
     parser.add_argument("--keep", nargs="*", default=[], help="layers of `self`, such as 0-14")
@@ -207,7 +200,7 @@ def main() -> None:
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--temperatures", default="0,0.7")
     parser.add_argument("--mixed", action="store_true", help="all sets as one")
-    parser.add_argument("--figure", type=Path, help="SVG of the lengths of the last set")
+    parser.add_argument("--figure", type=Path, help="SVG of the lengths of the first set")
     args = parser.parse_args()
     drafters = [s for wish in args.drafters.split(",") for s in settings_of(wish, args)]
     settings = grid(drafters, read_lengths(args.lengths)) if args.lengths else drafters
@@ -219,9 +212,7 @@ def main() -> None:
     lines: dict[int, Runs] = {}
     for heat, size in product(map(float, args.temperatures.split(",")), numbers(args.batch)):
         most = max(args.limit, 2 * size)
-        found = {
-            name: measure(args, size, some[:most], heat, settings) for name, some in sets.items()
-        }
+        found = {n: measure(args, size, some[:most], heat, settings) for n, some in sets.items()}
         facts: dict[str, Any] = {"temperature": heat, "batch": size}
         for setting in settings:
             ratios = {name: times_plain(runs, setting) for name, runs in found.items()}

@@ -153,42 +153,30 @@ class ExactBench:
         """Fields of each drafter's settings. Accepted nodes of a tree need not lie side by side: then their keys and
         values are moved."""
         every = {} if groups else {"layers": tuple(range(layers))}
-        found: dict[str, dict[str, Any]] = {
-            "ngram": {"drafter": "ngram"},
-            "tree": {"drafter": "self", "width": 2, **every},
-            "suffix": {"drafter": "suffix"},
-        }
-        if groups:
-            found |= {name: {"drafter": name} for name in ("self", "ngram+self")}
+        found: dict[str, dict[str, Any]] = {"tree": {"drafter": "self", "width": 2, **every}}
+        for name in ("ngram", "suffix", *(("self", "ngram+self") if groups else ())):
+            found[name] = {"drafter": name}
         if args.draft_model is not None:
             found["model"] = {"drafter": "model", "model": args.draft_model}
-        if args.head is not None:
-            found |= {
-                name: {"drafter": name, "head": args.head} for name in ("head", "suffix|head")
-            }
+        for name in ("head", "suffix|head") if args.head is not None else ():
+            found[name] = {"drafter": name, "head": args.head, "width": 2}
         return found
 
     def run(self, case: Case) -> list[Output]:
         """All jobs of a case, `batch` at a time."""
         texts = [self.prompts[job.prompt][job.mode] for job in case.jobs]
         self._prepare(case, [len(text) + self._args.tokens for text in texts])
+        modes, params = [self.modes[job.mode] for job in case.jobs], SamplingParams(max_tokens=1)
         if case.warm:
-            names, once = list(self.modes), SamplingParams(max_tokens=1)
-            for step in (1, 0):
-                before = [names[(names.index(j.mode) + step) % len(names)] for j in case.jobs]
-                self._generate(case, texts, [self.modes[name] for name in before], once)
+            names = list(self.modes)
+            after = dict(zip(names, names[1:] + names[:1], strict=True))
+            other = [self.modes[after[job.mode]] for job in case.jobs]
+            for some in (other, modes):
+                self.llm.generate(texts, params, mode=some, speculation="off", progress=False)
         params = SamplingParams(max_tokens=self._args.tokens)
-        return self._generate(case, texts, [self.modes[job.mode] for job in case.jobs], params)
-
-    def _generate(
-        self, case: Case, texts: list[list[int]], modes: list[Mode], params: SamplingParams
-    ) -> list[Output]:
-        wishes = [
-            Speculation(nodes=NODES if n % 2 else None, **self.drafters[job.drafter])
-            if job.drafter != "off" and params.max_tokens > 1
-            else "off"
-            for n, job in enumerate(case.jobs)
-        ]
+        off = {"drafter": "off"}
+        fields = (self.drafters.get(job.drafter, off) for job in case.jobs)
+        wishes = [Speculation(nodes=NODES if n % 2 else None, **f) for n, f in enumerate(fields)]
         return self.llm.generate(texts, params, mode=modes, speculation=wishes, progress=False)
 
     def _prepare(self, case: Case, lengths: list[int]) -> None:
@@ -198,13 +186,9 @@ class ExactBench:
         if case.few:
             kind, c = self.llm.model.storage, self.llm.model.config
             pages = sorted((-(-(n + NODES) // kind.page_size) for n in lengths), reverse=True)
-            count = pages[0] + (sum(pages[: case.batch]) - pages[0]) // 4
-            token = kind.token_bytes(
-                layers=c.layers,
-                kv_heads=c.kv_heads,
-                head_dim=c.head_dim,
-                dtype=self.llm.model.dtype,
-            )
+            count = pages[0] + (sum(pages[: case.batch]) - pages[0]) // 8
+            shape = {"layers": c.layers, "kv_heads": c.kv_heads, "head_dim": c.head_dim}
+            token = kind.token_bytes(dtype=self.llm.model.dtype, **shape)
             asked["kv_memory"] = int(count * kind.page_size * token * kind.share)
             asked["max_model_len"] = max(lengths)
         threads = case.threads or self._args.threads[0]

@@ -73,9 +73,9 @@ def chat_encoder(folder: Path) -> Callable[..., list[int]]:
     return lambda *asked: tokenizer.encode(template.render(*asked), template.add_special)
 
 
-def console(width: int = 150) -> Console:
-    """As wide as the terminal; so many columns where the output goes to a file."""
-    return Console(width=None if sys.stdout.isatty() else width, highlight=False)
+def console() -> Console:
+    """As wide as the terminal; 150 columns where the output goes to a file."""
+    return Console(width=None if sys.stdout.isatty() else 150, highlight=False)
 
 
 def show(

@@ -77,9 +77,8 @@ def play(llm: LLM, fast: Mode, args: argparse.Namespace) -> Round:
 
 
 def main() -> None:
-    parser = options(
-        __doc__, "out", model="smollm2-moge", quantization="auto", tokens=24, seconds=20.0
-    )
+    kind = {"model": "smollm2-moge", "quantization": "auto"}
+    parser = options(__doc__, "out", tokens=24, seconds=20.0, **kind)
     parser.add_argument("--target", type=float, default=150.0, help="milliseconds (150)")
     parser.add_argument("--streams", type=int, default=4, help="of fast requests (4)")
     parser.add_argument("--deep", type=int, default=2, help="deep requests at a time (2)")
@@ -90,14 +89,10 @@ def main() -> None:
 
     found = {"with": Round(), "without": Round()}
     with LLM(args.model, quantization=args.quantization, remember=False) as llm:
-        modes = {
-            "with": Mode(name="fast", base="fast", latency_ms=args.target),
-            "without": Mode(name="fast", base="fast"),
-        }
-        few = SamplingParams(max_tokens=2)
-        asked: list[Mode | str] = [*modes.values(), "deep"]
-        for mode in asked:  # what is made on first use is made now
-            llm.chat("Hello", few, mode=mode)
+        fast = Mode(name="fast", base="fast")
+        modes = {"with": fast.model_copy(update={"latency_ms": args.target}), "without": fast}
+        every = [*modes.values(), llm.modes["deep"]]
+        llm.chat(["Hello"] * 3, SamplingParams(max_tokens=2), mode=every)  # all that is made once
         for turn in range(args.rounds):
             for name in ("with", "without") if turn % 2 else ("without", "with"):
                 one = play(llm, modes[name], args)
@@ -108,9 +103,8 @@ def main() -> None:
     figures = {name: one.figures(args.target) for name, one in found.items()}
     rows = []
     for name, row in figures.items():
-        times = (
-            " / ".join(f"{v:.0f}" for v in row[key].values()) for key in ("first_ms", "later_ms")
-        )
+        spreads = (row["first_ms"].values(), row["later_ms"].values())
+        times = (" / ".join(f"{v:.0f}" for v in values) for values in spreads)
         deep = f"{row['deep_finished']} done, {row['deep_tokens_per_second']:.1f} tokens/s"
         rows.append([name, str(row["fast_requests"]), *times, f"{row['kept']:.1%}", deep])
     titles = ["", "requests", "first token, ms", "later tokens, ms", "kept", "deep"]

@@ -18,6 +18,7 @@ import os
 import random
 import statistics
 import time
+import timeit
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,17 +135,13 @@ def main() -> None:
         build(path, pieces(args.folders, tokenizer), args.tokens, vocab)
     new = list(itertools.islice(pieces(args.new, tokenizer), ASKED))
     known = stored_texts(path)
-    opened = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        corpus = Corpus.open(path, vocab)
-        opened.append(time.perf_counter() - begun)
+    opened = timeit.repeat(lambda: Corpus.open(path, vocab), number=1, repeat=5)
     print(f"opened and checked in {statistics.median(opened):.2f} s")
+    corpus = Corpus.open(path, vocab)
     other = np.ones(OTHER // 8, np.int64)
     for name, texts in (("new text", new), ("text in the corpus", known)):
         timed = TimedCorpus(corpus)
-        _, rate = ask(timed, texts)
-        times, _ = ask(corpus, texts)
+        (_, rate), (times, _) = ask(timed, texts), ask(corpus, texts)
         print(f"{name}: {rate:.2f} tokens a step")
         say("lookup", timed.times)
         say("proposal", times)

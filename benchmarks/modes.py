@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from figures import options, show, write
@@ -42,12 +43,19 @@ def main() -> None:
                 wish = Speculation(drafter=drafter, nodes=0 if drafter == "off" else 3)
                 out = model.chat(PROMPT, sampling, mode=mode, speculation=wish)
                 speed += [out.metrics.tokens_per_second] if turn else []
-        rows, figures = [], []
+        figures: list[dict[str, Any]] = []
         for (model, name, mode, drafter), speed in zip(jobs, speeds, strict=True):
-            active = active_parameters(model.model.config, mode.groups) / 1e6
-            rate = statistics.median(speed)
-            rows.append([name, f"{active:.1f} M", drafter, f"{rate:.1f}"])
+            active = active_parameters(model.model.config, mode.groups)
             figures.append({"mode": name, "active": active, "drafter": drafter, "rates": speed})
+    rows = [
+        [
+            f["mode"],
+            f"{f['active'] / 1e6:.1f} M",
+            f["drafter"],
+            f"{statistics.median(f['rates']):.1f}",
+        ]
+        for f in figures
+    ]
     note = f"{torch.get_num_threads()} threads, {args.dtype}, {args.model}"
     show(["mode", "active", "drafter", "tokens/s"], rows, note)
     write(args.out, model=args.model, figures=figures)

@@ -32,16 +32,12 @@ TRIES = 32  # router ties that are tried, the closest first
 
 
 class Nudge(NamedTuple):
-    """A router logit to raise by `amount`: `margin` is what it lacks to be chosen."""
+    """A router logit to raise: `margin` is what it lacks to be chosen."""
 
     margin: float
     layer: int  # among the routed layers
     row: int
     expert: int
-
-    @property
-    def amount(self) -> float:
-        return 1.01 * self.margin + 1e-12
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def _watched(nudge: Nudge | None) -> Iterator[list[Tensor]]:
     def watching(logits_PE: Tensor, scale_E: Tensor, groups: int, wanted: Ints) -> RoutedExperts:
         if nudge is not None and nudge.layer == len(seen):
             logits_PE = logits_PE.clone()
-            logits_PE[nudge.row, nudge.expert] += nudge.amount
+            logits_PE[nudge.row, nudge.expert] += 1.01 * nudge.margin + 1e-12
         seen.append(logits_PE.double())
         return choose(logits_PE, scale_E, groups, wanted)
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -176,11 +175,8 @@ def ratio(ours: Mapping[str, Any], other: Mapping[str, Any], cell: str) -> str:
     """Within each repeat, the median over repeats."""
     theirs = {sample["turn"]: sample for sample in samples_of(other, cell)}
     pairs = [(s, theirs[s["turn"]]) for s in samples_of(ours, cell) if s["turn"] in theirs]
-    ratios = [
-        {"rate": a["rate"] / b["rate"], "contended": a["contended"] or b["contended"]}
-        for a, b in pairs
-    ]
-    return middle(ratios, digits=2)
+    both = ((a["rate"] / b["rate"], a["contended"] or b["contended"]) for a, b in pairs)
+    return middle([{"rate": rate, "contended": contended} for rate, contended in both], digits=2)
 
 
 def bandwidth(engines: Engines) -> Iterable[str]:
@@ -233,13 +229,8 @@ def main() -> int:
         report(json.loads(args.show.read_text("utf-8"))["engines"])
         return 0
     if args.setup:
-        try:
-            for name in args.setup.split(","):
-                set_up(name, args.venvs)
-        except subprocess.CalledProcessError as error:
-            print(f"{name} could not be installed (code {error.returncode})")
-            return 1
-        return 0
+        codes = [set_up(name, args.venvs) for name in args.setup.split(",")]
+        return int(any(codes))
     if args.gguf is None or not args.gguf.is_file():
         print("--gguf must name a file")
         return 2

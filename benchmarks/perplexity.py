@@ -8,6 +8,7 @@ Texts are .txt, .html or .jsonl files. In brackets: times the dense model's perp
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -65,13 +66,12 @@ def main() -> None:
     settings |= {f"{g} groups": (args.model, g) for g in args.groups or ALL}
     figures: dict[str, dict[str, float]] = {path.name: {} for path in args.text}
     tokenizer = load_tokenizer(resolve_model(args.dense))
+    rows = {path.name: windows(path, tokenizer, args.length, args.count) for path in args.text}
     for name in (args.dense, args.model):
         with LLM(name) as llm:
-            for path in args.text:
-                rows = windows(path, tokenizer, args.length, args.count)
-                for label, (owner, groups) in settings.items():
-                    if owner == name:
-                        figures[path.name][label] = perplexity(llm, rows, groups)
+            for (label, (owner, groups)), text in product(settings.items(), rows):
+                if owner == name:
+                    figures[text][label] = perplexity(llm, rows[text], groups)
     cells = [
         [name, *(f"{value:.2f} ({value / row['dense']:.3f})" for value in row.values())]
         for name, row in figures.items()

@@ -22,10 +22,8 @@ NAMES = {"bfloat16": ("bf16", "bf16"), "float32": ("float32", "float32")}
 
 
 def main() -> None:
-    parser = options(
-        __doc__, "threads", "out", model="smollm2-moge", dtype="bfloat16", quantization="none"
-    )
-    args = parser.parse_args()
+    kind = {"model": "smollm2-moge", "dtype": "bfloat16", "quantization": "none"}
+    args = options(__doc__, "threads", "out", **kind).parse_args()
     torch.set_num_threads(args.threads)
     model = load_model(resolve_model(args.model), args.dtype, "cpu", quantization=args.quantization)
     device = probe_device(args.threads)

@@ -160,20 +160,16 @@ def seen_by_target(args: argparse.Namespace, folder: Path, runner: HeadRunner) -
     with LLM(folder, dtype=args.dtype, quantization=args.quantization) as llm:
         for file in args.prompts:
             outputs = llm.generate(read_prompts(file, args.limit), sampling, speculation="off")
-            texts = [
-                TrainText([*o.prompt_token_ids, *o.token_ids], len(o.prompt_token_ids))
-                for o in outputs
-            ]
+            pairs = ((o.prompt_token_ids, o.token_ids) for o in outputs)
+            texts = [TrainText([*prompt, *answer], len(prompt)) for prompt, answer in pairs]
             named = track(texts, f"what it saw: {file.stem}", transient=True)
             sets[file.stem] = [s for text in named for s in look(llm.model, [text], runner.layers)]
     return sets
 
 
 def main() -> None:
-    parser = options(
-        __doc__, "head", "model", "prompts",
-        dtype="bfloat16", quantization="none", limit=16, tokens=128,
-    )  # fmt: skip
+    kind = {"dtype": "bfloat16", "quantization": "none"}
+    parser = options(__doc__, "head", "model", "prompts", limit=16, tokens=128, **kind)
     parser.add_argument("--drafters", default="suffix,head,auto")
     parser.add_argument("--steps", default=STEPS, help="ms of a step of 1, 2, 3, ... rows")
     parser.add_argument("--asking", default="0.13,0.67,0.2", help="ms: suffix, head, besides it")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -67,10 +67,10 @@ def ways(llm: LLM, parts: list[str], below: float) -> dict[str, Mode | str]:
         doubt = Escalation(below=below, window=1, how="restart")
         found["escalation"] = Mode(name="escalation", base="fast", escalate=doubt)
     if "groups" in parts:
-        for groups in range(llm.model.config.groups + 1):
-            for base, thinking in (("fast", "off"), ("deep", "on")):
-                name = f"{groups} groups, thinking {thinking}"
-                found[name] = Mode(name=name, base=base, groups=groups)
+        kinds, counts = (("fast", "off"), ("deep", "on")), range(llm.model.config.groups + 1)
+        for n, (base, thinking) in product(counts, kinds):
+            name = f"{n} groups, thinking {thinking}"
+            found[name] = Mode(name=name, base=base, groups=n)
     if "budgets" in parts:
         for n in BUDGETS:
             found[f"budget {n}"] = Mode(name=f"budget {n}", base="deep", thinking_budget=n)

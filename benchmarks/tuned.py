@@ -46,13 +46,12 @@ def main() -> None:
         best = [cell.setting for _, cell in ranked(every) if cell.setting != tuned][: args.best]
         finals = Grid([tuned, *best])
         finals.measure(runner, prompts, args.repeat)
-    places = ranked(finals)
+    places, rows = ranked(finals), []
     top = places[0][0]
+    for ratio, cell in places:
+        name = label(cell.setting) + " (tuned)" * (cell.setting == tuned)
+        rows.append([name, f"{ratio:.2f}", f"{ratio / top:.1%}"])
     own = next(ratio for ratio, cell in places if cell.setting == tuned)
-    rows = [
-        [label(c.setting) + " (tuned)" * (c.setting == tuned), f"{r:.2f}", f"{r / top:.1%}"]
-        for r, c in places
-    ]
     note = f"{len(every.samples)} settings searched; tuned is at {own / top:.1%} of the best"
     show(["setting", "times plain", "of the best"], rows, note)
     record = {"tuned": tuned.model_dump(mode="json"), "first": every.record()}

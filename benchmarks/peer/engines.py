@@ -78,17 +78,13 @@ def python_of(name: str, folder: Path) -> Path | None:
     return Path(sys.executable) if importlib.util.find_spec(PEERS[name].module) else None
 
 
-def set_up(name: str, folder: Path) -> None:
-    """Make an engine's virtual environment and install it there.
-
-    Raises:
-        subprocess.CalledProcessError: the installation failed; it has said why.
-    """
+def set_up(name: str, folder: Path) -> int:
+    """Make an engine's virtual environment and install it there; pip's exit code, who has said what failed."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run([sys.executable, "-m", "venv", str(folder / name)], check=True)
     pip = [str(folder / name / "bin" / "python"), "-m", "pip", "install"]
     variables = {**os.environ, **PEERS[name].build}
-    subprocess.run([*pip, *PEERS[name].requirements], check=True, env=variables)
+    return subprocess.call([*pip, *PEERS[name].requirements], env=variables)
 
 
 class EngineError(RuntimeError):

@@ -69,11 +69,9 @@ class Context:
         batch.n_tokens = row
         if code := llama_cpp.llama_decode(self._context, batch):
             raise RuntimeError(f"llama_decode gave {code}")
-        return [self._best(row) for row in wanted]
-
-    def _best(self, row: int) -> int:
-        logits = llama_cpp.llama_get_logits_ith(self._context, row)
-        return int(np.ctypeslib.as_array(logits, shape=(self._vocabulary,)).argmax())
+        logits = (llama_cpp.llama_get_logits_ith(self._context, row) for row in wanted)
+        arrays = (np.ctypeslib.as_array(some, shape=(self._vocabulary,)) for some in logits)
+        return [int(array.argmax()) for array in arrays]
 
 
 class LlamaCpp:
@@ -83,9 +81,8 @@ class LlamaCpp:
         self._file = file_of(options["file"], options["format"], options["cache"])
         if not self._file.exists():
             _make(Path(options["file"]), self._file, FILE_TYPES[options["format"]])
-        self._model = llama_cpp.llama_model_load_from_file(
-            str(self._file).encode(), llama_cpp.llama_model_default_params()
-        )
+        usual = llama_cpp.llama_model_default_params()
+        self._model = llama_cpp.llama_model_load_from_file(str(self._file).encode(), usual)
         if not self._model:
             raise RuntimeError(f"llama.cpp did not load {self._file}")
         self._contexts: dict[int, Context] = {}
