@@ -3,7 +3,7 @@
     python benchmarks/checkouts.py OLD NEW [--model smollm2-moge] [--quantization none,int4]
         [--prompts FILE.jsonl...] [--repeat 7] [--starts 7] [--limit 12] [-o FILE.json]
 
-Each checkout runs in a process of its own, started in its folder, and both wait while the other works. Ratios are
+Every checkout runs in a process of its own, started in its folder, and both wait while the other works. Ratios are
 those of a pair of neighbours in time (new over old); their median is told. Of tokens a second above 1 is faster.
 Start-up is the time from the import of fastslow to the first token of a loaded model: seconds, below 1 is faster.
 """

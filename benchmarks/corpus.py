@@ -8,7 +8,7 @@ goes on where it was); so is the corpus that is built from them. The first comma
 measures. Questions are answered at batch 1, plain and drafted in turn: repeats are questions of the corpus;
 paraphrases are on its matters, in words that it does not hold; new ones are on other matters; the prompts of other
 files (--also) have nothing to do with it. Times are those of the whole call, the reading of the prompt included;
-drafting is counted by itself, too, where the weights have just passed through the caches.
+drafting is counted by itself, too, where the weights have just gone through the caches.
 """
 
 from __future__ import annotations

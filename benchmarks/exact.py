@@ -93,7 +93,7 @@ def sweep(
 ) -> list[Case]:
     """Every drafter at batch 1 and 8, with each number of threads, prompts whole and in chunks.
 
-    Each combination takes one prompt in `share`, another one each; a prompt has one mode.
+    Every combination takes one prompt in `share`, not the same; a prompt has one mode.
     """
     plain = [Job(i, modes[i % len(modes)], "off") for i in range(count)]
     found = [Case("plain, alone", plain, batch=1, threads=threads[0])]

@@ -34,7 +34,8 @@ from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.draft.suffix.sealed import read_sealed
 from fastslow.draft.suffix.sources import SuffixMatch
 from fastslow.engine.host.progress import bar
-from fastslow.models.locate import find_tokenizer, resolve_model
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.models.locate import resolve_model
 
 KINDS = {".txt", ".md", ".rst", ".py", ".html", ".c"}
 PIECE = 300
@@ -46,10 +47,10 @@ NODES = 8
 
 def pieces(folders: list[Path], tokenizer: Any) -> Iterator[list[int]]:
     """Token ids of all texts, in pieces; a text that was read before is left out."""
-    paths = [p for f in folders for p in sorted(f.rglob("*")) if p.suffix in KINDS and p.is_file()]
-    random.Random(0).shuffle(paths)
+    files = [p for f in folders for p in sorted(f.rglob("*")) if p.suffix in KINDS and p.is_file()]
+    random.Random(0).shuffle(files)
     seen = set()
-    for path in paths:
+    for path in files:
         text = path.read_text("utf-8", "replace")
         if hash(text) in seen:
             continue
@@ -127,8 +128,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--new", nargs="+", type=Path, required=True)
     args = parser.parse_args()
-    tokenizer = find_tokenizer(resolve_model(args.model))
-    assert tokenizer is not None
+    tokenizer = load_tokenizer(resolve_model(args.model))
     vocab = tokenizer.vocab()
     path = args.out / "corpus.safetensors"
     if not path.is_file():
@@ -137,8 +137,7 @@ def main() -> None:
     known = stored_texts(path)
     opened = timeit.repeat(lambda: Corpus.open(path, vocab), number=1, repeat=5)
     print(f"opened and checked in {statistics.median(opened):.2f} s")
-    corpus = Corpus.open(path, vocab)
-    other = np.ones(OTHER // 8, np.int64)
+    corpus, other = Corpus.open(path, vocab), np.ones(OTHER // 8, np.int64)
     for name, texts in (("new text", new), ("text in the corpus", known)):
         timed = TimedCorpus(corpus)
         (_, rate), (times, _) = ask(timed, texts), ask(corpus, texts)

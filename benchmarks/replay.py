@@ -154,7 +154,7 @@ def answer(
 
 
 def seen_by_target(args: argparse.Namespace, folder: Path, runner: HeadRunner) -> dict[str, Seen]:
-    """Each set's answers, and what the target saw at each token."""
+    """The answers of every set, and what the target saw at each token."""
     sampling = SamplingParams(max_tokens=args.tokens)
     sets: dict[str, Seen] = {}
     with LLM(folder, dtype=args.dtype, quantization=args.quantization) as llm:

@@ -107,7 +107,7 @@ def main() -> None:
     for table in (figures, parts):
         titles = list(dict.fromkeys(name for row in table for name in row))
         cells = ([row.get(name, 0) for name in titles] for row in table)
-        show(titles, ([f"{v:.2f}" if isinstance(v, float) else str(v) for v in c] for c in cells))
+        show(titles, ([f"{v:.3f}" if isinstance(v, float) else str(v) for v in c] for c in cells))
     print(f"probed {probed:.1f} GB/s, {args.threads} threads; figures in {args.out}")
     write(args.out, probed=probed, figures=figures, parts=parts)
 

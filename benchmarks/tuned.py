@@ -3,7 +3,7 @@
     fastslow tune --model smollm2 --prompts mine.jsonl --minutes 3 -o tuned.json
     python benchmarks/tuned.py --model smollm2 --prompts mine.jsonl --settings tuned.json -o found.json
 
-First every drafter with every length answers some of the prompts; then the best of them, the tuned one and plain
+At first every drafter with every length answers some of the prompts; then the best of them, the tuned one and plain
 decoding answer all of the prompts in turns. Tokens a second over plain decoding's.
 """
 

@@ -105,12 +105,12 @@ class EngineProcess:
         self, python: Path, adapter: str, environment: Mapping[str, str], log: Path
     ) -> None:
         self.log = log
-        paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        folders = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         with log.open("wb") as printed:
             self._process = subprocess.Popen(
                 [str(python), "-m", f"peer.{adapter}"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), **environment},
             )  # fmt: skip
         self.pid = self._process.pid
 
