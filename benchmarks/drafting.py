@@ -38,7 +38,7 @@ from figures import numbers, options, prompts_of, show, write
 from rich.progress import track
 
 from fastslow import LLM, SamplingParams, Speculation
-from fastslow.engine.host.watch import Watch
+from fastslow.engine.host.machine import Watch
 from fastslow.output import Metrics
 from fastslow.tools.prompts import Conversation, read_prompts
 from fastslow.tools.tune.candidates import PLAIN, grid, is_plain, label, read_lengths

@@ -29,6 +29,7 @@ from fastslow.tools.convert.student import (
     run_mask,
 )
 from fastslow.tools.convert.texts import TextWriter
+from fastslow.tools.training_state import read_state
 
 QUICK = Schedule(row=24, rows=2, batch=4, written=200, rate=1e-2, warm_up=1)
 GROUPS, EXPERTS, SHARED, WIDTH = 4, 4, 56, 8  # the defaults for 96 inner neurons
@@ -256,11 +257,11 @@ def test_a_run_distils_until_its_minutes_are_over(
 ) -> None:
     options = ConvertOptions(groups=4, experts=4, minutes=0.02, checkpoint=tmp_path / "run")
     convert(folder, tmp_path / "moge", options, schedule=QUICK, calibration_rows=4)
-    seconds, steps, _ = torch.load(tmp_path / "run", weights_only=True)["done"]
+    seconds, steps, _ = read_state(tmp_path / "run")["done"]
     assert seconds >= 1.2 and steps > 0
     again = replace(options, minutes=0.03, recipe=tmp_path / "recipe")
     convert(folder, tmp_path / "more", again, schedule=QUICK)
-    assert torch.load(tmp_path / "run", weights_only=True)["done"][1] > steps
+    assert read_state(tmp_path / "run")["done"][1] > steps
     Recipe.load(tmp_path / "recipe").check(dense.config)
 
 

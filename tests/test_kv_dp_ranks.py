@@ -90,7 +90,7 @@ def test_what_fits_is_what_one_rank_holds() -> None:
         "device": "cpu",
     }
     assert page_budget(80, **sizes, dp_ranks=2) == 8
-    with pytest.raises(ValueError, match="16 tokens in each of 2 homes needs 80 B"):
+    with pytest.raises(ValueError, match="16 tokens on each of 2 data-parallel ranks needs 80 B"):
         page_budget(79, **sizes, dp_ranks=2)
 
 

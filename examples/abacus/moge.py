@@ -1,8 +1,8 @@
 """The model as it is trained: every expert of a layer in one matrix, batches of packed rows.
 
-The forward is that of openPangu Pro MoE (arXiv 2505.21411); `official` gives the weights their
-published names, and `split` makes a mixture of a dense model. All experts are computed and those not chosen are weighted with zero: at this size
-that is faster than gathering rows.
+The forward is that of openPangu Pro MoE (arXiv 2505.21411); `official` gives the weights their published
+names, and `split` makes a mixture of a dense model. All experts are computed and those not chosen are
+weighted with zero: at this size that is faster than gathering rows.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from abacus.tasks import LARGEST, held_out
 from fastslow.tools.progress import progress_bar, silent
 from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.trainer import faster_dtype
+from fastslow.tools.training_state import read_state, write_state
 
 MATRIX_LR, LR = 0.007, 3e-3
 DECAY = 0.02  # of matrices
@@ -198,12 +199,11 @@ class Trainer:
             "average": self.average,
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
-        torch.save(state, folder / "fresh.pt")
-        (folder / "fresh.pt").replace(folder / "state.pt")
+        write_state(folder / "state.safetensors", state)
 
     def resume(self, folder: Path) -> None:
         """Go on from what `keep` wrote."""
-        state = torch.load(folder / "state.pt", weights_only=True)
+        state = read_state(folder / "state.safetensors")
         self.done = Progressed(**state["done"])
         if self.done.split is not None:
             self._take(Decoder(self._shape))

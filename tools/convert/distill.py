@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from loguru import logger
@@ -19,6 +18,7 @@ from fastslow.models.recipe import ExpertLayout
 from fastslow.tools.convert.student import Divergence, Student
 from fastslow.tools.convert.texts import Prose, TextWriter
 from fastslow.tools.progress import Report, silent
+from fastslow.tools.training_state import read_state, write_state
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,7 @@ class Pool:
 
 def saved_layout(checkpoint: Path) -> ExpertLayout:
     """The layout of the student in a training checkpoint."""
-    return ExpertLayout(**_load(checkpoint)["layout"])
-
-
-def _load(checkpoint: Path) -> dict[str, Any]:
-    with checkpoint.open("rb") as file:  # whatever it is called: torch goes by the name of a path
-        state: dict[str, Any] = torch.load(file, weights_only=True)
-        return state
+    return ExpertLayout(**read_state(checkpoint)["layout"])
 
 
 class Distiller:
@@ -266,12 +260,10 @@ class Distiller:
             "pool": (self.pool.tokens, self.pool.hidden),
             "done": (self.elapsed, self.steps, self.tokens),
         }
-        part = path.with_suffix(".part")
-        torch.save(state, part)
-        part.rename(path)
+        write_state(path, state)
 
     def _resume(self, path: Path) -> None:
-        state = _load(path)
+        state = read_state(path)
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.pool.add(*state["pool"])

@@ -15,6 +15,14 @@ DRAFTERS = ("suffix", "ngram", "head", "self", "suffix|head", "suffix|self")
 Length = int | None  # None: chosen step by step
 
 
+def check_limits(minutes: float, keep: float = 1.0) -> None:
+    """ValueError if a tuning would have no time, or a share to keep is none."""
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep={keep} must be above 0 and at most 1")
+    if not 0 < minutes <= 24 * 60:
+        raise ValueError(f"minutes={minutes} must be above 0 and at most 1440")
+
+
 def default_lengths() -> list[Length]:
     """The lengths that are tried where nobody says which."""
     return [*LENGTHS, None]

@@ -20,7 +20,7 @@ from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.tasks import Task
-from fastslow.tools.tune.candidates import PLAIN
+from fastslow.tools.tune.candidates import PLAIN, check_limits
 
 CHUNK = 128  # rows of text read at a time
 ROUNDS = 30  # single steps for each number of groups, interleaved
@@ -115,10 +115,7 @@ def tune_groups(
     groups = llm.model.config.groups
     if not groups:
         raise ValueError(f"{model} is dense: it has no routed groups to choose from")
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep={keep} must be above 0 and at most 1")
-    if not 0 < minutes <= 24 * 60:
-        raise ValueError(f"minutes={minutes} must be above 0 and at most 1440")
+    check_limits(minutes, keep)
     started = time.monotonic()
     found = GroupsFound(model, [GroupsRow(g) for g in range(groups + 1)], 0, 0, 0, keep)
     texts = TextReader(llm)

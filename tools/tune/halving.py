@@ -113,13 +113,10 @@ class SuccessiveHalving:
 
     def _halve(self) -> None:
         if len(self.alive) > FINALISTS:
-            self.alive.sort(key=self._rank, reverse=True)
+            scores = {setting: self.score(setting) for setting in self.alive}
+            self.alive.sort(key=lambda s: scores[s] if isfinite(scores[s]) else 0.0, reverse=True)
             self.alive = self.alive[: (len(self.alive) + 1) // 2]
             logger.info("{}", self._summary())
-
-    def _rank(self, setting: Speculation) -> float:
-        score = self.score(setting)
-        return score if isfinite(score) else 0.0
 
     def _summary(self) -> str:
         if not self._visits:

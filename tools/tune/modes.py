@@ -20,7 +20,7 @@ from fastslow.policies.features import LABELS, count_words, features
 from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.tasks import Task
-from fastslow.tools.tune.candidates import PLAIN
+from fastslow.tools.tune.candidates import PLAIN, check_limits
 from fastslow.tools.tune.selector import (
     FOLDS,
     Figures,
@@ -302,9 +302,6 @@ def _graded(task: Task, out: Output) -> GradedAnswer:
 def _check(tasks: int, keep: float, minutes: float, batch: int) -> None:
     if tasks < FEWEST:
         raise ValueError(f"{tasks} graded tasks are too few: give at least {FEWEST}")
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep={keep} must be above 0 and at most 1")
-    if not 0 < minutes <= 24 * 60:
-        raise ValueError(f"minutes={minutes} must be above 0 and at most 1440")
+    check_limits(minutes, keep)
     if not 1 <= batch <= tasks:
         raise ValueError(f"batch={batch} is outside 1..{tasks}, the number of tasks")

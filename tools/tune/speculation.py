@@ -16,7 +16,7 @@ from fastslow.llm import LLM
 from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.prompts import Conversation
-from fastslow.tools.tune.candidates import PLAIN, is_plain, label
+from fastslow.tools.tune.candidates import PLAIN, check_limits, is_plain, label
 from fastslow.tools.tune.halving import SuccessiveHalving
 from fastslow.tools.tune.runner import TuneRunner, shuffled
 from fastslow.tools.tune.sample import (
@@ -211,8 +211,7 @@ def tune_speculation(
             fit the model, no answer is longer than a token.
         KeyboardInterrupt: before anything was measured.
     """
-    if not 0 < minutes <= 24 * 60:
-        raise ValueError(f"minutes={minutes} must be above 0 and at most 1440")
+    check_limits(minutes)
     if not 1 <= batch <= len(prompts):
         raise ValueError(f"batch={batch} is outside 1..{len(prompts)}, the number of prompts")
     order = list(prompts)

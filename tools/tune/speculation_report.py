@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from math import isfinite
 
-from fastslow.engine.host.watch import CONTENDED
+from fastslow.engine.host.machine import CONTENDED
 from fastslow.engine.params import Speculation
 from fastslow.tools.report.page import conditions, render
 from fastslow.tools.report.plot import Bar, Plot, Point, Series, whole_ticks
@@ -191,11 +191,9 @@ def length_chart(found: TuneResult, palette: Palette) -> Plot | None:
         settings.sort(key=lambda s: lengths.index(s.nodes))
         fixed, adaptive = list[Point](), list[Point]()
         for s in settings:
-            note = (
-                f"{label(s)}: {found.rate(s):.1f} tokens/s, {found.ratio(s):.2f} x plain, "
-                f"{len(found.samples[s])} runs"
-            )
-            point = Point(lengths.index(s.nodes), found.rate(s), note, s not in found.finalists)
+            value, runs = found.rate(s), len(found.samples[s])
+            note = f"{label(s)}: {value:.1f} tokens/s, {found.ratio(s):.2f} x plain, {runs} runs"
+            point = Point(lengths.index(s.nodes), value, note, s not in found.finalists)
             (adaptive if s.nodes is None else fixed).append(point)
         plot.series += [Series(palette[name], points) for points in (fixed, adaptive) if points]
     return plot
