@@ -17,7 +17,7 @@ from typing import Any
 from rich.progress import track
 
 from fastslow import LLM, SamplingParams, Speculation
-from fastslow.engine.host.watch import Watch
+from fastslow.engine.host.machine import Watch
 from fastslow.output import Metrics
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune.candidates import PLAIN, label

@@ -117,7 +117,7 @@ class Segment:
     outputs: Sequence[int] = ()  # rows of this segment whose logits are wanted
     max_len: int = 0  # the longest text this request may become (rotary scaling may depend on it)
     only_best: bool = False  # of the outputs' logits, the likeliest token is enough
-    seen: Sequence[int] | None = None  # rows whose features are wanted; None = the outputs
+    feature_rows: Sequence[int] | None = None  # rows whose features are wanted; None = the outputs
 
 
 @dataclass(slots=True)
@@ -135,7 +135,7 @@ class Rows:
     starts: Ints  # [B+1] request b owns rows starts[b] : starts[b+1]
     outputs: Ints  # [M] rows whose logits are wanted
     only_best: NDArray[np.bool_]  # [M] of these, the likeliest token is enough
-    seen: Ints  # [S] rows whose features are wanted, if any layer's are
+    feature_rows: Ints  # [S] rows whose features are wanted, if any layer's are
     contexts: tuple[Ints, ...]  # per request: KV slots of its committed tokens
     max_len: Ints  # [B]
 
@@ -156,7 +156,8 @@ class Rows:
             groups += [ALL_GROUPS if s.groups is None else s.groups] * size
             outputs += [first + i for i in s.outputs]
             only_best += [s.only_best] * len(s.outputs)
-            seen += [first + i for i in (s.outputs if s.seen is None else s.seen)]
+            wanted = s.outputs if s.feature_rows is None else s.feature_rows
+            seen += [first + i for i in wanted]
         return cls(
             tokens=_ints(tokens),
             positions=_ints(positions),
@@ -166,7 +167,7 @@ class Rows:
             starts=_ints(starts),
             outputs=_ints(outputs),
             only_best=np.array(only_best, dtype=np.bool_),
-            seen=_ints(seen),
+            feature_rows=_ints(seen),
             contexts=tuple(s.context for s in segments),
             max_len=_ints([s.max_len for s in segments]),
         )
@@ -178,7 +179,7 @@ def _ints(values: Sequence[int]) -> Ints:
 
 @dataclass(slots=True)
 class ModelOutput:
-    """What a forward gives: logits f32 [M, V] and, if asked for, features [S, F] of `Rows.seen`.
+    """What a forward gives: logits f32 [M, V] and, if asked for, features [S, F] of `Rows.feature_rows`.
 
     Rows of `only_best` have no logits (the memory holds anything, and where all rows are such, logits
     may be [0, V]) but a token in `best` [M]: the first of the likeliest, or -1 where some logit is

@@ -18,7 +18,7 @@ from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import EarlierAnswers
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.host.memory import give_back
+from fastslow.engine.host.machine import give_back
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.families.pangu_v2 import has_mtp_layer

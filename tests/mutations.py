@@ -531,8 +531,8 @@ MUTATIONS = (
     swap(
         "kernels write the features of wanted logits",
         "engine/backends/cpu/decoder.py",
-        '"seen": rows.seen if features else rows.seen[:0],',
-        '"seen": rows.outputs if features else rows.seen[:0],',
+        '"seen": rows.feature_rows if features else rows.feature_rows[:0],',
+        '"seen": rows.outputs if features else rows.feature_rows[:0],',
         ("tests/test_model.py::test_features_of_rows_without_logits", *PROMPTS),
     ),
     swap(

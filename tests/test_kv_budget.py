@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastslow.engine.host import memory
+from fastslow.engine.host import machine as memory
 from fastslow.engine.kv import budget
 from fastslow.engine.kv.budget import format_bytes, page_budget, parse_bytes
 

@@ -28,7 +28,7 @@ LLAMA3 = {
 }
 
 
-def assert_same_law(folder: Path, groups: int | None = None, max_len: int = 0) -> None:
+def assert_same_probs(folder: Path, groups: int | None = None, max_len: int = 0) -> None:
     tokens = texts.tokens_of(19)
     expected = ReferenceModel(folder).logits(tokens, groups, max_len).log_softmax(-1)
     model = load_model(folder, "float32")
@@ -44,13 +44,13 @@ def assert_same_law(folder: Path, groups: int | None = None, max_len: int = 0) -
 def test_moge_runs_the_asked_for_groups(
     tmp_path: Path, groups: int | None, dense_layers: list[int] | None
 ) -> None:
-    assert_same_law(checkpoints.write_moge(tmp_path, mlp_only_layers=dense_layers), groups)
+    assert_same_probs(checkpoints.write_moge(tmp_path, mlp_only_layers=dense_layers), groups)
 
 
 @pytest.mark.parametrize("groups", [None, 3])
 def test_moge_with_one_device_worth_of_groups(tmp_path: Path, groups: int | None) -> None:
     folder = checkpoints.write_moge(tmp_path, num_experts=64, num_experts_per_tok=8)
-    assert_same_law(folder, groups)
+    assert_same_probs(folder, groups)
 
 
 @pytest.mark.parametrize("groups", [None, 2])
@@ -65,7 +65,7 @@ def test_router_ties_go_to_the_first_expert_and_the_lower_group(
         if name.endswith("router_scale"):
             tensor.fill_(8.0)
     checkpoints.write(folder, checkpoints.MOGE, table)
-    assert_same_law(folder, groups)
+    assert_same_probs(folder, groups)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -74,7 +74,7 @@ def test_llama(tmp_path: Path, tied: bool, biases: bool) -> None:
     folder = checkpoints.write_dense(
         tmp_path, attention_bias=biases, mlp_bias=biases, tie_word_embeddings=tied
     )
-    assert_same_law(folder)
+    assert_same_probs(folder)
 
 
 @pytest.mark.parametrize("bias", [None, False, True])
@@ -83,7 +83,7 @@ def test_pangu_embedded_has_attention_biases_unless_told_otherwise(
 ) -> None:
     folder = checkpoints.write_dense(tmp_path, "PanguEmbeddedForCausalLM", bias=bias)
     assert load_model(folder).config.attention_bias is (bias is not False)
-    assert_same_law(folder)
+    assert_same_probs(folder)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_rope_scaling(tmp_path: Path, scaling: dict[str, Any], max_len: int) -> 
     folder = checkpoints.write_dense(
         tmp_path, rope_scaling=scaling, max_position_embeddings=16, rope_theta=100.0
     )
-    assert_same_law(folder, max_len=max_len)
+    assert_same_probs(folder, max_len=max_len)
 
 
 def test_rope_parameters_of_newer_configs_mean_the_same(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_features_of_rows_without_logits(
     def rows(*asked: tuple[list[int], list[int]]) -> Rows:
         segments = [texts.chunk(texts.tokens_of(n, n), 0, n, s) for n, s in zip(lengths, slots)]
         for segment, (outputs, seen) in zip(segments, asked):
-            segment.outputs, segment.seen = outputs, seen
+            segment.outputs, segment.feature_rows = outputs, seen
         return Rows.of(segments)
 
     full = model.forward(rows(*(([*range(n)], [*range(n)]) for n in lengths)), kv, (2, 0))

@@ -99,7 +99,7 @@ def test_every_call_binds(file: str) -> None:
         ("epsilon=eps)[0]", "eps=eps)[0]"),
         ("torch_npu.npu_swiglu", "torch_npu.npu_silu_and_mul"),
         ("sparse_mode=3 if causal else 0,", "sparse_mode=3, causal=causal,"),
-        ("actual_seq_lengths_kv=seen.seq_lens", "actual_seq_kvlen=seen.seq_lens"),
+        ("actual_seq_lengths_kv=blocks.seq_lens", "actual_seq_kvlen=blocks.seq_lens"),
         ("group_list=groups_E", "group_lists=groups_E"),
         (
             "            x_TH,\n            experts_TG,\n            scale",

@@ -138,7 +138,7 @@ def test_features_of_rows_without_logits(
     for outputs, seen in (([5], [0, 3, 5]), ([], [2, 1]), ([0, 5], []), ([5], [0, 3, 5])):
         segment = texts.chunk(TOKENS, 0, 6, slots)
         whole = model.forward(Rows.of([segment]), kv, (0, 2))
-        segment.outputs, segment.seen = outputs, seen
+        segment.outputs, segment.feature_rows = outputs, seen
         found = model.forward(Rows.of([segment]), kv, (0, 2))
         assert found.features is not None and whole.features is not None
         torch.testing.assert_close(found.features, whole.features[seen], atol=1e-4, rtol=1e-4)

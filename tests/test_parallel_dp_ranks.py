@@ -73,7 +73,7 @@ def test_requests_of_both_dp_ranks_share_a_step(model: ParallelModel) -> None:
     )
     out = model.forward(rows, kv, (2, 0))
     assert out.features is not None and out.features.shape == (40, 128)
-    rows.outputs, rows.seen = rows.outputs[[12, 0]], rows.seen[[39, 0, 12, 13]]
+    rows.outputs, rows.feature_rows = rows.outputs[[12, 0]], rows.feature_rows[[39, 0, 12, 13]]
     rows.only_best = rows.only_best[:2]
     some = model.forward(rows, kv, (2, 0))
     assert some.features is not None and torch.equal(some.logits, out.logits[[12, 0]])
@@ -81,7 +81,7 @@ def test_requests_of_both_dp_ranks_share_a_step(model: ParallelModel) -> None:
     rows.outputs, rows.only_best = rows.outputs[:0], rows.only_best[:0]
     none = model.forward(rows, kv, (2, 0))
     assert none.features is not None and torch.equal(none.features, some.features)
-    rows.seen = rows.seen[:0]
+    rows.feature_rows = rows.feature_rows[:0]
     none = model.forward(rows, kv, (2, 0))
     assert none.features is not None and none.features.shape == (0, 128)
     rows.outputs, rows.only_best = np.arange(40), np.zeros(40, dtype=np.bool_)

@@ -26,7 +26,7 @@ from fastslow.engine.parallel.commands import (
     unpack,
     unpack_rows,
 )
-from fastslow.engine.parallel.decoder import DealtRows
+from fastslow.engine.parallel.decoder import RowPartition
 from fastslow.engine.parallel.sharding import Parallel, RankShard, usual
 from fastslow.engine.parallel.weights import ShardReader, shard_weights, weight_bytes
 from fastslow.engine.types import Rows, Segment
@@ -215,19 +215,19 @@ def test_rows_arrive_as_they_were_sent() -> None:
             assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs), name
 
 
-def test_rows_are_dealt_to_homes_then_ranks() -> None:
+def test_rows_go_to_data_parallel_ranks_then_ranks() -> None:
     places = RankShard.all(config_of(MOGE), Parallel(dp=2, tp=2))
     rows = rows_of((1000, 3), (0, 1), (1500, 2))
-    deals = [DealtRows.of(rows, place, 1000) for place in places]
-    for deal in deals:
-        assert deal.each == 3, "five rows on two ranks"
-        assert deal.places.tolist() == [6, 7, 8, 0, 9, 10]
-        assert deal.tokens.tolist() == [7, 0, 0, 0, 0, 0, 7, 8, 9, 7, 8, 0]
-        assert deal.groups.tolist() == [0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, 0]
-        ranks, at = deal.holders(rows.outputs)
+    partitions = [RowPartition.of(rows, place, 1000) for place in places]
+    for one in partitions:
+        assert one.each == 3, "five rows on two ranks"
+        assert one.places.tolist() == [6, 7, 8, 0, 9, 10]
+        assert one.tokens.tolist() == [7, 0, 0, 0, 0, 0, 7, 8, 9, 7, 8, 0]
+        assert one.groups.tolist() == [0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, 0]
+        ranks, at = one.holders(rows.outputs)
         assert ranks.tolist() == [2, 0, 3] and at.tolist() == [2, 0, 1]
-    own = deals[3].own
+    own = partitions[3].own
     assert own is not None and own.starts.tolist() == [0, 3, 5]
     assert own.slots.tolist() == [0, 1, 2, 500, 501]
     assert [c.tolist() for c in own.contexts] == [[40, 41, 30], [540, 541, 530]]
-    assert DealtRows.of(rows_of((1000, 3)), places[0], 1000).own is None
+    assert RowPartition.of(rows_of((1000, 3)), places[0], 1000).own is None

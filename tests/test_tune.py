@@ -12,8 +12,8 @@ import pytest
 from checkpoints import write_dense
 from tune_tools import write_model, write_prompts
 
-from fastslow.engine.host import watch as watch_module
-from fastslow.engine.host.watch import Watch
+from fastslow.engine.host import machine as watch_module
+from fastslow.engine.host.machine import Watch
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.output import Output

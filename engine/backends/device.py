@@ -81,7 +81,7 @@ def ops_for(kind: str) -> Ops:
 
 
 def paged_ops_for(place: DeviceChoice) -> PagedOps:
-    """The building blocks of `engine.model.paged.PagedDecoder` for an accelerator.
+    """The building blocks of `engine.backends.accelerator.decoder.PagedDecoder` for an accelerator.
 
     Raises:
         ValueError: an NPU whose chip is not known.

@@ -139,8 +139,9 @@ def _own_quantization(
     if dtype == "auto" and scheme is not None:
         finer = device == "cpu" and library.available() and unsupported(config) is None
         inputs = ", inputs per 32, which is finer than per token" if finer else ""
-        said = f"{scheme.sentence}{inputs}"
-        logger.info("the weights of {} are W8A8 and run so: {}", folder.name, said)
+        logger.info(
+            "the weights of {} are W8A8 and run so: {}{}", folder.name, scheme.sentence, inputs
+        )
         return W8A8
     four_bit = dtype == "auto" and (folder / BLOCKS).is_file()
     if not (four_bit and device == "cpu" and library.available()):

@@ -15,7 +15,7 @@ import torch
 from loguru import logger
 
 from fastslow.engine.host.files import cache_folder
-from fastslow.engine.host.watch import Watch
+from fastslow.engine.host.machine import Watch
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.types import Rows, Segment
 

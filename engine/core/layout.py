@@ -94,7 +94,7 @@ def _segment(
         context=kv.slots(request.id, 0, computed),
         groups=request.here,
         outputs=outputs,
-        seen=seen,
+        feature_rows=seen,
         only_best=only_best(request) and not request.wants_logits,
         max_len=request.max_len,
     )

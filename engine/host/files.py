@@ -1,4 +1,4 @@
-"""Folders and files that several rooms read: where fastslow keeps what it makes once, and JSON objects."""
+"""Where fastslow keeps what it makes once, and JSON objects in files."""
 
 from __future__ import annotations
 

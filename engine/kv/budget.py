@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from fastslow.engine.host.memory import free_memory
+from fastslow.engine.host.machine import free_memory
 
 DEFAULT_SHARE = 0.3  # of the memory that is free once the weights are loaded
 

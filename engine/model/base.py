@@ -39,7 +39,7 @@ class Model(Protocol):
 
         Returns logits, float32 [M, V] (float64 for a float64 model), of `rows.outputs` (only their
         best tokens where `rows.only_best`), and where `features` names layers, their outputs (0 = the
-        first layer's) of `rows.seen`, [S, len(features) * H] in the model's dtype, side by side in
+        first layer's) of `rows.feature_rows`, [S, len(features) * H] in the model's dtype, side by side in
         the order named. M and S may be 0.
 
         Raises:

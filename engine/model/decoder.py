@@ -30,8 +30,10 @@ class Decoder(LayeredModel[Weights]):
         check_step(rows, kv, self.storage, features, self.layers)
         x_PH, step, groups = self._start(rows)
         ops, eps = self.weights.ops, self.config.rms_norm_eps
-        wanted, looked = (torch.from_numpy(x).to(self.device) for x in (rows.outputs, rows.seen))
-        seen: dict[int, Tensor] = {}
+        wanted, looked = (
+            torch.from_numpy(x).to(self.device) for x in (rows.outputs, rows.feature_rows)
+        )
+        taken: dict[int, Tensor] = {}
         for n in self.layers:
             layer = self.weights.layers[n]
             fresh = ops.rms_norm(x_PH, layer.attention_norm, eps)
@@ -42,12 +44,12 @@ class Decoder(LayeredModel[Weights]):
             moved = mlp(fresh, groups) if isinstance(mlp, Moge) else mlp(fresh)
             x_PH = x_PH + self._post_normed(moved, layer.mlp_post_norm)
             if n in features:
-                seen[n] = x_PH.index_select(0, looked)
+                taken[n] = x_PH.index_select(0, looked)
         last_MH = ops.rms_norm(x_PH.index_select(0, wanted), self.weights.norm, eps)
         logits_MV = self._logits(last_MH)
         return ModelOutput(
             logits_MV,
-            torch.cat([seen[n] for n in features], -1) if features else None,
+            torch.cat([taken[n] for n in features], -1) if features else None,
             best_tokens(logits_MV, rows.only_best),
         )
 

@@ -101,7 +101,7 @@ class Moge:
 
     The router runs in float32 (float64 for a float64 model). Each expert's gate and up are stacked
     into one matrix [2F, H]; down is [H, F]. `watch` is shown each router's input and logits.
-    `here`: the groups whose experts are held, where other ranks hold the others; None = all.
+    `held_groups`: those whose experts are held, where other ranks hold the others; None = all.
     """
 
     ops: Ops
@@ -112,7 +112,7 @@ class Moge:
     down: list[Tensor]
     shared: Mlp
     watch: Callable[[Tensor, Tensor], None] | None = field(default=None, kw_only=True)
-    here: range | None = field(default=None, kw_only=True)
+    held_groups: range | None = field(default=None, kw_only=True)
 
     def __call__(self, x_PH: Tensor, wanted: Ints) -> Tensor:
         """[P, H] in the dtype of x. wanted: int64 [P], groups to run per row."""
@@ -124,8 +124,8 @@ class Moge:
         if self.watch is not None:
             self.watch(x_PH, logits_PE)
         choice = self._choose(logits_PE, wanted)
-        if self.here is not None:
-            choice = choice.within(self.here, logits_PE.shape[1] // self.groups)
+        if self.held_groups is not None:
+            choice = choice.within(self.held_groups, logits_PE.shape[1] // self.groups)
         groups = choice.runs.shape[1]
         entries = np.flatnonzero(choice.runs)  # in [P * G], row by row
         if not len(entries):

@@ -69,7 +69,7 @@ class Dispatch:
 
 
 class Ops(Protocol):
-    """The building blocks; `engine.ops.reference` describes each. Letters: T rows, I in, O out.
+    """The building blocks; `engine.backends.torch.reference` describes each. Letters: T rows, I in, O out.
 
     A row's bits never depend on the rows beside it.
     """

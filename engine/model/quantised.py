@@ -80,10 +80,10 @@ class Scheme:
     def sentence(self) -> str:
         """What of it is not run as it stands, for the log."""
         static = sum(kind is QuantKind.STATIC for kind in self.kinds.values())
-        said = [f"{len(self.kinds)} matrices in int8"]
+        parts = [f"{len(self.kinds)} matrices in int8"]
         if static:
-            said.append(f"the inputs of {static} static ones in int8 per token, which is finer")
-        return ", ".join(said)
+            parts.append(f"the inputs of {static} static ones in int8 per token, which is finer")
+        return ", ".join(parts)
 
     def kind(self, name: str) -> QuantKind:
         """Of a tensor."""

@@ -93,7 +93,7 @@ def split(values: Ints) -> list[Ints]:
 
 ROWS = (
     *("tokens", "positions", "slots", "parents", "groups", "starts"),
-    *("outputs", "only_best", "max_len", "seen"),
+    *("outputs", "only_best", "max_len", "feature_rows"),
 )  # the fields of `Rows` that are arrays
 
 

@@ -1,5 +1,5 @@
-"""One rank's shard of a decoder: the layers of `model.decoder`, with collectives between, rows dealt to
-ranks before and results gathered behind."""
+"""One rank's shard of a decoder: the layers of `model.decoder`, with collectives between, rows divided
+among ranks before and results gathered behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastslow.engine.types import Ints, ModelOutput, Rows
 
 
 @dataclass(frozen=True, slots=True)
-class DealtRows:
+class RowPartition:
     """Where the T rows of a step lie among the P = each * ranks rows that all ranks hold.
 
     Data-parallel ranks follow each other, each with the rows of its own requests and padding behind;
@@ -44,7 +44,7 @@ class DealtRows:
     own: Rows | None
 
     @classmethod
-    def of(cls, rows: Rows, shard: RankShard, dp_slots: int) -> DealtRows:
+    def of(cls, rows: Rows, shard: RankShard, dp_slots: int) -> RowPartition:
         """Each row goes to the data-parallel rank that holds its slots, `dp_slots` on each."""
         sizes = np.diff(rows.starts)
         dp_ranks = rows.slots[rows.starts[:-1]] // dp_slots  # every request has a row
@@ -82,119 +82,18 @@ def _only(rows: Rows, requests: Ints, first_slot: int) -> Rows | None:
         starts=np.cumsum([0, *(b - a for a, b in spans)]),
         outputs=np.empty(0, dtype=np.int64),
         only_best=np.empty(0, dtype=np.bool_),
-        seen=np.empty(0, dtype=np.int64),
+        feature_rows=np.empty(0, dtype=np.int64),
         contexts=tuple(rows.contexts[b] - first_slot for b in requests),
         max_len=rows.max_len[requests],
     )
-
-
-class Outputs:
-    """The head, cut by vocabulary.
-
-    Args:
-        shard: of this rank.
-        weights: its shard.
-        everyone: all ranks.
-    """
-
-    def __init__(self, shard: RankShard, weights: Weights, everyone: Collectives) -> None:
-        self._shard = shard
-        self._weights = weights
-        self._everyone = everyone
-
-    def __call__(
-        self,
-        mine_mH: Tensor,
-        features_SF: Tensor | None,
-        holders: Ints,
-        only_best: NDArray[np.bool_],
-    ) -> ModelOutput | None:
-        """The step's output on rank 0, None on the others.
-
-        mine_mH: last rows of those wanted rows that this rank keeps.
-        features_SF: what `features` gave, passed on.
-        holders: of all M wanted rows, the rank that keeps each.
-        """
-        w = self._weights
-        if not len(holders):
-            return self._nothing(features_SF) if self._shard.rank == 0 else None
-        most, places = _laid(holders)
-        last = w.ops.rms_norm(mine_mH, w.norm, w.config.rms_norm_eps)
-        last_MH = self._spread(last, most, torch.from_numpy(places).to(last.device))
-        if only_best.all():
-            return self._best(last_MH, features_SF)
-        logits_MV = self._logits(last_MH)
-        parts = self._everyone.gather(logits_MV, "logits gather")
-        if parts is None:
-            return None
-        whole = torch.cat(parts, -1)[:, : w.config.vocab_size].to(wide(w.dtype))
-        return ModelOutput(whole, features_SF, best_tokens(whole, only_best))
-
-    def features(self, mine_sF: Tensor, holders: Ints) -> Tensor | None:
-        """[S, F] on rank 0, None on the others.
-
-        mine_sF: of those rows to see that this rank keeps.
-        holders: of all S, the rank that keeps each.
-        """
-        if not len(holders):
-            return mine_sF if self._shard.rank == 0 else None
-        most, places = _laid(holders)
-        padded = F.pad(mine_sF, (0, 0, 0, most - len(mine_sF)))
-        parts = self._everyone.gather(padded, "features gather")
-        at = torch.from_numpy(places).to(mine_sF.device)
-        return None if parts is None else torch.cat(parts).index_select(0, at)
-
-    def _spread(self, rows_mH: Tensor, most: int, at: Tensor) -> Tensor:
-        """[M, H] on every rank, in the order in which they are wanted."""
-        padded = F.pad(rows_mH, (0, 0, 0, most - len(rows_mH)))
-        return self._everyone.all_gather(padded, "outputs all-gather").index_select(0, at)
-
-    def _logits(self, last_MH: Tensor) -> Tensor:
-        """[M, share of V] in the model's dtype; the last share is padded."""
-        size = self._shard.vocabulary_size
-        logits = self._weights.ops.linear(last_MH, self._weights.head)
-        return F.pad(logits, (0, size - logits.shape[1]))
-
-    def _best(self, last_MH: Tensor, features: Tensor | None) -> ModelOutput | None:
-        """Every rank finds the best of its own vocabulary: three numbers a row instead of V."""
-        ids = self._shard.vocabulary()
-        logits = self._logits(last_MH)[:, : len(ids)]
-        top = logits.max(-1)
-        found = (top.values, top.indices + ids.start, logits.isfinite().all(-1))
-        found_M3 = torch.stack([part.double() for part in found], -1)
-        parts = self._everyone.gather(found_M3, "logits gather")
-        if parts is None:
-            return None
-        found_RM3 = torch.stack(parts).cpu().numpy()
-        first = found_RM3[:, :, 0].argmax(0)  # the lower ids on a tie
-        tokens = np.take_along_axis(found_RM3[:, :, 1], first[None], 0)[0].astype(np.int64)
-        best = np.where(found_RM3[:, :, 2].all(0), tokens, -1)
-        return ModelOutput(self._no_logits(), features, best)
-
-    def _nothing(self, features_SF: Tensor | None) -> ModelOutput:
-        return ModelOutput(self._no_logits(), features_SF, np.empty(0, dtype=np.int64))
-
-    def _no_logits(self) -> Tensor:
-        w = self._weights
-        return torch.empty(0, w.config.vocab_size, dtype=wide(w.dtype), device=w.device)
-
-
-def _laid(holders: Ints) -> tuple[int, Ints]:
-    """The most rows of a rank, and where each row lies once so many of every rank are gathered."""
-    nth = np.empty(len(holders), dtype=np.int64)  # how many before it lie on the same rank
-    for rank in np.unique(holders):
-        own = holders == rank
-        nth[own] = np.arange(own.sum())
-    most = int(nth.max()) + 1
-    return most, holders * most + nth
 
 
 class ShardDecoder:
     """The shard of a decoder that one rank runs (H2P; Pangu Pro MoE, arXiv 2505.21411).
 
     The residual stream is divided by rows: a rank keeps, norms and adds only its own. Around attention
-    the ranks of one copy of it gather their normed rows and scatter the partial sums of their heads; around
-    the MLP all ranks do.
+    the ranks of one copy of it gather their normed rows and scatter the partial sums of their heads;
+    around the MLP all ranks do. The head is cut by vocabulary.
 
     Args:
         shard: of this rank.
@@ -210,7 +109,6 @@ class ShardDecoder:
         self.weights = weights
         self.dp_group = dp_group
         self.everyone = everyone
-        self._outputs = Outputs(shard, weights, everyone)
 
     @torch.inference_mode()
     def forward(
@@ -220,15 +118,15 @@ class ShardDecoder:
 
         kv: this rank's heads, slots of its data-parallel rank. layers: those that run.
         """
-        dealt = DealtRows.of(rows, self.shard, kv.slots)
-        x_nH = self._embed(dealt)
-        step = self._step(dealt)
-        wanted, looked = dealt.holders(rows.outputs), dealt.holders(rows.seen)
+        partition = RowPartition.of(rows, self.shard, kv.slots)
+        x_nH = self._embed(partition)
+        step = self._step(partition)
+        wanted, looked = partition.holders(rows.outputs), partition.holders(rows.feature_rows)
         mine, mine_seen = (
             torch.from_numpy(at[holders == self.shard.rank]).to(x_nH.device)
             for holders, at in (wanted, looked)
         )
-        seen: dict[int, Tensor] = {}
+        taken: dict[int, Tensor] = {}
         eps = self.weights.config.rms_norm_eps
         ops = self.weights.ops
         for n in layers:
@@ -245,36 +143,121 @@ class ShardDecoder:
             fresh_PH = self.everyone.all_gather(fresh, "mlp all-gather")
             padded_PH = _pad(fresh_PH, ops.rows)
             if isinstance(layer.mlp, Moge):
-                groups = np.pad(dealt.groups, (0, len(padded_PH) - len(fresh_PH)))
+                groups = np.pad(partition.groups, (0, len(padded_PH) - len(fresh_PH)))
                 part_PH = layer.mlp(padded_PH, groups)
             else:
                 part_PH = layer.mlp(padded_PH)
             part_PH = part_PH[: len(fresh_PH)]
             x_nH = x_nH + self.everyone.reduce_scatter(part_PH, "mlp reduce-scatter")
             if n in features:
-                seen[n] = x_nH.index_select(0, mine_seen)
+                taken[n] = x_nH.index_select(0, mine_seen)
         known = None
         if features:
-            known = self._outputs.features(torch.cat([seen[n] for n in features], -1), looked[0])
-        return self._outputs(x_nH.index_select(0, mine), known, wanted[0], rows.only_best)
+            known = self._features(torch.cat([taken[n] for n in features], -1), looked[0])
+        return self._output(x_nH.index_select(0, mine), known, wanted[0], rows.only_best)
 
-    def _embed(self, dealt: DealtRows) -> Tensor:
+    def _embed(self, partition: RowPartition) -> Tensor:
         """[n, H]: every rank looks up the tokens of its own vocabulary, the rest are zeros."""
         ids = self.shard.vocabulary()
-        held = (dealt.tokens >= ids.start) & (dealt.tokens < ids.stop)
+        held = (partition.tokens >= ids.start) & (partition.tokens < ids.stop)
         table = self.weights.embedding
-        at = torch.from_numpy(np.where(held, dealt.tokens - ids.start, 0)).to(table.device)
+        at = torch.from_numpy(np.where(held, partition.tokens - ids.start, 0)).to(table.device)
         rows_PH = table.index_select(0, at)
         rows_PH.mul_(torch.from_numpy(held).to(table.device, table.dtype)[:, None])
         return self.everyone.reduce_scatter(rows_PH, "embedding reduce-scatter")
 
-    def _step(self, dealt: DealtRows) -> Step | None:
+    def _step(self, partition: RowPartition) -> Step | None:
         """What the layers share in this copy of attention; None where it has no rows."""
-        if dealt.own is None:
+        if partition.own is None:
             return None
-        w, size = self.weights, dealt.each * self.shard.attention
+        w, size = self.weights, partition.each * self.shard.attention
         padded = size + -size % w.ops.rows
-        return Step.of(dealt.own, padded, w.config, w.ops, w.dtype, w.device)
+        return Step.of(partition.own, padded, w.config, w.ops, w.dtype, w.device)
+
+    def _output(
+        self,
+        mine_mH: Tensor,
+        features_SF: Tensor | None,
+        holders: Ints,
+        only_best: NDArray[np.bool_],
+    ) -> ModelOutput | None:
+        """The step's output on rank 0, None on the others.
+
+        mine_mH: last rows of those wanted rows that this rank keeps.
+        features_SF: what `_features` gave, passed on.
+        holders: of all M wanted rows, the rank that keeps each.
+        """
+        w = self.weights
+        if not len(holders):
+            none = np.empty(0, dtype=np.int64)
+            first = self.shard.rank == 0
+            return ModelOutput(self._no_logits(), features_SF, none) if first else None
+        most, places = _laid(holders)
+        last = w.ops.rms_norm(mine_mH, w.norm, w.config.rms_norm_eps)
+        last_MH = self._spread(last, most, torch.from_numpy(places).to(last.device))
+        if only_best.all():
+            return self._best(last_MH, features_SF)
+        logits_MV = self._logits(last_MH)
+        parts = self.everyone.gather(logits_MV, "logits gather")
+        if parts is None:
+            return None
+        whole = torch.cat(parts, -1)[:, : w.config.vocab_size].to(wide(w.dtype))
+        return ModelOutput(whole, features_SF, best_tokens(whole, only_best))
+
+    def _features(self, mine_sF: Tensor, holders: Ints) -> Tensor | None:
+        """[S, F] on rank 0, None on the others.
+
+        mine_sF: of those rows to see that this rank keeps.
+        holders: of all S, the rank that keeps each.
+        """
+        if not len(holders):
+            return mine_sF if self.shard.rank == 0 else None
+        most, places = _laid(holders)
+        padded = F.pad(mine_sF, (0, 0, 0, most - len(mine_sF)))
+        parts = self.everyone.gather(padded, "features gather")
+        at = torch.from_numpy(places).to(mine_sF.device)
+        return None if parts is None else torch.cat(parts).index_select(0, at)
+
+    def _spread(self, rows_mH: Tensor, most: int, at: Tensor) -> Tensor:
+        """[M, H] on every rank, in the order in which they are wanted."""
+        padded = F.pad(rows_mH, (0, 0, 0, most - len(rows_mH)))
+        return self.everyone.all_gather(padded, "outputs all-gather").index_select(0, at)
+
+    def _logits(self, last_MH: Tensor) -> Tensor:
+        """[M, share of V] in the model's dtype; the last share is padded."""
+        size = self.shard.vocabulary_size
+        logits = self.weights.ops.linear(last_MH, self.weights.head)
+        return F.pad(logits, (0, size - logits.shape[1]))
+
+    def _best(self, last_MH: Tensor, features: Tensor | None) -> ModelOutput | None:
+        """Every rank finds the best of its own vocabulary: three numbers a row instead of V."""
+        ids = self.shard.vocabulary()
+        logits = self._logits(last_MH)[:, : len(ids)]
+        top = logits.max(-1)
+        found = (top.values, top.indices + ids.start, logits.isfinite().all(-1))
+        found_M3 = torch.stack([part.double() for part in found], -1)
+        parts = self.everyone.gather(found_M3, "logits gather")
+        if parts is None:
+            return None
+        found_RM3 = torch.stack(parts).cpu().numpy()
+        first = found_RM3[:, :, 0].argmax(0)  # the lower ids on a tie
+        tokens = np.take_along_axis(found_RM3[:, :, 1], first[None], 0)[0].astype(np.int64)
+        best = np.where(found_RM3[:, :, 2].all(0), tokens, -1)
+        return ModelOutput(self._no_logits(), features, best)
+
+    def _no_logits(self) -> Tensor:
+        w = self.weights
+        return torch.empty(0, w.config.vocab_size, dtype=wide(w.dtype), device=w.device)
+
+
+def _laid(holders: Ints) -> tuple[int, Ints]:
+    """The most rows of a rank, and where each row lies once so many of every rank are gathered."""
+    nth = np.empty(len(holders), dtype=np.int64)  # how many before it lie on the same rank
+    for rank in np.unique(holders):
+        own = holders == rank
+        nth[own] = np.arange(own.sum())
+    most = int(nth.max()) + 1
+    return most, holders * most + nth
 
 
 def _pad(x_PH: Tensor, multiple: int) -> Tensor:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 # Functions import what needs torch.distributed: torch may have been built without.
-_DOOR = "fastslow/listener"
+_ADDRESS = "fastslow/address"
 _used = False  # the other ranks of a job serve one model
 
 
@@ -61,13 +61,13 @@ class Launched:
         listener = socket.create_server(("127.0.0.1" if self.alone else "", 0))
         token = secrets.token_hex(16)
         given = {"address": [host, listener.getsockname()[1]], "token": token}
-        store.set(_DOOR, json.dumps(given))
+        store.set(_ADDRESS, json.dumps(given))
         return listener, token, PrefixStore("fastslow", store)
 
     def release(self) -> None:
         """Rank 0 ends without a model: the others need not wait for one."""
         if not _used:
-            self._store().set(_DOOR, json.dumps({}))
+            self._store().set(_ADDRESS, json.dumps({}))
 
     def serve(self) -> None:
         """Any rank but the first: serve rank 0 until it is done."""
@@ -77,9 +77,9 @@ class Launched:
 
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         store = self._store()
-        while not store.check([_DOOR]):
+        while not store.check([_ADDRESS]):
             time.sleep(0.05)
-        given = json.loads(store.get(_DOOR))
+        given = json.loads(store.get(_ADDRESS))
         if given:
             address = (given["address"][0], given["address"][1])
             worker_loop(

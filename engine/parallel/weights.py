@@ -72,7 +72,7 @@ def shard_weights(
                 layer.mlp.down_bias = None
         elif shard.parallel.ep > 1:
             layer.mlp.groups = shard.config.groups
-            layer.mlp.here = shard.groups
+            layer.mlp.held_groups = shard.groups
     return weights
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import tokenizers
 
 from fastslow.engine.host.files import read_object
-from fastslow.engine.host.memory import give_back
+from fastslow.engine.host.machine import give_back
 from fastslow.engine.text.settings import Settings
 from fastslow.engine.text.vocabulary import (
     PieceDecoder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastslow.engine.host.memory import give_back
+from fastslow.engine.host.machine import give_back
 from fastslow.engine.text.settings import read_settings
 from fastslow.engine.text.vocabulary import Tokenizer
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from loguru import logger
 
+from fastslow.engine.host.machine import CONTENDED
 from fastslow.engine.host.progress import bar
-from fastslow.engine.host.watch import CONTENDED
 from fastslow.engine.params import Speculation
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune.candidates import PLAIN, label

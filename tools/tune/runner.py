@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from fastslow.engine.host.watch import Watch
+from fastslow.engine.host.machine import Watch
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.output import Output

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from math import isfinite
 
-from fastslow.engine.host.watch import CONTENDED
+from fastslow.engine.host.machine import CONTENDED
 from fastslow.engine.params import Speculation
 from fastslow.tools.report.page import conditions, render
 from fastslow.tools.report.plot import Bar, Plot, Point, Series, whole_ticks

@@ -107,7 +107,7 @@ class CudaOps(PagedOps):
     def width(self, needed: int, most: int) -> int:
         return min(most, 1 << (needed - 1).bit_length())
 
-    def lay(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
+    def attention_metadata(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
         """Block tables; the rows of each run side by side [n, Q]; how many keys each sees if it is the
         last, and if causal [n, Q]; where each row is in [n * Q]."""
         starts = np.array([0, *runs.query_ends])
@@ -122,8 +122,8 @@ class CudaOps(PagedOps):
         place = owner * most + np.arange(rows) - starts[owner]
         return runs.tables, side, np.broadcast_to(lengths, side.shape).copy(), causal, place
 
-    def attend(self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables) -> Tensor:
-        tables, side, whole, ends, place = seen.tensors
+    def attend(self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables) -> Tensor:
+        tables, side, whole, ends, place = blocks.tensors
         rows = q_THD.index_select(0, side.flatten()).view(*side.shape, *q_THD.shape[1:])
         step = max(1, WIDEST // (tables.shape[1] * BLOCK))
         parts = []
@@ -153,9 +153,9 @@ class CudaOps(PagedOps):
         return texts.masked_fill(beyond[:, :, None, None], 0).transpose(1, 2)
 
     def attend_in_part(
-        self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables
+        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables
     ) -> tuple[Tensor, Tensor]:
-        tables, side, whole, _, place = seen.tensors
+        tables, side, whole, _, place = blocks.tensors
         sums = wide(q_THD.dtype)
         heads, dim = q_THD.shape[1:]
         rows = q_THD.index_select(0, side.flatten()).view(*side.shape, heads, dim)

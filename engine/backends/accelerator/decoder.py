@@ -88,7 +88,7 @@ class PagedDecoder(LayeredModel[Stacked]):
         """All of a step on the device."""
         w, eps = self.weights, self.config.rms_norm_eps
         x_TH = w.embedding.index_select(0, step.tokens)
-        seen: dict[int, Tensor] = {}
+        taken: dict[int, Tensor] = {}
         first, *others = self.layers
         fresh_TH = self.ops.rms_norm(x_TH, w.layers[first].attention_norm, eps)
         norms = [*(w.layers[n].attention_norm for n in others), w.norm]
@@ -99,11 +99,11 @@ class PagedDecoder(LayeredModel[Stacked]):
             moved_TH = self._mlp(fresh_TH, layer.mlp, step)
             fresh_TH, x_TH = self.ops.add_rms_norm(moved_TH, x_TH, next_norm, eps)
             if n in features:
-                seen[n] = x_TH.index_select(0, step.seen)
+                taken[n] = x_TH.index_select(0, step.feature_rows)
         last_MH = fresh_TH.index_select(0, step.outputs)
         logits_MV = self.ops.linear(last_MH, w.head)
         logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
-        joined = torch.cat([seen[n] for n in features], -1) if features else last_MH[:, :0]
+        joined = torch.cat([taken[n] for n in features], -1) if features else last_MH[:, :0]
         return Result(logits_MV, _first_best(logits_MV), joined)
 
     def _attention(self, x_TH: Tensor, layer: StackedLayer, kv: LayerKV, step: PagedStep) -> Tensor:

@@ -218,38 +218,38 @@ class NpuOps(PagedOps):
             k_TKD.contiguous(), v_TKD.contiguous(), kv.keys, kv.values, slots_T, cache_mode="Norm"
         )
 
-    def lay(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
+    def attention_metadata(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
         return (runs.tables.astype("int32"),)
 
-    def attend(self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables) -> Tensor:
-        return self._fused(q_THD, kv, seen, causal=True)[0]
+    def attend(self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables) -> Tensor:
+        return self._fused(q_THD, kv, blocks, causal=True)[0]
 
     def attend_in_part(
-        self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables
+        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables
     ) -> tuple[Tensor, Tensor]:
-        return self._fused(q_THD, kv, seen, causal=False)
+        return self._fused(q_THD, kv, blocks, causal=False)
 
     def _fused(
-        self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables, causal: bool
+        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables, causal: bool
     ) -> tuple[Tensor, Tensor]:
-        (table,) = seen.tensors
-        rows = [b - a for a, b in zip([0, *seen.query_ends], seen.query_ends)]
+        (table,) = blocks.tensors
+        rows = [b - a for a, b in zip([0, *blocks.query_ends], blocks.query_ends)]
         need(q_THD.dtype in self.dtypes, f"queries of {self.dtypes}, not {q_THD.dtype}")
         need(q_THD.shape[-1] == 128, f"queries of width 128, not {q_THD.shape[-1]}")
         need(len(rows) <= MOST_RUNS, f"at most {MOST_RUNS} runs of rows, not {len(rows)}")
-        need(seen.query_ends[-1] == len(q_THD), "runs that end with the rows")
+        need(blocks.query_ends[-1] == len(q_THD), "runs that end with the rows")
         need(min(rows) > 0 and max(rows) <= self.most_rows, f"runs of 1 to {self.most_rows} rows")
-        need(all(k >= n for k, n in zip(seen.seq_lens, rows)) or not causal, "a key for each row")
-        need(min(seen.seq_lens) > 0, "at least one key for each run")
-        need(max(seen.seq_lens) <= table.shape[1] * BLOCK, "block tables as long as the texts")
+        need(all(k >= n for k, n in zip(blocks.seq_lens, rows)) or not causal, "a key for each row")
+        need(min(blocks.seq_lens) > 0, "at least one key for each run")
+        need(max(blocks.seq_lens) <= table.shape[1] * BLOCK, "block tables as long as the texts")
         need(table.dtype == torch.int32, "int32 block tables")
         out, weight = torch_npu.npu_fused_infer_attention_score(
             q_THD.contiguous(),
             kv.keys.flatten(2),
             kv.values.flatten(2),
             atten_mask=self._mask if causal else None,
-            actual_seq_lengths=seen.query_ends,
-            actual_seq_lengths_kv=seen.seq_lens,
+            actual_seq_lengths=blocks.query_ends,
+            actual_seq_lengths_kv=blocks.seq_lens,
             block_table=table,
             num_heads=self.shape.heads,
             scale=self.shape.scale,

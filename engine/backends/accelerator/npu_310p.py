@@ -65,12 +65,12 @@ class Npu310pOps(NpuOps):
         ):
             need(size % 16 == 0, f"{name} to be a multiple of 16, not {size}")
 
-    def place(self, weight_OI: Tensor) -> Tensor:
+    def pack(self, weight_OI: Tensor) -> Tensor:
         if any(size % 16 for size in weight_OI.shape):
             return weight_OI
         return self._fractal(weight_OI)
 
-    def place_experts(self, weight_EIO: Tensor) -> Tensor:
+    def pack_experts(self, weight_EIO: Tensor) -> Tensor:
         need(all(size % 16 == 0 for size in weight_EIO.shape[1:]), "experts in multiples of 16")
         return self._fractal(weight_EIO)
 
@@ -131,12 +131,12 @@ class Npu310pOps(NpuOps):
         found = cache[slots_N // block, :, slots_N % block]  # [N, kv_heads * D / 16, 16]
         return found.reshape(len(slots_N), self.shape.kv_heads, -1)
 
-    def lay(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
+    def attention_metadata(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
         return (runs.tables.astype("int32"), np.array(runs.seq_lens, dtype=np.int32))
 
-    def attend(self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables) -> Tensor:
-        table, lengths = seen.tensors
-        rows = [b - a for a, b in zip([0, *seen.query_ends], seen.query_ends)]
+    def attend(self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables) -> Tensor:
+        table, lengths = blocks.tensors
+        rows = [b - a for a, b in zip([0, *blocks.query_ends], blocks.query_ends)]
         need(q_THD.dtype in self.dtypes, f"queries of float16, not {q_THD.dtype}")
         need(min(rows) > 0 and max(rows) <= MASK, f"runs of 1 to {MASK} rows")
         need(table.dtype == lengths.dtype == torch.int32, "int32 block tables and lengths")
@@ -172,6 +172,6 @@ class Npu310pOps(NpuOps):
         return out
 
     def attend_in_part(
-        self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables
+        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables
     ) -> tuple[Tensor, Tensor]:
         raise ValueError("a 310P's attention does not say what its keys weigh")

@@ -18,7 +18,7 @@ from fastslow.engine.types import Ints
 
 
 class DeviceMatrix(NamedTuple):
-    """A weight in the device's own form, as `PagedOps.place` gives it.
+    """A weight in the device's own form, as `PagedOps.pack` gives it.
 
     scale: float32 [O] of an int8 weight per output channel, or [E, O] of experts; None: not int8.
     """
@@ -32,7 +32,7 @@ class DeviceMatrix(NamedTuple):
 class DeviceTables:
     """Runs on the device: what the kernels want as host integers, and as tensors.
 
-    tensors: what `PagedOps.lay` said. query_ends, seq_lens: see `BlockTables`.
+    tensors: what `PagedOps.attention_metadata` gave. query_ends, seq_lens: see `BlockTables`.
     """
 
     query_ends: list[int]
@@ -82,10 +82,10 @@ class Graph(Protocol):
 class PagedOps(ABC):
     """The kernels of a device. Letters: T rows, I in, O out, E experts, G groups, D width of a head.
 
-    Nothing here but `lay`, `place` and `record` may wait for the device or copy from the host.
+    Nothing here but `attention_metadata`, `pack` and `record` may wait for the device or copy from the host.
 
     Attributes:
-        shape: of the model's attention, once `check` has seen it.
+        shape: of the model's attention, once `check` has read it.
     """
 
     storage: ClassVar[type[BlockStorage]]
@@ -118,11 +118,11 @@ class PagedOps(ABC):
         """ValueError in one sentence for a model that the kernels cannot run."""
         self.shape = AttentionShape(config.heads, config.kv_heads, config.head_dim**-0.5)
 
-    def place(self, weight_OI: Tensor) -> Tensor:
+    def pack(self, weight_OI: Tensor) -> Tensor:
         """A matrix in the order that `linear` reads."""
         return weight_OI
 
-    def place_experts(self, weight_EIO: Tensor) -> Tensor:
+    def pack_experts(self, weight_EIO: Tensor) -> Tensor:
         """Matrices in the order that `experts` reads."""
         return weight_EIO
 
@@ -167,17 +167,17 @@ class PagedOps(ABC):
         return most
 
     @abstractmethod
-    def lay(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
+    def attention_metadata(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
         """What `attend` needs of runs over `rows` rows as tensors; their shapes depend on the number of
         runs, the number of rows and the width of the tables alone."""
 
     @abstractmethod
-    def attend(self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables) -> Tensor:
+    def attend(self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables) -> Tensor:
         """[T, heads, D]. Row i of a run's n sees all keys but the last n - 1 - i."""
 
     @abstractmethod
     def attend_in_part(
-        self, q_THD: Tensor, kv: LayerKV, seen: DeviceTables
+        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables
     ) -> tuple[Tensor, Tensor]:
         """As `attend`, but all rows of a run see all its keys; and the logarithm of the sum of
         exponentials, float32 [T, heads, 1]. Only where `merges`."""

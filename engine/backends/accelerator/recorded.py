@@ -113,7 +113,9 @@ class Recorder:
         recording.graph.replay(chains.query_ends, chains.seq_lens)
         self.replays += 1
         found, count = recording.result, len(rows.outputs)
-        return Result(found.logits[:count], found.best[:count], found.features[: len(rows.seen)])
+        return Result(
+            found.logits[:count], found.best[:count], found.features[: len(rows.feature_rows)]
+        )
 
     def _record(
         self, key: Key, step: PagedStep, kv: BlockStorage, features: tuple[int, ...]
@@ -169,7 +171,7 @@ def fill_rows(rows: Rows, count: int, spare: int) -> Rows:
         slots=np.concatenate((rows.slots, spare + np.arange(missing))),
         groups=_filled(rows.groups, count),
         outputs=_filled(rows.outputs, count),
-        seen=_filled(rows.seen, count),
+        feature_rows=_filled(rows.feature_rows, count),
     )
 
 

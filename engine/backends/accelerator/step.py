@@ -29,8 +29,8 @@ class PagedStep:
     """T rows, M of whose logits and S of whose features are wanted.
 
     tokens int64 [T], slots int32 [T], groups int32 [T] (how many run, never ALL_GROUPS), cos and sin
-    float32 [T, 1, head_dim], outputs int64 [M], seen int64 [S]. rows, chains, tail: see `AttentionLayout`. routed: whether
-    any row runs a routed expert.
+    float32 [T, 1, head_dim], outputs int64 [M], feature_rows int64 [S]. rows, chains, tail: see
+    `AttentionLayout`. routed: whether any row runs a routed expert.
     """
 
     tokens: Tensor
@@ -39,7 +39,7 @@ class PagedStep:
     cos: Tensor
     sin: Tensor
     outputs: Tensor
-    seen: Tensor
+    feature_rows: Tensor
     rows: Tensor | None
     chains: DeviceTables | None
     tail: Tail[Tensor, DeviceTables] | None
@@ -68,7 +68,7 @@ class PagedStep:
             cos,
             sin,
             _tensor(rows.outputs),
-            _tensor(rows.seen),
+            _tensor(rows.feature_rows),
             None if layout.rows is None else _tensor(layout.rows),
             None if layout.chains is None else tables(layout.chains),
             None if layout.tail is None else layout.tail.mapped(_tensor, tables),
@@ -81,8 +81,8 @@ class PagedStep:
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device)
 
-        def tables(seen: DeviceTables) -> DeviceTables:
-            return replace(seen, tensors=tuple(map(moved, seen.tensors)))
+        def tables(some: DeviceTables) -> DeviceTables:
+            return replace(some, tensors=tuple(map(moved, some.tensors)))
 
         plain: dict[str, Any] = {name: moved(getattr(self, name)) for name in PLAIN}
         return replace(
@@ -104,12 +104,12 @@ class PagedStep:
             yield from self.chains.tensors
 
 
-PLAIN = ("tokens", "slots", "groups", "cos", "sin", "outputs", "seen")
+PLAIN = ("tokens", "slots", "groups", "cos", "sin", "outputs", "feature_rows")
 
 
 def device_tables(runs: BlockTables, ops: PagedOps) -> DeviceTables:
     """Runs as a device wants them, on the CPU."""
-    laid = ops.lay(runs, runs.query_ends[-1])
+    laid = ops.attention_metadata(runs, runs.query_ends[-1])
     return DeviceTables(runs.query_ends, runs.seq_lens, tuple(map(_tensor, laid)))
 
 

@@ -73,7 +73,7 @@ class Stacked:
         self.layers = [self._layer(n) for n in range(config.layers)]
         self.norm = self._plain("model.norm.weight")
         tied = config.tie_word_embeddings
-        self.head = DeviceMatrix(ops.place(self.embedding)) if tied else self._matrix("lm_head")
+        self.head = DeviceMatrix(ops.pack(self.embedding)) if tied else self._matrix("lm_head")
         del self._read, self._int8
 
     def _plain(self, *names: str, dtype: torch.dtype | None = None) -> Tensor:
@@ -87,7 +87,7 @@ class Stacked:
         added = self._plain(*(f"{name}.bias" for name in names)) if bias else None
         if (quantised := self._in_int8(weights)) is not None:
             return DeviceMatrix(quantised.weight, added, quantised.scale)
-        return DeviceMatrix(self.ops.place(self._plain(*weights)), added)
+        return DeviceMatrix(self.ops.pack(self._plain(*weights)), added)
 
     def _in_int8(self, names: Sequence[str]) -> DeviceMatrix | None:
         """The named matrices side by side, [I, O], if they are all int8."""
@@ -147,4 +147,4 @@ class Stacked:
         assert whole is not None
         if scales:
             return DeviceMatrix(whole, None, torch.stack(scales))
-        return DeviceMatrix(self.ops.place_experts(whole))
+        return DeviceMatrix(self.ops.pack_experts(whole))

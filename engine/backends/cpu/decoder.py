@@ -124,13 +124,13 @@ class CpuDecoder:
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
         """See `Model.forward`; logits are float32, features in `dtype`."""
         check_step(rows, kv, self.storage, features, self.layers)
-        for name, some in (("outputs", rows.outputs), ("rows to see", rows.seen)):
+        for name, some in (("outputs", rows.outputs), ("rows to see", rows.feature_rows)):
             if len(some) > len(rows.tokens):
                 raise ValueError(f"{len(some)} {name} are more than the {len(rows.tokens)} rows")
         count, hidden = len(rows.outputs), self.config.hidden_size
         # no logits are written where every row wants only its best token
         logits = torch.empty(0 if rows.only_best.all() else count, self.config.vocab_size)
-        seen = torch.empty(len(rows.seen), len(features) * hidden) if features else NOTHING
+        seen = torch.empty(len(rows.feature_rows), len(features) * hidden) if features else NOTHING
         best = np.empty(count, dtype=np.int64)
         cos, sin = self._rotary.at(rows)
         step = KernelStep(rows, Tails.of(rows), cos, sin, logits, seen, best)
@@ -163,7 +163,7 @@ class CpuDecoder:
             "wanted": rows.outputs,
             "only_best": rows.only_best,
             "best": step.best,
-            "seen": rows.seen if features else rows.seen[:0],
+            "seen": rows.feature_rows if features else rows.feature_rows[:0],
             # the kernels count the layers that run
             "feature_layers": np.array([self.layers.index(n) for n in features], dtype=np.int64),
         }

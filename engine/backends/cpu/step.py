@@ -79,7 +79,7 @@ class KernelStep:
             owners = np.flatnonzero(np.diff(starts))
             picked, looked = (
                 np.flatnonzero((wanted >= part.start) & (wanted < part.stop))
-                for wanted in (rows.outputs, rows.seen)
+                for wanted in (rows.outputs, rows.feature_rows)
             )
             own = KernelStep(
                 Rows(
@@ -87,7 +87,7 @@ class KernelStep:
                     starts=np.append(starts[owners], part.stop - first),
                     outputs=rows.outputs[picked] - first,
                     only_best=rows.only_best[picked],
-                    seen=rows.seen[looked] - first,
+                    feature_rows=rows.feature_rows[looked] - first,
                     contexts=tuple(rows.contexts[b] for b in owners),
                     max_len=rows.max_len[owners],
                 ),

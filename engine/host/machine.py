@@ -1,4 +1,5 @@
-"""The machine's memory: how much a device could still give, and giving back what was freed."""
+"""The machine: how much memory a device could still give, giving back what was freed, and who else was
+running while something was timed."""
 
 from __future__ import annotations
 
@@ -6,10 +7,12 @@ import ctypes
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from loguru import logger
+
+if TYPE_CHECKING:
+    import torch
 
 
 def give_back() -> None:
@@ -39,6 +42,8 @@ def free_memory(device: torch.device | str) -> int:
 
     In a container the CPU's free memory ends at the container's (cgroup v2) limit.
     """
+    import torch  # not above: who only asks about processors does without
+
     device = torch.device(device)
     if device.type != "cpu":
         return int(torch.get_device_module(device).mem_get_info(device)[0])
@@ -69,3 +74,37 @@ def _cgroup_memory() -> int | None:
     counts = dict(line.split() for line in statistics.splitlines())
     reclaimable = int(counts.get("inactive_file", 0))  # the page cache counts as used
     return max(0, int(limit) - used + reclaimable)
+
+
+CONTENDED = 0.05  # others may take this share of the machine before a sample is marked
+LEAST = 50  # ticks, on each processor, that make a share worth telling
+STAT, OWN = Path("/proc/stat"), Path("/proc/self/stat")
+
+
+class Watch:
+    """Time on the processors from here to `others`. Linux only; elsewhere nothing is known."""
+
+    def __init__(self) -> None:
+        self._before = _ticks()
+
+    def others(self) -> float | None:
+        """Share of the machine that other processes, and other machines on it, took. None if
+        that is unknown, as it is over less than half a second: the system counts in hundredths."""
+        after = _ticks()
+        if self._before is None or after is None:
+            return None
+        total, busy, own = (b - a for a, b in zip(self._before, after))
+        long = total >= LEAST * (os.cpu_count() or 1)
+        return max(0, busy - own) / total if long else None
+
+
+def _ticks() -> tuple[int, int, int] | None:
+    """So far of everything, of what was busy, and of this process with all its threads."""
+    try:
+        line = STAT.read_text("utf-8").partition("\n")[0]
+        mine = OWN.read_text("utf-8").rpartition(")")[2].split()  # a name may hold blanks
+    except OSError:
+        return None
+    user, nice, system, idle, wait, hard, soft, steal = map(int, line.split()[1:9])
+    busy = user + nice + system + hard + soft + steal
+    return busy + idle + wait, busy, int(mine[11]) + int(mine[12])
