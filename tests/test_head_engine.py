@@ -101,8 +101,8 @@ def test_a_seed_gives_one_answer_in_any_batch(
     bench: Bench, params: dict[str, Any], kind: str
 ) -> None:
     wanted = asks(kind, **{"temperature": 1.0, **params})
-    together = [answer(r) for r in bench.run(wanted)]
-    assert together == [answer(bench.run([ask])[0]) for ask in wanted]
+    batched = [answer(r) for r in bench.run(wanted)]
+    assert batched == [answer(bench.run([ask])[0]) for ask in wanted]
 
 
 @pytest.mark.parametrize("kind", ["chain", "tree", *COMPILED[:1]])
@@ -111,17 +111,17 @@ def test_sampled_answers_follow_the_law(bench: Bench, folder: Path, kind: str) -
     prompt = PROMPTS[4]
     plain = ReferenceModel(folder)
 
-    def law(begun: tuple[int, ...]) -> Any:
+    def probs(begun: tuple[int, ...]) -> Any:
         text = [*prompt, *begun]
         return plain_law(plain.logits(text, None)[-1].tolist(), text, len(prompt), params)
 
     runs = [Ask(prompt, params, kind, nodes=4, seed=seed) for seed in range(400)]
     texts = [tuple(answer(r)[:3]) for r in bench.run(runs, Setting(pages=4000))]
-    chi_square_fits(sampled_text_law(law, 12, 3), texts)
+    chi_square_fits(sampled_text_law(probs, 12, 3), texts)
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("best", [None, only_best], ids=["law", "best"])
+@pytest.mark.parametrize("best", [None, only_best], ids=["probs", "best"])
 def test_chosen_chains_say_how_sure_they_are(
     folder: Path, runner: str, best: Callable[[RequestView], bool] | None
 ) -> None:
@@ -171,13 +171,13 @@ class Watch(HeadDraft):
         self.told: dict[int, list[torch.Tensor]] = {}
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
-        assert features is not None and len(features) == sum(len(p) + 1 for p in verdict.paths)
-        parts = features.split([len(path) + 1 for path in verdict.paths])
+        assert features is not None and len(features) == sum(len(p) + 1 for p in result.paths)
+        parts = features.split([len(path) + 1 for path in result.paths])
         for request, part in zip(batch, parts):
             self.told.setdefault(request.id, []).append(part)
-        super().commit(batch, verdict, features)
+        super().commit(batch, result, features)
 
 
 def test_each_drafter_is_told_its_own_rows_and_layers(bench: Bench, folder: Path) -> None:

@@ -77,15 +77,15 @@ class Watch(HeadDraft):
         self.verified: dict[int, dict[int, torch.Tensor]] = {}
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
         assert features is not None
-        parts = features.split([len(path) + 1 for path in verdict.paths])
-        for request, tokens, part in zip(batch, verdict.tokens, parts):
+        parts = features.split([len(path) + 1 for path in result.paths])
+        for request, tokens, part in zip(batch, result.tokens, parts):
             first = len(request.tokens) - len(tokens) - 1
             own = self.verified.setdefault(request.id, {})
             own |= {first + n: row.clone() for n, row in enumerate(part)}
-        super().commit(batch, verdict, features)
+        super().commit(batch, result, features)
 
     def read(
         self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
@@ -174,8 +174,8 @@ def test_a_mixed_batch_says_what_plain_decoding_says(
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_draft_says_what_plain_decoding_says(bench: Bench, kind: str) -> None:
     for some in (asks([kind]), asks([kind], "reproducible", temperature=1.0)):
-        together = [answer(r) for r in bench.run(some, Setting(prompt_rows=11))]
-        assert together == [answer(bench.alone(ask)) for ask in some]
+        batched = [answer(r) for r in bench.run(some, Setting(prompt_rows=11))]
+        assert batched == [answer(bench.alone(ask)) for ask in some]
 
 
 @pytest.mark.parametrize("name", RUNNERS)
@@ -184,8 +184,8 @@ def test_trees_of_two_drafters_say_what_plain_decoding_says(bench: Bench, name: 
     kinds = [f"{name} suffix|"]
     for some in (asks(kinds), asks(kinds, "reproducible", temperature=1.0)):
         for setting in SETTINGS:
-            together = [answer(r) for r in bench.run(some, setting)]
-            assert together == [answer(bench.alone(ask)) for ask in some]
+            batched = [answer(r) for r in bench.run(some, setting)]
+            assert batched == [answer(bench.alone(ask)) for ask in some]
     assert Both.merged > before + 50
 
 
