@@ -135,9 +135,9 @@ def main() -> None:
         build(path, pieces(args.folders, tokenizer), args.tokens, vocab)
     new = list(itertools.islice(pieces(args.new, tokenizer), ASKED))
     known = stored_texts(path)
-    opened = timeit.repeat(lambda: Corpus.open(path, vocab), number=1, repeat=5)
+    opened = timeit.repeat(lambda: Corpus(path, vocab), number=1, repeat=5)
     print(f"opened and checked in {statistics.median(opened):.2f} s")
-    corpus, other = Corpus.open(path, vocab), np.ones(OTHER // 8, np.int64)
+    corpus, other = Corpus(path, vocab), np.ones(OTHER // 8, np.int64)
     for name, texts in (("new text", new), ("text in the corpus", known)):
         timed = TimedCorpus(corpus)
         (_, rate), (times, _) = ask(timed, texts), ask(corpus, texts)

@@ -102,7 +102,7 @@ def replay(texts: Seen, name: str, runner: HeadRunner, costs: Costs) -> Total:
     """A set's answers, one after the other, with what was learnt from those before."""
     controller, total = costs.controller(), Total()
     suffix = CostedDrafter(SuffixDraft(), costs, costs.suffix)
-    trees = HeadDraft(runner, probs_at, WIDTH, only_best=only_best, worth=controller.value)
+    trees = HeadDraft(runner, probs_at, WIDTH, only_best=only_best, marginal_value=controller.value)
     head = CostedDrafter(trees, costs, costs.head)
     both: Any = [suffix, head]
     several = AdaptiveDrafter(both, controller.selection(2, SETTINGS), lambda: costs.now)
@@ -163,7 +163,9 @@ def seen_by_target(args: argparse.Namespace, folder: Path, runner: HeadRunner) -
             pairs = ((o.prompt_token_ids, o.token_ids) for o in outputs)
             texts = [TrainText([*prompt, *answer], len(prompt)) for prompt, answer in pairs]
             named = track(texts, f"what it saw: {file.stem}", transient=True)
-            sets[file.stem] = [s for text in named for s in look(llm.model, [text], runner.layers)]
+            sets[file.stem] = [
+                s for text in named for s in look(llm.model, [text], runner.config.layers)
+            ]
     return sets
 
 

@@ -14,10 +14,9 @@ from loguru import logger
 from fastslow.draft.adaptive import DrafterSelection
 from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
 from fastslow.draft.head.head import load_mtp
-from fastslow.draft.head.runner import HeadRunner, load_head
-from fastslow.draft.head.torch_runner import TorchRunner
+from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head
 from fastslow.draft.suffix.corpus import Corpus
-from fastslow.draft.suffix.sources import Earlier
+from fastslow.draft.suffix.sources import EarlierAnswers
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.kv.cache import KVCache
@@ -76,15 +75,15 @@ class DrafterFactory:
         self._means = DrafterDeps(
             target=target,
             cache=kv,
-            law=probs_at,
+            target_probs=probs_at,
             only_best=only_best,
             load_model=self._loaded,
             load_head=cache(self._load_head),
             load_corpus=cache(self._load_corpus),
-            earlier=Earlier() if remember else None,
+            earlier=EarlierAnswers() if remember else None,
             has_head=self.has_head,
             selection=selection,
-            worth=worth,
+            marginal_value=worth,
         )
 
     @property
@@ -151,7 +150,7 @@ class DrafterFactory:
     def _load_corpus(self, path: Path) -> Corpus:
         if self._tokenizer is None:
             raise ValueError(f"corpus {path} needs a model with a tokenizer")
-        return Corpus.open(path, self._tokenizer.vocab())
+        return Corpus(path, self._tokenizer.vocab())
 
 
 def own_head(folder: Path) -> Path | None:

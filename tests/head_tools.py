@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
-from fastslow.draft.head.head import Head
+from fastslow.draft.head.head import TrainedHead
 from fastslow.draft.head.layer import HeadLayer
-from fastslow.draft.head.runner import HeadRunner, KernelRunner
-from fastslow.draft.head.target import draft_vocabulary, first_weights, read_ends
-from fastslow.draft.head.torch_runner import TorchRunner
+from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
+from fastslow.draft.head.target import read_ends
+from fastslow.tools.train_head.untrained import draft_vocabulary, first_weights
 
 
 def tiny_weights(
@@ -25,15 +25,15 @@ def tiny_weights(
     config, weights = first_weights(target, layers, tokens, seed)
     random = torch.Generator().manual_seed(seed)
     for name in (*MATRICES, *NORMS):
-        noise = torch.randn(weights[name].shape, generator=random)
-        weights[name] = weights[name] + noise * (0.2 if name in NORMS else 0.1)
+        change = torch.randn(weights[name].shape, generator=random)
+        weights[name] = weights[name] + change * (0.2 if name in NORMS else 0.1)
     return config, weights
 
 
-def tiny_head(target: Path, layers: tuple[int, ...] = (0, 1), size: int = 10) -> Head:
+def tiny_head(target: Path, layers: tuple[int, ...] = (0, 1), size: int = 10) -> TrainedHead:
     """As it drafts, in int8 where that runs."""
     config, weights = tiny_weights(target, layers, size)
-    return Head(config, weights, read_ends(target))
+    return TrainedHead(config, weights, read_ends(target))
 
 
 def tiny_runner(

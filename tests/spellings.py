@@ -10,11 +10,11 @@ import torch
 from checkpoints import write
 from safetensors.torch import load_file
 
+from fastslow.engine.text.vocabulary import Tokenizer
 
-class Pieces:
+
+class Pieces(Tokenizer):
     """A tokenizer that takes the longest piece that fits; pieces in `special` are marks."""
-
-    leading_spaces = 0
 
     def __init__(
         self,
@@ -25,8 +25,8 @@ class Pieces:
         adds_bos: bool = False,
     ) -> None:
         self.pieces = list(pieces)
-        self.vocab_size = len(self.pieces)
-        self.special_ids = frozenset(self.pieces.index(piece) for piece in special)
+        data = {number: piece.encode() for number, piece in enumerate(pieces)}
+        super().__init__(data, [self.pieces.index(piece) for piece in special], 0)
         self.bos_id = None if bos is None else self.pieces.index(bos)
         self.eos_ids = frozenset() if eos is None else frozenset([self.pieces.index(eos)])
         self._adds_bos = adds_bos
@@ -43,8 +43,8 @@ class Pieces:
             text = text[len(self.pieces[number]) :]
         return found
 
-    def token_bytes(self, token_id: int) -> bytes:
-        return self.pieces[token_id].encode() if token_id < self.vocab_size else b""
+    def vocab(self) -> dict[str, int]:
+        return {piece: i for i, piece in enumerate(self.pieces)}
 
     def token_id(self, piece: str) -> int | None:
         return self.pieces.index(piece) if piece in self.pieces else None
@@ -59,7 +59,7 @@ def letters(count: int) -> list[str]:
 
 
 def renumbered(folder: Path, whole: Path, order: Sequence[int]) -> Path:
-    """The checkpoint in `whole`, whose token order[i] is token i here."""
+    """The checkpoint in `whole`, whose token order[i] is token i in this one."""
     config = json.loads((whole / "config.json").read_text("utf-8")) | {"vocab_size": len(order)}
     table = load_file(whole / "model.safetensors")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):

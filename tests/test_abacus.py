@@ -15,7 +15,7 @@ from fastslow import LLM, Mode, Output, SamplingParams, Speculation
 from fastslow.engine.model.config import EMBEDDED, MOGE, ModelConfig
 from fastslow.engine.model.tensors import parameters
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
-from fastslow.models.builtin import SHIPPED, builtin_path
+from fastslow.models.locate import SHIPPED, builtin_path
 from fastslow.tools.cli.app import app
 
 TASKS = list(islice(held_out(1), 96))

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.models.builtin import builtin_path
+from fastslow.models.locate import builtin_path
 
 TINY = Shape(hidden=32, layers=2, heads=2, kv_heads=1, shared=24, groups=4, experts=3, width=8)
 TASK = Task("What is 7 + 8?", "15", "sum", "7+8:7+8+0=15;=15\n")

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from tokenizers_tiny import write_bpe, write_spm
 
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.models.dense import Dense, attend, rotary
 from fastslow.models.moge import write_moge
 from fastslow.models.recipe import ExpertLayout, Recipe
 from fastslow.tools.convert.calibrate import NeuronSplit, calibrate
@@ -28,6 +27,7 @@ from fastslow.tools.convert.student import (
     recipe_of,
     run_mask,
 )
+from fastslow.tools.convert.teacher import Teacher, attend, rotary
 from fastslow.tools.convert.texts import TextWriter
 from fastslow.tools.training_state import read_state
 
@@ -39,8 +39,10 @@ def dense_folder(folder: Path, **overrides: Any) -> Path:
     return write_dense(folder, vocab=write_bpe(folder), **overrides)
 
 
-def layout_of(dense: Dense) -> ExpertLayout:
-    rows = torch.randint(0, dense.config.vocab, (4, 40), generator=torch.Generator().manual_seed(1))
+def layout_of(dense: Teacher) -> ExpertLayout:
+    rows = torch.randint(
+        0, dense.config.vocab_size, (4, 40), generator=torch.Generator().manual_seed(1)
+    )
     return calibrate(dense, rows, NeuronSplit(GROUPS, EXPERTS, SHARED, WIDTH))
 
 
@@ -50,11 +52,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dense(folder: Path) -> Dense:
-    return Dense(folder, torch.float32)
+def dense(folder: Path) -> Teacher:
+    return Teacher(folder, torch.float32)
 
 
-def trained(dense: Dense, layout: ExpertLayout) -> Student:
+def trained(dense: Teacher, layout: ExpertLayout) -> Student:
     """A student whose deltas, norms and scales all differ from the dense model's."""
     student = Student(dense, layout, rank=3)
     random = torch.Generator().manual_seed(2)
@@ -121,7 +123,7 @@ def test_convert_keeps_the_biases_of_pangu_embedded(tmp_path: Path) -> None:
     assert (out / "tokenizer.model").is_file()
 
 
-def test_layout_uses_each_neuron_once_and_experts_fill_their_pool(dense: Dense) -> None:
+def test_layout_uses_each_neuron_once_and_experts_fill_their_pool(dense: Teacher) -> None:
     layout = layout_of(dense)
     layout.check(96)
     assert layout.shared.shape == (2, SHARED)
@@ -161,13 +163,13 @@ def plain_moge(
     return torch.stack(rows)
 
 
-def plain_hidden(dense: Dense, out: Path, tokens: torch.Tensor, groups: int) -> torch.Tensor:
+def plain_hidden(dense: Teacher, out: Path, tokens: torch.Tensor, groups: int) -> torch.Tensor:
     tensors, config = load_file(out / "model.safetensors"), dense.config
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.rms_norm(x, (config.hidden,), tensors[f"{name}.weight"], config.eps)
+        return F.rms_norm(x, (config.hidden_size,), tensors[f"{name}.weight"], config.rms_norm_eps)
 
-    cos, sin = rotary(64, config.head_dim, config.theta)
+    cos, sin = rotary(64, config.head_dim, config.rope_theta)
     x = tensors["model.embed_tokens.weight"][tokens]
     for n in range(config.layers):
         base = f"model.layers.{n}"
@@ -182,7 +184,7 @@ def plain_hidden(dense: Dense, out: Path, tokens: torch.Tensor, groups: int) -> 
 
 @pytest.mark.parametrize("groups", [4, 2, 1, 0])
 def test_masked_student_equals_the_written_experts(
-    folder: Path, dense: Dense, tmp_path: Path, groups: int
+    folder: Path, dense: Teacher, tmp_path: Path, groups: int
 ) -> None:
     student = trained(dense, layout_of(dense))
     out = write_moge(folder, recipe_of(student), tmp_path / "moge", dtype=torch.float32)
@@ -193,7 +195,7 @@ def test_masked_student_equals_the_written_experts(
     assert float((ours - plain).abs().max()) < 1e-4
 
 
-def test_groups_may_differ_between_rows(dense: Dense) -> None:
+def test_groups_may_differ_between_rows(dense: Teacher) -> None:
     student = trained(dense, layout_of(dense))
     tokens = torch.arange(24).view(2, -1)
     both = torch.tensor([[4] * 12, [1] * 12])
@@ -235,7 +237,7 @@ def test_hand_written_gradients_equal_autograd() -> None:
     torch.testing.assert_close(gradient, torch.autograd.grad(plain, ours)[0])
 
 
-def test_distillation_brings_the_student_closer_and_resumes(dense: Dense, tmp_path: Path) -> None:
+def test_distillation_brings_the_student_closer_and_resumes(dense: Teacher, tmp_path: Path) -> None:
     layout = layout_of(dense)
     writer = TextWriter(dense, load_tokenizer(dense.folder))
     student, saved = Student(dense, layout, rank=4), tmp_path / "run.safetensors"
@@ -253,7 +255,7 @@ def test_distillation_brings_the_student_closer_and_resumes(dense: Dense, tmp_pa
 
 
 def test_a_run_distils_until_its_minutes_are_over(
-    folder: Path, dense: Dense, tmp_path: Path
+    folder: Path, dense: Teacher, tmp_path: Path
 ) -> None:
     options = ConvertOptions(groups=4, experts=4, minutes=0.02, checkpoint=tmp_path / "run")
     convert(folder, tmp_path / "moge", options, schedule=QUICK, calibration_rows=4)
@@ -265,12 +267,12 @@ def test_a_run_distils_until_its_minutes_are_over(
     Recipe.load(tmp_path / "recipe").check(dense.config)
 
 
-def test_written_hidden_states_are_the_teachers(dense: Dense) -> None:
+def test_written_hidden_states_are_the_teachers(dense: Teacher) -> None:
     tokens, hidden = TextWriter(dense, load_tokenizer(dense.folder), seed=3).rows(3, 30)
     torch.testing.assert_close(hidden, dense.hidden(tokens), rtol=1e-3, atol=1e-3)
 
 
-def test_recipe_survives_saving(dense: Dense, tmp_path: Path) -> None:
+def test_recipe_survives_saving(dense: Teacher, tmp_path: Path) -> None:
     recipe = recipe_of(trained(dense, layout_of(dense)))
     recipe.save(tmp_path / "recipe.safetensors")
     loaded = Recipe.load(tmp_path / "recipe.safetensors")
@@ -280,7 +282,7 @@ def test_recipe_survives_saving(dense: Dense, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.norms, recipe.norms, rtol=0.01, atol=0.01)
 
 
-def test_broken_recipes_are_refused(folder: Path, dense: Dense, tmp_path: Path) -> None:
+def test_broken_recipes_are_refused(folder: Path, dense: Teacher, tmp_path: Path) -> None:
     path = tmp_path / "recipe.safetensors"
     with pytest.raises(ValueError, match="must exist"):
         Recipe.load(path)

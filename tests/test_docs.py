@@ -20,7 +20,7 @@ import pytest
 import typer
 
 from fastslow import SamplingParams, Speculation
-from fastslow.models.builtin import builtin_path
+from fastslow.models.locate import builtin_path
 from fastslow.tools.cli.app import app, main
 
 ROOT = Path(__file__).parents[1]

@@ -15,9 +15,15 @@ from tokenizers_tiny import SENTENCES, write_bpe, write_spm
 
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import OwnKV
-from fastslow.draft.model.lexicon import CommonLexicon, shared
-from fastslow.draft.model.retold import LONGEST, Follower, RetoldDraft, Teller, model_draft_across
-from fastslow.draft.model.spelling import Speller, inside_character, marks, whole
+from fastslow.draft.model.retokenized import (
+    MAX_TAIL,
+    DraftRetokenizer,
+    RetokenizedDraft,
+    TextRetokenizer,
+    begins_inside_character,
+    model_draft_across,
+)
+from fastslow.draft.model.vocab import ByteVocab, SharedTokens, overlap, special_map, split_utf8
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
@@ -76,17 +82,17 @@ def text_of(tokenizer: Any, ids: Sequence[int]) -> bytes:
 def test_a_followed_text_is_the_same_text(pair: tuple[str, str], request: Any) -> None:
     target, own = (request.getfixturevalue(name) for name in pair)
     ids = target.encode(STORY * 3, add_special=False)
-    follower = Follower(target, Speller(own), marks(target, own))
+    retokenizer = TextRetokenizer(target, ByteVocab(own), special_map(target, own))
     cut = settled = 0
     before: list[int] = []
     for stop in range(1, len(ids) + 1, 3):
-        read = follower.follow(ids[:stop])
+        read = retokenizer.update(ids[:stop])
         said = text_of(target, ids[:stop]).lstrip(b" ")
-        assert text_of(own, read).lstrip(b" ") + follower.begun == said
+        assert text_of(own, read).lstrip(b" ") + retokenizer.partial == said
         assert read[:settled] == before[:settled], "what is settled stays"
-        cut += bool(follower.begun)
-        before, settled = read, follower.settled
-        assert len(read) - settled <= LONGEST
+        cut += bool(retokenizer.partial)
+        before, settled = read, retokenizer.settled
+        assert len(read) - settled <= MAX_TAIL
     assert cut > 0 or pair == ("spm", "bpe"), "some text must end inside a character"
     assert settled > len(before) / 2
     plain = own.encode(STORY * 3)
@@ -104,57 +110,59 @@ def test_marks_keep_their_meaning() -> None:
     own = Pieces(
         ["b", "a", "<eos>", "<user>", "<bos>"], ["<eos>", "<user>", "<bos>"], "<bos>", "<eos>", True
     )
-    assert marks(target, own) == {0: 4, 1: 3, 2: 2}
-    assert marks(own, target) == {4: 0, 3: 1, 2: 2}
+    assert special_map(target, own) == {0: 4, 1: 3, 2: 2}
+    assert special_map(own, target) == {4: 0, 3: 1, 2: 2}
     text = [0, 1, 4, 5, 3, 5, 2, 4]
     read = [4, 3, 1, 0, 0, 2, 1]  # one beginning, and nothing for <x>
-    assert Follower(target, Speller(own), marks(target, own)).follow(text) == read
-    lexicon = CommonLexicon(Speller(target), Speller(own), 6)
-    assert list(lexicon.text(request(text))) == read
-    assert list(lexicon.text(request(text[1:], 1)))[:2] == [4, 3], "its own beginning, if none came"
-    teller = Teller(own, Speller(target))
-    assert teller.tell([1, 0], b"") == ([4, 5], True)
-    assert teller.tell([1, 2, 0], b"") == ([4, 2], False), "nothing after the end"
-    assert teller.tell([1, 3, 0], b"") == ([4, 1, 5], True)
-    deaf = Teller(own, Speller(Pieces(["a", "b"])))
-    assert deaf.tell([1, 3, 0], b"") == ([0], False), "a mark that the target lacks ends the draft"
+    assert TextRetokenizer(target, ByteVocab(own), special_map(target, own)).update(text) == read
+    shared = SharedTokens(ByteVocab(target), ByteVocab(own), 6)
+    assert list(shared.text(request(text))) == read
+    assert list(shared.text(request(text[1:], 1)))[:2] == [4, 3], "its own beginning, if none came"
+    retokenizer = DraftRetokenizer(own, ByteVocab(target))
+    assert retokenizer.encode([1, 0], b"") == ([4, 5], True)
+    assert retokenizer.encode([1, 2, 0], b"") == ([4, 2], False), "nothing after the end"
+    assert retokenizer.encode([1, 3, 0], b"") == ([4, 1, 5], True)
+    deaf = DraftRetokenizer(own, ByteVocab(Pieces(["a", "b"])))
+    assert deaf.encode([1, 3, 0], b"") == ([0], False), (
+        "a mark that the target lacks ends the draft"
+    )
 
 
 def test_what_is_told_again_is_the_same_text(bpe: Tokenizer, spm: Tokenizer) -> None:
     for own, target in ((spm, bpe), (bpe, spm)):
-        teller = Teller(own, Speller(target))
+        retokenizer = DraftRetokenizer(own, ByteVocab(target))
         ids = own.encode(STORY, add_special=False)
         for first in range(0, len(ids) - 12, 5):
             said = text_of(own, ids[first : first + 12])
-            if not inside_character(said):
-                told, goes_on = teller.tell(ids[first : first + 12], b"")
+            if not begins_inside_character(said):
+                told, goes_on = retokenizer.encode(ids[first : first + 12], b"")
                 assert goes_on
-                assert text_of(target, told) == whole(said)[0].encode()
+                assert text_of(target, told) == split_utf8(said)[0].encode()
 
 
 def test_a_half_written_character_is_finished(bpe: Tokenizer, spm: Tokenizer) -> None:
     said = "好，go"
     ids = spm.encode(said, add_special=False)
-    teller = Teller(spm, Speller(bpe))
+    retokenizer = DraftRetokenizer(spm, ByteVocab(bpe))
     lead = text_of(spm, ids)[: -len(said.encode())]  # a space of the tokenizer's own
     ids = [x for x in ids if text_of(spm, [x]) != lead] if lead else ids
     for size in (1, 2):
         begun = "好".encode()[:size]
-        told, goes_on = teller.tell(ids, begun)
+        told, goes_on = retokenizer.encode(ids, begun)
         assert goes_on and begun + text_of(bpe, told) == said.encode()
-        assert teller.tell(ids, b"\xe4") == ([], False), "another character goes on there"
-    assert teller.tell([], b"\xe5") == ([], True)
+        assert retokenizer.encode(ids, b"\xe4") == ([], False), "another character goes on there"
+    assert retokenizer.encode([], b"\xe5") == ([], True)
 
 
 def test_a_draft_that_ends_inside_a_character(bpe: Tokenizer, spm: Tokenizer) -> None:
-    teller = Teller(bpe, Speller(spm))
-    half = Speller(bpe).bytewise("界".encode()[:2])
+    retokenizer = DraftRetokenizer(bpe, ByteVocab(spm))
+    half = ByteVocab(bpe).encode_bytes("界".encode()[:2])
     assert half
     ids = [*bpe.encode("\n", add_special=False), *half]
-    told, goes_on = teller.tell(ids, b"")
+    told, goes_on = retokenizer.encode(ids, b"")
     assert goes_on and text_of(spm, told) == b"\n"
     broken = [*ids, *bpe.encode("a", add_special=False)]  # what no tokenizer can spell
-    assert teller.tell(broken, b"") == ([], False)
+    assert retokenizer.encode(broken, b"") == ([], False)
 
 
 class Speaker:
@@ -189,10 +197,10 @@ class Speaker:
 def test_other_tokens_end_to_end(bpe: Tokenizer, spm: Tokenizer) -> None:
     """spm goes on with a text whose tokens bpe cuts elsewhere; what was read stays read."""
     begun, rest = "Every expert answers", " when its group is asked, and the router decides."
-    own = Speller(spm)
-    model: Any = Speaker(spm, own.inside(rest) or [])
+    own = ByteVocab(spm)
+    model: Any = Speaker(spm, own.encode(rest) or [])
     kv = cache_for(model, 64)
-    drafter = RetoldDraft(model, OwnKV(kv), bpe, spm)
+    drafter = RetokenizedDraft(model, OwnKV(kv), bpe, spm)
     answer = bpe.encode(begun, add_special=False)
     want = bpe.encode(rest, add_special=False)
     asked = request(answer)
@@ -212,12 +220,12 @@ def test_other_tokens_end_to_end(bpe: Tokenizer, spm: Tokenizer) -> None:
     assert len(model.read[0]) == len(spm.encode(begun))
     assert max(len(read) for read in model.read[1:]) <= 6
     drafter.release([0])
-    assert kv.requests == 0 and not drafter._followed and not drafter._max_len
+    assert kv.requests == 0 and not drafter._texts and not drafter._max_len
 
 
 def test_no_room_in_the_draft_models_context(bpe: Tokenizer, spm: Tokenizer) -> None:
     model: Any = Speaker(spm, spm.encode(STORY), context=24)
-    drafter = RetoldDraft(model, OwnKV(cache_for(model, 64)), bpe, spm)
+    drafter = RetokenizedDraft(model, OwnKV(cache_for(model, 64)), bpe, spm)
     ids = bpe.encode(STORY, add_special=False)
     drafted = [len(drafter.propose([request(ids[:n], n)], [4])[0].tokens) for n in (4, 30, 60)]
     assert drafted[0] > 0 and drafted[2] == 0
@@ -228,12 +236,12 @@ def test_a_request_of_nothing_but_unknown_marks() -> None:
     target, own = Pieces(["<x>", "a"], ["<x>"]), Pieces(["a", "b"])
     model: Any = Speaker(own, [0, 1])
     drafters = (
-        RetoldDraft(model, OwnKV(cache_for(model)), target, own),
+        RetokenizedDraft(model, OwnKV(cache_for(model)), target, own),
         ModelDraft(
             model,
             OwnKV(cache_for(model)),
             probs_at,
-            lexicon=CommonLexicon(Speller(target), Speller(own), 2),
+            vocab_map=SharedTokens(ByteVocab(target), ByteVocab(own), 2),
         ),
     )
     for drafter in drafters:
@@ -243,20 +251,20 @@ def test_a_request_of_nothing_but_unknown_marks() -> None:
 def test_the_law_of_tokens_in_common() -> None:
     target = Pieces(["a", "b", "cd", "c", "d"])
     own = Pieces(["d", "e", "a", "b"])
-    lexicon = CommonLexicon(Speller(target), Speller(own), 7)
+    shared = SharedTokens(ByteVocab(target), ByteVocab(own), 7)
     logits = torch.tensor([[1.0, 9.0, 2.0, 3.0, 8.0]])  # a column more than it has tokens
-    law = probs_at(lexicon.logits(logits)[0], request([0], temperature=1.0), [])
-    assert isinstance(law, np.ndarray) and len(law) == 7
+    probs = probs_at(shared.logits(logits)[0], request([0], temperature=1.0), [])
+    assert isinstance(probs, np.ndarray) and len(probs) == 7
     plain = torch.softmax(torch.tensor([2.0, 3.0, 1.0]), 0).numpy()
-    assert law[[0, 1, 4]] == pytest.approx(plain, abs=1e-6)
-    assert not law[[2, 3, 5, 6]].any(), "never what the draft model cannot say"
-    assert [lexicon.token(x) for x in (0, 1, 4)] == [2, 3, 0]
+    assert probs[[0, 1, 4]] == pytest.approx(plain, abs=1e-6)
+    assert not probs[[2, 3, 5, 6]].any(), "never what the draft model cannot say"
+    assert [shared.token(x) for x in (0, 1, 4)] == [2, 3, 0]
     asked = request([0, 2, 4])
-    assert list(lexicon.text(asked)) == [2, 0], "of cd it reads what it can"
+    assert list(shared.text(asked)) == [2, 0], "of cd it reads what it can"
     asked.tokens.append(1)
-    assert list(lexicon.text(asked)) == [2, 0, 3]
-    lexicon.release([0, 5])
-    assert not lexicon._read
+    assert list(shared.text(asked)) == [2, 0, 3]
+    shared.release([0, 5])
+    assert not shared._texts
 
 
 def test_pairs_choose_their_way(bpe: Tokenizer, small: Tokenizer, spm: Tokenizer) -> None:
@@ -266,9 +274,9 @@ def test_pairs_choose_their_way(bpe: Tokenizer, small: Tokenizer, spm: Tokenizer
         return model_draft_across(model, kv, probs_at, target, own, target.vocab_size)
 
     assert isinstance(across(bpe, bpe), ModelDraft)
-    assert isinstance(across(bpe, spm), RetoldDraft)
+    assert isinstance(across(bpe, spm), RetokenizedDraft)
     nearly = Pieces(letters(40)), Pieces([*letters(43)[3:]][::-1])
-    assert shared(Speller(nearly[0]), Speller(nearly[1])) == 37 / 40
+    assert overlap(ByteVocab(nearly[0]), ByteVocab(nearly[1])) == 37 / 40
     assert isinstance(across(*nearly), ModelDraft)
-    assert shared(Speller(bpe), Speller(small)) < 1
-    assert shared(Speller(bpe), Speller(bpe)) == 1
+    assert overlap(ByteVocab(bpe), ByteVocab(small)) < 1
+    assert overlap(ByteVocab(bpe), ByteVocab(bpe)) == 1

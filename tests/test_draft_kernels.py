@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from kernel_tools import compiled
 
 from fastslow.draft.head import runner as runner_module
 from fastslow.draft.head.config import HeadConfig
-from fastslow.draft.head.head import Head
-from fastslow.draft.head.runner import HeadRunner, KernelRunner
+from fastslow.draft.head.head import TrainedHead
+from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
 from fastslow.draft.head.target import read_ends, stored_ends
-from fastslow.draft.head.torch_runner import TorchRunner
+from fastslow.engine.backends.cpu.draft_head import DraftKernels, NewRows, TreeLimits
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
@@ -45,9 +45,9 @@ def made(
     # as in a file; torch then computes with what is left of them
     weights = {n: w.bfloat16() if w.is_floating_point() else w for n, w in weights.items()}
     ends = read_ends(target)
-    head = Head(config, weights, ends)
+    head = TrainedHead(config, weights, ends)
     plain = {name: w.float() for name, w in weights.items()}
-    head._layer = exact_layer(config, plain, ends.head[head.common.ids])
+    head._layer = exact_layer(config, plain, ends.head[head.vocab.ids])
     return KernelRunner(config, weights, ends, form), TorchRunner(head)
 
 
@@ -61,8 +61,8 @@ def begin(runner: HeadRunner, seed: int = 0, parts: tuple[int, ...] = (ROWS,)) -
     """A text that has taken rows in."""
     features, after = rows(seed)
     text = runner.open(7)
-    runner.add_words(text, after[:20])
-    runner.add_words(text, after[20:])
+    runner.add_tokens(text, after[:20])
+    runner.add_tokens(text, after[20:])
     first = 0
     for size in parts:
         take(runner, text, features[first : first + size], after[first : first + size])
@@ -71,13 +71,15 @@ def begin(runner: HeadRunner, seed: int = 0, parts: tuple[int, ...] = (ROWS,)) -
 
 
 def take(runner: HeadRunner, text: int, features: torch.Tensor, after: list[int]) -> None:
-    runner.grow([text], [len(after)], after, features, [0], 1, 1, [0.0])
+    rows = NewRows([text], [len(after)], after, features)
+    runner.grow(rows, TreeLimits([0], 1, 1, [0.0]))
 
 
 def grow(runner: HeadRunner, *texts: int, nodes: int = 9, least: float = 0.0) -> list[Tree]:
     count = len(texts)
     nothing = torch.empty(0, 2 * HIDDEN)
-    return runner.grow(texts, [0] * count, [], nothing, [nodes] * count, 3, 4, [least] * count)
+    limits = TreeLimits([nodes] * count, 3, 4, [least] * count)
+    return runner.grow(NewRows(texts, [0] * count, [], nothing), limits)
 
 
 def logits(runner: HeadRunner, text: int) -> Floats:
@@ -95,12 +97,12 @@ def test_chains_have_the_logits_of_torch(
 ) -> None:
     kernels, torch_ = made(target, form)
     mine, theirs = begin(kernels, parts=parts), begin(torch_)
-    assert kernels.words(mine).tolist() == torch_.words(theirs).tolist()
+    assert kernels.vocab_ids(mine).tolist() == torch_.vocab_ids(theirs).tolist()
     for depth, token in enumerate((3, 60, 12, 5)):  # each step feeds on the errors of the last
         found = error(logits(kernels, mine), logits(torch_, theirs))
         assert 0 < found < limit * (1 + depth / 4)
-        kernels.follow([mine], [token])
-        torch_.follow([theirs], [token])
+        kernels.advance([mine], [token])
+        torch_.advance([theirs], [token])
     assert 0 < error(logits(kernels, mine), logits(torch_, theirs)) < 2 * limit
     # the chain is forgotten
     grow(kernels, mine, nodes=0)
@@ -116,11 +118,11 @@ def test_rows_that_are_only_read_count_in_both(target: Path, parts: tuple[int, .
     for runner in made(target):
         for read in (True, False):
             text, first = runner.open(7), 0
-            runner.add_words(text, after)
+            runner.add_tokens(text, after)
             for size in parts:
                 own = slice(first, first + size)
                 if read:
-                    runner.read([text], [size], after[own], features[own])
+                    runner.read(NewRows([text], [size], after[own], features[own]))
                     assert not grow(runner, text)[0].tokens
                 else:
                     take(runner, text, features[own], after[own])
@@ -138,13 +140,12 @@ def test_long_prompts_are_read_in_parts_and_together(target: Path) -> None:
     kernels, _ = made(target, window=1400)
     features, after = rows(3, 1300)
     texts = [kernels.open(0) for _ in range(3)]
-    kernels.read(
-        texts[:2], [1300, 1200], [*after, *after[:1200]], features[[*range(1300), *range(1200)]]
-    )
-    kernels.read([texts[1]], [100], after[1200:], features[1200:])
+    both = features[[*range(1300), *range(1200)]]
+    kernels.read(NewRows(texts[:2], [1300, 1200], [*after, *after[:1200]], both))
+    kernels.read(NewRows([texts[1]], [100], after[1200:], features[1200:]))
     for first in range(0, 1300, 130):
         own = slice(first, first + 130)
-        kernels.read(texts[2:], [130], after[own], features[own])
+        kernels.read(NewRows(texts[2:], [130], after[own], features[own]))
     more, last = rows(4, 2)
     for text in texts:
         take(kernels, text, more, last)
@@ -154,20 +155,22 @@ def test_long_prompts_are_read_in_parts_and_together(target: Path) -> None:
 
 @pytest.mark.parametrize("least", [0.0, 0.05])
 def test_trees_are_those_of_torch(target: Path, least: float) -> None:
-    """Each of their paths is about as likely there; where two are nearly alike, either may be kept."""
+    """Each of their nodes is about as likely in torch; where two are nearly alike, either may be kept."""
     kernels, torch_ = made(target)
     for seed in range(6):
         mine = grow(kernels, begin(kernels, seed), least=least)[0]
         theirs = grow(torch_, begin(torch_, seed), least=least)[0]
         assert mine.scores is not None and theirs.scores is not None
-        expected = dict(zip(paths(theirs), theirs.scores))
-        shared = [(s, expected[p]) for p, s in zip(paths(mine), mine.scores) if p in expected]
+        expected = dict(zip(node_paths(theirs), theirs.scores))
+        shared = [(s, expected[p]) for p, s in zip(node_paths(mine), mine.scores) if p in expected]
         assert len(shared) >= 0.6 * max(len(theirs.tokens), len(mine.tokens))
         assert all(a == pytest.approx(b, rel=0.3) for a, b in shared)
-        assert min(mine.scores, default=1) >= least and paths(mine)[:1] == paths(theirs)[:1]
+        assert (
+            min(mine.scores, default=1) >= least and node_paths(mine)[:1] == node_paths(theirs)[:1]
+        )
 
 
-def paths(tree: Tree) -> list[tuple[int, ...]]:
+def node_paths(tree: Tree) -> list[tuple[int, ...]]:
     found: list[tuple[int, ...]] = []
     for token, parent in zip(tree.tokens, tree.parents):
         found.append((*(found[parent] if parent >= 0 else ()), token))
@@ -179,13 +182,13 @@ def test_a_score_is_the_likelihood_of_its_path(target: Path) -> None:
     text = begin(kernels)
     (tree,) = grow(kernels, text)
     assert tree.scores is not None and max(tree.parents) >= 0
-    for path, score in zip(paths(tree), tree.scores):
+    for path, score in zip(node_paths(tree), tree.scores):
         grow(kernels, text, nodes=0)
         likely = 1.0
         for token in path:
-            law = torch.softmax(torch.from_numpy(logits(kernels, text)), -1)
-            likely *= float(law[kernels.words(text).tolist().index(token)])
-            kernels.follow([text], [token])
+            probs = torch.softmax(torch.from_numpy(logits(kernels, text)), -1)
+            likely *= float(probs[kernels.vocab_ids(text).tolist().index(token)])
+            kernels.advance([text], [token])
         assert score == pytest.approx(likely, rel=1e-4)
 
 
@@ -213,17 +216,16 @@ def test_nothing_depends_on_the_batch_or_on_threads(target: Path, threads: int) 
         texts = [kernels.open(7) for _ in range(5)]
         features, after = zip(*(rows(seed) for seed in range(5)))
         for text, words in zip(texts, after):
-            kernels.add_words(text, words)
+            kernels.add_tokens(text, words)
         every = [token for tokens in after for token in tokens]
-        trees = kernels.grow(
-            texts, [ROWS] * 5, every, torch.cat(features), [9] * 5, 3, 4, [0.0] * 5
-        )
-        for text, tree, (own, law) in zip(texts, trees, alone):
-            assert tree == own and np.array_equal(logits(kernels, text), law)
-        kernels.follow(texts, [1, 2, 3, 4, 5])
+        new = NewRows(texts, [ROWS] * 5, every, torch.cat(features))
+        trees = kernels.grow(new, TreeLimits([9] * 5, 3, 4, [0.0] * 5))
+        for text, tree, (own, probs) in zip(texts, trees, alone):
+            assert tree == own and np.array_equal(logits(kernels, text), probs)
+        kernels.advance(texts, [1, 2, 3, 4, 5])
         after_all = [logits(kernels, text) for text in texts]
         for n, text in enumerate([begin(kernels, s) for s in range(5)]):
-            kernels.follow([text], [n + 1])
+            kernels.advance([text], [n + 1])
             assert np.array_equal(logits(kernels, text), after_all[n])
     finally:
         torch.set_num_threads(before)
@@ -236,7 +238,7 @@ def test_rows_beyond_the_window_are_given_back_and_not_seen(target: Path) -> Non
     features, after = rows(count=100)
     long, short = kernels.open(0), kernels.open(80)
     for text in (long, short):
-        kernels.add_words(text, after)
+        kernels.add_tokens(text, after)
     for at in range(99):
         take(kernels, long, features[at : at + 1], after[at : at + 1])
     take(kernels, short, features[80:99], after[80:99])
@@ -247,7 +249,7 @@ def test_rows_beyond_the_window_are_given_back_and_not_seen(target: Path) -> Non
     assert np.isfinite(logits(kernels, long)).all()
     kernels.close(long)
     with pytest.raises(MemoryError):
-        kernels._kernels.close(long)
+        DraftKernels.close(kernels, long)
 
 
 def test_a_text_without_rows_gets_no_tree(target: Path) -> None:
@@ -256,7 +258,10 @@ def test_a_text_without_rows_gets_no_tree(target: Path) -> None:
         fresh, known = runner.open(0), begin(runner)
         trees = grow(runner, fresh, known)
         assert not trees[0].tokens and trees[1].tokens
-        assert runner.grow([], [], [], torch.empty(0, 2 * HIDDEN), [], 2, 2, []) == []
+        assert (
+            runner.grow(NewRows([], [], [], torch.empty(0, 2 * HIDDEN)), TreeLimits([], 2, 2, []))
+            == []
+        )
 
 
 def test_numbers_that_are_not_finite_draft_nothing(target: Path) -> None:
@@ -285,7 +290,7 @@ def test_a_head_reads_its_targets_ends_where_they_are(
         assert isinstance(runner, KernelRunner)
         assert (str(folder) in MAPS.read_text()) == (find is read_ends)
         text = begin(runner)
-        runner.add_words(text, [80, 81])
+        runner.add_tokens(text, [80, 81])
         take(runner, text, features[:6], after[:6])
         grown.append(grow(runner, text)[0])
     assert grown[0] == grown[1] and grown[0].tokens
@@ -316,7 +321,7 @@ def test_a_head_of_another_target_is_refused(target: Path, tmp_path: Path) -> No
     from head_tools import write_head
 
     config, weights = tiny_weights(target)
-    wide = HeadConfig(**{**{n: getattr(config, n) for n in config.__slots__}, "hidden": 96})
+    wide = HeadConfig(**{**asdict(config), "hidden": 96})
     shapes = {name: torch.zeros(shape) for name, shape in wide.shapes().items()}
     path = write_head(tmp_path / "wide.safetensors", wide, shapes | {"tokens": weights["tokens"]})
     with pytest.raises(ValueError, match="is of a target with hidden_size=96 and a vocabulary"):

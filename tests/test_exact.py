@@ -31,9 +31,8 @@ from tokenizers_tiny import write_bpe
 from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
-from fastslow.draft.model.lexicon import CommonLexicon
-from fastslow.draft.model.retold import RetoldDraft
-from fastslow.draft.model.spelling import Speller
+from fastslow.draft.model.retokenized import RetokenizedDraft
+from fastslow.draft.model.vocab import ByteVocab, SharedTokens
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
@@ -81,8 +80,8 @@ def make_bench(
     ours, theirs = Pieces(words), Pieces([words[x] for x in SPOKEN])
     shallow = model.layer_subset([0])
 
-    def common() -> CommonLexicon:
-        return CommonLexicon(Speller(ours), Speller(theirs), VOCAB)
+    def common() -> SharedTokens:
+        return SharedTokens(ByteVocab(ours), ByteVocab(theirs), VOCAB)
 
     def ngram() -> NgramDraft:
         return NgramDraft(longest=3, shortest=1)
@@ -98,9 +97,9 @@ def make_bench(
         "ngram+model": lambda kv: FallbackDrafter(ngram(), ModelDraft(small, own(), law)),
         "tree": lambda kv: ModelDraft(small, own(), probs_at, width=3),
         "skip": lambda kv: ModelDraft(shallow, BorrowedKV(kv), probs_at),
-        "retold": lambda kv: RetoldDraft(stranger, OwnKV(cache_for(stranger)), ours, theirs),
+        "retold": lambda kv: RetokenizedDraft(stranger, OwnKV(cache_for(stranger)), ours, theirs),
         "common": lambda kv: ModelDraft(
-            stranger, OwnKV(cache_for(stranger)), probs_at, width=2, lexicon=common()
+            stranger, OwnKV(cache_for(stranger)), probs_at, width=2, vocab_map=common()
         ),
     }
     if kind == "moge":

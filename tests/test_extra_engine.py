@@ -14,11 +14,11 @@ from extra_tools import MOE, ReferenceMoe, tensors, write_moe
 from laws import chi_square_fits, plain_law, sampled_text_law
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
-from fastslow.draft.head.context import Context
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.head import load_mtp
+from fastslow.draft.head.kv import HeadKV
+from fastslow.draft.head.runner import TorchRunner
 from fastslow.draft.head.state import RequestVocab
-from fastslow.draft.head.torch_runner import TorchRunner
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft
@@ -107,8 +107,8 @@ def test_the_head_is_the_predictor_of_the_reference(folder: Path) -> None:
     tokens = list(PROMPTS[2])
     head = load_mtp(folder, torch.float32)
     features = torch.stack(plain.last_hidden(tokens)).float()
-    hidden = head.read(features[:-1], tokens[1:], [Context(head.config, 0)], [len(tokens) - 1])
-    got = head.logits(hidden, [RequestVocab(head.common)], [1])[0][0].double().log_softmax(-1)
+    hidden = head.read(features[:-1], tokens[1:], [HeadKV(head.config, 0)], [len(tokens) - 1])
+    got = head.logits(hidden, [RequestVocab(head.vocab)], [1])[0][0].double().log_softmax(-1)
     torch.testing.assert_close(got, plain.predicted(tokens), rtol=0, atol=1e-4)
 
 

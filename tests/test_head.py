@@ -15,13 +15,15 @@ from head_tools import exact_layer, tiny_head, tiny_weights, write_head
 from safetensors.torch import save_file
 
 from fastslow.draft.head import layer as layer_module
-from fastslow.draft.head.context import Context
-from fastslow.draft.head.head import Head, read_head
+from fastslow.draft.head.config import read_head
+from fastslow.draft.head.head import TrainedHead
+from fastslow.draft.head.kv import HeadKV
 from fastslow.draft.head.layer import linear_for
 from fastslow.draft.head.state import RequestVocab
-from fastslow.draft.head.target import draft_vocabulary, read_ends
-from fastslow.draft.head.tree import Growing, grow_trees
+from fastslow.draft.head.target import read_ends
+from fastslow.draft.head.tree import GrowingTree, grow_trees
 from fastslow.tools.train_head.unroll import Prefix, unroll
+from fastslow.tools.train_head.untrained import draft_vocabulary
 
 FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
 
@@ -32,16 +34,16 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exact(target: Path) -> Head:
+def exact(target: Path) -> TrainedHead:
     """With float32 products, so that it can be compared to the last digits."""
     config, weights = tiny_weights(target)
     ends = read_ends(target)
-    head = Head(config, weights, ends)
-    head._layer = exact_layer(config, weights, ends.head[head.common.ids])
+    head = TrainedHead(config, weights, ends)
+    head._layer = exact_layer(config, weights, ends.head[head.vocab.ids])
     return head
 
 
-def rows(count: int, head: Head, seed: int = 0) -> tuple[torch.Tensor, list[int]]:
+def rows(count: int, head: TrainedHead, seed: int = 0) -> tuple[torch.Tensor, list[int]]:
     random = torch.Generator().manual_seed(seed)
     features = torch.randn(count, len(head.config.layers) * head.config.hidden, generator=random)
     return features, torch.randint(12, (count,), generator=random).tolist()
@@ -49,9 +51,11 @@ def rows(count: int, head: Head, seed: int = 0) -> tuple[torch.Tensor, list[int]
 
 @pytest.mark.parametrize("cut", [1, 4, 9])
 @pytest.mark.parametrize("window", [512, 6])
-def test_drafting_computes_what_training_unrolled(exact: Head, cut: int, window: int) -> None:
+def test_drafting_computes_what_training_unrolled(
+    exact: TrainedHead, cut: int, window: int
+) -> None:
     config = replace(exact.config, window=window)
-    head = Head.__new__(Head)
+    head = TrainedHead.__new__(TrainedHead)
     head.__dict__.update(exact.__dict__)
     head.config = config
     head._layer = exact._layer.__class__(config, exact._layer._norms, exact._layer._linear)
@@ -59,12 +63,12 @@ def test_drafting_computes_what_training_unrolled(exact: Head, cut: int, window:
     embedded = head._embedding[torch.tensor(after)].float()
     visible = torch.ones(1, 14, dtype=torch.bool)
     steps = [s[0] for s in unroll(head._layer, features[None], embedded[None], visible, 4)]
-    context = Context(config, 0)
+    context = HeadKV(config, 0)
     head.read(features[:3], after[:3], [context], [3])
     if cut > 3:
         hidden = head.read(features[3:cut], after[3:cut], [context], [cut - 3])
     else:
-        context = Context(config, 0)
+        context = HeadKV(config, 0)
         hidden = head.read(features[:cut], after[:cut], [context], [cut])
     assert torch.allclose(hidden[0], steps[0][cut - 1], atol=1e-4)
     for depth in range(1, 4):
@@ -77,7 +81,7 @@ def test_drafting_computes_what_training_unrolled(exact: Head, cut: int, window:
 
 
 @pytest.mark.parametrize("window", [512, 6])
-def test_a_prefix_is_rows_that_no_chain_starts_from(exact: Head, window: int) -> None:
+def test_a_prefix_is_rows_that_no_chain_starts_from(exact: TrainedHead, window: int) -> None:
     """Training with a prompt in front of the rows that teach equals training on the whole text."""
     config = replace(exact.config, window=window)
     layer = exact._layer.__class__(config, exact._layer._norms, exact._layer._linear)
@@ -96,13 +100,13 @@ def test_a_prefix_is_rows_that_no_chain_starts_from(exact: Head, window: int) ->
         assert torch.allclose(one[0, 5 + step :], other[0, step:], atol=1e-5), step
 
 
-def test_hidden_rows_change_nothing(exact: Head) -> None:
+def test_hidden_rows_change_nothing(exact: TrainedHead) -> None:
     """A context that begins late is a text whose first rows are invisible."""
     features, after = rows(9, exact)
     embedded = exact._embedding[torch.tensor(after)].float()
     visible = (torch.arange(9) >= 4)[None]
     steps = [s[0] for s in unroll(exact._layer, features[None], embedded[None], visible, 3)]
-    context = Context(exact.config, 4)
+    context = HeadKV(exact.config, 4)
     hidden = exact.read(features[4:7], after[4:7], [context], [3])
     assert torch.allclose(hidden[0], steps[0][6], atol=1e-4)
     hidden = exact.step(hidden, [after[7]], [context], [[-1]])
@@ -111,12 +115,12 @@ def test_hidden_rows_change_nothing(exact: Head) -> None:
 
 
 @pytest.mark.parametrize("window", [512, 4])
-def test_a_node_of_a_tree_sees_its_own_path(exact: Head, window: int) -> None:
+def test_a_node_of_a_tree_sees_its_own_path(exact: TrainedHead, window: int) -> None:
     config = replace(exact.config, window=window)
     features, after = rows(5, exact)
 
-    def begun() -> tuple[Context, torch.Tensor]:
-        context = Context(config, 0)
+    def begun() -> tuple[HeadKV, torch.Tensor]:
+        context = HeadKV(config, 0)
         return context, exact.read(features, after, [context], [5])
 
     tree, root = begun()
@@ -131,22 +135,22 @@ def test_a_node_of_a_tree_sees_its_own_path(exact: Head, window: int) -> None:
         assert second[node].isfinite().all()
 
 
-def test_trees_keep_the_likeliest_paths(exact: Head) -> None:
+def test_trees_keep_the_likeliest_paths(exact: TrainedHead) -> None:
     features, after = rows(5, exact)
-    context = Context(exact.config, 0)
-    hidden = exact.read(features, after, [context], [5])
-    words = RequestVocab(exact.common)
-    words.add([*after, 11])
-    assert len(words.ids) > len(exact.common.ids)
+    kv = HeadKV(exact.config, 0)
+    hidden = exact.read(features, after, [kv], [5])
+    vocab = RequestVocab(exact.vocab)
+    vocab.add([*after, 11])
+    assert len(vocab.ids) > len(exact.vocab.ids)
     scores: dict[tuple[int, ...], float] = {}
 
     def explore(path: tuple[int, ...], score: float) -> None:
-        own, state = Context(exact.config, 0), None
+        own, state = HeadKV(exact.config, 0), None
         state = exact.read(features, after, [own], [5])
         for depth, place in enumerate(path):
-            token = int(words.ids[place])
+            token = int(vocab.ids[place])
             state = exact.step(state, [token], [own], [[depth - 1]])
-        log_q = torch.log_softmax(exact.logits(state, [words], [1])[0][0], -1)
+        log_q = torch.log_softmax(exact.logits(state, [vocab], [1])[0][0], -1)
         for place in range(len(log_q)):
             scores[(*path, place)] = score + float(log_q[place])
             if len(path) < 2:
@@ -154,15 +158,15 @@ def test_trees_keep_the_likeliest_paths(exact: Head) -> None:
 
     explore((), 0.0)
     best = sorted(scores, key=lambda path: -scores[path])[:6]
-    growing = Growing(context, words, hidden[0], 6)
+    growing = GrowingTree(kv, vocab, hidden[0], 6)
     (tree,) = grow_trees(exact, [growing], width=12, depth=3)
-    paths: list[tuple[int, ...]] = []
+    found: list[tuple[int, ...]] = []
     for token, parent in zip(tree.tokens, tree.parents):
-        place = int((words.ids == token).nonzero()[0])
-        paths.append((*(paths[parent] if parent >= 0 else ()), place))
-    assert sorted(paths) == sorted(best)
+        place = int((vocab.ids == token).nonzero()[0])
+        found.append((*(found[parent] if parent >= 0 else ()), place))
+    assert sorted(found) == sorted(best)
     assert tree.scores is not None
-    assert list(tree.scores) == pytest.approx([math.exp(scores[path]) for path in paths], rel=1e-4)
+    assert list(tree.scores) == pytest.approx([math.exp(scores[path]) for path in found], rel=1e-4)
     assert grow_trees(exact, [], 2, 2) == []
 
 
@@ -227,14 +231,14 @@ def test_the_draft_vocabulary_is_what_is_common() -> None:
 
 def test_a_head_knows_its_draft_tokens(target: Path) -> None:
     head = tiny_head(target, size=7)
-    outside = next(token for token in range(12) if token not in head.common.known)
-    inside = int(head.common.ids[0])
-    words, none = RequestVocab(head.common), RequestVocab(head.common)
-    words.add([inside, outside, outside])
-    words.add([inside, outside])
-    assert head.width == 12 and words.ids.tolist() == [*none.ids.tolist(), outside]
+    outside = next(token for token in range(12) if token not in head.vocab.known)
+    inside = int(head.vocab.ids[0])
+    vocab, none = RequestVocab(head.vocab), RequestVocab(head.vocab)
+    vocab.add([inside, outside, outside])
+    vocab.add([inside, outside])
+    assert head.vocab_size == 12 and vocab.ids.tolist() == [*none.ids.tolist(), outside]
     hidden = torch.randn(3, head.config.hidden)
-    mine, plain = head.logits(hidden, [words, none], [2, 1])
+    mine, plain = head.logits(hidden, [vocab, none], [2, 1])
     assert mine.shape == (2, 8) and plain.shape == (1, 7)
-    ready = head._layer.ready(hidden[:2])
+    ready = head._layer.final_norm(hidden[:2])
     assert torch.allclose(mine[:, -1], ready @ read_ends(target).head[outside].float(), atol=1e-4)

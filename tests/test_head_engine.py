@@ -16,7 +16,7 @@ from laws import chi_square_fits, plain_law, sampled_text_law
 from reference_model import ReferenceModel
 
 from fastslow.draft.fallback import FallbackDrafter
-from fastslow.draft.head.draft import LEAST, MOST_WAITING, HeadDraft
+from fastslow.draft.head.draft import MAX_WAITING, MIN_SCORE, HeadDraft
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
@@ -101,8 +101,8 @@ def test_a_seed_gives_one_answer_in_any_batch(
     bench: Bench, params: dict[str, Any], kind: str
 ) -> None:
     wanted = asks(kind, **{"temperature": 1.0, **params})
-    together = [answer(r) for r in bench.run(wanted)]
-    assert together == [answer(bench.run([ask])[0]) for ask in wanted]
+    batched = [answer(r) for r in bench.run(wanted)]
+    assert batched == [answer(bench.run([ask])[0]) for ask in wanted]
 
 
 @pytest.mark.parametrize("kind", ["chain", "tree", *COMPILED[:1]])
@@ -111,23 +111,23 @@ def test_sampled_answers_follow_the_law(bench: Bench, folder: Path, kind: str) -
     prompt = PROMPTS[4]
     plain = ReferenceModel(folder)
 
-    def law(begun: tuple[int, ...]) -> Any:
+    def probs(begun: tuple[int, ...]) -> Any:
         text = [*prompt, *begun]
         return plain_law(plain.logits(text, None)[-1].tolist(), text, len(prompt), params)
 
     runs = [Ask(prompt, params, kind, nodes=4, seed=seed) for seed in range(400)]
     texts = [tuple(answer(r)[:3]) for r in bench.run(runs, Setting(pages=4000))]
-    chi_square_fits(sampled_text_law(law, 12, 3), texts)
+    chi_square_fits(sampled_text_law(probs, 12, 3), texts)
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("best", [None, only_best], ids=["law", "best"])
+@pytest.mark.parametrize("best", [None, only_best], ids=["probs", "best"])
 def test_chosen_chains_say_how_sure_they_are(
     folder: Path, runner: str, best: Callable[[RequestView], bool] | None
 ) -> None:
     drafter = HeadDraft(tiny_runner(folder, runner), probs_at, only_best=best)
     view = _View(7, list(PROMPTS[1]))
-    features = torch.randn(1, 2 * drafter._runner.hidden)
+    features = torch.randn(1, 2 * drafter._runner.config.hidden)
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), features)
     tree = drafter.propose([view], [3])[0]
     drafter.propose([view], [1])
@@ -145,17 +145,17 @@ def test_where_the_length_is_free_unlikely_paths_are_left_out(folder: Path, runn
     drafter = HeadDraft(tiny_runner(folder, runner), probs_at, width=3, depth=5)
     view = _View(7, list(PROMPTS[1]))
     features = torch.randn(
-        1, 2 * drafter._runner.hidden, generator=torch.Generator().manual_seed(2)
+        1, 2 * drafter._runner.config.hidden, generator=torch.Generator().manual_seed(2)
     )
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), features)
     fixed = drafter.propose([view], [12])[0]
     view.speculation = Speculation()
     free = drafter.propose([view], [12])[0]
     assert fixed.scores is not None and free.scores is not None
-    assert min(fixed.scores) < LEAST <= min(free.scores)
-    assert sorted(free.scores) == pytest.approx(sorted(x for x in fixed.scores if x >= LEAST))
+    assert min(fixed.scores) < MIN_SCORE <= min(free.scores)
+    assert sorted(free.scores) == pytest.approx(sorted(x for x in fixed.scores if x >= MIN_SCORE))
     dear = sorted(fixed.scores)[-2]  # what a row takes: less likely nodes would be cut
-    drafter._worth = lambda batch: MarginalValue(2.0, 2.0 * dear * 0.999)
+    drafter._marginal_value = lambda batch: MarginalValue(2.0, 2.0 * dear * 0.999)
     paying = drafter.propose([view], [12])[0].scores
     assert paying == pytest.approx([x for x in fixed.scores if x >= dear])
     assert paying is not None and len(paying) < len(free.scores)
@@ -171,13 +171,13 @@ class Watch(HeadDraft):
         self.told: dict[int, list[torch.Tensor]] = {}
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
-        assert features is not None and len(features) == sum(len(p) + 1 for p in verdict.paths)
-        parts = features.split([len(path) + 1 for path in verdict.paths])
+        assert features is not None and len(features) == sum(len(p) + 1 for p in result.paths)
+        parts = features.split([len(path) + 1 for path in result.paths])
         for request, part in zip(batch, parts):
             self.told.setdefault(request.id, []).append(part)
-        super().commit(batch, verdict, features)
+        super().commit(batch, result, features)
 
 
 def test_each_drafter_is_told_its_own_rows_and_layers(bench: Bench, folder: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_gap_only_costs_acceptance(folder: Path, runner: str) -> None:
     """Rows that were never shown leave the context and its positions right."""
     drafter = HeadDraft(tiny_runner(folder, runner), probs_at)
     view = _View(7, list(PROMPTS[1]))
-    width = 2 * drafter._runner.hidden
+    width = 2 * drafter._runner.config.hidden
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), torch.randn(1, width))
     assert drafter._states[7].position == len(view.tokens) - 2
     assert len(drafter.propose([view], [3])[0].tokens) == 3
@@ -228,12 +228,12 @@ def test_a_gap_only_costs_acceptance(folder: Path, runner: str) -> None:
 def test_rows_that_nobody_drafts_from_do_not_pile_up(folder: Path, runner: str) -> None:
     drafter = HeadDraft(tiny_runner(folder, runner), probs_at)
     view = _View(7, list(PROMPTS[1]))
-    for _ in range(3 * MOST_WAITING):
+    for _ in range(3 * MAX_WAITING):
         view.tokens.append(5)
         drafter.commit(
-            [view], AcceptResult([[]], [[5]]), torch.randn(1, 2 * drafter._runner.hidden)
+            [view], AcceptResult([[]], [[5]]), torch.randn(1, 2 * drafter._runner.config.hidden)
         )
-        assert len(drafter._states[7].after) <= MOST_WAITING
+        assert len(drafter._states[7].after) <= MAX_WAITING
     assert len(drafter.propose([view], [3])[0].tokens) == 3
 
 

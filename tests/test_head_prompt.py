@@ -17,12 +17,11 @@ from kernel_tools import wanted as kernels_wanted
 from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.base import Stateless
 from fastslow.draft.fallback import FallbackDrafter
-from fastslow.draft.head.draft import MOST_WAITING, HeadDraft
-from fastslow.draft.head.head import Head
-from fastslow.draft.head.runner import HeadRunner, KernelRunner
+from fastslow.draft.head.draft import MAX_WAITING, HeadDraft
+from fastslow.draft.head.head import TrainedHead
+from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
 from fastslow.draft.head.state import FinishedTexts
 from fastslow.draft.head.target import read_ends
-from fastslow.draft.head.torch_runner import TorchRunner
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.engine.backends.loader import load_model
@@ -66,7 +65,7 @@ def runner_of(
     config = replace(config, prompt=prompt, window=window)
     if kind == "kernels":
         return KernelRunner(config, weights, read_ends(folder))
-    return TorchRunner(Head(config, weights, read_ends(folder)))
+    return TorchRunner(TrainedHead(config, weights, read_ends(folder)))
 
 
 class Watch(HeadDraft):
@@ -78,15 +77,15 @@ class Watch(HeadDraft):
         self.verified: dict[int, dict[int, torch.Tensor]] = {}
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
         assert features is not None
-        parts = features.split([len(path) + 1 for path in verdict.paths])
-        for request, tokens, part in zip(batch, verdict.tokens, parts):
+        parts = features.split([len(path) + 1 for path in result.paths])
+        for request, tokens, part in zip(batch, result.tokens, parts):
             first = len(request.tokens) - len(tokens) - 1
             own = self.verified.setdefault(request.id, {})
             own |= {first + n: row.clone() for n, row in enumerate(part)}
-        super().commit(batch, verdict, features)
+        super().commit(batch, result, features)
 
     def read(
         self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
@@ -118,7 +117,10 @@ class Both(AdaptiveDrafter):
 
 
 def both(runner: HeadRunner) -> Both:
-    parts: list[Drafter] = [SuffixDraft(least=0.0), HeadDraft(runner, probs_at, width=3, depth=3)]
+    parts: list[Drafter] = [
+        SuffixDraft(min_score=0.0),
+        HeadDraft(runner, probs_at, width=3, depth=3),
+    ]
     return Both(parts, AskAll(len(parts)))
 
 
@@ -172,8 +174,8 @@ def test_a_mixed_batch_says_what_plain_decoding_says(
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_draft_says_what_plain_decoding_says(bench: Bench, kind: str) -> None:
     for some in (asks([kind]), asks([kind], "reproducible", temperature=1.0)):
-        together = [answer(r) for r in bench.run(some, Setting(prompt_rows=11))]
-        assert together == [answer(bench.alone(ask)) for ask in some]
+        batched = [answer(r) for r in bench.run(some, Setting(prompt_rows=11))]
+        assert batched == [answer(bench.alone(ask)) for ask in some]
 
 
 @pytest.mark.parametrize("name", RUNNERS)
@@ -182,8 +184,8 @@ def test_trees_of_two_drafters_say_what_plain_decoding_says(bench: Bench, name: 
     kinds = [f"{name} suffix|"]
     for some in (asks(kinds), asks(kinds, "reproducible", temperature=1.0)):
         for setting in SETTINGS:
-            together = [answer(r) for r in bench.run(some, setting)]
-            assert together == [answer(bench.alone(ask)) for ask in some]
+            batched = [answer(r) for r in bench.run(some, setting)]
+            assert batched == [answer(bench.alone(ask)) for ask in some]
     assert Both.merged > before + 50
 
 
@@ -245,7 +247,7 @@ class Told:
     def __init__(self, runner: HeadRunner, tokens: Sequence[int], width: int = 3) -> None:
         self.drafter = HeadDraft(runner, probs_at, width=width)
         self.view = View(7, tokens)
-        self.table = torch.randn(600, 2 * runner.hidden, generator=torch.manual_seed(5))
+        self.table = torch.randn(600, 2 * runner.config.hidden, generator=torch.manual_seed(5))
 
     def read(self, *runs: range) -> None:
         for some in runs:
@@ -301,9 +303,9 @@ def test_a_prompt_is_not_forgotten(folder: Path, kind: str) -> None:
             told.read(range(39))
             text = told.drafter._states[7].text if shown else None
             told.view.tokens += [5] * missing  # nobody gathered features
-            for n in range(2 * MOST_WAITING):
+            for n in range(2 * MAX_WAITING):
                 told.say(5 + n % 3)
-                assert len(told.drafter._states[7].after) <= MOST_WAITING
+                assert len(told.drafter._states[7].after) <= MAX_WAITING
             state = told.drafter._states[7]
             assert text is None or state.text == text
             drafts.append(told.draft())
@@ -366,18 +368,18 @@ def test_a_text_that_goes_on_from_another_takes_its_rows_over(
         assert told.draft() == drafted
 
 
-def test_only_some_rows_of_ended_texts_are_kept(folder: Path) -> None:
+def test_only_some_rows_of_ended_texts_are_finished(folder: Path) -> None:
     runner = runner_of(folder, "torch", 64)
     assert isinstance(runner, TorchRunner)
     told = Told(runner, PROMPTS[1])
-    told.drafter._kept = FinishedTexts(50)
+    told.drafter._finished = FinishedTexts(50)
     for number in range(7, 12):
         told.view = View(number, [number, *PROMPTS[1]])
         told.read(range(21))
         told.say(5)
         told.drafter.release([number])
         assert not told.drafter._states and len(runner._texts) == min(number - 6, 2)
-    assert [state.tokens[0] for state in told.drafter._kept] == [10, 11]
+    assert [state.tokens[0] for state in told.drafter._finished] == [10, 11]
     blind = runner_of(folder, "torch", 0)
     assert isinstance(blind, TorchRunner)
     told = Told(blind, PROMPTS[1])
@@ -390,8 +392,8 @@ def test_drafting_computes_what_training_computed(folder: Path, bench: Bench) ->
     """A text with a prompt, in the rows and places of a batch, and as a drafter sees it."""
     config, weights = tiny_weights(folder)
     ends = read_ends(folder)
-    head = Head(replace(config, prompt=SHOWN), weights, ends)
-    head._layer = exact_layer(config, weights, ends.head[head.common.ids])
+    head = TrainedHead(replace(config, prompt=SHOWN), weights, ends)
+    head._layer = exact_layer(config, weights, ends.head[head.vocab.ids])
     tokens = [*PROMPTS[3], 5, 7, 6, 9, 4, 8]
     (seen,) = look(bench.model, [TrainText(tokens, 40)], (0, 1))
     batch = batch_of([BatchCut(seen, SHOWN)], config.hidden)
@@ -422,7 +424,7 @@ def test_drafting_computes_what_training_computed(folder: Path, bench: Bench) ->
     for depth, token in enumerate((6, 9)):
         tip = runner._texts[text].tip
         assert tip is not None and torch.allclose(tip, steps[depth][1 + depth], atol=1e-4), depth
-        runner.follow([text], [token])
+        runner.advance([text], [token])
 
 
 class Looks(Stateless):

@@ -30,9 +30,8 @@ from spellings import Pieces, letters, renumbered
 from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
-from fastslow.draft.model.lexicon import CommonLexicon
-from fastslow.draft.model.retold import RetoldDraft
-from fastslow.draft.model.spelling import Speller
+from fastslow.draft.model.retokenized import RetokenizedDraft
+from fastslow.draft.model.vocab import ByteVocab, SharedTokens
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
@@ -67,15 +66,15 @@ def bench(folder: Path) -> Bench:
     def own() -> OwnKV:
         return OwnKV(cache_for(stranger, 1024))
 
-    def common() -> CommonLexicon:
-        return CommonLexicon(Speller(ours), Speller(theirs), VOCAB)
+    def common() -> SharedTokens:
+        return SharedTokens(ByteVocab(ours), ByteVocab(theirs), VOCAB)
 
     drafters: dict[str, Make] = {
         "ngram": lambda kv: NgramDraft(longest=2, shortest=1),
         "model": lambda kv: ModelDraft(small, OwnKV(cache_for(small, 1024)), law),
         "self": lambda kv: ModelDraft(model, BorrowedKV(kv), law, 0),
-        "common": lambda kv: ModelDraft(stranger, own(), law, width=3, lexicon=common()),
-        "retold": lambda kv: RetoldDraft(stranger, own(), ours, theirs),
+        "common": lambda kv: ModelDraft(stranger, own(), law, width=3, vocab_map=common()),
+        "retold": lambda kv: RetokenizedDraft(stranger, own(), ours, theirs),
         "chosen tree": lambda kv: RandomDraft(),
         "sampled tree": lambda kv: SampledDraft(_q, width=2),
         "ngram+self": lambda kv: FallbackDrafter(

@@ -46,8 +46,8 @@ def test_exports_of_v2_run_and_draft_with_their_own_layer(
             outs = llm.generate(PROMPTS, PARAMS, speculation=asked)
             assert [o.token_ids for o in outs] == said
             assert sum(o.metrics.drafted for o in outs) > 0
-            layer = load_mtp(folder, torch.float32)._predictor.entry
-            own = load_mtp(plain, torch.float32)._predictor.entry
+            layer = load_mtp(folder, torch.float32)._layer.entry
+            own = load_mtp(plain, torch.float32)._layer.entry
             torch.testing.assert_close(layer.to_dense(), own.to_dense(), atol=0.05, rtol=0.05)
 
 

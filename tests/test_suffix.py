@@ -11,14 +11,20 @@ import pytest
 from kernel_tools import compiled
 from loguru import logger
 
-from fastslow.draft.suffix import search
-from fastslow.draft.suffix.confidence import MatchConfidence
-from fastslow.draft.suffix.corpus import Corpus, save
-from fastslow.draft.suffix.documents import END, Documents, depths, sort_places
+from fastslow.draft.suffix import corpus as corpus_module
+from fastslow.draft.suffix.corpus import BisectSearch, Corpus, KernelSearch, save
+from fastslow.draft.suffix.documents import Documents, depths, sort_places
 from fastslow.draft.suffix.sealed import read_sealed, write_sealed
-from fastslow.draft.suffix.search import BisectSearch, KernelSearch
-from fastslow.draft.suffix.sources import LONGEST, MOST, Chains, Earlier, OwnText, SuffixMatch
-from fastslow.draft.suffix.tree import MatchRuns, grow
+from fastslow.draft.suffix.sources import (
+    END,
+    MAX_MATCH,
+    MAX_PLACES,
+    EarlierAnswers,
+    HashChains,
+    OwnText,
+    SuffixMatch,
+)
+from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
 from fastslow.engine.backends.cpu import library
 
 LETTERS = 6
@@ -26,13 +32,13 @@ VOCAB = {chr(97 + i): i for i in range(LETTERS)}
 
 
 def story(seed: int, length: int, letters: int = LETTERS) -> list[int]:
-    """Text that repeats itself now and then, over and beyond LONGEST tokens."""
+    """Text that repeats itself now and then, over and beyond MAX_MATCH tokens."""
     draw = random.Random(seed)
     text: list[int] = []
     while len(text) < length:
         if len(text) > 8 and draw.random() < 0.3:
             start = draw.randrange(len(text) - 4)
-            text += text[start : start + draw.randrange(2, 3 * LONGEST)]
+            text += text[start : start + draw.randrange(2, 3 * MAX_MATCH)]
         else:
             text.append(draw.randrange(letters))
     return text[:length]
@@ -40,7 +46,7 @@ def story(seed: int, length: int, letters: int = LETTERS) -> list[int]:
 
 def common_end(a: list[int], b: list[int]) -> int:
     n = 0
-    while n < min(len(a), len(b), LONGEST) and a[-1 - n] == b[-1 - n]:
+    while n < min(len(a), len(b), MAX_MATCH) and a[-1 - n] == b[-1 - n]:
         n += 1
     return n
 
@@ -61,7 +67,7 @@ def stored(folder: Path, documents: list[list[int]]) -> Corpus:
     for text in documents:
         made.add(text)
     save(folder / "c", made, VOCAB, depths(LETTERS))
-    return Corpus.open(folder / "c", VOCAB)
+    return Corpus(folder / "c", VOCAB)
 
 
 def listed(found: SuffixMatch) -> list[list[int]]:
@@ -71,7 +77,7 @@ def listed(found: SuffixMatch) -> list[list[int]]:
 def test_places_are_sorted_by_what_stands_before_them() -> None:
     tokens = [*story(1, 150), END, *story(1, 150), END, *story(2, 40), END]
     order = sort_places(np.array(tokens, np.int32), LETTERS, depths(LETTERS))
-    keys = [[LETTERS if t == END else t for t in tokens[p : p + LONGEST]] for p in order]
+    keys = [[LETTERS if t == END else t for t in tokens[p : p + MAX_MATCH]] for p in order]
     assert sorted(order.tolist()) == list(range(len(tokens)))
     # Behind an END texts may lie in any order: no search looks there.
     keys = [key[: key.index(LETTERS) + 1] if LETTERS in key else key for key in keys]
@@ -99,10 +105,10 @@ def test_where_no_kernels_run_the_log_says_so(
     monkeypatch.setattr(library, "kernels", _no_compiler)
     for level in ("off", "native"):
         monkeypatch.setenv(library.VARIABLE, level)
-        search._kernels.cache_clear()
+        corpus_module._kernels.cache_clear()
         for _ in range(2):
             assert isinstance(stored(tmp_path, [[0, 1, 2]])._search, BisectSearch)
-    search._kernels.cache_clear()
+    corpus_module._kernels.cache_clear()
     logger.remove(sink)
     said = "a corpus is searched in Python instead of by the CPU kernels, several times slower"
     assert lines == [f"INFO {said}: they are switched off\n", f"WARNING {said}: no compiler\n"]
@@ -122,17 +128,17 @@ def test_a_corpus_finds_what_a_slow_search_finds(tmp_path: Path, seed: int) -> N
     asked = 0
     for text in [*documents, story(999 + seed, 120)]:
         for end in range(1, len(text), 3):
-            recent = text[max(0, end - LONGEST) : end]
+            recent = text[max(0, end - MAX_MATCH) : end]
             found = corpus.find(recent, 1000)
             length, runs = matches(documents, recent)
             assert found.length == length
-            assert found.whole == (len(runs) <= MOST)
+            assert found.whole == (len(runs) <= MAX_PLACES)
             got = listed(found)
             if found.whole:
                 assert sorted(got) == sorted(runs)
             else:
-                assert len(got) == MOST and all(run in runs for run in got)
-            asked += found.length == LONGEST
+                assert len(got) == MAX_PLACES and all(run in runs for run in got)
+            asked += found.length == MAX_MATCH
     assert asked, "no text was as long as the longest match"
 
 
@@ -145,13 +151,13 @@ def test_the_kernels_find_what_python_finds(tmp_path: Path, letters: int) -> Non
     for text in texts:
         made.add(text)
     save(tmp_path / "c", made, vocab, depths(letters))
-    corpus = Corpus.open(tmp_path / "c", vocab)
+    corpus = Corpus(tmp_path / "c", vocab)
     kernels, python = corpus._search, BisectSearch(read_sealed(tmp_path / "c"))
     assert kernels.find([*[END] * 40, texts[0][0]], 9).length == 1, "an end matches nothing"
     asked, many = 0, 0
     for text in [*texts[:5], *(story(n, 400, letters) for n in range(100, 105))]:
         for end in range(1, len(text)):
-            recent = text[max(0, end - LONGEST - 3) : end]
+            recent = text[max(0, end - MAX_MATCH - 3) : end]
             ahead = end % 50
             found = kernels.find(recent, ahead)
             assert found == python.find(recent, ahead)
@@ -170,10 +176,10 @@ def test_a_corpus_that_is_not_sorted_says_tokens_all_the_same(tmp_path: Path, se
     order = draw.permutation(arrays["order"])
     buckets = np.sort(draw.integers(0, len(order) + 1, (LETTERS, 2)), axis=1).astype(np.int32)
     write_sealed(tmp_path / "d", {**arrays, "order": order, "buckets": buckets}, facts)
-    corpus = Corpus.open(tmp_path / "d", VOCAB)
+    corpus = Corpus(tmp_path / "d", VOCAB)
     for text in texts:
         for end in range(1, len(text)):
-            for run in corpus.find(text[max(0, end - LONGEST) : end], 20).runs:
+            for run in corpus.find(text[max(0, end - MAX_MATCH) : end], 20).runs:
                 assert len(run) <= 20 and all(0 <= token < LETTERS for token in run)
 
 
@@ -189,11 +195,11 @@ def test_a_question_is_matched_and_never_proposed(tmp_path: Path) -> None:
     made = Documents()
     made.add([4, 5], context=[0, 1, 2, 3])
     save(tmp_path / "c", made, VOCAB, depths(LETTERS))
-    corpus = Corpus.open(tmp_path / "c", VOCAB)
+    corpus = Corpus(tmp_path / "c", VOCAB)
     assert corpus.find([0, 1], 9) == SuffixMatch()
     found = corpus.find([0, 1, 2, 3], 9)
     assert (found.length, listed(found)) == (4, [[4, 5]])
-    earlier = Earlier()
+    earlier = EarlierAnswers()
     earlier.add([4, 5], context=[0, 1, 2, 3])
     assert not earlier.find([0, 1], 9).runs
     assert earlier.find([0, 1, 2, 3], 9) == SuffixMatch(4, [[4, 5]])
@@ -207,14 +213,14 @@ def test_own_text_finds_the_longest_match_as_it_grows(seed: int) -> None:
     for end in [*range(1, 200), *range(1000, 1100, 7), *range(2000, 2500, 31)]:
         grown += text[len(grown) : end]
         own.read(grown)
-        found = own.find(grown[-LONGEST:], 3)
-        length, runs = matches([grown], grown[-LONGEST:])
+        found = own.find(grown[-MAX_MATCH:], 3)
+        length, runs = matches([grown], grown[-MAX_MATCH:])
         if found.whole:
             assert found.length == (length if length > 1 else 0)
         if found.length and found.whole:
             assert sorted(map(list, found.runs)) == sorted(_looped(run, 3) for run in runs)
         lengths.add(found.length)
-    assert {0, 2, 5, LONGEST} <= lengths
+    assert {0, 2, 5, MAX_MATCH} <= lengths
 
 
 def _looped(run: list[int], length: int) -> list[int]:
@@ -229,7 +235,7 @@ def test_a_loop_goes_on() -> None:
 
 
 def test_earlier_answers_make_room_for_new_ones() -> None:
-    earlier = Earlier(256)
+    earlier = EarlierAnswers(256)
     texts = [story(n, 50, letters=1000) for n in range(40)]
     for n, text in enumerate(texts):
         earlier.add(text)
@@ -241,7 +247,7 @@ def test_earlier_answers_make_room_for_new_ones() -> None:
 
 
 def test_a_long_answer_leaves_three_quarters_of_the_ring() -> None:
-    earlier = Earlier(256)
+    earlier = EarlierAnswers(256)
     earlier.add([7, 8, 9])
     earlier.add(list(range(1000, 3000)))
     assert earlier.find([7, 8], 5).runs == [[9]]
@@ -251,9 +257,9 @@ def test_a_long_answer_leaves_three_quarters_of_the_ring() -> None:
 
 def test_sizes_of_windows() -> None:
     with pytest.raises(ValueError, match="^tokens=255 must be at least 256$"):
-        Earlier(255)
+        EarlierAnswers(255)
     with pytest.raises(ValueError, match="^size=12 must be a power of two$"):
-        Chains(12)
+        HashChains(12)
 
 
 class Told:
@@ -276,13 +282,13 @@ def certain(value: float = 1.0) -> MatchConfidence:
 def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
     runs = MatchRuns([Told(3, [[1, 2, 3], [1, 2, 4], [1, 5], [6]])], [0], 9)
     tree = grow(runs, certain(), 9, 0.0)
-    paths: dict[int, tuple[int, ...]] = {}
+    found: dict[int, tuple[int, ...]] = {}
     for i, (token, parent) in enumerate(zip(tree.tokens, tree.parents)):
         assert parent < i
-        above = paths[parent] if parent >= 0 else ()
-        paths[i] = (*above, token)
+        above = found[parent] if parent >= 0 else ()
+        found[i] = (*above, token)
     said = list(tree.scores or ())
-    scores = {paths[i]: score for i, score in enumerate(said)}
+    scores = {found[i]: score for i, score in enumerate(said)}
     assert scores == pytest.approx(
         {
             (1,): 3 / 4, (6,): 1 / 4, (1, 2): 1 / 2, (1, 5): 1 / 4,
@@ -300,22 +306,22 @@ def test_the_longest_match_wins_and_equals_are_counted_together() -> None:
     short, long, other = Told(2, [[7]]), Told(5, [[1], [2]]), Told(5, [[1]], whole=False)
     runs = MatchRuns([short, long, other, Told(0, [])], [0], 9)
     assert (runs.length, runs.runs) == (5, [[1], [2], [1]])
-    assert not runs.last(1), "a sample of few is looked up again"
-    assert MatchRuns([short, long], [0], 9).last(1)
-    assert not MatchRuns([short, long], [0], 9).last(2), "the runs end too soon"
+    assert not runs.enough_for(1), "a sample of few is looked up again"
+    assert MatchRuns([short, long], [0], 9).enough_for(1)
+    assert not MatchRuns([short, long], [0], 9).enough_for(2), "the runs end too soon"
 
 
 def test_runs_are_narrowed_and_trust_learns_from_them() -> None:
     trust = MatchConfidence()
-    before = [trust.of(n) for n in range(LONGEST + 1)]
+    before = [trust.of(n) for n in range(MAX_MATCH + 1)]
     runs = MatchRuns([Told(4, [[1, 2, 3], [1, 2, 9], [1, 5]])], [0], 9)
-    runs.follow([1, 2, 7, 8], trust)
+    runs.advance([1, 2, 7, 8], trust)
     assert (runs.runs, runs.at) == ([], 3)
     assert trust.of(4) > before[4] and trust.of(5) > before[5] and trust.of(6) < before[6]
     assert [trust.of(n) for n in (3, 7, 8)] == [before[n] for n in (3, 7, 8)]
-    runs = MatchRuns([Told(LONGEST, [[1]])], [0], 9)
-    runs.follow([1, 2], trust)
-    assert trust.of(LONGEST) == trust.of(LONGEST + 50) > before[LONGEST]
+    runs = MatchRuns([Told(MAX_MATCH, [[1]])], [0], 9)
+    runs.advance([1, 2], trust)
+    assert trust.of(MAX_MATCH) == trust.of(MAX_MATCH + 50) > before[MAX_MATCH]
 
 
 def test_trust_follows_what_it_sees() -> None:
@@ -337,12 +343,12 @@ def test_narrowed_runs_are_what_a_new_search_finds(tmp_path: Path) -> None:
     for seed in range(20):
         text = [*story(seed, 30), *documents[seed % 3][seed : seed + 40]]
         for end in range(20, len(text) - 3):
-            runs = MatchRuns([corpus], text[:end][-LONGEST:], 500)
-            if runs.length + 3 > LONGEST or not corpus.find(text[:end][-LONGEST:], 1).whole:
+            runs = MatchRuns([corpus], text[:end][-MAX_MATCH:], 500)
+            if runs.length + 3 > MAX_MATCH or not corpus.find(text[:end][-MAX_MATCH:], 1).whole:
                 continue
-            runs.follow(text[end : end + 3], MatchConfidence())
-            again = MatchRuns([corpus], text[: end + 3][-LONGEST:], 500)
-            if runs.last(1):
+            runs.advance(text[end : end + 3], MatchConfidence())
+            again = MatchRuns([corpus], text[: end + 3][-MAX_MATCH:], 500)
+            if runs.enough_for(1):
                 assert again.length == runs.length + 3
                 left = sorted(list(run[runs.at :]) for run in runs.runs if len(run) > runs.at)
                 assert left == sorted(map(list, again.runs))

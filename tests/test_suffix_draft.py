@@ -19,7 +19,7 @@ from reference_model import ReferenceModel
 from fastslow.draft.suffix.corpus import Corpus, save
 from fastslow.draft.suffix.documents import Documents, depths
 from fastslow.draft.suffix.draft import SuffixDraft
-from fastslow.draft.suffix.sources import Earlier
+from fastslow.draft.suffix.sources import EarlierAnswers
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.types import AcceptResult
@@ -44,7 +44,7 @@ def chain(drafter: SuffixDraft, request: Any, nodes: int = 8) -> list[int]:
 
 
 def test_it_copies_from_the_requests_own_text() -> None:
-    drafter = SuffixDraft(least=0.0)
+    drafter = SuffixDraft(min_score=0.0)
     request = view([1, 2, 3, 4, 5, 1, 2])
     assert chain(drafter, request, 3) == [3, 4, 5]
     request.tokens += [3, 4]
@@ -61,18 +61,18 @@ def test_own_text_is_read_as_it_comes(tmp_path: Path) -> None:
     told = list(range(20, 80))
     documents.add(told)
     save(tmp_path / "c", documents, IDS, depths(VOCAB))
-    drafter = SuffixDraft(Corpus.open(tmp_path / "c", IDS), least=0.0)
+    drafter = SuffixDraft(Corpus(tmp_path / "c", IDS), min_score=0.0)
     request = view(told[:4])
     while len(request.tokens) < 30:
         assert chain(drafter, request) == told[len(request.tokens) :][:8]
         text = drafter._texts[0]
         assert text.own.find(told[4 : len(request.tokens)], 1).runs == []
-        assert text.own._read == len(request.tokens)
+        assert text.own._indexed == len(request.tokens)
         request.tokens += told[len(request.tokens) :][:9]
 
 
 def test_scores_tell_how_likely_each_node_is() -> None:
-    drafter = SuffixDraft(least=0.0)
+    drafter = SuffixDraft(min_score=0.0)
     request = view([1, 2, 3, 1, 2, 4, 1, 2, 4, 8, 1, 2])
     tree = drafter.propose([request], [4])[0]
     scores = list(tree.scores or ())
@@ -82,10 +82,10 @@ def test_scores_tell_how_likely_each_node_is() -> None:
     for score, parent in zip(scores, tree.parents):
         assert score <= (scores[parent] if parent >= 0 else 1)
     assert scores[0] == pytest.approx(2 * scores[tree.tokens.index(3)])
-    picky = SuffixDraft(least=0.99)
+    picky = SuffixDraft(min_score=0.99)
     assert picky.propose([request], [4])[0].tokens == []
-    with pytest.raises(ValueError, match=r"^least=1.5 must be between 0 and 1$"):
-        SuffixDraft(least=1.5)
+    with pytest.raises(ValueError, match=r"^min_score=1.5 must be between 0 and 1$"):
+        SuffixDraft(min_score=1.5)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_scores_tell_how_likely_each_node_is() -> None:
 def test_finished_answers_are_kept_for_the_next_request(
     tokens: list[int], fields: dict[str, Any], kept: bool
 ) -> None:
-    drafter = SuffixDraft(earlier=Earlier(), least=0.0)
+    drafter = SuffixDraft(earlier=EarlierAnswers(), min_score=0.0)
     request = view([1, 2, 3, 4])
     assert chain(drafter, request) == []
     vars(request).update(fields, tokens=tokens)
@@ -113,7 +113,7 @@ def test_finished_answers_are_kept_for_the_next_request(
 
 
 def test_without_earlier_nothing_outlives_a_request() -> None:
-    drafter = SuffixDraft(least=0.0)
+    drafter = SuffixDraft(min_score=0.0)
     request = view([1, 2, 3])
     chain(drafter, request)
     request.tokens += [4, 5, 9]
@@ -123,8 +123,8 @@ def test_without_earlier_nothing_outlives_a_request() -> None:
 
 
 def test_drafters_may_share_what_was_answered_earlier() -> None:
-    earlier = Earlier()
-    first, second = SuffixDraft(earlier=earlier), SuffixDraft(earlier=earlier, least=0.0)
+    earlier = EarlierAnswers()
+    first, second = SuffixDraft(earlier=earlier), SuffixDraft(earlier=earlier, min_score=0.0)
     request = view([1, 2, 3])
     first.propose([request], [4])
     request.tokens += [4, 5, 9]
@@ -154,12 +154,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
             documents.add(told, prompt)
             documents.add([*told[:9], 5, *told[10:13], 6, 7], prompt)
     save(folder / "c", documents, IDS, depths(VOCAB))
-    corpus = Corpus.open(folder / "c", IDS)
+    corpus = Corpus(folder / "c", IDS)
     return Bench(
         model,
         {
-            "suffix": lambda kv: SuffixDraft(corpus, Earlier(), least=0.0),
-            "own": lambda kv: SuffixDraft(least=0.0),
+            "suffix": lambda kv: SuffixDraft(corpus, EarlierAnswers(), min_score=0.0),
+            "own": lambda kv: SuffixDraft(min_score=0.0),
         },
     )
 
@@ -187,9 +187,11 @@ def test_the_law_of_sampled_tokens(tmp_path: Path) -> None:
     for _ in range(40):
         documents.add(draw.integers(0, letters, 20).tolist(), prompt)
     save(tmp_path / "c", documents, IDS_12, depths(letters))
-    corpus = Corpus.open(tmp_path / "c", IDS_12)
+    corpus = Corpus(tmp_path / "c", IDS_12)
     model = load_model(target, "float32", "cpu", progress=False)
-    bench = Bench(model, {"suffix": lambda kv: SuffixDraft(corpus, Earlier(), least=0.0)})
+    bench = Bench(
+        model, {"suffix": lambda kv: SuffixDraft(corpus, EarlierAnswers(), min_score=0.0)}
+    )
     params = SamplingParams(max_tokens=length + 2, temperature=1.3, ignore_eos=True)
     asks = [Ask(prompt, params, "suffix", 5, seed=seed) for seed in range(runs)]
     requests = bench.run(asks, Setting(pages=1024, max_running=200))
@@ -197,12 +199,12 @@ def test_the_law_of_sampled_tokens(tmp_path: Path) -> None:
     reference = ReferenceModel(target)
 
     @cache
-    def law(begun: tuple[int, ...]) -> NDArray[np.float64]:
+    def probs(begun: tuple[int, ...]) -> NDArray[np.float64]:
         text = [*prompt, *begun]
         logits = reference.logits(text, None)[-1].tolist()
         return plain_law(logits, text, len(prompt), params, ())
 
-    want = sampled_text_law(law, letters, length)
+    want = sampled_text_law(probs, letters, length)
     chi_square_fits(want, [tuple(answer(r)[:length]) for r in requests])
 
 

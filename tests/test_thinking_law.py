@@ -84,7 +84,7 @@ def test_the_law_with_a_budget(
 ) -> None:
     drafter, groups, bound, rule = CASES[name]
     torch.set_num_threads(1)
-    bench.tokenizer = Pieces(WORDS)  # type: ignore[assignment]
+    bench.tokenizer = Pieces(WORDS)
     asked = params(temperature=1.5, logit_bias={OPEN: 4.0} if not bound.opened else None)
 
     def next_law(begun: tuple[int, ...]) -> NDArray[np.float64]:
@@ -117,7 +117,7 @@ def test_a_seed_says_the_same_with_a_budget_whatever_is_drafted(
     bench: Bench,
     drafter: str,
 ) -> None:
-    bench.tokenizer = Pieces(WORDS)  # type: ignore[assignment]
+    bench.tokenizer = Pieces(WORDS)
     hot = params(temperature=1.5, max_tokens=12)
     for bound in (SOFT, LATE, HARD, Bound(0, closing=WORDS[SO] * 2, opened=True, tags=TAGS)):
         asks = [Ask(PROMPT, hot, drafter, 4, None, n, bound, "reproducible") for n in range(20)]
@@ -128,7 +128,7 @@ def test_a_seed_says_the_same_with_a_budget_whatever_is_drafted(
 
 
 def test_a_lossy_rule_keeps_to_the_budget_all_the_same(bench: Bench) -> None:
-    bench.tokenizer = Pieces(WORDS)  # type: ignore[assignment]
+    bench.tokenizer = Pieces(WORDS)
     hot = params(temperature=1.5, max_tokens=12)
     bound = Bound(3, closing=WORDS[SO] * 2, opened=True, tags=TAGS)
     asks = [
@@ -146,7 +146,7 @@ def test_a_lossy_rule_keeps_to_the_budget_all_the_same(bench: Bench) -> None:
 
 
 def test_a_draft_model_stops_at_a_token_that_it_cannot_say(bench: Bench) -> None:
-    bench.tokenizer = Pieces(WORDS)  # type: ignore[assignment]
+    bench.tokenizer = Pieces(WORDS)
     foreign = WORDS[1]  # the one that the other vocabulary lacks
     bound = Bound(2, closing=foreign * 2, opened=True, tags=TAGS)
     for heat in (0.0, 1.5):  # trees, chains

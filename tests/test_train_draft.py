@@ -15,8 +15,8 @@ from checkpoints import write_dense
 from engine_tools import Ask, Bench, answer, write_kin
 from tokenizers_tiny import write_bpe
 
+from fastslow.draft.head.config import read_head, read_metadata
 from fastslow.draft.head.draft import HeadDraft
-from fastslow.draft.head.head import read_head, read_metadata
 from fastslow.draft.head.runner import load_head
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.sampling.probs import probs_at
@@ -307,9 +307,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     clock = read_metadata(tmp_path / "head.work" / "checkpoint.safetensors")["clock"]
     assert json.loads(clock)["training"]["stretches"] == 0.25
     head = load_head(out, folder)
-    assert head.layers == (0, 1)
+    assert head.config.layers == (0, 1)
     text = head.open(0)
-    assert len(head.words(text)) == 100
+    assert len(head.vocab_ids(text)) == 100
     with pytest.raises(SystemExit) as stopped:
         main(["train-draft", "--target", str(folder), "--data", str(out), "-o", str(out)])
     assert stopped.value.code != 0

@@ -124,7 +124,7 @@ SIGNATURES = {
     "fs_draft_read": (c_int, [c_void_p, POINTER(DraftArgs)]),
     "fs_draft_words": (c_int, [c_void_p, c_int64, c_void_p, c_void_p, c_int]),
     "fs_draft_grow": (c_int, [c_void_p, POINTER(DraftArgs)]),
-    "fs_draft_follow": (c_int, [c_void_p, c_void_p, c_void_p, c_int, c_int]),
+    "fs_draft_advance": (c_int, [c_void_p, c_void_p, c_void_p, c_int, c_int]),
     "fs_draft_logits": (c_void_p, [c_void_p, c_int64, POINTER(c_int64)]),
     "fs_move": (c_int, [c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_int]),
     "fs_find_runs": (None, [POINTER(CPlaces), c_void_p, c_int, c_int, c_int, c_int, c_void_p]),

@@ -70,7 +70,7 @@ public:
     void add_words(int64_t context, const int64_t* ids, const float* rows, int count);
     void draft(const DraftArgs& args);
     // For chains that the caller draws; `draft` begins them anew. One more token of each:
-    void follow(const int64_t* contexts, const int64_t* tokens, int count, int threads);
+    void advance(const int64_t* contexts, const int64_t* tokens, int count, int threads);
     // and the logits [D + E] after the last one; `size` gets how many there are.
     const float* logits(int64_t context, int64_t* size);
 
