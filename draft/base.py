@@ -11,7 +11,7 @@ from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.types import AcceptResult, Floats, OneHot, RequestView, Tree
 
 
-class Stateless:
+class BaseDrafter:
     """A drafter without features and without state."""
 
     features: tuple[int, ...] = ()

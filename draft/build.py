@@ -24,7 +24,6 @@ from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import Drafter, MarginalValue, RequestView, TargetProbs
 
 AUTO_WIDTH = 3
-NAMES = ("suffix", "ngram", "head", "self", "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +83,8 @@ def check_drafter(settings: Speculation, groups: int, has_head: bool = False) ->
         return ["suffix", "head"] if has_head or settings.head is not None else ["suffix"]
     names = settings.drafter.replace("|", "+").split("+")
     for name in names:
-        if name not in NAMES:
-            hint = nearest(name, (*NAMES, "auto", "off"))
+        if name not in DRAFTERS:
+            hint = nearest(name, (*DRAFTERS, "auto", "off"))
             raise ValueError(f"drafter={settings.drafter!r} is unknown{hint}")
     if "+" in settings.drafter and "|" in settings.drafter:
         raise ValueError(f"drafter={settings.drafter!r} must join names by + or by |, not by both")
@@ -119,7 +118,7 @@ def build_drafter(settings: Speculation, deps: DrafterDeps) -> Drafter:
         deps: the engine's parts; its loaders raise ValueError if something does not fit.
     """
     names = check_drafter(settings, deps.target.config.groups, deps.has_head)
-    made = [_make(name, settings, deps) for name in names]
+    made = [DRAFTERS[name](settings, deps) for name in names]
     if len(made) == 1:
         return made[0]
     if "+" in settings.drafter:
@@ -127,27 +126,40 @@ def build_drafter(settings: Speculation, deps: DrafterDeps) -> Drafter:
     return AdaptiveDrafter(made, deps.selection(len(made), settings))
 
 
-def _make(name: str, settings: Speculation, deps: DrafterDeps) -> Drafter:
-    probs, width, best = deps.target_probs, settings.width, deps.only_best
-    if name == "ngram":
-        return NgramDraft()
-    if name == "suffix":
-        corpus = None if settings.corpus is None else deps.load_corpus(Path(settings.corpus))
-        return SuffixDraft(corpus, deps.earlier)
-    if name == "head":
-        runner = deps.load_head(None if settings.head is None else Path(settings.head))
-        width = AUTO_WIDTH if settings.drafter == "auto" else width
-        value = deps.marginal_value
-        return HeadDraft(runner, probs, width, only_best=best, marginal_value=value)
-    if name == "self":
-        model = (
-            deps.target if settings.layers is None else deps.target.layer_subset(settings.layers)
-        )
-        groups = settings.groups if deps.target.config.groups else None
-        return ModelDraft(model, BorrowedKV(deps.cache), probs, groups, width, only_best=best)
-    loaded = deps.load_model(str(settings.model))
-    kv = OwnKV(loaded.cache)
+def _suffix(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    corpus = None if settings.corpus is None else deps.load_corpus(Path(settings.corpus))
+    return SuffixDraft(corpus, deps.earlier)
+
+
+def _head(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    runner = deps.load_head(None if settings.head is None else Path(settings.head))
+    width = AUTO_WIDTH if settings.drafter == "auto" else settings.width
+    probs, value = deps.target_probs, deps.marginal_value
+    return HeadDraft(runner, probs, width, only_best=deps.only_best, marginal_value=value)
+
+
+def _self(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    target, width, best = deps.target, settings.width, deps.only_best
+    model = target if settings.layers is None else target.layer_subset(settings.layers)
+    groups = settings.groups if target.config.groups else None
+    kv = BorrowedKV(deps.cache)
+    return ModelDraft(model, kv, deps.target_probs, groups, width, only_best=best)
+
+
+def _model(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    loaded, width = deps.load_model(str(settings.model)), settings.width
+    kv, probs = OwnKV(loaded.cache), deps.target_probs
     if loaded.tokenizers is None:
-        return ModelDraft(loaded.model, kv, probs, width=width, only_best=best)
+        return ModelDraft(loaded.model, kv, probs, width=width, only_best=deps.only_best)
     columns = deps.target.config.vocab_size
     return model_draft_across(loaded.model, kv, probs, *loaded.tokenizers, columns, width)
+
+
+DRAFTERS: dict[str, Callable[[Speculation, DrafterDeps], Drafter]] = {
+    "suffix": _suffix,
+    "ngram": lambda settings, deps: NgramDraft(),
+    "head": _head,
+    "self": _self,
+    "model": _model,
+}
+"""Drafters by name. A name that is added here can be asked for, alone or joined by + or |."""

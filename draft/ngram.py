@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from fastslow.draft.base import Stateless
+from fastslow.draft.base import BaseDrafter
 from fastslow.engine.types import RequestView, Tree
 
 
@@ -17,7 +17,7 @@ class _Index:
     )  # n-gram -> where its newest ends
 
 
-class NgramDraft(Stateless):
+class NgramDraft(BaseDrafter):
     """Chosen chains copied from the request's own text (Saxena 2023, "Prompt lookup decoding").
 
     The longest match wins, and of equally long ones the newest.

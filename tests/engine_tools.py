@@ -12,7 +12,7 @@ import torch
 from checkpoints import MOGE, tensors, write
 from thoughts import Bound
 
-from fastslow.draft.base import Stateless
+from fastslow.draft.base import BaseDrafter
 from fastslow.draft.router import DrafterRouter
 from fastslow.engine.backends.accelerator.kv import BlockStorage
 from fastslow.engine.core.engine_core import EngineCore
@@ -213,7 +213,7 @@ def dense_probs(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[
     return one_hot
 
 
-class OracleDraft(Stateless):
+class OracleDraft(BaseDrafter):
     """Knows the answers, by request, and errs where `errs` says so: long runs, cut anywhere.
 
     Args:
@@ -252,7 +252,7 @@ def _other(token: int) -> int:
     return token - 1 if token > 4 else token + 5
 
 
-class RandomDraft(Stateless):
+class RandomDraft(BaseDrafter):
     """Trees of any shape from the request's own latest tokens: chosen, siblings may be the same."""
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
@@ -265,7 +265,7 @@ class RandomDraft(Stateless):
         return Tree(tokens, [int(draws.integers(-1, i)) for i in range(nodes)])
 
 
-class SampledDraft(Stateless):
+class SampledDraft(BaseDrafter):
     """Sampled trees: at each depth `width` siblings, all drawn from the same q.
 
     Args:

@@ -25,8 +25,8 @@ def tiny_weights(
     config, weights = first_weights(target, layers, tokens, seed)
     random = torch.Generator().manual_seed(seed)
     for name in (*MATRICES, *NORMS):
-        noise = torch.randn(weights[name].shape, generator=random)
-        weights[name] = weights[name] + noise * (0.2 if name in NORMS else 0.1)
+        change = torch.randn(weights[name].shape, generator=random)
+        weights[name] = weights[name] + change * (0.2 if name in NORMS else 0.1)
     return config, weights
 
 

@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("fastslow", "engine", "draft", "policies", "tests", "pyproject.toml")
+COPIED = ("fastslow", "engine", "draft", "policies", "tools", "tests", "pyproject.toml")
 PATIENCE = 600  # seconds for the tests of one mutation
 
 ACCEPT = ("tests/test_accept_exact.py", "tests/test_accept_rules.py", "tests/test_accept.py")

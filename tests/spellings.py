@@ -59,7 +59,7 @@ def letters(count: int) -> list[str]:
 
 
 def renumbered(folder: Path, whole: Path, order: Sequence[int]) -> Path:
-    """The checkpoint in `whole`, whose token order[i] is token i here."""
+    """The checkpoint in `whole`, whose token order[i] is token i in this one."""
     config = json.loads((whole / "config.json").read_text("utf-8")) | {"vocab_size": len(order)}
     table = load_file(whole / "model.safetensors")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):

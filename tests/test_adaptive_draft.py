@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from fastslow.draft.adaptive import AdaptiveDrafter
-from fastslow.draft.base import Stateless
+from fastslow.draft.base import BaseDrafter
 from fastslow.engine.types import AcceptResult, Drafter, MarginalValue, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
 from fastslow.policies.speculation.settings import TUNING
 
 
-class Says(Stateless):
+class Says(BaseDrafter):
     """Proposes one tree for whoever may have nodes; notes what it is told."""
 
     def __init__(self, tree: Tree, features: tuple[int, ...] = ()) -> None:

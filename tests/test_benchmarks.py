@@ -14,11 +14,12 @@ import pytest
 import texts
 import torch
 from checkpoints import write_dense, write_moge
+from drafting import layers_of
+from figures import middle
 from head_tools import tiny_weights, write_head
 from kernel_tools import compiled
 from near_tie import Judge
-from peer import engines, report
-from peer.process import Child, EngineError
+from peer.engines import EngineError, EngineProcess, read_names
 from tokenizers_tiny import write_bpe
 from tune_tools import VOCAB, write_model, write_prompts
 
@@ -31,7 +32,7 @@ from fastslow.tools.plan import device
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="benchmarks read /proc and /sys")
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-HEADER = {"command", "commit", "machine", "threads", "bandwidth_by"}
+HEADER = {"command", "versions", "commit", "machine"}
 CONDITIONS = {"turn", "bandwidth", "own", "others", "stolen", "contended"}
 
 
@@ -39,97 +40,80 @@ class Case(NamedTuple):
     """`asked` may name {model}, {prompts}, {out}, {tuned} and {folder}."""
 
     asked: str
-    keys: set[str]  # of the file
+    keys: set[str]  # of the file, besides HEADER
     cells: str = ""  # which of them holds the figures
     fields: frozenset[str] = frozenset()  # of each figure
     kernels: bool = False  # they are needed
 
 
-TURNS = "--model {model} --formats float32 --repeat 1 --seconds 0 --threads 1 --out {out}"
-FLOW = (
-    "--model {model} --dtype float32 --quantization none --prompts {prompts} --limit 4 --tokens 6"
-)
 CASES = {
     "decode": Case(
-        f"{TURNS} --tokens 4 --rows 1,2 --contexts 100 --beside 1",
-        HEADER | {"model", "rows"},
+        "--model {model} --formats float32 --repeat 1 --seconds 0 --threads 1 --out {out}"
+        " --tokens 4 --rows 1,2 --contexts 100 --beside 1 --read 8,16 --modes deep,fast",
+        {"model", "rows"},
         "rows",
-        frozenset({"format", "cell", "rows", "context", "beside", "samples"}),
-    ),
-    "prefill": Case(
-        f"{TURNS} --lengths 8,16",
-        HEADER | {"model", "rows"},
-        "rows",
-        frozenset({"format", "length", "samples"}),
-    ),
-    "limit": Case(
-        f"{TURNS} --tokens 4",
-        HEADER | {"model", "rows"},
-        "rows",
-        frozenset({"format", "mode", "weights", "kv", "samples"}),
-        kernels=True,
+        frozenset(
+            {"format", "mode", "cell", "rows", "context", "beside", "read", "bytes", "samples"}
+        ),
     ),
     "rows": Case(
-        "--model {model} --dtype float32 --rows 1 2 --groups 2 --steps 2 --threads 1 -o {out}",
-        HEADER | {"probed", "figures"},
+        "--model {model} --dtype float32 --rows 1 2 --groups 2 0 --tokens 4 --repeat 1 --threads 1"
+        " --context 8 -o {out}",
+        {"probed", "figures", "parts"},
         "figures",
         frozenset({"groups", "rows", "ms a step", "MB read", "GB/s", "of the probe", "of one row"}),
         kernels=True,
     ),
     "drafting": Case(
-        f"{FLOW} --drafters suffix:2 --batch 1 --temperatures 0 -o {{out}}",
-        {"command", "versions", "machine", "model", "limit", "cells"},
+        "--model {model} --dtype float32 --quantization none --prompts {prompts} --limit 4"
+        " --tokens 6 --drafters suffix --lengths 1,2,adaptive --batch 1,2 --temperatures 0 -o {out}"
+        " --figure {folder}/lengths.svg",
+        {"model", "limit", "cells"},
         "cells",
         frozenset({"set", "temperature", "batch", "label", "speculation", "times_plain", "runs"}),
-    ),
-    "lengths": Case(
-        f"{FLOW} --batch 1 --lengths 1 --drafter ngram -o {{out}} --figure {{folder}}/lengths.svg",
-        {"command", "versions", "machine", "model", "ratios", "cells"},
     ),
     "tuned": Case(
         "--model {model} --prompts {prompts} --settings {tuned} --first 1 --best 1 --lengths 1"
         " --tokens 4 -o {out}",
-        {"command", "versions", "machine", "model", "tuned", "first", "finals"},
+        {"model", "tuned", "first", "finals"},
     ),
     "exact": Case(
         "--model {model} --draft-model {model} --head {model}/draft_head.safetensors"
         " --prompts {prompts} --limit 2 --tokens 6 --threads 1 -o {out}",
-        HEADER | {"model", "rows"},
+        {"model", "rows"},
         "rows",
-        frozenset({"case", "answers", "equal", "ties", "errors", "drafted", "accepted", "parted"}),
+        frozenset({"case", "answers", "equal", "ties", "errors", "drafted", "accepted", "differ"}),
     ),
     "latency": Case(
         "--model {model} --seconds 0.2 --rounds 1 --streams 1 --deep 1 --tokens 2 --deep-tokens 2"
         " --repeat 1 --out {out}",
-        HEADER | {"options", "figures"},
+        {"options", "figures"},
     ),
     "planned": Case(
         "--model {model} --dtype float32 --threads 1 --out {out}",
-        HEADER | {"steps"},
+        {"steps"},
         "steps",
         frozenset({"rows", "predicted", "measured"}),
     ),
-    "thinking": Case(
-        "--count 3 --out {out}",
-        HEADER | {"model", "draft", "tasks", "figures"},
+    "thinking": Case("--count 3 --out {out}", {"model", "draft", "tasks", "figures"}),
+    "modes": Case(
+        "--model {model} --dtype float32 --tokens 2 --repeat 1 --dense {model} -o {out}",
+        {"model", "figures"},
+        "figures",
+        frozenset({"mode", "active", "drafter", "rates"}),
+    ),
+    "corpus": Case(
+        "{folder}/bot --model {model} --quantization none --answers 3 --ask 1 --threads 1 -o {out}",
+        {"model", "figures"},
     ),
 }
 PRINTED = {
-    "modes": ("--model {model} --dtype float32 --tokens 2 --repeat 1", ["two groups", "tokens/s"]),
     "replay": (
         "--model {model} --dtype float32 --prompts {prompts} --limit 2 --tokens 8",
         ["suffix", "head", "auto"],
     ),
-    "shallow": (
-        "--model {model} --format float32 --prompts {prompts} --count 2 --tokens 4 --keep 0-1 2",
-        ["0-1 groups", "answers that differ: 0"],
-    ),
-    "corpus": (
-        "{folder}/bot --model {model} --quantization none --answers 3 --ask 1 --threads 1",
-        ["repeats: 1 questions, 1 answers the same", "paraphrases", "new"],
-    ),
 }
-OWN = {"parts", "lookups", "perplexity", "peers"}  # have tests of their own
+OWN = {"checkouts", "lookups", "perplexity", "peers"}  # have tests of their own
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +151,11 @@ class Place:
             "prompts": write_prompts(folder / "prompts.jsonl", 4),
             "tuned": folder / "tuned.json",
         }
+        for name in ("old", "new"):  # two checkouts
+            (folder / name).mkdir()
+            (folder / name / "fastslow").symlink_to(BENCHMARKS.parent / "fastslow")
+        turns = [{"turns": [f"What is {n} + 2?", "And twice that?"]} for n in range(3)]
+        (folder / "turns.jsonl").write_text("\n".join(map(json.dumps, turns)), "utf-8")
         write_settings(folder / "tuned.json", "tiny", Speculation(drafter="self", nodes=2), {})
 
     def run(self, name: str, asked: str) -> Any:
@@ -201,7 +190,7 @@ def test_its_file_holds_what_it_promises(name: str, place: Place) -> None:
     case = CASES[name]
     place.run(name, case.asked)
     found = place.file()
-    assert case.keys == set(found)
+    assert case.keys | HEADER == set(found)
     for cell in found[case.cells] if case.cells else ():
         assert case.fields <= set(cell)
         for sample in cell.get("samples", ()):
@@ -217,6 +206,18 @@ def test_it_says_what_it_found(name: str, place: Place, capsys: pytest.CaptureFi
         assert words in printed
 
 
+def test_a_model_drafts_for_itself_with_some_layers_and_groups(place: Place) -> None:
+    place.run(
+        "drafting",
+        "--model {model} --dtype float32 --quantization none --prompts {prompts} --limit 4 --tokens 4"
+        " --drafters self:2 --keep 0-1 2 --groups 0,2 --batch 1 --temperatures 0 -o {out}",
+    )
+    drafted = [cell["speculation"] for cell in place.file()["cells"][1:]]
+    asked = [([0, 1], 0), ([0, 1], 2), ([2], 0), ([2], 2)]
+    assert [(fields["layers"], fields["groups"]) for fields in drafted] == asked
+    assert layers_of("0-4,5-9/2,9-10") == (0, 1, 2, 3, 4, 5, 7, 9, 10)
+
+
 def test_an_answer_is_as_exact_as_it_should_be(place: Place) -> None:
     assert place.run("exact", CASES["exact"].asked) in (0, 1)  # 1: a case that showed nothing
     rows = place.file()["rows"]
@@ -225,7 +226,7 @@ def test_an_answer_is_as_exact_as_it_should_be(place: Place) -> None:
 
 
 @pytest.mark.parametrize("write", [write_dense, write_moge])
-def test_where_answers_part_the_place_is_judged(
+def test_where_answers_differ_the_place_is_judged(
     write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(library, "available", lambda: False)  # the kernels round alike everywhere
@@ -240,13 +241,31 @@ def test_where_answers_part_the_place_is_judged(
 
 @compiled
 def test_the_parts_of_a_step_add_up(place: Place) -> None:
-    place.run(
-        "parts",
-        "--model {model} --dtype float32 --rows 1 2 --context 8 --tokens 4 --repeat 1 -o {out}",
-    )
+    place.run("rows", CASES["rows"].asked)
     found = place.file()
-    assert set(found) == HEADER | {"figures"} and set(found["figures"]) == {"1 row", "2 rows"}
-    assert {"engine", "call"} <= set(found["figures"]["1 row"])
+    assert [(row["groups"], row["rows"]) for row in found["parts"]] == [
+        (2, 1),
+        (2, 2),
+        (0, 1),
+        (0, 2),
+    ]
+    for parts, row in zip(found["parts"], found["figures"], strict=True):
+        times = [parts[name] for name in set(parts) - {"groups", "rows"}]
+        assert min(times) >= 0 and parts["engine"] > 0 and sum(times) > 0 < row["ms a step"]
+
+
+@compiled
+def test_a_step_of_one_row_is_told_as_a_share_of_the_bandwidth(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.run("decode", CASES["decode"].asked)
+    assert "share" in capsys.readouterr().out
+    assert [bool(row["bytes"]) for row in place.file()["rows"][:6]] == [
+        True,
+        False,
+        *[True] * 2,
+        *[False] * 2,
+    ]
 
 
 def test_lookups_are_timed(
@@ -256,7 +275,7 @@ def test_lookups_are_timed(
     for name, few in (("PIECE", 60), ("ASKED", 3), ("COLD", 4), ("OTHER", 8)):
         place.patch.setattr(module, name, few)
     for name in ("old", "new"):
-        (tmp_path / name).mkdir()
+        (tmp_path / name).mkdir(exist_ok=True)
         words = " ".join(f"{name} word {n % 7} of {n}" for n in range(200))
         (tmp_path / name / "text.txt").write_text(words, "utf-8")
     place.run(
@@ -268,15 +287,36 @@ def test_lookups_are_timed(
 
 
 def test_perplexity_of_two_models(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_bpe(tmp_path / "dense", None, VOCAB)
     dense = write_dense(tmp_path / "dense", vocab=VOCAB)
     text = tmp_path / "text.txt"
     text.write_text("A text of some length, about nothing at all. " * 5, "utf-8")
-    importlib.import_module("perplexity").main([text], str(dense), str(model), [4, 0], 16, 2)
+    monkeypatch.setattr(
+        sys, "argv", ["", "--text", str(text), "--dense", str(dense), "--model", str(model),
+        "--groups", "4", "--groups", "0", "--length", "16", "--count", "2"],
+    )  # fmt: skip
+    importlib.import_module("perplexity").main()
     printed = capsys.readouterr().out
     assert "text.txt" in printed and "4 groups" in printed and "(1.000)" in printed
+
+
+def test_two_checkouts_are_compared_on_prompts_of_every_kind(place: Place) -> None:
+    place.run(
+        "checkouts",
+        "{folder}/old {folder}/new --model abacus --quantization none --prompts {folder}/turns.jsonl"
+        " --repeat 1 --starts 1 --limit 2 -o {out}",
+    )
+    assert set(place.file()) == HEADER | {"model", "figures"}
+    found = {row["name"]: row for row in place.file()["figures"]}
+    cells = ["batch 1", "batch 8", "prefill 512", "auto turns"]
+    assert list(found) == ["import, s", "first token, s", *(f"none {name}" for name in cells)]
+    assert len(found["none auto turns"]["pairs"]) == 2
+    assert all(row["old"] > 0 < row["new"] for row in found.values())
 
 
 def test_an_engine_is_measured_in_a_process_of_its_own(
@@ -289,19 +329,23 @@ def test_an_engine_is_measured_in_a_process_of_its_own(
         " --venvs {folder}/venvs --repeat 1 --tokens 4 --seconds 0 --lookup --out {out}",
     )
     found = place.file()
-    assert set(found) == HEADER | {"engines"} and set(found["engines"]) == {"fastslow:float32"}
+    assert set(found) == HEADER | {"threads", "engines"} and set(found["engines"]) == {
+        "fastslow:float32"
+    }
     engine = found["engines"]["fastslow:float32"]
     assert not engine["failed"] and engine["memory"]["peak"] > 0 and engine["versions"]
     cells = {sample["cell"]: sample for sample in engine["samples"]}
     assert {"batch 1", "batch 8", "prefill 512", "lookup copy"} < set(cells)
     assert all(set(sample) >= {*CONDITIONS, "rate"} for sample in cells.values())
-    assert all(sample.get("parts_at") is None for sample in cells.values())
+    assert all(sample.get("differs_at") is None for sample in cells.values())
     printed = capsys.readouterr().out
     assert "openvino:file is left out" in printed and "lookup copy" in printed
+    place.run("peers", "--show {out}")
+    assert "lookup copy" in capsys.readouterr().out
 
 
 def test_an_engine_that_ends_is_told_of(tmp_path: Path) -> None:
-    child = Child("ours", Path(sys.executable), "nothing", {}, tmp_path / "log")
+    child = EngineProcess(Path(sys.executable), "nothing", {}, tmp_path / "log")
     with pytest.raises(EngineError, match="load: (it ended with code 1|the process is gone), see"):
         child.ask("load", options={})
     child.close()
@@ -309,25 +353,25 @@ def test_an_engine_that_ends_is_told_of(tmp_path: Path) -> None:
 
 
 def test_names_of_engines() -> None:
-    assert engines.read_names("fastslow:int4,openvino") == [
+    assert read_names("fastslow:int4,openvino") == [
         ("fastslow", "int4"),
         ("openvino", "file"),
     ]
     with pytest.raises(ValueError, match="engine 'llama' is unknown"):
-        engines.read_names("llama")
+        read_names("llama")
 
 
 def test_contended_samples_are_left_out_where_enough_are_not() -> None:
     samples = [{"rate": float(n), "contended": n > 3} for n in range(1, 6)]
-    assert report.middle(samples) == "2.0 (n=3)"
-    assert report.middle(samples[1:]) == "~3.5 (n=4)"
+    assert middle(samples) == "2.0 (n=3)"
+    assert middle(samples[1:]) == "~3.5 (n=4)"
 
 
 def test_a_format_that_does_not_load_is_left_out(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = "--model {model} --formats int3 --threads 1 --out {out}"
-    assert place.run("prefill", asked) == 1
+    assert place.run("decode", asked) == 1
     assert "int3 is left out" in capsys.readouterr().out
 
 

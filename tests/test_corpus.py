@@ -80,7 +80,7 @@ def test_a_file_cut_anywhere_is_refused(path: Path) -> None:
 
 
 def test_a_file_spoilt_at_random_is_refused(path: Path) -> None:
-    """Stretches of zeros, as a crashed disk leaves them, of noise, and of the file's own bytes."""
+    """Stretches of zeros, as a crashed disk leaves them, of random bytes, and of the file's own bytes."""
     whole = path.read_bytes()
     draw = random.Random(1)
     for _ in range(300):

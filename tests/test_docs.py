@@ -6,13 +6,15 @@ stands in for what has to be downloaded, and files that a page speaks of lie in 
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import runpy
 import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 import typer
@@ -23,7 +25,7 @@ from fastslow.tools.cli.app import app, main
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
-RUN = [ROOT / "README.md", ROOT / "docs" / "abacus.md", *GUIDES]
+RUN = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("abacus.md", "extend.md")), *GUIDES]
 LOG = ROOT / "docs" / "log.md"  # dated: what it says was true then
 PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")} - {LOG})
 MOST_LINES = {"README.md": 130, "CONTRIBUTING.md": 89}
@@ -190,11 +192,42 @@ def check_ours(arguments: list[str]) -> None:
             assert not missing, f"{parameter.name} is missing"
 
 
+class ParserMade(Exception):
+    """Ends a script where it would read its command line."""
+
+
+def parser_of(script: Path) -> Any:
+    """What a script reads its command line with."""
+
+    def caught(parser: argparse.ArgumentParser, *_: object) -> None:
+        raise ParserMade(parser)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(script.parent)
+        patch.setattr(argparse.ArgumentParser, "parse_args", caught)
+        with pytest.raises(ParserMade) as made:
+            runpy.run_path(str(script), run_name="__main__")
+    return made.value.args[0]
+
+
+def refuse(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
 def check_script(words: list[str]) -> None:
-    """A script of the repository exists and knows the options."""
+    """A script of the repository exists and knows the options; what a page leaves out is not missed."""
     script = ROOT / words[1]
     assert script.is_file(), f"{words[1]} does not exist"
     source = script.read_text("utf-8")
+    if script.parent.name == "benchmarks":
+        parser = parser_of(script)
+        for action in parser._actions:
+            action.required = False
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parser, "error", refuse)
+            _, left = parser.parse_known_args(words[2:])
+        assert not left, f"{words[1]} has no {' '.join(left)}"
+        return
     for word in words[2:]:
         if word.startswith("-") and not word.lstrip("-").replace(".", "").isdigit():
             name = word.partition("=")[0]
@@ -225,13 +258,14 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
         "fastslow corpus build answers.jsonl --model abacus",
         "python benchmarks/no_such.py",
         "python benchmarks/modes.py --no-such-option",
+        "python benchmarks/modes.py --tokens many",
     ],
 )
 def test_a_wrong_command_is_found(line: str, tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text(f"```bash\n{line}\n```\n")
     ((_, words),) = commands(tmp_path / "page.md")
     arguments = ours(words)
-    with pytest.raises(Exception, match="no|does not exist|missing"):
+    with pytest.raises(Exception, match="no|does not exist|missing|invalid"):
         check_script(words) if arguments is None else check_ours(arguments)
 
 

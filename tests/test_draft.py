@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastslow.draft.adaptive import AdaptiveDrafter
-from fastslow.draft.base import Stateless
+from fastslow.draft.base import BaseDrafter
 from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
 from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
@@ -85,7 +85,7 @@ def test_ngram_sizes(longest: int, shortest: int) -> None:
         NgramDraft(longest, shortest)
 
 
-class Says(Stateless):
+class Says(BaseDrafter):
     """Proposes a fixed chain for the requests it knows, and writes down what it is asked."""
 
     def __init__(self, chains: dict[int, list[int]]) -> None:

@@ -253,11 +253,11 @@ def test_the_law_of_tokens_in_common() -> None:
     own = Pieces(["d", "e", "a", "b"])
     shared = SharedTokens(ByteVocab(target), ByteVocab(own), 7)
     logits = torch.tensor([[1.0, 9.0, 2.0, 3.0, 8.0]])  # a column more than it has tokens
-    law = probs_at(shared.logits(logits)[0], request([0], temperature=1.0), [])
-    assert isinstance(law, np.ndarray) and len(law) == 7
+    probs = probs_at(shared.logits(logits)[0], request([0], temperature=1.0), [])
+    assert isinstance(probs, np.ndarray) and len(probs) == 7
     plain = torch.softmax(torch.tensor([2.0, 3.0, 1.0]), 0).numpy()
-    assert law[[0, 1, 4]] == pytest.approx(plain, abs=1e-6)
-    assert not law[[2, 3, 5, 6]].any(), "never what the draft model cannot say"
+    assert probs[[0, 1, 4]] == pytest.approx(plain, abs=1e-6)
+    assert not probs[[2, 3, 5, 6]].any(), "never what the draft model cannot say"
     assert [shared.token(x) for x in (0, 1, 4)] == [2, 3, 0]
     asked = request([0, 2, 4])
     assert list(shared.text(asked)) == [2, 0], "of cd it reads what it can"

@@ -155,20 +155,22 @@ def test_long_prompts_are_read_in_parts_and_together(target: Path) -> None:
 
 @pytest.mark.parametrize("least", [0.0, 0.05])
 def test_trees_are_those_of_torch(target: Path, least: float) -> None:
-    """Each of their paths is about as likely there; where two are nearly alike, either may be kept."""
+    """Each of their nodes is about as likely in torch; where two are nearly alike, either may be kept."""
     kernels, torch_ = made(target)
     for seed in range(6):
         mine = grow(kernels, begin(kernels, seed), least=least)[0]
         theirs = grow(torch_, begin(torch_, seed), least=least)[0]
         assert mine.scores is not None and theirs.scores is not None
-        expected = dict(zip(paths(theirs), theirs.scores))
-        shared = [(s, expected[p]) for p, s in zip(paths(mine), mine.scores) if p in expected]
+        expected = dict(zip(node_paths(theirs), theirs.scores))
+        shared = [(s, expected[p]) for p, s in zip(node_paths(mine), mine.scores) if p in expected]
         assert len(shared) >= 0.6 * max(len(theirs.tokens), len(mine.tokens))
         assert all(a == pytest.approx(b, rel=0.3) for a, b in shared)
-        assert min(mine.scores, default=1) >= least and paths(mine)[:1] == paths(theirs)[:1]
+        assert (
+            min(mine.scores, default=1) >= least and node_paths(mine)[:1] == node_paths(theirs)[:1]
+        )
 
 
-def paths(tree: Tree) -> list[tuple[int, ...]]:
+def node_paths(tree: Tree) -> list[tuple[int, ...]]:
     found: list[tuple[int, ...]] = []
     for token, parent in zip(tree.tokens, tree.parents):
         found.append((*(found[parent] if parent >= 0 else ()), token))
@@ -180,12 +182,12 @@ def test_a_score_is_the_likelihood_of_its_path(target: Path) -> None:
     text = begin(kernels)
     (tree,) = grow(kernels, text)
     assert tree.scores is not None and max(tree.parents) >= 0
-    for path, score in zip(paths(tree), tree.scores):
+    for path, score in zip(node_paths(tree), tree.scores):
         grow(kernels, text, nodes=0)
         likely = 1.0
         for token in path:
-            law = torch.softmax(torch.from_numpy(logits(kernels, text)), -1)
-            likely *= float(law[kernels.vocab_ids(text).tolist().index(token)])
+            probs = torch.softmax(torch.from_numpy(logits(kernels, text)), -1)
+            likely *= float(probs[kernels.vocab_ids(text).tolist().index(token)])
             kernels.advance([text], [token])
         assert score == pytest.approx(likely, rel=1e-4)
 
@@ -218,8 +220,8 @@ def test_nothing_depends_on_the_batch_or_on_threads(target: Path, threads: int) 
         every = [token for tokens in after for token in tokens]
         new = NewRows(texts, [ROWS] * 5, every, torch.cat(features))
         trees = kernels.grow(new, TreeLimits([9] * 5, 3, 4, [0.0] * 5))
-        for text, tree, (own, law) in zip(texts, trees, alone):
-            assert tree == own and np.array_equal(logits(kernels, text), law)
+        for text, tree, (own, probs) in zip(texts, trees, alone):
+            assert tree == own and np.array_equal(logits(kernels, text), probs)
         kernels.advance(texts, [1, 2, 3, 4, 5])
         after_all = [logits(kernels, text) for text in texts]
         for n, text in enumerate([begin(kernels, s) for s in range(5)]):

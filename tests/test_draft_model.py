@@ -80,11 +80,11 @@ def next_logits(text: Sequence[int]) -> torch.Tensor:
     return logits_of(state)
 
 
-def next_law(text: Sequence[int]) -> list[float]:
+def next_probs(text: Sequence[int]) -> list[float]:
     return torch.softmax(next_logits(text).double(), dim=-1).tolist()
 
 
-def warm_law(text: Sequence[int]) -> list[float]:
+def warm_probs(text: Sequence[int]) -> list[float]:
     logits = next_logits(text).double() / WARM["temperature"]
     return torch.softmax(logits, dim=-1).tolist()
 
@@ -106,7 +106,7 @@ def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
     )
 
 
-def paths(tree: Tree) -> set[tuple[int, ...]]:
+def node_paths(tree: Tree) -> set[tuple[int, ...]]:
     found: list[tuple[int, ...]] = []
     for token, parent in zip(tree.tokens, tree.parents):
         assert parent < len(found)
@@ -119,17 +119,17 @@ def likeliest(
     text: Sequence[int],
     nodes: int,
     width: int,
-    law_of: Callable[[Sequence[int]], Sequence[float]] = warm_law,
+    probs_of: Callable[[Sequence[int]], Sequence[float]] = warm_probs,
 ) -> set[tuple[int, ...]]:
-    """Best first, one node at a time, each path computed from its beginning."""
+    """Likeliest first, one node at a time, each path computed from its beginning."""
     heap: list[tuple[float, tuple[int, ...]]] = [(-1.0, ())]
     found: set[tuple[int, ...]] = set()
     while len(found) <= nodes:
         odds, path = heapq.heappop(heap)
         found.add(path)
-        law = law_of([*text, *path])
-        for token in sorted(range(VOCAB), key=lambda x: -law[x])[:width]:
-            heapq.heappush(heap, (odds * law[token], (*path, token)))
+        probs = probs_of([*text, *path])
+        for token in sorted(range(VOCAB), key=lambda x: -probs[x])[:width]:
+            heapq.heappush(heap, (odds * probs[token], (*path, token)))
     return found - {()}
 
 
@@ -142,7 +142,7 @@ def test_a_tree_holds_the_likeliest_paths(nodes: int, width: int) -> None:
     batch = [request(TEXT, 0), request([4, *TEXT], 1), request([6, 6], 2)]
     trees = drafter.propose(batch, [nodes] * 3)
     for asked, tree in zip(batch, trees):
-        assert paths(tree) == likeliest(asked.tokens, nodes, width)
+        assert node_paths(tree) == likeliest(asked.tokens, nodes, width)
         assert tree.probs is None
     assert len(model.forwards) <= nodes, "no more levels than a chain would have"
     assert nodes < 5 or any(len(set(t.parents)) < nodes for t in trees), "no branch anywhere"
@@ -157,8 +157,8 @@ def test_a_tree_goes_on_from_what_was_accepted() -> None:
         before = len(model.forwards)
         tree = drafter.propose([request(text)], [6])[0]
         kv.check_integrity()
-        assert paths(tree) == likeliest(text, 6, 3)
-        longest = max(paths(tree), key=len)
+        assert node_paths(tree) == likeliest(text, 6, 3)
+        longest = max(node_paths(tree), key=len)
         assert model.forwards[before] == fresh, "the text is not read again"
         text += [*longest[: turn % 3], 3]
         fresh = turn % 3 + 1
@@ -171,11 +171,11 @@ def test_trees_and_sampled_chains_share_a_batch() -> None:
     drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=3)
     batch = [request(TEXT, 0), request(TEXT, 1, temperature=1.2), request(TEXT, 2)]
     tree, chain, nothing = drafter.propose(batch, [5, 4, 0])
-    assert paths(tree) == likeliest(TEXT, 5, 3)
+    assert node_paths(tree) == likeliest(TEXT, 5, 3)
     assert list(chain.parents) == [-1, 0, 1, 2] and chain.probs is not None
-    for i, law in enumerate(chain.probs):
-        plain = torch.tensor(next_law([*TEXT, *chain.tokens[:i]])) ** (1 / 1.2)
-        assert law == pytest.approx((plain / plain.sum()).numpy(), abs=1e-5)
+    for i, probs in enumerate(chain.probs):
+        plain = torch.tensor(next_probs([*TEXT, *chain.tokens[:i]])) ** (1 / 1.2)
+        assert probs == pytest.approx((plain / plain.sum()).numpy(), abs=1e-5)
     assert not nothing.tokens
 
 
@@ -186,11 +186,11 @@ def test_a_penalty_counts_a_nodes_own_path() -> None:
     tree = drafter.propose([request(TEXT, **fields)], [12])[0]
     warm = SamplingParams(**{**fields, **WARM})
 
-    def law_of(text: Sequence[int]) -> list[float]:
-        law: list[float] = plain_probs(next_logits(text).tolist(), text, 1, warm).tolist()
-        return law
+    def probs_of(text: Sequence[int]) -> list[float]:
+        probs: list[float] = plain_probs(next_logits(text).tolist(), text, 1, warm).tolist()
+        return probs
 
-    assert paths(tree) == likeliest(TEXT, 12, 3, law_of) != likeliest(TEXT, 12, 3)
+    assert node_paths(tree) == likeliest(TEXT, 12, 3, probs_of) != likeliest(TEXT, 12, 3)
 
 
 @pytest.mark.parametrize("width", [1, 3])
@@ -202,8 +202,8 @@ def test_broken_logits_end_one_draft_only(width: int) -> None:
     drafter.release([0, 1])
     model.broken = {len(model.forwards) + 1}
     cut = drafter.propose(batch, [5, 5])
-    assert paths(cut[1]) == paths(whole[1])
-    first = paths(cut[0])
+    assert node_paths(cut[1]) == node_paths(whole[1])
+    first = node_paths(cut[0])
     assert 0 < len(first) <= width and first <= {(x,) for x in range(VOCAB)}
 
 
@@ -237,8 +237,8 @@ def test_long_prompts_are_read_in_pieces() -> None:
     for prompt, tree in zip(prompts, trees):
         text = list(prompt)
         for token in tree.tokens:
-            law = next_law(text)
-            assert token == law.index(max(law))
+            probs = next_probs(text)
+            assert token == probs.index(max(probs))
             text.append(token)
     kv.check_integrity()
 

@@ -35,7 +35,7 @@ def shape(kind: str, layers: int) -> dict[str, Any]:
 
 def load(folder: Path, form: str) -> Model:
     if form == "int8" and not wanted():
-        pytest.skip("the CPU kernels are not available here")
+        pytest.skip("the CPU kernels are not available")
     return load_model(folder, device="cpu", progress=False, **FORMS[form])
 
 
@@ -111,7 +111,7 @@ def test_bad_layers(tmp_path: Path, form: str) -> None:
 
 def test_a_step_of_fewer_layers_reads_less(tmp_path: Path) -> None:
     if not wanted():
-        pytest.skip("the CPU kernels are not available here")
+        pytest.skip("the CPU kernels are not available")
     full = shape("moge", LAYERS)
     whole = write(tmp_path / "whole", full, tensors(full, seed=1))
     model: Any = load_model(whole, "bfloat16", "cpu", progress=False)

@@ -87,7 +87,9 @@ def test_greedy_answers_are_those_of_plain_decoding(
 
 
 @pytest.mark.parametrize("kind", ["mtp", "mtp tree"])
-def test_sampled_answers_follow_the_law(bench: Bench, folder: Path, kind: str) -> None:
+def test_sampled_answers_have_the_targets_probabilities(
+    bench: Bench, folder: Path, kind: str
+) -> None:
     params = SamplingParams(max_tokens=4, temperature=1.0, ignore_eos=True)
     prompt = PROMPTS[0]
     plain = ReferenceMoe(folder)

@@ -160,13 +160,13 @@ def test_trees_keep_the_likeliest_paths(exact: TrainedHead) -> None:
     best = sorted(scores, key=lambda path: -scores[path])[:6]
     growing = GrowingTree(kv, vocab, hidden[0], 6)
     (tree,) = grow_trees(exact, [growing], width=12, depth=3)
-    paths: list[tuple[int, ...]] = []
+    found: list[tuple[int, ...]] = []
     for token, parent in zip(tree.tokens, tree.parents):
         place = int((vocab.ids == token).nonzero()[0])
-        paths.append((*(paths[parent] if parent >= 0 else ()), place))
-    assert sorted(paths) == sorted(best)
+        found.append((*(found[parent] if parent >= 0 else ()), place))
+    assert sorted(found) == sorted(best)
     assert tree.scores is not None
-    assert list(tree.scores) == pytest.approx([math.exp(scores[path]) for path in paths], rel=1e-4)
+    assert list(tree.scores) == pytest.approx([math.exp(scores[path]) for path in found], rel=1e-4)
     assert grow_trees(exact, [], 2, 2) == []
 
 

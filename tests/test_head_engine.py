@@ -101,27 +101,29 @@ def test_a_seed_gives_one_answer_in_any_batch(
     bench: Bench, params: dict[str, Any], kind: str
 ) -> None:
     wanted = asks(kind, **{"temperature": 1.0, **params})
-    together = [answer(r) for r in bench.run(wanted)]
-    assert together == [answer(bench.run([ask])[0]) for ask in wanted]
+    batched = [answer(r) for r in bench.run(wanted)]
+    assert batched == [answer(bench.run([ask])[0]) for ask in wanted]
 
 
 @pytest.mark.parametrize("kind", ["chain", "tree", *COMPILED[:1]])
-def test_sampled_answers_follow_the_law(bench: Bench, folder: Path, kind: str) -> None:
+def test_sampled_answers_have_the_targets_probabilities(
+    bench: Bench, folder: Path, kind: str
+) -> None:
     params = SamplingParams(max_tokens=5, temperature=1.0, ignore_eos=True)
     prompt = PROMPTS[4]
     plain = ReferenceModel(folder)
 
-    def law(begun: tuple[int, ...]) -> Any:
+    def probs(begun: tuple[int, ...]) -> Any:
         text = [*prompt, *begun]
         return plain_probs(plain.logits(text, None)[-1].tolist(), text, len(prompt), params)
 
     runs = [Ask(prompt, params, kind, nodes=4, seed=seed) for seed in range(400)]
     texts = [tuple(answer(r)[:3]) for r in bench.run(runs, Setting(pages=4000))]
-    chi_square_fits(text_probs(law, 12, 3), texts)
+    chi_square_fits(text_probs(probs, 12, 3), texts)
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("best", [None, only_best], ids=["law", "best"])
+@pytest.mark.parametrize("best", [None, only_best], ids=["probs", "best"])
 def test_chosen_chains_say_how_sure_they_are(
     folder: Path, runner: str, best: Callable[[RequestView], bool] | None
 ) -> None:

@@ -15,7 +15,7 @@ from head_tools import exact_layer, tiny_weights
 from kernel_tools import wanted as kernels_wanted
 
 from fastslow.draft.adaptive import AdaptiveDrafter
-from fastslow.draft.base import Stateless
+from fastslow.draft.base import BaseDrafter
 from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.head.draft import MAX_WAITING, HeadDraft
 from fastslow.draft.head.head import TrainedHead
@@ -174,8 +174,8 @@ def test_a_mixed_batch_says_what_plain_decoding_says(
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_draft_says_what_plain_decoding_says(bench: Bench, kind: str) -> None:
     for some in (asks([kind]), asks([kind], "reproducible", temperature=1.0)):
-        together = [answer(r) for r in bench.run(some, Setting(prompt_rows=11))]
-        assert together == [answer(bench.alone(ask)) for ask in some]
+        batched = [answer(r) for r in bench.run(some, Setting(prompt_rows=11))]
+        assert batched == [answer(bench.alone(ask)) for ask in some]
 
 
 @pytest.mark.parametrize("name", RUNNERS)
@@ -184,8 +184,8 @@ def test_trees_of_two_drafters_say_what_plain_decoding_says(bench: Bench, name: 
     kinds = [f"{name} suffix|"]
     for some in (asks(kinds), asks(kinds, "reproducible", temperature=1.0)):
         for setting in SETTINGS:
-            together = [answer(r) for r in bench.run(some, setting)]
-            assert together == [answer(bench.alone(ask)) for ask in some]
+            batched = [answer(r) for r in bench.run(some, setting)]
+            assert batched == [answer(bench.alone(ask)) for ask in some]
     assert Both.merged > before + 50
 
 
@@ -427,7 +427,7 @@ def test_drafting_computes_what_training_computed(folder: Path, bench: Bench) ->
         runner.advance([text], [token])
 
 
-class Looks(Stateless):
+class Looks(BaseDrafter):
     """Wants the last rows that are read; notes what it is shown."""
 
     def __init__(self, features: tuple[int, ...], most: int) -> None:
@@ -443,7 +443,7 @@ class Looks(Stateless):
 
 
 def test_of_several_that_look_each_gets_its_layers() -> None:
-    one, two, blind = Looks((2,), 2), Looks((0, 1), 3), Stateless()
+    one, two, blind = Looks((2,), 2), Looks((0, 1), 3), BaseDrafter()
     blind.features = (5,)
     drafters: list[Any] = [blind, one, two]
     best = AdaptiveDrafter(drafters, AdaptiveSelection(3))
@@ -463,7 +463,7 @@ def test_of_several_that_look_each_gets_its_layers() -> None:
 def test_where_rows_are_dear_nobody_who_is_not_asked_looks() -> None:
     dear = TUNING.dearest_row
     for row, found in ((dear / 2, range(3, 5)), (2 * dear, range(0))):
-        first, second = Stateless(), Looks((2,), 2)
+        first, second = BaseDrafter(), Looks((2,), 2)
         value = MarginalValue(1.0, row)
         selection = AdaptiveSelection(2, lambda batch, value=value: value)  # type: ignore[misc]
         drafters: list[Any] = [first, second]

@@ -13,7 +13,7 @@ from engine_tools import RandomDraft, answer, cache_for, write_kin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastslow.draft.base import Stateless
+from fastslow.draft.base import BaseDrafter
 from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
@@ -110,7 +110,7 @@ class MarkerModel:
         return ModelOutput(logits_MV, None, best_tokens(logits_MV, rows.only_best))
 
 
-class Faulty(Stateless):
+class Faulty(BaseDrafter):
     """Another drafter, which fails once when told to, after it has done its work."""
 
     def __init__(self, inner: Drafter) -> None:

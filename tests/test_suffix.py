@@ -282,13 +282,13 @@ def certain(value: float = 1.0) -> MatchConfidence:
 def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
     runs = MatchRuns([Told(3, [[1, 2, 3], [1, 2, 4], [1, 5], [6]])], [0], 9)
     tree = grow(runs, certain(), 9, 0.0)
-    paths: dict[int, tuple[int, ...]] = {}
+    found: dict[int, tuple[int, ...]] = {}
     for i, (token, parent) in enumerate(zip(tree.tokens, tree.parents)):
         assert parent < i
-        above = paths[parent] if parent >= 0 else ()
-        paths[i] = (*above, token)
+        above = found[parent] if parent >= 0 else ()
+        found[i] = (*above, token)
     said = list(tree.scores or ())
-    scores = {paths[i]: score for i, score in enumerate(said)}
+    scores = {found[i]: score for i, score in enumerate(said)}
     assert scores == pytest.approx(
         {
             (1,): 3 / 4, (6,): 1 / 4, (1, 2): 1 / 2, (1, 5): 1 / 4,

@@ -199,12 +199,12 @@ def test_the_law_of_sampled_tokens(tmp_path: Path) -> None:
     reference = ReferenceModel(target)
 
     @cache
-    def law(begun: tuple[int, ...]) -> NDArray[np.float64]:
+    def probs(begun: tuple[int, ...]) -> NDArray[np.float64]:
         text = [*prompt, *begun]
         logits = reference.logits(text, None)[-1].tolist()
         return plain_probs(logits, text, len(prompt), params, ())
 
-    want = text_probs(law, letters, length)
+    want = text_probs(probs, letters, length)
     chi_square_fits(want, [tuple(answer(r)[:length]) for r in requests])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from loguru import logger
 
-from fastslow.draft.base import Stateless
+from fastslow.draft.base import BaseDrafter
 from fastslow.draft.model.kv import DraftKV, DraftText
 from fastslow.draft.model.runs import ChainRun, DraftRun, TreeRun
 from fastslow.draft.model.vocab import VocabMap
@@ -17,7 +17,7 @@ from fastslow.engine.types import ModelOutput, RequestView, Rows, TargetProbs, T
 READ_ROWS = 512  # of text in one forward: a long prompt is read piece by piece
 
 
-class LockstepDraft(Stateless, ABC):
+class LockstepDraft(BaseDrafter, ABC):
     """The loop that drafting models share; `_begin` makes a request's draft.
 
     Rows come from integers and logits stay on the model's device, which may differ from the target's:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from fastslow.draft.base import Stateless
+from fastslow.draft.base import BaseDrafter
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import MAX_MATCH, EarlierAnswers, OwnText, Source
 from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
@@ -24,7 +24,7 @@ class _SuffixText:
         self.length = len(request.tokens)  # tokens that `runs` know of
 
 
-class SuffixDraft(Stateless):
+class SuffixDraft(BaseDrafter):
     """Chosen trees of the tokens behind the longest match of the text's end (suffix decoding; Oliaro et
     al. 2024, "SuffixDecoding", after Saxena 2023, "Prompt lookup decoding").
 
