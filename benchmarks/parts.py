@@ -45,11 +45,11 @@ def measure(llm: LLM, timed: Timed, rows: int, context: int, tokens: int) -> dic
     sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
     llm.generate(prompts, sampling, speculation="off", progress=False)  # the prompts are cached now
     timed.seconds.clear()
-    model.clock(True)
+    model.part_seconds(True)
     started = time.perf_counter()
     llm.generate(prompts, sampling, speculation="off", progress=False)
     whole = time.perf_counter() - started
-    parts = model.clock(False)
+    parts = model.part_seconds(False)
     steps = len(timed.seconds)
     found = {name: seconds / steps * 1e3 for name, seconds in parts.items() if seconds}
     found["call"] = (sum(timed.seconds) - sum(parts.values())) / steps * 1e3

@@ -1,4 +1,4 @@
-"""A head is made from prompts: every part by itself, all together, interrupted, and as a command."""
+"""A head is made from prompts: every part by itself, all parts in one run, interrupted, and as a command."""
 
 from __future__ import annotations
 
@@ -169,10 +169,10 @@ def test_the_loss_is_a_cross_entropy_with_its_gradient() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(CHUNK + 3, 6, requires_grad=True)
     head, weight = torch.randn(9, 6), torch.rand(CHUNK + 3)
-    law = torch.rand(CHUNK + 3, 9) / 9
-    loss, guesses = Guess.apply(hidden, law, head, weight)  # type: ignore[no-untyped-call]
+    probs = torch.rand(CHUNK + 3, 9) / 9
+    loss, guesses = Guess.apply(hidden, probs, head, weight)  # type: ignore[no-untyped-call]
     (grad,) = torch.autograd.grad(loss, hidden)
-    plain = -(weight[:, None] * law * torch.log_softmax(hidden @ head.T, -1)).sum()
+    plain = -(weight[:, None] * probs * torch.log_softmax(hidden @ head.T, -1)).sum()
     (want,) = torch.autograd.grad(plain, hidden)
     assert torch.allclose(loss, plain) and torch.allclose(grad, want, atol=1e-5)
     assert torch.equal(guesses, (hidden @ head.T).argmax(-1))
@@ -304,8 +304,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         main(["train-draft", *map(str, options)])
     assert stopped.value.code == 0
     assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
-    clock = read_metadata(tmp_path / "head.work" / "checkpoint.safetensors")["clock"]
-    assert json.loads(clock)["training"]["stretches"] == 0.25
+    progress = read_metadata(tmp_path / "head.work" / "checkpoint.safetensors")["progress"]
+    assert json.loads(progress)["training"]["stretches"] == 0.25
     head = load_head(out, folder)
     assert head.layers == (0, 1)
     text = head.open(0)

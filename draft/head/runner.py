@@ -189,7 +189,7 @@ class KernelRunner:
         return self._kernels.grow(texts, fresh, after, features, nodes, width, depth, least)
 
     def follow(self, texts: Sequence[int], tokens: Sequence[int]) -> None:
-        self._kernels.follow(texts, tokens)
+        self._kernels.advance(texts, tokens)
 
     def logits(self, text: int) -> Floats:
         return self._kernels.logits(text)

@@ -1,4 +1,4 @@
-"""A model that several ranks run together, and its keys and values, as the engine and the drafters see them."""
+"""A model that several ranks run, and its keys and values, as the engine and the drafters see them."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class ShardWorker:
         self.storages: dict[int, KVStorage] = {}
 
     def run(self, command: Command) -> None:
-        """Do here what rank 0 does there."""
+        """Do on this rank what rank 0 does."""
         parts = split(command.values)
         number = int(parts[0][0]) if parts else -1
         if command.kind is CommandKind.OPEN:

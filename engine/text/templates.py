@@ -119,8 +119,8 @@ class JinjaTemplate(ChatTemplate):
 
 
 class _GenerationTag(Extension):
-    """`{% generation %} ... {% endgeneration %}` marks the assistant's words for training; here it
-    is only its body."""
+    """`{% generation %} ... {% endgeneration %}` marks the assistant's words for training; a
+    prompt takes only its body."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's interface
 

@@ -1,4 +1,4 @@
-"""The options of the commands. Each stands here once, in a dataclass; commands take the dataclasses."""
+"""The options of the commands, every one once, as fields of dataclasses that the commands take."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INTERRUPTED = 130  # the exit code after Ctrl-C: 128 + SIGINT, as shells count
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command with one option for each field of its parameters that are dataclasses.
 
-    Typer reads a function's parameters; here it is shown the fields instead, with their types, helps
+    Typer reads a function's parameters; it is shown the fields instead, with their types, helps
     and defaults, and the function gets the dataclasses made of what was given.
     """
     signature = inspect.signature(command, eval_str=True)
@@ -89,7 +89,7 @@ class ModelOptions:
         option("Memory for keys and values, such as 2GiB; default: 0.3 of free.", MODEL),
     ] = None
     max_model_len: Annotated[
-        int | None, option("Most tokens of prompt and answer together; default: all it can.", MODEL)
+        int | None, option("Most tokens of prompt plus answer; default: all it can.", MODEL)
     ] = None
 
     def load(self, **more: Any) -> LLM:

@@ -102,7 +102,7 @@ class TrainConfig:
         rate: peak learning rate, reached after `warm_up` updates; falls to a tenth along a cosine
             over `tokens`.
         warm_up: updates.
-        tokens: rows to learn from, all epochs together.
+        tokens: rows to learn from, in all epochs.
         rows: padded rows of a batch.
         prompts: share of texts whose prompt the head sees; 0 makes a head that never looks at prompts.
         prompt_rows: of a prompt that it sees at most, the last ones.
@@ -110,7 +110,7 @@ class TrainConfig:
         stretches: share of the long prompts of which a stretch is taught like an answer.
         decay: weight decay of the matrices.
         seed: of order and shares.
-        products: dtype of the matrix products, "auto" for the faster one here; parameters and their
+        products: dtype of the matrix products, "auto" for the faster one on this machine; parameters and their
             updates are float32.
     """
 
@@ -131,7 +131,7 @@ class TrainConfig:
 
 @dataclass(slots=True)
 class Measured:
-    """Means over some batches: loss in nats a row, and how often step k is right."""
+    """Averages over some batches: loss in nats a row, and how often step k is right."""
 
     tokens: int
     loss: float
@@ -256,13 +256,13 @@ class Trainer:
             for name, p in self.weights.items():
                 for key, value in optimizer.state.get(p, {}).items():
                     table[f"{STATE}{key}.{name}"] = torch.as_tensor(value)
-        clock = {
+        progress = {
             "trained": self.tokens,
             "updates": self.updates,
             "training": asdict(self.train_config),
         }
         part = self.checkpoint.with_suffix(".part")
-        save_file(table, part, self.config.metadata() | {"clock": json.dumps(clock)})
+        save_file(table, part, self.config.metadata() | {"progress": json.dumps(progress)})
         part.rename(self.checkpoint)
 
     def _resume(self, path: Path) -> None:
@@ -280,8 +280,8 @@ class Trainer:
             }
             if state:
                 self._optimizers[name in NORMS].state[p] = state
-        clock = json.loads(metadata["clock"])
-        self.tokens, self.updates = clock["trained"], clock["updates"]
+        progress = json.loads(metadata["progress"])
+        self.tokens, self.updates = progress["trained"], progress["updates"]
         self.random = Random(f"{self.train_config.seed} {self.updates}")
 
     def _epochs(

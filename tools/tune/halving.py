@@ -47,30 +47,30 @@ class SuccessiveHalving:
         parts: Parts,
         seconds: float,
         report: Report,
-        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Search for at most so long, but for each candidate's first run. May be interrupted.
 
         Args:
             runner: measures.
             parts: the prompts, `batch` in each.
-            seconds: of all rounds together.
+            seconds: of all rounds.
             report: see `progress_bar`.
-            clock: in seconds.
+            now: the time, in seconds.
         """
-        started = clock()
+        started = now()
         rounds = self._rounds()
         for number in range(rounds):
             end = started + seconds * (number + 1) / rounds
             last = 0.0
             for visit in range(PASSES * len(parts)):
-                before = clock()
+                before = now()
                 if visit and before + last / 2 > end:
                     break
                 share = min(1.0, (before - started) / seconds)
                 report(share, f"round {number + 1} of {rounds}: {self._summary()}")
                 self._visit(runner, parts)
-                last = clock() - before
+                last = now() - before
             self._halve()
 
     def score(self, setting: Speculation) -> float:

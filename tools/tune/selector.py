@@ -51,7 +51,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """score = bias + (features - means) @ weights, in log-odds."""
+    """score = bias + (features - means) @ weights, as a logit."""
 
     weights: Floats  # [F]
     means: Floats  # [F]
@@ -77,12 +77,12 @@ def fit(features_NF: Floats, wanted_N: Bools, weights_N: Floats | None = None) -
     x = np.column_stack([np.ones(len(features_NF)), (features_NF - means) / scale])
     y = wanted_N.astype(np.float64)
     penalty = np.full(x.shape[1], RIDGE)
-    penalty[0] = 1e-3  # with one class only, the odds would be infinite
+    penalty[0] = 1e-3  # with one class only, the score would be infinite
     w = np.zeros(x.shape[1])
 
     def loss(at: Floats) -> float:
-        odds = x @ at
-        return float(count @ (np.logaddexp(0, odds) - y * odds) + penalty @ at**2 / 2)
+        logits = x @ at
+        return float(count @ (np.logaddexp(0, logits) - y * logits) + penalty @ at**2 / 2)
 
     for _ in range(STEPS):
         p = 1 / (1 + np.exp(-np.clip(x @ w, -500, 500)))
@@ -109,7 +109,7 @@ def _folds(count: int, folds: int) -> Iterator[tuple[list[int], list[int]]]:
 def held_out_scores(
     features_NF: Floats, wanted_N: Bools, weights_N: Floats | None = None, folds: int = FOLDS
 ) -> Floats:
-    """Each task's score [N] by a fit that has not seen its fold; fold f is every `folds`-th task."""
+    """The score of every task [N] by a fit that has not seen its fold; fold f is every `folds`-th task."""
     count = len(features_NF)
     weights = np.ones(count) if weights_N is None else weights_N
     scores = np.zeros(count)

@@ -57,7 +57,7 @@ class DraftKernels:
             the bytes of a head are most of its time: int4 took three quarters of int8's.
 
     Raises:
-        MemoryError: there is none left, here and in all methods.
+        MemoryError: there is none left; every method may raise it.
     """
 
     def __init__(
@@ -240,13 +240,13 @@ class DraftKernels:
             )
         return trees
 
-    def follow(self, contexts: Sequence[int], tokens: Sequence[int]) -> None:
+    def advance(self, contexts: Sequence[int], tokens: Sequence[int]) -> None:
         """One more token of each text's chain, which begins anew after `grow`."""
         both = np.array([*contexts, *tokens], dtype=np.int64)
         start, count = both.ctypes.data, len(contexts)
         threads = torch.get_num_threads()
         self._check(
-            self._kernels.fs_draft_follow(self._handle, start, start + 8 * count, count, threads)
+            self._kernels.fs_draft_advance(self._handle, start, start + 8 * count, count, threads)
         )
 
     def logits(self, context: int) -> Floats:

@@ -86,8 +86,8 @@ int fs_draft_grow(void* head, const DraftArgs* given) {
 }
 
 // One more token of each chain.
-int fs_draft_follow(void* head, const int64_t* contexts, const int64_t* tokens, int count, int threads) {
-    return guarded(head, [&](DraftHead& h) { h.follow(contexts, tokens, count, threads_of(threads)); });
+int fs_draft_advance(void* head, const int64_t* contexts, const int64_t* tokens, int count, int threads) {
+    return guarded(head, [&](DraftHead& h) { h.advance(contexts, tokens, count, threads_of(threads)); });
 }
 
 // Logits after the last token of a chain, until the next call; and how many. Null: unknown context.

@@ -261,7 +261,7 @@ void DraftHead::draft(const DraftArgs& args) {
     forest.grow();
 }
 
-void DraftHead::follow(const int64_t* contexts, const int64_t* tokens, int count, int threads) {
+void DraftHead::advance(const int64_t* contexts, const int64_t* tokens, int count, int threads) {
     std::vector<Row> rows;
     std::vector<int64_t> wanted;
     std::vector<float> states;

@@ -70,7 +70,7 @@ public:
     void add_words(int64_t context, const int64_t* ids, const float* rows, int count);
     void draft(const DraftArgs& args);
     // For chains that the caller draws; `draft` begins them anew. One more token of each:
-    void follow(const int64_t* contexts, const int64_t* tokens, int count, int threads);
+    void advance(const int64_t* contexts, const int64_t* tokens, int count, int threads);
     // and the logits [D + E] after the last one; `size` gets how many there are.
     const float* logits(int64_t context, int64_t* size);
 
@@ -85,13 +85,13 @@ private:
         int64_t seen;         // how many
     };
     DraftContext& at(int64_t context);
-    // The rows to take in, so many at a time, those of a context together: pass(rows, contexts, features).
+    // The rows to take in, so many at a time, those of a context side by side: pass(rows, contexts, features).
     template <class Pass>
     void in_parts(const DraftArgs& args, const std::vector<DraftContext*>& contexts, Pass pass);
     // They were run: they are rows of the text now.
     void commit(DraftContext& context, const std::vector<Row>& rows);
     void take_in(const DraftArgs& args, const std::vector<DraftContext*>& contexts);
-    // Run rows, those of a context together; hidden states and logits of the `wanted` ones. Where none
+    // Run rows, those of a context side by side; hidden states and logits of the `wanted` ones. Where none
     // is wanted, only keys and values are made.
     void run(const std::vector<Row>& rows, const std::vector<int64_t>& wanted, int threads,
              const float* features, const float* hidden);

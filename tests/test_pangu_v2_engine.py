@@ -10,7 +10,7 @@ import pytest
 import torch
 from checkpoints import MOGE, write, write_dense
 from engine_tools import PLENTY, Ask, Bench, RandomDraft, Setting, answer, cache_for, write_kin
-from extra_tools import MOE, ReferenceMoe, tensors, write_moe
+from pangu_v2_tools import MOE, ReferenceMoe, tensors, write_moe
 from laws import chi_square_fits, plain_law, sampled_text_law
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
@@ -39,9 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bench(folder: Path) -> Bench:
     config = {**MOE, **FIELDS}
-    noise = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     near = {
-        name: t + 0.05 * t.std() * torch.randn(t.shape, generator=noise) if t.numel() > 1 else t
+        name: t + 0.05 * t.std() * torch.randn(t.shape, generator=generator) if t.numel() > 1 else t
         for name, t in tensors(config).items()
     }
     kin = load_model(write(folder.parent / "kin", config, near), "float32")
@@ -87,18 +87,18 @@ def test_greedy_answers_are_those_of_plain_decoding(
 
 
 @pytest.mark.parametrize("kind", ["mtp", "mtp tree"])
-def test_sampled_answers_follow_the_law(bench: Bench, folder: Path, kind: str) -> None:
+def test_sampled_answers_have_the_target_probs(bench: Bench, folder: Path, kind: str) -> None:
     params = SamplingParams(max_tokens=4, temperature=1.0, ignore_eos=True)
     prompt = PROMPTS[0]
     plain = ReferenceMoe(folder)
 
-    def law(begun: tuple[int, ...]) -> Any:
+    def probs_after(begun: tuple[int, ...]) -> Any:
         text = [*prompt, *begun]
         return plain_law(plain.logits(text)[-1].tolist(), text, len(prompt), params)
 
     runs = [Ask(prompt, params, kind, nodes=3, seed=seed) for seed in range(300)]
     texts = [tuple(answer(r)[:2]) for r in bench.run(runs, Setting(pages=4000))]
-    chi_square_fits(sampled_text_law(law, VOCAB, 2), texts)
+    chi_square_fits(sampled_text_law(probs_after, VOCAB, 2), texts)
 
 
 def test_the_head_is_the_predictor_of_the_reference(folder: Path) -> None:
