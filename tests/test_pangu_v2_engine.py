@@ -10,8 +10,8 @@ import pytest
 import torch
 from checkpoints import MOGE, write, write_dense
 from engine_tools import PLENTY, Ask, Bench, RandomDraft, Setting, answer, cache_for, write_kin
-from pangu_v2_tools import MOE, ReferenceMoe, tensors, write_moe
 from laws import chi_square_fits, plain_law, sampled_text_law
+from pangu_v2_tools import MOE, ReferenceMoe, tensors, write_moe
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.draft.head.context import Context

@@ -65,7 +65,7 @@ def lines_of(rows: Rows) -> Iterator[Line]:
 
 
 def _paths(parents: Ints) -> Iterator[tuple[Ints, int]]:
-    """Root-to-leaf paths, and how many rows at the end of each no earlier path holds."""
+    """The rows from the root to every leaf, and how many at the end of them no earlier leaf had."""
     count = len(parents)
     if np.array_equal(parents, np.arange(-1, count - 1)):
         if count:
