@@ -168,8 +168,8 @@ MUTATIONS = (
     swap(
         "sibling seen in the tree lists of the kernels",
         "engine/backends/cpu/step.py",
-        "*(paths[parent] if parent >= 0 else ())",
-        "*(paths[-1] if parent >= 0 else ())",
+        "*(tails[parent] if parent >= 0 else ())",
+        "*(tails[-1] if parent >= 0 else ())",
         EXACT,
     ),
     swap(

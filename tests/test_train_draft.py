@@ -16,7 +16,7 @@ from engine_tools import Ask, Bench, answer, write_kin
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.head.draft import HeadDraft
-from fastslow.draft.head.head import read_head, read_metadata
+from fastslow.draft.head.head import read_head
 from fastslow.draft.head.runner import load_head
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.sampling.probs import probs_at
@@ -27,6 +27,7 @@ from fastslow.tools.train_head.batches import STRETCH, Shown, batches
 from fastslow.tools.train_head.features import Shards, look
 from fastslow.tools.train_head.train import TrainPlan, default_layers, head_quality, train_head
 from fastslow.tools.train_head.trainer import CHUNK, Guess, Measured, TrainConfig
+from fastslow.tools.training_state import read_state
 
 VOCAB = 40
 
@@ -304,8 +305,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         main(["train-draft", *map(str, options)])
     assert stopped.value.code == 0
     assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
-    progress = read_metadata(tmp_path / "head.work" / "checkpoint.safetensors")["progress"]
-    assert json.loads(progress)["training"]["stretches"] == 0.25
+    state = read_state(tmp_path / "head.work" / "checkpoint.safetensors")
+    assert state["training"]["stretches"] == 0.25
     head = load_head(out, folder)
     assert head.layers == (0, 1)
     text = head.open(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -101,15 +101,9 @@ class ModelOptions:
 
 
 SAMPLING = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "stop",
-)
+    *("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+    *("seed", "stop"),
+)  # fields of the same names
 MODE = ("groups", "thinking", "thinking_budget")  # of the mode, if given
 SPECULATION = {"nodes": "nodes", "draft_model": "model", "draft_groups": "groups"}
 
@@ -270,12 +264,12 @@ class MeasureOptions(ModelOptions):
             return SamplingParams(max_tokens=most)
         return SamplingParams(max_tokens=most, temperature=self.temperature)
 
-    def drafting(self) -> tuple[list[Speculation], list[Length]]:
+    def drafting(self) -> tuple[list[Speculation], Sequence[Length]]:
         """The drafters and lengths that are named. ValueError: one of them is out of range."""
         from fastslow.engine.params import Speculation
-        from fastslow.tools.tune.candidates import default_lengths, read_lengths
+        from fastslow.tools.tune.candidates import LENGTHS, read_lengths
 
-        lengths = default_lengths() if self.lengths is None else read_lengths(self.lengths)
+        lengths = LENGTHS if self.lengths is None else read_lengths(self.lengths)
         names = [] if self.drafters is None else listed("drafters", self.drafters)
         if self.draft_model is not None and self.drafters is None:
             names = ["model"]
