@@ -175,7 +175,7 @@ MUTATIONS = (
     swap(
         "rollback to the accepted path skipped",
         "engine/kv/cache.py",
-        "places = [place for place, node in enumerate(path) if node != place]",
+        "places = [place for place, node in enumerate(accepted) if node != place]",
         "places: list[int] = []",
         EXACT,
     ),

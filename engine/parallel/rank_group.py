@@ -27,7 +27,7 @@ class RankGroup:
     """Ranks 1 .. count, each with a connection.
 
     A rank that is gone or says that it failed ends all of them: its sentence is kept in `failure`, and
-    whoever works with the group then gets it as a RankError.
+    every later call raises it as a RankError.
 
     Args:
         listener: a listening socket, at which the ranks come in.

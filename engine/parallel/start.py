@@ -116,7 +116,7 @@ def _say(shard: RankShard, device: torch.device) -> None:
 
 def _started(ranks: int) -> tuple[RankGroup, Store]:
     """Processes on this machine."""
-    room = Path(tempfile.mkdtemp(prefix="fastslow-"))  # nobody else may look into it
+    room = Path(tempfile.mkdtemp(prefix="fastslow-"))  # no other user may read it
     listener, token = socket.create_server(("127.0.0.1", 0)), secrets.token_hex(16)
     threads, undo = _settle(ranks)
     environment = {

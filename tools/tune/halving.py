@@ -27,7 +27,7 @@ class SuccessiveHalving:
 
     Every round has the same time. In it each part of the prompts is run by all settings that are left
     and by plain decoding, in changing order; then the slower half drops out. A setting is
-    judged by its ratio to plain on the same parts, so a machine that slows down harms nobody.
+    judged by its ratio to plain on the same parts, so a machine that slows down favours none.
 
     Args:
         candidates: settings to choose from; plain decoding always runs along, and may win.
@@ -104,7 +104,7 @@ class SuccessiveHalving:
     def _visit(self, runner: TuneRunner, parts: Parts) -> None:
         turn, part = divmod(self._visits, len(parts))
         order = shuffled([PLAIN, *self.alive], self._visits)
-        if not self._visits:  # whoever stops early has something to compare with
+        if not self._visits:  # an early stop has something to compare with
             order.sort(key=lambda setting: not is_plain(setting))
         self._visits += 1
         for setting in order:

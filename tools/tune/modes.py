@@ -125,7 +125,7 @@ def tune_modes(
     """Fit what decides between two modes.
 
     Args:
-        llm: the model; nobody else may use it meanwhile.
+        llm: the model; no other caller may use it meanwhile.
         model: its name.
         tasks: graded, of the user; they are run in an order of their own.
         modes: names of presets, the cheaper one first.
@@ -239,7 +239,7 @@ def answer_tasks(
     batch: int = 1,
     now: Callable[[], float] = time.monotonic,
 ) -> tuple[list[Pair], bool]:
-    """Answer tasks in both modes until all are done, the time is over, or somebody presses Ctrl-C.
+    """Answer tasks in both modes until all are done, the time is over, or Ctrl-C.
 
     Plain decoding, so that times depend on modes and not on drafts; the cheap mode gives its tokens'
     log-probabilities, which say how sure it was.

@@ -28,7 +28,7 @@ class TuneRunner:
     drafter that looks at text has them read each time for itself: it sees them, as it does in use.
 
     Args:
-        llm: the model; nobody else may use it meanwhile. It should not remember answers
+        llm: the model; no other caller may use it meanwhile. It should not remember answers
             (`remember=False`): the same prompts are answered again and again.
         sampling: of all answers.
     """

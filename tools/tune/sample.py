@@ -115,7 +115,7 @@ def ratio(samples: Samples, plain: Samples) -> float:
 def step_cost(samples: Samples, plain: Samples) -> float:
     """How many times as long as plain decoding's a step takes; nan without a run of both.
 
-    Tokens of a step are what they are, but its time is at the mercy of whatever else runs. So each
+    The tokens of a step do not vary, but its time depends on what else runs. So each
     run is compared with plain decoding's of the same moment, and one that lies further than CLIP
     from the median, which no draft explains, counts as CLIP.
     """

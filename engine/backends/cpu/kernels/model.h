@@ -109,7 +109,7 @@ struct Model {
     ~Model();
     Model(const Model&) = delete;
 
-    // Memory for a step; whoever calls holds the crew's lock.
+    // Memory for a step; the caller holds the crew's lock.
     void make_room(int rows, int threads, size_t partial_floats);
 
     Shape shape;

@@ -68,7 +68,7 @@ void Choice::choose(const float* logits, int width, int experts, int group_count
 
 namespace {
 
-// Router logits, and the shared experts' gates and ups; whoever ends the router makes the choice.
+// Router logits, and the shared experts' gates and ups; the thread that ends the router makes the choice.
 void route(Step& step, int thread, int n, int& phase) {
     Model& model = step.model;
     const Layer& l = model.layers[n];

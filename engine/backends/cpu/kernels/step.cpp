@@ -139,7 +139,7 @@ void Step::layer(int thread, int n, int& phase) {
     const Layer& l = model.layers[n];
     project(thread, n, phase);
     mark(thread, QKV);
-    // nobody reads more of the last layer than its keys and values
+    // only the keys and values of the last layer are read
     if (n + 1 == model.shape.layers && !routed && !args.outputs && !args.seen_rows) return;
     const int chunks = attention.chunks(model.shape.kv_heads);
     phases.run(phase++, thread, chunks, [&](int c) { attend(*this, thread, n, c); },

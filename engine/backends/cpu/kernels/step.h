@@ -48,13 +48,13 @@ struct StepArgs {
 };
 }
 
-// Run a step; whoever calls holds the crew's lock. Throws where memory or threads run out.
+// Run a step; the caller holds the crew's lock. Throws where memory or threads run out.
 void run_step(Model& model, const StepArgs& args);
 
 struct Step : Task {
     explicit Step(Model& model) : model(model) {}
 
-    // Take the arguments over; whoever calls holds the crew's lock.
+    // Copy the arguments; the caller holds the crew's lock.
     void prepare(const StepArgs& given);
     void work(int thread) override;
 

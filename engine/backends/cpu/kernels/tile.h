@@ -3,7 +3,7 @@
 // The elements of a tile come in words of 32 bits, one float, two bfloat16 or four bytes, so that a
 // vector of words times one scalar is a step of a score for sixteen keys, or of a sum of values.
 // Bytes are int8 + 128; behind a tile of keys lie the scales of its keys and then of its values, so
-// that whoever has scored a tile also has the scales of its values.
+// that scoring a tile also fetches the scales of its values.
 // Mirror of engine/backends/cpu/kv.py.
 #pragma once
 
