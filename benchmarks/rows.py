@@ -61,9 +61,9 @@ def measure(
         (seconds, weights + len(prompts) * (len(prompts[0]) + n) * per_token)
         for n, (seconds, weights) in enumerate(timed.steps[1:], 1)
     ]
-    model.clock(True)
+    model.part_seconds(True)
     whole = answer()
-    parts = {name: seconds for name, seconds in model.clock(False).items() if seconds}
+    parts = {name: seconds for name, seconds in model.part_seconds(False).items() if seconds}
     inside = sum(seconds for seconds, _ in timed.steps)
     parts |= {"call": inside - sum(parts.values()), "engine": whole - inside}
     count = len(timed.steps)

@@ -78,7 +78,7 @@ def main() -> None:
             f"all in {time.monotonic() - started:.1f} s; meanwhile the app ticked {ticker.ticks} times"
         )
 
-        print("--- what does not fit is refused with a sentence, and nobody else notices")
+        print("--- what does not fit is refused with a sentence; other requests go on")
         try:
             llm.chat("Hello", mode=Mode(groups=99))
         except ValueError as error:

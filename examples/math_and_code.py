@@ -93,8 +93,8 @@ def main() -> None:
     for (question, answer), out, why in zip(asked[:SHOWN], deep, found["auto"]):
         console.print(f"\n{question}", style="bold")
         console.print(out.reasoning.strip() or "(no thought)", style="dim")
-        verdict = "right" if right(out, answer) else f"wrong, it is {answer}"
-        console.print(f"{out.text.strip()}  ({verdict})")
+        judged = "right" if right(out, answer) else f"wrong, it is {answer}"
+        console.print(f"{out.text.strip()}  ({judged})")
         console.print(f"auto says {why.metrics.decision}", style="dim")
 
 

@@ -8,7 +8,7 @@ from fastslow.engine.backends.cpu import library
 
 
 def wanted() -> bool:
-    """Whether kernels should run here. Where they should and do not, tests fail and do not skip."""
+    """Whether kernels should run on this machine. Where they should and do not, tests fail and do not skip."""
     if library.level() == "off":
         return False
     try:

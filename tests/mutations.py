@@ -168,14 +168,14 @@ MUTATIONS = (
     swap(
         "sibling seen in the tree lists of the kernels",
         "engine/backends/cpu/step.py",
-        "*(paths[parent] if parent >= 0 else ())",
-        "*(paths[-1] if parent >= 0 else ())",
+        "*(tails[parent] if parent >= 0 else ())",
+        "*(tails[-1] if parent >= 0 else ())",
         EXACT,
     ),
     swap(
         "rollback to the accepted path skipped",
         "engine/kv/cache.py",
-        "places = [place for place, node in enumerate(path) if node != place]",
+        "places = [place for place, node in enumerate(accepted) if node != place]",
         "places: list[int] = []",
         EXACT,
     ),

@@ -1,8 +1,8 @@
 """What torch_npu's operators compute, on the CPU, as their documentation has it.
 
 Defined from the schemas of torch_npu itself (`data/npu_schemas.json`), so a call that would not bind there
-does not bind here. Every kernel also asserts what the documentation says the real one needs, and what a real
-one leaves undefined is NaN here. Written for being read beside the documentation: loops, no tricks.
+does not bind. Every kernel also asserts what the documentation says the real one needs, and what a real
+one leaves undefined is NaN. Written for being read beside the documentation: loops, no tricks.
 """
 
 from __future__ import annotations

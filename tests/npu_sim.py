@@ -1,6 +1,6 @@
 """A torch_npu module without an NPU: its operators run on the CPU, its graphs record and replay.
 
-An NPU tensor is a CPU tensor here. What that hides, a mix-up of the two in one call, the layer with the
+An NPU tensor is a CPU tensor. What that hides, a mix-up of the two in one call, the layer with the
 real wheel sees (`test_npu_wheel.py`).
 """
 
@@ -125,7 +125,7 @@ def graph(
 
 class _Stream:
     def synchronize(self) -> None:
-        """Nothing runs behind the host's back here."""
+        """Nothing runs behind the host's back."""
 
 
 def torch_npu() -> ModuleType:

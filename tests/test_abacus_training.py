@@ -69,10 +69,10 @@ def test_samples_of_a_row_do_not_see_each_other(writer: Writer) -> None:
     torch.manual_seed(0)
     model = Decoder(TINY)
     first, second = writer.sample(TASK, True, 4), writer.sample(TASK, False, 1)
-    together, _ = model(pack([first, second], 1))
+    both, _ = model(pack([first, second], 1))
     alone, _ = model(pack([second], 1))
     start, count = len(first.tokens), len(second.tokens)
-    assert torch.equal(together[0, start : start + count], alone[0, :count])
+    assert torch.equal(both[0, start : start + count], alone[0, :count])
 
 
 @pytest.mark.parametrize("groups", [0, 1, 3, 4])

@@ -112,7 +112,7 @@ def test_floats_are_summed_right(
 def test_integers_are_within_half_a_step(
     library: ctypes.CDLL, form: Format, outputs: int, inputs: int
 ) -> None:
-    """Each factor is off by half a step at most, and d and m by half precision's rounding."""
+    """Every factor is off by half a step at most, and d and m by half precision's rounding."""
     weights, x = some(outputs, inputs, 13)
     out = multiply(library, form, weights, x)
     of_x = spread(np.abs(in_blocks(x)).max(2) / 127, inputs) / 2

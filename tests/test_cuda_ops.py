@@ -41,7 +41,7 @@ class Recording:
 
 
 class RecordingOps(CudaOps):
-    """Steps are recorded here as they are on a GPU."""
+    """Steps are recorded as they are on a GPU."""
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().check(config, dtype)
@@ -113,9 +113,9 @@ def test_grouped_products_in_bfloat16(moge: Path) -> None:
     assert (found - exact).abs().mean() < 2 * allowed
 
 
-@pytest.mark.parametrize("name", ["a tree", "all together", "rows that share no parent"])
+@pytest.mark.parametrize("name", ["a tree", "all of them", "rows that share no parent"])
 def test_trees_beside_chains(moge: Path, name: str) -> None:
-    """Each node's logits are those of its path, whatever stands beside it."""
+    """The logits of a node are those of its path, whatever stands beside it."""
     rows = Rows.of(CASES[name])
     known = np.unique(np.concatenate(rows.contexts))
     sides = [torch.randn(3, len(known), 2, 16, generator=random(n)) for n in (1, 2)]

@@ -140,7 +140,7 @@ def test_what_the_pages_say_of_abacus() -> None:
 
 
 def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
-    """Each command of the bash blocks and code spans, as words; comments and redirections are gone."""
+    """Every command of the bash blocks and code spans, as words; comments and redirections are gone."""
     for block in blocks(page):
         if block.language == "bash":
             for number, line in enumerate(block.text.splitlines(), block.line):

@@ -184,7 +184,7 @@ def test_misuse_is_refused() -> None:
         cache.advance(0, 8, TEXT[:7])
     with pytest.raises(ValueError, match="base 5 is among the 6 valid"):
         cache.commit(0, 5, [0], TEXT)
-    with pytest.raises(ValueError, match="does not ascend"):
+    with pytest.raises(ValueError, match="do not ascend"):
         cache.commit(0, 6, [1, 0], TEXT)
     with pytest.raises(ValueError, match="positions 6:9 are outside the 8 held"):
         cache.commit(0, 6, [2], TEXT)

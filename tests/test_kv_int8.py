@@ -129,7 +129,7 @@ def test_attention_over_int8_is_exact_over_what_is_kept(tmp_path: Path, head_dim
     assert (near - same).norm() < 4e-3 * same.norm()
     again = texts.storage(exact, 400)
     exact.forward(Rows.of([texts.chunk(tokens, 0, count - 1, slots)]), again)
-    first = slots[:1]  # of the first layer: later ones follow from rounded attention
+    first = slots[:1]  # of the first layer: later ones come from rounded attention
     for mine, theirs in zip(kept.read(first), again.read(first), strict=True):
         step = theirs[0].abs().amax(-1, keepdim=True) / 127
         assert ((mine[0] - theirs[0]).abs() <= 0.51 * step).all()

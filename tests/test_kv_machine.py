@@ -121,13 +121,13 @@ class CacheMachine(RuleBasedStateMachine):
             return
         for position in range(held.valid, base):
             self.write(request, position, held.tokens[: position + 1])
-        paths: list[list[int]] = []
+        ways: list[list[int]] = []  # nodes from the root to each node
         for node, (_, above) in enumerate(nodes):
             parent = above % (node + 1) - 1
-            paths.append([*(paths[parent] if parent >= 0 else []), node])
-            drafted = [nodes[i][0] for i in paths[node]]
+            ways.append([*(ways[parent] if parent >= 0 else []), node])
+            drafted = [nodes[i][0] for i in ways[node]]
             self.write(request, base + node, held.tokens + drafted)
-        path = [[], *paths][leaf % (len(nodes) + 1)]
+        path = [[], *ways][leaf % (len(nodes) + 1)]
         held.tokens = [*held.tokens, *(nodes[i][0] for i in path), bonus]
         self.cache.commit(request, base, path, held.tokens)
         held.valid = base + len(path)

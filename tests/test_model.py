@@ -48,7 +48,7 @@ def test_moge_runs_the_asked_for_groups(
 
 
 @pytest.mark.parametrize("groups", [None, 3])
-def test_moge_with_one_device_worth_of_groups(tmp_path: Path, groups: int | None) -> None:
+def test_moge_with_the_groups_of_one_device(tmp_path: Path, groups: int | None) -> None:
     folder = checkpoints.write_moge(tmp_path, num_experts=64, num_experts_per_tok=8)
     assert_same_probs(folder, groups)
 

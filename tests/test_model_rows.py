@@ -30,7 +30,7 @@ def load(kind: str, form: str, factory: pytest.TempPathFactory) -> Model:
     if form not in (*QUANTIZATIONS, "int8 KV"):
         return load_model(folder, form)
     if not wanted():
-        pytest.skip("the CPU kernels are not available here")
+        pytest.skip("the CPU kernels are not available")
     if form == "int8 KV":
         return load_model(folder, "bfloat16", kv_dtype="int8")
     return load_model(folder, quantization=form)
@@ -88,7 +88,7 @@ def test_slots_do_not_matter(model: Model) -> None:
 
 @pytest.mark.parametrize("context", [1, 30, 126, 250])
 def test_tree_rows_equal_plain_decoding(model: Model, context: int) -> None:
-    """Each node equals its path decoded token by token, beside requests of other lengths."""
+    """Every node equals its path decoded token by token, beside requests of other lengths."""
     parents = [-1, 0, 0, 1, 2, 2, 5, 0, 3, 6]
     depths = [0, 1, 1, 2, 2, 2, 3, 1, 3, 4]
     text, nodes = texts.tokens_of(context, seed=2), texts.tokens_of(len(parents), seed=3)
@@ -164,7 +164,7 @@ def test_a_neighbours_nan_stays_its_own(dense: Model) -> None:
     assert torch.equal(one, texts.logits(dense, tokens)[9:])
 
 
-def test_each_request_keeps_its_own_reach(tmp_path: Path) -> None:
+def test_each_request_keeps_its_own_max_len(tmp_path: Path) -> None:
     scaling = {"rope_type": "dynamic", "factor": 4.0}
     folder = checkpoints.write_dense(tmp_path, rope_scaling=scaling, max_position_embeddings=16)
     model = load_model(folder)

@@ -28,7 +28,7 @@ def operators() -> dict[str, torch._C.FunctionSchema]:
 
 
 def faults(source: str) -> list[str]:
-    """What would not bind, call by call; and what could not be seen here."""
+    """What would not bind, call by call; and what could not be checked."""
     tree = ast.parse(source)
     known, found = operators(), _hidden(tree)
     for node in ast.walk(tree):

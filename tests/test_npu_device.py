@@ -144,7 +144,7 @@ def test_the_real_module_is_never_replaced() -> None:
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_a_model_of_one_head(tmp_path: Path, chip: str) -> None:
-    """What equals an operator's default does not reach its kernel."""
+    """What equals an operator's default is not given to its kernel."""
     folder = write_moge(tmp_path, num_attention_heads=1, num_key_value_heads=1, head_dim=64)
     expected = texts.logits(load_model(folder, "float32", "cpu"), texts.tokens_of(20))
     with simulated(chip):

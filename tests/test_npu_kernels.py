@@ -71,7 +71,7 @@ def test_rotation_by_complex_numbers() -> None:
     torch.testing.assert_close(OPS.npu_rotary_mul(x, cos, sin), expected)
 
 
-def test_rows_are_routed_multiplied_and_put_together() -> None:
+def test_rows_are_routed_multiplied_and_merged() -> None:
     """Against each row through its own experts, one by one."""
     x, weights = random(6, 16), random(6, 2, seed=1)
     up, down = random(4, 16, 64, seed=2), random(4, 32, 16, seed=3)

@@ -21,12 +21,12 @@ def test_the_engine_on_the_real_torch_npu(tmp_path: Path) -> None:
     with zipfile.ZipFile(WHEEL) as wheel:
         wheel.extractall(tmp_path / "wheel")
     npu_cann.build(tmp_path / "wheel", tmp_path / "cann")
-    paths = (ROOT, ROOT / "tests", tmp_path / "wheel")
+    folders = (ROOT, ROOT / "tests", tmp_path / "wheel")
     environment = {
         **os.environ,
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
         "LD_LIBRARY_PATH": str(tmp_path / "cann"),
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
         "ASCEND_OPP_PATH": str(tmp_path / "cann"),
     }
     command = [sys.executable, str(ROOT / "tests/npu_wheel_run.py"), str(tmp_path)]

@@ -85,14 +85,14 @@ def test_requests_of_both_dp_ranks_share_a_step(model: ParallelModel) -> None:
     none = model.forward(rows, kv, (2, 0))
     assert none.features is not None and none.features.shape == (0, 128)
     rows.outputs, rows.only_best = np.arange(40), np.zeros(40, dtype=np.bool_)
-    together = out.logits.split([9, 30, 1])
+    answers = out.logits.split([9, 30, 1])
     rows.only_best[::3] = True
     few = model.forward(rows, kv).best
     rows.only_best[:] = True
     best = model.forward(rows, kv).best
     assert best.tolist() == out.logits.argmax(-1).tolist()
     assert few[::3].tolist() == best[::3].tolist() and (few[1::3] == -1).all()
-    for tokens, first, logits in zip(texts_of, firsts, together):
+    for tokens, first, logits in zip(texts_of, firsts, answers):
         assert torch.equal(logits, dp_logits(model, tokens, first // 64, [len(tokens)]))
 
 
@@ -148,7 +148,7 @@ def test_storages_come_and_go_on_all_ranks(model: ParallelModel) -> None:
     assert [f.kv for f in model.report()][1] == held
 
 
-def test_what_steps_take_is_measured_in_one_home(
+def test_what_steps_take_is_measured_on_one_dp_rank(
     model: ParallelModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path))

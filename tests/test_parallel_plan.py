@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import DENSE, MOGE
-from extra_tools import MOE
+from pangu_v2_tools import MOE
 from test_cli import PANGU_72B, run
 
 from fastslow.engine.backends.device import ops_for

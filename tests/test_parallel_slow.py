@@ -174,7 +174,7 @@ def test_no_rank_outlives_the_one_that_asked(spoken: Path, launcher: str, how: s
     line = (
         [sys.executable, *asked, "--parallel", "ep=2"] if launcher == "own" else torchrun(2, *asked)
     )
-    # where the tests themselves run in the background, Ctrl-C is ignored, and so it would be here
+    # where the tests themselves run in the background, Ctrl-C is ignored, and so it would be in the child
     process = subprocess.Popen(
         line,
         stdout=subprocess.PIPE,

@@ -79,8 +79,8 @@ def test_published_figures() -> None:
     assert efficiency.layer == pytest.approx(313e-6, abs=1e-6)
 
 
-def test_published_rates_follow_from_batch_and_latency() -> None:
-    """Which batch a row's "2" means, and that a batch is of all cards together."""
+def test_published_rates_come_from_batch_and_latency() -> None:
+    """Which batch a row's "2" means, and that a batch is of all cards."""
     said = [14, 1148, 4828, 1528, 201, 321]
     assert [row.rate for row in ROWS] == pytest.approx(said, rel=0.035)
 

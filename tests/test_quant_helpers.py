@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import checkpoints
-import extra_tools
+import pangu_v2_tools
 import pytest
 import texts
 import torch
@@ -29,7 +29,7 @@ PROMPTS = [[5, 6, 7, 5, 6], [9], [3, 4, 5, 6, 7, 8, 9, 10, 11]]
 def test_exports_of_v2_run_and_draft_with_their_own_layer(
     tmp_path: Path, bits: str, layers: int
 ) -> None:
-    plain = extra_tools.write_moe(tmp_path / "float", num_mtp_layers=layers, num_hidden_layers=2)
+    plain = pangu_v2_tools.write_moe(tmp_path / "float", num_mtp_layers=layers, num_hidden_layers=2)
     folder = export(plain, tmp_path / "w8a8", bits)
     tokens = texts.tokens_of(30)
     found = texts.logits(load_model(folder, quantization="auto"), tokens)
@@ -53,7 +53,7 @@ def test_exports_of_v2_run_and_draft_with_their_own_layer(
 
 def test_exports_of_v2_in_the_other_spelling(tmp_path: Path) -> None:
     """Its description names tensors as its files do."""
-    plain = extra_tools.write_moe(tmp_path / "float", num_hidden_layers=2)
+    plain = pangu_v2_tools.write_moe(tmp_path / "float", num_hidden_layers=2)
     folder = export(plain, tmp_path / "w8a8")
     wanted = texts.logits(load_model(folder, quantization="auto"), texts.tokens_of(9))
 

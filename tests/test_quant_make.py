@@ -8,7 +8,7 @@ from itertools import repeat
 from pathlib import Path
 
 import checkpoints
-import extra_tools
+import pangu_v2_tools
 import pytest
 import torch
 from quant_tools import quantised, texts_of
@@ -284,8 +284,8 @@ def test_numbers_that_are_not_finite_are_found_in_the_source(tmp_path: Path, nam
 def test_an_architecture_that_is_not_known_is_refused_before_its_weights_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(extra_tools.MOE))
-    sentence = "PanguProMoEV2ForCausalLM cannot be quantised here"
+    (tmp_path / "config.json").write_text(json.dumps(pangu_v2_tools.MOE))
+    sentence = "PanguProMoEV2ForCausalLM cannot be quantised"
     with pytest.raises(ValueError, match=sentence):
         quantize(tmp_path, tmp_path / "out", texts_of(96))
     for more in ([str(tmp_path / "out")], ["--plan"]):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import texts
 import torch
-from extra_tools import write_moe
+from pangu_v2_tools import write_moe
 from tokenizers_tiny import write_bpe
 from typer.testing import CliRunner
 

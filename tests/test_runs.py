@@ -89,7 +89,7 @@ CASES = {
     "a path that looks aligned at its ends": [
         segment(np.concatenate((text([6], 4), [53, 52, 54, 55])), 7)
     ],
-    "all together": [
+    "all kinds": [
         segment(text([3, 1, 2], 21), 0),
         segment(text([4], 5), 4),
         segment(text([5, 6, 7], 20), 13, TREE),

@@ -1,4 +1,4 @@
-"""A head is made from prompts: every part by itself, all together, interrupted, and as a command."""
+"""A head is made from prompts: every part by itself, all parts in one run, interrupted, and as a command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from checkpoints import write_dense
 from engine_tools import Ask, Bench, answer, write_kin
 from tokenizers_tiny import write_bpe
 
-from fastslow.draft.head.config import read_head, read_metadata
+from fastslow.draft.head.config import read_head
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import load_head
 from fastslow.engine.backends.loader import load_model
@@ -27,6 +27,7 @@ from fastslow.tools.train_head.batches import STRETCH, Shown, batches
 from fastslow.tools.train_head.features import Shards, look
 from fastslow.tools.train_head.train import TrainPlan, default_layers, head_quality, train_head
 from fastslow.tools.train_head.trainer import CHUNK, Guess, Measured, TrainConfig
+from fastslow.tools.training_state import read_state
 
 VOCAB = 40
 
@@ -169,10 +170,10 @@ def test_the_loss_is_a_cross_entropy_with_its_gradient() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(CHUNK + 3, 6, requires_grad=True)
     head, weight = torch.randn(9, 6), torch.rand(CHUNK + 3)
-    law = torch.rand(CHUNK + 3, 9) / 9
-    loss, guesses = Guess.apply(hidden, law, head, weight)  # type: ignore[no-untyped-call]
+    probs = torch.rand(CHUNK + 3, 9) / 9
+    loss, guesses = Guess.apply(hidden, probs, head, weight)  # type: ignore[no-untyped-call]
     (grad,) = torch.autograd.grad(loss, hidden)
-    plain = -(weight[:, None] * law * torch.log_softmax(hidden @ head.T, -1)).sum()
+    plain = -(weight[:, None] * probs * torch.log_softmax(hidden @ head.T, -1)).sum()
     (want,) = torch.autograd.grad(plain, hidden)
     assert torch.allclose(loss, plain) and torch.allclose(grad, want, atol=1e-5)
     assert torch.equal(guesses, (hidden @ head.T).argmax(-1))
@@ -304,8 +305,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         main(["train-draft", *map(str, options)])
     assert stopped.value.code == 0
     assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
-    clock = read_metadata(tmp_path / "head.work" / "checkpoint.safetensors")["clock"]
-    assert json.loads(clock)["training"]["stretches"] == 0.25
+    state = read_state(tmp_path / "head.work" / "checkpoint.safetensors")
+    assert state["training"]["stretches"] == 0.25
     head = load_head(out, folder)
     assert head.config.layers == (0, 1)
     text = head.open(0)

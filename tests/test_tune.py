@@ -158,7 +158,7 @@ def test_time_on_the_processors_is_told_apart(
 
     ticks(user=1000, idle=500, steal=0, mine=30)
     watch = Watch()
-    assert watch.others() is None  # no time has passed
+    assert watch.others() is None  # no time has gone by
     ticks(user=1100, idle=560, steal=40, mine=80)
     assert watch.others() == (140 - 50) / 200
     ticks(user=1020, idle=520, steal=0, mine=40)

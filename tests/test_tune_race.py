@@ -48,7 +48,7 @@ def metrics(**fields: object) -> Metrics:
 
 
 class Machine(TuneRunner):
-    """Runs nothing: steps and their times are made up, and so is the clock.
+    """Runs nothing: steps, their times and the present time are made up.
 
     Args:
         speed: of a setting on a part, in times plain.
@@ -71,7 +71,7 @@ class Machine(TuneRunner):
         forwards = round(1000 / self._speed(cell.setting, part))
         return sample(part, turn, tokens=1000, seconds=seconds, forwards=forwards)
 
-    def clock(self) -> float:
+    def time(self) -> float:
         return self.now
 
 
@@ -86,7 +86,7 @@ class Steps(Machine):
 
 def search_on(machine: Machine, seconds: float = 400.0) -> SuccessiveHalving:
     search = SuccessiveHalving(CANDIDATES, 1, "deep")
-    search.run(machine, PARTS, seconds, silent, machine.clock)
+    search.run(machine, PARTS, seconds, silent, machine.time)
     return search
 
 
@@ -114,7 +114,7 @@ def test_a_machine_that_slows_down_and_stalls_changes_nothing() -> None:
 
     shaky = Steps(speeds, slowness)
     search = SuccessiveHalving(CANDIDATES, 1, "deep")
-    search.run(shaky, PARTS, 40_000.0, silent, shaky.clock)
+    search.run(shaky, PARTS, 40_000.0, silent, shaky.time)
     assert search.best == usual
 
 
@@ -171,7 +171,7 @@ def test_of_equals_the_adaptive_length_wins() -> None:
             return table[setting]
 
         machine = Steps(known)
-        search.run(machine, PARTS, 100.0, silent, machine.clock)
+        search.run(machine, PARTS, 100.0, silent, machine.time)
         assert search.best == best
 
 
@@ -181,7 +181,7 @@ def test_batch_sizes_run_plain_and_the_best_on_the_same_prompts() -> None:
     sizes = BatchSizes(best, "deep", {4, 1, 2, 8}, prompts=5)
     told: list[float] = []
     prompts = [part[0] for part in PARTS[:5]]
-    sizes.run(machine, prompts, 50.0, lambda share, words: told.append(share), machine.clock)
+    sizes.run(machine, prompts, 50.0, lambda share, words: told.append(share), machine.time)
     assert [cell.batch for cell in sizes.samples] == [1, 1, 2, 2, 4, 4]
     counts = Counter(len(samples) for samples in sizes.samples.values())
     assert counts == {4: 6}

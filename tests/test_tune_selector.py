@@ -62,8 +62,8 @@ def outcomes(pairs: list[Pair]) -> Outcomes:
 def test_logistic_regression_finds_what_made_the_data() -> None:
     random_ = np.random.default_rng(0)
     x = random_.normal(3.0, 2.0, (4000, 3))
-    odds = 0.8 * (x[:, 0] - 3) - 0.4 * (x[:, 2] - 3) - 0.5
-    y = random_.random(4000) < 1 / (1 + np.exp(-odds))
+    logits = 0.8 * (x[:, 0] - 3) - 0.4 * (x[:, 2] - 3) - 0.5
+    y = random_.random(4000) < 1 / (1 + np.exp(-logits))
     found = fit(x, y)
     assert found.weights == pytest.approx([0.8, 0.0, -0.4], abs=0.08)
     assert found.bias == pytest.approx(-0.5, abs=0.12)
@@ -90,7 +90,7 @@ def test_of_tasks_that_gain_alike_the_quick_ones_come_first() -> None:
 
 
 def test_a_fold_is_scored_by_the_others() -> None:
-    """Labels are noise and there are nearly as many features as tasks: who tests what he fitted to
+    """Labels are random and there are nearly as many features as tasks: who tests what he fitted to
     believes in himself."""
     random_ = np.random.default_rng(1)
     x, y = random_.normal(size=(60, 55)), random_.random(60) < 0.5

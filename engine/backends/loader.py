@@ -94,7 +94,7 @@ def load_model(
                 memory = store.create(path, arena, Sources(tensors.read, blocks, tensors.linear))
         return CpuDecoder(config, formats, arena, memory, storage=storage)
     if kv_dtype == "int8":
-        raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which do not run here")
+        raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which cannot run")
     with checkpoint.quantised(progress) as tensors:
         int8 = tensors.linear if quantization == W8A8 else no_int8
         if ops is not None and config.pangu_v2 is None and picked != torch.float64:
@@ -151,7 +151,7 @@ def _own_quantization(
 
 
 def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantization: str) -> bool:
-    """Whether the CPU kernels run this; ValueError for a quantization that nothing here runs."""
+    """Whether the CPU kernels run this; ValueError for a quantization that nothing runs."""
     if quantization not in ("none", W8A8):
         if quantization not in QUANTIZATIONS:
             known = ", ".join(("auto", "none", *QUANTIZATIONS, W8A8))
@@ -161,7 +161,7 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
         if not library.available():
             raise ValueError(
                 f"quantization {quantization!r} needs the CPU kernels, which are not available "
-                "here; the log says why"
+                "on this machine; the log says why"
             )
     if config.pangu_v2 is not None and device == "npu":
         raise ValueError(f"{config.architecture} does not run on 'npu' yet: use 'cpu' or 'cuda'")
@@ -195,7 +195,7 @@ def pick_dtype(
         return torch.bfloat16
     runs = DTYPES[own] if ops is None else ops.nearest(DTYPES[own])
     if runs != DTYPES[own]:
-        logger.info("the checkpoint is {}, which runs here as {}", own, runs)
+        logger.info("the checkpoint is {}, which runs as {} on this device", own, runs)
     return runs
 
 

@@ -23,7 +23,7 @@ class RankPages(NamedTuple):
 
     @property
     def available(self) -> int:
-        """Empty pages, and cached ones nobody uses."""
+        """Empty pages, and cached ones that no request uses."""
         return self.pool.free + self.pool.idle
 
 
@@ -37,7 +37,7 @@ class KVCache:
     only written at positions that are not valid yet.
 
     A request that completes a page which is already published gives its own copy back and shares
-    the published one. So whoever holds a published page holds all pages before it, and idle pages,
+    the published one. So a request that holds a published page holds all pages before it, and idle pages,
     evicted least recently used first, go from the ends of texts towards their beginnings.
 
     Not thread-safe: call it from the engine's thread only. Methods raise KeyError for a request
@@ -87,7 +87,7 @@ class KVCache:
 
     @property
     def free_pages(self) -> int:
-        """Pages that `reserve` could hand out now: empty ones, and cached ones nobody uses."""
+        """Pages that `reserve` could hand out now: empty and unused cached ones."""
         return sum(rank.available for rank in self._ranks)
 
     def free_for(self, request: int) -> int:
@@ -191,24 +191,26 @@ class KVCache:
         """
         self._validate(request, self._tables[request], length, tokens)
 
-    def commit(self, request: int, base: int, path: Sequence[int], tokens: Sequence[int]) -> None:
+    def commit(
+        self, request: int, base: int, accepted: Sequence[int], tokens: Sequence[int]
+    ) -> None:
         """Keep the accepted nodes of a draft, whose node i was written at position base + i.
 
-        path: accepted nodes, root to leaf, ascending. Their rows end up at base, base + 1, ...,
-        what follows is not valid. Rows below `base` must be right where they are.
+        accepted: nodes, root to leaf, ascending. Their rows end up at base, base + 1, ...; later
+        positions are not valid. Rows below `base` must be right where they are.
         tokens: the request's text, with the accepted tokens. Raises ValueError as `advance` does,
-        and for a path that does not ascend or leaves what is reserved.
+        and for nodes that do not ascend or leave what is reserved.
         """
         table = self._tables[request]
         if base < table.valid:
             raise ValueError(f"base {base} is among the {table.valid} valid positions")
-        places = [place for place, node in enumerate(path) if node != place]
+        places = [place for place, node in enumerate(accepted) if node != place]
         if places:
-            if path[0] < 0 or any(a >= b for a, b in pairwise(path)):
-                raise ValueError(f"path {list(path)} does not ascend")
-            drafted = table.slots(base, base + path[-1] + 1)
-            self.storage.move(drafted[[path[place] for place in places]], drafted[places])
-        self._validate(request, table, base + len(path), tokens)
+            if accepted[0] < 0 or any(a >= b for a, b in pairwise(accepted)):
+                raise ValueError(f"accepted nodes {list(accepted)} do not ascend")
+            drafted = table.slots(base, base + accepted[-1] + 1)
+            self.storage.move(drafted[[accepted[place] for place in places]], drafted[places])
+        self._validate(request, table, base + len(accepted), tokens)
 
     def close(self, request: int) -> None:
         """Give all pages of a request back. Published ones stay cached until they are evicted."""
@@ -219,7 +221,7 @@ class KVCache:
             pool.drop(page, cached=page in index)
 
     def stop_publishing(self, request: int) -> None:
-        """What the request writes from now on is for itself alone: its root does not tell of it."""
+        """Do not share what the request writes from now on: its root does not describe it."""
         self._tables[request].digest = None
 
     def clear_prefix(self) -> None:

@@ -13,7 +13,7 @@ from fastslow.engine.types import Ints
 class PagePool:
     """Page numbers 0 .. pages-1, each either free, held by `references[page]` tables, or idle.
 
-    An idle page is referenced by nobody but still holds cached rows; idle pages are evicted least
+    An idle page is in no table but still holds cached rows; idle pages are evicted least
     recently used first. `take` prefers consecutive pages, because a consecutive run of slots can
     be read as a view where scattered slots need a gather.
     """
@@ -48,7 +48,7 @@ class PagePool:
         return iter(self._idle)
 
     def take(self, count: int, after: int | None = None) -> list[int]:
-        """`count` free pages, now referenced once; best those that follow page `after`.
+        """`count` free pages, now referenced once; those behind page `after` where they are free.
 
         Raises ValueError if fewer are free: evict first.
         """

@@ -83,7 +83,7 @@ class PrefixIndex:
         self._parent_of[page] = parent
 
     def forget(self, page: int) -> None:
-        """The page will hold something else: nobody must find it any more."""
+        """The page will hold something else: `match` must not find it any more."""
         del self._page_of[self._key_of.pop(page)]
         del self._parent_of[page]
 

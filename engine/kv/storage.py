@@ -52,8 +52,8 @@ class KVShape:
 class KVStorage:
     """Keys and values, `k[layer]` and `v[layer]`, each [slots, kv_heads, head_dim].
 
-    Other storages keep the same rows in another order; whoever does not care for it uses `read`,
-    `write` and `move`. Rows start as zeros: a kernel may read (and mask) rows never written, and
+    Other storages keep the same rows in another order; `read`, `write` and
+    `move` work in any order. Rows start as zeros: a kernel may read (and mask) rows never written, and
     zero times an uninitialised NaN would not be zero.
 
     Where attention is data parallel, each of `dp_ranks` holds a part of the slots, one part after the

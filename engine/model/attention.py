@@ -1,6 +1,6 @@
 """Grouped-query attention over cached keys and values: who sees what, and the layer itself.
 
-GQA: Ainslie et al., arXiv 2305.13245. The rows of a step are laid out as lines of attention: paths of
+GQA: Ainslie et al., arXiv 2305.13245. The rows of a step are laid out as lines of attention: the
 rows from the context to a leaf. A row's keys lie at their place in the text, whatever siblings stand
 between them in the step, so its sums run in the order of plain decoding.
 """
@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """L lines of P rows each that are computed together.
+    """L lines of P rows each that are computed as one batch.
 
     gather: int64 [L * P], the row of the step behind each row, padding repeats one; None: all rows
     of the step in order. scatter and rows: int64 [R], the entries of [L * P] that are real, and the
@@ -65,7 +65,7 @@ def lines_of(rows: Rows) -> Iterator[Line]:
 
 
 def _paths(parents: Ints) -> Iterator[tuple[Ints, int]]:
-    """Root-to-leaf paths, and how many rows at the end of each no earlier path holds."""
+    """The rows from the root to every leaf, and how many at the end of them no earlier leaf had."""
     count = len(parents)
     if np.array_equal(parents, np.arange(-1, count - 1)):
         if count:

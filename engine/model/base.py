@@ -43,7 +43,7 @@ class Model(Protocol):
         the order named. M and S may be 0.
 
         Raises:
-            ValueError: a step without rows, a feature layer that does not run here, or another kind
+            ValueError: a step without rows, a feature layer that this model does not run, or another kind
                 of storage.
         """
 
@@ -52,7 +52,7 @@ class Model(Protocol):
         `kv.k[n]` and `kv.v[n]`, those of the others are left alone.
 
         Args:
-            layers: ascending, of those that run here.
+            layers: ascending, of those that this model runs.
 
         Raises:
             ValueError: none, out of order, or one that this model does not run.

@@ -1,4 +1,4 @@
-"""Typed reads from config.json. Each raises ValueError naming the field, its value, the limit."""
+"""Typed reads from config.json. Every one raises ValueError naming the field, its value, the limit."""
 
 from __future__ import annotations
 

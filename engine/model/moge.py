@@ -99,7 +99,7 @@ class Mlp:
 class Moge:
     """y = shared(x) + sum over the groups that run of weight * expert(x), in group order.
 
-    The router runs in float32 (float64 for a float64 model). Each expert's gate and up are stacked
+    The router runs in float32 (float64 for a float64 model). The gate and up of an expert are stacked
     into one matrix [2F, H]; down is [H, F]. `watch` is shown each router's input and logits.
     `held_groups`: those whose experts are held, where other ranks hold the others; None = all.
     """

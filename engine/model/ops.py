@@ -78,7 +78,7 @@ class Ops(Protocol):
     """Matrix products see row counts that are multiples of this."""
 
     block: int
-    """Keys per attention block; one fixed number, since partial sums follow it."""
+    """Keys per attention block; one fixed number, since partial sums depend on it."""
 
     def pack(self, weight_OI: Tensor) -> Tensor:
         """The form of a weight that `linear` wants, in memory of its own or the same tensor."""

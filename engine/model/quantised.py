@@ -41,7 +41,7 @@ class Scheme:
     def from_folder(cls, folder: Path) -> Scheme | None:
         """What the folder says of itself; None where it is not quantised.
 
-        ValueError in one sentence for a quantisation that is not known here.
+        ValueError in one sentence for a quantisation that is not supported.
         """
         section = read_object(folder / "config.json").get("quantization_config")
         described = _description(folder)
@@ -211,7 +211,7 @@ class QuantReader:
     def linear(self, name: str) -> QuantLinear | None:
         """The matrix `X.weight` in int8; None where it is float.
 
-        ValueError for scales that are not finite and above 0, and for offsets: int8 here is
+        ValueError for scales that are not finite and above 0, and for offsets: int8 is always
         symmetric.
         """
         kind = self.scheme.kind(name)

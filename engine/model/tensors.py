@@ -159,8 +159,8 @@ class Cut(NamedTuple):
     """How a tensor is cut where several ranks share a model. axis: None where it is not cut.
 
     Matrices are [out, in]. Cutting the outs of one matrix and the ins of the next (Megatron-LM,
-    Shoeybi et al., arXiv 1909.08053) leaves every rank with a partial sum; all ranks' sums together
-    are whole.
+    Shoeybi et al., arXiv 1909.08053) leaves every rank with a partial sum; the sum over all ranks
+    is whole.
     """
 
     over: Over

@@ -53,7 +53,7 @@ class Collectives:
     def reduce_scatter(self, partial_PH: Tensor, name: str) -> Tensor:
         """[P / size, H]: this rank's rows of the sum over all ranks.
 
-        The parts are exchanged as they are and added here, in the order of the ranks and in float32
+        The parts are exchanged as they are and added on this rank, in the order of the ranks and in float32
         (float64 for float64): the bits of a row depend neither on what a library's own reduction
         does nor on the rows beside it, for the bytes of a reduction.
         """

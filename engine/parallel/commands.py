@@ -114,7 +114,7 @@ def unpack_rows(values: Ints) -> Rows:
 
 
 def _runs(slots: Ints) -> tuple[Ints, Ints]:
-    """First slot and length of every ascending run."""
+    """The first slot and length of every ascending run."""
     edges = np.flatnonzero(np.diff(slots, prepend=-2) != 1)
     return slots[edges], np.diff(edges, append=len(slots))
 

@@ -27,7 +27,7 @@ from fastslow.engine.types import Ints, ModelOutput, Rows
 class RowPartition:
     """Where the T rows of a step lie among the P = each * ranks rows that all ranks hold.
 
-    Data-parallel ranks follow each other, each with the rows of its own requests and padding behind;
+    Data-parallel ranks lie in a row, each with the rows of its own requests and padding behind;
     rank r keeps rows r * each .. (r + 1) * each of the residual stream.
 
     Attributes:
@@ -45,7 +45,7 @@ class RowPartition:
 
     @classmethod
     def of(cls, rows: Rows, shard: RankShard, dp_slots: int) -> RowPartition:
-        """Each row goes to the data-parallel rank that holds its slots, `dp_slots` on each."""
+        """Every row goes to the data-parallel rank that holds its slots, `dp_slots` on each."""
         sizes = np.diff(rows.starts)
         dp_ranks = rows.slots[rows.starts[:-1]] // dp_slots  # every request has a row
         dp_of_row = np.repeat(dp_ranks, sizes)
@@ -134,7 +134,7 @@ class ShardDecoder:
             fresh = ops.rms_norm(x_nH, layer.attention_norm, eps)
             fresh_PH = self.dp_group.all_gather(fresh, "attention all-gather")
             if step is None:
-                part_PH = torch.zeros_like(fresh_PH)  # no request lives here
+                part_PH = torch.zeros_like(fresh_PH)  # no request of this rank runs
             else:
                 part_PH = layer.attention(_pad(fresh_PH, ops.rows), kv.k[n], kv.v[n], step)
             part_PH = part_PH[: len(fresh_PH)]
@@ -184,7 +184,7 @@ class ShardDecoder:
         """The step's output on rank 0, None on the others.
 
         mine_mH: last rows of those wanted rows that this rank keeps.
-        features_SF: what `_features` gave, passed on.
+        features_SF: what `_features` gave.
         holders: of all M wanted rows, the rank that keeps each.
         """
         w = self.weights

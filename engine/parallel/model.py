@@ -1,4 +1,4 @@
-"""A model that several ranks run together, and its keys and values, as the engine and the drafters see them."""
+"""A model that several ranks run, and its keys and values, as the engine and the drafters see them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class ParallelModel:
         self._waiting: deque[Command] = deque()
         self._storage = sharded_storage(worker.shard, self._waiting, worker.device.type == "cpu")
         self.layers: tuple[int, ...] = tuple(range(self.config.layers))
-        self._turn = threading.Lock()  # commands of two threads must reach all ranks alike
+        self._turn = threading.Lock()  # all ranks must get the commands of two threads in one order
         self._shut = weakref.finalize(self, _shut, rank_group)
 
     @property

@@ -1,4 +1,4 @@
-"""The other ranks, as rank 0 sees them: sent commands, watched, and ended together."""
+"""The other ranks, as rank 0 sees them: sent commands, watched, and ended."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RankGroup:
     """Ranks 1 .. count, each with a connection.
 
     A rank that is gone or says that it failed ends all of them: its sentence is kept in `failure`, and
-    whoever works with the group then gets it as a RankError.
+    every later call raises it as a RankError.
 
     Args:
         listener: a listening socket, at which the ranks come in.
@@ -113,7 +113,7 @@ class RankGroup:
     def explain(self, error: BaseException) -> None:
         """An error came out of a step of rank 0: if a rank caused it, RankError says which one.
 
-        Collectives fail here as soon as another rank is gone, which may be before that is noticed. An
+        Collectives of this rank fail as soon as another rank is gone, which may be before that is noticed. An
         error of rank 0 itself leaves the others inside a step, so it ends them, too.
         """
         if not self.failed_soon():

@@ -67,7 +67,7 @@ class Parallel(Params):
 class RankShard:
     """One rank among those of a `Parallel`, for one model.
 
-    Ranks are numbered (dp, ep, tp), tp fastest. Each data-parallel rank is a copy of attention with the
+    Ranks are numbered (dp, ep, tp), tp fastest. Every data-parallel rank is a copy of attention with the
     KV of its own requests, on `attention` ranks that serve each other.
     """
 
@@ -108,14 +108,14 @@ class RankShard:
 
     @property
     def groups(self) -> range:
-        """Routed groups whose experts are here."""
+        """Routed groups whose experts this rank holds."""
         size = self.config.groups // self.parallel.ep
         first = self._expert_place * size
         return range(first, first + size)
 
     @property
     def experts(self) -> range:
-        """Experts that are here, whole or in shard."""
+        """Experts that this rank holds, whole or in part."""
         size = self.config.experts // self.config.groups if self.config.groups else 0
         return range(self.groups.start * size, self.groups.stop * size)
 
@@ -136,7 +136,7 @@ class RankShard:
         )
 
     def vocabulary(self) -> range:
-        """Token ids whose embedding and logits are here: even shares, the last may be short."""
+        """Token ids whose embedding and logits this rank holds: even shares, the last may be short."""
         size = self.vocabulary_size
         last = self.config.vocab_size
         return range(min(self.rank * size, last), min((self.rank + 1) * size, last))

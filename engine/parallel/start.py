@@ -45,8 +45,8 @@ def load_parallel(
 ) -> ParallelModel:
     """The model in `folder` on `parallel.ranks` ranks, of which this process is the first.
 
-    Under torchrun the other ranks are its processes, else they are started here and end with this
-    one. The other arguments are those of `load_model`.
+    Under torchrun the other ranks are its processes, else this process starts them, and they end with
+    it. The other arguments are those of `load_model`.
 
     Raises:
         ValueError: the model cannot be shared so, torchrun started another number of ranks, this
@@ -70,7 +70,7 @@ def load_parallel(
             "parallel, or leave the group"
         )
     Checkpoint.open(folder, config)
-    launched = Launched.here()
+    launched = Launched.from_environment()
     if launched is not None and launched.ranks != parallel.ranks:
         raise ValueError(
             f"parallel {parallel} takes {parallel.ranks} ranks, torchrun started {launched.ranks}"
@@ -116,7 +116,7 @@ def _say(shard: RankShard, device: torch.device) -> None:
 
 def _started(ranks: int) -> tuple[RankGroup, Store]:
     """Processes on this machine."""
-    room = Path(tempfile.mkdtemp(prefix="fastslow-"))  # nobody else may look into it
+    room = Path(tempfile.mkdtemp(prefix="fastslow-"))  # no other user may read it
     listener, token = socket.create_server(("127.0.0.1", 0)), secrets.token_hex(16)
     threads, undo = _settle(ranks)
     environment = {
@@ -155,7 +155,7 @@ def _started(ranks: int) -> tuple[RankGroup, Store]:
 
 
 def _settle(ranks: int) -> tuple[int, Callable[[], None]]:
-    """Threads of each rank; and how to set back what is changed here for all of them.
+    """Threads of each rank; and how to set back what this changes for all of them.
 
     The ranks of one machine talk through its loopback, whatever its name resolves to.
     """

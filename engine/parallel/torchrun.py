@@ -35,7 +35,7 @@ class Launched:
     alone: bool
 
     @classmethod
-    def here(cls) -> Launched | None:
+    def from_environment(cls) -> Launched | None:
         """What torchrun says in the environment; None if it did not start this process."""
         environment = os.environ
         if "TORCHELASTIC_RUN_ID" not in environment or "RANK" not in environment:
@@ -101,8 +101,8 @@ def _end_with(parent: int) -> None:
 
 
 def join() -> None:
-    """Under torchrun, every process but the first serves the first one's model here, and exits."""
-    launched = Launched.here()
+    """Under torchrun, every process but the first serves the first one's model, and exits."""
+    launched = Launched.from_environment()
     if launched is not None and launched.rank:
         launched.serve()
         raise SystemExit(0)
@@ -110,5 +110,5 @@ def join() -> None:
 
 def let_go() -> None:
     """Under torchrun, the first process is done: if it loaded no model, the others stop waiting."""
-    if (launched := Launched.here()) is not None:
+    if (launched := Launched.from_environment()) is not None:
         launched.release()

@@ -103,7 +103,7 @@ class ShardWorker:
         self.storages: dict[int, KVStorage] = {}
 
     def run(self, command: Command) -> None:
-        """Do here what rank 0 does there."""
+        """Do on this rank what rank 0 does."""
         parts = split(command.values)
         number = int(parts[0][0]) if parts else -1
         if command.kind is CommandKind.OPEN:
@@ -233,7 +233,7 @@ def worker_loop(
                 for command in unpack(frame):
                     worker.run(command)
         dist.destroy_process_group()
-    except Exception as error:  # noqa: BLE001 - rank 0 must hear of it, whatever it is
+    except Exception as error:  # noqa: BLE001 - whatever it is, rank 0 must be told
         why = " ".join(f"{type(error).__name__}: {error}".split())
         try:
             send_json(connection, {"failed": why})

@@ -31,7 +31,7 @@ class HfTokenizer(Tokenizer):
             read_object(path)  # says it better where it is no JSON
             raise ValueError(f"{path} is not a tokenizer: {error}") from None
         give_back()  # twice what is kept was taken to read the file
-        # Left in by whoever saved the file last; they would cut a prompt without a word.
+        # May be left over in the file; they would cut a prompt silently.
         library.no_truncation()
         library.no_padding()
         # Asked of the library: another parse of the whole file, merges and all, would take 27 MB.

@@ -119,8 +119,8 @@ class JinjaTemplate(ChatTemplate):
 
 
 class _GenerationTag(Extension):
-    """`{% generation %} ... {% endgeneration %}` marks the assistant's words for training; here it
-    is only its body."""
+    """`{% generation %} ... {% endgeneration %}` marks the assistant's words for training; a
+    prompt takes only its body."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's interface
 
@@ -179,7 +179,7 @@ def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = 
     else:
         logger.warning("{} has no chat template: messages become plain 'User: ...' lines", folder)
         template = PlainTemplate()
-    # openPangu's published template leaves the switch to whoever writes the user's turn.
+    # openPangu's published template leaves the switch to the user's turn.
     if is_pangu(tokenizer) and "no_think" not in template.source:
         return PanguSwitch(template, architecture)
     return template
@@ -248,8 +248,7 @@ class PanguSwitch(ChatTemplate):
             self._switches = {"off": NO_THINK, "auto": AUTO_THINK}
 
     def _render(self, messages: Sequence[Message], thinking: Thinking, prompted: bool) -> str:
-        """A switch that the user wrote is neither doubled nor, by
-        "auto", overruled."""
+        """A switch that the user wrote is not doubled, and "auto" does not overrule it."""
         switch = self._switches.get(thinking, "")
         turns = [dict(message) for message in messages]
         user = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)

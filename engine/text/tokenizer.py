@@ -21,7 +21,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def _load(folder: Path) -> Tokenizer:
-    # Imported here: a run needs one of the two libraries.
+    # Imported late: a run needs one of the two libraries.
     if (path := folder / "tokenizer.json").is_file():
         from fastslow.engine.text.hf import HfTokenizer
 

@@ -154,7 +154,7 @@ class Trainer:
         """Share of held-out tasks whose every token is the likeliest one, by thinking and kind.
 
         So much is what greedy decoding gets right word for word; it may also get an answer right
-        after a slip in the steps, which does not count here.
+        after a slip in the steps, which does not count.
         """
         own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.model.load_state_dict(self.average)

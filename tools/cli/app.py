@@ -61,7 +61,7 @@ def _about(
 ) -> None:
     """Speculative decoding with fast and slow thinking, for grouped mixture-of-experts models.
 
-    [bold]Start here[/bold]
+    [bold]Quick start[/bold]
 
       fastslow generate "Why is the sky blue?"
       fastslow chat --mode fast

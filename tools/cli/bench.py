@@ -36,7 +36,7 @@ def bench(
     repeat: Annotated[int, shown_option("Times that everything is run.", MEASURED)] = 3,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="Write all samples here, as JSON.", show_default=False),
+        typer.Option("-o", "--out", help="JSON file for all samples.", show_default=False),
     ] = None,
 ) -> None:
     """Measure drafters against plain decoding on your prompts, side by side.

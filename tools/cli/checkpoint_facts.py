@@ -181,5 +181,5 @@ def shards_record(plan: ShardPlan) -> dict[str, Any]:
 
 
 def _sent(plan: ShardPlan) -> int:
-    """Bytes that all ranks together send for one row of one layer."""
+    """Bytes that all ranks send in sum for one row of one layer."""
     return sum(plan.layer_traffic(1).values())

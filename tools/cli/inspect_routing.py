@@ -95,7 +95,7 @@ def _deviations(balance: Balance) -> Table:
 
 
 def _ranks(balance: Balance) -> Table:
-    """Tokens per rank and per group, all layers together."""
+    """Tokens per rank and per group, over all layers."""
     nouns = {"rank": balance.ranks}
     if balance.gate.groups not in (1, balance.ranks):
         nouns["group"] = balance.gate.groups

@@ -1,9 +1,9 @@
-"""The options of the commands. Each stands here once, in a dataclass; commands take the dataclasses."""
+"""The options of the commands, every one once, as fields of dataclasses that the commands take."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -22,7 +22,7 @@ INTERRUPTED = 130  # the exit code after Ctrl-C: 128 + SIGINT, as shells count
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command with one option for each field of its parameters that are dataclasses.
 
-    Typer reads a function's parameters; here it is shown the fields instead, with their types, helps
+    Typer reads a function's parameters; it is shown the fields instead, with their types, helps
     and defaults, and the function gets the dataclasses made of what was given.
     """
     signature = inspect.signature(command, eval_str=True)
@@ -89,7 +89,7 @@ class ModelOptions:
         option("Memory for keys and values, such as 2GiB; default: 0.3 of free.", MODEL),
     ] = None
     max_model_len: Annotated[
-        int | None, option("Most tokens of prompt and answer together; default: all it can.", MODEL)
+        int | None, option("Most tokens of prompt plus answer; default: all it can.", MODEL)
     ] = None
 
     def load(self, **more: Any) -> LLM:
@@ -101,15 +101,9 @@ class ModelOptions:
 
 
 SAMPLING = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "stop",
-)
+    *("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+    *("seed", "stop"),
+)  # fields of the same names
 MODE = ("groups", "thinking", "thinking_budget")  # of the mode, if given
 SPECULATION = {"nodes": "nodes", "draft_model": "model", "draft_groups": "groups"}
 
@@ -270,12 +264,12 @@ class MeasureOptions(ModelOptions):
             return SamplingParams(max_tokens=most)
         return SamplingParams(max_tokens=most, temperature=self.temperature)
 
-    def drafting(self) -> tuple[list[Speculation], list[Length]]:
+    def drafting(self) -> tuple[list[Speculation], Sequence[Length]]:
         """The drafters and lengths that are named. ValueError: one of them is out of range."""
         from fastslow.engine.params import Speculation
-        from fastslow.tools.tune.candidates import default_lengths, read_lengths
+        from fastslow.tools.tune.candidates import LENGTHS, read_lengths
 
-        lengths = default_lengths() if self.lengths is None else read_lengths(self.lengths)
+        lengths = LENGTHS if self.lengths is None else read_lengths(self.lengths)
         names = [] if self.drafters is None else listed("drafters", self.drafters)
         if self.draft_model is not None and self.drafters is None:
             names = ["model"]

@@ -1,4 +1,4 @@
-"""`fastslow plan`: what a model would do on cards that need not be here."""
+"""`fastslow plan`: what a model would do on cards that need not be in this machine."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from fastslow.tools.training_state import read_state, write_state
 class Schedule:
     """How long and how to train.
 
-    minutes: wall-clock minutes, writing of text included; the learning rate follows this clock
+    minutes: minutes of real time, writing of text included; the learning rate falls with this time,
         because the machine may be shared.
     rate: Adam's learning rate of the low-rank deltas; router and norms take `router_rate` and
         `norm_rate`.

@@ -13,7 +13,7 @@ SHAPE, TRAINING = "Shape", "Training"
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Each field with its meaning; also the options of `fastslow convert`.
+    """Every field with its meaning; also the options of `fastslow convert`.
 
     Raises:
         ValueError: a number is out of range, whatever the model.
@@ -52,7 +52,7 @@ class ConvertOptions:
     ] = "You are a helpful assistant."
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Save training here; continue from it.", rich_help_panel=TRAINING),
+        typer.Option(help="File to save training to and continue from.", rich_help_panel=TRAINING),
     ] = None
     recipe: Annotated[
         Path | None,

@@ -121,7 +121,7 @@ class MaskedGate(torch.nn.Module):
     def forward(self, x_BTH: Tensor, groups_BT: Tensor) -> Tensor:
         """Mask [B, T, groups * pool], in the dtype of `x_BTH`."""
         count, experts, _ = self.member.shape
-        # the written router is bfloat16: round here too, and pass the gradient through
+        # the written router is bfloat16: round in training too, and pass the gradient through
         router = self.router + (self.router.bfloat16().float() - self.router).detach()
         score = F.linear(x_BTH.float(), router)
         p = torch.softmax(score / TEMPERATURE, -1)
@@ -159,7 +159,7 @@ class Student(torch.nn.Module):
 
     Every expert is a subset of its group's neurons, so the MoGE output equals the dense FFN whose
     neuron n of group g is multiplied by weight_g * member[chosen expert of g, n], and whose shared
-    neurons are multiplied by 1. That costs what the dense model costs. Low-rank deltas follow LoRA
+    neurons are multiplied by 1. That costs what the dense model costs. Low-rank deltas are those of LoRA
     (Hu et al., arXiv 2106.09685).
 
     Args:

@@ -129,19 +129,19 @@ class Prose:
     """Human text in rows of any length, drawn from several sources in equal shares.
 
     Args:
-        paths: one source each, a file or a folder.
+        sources: one each, a file or a folder.
         tokenizer: of the model.
         limit: largest number of tokens kept of one source.
         seed: which documents are kept, and where rows start.
     """
 
     def __init__(
-        self, paths: Sequence[Path], tokenizer: Tokenizer, limit: int = 150_000, seed: int = 0
+        self, sources: Sequence[Path], tokenizer: Tokenizer, limit: int = 150_000, seed: int = 0
     ) -> None:
         end = first_id(tokenizer)
         self.random = random.Random(seed)
         self.sources: list[Tensor] = []
-        for path in paths:
+        for path in sources:
             found = list(documents(path))
             self.random.shuffle(found)
             ids: list[int] = []
@@ -218,7 +218,7 @@ class TextWriter:
 
     @torch.no_grad()
     def rows(self, count: int, length: int, documents: float = 0.2) -> tuple[Tensor, Tensor]:
-        """Writes rows together, one token a step.
+        """Writes all rows at once, one token a step.
 
         Returns:
             tokens int64 [count, length] and the final hidden states [count, length, hidden]

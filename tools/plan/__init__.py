@@ -1,1 +1,1 @@
-"""What a model would do on a device that need not be here: a roofline from bytes, operations and links."""
+"""What a model would do on a device that need not be in this machine: a roofline from bytes, operations and links."""

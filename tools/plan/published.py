@@ -26,7 +26,7 @@ class PublishedRow:
     Attributes:
         device: its name.
         stage: "decode" or "prefill".
-        batch: requests on all four cards together.
+        batch: requests on all four cards.
         drafted: tokens drafted per request and step.
         milliseconds: of the step, for each token that it brings; of the whole for prefill.
         fits: whether this row calibrates.
@@ -41,7 +41,7 @@ class PublishedRow:
 
     @property
     def rate(self) -> float:
-        """Tokens per second and card that follow from batch and latency; the paper's own figures."""
+        """Tokens per second and card, from batch and latency; the paper's own figures."""
         tokens = self.batch * (SEQUENCE if self.stage == "prefill" else 1)
         return 1000 * tokens / self.milliseconds / CARDS
 

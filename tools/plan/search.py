@@ -65,7 +65,7 @@ class PlanChoice:
 
     Attributes:
         nodes: tokens drafted per request and step.
-        batch: requests on all cards together.
+        batch: requests on all cards.
         tokens: per request and step, on average.
         terms: seconds of the step, drafting included.
         cards: how many.

@@ -74,7 +74,7 @@ class ShardPlan:
         return cls(config, parallel, dtype, shares)
 
     def layer_traffic(self, rows: int) -> dict[str, int]:
-        """Bytes that all ranks together send in one layer of a step, by collective.
+        """Bytes that all ranks send in sum in one layer of a step, by collective.
 
         With A ranks of attention among W, `rows` a step's rows with padding (a multiple of W) and b
         bytes an element, each row's H elements go to A - 1 ranks before attention and W - 1 before

@@ -29,7 +29,7 @@ class Efficiency:
     layer: float
 
 
-# Memory and links are stated: what reads of large arrays and large messages commonly reach. The other
+# Memory and links are stated: what reads of large arrays and large messages mostly achieve. The other
 # two are what two published figures give, see `published.calibrate`.
 STATED = Efficiency(memory=0.8, compute=1.0, link=0.8, layer=0.0)
 # Of a probed CPU: the same share of the memory; of the products what the kernels' bfloat16 step of 128

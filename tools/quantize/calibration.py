@@ -22,7 +22,7 @@ FILE = "calibration.jsonl"  # in a checkpoint's folder; the one beside this file
 TOGETHER = 16  # answers made at once
 ROUNDS = 8  # how often the same prompts are answered anew, each time with other chances
 LONGEST = 1024  # tokens of a text
-AT_ONCE = 4096  # tokens of the texts that are looked at together
+AT_ONCE = 4096  # tokens of the texts that are looked at in one go
 
 
 def prompts_of(path: Path | None, folder: Path) -> list[Conversation]:

@@ -64,7 +64,7 @@ def check_known(source: Path) -> ModelConfig:
     """The config of a checkpoint. ValueError if its layers are not those of `PlainLayer`."""
     config = ModelConfig.from_folder(source)
     if config.pangu_v2 is not None:
-        raise ValueError(f"{config.architecture} cannot be quantised here, only run as exported")
+        raise ValueError(f"{config.architecture} cannot be quantised, only run as exported")
     return config
 
 
@@ -85,7 +85,7 @@ def quantize(
         report: see `progress_bar`.
 
     Raises:
-        ValueError: the source is quantised already, of an architecture that is not known here, or
+        ValueError: the source is quantised already, of an architecture that is not known, or
             has numbers that are not finite, the folder is not free, or there are no texts.
     """
     require_vacant(out)

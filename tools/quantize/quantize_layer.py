@@ -163,7 +163,7 @@ def quantize_layer(
 ) -> tuple[Quantised, Tensor, Tensor]:
     """Layer `n` in W8A8, and its outputs in the float model and in the quantised one, [N, H].
 
-    tensors: float32, changed here. float, int8: the rows that the layers before it made.
+    tensors: float32, changed in place. float, int8: the rows that the layers before it made.
     """
     sites = list(sites_of(config, n, tensors))
     wanted = frozenset(s.consumers[0] for s in sites if ".experts." not in s.consumers[0])
@@ -202,7 +202,7 @@ def quantize_layer(
 def _rounded(
     site: Site, tensors: Tensors, gram_II: Tensor | None, columns: Tensor | None
 ) -> dict[str, QuantLinear]:
-    """The site's matrices in int8, all that share its input rounded together."""
+    """The site's matrices in int8, all that share its input rounded in one go."""
     names = [name for name in site.consumers if name != ROUTER]
     weights = [tensors[f"{name}.weight"] for name in names]
     if gram_II is not None and columns is not None:

@@ -9,23 +9,24 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.tools.quantize.plain_layer import ROUTER
 
+FLOAT = torch.bfloat16
+OUTER = ("model.embed_tokens.weight", "lm_head.weight")
 LIMIT = 0.52  # of the float checkpoint's bytes
 PARTS = ("embedding and head", "attention", "router", "shared experts", "experts", "MLP", "norms")
 
 
 def planned(
-    config: ModelConfig, *, embedding: bool, kv: bool = False, dtype: torch.dtype = torch.bfloat16
+    config: ModelConfig, *, embedding: bool, kv: bool = False
 ) -> dict[str, tuple[int, int]]:
-    """Bytes of each part of a checkpoint before and after, on meta tensors: nothing is allocated.
+    """Bytes of each part of a bfloat16 checkpoint before and after, on meta tensors: nothing is allocated.
 
-    embedding: whether embedding and head become int8. kv: with scales of keys and values. dtype: of
-    the float checkpoint.
+    embedding: whether embedding and head become int8. kv: with scales of keys and values.
     """
     found: dict[str, tuple[int, int]] = {}
     for name, shape in tensor_shapes(config).items():
         part = _part(name)
-        before = torch.empty(shape, dtype=dtype, device="meta").nbytes
-        after = sum(t.nbytes for t in _quantised(name, shape, embedding, dtype))
+        before = torch.empty(shape, dtype=FLOAT, device="meta").nbytes
+        after = sum(t.nbytes for t in _quantised(name, shape, embedding))
         if kv and name.endswith(("k_proj.weight", "v_proj.weight")):
             after += torch.empty(shape[0], device="meta").nbytes
         had = found.get(part, (0, 0))
@@ -39,19 +40,16 @@ def int8_embedding(config: ModelConfig) -> bool:
     return bool(after > LIMIT * before)
 
 
-def _quantised(
-    name: str, shape: tuple[int, ...], embedding: bool, dtype: torch.dtype
-) -> list[Tensor]:
-    outer = name in ("model.embed_tokens.weight", "lm_head.weight")
+def _quantised(name: str, shape: tuple[int, ...], embedding: bool) -> list[Tensor]:
     floats = not name.endswith(".weight") or name.endswith(f"{ROUTER}.weight")
-    if len(shape) == 1 or floats or (outer and not embedding):
-        return [torch.empty(shape, dtype=dtype, device="meta")]
-    scales = torch.empty(shape[0], 1, dtype=torch.bfloat16, device="meta")
+    if len(shape) == 1 or floats or (name in OUTER and not embedding):
+        return [torch.empty(shape, dtype=FLOAT, device="meta")]
+    scales = torch.empty(shape[0], 1, dtype=FLOAT, device="meta")
     return [torch.empty(shape, dtype=torch.int8, device="meta"), scales]
 
 
 def _part(name: str) -> str:
-    if name in ("model.embed_tokens.weight", "lm_head.weight"):
+    if name in OUTER:
         return "embedding and head"
     if "norm" in name:
         return "norms"

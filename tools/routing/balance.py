@@ -63,7 +63,7 @@ class ExpertLoad:
             self.peaks.append(float(by_rank.max() / by_rank.mean()))
 
     def deviation(self, ranks: int) -> NDArray[np.float64]:
-        """[L]: the standard deviation across ranks over their mean, over all steps together."""
+        """[L]: the standard deviation across ranks over their mean, over all steps."""
         by_rank = per_rank(self.experts, ranks)
         found: NDArray[np.float64] = by_rank.std(-1) / np.maximum(by_rank.mean(-1), 1e-9)
         return found
@@ -97,7 +97,7 @@ class Balance:
             load.add(choose(logits_LRE, self.gate), self.ranks)
 
     def add_answers(self, answers: list[Tensor]) -> None:
-        """Answers [L, T, E] decoded together: a step has a row of each that is not over yet."""
+        """Answers [L, T, E] decoded in one batch: a step has a row of each that is not over yet."""
         for place in range(max((a.shape[1] for a in answers), default=0)):
             going = [a[:, place] for a in answers if place < a.shape[1]]
             self.add("decode", torch.stack(going, 1))

@@ -79,7 +79,7 @@ class AnswerStore:
             ask: the target.
             tokens: most tokens of an answer.
             greedy: share of answers at temperature 0; the others are drawn at 0.7 to 1.
-            chunk: prompts asked at once and written together.
+            chunk: prompts asked at once and written at once.
             seed: of the shares and the draws.
             report: see `progress_bar`.
         """

@@ -132,12 +132,12 @@ class Shards:
         parts = (torch.split(table[name], sizes) for name in ("tokens", "features", "best", "mass"))
         return [HiddenStates(*seen) for seen in zip(*parts, table["start"].tolist())]
 
-    def epoch(self, random: Random, together: int = 4) -> Iterator[list[HiddenStates]]:
+    def epoch(self, random: Random, at_once: int = 4) -> Iterator[list[HiddenStates]]:
         """All texts in random order: so many shards at a time, whose texts then mix."""
         order = list(range(len(self.counts)))
         random.shuffle(order)
-        for at in range(0, len(order), together):
-            yield [seen for number in order[at : at + together] for seen in self.read(number)]
+        for at in range(0, len(order), at_once):
+            yield [seen for number in order[at : at + at_once] for seen in self.read(number)]
 
     def _path(self, number: int) -> Path:
         return self.folder / f"features-{number:05}.safetensors"

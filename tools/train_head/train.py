@@ -1,5 +1,5 @@
-"""From prompts to a head: answers, features, training, evaluation. Each part is taken up where it
-was left."""
+"""From prompts to a head: answers, features, training, evaluation. A run that was stopped goes on in
+the part where it stopped."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def train_head(
     report: Report = silent,
     on_update: Callable[[Measured], None] = lambda measured: None,
 ) -> HeadQuality:
-    """Make a head; gives what it is worth on answers held out.
+    """Make a head; returns its quality on answers held out.
 
     Args:
         plan: what and where.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import timeit
@@ -16,8 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from loguru import logger
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
@@ -27,6 +24,7 @@ from fastslow.tools.train_head.batches import Batch, Before, Shown, batches
 from fastslow.tools.train_head.features import HiddenStates
 from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.unroll import Prefix, unroll
+from fastslow.tools.training_state import read_state, write_state
 
 SHAPE = (256, 512, 1024)
 
@@ -89,9 +87,6 @@ class Guess(torch.autograd.Function):
         return grad * grad_NH, None, None, None
 
 
-STATE = "optimizer."
-
-
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     """How a head is trained.
@@ -102,7 +97,7 @@ class TrainConfig:
         rate: peak learning rate, reached after `warm_up` updates; falls to a tenth along a cosine
             over `tokens`.
         warm_up: updates.
-        tokens: rows to learn from, all epochs together.
+        tokens: rows to learn from, in all epochs.
         rows: padded rows of a batch.
         prompts: share of texts whose prompt the head sees; 0 makes a head that never looks at prompts.
         prompt_rows: of a prompt that it sees at most, the last ones.
@@ -110,7 +105,7 @@ class TrainConfig:
         stretches: share of the long prompts of which a stretch is taught like an answer.
         decay: weight decay of the matrices.
         seed: of order and shares.
-        products: dtype of the matrix products, "auto" for the faster one here; parameters and their
+        products: dtype of the matrix products, "auto" for the faster one on this machine; parameters and their
             updates are float32.
     """
 
@@ -131,7 +126,7 @@ class TrainConfig:
 
 @dataclass(slots=True)
 class Measured:
-    """Means over some batches: loss in nats a row, and how often step k is right."""
+    """Averages over some batches: loss in nats a row, and how often step k is right."""
 
     tokens: int
     loss: float
@@ -251,37 +246,29 @@ class Trainer:
         """Write the head and the optimiser's state to the checkpoint; atomic."""
         if self.checkpoint is None:
             return
-        table = {name: p.detach() for name, p in self.weights.items()} | {"tokens": self.vocabulary}
-        for optimizer in self._optimizers:
-            for name, p in self.weights.items():
-                for key, value in optimizer.state.get(p, {}).items():
-                    table[f"{STATE}{key}.{name}"] = torch.as_tensor(value)
-        clock = {
-            "trained": self.tokens,
-            "updates": self.updates,
+        state = {
+            "head": self.config.metadata(),
+            "vocabulary": self.vocabulary,
+            "weights": self.weights,
+            "optimizer": {
+                name: self._optimizers[name in NORMS].state.get(p, {})
+                for name, p in self.weights.items()
+            },
+            "trained": (self.tokens, self.updates),
             "training": asdict(self.train_config),
         }
-        part = self.checkpoint.with_suffix(".part")
-        save_file(table, part, self.config.metadata() | {"clock": json.dumps(clock)})
-        part.rename(self.checkpoint)
+        write_state(self.checkpoint, state)
 
     def _resume(self, path: Path) -> None:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-        theirs, table = HeadConfig.from_metadata(metadata), load_file(path)
-        if theirs != self.config or not torch.equal(table["tokens"], self.vocabulary):
+        state = read_state(path)
+        same = HeadConfig.from_metadata(state["head"]) == self.config
+        if not same or not torch.equal(state["vocabulary"], self.vocabulary):
             raise ValueError(f"checkpoint={path} is of another head: remove it to begin again")
         for name, p in self.weights.items():
-            p.data.copy_(table[name])
-            state = {
-                key.removeprefix(STATE).removesuffix(f".{name}"): value.clone()
-                for key, value in table.items()
-                if key.startswith(STATE) and key.endswith(f".{name}")
-            }
-            if state:
-                self._optimizers[name in NORMS].state[p] = state
-        clock = json.loads(metadata["clock"])
-        self.tokens, self.updates = clock["trained"], clock["updates"]
+            p.data.copy_(state["weights"][name])
+            if own := state["optimizer"][name]:
+                self._optimizers[name in NORMS].state[p] = own
+        self.tokens, self.updates = state["trained"]
         self.random = Random(f"{self.train_config.seed} {self.updates}")
 
     def _epochs(

@@ -9,10 +9,10 @@ from fastslow.llm import LLM
 
 PLAIN = Speculation(drafter="off", nodes=0)
 ADAPTIVE = "adaptive"
-LENGTHS = (1, 2, 4, 8, 16)
 DRAFTERS = ("suffix", "ngram", "head", "self", "suffix|head", "suffix|self")
 
 Length = int | None  # None: chosen step by step
+LENGTHS: tuple[Length, ...] = (1, 2, 4, 8, 16, None)  # where nobody says which
 
 
 def check_limits(minutes: float, keep: float = 1.0) -> None:
@@ -23,11 +23,6 @@ def check_limits(minutes: float, keep: float = 1.0) -> None:
         raise ValueError(f"minutes={minutes} must be above 0 and at most 1440")
 
 
-def default_lengths() -> list[Length]:
-    """The lengths that are tried where nobody says which."""
-    return [*LENGTHS, None]
-
-
 def read_lengths(text: str) -> list[Length]:
     """Lengths from a command line: "0,2,4,adaptive".
 
@@ -36,15 +31,10 @@ def read_lengths(text: str) -> list[Length]:
     """
     lengths: list[Length] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        length: Length = None
-        if part == ADAPTIVE:
-            length = None
-        elif part.isascii() and part.isdigit():
-            length = int(part)
-            Speculation(nodes=length)  # its limits, in its words
-        else:
+        if part != ADAPTIVE and not (part.isascii() and part.isdigit()):
             raise ValueError(f"lengths: {part!r} is neither a number nor {ADAPTIVE!r}")
-        lengths.append(length)
+        nodes = None if part == ADAPTIVE else int(part)
+        lengths.append(Speculation(nodes=nodes).nodes)  # which checks the limits
     if not lengths:
         raise ValueError(f"lengths={text!r} names no length")
     return list(dict.fromkeys(lengths))

@@ -24,7 +24,7 @@ from fastslow.tools.tune.candidates import PLAIN, check_limits
 
 CHUNK = 128  # rows of text read at a time
 ROUNDS = 30  # single steps for each number of groups, interleaved
-WORTH = 0.97  # of the time of all groups: who saves less changes answers for nothing
+ENOUGH_SAVED = 0.97  # of the time of all groups: a smaller saving is not enough
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class GroupsFound:
         tasks agree with them at so many places; all groups if that saves next to no time."""
         able = [row for row in self.rows if self._keeps(row)]
         fewest = able[0]
-        return fewest if fewest.seconds <= WORTH * self.all.seconds else self.all
+        return fewest if fewest.seconds <= ENOUGH_SAVED * self.all.seconds else self.all
 
     def record(self) -> dict[str, Any]:
         """For the settings file."""
@@ -99,7 +99,7 @@ def tune_groups(
     fewer groups, and the probabilities of each next token compared.
 
     Args:
-        llm: the model; nobody else may use it meanwhile.
+        llm: the model; no other caller may use it meanwhile.
         model: its name.
         prompts: of the user.
         tasks: graded ones, whose score then decides instead of agreement.

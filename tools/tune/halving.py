@@ -27,7 +27,7 @@ class SuccessiveHalving:
 
     Every round has the same time. In it each part of the prompts is run by all settings that are left
     and by plain decoding, in changing order; then the slower half drops out. A setting is
-    judged by its ratio to plain on the same parts, so a machine that slows down harms nobody.
+    judged by its ratio to plain on the same parts, so a machine that slows down favours none.
 
     Args:
         candidates: settings to choose from; plain decoding always runs along, and may win.
@@ -47,30 +47,30 @@ class SuccessiveHalving:
         parts: Parts,
         seconds: float,
         report: Report,
-        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Search for at most so long, but for each candidate's first run. May be interrupted.
 
         Args:
             runner: measures.
             parts: the prompts, `batch` in each.
-            seconds: of all rounds together.
+            seconds: of all rounds.
             report: see `progress_bar`.
-            clock: in seconds.
+            now: the time, in seconds.
         """
-        started = clock()
+        started = now()
         rounds = self._rounds()
         for number in range(rounds):
             end = started + seconds * (number + 1) / rounds
             last = 0.0
             for visit in range(PASSES * len(parts)):
-                before = clock()
+                before = now()
                 if visit and before + last / 2 > end:
                     break
                 share = min(1.0, (before - started) / seconds)
                 report(share, f"round {number + 1} of {rounds}: {self._summary()}")
                 self._visit(runner, parts)
-                last = clock() - before
+                last = now() - before
             self._halve()
 
     def score(self, setting: Speculation) -> float:
@@ -104,7 +104,7 @@ class SuccessiveHalving:
     def _visit(self, runner: TuneRunner, parts: Parts) -> None:
         turn, part = divmod(self._visits, len(parts))
         order = shuffled([PLAIN, *self.alive], self._visits)
-        if not self._visits:  # whoever stops early has something to compare with
+        if not self._visits:  # an early stop has something to compare with
             order.sort(key=lambda setting: not is_plain(setting))
         self._visits += 1
         for setting in order:

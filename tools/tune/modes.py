@@ -125,7 +125,7 @@ def tune_modes(
     """Fit what decides between two modes.
 
     Args:
-        llm: the model; nobody else may use it meanwhile.
+        llm: the model; no other caller may use it meanwhile.
         model: its name.
         tasks: graded, of the user; they are run in an order of their own.
         modes: names of presets, the cheaper one first.
@@ -237,9 +237,9 @@ def answer_tasks(
     seconds: float,
     report: Report,
     batch: int = 1,
-    clock: Callable[[], float] = time.monotonic,
+    now: Callable[[], float] = time.monotonic,
 ) -> tuple[list[Pair], bool]:
-    """Answer tasks in both modes until all are done, the time is over, or somebody presses Ctrl-C.
+    """Answer tasks in both modes until all are done, the time is over, or Ctrl-C.
 
     Plain decoding, so that times depend on modes and not on drafts; the cheap mode gives its tokens'
     log-probabilities, which say how sure it was.
@@ -252,7 +252,7 @@ def answer_tasks(
         seconds: of everything.
         report: see `progress_bar`.
         batch: requests at a time.
-        clock: in seconds.
+        now: the time, in seconds.
 
     Returns:
         The tasks that both modes answered, and whether that was cut short by Ctrl-C.
@@ -262,12 +262,12 @@ def answer_tasks(
     """
     cheap, good = modes
     unsure = sampling.model_copy(update={"logprobs": 0})
-    begun = clock()
+    begun = now()
     pairs: list[Pair] = []
     llm.generate([tasks[0].prompt], sampling, mode=cheap, speculation=PLAIN, progress=False)
     try:
         for start in range(0, len(tasks), batch):
-            gone = (clock() - begun) / seconds
+            gone = (now() - begun) / seconds
             if start and gone > 1:
                 break
             report(min(1.0, max(gone, start / len(tasks))), f"{start} of {len(tasks)} tasks")

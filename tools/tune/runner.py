@@ -24,11 +24,11 @@ TRIES = 2
 class TuneRunner:
     """Measures cells with one model.
 
-    The prompts of a cell are read before its clock runs, so its figures are those of decoding. A
+    The prompts of a cell are read before its time is taken, so its figures are those of decoding. A
     drafter that looks at text has them read each time for itself: it sees them, as it does in use.
 
     Args:
-        llm: the model; nobody else may use it meanwhile. It should not remember answers
+        llm: the model; no other caller may use it meanwhile. It should not remember answers
             (`remember=False`): the same prompts are answered again and again.
         sampling: of all answers.
     """

@@ -1,4 +1,4 @@
-"""One measurement, and what many of them say together."""
+"""One measurement, and what many of them show."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ CLIP = 1.6  # times a setting's median step cost
 class Sample:
     """A cell run once on one part of the prompts. Counts are sums over its answers.
 
-    The clock runs from the first token of a batch to its last: reading prompts is not counted.
+    Times are from the first token of a batch to its last: reading prompts is not counted.
     """
 
     part: int  # which prompts
     turn: int  # which time
-    tokens: int  # that came while the clock ran
+    tokens: int  # that came in this time
     seconds: float
     answered: int  # all tokens
     steps: int  # per request: forwards that gave it tokens
     drafted: int
     accepted: int
-    forwards: int  # of the model while the clock ran
-    rows: int  # in them, all requests together
+    forwards: int  # of the model in this time
+    rows: int  # in them, over all requests
     acceptance: tuple[tuple[float, int], ...]  # by position: share accepted, weight
     others: float | None = None  # share of the machine that other processes took
 
@@ -75,7 +75,7 @@ def sample_of(
 
 
 def _seconds(batch: Sequence[Metrics]) -> float:
-    """First token of the batch to last; its requests were submitted together."""
+    """From the first token of the batch to the last; its requests were submitted at once."""
     ends = [m.ttft + m.tpot * (m.tokens - 1) for m in batch]
     return max(ends) - min(m.ttft for m in batch)
 
@@ -115,7 +115,7 @@ def ratio(samples: Samples, plain: Samples) -> float:
 def step_cost(samples: Samples, plain: Samples) -> float:
     """How many times as long as plain decoding's a step takes; nan without a run of both.
 
-    Tokens of a step are what they are, but its time is at the mercy of whatever else runs. So each
+    The tokens of a step do not vary, but its time depends on what else runs. So each
     run is compared with plain decoding's of the same moment, and one that lies further than CLIP
     from the median, which no draft explains, counts as CLIP.
     """
@@ -149,7 +149,7 @@ def ratios_by_turn(samples: Samples, plain: Samples) -> list[float]:
 
 
 def tokens_per_forward(samples: Samples) -> float:
-    """Of all requests of a batch together, while the clock ran."""
+    """Of all requests of a batch, between its first and its last token."""
     forwards = sum(s.forwards for s in samples)
     return sum(s.tokens for s in samples) / forwards if forwards else 0.0
 
@@ -172,7 +172,7 @@ def acceptance(samples: Samples) -> list[float]:
 
 
 def rows_per_step(samples: Samples) -> float:
-    """Mean rows of a forward, all requests together."""
+    """Mean rows of a forward, over all requests."""
     forwards = sum(s.forwards for s in samples)
     return sum(s.rows for s in samples) / forwards if forwards else 0.0
 

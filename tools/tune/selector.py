@@ -3,7 +3,6 @@ selector (logistic regression), and the confidence below which an answer is begu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -51,7 +50,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """score = bias + (features - means) @ weights, in log-odds."""
+    """score = bias + (features - means) @ weights, as a logit."""
 
     weights: Floats  # [F]
     means: Floats  # [F]
@@ -77,12 +76,12 @@ def fit(features_NF: Floats, wanted_N: Bools, weights_N: Floats | None = None) -
     x = np.column_stack([np.ones(len(features_NF)), (features_NF - means) / scale])
     y = wanted_N.astype(np.float64)
     penalty = np.full(x.shape[1], RIDGE)
-    penalty[0] = 1e-3  # with one class only, the odds would be infinite
+    penalty[0] = 1e-3  # with one class only, the score would be infinite
     w = np.zeros(x.shape[1])
 
     def loss(at: Floats) -> float:
-        odds = x @ at
-        return float(count @ (np.logaddexp(0, odds) - y * odds) + penalty @ at**2 / 2)
+        logits = x @ at
+        return float(count @ (np.logaddexp(0, logits) - y * logits) + penalty @ at**2 / 2)
 
     for _ in range(STEPS):
         p = 1 / (1 + np.exp(-np.clip(x @ w, -500, 500)))
@@ -109,7 +108,7 @@ def _folds(count: int, folds: int) -> Iterator[tuple[list[int], list[int]]]:
 def held_out_scores(
     features_NF: Floats, wanted_N: Bools, weights_N: Floats | None = None, folds: int = FOLDS
 ) -> Floats:
-    """Each task's score [N] by a fit that has not seen its fold; fold f is every `folds`-th task."""
+    """The score of every task [N] by a fit that has not seen its fold; fold f is every `folds`-th task."""
     count = len(features_NF)
     weights = np.ones(count) if weights_N is None else weights_N
     scores = np.zeros(count)
@@ -140,10 +139,9 @@ class Outcomes:
 
     def of(self, goes_N: Bools, before_N: Floats | None = None) -> Figures:
         """Figures where some tasks go to the better mode, after some seconds in the cheap one."""
-        right = np.where(goes_N, self.good_right, self.cheap_right)
-        before = np.zeros(len(goes_N)) if before_N is None else before_N
-        seconds = np.where(goes_N, self.good_seconds + before, self.cheap_seconds)
-        return Figures(float(right.mean()), float(seconds.mean()), float(goes_N.mean()))
+        taken = self.giving_up(goes_N, np.zeros(len(goes_N)) if before_N is None else before_N)
+        right, seconds = taken.cheap_right.mean(), taken.cheap_seconds.mean()
+        return Figures(float(right), float(seconds), float(goes_N.mean()))
 
     def giving_up(self, goes_N: Bools, before_N: Floats) -> Outcomes:
         """Where some cheap answers are given up after so many seconds, and begun in the better mode."""
@@ -154,12 +152,8 @@ class Outcomes:
     def only(self, places: Sequence[int]) -> Outcomes:
         """Of some of the tasks."""
         some = list(places)
-        return Outcomes(
-            self.cheap_right[some],
-            self.good_right[some],
-            self.cheap_seconds[some],
-            self.good_seconds[some],
-        )
+        both = (self.cheap_right[some], self.good_right[some])
+        return Outcomes(*both, self.cheap_seconds[some], self.good_seconds[some])
 
     @property
     def counts(self) -> Floats:
@@ -208,7 +202,6 @@ def judge(
     outcomes: Outcomes,
     keep: float,
     below: Outcomes | None = None,
-    folds: int = FOLDS,
 ) -> tuple[Figures, list[Figures]]:
     """What a fitted selector gives on tasks that neither its weights nor its threshold have seen.
 
@@ -218,7 +211,6 @@ def judge(
         outcomes: of both modes.
         keep: share of the gain to keep.
         below: what happens below the threshold, if not just the cheap mode.
-        folds: parts of the tasks.
 
     Returns:
         Its figures, each fold's threshold chosen on the other folds' own held-out scores; and the
@@ -227,29 +219,24 @@ def judge(
     below = outcomes if below is None else below
     count, counts = len(features_NF), outcomes.counts
     goes = np.zeros(count, dtype=np.bool_)
-    for own, others in _folds(count, folds):
+    for own, others in _folds(count, FOLDS):
         if not own or not others:
             continue
-        inner = held_out_scores(features_NF[others], wanted_N[others], counts[others], folds)
+        inner = held_out_scores(features_NF[others], wanted_N[others], counts[others])
         cut = cheapest(inner, below.only(others), outcomes.only(others).aim(keep))
         fitted = fit(features_NF[others], wanted_N[others], counts[others])
         goes[own] = fitted.score(features_NF[own]) > cut
-    scores = held_out_scores(features_NF, wanted_N, counts, folds)
+    scores = held_out_scores(features_NF, wanted_N, counts)
     frontier = [below.of(scores > cut) for cut in thresholds(scores)]
     return below.of(goes), sorted(frontier, key=lambda f: f.seconds)
 
 
 WINDOWS = (1, 4, 16)
 BELOW = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 0.999)
-
-
-def escalations() -> list[Escalation]:
-    """What is tried: to begin again in the better mode, whose figures are known."""
-    return [
-        Escalation(below=below, window=window, how="restart")
-        for window in WINDOWS
-        for below in BELOW
-    ]
+# What is tried: to begin again in the better mode, whose figures are known.
+TRIED = [
+    Escalation(below=below, window=window, how="restart") for window in WINDOWS for below in BELOW
+]
 
 
 def given_up(pairs: Sequence[Pair], setting: Escalation) -> tuple[Bools, Floats]:
@@ -266,7 +253,7 @@ def given_up(pairs: Sequence[Pair], setting: Escalation) -> tuple[Bools, Floats]
 
 
 def judge_escalation(
-    pairs: Sequence[Pair], outcomes: Outcomes, keep: float, folds: int = FOLDS
+    pairs: Sequence[Pair], outcomes: Outcomes, keep: float
 ) -> tuple[Escalation | None, Figures, list[Figures]]:
     """The setting that keeps `keep` of the gain in the least time.
 
@@ -274,10 +261,10 @@ def judge_escalation(
         The setting, None if none does; its figures, each fold's setting chosen on the others; and
         the figures of every setting that no other beats in both accuracy and time.
     """
-    tried = [(setting, *given_up(pairs, setting)) for setting in escalations()]
+    tried = [(setting, *given_up(pairs, setting)) for setting in TRIED]
     count = len(pairs)
     goes, before = np.zeros(count, dtype=np.bool_), np.zeros(count)
-    for own, others in _folds(count, folds):
+    for own, others in _folds(count, FOLDS):
         best = _best(tried, outcomes, others, keep) if others else None
         if best is not None and own:
             goes[own], before[own] = tried[best][1][own], tried[best][2][own]
@@ -298,9 +285,6 @@ def _best(
 ) -> int | None:
     some = list(places)
     part = outcomes.only(some)
-    aim, best, least = part.aim(keep), None, math.inf
-    for number, (_, goes, before) in enumerate(tried):
-        figures = part.of(goes[some], before[some])
-        if figures.accuracy >= aim - 1e-12 and figures.seconds < least:
-            best, least = number, figures.seconds
-    return best
+    found = [part.of(goes[some], before[some]) for _, goes, before in tried]
+    able = [n for n, figures in enumerate(found) if figures.accuracy >= part.aim(keep) - 1e-12]
+    return min(able, key=lambda n: found[n].seconds, default=None)

@@ -57,20 +57,20 @@ class BatchSizes:
         prompts: Sequence[Conversation],
         seconds: float,
         report: Report,
-        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Measure in rounds, each on other prompts, for about so long; at least one round."""
-        started, last = clock(), 0.0
+        started, last = now(), 0.0
         largest = max(cell.batch for cell in self.samples)
         for round in range(ROUNDS):
-            before = clock()
+            before = now()
             if round and before + last / 2 > started + seconds:
                 return
             report(min(1.0, (before - started) / seconds), f"batch sizes up to {largest}")
             for cell in shuffled(list(self.samples), round):
                 some = [prompts[(round * largest + i) % len(prompts)] for i in range(cell.batch)]
                 self.samples[cell].append(runner.run(cell, some, round, 0))
-            last = clock() - before
+            last = now() - before
 
 
 @dataclass(frozen=True, slots=True)

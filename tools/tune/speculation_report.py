@@ -122,7 +122,7 @@ def _warnings(found: TuneResult) -> list[str]:
     if marked > NOISY * known:
         warnings.append(
             f"Other programs took much of the machine in {marked} of {known} runs. Where settings "
-            "lie close together, run this again when it is quiet."
+            "lie close to each other, run this again when it is quiet."
         )
     return warnings
 
@@ -282,7 +282,7 @@ def batch_chart(found: TuneResult, palette: Palette) -> Plot | None:
     return Plot(
         title="Tokens a second against the batch size",
         x_title="requests at a time",
-        y_title="tokens/s, all together",
+        y_title="tokens/s, of all requests",
         x_range=(-0.5, len(sizes) - 0.5),
         y_top=1.12 * max(bar.y for bar in bars),
         x_labels=[(i, str(size)) for i, size in enumerate(sizes)],

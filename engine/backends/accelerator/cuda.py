@@ -25,7 +25,7 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import wide
 from fastslow.engine.types import Ints
 
-WIDEST = 1 << 18  # keys that are gathered at once, all runs together
+WIDEST = 1 << 18  # keys that are gathered at once, over all runs
 ALIGNMENT = 16  # bytes, of rows in a grouped product
 
 

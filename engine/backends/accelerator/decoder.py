@@ -1,4 +1,4 @@
-"""The decoder for accelerators: keys in blocks, and no word with the host inside a step."""
+"""The decoder for accelerators: keys in blocks, and no wait for the host inside a step."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class PagedDecoder(LayeredModel[Stacked]):
         if tail.runs is None:
             return own.to(q_RHD.dtype)
         text, text_weight = self.ops.attend_in_part(q_RHD, kv, tail.runs)
-        blind = tail.blind[:, None, None]  # what such a row's run read is nobody's, maybe NaN
+        blind = tail.blind[:, None, None]  # such a row's run read unused slots, maybe NaN
         text, text_weight = text.masked_fill(blind, 0), text_weight.masked_fill(blind, -torch.inf)
         most = torch.maximum(own_weight, text_weight)
         own_weight, text_weight = (own_weight - most).exp(), (text_weight - most).exp()

@@ -16,7 +16,7 @@ class BlockStorage(KVStorage):
     """Keys and values, `k[layer]` and `v[layer]`, each [blocks, 128, kv_heads, width].
 
     A page is one block, so a text whose positions lie in blocks in their order is read by its block
-    numbers. Behind the pages lie `SPARE` more slots, from `spare` on, that belong to nobody.
+    numbers. Behind the pages lie `SPARE` more slots, from `spare` on, that no request uses.
     """
 
     page_size = BLOCK

@@ -1,8 +1,8 @@
 """Who sees what, for devices that read keys block by block.
 
-Rows that follow each other after a text whose keys lie in blocks make *runs*: a kernel reads the blocks
-by their numbers. The rest, the branches of a tree and the drafts that hang on scattered slots, is
-the *tail*: few rows, and few keys that no block table can name.
+Rows in a line after a text whose keys lie in blocks make *runs*: a kernel reads the blocks by their
+numbers. The rest, the branches of a tree and the drafts that hang on scattered slots, is the *tail*:
+few rows, and few keys that no block table can name.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class AttentionLayout:
 def attention_layout(rows: Rows, block: int, most: int, merged: bool) -> AttentionLayout:
     """Lay out a step.
 
-    block: slots of a block. most: rows of a run. merged: whether the device can put together what a
+    block: slots of a block. most: rows of a run. merged: whether the device can merge what a
     tail's row sees in blocks and in single slots; else all is among the slots.
     """
     chain_rows: list[Ints] = []

@@ -1,6 +1,6 @@
 """The building blocks on Ascend A2 and A3 (910B, 910_93).
 
-Every call of torch_npu is here or in `npu_310p.py`. Its operators take what they are given: what a
+Every call of torch_npu is in this file or in `npu_310p.py`. Its operators take what they are given: what a
 kernel does not support is found out by wrong results or a crash. So the limits of the operators'
 documentation are checked before the call, and arguments whose defaults differ between versions are
 always given.

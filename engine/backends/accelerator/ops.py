@@ -82,7 +82,7 @@ class Graph(Protocol):
 class PagedOps(ABC):
     """The kernels of a device. Letters: T rows, I in, O out, E experts, G groups, D width of a head.
 
-    Nothing here but `attention_metadata`, `pack` and `record` may wait for the device or copy from the host.
+    Only `attention_metadata`, `pack` and `record` may wait for the device or copy from the host.
 
     Attributes:
         shape: of the model's attention, once `check` has read it.
@@ -97,7 +97,7 @@ class PagedOps(ABC):
     """Of a run in a recorded step."""
 
     merges: ClassVar[bool] = True
-    """Whether `attend` can say how much weight its keys have, so that parts can be put together."""
+    """Whether `attend` can say how much weight its keys have, so that parts can be merged."""
 
     records: bool = True
     """Whether steps can be recorded."""
@@ -111,7 +111,7 @@ class PagedOps(ABC):
     shape: AttentionShape
 
     def nearest(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype itself, or what a model of this dtype should run in here."""
+        """The dtype itself, or what a model of this dtype should run in on this device."""
         return dtype
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:

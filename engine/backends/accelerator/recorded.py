@@ -2,8 +2,8 @@
 
 A step of decoding or of verifying is many small kernels, and starting them one by one may take longer
 than running them. Steps are filled up to a few sizes (requests, rows), each of which is recorded
-when it comes for the second time. Rows that only fill up write to slots of nobody, run no routed expert, and
-are read by nobody.
+when it comes for the second time. Rows that only fill up write to slots that no
+request uses, run no routed expert, and are never read.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def padded_size(runs: int, rows: int, most: int) -> tuple[int, int] | None:
 
 
 def fill_runs(runs: BlockTables, size: tuple[int, int], width: int, spare: int) -> BlockTables:
-    """With runs of nobody's rows, which see keys of nobody, up to (runs, rows) and tables of `width`."""
+    """With padding runs over unused keys, up to (runs, rows), and tables of `width`."""
     count, rows = size
     tables = np.full((count, width), 0, dtype=np.int64)
     known = runs.tables.shape

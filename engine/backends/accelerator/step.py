@@ -1,4 +1,4 @@
-"""A step's rows as tensors, for decoders that run it without a word with the host."""
+"""A step's rows as tensors, for decoders that run it without waiting for the host."""
 
 from __future__ import annotations
 

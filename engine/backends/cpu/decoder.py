@@ -40,7 +40,7 @@ class CpuDecoder:
         config: the model's.
         formats: what `memory` is packed in.
         arena: where the pieces lie.
-        memory: the pieces, kept alive here.
+        memory: the pieces, kept alive by this object.
         layers: those that run, the others are skipped; None = all.
         storage: of keys and values: `TiledStorage`, or `Int8Tiles`.
     """
@@ -80,10 +80,10 @@ class CpuDecoder:
         """Of keys and values, and of features."""
         return self.formats.kv
 
-    def clock(self, on: bool) -> dict[str, float]:
+    def part_seconds(self, on: bool) -> dict[str, float]:
         """Start or stop timing the parts of a step; returns the seconds of each since last asked."""
         seconds = np.zeros(len(library.PARTS))
-        self._kernels.fs_clock(self._handle, on, seconds.ctypes.data)
+        self._kernels.fs_part_seconds(self._handle, on, seconds.ctypes.data)
         return dict(zip(library.PARTS, seconds.tolist()))
 
     def bytes_for(self, groups: int | None = None) -> int:

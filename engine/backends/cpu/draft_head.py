@@ -90,7 +90,7 @@ class DraftKernels:
             the bytes of a head are most of its time: int4 took three quarters of int8's.
 
     Raises:
-        MemoryError: there is none left, in all methods, too.
+        MemoryError: there is none left; every method may raise it.
     """
 
     def __init__(
@@ -239,9 +239,10 @@ class DraftKernels:
             )
         return trees
 
-    def advance(self, texts: Sequence[int], tokens: Sequence[int]) -> None:
-        both = np.array([*texts, *tokens], dtype=np.int64)
-        start, count = both.ctypes.data, len(texts)
+    def advance(self, contexts: Sequence[int], tokens: Sequence[int]) -> None:
+        """One more token of each text's chain, which begins anew after `grow`."""
+        both = np.array([*contexts, *tokens], dtype=np.int64)
+        start, count = both.ctypes.data, len(contexts)
         threads = torch.get_num_threads()
         self._check(
             self._kernels.fs_draft_advance(self._handle, start, start + 8 * count, count, threads)

@@ -48,7 +48,7 @@ class Formats:
     def alike(self, prefixes: Iterable[str]) -> Formats:
         """The same with all gates, ups and downs below the prefixes in one format.
 
-        The experts of a layer follow each other at one distance.
+        The experts of a layer lie in a row, all at one distance.
         """
         parts = ("gate", "up", "down")
         names = {f"{prefix}.{part}_proj.weight" for prefix in prefixes for part in parts}

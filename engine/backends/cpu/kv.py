@@ -28,7 +28,7 @@ class TiledStorage(KVStorage):
 
     A tile of one KV head comes in words of 32 bits, P = 2 bfloat16 or 1 float32. Keys are
     [tiles, kv_heads, D / P, 16, P], so that a query is multiplied with sixteen keys at once and
-    nobody transposes them; values are [tiles, kv_heads, 16 / P, D, P], so that a word is one place
+    they are never transposed; values are [tiles, kv_heads, 16 / P, D, P], so that a word is one place
     of two neighbours. A text whose positions lie in tiles in their order, as pages of 16 tokens
     do, is read in place; any other is gathered.
 

@@ -53,7 +53,7 @@ PARTS = ("embed", "qkv", "attention", "out", "gate_up", "experts", "down", "head
 
 
 def _fields(*groups: tuple[Any, str]) -> list[tuple[str, Any]]:
-    """Each type with the names of the members that have it."""
+    """Every type with the names of the members that have it."""
     return [(name, kind) for kind, names in groups for name in names.split()]
 
 
@@ -112,7 +112,7 @@ SIGNATURES = {
     "fs_model_new": (c_void_p, [POINTER(CShape), POINTER(CLayer)]),
     "fs_model_delete": (None, [c_void_p]),
     "fs_step": (c_int, [c_void_p, POINTER(StepArgs)]),
-    "fs_clock": (None, [c_void_p, c_int, c_void_p]),
+    "fs_part_seconds": (None, [c_void_p, c_int, c_void_p]),
     "fs_experts_read": (c_int64, [c_void_p]),
     "fs_screened": (c_int, [c_void_p]),
     "fs_draft_new": (c_void_p, [POINTER(CShape), POINTER(CLayer), c_void_p, c_int, c_double]),
@@ -246,7 +246,7 @@ def kernels() -> ctypes.CDLL:
 
 @cache
 def available() -> bool:
-    """Whether the kernels run here; if not, one line in the log says what that costs and why."""
+    """Whether the kernels run on this machine; if not, one line in the log says what that costs and why."""
     if level() == "off":
         logger.info(
             "the CPU kernels are switched off, plain torch runs instead, several times slower"

@@ -27,7 +27,7 @@ def plain_order(rows: int) -> Ints:
 
 
 def heads_order(count: int, dim: int) -> Ints:
-    """Each head padded to whole tiles, so that a kernel holds a head at a time."""
+    """Every head padded to whole tiles, so that a kernel holds a head at a time."""
     parts = [_padded(np.arange(dim) + n * dim, TILE) for n in range(count)]
     return np.concatenate(parts)
 

@@ -18,7 +18,7 @@ PER_ROW = ("tokens", "positions", "slots", "parents", "groups")
 class Tails:
     """Which of the step's own slots each row sees after its request's context, itself the last.
 
-    chains: uint8 [B], whether a request's rows follow each other, so that they share one list.
+    chains: uint8 [B], whether every row of a request is the child of the one before, so that they share one list.
     """
 
     slots: Ints
@@ -28,7 +28,7 @@ class Tails:
 
     @classmethod
     def of(cls, rows: Rows) -> Tails:
-        """The paths from each request's context to each of its rows."""
+        """For every row, the slots from its request's context down to it."""
         if len(rows.tokens) == len(rows.starts) - 1:  # a row each, as in plain decoding
             count = len(rows.tokens)
             ones = np.ones(count, dtype=np.int64)
@@ -45,12 +45,12 @@ class Tails:
         for b in np.unique(np.repeat(np.arange(len(sizes)), sizes)[~follows]).tolist():
             chains[b] = 0
             first, last = int(rows.starts[b]), int(rows.starts[b + 1])
-            paths: list[list[int]] = []  # slots from the root to each row
+            tails: list[list[int]] = []  # slots from the root to each row
             for row in range(first, last):
                 parent = parents[row]
-                paths.append([*(paths[parent] if parent >= 0 else ()), given[row]])
-                starts[row], lengths[row] = first_tail + len(extra), len(paths[-1])
-                extra += paths[-1]
+                tails.append([*(tails[parent] if parent >= 0 else ()), given[row]])
+                starts[row], lengths[row] = first_tail + len(extra), len(tails[-1])
+                extra += tails[-1]
         return cls(np.array(given + extra, dtype=np.int64), starts, lengths, chains)
 
 

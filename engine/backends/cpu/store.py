@@ -21,7 +21,7 @@ from fastslow.engine.model.row_file import OpenFile
 LAYOUT = 2  # raise it when packed bytes change their meaning
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PAGE = 2 << 20
-SMALL = 64 << 20  # packing less than this takes no time worth a file
+SMALL = 64 << 20  # packing less than this is so quick that no file is written
 
 
 def packed_path(folder: Path, format_name: str) -> Path:

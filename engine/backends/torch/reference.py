@@ -21,8 +21,8 @@ class ReferenceOps:
     Three rules make it so. Matrix products see row counts that are multiples of `rows`, since
     libraries switch to another kernel, and another rounding, for fewer. Sums over keys run inside
     blocks of one fixed size and then block by block, so that keys a row does not see add exact
-    zeros. Elementwise functions whose rounding differs at the end of a vector are put together
-    from functions that round alike everywhere. Plain products hold to this for sizes that are
+    zeros. Elementwise functions whose rounding differs at the end of a vector are made
+    of functions that round alike everywhere. Plain products hold to this for sizes that are
     multiples of 16, as those of real models are; odd ones were seen to differ in the last bit.
     """
 
@@ -131,7 +131,7 @@ class ReferenceOps:
         down_HF: Sequence[Tensor],
         dispatch: Dispatch,
     ) -> Tensor:
-        """Each sorted row through its own expert's gated MLP: [R, H], in the dtype of x.
+        """Every sorted row through its own expert's gated MLP: [R, H], in the dtype of x.
 
         Weights per expert, as `pack` gave them.
         """
@@ -154,7 +154,7 @@ def packable(dtype: torch.dtype) -> bool:
         ready = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     ready = ready and dtype in (torch.float32, torch.bfloat16)
     if not ready:
-        logger.info("oneDNN cannot pack {} weights here, plain matrix products run instead", dtype)
+        logger.info("oneDNN cannot pack {} weights, plain matrix products run instead", dtype)
     return ready
 
 

@@ -42,12 +42,12 @@ int fs_step(void* handle, const StepArgs* given) try {
 
 // Start or stop measuring where steps spend their time; the seconds so far, one for each Part, are
 // written to `seconds` and forgotten.
-void fs_clock(void* handle, int on, double* seconds) {
+void fs_part_seconds(void* handle, int on, double* seconds) {
     std::lock_guard<std::mutex> guard(Crew::get().lock);
-    Clock& clock = ((Model*)handle)->clock;
-    std::copy(clock.seconds, clock.seconds + PARTS, seconds);
-    std::fill(clock.seconds, clock.seconds + PARTS, 0.0);
-    clock.on.store(on != 0);
+    PartTimer& timer = ((Model*)handle)->timer;
+    std::copy(timer.seconds, timer.seconds + PARTS, seconds);
+    std::fill(timer.seconds, timer.seconds + PARTS, 0.0);
+    timer.on.store(on != 0);
 }
 
 // Experts whose weights the last step read, over all layers; 0 in a dense model.
@@ -83,7 +83,7 @@ int fs_dot_instructions() {
     return found;
 }
 
-// GB/s of reading memory, by so many threads, each a slice: what a decode step could reach. The best
+// GB/s of reading memory, by so many threads, each a slice: the limit of a decode step. The best
 // of three passes, since the first may wait for threads to wake.
 double fs_read_bandwidth(const void* memory, int64_t bytes, int threads) {
     constexpr int PASSES = 3;

@@ -44,10 +44,10 @@ void finish(const Step& step, int row, int head, float total, const float* out) 
 
 template <class T> void attend_as(Step& step, int thread, int layer, int chunk) {
     const AttentionPlan& plan = step.attention;
-    const int parts = step.model.shape.kv_heads / plan.together, work = chunk / parts;
+    const int parts = step.model.shape.kv_heads / plan.heads_at_once, work = chunk / parts;
     const int number = plan.split ? plan.items[work].group : work;
-    const int kv_head = chunk % parts * plan.together;
-    const Chunk<T> c{step, plan.groups[number], layer, kv_head, plan.together};
+    const int kv_head = chunk % parts * plan.heads_at_once;
+    const Chunk<T> c{step, plan.groups[number], layer, kv_head, plan.heads_at_once};
     const int width = padded(c.shape().head_dim, LANES), count = c.queries();
     Scratch& own = step.model.scratch[thread];
     float most[MOST_QUERIES], total[MOST_QUERIES];
@@ -104,7 +104,7 @@ void AttentionPlan::plan(const StepArgs& a, const Shape& shape) {
     for (const RowGroup& group : groups) most_count = std::max(most_count, group.count);
     const bool enough = (int)(split ? items.size() : groups.size()) >= 4 * a.threads || a.threads == 1;
     const bool fits = most_count * shape.heads <= MOST_QUERIES;
-    together = enough && fits ? shape.kv_heads : 1;
+    heads_at_once = enough && fits ? shape.kv_heads : 1;
 }
 
 void attend(Step& step, int thread, int layer, int chunk) {

@@ -11,11 +11,11 @@ struct StepArgs;
 struct Shape;
 struct Step;
 
-constexpr int KEY_BLOCK = 256;  // keys per partial softmax; fixed, since sums follow it
+constexpr int KEY_BLOCK = 256;  // keys per partial softmax; fixed, since sums depend on it
 constexpr size_t MOST_PARTIALS = 64 << 20;  // floats; a step that needs more is not split
 constexpr int MOST_QUERIES = 64;  // of a chunk: rows times query heads
 
-// Rows of one request that attend together, so that a key is read once for all of them.
+// Rows of one request that attend as a group, so that a key is read once for all of them.
 struct RowGroup {
     int request, first, count;
     int64_t longest;  // keys that its last row sees
@@ -25,7 +25,7 @@ struct RowGroup {
 struct AttentionPlan {
     void plan(const StepArgs& args, const Shape& shape);
     int chunks(int kv_heads) const {
-        return (int)(split ? items.size() : groups.size()) * (kv_heads / together);
+        return (int)(split ? items.size() : groups.size()) * (kv_heads / heads_at_once);
     }
 
     struct Item {
@@ -35,7 +35,7 @@ struct AttentionPlan {
     std::vector<RowGroup> groups;
     std::vector<Item> items;  // where split: every key block of every group
     bool split = false;       // too few groups for the threads: key blocks run apart, merged after
-    int together = 1;  // KV heads of a chunk: all, so that a page is one stream, or one
+    int heads_at_once = 1;    // KV heads of a chunk: all, so that a page is one stream, or one
     int most_blocks = 1;
     std::size_t partial_floats = 0;
 };

@@ -120,7 +120,7 @@ typedef Bytes Nibbles;
 // 127 / largest, or 0 where the largest is so small that this overflows, or is not finite.
 static inline float steps(float largest) { return largest > 1e-36f ? 127.0f / largest : 0.0f; }
 
-// What a step is worth: 0 where steps() gave 0 for smallness, not finite where for that.
+// The size of a step: 0 where `largest` is too small, not finite where it is not finite.
 static inline float step_of(float largest) { return largest <= 1e-36f ? 0.0f : largest / 127.0f; }
 
 static inline int32_t sum(vi v) {

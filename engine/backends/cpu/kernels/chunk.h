@@ -64,12 +64,12 @@ template <class T> struct Chunk {
         return values() + Tile<T>::value_start(slot, kv_head + head, shape().kv_heads, shape().head_dim);
     }
     const T* keys_at(const Places& places, int head, Scratch& own) const {
-        if (places.together) return key_tile(places.slots[0], head);
+        if (places.one_tile) return key_tile(places.slots[0], head);
         gather_keys(keys(), places, kv_head + head, shape().kv_heads, shape().head_dim, (T*)own.keys);
         return (const T*)own.keys;
     }
     const T* values_at(const Places& places, int head, T* copy) const {
-        if (places.together) return value_tile(places.slots[0], head);
+        if (places.one_tile) return value_tile(places.slots[0], head);
         gather_values(values(), places, kv_head + head, shape().kv_heads, shape().head_dim, copy);
         return copy;
     }

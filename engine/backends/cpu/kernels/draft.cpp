@@ -236,7 +236,7 @@ void DraftHead::read(const DraftArgs& args) {
     for (int b = 0; b < args.requests; b++) contexts.push_back(&at(args.contexts[b]));
     in_parts(args, contexts, [&](std::vector<Row>& rows, const std::vector<DraftContext*>& members,
                                  const float* features) {
-        for (Row& row : rows) {  // nobody attends, so a row need not list those before it
+        for (Row& row : rows) {  // no row attends, so a row need not list those before it
             row.tail = &row.slot;
             row.seen = 1;
         }

@@ -85,13 +85,13 @@ private:
         int64_t seen;         // how many
     };
     DraftContext& at(int64_t context);
-    // The rows to take in, so many at a time, those of a context together: pass(rows, contexts, features).
+    // The rows to take in, so many at a time, those of a context side by side: pass(rows, contexts, features).
     template <class Pass>
     void in_parts(const DraftArgs& args, const std::vector<DraftContext*>& contexts, Pass pass);
     // They were run: they are rows of the text now.
     void commit(DraftContext& context, const std::vector<Row>& rows);
     void take_in(const DraftArgs& args, const std::vector<DraftContext*>& contexts);
-    // Run rows, those of a context together; hidden states and logits of the `wanted` ones. Where none
+    // Run rows, those of a context side by side; hidden states and logits of the `wanted` ones. Where none
     // is wanted, only keys and values are made.
     void run(const std::vector<Row>& rows, const std::vector<int64_t>& wanted, int threads,
              const float* features, const float* hidden);

@@ -135,24 +135,24 @@ void Forest::grow() {
 void Forest::deepen(std::vector<GrowingTree*>& growing) {
     const size_t hidden = head_.shape().hidden;
     std::vector<DraftHead::Row> rows;
-    std::vector<std::vector<int64_t>> paths;
+    std::vector<std::vector<int64_t>> tails;
     std::vector<int64_t> wanted;
     std::vector<float> states;
     size_t count = 0;
     for (GrowingTree* tree : growing) count += tree->frontier.size();
-    paths.reserve(count);
+    tails.reserve(count);
     for (GrowingTree* tree : growing) {
         const int64_t* slots = tree->context->slots.behind(head_.pool_, tree->rows + tree->frontier.size());
         for (size_t i = 0; i < tree->frontier.size(); i++) {
             const int node = tree->frontier[i];
             tree->nodes[node].slot = slots[tree->rows++];
-            paths.push_back(tree->path(node));
-            const auto& path = paths.back();
+            tails.push_back(tree->path(node));
+            const auto& tail = tails.back();
             // the token after the row that drafted it stands one place further
-            const int64_t position = tree->context->position + (int64_t)path.size() - 1;
+            const int64_t position = tree->context->position + (int64_t)tail.size() - 1;
             wanted.push_back(rows.size());
             rows.push_back({tree->context, tree->nodes[node].token, position, tree->nodes[node].slot,
-                            path.data(), (int64_t)path.size()});
+                            tail.data(), (int64_t)tail.size()});
             states.insert(states.end(), tree->states[i].begin(), tree->states[i].end());
         }
     }

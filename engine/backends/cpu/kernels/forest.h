@@ -1,4 +1,4 @@
-// Trees of the likeliest paths, grown depth by depth, then cut to their budgets. EAGLE-2: Li et al.,
+// Trees of the likeliest nodes, grown depth by depth, then cut to their budgets. EAGLE-2: Li et al.,
 // arXiv 2406.16858. The counterpart of draft/head/tree.py.
 #pragma once
 

@@ -1,7 +1,7 @@
 // A weight format: how a matrix is packed, how rows of inputs are made ready, and their product.
 //
 // A tile is 32 outputs by all inputs, one contiguous run of bytes: each core reads one stream, and
-// two sums per row hide the latency of a dot instruction. Tiles of a matrix follow each other.
+// two sums per row hide the latency of a dot instruction. Tiles of a matrix lie in a row.
 // Inputs are padded with zeros to a multiple of `step`, outputs to whole tiles.
 #pragma once
 

@@ -89,7 +89,7 @@ void pack(uint8_t* tile, const float* const* weights, int inputs) {
 void prepare(uint8_t* row, const float* x, int inputs) {
     const int whole = inputs / W * W;
     for (int k = 0; k < whole; k += W) put(row + INPUT * (size_t)k, load<vf>(x + k));
-    // The end of a row is zeros, to the last byte: a vector's worth at a time fits its 64 bytes.
+    // The end of a row is zeros, to the last byte: a vector at a time fits its 64 bytes.
     for (int k = whole; k < padded(inputs, STEP); k += W) {
         vf rest = {};
         if (k < inputs) std::memcpy(&rest, x + k, 4 * (size_t)(inputs - k));

@@ -53,7 +53,7 @@ Slack slack(const float* x, int inputs) {
 }
 
 // Take a tile's logits in; `size` of them are tokens.
-void take(Best& best, const float* out, int first, int size) {
+void take(TopToken& best, const float* out, int first, int size) {
     alignas(64) float some[TILE];
     if (size < TILE) {
         std::copy(out, out + size, some);
@@ -89,7 +89,7 @@ void HeadPlan::prepare(const Step& step) {
     chunks = (tiles + batch - 1) / batch;
     const bool all = std::all_of(only_best.begin(), only_best.end(), [](uint8_t x) { return x; });
     screened = all && s.screen.tiles && a.outputs <= NARROW;
-    best.assign((size_t)chunks * a.outputs, Best{NOTHING, 0});
+    best.assign((size_t)chunks * a.outputs, TopToken{NOTHING, 0});
     if (!screened) return;
     screen.resize((size_t)a.outputs * tiles * TILE);
     least.resize((size_t)chunks * a.outputs);
@@ -98,9 +98,9 @@ void HeadPlan::prepare(const Step& step) {
 void HeadPlan::finish(const Step& step) const {
     const size_t count = rows.size();
     for (size_t m = 0; m < count; m++) {
-        Best found{NOTHING, 0};
+        TopToken found{NOTHING, 0};
         for (int c = 0; c < chunks; c++) {
-            const Best& some = best[c * count + m];
+            const TopToken& some = best[c * count + m];
             if (some.token < 0) found.token = -1;
             if (found.token >= 0 && some.logit > found.logit) found = some;
         }

@@ -14,7 +14,7 @@ namespace fastslow {
 struct Step;
 
 // The largest logit of some tokens, the first of equals.
-struct Best {
+struct TopToken {
     float logit;
     int32_t token;  // -1: some logit is not finite, and stays so
 };
@@ -25,12 +25,12 @@ struct HeadPlan {
     bool screened;              // no row wants logits, and there is a screen for so few
     std::vector<int64_t> rows;  // [M] of the step; late threads read these, so they are copies
     std::vector<uint8_t> only_best;  // [M]
-    std::vector<Best> best;          // [chunks, M]
+    std::vector<TopToken> best;      // [chunks, M]
     std::vector<float> screen;       // [M, tiles * TILE] screened logits
     std::vector<float> least;        // [chunks, M] no best logit is below the largest of these
 
     void prepare(const Step& step);
-    // Best tokens, from all chunks, to the caller.
+    // The best token of every row, from all chunks, to the caller.
     void finish(const Step& step) const;
 };
 

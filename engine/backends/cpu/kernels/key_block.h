@@ -79,8 +79,8 @@ template <class T> void score_block(const Chunk<T>& c, const KeyBlock& block, Sc
     turn_queries(c, own, q);
     for (int t = 0; t < block.tiles; t++) {
         for (int i = 0; i < c.queries(); i++) out[i] = own.scores + (size_t)i * KEY_BLOCK + t * LANES;
-        const int together = t < block.shared ? each : ratio;
-        for (int i = 0; i < c.queries(); i += together) {
+        const int at_once = t < block.shared ? each : ratio;
+        for (int i = 0; i < c.queries(); i += at_once) {
             const int head = i / each;
             const Places* places = &block.places[t];
             Places apart;
@@ -90,9 +90,9 @@ template <class T> void score_block(const Chunk<T>& c, const KeyBlock& block, Sc
                 places = &apart;
             }
             const T* keys = c.keys_at(*places, head, own);
-            score_some<T>(keys, dim, together, q + i, out + i, after_keys(c, block, t, head));
+            score_some<T>(keys, dim, at_once, q + i, out + i, after_keys(c, block, t, head));
             if constexpr (Tile<T>::SCALED)
-                for (int j = i; j < i + together; j++)
+                for (int j = i; j < i + at_once; j++)
                     std::memcpy(own.value_scales + (size_t)j * KEY_BLOCK + t * LANES,
                                 keys + Tile<T>::scale(0, dim, true), sizeof(float) * LANES);
         }
@@ -116,7 +116,7 @@ void weigh_shared(const Chunk<T>& c, const KeyBlock& block, const int* seen, Scr
                 soon[t] = after_values(c, block, first + t, head);
             }
             for (int i = head * each; i < (head + 1) * each;)
-                i += few<Inner<T>::TOGETHER>((head + 1) * each - i, [&](auto n) {
+                i += few<Inner<T>::AT_ONCE>((head + 1) * each - i, [&](auto n) {
                     int least = seen[i];
                     for (int j = i + 1; j < i + n(); j++) least = std::min(least, seen[j]);
                     const int both = std::clamp((least - from) / LANES, 0, count);  // all see them whole
@@ -151,7 +151,7 @@ void weigh_apart(const Chunk<T>& c, const KeyBlock& block, Scratch& own, const t
             const T* tile = c.values_at(places, i / each, (T*)own.values);
             const char* soon = (const char*)tile;
             for (int j = i; j < i + ratio;)
-                j += few<Inner<T>::TOGETHER>(i + ratio - j, [&](auto n) {
+                j += few<Inner<T>::AT_ONCE>(i + ratio - j, [&](auto n) {
                     Inner<T>::template weigh_all<n()>(&tile, places.count, dim, mass + j, t * LANES, out + j, &soon);
                 });
         }

@@ -102,7 +102,7 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
         own.ready_expert = bytes((size_t)NARROW * std::max(shape.groups, 1) * ready_expert_bytes);
         own.row = floats(hidden_pad);
         own.head = floats(MOST_ROWS * width);
-        own.acc = floats((size_t)rows * TILE * TILES_TOGETHER);
+        own.acc = floats((size_t)rows * TILE * TILES_AT_ONCE);
         own.scores = floats(MOST_QUERIES * KEY_BLOCK);
         own.value_scales = floats(MOST_QUERIES * KEY_BLOCK);
         own.masses = bytes((size_t)MOST_QUERIES * KEY_BLOCK * sizeof(float));

@@ -32,7 +32,7 @@ struct Layer {
     Matrix down;
     Matrix router;           // float32; outputs 0 in a dense layer
     const float* router_scale;
-    Matrix expert_gate_up;  // of expert 0; the others follow at a fixed distance
+    Matrix expert_gate_up;  // of expert 0; the others lie behind it at a fixed distance
     Matrix expert_down;
     int64_t expert_bytes;
 };
@@ -89,7 +89,7 @@ struct FileRows {
 // Where the time of steps goes, on thread 0; it runs only when asked to.
 enum Part { EMBED, QKV, ATTENTION, OUT, GATE_UP, EXPERTS, DOWN, HEAD, PARTS };
 
-struct Clock {
+struct PartTimer {
     std::atomic<bool> on{false};
     double seconds[PARTS] = {};
     std::chrono::steady_clock::time_point last;
@@ -109,7 +109,7 @@ struct Model {
     ~Model();
     Model(const Model&) = delete;
 
-    // Memory for a step; whoever calls holds the crew's lock.
+    // Memory for a step; the caller holds the crew's lock.
     void make_room(int rows, int threads, size_t partial_floats);
 
     Shape shape;
@@ -117,7 +117,7 @@ struct Model {
     int hidden_pad, neurons_pad, expert_pad, attention_width, pair_width, level_width;
     size_t ready_bytes, ready_expert_bytes, ready_router_bytes;  // of one row
     Workspace space;
-    Clock clock;
+    PartTimer timer;
     std::vector<Scratch> scratch;
     std::vector<FileRows> file_rows;  // of each thread, if the embedding lies in a file
     std::vector<std::unique_ptr<Step>> steps;

@@ -68,7 +68,7 @@ void Choice::choose(const float* logits, int width, int experts, int group_count
 
 namespace {
 
-// Router logits, and the shared experts' gates and ups; whoever ends the router makes the choice.
+// Router logits, and the shared experts' gates and ups; the thread that ends the router makes the choice.
 void route(Step& step, int thread, int n, int& phase) {
     Model& model = step.model;
     const Layer& l = model.layers[n];
@@ -114,12 +114,12 @@ void route(Step& step, int thread, int n, int& phase) {
                      });
     });
     const int expert_tiles = tiles_of(l.expert_gate_up);
-    const int per_job = (expert_tiles + TILES_TOGETHER - 1) / TILES_TOGETHER;
+    const int per_job = (expert_tiles + TILES_AT_ONCE - 1) / TILES_AT_ONCE;
     const int count = (int)choice.jobs.size() * per_job;
     const size_t expert_bytes = tile_bytes(l.expert_gate_up);
     auto start = [&](int c) {
         return l.expert_gate_up.tiles + choice.jobs[c / per_job].expert * l.expert_bytes +
-               c % per_job * TILES_TOGETHER * expert_bytes;
+               c % per_job * TILES_AT_ONCE * expert_bytes;
     };
     step.mark(thread, GATE_UP);
     // the experts read the same rows; a thread that came too late for the shared ones lacks them
@@ -127,8 +127,8 @@ void route(Step& step, int thread, int n, int& phase) {
     step.phases.run(phase++, thread, count, [&](int c) {
         if (c + 1 < count) fetch(start(c + 1), AHEAD);
         const Job& job = choice.jobs[c / per_job];
-        const int first_tile = c % per_job * TILES_TOGETHER;
-        const int last_tile = std::min(first_tile + TILES_TOGETHER, expert_tiles);
+        const int first_tile = c % per_job * TILES_AT_ONCE;
+        const int last_tile = std::min(first_tile + TILES_AT_ONCE, expert_tiles);
         for (int tile = first_tile; tile < last_tile; tile++)
             multiply(l.expert_gate_up, start(c) + (tile - first_tile) * expert_bytes, rows,
                      model.ready_bytes, &choice.rows[job.start], job.count,
@@ -151,9 +151,9 @@ void combine(Step& step, int thread, int n, int& phase) {
     const int rows_count = step.args.rows, tiles = tiles_of(l.down);
     const int entries = (int)choice.rows.size(), jobs = (int)choice.jobs.size();
     const bool few = step.narrow();
-    // tiles of an expert follow each other, so that few rows read longer runs
-    const int together = few ? std::clamp(tiles / (step.threads * 3), 1, TILES_TOGETHER) : 1;
-    const int chunks = (tiles + together - 1) / together;
+    // tiles of an expert lie in a row, so that few rows read longer runs
+    const int tiles_at_once = few ? std::clamp(tiles / (step.threads * 3), 1, TILES_AT_ONCE) : 1;
+    const int chunks = (tiles + tiles_at_once - 1) / tiles_at_once;
     const uint8_t* shared =
         step.ready(thread, phase, chunks, rows_count, few, format_of(l.down.format), l.down.inputs,
                    model.ready_bytes, model.space.ready, own.ready,
@@ -167,12 +167,12 @@ void combine(Step& step, int thread, int n, int& phase) {
     Stream next = last_layer ? step.head_stream() : stream_of(model.layers[n + 1].qkv);
     // an expert's run is short: what is asked for meanwhile is that of an expert some jobs later, and in
     // the end of the first ones in the next chunk
-    const int later = (int)(AHEAD / (together * expert_bytes)) + 1;
+    const int later = (int)(AHEAD / (tiles_at_once * expert_bytes)) + 1;
     auto start = [&](int j, int tile) {
         return l.expert_down.tiles + choice.jobs[j].expert * l.expert_bytes + tile * expert_bytes;
     };
     step.phases.run(phase++, thread, chunks, [&](int c) {
-        const int first_tile = c * together, last_tile = std::min(first_tile + together, tiles);
+        const int first_tile = c * tiles_at_once, last_tile = std::min(first_tile + tiles_at_once, tiles);
         for (int j = 0; j < std::min(later, jobs); j++)
             fetch(start(j, first_tile), (last_tile - first_tile) * expert_bytes);
         auto sums = [&](int tile, int row) {

@@ -9,7 +9,7 @@ namespace fastslow {
 
 struct Step;
 
-constexpr int TILES_TOGETHER = 4;  // most tiles of an expert in one chunk
+constexpr int TILES_AT_ONCE = 4;  // most tiles of an expert in one chunk
 
 // One expert that some rows chose: entries start .. start + count - 1.
 struct Job {

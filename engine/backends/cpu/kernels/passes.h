@@ -47,7 +47,7 @@ template <int T> struct Sums {
     }
 };
 
-// Passes of a format whose rows are floats. A turn takes PARTS inputs, whose weights lie together:
+// Passes of a format whose rows are floats. A turn takes PARTS inputs, whose weights lie side by side:
 // Weights::part(at, p) is those of input p, for a vector of outputs. One part of all vectors at a time, so
 // that weights take few registers.
 template <class Weights> struct FloatPasses {

@@ -22,7 +22,7 @@ struct Match {
 };
 
 // The longest match of the last tokens before `end`, of which there are `size`, at least one; length 0
-// where there is none. All of its places, however far they reach.
+// where there is none. All of its places, however many.
 Match longest_match(const Places& places, const int32_t* end, int size);
 
 // What followed at a place, until its text ends, `ahead` tokens at most; returns how many.

@@ -20,8 +20,8 @@ constexpr int ROWS = 3;
 constexpr int VECTORS = TILE / W;  // vectors of a tile's outputs
 constexpr int LINE = 64;           // bytes of a cache line
 
-// Bytes to ask for with each of T rows, whole lines, so that together they cover `bytes`: asked for
-// all at once, lines wait for each other.
+// Bytes to ask for with each of T rows, whole lines, so that the rows cover `bytes`: lines that are asked
+// for all at once wait for each other.
 constexpr int to_share(int bytes, int T) { return (bytes / LINE + T - 1) / T * LINE; }
 
 // Vectors that T rows of floats sum at once, in as many passes as the tile then takes: where

@@ -17,12 +17,12 @@
 namespace fastslow {
 
 constexpr int NV = LANES / W;
-constexpr int TOGETHER = W == 4 ? 1 : 4;  // queries whose sums fit the registers
+constexpr int AT_ONCE = W == 4 ? 1 : 4;  // queries whose sums fit the registers
 
-// What words of keys and values are multiplied by.
-template <class T> struct Words;
+// How words of keys and values are multiplied and added.
+template <class T> struct WordMath;
 
-template <> struct Words<float> {
+template <> struct WordMath<float> {
     using Scalar = float;
     static vf add(vf sum, vu words, float by) { return fma((vf)words, splat(by), sum); }
     static vf kept(vf mass) { return mass; }
@@ -35,19 +35,19 @@ template <> struct Words<float> {
 
 // Where there are bfloat16 dots, queries and masses are rounded to it, too.
 #if defined(FASTSLOW_AVX512) && defined(__AVX512BF16__)
-template <> struct Words<uint16_t> {
+template <> struct WordMath<uint16_t> {
     using Scalar = uint32_t;  // two bfloat16
     static vf add(vf sum, vu words, uint32_t by) {
         return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)words, (__m512bh)_mm512_set1_epi32((int)by));
     }
-    static vf kept(vf mass) {  // gcc takes widen() apart here
+    static vf kept(vf mass) {  // gcc takes widen() apart
         return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)narrow(mass)), 16);
     }
     static void keep(Scalar* to, int k, vf x) { store((uint16_t*)to + k, narrow(x)); }
     static void keep(Scalar* to, int k, float x) { ((uint16_t*)to)[k] = narrow(x); }
 };
 #else
-template <> struct Words<uint16_t> {
+template <> struct WordMath<uint16_t> {
     struct Scalar {
         float low, high;
     };
@@ -64,7 +64,7 @@ template <> struct Words<uint16_t> {
 };
 #endif
 
-template <class T> using Scalar = typename Words<T>::Scalar;
+template <class T> using Scalar = typename WordMath<T>::Scalar;
 
 // Calls work with a constant: how many of `count` queries to take at once, at most N. Returns it.
 template <int N, class Work> int few(int count, Work work) {
@@ -82,12 +82,12 @@ inline void add_words(vf (&sums)[N][C], const uint32_t* words, const Scalar<T>* 
     // Two vectors' parts and one scalar at a time, loaded anew: compilers hold more where they may, and
     // sums leave the sixteen registers.
     constexpr int SPAN = C % 2 ? 1 : 2;
-    UNROLL for (int c = 0; c < C; c += SPAN) UNROLL for (int p = 0; p < Words<T>::PARTS; p++) {
+    UNROLL for (int c = 0; c < C; c += SPAN) UNROLL for (int p = 0; p < WordMath<T>::PARTS; p++) {
         vf part[SPAN];
         UNROLL for (int v = 0; v < SPAN; v++)
-            part[v] = Words<T>::part(load<vu>(words + (c + v) * W) & splat(real), p);
+            part[v] = WordMath<T>::part(load<vu>(words + (c + v) * W) & splat(real), p);
         UNROLL for (int i = 0; i < N; i++) {
-            const vf times = splat(Words<T>::part(by[i][w], p));
+            const vf times = splat(WordMath<T>::part(by[i][w], p));
             UNROLL for (int v = 0; v < SPAN; v++) sums[i][c + v] = fma(part[v], times, sums[i][c + v]);
         }
         if (N > 2) asm volatile("" ::: "memory");  // no load is moved past this
@@ -95,7 +95,7 @@ inline void add_words(vf (&sums)[N][C], const uint32_t* words, const Scalar<T>* 
 #else
     UNROLL for (int c = 0; c < C; c++) {
         const vu word = load<vu>(words + c * W) & splat(real);
-        UNROLL for (int i = 0; i < N; i++) sums[i][c] = Words<T>::add(sums[i][c], word, by[i][w]);
+        UNROLL for (int i = 0; i < N; i++) sums[i][c] = WordMath<T>::add(sums[i][c], word, by[i][w]);
     }
 #endif
 }
@@ -147,8 +147,8 @@ template <class T> void soften(float* scores, int count, float& most, float& tot
     vf sums{};
     for (int k = 0; k < padded; k += W) {
         vf mass = lane + k < count ? exp(load<vf>(scores + k) - splat(most)) : vf{};
-        Words<T>::keep((Scalar<T>*)scores, k, mass);  // behind what is still to be read
-        sums = sums + Words<T>::kept(mass);
+        WordMath<T>::keep((Scalar<T>*)scores, k, mass);  // behind what is still to be read
+        sums = sums + WordMath<T>::kept(mass);
     }
     total = sum(sums);
 }
@@ -187,14 +187,14 @@ void weigh(const T* const* tiles, int count, int dim, int d, const Scalar<T>* co
 template <class T> struct Inner {
     using Query = Scalar<T>;
     using Mass = Scalar<T>;
-    static constexpr int TOGETHER = fastslow::TOGETHER;
+    static constexpr int AT_ONCE = fastslow::AT_ONCE;
 
     static size_t query_bytes(int dim) { return sizeof(Query) * (dim / Tile<T>::PACK); }
 
     static void turn(const float* q, int dim, Query* to, float*) {
         int d = 0;
-        for (; d + W <= dim; d += W) Words<T>::keep(to, d, load<vf>(q + d));
-        for (; d < dim; d++) Words<T>::keep(to, d, q[d]);
+        for (; d + W <= dim; d += W) WordMath<T>::keep(to, d, load<vf>(q + d));
+        for (; d < dim; d++) WordMath<T>::keep(to, d, q[d]);
     }
 
     template <int N>
@@ -229,7 +229,7 @@ template <class T>
 void score_some(const T* keys, int dim, int count, const typename Inner<T>::Query* const* q,
                 float* const* out, const char* soon) {
     for (int i = 0; i < count;)
-        i += few<Inner<T>::TOGETHER>(count - i, [&](auto n) {
+        i += few<Inner<T>::AT_ONCE>(count - i, [&](auto n) {
             Inner<T>::template score<n()>(keys, dim, q + i, out + i, soon);
         });
 }

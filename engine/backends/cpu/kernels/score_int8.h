@@ -15,7 +15,7 @@
 
 namespace fastslow {
 
-constexpr int HIGH = 128;                           // what a step of the upper digit is worth
+constexpr int HIGH = 128;                           // the value of a step of the upper digit
 constexpr float LARGEST_SPLIT = 127.0f * HIGH;      // the lower digit is -64 .. 63
 constexpr int DIGIT_BYTES = Bytes::QUAD / 4;
 constexpr int DIGITS = 2 / DIGIT_BYTES;
@@ -56,7 +56,7 @@ static inline Split split(const float* x, int count, uint8_t* digits, int apart)
     return {magnitude / LARGEST_SPLIT, sum(total)};
 }
 
-// What sums by digits are together.
+// The whole sum, from the sums by digit.
 static inline vi whole(const vi (&sums)[DIGITS]) {
     if constexpr (DIGITS == 1) return sums[0];
     else return (sums[0] << 7) + sums[1];
@@ -70,7 +70,7 @@ template <> struct Inner<uint8_t> {
         const uint8_t* digits() const { return (const uint8_t*)(this + 1); }
     };
     using Mass = uint8_t;  // [DIGITS][KEY_BLOCK * DIGIT_BYTES]
-    static constexpr int TOGETHER = W == 16 ? 3 : W == 4 ? 1 : 4 / DIGITS;
+    static constexpr int AT_ONCE = W == 16 ? 3 : W == 4 ? 1 : 4 / DIGITS;
     static constexpr int QUAD = Bytes::QUAD;
 
     static constexpr int MASS_SIDE = KEY_BLOCK * DIGIT_BYTES;

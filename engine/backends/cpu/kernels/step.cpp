@@ -85,7 +85,7 @@ void run_step(Model& model, const StepArgs& args) {
 
 void Step::work(int thread) {
     int phase = 0;
-    if (!thread) model.clock.start();
+    if (!thread) model.timer.start();
     embed(thread, phase);
     mark(thread, EMBED);
     for (int n = 0; n < model.shape.layers; n++) layer(thread, n, phase);
@@ -139,7 +139,7 @@ void Step::layer(int thread, int n, int& phase) {
     const Layer& l = model.layers[n];
     project(thread, n, phase);
     mark(thread, QKV);
-    // nobody reads more of the last layer than its keys and values
+    // only the keys and values of the last layer are read
     if (n + 1 == model.shape.layers && !routed && !args.outputs && !args.seen_rows) return;
     const int chunks = attention.chunks(model.shape.kv_heads);
     phases.run(phase++, thread, chunks, [&](int c) { attend(*this, thread, n, c); },
@@ -193,10 +193,10 @@ static void ask(const void* layer, bool value, int64_t slot, int kv_head, const 
 // The same in int8: the lane's bytes, and its scale among the keys'.
 static void keep_int8(const float* v, uint8_t* keys, uint8_t* values, bool value, int64_t slot, int kv_head,
                       const Shape& s) {
-    using Kept = Tile<uint8_t>;
+    using ByteTile = Tile<uint8_t>;
     const int dim = s.head_dim, lane = slot % LANES;
-    uint8_t* key_tile = keys + Kept::key_start(slot, kv_head, s.kv_heads, dim);
-    uint8_t* tile = value ? values + Kept::value_start(slot, kv_head, s.kv_heads, dim) : key_tile;
+    uint8_t* key_tile = keys + ByteTile::key_start(slot, kv_head, s.kv_heads, dim);
+    uint8_t* tile = value ? values + ByteTile::value_start(slot, kv_head, s.kv_heads, dim) : key_tile;
     float most = 0.0f;
     for (int d = 0; d < dim; d++) {
         const float magnitude = std::fabs(v[d]);
@@ -204,10 +204,10 @@ static void keep_int8(const float* v, uint8_t* keys, uint8_t* values, bool value
         if (most != most) break;
     }
     const float inverse = steps(most);
-    store(key_tile + Kept::scale(lane, dim, value), step_of(most));
+    store(key_tile + ByteTile::scale(lane, dim, value), step_of(most));
     for (int d = 0; d < dim; d++) {
         const int number = inverse == 0.0f ? 0 : (int)std::lrintf(v[d] * inverse);
-        tile[value ? Kept::value(lane, d, dim) : Kept::key(lane, d)] = (uint8_t)(number + 128);
+        tile[value ? ByteTile::value(lane, d, dim) : ByteTile::key(lane, d)] = (uint8_t)(number + 128);
     }
 }
 
@@ -241,7 +241,7 @@ static void place_head(const Step& step, int layer, int head, int row, float* v)
         keep(v, (uint16_t*)cache, value, a.slots[row], kv_head, s);
 }
 
-// Before the product: stores to lines that are far away would hold up those that follow.
+// Before the product: stores to lines that are far away would hold up the stores after them.
 static void ask_place(const Step& step, int layer, int head, int row) {
     const Shape& s = step.model.shape;
     const StepArgs& a = step.args;

@@ -30,7 +30,7 @@ struct StepArgs {
     const int64_t* starts;     // [B + 1] request b owns rows starts[b] : starts[b + 1]
     const int64_t* const* contexts;  // [B] slots of the committed tokens
     const int64_t* context_lengths;  // [B]
-    const uint8_t* chains;           // [B] rows follow each other
+    const uint8_t* chains;           // [B] every row is the child of the one before
     const int64_t* tails;            // slots of the step's own rows, path by path
     const int64_t *tail_starts, *tail_lengths;  // [T] a row sees its context and then its tail
     void* const* keys;               // [layers] each in tiles of kv_format, see tile.h
@@ -48,20 +48,20 @@ struct StepArgs {
 };
 }
 
-// Run a step; whoever calls holds the crew's lock. Throws where memory or threads run out.
+// Run a step; the caller holds the crew's lock. Throws where memory or threads run out.
 void run_step(Model& model, const StepArgs& args);
 
 struct Step : Task {
     explicit Step(Model& model) : model(model) {}
 
-    // Take the arguments over; whoever calls holds the crew's lock.
+    // Copy the arguments; the caller holds the crew's lock.
     void prepare(const StepArgs& given);
     void work(int thread) override;
 
     bool narrow() const { return args.rows <= NARROW; }
 
     // Rows made ready for a product: `count` of them, row i from the floats at `source(i)`.
-    // Few rows are prepared by every thread for itself, many by all threads together, in a phase.
+    // Few rows are prepared by every thread for itself, many by all threads at once, in a phase.
     // Null where the phase that would read them, of `chunks` chunks, is over.
     template <class Source>
     const uint8_t* ready(int thread, int& phase, int chunks, int count, bool few, const Format& format,
@@ -97,9 +97,9 @@ struct Step : Task {
     void add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows, size_t stride, int layer,
                   Stream next);
 
-    // What has passed since the last call belongs to this part.
+    // Books the time since the last call on this part.
     void mark(int thread, Part part) {
-        if (!thread && model.clock.on.load(std::memory_order_relaxed)) model.clock.note(part);
+        if (!thread && model.timer.on.load(std::memory_order_relaxed)) model.timer.note(part);
     }
 
     // What the head reads first.
@@ -129,7 +129,7 @@ private:
 // How many tiles make a chunk: enough chunks for the threads, none so small that taking it costs.
 int tiles_per_chunk(int tiles, int threads);
 
-// Tiles that follow each other, and what is asked for while they are read: see Product.
+// Tiles in a row, and what is asked for while they are read: see Product.
 struct Run {
     const uint8_t* tile;
     int count;

@@ -1,7 +1,7 @@
 // A crew of threads that runs a step phase by phase.
 //
 // A phase ends when its chunks are done, not when every thread has arrived: a thread that lost its
-// core while it held no chunk delays nobody. A late thread walks through phases that are over; it may
+// core while it held no chunk delays no other. A late thread walks through phases that are over; it may
 // then prepare rows from memory that has moved on, but it finds no chunk to use them for.
 #pragma once
 
@@ -98,7 +98,7 @@ public:
     // Wait until no thread is inside any task.
     void settle();
 
-    std::mutex lock;  // held by whoever runs a task or changes what late threads may read
+    std::mutex lock;  // held while a task runs, and to change what late threads may read
 
     static constexpr int TASKS = 4;
 

@@ -3,7 +3,7 @@
 // The elements of a tile come in words of 32 bits, one float, two bfloat16 or four bytes, so that a
 // vector of words times one scalar is a step of a score for sixteen keys, or of a sum of values.
 // Bytes are int8 + 128; behind a tile of keys lie the scales of its keys and then of its values, so
-// that whoever has scored a tile knows what its values are worth.
+// that scoring a tile also fetches the scales of its values.
 // Mirror of engine/backends/cpu/kv.py.
 #pragma once
 
@@ -53,11 +53,11 @@ template <class T> struct Tile {
 struct Places {
     int64_t slots[LANES];
     int count;
-    bool together;  // they are the lanes of one tile, in order
+    bool one_tile;  // they are the lanes of one tile, in order
 
     void look() {
-        together = slots[0] % LANES == 0;
-        for (int j = 1; j < count; j++) together &= slots[j] == slots[0] + j;
+        one_tile = slots[0] % LANES == 0;
+        for (int j = 1; j < count; j++) one_tile &= slots[j] == slots[0] + j;
     }
 };
 

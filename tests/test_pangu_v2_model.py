@@ -11,7 +11,7 @@ import pytest
 import texts
 import torch
 from checkpoints import write
-from extra_tools import MOE, ReferenceMoe, tensors, write_moe
+from pangu_v2_tools import MOE, ReferenceMoe, tensors, write_moe
 from typer.testing import CliRunner
 
 from fastslow.engine.backends.loader import load_model
@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_law_is_the_references(tmp_path: Path, name: str) -> None:
+def test_the_probabilities_are_the_references(tmp_path: Path, name: str) -> None:
     folder = write_moe(tmp_path, **VARIANTS[name])
     tokens = texts.tokens_of(13)
     expected = ReferenceMoe(folder).logits(tokens).log_softmax(-1)

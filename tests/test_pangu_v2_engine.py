@@ -11,7 +11,7 @@ import torch
 from checkpoints import MOGE, write, write_dense
 from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import PLENTY, Ask, Bench, RandomDraft, Setting, answer, cache_for, write_kin
-from extra_tools import MOE, ReferenceMoe, tensors, write_moe
+from pangu_v2_tools import MOE, ReferenceMoe, tensors, write_moe
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.draft.head.draft import HeadDraft
@@ -39,9 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bench(folder: Path) -> Bench:
     config = {**MOE, **FIELDS}
-    noise = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     near = {
-        name: t + 0.05 * t.std() * torch.randn(t.shape, generator=noise) if t.numel() > 1 else t
+        name: t + 0.05 * t.std() * torch.randn(t.shape, generator=generator) if t.numel() > 1 else t
         for name, t in tensors(config).items()
     }
     kin = load_model(write(folder.parent / "kin", config, near), "float32")
@@ -94,13 +94,13 @@ def test_sampled_answers_have_the_targets_probabilities(
     prompt = PROMPTS[0]
     plain = ReferenceMoe(folder)
 
-    def law(begun: tuple[int, ...]) -> Any:
+    def probs_after(begun: tuple[int, ...]) -> Any:
         text = [*prompt, *begun]
         return plain_probs(plain.logits(text)[-1].tolist(), text, len(prompt), params)
 
     runs = [Ask(prompt, params, kind, nodes=3, seed=seed) for seed in range(300)]
     texts = [tuple(answer(r)[:2]) for r in bench.run(runs, Setting(pages=4000))]
-    chi_square_fits(text_probs(law, VOCAB, 2), texts)
+    chi_square_fits(text_probs(probs_after, VOCAB, 2), texts)
 
 
 def test_the_head_is_the_predictor_of_the_reference(folder: Path) -> None:
