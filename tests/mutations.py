@@ -28,22 +28,26 @@ ROOT = Path(__file__).parent.parent
 COPIED = ("fastslow", "engine", "draft", "policies", "tools", "tests", "pyproject.toml")
 PATIENCE = 600  # seconds for the tests of one mutation
 
-ACCEPT = ("tests/test_accept_exact.py", "tests/test_accept_rules.py", "tests/test_accept.py")
-PROMPTS = ("tests/test_head_prompt.py",)
-STREAMS = ("tests/test_accept.py",)
-PROBS = ("tests/test_probs.py",)
-EXACT = ("tests/test_exact.py",)
-KEYS = ("tests/test_exact.py::test_a_draft_models_keys_follow_what_was_accepted",)
-DRAFTS = ("tests/test_draft_model.py",)
-ACROSS = ("tests/test_draft_across.py",)
-LOGPROBS = ("tests/test_exact.py::test_logprobs_are_those_of_plain_decoding",)
-MIXED = ("tests/test_exact.py::test_a_mixed_batch",)
-BUDGETS = ("tests/test_thinking_exact.py", "tests/test_thinking.py")
-ESCALATION = ("tests/test_escalation.py",)
-QUANTISED = ("tests/test_quant_make.py",)
-QUANT_FILES = ("tests/test_quant_files.py",)
-INT8_KV = ("tests/test_kv_int8.py",)
-STOPS = ("tests/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
+ACCEPT = (
+    "tests/engine/test_accept_exact.py",
+    "tests/engine/test_accept_rules.py",
+    "tests/engine/test_accept.py",
+)
+PROMPTS = ("tests/draft/test_head_prompt.py",)
+STREAMS = ("tests/engine/test_accept.py",)
+PROBS = ("tests/engine/test_probs.py",)
+EXACT = ("tests/engine/test_exact.py",)
+KEYS = ("tests/engine/test_exact.py::test_a_draft_models_keys_follow_what_was_accepted",)
+DRAFTS = ("tests/draft/test_draft_model.py",)
+ACROSS = ("tests/draft/test_draft_across.py",)
+LOGPROBS = ("tests/engine/test_exact.py::test_logprobs_are_those_of_plain_decoding",)
+MIXED = ("tests/engine/test_exact.py::test_a_mixed_batch",)
+BUDGETS = ("tests/engine/test_thinking_exact.py", "tests/engine/test_thinking.py")
+ESCALATION = ("tests/engine/test_escalation.py",)
+QUANTISED = ("tests/tools/test_quant_make.py",)
+QUANT_FILES = ("tests/engine/test_quant_files.py",)
+INT8_KV = ("tests/engine/test_kv_int8.py",)
+STOPS = ("tests/engine/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ MUTATIONS = (
         "engine/model/attention.py",
         "int(parents[path[-1]])",
         "path[-1] - 1",
-        ("tests/test_model_rows.py",),  # in float64: elsewhere the kernels run
+        ("tests/engine/test_model_rows.py",),  # in float64: elsewhere the kernels run
     ),
     swap(
         "sibling seen in the tree lists of the kernels",
@@ -233,7 +237,7 @@ MUTATIONS = (
         "engine/backends/cpu/decoder.py",
         "kv.pointers[:, self._kv_layers]",
         "kv.pointers",
-        ("tests/test_draft_skip.py",),
+        ("tests/draft/test_draft_skip.py",),
     ),
     swap(
         "groups not in the prefix root",
@@ -275,63 +279,63 @@ MUTATIONS = (
         "engine/backends/cpu/kernels/head.cpp",
         "(errors * screened + norms * lost) * 1.001f",
         "(errors * screened + norms * lost) * 0.0f",
-        ("tests/test_only_best.py",),
+        ("tests/engine/test_only_best.py",),
     ),
     swap(
         "nodes behind a refused one are judged",
         "policies/speculation/acceptance.py",
         "if parent < 0 or parent in accepted)",
         "if True)",
-        ("tests/test_length.py",),
+        ("tests/policies/test_length.py",),
     ),
     swap(
         "drafters behind one name share their acceptance",
         "policies/speculation/acceptance.py",
         "return by, min(depth, self.tuning.deepest)",
         "return 0, min(depth, self.tuning.deepest)",
-        ("tests/test_length.py",),
+        ("tests/policies/test_length.py",),
     ),
     swap(
         "a try in vain is repeated as soon as before",
         "policies/speculation/backoff.py",
         "math.ceil(min(growth * self._patience, longest))",
         "math.ceil(min(self._patience, longest))",
-        ("tests/test_backoff.py", "tests/test_adaptive_draft.py"),
+        ("tests/policies/test_backoff.py", "tests/draft/test_adaptive_draft.py"),
     ),
     swap(
         "the gate never changes its mind",
         "policies/speculation/ab_gate.py",
         "self.drafting, self.rates = pays, []",
         "self.rates = []",
-        ("tests/test_ab_gate.py",),
+        ("tests/policies/test_ab_gate.py",),
     ),
     swap(
         "steps that read prompts are compared",
         "policies/speculation/ab_gate.py",
         "if self._decides and pure and comparison",
         "if self._decides and comparison",
-        ("tests/test_ab_gate.py",),
+        ("tests/policies/test_ab_gate.py",),
     ),
     swap(
         "drafters cost no time",
         "policies/speculation/selection.py",
         "price = self._tuning.ask_overhead * known.seconds.value",
         "pass",
-        ("tests/test_adaptive_draft.py",),
+        ("tests/draft/test_adaptive_draft.py",),
     ),
     swap(
         "all drafters are asked where rows are dearest",
         "policies/speculation/selection.py",
         "if drafter > 0 and self._dear(value):",
         "if False:",
-        ("tests/test_adaptive_draft.py",),
+        ("tests/draft/test_adaptive_draft.py",),
     ),
     swap(
         "a step that was held up counts in full",
         "policies/speculation/step_cost.py",
         "ratio = min(max(ratio, before / tuning.step_limit), before * tuning.step_limit)",
         "pass",
-        ("tests/test_length.py",),
+        ("tests/policies/test_length.py",),
     ),
     swap(
         "drafted thoughts do not count",
@@ -352,14 +356,14 @@ MUTATIONS = (
         "engine/sampling/thinking.py",
         "said=state.said or forced)",
         "said=False)",
-        ("tests/test_thinking.py",),
+        ("tests/engine/test_thinking.py",),
     ),
     swap(
         "the closing phrase counts as thought",
         "engine/sampling/thinking.py",
         "counted = state.thinking and not forced",
         "counted = state.thinking",
-        ("tests/test_thinking.py",),
+        ("tests/engine/test_thinking.py",),
     ),
     swap(
         "a forced token is not forced where only the best is wanted",
@@ -373,7 +377,7 @@ MUTATIONS = (
         "engine/sampling/probs.py",
         "if not isinstance(decided, OneHot) or isinstance(told, OneHot):",
         "if not isinstance(decided, OneHot):",
-        ("tests/test_accept_stepwise.py",),
+        ("tests/engine/test_accept_stepwise.py",),
     ),
     swap(
         "a soft budget is not seen where only the best is wanted",
@@ -387,7 +391,7 @@ MUTATIONS = (
         "engine/sampling/thinking.py",
         "by = self._policy.lift(state.spent)",
         "by = self._policy.lift(self._state.spent)",
-        ("tests/test_thinking_probs.py",),
+        ("tests/engine/test_thinking_probs.py",),
     ),
     swap(
         "a thought that the answer opens has a token more",
@@ -401,7 +405,7 @@ MUTATIONS = (
         "fastslow/request_builder.py",
         'if most is None and mode.thinking == "off" and prompt.chat:',
         'if most is None and mode.thinking == "never" and prompt.chat:',
-        ("tests/test_llm_thinking.py",),
+        ("tests/fastslow/test_llm_thinking.py",),
     ),
     Mutation(
         "a preempted request keeps what was computed",
@@ -455,28 +459,28 @@ MUTATIONS = (
         "engine/core/latency_budget.py",
         "return max(fits, min(rows, LEAST))",
         "return fits",
-        ("tests/test_targets.py",),
+        ("tests/engine/test_targets.py",),
     ),
     swap(
         "prompts with a target wait behind others",
         "engine/core/scheduler.py",
         "return int(request.target is None), request.pending > 1",
         "return 0, request.pending > 1",
-        ("tests/test_targets.py",),
+        ("tests/engine/test_targets.py",),
     ),
     swap(
         "a target cuts its own draft unasked",
         "engine/core/latency_budget.py",
         "if request.target is not None and not request.may_cut_draft:",
         "if False:",
-        ("tests/test_targets.py",),
+        ("tests/engine/test_targets.py",),
     ),
     swap(
         "a step is kept though one before it was refused",
         "engine/sampling/accept/lossy.py",
         "kept = node.alive and",
         "kept =",
-        ("tests/test_accept_stepwise.py",),
+        ("tests/engine/test_accept_stepwise.py",),
     ),
     swap(
         "a prompt's rows stand one place off",
@@ -497,7 +501,7 @@ MUTATIONS = (
         "engine/core/layout.py",
         "verify_seen.append(looks + len(seen))",
         "verify_seen.append(looks)",
-        ("tests/test_head_engine.py", *PROMPTS),
+        ("tests/draft/test_head_engine.py", *PROMPTS),
     ),
     swap(
         "a prompt is dropped where rows wait",
@@ -519,7 +523,7 @@ MUTATIONS = (
         "tools/train_head/unroll.py",
         "tril(before - step)",
         "tril(-step)",
-        ("tests/test_head.py",),
+        ("tests/draft/test_head.py",),
     ),
     swap(
         "a prompt's places begin where the answer's do",
@@ -533,21 +537,21 @@ MUTATIONS = (
         "engine/backends/cpu/decoder.py",
         '"seen": rows.feature_rows if features else rows.feature_rows[:0],',
         '"seen": rows.outputs if features else rows.feature_rows[:0],',
-        ("tests/test_model.py::test_features_of_rows_without_logits", *PROMPTS),
+        ("tests/engine/test_model.py::test_features_of_rows_without_logits", *PROMPTS),
     ),
     swap(
         "a selector's means are forgotten",
         "policies/auto.py",
         "weight * (seen[name] - self.means.get(name, 0.0))",
         "weight * seen[name]",
-        ("tests/test_auto.py",),
+        ("tests/policies/test_auto.py",),
     ),
     swap(
         "a fold tests what it was fitted to",
         "tools/tune/selector.py",
         "            fitted = fit(features_NF[others], wanted_N[others], weights[others])",
         "            fitted = fit(features_NF, wanted_N, weights)",
-        ("tests/test_tune_selector.py",),
+        ("tests/tools/test_tune_selector.py",),
     ),
     swap(
         "smoothing folded on one side",

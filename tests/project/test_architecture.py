@@ -16,7 +16,7 @@ import pytest
 from fastslow import LLM, SamplingParams
 from fastslow.engine.backends.cpu import library
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/architecture.md"
 ROW = re.compile(r"^\| (\d+) \| `([\w/.]+):(\d+)` \| `([\w.]+)` \|", re.MULTILINE)
 MOST_HOPS, MOST_WORDS = 12, 1500

@@ -19,14 +19,14 @@ from test_exact import (
     TREES,
     VOCAB,
     make_bench,
-    one_thread,
     tell,
 )
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.params import SamplingParams
 
-__all__ = ["one_thread"]  # a fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = [
     tuple(np.random.default_rng(n).integers(5, VOCAB, n).tolist()) for n in (3, 21, 120, 131, 6)
 ]

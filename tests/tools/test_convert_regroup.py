@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_refused(moved: int, width: int) -> None:
 
 
 def test_the_shipped_recipe_is_regrouped() -> None:
-    path = Path(__file__).parent.parent / "fastslow/models/data/smollm2_moge.safetensors"
+    path = Path(__file__).parents[2] / "fastslow/models/data/smollm2_moge.safetensors"
     assert path.stat().st_size < 16 * 2**20
     layout = Recipe.load(path).layout
     assert layout.shared.shape == (30, 1088)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mutations import MUTATIONS, Mutation
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

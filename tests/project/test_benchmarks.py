@@ -31,7 +31,7 @@ from fastslow.settings import write_settings
 from fastslow.tools.plan import device
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="benchmarks read /proc and /sys")
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 HEADER = {"command", "versions", "commit", "machine"}
 CONDITIONS = {"turn", "bandwidth", "own", "others", "stolen", "contended"}
 

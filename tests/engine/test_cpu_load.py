@@ -29,7 +29,7 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import BLOCKS
 from fastslow.engine.model.decoder import Decoder
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 pytestmark = compiled
 
 
@@ -215,7 +215,7 @@ assert torch.equal(texts.logits(model, texts.tokens_of(3)), one)
 def test_more_threads_than_the_crew_may_have(tmp_path: Path) -> None:
     folder = checkpoints.write_dense(tmp_path)
     run = [sys.executable, "-c", MANY, str(folder)]
-    subprocess.run(run, check=True, timeout=120, env={**os.environ, "PYTHONPATH": str(HERE)})
+    subprocess.run(run, check=True, timeout=120, env={**os.environ, "PYTHONPATH": str(SUPPORT)})
 
 
 def test_a_full_disk_packs_into_memory(

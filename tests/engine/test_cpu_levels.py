@@ -13,25 +13,25 @@ from kernel_tools import compiled
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu import library as library_module
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 KERNEL_TESTS = [
-    "test_cpu_formats.py",
-    "test_model.py",
-    "test_only_best.py",
-    "test_kv_tiles.py",
-    "test_kv_int8.py",
-    "test_draft_kernels.py",
-    "test_suffix.py",
+    "engine/test_cpu_formats.py",
+    "engine/test_model.py",
+    "engine/test_only_best.py",
+    "engine/test_kv_tiles.py",
+    "engine/test_kv_int8.py",
+    "draft/test_draft_kernels.py",
+    "draft/test_suffix.py",
 ]
-ROW_TESTS = "test_model_rows.py::test_tree_rows_equal_plain_decoding"
+ROW_TESTS = "engine/test_model_rows.py::test_tree_rows_equal_plain_decoding"
 
 
 def run(level: str, *tests: str, **variables: str) -> None:
     """Run tests in a process of its own, whose kernels are of another level."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, *(str(HERE / test) for test in tests)],
-        cwd=HERE.parent,
+        [*command, *(str(ROOT / "tests" / test) for test in tests)],
+        cwd=ROOT,
         env={**os.environ, library.VARIABLE: level, **variables},
         capture_output=True,
         text=True,
@@ -43,7 +43,7 @@ def run(level: str, *tests: str, **variables: str) -> None:
 
 def where(compiler: str, library: str) -> Path:
     """Where the compiler finds a library; a bare name if it does not."""
-    command = [compiler, f"-print-file-name={library_module}"]
+    command = [compiler, f"-print-file-name={library}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return Path(done.stdout.strip())
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from npu_kernels import SCHEMAS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = ("engine/backends/accelerator/npu.py", "engine/backends/accelerator/npu_310p.py")
 OURS = {  # of `torch_npu.npu`, which has no schemas: name -> keywords
     "NPUGraph": set[str](),
@@ -142,6 +142,6 @@ def test_calls_are_in_these_files_only() -> None:
 
 def test_the_schemas_are_those_that_are_used() -> None:
     text = "".join((ROOT / file).read_text("utf-8") for file in FILES)
-    data = json.loads((ROOT / "tests/data/npu_schemas.json").read_text("utf-8"))
+    data = json.loads((ROOT / "tests/support/data/npu_schemas.json").read_text("utf-8"))
     assert data["torch_npu"] == "2.13.0"
     assert {name for name in operators() if f"torch_npu.{name}(" not in text} == set()

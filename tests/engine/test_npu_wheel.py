@@ -12,7 +12,7 @@ import npu_cann
 import pytest
 
 WHEEL = os.environ.get("FASTSLOW_NPU_WHEEL", "")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -21,7 +21,7 @@ def test_the_engine_on_the_real_torch_npu(tmp_path: Path) -> None:
     with zipfile.ZipFile(WHEEL) as wheel:
         wheel.extractall(tmp_path / "wheel")
     npu_cann.build(tmp_path / "wheel", tmp_path / "cann")
-    folders = (ROOT, ROOT / "tests", tmp_path / "wheel")
+    folders = (ROOT, ROOT / "tests/support", tmp_path / "wheel")
     environment = {
         **os.environ,
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
@@ -29,7 +29,7 @@ def test_the_engine_on_the_real_torch_npu(tmp_path: Path) -> None:
         "PYTHONPATH": os.pathsep.join(map(str, folders)),
         "ASCEND_OPP_PATH": str(tmp_path / "cann"),
     }
-    command = [sys.executable, str(ROOT / "tests/npu_wheel_run.py"), str(tmp_path)]
+    command = [sys.executable, str(ROOT / "tests/support/npu_wheel_run.py"), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     assert "a word with the host is seen" in done.stdout

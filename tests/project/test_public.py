@@ -17,8 +17,8 @@ from tokenizers_tiny import write_bpe
 from fastslow import LLM, Output, SamplingParams
 from fastslow.output import Completion
 
-ROOT = Path(__file__).parents[1]
-PROGRAM = ROOT / "tests" / "public_program.py"
+ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "tests/support/public_program.py"
 TRAINING = "train_abacus.py"  # makes a model, so it knows more
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
 from engine_tools import Ask, Bench, OracleDraft, Setting, answer
 from test_exact import CHAINS, ORACLES, PROMPTS, TREES, check, make_bench, params, tell
 from thoughts import Bound
@@ -14,17 +13,11 @@ from thoughts import Bound
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.params import SamplingParams
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPEN, CLOSE = 3, 4
 PHRASE = "\nNow the answer.\n"
 BUDGETS = (0, 1, 7, 64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

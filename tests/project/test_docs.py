@@ -23,7 +23,7 @@ from fastslow import SamplingParams, Speculation
 from fastslow.models.locate import builtin_path
 from fastslow.tools.cli.app import app, main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
 RUN = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("abacus.md", "extend.md")), *GUIDES]
 LOG = ROOT / "docs" / "log.md"  # dated: what it says was true then

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import Ask, Bench, Setting, answer, finish, write_kin
 from numpy.typing import NDArray
@@ -23,6 +22,8 @@ from fastslow.draft.suffix.sources import EarlierAnswers
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.types import AcceptResult
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VOCAB = 320
 IDS_12 = {f"t{i}": i for i in range(12)}
@@ -131,14 +132,6 @@ def test_drafters_may_share_what_was_answered_earlier() -> None:
     first.commit([request], AcceptResult([[]], [[4]]), None)
     first.release([0])
     assert chain(second, view([1, 2, 3])) == [4, 5, 9]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from checkpoints import write_moge
 from tokenizers_tiny import write_bpe
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}"
     "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"

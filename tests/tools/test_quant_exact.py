@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
-import torch
 from engine_tools import (
     Ask,
     Bench,
@@ -29,18 +26,12 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import only_best, probs_at
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VOCAB = 320
 PROMPTS = [tuple(np.random.default_rng(n).integers(5, VOCAB, n).tolist()) for n in (3, 21, 9, 14)]
 SETTINGS = (Setting(), Setting(prompt_rows=5), Setting(pages=16, max_running=3))
 pytestmark = compiled
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -158,7 +158,7 @@ def test_held_out_tasks_are_apart_whatever_the_seed() -> None:
 
 
 def test_tasks_come_as_graded_lines() -> None:
-    script = Path(__file__).parents[1] / "examples" / "abacus" / "tasks.py"
+    script = Path(__file__).parents[2] / "examples" / "abacus" / "tasks.py"
     command = [sys.executable, str(script), "--count", "20", "--seed", "7"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert [json.loads(line)["prompt"] for line in lines] == [

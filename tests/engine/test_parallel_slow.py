@@ -19,7 +19,7 @@ from engine_tools import Ask, Setting
 from head_tools import tiny_weights, write_head
 from parallel_tools import bench_on, ranks
 from test_cli import TEMPLATE
-from test_exact import DENSE_DRAFTERS, PROMPTS, SETTINGS, check, mixed, one_thread, params  # noqa: F401
+from test_exact import DENSE_DRAFTERS, PROMPTS, SETTINGS, check, mixed, params
 from test_parallel_failures import SOON, folder, gone, open_llm  # noqa: F401
 from tokenizers_tiny import write_bpe
 
@@ -29,7 +29,7 @@ from fastslow.engine.types import Rows
 from fastslow.output import GenerationError
 from fastslow.tools.plan.shards import ShardPlan
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 WIDE: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
 MIXES = ("ep=4", "tp=4", "dp=4", "ep=2,tp=2", "dp=2,tp=2", "dp=2,ep=2")

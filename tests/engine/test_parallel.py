@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 from engine_tools import Bench, Setting
 from parallel_tools import bench_on
-from test_exact import check, mixed, one_thread  # noqa: F401
+from test_exact import check, mixed
 
 from fastslow.engine.parallel.model import ParallelModel
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

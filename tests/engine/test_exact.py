@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.types import Floats, RequestView, Tree
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VOCAB = 320
 ROUTED = 0.3
@@ -120,14 +122,6 @@ def _recent_probs(text: Sequence[int]) -> Floats:
         law_V[token] += 0.2
     result: Floats = law_V / law_V.sum()
     return result
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

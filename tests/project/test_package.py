@@ -13,7 +13,7 @@ import pytest
 
 import fastslow
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LIMIT = 400  # lines of a file
 
 # Rooms, and the folders inside engine/, from the ground up. A file imports from its own folder and
