@@ -41,6 +41,12 @@ class CallOptions(TypedDict, total=False):
     speculation: SpeculationLike
 
 
+class PromptOptions(CallOptions, total=False):
+    """The same for `generate` and `chat`, which take lists, too."""
+
+    progress: bool
+
+
 class BatchOptions(TypedDict, total=False):
     """How many prompts are answered: one value for all of them, or a list with one for each."""
 

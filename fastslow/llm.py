@@ -18,6 +18,7 @@ from fastslow.call import (
     ModeLike,
     Presets,
     Prompt,
+    PromptOptions,
     Sampling,
     Samplings,
     SpeculationLike,
@@ -167,7 +168,7 @@ class LLM:
 
     @overload
     def generate(
-        self, prompts: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, prompts: Prompt, sampling: Sampling = None, **options: Unpack[PromptOptions]
     ) -> Output: ...
     @overload
     def generate(
@@ -222,7 +223,7 @@ class LLM:
 
     @overload
     def chat(
-        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[PromptOptions]
     ) -> Output: ...
     @overload
     def chat(

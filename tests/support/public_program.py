@@ -49,6 +49,7 @@ def main(model: str) -> None:
         print(best(one.choices), speed(one.metrics), json.dumps(one.to_dict()))
         assert_type(llm.generate([5, 6, 7], mode=by_length), Output)
         assert_type(llm.generate(talk, speculation=Speculation(drafter="ngram")), Output)
+        assert_type(llm.generate("Hello", progress=False), Output)
         assert_type(llm.generate(("One", "Two"), [short, None]), list[Output])
         assert_type(llm.generate([[5, 6], [7]], speculation=["off", "auto"]), list[Output])
         assert_type(llm.generate([talk], mode=[doubt], progress=False), list[Output])
