@@ -1,4 +1,4 @@
-"""Several drafters, each asked where it pays, whose proposals are drafted side by side."""
+"""Several drafters, each asked where it pays; their proposals are merged into one tree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
 
 class DrafterSelection(Protocol):
-    """Decides which of several drafters, told apart by number, are asked for which requests."""
+    """Decides which of several numbered drafters are asked for which requests."""
 
     def collect(
         self,
@@ -22,14 +22,16 @@ class DrafterSelection(Protocol):
         nodes: Sequence[int],
         ask: Callable[[int, Sequence[int]], tuple[Sequence[Tree], float]],
     ) -> list[list[tuple[int, Tree]]]:
-        """For each request, the proposals to draft, and whose they are. `ask` has a drafter propose
-        for so many nodes of each request, and says how many seconds that took."""
+        """For each request, the proposals to draft, with the numbers of their drafters.
+
+        ask: (drafter, most nodes of each request) -> its trees, and the seconds they took.
+        """
 
     def awake(self, drafter: int) -> bool:
         """Whether it may be asked in one of the next steps, and so needs its features."""
 
     def able(self, batch: Sequence[RequestView]) -> int:
-        """How many drafters, from the first on, may be asked at all in steps of these requests."""
+        """How many drafters, counted from the first, may be asked in steps of these requests."""
 
     def judge(self, batch: Sequence[RequestView], result: AcceptResult) -> None:
         """What was accepted."""
@@ -40,37 +42,36 @@ class DrafterSelection(Protocol):
 
 class AdaptiveDrafter(SeveralDrafters):
     """`AdaptiveDrafter([a, b], selection)`: b is asked, too, where it would bring more than a
-    promises; what both propose is merged into one tree. The selection decides, and is told what came
-    of it.
+    promises; what both propose is merged into one tree. The selection decides, and learns from the result.
 
     Args:
         drafters: in the order in which they are asked, the cheapest first; at least one.
-        selection: who is asked for whom.
-        clock: seconds.
+        selection: decides which drafters are asked for which requests.
+        now: seconds, as of `time.perf_counter`.
 
     Attributes:
-        features: the layers that those read who draft now or soon.
+        features: the layers that the drafters read which may be asked now or soon.
     """
 
     def __init__(
         self,
         drafters: Sequence[Drafter],
         selection: DrafterSelection,
-        clock: Callable[[], float] = time.perf_counter,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__(drafters)
         self.selection = selection
-        self._clock = clock
+        self._now = now
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         def ask(drafter: int, most: Sequence[int]) -> tuple[list[Tree], float]:
-            started = self._clock()
+            started = self._now()
             trees = self.drafters[drafter].propose(batch, most)
-            return trees, self._clock() - started
+            return trees, self._now() - started
 
         proposals = self.selection.collect(batch, nodes, ask)
         self.features = union(d for i, d in enumerate(self.drafters) if self.selection.awake(i))
-        return [merge_trees(said, most) if said else Tree() for said, most in zip(proposals, nodes)]
+        return [merge_trees(own, most) if own else Tree() for own, most in zip(proposals, nodes)]
 
     def commit(
         self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
@@ -79,8 +80,8 @@ class AdaptiveDrafter(SeveralDrafters):
         self.selection.judge(batch, result)
 
     def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
-        """A prompt is shown once, and to look at it takes a drafter little: also one that is not
-        asked now, but none that will not be asked in such batches."""
+        """A prompt is shown once, and reading it costs a drafter little. So drafters that are not asked
+        now read it, too, except those that are never asked in such batches."""
         return self._wants(self.drafters[: self.selection.able(batch)], batch, rows)
 
     def release(self, requests: Collection[int]) -> None:

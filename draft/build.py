@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastslow.draft.adaptive import AdaptiveDrafter, DrafterSelection
-from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import HeadRunner
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.model.retokenized import model_draft_across
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.several import FallbackDrafter
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.draft.suffix.sources import EarlierAnswers
@@ -50,7 +50,7 @@ class DrafterDeps:
         load_corpus: the stored answers at a path.
         earlier: the engine's own answers; None = they are not stored.
         has_head: whether a head belongs to the target.
-        selection: decides which of so many drafters of these settings are asked.
+        selection: (number of drafters, settings) -> what decides which of them are asked.
         marginal_value: of a token and of a row in a batch's step; None = unknown.
     """
 
@@ -108,7 +108,7 @@ def check_drafter(settings: Speculation, groups: int, has_head: bool = False) ->
 def build_drafter(settings: Speculation, deps: DrafterDeps) -> Drafter:
     """Make the drafter that a request asked for.
 
-    "a+b" asks b where a drafts nothing; "a|b" asks each where it pays, and merges their trees where
+    "a+b" asks b where a has no draft; "a|b" asks each where it pays, and merges their trees where
     both have scores, else takes the more promising one. "auto" is "suffix|head" where the model has a
     head, whose trees are then AUTO_WIDTH wide, else "suffix". The time of drafters counts where the
     engine chooses the length.
@@ -162,4 +162,4 @@ DRAFTERS: dict[str, Callable[[Speculation, DrafterDeps], Drafter]] = {
     "self": _self,
     "model": _model,
 }
-"""Drafters by name. A name that is added here can be asked for, alone or joined by + or |."""
+"""Drafters by name. A name in this table can be asked for, alone or joined by + or |."""

@@ -1,4 +1,4 @@
-"""The trees of several drafters as one, and in which order the nodes of a tree are laid out."""
+"""Merges the trees of several drafters into one, and orders the nodes of a tree."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from fastslow.engine.types import Tree
 
-SIDES = 8  # drafters that are told apart
+MAX_DRAFTERS = 8  # whose proposals can be distinguished
 
 
 def likeliest_first(
     parents: Sequence[int], scores: Sequence[float], nodes: Iterable[int]
 ) -> list[int]:
-    """The likeliest path first, then what branches off its end: rows of a path that is accepted then
-    mostly stand where they should.
+    """The likeliest path first, then the branches nearest to its end: the rows of an accepted path then
+    mostly need no move.
 
     Args:
         parents: of all nodes; -1 is none.
@@ -35,15 +35,15 @@ def likeliest_first(
 
 
 def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int) -> Tree:
-    """One tree of the likeliest nodes of all: where trees agree a node is surer, where not it branches.
+    """One tree of the likeliest nodes of all trees: where they agree a node is surer, else it branches.
 
-    Where several hold a node, its chance is that not all of them err, as if they erred apart; where
-    siblings' chances add up to more than one they are brought down to it. `by` says of every node
-    who holds it and who says something else there, so that such nodes are judged by their like.
+    Where several hold a node, its chance is that not all of them err, if errors are independent; where
+    siblings' chances add up to more than one they are scaled down to one. `by` encodes which drafters
+    propose the node and which propose another token there: such nodes have their own acceptance.
 
     Args:
-        trees: of chosen nodes with scores, each with the number of its drafter, below SIDES; one
-            alone is given back with its number.
+        trees: of chosen nodes with scores, each with the number of its drafter, below MAX_DRAFTERS; one
+            alone is returned with its number.
         nodes: most nodes.
     """
     if len(trees) == 1:
@@ -52,7 +52,7 @@ def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int) -> Tree:
     place: dict[tuple[int, int], int] = {}  # (parent, token) -> node
     wrong: list[float] = []  # chance that all who hold it err, given its parent
     holders: list[int] = []
-    speakers: dict[int, int] = {}  # who says something after a node
+    proposers: dict[int, int] = {}  # node -> drafters with a child of it
     for number, tree in trees:
         assert tree.scores is not None
         mine = {-1: -1}
@@ -65,7 +65,7 @@ def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int) -> Tree:
             before = tree.scores[parent] if parent >= 0 else 1.0
             wrong[node] *= 1 - min(1.0, score / before if before > 0 else 0.0)
             holders[node] |= 1 << number
-            speakers[key[0]] = speakers.get(key[0], 0) | 1 << number
+            proposers[key[0]] = proposers.get(key[0], 0) | 1 << number
     keys = list(place)
     total: dict[int, float] = {}
     for (parent, _), error in zip(keys, wrong):
@@ -78,10 +78,10 @@ def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int) -> Tree:
     likely = sorted(range(len(keys)), key=lambda node: (-scores[node], node))[:nodes]
     kept = likeliest_first(parents, scores, likely)
     at = {-1: -1, **{node: i for i, node in enumerate(kept)}}
-    others = [speakers[parents[node]] & ~holders[node] for node in kept]
+    others = [proposers[parents[node]] & ~holders[node] for node in kept]
     return Tree(
         [keys[node][1] for node in kept],
         [at[parents[node]] for node in kept],
         scores=[scores[node] for node in kept],
-        by=[holders[node] | other << SIDES for node, other in zip(kept, others)],
+        by=[holders[node] | other << MAX_DRAFTERS for node, other in zip(kept, others)],
     )

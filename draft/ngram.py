@@ -12,9 +12,8 @@ from fastslow.engine.types import RequestView, Tree
 @dataclass(slots=True)
 class _Index:
     indexed: int = 0  # tokens
-    ends: dict[tuple[int, ...], int] = field(
-        default_factory=dict
-    )  # n-gram -> where its newest ends
+    # n-gram -> where its newest ends
+    ends: dict[tuple[int, ...], int] = field(default_factory=dict)
 
 
 class NgramDraft(BaseDrafter):
@@ -25,14 +24,9 @@ class NgramDraft(BaseDrafter):
     Args:
         longest: most tokens to match, default 4.
         shortest: fewest tokens to match, default 2.
-
-    Raises:
-        ValueError: unless 1 <= shortest <= longest.
     """
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:
-        if not 1 <= shortest <= longest:
-            raise ValueError(f"shortest={shortest} must be between 1 and longest={longest}")
         self._sizes = range(longest, shortest - 1, -1)
         self._indexes: dict[int, _Index] = {}
 

@@ -15,17 +15,17 @@ from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
 
 class DrafterRouter:
-    """Hands each request to the drafter that its `speculation` names. Where a thinking budget says
-    what comes next, that is the draft, whoever drafts.
+    """Hands each request to the drafter that its `speculation` names. Tokens forced by a thinking budget
+    are drafted without asking the drafter.
 
     Args:
         drafters: speculation settings -> drafter. The mapping may grow while the engine runs;
             a request whose settings are not in it is not drafted for.
-        drafted: told after each proposal: whose settings, seconds, requests that were asked, nodes
-            of the largest tree.
+        drafted: called after each proposal with the settings, seconds, number of requests asked, and
+            nodes of the largest tree.
 
     Attributes:
-        features: the layers that the drafters of the latest `propose` read, all together.
+        features: the layers that any drafter of the latest `propose` reads.
     """
 
     def __init__(
@@ -42,18 +42,18 @@ class DrafterRouter:
         parts = self._parts(batch)
         for drafter, members in parts:
             started = time.perf_counter()
-            told = [_told(batch[b], nodes[b]) for b in members]
-            left = [0 if tree.tokens else nodes[b] for tree, b in zip(told, members)]
+            forced = [_forced(batch[b], nodes[b]) for b in members]
+            left = [0 if tree.tokens else nodes[b] for tree, b in zip(forced, members)]
             own = drafter.propose([batch[b] for b in members], left)
             for i, b in enumerate(members):
-                trees[b] = told[i] if told[i].tokens else own[i]
-            # an adaptive drafter keeps its own time: it knows whom it asked
+                trees[b] = forced[i] if forced[i].tokens else own[i]
+            # an adaptive drafter measures each of its drafters itself
             if self._drafted is not None and not isinstance(drafter, AdaptiveDrafter):
                 most = max(len(tree.tokens) for tree in own)
                 settings = batch[members[0]].speculation
                 asked = sum(n > 0 for n in left)
                 self._drafted(settings, time.perf_counter() - started, asked, most)
-        # Of this step's drafters only; another thread may add one before `commit`.
+        # Only this step's drafters: another thread may add one before `commit`.
         self.features = union(drafter for drafter, _ in parts)
         return trees
 
@@ -109,7 +109,7 @@ class DrafterRouter:
         return [(self._drafters[settings], members) for settings, members in parts.items()]
 
 
-def _told(request: RequestView, nodes: int) -> Tree:
-    """What is certain to come next, as far as the nodes go."""
+def _forced(request: RequestView, nodes: int) -> Tree:
+    """The next tokens that a thinking budget forces, at most `nodes`."""
     ahead = () if request.thinking is None else request.thinking.ahead(request.tokens)[:nodes]
     return Tree.chain(ahead, scores=[1.0] * len(ahead))

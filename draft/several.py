@@ -1,4 +1,4 @@
-"""Several drafters behind one name: who reads which layers finds them in one tensor."""
+"""Drafters that combine others. All of them find the layers that they read in one tensor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import torch
 
-from fastslow.engine.types import AcceptResult, Drafter, RequestView
+from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
 
 def union(drafters: Iterable[Drafter]) -> tuple[int, ...]:
@@ -28,21 +28,16 @@ def columns(
 
 
 class SeveralDrafters:
-    """All of them hear of everything; which of them propose is for a subclass to say.
+    """Base of drafters that combine others: forwards commit, read and release to each.
 
     Args:
         drafters: at least one.
 
-    Raises:
-        ValueError: without a drafter.
-
     Attributes:
-        features: the layers that the drafters read, all together.
+        features: the layers that any of the drafters reads.
     """
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
-        if not drafters:
-            raise ValueError(f"{type(self).__name__}() needs at least one drafter")
         self.drafters = drafters
         self.features = union(drafters)
 
@@ -79,6 +74,21 @@ class SeveralDrafters:
                 found = [_around(a, b) for a, b in zip(found, some, strict=True)]
         self.features = tuple(sorted({*self.features, *union(asking)}))
         return found
+
+
+class FallbackDrafter(SeveralDrafters):
+    """Asks drafters in turn; the first non-empty draft of a request is used."""
+
+    def __init__(self, *drafters: Drafter) -> None:
+        super().__init__(drafters)
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        trees = [Tree()] * len(batch)
+        for drafter in self.drafters:
+            left = [0 if tree.tokens else n for tree, n in zip(trees, nodes)]
+            own = drafter.propose(batch, left)
+            trees = [tree if tree.tokens else own[b] for b, tree in enumerate(trees)]
+        return trees
 
 
 def _around(a: range, b: range) -> range:

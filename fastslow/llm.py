@@ -351,10 +351,7 @@ def _pages(
     """KV pages for a model, for texts that fit it and `context`."""
     config, kind = model.config, model.storage
     page_bytes = kind.page_size * kind.token_bytes(
-        layers=config.layers,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        dtype=model.dtype,
+        layers=config.layers, kv_heads=config.kv_heads, head_dim=config.head_dim, dtype=model.dtype
     )
     pages = page_budget(
         memory,

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 
-THINKING = {
-    "off": "off",
-    "on": "on, where the model can",
-    "auto": "as the model likes",
-}
+THINKING = {"off": "off", "on": "on, where the model can", "auto": "as the model likes"}
 CHOSEN = "as the preset that is taken"
 
 

@@ -23,8 +23,8 @@ from fastslow.engine.types import (
     Tree,
 )
 
-MIN_SCORE = 0.08  # a less likely node is hardly worth its row, even where rows cost next to nothing
-MAX_WAITING = 256  # rows that nobody drafted from; then the runner takes them in any case
+MIN_SCORE = 0.08  # a less likely node hardly pays for its row, even where rows cost next to nothing
+MAX_WAITING = 256  # rows of a text without drafts; then the runner takes them in any case
 MAX_FINISHED_ROWS = 16384
 NO_ROWS = torch.empty(0)
 
@@ -44,14 +44,11 @@ class HeadDraft:
         runner: of the trained head.
         target_probs: logits -> probabilities under a request's parameters; it must not hold the logits.
         width: 1 drafts chains: at temperature 0 chosen nodes, else sampled from the head's own
-            probabilities under the request's parameters. More: trees of chosen nodes, of which so many
-            of a depth get children, cut to the likeliest within the budget (EAGLE-2).
+            probabilities under the request's parameters. More: trees of chosen nodes; `width` nodes of
+            a depth get children, and the likeliest within the budget stay (EAGLE-2).
         depth: of trees at most; a chain is as long as its budget.
         only_best: whether the largest logit alone decides a request's tokens; None = for no request.
         marginal_value: of a token and of a row in the batch's step; None = rows cost nothing.
-
-    Raises:
-        ValueError: width or depth below 1.
     """
 
     def __init__(
@@ -63,9 +60,6 @@ class HeadDraft:
         only_best: Callable[[RequestView], bool] | None = None,
         marginal_value: Callable[[Sequence[RequestView]], MarginalValue] | None = None,
     ) -> None:
-        for name, value in (("width", width), ("depth", depth)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
         self.features = runner.config.layers
         self._runner = runner
         self._prompt_rows = runner.config.prompt
@@ -166,7 +160,7 @@ class HeadDraft:
                 self._runner.close(dropped.text)
 
     def _min_score(self, batch: Sequence[RequestView]) -> float:
-        """How likely a node must be, with all before it, to be worth its row."""
+        """How likely a node must be, with all before it, to pay for its row."""
         if self._marginal_value is None:
             return MIN_SCORE
         value = self._marginal_value(batch)

@@ -133,9 +133,7 @@ class HeadChain:
         self.state = state
         self.nodes = nodes
         self._chain = DraftChain(request)
-        self._scores: list[
-            float
-        ] = []  # of chosen tokens: the head's probability of the chain so far
+        self._scores: list[float] = []  # of chosen tokens: the probability of the chain so far
 
     @property
     def drafted(self) -> list[int]:

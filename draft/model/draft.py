@@ -53,7 +53,7 @@ class LockstepDraft(BaseDrafter, ABC):
 
     @abstractmethod
     def _begin(self, request: RequestView, nodes: int) -> DraftRun | None:
-        """A draft of at most so many nodes; None = this request gets none."""
+        """A draft of at most `nodes` nodes; None = this request gets none."""
 
     def _prefill(self, texts: Sequence[DraftText]) -> None:
         """Read long texts, up to a rest that one forward takes."""
@@ -99,9 +99,6 @@ class ModelDraft(LockstepDraft):
         vocab_map: between the models' tokens, where their vocabularies differ.
         only_best: whether the largest logit alone decides a request's tokens, which a model may find
             at less cost; None = for no request.
-
-    Raises:
-        ValueError: width below 1; the KV is on another device than the model.
     """
 
     def __init__(
@@ -115,8 +112,6 @@ class ModelDraft(LockstepDraft):
         only_best: Callable[[RequestView], bool] | None = None,
     ) -> None:
         super().__init__(model, kv)
-        if width < 1:
-            raise ValueError(f"width={width} must be at least 1")
         self._target_probs = target_probs
         self._groups = groups
         self._width = width

@@ -17,8 +17,8 @@ from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import ModelOutput, RequestView, TargetProbs, Tree
 
 MAX_TAIL = 96  # tokens of the end that are encoded each time
-MIN_TAIL = 16  # of which so many stay open when the others are settled
-ENOUGH = 0.9  # of the larger vocabulary in both
+MIN_TAIL = 16  # of them stay open when the others are settled
+MIN_OVERLAP = 0.9  # of the larger vocabulary, to map token by token
 
 
 class TextRetokenizer:
@@ -244,14 +244,12 @@ class RetokenizedDraft(LockstepDraft):
         if not tokens or room < 1:
             return None
         stable = min(text.settled, len(tokens) - 1)
-        no_more = (
-            self._retokenizer.own.vocab_size == self._model.config.vocab_size
-        )  # logits than tokens
+        all_known = self._retokenizer.own.vocab_size == self._model.config.vocab_size
         # the longest text in its tokens, guessed once: a rotary base may depend on it
         ratio = len(tokens) / len(request.tokens)
         guess = math.ceil(max(request.max_len, len(request.tokens)) * ratio)
         max_len = self._max_len.setdefault(request.id, guess)
-        draft = DraftText(request, tokens, stable, None, max_len, no_more)
+        draft = DraftText(request, tokens, stable, None, max_len, all_known)
         if not self._kv.prepare(draft, room):
             return None
         return RetokenizedRun(draft, nodes, room, self._retokenizer, text.partial)
@@ -279,7 +277,7 @@ def model_draft_across(
     """
     theirs, ours = ByteVocab(target), ByteVocab(own)
     share = overlap(theirs, ours)
-    if share < ENOUGH:
+    if share < MIN_OVERLAP:
         logger.info("{:.0%} of the tokens are in common: drafts are encoded again", share)
         return RetokenizedDraft(model, kv, target, own)
     logger.info("{:.0%} of the tokens are in common: drafts are mapped token by token", share)

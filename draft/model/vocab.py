@@ -19,8 +19,7 @@ class ByteVocab:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        # Of equal tokens the last: where a byte has a token of its own beside the letter's, as in
-        # SentencePiece, it comes before it.
+        # The last of equal tokens: in SentencePiece a letter's own token comes after its byte's.
         self.ids = {
             data: number
             for number in range(tokenizer.vocab_size)

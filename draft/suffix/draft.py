@@ -36,9 +36,6 @@ class SuffixDraft(BaseDrafter):
         earlier: answers of the same engine. Finished answers are added to it, but for those that were
             sampled with a given seed; drafters of one engine may share it. None: no answer is stored.
         min_score: nodes less likely than this to be accepted are not proposed, 0..1.
-
-    Raises:
-        ValueError: `min_score` is outside 0..1.
     """
 
     def __init__(
@@ -47,8 +44,6 @@ class SuffixDraft(BaseDrafter):
         earlier: EarlierAnswers | None = None,
         min_score: float = MIN_SCORE,
     ) -> None:
-        if not 0 <= min_score <= 1:
-            raise ValueError(f"min_score={min_score} must be between 0 and 1")
         self._earlier = earlier
         self._shared: list[Source] = [s for s in (earlier, corpus) if s is not None]
         self._min_score = min_score
@@ -75,7 +70,7 @@ class SuffixDraft(BaseDrafter):
         if len(tokens) > text.length:
             text.runs.advance(tokens[text.length :], self._confidence)
             text.length = len(tokens)
-        text.own.read(tokens)  # in each step a little: no step pays for many
+        text.own.read(tokens)  # a little in each step, so that none takes long
         if not text.runs.enough_for(nodes):
             text.runs = MatchRuns([text.own, *self._shared], tokens[-MAX_MATCH:], nodes + SPARE)
         return grow(text.runs, self._confidence, nodes, self._min_score)

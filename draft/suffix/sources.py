@@ -13,11 +13,10 @@ from fastslow.engine.kv.storage import lazy_zeros
 MAX_MATCH = 32  # tokens of a match that count; longer matches count as equally long
 MAX_PLACES = 8  # that a source looks at
 SIZES = (12, 5, 2)  # tokens that are looked up, in this order; the last is the shortest match
-MAX_LINKS = 32  # followed before the search gives up: common short n-grams have no end of them
+MAX_LINKS = 32  # tried before the search gives up: common short n-grams have too many
 LARGE = 2**16  # entries; smaller arrays come from the heap, which fills what it gives
 FIRST_SIZE = 1024
 END = -1  # in the ring: the answer before it is over
-MIN_TOKENS = 256
 
 
 class SuffixMatch(NamedTuple):
@@ -44,14 +43,9 @@ class HashChains:
 
     Args:
         size: places of the window, a power of two. Memory grows with use, up to 48 bytes each.
-
-    Raises:
-        ValueError: size is no power of two.
     """
 
     def __init__(self, size: int) -> None:
-        if size < 1 or size & (size - 1):
-            raise ValueError(f"size={size} must be a power of two")
         self.size = size
         self._mask = size - 1
         # of places plus one: 0 is none
@@ -109,7 +103,7 @@ class HashChains:
 
 
 def _zeros(size: int) -> memoryview:
-    """int64, of many only written ones take memory; a view, which gives Python's ints."""
+    """int64; in a large array only written entries take memory. A view, which gives Python's ints."""
     if size < LARGE:
         return np.zeros(size, dtype=np.int64).data
     return lazy_zeros((size,), torch.int64, "cpu").numpy().data
@@ -164,17 +158,11 @@ class EarlierAnswers:
     They get to a caller only if the target itself generates them.
 
     Args:
-        tokens: how many to hold, rounded up to a power of two. Memory grows with use, up to some 80
-            bytes each.
-
-    Raises:
-        ValueError: fewer than 256 tokens.
+        tokens: how many to hold, a power of two. Memory grows with use, up to some 80 bytes each.
     """
 
     def __init__(self, tokens: int = 2**18) -> None:
-        if tokens < MIN_TOKENS:
-            raise ValueError(f"tokens={tokens} must be at least {MIN_TOKENS}")
-        self._chains = HashChains(1 << (tokens - 1).bit_length())
+        self._chains = HashChains(tokens)
         self._ring: list[int] = []
         self._next = 0  # place that is written next
 

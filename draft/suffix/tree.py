@@ -10,7 +10,7 @@ from fastslow.engine.types import Tree
 
 PRIOR_WEIGHT = 8.0  # the prior counts as much as this many tokens
 MEMORY = 512.0  # tokens after which older ones count half
-FEW = 4  # runs left of a sample, below which a new search is worth its time
+FEW = 4  # runs left of a sample, below which a new search pays
 
 
 class MatchConfidence:

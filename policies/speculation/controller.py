@@ -29,9 +29,7 @@ class SpeculationController:
     """
 
     def __init__(
-        self,
-        measure: Callable[[int | None], StepCostCurve],
-        tuning: SpeculationTuning = TUNING,
+        self, measure: Callable[[int | None], StepCostCurve], tuning: SpeculationTuning = TUNING
     ) -> None:
         self._tuning = tuning
         self._costs = StepCosts(measure, tuning)

@@ -167,11 +167,7 @@ class AdaptiveSelection:
             self._requests.pop(request, None)
 
     def _asked(
-        self,
-        drafter: int,
-        requests: Sequence[_Request],
-        nodes: Sequence[int],
-        value: MarginalValue,
+        self, drafter: int, requests: Sequence[_Request], nodes: Sequence[int], value: MarginalValue
     ) -> list[int]:
         """How many nodes a drafter is asked for, by request; 0 where it is not asked."""
         known = self._drafters[drafter]

@@ -102,9 +102,7 @@ class StepCosts:
     """
 
     def __init__(
-        self,
-        measure: Callable[[int | None], StepCostCurve],
-        tuning: SpeculationTuning = TUNING,
+        self, measure: Callable[[int | None], StepCostCurve], tuning: SpeculationTuning = TUNING
     ) -> None:
         self._measure = measure
         self._tuning = tuning

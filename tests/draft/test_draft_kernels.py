@@ -155,7 +155,7 @@ def test_long_prompts_are_read_in_parts_and_together(target: Path) -> None:
 
 @pytest.mark.parametrize("least", [0.0, 0.05])
 def test_trees_are_those_of_torch(target: Path, least: float) -> None:
-    """Each of their nodes is about as likely in torch; where two are nearly alike, either may be kept."""
+    """Every one of their nodes is about as likely in torch; where two are nearly alike, either may be kept."""
     kernels, torch_ = made(target)
     for seed in range(6):
         mine = grow(kernels, begin(kernels, seed), least=least)[0]

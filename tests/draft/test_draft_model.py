@@ -125,11 +125,11 @@ def likeliest(
     heap: list[tuple[float, tuple[int, ...]]] = [(-1.0, ())]
     found: set[tuple[int, ...]] = set()
     while len(found) <= nodes:
-        odds, path = heapq.heappop(heap)
+        chance, path = heapq.heappop(heap)
         found.add(path)
         probs = probs_of([*text, *path])
         for token in sorted(range(VOCAB), key=lambda x: -probs[x])[:width]:
-            heapq.heappush(heap, (odds * probs[token], (*path, token)))
+            heapq.heappush(heap, (chance * probs[token], (*path, token)))
     return found - {()}
 
 
@@ -264,9 +264,3 @@ def test_the_kv_must_be_where_the_model_is() -> None:
     model.device = torch.device("cuda", 1)
     with pytest.raises(ValueError, match=r"^the draft's KV is on cpu, but must be on cuda:1$"):
         ModelDraft(model, kv, probs_at)
-
-
-def test_bad_width() -> None:
-    model: Any = Digest()
-    with pytest.raises(ValueError, match=r"^width=0 must be at least 1$"):
-        ModelDraft(model, OwnKV(cache_for(model, 4)), probs_at, width=0)

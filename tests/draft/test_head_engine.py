@@ -15,9 +15,9 @@ from head_tools import tiny_runner
 from kernel_tools import wanted
 from reference_model import ReferenceModel
 
-from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.head.draft import MAX_WAITING, MIN_SCORE, HeadDraft
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.several import FallbackDrafter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
@@ -248,10 +248,3 @@ class _View:
         self.reproducible, self.thinking, self.groups = False, None, None
         self.speculation = Speculation(nodes=3)
         self.computed, self.max_len = len(tokens) - 1, len(tokens) + 99
-
-
-@pytest.mark.parametrize("field", ["width", "depth"])
-def test_bad_sizes(folder: Path, field: str) -> None:
-    sizes: dict[str, Any] = {field: 0}
-    with pytest.raises(ValueError, match=f"^{field}=0 must be at least 1$"):
-        HeadDraft(tiny_runner(folder), probs_at, **sizes)

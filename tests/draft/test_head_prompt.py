@@ -16,13 +16,13 @@ from kernel_tools import wanted as kernels_wanted
 
 from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.base import BaseDrafter
-from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.head.draft import MAX_WAITING, HeadDraft
 from fastslow.draft.head.head import TrainedHead
 from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
 from fastslow.draft.head.state import FinishedTexts
 from fastslow.draft.head.target import read_ends
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.several import FallbackDrafter
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
@@ -101,7 +101,7 @@ class Watch(HeadDraft):
 class AskAll(AdaptiveSelection):
     """Asks everyone in every step."""
 
-    def _asked(self, drafter: int, requests: Any, nodes: Sequence[int], worth: Any) -> list[int]:
+    def _asked(self, drafter: int, requests: Any, nodes: Sequence[int], value: Any) -> list[int]:
         return list(nodes)
 
 

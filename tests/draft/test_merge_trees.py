@@ -6,11 +6,11 @@ from random import Random
 
 import pytest
 
-from fastslow.draft.merge import SIDES, merge_trees
+from fastslow.draft.merge import MAX_DRAFTERS, merge_trees
 from fastslow.engine.types import Tree
 
 
-def paths(tree: Tree) -> dict[tuple[int, ...], int]:
+def nodes_by_path(tree: Tree) -> dict[tuple[int, ...], int]:
     """Tokens of each node's path -> the node."""
     found: dict[tuple[int, ...], int] = {}
     of: list[tuple[int, ...]] = []
@@ -42,13 +42,13 @@ def test_all_nodes_are_held_once_and_no_child_is_likelier_than_its_parent(seed: 
     random = Random(seed)
     parts = [(number, grown(random, random.randint(1, 12))) for number in range(3)]
     whole = merge_trees(parts, 100)
-    wanted = [paths(tree) for _, tree in parts]
-    assert paths(whole).keys() == set().union(*wanted)
+    wanted = [nodes_by_path(tree) for _, tree in parts]
+    assert nodes_by_path(whole).keys() == set().union(*wanted)
     assert whole.scores is not None and whole.by is not None
-    for path, node in paths(whole).items():
+    for path, node in nodes_by_path(whole).items():
         parent = whole.parents[node]
         assert 0 <= whole.scores[node] <= (whole.scores[parent] if parent >= 0 else 1.0)
-        holders, others = whole.by[node] % (1 << SIDES), whole.by[node] >> SIDES
+        holders, others = whole.by[node] % (1 << MAX_DRAFTERS), whole.by[node] >> MAX_DRAFTERS
         for number, _ in parts:
             assert bool(holders >> number & 1) == (path in wanted[number])
             beside = any(p[:-1] == path[:-1] for p in wanted[number])

@@ -20,7 +20,6 @@ from fastslow.draft.suffix.sources import (
     MAX_MATCH,
     MAX_PLACES,
     EarlierAnswers,
-    HashChains,
     OwnText,
     SuffixMatch,
 )
@@ -255,13 +254,6 @@ def test_a_long_answer_leaves_three_quarters_of_the_ring() -> None:
     assert not earlier.find([1500, 1501], 5).runs
 
 
-def test_sizes_of_windows() -> None:
-    with pytest.raises(ValueError, match="^tokens=255 must be at least 256$"):
-        EarlierAnswers(255)
-    with pytest.raises(ValueError, match="^size=12 must be a power of two$"):
-        HashChains(12)
-
-
 class Told:
     """A source that answers with given runs."""
 
@@ -274,9 +266,9 @@ class Told:
 
 
 def certain(value: float = 1.0) -> MatchConfidence:
-    trust = MatchConfidence()
-    trust.of = lambda length: value  # type: ignore[method-assign]
-    return trust
+    confidence = MatchConfidence()
+    confidence.of = lambda length: value  # type: ignore[method-assign]
+    return confidence
 
 
 def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
@@ -312,28 +304,32 @@ def test_the_longest_match_wins_and_equals_are_counted_together() -> None:
 
 
 def test_runs_are_narrowed_and_trust_learns_from_them() -> None:
-    trust = MatchConfidence()
-    before = [trust.of(n) for n in range(MAX_MATCH + 1)]
+    confidence = MatchConfidence()
+    before = [confidence.of(n) for n in range(MAX_MATCH + 1)]
     runs = MatchRuns([Told(4, [[1, 2, 3], [1, 2, 9], [1, 5]])], [0], 9)
-    runs.advance([1, 2, 7, 8], trust)
+    runs.advance([1, 2, 7, 8], confidence)
     assert (runs.runs, runs.at) == ([], 3)
-    assert trust.of(4) > before[4] and trust.of(5) > before[5] and trust.of(6) < before[6]
-    assert [trust.of(n) for n in (3, 7, 8)] == [before[n] for n in (3, 7, 8)]
+    assert (
+        confidence.of(4) > before[4]
+        and confidence.of(5) > before[5]
+        and confidence.of(6) < before[6]
+    )
+    assert [confidence.of(n) for n in (3, 7, 8)] == [before[n] for n in (3, 7, 8)]
     runs = MatchRuns([Told(MAX_MATCH, [[1]])], [0], 9)
-    runs.advance([1, 2], trust)
-    assert trust.of(MAX_MATCH) == trust.of(MAX_MATCH + 50) > before[MAX_MATCH]
+    runs.advance([1, 2], confidence)
+    assert confidence.of(MAX_MATCH) == confidence.of(MAX_MATCH + 50) > before[MAX_MATCH]
 
 
 def test_trust_follows_what_it_sees() -> None:
-    trust = MatchConfidence()
+    confidence = MatchConfidence()
     for i in range(5000):
-        trust.learn(2, i % 10 == 0)
-        trust.learn(20, True)
-    assert trust.of(2) == pytest.approx(0.1, abs=0.02)
-    assert trust.of(20) == pytest.approx(1.0, abs=0.01)
+        confidence.learn(2, i % 10 == 0)
+        confidence.learn(20, True)
+    assert confidence.of(2) == pytest.approx(0.1, abs=0.02)
+    assert confidence.of(20) == pytest.approx(1.0, abs=0.01)
     for _ in range(600):
-        trust.learn(2, True)
-    assert trust.of(2) > 0.5, "what is long past counts less"
+        confidence.learn(2, True)
+    assert confidence.of(2) > 0.5, "what is long past counts less"
 
 
 def test_narrowed_runs_are_what_a_new_search_finds(tmp_path: Path) -> None:

@@ -28,12 +28,12 @@ from engine_tools import (
 from spellings import Pieces, letters, renumbered
 from tokenizers_tiny import write_bpe
 
-from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.model.retokenized import RetokenizedDraft
 from fastslow.draft.model.vocab import ByteVocab, SharedTokens
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.several import FallbackDrafter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import SamplingParams

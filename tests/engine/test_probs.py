@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from reference_model import ReferenceModel
 from spellings import Pieces, letters, renumbered
 
-from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.model.retokenized import RetokenizedDraft
 from fastslow.draft.model.vocab import ByteVocab, SharedTokens
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.several import FallbackDrafter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.types import Floats

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastslow.draft.base import BaseDrafter
-from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.router import DrafterRouter
+from fastslow.draft.several import FallbackDrafter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.latency_budget import PATIENCE, RunEverything

@@ -17,10 +17,10 @@ from engine_tools import (
 from kernel_tools import compiled
 from quant_tools import quantised
 
-from fastslow.draft.fallback import FallbackDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.several import FallbackDrafter
 from fastslow.engine.backends.cpu.kv import Int8Tiles
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
