@@ -33,8 +33,8 @@ from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import AcceptResult
 from fastslow.models.locate import resolve_model
 from fastslow.policies.speculation.controller import SpeculationController
-from fastslow.policies.speculation.settings import SpeculationTuning
 from fastslow.policies.speculation.step_cost import StepCostCurve
+from fastslow.policies.speculation.tuning import SpeculationTuning
 from fastslow.tools.prompts import read_prompts
 from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.features import HiddenStates, look

@@ -1,4 +1,4 @@
-"""The arguments of a call: their types, and how one value or a list of values is read."""
+"""The arguments of a call: their types, and functions that turn one value or a list into a list."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class ListOf(Protocol[T_co]):
-    """A list or a tuple, for type checkers. `Sequence[str]` would also take a text, which is one prompt;
-    a text does not fit this protocol, since its `in` takes texts only."""
+    """A list or a tuple, for type checkers. A str is a `Sequence[str]`, but one prompt. Its `__contains__`
+    takes only str, so this protocol excludes it."""
 
     def __contains__(self, value: object, /) -> bool: ...
     def __len__(self) -> int: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 from loguru import logger
 
-from fastslow.draft.adaptive import DrafterSelection
 from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
 from fastslow.draft.head.head import load_mtp
 from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head
@@ -26,8 +25,9 @@ from fastslow.engine.params import Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.text.tokenizer import same_vocabulary
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.engine.types import Drafter, MarginalValue, RequestView
+from fastslow.engine.types import Drafter
 from fastslow.models.locate import find_tokenizer, resolve_model
+from fastslow.policies.speculation.controller import SpeculationController
 
 HEAD = "draft_head.safetensors"  # in the checkpoint's folder
 
@@ -43,8 +43,7 @@ class DrafterFactory:
         options: dtype, quantization, device and progress of draft models.
         pages_for: pages for a draft model with a context no longer than the target's.
         remember: whether answers are kept to draft later ones.
-        marginal_value: of a token and of a row in a batch's step.
-        selection: decides which of several drafters are asked.
+        controller: values tokens and rows, and selects among several drafters.
 
     Attributes:
         made: the drafters so far; it grows while the engine runs.
@@ -59,8 +58,7 @@ class DrafterFactory:
         options: dict[str, Any],
         pages_for: Callable[[Model], KVCache],
         remember: bool,
-        marginal_value: Callable[[Sequence[RequestView]], MarginalValue],
-        selection: Callable[[int, Speculation], DrafterSelection],
+        controller: SpeculationController,
     ) -> None:
         self.made: dict[Speculation, Drafter] = {}
         self._keys: dict[Speculation, Speculation] = {}
@@ -69,7 +67,7 @@ class DrafterFactory:
         self._options = options
         self._pages_for = pages_for
         self._building = threading.Lock()
-        self._models = cache(self._load_model)  # loaded once, whoever drafts with them
+        self._models = cache(self._load_model)  # loaded once for all drafters
         self._own_head = own_head(folder)
         self._has_mtp = has_mtp_layer(folder)
         self._deps = DrafterDeps(
@@ -82,8 +80,8 @@ class DrafterFactory:
             load_corpus=cache(self._load_corpus),
             earlier=EarlierAnswers() if remember else None,
             has_head=self.has_head,
-            selection=selection,
-            marginal_value=marginal_value,
+            selection=controller.selection,
+            marginal_value=controller.value,
         )
 
     @property
@@ -92,12 +90,12 @@ class DrafterFactory:
         return self._own_head is not None or self._has_mtp
 
     def make(self, settings: Speculation) -> Speculation:
-        """The part of settings that makes a drafter another one; the drafter is made.
+        """The settings without the fields that need no other drafter; makes the drafter on first use.
 
         Raises:
             ValueError: one sentence about what does not fit.
         """
-        # whether the length is fixed matters, how long it is does not
+        # it matters whether the length is fixed, not how long it is
         nodes = None if settings.nodes is None else 0
         usual = {"nodes": nodes, "accept": "auto", "step_score": Speculation().step_score}
         key = settings.model_copy(update=usual)
@@ -119,26 +117,26 @@ class DrafterFactory:
 
     def _loaded(self, path: str) -> LoadedModel:
         """A draft model with pages of its own for each drafter that uses it."""
-        model, spellings = self._models(path)
-        return LoadedModel(model, self._pages_for(model), spellings)
+        model, tokenizers = self._models(path)
+        return LoadedModel(model, self._pages_for(model), tokenizers)
 
     def _load_model(self, path: str) -> tuple[Model, tuple[Tokenizer, Tokenizer] | None]:
         folder = resolve_model(path)
         theirs = find_tokenizer(folder)
-        spellings = None
+        tokenizers = None
         if self._tokenizer is not None and theirs is not None:
             differs = same_vocabulary(self._tokenizer, theirs)
             if differs:
                 logger.info("draft model {} has tokens of its own: {}", path, differs)
-                spellings = (self._tokenizer, theirs)
+                tokenizers = (self._tokenizer, theirs)
         model = load_model(folder, **self._options)
         ours = self._deps.target.config.vocab_size
-        if spellings is None and model.config.vocab_size != ours:
+        if tokenizers is None and model.config.vocab_size != ours:
             raise ValueError(
                 f"draft model {path!r} cannot draft for this target: its vocab_size is "
                 f"{model.config.vocab_size}, the target's {ours}"
             )
-        return model, spellings
+        return model, tokenizers
 
     def _load_head(self, path: Path | None) -> HeadRunner:
         if path is None and self._own_head is None and self._has_mtp:

@@ -34,9 +34,9 @@ class RequestHandle:
     that its answer is not lost.
 
     Args:
-        candidates: makes the requests, not submitted yet, with this listener. The second one, if any,
-            answers where the confidence of the first falls; nothing of the first is streamed until that
-            can no longer happen.
+        candidates: makes the requests, not submitted yet, with this listener. A second one replaces the
+            first where its confidence falls. Nothing of the first is streamed while it may still be
+            replaced.
         tags: the model's thinking tags, if it has any.
         streaming: keep every piece; otherwise only the end is signalled.
         decision: why this mode, for the metrics.
@@ -58,7 +58,7 @@ class RequestHandle:
         self._over = False
         self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
         self._started = time.monotonic()
-        self._candidates = candidates(self._hear)
+        self._candidates = candidates(self._on_step)
         self.requests = [candidate.request for candidate in self._candidates]
         self._begin()
 
@@ -112,7 +112,7 @@ class RequestHandle:
         self._splitter = ThoughtSplitter(self._tags, self.prompt.opened)
         self._sent = self.request.prompt_length
 
-    def _hear(self, request: Request) -> None:
+    def _on_step(self, request: Request) -> None:
         """Called in the engine's thread after every step of the request."""
         if request is not self.request:
             return
@@ -135,8 +135,8 @@ class RequestHandle:
 
     def _mode(self) -> str:
         """The mode that answered; both, where a text went on in another one."""
-        name, escape = self._candidates[0].mode.name, self.request.escape
-        return f"{name}>{escape.mode}" if escape is not None and self.request.escalated else name
+        name, other = self._candidates[0].mode.name, self.request.escape
+        return f"{name}>{other.mode}" if other is not None and self.request.escalated else name
 
     def _metrics(self, thinking: Thinking | None) -> Metrics:
         request = self.request
@@ -163,12 +163,12 @@ class RequestHandle:
             drafted=tally.drafted,
             accepted=tally.accepted,
             cut=tally.cut,
-            runs=list(tally.runs),
             draft_seconds=tally.draft_seconds,
             verify_seconds=tally.verify_seconds,
+            preemptions=tally.preemptions,
+            runs=list(tally.runs),
             acceptance=[accepted / offered for accepted, offered in pairs],
             cached_tokens=tally.cached,
-            preemptions=tally.preemptions,
             thinking_tokens=thought,
             thinking_ended=ended,
         )

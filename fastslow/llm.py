@@ -51,7 +51,7 @@ from fastslow.request_builder import RequestBuilder
 
 
 class Closed:
-    """Stands for the parts of a closed LLM: any use raises."""
+    """Stands in for the parts of a closed LLM; every access raises RuntimeError."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise RuntimeError("this LLM is closed; make a new one")
@@ -147,15 +147,7 @@ class LLM:
             lambda groups: StepCostCurve(*step_seconds(self.model, groups, identity))
         )
         self._drafters = DrafterFactory(
-            folder,
-            self.model,
-            self._kv,
-            self.tokenizer,
-            load,
-            pages,
-            remember,
-            controller.value,
-            controller.selection,
+            folder, self.model, self._kv, self.tokenizer, load, pages, remember, controller
         )
         drafter = DrafterRouter(self._drafters.made, controller.drafted)
         self._core = EngineCore(self.model, self._kv, drafter, prompt_rows, max_running, controller)
@@ -207,13 +199,13 @@ class LLM:
         batch, single = self._requests.inputs.split(prompts)
         options = (("sampling", sampling), ("mode", mode), ("speculation", speculation))
         each = [spread(name, value, len(batch)) for name, value in options]
-        jobs = [self._requests.handles(*job) for job in zip(batch, *each)]
+        jobs = [self._requests.build(*job) for job in zip(batch, *each)]
         handles = [handle for group in jobs for handle in group]
         self._worker.submit([h.request for h in handles])
         try:
             waited = bar(jobs, "Answering") if progress and not single else jobs
             outputs = [self._output(group) for group in waited]
-        except BaseException:  # Ctrl-C too: nobody waits for the answers any more
+        except BaseException:  # Ctrl-C too: no caller waits for the answers now
             self._worker.cancel([request for h in handles for request in h.requests])
             raise
         errors = [c.error for o in outputs for c in o.choices if c.error is not None]
@@ -256,7 +248,7 @@ class LLM:
         batch, single = self._requests.inputs.split(prompt)
         if not single:
             raise ValueError("stream takes one prompt; give a list to generate")
-        handles = self._requests.handles(batch[0], sampling, mode, speculation, streaming=True)
+        handles = self._requests.build(batch[0], sampling, mode, speculation, streaming=True)
         if len(handles) > 1:
             raise ValueError(f"n={len(handles)} cannot be streamed; use generate, or n=1")
         return self._pieces(handles[0])

@@ -81,17 +81,9 @@ class Completion:
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; of log-probabilities the token ids are texts, and minus infinity is null."""
-        return {
-            "text": self.text,
-            "reasoning": self.reasoning,
-            "token_ids": list(self.token_ids),
-            "finish_reason": self.finish_reason,
-            "stop_reason": self.stop_reason,
-            "logprobs": _plain(self.logprobs),
-            "metrics": self.metrics.to_dict(),
-            "error": self.error,
-        }
+        """Plain JSON values; in log-probabilities token ids are texts, and minus infinity is null."""
+        own = {"logprobs": _plain(self.logprobs), "metrics": self.metrics.to_dict()}
+        return asdict(self) | own
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +160,12 @@ def _plain(
     places: Sequence[Mapping[int, float] | None] | None,
 ) -> list[dict[str, float | None] | None] | None:
     """Log-probabilities by place, as JSON has them: keys are texts, numbers are finite."""
-    return None if places is None else [None if p is None else _table(p) for p in places]
-
-
-def _table(place: Mapping[int, float]) -> dict[str, float | None]:
-    return {str(token): x if math.isfinite(x) else None for token, x in place.items()}
+    if places is None:
+        return None
+    return [
+        None if p is None else {str(t): x if math.isfinite(x) else None for t, x in p.items()}
+        for p in places
+    ]
 
 
 ENOUGH = 100  # nodes, before anything is said

@@ -32,13 +32,13 @@ from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
 from fastslow.policies.modes import find_mode, in_either
 from fastslow.policies.speculation.controller import SpeculationController
-from fastslow.policies.thinking import ThinkingBudget
+from fastslow.policies.thinking_budget import ThinkingBudget
 from fastslow.settings import read_settings
 
 STEPWISE = "lossy-stepwise"
 
 
-class _Asked(NamedTuple):
+class _ParsedCall(NamedTuple):
     """What a call asks for in one mode, checked."""
 
     prompt: EncodedPrompt
@@ -58,9 +58,6 @@ class RequestBuilder:
         modes: presets by name.
         chooser: chooses a preset for requests of mode "auto".
         usual: the meaning of speculation "auto" where a mode gives none.
-
-    Raises:
-        ValueError: see `speculation`.
     """
 
     def __init__(
@@ -85,7 +82,7 @@ class RequestBuilder:
             TagTokens(inputs.tokenizer, inputs.tags) if inputs.tokenizer and inputs.tags else None
         )
         self._ids = itertools.count()
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._usual = self.speculation(usual, Mode(speculation=Speculation()))
 
     def mode(self, wish: ModeLike, prompt: Prompt) -> tuple[Mode, str]:
@@ -124,7 +121,7 @@ class RequestBuilder:
         self._drafters.make(settings)
         return settings
 
-    def handles(
+    def build(
         self,
         prompt: Prompt,
         params: Sampling,
@@ -138,17 +135,17 @@ class RequestBuilder:
             ValueError: one sentence about what does not fit.
         """
         mode, decision = self.mode(wish, prompt)
-        modes, escape = [mode], None
+        modes, escalated = [mode], None
         if mode.escalate is not None:
-            escape, _ = self.mode(mode.escalate.to, prompt)
+            escalated, _ = self.mode(mode.escalate.to, prompt)
             if mode.escalate.how == "restart":
-                modes.append(escape)
-        asked = [self._asked(prompt, params, one, speculation) for one in modes]
-        drawn = asked[0].params
+                modes.append(escalated)
+        calls = [self._parse(prompt, params, one, speculation) for one in modes]
+        drawn = calls[0].params
         seed = secrets.randbits(63) if drawn.seed is None else drawn.seed
         return [
             RequestHandle(
-                partial(self._candidates, asked, escape, sibling_seed(seed, i)),
+                partial(self._candidates, calls, escalated, sibling_seed(seed, i)),
                 self.inputs.tags,
                 streaming,
                 decision,
@@ -156,53 +153,53 @@ class RequestBuilder:
             for i in range(drawn.n)
         ]
 
-    def _asked(
+    def _parse(
         self, prompt: Prompt, params: Sampling, mode: Mode, speculation: SpeculationLike
-    ) -> _Asked:
+    ) -> _ParsedCall:
         params = sampling_in(mode, params)
         self.inputs.check_params(params)
         encoded = self.inputs.encode(prompt, mode)
-        return _Asked(encoded, params, mode, self.speculation(speculation, mode))
+        return _ParsedCall(encoded, params, mode, self.speculation(speculation, mode))
 
     def _candidates(
-        self, asked: Sequence[_Asked], escape: Mode | None, seed: int, listener: Listener
+        self, calls: Sequence[_ParsedCall], escalated: Mode | None, seed: int, listener: Listener
     ) -> list[Candidate]:
         """The request, and the one that replaces it where its confidence falls, if the mode restarts."""
-        first, *others = asked
+        first, *others = calls
         later = [self._request(one, seed, listener) for one in others]
-        leave = None
-        if first.mode.escalate is not None and escape is not None:
+        escalation = None
+        if first.mode.escalate is not None and escalated is not None:
             keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
-            thinking = None if later else self._thinking(first, escape)
-            leave = Escape(escape.name, escape.groups, keep, thinking, successor)
-        requests = [self._request(first, seed, listener, leave), *later]
-        return [Candidate(r, one.prompt, one.mode) for r, one in zip(requests, asked)]
+            thinking = None if later else self._thinking(first, escalated)
+            escalation = Escape(escalated.name, escalated.groups, keep, thinking, successor)
+        requests = [self._request(first, seed, listener, escalation), *later]
+        return [Candidate(r, one.prompt, one.mode) for r, one in zip(requests, calls)]
 
     def _situation(self, prompt: Prompt, latency_ms: float | None) -> Situation:
-        """What a chooser may see of a prompt, which is not checked yet."""
+        """What a chooser sees of a prompt. Invalid prompts are rejected later, by `encode`."""
         turns, every = 0, ""
         if isinstance(prompt, str):
             every = text = prompt
         elif prompt and all(isinstance(part, Mapping) for part in prompt):
-            said = [(m.get("role"), str(m.get("content", ""))) for m in prompt]  # type: ignore[union-attr]
-            every = " ".join(content for _, content in said)
-            text = next((content for role, content in reversed(said) if role == "user"), every)
-            turns = max(0, sum(role != "system" for role, _ in said) - 1)
+            chat = [(m.get("role"), str(m.get("content", ""))) for m in prompt]  # type: ignore[union-attr]
+            every = " ".join(content for _, content in chat)
+            text = next((content for role, content in reversed(chat) if role == "user"), every)
+            turns = max(0, sum(role != "system" for role, _ in chat) - 1)
         else:
             ids = [operator.index(x) for x in prompt if isinstance(x, SupportsIndex)]
             every = text = self._tokenizer.decode(ids) if self._tokenizer is not None else ""
         busy = self._core.scheduler.busy
         return Situation(text, turns, count_words(every), latency_ms, busy)
 
-    def _room(self, asked: _Asked) -> int:
+    def _room(self, call: _ParsedCall) -> int:
         """Most tokens of the answer."""
-        return min(asked.params.max_tokens, self.inputs.context - len(asked.prompt.tokens))
+        return min(call.params.max_tokens, self.inputs.context - len(call.prompt.tokens))
 
     def _request(
-        self, asked: _Asked, seed: int, listener: Listener, escape: Escape | None = None
+        self, call: _ParsedCall, seed: int, listener: Listener, escalation: Escape | None = None
     ) -> Request:
-        prompt, params, mode, settings = asked
-        room = self._room(asked)
+        prompt, params, mode, settings = call
+        room = self._room(call)
         max_len = len(prompt.tokens) + room - 1
         kv = self._core.kv
         if not kv.fits(max_len):
@@ -217,8 +214,8 @@ class RequestBuilder:
         reproducible = settings.accept == "reproducible"
         reproducible |= settings.accept == "auto" and params.seed is not None
         confidence = None
-        if escape is not None and mode.escalate is not None:
-            confidence = Confidence(mode.escalate, to_the_end=escape.successor is not None)
+        if escalation is not None and mode.escalate is not None:
+            confidence = Confidence(mode.escalate, to_the_end=escalation.successor is not None)
         return Request(
             id=next(self._ids),
             tokens=list(prompt.tokens),
@@ -235,13 +232,13 @@ class RequestBuilder:
             rule=self._rule(settings, reproducible),
             reproducible=reproducible,
             scored=settings.accept == STEPWISE,
-            thinking=self._thinking(asked, mode),
+            thinking=self._thinking(call, mode),
             listener=listener,
             target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,
             may_cut_groups="groups" in mode.may_shorten,
             confidence=confidence,
-            escape=escape,
+            escape=escalation,
         )
 
     def _rule(self, settings: Speculation, reproducible: bool) -> Rule:
@@ -266,13 +263,13 @@ class RequestBuilder:
         before = [] if prompt.chat else prompt.tokens[-8:]
         return Detokenizer(self._tokenizer, keep=shown, after=before)
 
-    def _thinking(self, asked: _Asked, mode: Mode) -> Thinking | None:
+    def _thinking(self, call: _ParsedCall, mode: Mode) -> Thinking | None:
         """A chat in a mode without thinking and without a budget has a budget of 0."""
-        prompt, room = asked.prompt, self._room(asked)
+        prompt, room = call.prompt, self._room(call)
         most, phrase = mode.thinking_budget, mode.closing or ""
         if self._thoughts is None:
             if most is not None or mode.early_exit:
-                self._say(
+                self._warn_once(
                     f"mode {mode.name!r} bounds its thoughts, but this model has no thinking tags: "
                     "name them in fastslow.json or as thinking_tags"
                 )
@@ -283,16 +280,15 @@ class RequestBuilder:
         policy = ThinkingBudget(most, mode.thinking_soft, mode.early_exit) if bounded else None
         closing = self._thoughts.closing(phrase)
         if most and most + len(closing) >= room:
-            self._say(
+            self._warn_once(
                 f"mode {mode.name!r}: thinking_budget={most} leaves no room for an answer within "
                 f"max_tokens={room}"
             )
         return Thinking(self._thoughts, prompt.opened, len(prompt.tokens), policy, closing)
 
-    def _say(self, warning: str) -> None:
-        """Log every warning once."""
-        if warning not in self._said:
-            self._said.add(warning)
+    def _warn_once(self, warning: str) -> None:
+        if warning not in self._warned:
+            self._warned.add(warning)
             logger.warning(warning)
 
     def _eos_ids(self) -> frozenset[int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fastslow.engine.host.files import read_object
 from fastslow.engine.params import Speculation, sentence
 
 VERSION = 1
@@ -16,26 +17,15 @@ VERSION = 1
 def write_settings(
     path: Path, model: str, speculation: Speculation, measured: dict[str, Any]
 ) -> None:
-    """Write what was found.
-
-    Args:
-        path: of the JSON file; the folder must be there.
-        model: what it was found with, for people.
-        speculation: what to use.
-        measured: figures, for people and programs.
-    """
-    record = {
-        "version": VERSION,
-        "model": model,
-        "speculation": speculation.model_dump(mode="json"),
-        "measured": measured,
-    }
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    """Write a new file in place of an old one: the settings to use, and the figures that were measured;
+    see `add_settings`."""
+    path.unlink(missing_ok=True)
+    add_settings(path, model, speculation=speculation.model_dump(mode="json"), measured=measured)
 
 
 def add_settings(path: Path, model: str, **parts: Any) -> None:
-    """Put parts into a settings file, beside what is there already: "auto" for mode auto, "modes" for
-    presets. A file that is no settings file is not touched.
+    """Add parts to a settings file: "auto" for mode auto, "modes" for presets. A file that is no settings
+    file is not touched.
 
     Args:
         path: of the JSON file; it need not be there, its folder must.
@@ -45,16 +35,9 @@ def add_settings(path: Path, model: str, **parts: Any) -> None:
     Raises:
         ValueError: the file is there and is no settings file.
     """
-    record: Any = {"version": VERSION}
-    if path.is_file():
-        try:
-            record = json.loads(path.read_text("utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"settings file {str(path)!r} is no JSON: {error}") from error
-        if not isinstance(record, dict) or record.get("version") != VERSION:
-            raise ValueError(
-                f"{str(path)!r} is there and is no settings file: name another with -o"
-            )
+    record: dict[str, Any] = read_object(path) if path.is_file() else {"version": VERSION}
+    if record.get("version") != VERSION:
+        raise ValueError(f"{str(path)!r} exists and is no settings file: name another with -o")
     for name, value in parts.items():
         both = isinstance(record.get(name), dict) and isinstance(value, dict) and name != "auto"
         record[name] = {**record[name], **value} if both else value
@@ -63,17 +46,15 @@ def add_settings(path: Path, model: str, **parts: Any) -> None:
 
 
 def read_settings(path: str | Path) -> Speculation:
-    """The speculation settings in a file of `write_settings`; whatever else is there is for people.
+    """The speculation settings in a file of `write_settings`; other parts are ignored.
 
     Raises:
         ValueError: one sentence with the file and what is wrong with it.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"settings file {str(path)!r} cannot be read: there is no such file")
     try:
-        return _speculation(json.loads(Path(path).read_text("utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"settings file {str(path)!r} cannot be read: {error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"settings file {str(path)!r} is no JSON: {error}") from error
+        return _speculation(read_object(Path(path)))
     except ValidationError as error:
         reason = sentence(error, Speculation.model_fields)
         raise ValueError(f"settings file {str(path)!r}: speculation {reason}") from error
@@ -81,9 +62,7 @@ def read_settings(path: str | Path) -> Speculation:
         raise ValueError(f"settings file {str(path)!r}: {error}") from error
 
 
-def _speculation(record: Any) -> Speculation:
-    if not isinstance(record, dict):
-        raise ValueError(f"a JSON object is needed, not {type(record).__name__}")
+def _speculation(record: dict[str, Any]) -> Speculation:
     version = record.get("version")
     if version != VERSION or isinstance(version, bool):
         raise ValueError(f"version={version!r} is not {VERSION}, the only one that is known")

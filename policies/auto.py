@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
+from fastslow.engine.host.files import read_object
 from fastslow.engine.params import Mode, Number, Params, nearest, sentence
 from fastslow.engine.types import Chooser, ModeChoice, Situation
 from fastslow.policies.features import LABELS, features
 
-TELLING = 0.05  # smaller terms are shown as one sum
+MIN_SHOWN = 0.05  # smaller terms are shown as one sum
 
 
 class Selector(Params):
@@ -46,11 +46,9 @@ class Selector(Params):
         seen = features(situation)
         score = self.score(seen)
         deep = score > self.threshold
-        mode = self.between[deep]
-        sign = ">" if deep else "<="
-        return ModeChoice(
-            mode, f"{mode}: {self._sum(seen)} = {score:.1f} {sign} {self.threshold:.3g}"
-        )
+        mode, sign = self.between[deep], ">" if deep else "<="
+        why = f"{mode}: {self._sum(seen)} = {score:.1f} {sign} {self.threshold:.3g}"
+        return ModeChoice(mode, why)
 
     def _parts(self, seen: Mapping[str, float]) -> list[tuple[str, float]]:
         return [
@@ -60,12 +58,12 @@ class Selector(Params):
 
     def _sum(self, seen: Mapping[str, float]) -> str:
         parts = sorted(self._parts(seen), key=lambda part: -abs(part[1]))
-        told = [(LABELS[name], part) for name, part in parts if abs(part) >= TELLING]
-        rest = self.score(seen) - self.bias - sum(part for _, part in told)
-        told.append(("usual", self.bias))
-        if abs(rest) >= TELLING:
-            told.append(("rest", rest))
-        return ", ".join(f"{name} {part:+.1f}" for name, part in told)
+        shown = [(LABELS[name], part) for name, part in parts if abs(part) >= MIN_SHOWN]
+        rest = self.score(seen) - self.bias - sum(part for _, part in shown)
+        shown.append(("usual", self.bias))
+        if abs(rest) >= MIN_SHOWN:
+            shown.append(("rest", rest))
+        return ", ".join(f"{name} {part:+.1f}" for name, part in shown)
 
 
 BUILT_IN = Selector(
@@ -93,12 +91,14 @@ def read_selector(path: str | Path) -> Selector:
         ValueError: one sentence with the file and what is wrong with it.
     """
     named = f"settings file {str(path)!r}"
-    record = _record(Path(path), named)
-    if record.get("auto") is None:
+    if not Path(path).is_file():
+        raise ValueError(f"{named} cannot be read: there is no such file")
+    given = read_object(Path(path)).get("auto")
+    if given is None:
         raise ValueError(
-            f"{named}: it has no selector under 'auto'; `fastslow tune --modes` writes one"
+            f"{named} has no selector under 'auto'; `fastslow tune --modes` writes one"
         )
-    return _selector(record["auto"], named)
+    return _selector(given, named)
 
 
 def checkpoint_selector(folder: Path) -> Selector:
@@ -108,20 +108,8 @@ def checkpoint_selector(folder: Path) -> Selector:
         ValueError: one sentence with the file and what is wrong with it.
     """
     path = folder / "fastslow.json"
-    if not path.is_file():
-        return BUILT_IN
-    record = _record(path, str(path))
-    return BUILT_IN if record.get("auto") is None else _selector(record["auto"], str(path))
-
-
-def _record(path: Path, named: str) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{named} cannot be read: {error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{named} is no JSON: {error}") from error
-    return record if isinstance(record, dict) else {}
+    given = read_object(path).get("auto")
+    return BUILT_IN if given is None else _selector(given, str(path))
 
 
 def _selector(given: Any, named: str) -> Selector:
@@ -137,14 +125,15 @@ def choose(chooser: Chooser, situation: Situation, presets: Mapping[str, Mode]) 
     Raises:
         ValueError: it names no preset, or one that would choose again.
     """
-    said = chooser(situation)
-    if isinstance(said, str):
-        said = ModeChoice(said, f"{said}: {getattr(chooser, '__name__', type(chooser).__name__)}")
-    named = said[0] if isinstance(said, tuple) and len(said) == 2 else said
+    chosen = chooser(situation)
+    if isinstance(chosen, str):
+        name = getattr(chooser, "__name__", type(chooser).__name__)
+        chosen = ModeChoice(chosen, f"{chosen}: {name}")
+    named = chosen[0] if isinstance(chosen, tuple) and len(chosen) == 2 else chosen
     known = [name for name, mode in presets.items() if not mode.auto]
     if named not in known:
         raise ValueError(f"auto chose {named!r}, which is no preset{nearest(str(named), known)}")
-    choice = ModeChoice(*said)
+    choice = ModeChoice(*chosen)
     if not isinstance(choice.why, str | None):
         raise ValueError(f"auto chose {named!r} because of {choice.why!r}, which is no text")
     return choice

@@ -1,4 +1,4 @@
-"""What a mode means, in words."""
+"""What a mode does, described for people."""
 
 from __future__ import annotations
 

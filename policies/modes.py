@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastslow.engine.host.files import read_object
 from fastslow.engine.params import Mode, Params, nearest
 
 NESTED = "sampling", "speculation", "escalate"  # fields that have fields of their own
 NAMING = "name", "base", "description", "auto"  # fields that are a mode's own
-CHANGED = "*"  # behind the name of a preset of which a call changed something
+CHANGED = "*"  # ends the name of a preset that a call changed
 
 Fields = Mapping[str, Any]
 
@@ -71,11 +71,11 @@ def load_modes(
 
 
 def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], groups: int) -> Mode:
-    """A mode by name, or the caller's own, checked against the model. What changes a preset without
-    a name of its own is called as the preset, with a star.
+    """A mode by name, or the caller's own, checked against the model. A changed preset without a name
+    of its own has the preset's name with a star.
 
     Raises:
-        ValueError: an unknown name (the nearest known one is told), a field that does not fit, or
+        ValueError: an unknown name (the message gives the nearest), a field that does not fit, or
             groups outside 0..`groups`.
     """
     if isinstance(mode, str):
@@ -90,7 +90,7 @@ def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], groups: in
 
 
 def in_either(taken: Mode, auto: Mode) -> Mode:
-    """A preset that was taken for a request, with what the mode that leaves the choice says itself."""
+    """The preset that was chosen for a request, with the fields that the mode "auto" itself gives."""
     own = {name: value for name, value in fields_of(auto).items() if name not in NAMING}
     return _over(taken, {**own, "name": taken.name}) if own else taken
 
@@ -147,12 +147,11 @@ def _over(base: Mode, fields: Fields) -> Mode:
 
 
 def _read(path: Path, modes: Mapping[str, Mode], groups: int) -> dict[str, Mode]:
+    if not path.is_file():
+        raise ValueError(f"presets in {path} cannot be read: there is no such file")
     try:
-        content = json.loads(path.read_text("utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("must be a valid dictionary")
-        return _joined(modes, content.get("modes", {}), groups)
-    except (OSError, ValueError, RecursionError) as error:
+        return _joined(modes, read_object(path).get("modes", {}), groups)
+    except ValueError as error:
         raise ValueError(f"presets in {path} cannot be read: {error}") from None
 
 

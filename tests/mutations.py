@@ -326,7 +326,7 @@ MUTATIONS = (
     swap(
         "all drafters are asked where rows are dearest",
         "policies/speculation/selection.py",
-        "if drafter > 0 and self._dear(value):",
+        "if drafter > 0 and self._rows_cost_too_much(value):",
         "if False:",
         ("tests/draft/test_adaptive_draft.py",),
     ),
@@ -346,7 +346,7 @@ MUTATIONS = (
     ),
     swap(
         "a thought is closed one token late",
-        "policies/thinking.py",
+        "policies/thinking_budget.py",
         "thought.spent >= self._most:",
         "thought.spent > self._most:",
         BUDGETS,

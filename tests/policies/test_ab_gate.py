@@ -13,12 +13,12 @@ from fastslow.engine.params import Speculation
 from fastslow.engine.types import Stepped, Tree
 from fastslow.policies.speculation.ab_gate import ABGate
 from fastslow.policies.speculation.controller import SpeculationController
-from fastslow.policies.speculation.settings import TUNING
 from fastslow.policies.speculation.step_cost import StepCostCurve
+from fastslow.policies.speculation.tuning import TUNING
 
 BATCH = 8
-DEAR = 1.01 * TUNING.dear_row  # a row's price, in tokens
-DEAREST = 1.01 * TUNING.dearest_row
+DEAR = 1.01 * TUNING.gate_row_price  # a row's price, in tokens
+DEAREST = 1.01 * TUNING.max_row_price
 PHASE = TUNING.phase
 REQUEST: Any = SimpleNamespace(groups=None)
 
@@ -97,7 +97,7 @@ def controller_at(price: float) -> SpeculationController:
 
 
 @pytest.mark.parametrize(("price", "asked"), [(0.5 * DEAR, False), (2 * DEAR, True)])
-def test_only_dear_rows_are_compared(price: float, asked: bool) -> None:
+def test_only_gate_row_prices_are_compared(price: float, asked: bool) -> None:
     controller = controller_at(price)
     policies = [controller.policy(Speculation(), "drafter") for _ in range(BATCH)]
     batch: list[Any] = [REQUEST] * BATCH

@@ -126,8 +126,8 @@ def test_a_bad_selector_is_refused(fields: dict[str, Any], says: str, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "is no JSON"),
-        ("[]", "no selector under 'auto'"),
+        ("{", "is not valid JSON"),
+        ("[]", "must hold a JSON object"),
         ('{"auto": 3}', "auto Input should be a valid dictionary"),
     ],
 )

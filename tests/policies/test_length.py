@@ -16,8 +16,8 @@ from fastslow.policies.speculation.ab_gate import ABGate
 from fastslow.policies.speculation.acceptance import AcceptanceModel, RequestBias
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.planner import AdaptiveLength, admit, best_length
-from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
 from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
+from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 NODE = Tree.chain([1])
 

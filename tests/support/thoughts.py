@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.thought import TagTokens, ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.policies.thinking import ThinkingBudget
+from fastslow.policies.thinking_budget import ThinkingBudget
 
 THINK = ThoughtTags("<think>", "</think>")
 

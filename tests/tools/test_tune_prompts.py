@@ -115,9 +115,9 @@ def test_settings_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
-        ("[]", "a JSON object is needed, not list"),
+        ("{", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("[]", "must hold a JSON object, not a list"),
         ("{}", "version=None is not 1"),
         ('{"version": 2, "speculation": {}}', "version=2 is not 1"),
         ('{"version": true, "speculation": {}}', "version=True is not 1"),
@@ -129,7 +129,7 @@ def test_settings_come_back(tmp_path: Path) -> None:
             "field 'node' is unknown; did you mean 'nodes'?",
         ),
         ('{"version": 1, "speculation": {"drafter": 5}}', "speculation drafter=5 must be"),
-        ("\xff", "cannot be read"),
+        ("\xff", "is not valid JSON"),
     ],
 )
 def test_bad_settings_are_refused_in_one_sentence(tmp_path: Path, content: str, said: str) -> None:

@@ -176,7 +176,7 @@ def test_a_settings_file_holds_several_things(found: ModesFound, tmp_path: Path)
     assert read_selector(path) == found.selector
     assert read_settings(path).drafter == "ngram"
     assert json.loads(path.read_text())["modes"] == {"a": {"groups": 1}, "b": {"groups": 2}}
-    for text, says in (("{}", "no settings file"), ("x", "no JSON")):
+    for text, says in (("{}", "no settings file"), ("x", "not valid JSON")):
         path.write_text(text)
         with pytest.raises(ValueError, match=says):
             add_settings(path, "tiny", auto={})

@@ -1,4 +1,4 @@
-"""When a thought has to end."""
+"""When a thought has to end: after a budget of tokens, in a loop, or when it has settled."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fastslow.engine.types import Ending, Thought
 
 SURE = 12.0  # added to the closing tag's logit at the last token of a soft budget
 LONGEST_SPAN = 64  # tokens that a loop repeats, at most
-ROUNDS, LEAST = 4, 40  # a loop: a span so many times in a row, and at least so many tokens
-TIMES, LINE = 3, 8  # settled: a line of at least LINE characters, for the third time
+LOOPS, MIN_TOKENS = 4, 40  # loop: a span came LOOPS times in a row, MIN_TOKENS tokens or more
+REPEATS, MIN_CHARS = 3, 8  # settled: a line of MIN_CHARS characters came REPEATS times
 
 
 class ThinkingBudget:
@@ -25,28 +25,28 @@ class ThinkingBudget:
 
     Args:
         most: tokens, over all thoughts of an answer; None = any number.
-        soft: the last so many tokens of `most` are the soft ones; 0 = none.
+        soft: how many of the last tokens of `most` are soft; 0 = none.
         early_exit: whether loops and settled thoughts are ended.
     """
 
     def __init__(self, most: int | None, soft: int = 0, early_exit: bool = False) -> None:
         self._most = most
         self._soft = 0 if most is None else min(soft, most)
-        self.reads = max(ROUNDS * LONGEST_SPAN, LEAST) if early_exit else 0
+        self.reads = max(LOOPS * LONGEST_SPAN, MIN_TOKENS) if early_exit else 0
 
     def judge(self, thought: Thought) -> Ending | None:
         if self._most is not None and thought.spent >= self._most:
             return "budget"
         if not self.reads:
             return None
-        if thought.said >= TIMES and len(thought.line) >= LINE:
+        if thought.said >= REPEATS and len(thought.line) >= MIN_CHARS:
             return "settled"
         return "loop" if _circles(thought.recent) else None
 
     def lift(self, spent: int) -> float:
         if self._most is None or not self._soft:
             return 0.0
-        near = spent - (self._most - self._soft) + 1  # soft tokens, the one that comes too
+        near = spent - (self._most - self._soft) + 1  # soft tokens so far, with the next
         return SURE * min(near, self._soft) / self._soft if near > 0 else 0.0
 
     def lifts(self, spent: range) -> bool:
@@ -57,8 +57,8 @@ class ThinkingBudget:
 
 def _circles(tokens: Sequence[int]) -> bool:
     last = tokens[-1] if tokens else None
-    for span in range(1, min(LONGEST_SPAN, len(tokens) // ROUNDS) + 1):
-        size = max(ROUNDS * span, LEAST)
+    for span in range(1, min(LONGEST_SPAN, len(tokens) // LOOPS) + 1):
+        size = max(LOOPS * span, MIN_TOKENS)
         if size > len(tokens) or tokens[-1 - span] != last:
             continue
         if tokens[-size:-span] == tokens[span - size :]:

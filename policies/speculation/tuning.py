@@ -1,4 +1,4 @@
-"""Every constant of the speculation controller, each with its why. None can change a token."""
+"""Every constant of the speculation controller with its reason. None of them can change a token."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ class SpeculationTuning:
     number of values after which older ones fade from a running mean.
     """
 
-    # When rows are dear, as in large batches: one price, two limits.
+    # When rows are expensive, as in large batches: one price, two limits.
     # Above this price the A/B gate decides: predictions err by as much as there is to gain.
-    dear_row: float = 0.15
+    gate_row_price: float = 0.15
     # Above this price the gate begins without drafts, and only the cheapest of several drafters is
     # asked: what others add makes a few requests faster and every step slower.
-    dearest_row: float = 0.4
-    priced_nodes: int = (
-        3  # of every request, over which a row is priced: the very first are cheaper
-    )
+    max_row_price: float = 0.4
+    priced_nodes: int = 3  # of every request, over which a row is priced: the first are cheaper
 
     # Planner
     most_nodes: int = 24  # of a request in a step: deeper nodes hardly ever survive
-    # what drafts must promise over none: estimates err, plain decoding does not
-    margin: float = 1.02
-    # of a plain step: nodes that take less count as free; many are drafted, and then cut
-    free_node: float = 0.03
+    margin: float = 1.02  # what drafts must promise over none: estimates err, plain steps do not
+    free_node: float = (
+        0.03  # of a plain step: cheaper nodes count as free; many are drafted, then cut
+    )
     least_budget: int = 4  # nodes that a free drafter is asked for; more where more paid last time
     ask_wait: tuple[int, int] = (8, 8)  # steps between questions that do not pay: they cost little
     probe_wait: tuple[int, int] = (16, 256)  # steps without a node, so that no estimate stays wrong
@@ -38,35 +36,33 @@ class SpeculationTuning:
     prior_chance: float = 0.7  # of a node whose drafter gives no score, before anything was seen
     prior_nodes: float = 4.0  # judged nodes as which the prior, or a score, counts
     node_memory: float = 256.0  # of each kind of node, over all requests: texts change slowly
-    deepest: int = 8  # deeper nodes are too rare to be told apart
+    deepest: int = 8  # deeper nodes are too rare to be counted by depth
     score_bins: int = 5  # fine enough to correct scores, coarse enough to fill soon
     prior_yield: tuple[float, float] = (0.4, 0.5)  # nodes accepted and run for each question
     yield_memory: float = 200.0  # questions of all requests, with which a new request begins
     own_yield_memory: float = 24.0  # of a request's own: its text may soon change
     bias_rate: float = 0.25  # of a logit, by which one node moves a request: a few must be enough
     bias_limit: float = 3.0  # of a logit: from further off it would take long to come back
-    bias_decay: float = 0.99  # every step: what was long ago tells little
+    bias_decay: float = 0.99  # every step: old results say little
 
     # Costs of steps and drafts
     table_rows: int = 1024  # beyond, a step takes as much more as its rows
     step_rate: float = 0.2  # weight of the newest step: the machine's speed changes within seconds
-    step_limit: float = 2.0  # a step counts as at most so many times as fast or slow as lately
+    step_limit: float = 2.0  # a step counts as at most this many times as fast or slow as lately
     step_fresh: int = 128  # steps for which a measurement holds; then those next to it replace it
     table_every: int = 8  # steps between new tables, which take some 50 us
-    held_up: float = 4.0  # a time of so many times the usual was held up, and counts as no more
+    held_up: float = 4.0  # a time counts as at most this many times the usual: the rest was a delay
     draft_memory: float = 10.0  # proposals: times depend on the text's length
 
     # A/B gate
-    phase: int = (
-        8  # steps with or without drafts before a change: shorter ones are hardly comparable
-    )
+    phase: int = 8  # steps with or without drafts before a change: fewer are hardly comparable
     gate_rate: float = 0.3  # weight of the newest trial where drafts are usual
     gate_rate_off: float = 0.6  # where they are not: trials are rare there, and the texts new
     gate_loss: float = -0.01  # log gain below which drafts stop: smaller losses cannot be measured
     gate_trials: int = 2  # before it may stop: one says nothing
     gate_wait: tuple[int, int] = (2, 48)  # phases between trials where drafts are usual
-    gate_wait_unlikely: int = 4  # phases before the first trial where rows are dearest
-    gate_wait_off: float = 12.0  # longest where drafts are not usual: new texts are not seen then
+    gate_wait_unlikely: int = 4  # phases before the first trial above max_row_price
+    gate_wait_off: float = 12.0  # longest where drafts are not usual: new texts are not tried then
     gate_growth: float = 1.5  # of the wait from trial to trial where both ways are equally fast
     gate_plain: float = 8.0  # more growth by log gain: a plain result need not be tried again soon
     usual_memory: float = 3.0  # steps that say what is usual, to see which one was held up
@@ -75,14 +71,12 @@ class SpeculationTuning:
     prior_gain: float = 1.0  # tokens that a drafter is assumed to gain: so every one is tried
     own_gain_memory: float = 10.0  # proposals of a request's own
     gain_memory: float = 50.0  # of all requests, with which a new request begins
-    gain_begun: float = 3.0  # own proposals as which those count then
+    gain_begun: float = 3.0  # own proposals; the gain of all requests counts as this many then
     most_calibration: float = 1.5  # limit to which scores that promise too little are scaled up
     ask_memory: float = 50.0  # questions: what asking takes hardly changes
-    ask_overhead: float = 1.5  # over the time of asking: features, and larger steps' own work
+    ask_overhead: float = 1.5  # times the time of asking: features, and the work of larger steps
     select_wait: tuple[int, int] = (8, 128)  # steps without a drafter that pays for no request
-    waking: int = (
-        4  # last steps of that wait, in which its features are gathered: drafting needs some
-    )
+    waking: int = 4  # last steps of that wait, which gather its features: drafting needs some
 
 
 TUNING = SpeculationTuning()
