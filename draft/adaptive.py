@@ -79,11 +79,11 @@ class AdaptiveDrafter(SeveralDrafters):
         super().commit(batch, result, features)
         self.selection.judge(batch, result)
 
-    def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
-        """A prompt is shown once, and reading it costs a drafter little. So drafters that are not asked
-        now read it, too, except those that are never asked in such batches."""
-        return self._wants(self.drafters[: self.selection.able(batch)], batch, rows)
-
     def release(self, requests: Collection[int]) -> None:
         super().release(requests)
         self.selection.release(requests)
+
+    def _readers(self, batch: Sequence[RequestView]) -> Sequence[Drafter]:
+        """A prompt is shown once, and reading it costs a drafter little. So drafters that are not asked
+        now read it, too, except those that are never asked in such batches."""
+        return self.drafters[: self.selection.able(batch)]

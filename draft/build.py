@@ -20,8 +20,9 @@ from fastslow.draft.suffix.sources import EarlierAnswers
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import Speculation, nearest
+from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.engine.types import Drafter, MarginalValue, RequestView, TargetProbs
+from fastslow.engine.types import Drafter, MarginalValue, RequestView
 
 AUTO_WIDTH = 3
 
@@ -42,8 +43,6 @@ class DrafterDeps:
     Attributes:
         target: the model that verifies.
         cache: the target's KV.
-        target_probs: logits -> probabilities under a request's parameters.
-        only_best: whether the largest logit alone decides a request's tokens.
         load_model: the draft model at a path.
         load_head: the trained head at a path; None = the one that belongs to the target: trained for
             it, or in its checkpoint.
@@ -56,8 +55,6 @@ class DrafterDeps:
 
     target: Model
     cache: KVCache
-    target_probs: TargetProbs
-    only_best: Callable[[RequestView], bool]
     load_model: Callable[[str], LoadedModel]
     load_head: Callable[[Path | None], HeadRunner]
     load_corpus: Callable[[Path], Corpus]
@@ -134,25 +131,25 @@ def _suffix(settings: Speculation, deps: DrafterDeps) -> Drafter:
 def _head(settings: Speculation, deps: DrafterDeps) -> Drafter:
     runner = deps.load_head(None if settings.head is None else Path(settings.head))
     width = AUTO_WIDTH if settings.drafter == "auto" else settings.width
-    probs, value = deps.target_probs, deps.marginal_value
-    return HeadDraft(runner, probs, width, only_best=deps.only_best, marginal_value=value)
+    value = deps.marginal_value
+    return HeadDraft(runner, probs_at, width, only_best=only_best, marginal_value=value)
 
 
 def _self(settings: Speculation, deps: DrafterDeps) -> Drafter:
-    target, width, best = deps.target, settings.width, deps.only_best
+    target, width = deps.target, settings.width
     model = target if settings.layers is None else target.layer_subset(settings.layers)
     groups = settings.groups if target.config.groups else None
     kv = BorrowedKV(deps.cache)
-    return ModelDraft(model, kv, deps.target_probs, groups, width, only_best=best)
+    return ModelDraft(model, kv, probs_at, groups, width, only_best=only_best)
 
 
 def _model(settings: Speculation, deps: DrafterDeps) -> Drafter:
     loaded, width = deps.load_model(str(settings.model)), settings.width
-    kv, probs = OwnKV(loaded.cache), deps.target_probs
+    kv = OwnKV(loaded.cache)
     if loaded.tokenizers is None:
-        return ModelDraft(loaded.model, kv, probs, width=width, only_best=deps.only_best)
+        return ModelDraft(loaded.model, kv, probs_at, width=width, only_best=only_best)
     columns = deps.target.config.vocab_size
-    return model_draft_across(loaded.model, kv, probs, *loaded.tokenizers, columns, width)
+    return model_draft_across(loaded.model, kv, probs_at, *loaded.tokenizers, columns, width)
 
 
 DRAFTERS: dict[str, Callable[[Speculation, DrafterDeps], Drafter]] = {

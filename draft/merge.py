@@ -11,18 +11,19 @@ MAX_DRAFTERS = 8  # whose proposals can be distinguished
 
 
 def likeliest_first(
-    parents: Sequence[int], scores: Sequence[float], nodes: Iterable[int]
+    parents: Sequence[int], scores: Sequence[float], nodes: Iterable[int], most: int
 ) -> list[int]:
-    """The likeliest path first, then the branches nearest to its end: the rows of an accepted path then
-    mostly need no move.
+    """The likeliest nodes, in the order of their rows: the likeliest path, then the branches nearest to
+    its end. The rows of an accepted path then mostly need no move.
 
     Args:
         parents: of all nodes; -1 is none.
         scores: of all nodes; a parent's is never below its child's.
-        nodes: those to be laid out, and every one's parent.
+        nodes: those to choose from, with every one's parent.
+        most: how many are chosen.
     """
     children: dict[int, list[int]] = {-1: []}
-    order = sorted(nodes, key=lambda node: (-scores[node], node))
+    order = sorted(nodes, key=lambda node: (-scores[node], node))[:most]
     children.update((node, []) for node in order)
     for node in reversed(order):  # so that the likeliest is taken first
         children[parents[node]].append(node)
@@ -75,8 +76,7 @@ def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int) -> Tree:
         before = scores[parent] if parent >= 0 else 1.0
         scores.append(before * (1 - error) / max(1.0, total[parent]))
     parents = [parent for parent, _ in keys]
-    likely = sorted(range(len(keys)), key=lambda node: (-scores[node], node))[:nodes]
-    kept = likeliest_first(parents, scores, likely)
+    kept = likeliest_first(parents, scores, range(len(keys)), nodes)
     at = {-1: -1, **{node: i for i, node in enumerate(kept)}}
     others = [proposers[parents[node]] & ~holders[node] for node in kept]
     return Tree(

@@ -28,10 +28,7 @@ def columns(
 
 
 class SeveralDrafters:
-    """Base of drafters that combine others: forwards commit, read and release to each.
-
-    Args:
-        drafters: at least one.
+    """Base of drafters that combine others, at least one: forwards commit, read and release to each.
 
     Attributes:
         features: the layers that any of the drafters reads.
@@ -48,7 +45,14 @@ class SeveralDrafters:
             drafter.commit(batch, result, columns(features, self.features, drafter.features))
 
     def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
-        return self._wants(self.drafters, batch, rows)
+        found, asking = [range(0)] * len(rows), list[Drafter]()
+        for drafter in self._readers(batch):
+            some = drafter.wants(batch, rows)
+            if any(some):
+                asking.append(drafter)
+                found = [_around(a, b) for a, b in zip(found, some, strict=True)]
+        self.features = tuple(sorted({*self.features, *union(asking)}))
+        return found
 
     def read(
         self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
@@ -62,18 +66,9 @@ class SeveralDrafters:
         for drafter in self.drafters:
             drafter.release(requests)
 
-    def _wants(
-        self, drafters: Iterable[Drafter], batch: Sequence[RequestView], rows: Sequence[range]
-    ) -> list[range]:
-        """The rows that any of these drafters wants to see; `features` grows by their layers."""
-        found, asking = [range(0)] * len(rows), list[Drafter]()
-        for drafter in drafters:
-            some = drafter.wants(batch, rows)
-            if any(some):
-                asking.append(drafter)
-                found = [_around(a, b) for a, b in zip(found, some, strict=True)]
-        self.features = tuple(sorted({*self.features, *union(asking)}))
-        return found
+    def _readers(self, batch: Sequence[RequestView]) -> Sequence[Drafter]:
+        """The drafters that read the prompts of these requests."""
+        return self.drafters
 
 
 class FallbackDrafter(SeveralDrafters):

@@ -22,7 +22,6 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.families.pangu_v2 import has_mtp_layer
 from fastslow.engine.params import Speculation
-from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.text.tokenizer import same_vocabulary
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import Drafter
@@ -73,8 +72,6 @@ class DrafterFactory:
         self._deps = DrafterDeps(
             target=target,
             cache=kv,
-            target_probs=probs_at,
-            only_best=only_best,
             load_model=self._loaded,
             load_head=cache(self._load_head),
             load_corpus=cache(self._load_corpus),

@@ -81,6 +81,8 @@ class RequestBuilder:
         self._thoughts = (
             TagTokens(inputs.tokenizer, inputs.tags) if inputs.tokenizer and inputs.tags else None
         )
+        own_ids = inputs.tokenizer.eos_ids if inputs.tokenizer else frozenset[int]()
+        self._eos_ids = own_ids | frozenset(self._config.eos_ids)
         self._ids = itertools.count()
         self._warned: set[str] = set()
         self._usual = self.speculation(usual, Mode(speculation=Speculation()))
@@ -209,7 +211,7 @@ class RequestBuilder:
             )
         end_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
-            end_ids |= self._eos_ids()
+            end_ids |= self._eos_ids
         drafter = self._drafters.make(settings)
         reproducible = settings.accept == "reproducible"
         reproducible |= settings.accept == "auto" and params.seed is not None
@@ -290,7 +292,3 @@ class RequestBuilder:
         if warning not in self._warned:
             self._warned.add(warning)
             logger.warning(warning)
-
-    def _eos_ids(self) -> frozenset[int]:
-        own = frozenset() if self._tokenizer is None else self._tokenizer.eos_ids
-        return own | frozenset(self._config.eos_ids)

@@ -72,7 +72,9 @@ def features(situation: Situation) -> dict[str, float]:
     asking for a calculation.
     """
     words = count_words(situation.text)
-    text = _ends(situation.text)
+    text = situation.text
+    if len(text) > 2 * ENDS:
+        text = f"{text[:ENDS]}\n{text[-ENDS:]}"
     maths = _marks(MATHS, text)
     short = words <= SHORT and bool(QUESTION.search(text)) and not maths
     per_ten_words = 10 * sum(1 for _ in NUMBER.finditer(text)) / max(count_words(text), 1)
@@ -94,10 +96,6 @@ def features(situation: Situation) -> dict[str, float]:
         "urgency": 0.0 if target is None else min(max(math.log2(1000 / target), 0.0), 4.0),
         "load": min(max(situation.busy - 1.0, 0.0), 4.0),
     }
-
-
-def _ends(text: str) -> str:
-    return text if len(text) <= 2 * ENDS else f"{text[:ENDS]}\n{text[-ENDS:]}"
 
 
 def _marks(pattern: re.Pattern[str], text: str) -> float:

@@ -61,12 +61,11 @@ class DraftHead(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Add committed rows that nothing is drafted from; their layer inputs [R, H] and queries."""
         hidden = self._fuse(features)
-        x, q, k, v = self._project(
-            hidden, after, [p for kv, n in zip(kvs, sizes) for p in kv.positions(n)]
-        )
+        positions = [kv.position + i for kv, n in zip(kvs, sizes) for i in range(n)]
+        x, q, k, v = self._project(hidden, after, positions)
         each = list(sizes)
         for kv, k_NKD, v_NKD in zip(kvs, torch.split(k, each), torch.split(v, each)):
-            if self.sinks is not None and kv.empty:
+            if self.sinks is not None:
                 kv.prepend(*self.sinks)
             kv.commit(k_NKD, v_NKD)
         return x, q
@@ -96,13 +95,8 @@ class DraftHead(ABC):
     def logits(
         self, hidden: Tensor, vocabs: Sequence[RequestVocab], sizes: Sequence[int]
     ) -> list[Tensor]:
-        """Per text f32 [rows, D + E], in the order of its vocabulary's `ids`.
-
-        Args:
-            hidden: [R, H], text by text.
-            vocabs: of each text.
-            sizes: rows of each text.
-        """
+        """Per text f32 [rows, D + E], in the order of its vocabulary's `ids`. `hidden` [R, H] holds the
+        rows text by text, `sizes` their numbers."""
 
     @abstractmethod
     def _fuse(self, features: Tensor) -> Tensor:
@@ -118,13 +112,8 @@ class DraftHead(ABC):
 
 
 class TrainedHead(DraftHead):
-    """A head of `fastslow train-draft`: the target's embedding in front, rows of its head behind.
-
-    Args:
-        config: its shape.
-        weights: of `HeadConfig.shapes`, any float dtype.
-        ends: of the target.
-    """
+    """A head of `fastslow train-draft`, between the embedding and the head of the target's `ends`; weights
+    have the names and shapes of `HeadConfig.shapes` and any float dtype."""
 
     def __init__(self, config: HeadConfig, weights: dict[str, Tensor], ends: Ends) -> None:
         self.config = config
@@ -160,12 +149,8 @@ class TrainedHead(DraftHead):
 
 
 class MtpHead(DraftHead):
-    """A checkpoint's layer for multi-token prediction; it drafts any token of the vocabulary. A row's
-    bits depend on no other request's.
-
-    Args:
-        layer: with the model's embedding and head.
-    """
+    """A checkpoint's layer for multi-token prediction, with the model's embedding and head; it drafts any
+    token of the vocabulary. A row's bits depend on no other request's."""
 
     def __init__(self, layer: MtpLayer) -> None:
         c = layer.config

@@ -36,22 +36,14 @@ class HeadKV:
         self._parents: list[int] = []  # of the draft's rows
         self._depths: list[int] = []
 
-    @property
-    def empty(self) -> bool:
-        """Whether no row has come yet."""
-        return not self._committed
-
     def prepend(self, k_NKD: Tensor, v_NKD: Tensor) -> None:
-        """Rows before the text that take no position in it; they come before any other."""
-        self._write(0, k_NKD, v_NKD)
-        self._committed = len(k_NKD)
-
-    def positions(self, count: int) -> range:
-        """Of the next `count` committed rows."""
-        return range(self.position, self.position + count)
+        """Rows before the text that take no position in it; only before the first row of the text."""
+        if not self._committed:
+            self._write(0, k_NKD, v_NKD)
+            self._committed = len(k_NKD)
 
     def draft_positions(self, parents: Sequence[int]) -> list[int]:
-        """Of draft rows with these parents, which are draft rows; -1 = the last committed row."""
+        """Positions of draft rows, from their parents' row numbers; -1 = the last committed row."""
         return [self.position + (0 if p < 0 else self._depths[p] + 1) for p in parents]
 
     def commit(self, k_NKD: Tensor, v_NKD: Tensor) -> None:

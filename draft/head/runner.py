@@ -53,7 +53,7 @@ class HeadRunner(Protocol):
 
     def read(self, rows: NewRows) -> None:
         """Add rows that nothing is drafted from, in less time than `grow`. A text has no tree and no
-        chain then until `grow` adds a row behind them."""
+        chain then until `grow` adds a row after them."""
 
     def add_tokens(self, text: int, tokens: Sequence[int]) -> None:
         """Tokens of a text, which can be drafted for it from now on."""
@@ -73,13 +73,8 @@ class HeadRunner(Protocol):
 
 
 class KernelRunner(DraftKernels):
-    """`HeadRunner` on the compiled kernels of the CPU.
-
-    Args:
-        config, weights: of the head.
-        ends: of the target.
-        form: of the packed matrices.
-    """
+    """`HeadRunner` on the compiled kernels of the CPU, for a head and its target's ends; `form` is the
+    format of the packed matrices."""
 
     def __init__(
         self,

@@ -90,7 +90,7 @@ class HeadState:
     def shared_rows(self, tokens: list[int], end: int) -> int:
         """How many of its rows before `end` a text of these tokens can reuse."""
         end = min(end, self.position)
-        # a row is made of its token's features and of the token behind it
+        # a row is made of its token's features and of the token after it
         same = end > self.first and self.tokens[: end + 1] == tokens[: end + 1]
         return end if same else 0
 

@@ -82,8 +82,7 @@ class GrowingTree:
     def tree(self) -> Tree:
         """The likeliest nodes within the budget; a parent is never less likely than its child."""
         likely = (n for n, score in enumerate(self.scores) if score >= self._min_score)
-        best = sorted(likely, key=lambda node: (-self.scores[node], node))[: self.nodes]
-        order = likeliest_first(self.parents, self.scores, best)
+        order = likeliest_first(self.parents, self.scores, likely, self.nodes)
         place = {node: i for i, node in enumerate(order)} | {-1: -1}
         return Tree(
             [self.tokens[node] for node in order],
@@ -133,11 +132,8 @@ class HeadChain:
         self.state = state
         self.nodes = nodes
         self._chain = DraftChain(request)
+        self.drafted = self._chain.tokens
         self._scores: list[float] = []  # of chosen tokens: the probability of the chain so far
-
-    @property
-    def drafted(self) -> list[int]:
-        return self._chain.tokens
 
     def extend(self, logits_V: Tensor, known: Floats, target_probs: TargetProbs) -> None:
         """One more token; the chain ends where no probabilities can be made.

@@ -12,7 +12,7 @@ from fastslow.engine.types import RequestView, Segment
 
 @dataclass(slots=True)
 class DraftText:
-    """The request's text, and behind it a chain that is being drafted.
+    """The request's text, and after it a chain that is being drafted.
 
     Attributes:
         request: whose text it is.

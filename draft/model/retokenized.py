@@ -28,8 +28,8 @@ class TextRetokenizer:
     again and again: the tokens before are settled.
 
     Args:
-        target: whose tokens come in.
-        own: whose tokens come out.
+        target: tokenizer of the input tokens.
+        own: tokenizer of the output tokens.
         special: special tokens of the target -> the draft model's; others are left out.
     """
 
@@ -38,7 +38,7 @@ class TextRetokenizer:
         self._own = own
         self._special = special
         self._settled: list[int] = []
-        self._tail = b""  # text behind the settled tokens
+        self._tail = b""  # text after the settled tokens
         self._inside = False  # whether it continues their text, so that no space goes before it
         self._no_text = True  # no text was read yet
         self._done = 0  # tokens of the target that were read

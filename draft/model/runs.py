@@ -24,8 +24,8 @@ from fastslow.engine.types import (
     Tree,
 )
 
-# A greedy target takes its best token: the draft model's best is it more often than its probability
-# says. Below 1 that is nearer; at 1, trees were too wide.
+# A greedy target takes its best token, which is the draft model's best token more often than that one's
+# probability. A temperature below 1 corrects this; at 1, trees were too wide.
 WARM = {"temperature": 0.6, "top_k": -1, "top_p": 1.0, "min_p": 0.0}
 ROOT = -1
 

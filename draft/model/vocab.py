@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class ByteVocab:
         """Tokens that add exactly this to a text before them; None if the tokenizer has none.
 
         Some tokenizers put a space before whatever they encode. So where the bytes are not right, the
-        text is encoded behind a line break, and the tokens of the text are taken from that.
+        text is encoded after a line break, and the tokens of the text are taken from that.
         """
         data = text.encode()
         for before in ("", "\n"):
@@ -171,16 +172,12 @@ class SharedTokens(VocabMap):
 
     def _encode(self, token: int) -> list[int]:
         """A target's token in the draft model's tokens."""
-        if token not in self._encoded:
-            self._encoded[token] = self._encode_new(token)
-        return self._encoded[token]
-
-    def _encode_new(self, token: int) -> list[int]:
-        if token in self._target.tokenizer.special_ids:
-            return []
-        data = self._target.tokenizer.token_bytes(token)
-        try:
-            found = self._own.encode(data.decode())
-        except UnicodeDecodeError:  # a part of a character
-            found = None
-        return found or self._own.encode_bytes(data) or []
+        if token in self._encoded:
+            return self._encoded[token]
+        found = None
+        if token not in self._target.tokenizer.special_ids:
+            data = self._target.tokenizer.token_bytes(token)
+            with suppress(UnicodeDecodeError):  # a part of a character
+                found = self._own.encode(data.decode())
+            found = found or self._own.encode_bytes(data)
+        return self._encoded.setdefault(token, found or [])

@@ -211,7 +211,7 @@ class KernelSearch:
         return SuffixMatch(length, runs, count == taken)
 
     def _make_room(self, ahead: int) -> None:
-        """For runs of so many tokens."""
+        """Make room for runs of `ahead` tokens."""
         self._ahead = ahead
         self._found = array("i", bytes(WIDTH * (2 + MAX_PLACES + MAX_PLACES * ahead)))
         self._address = self._found.buffer_info()[0]

@@ -25,7 +25,7 @@ class _SuffixText:
 
 
 class SuffixDraft(BaseDrafter):
-    """Chosen trees of the tokens behind the longest match of the text's end (suffix decoding; Oliaro et
+    """Chosen trees of the tokens after the longest match of the text's end (suffix decoding; Oliaro et
     al. 2024, "SuffixDecoding", after Saxena 2023, "Prompt lookup decoding").
 
     Sources are the request's own text, `earlier` and `corpus`. The longest match wins, and matches of

@@ -39,10 +39,8 @@ class HashChains:
     """The index of a sliding window, as in LZ77 coders (Deutsch 1996, "DEFLATE", section 4).
 
     A *place* counts every token there ever was; a window holds the newest `size` of them, the token
-    of place p at index p % size. Nothing is ever removed: links that lead out of the window end.
-
-    Args:
-        size: places of the window, a power of two. Memory grows with use, up to 48 bytes each.
+    of place p at index p % size, a power of two. Nothing is ever removed: links that lead out of the
+    window end. Memory grows with use, up to 48 bytes a place.
     """
 
     def __init__(self, size: int) -> None:
@@ -73,7 +71,7 @@ class HashChains:
             oldest: first place of the window.
 
         Returns:
-            How many tokens match, the places behind them (newest first), and whether these are all.
+            How many tokens match, the places after them (newest first), and whether these are all.
         """
         for n, heads, links in zip(SIZES, self._heads, self._links):
             if n > len(recent):
@@ -155,10 +153,8 @@ class EarlierAnswers:
     """A ring of answers: the oldest make room for new ones.
 
     Answers of all requests are in one ring, so a draft may hold tokens of another request's answer.
-    They get to a caller only if the target itself generates them.
-
-    Args:
-        tokens: how many to hold, a power of two. Memory grows with use, up to some 80 bytes each.
+    They get to a caller only if the target itself generates them. `tokens`, a power of two, are held;
+    memory grows with use, up to some 80 bytes each.
     """
 
     def __init__(self, tokens: int = 2**18) -> None:

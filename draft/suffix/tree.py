@@ -37,13 +37,13 @@ class MatchConfidence:
 
 
 class MatchRuns:
-    """The runs behind the longest matches of all sources, read in step.
+    """The runs of tokens after the longest matches of all sources, read in step.
 
     As tokens come, the runs with another token are dropped. The runs that are left are again the
     longest matches: whatever matches one token more now did match one less before.
 
     Attributes:
-        runs: tokens behind the matches, from the first on.
+        runs: tokens after the matches, from the first on.
         at: how many tokens came since.
         length: tokens that matched when the runs were found.
     """

@@ -43,11 +43,7 @@ def dense_config(folder: Path) -> ModelConfig:
 
 
 class Dense:
-    """The weights of a dense Llama-like model, by layer and linear.
-
-    Args:
-        folder: Hugging Face folder.
-        dtype: dtype of the weights.
+    """The weights of a dense Llama-like model in a Hugging Face folder, by layer and linear.
 
     Raises:
         ValueError: see `dense_config`; or the folder holds no weights.

