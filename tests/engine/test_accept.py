@@ -10,9 +10,7 @@ import pytest
 from distributions import chi_square_fits, text_probs
 
 from fastslow.engine.sampling.accept.accept import accept
-from fastslow.engine.sampling.accept.block import block
-from fastslow.engine.sampling.accept.rule import Rule
-from fastslow.engine.sampling.accept.token import tokenwise
+from fastslow.engine.sampling.accept.exact import Rule, block, tokenwise
 from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.types import Floats, Tree
 
