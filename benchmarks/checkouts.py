@@ -1,146 +1,132 @@
 """Two checkouts of fastslow on one machine, measured in turn: what a change did to speed.
 
     python benchmarks/checkouts.py OLD NEW [--model smollm2-moge] [--quantization none,int4]
-        [--prompts FILE.jsonl...] [--repeat 7] [--limit 12]
+        [--prompts FILE.jsonl...] [--repeat 7] [--starts 7] [--limit 12] [-o FILE.json]
 
-Each checkout runs in a process of its own, started in its folder, and both wait while the other works.
-Ratios are those of a pair of neighbours in time (new over old, above 1 = faster); their median is told.
-Start-up is the time from the start of a process to the first token of a loaded model, import that of
-`import fastslow`. JSON with --json FILE.
+Every checkout runs in a process of its own, started in its folder, and both wait while the other works. Ratios are
+those of a pair of neighbours in time (new over old); their median is told. Of tokens a second above 1 is faster.
+Start-up is the time from the import of fastslow to the first token of a loaded model: seconds, below 1 is faster.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-# Runs in the checkout: only names that both have. One job a line in, one figure a line out.
+from figures import options, show, write
+
+from fastslow.tools.prompts import read_prompts
+
+# Runs in the checkout, with names only that both have. Two figures of the start; then one job a line in, one figure
+# a line out.
 WORKER = """
 import json, sys, time
+start = time.perf_counter()
 from fastslow import LLM, SamplingParams
+print(time.perf_counter() - start)
 model, quantization = sys.argv[1:]
 llm = LLM(model, quantization=quantization, progress=False, remember=False, prefix_caching=False)
+llm.generate([5, 6, 7], SamplingParams(max_tokens=1))
+print(time.perf_counter() - start, flush=True)
+vocab = llm.model.config.vocab_size
 draw = iter(range(10**9))
-def ids(count):
-    return [(next(draw) * 7919) % 40000 + 100 for _ in range(count)]
-def plain(count, tokens):
-    prompts = [ids(16) for _ in range(count)]
-    params = SamplingParams(max_tokens=tokens, ignore_eos=True)
-    llm.generate(prompts, params, speculation="off", progress=False)
 for line in sys.stdin:
     job = json.loads(line)
+    tokens = job["tokens"]
+    prompts = [[next(draw) * 7919 % vocab for _ in range(job["length"])] for _ in range(job["batch"])]
+    params = SamplingParams(max_tokens=tokens, ignore_eos=True)
     start = time.perf_counter()
-    if job["kind"] == "decode":
-        plain(job["batch"], job["tokens"])
-        made = job["batch"] * job["tokens"]
-    elif job["kind"] == "prefill":
-        plain_ids = ids(job["tokens"])
-        llm.generate(plain_ids, SamplingParams(max_tokens=1), speculation="off", progress=False)
-        made = job["tokens"]
+    if "messages" in job:
+        made = len(llm.chat(job["messages"], SamplingParams(max_tokens=tokens)).token_ids)
     else:
-        out = llm.chat(job["prompt"], SamplingParams(max_tokens=job["tokens"]))
-        made = len(out.token_ids)
+        llm.generate(prompts, params, speculation="off", progress=False)
+        made = job["batch"] * (tokens if tokens > 1 else job["length"])
     print(made / (time.perf_counter() - start), flush=True)
 llm.close()
 """
-JOBS = {
-    "batch 1": {"kind": "decode", "batch": 1, "tokens": 96},
-    "batch 8": {"kind": "decode", "batch": 8, "tokens": 64},
-    "prefill 512": {"kind": "prefill", "tokens": 512},
+Job = dict[str, Any]
+JOBS: dict[str, Job] = {
+    "batch 1": {"batch": 1, "length": 16, "tokens": 96},
+    "batch 8": {"batch": 8, "length": 16, "tokens": 64},
+    "prefill 512": {"batch": 1, "length": 512, "tokens": 1},
 }
 
 
-class Worker:
-    """A process in one checkout that does one job at a time."""
+class CheckoutProcess:
+    """A process in one checkout that does one job at a time. `starts`: seconds of the import, and until the first
+    token."""
 
-    def __init__(self, checkout: Path, model: str, quantization: str) -> None:
-        command = [sys.executable, "-c", WORKER, model, quantization]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, cwd=checkout, stdin=pipe, stdout=pipe, text=True)
+    def __init__(self, checkout: Path, *asked: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, *asked],
+            cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.starts = [self._read(), self._read()]
 
-    def rate(self, job: dict[str, object]) -> float:
+    def _read(self) -> float:
+        assert self._process.stdout is not None
+        return float(self._process.stdout.readline())
+
+    def rate(self, job: Job) -> float:
         """Tokens a second."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        return self._read()
 
     def close(self) -> None:
         self._process.communicate()
 
 
-def ratios(old: Worker, new: Worker, jobs: list[dict[str, object]]) -> list[tuple[float, float]]:
-    """(old, new) rates of each job, the first side changing from job to job."""
+def in_turn(sides: Sequence[CheckoutProcess], jobs: Sequence[Job]) -> list[list[float]]:
+    """(old, new) rates of each job; who goes first changes from job to job."""
     pairs = []
     for turn, job in enumerate(jobs):
-        if turn % 2:
-            second = new.rate(job)
-            pairs.append((old.rate(job), second))
-        else:
-            pairs.append((old.rate(job), new.rate(job)))
+        order = sides[:: -1 if turn % 2 else 1]
+        rates = [side.rate(job) for side in order]
+        pairs.append(rates[:: -1 if turn % 2 else 1])
     return pairs
 
 
-def seconds(checkout: Path, code: str) -> float:
-    """Wall time of a Python process in a checkout."""
-    timed = f"import time; start = time.perf_counter()\n{code}\nprint(time.perf_counter() - start)"
-    done = subprocess.run(
-        [sys.executable, "-c", timed], cwd=checkout, capture_output=True, text=True, check=True
-    )
-    return float(done.stdout.splitlines()[-1])
-
-
-def told(name: str, pairs: list[tuple[float, float]]) -> dict[str, object]:
-    """One line for people; the same for programs."""
-    old, new = (statistics.median(side) for side in zip(*pairs, strict=True))
-    ratio = statistics.median(b / a for a, b in pairs)
-    print(f"{name:28} old {old:9.3f}  new {new:9.3f}  new/old {ratio:.3f}  ({len(pairs)} pairs)")
-    return {"name": name, "old": old, "new": new, "ratio": ratio, "pairs": pairs}
-
-
-def measured(args: argparse.Namespace) -> Iterator[dict[str, object]]:
-    sides = (args.old, args.new)
-    start = (
-        "from fastslow import LLM, SamplingParams\n"
-        f"llm = LLM({args.model!r}, progress=False)\n"
-        "llm.generate([5, 6, 7], SamplingParams(max_tokens=1))"
-    )
-    for name, code in (("import, s", "import fastslow"), ("first token, s", start)):
-        found = [(seconds(sides[0], code), seconds(sides[1], code)) for _ in range(args.repeat + 1)]
-        yield told(name, found[1:])
-    for quantization in args.quantization.split(","):
-        old, new = (Worker(side.resolve(), args.model, quantization) for side in sides)
-        for name, job in JOBS.items():
-            pairs = ratios(old, new, [job] * (args.repeat + 2))[2:]
-            yield told(f"{quantization} {name}", pairs)
-        for path in args.prompts:
-            lines = path.read_text("utf-8").splitlines()[: args.limit]
-            asked = [json.loads(line)["prompt"] for line in lines]
-            jobs = [{"kind": "chat", "prompt": text, "tokens": 128} for text in asked]
-            yield told(f"{quantization} auto {path.stem}", ratios(old, new, jobs))
-        old.close()
-        new.close()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = options(__doc__, "out", model="smollm2-moge", repeat=7, limit=12)
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
-    parser.add_argument("--model", default="smollm2-moge")
     parser.add_argument("--quantization", default="none,int4")
-    parser.add_argument("--prompts", type=Path, nargs="*", default=[])
-    parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--limit", type=int, default=12)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--prompts", type=Path, nargs="*", default=[], metavar="FILE.jsonl")
+    parser.add_argument("--starts", type=int, default=7, help="of Python; 0 = leave them out")
     args = parser.parse_args()
-    found = list(measured(args))
-    if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1))
+    folders, kinds = [args.old.resolve(), args.new.resolve()], args.quantization.split(",")
+    found: dict[str, list[list[float]]] = {}
+    for turn in range(args.starts + 1 if args.starts else 0):
+        sides = [CheckoutProcess(folder, args.model, kinds[0]) for folder in folders]
+        for side in sides:
+            side.close()
+        for name, *pair in zip(("import, s", "first token, s"), *(side.starts for side in sides)):
+            found.setdefault(name, []).extend([pair] if turn else [])  # the first warms up
+    for quantization in kinds:
+        sides = [CheckoutProcess(folder, args.model, quantization) for folder in folders]
+        for name, job in JOBS.items():
+            found[f"{quantization} {name}"] = in_turn(sides, [job] * (args.repeat + 2))[2:]
+        for path in args.prompts:
+            talks = read_prompts(path, args.limit)
+            jobs = [{**JOBS["batch 1"], "messages": talk, "tokens": 128} for talk in talks]
+            found[f"{quantization} auto {path.stem}"] = in_turn(sides, jobs)
+        for side in sides:
+            side.close()
+    rows, figures = [], []
+    for name, pairs in found.items():
+        old, new = (statistics.median(side) for side in zip(*pairs, strict=True))
+        ratio = statistics.median(b / a for a, b in pairs)
+        rows.append([name, f"{old:.3f}", f"{new:.3f}", f"{ratio:.3f}", str(len(pairs))])
+        figures.append({"name": name, "old": old, "new": new, "ratio": ratio, "pairs": pairs})
+    show(["", "old", "new", "new/old", "pairs"], rows)
+    write(args.out, model=args.model, figures=figures)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
     python benchmarks/corpus.py FOLDER --model smollm2 --answers 2000 --quantization int8 --ask 0
     python benchmarks/corpus.py FOLDER --model smollm2 --answers 2000 --quantization int8
 
-Answers to paraphrased customer-service questions are made once, greedily, and kept in FOLDER (a run
-that was stopped goes on where it was); so is the corpus that is built from them. The first command
-ends there, so that the second only measures. Questions are answered at batch 1, plain and drafted in
-turn: repeats are questions of the corpus; paraphrases are on its matters, in words that it does not
-hold; new ones are on other matters; the prompts of other files (--also) have nothing to do with it.
-Times are those of the whole call, the reading of the prompt included; drafting is counted by itself,
-too, where the weights have just passed through the caches.
+Answers to paraphrased customer-service questions are made once, greedily, and kept in FOLDER (a run that was stopped
+goes on where it was); so is the corpus that is built from them. The first command ends there, so that the second only
+measures. Questions are answered at batch 1, plain and drafted in turn: repeats are questions of the corpus;
+paraphrases are on its matters, in words that it does not hold; new ones are on other matters; the prompts of other
+files (--also) have nothing to do with it. Times are those of the whole call, the reading of the prompt included;
+drafting is counted by itself, too, where the weights have just gone through the caches.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import options
+from figures import options, show, write
 
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.engine.host.progress import bar
@@ -70,13 +69,11 @@ CHUNK = 128  # answers between two looks at the disk
 
 def questions(matters: tuple[str, ...], frames: tuple[str, ...] = FRAMES) -> list[str]:
     """Every matter of every product in every frame, shuffled in the same way each time."""
-    found = [
-        frame.format(matter.format(product))
-        for matter, product, frame in itertools.product(matters, PRODUCTS, frames)
-    ]
-    found = [text[0].upper() + text[1:] for text in dict.fromkeys(found)]
-    random.Random(0).shuffle(found)
-    return found
+    every = itertools.product(matters, PRODUCTS, frames)
+    found = dict.fromkeys(frame.format(m.format(product)) for m, product, frame in every)
+    texts = [text[0].upper() + text[1:] for text in found]
+    random.Random(0).shuffle(texts)
+    return texts
 
 
 def chat(question: str) -> list[dict[str, str]]:
@@ -92,16 +89,14 @@ def make_answers(llm: LLM, path: Path, count: int) -> None:
     for chunk in bar(chunks, "Answering"):
         chats = [chat(question) for question in chunk]
         outputs = llm.generate(chats, sampling, speculation="off", progress=False)
-        lines = [
-            json.dumps({"messages": [*messages, {"role": "assistant", "content": output.text}]})
-            for messages, output in zip(chats, outputs)
-        ]
         with path.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
+            for messages, output in zip(chats, outputs):
+                messages.append({"role": "assistant", "content": output.text})
+                file.write(json.dumps({"messages": messages}) + "\n")
 
 
 def compare(llm: LLM, asked: list[str], wish: Speculation) -> dict[str, Any]:
-    """Both ways to answer, in turns; per way seconds of the whole call, tokens, steps and seconds of
+    """Both ways to answer, in turns; sums of each: seconds of the whole call, tokens, steps and seconds of
     drafting."""
     sampling = SamplingParams(max_tokens=TOKENS)
     sums: dict[str, list[float]] = {"plain": [0.0] * 4, "suffix": [0.0] * 4}
@@ -111,66 +106,58 @@ def compare(llm: LLM, asked: list[str], wish: Speculation) -> dict[str, Any]:
         for way in ("plain", "suffix") if turn % 2 else ("suffix", "plain"):
             begun = time.perf_counter()
             out = llm.chat(chat(question), sampling, speculation=wish if way == "suffix" else "off")
-            spent[way] = time.perf_counter() - begun
+            spent[way], answers[way] = time.perf_counter() - begun, out.token_ids
             m = out.metrics
-            for i, x in enumerate((spent[way], m.tokens, m.steps, m.draft_seconds)):
-                sums[way][i] += x
-            answers[way] = out.token_ids
+            added = (spent[way], m.tokens, m.steps, m.draft_seconds)
+            sums[way] = [x + y for x, y in zip(sums[way], added, strict=True)]
         ratios.append(spent["plain"] / spent["suffix"])
         same += answers["plain"] == answers["suffix"]
     return {"sums": sums, "ratios": ratios, "same": same}
 
 
-def show(name: str, found: dict[str, Any], asked: int) -> None:
-    print(f"{name}: {asked} questions, {found['same']} answers the same token by token")
-    for way, (seconds, tokens, steps, drafting) in found["sums"].items():
-        print(
-            f"  {way:6} {tokens / seconds:7.1f} tokens/s, {tokens / steps:5.2f} tokens a step, "
-            f"{drafting / steps * 1e6:4.0f} us of drafting a step"
-        )
-    ratio = found["sums"]["plain"][0] / found["sums"]["suffix"][0]
-    print(
-        f"  ratio {ratio:.2f}; median of the questions {statistics.median(found['ratios']):.2f}, "
-        f"worst {min(found['ratios']):.2f}"
-    )
-
-
-def questions_of(path: Path, count: int) -> list[str]:
-    """What users ask first in a file of prompts."""
-    return [talk[0]["content"] for talk in read_prompts(path)[:count]]
+def line(name: str, found: dict[str, Any]) -> list[str]:
+    """Of the table."""
+    ratios, (plain, suffix) = found["ratios"], found["sums"].values()
+    seconds, tokens, steps, drafting = suffix
+    whole = (plain[0] / seconds, statistics.median(ratios), min(ratios))
+    figures = (f"{plain[1] / plain[0]:.1f}", f"{tokens / seconds:.1f}", f"{tokens / steps:.2f}")
+    same = f"{found['same']} of {len(ratios)}"
+    return [name, *figures, f"{drafting / steps * 1e6:.0f}", *(f"{r:.2f}" for r in whole), same]
 
 
 def main() -> None:
-    parser = options(__doc__, "model", quantization="int8", threads=0)
+    parser = options(__doc__, "model", "out", "threads", quantization="int8")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--answers", type=int, default=320, help="in the corpus, at most 2000")
     parser.add_argument("--ask", type=int, default=20, help="of each kind; 0 = make the corpus")
     parser.add_argument("--nodes", type=int, help="drafted per step; default: as many as pay")
     parser.add_argument("--also", type=Path, action="append", default=[], help="JSON lines")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
     path, stored = args.folder / "answers.jsonl", args.folder / "corpus.safetensors"
     # what it has just answered itself would help with new questions, too
-    quantization = args.quantization
-    with LLM(args.model, quantization=quantization, max_running=32, remember=False) as llm:
+    kind = {"quantization": args.quantization, "max_running": 32, "remember": False}
+    with LLM(args.model, **kind) as llm:
         make_answers(llm, path, args.answers)
         if not stored.is_file() or stored.stat().st_mtime < path.stat().st_mtime:
             build = ["corpus", "build", str(path), "-o", str(stored), "--model", args.model]
             app(args=build, standalone_mode=False)
         if not args.ask:
             return
-        assert llm.tokenizer is not None
         wish = Speculation(drafter="suffix", corpus=stored, nodes=args.nodes)
         known = random.Random(1).sample(questions(MATTERS)[: args.answers], args.ask)
         paraphrased = questions(MATTERS, OTHER_FRAMES)[: args.ask]
         new = questions(OTHER_MATTERS)[: args.ask]
         compare(llm, new[:1], wish)  # warms up
         kinds = {"repeats": known, "paraphrases": paraphrased, "new": new}
-        kinds |= {also.stem: questions_of(also, args.ask) for also in args.also}
-        for name, asked in kinds.items():
-            show(name, compare(llm, asked, wish), len(asked))
+        for also in args.also:
+            kinds[also.stem] = [talk[0]["content"] for talk in read_prompts(also)[: args.ask]]
+        found = {name: compare(llm, asked, wish) for name, asked in kinds.items()}
+    titles = ["", "plain tokens/s", "suffix tokens/s", "a step", "us of drafting a step"]
+    titles += ["ratio", "median", "worst", "equal answers"]
+    show(titles, [line(name, one) for name, one in found.items()])
+    write(args.out, model=args.model, figures=found)
 
 
 if __name__ == "__main__":

@@ -1,54 +1,44 @@
-"""Plain decoding by weight format: rows at once, length of context, and a busy neighbour.
+"""Decoding and reading prompts by weight format: rows, contexts, modes, and a busy neighbour.
 
     python benchmarks/decode.py --model smollm2 --formats bfloat16,int8,int4
+    python benchmarks/decode.py --contexts 100,8000 --beside 1
+    python benchmarks/decode.py --rows "" --read 128,512,2048
+    python benchmarks/decode.py --model smollm2-moge --rows 1 --tokens 128 --modes deep,fast
 
-Tokens per second of all rows together, the first token of each answer not counted; medians over
-repeats in which all cells take turns. A format may end in +kv8 (keys and values in int8), and then
-in @FOLDER (another model, such as the same one quantised: auto@FOLDER). `--beside N` adds cells of
-one row while N other processes each keep a processor busy. What other engines reach is peers.py's to measure.
+Tokens per second of all rows, the first token of each answer not counted; medians over repeats in which everything
+takes turns. A format may end in +kv8 (keys and values in int8), and then in @FOLDER (another model, such as the same
+one quantised: auto@FOLDER). `--beside N` adds one row while N other processes each keep a processor busy. `--read`
+adds prompts of random ids, which no cache holds: tokens per second from the call to the first token. What other
+engines make is measured by peers.py.
+
+The second table (with the CPU kernels) is of one row: the bytes that a step has to read once, its weights and the
+keys and values of its context, times steps per second, as a share of the bandwidth that all threads read right before
+or after. If time followed bytes alone, all modes would have the same share.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import probe
 import torch
-from figures import Row, open_formats, options, take_turns, tell
-from peer.report import middle
-from peer.texts import openings
-from rich.table import Table
+from figures import Row, fair, middle, numbers, open_formats, options, seconds_of, show, take_turns
+from peer.texts import openings, unseen
 
 from fastslow import LLM, SamplingParams
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
 
 PROMPT = 64
 BUSY = "while True: pass"
-
-
-class Cell(NamedTuple):
-    """`rows` answers after `context` tokens each, beside so many busy processes."""
-
-    rows: int = 1
-    context: int = PROMPT
-    beside: int = 0
-
-    @property
-    def title(self) -> str:
-        if self.beside:
-            return f"1 row beside {self.beside}"
-        if self.context != PROMPT:
-            return f"1 row after {self.context}"
-        return f"{self.rows} row{'s' if self.rows > 1 else ''}"
-
-
-def cell_of(row: Row) -> Cell:
-    return Cell(row["rows"], row["context"], row["beside"])
+SEEDS = itertools.count()  # no two prompts that are read are the same
 
 
 @contextmanager
@@ -65,75 +55,92 @@ def busy(count: int) -> Iterator[list[int]]:
             process.wait()
 
 
-def measure(llm: LLM, cell: Cell, tokens: int, seconds: float) -> dict[str, Any]:
-    """Answers until they took at least `seconds`."""
+def measure(llm: LLM, row: Row, tokens: int, seconds: float) -> dict[str, Any]:
+    """Tokens per second of answers, or of prompts that are read, for at least `seconds`."""
+    if row["read"]:
+        times: list[float] = []
+        while not times or sum(times) < seconds:
+            (ids,) = unseen(llm.model.config.vocab_size, [row["read"]], next(SEEDS))
+            started = time.perf_counter()
+            llm.generate(ids, SamplingParams(max_tokens=1), mode=row["mode"], speculation="off")
+            times.append(time.perf_counter() - started)
+        return {"rate": row["read"] / statistics.median(times), "prompts": len(times)}
     sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
-    prompts = openings(llm.tokenizer, cell.rows, cell.context)
+    prompts = openings(llm.tokenizer, row["rows"], row["context"])
     spent, made = 0.0, 0
     while not made or spent < seconds:
-        outputs = llm.generate(prompts, sampling, speculation="off", progress=False)
-        metrics = [output.metrics for output in outputs]
-        ends = [m.ttft + m.tpot * (m.tokens - 1) for m in metrics]
-        spent += max(ends) - min(m.ttft for m in metrics)
-        made += cell.rows * (tokens - 1)
+        asked = {"mode": row["mode"], "speculation": "off", "progress": False}
+        spent += seconds_of(llm.generate(prompts, sampling, **asked))
+        made += row["rows"] * (tokens - 1)
     return {"rate": made / spent}
 
 
-def sample(llm: LLM, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
-    """A neighbour that the cell asks for counts as the benchmark's own."""
-    with busy(cell.beside) as pids:
-        return probe.sample(
-            args.threads, lambda: measure(llm, cell, args.tokens, args.seconds), pids
-        )
+def rows_of(format: str, llm: LLM, args: argparse.Namespace) -> list[Row]:
+    """What is measured in one format."""
+    config = llm.model.config
+    fits = [n for n in numbers(args.contexts) if n + args.tokens <= config.context]
+    cells: dict[str, Row] = {f"{n} row{'s' * (n > 1)}": {"rows": n} for n in numbers(args.rows)}
+    cells |= {f"1 row after {n}": {"context": n} for n in fits}
+    cells |= {f"1 row beside {n}": {"beside": n} for n in [args.beside] if n}
+    cells |= {f"read {n}": {"read": n} for n in numbers(args.read)}
+    usual = {"rows": 1, "context": PROMPT, "beside": 0, "read": 0, "bytes": None}
+    found: list[Row] = []
+    for mode in args.modes.split(","):
+        for title, cell in cells.items():
+            row: Row = {"format": format, "mode": mode, "cell": title, **usual, **cell}
+            if isinstance(llm.model, CpuDecoder) and row["rows"] == 1 and not row["read"]:
+                kept = config.kv_bytes_per_token(llm.model.dtype)
+                weights = llm.model.bytes_for(llm.modes[mode].groups)
+                row["bytes"] = weights + kept * (row["context"] + args.tokens / 2)
+            found.append({**row, "samples": []})
+    return found
 
 
-def cells(args: argparse.Namespace, longest: int) -> list[Cell]:
-    found = [Cell(rows=int(n)) for n in args.rows.split(",")]
-    contexts = [int(n) for n in args.contexts.split(",") if n]
-    found += [Cell(context=n) for n in contexts if n + args.tokens <= longest]
-    return found + ([Cell(beside=args.beside)] if args.beside else [])
-
-
-def table(rows: list[Row]) -> Table:
+def report(rows: list[Row], *notes: str) -> None:
     titles = list(dict.fromkeys(row["cell"] for row in rows))
-    shown = Table("tokens/s", *titles)
-    for format in dict.fromkeys(row["format"] for row in rows):
-        mine = {r["cell"]: middle(r["samples"]) for r in rows if r["format"] == format}
-        shown.add_row(format, *(mine.get(title, "-") for title in titles))
-    return shown
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        line = lines.setdefault((row["format"], row["mode"]), {})
+        line[row["cell"]] = middle(row["samples"])
+    cells = [[*key, *(line.get(t, "-") for t in titles)] for key, line in lines.items()]
+    show(["tokens/s", "mode", *titles], cells)
+    shares = []
+    for row in (row for row in rows if row["bytes"]):
+        read, (samples, _) = row["bytes"], fair(row["samples"])
+        used = statistics.median(s["rate"] * read / 1e9 for s in samples)
+        probed = statistics.median(s["bandwidth"] for s in samples)
+        share = statistics.median(s["rate"] * read / 1e9 / s["bandwidth"] for s in samples)
+        figures = f"{read / 1e6:.1f}", f"{used:.1f}", f"{probed:.1f}", f"{share:.0%}"
+        shares.append([row["format"], row["mode"], row["cell"], *figures])
+    show(["format", "mode", "", "MB a step", "GB/s", "probed", "share"], shares, *notes)
 
 
 def main() -> int:
-    parser = options(
-        __doc__, "model", "formats", "threads", "seconds", tokens=64, repeat=5, out="decode.json"
-    )
-    parser.add_argument("--rows", default="1,2,4,8")
+    names = ("model", "formats", "threads", "seconds")
+    parser = options(__doc__, *names, tokens=64, repeat=5, out="decode.json")
+    parser.add_argument("--rows", default="1,2,4,8", help="answers at once")
     parser.add_argument("--contexts", default="", help="tokens, such as 100,1000,8000")
+    parser.add_argument("--modes", default="deep", help="presets, such as deep,fast")
     parser.add_argument("--beside", type=int, default=0, metavar="N")
+    parser.add_argument("--read", default="", help="lengths of prompts, such as 128,512,2048")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with ExitStack() as stack:
         models = open_formats(args, stack)
-        jobs = [
-            (format, cell)
-            for format, llm in models.items()
-            for cell in cells(args, llm.model.config.context)
-        ]
-        if not jobs:
+        rows = [row for format, llm in models.items() for row in rows_of(format, llm, args)]
+        if not rows:
             return 1
-        rows: list[Row] = [
-            {"format": format, "cell": cell.title, **cell._asdict(), "samples": []}
-            for format, cell in jobs
-        ]
 
-        def warm_up(row: Row) -> None:
-            measure(models[row["format"]], cell_of(row), tokens=4, seconds=0)
+        def warm_up(row: Row) -> dict[str, Any]:
+            return measure(models[row["format"]], row, tokens=4, seconds=0)
 
-        def taken(row: Row) -> dict[str, Any]:
-            return sample(models[row["format"]], cell_of(row), args)
+        def sample(row: Row) -> dict[str, Any]:
+            job = (models[row["format"]], row, args.tokens, args.seconds)
+            with busy(row["beside"]) as pids:  # a neighbour that is asked for is no other
+                return probe.sample(args.threads, lambda: measure(*job), pids)
 
-        take_turns(args, rows, warm_up, taken)
-    tell(args, table(rows))
+        take_turns(args, rows, warm_up, sample)
+    report(rows, f"{args.threads} threads; ~ marks contended medians; samples in {args.out}")
     return 0
 
 

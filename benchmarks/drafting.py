@@ -1,92 +1,238 @@
-"""What drafters bring on several prompt sets: tokens a step and speed against plain decoding.
+"""What drafters bring: tokens a step and speed against plain decoding, by prompt set, batch, length.
 
     python benchmarks/drafting.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl \
         --drafters suffix,auto --batch 1,8 --temperatures 0,0.7 --limit 16 -o drafting.json
+    python benchmarks/drafting.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl --drafters auto \
+        --lengths 1,2,4,8,adaptive --batch 1,2,4,8,16,32 --temperatures 0 --mixed --figure lengths.svg
+    python benchmarks/drafting.py --model smollm2 --prompts qa.jsonl --drafters self:4 --batch 1 \
+        --keep 0-29 0-14 0-4,5-25/2,25-29
 
-All drafters and plain decoding answer the same prompts in turns. `head:4` has a fixed length of four,
-`head/3` trees with three children a node. `batch` requests run at once, of at least twice as many
-prompts (`flow.py`); prompts are read before the clock runs.
+All settings and plain decoding answer the same prompts in turns. `head:4` has a fixed length of four, `head/3` trees
+with three children a node; `--lengths` gives every drafter each of the lengths. Drafter `self` runs the model with
+`--keep` some of its layers (a-b, both run, or a-b/s, every s-th) or `--groups` some of its groups. Of `--mixed` sets
+one prompt of each follows the other. In the figure a line is a batch size, a point a fixed length as times plain
+decoding, and the ring the adaptive length.
+
+A cell is times plain (tokens a step, share of drafted tokens that is kept, share of the time that drafting takes);
+with `self` the last tells what a forward of some layers costs.
+
+`batch` requests run at once, of at least twice as many prompts: where one ends the next begins. Prompts are read
+before the clock runs (prefix cache), by the same setting: a drafter that looks at text sees it, as it does in a
+prompt's first answer, if it can keep all of them until they are asked for (a head 16,384 rows). A rate is taken from
+the first token of all to the moment when the last request begins, so that all places are taken; `whole` is that of
+the whole run, in whose last part fewer and fewer requests run.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from math import nan
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
-from figures import console, options
-from flow import Flow, Run, record, times_plain
-from rich.table import Table
+from figures import numbers, options, prompts_of, show, write
+from rich.progress import track
 
-from fastslow import SamplingParams, Speculation
-from fastslow.tools.machine import circumstances
-from fastslow.tools.prompts import read_prompts
-from fastslow.tools.tune.candidates import PLAIN
+from fastslow import LLM, SamplingParams, Speculation
+from fastslow.engine.host.machine import Watch
+from fastslow.output import Metrics
+from fastslow.tools.prompts import Conversation, read_prompts
+from fastslow.tools.tune.candidates import PLAIN, grid, is_plain, label, read_lengths
+from fastslow.tools.tune.runner import shuffled
+
+WARM = 8  # tokens
+KV = "2GiB"  # a share of memory would hold no more texts than run at once: prompts were read again
+HEIGHT, UNIT = 350, 135  # of the figure: where 0 is, and how high 1.0 x
+COLOURS = ("#3b6fd4", "#1d9a6c", "#c9861a", "#c2463d", "#8456c5", "#4d7c8a")
+STYLE = (
+    "text{font:12px sans-serif;fill:#333}.grid{stroke:#8884}.line{fill:none;stroke-width:2}"
+    "@media(prefers-color-scheme:dark){text{fill:#ddd}}"
+)
 
 
-def setting_of(wish: str, head: Path | None) -> Speculation:
-    """From "name/width:length" to settings."""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of all prompts. rate, whole: tokens a second. kept: share of the drafted tokens. drafting: share of the
+    time. others: share of the machine that other processes took."""
+
+    rate: float
+    whole: float
+    tokens_per_step: float
+    kept: float
+    drafting: float
+    others: float | None
+
+
+Runs = Mapping[Speculation, Sequence[Run]]
+
+
+def run_of(metrics: Sequence[Metrics], others: float | None = None) -> Run:
+    """What the answers say; they were all asked for at the same time.
+
+    Raises:
+        ValueError: they all began at once, so that nothing flowed.
+    """
+    ends = [m.ttft + m.tpot * (m.tokens - 1) for m in metrics]
+    first, last = min(m.ttft for m in metrics), max(m.ttft for m in metrics)
+    if last <= first:
+        raise ValueError("all answers began at once: give more prompts than run at a time")
+    made = sum(_made(m, last) for m in metrics)
+    tokens, steps = sum(m.tokens for m in metrics), sum(m.steps for m in metrics)
+    kept = sum(m.accepted for m in metrics) / max(sum(m.drafted for m in metrics), 1)
+    drafting = sum(m.draft_seconds for m in metrics)
+    drafting /= drafting + sum(m.verify_seconds for m in metrics)
+    rates = made / (last - first), tokens / (max(ends) - first)
+    return Run(*rates, tokens / max(steps, 1), kept, drafting, others)
+
+
+def _made(m: Metrics, until: float) -> float:
+    """Tokens of an answer up to a time after the call."""
+    if m.tpot <= 0:
+        return float(m.tokens if m.ttft < until else 0)
+    return min(max((until - m.ttft) / m.tpot, 0.0), float(m.tokens))
+
+
+def measure(
+    args: argparse.Namespace, batch: int, prompts: list[Conversation], heat: float,
+    settings: Sequence[Speculation],
+) -> Runs:  # fmt: skip
+    """Every setting `--repeat` times, `batch` requests at once, each time in another order."""
+    if len(prompts) < 2 * batch:
+        raise ValueError(f"batch {batch} needs at least {2 * batch} prompts, got {len(prompts)}")
+    found: dict[Speculation, list[Run]] = {setting: [] for setting in settings}
+    jobs = [setting for turn in range(args.repeat) for setting in shuffled(settings, turn)]
+    read, few, sampling = (
+        SamplingParams(max_tokens=most, temperature=heat) for most in (1, WARM, args.tokens)
+    )
+    kind = {"dtype": args.dtype, "quantization": args.quantization, "max_running": batch}
+    with LLM(args.model, kv_memory=KV, remember=False, **kind) as llm:
+        for setting in settings:
+            llm.generate(prompts[:1], few, speculation=setting, progress=False)
+        for setting in track(jobs, f"batch {batch}"):
+            llm.forget_prompts()  # else only the first setting's drafter would see them
+            llm.generate(prompts, read, speculation=setting, progress=False)
+            watch = Watch()
+            outputs = llm.generate(prompts, sampling, speculation=setting, progress=False)
+            found[setting].append(run_of([output.metrics for output in outputs], watch.others()))
+    return found
+
+
+def times_plain(found: Runs, setting: Speculation) -> float:
+    """A setting's rate over plain decoding's in the same turn; the median over turns."""
+    return median(a.rate / b.rate for a, b in zip(found[setting], found[PLAIN], strict=True))
+
+
+def layers_of(text: str) -> tuple[int, ...]:
+    """0-4,5-25/2,25-29 -> the layers."""
+    found: set[int] = set()
+    for part in text.split(","):
+        span, _, step = part.partition("/")
+        first, _, last = span.partition("-")
+        found |= set(range(int(first), int(last or first) + 1, int(step or 1)))
+    return tuple(sorted(found))
+
+
+def settings_of(wish: str, args: argparse.Namespace) -> list[Speculation]:
+    """From "name/width:length" to settings: of `self` several, by layers and groups."""
     name, _, length = wish.partition(":")
     name, _, width = name.partition("/")
     fields: dict[str, Any] = {"drafter": name}
-    if length:
-        fields["nodes"] = int(length)
-    if width:
-        fields["width"] = int(width)
-    if head is not None and ("head" in name or name == "auto"):
-        fields["head"] = head
-    return Speculation(**fields)
+    fields |= {"nodes": int(length)} if length else {}
+    fields |= {"width": int(width)} if width else {}
+    if args.head is not None and ("head" in name or name == "auto"):
+        fields["head"] = args.head
+    if name != "self":
+        return [Speculation(**fields)]
+    kept = [layers_of(text) for text in args.keep] if args.keep else [None]
+    return [
+        Speculation(**fields, layers=layers, groups=groups)
+        for layers, groups in product(kept, numbers(args.groups))
+    ]
 
 
-def _cell(runs: Sequence[Run], ratio: float) -> str:
-    if ratio == 1.0:
+def cell(found: Runs, setting: Speculation) -> str:
+    runs = found[setting]
+    if is_plain(setting):
         return f"{median(run.rate for run in runs):.0f} tok/s"
-    return f"{ratio:.2f} x ({median(run.tokens_per_step for run in runs):.2f})"
+    steps, kept, share = (
+        median(values) for values in zip(*((r.tokens_per_step, r.kept, r.drafting) for r in runs))
+    )
+    return f"{times_plain(found, setting):.2f} x ({steps:.2f}, {kept:.0%}, {share:.0%})"
+
+
+def figure(lines: Mapping[int, Runs]) -> str:
+    """SVG: a line for each batch size over fixed lengths, a ring for the adaptive one."""
+    lengths = sorted({s.nodes for found in lines.values() for s in found if s.nodes})
+
+    def text(words: object, x: float, y: float) -> str:
+        return f'<text x="{x}" y="{y}" text-anchor="middle">{words}</text>'
+
+    parts = [f"<style>{STYLE}</style>", text("nodes a step, at most", 300, 390)]
+    for tenth in range(0, 26, 2):
+        y = HEIGHT - UNIT * tenth / 10
+        parts.append(f'<path d="M60 {y}H620" class="grid"/>' + text(f"{tenth / 10} x", 30, y + 4))
+    places = {n: 60 + 560 * i / len(lengths) for i, n in enumerate([*lengths, None])}
+    parts += [text(n or "adaptive", x, HEIGHT + 18) for n, x in places.items()]
+    for number, (batch, found) in enumerate(lines.items()):
+        stroke = f'stroke="{COLOURS[number % len(COLOURS)]}" class="line"'
+        height = {s.nodes: HEIGHT - UNIT * times_plain(found, s) for s in found if s != PLAIN}
+        path = " ".join(f"{places[n]:.1f},{height[n]:.1f}" for n in lengths)
+        parts.append(f'<polyline points="{path}" {stroke}/>')
+        if None in height:
+            parts.append(f'<circle cx="620" cy="{height[None]:.1f}" r="6" {stroke}/>')
+        parts.append(f'<path d="M710 {20 + 18 * number}h24" {stroke}/>')
+        parts.append(text(f"batch {batch}", 675, 24 + 18 * number))
+    box = 'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 400"'
+    return f"<svg {box}>{''.join(parts)}</svg>"
 
 
 def main() -> None:
-    parser = options(
-        __doc__, "head", "prompts", "model", "out",
-        dtype="auto", quantization="auto", limit=16, tokens=128, repeat=1,
-    )  # fmt: skip
+    usual = {"limit": 16, "tokens": 128, "repeat": 1, "dtype": "auto", "quantization": "auto"}
+    parser = options(__doc__, "head", "prompts", "model", "out", **usual)
     parser.add_argument("--drafters", default="suffix,head:4,auto")
+    parser.add_argument("--lengths", help="of every drafter, such as 1,2,4,adaptive")
+    parser.add_argument("--keep", nargs="*", default=[], help="layers of `self`, such as 0-14")
+    parser.add_argument("--groups", default="0", help="routed groups of `self`, such as 0,1,2")
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--temperatures", default="0,0.7")
+    parser.add_argument("--mixed", action="store_true", help="all sets as one")
+    parser.add_argument("--figure", type=Path, help="SVG of the lengths of the first set")
     args = parser.parse_args()
-    sizes = [int(size) for size in args.batch.split(",")]
-    wishes = args.drafters.split(",")
-    settings = [setting_of(wish, args.head) for wish in wishes]
-    table = Table("temperature", "batch", "drafter", *(path.stem for path in args.prompts), "mean")
-    cells: list[dict[str, Any]] = []
-    for heat in map(float, args.temperatures.split(",")):
-        for size in sizes:
-            sampling = SamplingParams(max_tokens=args.tokens, temperature=heat)
-            found = []
-            for path in args.prompts:
-                prompts = read_prompts(path, args.limit)
-                flow = Flow(
-                    args.model,
-                    size,
-                    prompts,
-                    sampling,
-                    dtype=args.dtype,
-                    quantization=args.quantization,
-                )
-                found.append(flow.measure(settings, args.repeat))
-                facts = {"set": path.stem, "temperature": heat, "batch": size}
-                cells += [{**facts, **cell} for cell in record(found[-1])]
-            for name, setting in zip(["plain", *wishes], [PLAIN, *settings], strict=True):
-                ratios = [times_plain(one, setting) for one in found]
-                texts = [_cell(one[setting], ratio) for one, ratio in zip(found, ratios)]
-                mean = f"{sum(ratios) / len(ratios):.2f}"
-                table.add_row(f"{heat:g}", str(size), name, *texts, mean)
-            table.add_section()
-    console(160).print(table)
-    if args.out is not None:
-        whole = {**circumstances(), "model": args.model, "limit": args.limit, "cells": cells}
-        args.out.write_text(json.dumps(whole, indent=1), "utf-8")
+    drafters = [s for wish in args.drafters.split(",") for s in settings_of(wish, args)]
+    settings = grid(drafters, read_lengths(args.lengths)) if args.lengths else drafters
+    settings = [PLAIN, *settings]
+    sets = {path.stem: read_prompts(path, args.limit) for path in args.prompts}
+    if args.mixed:
+        sets = {"mixed": prompts_of(args.prompts, args.limit * len(args.prompts))}
+    rows, notes, cells = [], [], []
+    lines: dict[int, Runs] = {}
+    for heat, size in product(map(float, args.temperatures.split(",")), numbers(args.batch)):
+        most = max(args.limit, 2 * size)
+        found = {n: measure(args, size, some[:most], heat, settings) for n, some in sets.items()}
+        facts: dict[str, Any] = {"temperature": heat, "batch": size}
+        for setting in settings:
+            ratios = {name: times_plain(runs, setting) for name, runs in found.items()}
+            texts = [cell(runs, setting) for runs in found.values()]
+            mean = f"{fmean(ratios.values()):.2f}"
+            rows.append([f"{heat:g}", f"{size}", label(setting), *texts, mean])
+            facts |= {"label": label(setting), "speculation": setting.model_dump(mode="json")}
+            for name, runs in found.items():
+                own = {"times_plain": ratios[name], "runs": [asdict(run) for run in runs[setting]]}
+                cells.append({"set": name, **facts, **own})
+        for name, runs in found.items() if args.lengths else ():
+            lines.setdefault(size, runs)
+            fixed = max((times_plain(runs, s), label(s)) for s in settings if s.nodes)
+            free = [times_plain(runs, s) for s in settings if s.nodes is None]
+            share = f"{max(free, default=nan) / fixed[0]:.2f}"
+            notes.append(f"batch {size}, {name}: adaptive / best fixed ({fixed[1]}) {share}")
+    show(["temperature", "batch", "drafter", *sets, "mean"], rows, *notes)
+    write(args.out, model=args.model, limit=args.limit, cells=cells)
+    if args.figure is not None and lines:
+        args.figure.write_text(figure(lines), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,37 +1,32 @@
-"""Fast streams beside deep requests: the time to the first token and of each later one, with a target
-and without.
+"""Fast streams beside deep requests: the time to the first token and of each later one, with a target and without.
 
     python benchmarks/latency.py --target 120 --out latency.json
 
-Some streams ask short questions in fast mode, one after the other, while deep requests with long
-prompts run all the time. A round runs for some seconds with the target and for as long without, and
-rounds alternate, so that a machine that slows down harms both.
+Some streams ask short questions in fast mode, one after the other, while deep requests with long prompts run all the
+time. A round runs for some seconds with the target and for as long without, and rounds alternate, so that a machine
+that slows down harms both. Milliseconds are median / 95th percentile / largest; "kept" is the share of fast requests
+whose times both lay within the target.
 """
 
 from __future__ import annotations
 
 import argparse
-import threading
+import itertools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from figures import console, options, write
-from rich.table import Table
+from figures import options, show, spread, write
 
 from fastslow import LLM, Mode, SamplingParams
 from fastslow.engine.core.latency_budget import LATER
 from fastslow.output import Metrics
 
 QUESTIONS = (
-    "What are your opening hours?",
-    "Where is my parcel?",
-    "How do I send something back?",
-    "Do you ship to Norway?",
-    "Can I pay by invoice?",
-    "My code does not work.",
-)
+    "What are your opening hours?", "Where is my parcel?", "How do I send something back?",
+    "Do you ship to Norway?", "Can I pay by invoice?", "My code does not work.",
+)  # fmt: skip
 TOPIC = "The history of the lighthouse, its keepers, its lamps and the ships that passed it. "
 
 
@@ -57,90 +52,47 @@ class Round:
         }
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, 95th percentile and largest."""
-    ranked = sorted(values) or [float("nan")]
-    return {
-        "median": ranked[len(ranked) // 2],
-        "p95": ranked[max(0, -(-95 * len(ranked) // 100) - 1)],
-        "largest": ranked[-1],
-    }
-
-
 def play(llm: LLM, fast: Mode, args: argparse.Namespace) -> Round:
     """One round. Requests that began in it are counted, and waited for."""
-    found, lock = Round(), threading.Lock()
     started = time.monotonic()
-    end = started + args.seconds
+    answers: dict[Mode | str, list[Metrics]] = {fast: [], "deep": []}
 
-    def ask(number: int) -> None:
-        turn = number
+    def ask(number: int, mode: Mode | str, tokens: int) -> None:
+        params = SamplingParams(max_tokens=tokens, ignore_eos=True)
         time.sleep(0.05 * number)
-        while time.monotonic() < end:
-            params = SamplingParams(max_tokens=args.tokens, ignore_eos=True)
-            out = llm.chat(QUESTIONS[turn % len(QUESTIONS)], params, mode=fast, speculation="off")
-            turn += 1
-            with lock:
-                found.fast.append(out.metrics)
+        for turn in itertools.count(number):
+            if time.monotonic() >= started + args.seconds:
+                return
+            words = QUESTIONS[turn % len(QUESTIONS)]
+            if mode == "deep":  # never in the prefix cache
+                words = f"Number {number}.{turn}. " + TOPIC * args.repeat
+            out = llm.chat(words, params, mode=mode, speculation="off")
+            answers[mode].append(out.metrics)
 
-    def think(number: int) -> None:
-        turn = 0
-        while time.monotonic() < end:
-            turn += 1
-            words = f"Number {number}.{turn}. " + TOPIC * args.repeat  # never in the prefix cache
-            params = SamplingParams(max_tokens=args.deep_tokens, ignore_eos=True)
-            out = llm.chat(words, params, mode="deep", speculation="off")
-            with lock:
-                found.deep.append(out.metrics)
-
-    jobs = [threading.Thread(target=ask, args=(n,)) for n in range(args.streams)]
-    jobs += [threading.Thread(target=think, args=(n,)) for n in range(args.deep)]
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join()
-    found.seconds = time.monotonic() - started
-    return found
-
-
-def show(figures: dict[str, dict[str, Any]], target_ms: float) -> None:
-    """One row with the target, one without."""
-    table = Table(title=f"target {target_ms:g} ms")
-    for column in ("", "requests", "first token, ms", "later tokens, ms", "kept", "deep"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, row in figures.items():
-        times = (
-            " / ".join(f"{v:.0f}" for v in row[key].values()) for key in ("first_ms", "later_ms")
-        )
-        deep = f"{row['deep_finished']} done, {row['deep_tokens_per_second']:.1f} tokens/s"
-        table.add_row(name, str(row["fast_requests"]), *times, f"{row['kept']:.1%}", deep)
-    console(120).print(table)
+    jobs: list[tuple[int, Mode | str, int]] = [(n, fast, args.tokens) for n in range(args.streams)]
+    jobs += [(n, "deep", args.deep_tokens) for n in range(args.deep)]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        list(pool.map(lambda job: ask(*job), jobs))
+    return Round(answers[fast], answers["deep"], time.monotonic() - started)
 
 
 def main() -> None:
-    parser = options(
-        __doc__, "out", model="smollm2-moge", quantization="auto", tokens=24, seconds=20.0
-    )
+    kind = {"model": "smollm2-moge", "quantization": "auto"}
+    parser = options(__doc__, "out", tokens=24, seconds=20.0, **kind)
     parser.add_argument("--target", type=float, default=150.0, help="milliseconds (150)")
     parser.add_argument("--streams", type=int, default=4, help="of fast requests (4)")
     parser.add_argument("--deep", type=int, default=2, help="deep requests at a time (2)")
     parser.add_argument("--deep-tokens", type=int, default=48, help="of a deep answer (48)")
-    parser.add_argument(
-        "--repeat", type=int, default=60, help="of the deep prompt's 19 tokens (60)"
-    )
+    parser.add_argument("--repeat", type=int, default=60, help="of the deep prompt's 19 tokens")
     parser.add_argument("--rounds", type=int, default=2, help="of each kind (2)")
     args = parser.parse_args()
 
     found = {"with": Round(), "without": Round()}
     with LLM(args.model, quantization=args.quantization, remember=False) as llm:
-        modes = {
-            "with": Mode(name="fast", base="fast", latency_ms=args.target),
-            "without": Mode(name="fast", base="fast"),
-        }
-        few = SamplingParams(max_tokens=2)
-        asked: list[Mode | str] = [*modes.values(), "deep"]
-        for mode in asked:  # what is made on first use is made now
-            llm.chat("Hello", few, mode=mode)
+        fast = Mode(name="fast", base="fast")
+        modes = {"with": fast.model_copy(update={"latency_ms": args.target}), "without": fast}
+        every = [*modes.values(), llm.modes["deep"]]
+        llm.chat(["Hello"] * 3, SamplingParams(max_tokens=2), mode=every)  # all that is made once
         for turn in range(args.rounds):
             for name in ("with", "without") if turn % 2 else ("without", "with"):
                 one = play(llm, modes[name], args)
@@ -149,10 +101,15 @@ def main() -> None:
                 found[name].seconds += one.seconds
                 time.sleep(LATER + 1)  # steps stay short for a while behind a target
     figures = {name: one.figures(args.target) for name, one in found.items()}
-    show(figures, args.target)
-    if args.out:
-        asked_for = {k: str(v) for k, v in vars(args).items()}
-        write(args.out, torch.get_num_threads(), options=asked_for, figures=figures)
+    rows = []
+    for name, row in figures.items():
+        spreads = (row["first_ms"].values(), row["later_ms"].values())
+        times = (" / ".join(f"{v:.0f}" for v in values) for values in spreads)
+        deep = f"{row['deep_finished']} done, {row['deep_tokens_per_second']:.1f} tokens/s"
+        rows.append([name, str(row["fast_requests"]), *times, f"{row['kept']:.1%}", deep])
+    titles = ["", "requests", "first token, ms", "later tokens, ms", "kept", "deep"]
+    show(titles, rows, title=f"target {args.target:g} ms")
+    write(args.out, options={k: str(v) for k, v in vars(args).items()}, figures=figures)
 
 
 if __name__ == "__main__":

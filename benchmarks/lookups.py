@@ -2,30 +2,31 @@
 
     python benchmarks/lookups.py FOLDER... --new FOLDER --tokens 10000000 --out lookups/
 
-Texts (.txt, .md, .rst, .py, .html, .c) of the folders, cut into pieces of about 300 tokens, are the
-answers; a corpus that is there already is used again. Queries walk through texts of --new, which are
-not to be in the corpus, and through some that are in it, eight accepted tokens a step at most, as a
-request would: each is one proposal of 8 nodes. A lookup is the search in the corpus with the runs
-that follow; a proposal is all that a step does for a request. Both are microseconds of processor
-time, so that neighbours do not count. Cold lookups are some of them after 64 MB of other
-memory was read each time, as a step reads a model's weights: then Python itself, too, comes from
+Texts (.txt, .md, .rst, .py, .html, .c) of the folders, cut into pieces of about 300 tokens, are the answers; a corpus
+that is there already is used again. Queries walk through texts of --new, which are not to be in the corpus, and
+through some that are in it, eight accepted tokens a step at most, as a request would: each is one proposal of 8
+nodes. A lookup is the search in the corpus with the runs that follow; a proposal is all that a step does for a
+request. Both are microseconds of processor time, so that neighbours do not count. Cold lookups are some of them after
+64 MB of other memory was read each time, as a step reads a model's weights: then Python itself, too, comes from
 memory. FASTSLOW_KERNELS=off measures Python's own search.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
+import os
 import random
-import resource
 import statistics
 import time
+import timeit
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import probe
+from figures import options
 
 from fastslow.draft.suffix.corpus import Corpus, save, vocab_size
 from fastslow.draft.suffix.documents import Documents, depths
@@ -33,7 +34,8 @@ from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.draft.suffix.sealed import read_sealed
 from fastslow.draft.suffix.sources import SuffixMatch
 from fastslow.engine.host.progress import bar
-from fastslow.models.locate import find_tokenizer, resolve_model
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.models.locate import resolve_model
 
 KINDS = {".txt", ".md", ".rst", ".py", ".html", ".c"}
 PIECE = 300
@@ -45,10 +47,10 @@ NODES = 8
 
 def pieces(folders: list[Path], tokenizer: Any) -> Iterator[list[int]]:
     """Token ids of all texts, in pieces; a text that was read before is left out."""
-    paths = [p for f in folders for p in sorted(f.rglob("*")) if p.suffix in KINDS and p.is_file()]
-    random.Random(0).shuffle(paths)
+    files = [p for f in folders for p in sorted(f.rglob("*")) if p.suffix in KINDS and p.is_file()]
+    random.Random(0).shuffle(files)
     seen = set()
-    for path in paths:
+    for path in files:
         text = path.read_text("utf-8", "replace")
         if hash(text) in seen:
             continue
@@ -61,18 +63,17 @@ def pieces(folders: list[Path], tokenizer: Any) -> Iterator[list[int]]:
 def stored_texts(path: Path) -> list[list[int]]:
     """Some texts of a corpus, from all over it."""
     arrays = read_sealed(path).arrays
-    ends = arrays["sizes"][:, 0].cumsum(dtype="int64")
+    tokens, sizes = arrays["tokens"], arrays["sizes"][:, 0]
+    ends = sizes.cumsum(dtype="int64")
     chosen = random.Random(1).sample(range(len(ends)), ASKED)
-    sizes = arrays["sizes"][:, 0]
-    return [arrays["tokens"][ends[i] - sizes[i] : ends[i] - 1][::-1].tolist() for i in chosen]
+    return [tokens[ends[i] - sizes[i] : ends[i] - 1][::-1].tolist() for i in chosen]
 
 
-class Timed:
+class TimedCorpus:
     """A corpus whose lookups are timed."""
 
     def __init__(self, corpus: Corpus, before: Callable[[], object] = lambda: None) -> None:
-        self._corpus = corpus
-        self._before = before
+        self._corpus, self._before = corpus, before
         self.times: list[float] = []  # microseconds
 
     def find(self, recent: list[int], ahead: int) -> SuffixMatch:
@@ -96,12 +97,10 @@ def ask(corpus: Any, texts: list[list[int]]) -> tuple[list[float], float]:
             begun = time.thread_time_ns()
             tree = draft.propose([request], [NODES])[0]
             times.append((time.thread_time_ns() - begun) / 1e3)
-            place, parent = len(request.tokens), -1
-            for i, (token, above) in enumerate(zip(tree.tokens, tree.parents)):
-                if above == parent and token == text[place]:
-                    place, parent = place + 1, i
-            steps, made = steps + 1, made + place + 1 - len(request.tokens)
-            request.tokens += text[len(request.tokens) : place + 1]
+            rest = text[len(request.tokens) :]
+            count = len(tree.match(rest)) + 1
+            steps, made = steps + 1, made + count
+            request.tokens += rest[:count]
     return times, made / steps
 
 
@@ -117,48 +116,35 @@ def build(path: Path, texts: Iterable[list[int]], most: int, vocab: dict[str, in
         documents.add(text)
         if documents.tokens >= most:
             break
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begun = time.perf_counter()
+    before, begun = probe.memory(os.getpid())["peak"], time.perf_counter()
     save(path, documents, vocab, bar(depths(vocab_size(vocab)), "Sorting"))
-    took = time.perf_counter() - begun
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    took, peak = time.perf_counter() - begun, probe.memory(os.getpid())["peak"]
     print(f"{documents.tokens} tokens, {len(documents)} texts, {path.stat().st_size / 1e6:.0f} MB")
-    print(f"indexed and written in {took:.1f} s, {(peak - before) / 1024:.0f} MiB above the tokens")
+    print(f"indexed and written in {took:.1f} s, {peak - before:.0f} MiB above the tokens")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, model="smollm2", tokens=10_000_000, out=Path("lookups"))
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--new", nargs="+", type=Path, required=True)
-    parser.add_argument("--model", default="smollm2", help="whose tokenizer")
-    parser.add_argument("--tokens", type=int, default=10_000_000)
-    parser.add_argument("--out", type=Path, default=Path("lookups"))
     args = parser.parse_args()
-    tokenizer = find_tokenizer(resolve_model(args.model))
-    assert tokenizer is not None
+    tokenizer = load_tokenizer(resolve_model(args.model))
     vocab = tokenizer.vocab()
     path = args.out / "corpus.safetensors"
     if not path.is_file():
         build(path, pieces(args.folders, tokenizer), args.tokens, vocab)
     new = list(itertools.islice(pieces(args.new, tokenizer), ASKED))
     known = stored_texts(path)
-    opened = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        corpus = Corpus.open(path, vocab)
-        opened.append(time.perf_counter() - begun)
+    opened = timeit.repeat(lambda: Corpus(path, vocab), number=1, repeat=5)
     print(f"opened and checked in {statistics.median(opened):.2f} s")
-    other = np.ones(OTHER // 8, np.int64)
+    corpus, other = Corpus(path, vocab), np.ones(OTHER // 8, np.int64)
     for name, texts in (("new text", new), ("text in the corpus", known)):
-        timed = Timed(corpus)
-        _, rate = ask(timed, texts)
-        times, _ = ask(corpus, texts)
+        timed = TimedCorpus(corpus)
+        (_, rate), (times, _) = ask(timed, texts), ask(corpus, texts)
         print(f"{name}: {rate:.2f} tokens a step")
         say("lookup", timed.times)
         say("proposal", times)
-        timed = Timed(corpus, other.sum)
+        timed = TimedCorpus(corpus, other.sum)
         for text in texts:
             if len(timed.times) < COLD:
                 ask(timed, [text])

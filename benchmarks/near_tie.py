@@ -1,8 +1,8 @@
-"""Whether rounding explains that two exact decoders parted: the position recomputed in float64.
+"""Whether rounding explains that two exact decoders differ: the position recomputed in float64.
 
-Two answers may part at a near tie only. Either the two tokens' logits are closer in float64 than the
-rounding error measured at that place, or two scores of the router are: then nudging the float64
-router to the other choice must lead from one answer's token to the other's.
+Two answers may differ from a near tie on only. Either the two tokens' logits are closer in float64 than the rounding
+error measured at that place, or two scores of the router are: then nudging the float64 router to the other choice
+must lead from one answer's token to the other's.
 """
 
 from __future__ import annotations
@@ -14,29 +14,30 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model import moge
+from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.moge import RoutedExperts, choose
 from fastslow.engine.types import Ints, Rows, Segment
 
+PAGE = 16
 SLACK = 8.0  # rounding may be so many times its measured median
 LAST = 16  # rows whose logits measure the rounding
 TRIES = 32  # router ties that are tried, the closest first
 
 
 class Nudge(NamedTuple):
-    """A router logit to raise by `amount`: `margin` is what it lacks to be chosen."""
+    """A router logit to raise: `margin` is what it lacks to be chosen."""
 
     margin: float
     layer: int  # among the routed layers
     row: int
     expert: int
-    amount: float
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,16 @@ class Judge:
         self._high: Decoder | None = None
 
     def judge(
-        self, prefix: Sequence[int], ours: int, theirs: int, groups: int | None, max_len: int
+        self, prefix: Sequence[int], ours: int, theirs: int, groups: int | None, most: int
     ) -> Finding:
-        """After `prefix` plain decoding went on with `ours`, another run with `theirs`."""
+        """After `prefix` plain decoding went on with `ours`, another run with `theirs`; the text may grow to `most`
+        tokens."""
         if self._high is None:
             high = load_model(self._folder, dtype="float64", device=self._low.device)
             assert isinstance(high, Decoder)
             self._high = high
-        low_LV, low_scores = _run(self._low, prefix, groups, max_len)
-        high_LV, high_scores = _run(self._high, prefix, groups, max_len)
+        low_LV, low_scores = _run(self._low, prefix, groups, most)
+        high_LV, high_scores = _run(self._high, prefix, groups, most)
         best = int(high_LV[-1].argmax())
         gap = float((high_LV[-1, ours] - high_LV[-1, theirs]).abs())
         rounding = (low_LV.double() - high_LV).abs().amax(-1).median()
@@ -79,7 +81,7 @@ class Judge:
         if gap <= allowed and float(high_LV[-1, best] - high_LV[-1, ours]) <= allowed:
             return Finding("tie", "two logits", gap, allowed)
         for nudge in self._nudges(low_scores, high_scores, groups):
-            moved_LV, _ = _run(self._high, prefix, groups, max_len, nudge)
+            moved_LV, _ = _run(self._high, prefix, groups, most, nudge)
             moved = int(moved_LV[-1].argmax())
             if {best, moved} == {ours, theirs}:
                 why = f"two router scores {nudge.margin:.1e} apart at row {nudge.row}"
@@ -90,11 +92,8 @@ class Judge:
         """What rounding could change in the router's choices, the closest first."""
         assert self._high is not None
         config = self._high.config
-        scales = [
-            layer.mlp.scale
-            for layer in self._high.weights.layers
-            if isinstance(layer.mlp, moge.Moge)
-        ]
+        mlps = (layer.mlp for layer in self._high.weights.layers)
+        scales = [mlp.scale for mlp in mlps if isinstance(mlp, moge.Moge)]
         found: list[Nudge] = []
         for n, (low_TE, high_TE) in enumerate(zip(low, high, strict=True)):
             allowed = SLACK * float((low_TE - high_TE).abs().amax(-1).median())
@@ -106,7 +105,7 @@ class Judge:
                 margins = top.values[..., 0] - top.values[..., 1]
                 for row, g in (margins <= allowed).nonzero().tolist():
                     expert = int(first[g] + top.indices[row, g, 1])
-                    found.append(_nudge(float(margins[row, g]), n, row, expert))
+                    found.append(Nudge(float(margins[row, g]), n, row, expert))
             if groups:
                 best = first + top.indices[..., 0]
                 weights = top.values[..., 0] + scales[n][best].log()
@@ -115,12 +114,8 @@ class Judge:
                 lacks = (weights.gather(1, kept) - weights.gather(1, cut))[:, 0]
                 for row in (lacks <= allowed).nonzero()[:, 0].tolist():
                     expert = int(best[row, int(cut[row])])
-                    found.append(_nudge(float(lacks[row]), n, row, expert))
+                    found.append(Nudge(float(lacks[row]), n, row, expert))
         return sorted(found)[:TRIES]
-
-
-def _nudge(margin: float, layer: int, row: int, expert: int) -> Nudge:
-    return Nudge(margin, layer, row, expert, amount=1.01 * margin + 1e-12)
 
 
 @contextmanager
@@ -131,7 +126,7 @@ def _watched(nudge: Nudge | None) -> Iterator[list[Tensor]]:
     def watching(logits_PE: Tensor, scale_E: Tensor, groups: int, wanted: Ints) -> RoutedExperts:
         if nudge is not None and nudge.layer == len(seen):
             logits_PE = logits_PE.clone()
-            logits_PE[nudge.row, nudge.expert] += nudge.amount
+            logits_PE[nudge.row, nudge.expert] += 1.01 * nudge.margin + 1e-12
         seen.append(logits_PE.double())
         return choose(logits_PE, scale_E, groups, wanted)
 
@@ -140,35 +135,13 @@ def _watched(nudge: Nudge | None) -> Iterator[list[Tensor]]:
 
 
 def _run(
-    model: Decoder,
-    text: Sequence[int],
-    groups: int | None,
-    max_len: int,
-    nudge: Nudge | None = None,
+    model: Decoder, text: Sequence[int], groups: int | None, most: int, nudge: Nudge | None = None
 ) -> tuple[Tensor, list[Tensor]]:
     """Logits of the last rows [LAST, V], and the router's [T, E] of each routed layer."""
-    c, count = model.config, len(text)
-    kv = KVCache(
-        layers=c.layers,
-        kv_heads=c.kv_heads,
-        head_dim=c.head_dim,
-        pages=1,
-        page_size=count,
-        dtype=model.dtype,
-        device=model.device,
-    )
-    kv.open(0, text, None, 0)
-    kv.reserve(0, count)
-    segment = Segment(
-        tokens=text,
-        positions=range(count),
-        parents=range(-1, count - 1),
-        slots=kv.slots(0, 0, count),
-        context=kv.slots(0, 0, 0),
-        groups=groups,
-        outputs=range(max(0, count - LAST), count),
-        max_len=max_len,
-    )
+    count = len(text)
+    kv, slots = kv_cache_for(model, -(-count // PAGE), PAGE), np.arange(count)
+    outputs, chain = range(max(0, count - LAST), count), range(-1, count - 1)
+    segment = Segment(list(text), range(count), chain, slots, slots[:0], groups, outputs, most)
     with _watched(nudge) as seen:
         logits = model.forward(Rows.of([segment]), kv.storage).logits
     return logits, [scores[:count].cpu() for scores in seen]

@@ -3,233 +3,250 @@
     python benchmarks/peers.py --setup llama.cpp,openvino
     python benchmarks/peers.py --gguf FILE.gguf --model smollm2 --engines fastslow,llama.cpp,openvino
 
-Every engine and format is a process of its own, in its own virtual environment, with as many
-threads as there are physical cores. The processes stay, asleep between commands; each repeat asks
-every engine once for each cell, one after the other, in an order that moves on. Cells: tokens per
-second of decoding alone and at batch 8 (first token of an answer not counted), of reading a prompt of
-512 tokens that no cache has seen, and peak memory before batches. --lookup adds prompt lookup
-decoding of three tasks, and whether its tokens are those of plain decoding.
+Every engine and format is a process of its own, in its own virtual environment, with as many threads as there are
+physical cores. The processes stay, asleep between commands; each repeat asks every engine once for each cell, one
+after the other, in an order that moves on. Cells: tokens per second of decoding alone and at batch 8 (first token of
+an answer not counted), of reading a prompt of 512 tokens that no cache has seen, and peak memory before batches.
+--lookup adds prompt lookup decoding of three tasks, and whether its tokens are those of plain decoding. --show
+FILE.json prints the tables of an earlier run.
 
-Beside each sample stand the bandwidth of the moment and the share of the machine that other processes
-took. Samples where that exceeds 5% are marked contended; medians are over the others if there are
-three, else over all, and say so. Ratios are medians over repeats, within each repeat.
+Beside each sample stand the bandwidth of the moment and the share of the machine that other processes took. Samples
+where that exceeds 5% are marked contended; medians are over the others if there are three, else over all, and say so
+("~"). Ratios are medians over repeats, within each repeat.
 
-Not here: onnxruntime-genai and ctranslate2, which need files of their own kind, and vLLM, whose
-CPU wheel needs packages removed by hand.
+Not measured: onnxruntime-genai and ctranslate2, which need files of their own kind, and vLLM, whose CPU wheel needs
+packages removed by hand.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import probe
-from figures import console, options, write
-from peer.engines import PEERS, python_of, read_names, set_up
-from peer.process import Child, EngineError
-from peer.report import show
+from figures import Samples, chat_encoder, fair, middle, options, show, write
+from peer.engines import PEERS, EngineError, EngineProcess, python_of, read_names, set_up
 from peer.texts import TASKS, openings, unseen
-from rich.console import Console
 
 from fastslow.engine.host.files import cache_folder
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.text.templates import load_template
-from fastslow.models.locate import find_tokenizer, resolve_model
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.models.locate import resolve_model
 
 PROMPT = 64
 READ = 512
-CONTEXT = 2048  # tokens of one text, and of all texts of a batch together
+CONTEXT = 2048  # tokens of one text, and of all texts of a batch
 SETTLE = 0.2  # seconds for the last engine's threads to fall asleep
 PLAIN = ("batch 1", "batch 8", f"prefill {READ}")
+SAME_WIDTH = (  # formats of about as many bits, ours first
+    ("fastslow:int4", ("llama.cpp:file", "openvino:file")),
+    ("fastslow:int8", ("llama.cpp:q8_0", "openvino:q8_0")),
+    ("fastslow:bfloat16", ("llama.cpp:bf16", "llama.cpp:f16", "transformers:bfloat16")),
+)
+Engines = dict[str, dict[str, Any]]  # facts, "memory", "failed" and "samples" of each
 
 
-@dataclass
-class Entrant:
-    """An engine in the comparison, and what was measured of it."""
-
-    name: str
-    child: Child
-    facts: dict[str, Any] = field(default_factory=dict)  # versions, and what the engine tells
-    memory: dict[str, float] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    failed: str = ""
-
-
-class Bench:
-    """What is asked of every engine."""
+class PeerBench:
+    """What is asked of every engine, and what was found so far."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.tokens, self.seconds, self.nodes = args.tokens, args.seconds, args.nodes
-        self.threads = args.threads
+        self._args = args
         folder = resolve_model(args.model)
-        tokenizer = find_tokenizer(folder)
-        if tokenizer is None:
-            raise ValueError(f"{folder} has no tokenizer")
-        config = ModelConfig.from_folder(folder)
-        self.vocabulary = config.vocab_size
-        self.prompts = {n: openings(tokenizer, n, PROMPT) for n in (1, 8)}
-        template = load_template(folder, tokenizer, config.architecture)
-        self.tasks = {
-            name: tokenizer.encode(
-                template.render([{"role": "user", "content": text}]), template.add_special
-            )
-            for name, text in TASKS.items()
-        }
-        lookup = [f"lookup {name}" for name in TASKS] if args.lookup else []
-        self.cells = [*PLAIN, *lookup]
+        self._vocabulary = ModelConfig.from_folder(folder).vocab_size
+        self._prompts = {n: openings(load_tokenizer(folder), n, PROMPT) for n in (1, 8)}
+        encode = chat_encoder(folder)
+        self._tasks = {n: encode([{"role": "user", "content": t}]) for n, t in TASKS.items()}
+        self.cells = [*PLAIN, *(f"lookup {name}" for name in TASKS if args.lookup)]
+        self.found: Engines = {}
+        self._running: dict[str, EngineProcess] = {}
 
-    def warm_up(self, entrant: Entrant) -> None:
+    def start(self, stack: ExitStack) -> None:
+        """Load the engines that are installed; one printed line for each that does not come up."""
+        args = self._args
+        args.venvs.mkdir(parents=True, exist_ok=True)
+        for name, format in read_names(args.engines):
+            title, peer = f"{name}:{format}", PEERS[name]
+            python = python_of(name, args.venvs)
+            if python is None:
+                print(f"{title} is left out: not installed; --setup {name} does that")
+                continue
+            wish = {
+                "format": format, "file": str(args.gguf.resolve()), "model": args.model,
+                "folder": str(resolve_model(args.model)), "cache": str(args.venvs),
+                "threads": args.threads, "context": CONTEXT, "room": CONTEXT,
+            }  # fmt: skip
+            log = args.venvs / f"{name}-{format}.log"
+            threads = {"OMP_NUM_THREADS": str(args.threads)}
+            try:
+                # What is made at a first load would count as memory of decoding, so one process
+                # loads and ends before the one that is measured.
+                for again in reversed(range(1 + peer.makes_files)):
+                    process = EngineProcess(python, peer.adapter, threads, log)
+                    stack.callback(process.close)
+                    facts = process.ask("load", options=wish)
+                    if again:
+                        process.close()
+            except EngineError as error:
+                print(f"{title} is left out: {error}")
+                process.close()
+                continue
+            self._running[title] = process
+            self.found[title] = {**facts, "memory": {}, "failed": "", "samples": []}
+
+    def warm_up(self, title: str) -> None:
         """Everything once, and briefly; memory is read before there were batches."""
-        ask = entrant.child.ask
-        ask("decode", prompts=self.prompts[1], tokens=self.tokens, seconds=0)
-        ask("prefill", prompts=unseen(self.vocabulary, [READ], seed=0))
-        entrant.memory = probe.memory(entrant.child.pid)
-        ask("decode", prompts=self.prompts[8], tokens=4, seconds=0)
-        if len(self.cells) > len(PLAIN):
-            for nodes in (0, self.nodes):
-                ask("answer", prompt=self.tasks["copy"], tokens=4, nodes=nodes)
+        ask, found = self._running[title].ask, self.found[title]
+        try:
+            ask("decode", prompts=self._prompts[1], tokens=self._args.tokens, seconds=0)
+            ask("prefill", prompts=unseen(self._vocabulary, [READ], seed=0))
+            found["memory"] = probe.memory(self._running[title].pid)
+            ask("decode", prompts=self._prompts[8], tokens=4, seconds=0)
+            for nodes in (0, self._args.nodes) if self._args.lookup else ():
+                ask("answer", prompt=self._tasks["copy"], tokens=4, nodes=nodes)
+        except EngineError as error:
+            self._fail(title, error)
 
-    def sample(self, entrant: Entrant, cell: str, turn: int) -> dict[str, Any]:
-        """One cell of one engine, with the conditions it was measured under."""
-        time.sleep(SETTLE)
-        measured = probe.sample(
-            self.threads, lambda: self._measure(entrant, cell, turn), [entrant.child.pid]
-        )
-        return {"cell": cell, "turn": turn, **measured}
+    def turn(self, number: int) -> None:
+        """One repeat. An engine that fails is told of and then left alone."""
+        titles = list(self.found)
+        first = number % len(titles)
+        for cell in self.cells:
+            for title in titles[first:] + titles[:first]:
+                if self.found[title]["failed"]:
+                    continue
+                time.sleep(SETTLE)
+                job, own = partial(self._measure, title, cell, number), self._running[title].pid
+                try:
+                    sample = probe.sample(self._args.threads, job, [own])
+                except EngineError as error:
+                    self._fail(title, error)
+                else:
+                    self.found[title]["samples"].append({"cell": cell, "turn": number, **sample})
 
-    def _measure(self, entrant: Entrant, cell: str, turn: int) -> dict[str, Any]:
+    def _fail(self, title: str, error: EngineError) -> None:
+        self.found[title]["failed"] = str(error)
+        print(f"{title} failed: {error}")
+
+    def _measure(self, title: str, cell: str, turn: int) -> dict[str, Any]:
         kind, _, what = cell.partition(" ")
-        ask = entrant.child.ask
+        ask, tokens = self._running[title].ask, self._args.tokens
         if kind == "batch":
-            prompts = self.prompts[int(what)]
-            made = ask("decode", prompts=prompts, tokens=self.tokens, seconds=self.seconds)
+            prompts = self._prompts[int(what)]
+            made = ask("decode", prompts=prompts, tokens=tokens, seconds=self._args.seconds)
             return {"rate": made["rate"], "runs": made["runs"]}
         if kind == "prefill":
-            prompts = unseen(self.vocabulary, [READ] * 3, seed=turn + 1)
+            prompts = unseen(self._vocabulary, [READ] * 3, seed=turn + 1)
             return {"rate": READ / statistics.median(ask("prefill", prompts=prompts))}
-        job = {"prompt": self.tasks[what], "tokens": self.tokens}
-        plain = ask("answer", **job, nodes=0)
-        made = ask("answer", **job, nodes=self.nodes)
-        pairs = zip(plain["tokens"], made["tokens"])
-        same = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
-        if same is None and len(plain["tokens"]) != len(made["tokens"]):
-            same = min(len(plain["tokens"]), len(made["tokens"]))
-        count = len(made["tokens"])
-        # `parts_at`: the first token that is not plain decoding's; None = all are.
-        return {"rate": made["rate"], "plain": plain["rate"], "parts_at": same, "tokens": count}
+        plain, made = (
+            ask("answer", prompt=self._tasks[what], tokens=tokens, nodes=nodes)
+            for nodes in (0, self._args.nodes)
+        )
+        pairs = list(zip(plain["tokens"], made["tokens"]))
+        differ = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        if differ is None and len(plain["tokens"]) != len(made["tokens"]):
+            differ = len(pairs)
+        # `differs_at`: the first token that is not plain decoding's; None = all are.
+        rates = {"rate": made["rate"], "plain": plain["rate"]}
+        return {**rates, "differs_at": differ, "tokens": len(made["tokens"])}
 
 
-def arguments() -> argparse.Namespace:
+def samples_of(engine: Mapping[str, Any], cell: str) -> Samples:
+    return [sample for sample in engine["samples"] if sample["cell"] == cell]
+
+
+def medians(engine: Mapping[str, Any], cell: str) -> str:
+    samples = samples_of(engine, cell)
+    if not samples or not cell.startswith("lookup"):
+        return middle(samples)
+    differ = [s["differs_at"] for s in samples if s["differs_at"] is not None]
+    same = f"no, from {min(differ)}" if differ else "yes"
+    return f"{middle(samples)}\nplain {middle(samples, 'plain')}\nsame: {same}"
+
+
+def ratio(ours: Mapping[str, Any], other: Mapping[str, Any], cell: str) -> str:
+    """Within each repeat, the median over repeats."""
+    theirs = {sample["turn"]: sample for sample in samples_of(other, cell)}
+    pairs = [(s, theirs[s["turn"]]) for s in samples_of(ours, cell) if s["turn"] in theirs]
+    both = ((a["rate"] / b["rate"], a["contended"] or b["contended"]) for a, b in pairs)
+    return middle([{"rate": rate, "contended": contended} for rate, contended in both], digits=2)
+
+
+def bandwidth(engines: Engines) -> Iterable[str]:
+    """For engines that tell how many bytes a step reads: which share of the bandwidth that was."""
+    for name, engine in engines.items():
+        chosen, _ = fair(samples_of(engine, "batch 1"))
+        if engine.get("bytes") and chosen:
+            used = [s["rate"] * engine["bytes"] / 1e9 / s["bandwidth"] for s in chosen]
+            rate = statistics.median(s["bandwidth"] for s in chosen)
+            yield (
+                f"{name}: batch 1 reads {engine['bytes'] / 1e6:.1f} MB of weights a token, "
+                f"{statistics.median(used):.0%} of the {rate:.1f} GB/s probed beside it"
+            )
+
+
+def report(engines: Engines) -> None:
+    """The tables of a comparison, from its JSON alone."""
+    samples = [sample for engine in engines.values() for sample in engine["samples"]]
+    cells = list(dict.fromkeys(sample["cell"] for sample in samples))
+    rows = []
+    for name, engine in engines.items():
+        memory = (f"{engine['memory'].get(key, float('nan')):.0f}" for key in ("peak", "pss"))
+        rows.append([name, *(medians(engine, cell) for cell in cells), *memory])
+    show(["tokens/s", *cells, "peak MiB", "pss MiB"], rows, title="medians")
+    ratios = [
+        [f"{ours} / {other}", *(ratio(engines[ours], engines[other], cell) for cell in cells)]
+        for ours, others in SAME_WIDTH
+        for other in others
+        if ours in engines and other in engines
+    ]
+    marked = sum(sample["contended"] for sample in samples)
+    notes = [*bandwidth(engines), f"{marked} of {len(samples)} samples contended"]
+    show(["ratio", *cells], ratios, *notes, title="fastslow over others, medians over repeats")
+
+
+def main() -> int:
     parser = options(
         __doc__, "model", "threads", repeat=5, tokens=128, seconds=1.0, out="peers.json"
     )
     parser.add_argument("--gguf", type=Path, help="the model's weights as the others read them")
-    parser.add_argument(
-        "--engines", default="fastslow,llama.cpp,openvino", help="NAME[:FORMAT],..."
-    )
+    usual = "fastslow,llama.cpp,openvino"
+    parser.add_argument("--engines", default=usual, help="NAME[:FORMAT],...")
     parser.add_argument("--setup", metavar="NAME,...", help="make these environments and stop")
+    parser.add_argument("--show", type=Path, help="print the tables of this file and stop")
     parser.add_argument("--venvs", type=Path, default=cache_folder() / "peers")
     parser.add_argument("--lookup", action="store_true", help="measure prompt lookup as well")
     parser.add_argument("--nodes", type=int, default=4, help="tokens that a lookup drafts")
-    return parser.parse_args()
-
-
-def start(args: argparse.Namespace, stack: ExitStack, printer: Console) -> list[Entrant]:
-    """The engines that are installed and load; one printed line for each that does not."""
-    entrants = []
-    args.venvs.mkdir(parents=True, exist_ok=True)
-    for name, format in read_names(args.engines):
-        title = f"{name}:{format}"
-        python = python_of(name, args.venvs)
-        if python is None:
-            printer.print(f"{title} is left out: not installed; --setup {name} does that")
-            continue
-        wish = {
-            "format": format,
-            "file": str(args.gguf.resolve()),
-            "model": args.model,
-            "folder": str(resolve_model(args.model)),
-            "cache": str(args.venvs),
-            "threads": args.threads,
-            "context": CONTEXT,
-            "room": CONTEXT,
-        }
-        adapter, log = PEERS[name].adapter, args.venvs / f"{name}-{format}.log"
-        try:
-            # What is made at a first load would count as memory of decoding, so one process
-            # loads and ends before the one that is measured.
-            for again in reversed(range(1 + PEERS[name].makes_files)):
-                child = Child(title, python, adapter, {"OMP_NUM_THREADS": str(args.threads)}, log)
-                stack.callback(child.close)
-                facts = child.ask("load", options=wish)
-                if again:
-                    child.close()
-            entrants.append(Entrant(title, child, facts))
-        except EngineError as error:
-            printer.print(f"{title} is left out: {error}", highlight=False)
-            child.close()
-    return entrants
-
-
-def measure(bench: Bench, entrants: list[Entrant], turn: int, printer: Console) -> None:
-    """One repeat. An engine that fails is told of and then left alone."""
-    first = turn % len(entrants)
-    for cell in bench.cells:
-        for entrant in entrants[first:] + entrants[:first]:
-            if entrant.failed:
-                continue
-            try:
-                entrant.samples.append(bench.sample(entrant, cell, turn))
-            except EngineError as error:
-                entrant.failed = str(error)
-                printer.print(f"{entrant.name} failed: {error}", highlight=False)
-
-
-def record(entrants: list[Entrant]) -> dict[str, Any]:
-    return {
-        e.name: {**e.facts, "memory": e.memory, "failed": e.failed, "samples": e.samples}
-        for e in entrants
-    }
-
-
-def main() -> int:
-    args = arguments()
-    printer = console()
-    if args.setup:
-        try:
-            for name in args.setup.split(","):
-                set_up(name, args.venvs)
-        except subprocess.CalledProcessError as error:
-            printer.print(f"{name} could not be installed (code {error.returncode})")
-            return 1
+    args = parser.parse_args()
+    if args.show:
+        report(json.loads(args.show.read_text("utf-8"))["engines"])
         return 0
+    if args.setup:
+        codes = [set_up(name, args.venvs) for name in args.setup.split(",")]
+        return int(any(codes))
     if args.gguf is None or not args.gguf.is_file():
-        printer.print("--gguf must name a file")
+        print("--gguf must name a file")
         return 2
-    bench = Bench(args)
+    bench = PeerBench(args)
     with ExitStack() as stack:
-        entrants = start(args, stack, printer)
-        for entrant in entrants:
-            try:
-                bench.warm_up(entrant)
-            except EngineError as error:
-                entrant.failed = str(error)
-                printer.print(f"{entrant.name} failed: {error}", highlight=False)
-        for turn in range(args.repeat if entrants else 0):
-            measure(bench, entrants, turn, printer)
-            printer.print(f"repeat {turn + 1} of {args.repeat}")
-            write(args.out, args.threads, engines=record(entrants))
-    if not entrants:
+        bench.start(stack)
+        for title in bench.found:
+            bench.warm_up(title)
+        for turn in range(args.repeat if bench.found else 0):
+            bench.turn(turn)
+            print(f"repeat {turn + 1} of {args.repeat}")
+            write(args.out, threads=args.threads, engines=bench.found)
+    if not bench.found:
         return 1
-    show(record(entrants), bench.cells, printer)
-    printer.print(f"{args.threads} threads; samples in {args.out}")
+    report(bench.found)
+    print(f"{args.threads} threads; samples in {args.out}")
     return 0
 
 

@@ -1,18 +1,18 @@
 """Perplexity of a dense model and of its MoGE version at each number of groups.
 
-python benchmarks/perplexity.py --text articles.jsonl --text book.txt --groups 8 --groups 2
+    python benchmarks/perplexity.py --text articles.jsonl --text book.txt --groups 8 --groups 2
+
+Texts are .txt, .html or .jsonl files. In brackets: times the dense model's perplexity.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
+from itertools import product
 from pathlib import Path
-from typing import Annotated
+from statistics import fmean
 
-import typer
-from rich.console import Console
-from rich.table import Table
+from figures import options, show, write
 
 from fastslow import LLM, SamplingParams
 from fastslow.engine.params import Mode
@@ -44,53 +44,41 @@ def windows(path: Path, tokenizer: Tokenizer, length: int, count: int) -> list[l
 
 
 def perplexity(llm: LLM, rows: list[list[int]], groups: int | None) -> float:
-    """exp of the mean negative log-likelihood of every token after a row's first.
-
-    Args:
-        llm: the model.
-        rows: token ids.
-        groups: routed groups to run; None for all (and for a dense model).
-    """
+    """exp of the mean negative log-likelihood of every token after a row's first; groups: routed groups that run,
+    None for all (and for a dense model)."""
     sampling = SamplingParams(max_tokens=1, prompt_logprobs=0)
-    outputs = llm.generate(
-        rows, [sampling] * len(rows), mode=Mode(groups=groups, thinking="off"), speculation="off"
-    )
-    nats, count = 0.0, 0
-    for row, output in zip(rows, outputs, strict=True):
-        assert output.prompt_logprobs is not None
-        for token, scores in itertools.islice(zip(row, output.prompt_logprobs), 1, None):
-            assert scores is not None
-            nats -= scores[token]
-            count += 1
-    return math.exp(nats / count)
+    mode = Mode(groups=groups, thinking="off")
+    outputs = llm.generate(rows, sampling, mode=mode, speculation="off")
+    pairs = (zip(row, out.prompt_logprobs or ()) for row, out in zip(rows, outputs, strict=True))
+    nats = [-scores[token] for pair in pairs for token, scores in pair if scores is not None]
+    return math.exp(fmean(nats))
 
 
-def main(
-    text: Annotated[list[Path], typer.Option(help=".txt, .html or .jsonl; may be repeated.")],
-    dense: Annotated[str, typer.Option(help="Dense model: folder or built-in.")] = "smollm2",
-    model: Annotated[str, typer.Option(help="MoGE model: folder or built-in.")] = "smollm2-moge",
-    groups: Annotated[list[int], typer.Option(help="Numbers of groups to run.")] = list(ALL),  # noqa: B006
-    length: Annotated[int, typer.Option(help="Tokens of a window.")] = 512,
-    count: Annotated[int, typer.Option(help="Windows of each text.")] = 24,
-) -> None:
-    """Prints one line for each text: the dense perplexity, then each setting's and its ratio."""
-    sources = [Path(path) for path in text]
-    settings = {"dense": (dense, None)} | {f"{g} groups": (model, g) for g in groups}
-    figures: dict[Path, dict[str, float]] = {path: {} for path in sources}
-    tokenizer = load_tokenizer(resolve_model(dense))
-    for name in (dense, model):
+def main() -> None:
+    parser = options(__doc__, "out", model="smollm2-moge")
+    parser.add_argument("--dense", default="smollm2", help="the dense model")
+    parser.add_argument("--text", type=Path, action="append", required=True, metavar="FILE")
+    parser.add_argument("--groups", type=int, action="append", help="default: 8, 6, 4, 3, 2, 1, 0")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a window")
+    parser.add_argument("--count", type=int, default=24, help="windows of each text")
+    args = parser.parse_args()
+    settings: dict[str, tuple[str, int | None]] = {"dense": (args.dense, None)}
+    settings |= {f"{g} groups": (args.model, g) for g in args.groups or ALL}
+    figures: dict[str, dict[str, float]] = {path.name: {} for path in args.text}
+    tokenizer = load_tokenizer(resolve_model(args.dense))
+    rows = {path.name: windows(path, tokenizer, args.length, args.count) for path in args.text}
+    for name in (args.dense, args.model):
         with LLM(name) as llm:
-            for path in sources:
-                rows = windows(path, tokenizer, length, count)
-                for label, (owner, run) in settings.items():
-                    if owner == name:
-                        figures[path][label] = perplexity(llm, rows, run)
-    table = Table("text", *settings)
-    for path, row in figures.items():
-        cells = [f"{value:.2f} ({value / row['dense']:.3f})" for value in row.values()]
-        table.add_row(path.name, *cells)
-    Console().print(table)
+            for (label, (owner, groups)), text in product(settings.items(), rows):
+                if owner == name:
+                    figures[text][label] = perplexity(llm, rows[text], groups)
+    cells = [
+        [name, *(f"{value:.2f} ({value / row['dense']:.3f})" for value in row.values())]
+        for name, row in figures.items()
+    ]
+    show(["text", *settings], cells)
+    write(args.out, model=args.model, dense=args.dense, figures=figures)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 import torch
-from figures import options, write
+from figures import options, show, write
 
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.cost_curve import CONTEXT, step_seconds
@@ -22,30 +22,25 @@ NAMES = {"bfloat16": ("bf16", "bf16"), "float32": ("float32", "float32")}
 
 
 def main() -> None:
-    parser = options(
-        __doc__, "threads", "out", model="smollm2-moge", dtype="bfloat16", quantization="none"
-    )
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    folder = resolve_model(asked.model)
-    model = load_model(folder, asked.dtype, "cpu", quantization=asked.quantization)
-    device = probe_device(asked.threads)
-    weights, kv = NAMES[asked.dtype]
-    precision = Precision.of(weights if asked.quantization == "none" else asked.quantization, kv)
+    kind = {"model": "smollm2-moge", "dtype": "bfloat16", "quantization": "none"}
+    args = options(__doc__, "threads", "out", **kind).parse_args()
+    torch.set_num_threads(args.threads)
+    model = load_model(resolve_model(args.model), args.dtype, "cpu", quantization=args.quantization)
+    device = probe_device(args.threads)
+    weights, kv = NAMES[args.dtype]
+    precision = Precision.of(weights if args.quantization == "none" else args.quantization, kv)
     setting = Setting(ForwardWork.of(model.config), device, 1, precision, HOST)
     rows, seconds = step_seconds(model, None, f"planned {time.time()}")  # never a kept curve
-    found = []
-    print(f"{device.bandwidth / 1e9:.1f} GB/s, {device.half / 1e9:.0f} GFLOP/s in bfloat16")
+    found, cells = [], []
     for n, measured in zip(rows, seconds):
         terms = setting.decode(1, n, CONTEXT)
         predicted = terms.seconds
         found.append({"rows": n, "predicted": predicted, "measured": measured})
-        print(
-            f"{n:4} rows  predicted {1000 * predicted:7.2f} ms  measured {1000 * measured:7.2f} ms  "
-            f"{predicted / measured:.2f} x  most: {terms.binding}"
-        )
-    if asked.out is not None:
-        write(asked.out, asked.threads, steps=found)
+        ms = (f"{1000 * predicted:.2f}", f"{1000 * measured:.2f}", f"{predicted / measured:.2f}")
+        cells.append([str(n), *ms, terms.binding])
+    probed = f"{device.bandwidth / 1e9:.1f} GB/s, {device.half / 1e9:.0f} GFLOP/s in bfloat16"
+    show(["rows", "predicted ms", "measured ms", "ratio", "most of it"], cells, probed)
+    write(args.out, steps=found)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,26 @@
-"""What `auto` and its drafters bring on recorded answers, at given costs: no clock, so no noise.
+"""What `auto` and its drafters bring on recorded answers, at given costs: no clock, no chance.
 
     python benchmarks/replay.py --model smollm2 --prompts gsm8k.jsonl sum.jsonl --limit 24
     python benchmarks/replay.py --prompts gsm8k.jsonl --steps 6,6.1,6.2,6.4 --head other.safetensors
 
-The target answers once, greedily, and says what it saw; drafters and the adaptive length then work
-on that text, alone in their batch, and a step takes what `--steps` says. Ratios are to plain
-decoding (in brackets: tokens a step, nodes that ran, how often the head was asked). For changes to
-drafting that are smaller than a machine's moods; what they come to in the end is `drafting.py`'s.
+The target answers once, greedily, and says what it saw; drafters and the adaptive length then work on that text,
+alone in their batch, and a step takes what `--steps` says. Ratios are to plain decoding (in brackets: tokens a step,
+nodes that ran, how often the head was asked). For changes to drafting that are smaller than a machine's moods; what
+they come to in the end is `drafting.py`'s.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
-from figures import console, options
+from figures import options, show
 from rich.progress import track
-from rich.table import Table
 
 from fastslow import LLM, SamplingParams
 from fastslow.draft.adaptive import AdaptiveDrafter
@@ -41,6 +43,7 @@ STEPS = "8.7,9.0,9.3,10.3,11.3,12.7,15,17.2,18.8,20.3,22.1,23.9,26.4,28.9,31.5,3
 SETTINGS = Speculation()
 TUNING = SpeculationTuning(most_nodes=16)
 WIDTH = 3
+Seen = Sequence[HiddenStates]
 
 
 @dataclass(slots=True)
@@ -59,19 +62,15 @@ class Costs:
         return SpeculationController(lambda groups: StepCostCurve(rows, seconds), TUNING)
 
 
-class Timed:
-    """A drafter that moves the clock when it is asked."""
+class CostedDrafter:
+    """A drafter that moves the time when it is asked."""
 
     def __init__(self, inner: Any, costs: Costs, ms: float) -> None:
         self._inner, self._costs, self._ms = inner, costs, ms
         self.asked = 0
         self.commit, self.release = inner.commit, inner.release
         self.wants, self.read = inner.wants, inner.read
-
-    @property
-    def features(self) -> tuple[int, ...]:
-        layers: tuple[int, ...] = self._inner.features
-        return layers
+        self.features: tuple[int, ...] = inner.features
 
     def propose(self, batch: Any, nodes: Sequence[int]) -> Any:
         if any(nodes):
@@ -99,31 +98,26 @@ class Total:
         return self.tokens * plain / 1e3 / self.seconds
 
 
-def replay(texts: Sequence[HiddenStates], name: str, runner: HeadRunner, costs: Costs) -> Total:
+def replay(texts: Seen, name: str, runner: HeadRunner, costs: Costs) -> Total:
     """A set's answers, one after the other, with what was learnt from those before."""
     controller, total = costs.controller(), Total()
-    suffix = Timed(SuffixDraft(), costs, costs.suffix)
-    trees = HeadDraft(runner, probs_at, WIDTH, only_best=only_best, worth=controller.value)
-    head = Timed(trees, costs, costs.head)
+    suffix = CostedDrafter(SuffixDraft(), costs, costs.suffix)
+    trees = HeadDraft(runner, probs_at, WIDTH, only_best=only_best, marginal_value=controller.value)
+    head = CostedDrafter(trees, costs, costs.head)
     both: Any = [suffix, head]
     several = AdaptiveDrafter(both, controller.selection(2, SETTINGS), lambda: costs.now)
     drafter: Any = {"suffix": suffix, "head": head, "auto": several}[name]
     for number, text in enumerate(texts):
-        answer(number, text, drafter, controller, total, costs, head)
+        answer(number, text, drafter, head, controller, costs, total)
         drafter.release([number])
     total.asked = head.asked
     return total
 
 
 def answer(
-    number: int,
-    text: HiddenStates,
-    drafter: Any,
-    controller: SpeculationController,
-    total: Total,
-    costs: Costs,
-    head: Timed,
-) -> None:
+    number: int, text: HiddenStates, drafter: Any, head: CostedDrafter,
+    controller: SpeculationController, costs: Costs, total: Total,
+) -> None:  # fmt: skip
     """One answer; its first step has no draft, since nothing was seen of it, and is not counted."""
     whole, features = text.tokens.tolist(), text.features.float()
     view: Any = SimpleNamespace(
@@ -144,7 +138,7 @@ def answer(
         kept = controller.admit([view], [length.survival(offered)], [len(offered.tokens)], 1)[0]
         tree = offered.only(kept)
         rest = whole[len(view.tokens) :]
-        path = tree.follow(rest[:-1])
+        path = tree.match(rest[:-1])
         place, made = len(view.tokens) - 1, len(path) + 1
         view.tokens = view.tokens + rest[:made]
         if not first:
@@ -159,47 +153,41 @@ def answer(
         drafter.commit([view], AcceptResult([path], [rest[:made]]), shown)
 
 
+def seen_by_target(args: argparse.Namespace, folder: Path, runner: HeadRunner) -> dict[str, Seen]:
+    """The answers of every set, and what the target saw at each token."""
+    sampling = SamplingParams(max_tokens=args.tokens)
+    sets: dict[str, Seen] = {}
+    with LLM(folder, dtype=args.dtype, quantization=args.quantization) as llm:
+        for file in args.prompts:
+            outputs = llm.generate(read_prompts(file, args.limit), sampling, speculation="off")
+            pairs = ((o.prompt_token_ids, o.token_ids) for o in outputs)
+            texts = [TrainText([*prompt, *answer], len(prompt)) for prompt, answer in pairs]
+            named = track(texts, f"what it saw: {file.stem}", transient=True)
+            sets[file.stem] = [
+                s for text in named for s in look(llm.model, [text], runner.config.layers)
+            ]
+    return sets
+
+
 def main() -> None:
-    parser = options(
-        __doc__, "head", "model", "prompts",
-        dtype="bfloat16", quantization="none", limit=16, tokens=128,
-    )  # fmt: skip
+    kind = {"dtype": "bfloat16", "quantization": "none"}
+    parser = options(__doc__, "head", "model", "prompts", limit=16, tokens=128, **kind)
     parser.add_argument("--drafters", default="suffix,head,auto")
     parser.add_argument("--steps", default=STEPS, help="ms of a step of 1, 2, 3, ... rows")
-    parser.add_argument(
-        "--asking", default="0.13,0.67,0.2", help="ms: suffix, head, and besides it"
-    )
+    parser.add_argument("--asking", default="0.13,0.67,0.2", help="ms: suffix, head, besides it")
     args = parser.parse_args()
-    steps = [float(ms) for ms in args.steps.split(",")]
-    asking = [float(ms) for ms in args.asking.split(",")]
+    steps, asking = ([float(ms) for ms in t.split(",")] for t in (args.steps, args.asking))
     folder = resolve_model(args.model)
     path = args.head or own_head(folder)
     if path is None:
         parser.error(f"--head: {args.model} has no head of its own")
     runner = load_head(path, folder)
-    sets: list[list[HiddenStates]] = []
-    with LLM(folder, dtype=args.dtype, quantization=args.quantization) as llm:
-        for file in args.prompts:
-            talks = read_prompts(file, args.limit)
-            sampling = SamplingParams(max_tokens=args.tokens, temperature=0.0)
-            outputs = llm.generate(talks, sampling, speculation="off")
-            texts = [
-                TrainText([*o.prompt_token_ids, *o.token_ids], len(o.prompt_token_ids))
-                for o in outputs
-            ]
-            sets.append(
-                [
-                    seen
-                    for text in track(texts, f"what it saw: {file.stem}", transient=True)
-                    for seen in look(llm.model, [text], runner.layers)
-                ]
-            )
-    table = Table("drafter", *(file.stem for file in args.prompts), "mean")
+    sets, rows = seen_by_target(args, folder, runner), []
     for name in args.drafters.split(","):
-        totals = [replay(texts, name, runner, Costs(steps, *asking)) for texts in sets]
-        mean = sum(total.ratio(steps[0]) for total in totals) / len(totals)
-        table.add_row(name, *(total.cell(steps[0]) for total in totals), f"{mean:.3f}")
-    console().print(table)
+        totals = [replay(texts, name, runner, Costs(steps, *asking)) for texts in sets.values()]
+        mean = fmean(total.ratio(steps[0]) for total in totals)
+        rows.append([name, *(total.cell(steps[0]) for total in totals), f"{mean:.3f}"])
+    show(["drafter", *sets, "mean"], rows)
 
 
 if __name__ == "__main__":

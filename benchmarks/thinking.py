@@ -2,25 +2,22 @@
 
     python benchmarks/thinking.py --count 1000 --out thinking.json
 
-asks the built-in model `abacus` held-out tasks one at a time, each in every way before the next
-task: the presets fast, deep and auto, fast with escalation to deep, 0 to 8 groups with thinking off
-and on, and deep with thinking budgets. `--only budgets` and so on measure a part of it.
+It asks the built-in model `abacus` held-out tasks one at a time, each in every way before the next task: the presets
+fast, deep and auto, fast with escalation to deep, 0 to 8 groups with thinking off and on, and deep with thinking
+budgets. `--only budgets` and so on measure a part of it.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
-from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
-import torch
-from figures import console, options, write
+from figures import options, show, spread, write
 from rich.progress import track
-from rich.table import Table
 
 from fastslow import LLM, Mode, Speculation
 from fastslow.engine.params import Escalation
@@ -35,34 +32,31 @@ BUDGETS = (0, 4, 8, 16, 32, 48, 64, 96, 128, 192)
 BELOW = 0.6  # of a token's probability: the fast answer is given up for a deep one
 
 
-@dataclass(slots=True)
-class Measured:
-    """What one way of asking gave, task by task. Times are seconds, from the call to the answer."""
+class TaskAnswer(NamedTuple):
+    """What one way of asking gave on one task."""
 
-    right: list[bool] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
-    modes: list[str] = field(default_factory=list)  # deep where auto or a doubt led there
+    right: bool
+    seconds: float  # from the call to the answer
+    tokens: int
+    kind: str
+    mode: str  # deep where auto or a doubt led there
 
-    def figures(self) -> dict[str, Any]:
-        """Shares, and times in milliseconds."""
-        by_kind = {
-            kind: statistics.fmean(
-                r for r, k in zip(self.right, self.kinds, strict=True) if k == kind
-            )
-            for kind in sorted(set(self.kinds))
-        }
-        slowest = sorted(self.seconds)[max(0, -(-95 * len(self.seconds) // 100) - 1)]
-        return {
-            "accuracy": statistics.fmean(self.right),
-            "median_ms": 1e3 * statistics.median(self.seconds),
-            "p95_ms": 1e3 * slowest,
-            "mean_ms": 1e3 * statistics.fmean(self.seconds),
-            "tokens": statistics.fmean(self.tokens),
-            "deep": self.modes.count("deep") / len(self.modes),
-            "by_kind": by_kind,
-        }
+
+def figures_of(answers: list[TaskAnswer]) -> dict[str, Any]:
+    """Shares, and times in milliseconds."""
+    right: dict[str, list[bool]] = {kind: [] for kind in sorted({a.kind for a in answers})}
+    for a in answers:
+        right[a.kind].append(a.right)
+    times = spread(1e3 * a.seconds for a in answers)
+    return {
+        "accuracy": fmean(a.right for a in answers),
+        "median_ms": times["median"],
+        "p95_ms": times["p95"],
+        "mean_ms": fmean(1e3 * a.seconds for a in answers),
+        "tokens": fmean(a.tokens for a in answers),
+        "deep": fmean(a.mode == "deep" for a in answers),
+        "by_kind": {kind: fmean(some) for kind, some in right.items()},
+    }
 
 
 def ways(llm: LLM, parts: list[str], below: float) -> dict[str, Mode | str]:
@@ -73,46 +67,29 @@ def ways(llm: LLM, parts: list[str], below: float) -> dict[str, Mode | str]:
         doubt = Escalation(below=below, window=1, how="restart")
         found["escalation"] = Mode(name="escalation", base="fast", escalate=doubt)
     if "groups" in parts:
-        for groups in range(llm.model.config.groups + 1):
-            for base, thinking in (("fast", "off"), ("deep", "on")):
-                name = f"{groups} groups, thinking {thinking}"
-                found[name] = Mode(name=name, base=base, groups=groups)
+        kinds, counts = (("fast", "off"), ("deep", "on")), range(llm.model.config.groups + 1)
+        for n, (base, thinking) in product(counts, kinds):
+            name = f"{n} groups, thinking {thinking}"
+            found[name] = Mode(name=name, base=base, groups=n)
     if "budgets" in parts:
-        for budget in BUDGETS:
-            name = f"budget {budget}"
-            found[name] = Mode(name=name, base="deep", thinking_budget=budget)
+        for n in BUDGETS:
+            found[f"budget {n}"] = Mode(name=f"budget {n}", base="deep", thinking_budget=n)
     return found
 
 
 def ask(
-    llm: LLM, tasks: list[Task], modes: dict[str, Mode | str], speculation: str | Speculation
-) -> dict[str, Measured]:
+    llm: LLM, tasks: list[Task], modes: dict[str, Mode | str], speculation: Speculation
+) -> dict[str, list[TaskAnswer]]:
     """Every task in every mode, interleaved."""
-    found = {name: Measured() for name in modes}
+    found: dict[str, list[TaskAnswer]] = {name: [] for name in modes}
     for task in track(tasks, "asking"):
         for name, mode in modes.items():
             started = time.perf_counter()
             out = llm.chat(task.prompt, mode=mode, speculation=speculation)
-            measured = found[name]
-            measured.seconds.append(time.perf_counter() - started)
-            measured.right.append(graded(out.text, task.answer))
-            measured.tokens.append(out.metrics.tokens)
-            measured.kinds.append(task.kind)
-            measured.modes.append(out.metrics.mode)
+            seconds, m = time.perf_counter() - started, out.metrics
+            right = graded(out.text, task.answer)
+            found[name].append(TaskAnswer(right, seconds, m.tokens, task.kind, m.mode))
     return found
-
-
-def show(figures: dict[str, dict[str, Any]]) -> None:
-    """One row a way of asking."""
-    table = Table()
-    kinds = next(iter(figures.values()))["by_kind"]
-    for column in ("", "accuracy", "median ms", "p95 ms", "tokens", "deep", *kinds):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, row in figures.items():
-        times = [f"{row[key]:.1f}" for key in ("median_ms", "p95_ms", "tokens")]
-        shares = [f"{share:.1%}" for share in (row["deep"], *row["by_kind"].values())]
-        table.add_row(name, f"{row['accuracy']:.1%}", *times, *shares)
-    console(140).print(table)
 
 
 def main() -> None:
@@ -124,22 +101,22 @@ def main() -> None:
     parser.add_argument("--below", type=float, default=BELOW, help="doubt that escalates (0.6)")
     args = parser.parse_args()
 
-    speculation: str | Speculation = "off"
-    if args.draft:
-        speculation = Speculation(drafter="model", model=args.draft)
+    speculation = Speculation(drafter="model" if args.draft else "off", model=args.draft)
     tasks = list(islice(held_out(args.seed), args.count))
     with LLM(args.model) as llm:
         modes = ways(llm, args.only, args.below)
         ask(llm, tasks[:3], modes, speculation)  # warms up
         measured = ask(llm, tasks, modes, speculation)
-    figures = {name: found.figures() for name, found in measured.items()}
-    show(figures)
-    if args.out:
-        asked = {"count": args.count, "seed": args.seed}
-        write(
-            args.out, torch.get_num_threads(), model=args.model, draft=args.draft, tasks=asked,
-            figures=figures,
-        )  # fmt: skip
+    figures = {name: figures_of(answers) for name, answers in measured.items()}
+    rows = []
+    for name, row in figures.items():
+        times = [f"{row[key]:.1f}" for key in ("median_ms", "p95_ms", "tokens")]
+        shares = [f"{share:.1%}" for share in (row["deep"], *row["by_kind"].values())]
+        rows.append([name, f"{row['accuracy']:.1%}", *times, *shares])
+    kinds = next(iter(figures.values()))["by_kind"]
+    show(["", "accuracy", "median ms", "p95 ms", "tokens", "deep", *kinds], rows)
+    tasks_of = {"count": args.count, "seed": args.seed}
+    write(args.out, model=args.model, draft=args.draft, tasks=tasks_of, figures=figures)
 
 
 if __name__ == "__main__":

@@ -3,22 +3,19 @@
     fastslow tune --model smollm2 --prompts mine.jsonl --minutes 3 -o tuned.json
     python benchmarks/tuned.py --model smollm2 --prompts mine.jsonl --settings tuned.json -o found.json
 
-First every drafter with every length answers some of the prompts; then the best of them, the tuned
-one and plain decoding answer all of the prompts in turns. Tokens a second over plain decoding's.
+At first every drafter with every length answers some of the prompts; then the best of them, the tuned one and plain
+decoding answer all of the prompts in turns. Tokens a second over plain decoding's.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from figures import console, options
-from flow import KV
-from rich.table import Table
+from drafting import KV
+from figures import options, show, write
 
 from fastslow import LLM, SamplingParams
 from fastslow.settings import read_settings
-from fastslow.tools.machine import circumstances
 from fastslow.tools.prompts import read_prompts
 from fastslow.tools.tune.candidates import default_drafters, grid, label, read_lengths
 from fastslow.tools.tune.grid import Grid
@@ -49,20 +46,16 @@ def main() -> None:
         best = [cell.setting for _, cell in ranked(every) if cell.setting != tuned][: args.best]
         finals = Grid([tuned, *best])
         finals.measure(runner, prompts, args.repeat)
-    places = ranked(finals)
-    own = next(ratio for ratio, cell in places if cell.setting == tuned)
-    table = Table("setting", "times plain", "of the best")
+    places, rows = ranked(finals), []
+    top = places[0][0]
     for ratio, cell in places:
-        name = f"{label(cell.setting)}{' (tuned)' if cell.setting == tuned else ''}"
-        table.add_row(name, f"{ratio:.2f}", f"{ratio / places[0][0]:.1%}")
-    console().print(table)
-    print(
-        f"{len(every.samples)} settings searched; tuned is at {own / places[0][0]:.1%} of the best"
-    )
-    if args.out is not None:
-        record = {**circumstances(), "model": args.model, "tuned": tuned.model_dump(mode="json")}
-        record |= {"first": every.record(), "finals": finals.record()}
-        args.out.write_text(json.dumps(record, indent=1), "utf-8")
+        name = label(cell.setting) + " (tuned)" * (cell.setting == tuned)
+        rows.append([name, f"{ratio:.2f}", f"{ratio / top:.1%}"])
+    own = next(ratio for ratio, cell in places if cell.setting == tuned)
+    note = f"{len(every.samples)} settings searched; tuned is at {own / top:.1%} of the best"
+    show(["setting", "times plain", "of the best"], rows, note)
+    record = {"tuned": tuned.model_dump(mode="json"), "first": every.record()}
+    write(args.out, model=args.model, **record, finals=finals.record())
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class DrafterSelection(Protocol):
     def able(self, batch: Sequence[RequestView]) -> int:
         """How many drafters, from the first on, may be asked at all in steps of these requests."""
 
-    def judge(self, batch: Sequence[RequestView], verdict: AcceptResult) -> None:
+    def judge(self, batch: Sequence[RequestView], result: AcceptResult) -> None:
         """What was accepted."""
 
     def release(self, requests: Collection[int]) -> None:
@@ -73,10 +73,10 @@ class AdaptiveDrafter(SeveralDrafters):
         return [merge_trees(said, most) if said else Tree() for said, most in zip(proposals, nodes)]
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
-        super().commit(batch, verdict, features)
-        self.selection.judge(batch, verdict)
+        super().commit(batch, result, features)
+        self.selection.judge(batch, result)
 
     def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
         """A prompt is shown once, and to look at it takes a drafter little: also one that is not

@@ -1,16 +1,18 @@
-"""What most drafters share: nothing to read, nothing to learn, nothing to hold."""
+"""What several drafters share: methods that do nothing, and a chain that is drafted token by token."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
 import torch
 
-from fastslow.engine.types import AcceptResult, RequestView
+from fastslow.engine.sampling.rng import Purpose, draw, stream
+from fastslow.engine.types import AcceptResult, Floats, OneHot, RequestView, Tree
 
 
-class Stateless:
-    """Reads no features, learns nothing from verdicts, holds nothing for a request."""
+class BaseDrafter:
+    """A drafter without features and without state."""
 
     features: tuple[int, ...] = ()
 
@@ -20,12 +22,43 @@ class Stateless:
     def read(
         self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
     ) -> None:
-        """No text is looked at."""
+        """No features are used."""
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
         """Nothing to learn."""
 
     def release(self, requests: Collection[int]) -> None:
         """Nothing is held."""
+
+
+class DraftChain:
+    """One request's chain while it is drafted. Tokens with certain probabilities are chosen; others are
+    sampled, and the tree then holds their probabilities. For a request that is to be reproducible they
+    are drawn with the random numbers of the target's own tokens: such tokens are chosen, and agree with
+    the target more often than independent ones."""
+
+    def __init__(self, request: RequestView) -> None:
+        self._request = request
+        # new in each step: a rule may have looked at what a number behind a refused token gave
+        self._rng = stream(request.seed, len(request.tokens), Purpose.DRAFT)
+        self._probs: list[Floats] = []
+        self.tokens: list[int] = []
+
+    def add(self, probs: Floats | OneHot) -> int:
+        """The next token, from probabilities f32 [V]."""
+        request = self._request
+        if isinstance(probs, OneHot):
+            token = probs.token
+        elif request.reproducible:
+            place = len(request.tokens) + len(self.tokens)
+            token = draw(probs, stream(request.seed, place, Purpose.ACCEPT))
+        else:
+            token = draw(probs, self._rng)
+            self._probs.append(probs)
+        self.tokens.append(token)
+        return token
+
+    def tree(self, scores: Sequence[float] | None = None) -> Tree:
+        return Tree.chain(self.tokens, np.stack(self._probs) if self._probs else None, scores)

@@ -12,19 +12,18 @@ from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import HeadRunner
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
-from fastslow.draft.model.retold import model_draft_across
-from fastslow.draft.model.spelling import Spelling
+from fastslow.draft.model.retokenized import model_draft_across
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.draft import SuffixDraft
-from fastslow.draft.suffix.sources import Earlier
+from fastslow.draft.suffix.sources import EarlierAnswers
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import Speculation, nearest
+from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import Drafter, MarginalValue, RequestView, TargetProbs
 
 AUTO_WIDTH = 3
-NAMES = ("suffix", "ngram", "head", "self", "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,39 +32,39 @@ class LoadedModel:
 
     model: Model
     cache: KVCache
-    spellings: tuple[Spelling, Spelling] | None = None  # the target's, its own
+    tokenizers: tuple[Tokenizer, Tokenizer] | None = None  # the target's, its own
 
 
 @dataclass(frozen=True, slots=True)
 class DrafterDeps:
-    """What drafters are made of.
+    """The parts of an engine that drafters are made of.
 
     Attributes:
         target: the model that verifies.
         cache: the target's KV.
-        law: logits -> law under a request's parameters.
-        only_best: whether a request's laws are certain and need no logits.
+        target_probs: logits -> probabilities under a request's parameters.
+        only_best: whether the largest logit alone decides a request's tokens.
         load_model: the draft model at a path.
-        load_head: the trained head at a path, None = the one that belongs to the target: trained for
+        load_head: the trained head at a path; None = the one that belongs to the target: trained for
             it, or in its checkpoint.
         load_corpus: the stored answers at a path.
-        earlier: the engine's own answers; None = they are not kept.
+        earlier: the engine's own answers; None = they are not stored.
         has_head: whether a head belongs to the target.
-        selection: who is asked of so many drafters behind these settings' name.
-        worth: what tokens and rows are worth in a batch's step; None = unknown.
+        selection: decides which of so many drafters of these settings are asked.
+        marginal_value: of a token and of a row in a batch's step; None = unknown.
     """
 
     target: Model
     cache: KVCache
-    law: TargetProbs
+    target_probs: TargetProbs
     only_best: Callable[[RequestView], bool]
     load_model: Callable[[str], LoadedModel]
     load_head: Callable[[Path | None], HeadRunner]
     load_corpus: Callable[[Path], Corpus]
-    earlier: Earlier | None
+    earlier: EarlierAnswers | None
     has_head: bool
     selection: Callable[[int, Speculation], DrafterSelection]
-    worth: Callable[[Sequence[RequestView]], MarginalValue] | None = None
+    marginal_value: Callable[[Sequence[RequestView]], MarginalValue] | None = None
 
 
 def check_drafter(settings: Speculation, groups: int, has_head: bool = False) -> list[str]:
@@ -77,16 +76,15 @@ def check_drafter(settings: Speculation, groups: int, has_head: bool = False) ->
         has_head: whether a head belongs to the target.
 
     Raises:
-        ValueError: an unknown name (the nearest known one is told), "self" on a dense model without
-            `layers` or with more groups than there are, "model" without a path, "head" without a
-            head.
+        ValueError: an unknown name (the message gives the nearest known one), "self" on a dense model
+            without `layers` or with too many groups, "model" without a path, "head" without a head.
     """
     if settings.drafter == "auto":
         return ["suffix", "head"] if has_head or settings.head is not None else ["suffix"]
     names = settings.drafter.replace("|", "+").split("+")
     for name in names:
-        if name not in NAMES:
-            hint = nearest(name, (*NAMES, "auto", "off"))
+        if name not in DRAFTERS:
+            hint = nearest(name, (*DRAFTERS, "auto", "off"))
             raise ValueError(f"drafter={settings.drafter!r} is unknown{hint}")
     if "+" in settings.drafter and "|" in settings.drafter:
         raise ValueError(f"drafter={settings.drafter!r} must join names by + or by |, not by both")
@@ -107,52 +105,61 @@ def check_drafter(settings: Speculation, groups: int, has_head: bool = False) ->
     return names
 
 
-def build_drafter(settings: Speculation, means: DrafterDeps) -> Drafter:
+def build_drafter(settings: Speculation, deps: DrafterDeps) -> Drafter:
     """Make the drafter that a request asked for.
 
-    "a+b" asks b where a says nothing; "a|b" asks each where it pays, and drafts side by side what
-    says how likely it is, else what promises most. "auto" is "suffix|head" where the model has a
-    head, whose trees are then AUTO_WIDTH wide, else "suffix".
-    How long drafters take is weighed where the length is the engine's to choose.
+    "a+b" asks b where a drafts nothing; "a|b" asks each where it pays, and merges their trees where
+    both have scores, else takes the more promising one. "auto" is "suffix|head" where the model has a
+    head, whose trees are then AUTO_WIDTH wide, else "suffix". The time of drafters counts where the
+    engine chooses the length.
 
     Args:
         settings: what a request asked for.
-        means: what it is made of; its loaders raise ValueError if something does not fit.
+        deps: the engine's parts; its loaders raise ValueError if something does not fit.
     """
-    names = check_drafter(settings, means.target.config.groups, means.has_head)
-    made = [_make(name, settings, means) for name in names]
+    names = check_drafter(settings, deps.target.config.groups, deps.has_head)
+    made = [DRAFTERS[name](settings, deps) for name in names]
     if len(made) == 1:
         return made[0]
     if "+" in settings.drafter:
         return FallbackDrafter(*made)
-    return AdaptiveDrafter(made, means.selection(len(made), settings))
+    return AdaptiveDrafter(made, deps.selection(len(made), settings))
 
 
-def _make(name: str, settings: Speculation, means: DrafterDeps) -> Drafter:
-    if name == "ngram":
-        return NgramDraft()
-    if name == "suffix":
-        corpus = None if settings.corpus is None else means.load_corpus(Path(settings.corpus))
-        return SuffixDraft(corpus, means.earlier)
-    if name == "head":
-        path = None if settings.head is None else Path(settings.head)
-        runner = means.load_head(path)
-        width = AUTO_WIDTH if settings.drafter == "auto" else settings.width
-        return HeadDraft(runner, means.law, width, only_best=means.only_best, worth=means.worth)
-    if name == "self":
-        model = (
-            means.target if settings.layers is None else means.target.layer_subset(settings.layers)
-        )
-        groups = settings.groups if means.target.config.groups else None
-        kv = BorrowedKV(means.cache)
-        return ModelDraft(model, kv, means.law, groups, settings.width, only_best=means.only_best)
-    loaded = means.load_model(str(settings.model))
-    own = OwnKV(loaded.cache)
-    if loaded.spellings is None:
-        return ModelDraft(
-            loaded.model, own, means.law, width=settings.width, only_best=means.only_best
-        )
-    columns = means.target.config.vocab_size
-    return model_draft_across(
-        loaded.model, own, means.law, *loaded.spellings, columns, settings.width
-    )
+def _suffix(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    corpus = None if settings.corpus is None else deps.load_corpus(Path(settings.corpus))
+    return SuffixDraft(corpus, deps.earlier)
+
+
+def _head(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    runner = deps.load_head(None if settings.head is None else Path(settings.head))
+    width = AUTO_WIDTH if settings.drafter == "auto" else settings.width
+    probs, value = deps.target_probs, deps.marginal_value
+    return HeadDraft(runner, probs, width, only_best=deps.only_best, marginal_value=value)
+
+
+def _self(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    target, width, best = deps.target, settings.width, deps.only_best
+    model = target if settings.layers is None else target.layer_subset(settings.layers)
+    groups = settings.groups if target.config.groups else None
+    kv = BorrowedKV(deps.cache)
+    return ModelDraft(model, kv, deps.target_probs, groups, width, only_best=best)
+
+
+def _model(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    loaded, width = deps.load_model(str(settings.model)), settings.width
+    kv, probs = OwnKV(loaded.cache), deps.target_probs
+    if loaded.tokenizers is None:
+        return ModelDraft(loaded.model, kv, probs, width=width, only_best=deps.only_best)
+    columns = deps.target.config.vocab_size
+    return model_draft_across(loaded.model, kv, probs, *loaded.tokenizers, columns, width)
+
+
+DRAFTERS: dict[str, Callable[[Speculation, DrafterDeps], Drafter]] = {
+    "suffix": _suffix,
+    "ngram": lambda settings, deps: NgramDraft(),
+    "head": _head,
+    "self": _self,
+    "model": _model,
+}
+"""Drafters by name. A name that is added here can be asked for, alone or joined by + or |."""

@@ -1,23 +1,23 @@
-"""Prompt lookup: what followed the last few tokens the last time they stood in this text."""
+"""Prompt lookup: the tokens that came after the last n-gram where it was before in this text."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from fastslow.draft.base import Stateless
+from fastslow.draft.base import BaseDrafter
 from fastslow.engine.types import RequestView, Tree
 
 
 @dataclass(slots=True)
 class _Index:
-    """For each n-gram of one text, where the newest one ends. Grows with the text."""
+    indexed: int = 0  # tokens
+    ends: dict[tuple[int, ...], int] = field(
+        default_factory=dict
+    )  # n-gram -> where its newest ends
 
-    read: int = 0  # tokens already indexed
-    ends: dict[tuple[int, ...], int] = field(default_factory=dict)
 
-
-class NgramDraft(Stateless):
+class NgramDraft(BaseDrafter):
     """Chosen chains copied from the request's own text (Saxena 2023, "Prompt lookup decoding").
 
     The longest match wins, and of equally long ones the newest.
@@ -47,11 +47,11 @@ class NgramDraft(Stateless):
         tokens = request.tokens
         index = self._indexes.setdefault(request.id, _Index())
         # The n-grams that end with the last token are left out: they would find themselves.
-        for end in range(index.read + 1, len(tokens)):
+        for end in range(index.indexed + 1, len(tokens)):
             for size in self._sizes:
                 if size <= end:
                     index.ends[tuple(tokens[end - size : end])] = end
-        index.read = max(index.read, len(tokens) - 1)
+        index.indexed = max(index.indexed, len(tokens) - 1)
         if nodes == 0:
             return []
         for size in self._sizes:

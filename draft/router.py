@@ -58,13 +58,13 @@ class DrafterRouter:
         return trees
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
-        counts = [len(path) + 1 for path in verdict.paths]
+        counts = [len(path) + 1 for path in result.accepted_nodes]
         rows = None if features is None else torch.split(features, counts)
         for drafter, members in self._parts(batch):
             part = AcceptResult(
-                [verdict.paths[b] for b in members], [verdict.tokens[b] for b in members]
+                [result.accepted_nodes[b] for b in members], [result.tokens[b] for b in members]
             )
             own = None
             if rows is not None and drafter.features:

@@ -47,10 +47,10 @@ class SeveralDrafters:
         self.features = union(drafters)
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
         for drafter in self.drafters:
-            drafter.commit(batch, verdict, columns(features, self.features, drafter.features))
+            drafter.commit(batch, result, columns(features, self.features, drafter.features))
 
     def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
         return self._wants(self.drafters, batch, rows)

@@ -37,7 +37,7 @@ class Params(BaseModel):
         except ValidationError as error:
             raise ValueError(sentence(error, type(self).model_fields)) from None
 
-    # As in BaseModel itself: `model_validate` and nested fields need not come through here.
+    # As in BaseModel itself: `model_validate` and nested fields need not call this.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
@@ -195,12 +195,12 @@ class Mode(Params):
         default="custom", description="shown in metrics"
     )
     base: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="the preset whose fields hold where none is given here"
+        default=None, description="the preset whose fields hold where none is given"
     )
     auto: StrictBool = Field(
         default=False,
-        description="another preset is taken for each request, by what is asked; what else is given "
-        "here holds in either",
+        description="another preset is taken for each request, by what is asked; the other fields "
+        "given hold in all of them",
     )
     groups: Annotated[StrictInt, Field(ge=0)] | None = Field(
         default=None, description="routed groups per token; None = all, 0 = shared experts only"

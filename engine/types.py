@@ -1,7 +1,8 @@
-"""The values that flow between the rooms: trees, rows, verdicts, and who makes them.
+"""The values that pass between the rooms (trees, rows, accepted tokens), and the protocols for what
+makes them.
 
 Letters: B requests in the step, N draft nodes, T rows, M rows whose logits are wanted, V vocabulary,
-F feature dim. This module is a leaf: it imports nothing of ours.
+F feature dim.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ class Tree:
     """One request's draft: a tree hanging off its last committed token. An empty one IS ordinary
     decoding.
 
-    `parents[i] < i` is a node of the same tree, -1 the last committed token. `probs` f32 [n, V] is
-    the law each node was *sampled* from; None says that the nodes were chosen, not sampled.
-    `scores`: how likely each node is to be accepted with all before it, in 0..1, as the drafter
-    thinks; None: it does not say. Scores of sampled nodes must not depend on what was sampled.
-    `by`: of several drafters behind one name, who made each node: any number that tells the cases
-    apart in which nodes are to be judged by their like; None: there is one.
+    `parents[i] < i` is a node of the same tree, -1 the last committed token. `probs` f32 [n, V]: the
+    probabilities that each node was *sampled* from; None: the nodes were chosen, not sampled.
+    `scores`: the drafter's estimate that a node is accepted with all before it, in 0..1; None: it
+    gives none. Scores of sampled nodes must not depend on what was sampled.
+    `by`: which of several drafters made a node, as any number; acceptance is learnt for every number
+    apart. None: there is one drafter.
     """
 
     tokens: Sequence[int] = ()
@@ -56,22 +57,28 @@ class Tree:
 
     @cached_property
     def depths(self) -> list[int]:
-        """Of each node; those that follow the last committed token have depth 1."""
+        """Of every node; children of the last committed token have depth 1."""
         depths: list[int] = []
         for parent in self.parents:
             depths.append(1 if parent < 0 else depths[parent] + 1)
         return depths
 
-    def follow(self, tokens: Sequence[int]) -> list[int]:
-        """The longest path of nodes that say these tokens, from the first on."""
-        path: list[int] = []
-        for token in tokens:
-            at = path[-1] if path else -1
-            going = [n for n, p in enumerate(self.parents) if p == at and self.tokens[n] == token]
-            if not going:
-                break
-            path.append(going[0])
-        return path
+    def match(self, tokens: Sequence[int]) -> list[int]:
+        """The nodes that hold these tokens, root to leaf, as far as there are any."""
+        nodes: list[int] = []
+        for node, (token, parent) in enumerate(zip(self.tokens, self.parents)):
+            size, leaf = len(nodes), nodes[-1] if nodes else -1
+            if size < len(tokens) and (token, parent) == (tokens[size], leaf):
+                nodes.append(node)
+        return nodes
+
+    def ancestors(self, node: int) -> list[int]:
+        """The nodes from the root to this one, itself included; [] for -1."""
+        nodes: list[int] = []
+        while node >= 0:
+            nodes.append(node)
+            node = self.parents[node]
+        return nodes[::-1]
 
     def only(self, nodes: Sequence[int]) -> Tree:
         """The tree of these nodes, which ascend and hold every node's parent."""
@@ -88,13 +95,17 @@ class Tree:
 
 
 class OneHot(NamedTuple):
-    """A law with all its mass on one token, as at temperature 0: V numbers that need not be made.
+    """Probability 1 for one token, as at temperature 0: V numbers that need not be written out.
 
-    `probs` f32 [V]: what it would be at temperature 1, where a rule scores by that.
+    `probs` f32 [V]: what they would be at temperature 1, where a rule scores by that.
     """
 
     token: int
     probs: Floats | None = None
+
+
+Probs = Floats | OneHot
+"""Probabilities of the next token: f32 [V] that sum to 1, or one token that has them all."""
 
 
 class LogitBoost(NamedTuple):
@@ -106,7 +117,7 @@ class LogitBoost(NamedTuple):
 
 @dataclass(slots=True)
 class Segment:
-    """The rows of one request in one step: a prompt chunk, the last token, draft nodes, in a line."""
+    """The rows of one request in one step: a prompt chunk, or the last token, then draft nodes."""
 
     tokens: Sequence[int]  # [t]
     positions: Sequence[int]  # [t] place in the text; siblings of a tree share one
@@ -193,21 +204,26 @@ class ModelOutput:
 
 @dataclass(slots=True)
 class AcceptResult:
-    """What was decided, per request."""
+    """What was accepted, by request."""
 
-    paths: list[list[int]] = field(default_factory=list)  # accepted nodes, root to leaf
-    tokens: list[list[int]] = field(default_factory=list)  # accepted, then one from the target
+    accepted_nodes: list[list[int]] = field(default_factory=list)  # of its tree, root to leaf
+    tokens: list[list[int]] = field(default_factory=list)  # of these nodes, then one of the target
+
+    def cut(self, b: int, size: int) -> None:
+        """Keep the first `size` tokens of request b, and their nodes."""
+        self.tokens[b] = self.tokens[b][:size]
+        self.accepted_nodes[b] = self.accepted_nodes[b][: max(0, size - 1)]
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What is known of a request before anything of it runs: all that a choice of its mode may see."""
+    """What is known of a request before it runs: all that the choice of its mode may depend on."""
 
     text: str  # what is asked: the last turn of the user, or the whole prompt
     turns: int = 0  # messages before it, the system's not counted
     words: int = 0  # of the whole prompt, with all that was said before
     latency_ms: float | None = None  # the caller's target
-    busy: float = 0.0  # requests in the engine over the most that run at a time; above 1 some wait
+    busy: float = 0.0  # requests in the engine / `max_running`; above 1 some wait
 
 
 class ModeChoice(NamedTuple):
@@ -227,14 +243,14 @@ Ending = Literal["budget", "loop", "settled"]
 class Thought(NamedTuple):
     """The thought that a text ends in, as far as a policy may know it."""
 
-    spent: int  # tokens that began between the tags, all thoughts of the answer together
+    spent: int  # tokens that began between the tags, over all thoughts of the answer
     recent: Sequence[int] = ()  # the latest of this thought, at most as many as the policy reads
     line: str = ""  # the line that its last token ended, "" inside a line
     said: int = 0  # how often this thought has said that line by now
 
 
 class ThinkingPolicy(Protocol):
-    """Decides when a thought has to end. Pure: the same thought gets the same answer."""
+    """Decides when a thought has to end. A pure function of the thought."""
 
     reads: int  # latest tokens that it wants to see; 0 = neither tokens nor lines
 
@@ -249,15 +265,15 @@ class ThinkingPolicy(Protocol):
 
 
 class ThinkingRule(Protocol):
-    """What a request's thinking budget makes of its laws: a function of the text alone, so it holds
-    for drafted tokens as for committed ones."""
+    """How a thinking budget changes the target's probabilities: a function of the text alone, so it
+    holds for drafted tokens as for committed ones."""
 
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> OneHot | LogitBoost | None:
-        """What holds for the token that follows `tokens` and then `drafted`: it is certain, or a
-        logit is raised, or nothing."""
+        """For the token after `tokens` and then `drafted`: the one that is forced, or a logit that is
+        raised, or nothing."""
 
     def ahead(self, tokens: Sequence[int]) -> Sequence[int]:
-        """Tokens that are certain to follow `tokens`."""
+        """Tokens that are forced after `tokens`."""
 
     def lifts(self, tokens: Sequence[int]) -> bool:
         """Whether a logit may be raised within one step after `tokens`."""
@@ -288,8 +304,8 @@ class RequestView(Protocol):
     def speculation(self) -> Speculation: ...
     @property
     def reproducible(self) -> bool:
-        """Its tokens are to be a function of laws and places alone: a drafter that would sample may
-        draw its own tokens with the numbers of acceptance instead, and say they are chosen."""
+        """Its tokens must depend on probabilities, seed and places alone. A drafter that would sample
+        may draw its nodes with the numbers of acceptance instead, and say they are chosen."""
 
     @property
     def thinking(self) -> ThinkingRule | None:
@@ -304,7 +320,7 @@ class RequestView(Protocol):
 
 
 class Drafter(Protocol):
-    """Proposes token runs for the target to verify."""
+    """Proposes tokens for the target to verify."""
 
     features: tuple[int, ...]  # target layers it reads; () for none. Read after each `propose`
 
@@ -312,41 +328,41 @@ class Drafter(Protocol):
         """A tree for each request, of at most nodes[b] nodes; 0 is allowed, and so is an empty tree."""
 
     def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
-        """Which rows of text it wants the features of: of each request's positions that the step
-        reads, but for the last one's, a run, maybe none. Asked after `propose`, where there are such
-        rows; `features` may grow by it. Rows that came from the prefix cache are never offered."""
+        """The rows of text whose features it wants: of each request's positions that the step reads
+        (without the last one), a range, perhaps empty. Asked after `propose`, where there are such
+        rows; `features` may grow by it. Rows from the prefix cache are never offered."""
 
     def read(
         self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
     ) -> None:
-        """Told after the step, before `commit`: features [C, F] of the rows that were wanted, request
-        by request. Where others wanted more, there is more of them."""
+        """Called after the step, before `commit`: features [C, F] of the rows that were wanted, request
+        by request. F may hold more layers than `features`, where other drafters read them."""
 
     def commit(
-        self, batch: Sequence[RequestView], verdict: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
-        """Told after each step, when the tokens stand in the requests.
+        """Called after every step, when the requests hold the new tokens.
 
-        `features` [C, F], request by request: the rows of the last token before the step and of
-        each accepted node, len(path) + 1 of them; None where no layers are read.
+        `features` [C, F], request by request: the rows of the last token before the step and of its
+        accepted nodes; None where no layers are read.
         """
 
     def release(self, requests: Collection[int]) -> None:
-        """These request ids are gone; give back what is held for them. Unknown ids are fine."""
+        """These requests are over: free what is held for them. Unknown ids are fine."""
 
 
 class Policy(Protocol):
-    """One per request: decides how far to draft."""
+    """Decides how far to draft; one for every request."""
 
     def plan(self, request: RequestView, running: int) -> int:
         """Most draft nodes of the next step, 0 = plain decoding, where so many requests run."""
 
     def survival(self, tree: Tree) -> Sequence[float] | None:
-        """How likely each drafted node is to be accepted with all before it; the step runs those
+        """How likely every drafted node is to be accepted with all before it; the step runs those
         that pay over the whole batch. None: all of them."""
 
-    def record(self, tree: Tree, path: Sequence[int]) -> None:
-        """The tree that was verified, and which of its nodes were accepted."""
+    def record(self, tree: Tree, accepted: Sequence[int]) -> None:
+        """Called after a step with the tree that was verified, and its accepted nodes."""
 
 
 class Stepped(NamedTuple):
@@ -355,12 +371,12 @@ class Stepped(NamedTuple):
     rows: int
     seconds: float  # drafting not counted
     drafting: float  # seconds
-    tokens: int  # that came of it
+    tokens: int  # committed
     pure: bool  # no rows but last tokens and drafts: no prompt was read
 
 
 class StepCostModel(Protocol):
-    """Knows what steps take, and decides which drafted nodes are worth running."""
+    """Knows how long steps take, and decides which drafted nodes to run."""
 
     def admit(
         self,
@@ -382,12 +398,11 @@ class StepCostModel(Protocol):
 
 
 class MarginalValue(NamedTuple):
-    """What one more token and one more row are worth in a step, in seconds."""
+    """What one more token gains and one more row costs in a step, in seconds."""
 
     token: float  # gained by one more accepted token of one request
     row: float  # taken by one more row
 
 
-TargetProbs = Callable[[Any, RequestView, Sequence[int]], "Floats | OneHot"]
-"""(logits f32 [V] tensor, request, tokens drafted after request.tokens) -> f32 [V] law or its one
-token."""
+TargetProbs = Callable[[Any, RequestView, Sequence[int]], Probs]
+"""(logits f32 [V] tensor, request, tokens drafted after request.tokens) -> next token's probabilities"""

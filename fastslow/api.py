@@ -1,4 +1,4 @@
-"""One call, no object to hold: the models it has used stay loaded for the process."""
+"""`generate`: one call, whose models stay loaded until the process ends."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def generate(
     model: str | Path = ...,
     mode: ModeLike = ...,
     speculation: SpeculationLike = ...,
+    progress: bool = ...,
     **llm_options: Any,
 ) -> Output: ...
 @overload
@@ -36,6 +37,7 @@ def generate(
     model: str | Path = ...,
     mode: ModeLike | Sequence[ModeLike] = ...,
     speculation: SpeculationLike | Sequence[SpeculationLike] = ...,
+    progress: bool = ...,
     **llm_options: Any,
 ) -> list[Output]: ...
 def generate(
@@ -45,15 +47,17 @@ def generate(
     model: str | Path = "smollm2-moge",
     mode: Any = "deep",
     speculation: Any = "auto",
+    progress: bool = True,
     **llm_options: Any,
 ) -> Any:
     """Answer one prompt or many with a model that is loaded on first use.
 
-    Each (model, llm_options) is loaded once and kept until the process ends. Hold an `LLM` instead
-    to choose when its memory comes back.
+    A model with the same options is loaded once and kept until the process ends. Use an `LLM` instead
+    to choose when its memory is freed.
 
     Args:
         prompts, sampling, mode, speculation: as `LLM.generate` takes them.
+        progress: draw bars while the model loads and while a list of prompts is answered.
         model: a checkpoint folder or a built-in name.
         llm_options: keyword arguments of `LLM`, such as dtype and device.
 
@@ -64,15 +68,15 @@ def generate(
         ValueError: one sentence about the first thing that does not fit.
         GenerationError: the engine failed on a request; it holds all outputs.
     """
-    llm = _llm(str(model), llm_options)
-    return llm.generate(prompts, sampling, mode=mode, speculation=speculation)
+    llm = _llm(str(model), progress, llm_options)
+    return llm.generate(prompts, sampling, mode=mode, speculation=speculation, progress=progress)
 
 
-def _llm(model: str, options: dict[str, Any]) -> LLM:
+def _llm(model: str, progress: bool, options: dict[str, Any]) -> LLM:
     key = (model, tuple(sorted((name, repr(value)) for name, value in options.items())))
     with _loading:
         if key not in _loaded:
-            _loaded[key] = LLM(model, **options)
+            _loaded[key] = LLM(model, progress=progress, **options)
         return _loaded[key]
 
 

@@ -1,4 +1,4 @@
-"""What a call may be given, as types and as values."""
+"""The arguments of a call: their types, and how one value or a list of values is read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Prompt = str | Sequence[SupportsIndex] | Sequence[Message]
 Conversation = str | Sequence[Message]
 """Chat messages, or the text of one user message."""
 ModeLike = str | Mode | Mapping[str, Any] | Chooser
-"""A preset's name, a mode, the fields of one, or what names a preset for what is asked."""
+"""A preset's name, a mode, the fields of one, or a function that names a preset for a prompt."""
 SpeculationLike = str | Speculation
 """A drafter's name, "auto", "off", the path of a settings file (*.json), or the settings."""
 Presets = str | Path | Mapping[str, Mode | Mapping[str, Any]]
@@ -25,8 +25,8 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class ListOf(Protocol[T_co]):
-    """A list or a tuple, for type checkers. `Sequence[str]` would be a text, too, and a text is one
-    prompt; but only of a text can `in` ask for nothing but texts."""
+    """A list or a tuple, for type checkers. `Sequence[str]` would also take a text, which is one prompt;
+    a text does not fit this protocol, since its `in` takes texts only."""
 
     def __contains__(self, value: object, /) -> bool: ...
     def __len__(self) -> int: ...
@@ -39,6 +39,12 @@ class CallOptions(TypedDict, total=False):
 
     mode: ModeLike
     speculation: SpeculationLike
+
+
+class PromptOptions(CallOptions, total=False):
+    """The same for `generate` and `chat`, which take lists, too."""
+
+    progress: bool
 
 
 class BatchOptions(TypedDict, total=False):
@@ -54,7 +60,7 @@ Samplings = Sampling | Sequence[Sampling]
 
 
 def spread(name: str, value: Any, count: int) -> list[Any]:
-    """One value for each prompt: a list as it is, anything else repeated."""
+    """One value for every prompt: a list as it is, anything else repeated."""
     if not isinstance(value, list | tuple):
         return [value] * count
     if len(value) != count:
@@ -88,10 +94,10 @@ def as_prompts(conversations: Any) -> Any:
 
 
 def sampling_in(mode: Mode, params: SamplingParams | None) -> SamplingParams:
-    """What a call asks for, over what its mode does; fields that neither names keep the default.
+    """The call's fields, then the mode's where the call gives none, then the defaults.
 
     Raises:
-        ValueError: `params` is something else, or the fields do not fit together.
+        ValueError: `params` is something else, or the fields contradict each other.
     """
     if params is not None and not isinstance(params, SamplingParams):
         raise ValueError(f"sampling must be SamplingParams, not {type(params).__name__}")

@@ -14,10 +14,9 @@ from loguru import logger
 from fastslow.draft.adaptive import DrafterSelection
 from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
 from fastslow.draft.head.head import load_mtp
-from fastslow.draft.head.runner import HeadRunner, load_head
-from fastslow.draft.head.torch_runner import TorchRunner
+from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head
 from fastslow.draft.suffix.corpus import Corpus
-from fastslow.draft.suffix.sources import Earlier
+from fastslow.draft.suffix.sources import EarlierAnswers
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.kv.cache import KVCache
@@ -44,7 +43,7 @@ class DrafterFactory:
         options: dtype, quantization, device and progress of draft models.
         pages_for: pages for a draft model with a context no longer than the target's.
         remember: whether answers are kept to draft later ones.
-        worth: what tokens and rows are worth in a batch's step.
+        marginal_value: of a token and of a row in a batch's step.
         selection: decides which of several drafters are asked.
 
     Attributes:
@@ -60,7 +59,7 @@ class DrafterFactory:
         options: dict[str, Any],
         pages_for: Callable[[Model], KVCache],
         remember: bool,
-        worth: Callable[[Sequence[RequestView]], MarginalValue],
+        marginal_value: Callable[[Sequence[RequestView]], MarginalValue],
         selection: Callable[[int, Speculation], DrafterSelection],
     ) -> None:
         self.made: dict[Speculation, Drafter] = {}
@@ -73,18 +72,18 @@ class DrafterFactory:
         self._models = cache(self._load_model)  # loaded once, whoever drafts with them
         self._own_head = own_head(folder)
         self._has_mtp = has_mtp_layer(folder)
-        self._means = DrafterDeps(
+        self._deps = DrafterDeps(
             target=target,
             cache=kv,
-            law=probs_at,
+            target_probs=probs_at,
             only_best=only_best,
             load_model=self._loaded,
             load_head=cache(self._load_head),
             load_corpus=cache(self._load_corpus),
-            earlier=Earlier() if remember else None,
+            earlier=EarlierAnswers() if remember else None,
             has_head=self.has_head,
             selection=selection,
-            worth=worth,
+            marginal_value=marginal_value,
         )
 
     @property
@@ -106,16 +105,16 @@ class DrafterFactory:
         key = self._keys.setdefault(key, key)
         if settings.drafter == "off":
             return key
-        check_drafter(settings, self._means.target.config.groups, self._means.has_head)
+        check_drafter(settings, self._deps.target.config.groups, self._deps.has_head)
         with self._building:
             if key not in self.made:
-                self.made[key] = build_drafter(key, self._means)
+                self.made[key] = build_drafter(key, self._deps)
         return key
 
     def clear(self) -> None:
         """Let go of all drafters and their models."""
         self.made.clear()
-        self.__dict__.pop("_means", None)
+        self.__dict__.pop("_deps", None)
         self.__dict__.pop("_models", None)
 
     def _loaded(self, path: str) -> LoadedModel:
@@ -133,7 +132,7 @@ class DrafterFactory:
                 logger.info("draft model {} has tokens of its own: {}", path, differs)
                 spellings = (self._tokenizer, theirs)
         model = load_model(folder, **self._options)
-        ours = self._means.target.config.vocab_size
+        ours = self._deps.target.config.vocab_size
         if spellings is None and model.config.vocab_size != ours:
             raise ValueError(
                 f"draft model {path!r} cannot draft for this target: its vocab_size is "
@@ -143,7 +142,7 @@ class DrafterFactory:
 
     def _load_head(self, path: Path | None) -> HeadRunner:
         if path is None and self._own_head is None and self._has_mtp:
-            return TorchRunner(load_mtp(self._folder, self._means.target.dtype))
+            return TorchRunner(load_mtp(self._folder, self._deps.target.dtype))
         head = load_head(path or self._own_head or Path(HEAD), self._folder)
         give_back()  # matrices were in float32 before they were packed
         return head
@@ -151,7 +150,7 @@ class DrafterFactory:
     def _load_corpus(self, path: Path) -> Corpus:
         if self._tokenizer is None:
             raise ValueError(f"corpus {path} needs a model with a tokenizer")
-        return Corpus.open(path, self._tokenizer.vocab())
+        return Corpus(path, self._tokenizer.vocab())
 
 
 def own_head(folder: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""What a caller holds of a running request: its pieces as they come, and the answer at the end."""
+"""The caller's side of a running request: its pieces as they come, and the answer at the end."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class Candidate:
 class RequestHandle:
     """One answer, seen from the caller's thread.
 
-    What stands between the tags is `reasoning`, all else `text`. A thought that the answer does not
-    get to the end of is reasoning. Where the first tag is the closing one, and the request may think,
-    the answer began inside a thought: what stands before it is reasoning, too. A request that was not
-    to think keeps it as text, so that its answer is never lost to the other field.
+    The text between the tags is `reasoning`, all else `text`. A thought without an end is reasoning.
+    Where the first tag is the closing one, and the request may think, the answer began inside a
+    thought: the text before it is reasoning, too. A request that must not think keeps it as `text`, so
+    that its answer is not lost.
 
     Args:
-        candidates: makes the requests, not submitted yet, with this listener. The second, if there is
-            one, answers where the first is found unsure; until that is out of the question nothing of
-            the first is told.
+        candidates: makes the requests, not submitted yet, with this listener. The second one, if any,
+            answers where the confidence of the first falls; nothing of the first is streamed until that
+            can no longer happen.
         tags: the model's thinking tags, if it has any.
-        streaming: keep every piece; otherwise only the end is told.
+        streaming: keep every piece; otherwise only the end is signalled.
         decision: why this mode, for the metrics.
 
     Attributes:
-        requests: of all candidates, the first one to be submitted.
+        requests: of all candidates; the caller submits the first one.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class RequestHandle:
         return self._candidates[0].prompt
 
     def next(self) -> Piece | None:
-        """Wait for news; None once the request is over, however often it is asked."""
+        """Wait for the next piece; None once the request is over, and from then on."""
         if self._over:
             return None
         piece = self._pieces.get()
@@ -113,7 +113,7 @@ class RequestHandle:
         self._sent = self.request.prompt_length
 
     def _hear(self, request: Request) -> None:
-        """In the engine's thread, after each step of the request."""
+        """Called in the engine's thread after every step of the request."""
         if request is not self.request:
             return
         if request.done and request.escalated and len(self._candidates) > 1:

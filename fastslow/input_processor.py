@@ -1,4 +1,4 @@
-"""Prompts and parameters are checked here, before anything in the engine is touched."""
+"""Checks prompts and parameters, before anything runs in the engine."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class EncodedPrompt(NamedTuple):
 
     tokens: list[int]
     text: str | None  # None if token ids were given
-    chat: bool = False  # made from messages: the answer begins a text of its own
+    chat: bool = False  # made from messages: the answer does not continue a text
     opened: bool = False  # the answer begins inside a thought
 
 
 class InputProcessor:
-    """Turns prompts into token ids and refuses what cannot run, each with one sentence.
+    """Turns prompts into token ids, and refuses what cannot run with one sentence.
 
     Args:
         folder: of the checkpoint: its chat template and thinking tags.
         config: of the target.
         tokenizer: None for a checkpoint without one; then only token ids are taken.
-        context: most tokens of prompt and answer together.
-        tags: between which the model thinks, instead of the checkpoint's own.
+        context: most tokens of prompt plus answer.
+        tags: the model's thinking tags, instead of the checkpoint's own.
 
     Attributes:
         tags: None = the model does not think.
@@ -80,8 +80,8 @@ class InputProcessor:
     def encode(self, prompt: Prompt, mode: Mode) -> EncodedPrompt:
         """Token ids of one prompt; messages go through the chat template.
 
-        A chat that is not to think, and whose template opens a thought all the same, has it closed
-        in the prompt: what follows is the answer. Texts and token ids are taken as they stand.
+        Where a chat must not think, but its template opens a thought, the prompt closes the thought.
+        Texts and token ids are taken as they are.
 
         Raises:
             ValueError: empty, of the wrong type, ids outside the vocabulary, or too long.
@@ -97,7 +97,7 @@ class InputProcessor:
         return encoded
 
     def check_params(self, params: SamplingParams) -> None:
-        """What only the model can tell: token ids in parameters must be in its vocabulary."""
+        """Token ids must be in the model's vocabulary; stop strings need a tokenizer."""
         last = self._config.vocab_size - 1
         for field, ids in (
             ("logit_bias", params.logit_bias or {}),
@@ -128,7 +128,7 @@ class InputProcessor:
 
     def _chat(self, messages: list[Message], mode: Mode) -> EncodedPrompt:
         tokenizer = self._need_tokenizer()
-        assert self._template is not None  # loaded together with the tokenizer
+        assert self._template is not None  # loaded with the tokenizer
         text = self._template.render(messages, mode.thinking)
         opened = False
         if self.tags is not None:

@@ -18,6 +18,7 @@ from fastslow.call import (
     ModeLike,
     Presets,
     Prompt,
+    PromptOptions,
     Sampling,
     Samplings,
     SpeculationLike,
@@ -50,7 +51,7 @@ from fastslow.request_builder import RequestBuilder
 
 
 class Closed:
-    """Whoever still asks it for something is told."""
+    """Stands for the parts of a closed LLM: any use raises."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise RuntimeError("this LLM is closed; make a new one")
@@ -71,26 +72,26 @@ class LLM:
             keeps the model's own, "auto" is int8 for w8a8 checkpoints that are made for it.
         kv_memory: memory for keys and values: bytes, text such as "2GiB", or a share (float) of
             what is free; None = a share of 0.3.
-        max_model_len: most tokens of prompt and answer together; None = what the model can.
+        max_model_len: most tokens of prompt plus answer; None = what the model can.
         prompt_rows: most rows of prompts read in one step (chunked prefill).
         max_running: most requests in one step.
         prefix_caching: share the KV of texts that start alike.
         speculation: what "auto" means where a mode does not say: a drafter's name, a `Speculation`,
             or the path of a settings file that `fastslow tune` wrote.
-        auto: what mode "auto" goes by: a callable from a `Situation` to a preset's name, a settings
-            file of `fastslow tune --modes` (its presets join, too, where `modes` is None), or None for what the checkpoint's `fastslow.json` has under
-            "auto", else for built-in rules.
-        remember: keep answers in memory to draft later ones from (they reach nobody unless the model
-            says them anyway).
+        auto: how mode "auto" chooses: a callable from a `Situation` to a preset's name; a settings file
+            of `fastslow tune --modes` (with its presets, where `modes` is None); or None for the rules
+            under "auto" in the checkpoint's `fastslow.json`, else for built-in ones.
+        remember: keep answers in memory to draft later ones from. A drafted token is output only where
+            the model says it anyway.
         modes: presets that join or change the checkpoint's: name -> `Mode` or its fields, or the
             path of a JSON file that holds them as `fastslow.json` does.
         thinking_tags: the texts between which the model thinks; None = what the checkpoint's
             `fastslow.json` says, else openPangu's or `<think>`, if it has them.
         progress: draw a bar while a model is fetched or loaded.
-        parallel: share the model among ranks: a `Parallel`, or text such as "ep=8,tp=1"; None = this
-            process alone. Ranks are started here and end with `close`. Under torchrun its processes
+        parallel: divide the model among ranks: a `Parallel`, or text such as "ep=8,tp=1"; None = this
+            process alone. The ranks are started now and end with `close`. Under torchrun its processes
             are the ranks ("auto" = all of them); all but the first serve inside this call until the
-            first is done, and then exit. kv_memory is that of all ranks together.
+            first is done, and then exit. kv_memory is the sum over all ranks.
 
     Raises:
         ValueError: one sentence about what does not fit.
@@ -167,7 +168,7 @@ class LLM:
 
     @overload
     def generate(
-        self, prompts: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, prompts: Prompt, sampling: Sampling = None, **options: Unpack[PromptOptions]
     ) -> Output: ...
     @overload
     def generate(
@@ -222,7 +223,7 @@ class LLM:
 
     @overload
     def chat(
-        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[PromptOptions]
     ) -> Output: ...
     @overload
     def chat(
@@ -267,8 +268,8 @@ class LLM:
         return self.stream(as_messages(messages), sampling, **options)
 
     def forget_prompts(self) -> None:
-        """Empty the prefix cache: texts that come again are read again. What runs is not disturbed,
-        but what it writes from now on is for itself alone.
+        """Empty the prefix cache. Requests that run go on, but the KV that they write from now on is
+        not shared.
 
         Raises:
             RuntimeError: this LLM is closed.
@@ -294,7 +295,7 @@ class LLM:
         self.close()
 
     def _pieces(self, handle: RequestHandle) -> Iterator[Piece]:
-        # Submitted here, not by `stream`: of a generator that is dropped unread nothing ever runs.
+        # Not submitted by `stream`: a generator that is dropped before its first `next` runs nothing.
         self._worker.submit([handle.request])
         try:
             while (piece := handle.next()) is not None:
@@ -310,10 +311,10 @@ class LLM:
     def _output(self, handles: Sequence[RequestHandle]) -> Output:
         choices = [handle.wait() for handle in handles]
         for choice in choices:
-            said = advice(choice.metrics)
-            if said is not None and choice.metrics.drafter not in self._advised:
-                self._advised.add(choice.metrics.drafter)  # once each
-                logger.warning(said)
+            hint = advice(choice.metrics)
+            if hint is not None and choice.metrics.drafter not in self._advised:
+                self._advised.add(choice.metrics.drafter)  # once for a drafter
+                logger.warning(hint)
         first, asked = handles[0].request, handles[0].prompt
         prompt_logprobs = None
         if first.params.prompt_logprobs is not None:
@@ -322,7 +323,7 @@ class LLM:
 
 
 def _context(asked: int | None, most: int) -> int:
-    """Most tokens of prompt and answer together."""
+    """Most tokens of prompt plus answer."""
     context = most if asked is None else asked
     if not 2 <= context <= most:
         raise ValueError(f"max_model_len={context} is outside 2..{most}")
@@ -330,7 +331,7 @@ def _context(asked: int | None, most: int) -> int:
 
 
 def _chooser(auto: Chooser | str | Path | None, folder: Path) -> Chooser:
-    """What mode "auto" goes by."""
+    """How mode "auto" chooses."""
     if auto is None:
         return checkpoint_selector(folder)
     if isinstance(auto, str | Path):

@@ -1,4 +1,4 @@
-"""What a caller gets back, and a word of advice where drafts are hardly ever accepted."""
+"""What a caller gets back, and advice where drafts are hardly ever accepted."""
 
 from __future__ import annotations
 
@@ -23,22 +23,20 @@ class Metrics:
     steps: int  # target forwards that gave tokens
     drafted: int  # nodes verified
     accepted: int
-    cut: int  # nodes proposed that were not worth verifying
+    cut: int  # nodes proposed and not verified: they would not have paid
     runs: list[int]  # accepted in each step; one more token comes from the target
-    draft_seconds: float  # of the steps that the request was part of, together with others
+    draft_seconds: float  # of whole steps that the request was part of
     verify_seconds: float
-    acceptance: list[float]  # by position: of the drafts that reached it, the share accepted to it
+    acceptance: list[float]  # by depth: of the drafts so deep, the share accepted to there
     cached_tokens: int  # prompt tokens found in the prefix cache
     preemptions: int
-    decision: str = ""  # why this mode, and what became of it; "" where the caller chose it
-    escalated_at: int | None = (
-        None  # tokens of the first mode's answer before another one took over
-    )
+    decision: str = ""  # why this mode, and what changed later; "" where the caller chose it
+    escalated_at: int | None = None  # tokens of the first mode's answer; None = no other mode
     target_ms: float | None = None  # of the time to the first token, and of the mean of all others
     target_kept: bool | None = None  # None without a target
     thinking_tokens: int = 0  # between the thinking tags, without them and without a closing phrase
-    # what ended the thinking: the model, its budget, early exit (loop, settled), or length: the
-    # answer's tokens ran out inside the thought. None: no thought, or it ended otherwise inside one
+    # what ended the thinking: the model, its budget, early exit (loop, settled), or length (max_tokens
+    # was met inside a thought). None: there was no thought, or the answer ended otherwise inside one
     thinking_ended: Ended | Literal["length"] | None = None
 
     @property
@@ -98,7 +96,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The answers to one prompt; the attributes of the first one are at hand directly."""
+    """The answers to one prompt; the first one's attributes are also this object's."""
 
     prompt: str | None  # None if token ids were given
     prompt_token_ids: list[int]
@@ -148,9 +146,8 @@ class Output:
 class Piece:
     """A piece of a streamed answer. The last one carries the whole `output`.
 
-    Joined, `text` and `reasoning` are those of the output, but for a thought that is closed and was
-    never opened: only its end tells that it was one, so it was streamed as text, while the output
-    has it in `reasoning`.
+    All `text` and `reasoning` joined are those of the output, except for a thought that is closed and
+    was never opened: it is streamed as text, while the output has it in `reasoning`.
     """
 
     text: str = ""

@@ -48,16 +48,16 @@ class _Asked(NamedTuple):
 
 
 class RequestBuilder:
-    """Turns what callers ask for into requests; nothing is submitted here.
+    """Turns a call into requests, not submitted yet.
 
     Args:
         inputs: reads prompts.
-        core: whose pages the requests will take.
+        core: the engine core that will run them.
         drafters: makes drafters.
         controller: decides how far to draft.
         modes: presets by name.
-        chooser: takes a mode for requests of mode "auto".
-        usual: what speculation "auto" means where a mode does not say.
+        chooser: chooses a preset for requests of mode "auto".
+        usual: the meaning of speculation "auto" where a mode gives none.
 
     Raises:
         ValueError: see `speculation`.
@@ -89,7 +89,7 @@ class RequestBuilder:
         self._usual = self.speculation(usual, Mode(speculation=Speculation()))
 
     def mode(self, wish: ModeLike, prompt: Prompt) -> tuple[Mode, str]:
-        """The mode that a call names, brings, or leaves to a chooser; and why, where it was chosen.
+        """The mode that a call names, gives, or leaves to a chooser; and why, where it was chosen.
 
         Raises:
             ValueError: see `find_mode` and `choose`.
@@ -132,7 +132,7 @@ class RequestBuilder:
         speculation: SpeculationLike,
         streaming: bool = False,
     ) -> list[RequestHandle]:
-        """A checked prompt as one handle for each of its n answers.
+        """Check a prompt, and make one handle for each of its n answers.
 
         Raises:
             ValueError: one sentence about what does not fit.
@@ -167,7 +167,7 @@ class RequestBuilder:
     def _candidates(
         self, asked: Sequence[_Asked], escape: Mode | None, seed: int, listener: Listener
     ) -> list[Candidate]:
-        """The request that is to answer, and the one that begins anew where it is found unsure."""
+        """The request, and the one that replaces it where its confidence falls, if the mode restarts."""
         first, *others = asked
         later = [self._request(one, seed, listener) for one in others]
         leave = None
@@ -179,7 +179,7 @@ class RequestBuilder:
         return [Candidate(r, one.prompt, one.mode) for r, one in zip(requests, asked)]
 
     def _situation(self, prompt: Prompt, latency_ms: float | None) -> Situation:
-        """What a chooser may see of a prompt; what is wrong with it is found out later."""
+        """What a chooser may see of a prompt, which is not checked yet."""
         turns, every = 0, ""
         if isinstance(prompt, str):
             every = text = prompt
@@ -267,7 +267,7 @@ class RequestBuilder:
         return Detokenizer(self._tokenizer, keep=shown, after=before)
 
     def _thinking(self, asked: _Asked, mode: Mode) -> Thinking | None:
-        """A chat whose mode does not think, and that gives no budget, has a budget of 0."""
+        """A chat in a mode without thinking and without a budget has a budget of 0."""
         prompt, room = asked.prompt, self._room(asked)
         most, phrase = mode.thinking_budget, mode.closing or ""
         if self._thoughts is None:
@@ -290,7 +290,7 @@ class RequestBuilder:
         return Thinking(self._thoughts, prompt.opened, len(prompt.tokens), policy, closing)
 
     def _say(self, warning: str) -> None:
-        """Once each."""
+        """Log every warning once."""
         if warning not in self._said:
             self._said.add(warning)
             logger.warning(warning)

@@ -86,7 +86,7 @@ def _speculation(record: Any) -> Speculation:
         raise ValueError(f"a JSON object is needed, not {type(record).__name__}")
     version = record.get("version")
     if version != VERSION or isinstance(version, bool):
-        raise ValueError(f"version={version!r} is not {VERSION}, the one that is known here")
+        raise ValueError(f"version={version!r} is not {VERSION}, the only one that is known")
     if not isinstance(record.get("speculation"), dict):
         raise ValueError(
             "speculation must be an object with the fields of Speculation; `fastslow tune --prompts` "

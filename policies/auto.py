@@ -1,4 +1,4 @@
-"""Which of two modes a request gets: a weighted sum over what its prompt looks like."""
+"""Which of two modes a request gets: a weighted sum of features of its prompt."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fastslow.engine.params import Mode, Number, Params, nearest, sentence
 from fastslow.engine.types import Chooser, ModeChoice, Situation
 from fastslow.policies.features import LABELS, features
 
-TELLING = 0.05  # what weighs less is not told one by one
+TELLING = 0.05  # smaller terms are shown as one sum
 
 
 class Selector(Params):
     """Takes the second mode where the score is above the threshold: score = bias + the sum of
-    weight * (feature - mean). `fastslow tune --modes` fits one to graded tasks; the built-in one has
-    weights of common sense. It is data: nothing in it is run.
+    weight * (feature - mean). `fastslow tune --modes` fits one to graded tasks; the weights of the
+    built-in one are set by hand. It is data: nothing in it is run.
     """
 
     between: tuple[str, str] = Field(
@@ -39,7 +39,7 @@ class Selector(Params):
         return value
 
     def score(self, seen: Mapping[str, float]) -> float:
-        """Of a prompt with these features; log-odds where it was fitted."""
+        """The score of these features; where it was fitted, a logit."""
         return self.bias + sum(part for _, part in self._parts(seen))
 
     def __call__(self, situation: Situation) -> ModeChoice:
@@ -132,10 +132,10 @@ def _selector(given: Any, named: str) -> Selector:
 
 
 def choose(chooser: Chooser, situation: Situation, presets: Mapping[str, Mode]) -> ModeChoice:
-    """The mode that a chooser takes, checked, with a line that says why.
+    """The preset that a chooser takes, checked, with a line that says why.
 
     Raises:
-        ValueError: it names no preset, or one that is to be chosen again.
+        ValueError: it names no preset, or one that would choose again.
     """
     said = chooser(situation)
     if isinstance(said, str):

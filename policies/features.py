@@ -1,4 +1,4 @@
-"""What a prompt looks like, in a few numbers that cost nothing: no model is asked."""
+"""Features of a prompt, computed from its text without a model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 
 from fastslow.engine.types import Situation
 
-LONGEST = 10  # digits of a number; longer ones are names of something
-MOST = 3.0  # of marks and of numbers: more say no more
+LONGEST = 10  # digits of a number that count; longer ones are mostly identifiers
+MOST = 3.0  # limit of features that count marks and numbers
 
 LABELS: dict[str, str] = {
     "length": "length",
@@ -25,7 +25,7 @@ LABELS: dict[str, str] = {
     "urgency": "latency target",
     "load": "load",
 }
-"""Every feature, and how it is called where a decision is explained."""
+"""Every feature, and its name in explanations of a decision."""
 
 WORD = re.compile(r"[一-鿿]|[^\W\d_一-鿿]+|\d+")
 NUMBER = re.compile(r"\d[\d,.]*")
@@ -56,20 +56,20 @@ QUESTION = re.compile(
     r"|can|hi|hello|thanks|thank you|谁|哪|什么|何时|你好|谢谢)",
     re.IGNORECASE,
 )
-SHORT = 16  # words of a question that hardly hides a task
-ENDS = 400  # characters at both ends where an instruction stands; a document may lie between them
+SHORT = 16  # words of a question that hardly contains a task
+ENDS = 400  # characters at both ends that are read: a document may stand between instructions
 
 
 def count_words(text: str) -> int:
-    """Words, numbers, and each Chinese character as a word."""
+    """The number of words; numbers and Chinese characters count as words."""
     return sum(1 for _ in WORD.finditer(text))
 
 
 def features(situation: Situation) -> dict[str, float]:
-    """Every feature of LABELS, each about 0 to 10, from the text and the circumstances alone.
+    """Every feature of LABELS, about 0 to 10, from the text, the history and the load.
 
-    Counts of marks grow with their logarithm; numbers count against the words around them, since a
-    long text has some without asking for a sum.
+    Marks count by their logarithm. Numbers count relative to words, since a long text has some without
+    asking for a calculation.
     """
     words = count_words(situation.text)
     text = _ends(situation.text)
@@ -86,7 +86,7 @@ def features(situation: Situation) -> dict[str, float]:
         "products": _marks(PRODUCTS, text),
         "numbers": min(per_ten_words, MOST),
         "digits": float(min(max(lengths, default=0), LONGEST)),
-        # arithmetic by hand takes about as much: what is multiplied takes its square
+        # multiplying by hand takes about so many steps: the square of the digits
         "long_numbers": min(sum(min(n, LONGEST) ** 2 for n in lengths) / 10, 10.0),
         "question": float(short),
         "reasons": float(bool(REASONS.search(text))),

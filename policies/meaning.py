@@ -13,15 +13,14 @@ CHOSEN = "as the preset that is taken"
 
 
 def meaning(mode: Mode, groups: int) -> dict[str, str]:
-    """Each side of a mode in a few words, for people.
+    """What a mode does, in a few words for people.
 
     Args:
         mode: checked against the model (see `find_mode`).
         groups: routed groups of the model; 0 = dense.
 
     Returns:
-        groups, thinking, budget, sampling, drafter, latency, escalation -> words, "-" where there is
-        nothing to say.
+        groups, thinking, budget, sampling, drafter, latency, escalation -> text, "-" for nothing.
     """
     own = mode.model_fields_set if mode.auto else {"groups", "thinking"}
     return {

@@ -6,26 +6,25 @@ from collections.abc import Sequence
 
 from fastslow.engine.types import Ending, Thought
 
-SURE = 12.0  # what the closing tag's logit has gained at the last token of a soft budget
-LONGEST_SPAN = 64  # tokens; a thought that goes round in wider circles is not noticed
+SURE = 12.0  # added to the closing tag's logit at the last token of a soft budget
+LONGEST_SPAN = 64  # tokens that a loop repeats, at most
 ROUNDS, LEAST = 4, 40  # a loop: a span so many times in a row, and at least so many tokens
-TIMES, WORDS = 3, 8  # settled: a line of at least so many characters, for the so manieth time
+TIMES, LINE = 3, 8  # settled: a line of at least LINE characters, for the third time
 
 
 class ThinkingBudget:
-    """At most so many tokens of thought; fewer where it goes round in circles or has settled.
+    """At most so many tokens of thought; fewer where it loops or has settled.
 
-    *Loop*: the latest 40 tokens or more are one span of at most 64 tokens, said four times in a row.
-    *Settled*: the thought has come back to the same line for the third time. A line is what stands
-    between two newlines, without the spaces around it, if it has 8 characters or more. Both look at
-    the thought alone and at no probability, so they need no logits. They are guesses: a thought that
-    writes code may say a line three times and mean it, so both are off by default.
+    *Loop*: the latest 40 tokens or more are one span of at most 64 tokens, four times in a row.
+    *Settled*: the thought has written the same line for the third time. A line is the text between two
+    newlines, stripped, if it has 8 characters or more. Both depend on the thought's tokens alone, so
+    they need no logits. They are guesses (code may well repeat a line), so both are off by default.
 
     A *soft* budget makes the closing tag likelier over its last tokens: what is added to the tag's
-    logit rises evenly from nothing to 12, so that the model closes where closing comes easiest.
+    logit rises evenly from 0 to 12, so that the model can choose where it closes.
 
     Args:
-        most: tokens of all thoughts of an answer together; None = any number.
+        most: tokens, over all thoughts of an answer; None = any number.
         soft: the last so many tokens of `most` are the soft ones; 0 = none.
         early_exit: whether loops and settled thoughts are ended.
     """
@@ -40,7 +39,7 @@ class ThinkingBudget:
             return "budget"
         if not self.reads:
             return None
-        if thought.said >= TIMES and len(thought.line) >= WORDS:
+        if thought.said >= TIMES and len(thought.line) >= LINE:
             return "settled"
         return "loop" if _circles(thought.recent) else None
 

@@ -25,25 +25,29 @@ from rich.markup import escape
 from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("fastslow", "engine", "draft", "policies", "tests", "pyproject.toml")
+COPIED = ("fastslow", "engine", "draft", "policies", "tools", "tests", "pyproject.toml")
 PATIENCE = 600  # seconds for the tests of one mutation
 
-ACCEPT = ("tests/test_accept_exact.py", "tests/test_accept_rules.py", "tests/test_accept.py")
-PROMPTS = ("tests/test_head_prompt.py",)
-STREAMS = ("tests/test_accept.py",)
-LAW = ("tests/test_law.py",)
-EXACT = ("tests/test_exact.py",)
-KEYS = ("tests/test_exact.py::test_a_draft_models_keys_follow_what_was_accepted",)
-DRAFTS = ("tests/test_draft_model.py",)
-ACROSS = ("tests/test_draft_across.py",)
-LOGPROBS = ("tests/test_exact.py::test_logprobs_are_those_of_plain_decoding",)
-MIXED = ("tests/test_exact.py::test_a_mixed_batch",)
-BUDGETS = ("tests/test_thinking_exact.py", "tests/test_thinking.py")
-ESCALATION = ("tests/test_escalation.py",)
-QUANTISED = ("tests/test_quant_make.py",)
-QUANT_FILES = ("tests/test_quant_files.py",)
-INT8_KV = ("tests/test_kv_int8.py",)
-STOPS = ("tests/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
+ACCEPT = (
+    "tests/engine/test_accept_exact.py",
+    "tests/engine/test_accept_rules.py",
+    "tests/engine/test_accept.py",
+)
+PROMPTS = ("tests/draft/test_head_prompt.py",)
+STREAMS = ("tests/engine/test_accept.py",)
+PROBS = ("tests/engine/test_probs.py",)
+EXACT = ("tests/engine/test_exact.py",)
+KEYS = ("tests/engine/test_exact.py::test_a_draft_models_keys_follow_what_was_accepted",)
+DRAFTS = ("tests/draft/test_draft_model.py",)
+ACROSS = ("tests/draft/test_draft_across.py",)
+LOGPROBS = ("tests/engine/test_exact.py::test_logprobs_are_those_of_plain_decoding",)
+MIXED = ("tests/engine/test_exact.py::test_a_mixed_batch",)
+BUDGETS = ("tests/engine/test_thinking_exact.py", "tests/engine/test_thinking.py")
+ESCALATION = ("tests/engine/test_escalation.py",)
+QUANTISED = ("tests/tools/test_quant_make.py",)
+QUANT_FILES = ("tests/engine/test_quant_files.py",)
+INT8_KV = ("tests/engine/test_kv_int8.py",)
+STOPS = ("tests/engine/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,15 @@ MUTATIONS = (
     swap(
         "residual skipped",
         "engine/sampling/accept/rule.py",
-        "left_V = law - q_V if mass == 1.0 else law * np.float32(mass) - q_V",
-        "left_V = law.copy()",
+        "left_V = probs - q_V if mass == 1.0 else probs * np.float32(mass) - q_V",
+        "left_V = probs.copy()",
         ACCEPT,
     ),
     swap(
-        "last token from the whole law",
+        "last token from all probabilities",
         "engine/sampling/accept/token.py",
-        "return path, pick(law, draws)",
-        "return path, pick(laws[path[-1] + 1 if path else 0], draws)",
+        "return path, pick(probs, draws)",
+        "return path, pick(target_probs[path[-1] + 1 if path else 0], draws)",
         ACCEPT,
     ),
     swap(
@@ -91,22 +95,22 @@ MUTATIONS = (
     swap(
         "a child kept that is not the target's token",
         "engine/sampling/accept/token.py",
-        "parent == here and x == token",
-        "parent == here",
+        "parent == node and x == token",
+        "parent == node",
         ACCEPT,
     ),
     swap(
         "a followed token drawn at the first place",
         "engine/sampling/accept/token.py",
-        "draw(law, place(depth))",
-        "draw(law, place(0))",
+        "draw(probs, place(depth))",
+        "draw(probs, place(0))",
         ACCEPT,
     ),
     swap(
         "block: what a branch owes forgotten",
         "engine/sampling/accept/block.py",
-        "owed, drafted = mass * weight(law, x)",
-        "owed, drafted = weight(law, x)",
+        "owed, drafted = mass * weight(probs, x)",
+        "owed, drafted = weight(probs, x)",
         ACCEPT,
     ),
     swap(
@@ -117,10 +121,10 @@ MUTATIONS = (
         ACCEPT,
     ),
     swap(
-        "block: siblings judged by the whole law",
+        "block: siblings judged by all probabilities",
         "engine/sampling/accept/block.py",
-        "law, mass = left, rest / came",
-        "law, mass = law, rest / came",
+        "probs, mass = left, rest / came",
+        "probs, mass = probs, rest / came",
         ACCEPT,
     ),
     swap(
@@ -135,20 +139,20 @@ MUTATIONS = (
         "engine/core/engine_core.py",
         "len(ready[b].tokens) + depth, Purpose.ACCEPT",
         "len(ready[b].tokens), Purpose.ACCEPT",
-        LAW,
+        PROBS,
     ),
     swap(
         "penalty one position late",
         "engine/sampling/probs.py",
         "torch.tensor([*request.tokens, *drafted]",
         "torch.tensor([*request.tokens, *drafted[:-1]]",
-        LAW,
+        PROBS,
     ),
     swap(
         "penalty counts a sibling's path",
         "engine/core/target_probs.py",
-        "[*paths[parent + 1], token]",
-        "[*paths[-1], token]",
+        "[*drafted[parent + 1], token]",
+        "[*drafted[-1], token]",
         MIXED,
     ),
     swap(
@@ -156,14 +160,14 @@ MUTATIONS = (
         "engine/sampling/probs.py",
         "_biased(logits_V, request, len(drafted), lift)",
         "_biased(logits_V, request, 0, lift)",
-        LAW,
+        PROBS,
     ),
     swap(
         "sibling seen in the tree mask",
         "engine/model/attention.py",
         "int(parents[path[-1]])",
         "path[-1] - 1",
-        ("tests/test_model_rows.py",),  # in float64: elsewhere the kernels run
+        ("tests/engine/test_model_rows.py",),  # in float64: elsewhere the kernels run
     ),
     swap(
         "sibling seen in the tree lists of the kernels",
@@ -182,50 +186,50 @@ MUTATIONS = (
     swap(
         "rollback of the draft model's keys skipped",
         "draft/model/kv.py",
-        "text.valid = _common(written, tokens[:-1])",
+        "text.valid = _common_prefix(written, tokens[:-1])",
         "text.valid = min(len(written), len(tokens) - 1)",
         KEYS,
     ),
     swap(
         "draft tree: a node does not see its parent",
-        "draft/model/branches.py",
+        "draft/model/runs.py",
         "slots[path[:-1]]",
         "slots[path[:0]]",
         DRAFTS,
     ),
     swap(
         "draft tree: a slot is taken twice",
-        "draft/model/branches.py",
+        "draft/model/runs.py",
         "if slot not in used]",
         "if slot >= 0]",
         DRAFTS,
     ),
     swap(
         "draft tree: a level short",
-        "draft/model/branches.py",
-        "self._best[: self._most - 1]",
-        "self._best[: self._most - 2]",
+        "draft/model/runs.py",
+        "self._best[: self.nodes - 1]",
+        "self._best[: self.nodes - 2]",
         DRAFTS,
     ),
     swap(
         "tokens not in common can be drafted",
-        "draft/model/lexicon.py",
-        "NEVER = -1e30",
-        "NEVER = 0.0",
+        "draft/model/vocab.py",
+        "NO_MASS = -1e30",
+        "NO_MASS = 0.0",
         ACROSS,
     ),
     swap(
         "a text is cut inside a character",
-        "draft/model/retold.py",
-        "if not inside_character(kept)",
-        "if kept",
+        "draft/model/retokenized.py",
+        "if not begins_inside_character(tail)",
+        "if tail",
         ACROSS,
     ),
     swap(
         "a half written character is forgotten",
-        "draft/model/retold.py",
-        "if begun:\n            if not said",
-        "if not begun:\n            if not said",
+        "draft/model/retokenized.py",
+        "if partial:\n            if not data",
+        "if not partial:\n            if not data",
         ACROSS,
     ),
     swap(
@@ -233,7 +237,7 @@ MUTATIONS = (
         "engine/backends/cpu/decoder.py",
         "kv.pointers[:, self._kv_layers]",
         "kv.pointers",
-        ("tests/test_draft_skip.py",),
+        ("tests/draft/test_draft_skip.py",),
     ),
     swap(
         "groups not in the prefix root",
@@ -245,15 +249,15 @@ MUTATIONS = (
     swap(
         "stop inside a run not cut",
         "engine/core/engine_core.py",
-        "kept = request.stopper.scan(verdict.tokens[b])",
-        "kept = max(request.stopper.scan(verdict.tokens[b]), len(verdict.tokens[b]))",
+        "else request.stopper.scan(result.tokens[b])",
+        "else max(request.stopper.scan(result.tokens[b]), len(result.tokens[b]))",
         STOPS,
     ),
     swap(
         "logprobs of the row before",
         "engine/core/target_probs.py",
-        "places = [0, *(i + 1 for i in verdict.paths[b])]",
-        "places = [0, *(i for i in verdict.paths[b])]",
+        "*(n + 1 for n in result.accepted_nodes[b])",
+        "*(n for n in result.accepted_nodes[b])",
         LOGPROBS,
     ),
     swap(
@@ -275,63 +279,63 @@ MUTATIONS = (
         "engine/backends/cpu/kernels/head.cpp",
         "(errors * screened + norms * lost) * 1.001f",
         "(errors * screened + norms * lost) * 0.0f",
-        ("tests/test_best.py",),
+        ("tests/engine/test_only_best.py",),
     ),
     swap(
         "nodes behind a refused one are judged",
         "policies/speculation/acceptance.py",
-        "if parent in accepted:",
-        "if True:",
-        ("tests/test_length.py",),
+        "if parent < 0 or parent in accepted)",
+        "if True)",
+        ("tests/policies/test_length.py",),
     ),
     swap(
         "drafters behind one name share their acceptance",
         "policies/speculation/acceptance.py",
         "return by, min(depth, self.tuning.deepest)",
         "return 0, min(depth, self.tuning.deepest)",
-        ("tests/test_length.py",),
+        ("tests/policies/test_length.py",),
     ),
     swap(
         "a try in vain is repeated as soon as before",
         "policies/speculation/backoff.py",
         "math.ceil(min(growth * self._patience, longest))",
         "math.ceil(min(self._patience, longest))",
-        ("tests/test_backoff.py", "tests/test_adaptive_draft.py"),
+        ("tests/policies/test_backoff.py", "tests/draft/test_adaptive_draft.py"),
     ),
     swap(
         "the gate never changes its mind",
         "policies/speculation/ab_gate.py",
         "self.drafting, self.rates = pays, []",
         "self.rates = []",
-        ("tests/test_ab_gate.py",),
+        ("tests/policies/test_ab_gate.py",),
     ),
     swap(
         "steps that read prompts are compared",
         "policies/speculation/ab_gate.py",
         "if self._decides and pure and comparison",
         "if self._decides and comparison",
-        ("tests/test_ab_gate.py",),
+        ("tests/policies/test_ab_gate.py",),
     ),
     swap(
         "drafters cost no time",
         "policies/speculation/selection.py",
         "price = self._tuning.ask_overhead * known.seconds.value",
         "pass",
-        ("tests/test_adaptive_draft.py",),
+        ("tests/draft/test_adaptive_draft.py",),
     ),
     swap(
         "all drafters are asked where rows are dearest",
         "policies/speculation/selection.py",
-        "if drafter > 0 and self._dear(worth):",
+        "if drafter > 0 and self._dear(value):",
         "if False:",
-        ("tests/test_adaptive_draft.py",),
+        ("tests/draft/test_adaptive_draft.py",),
     ),
     swap(
         "a step that was held up counts in full",
         "policies/speculation/step_cost.py",
         "ratio = min(max(ratio, before / tuning.step_limit), before * tuning.step_limit)",
         "pass",
-        ("tests/test_length.py",),
+        ("tests/policies/test_length.py",),
     ),
     swap(
         "drafted thoughts do not count",
@@ -352,14 +356,14 @@ MUTATIONS = (
         "engine/sampling/thinking.py",
         "said=state.said or forced)",
         "said=False)",
-        ("tests/test_thinking.py",),
+        ("tests/engine/test_thinking.py",),
     ),
     swap(
         "the closing phrase counts as thought",
         "engine/sampling/thinking.py",
         "counted = state.thinking and not forced",
         "counted = state.thinking",
-        ("tests/test_thinking.py",),
+        ("tests/engine/test_thinking.py",),
     ),
     swap(
         "a forced token is not forced where only the best is wanted",
@@ -373,7 +377,7 @@ MUTATIONS = (
         "engine/sampling/probs.py",
         "if not isinstance(decided, OneHot) or isinstance(told, OneHot):",
         "if not isinstance(decided, OneHot):",
-        ("tests/test_accept_stepwise.py",),
+        ("tests/engine/test_accept_stepwise.py",),
     ),
     swap(
         "a soft budget is not seen where only the best is wanted",
@@ -387,7 +391,7 @@ MUTATIONS = (
         "engine/sampling/thinking.py",
         "by = self._policy.lift(state.spent)",
         "by = self._policy.lift(self._state.spent)",
-        ("tests/test_thinking_law.py",),
+        ("tests/engine/test_thinking_probs.py",),
     ),
     swap(
         "a thought that the answer opens has a token more",
@@ -401,7 +405,7 @@ MUTATIONS = (
         "fastslow/request_builder.py",
         'if most is None and mode.thinking == "off" and prompt.chat:',
         'if most is None and mode.thinking == "never" and prompt.chat:',
-        ("tests/test_llm_thinking.py",),
+        ("tests/fastslow/test_llm_thinking.py",),
     ),
     Mutation(
         "a preempted request keeps what was computed",
@@ -418,8 +422,8 @@ MUTATIONS = (
     swap(
         "an unsure run is not cut",
         "engine/core/target_probs.py",
-        "kept = confidence.keeps(said)",
-        "kept = len(said)",
+        "size = confidence.keeps(values)",
+        "size = len(values)",
         ESCALATION,
     ),
     swap(
@@ -439,7 +443,7 @@ MUTATIONS = (
     swap(
         "kept rows are computed again under the new groups",
         "engine/core/layout.py",
-        "groups=request.here,",
+        "groups=request.current_groups,",
         "groups=request.groups,",
         ESCALATION,
     ),
@@ -451,32 +455,32 @@ MUTATIONS = (
         ESCALATION,
     ),
     swap(
-        "a request that was passed over waits on",
+        "a request that was skipped long enough waits on",
         "engine/core/latency_budget.py",
         "return max(fits, min(rows, LEAST))",
         "return fits",
-        ("tests/test_targets.py",),
+        ("tests/engine/test_targets.py",),
     ),
     swap(
         "prompts with a target wait behind others",
         "engine/core/scheduler.py",
         "return int(request.target is None), request.pending > 1",
         "return 0, request.pending > 1",
-        ("tests/test_targets.py",),
+        ("tests/engine/test_targets.py",),
     ),
     swap(
         "a target cuts its own draft unasked",
         "engine/core/latency_budget.py",
         "if request.target is not None and not request.may_cut_draft:",
         "if False:",
-        ("tests/test_targets.py",),
+        ("tests/engine/test_targets.py",),
     ),
     swap(
         "a step is kept though one before it was refused",
         "engine/sampling/accept/lossy.py",
         "kept = node.alive and",
         "kept =",
-        ("tests/test_accept_stepwise.py",),
+        ("tests/engine/test_accept_stepwise.py",),
     ),
     swap(
         "a prompt's rows stand one place off",
@@ -497,20 +501,20 @@ MUTATIONS = (
         "engine/core/layout.py",
         "verify_seen.append(looks + len(seen))",
         "verify_seen.append(looks)",
-        ("tests/test_head_engine.py", *PROMPTS),
+        ("tests/draft/test_head_engine.py", *PROMPTS),
     ),
     swap(
         "a prompt is dropped where rows wait",
         "draft/head/draft.py",
-        "                self._settle(state)\n            state.features.append(own)",
-        "                self.release([request.id])\n                state = self._at(request, first)\n"
+        "                self._flush(state)\n            state.features.append(own)",
+        "                self.release([request.id])\n                state = self._state_at(request, first)\n"
         "            state.features.append(own)",
         PROMPTS,
     ),
     swap(
         "drafting from a row that was only read",
         "draft/head/draft.py",
-        "state.begun and state.end ==",
+        "state.can_draft and state.end ==",
         "state.end ==",
         PROMPTS,
     ),
@@ -519,7 +523,7 @@ MUTATIONS = (
         "tools/train_head/unroll.py",
         "tril(before - step)",
         "tril(-step)",
-        ("tests/test_head.py",),
+        ("tests/draft/test_head.py",),
     ),
     swap(
         "a prompt's places begin where the answer's do",
@@ -533,21 +537,21 @@ MUTATIONS = (
         "engine/backends/cpu/decoder.py",
         '"seen": rows.feature_rows if features else rows.feature_rows[:0],',
         '"seen": rows.outputs if features else rows.feature_rows[:0],',
-        ("tests/test_model.py::test_features_of_rows_without_logits", *PROMPTS),
+        ("tests/engine/test_model.py::test_features_of_rows_without_logits", *PROMPTS),
     ),
     swap(
         "a selector's means are forgotten",
         "policies/auto.py",
         "weight * (seen[name] - self.means.get(name, 0.0))",
         "weight * seen[name]",
-        ("tests/test_auto.py",),
+        ("tests/policies/test_auto.py",),
     ),
     swap(
         "a fold tests what it was fitted to",
         "tools/tune/selector.py",
         "            fitted = fit(features_NF[others], wanted_N[others], weights[others])",
         "            fitted = fit(features_NF, wanted_N, weights)",
-        ("tests/test_tune_selector.py",),
+        ("tests/tools/test_tune_selector.py",),
     ),
     swap(
         "smoothing folded on one side",
@@ -578,7 +582,7 @@ MUTATIONS = (
         QUANTISED,
     ),
     swap(
-        "rounding errors passed on with the wrong sign",
+        "rounding errors carried on with the wrong sign",
         "tools/quantize/quantize_layer.py",
         "block[i + 1 :] -= factor",
         "block[i + 1 :] += factor",

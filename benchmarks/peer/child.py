@@ -1,7 +1,7 @@
 """The child's side of a comparison: one engine, driven by JSON lines.
 
-Runs inside the engine's own virtual environment, so it needs nothing but the standard library.
-Between commands the process sleeps in a read, so engines can take turns on one machine.
+Runs inside the engine's own virtual environment, so it needs nothing but the standard library. Between commands the
+process sleeps in a read, so engines can take turns on one machine.
 """
 
 from __future__ import annotations
@@ -31,10 +31,8 @@ class Engine(Protocol):
     """What a peer has to be able to do. Everything is greedy, and prompts are token ids."""
 
     def load(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Make it ready for `threads`, texts of `context` tokens and `room` tokens in all.
-
-        Returns versions by name, and what else is worth noting.
-        """
+        """Make it ready for `threads`, texts of `context` tokens and `room` tokens in all. Returns versions by name,
+        and what else is to be noted."""
 
     def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
         """So many tokens for each prompt at once; an end token does not end an answer."""
@@ -54,8 +52,8 @@ def file_of(file: str, format: str, cache: str) -> Path:
 def serve(engine: Engine) -> None:
     """Answer commands from standard input until it ends.
 
-    Libraries print to standard output as they like, so replies go to a copy of it and the
-    original leads to standard error.
+    Libraries print to standard output as they like, so replies go to a copy of it and the original leads to standard
+    error.
     """
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -81,10 +79,8 @@ def _decode(engine: Engine, ask: dict[str, Any]) -> dict[str, Any]:
     ends = time.perf_counter() + ask["seconds"]
     while not runs or time.perf_counter() < ends:
         runs.append(engine.decode(ask["prompts"], ask["tokens"]))
-    for run in runs:
-        for answer in run.tokens:
-            if len(answer) != ask["tokens"]:
-                raise RuntimeError(f"{len(answer)} tokens came of {ask['tokens']}")
+    if short := [len(a) for run in runs for a in run.tokens if len(a) != ask["tokens"]]:
+        raise RuntimeError(f"{short[0]} tokens came of {ask['tokens']}")
     rate = sum(run.counted for run in runs) / sum(run.seconds for run in runs)
     return {"rate": rate, "runs": len(runs), "tokens": runs[0].tokens}
 

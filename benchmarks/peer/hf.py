@@ -11,14 +11,14 @@ import transformers
 from peer.child import Run, serve
 
 
-class Clock:
+class TokenTimes:
     """A streamer that notes when tokens come; the prompt is handed over before them."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.seconds: list[float] = []
 
     def put(self, value: Any) -> None:
-        self.times.append(time.perf_counter())
+        self.seconds.append(time.perf_counter())
 
     def end(self) -> None:
         pass
@@ -27,10 +27,8 @@ class Clock:
 class Transformers:
     def load(self, options: dict[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(options["threads"])
-        dtype = getattr(torch, options["format"])
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            options["folder"], dtype=dtype
-        ).eval()
+        kind, dtype = transformers.AutoModelForCausalLM, getattr(torch, options["format"])
+        self.model = kind.from_pretrained(options["folder"], dtype=dtype).eval()
         self.eos = self.model.generation_config.eos_token_id
         names = (transformers, torch)
         return {"versions": {module.__name__: module.__version__ for module in names}}
@@ -48,19 +46,14 @@ class Transformers:
         return self._run([prompt], tokens, eos_token_id=self.eos, **lookup)
 
     def _run(self, prompts: Sequence[Sequence[int]], tokens: int, **options: Any) -> Run:
-        ids, clock = torch.tensor(prompts), Clock()
+        ids, times = torch.tensor(prompts), TokenTimes()
         with torch.inference_mode():
             made = self.model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=tokens,
-                do_sample=False,
-                pad_token_id=0,
-                streamer=clock,
-                **options,
-            )
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
+                pad_token_id=0, streamer=times, **options,
+            )  # fmt: skip
         answers = made[:, ids.shape[1] :].tolist()
-        return Run(answers, clock.times[-1] - clock.times[1])
+        return Run(answers, times.seconds[-1] - times.seconds[1])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """llama.cpp, as one of the engines compared.
 
-Plain decoding and prompts run through the C API with a numpy argmax, the quickest greedy loop that
-its Python package allows; prompt lookup exists in the package's `Llama` only, so there both plain
-and lookup decoding run through that.
+Plain decoding and prompts run through the C API with a numpy argmax, the quickest greedy loop that its Python package
+allows; prompt lookup exists in the package's `Llama` only, so there both plain and lookup decoding run through that.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ FILE_TYPES = {
     "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
     "bf16": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16,
 }
-
-
 WARNING = 3  # of llama.cpp's log levels; below it, a context describes itself at length
 
 
@@ -72,11 +69,9 @@ class Context:
         batch.n_tokens = row
         if code := llama_cpp.llama_decode(self._context, batch):
             raise RuntimeError(f"llama_decode gave {code}")
-        return [self._best(row) for row in wanted]
-
-    def _best(self, row: int) -> int:
-        logits = llama_cpp.llama_get_logits_ith(self._context, row)
-        return int(np.ctypeslib.as_array(logits, shape=(self._vocabulary,)).argmax())
+        logits = (llama_cpp.llama_get_logits_ith(self._context, row) for row in wanted)
+        arrays = (np.ctypeslib.as_array(some, shape=(self._vocabulary,)) for some in logits)
+        return [int(array.argmax()) for array in arrays]
 
 
 class LlamaCpp:
@@ -86,9 +81,8 @@ class LlamaCpp:
         self._file = file_of(options["file"], options["format"], options["cache"])
         if not self._file.exists():
             _make(Path(options["file"]), self._file, FILE_TYPES[options["format"]])
-        self._model = llama_cpp.llama_model_load_from_file(
-            str(self._file).encode(), llama_cpp.llama_model_default_params()
-        )
+        usual = llama_cpp.llama_model_default_params()
+        self._model = llama_cpp.llama_model_load_from_file(str(self._file).encode(), usual)
         if not self._model:
             raise RuntimeError(f"llama.cpp did not load {self._file}")
         self._contexts: dict[int, Context] = {}
@@ -115,17 +109,12 @@ class LlamaCpp:
 
     def answer(self, prompt: Sequence[int], tokens: int, nodes: int) -> Run:
         if nodes not in self._pythonic:
-            drafter = None
-            if nodes:
-                drafter = LlamaPromptLookupDecoding(max_ngram_size=3, num_pred_tokens=nodes)
+            drafter = LlamaPromptLookupDecoding(max_ngram_size=3, num_pred_tokens=nodes)
+            threads = self._options["threads"]
             self._pythonic[nodes] = llama_cpp.Llama(
-                str(self._file),
-                n_ctx=self._options["context"],
-                n_threads=self._options["threads"],
-                n_threads_batch=self._options["threads"],
-                draft_model=drafter,
-                verbose=False,
-            )
+                str(self._file), n_ctx=self._options["context"], n_threads=threads,
+                n_threads_batch=threads, draft_model=drafter if nodes else None, verbose=False,
+            )  # fmt: skip
         llm = self._pythonic[nodes]
         llm.reset()
         answer, times = [], []
@@ -138,23 +127,17 @@ class LlamaCpp:
 
     def _context(self, sequences: int) -> Context:
         if sequences not in self._contexts:
-            length = (
-                self._options["room"] // sequences if sequences > 1 else self._options["context"]
-            )
-            self._contexts[sequences] = Context(
-                self._model, length, sequences, self._options["threads"]
-            )
+            most = self._options["room"] if sequences > 1 else self._options["context"]
+            kind = (most // sequences, sequences, self._options["threads"])
+            self._contexts[sequences] = Context(self._model, *kind)
         context = self._contexts[sequences]
         context.clear()
         return context
 
 
 def _make(file: Path, made: Path, type: int) -> None:
-    """Write the file's weights in another format.
-
-    They are rounded from the file's own, not from what it was made of: every engine then starts
-    from the same numbers.
-    """
+    """Write the file's weights in another format, rounded from the file's own: every engine then starts from the same
+    numbers."""
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = type
     options.allow_requantize = True

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from figures import options_of, seconds_of
 from peer.child import Run, serve
-from peer.formats import kv_dtype, options_of
 
 import fastslow
 from fastslow import LLM, SamplingParams, Speculation
@@ -21,14 +21,13 @@ class Fastslow:
 
     def load(self, options: dict[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(options["threads"])
-        format = options["format"]
-        config = ModelConfig.from_folder(resolve_model(options["model"]))
+        format, config = options["format"], ModelConfig.from_folder(resolve_model(options["model"]))
         # As much room as every other engine gets, so that their memory can be compared.
-        room = options["room"] * config.kv_bytes_per_token(kv_dtype(format))
+        kept = torch.float32 if format == "float32" else torch.bfloat16
         self.llm = LLM(
             options["model"],
             max_model_len=options["context"],
-            kv_memory=room,
+            kv_memory=options["room"] * config.kv_bytes_per_token(kept),
             progress=False,
             **options_of(format),
         )
@@ -39,27 +38,23 @@ class Fastslow:
         }
 
     def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
-        sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
-        batch = [list(prompt) for prompt in prompts]
-        outputs = self.llm.generate(batch, sampling, speculation="off", progress=False)
-        metrics = [output.metrics for output in outputs]
-        ends = [m.ttft + m.tpot * (m.tokens - 1) for m in metrics]
-        return Run(
-            [output.token_ids for output in outputs], max(ends) - min(m.ttft for m in metrics)
-        )
+        return self._run(prompts, "off", SamplingParams(max_tokens=tokens, ignore_eos=True))
 
     def prefill(self, prompt: Sequence[int]) -> float:
-        sampling = SamplingParams(max_tokens=1, ignore_eos=True)
         started = time.perf_counter()
-        self.llm.generate(list(prompt), sampling, speculation="off")
+        self.llm.generate(list(prompt), SamplingParams(max_tokens=1), speculation="off")
         return time.perf_counter() - started
 
     def answer(self, prompt: Sequence[int], tokens: int, nodes: int) -> Run:
         wish = Speculation(drafter="ngram", nodes=nodes) if nodes else "off"
-        sampling = SamplingParams(max_tokens=tokens)
-        output = self.llm.generate(list(prompt), sampling, speculation=wish)
-        metrics = output.metrics
-        return Run([output.token_ids], metrics.tpot * (metrics.tokens - 1))
+        return self._run([prompt], wish, SamplingParams(max_tokens=tokens))
+
+    def _run(
+        self, prompts: Sequence[Sequence[int]], wish: str | Speculation, sampling: SamplingParams
+    ) -> Run:
+        batch = [list(prompt) for prompt in prompts]
+        outputs = self.llm.generate(batch, sampling, speculation=wish, progress=False)
+        return Run([output.token_ids for output in outputs], seconds_of(outputs))
 
 
 if __name__ == "__main__":

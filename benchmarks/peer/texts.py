@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Protocol
+
+from fastslow.engine.text.vocabulary import Tokenizer
 
 STORY = """The ferry to the island left at six, an hour before the fog. Marta had bought two tickets
 out of habit, and now she folded the second one into a small boat and set it on the bench beside
@@ -58,11 +59,7 @@ TASKS = {
 }
 
 
-class Encoder(Protocol):
-    def encode(self, text: str, add_special: bool = True) -> list[int]: ...
-
-
-def openings(tokenizer: Encoder | None, count: int, length: int) -> list[list[int]]:
+def openings(tokenizer: Tokenizer | None, count: int, length: int) -> list[list[int]]:
     """Prompts of exactly `length` tokens that begin at different places of a story.
 
     Raises:

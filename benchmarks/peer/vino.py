@@ -58,9 +58,7 @@ class OpenVino:
 
 def _settings(tokens: int, ignore_eos: bool) -> Any:
     settings = openvino_genai.GenerationConfig()
-    settings.max_new_tokens = tokens
-    settings.ignore_eos = ignore_eos
-    settings.do_sample = False
+    settings.max_new_tokens, settings.ignore_eos, settings.do_sample = tokens, ignore_eos, False
     return settings
 
 

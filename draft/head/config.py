@@ -1,48 +1,45 @@
-"""The shape of a draft head, kept in the metadata of its file."""
+"""The shape of a draft head, and the file that holds a trained one."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fastslow.engine.backends.cpu.draft_head import DraftShape
+
 KIND = "fastslow-head"
+NORMS = ("embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm")
+MATRICES = ("fuse", "entry", "qkv", "out", "gate_up", "down")
+AT_LEAST_ONE = ("hidden", "heads", "kv_heads", "head_dim", "neurons", "vocabulary", "window")
+MINIMUM = {**dict.fromkeys(AT_LEAST_ONE, 1), "prompt": 0}
 
 
-@dataclass(frozen=True, slots=True)
-class HeadConfig:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadConfig(DraftShape):
     """One decoder layer over the target's hidden states.
 
     Attributes:
-        hidden: H, the target's hidden size.
-        heads, kv_heads, head_dim, neurons: of the head's own layer.
         layers: target layers whose outputs are fused, 0 = the first layer's.
         vocabulary: D, tokens that can be drafted.
-        rope_theta, eps: of rotary positions and norms.
-        window: how many earlier positions attention reads, the latest ones.
-        prompt: rows of a prompt, the last ones, that it was trained to see; 0 = none. Files from
-            before there was such a field have none.
+        prompt: how many last rows of a prompt it was trained to see; 0 = none, as in old files, which
+            lack the field.
     """
 
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    neurons: int
     layers: tuple[int, ...]
     vocabulary: int
-    rope_theta: float = 10000.0
-    eps: float = 1e-5
-    window: int = 512
     prompt: int = 0
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name -> shape, of all that a head's file holds."""
+        """Tensor name -> shape, for all tensors of a head's file."""
         h, inner = self.hidden, self.heads * self.head_dim
-        vectors = dict.fromkeys(NORMS, (h,))
         return {
-            **vectors,
+            **dict.fromkeys(NORMS, (h,)),
             "fuse": (h, len(self.layers) * h),
             "entry": (h, 2 * h),
             "qkv": (inner + 2 * self.kv_heads * self.head_dim, h),
@@ -63,8 +60,7 @@ class HeadConfig:
         if found.get("kind") != KIND:
             raise ValueError(f"metadata field kind={found.get('kind')!r} must be {KIND!r}")
         try:
-            values: dict[str, Any] = json.loads(found.get("config", ""))
-            values.setdefault("prompt", 0)
+            values: dict[str, Any] = {"prompt": 0, **json.loads(found.get("config", ""))}
             known = {field.name: values[field.name] for field in fields(cls)}
             config = cls(**known | {"layers": tuple(int(n) for n in known["layers"])})
         except (ValueError, TypeError, KeyError) as error:
@@ -75,12 +71,10 @@ class HeadConfig:
         return config
 
     def _check(self) -> None:
-        for name in ("hidden", "heads", "kv_heads", "head_dim", "neurons", "vocabulary", "window"):
+        for name, minimum in MINIMUM.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        if not isinstance(self.prompt, int) or self.prompt < 0:
-            raise ValueError(f"prompt={self.prompt!r} must be a whole number of at least 0")
+            if not isinstance(value, int) or value < minimum:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least {minimum}")
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise ValueError(
                 f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}, and "
@@ -90,5 +84,31 @@ class HeadConfig:
             raise ValueError(f"layers={self.layers} must name at least one target layer")
 
 
-NORMS = ("embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm")
-MATRICES = ("fuse", "entry", "qkv", "out", "gate_up", "down")
+def read_metadata(path: Path) -> dict[str, str]:
+    """A head file's metadata: kind, config, target (a fingerprint), provenance."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def read_head(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
+    """Config and weights of a head's file, checked.
+
+    Raises:
+        ValueError: one sentence about what is wrong with the file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = HeadConfig.from_metadata(file.metadata())
+            names = set(file.keys())
+            weights = {name: file.get_tensor(name) for name in config.shapes() if name in names}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"head {path} cannot be read: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"head {path}: {error}") from None
+    for name, shape in config.shapes().items():
+        if name not in weights:
+            raise ValueError(f"head {path} lacks tensor {name} of shape {list(shape)}")
+        if tuple(weights[name].shape) != shape:
+            found = list(weights[name].shape)
+            raise ValueError(f"head {path}: tensor {name} is {found}, not {list(shape)}")
+    return config, weights

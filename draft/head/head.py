@@ -1,4 +1,7 @@
-"""A trained head, or a checkpoint's own layer for multi-token prediction, one step at a time."""
+"""Draft heads in plain torch, one step at a time: a trained one, and a checkpoint's own layer for MTP.
+
+Letters: B texts, R rows, F feature size, H hidden size, D draft vocabulary, E a text's own tokens.
+"""
 
 from __future__ import annotations
 
@@ -8,210 +11,167 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
-from fastslow.draft.head.context import Context
+from fastslow.draft.head.kv import HeadKV
 from fastslow.draft.head.layer import HeadLayer, linear_for, rotation
 from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.draft.head.target import Ends
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.model.families.pangu_v2 import MtpLayer, load_mtp_layer
 
+Projected = tuple[Tensor, Tensor, Tensor, Tensor]
+"""The layer's inputs [R, H], queries [R, heads, head_dim], keys and values [R, kv_heads, head_dim]."""
 
-class LayerSteps(ABC):
-    """One layer that drafts, a step at a time: how rows go through it, whatever is in it."""
+
+class DraftHead(ABC):
+    """One decoder layer. It runs on the CPU, wherever the target does.
+
+    Attributes:
+        config: its shape.
+        vocab: the draft vocabulary.
+        vocab_size: V, of the target.
+        sinks: keys and values [S, kv_heads, head_dim] before every text, if it has any.
+    """
+
+    config: HeadConfig
+    vocab: DraftVocab
+    vocab_size: int
+    sinks: tuple[Tensor, Tensor] | None = None
 
     def read(
-        self,
-        features: Tensor,
-        after: Sequence[int],
-        contexts: Sequence[Context],
-        sizes: Sequence[int],
+        self, features: Tensor, after: Sequence[int], kvs: Sequence[HeadKV], sizes: Sequence[int]
     ) -> Tensor:
-        """Take in committed rows; gives the hidden state [B, H] at each context's last new row.
+        """Add committed rows; the hidden states [B, H] at each text's last new row.
 
         Args:
-            features: [R, F] of the rows, context by context.
+            features: [R, F] of the rows, text by text.
             after: R tokens, each the one after its row.
-            contexts: B of them, which grow by their rows.
-            sizes: rows of each context, at least 1.
+            kvs: B of them, which grow by their rows.
+            sizes: rows of each text, at least 1.
         """
-        x, q = self._keep(features, after, contexts, sizes)
+        x, q = self.store(features, after, kvs, sizes)
         ends = torch.tensor(sizes).cumsum(0) - 1
-        seen = [c.attend(q[e : e + 1]) for c, e in zip(contexts, ends.tolist())]
-        return self._leave(x[ends], torch.cat(seen))
+        attended = [kv.attend(q[e : e + 1]) for kv, e in zip(kvs, ends.tolist())]
+        return self._output(x[ends], torch.cat(attended))
 
     def store(
-        self,
-        features: Tensor,
-        after: Sequence[int],
-        contexts: Sequence[Context],
-        sizes: Sequence[int],
-    ) -> None:
-        """As `read`, of rows that nothing is drafted from: only their keys and values are made."""
-        self._keep(features, after, contexts, sizes)
+        self, features: Tensor, after: Sequence[int], kvs: Sequence[HeadKV], sizes: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Add committed rows that nothing is drafted from; their layer inputs [R, H] and queries."""
+        hidden = self._fuse(features)
+        x, q, k, v = self._project(
+            hidden, after, [p for kv, n in zip(kvs, sizes) for p in kv.positions(n)]
+        )
+        each = list(sizes)
+        for kv, k_NKD, v_NKD in zip(kvs, torch.split(k, each), torch.split(v, each)):
+            if self.sinks is not None and kv.empty:
+                kv.prepend(*self.sinks)
+            kv.commit(k_NKD, v_NKD)
+        return x, q
 
     def step(
         self,
         hidden: Tensor,
         after: Sequence[int],
-        contexts: Sequence[Context],
+        kvs: Sequence[HeadKV],
         parents: Sequence[Sequence[int]],
     ) -> Tensor:
-        """One more token of drafts; gives the hidden states [R, H] of the rows.
+        """One more token of drafts; the hidden states [R, H] of the rows.
 
         Args:
-            hidden: [R, H], what the head put out before each token.
+            hidden: [R, H], the head's output before each token.
             after: R tokens just drafted.
-            contexts: B of them, each with the rows of its draft.
-            parents: per context, the draft row that each of its new rows follows; -1 = committed.
+            kvs: B of them, each with the rows of its draft.
+            parents: per text, the draft row before each of its new rows; -1 = the last committed one.
         """
         sizes = [len(p) for p in parents]
-        positions = [p for c, follows in zip(contexts, parents) for p in c.depths(follows)]
-        x, q, k, v = self._enter(hidden, after, positions)
-        parts = zip(contexts, *(torch.split(x, sizes) for x in (q, k, v)), parents)
-        seen = [context.draft(*rows) for context, *rows in parts]
-        return self._leave(x, torch.cat(seen))
+        positions = [p for kv, rows in zip(kvs, parents) for p in kv.draft_positions(rows)]
+        x, q, k, v = self._project(hidden, after, positions)
+        parts = zip(kvs, *(torch.split(x, sizes) for x in (q, k, v)), parents)
+        return self._output(x, torch.cat([kv.draft(*rows) for kv, *rows in parts]))
 
-    def _keep(
-        self,
-        features: Tensor,
-        after: Sequence[int],
-        contexts: Sequence[Context],
-        sizes: Sequence[int],
-    ) -> tuple[Tensor, Tensor]:
-        """The rows in front of the layer, and their queries; keys and values go to the contexts."""
-        hidden = self._fuse(features)
-        positions = [p for c, n in zip(contexts, sizes) for p in c.places(n)]
-        x, q, k, v = self._enter(hidden, after, positions)
-        each = list(sizes)
-        for context, k_NKD, v_NKD in zip(contexts, torch.split(k, each), torch.split(v, each)):
-            self._commit(context, k_NKD, v_NKD)
-        return x, q
+    @abstractmethod
+    def logits(
+        self, hidden: Tensor, vocabs: Sequence[RequestVocab], sizes: Sequence[int]
+    ) -> list[Tensor]:
+        """Per text f32 [rows, D + E], in the order of its vocabulary's `ids`.
+
+        Args:
+            hidden: [R, H], text by text.
+            vocabs: of each text.
+            sizes: rows of each text.
+        """
 
     @abstractmethod
     def _fuse(self, features: Tensor) -> Tensor:
-        """[R, H] from the target's features [R, F]."""
+        """Hidden states [R, H] from features [R, F]."""
 
     @abstractmethod
-    def _enter(
-        self, hidden: Tensor, after: Sequence[int], positions: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The layer's input, and queries, keys and values."""
+    def _project(self, hidden: Tensor, after: Sequence[int], at: Sequence[int]) -> Projected:
+        """From hidden states [R, H], the tokens after them, and their positions."""
 
     @abstractmethod
-    def _leave(self, x: Tensor, seen: Tensor) -> Tensor:
-        """The layer's output, from its input and what attention saw."""
-
-    def _commit(self, context: Context, k_NKD: Tensor, v_NKD: Tensor) -> None:
-        """Keep keys and values of committed rows."""
-        context.commit(k_NKD, v_NKD)
+    def _output(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output [R, H]."""
 
 
-class Head(LayerSteps):
-    """One decoder layer with the target's embedding in front and rows of its head behind.
+class TrainedHead(DraftHead):
+    """A head of `fastslow train-draft`: the target's embedding in front, rows of its head behind.
 
     Args:
         config: its shape.
         weights: of `HeadConfig.shapes`, any float dtype.
         ends: of the target.
-
-    It runs on the CPU, wherever the target does.
-
-    Attributes:
-        common: the draft vocabulary.
-        width: V, of the target's vocabulary.
     """
 
     def __init__(self, config: HeadConfig, weights: dict[str, Tensor], ends: Ends) -> None:
         self.config = config
         tokens = weights["tokens"].long()
-        self.width = len(ends.embedding)
-        self.common = DraftVocab(tokens, ends.head)
+        self.vocab_size = len(ends.embedding)
+        self.vocab = DraftVocab(tokens, ends.head)
         self._embedding = ends.embedding
-        self._turns = rotation(config, torch.arange(1024))
+        self._rotation = rotation(config, torch.arange(1024))
         matrices = {name: weights[name] for name in MATRICES}
         linear = linear_for(matrices | {"head": ends.head[tokens]})
         self._layer = HeadLayer(config, {name: weights[name].float() for name in NORMS}, linear)
 
     def logits(
-        self, hidden: Tensor, words: Sequence[RequestVocab], sizes: Sequence[int]
+        self, hidden: Tensor, vocabs: Sequence[RequestVocab], sizes: Sequence[int]
     ) -> list[Tensor]:
-        """Per request f32 [r, D + E], in the order of its words' `ids`.
-
-        Args:
-            hidden: [R, H], request by request.
-            words: of each request.
-            sizes: rows of each request.
-        """
-        ready = self._layer.ready(hidden)
-        each = list(sizes)
-        parts = zip(torch.split(self._layer.logits(ready), each), torch.split(ready, each), words)
-        return [torch.cat((logits, own @ w.rows.T), -1) for logits, own, w in parts]
+        normed, each = self._layer.final_norm(hidden), list(sizes)
+        common = torch.split(self._layer.logits(normed), each)
+        parts = zip(common, torch.split(normed, each), vocabs)
+        return [torch.cat((logits, own @ vocab.rows.T), -1) for logits, own, vocab in parts]
 
     def _fuse(self, features: Tensor) -> Tensor:
         return self._layer.fuse(features.to("cpu", torch.float32))
 
-    def _leave(self, x: Tensor, seen: Tensor) -> Tensor:
-        return self._layer.leave(x, seen)
-
-    def _enter(
-        self, hidden: Tensor, after: Sequence[int], positions: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        embedded = self._embedding[torch.tensor(after)].float()
-        x = self._layer.enter(embedded, hidden)
-        while max(positions) >= len(self._turns[0]):
-            self._turns = rotation(self.config, torch.arange(2 * len(self._turns[0])))
-        cos, sin = (table[list(positions)] for table in self._turns)
+    def _project(self, hidden: Tensor, after: Sequence[int], at: Sequence[int]) -> Projected:
+        x = self._layer.input(self._embedding[torch.tensor(after)].float(), hidden)
+        while max(at) >= len(self._rotation[0]):
+            self._rotation = rotation(self.config, torch.arange(2 * len(self._rotation[0])))
+        cos, sin = (table[list(at)] for table in self._rotation)
         return x, *self._layer.project(x, cos, sin)
 
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """What a head's file says of itself: kind, config, target (a fingerprint), provenance."""
-    with safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
+    def _output(self, x: Tensor, attended: Tensor) -> Tensor:
+        return self._layer.output(x, attended)
 
 
-def read_head(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
-    """Config and weights of a head's file, checked.
-
-    Raises:
-        ValueError: one sentence about what is wrong with the file.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            config = HeadConfig.from_metadata(file.metadata())
-            names = set(file.keys())
-            weights = {name: file.get_tensor(name) for name in config.shapes() if name in names}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"head {path} cannot be read: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"head {path}: {error}") from None
-    for name, shape in config.shapes().items():
-        if name not in weights:
-            raise ValueError(f"head {path} lacks tensor {name} of shape {list(shape)}")
-        if tuple(weights[name].shape) != shape:
-            found = list(weights[name].shape)
-            raise ValueError(f"head {path}: tensor {name} is {found}, not {list(shape)}")
-    return config, weights
-
-
-class MtpHead(LayerSteps):
-    """Drafts any token of the vocabulary; see `DraftHead` and `Head` for its methods.
+class MtpHead(DraftHead):
+    """A checkpoint's layer for multi-token prediction; it drafts any token of the vocabulary. A row's
+    bits depend on no other request's.
 
     Args:
-        predictor: the layer, with the model's embedding and head.
-
-    It runs on the CPU, wherever the target does. A row depends on no other request's.
+        layer: with the model's embedding and head.
     """
 
-    def __init__(self, predictor: MtpLayer) -> None:
-        c = predictor.config
-        self._predictor = predictor
-        self.width = c.vocab_size
-        self.common = DraftVocab(torch.arange(self.width), torch.empty(0, c.hidden_size))
+    def __init__(self, layer: MtpLayer) -> None:
+        c = layer.config
+        self._layer = layer
+        self.vocab_size = c.vocab_size
+        self.vocab = DraftVocab(torch.arange(c.vocab_size), torch.empty(0, c.hidden_size))
         self.config = HeadConfig(
             hidden=c.hidden_size,
             heads=c.heads,
@@ -219,38 +179,33 @@ class MtpHead(LayerSteps):
             head_dim=c.head_dim,
             neurons=c.moe_intermediate_size,
             layers=(c.layers - 1,),
-            vocabulary=self.width,
+            vocabulary=c.vocab_size,
             rope_theta=c.rope_theta,
             eps=c.rms_norm_eps,
             window=c.context,
             prompt=c.context,  # it was trained on whole texts
         )
+        sinks = layer.layer.attention.sinks
+        if sinks is not None and c.pangu_v2 is not None:
+            k, v = (
+                side[:, : c.pangu_v2.sinks].transpose(0, 1).float() for side in (sinks.k, sinks.v)
+            )
+            self.sinks = k, v
 
     def logits(
-        self, hidden: Tensor, words: Sequence[RequestVocab], sizes: Sequence[int]
+        self, hidden: Tensor, vocabs: Sequence[RequestVocab], sizes: Sequence[int]
     ) -> list[Tensor]:
-        return list(torch.split(self._predictor.logits(hidden), list(sizes)))
+        return list(torch.split(self._layer.logits(hidden), list(sizes)))
 
     def _fuse(self, features: Tensor) -> Tensor:
-        return self._predictor.normed(features.to("cpu"))
+        return self._layer.normed(features.to("cpu"))
 
-    def _enter(
-        self, hidden: Tensor, after: Sequence[int], positions: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = self._predictor.inputs(np.array(after, dtype=np.int64), hidden)
-        return x, *self._predictor.project(x, np.array(positions, dtype=np.int64))
+    def _project(self, hidden: Tensor, after: Sequence[int], at: Sequence[int]) -> Projected:
+        x = self._layer.inputs(np.array(after, dtype=np.int64), hidden)
+        return x, *self._layer.project(x, np.array(at, dtype=np.int64))
 
-    def _leave(self, x: Tensor, seen: Tensor) -> Tensor:
-        return self._predictor.outputs(x, seen)
-
-    def _commit(self, context: Context, k_NKD: Tensor, v_NKD: Tensor) -> None:
-        # the layer's sinks stand before every text
-        sinks = self._predictor.layer.attention.sinks
-        family = self._predictor.config.pangu_v2
-        if sinks is not None and family is not None and context.empty:
-            k, v = (side[:, : family.sinks].transpose(0, 1).float() for side in (sinks.k, sinks.v))
-            context.precede(k, v)
-        super()._commit(context, k_NKD, v_NKD)
+    def _output(self, x: Tensor, attended: Tensor) -> Tensor:
+        return self._layer.outputs(x, attended)
 
 
 def load_mtp(folder: Path, dtype: torch.dtype) -> MtpHead:

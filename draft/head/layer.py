@@ -1,4 +1,4 @@
-"""What a draft head computes, in training and in drafting alike, and its matrices in int8."""
+"""The arithmetic of a draft head's layer, in training and in drafting alike, and its matrices in int8."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ class Int8Matrix(NamedTuple):
 
 
 def linear_for(matrices: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
-    """(name, x f32 [..., m]) -> f32 [..., n], from matrices [n, m] in any float dtype."""
+    """(name, x f32 [..., m]) -> f32 [..., n], from matrices [n, m] in any float dtype, run in int8 where
+    this torch has int8 products."""
     if not (torch._C._has_mkldnn and hasattr(OPS, "qlinear_pointwise")):
         logger.info("the draft head runs in float32: this torch has no int8 products")
-        kept = {name: matrix.float() for name, matrix in matrices.items()}
-        return lambda name, x: F.linear(x, kept[name])
+        plain = {name: matrix.float() for name, matrix in matrices.items()}
+        return lambda name, x: F.linear(x, plain[name])
     packed = {name: _pack(matrix.float()) for name, matrix in matrices.items()}
     middle = MIDDLE_OF_7_BITS if overflows() else MIDDLE
 
@@ -81,7 +82,7 @@ Linear = Callable[[str, Tensor], Tensor]
 
 
 class HeadLayer:
-    """The arithmetic of one step of the head; attention itself is the caller's.
+    """One step of the head; attention itself is the caller's.
 
     Args:
         config: its shape.
@@ -96,13 +97,13 @@ class HeadLayer:
         self._linear = linear
 
     def fuse(self, features: Tensor) -> Tensor:
-        """Hidden states [..., H] from features [..., F]; each layer's are brought to one size."""
+        """Hidden states [..., H] from features [..., F]; the features of each layer are normed first."""
         sizes = features.view(*features.shape[:-1], -1, self.config.hidden)
         level = F.rms_norm(sizes, (self.config.hidden,), eps=self.config.eps)
         return self._linear("fuse", level.flatten(-2))
 
-    def enter(self, embedded: Tensor, hidden: Tensor) -> Tensor:
-        """The layer's input [..., H]: a token's embedding, and the hidden state before it."""
+    def input(self, embedded: Tensor, hidden: Tensor) -> Tensor:
+        """The layer's input [..., H], from a token's embedding and the hidden state before it."""
         pair = (self._norm("embedding_norm", embedded), self._norm("hidden_norm", hidden))
         return self._linear("entry", torch.cat(pair, -1))
 
@@ -112,21 +113,22 @@ class HeadLayer:
         mixed = self._linear("qkv", self._norm("attention_norm", x))
         mixed = mixed.view(*mixed.shape[:-1], -1, c.head_dim)
         q, k, v = torch.split(mixed, [c.heads, c.kv_heads, c.kv_heads], -2)
-        return turn(q, cos, sin), turn(k, cos, sin), v
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def leave(self, x: Tensor, seen: Tensor) -> Tensor:
-        """The layer's output [..., H], which is the next step's hidden state."""
-        x = x + self._linear("out", seen)
+    def output(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output [..., H], the next step's hidden state, from its input and what attention
+        gave."""
+        x = x + self._linear("out", attended)
         gate, up = self._linear("gate_up", self._norm("mlp_norm", x)).chunk(2, -1)
         return x + self._linear("down", F.silu(gate) * up)
 
-    def ready(self, hidden: Tensor) -> Tensor:
-        """What the head over the vocabulary multiplies, [..., H]."""
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """[..., H], normed as the rows of the vocabulary's head need it."""
         return self._norm("norm", hidden)
 
-    def logits(self, ready: Tensor) -> Tensor:
-        """[..., D] from what `ready` gave."""
-        return self._linear("head", ready)
+    def logits(self, normed: Tensor) -> Tensor:
+        """[..., D] from what `final_norm` gave."""
+        return self._linear("head", normed)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         return F.rms_norm(x, (self.config.hidden,), self._norms[name], self.config.eps)
@@ -139,7 +141,7 @@ def rotation(config: HeadConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
     return angles.cos().float()[..., None, :], angles.sin().float()[..., None, :]
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding (arXiv 2104.09864), first and second half of a head as pairs."""
     a, b = x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)

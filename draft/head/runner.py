@@ -1,116 +1,84 @@
-"""What runs a head: for texts that it numbers, it takes rows in and grows trees."""
+"""Runners of a draft head: they number texts, take rows and grow trees."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from loguru import logger
 from torch import Tensor
 
-from fastslow.draft.head.config import HeadConfig
-from fastslow.draft.head.head import Head, read_head, read_metadata
+from fastslow.draft.head.config import HeadConfig, read_head, read_metadata
+from fastslow.draft.head.head import DraftHead, TrainedHead
+from fastslow.draft.head.kv import HeadKV
 from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.draft.head.target import Ends, StoredEnds, fingerprint, read_ends, stored_ends
-from fastslow.draft.head.torch_runner import TorchRunner
+from fastslow.draft.head.tree import GrowingTree, grow_trees
 from fastslow.engine.backends.cpu import library
-from fastslow.engine.backends.cpu.draft_head import DraftKernels, DraftShape
+from fastslow.engine.backends.cpu.draft_head import DraftKernels, NewRows, TreeLimits
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Floats, Ints, Tree
 
 
 class HeadRunner(Protocol):
-    """Two of them: `TorchRunner`, plain, and `KernelRunner`, the compiled kernels of the CPU.
+    """Runs a head for many texts: `KernelRunner` on the compiled kernels, `TorchRunner` in plain torch.
 
-    A text's *chain* begins at the last row taken in and is drawn token by token from outside; `grow`
-    begins it anew.
+    A text's *chain* begins at its last row, and the caller chooses its tokens; `grow` begins it anew.
 
     Attributes:
-        layers: of the target, whose features are read.
-        hidden: H of the target.
-        width: V, of the target's vocabulary.
-        prompt: rows in front of a text's last one that are worth showing, the last ones; 0 = the head
-            was not trained to see a prompt.
+        config: of the head.
+        vocab_size: V, of the target.
     """
 
-    layers: tuple[int, ...]
-    hidden: int
-    width: int
-    prompt: int
+    config: HeadConfig
+    vocab_size: int
 
     def open(self, position: int) -> int:
-        """A new text whose first row will stand at a position; its number."""
+        """Begin a text whose first row has this position; its number."""
 
     def fork(self, text: int, drop: int) -> int:
-        """A new text with the rows of another one but its last `drop`, which stand one behind the
-        other; its number. It has no words of its own, and no tree or chain until `grow` takes in a row.
-        """
+        """Copy a text without its last `drop` rows, which have no gap; the copy's number. The copy has
+        no own tokens, and no tree or chain until `grow` adds a row."""
 
     def close(self, text: int) -> None:
-        """Forget a text."""
+        """Release a text."""
 
     def skip(self, text: int, position: int) -> None:
-        """A text's next row will stand there: rows between were never shown."""
+        """Set the position of a text's next row; the rows between are missing."""
 
-    def read(
-        self, texts: Sequence[int], sizes: Sequence[int], after: Sequence[int], features: Tensor
-    ) -> None:
-        """Take rows in that nothing is drafted from, at less than `grow` takes. A text has no tree
-        and no chain then until `grow` takes in a row behind them.
+    def read(self, rows: NewRows) -> None:
+        """Add rows that nothing is drafted from, in less time than `grow`. A text has no tree and no
+        chain then until `grow` adds a row behind them."""
 
-        Args:
-            texts: B of them, each once.
-            sizes: rows of each.
-            after: R tokens, text by text, each the one after its row.
-            features: [R, F] of these rows.
-        """
+    def add_tokens(self, text: int, tokens: Sequence[int]) -> None:
+        """Tokens of a text, which can be drafted for it from now on."""
 
-    def add_words(self, text: int, tokens: Sequence[int]) -> None:
-        """Tokens that came in a text: they can be drafted for it from now on."""
+    def vocab_ids(self, text: int) -> Ints:
+        """[D + E] token ids in the order of the logits: the shared ones, and the text's own."""
 
-    def words(self, text: int) -> Ints:
-        """[D + E] token ids, in the order of the logits: common ones, and the text's own."""
+    def grow(self, rows: NewRows, limits: TreeLimits) -> list[Tree]:
+        """Add rows, then give each text's tree of its likeliest nodes. A text may get no row; one that
+        never had a row gets no tree."""
 
-    def grow(
-        self,
-        texts: Sequence[int],
-        fresh: Sequence[int],
-        after: Sequence[int],
-        features: Tensor,
-        nodes: Sequence[int],
-        width: int,
-        depth: int,
-        least: Sequence[float],
-    ) -> list[Tree]:
-        """Take rows in, and give each text's tree of the likeliest paths.
-
-        Args:
-            texts: B of them, each once.
-            fresh: rows of each to take in first; a text that never had one gets no tree.
-            after: R tokens, text by text, each the one after its row.
-            features: [R, F] of these rows.
-            nodes: most nodes of each tree; 0 = none.
-            width: nodes of a depth that go on, and children of each; 1 gives chains.
-            depth: of the deepest node.
-            least: no node of a tree is less likely than this with all before it, 0..1.
-        """
-
-    def follow(self, texts: Sequence[int], tokens: Sequence[int]) -> None:
-        """One more token of each text's chain."""
+    def advance(self, texts: Sequence[int], tokens: Sequence[int]) -> None:
+        """Append one token to each text's chain."""
 
     def logits(self, text: int) -> Floats:
         """f32 [D + E] at the end of a text's chain; valid until the next call."""
 
 
-class KernelRunner:
-    """See `Runner`.
+class KernelRunner(DraftKernels):
+    """`HeadRunner` on the compiled kernels of the CPU.
 
     Args:
         config, weights: of the head.
         ends: of the target.
-        form: that its matrices are packed in.
+        form: of the packed matrices.
     """
 
     def __init__(
@@ -120,83 +88,133 @@ class KernelRunner:
         ends: Ends | StoredEnds,
         form: Format = Format.INT4,
     ) -> None:
-        self.layers = config.layers
-        self.hidden = config.hidden
-        self.width = len(ends.embedding)
-        self.prompt = config.prompt
         tokens = weights["tokens"].long()
-        shape = DraftShape(
-            hidden=config.hidden,
-            heads=config.heads,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            neurons=config.neurons,
-            rope_theta=config.rope_theta,
-            eps=config.eps,
-            window=config.window,
-        )
-        self._kernels = DraftKernels(shape, weights, ends.head, tokens, ends.embedding, form)
-        self._common = DraftVocab(tokens, ends.head)
-        self._words: dict[int, RequestVocab] = {}
-
-    def open(self, position: int) -> int:
-        number = self._kernels.open(position)
-        self._words[number] = RequestVocab(self._common)
-        return number
-
-    def fork(self, text: int, drop: int) -> int:
-        number = self._kernels.fork(text, drop)
-        self._words[number] = RequestVocab(self._common)
-        return number
+        super().__init__(config, weights, ends.head, tokens, ends.embedding, form)
+        self.config = config
+        self.vocab_size = len(ends.embedding)
+        self._shared = DraftVocab(tokens, ends.head)
+        self._vocabs: dict[int, RequestVocab] = {}
 
     def close(self, text: int) -> None:
-        del self._words[text]
-        self._kernels.close(text)
+        del self._vocabs[text]
+        super().close(text)
 
-    def skip(self, text: int, position: int) -> None:
-        self._kernels.skip(text, position)
+    def add_tokens(self, text: int, tokens: Sequence[int]) -> None:
+        vocab = self._vocabs[text]
+        if new := vocab.add(tokens):
+            self.extend_vocab(text, vocab.ids[-new:].tolist(), vocab.rows[-new:])
 
-    def read(
-        self, texts: Sequence[int], sizes: Sequence[int], after: Sequence[int], features: Tensor
-    ) -> None:
-        self._kernels.read(texts, sizes, after, features)
-
-    def add_words(self, text: int, tokens: Sequence[int]) -> None:
-        words = self._words[text]
-        before = len(words.ids)
-        words.add(tokens)
-        if len(words.ids) > before:
-            first = before - len(self._common.ids)
-            self._kernels.add_words(text, words.ids[before:].tolist(), words.rows[first:])
-
-    def words(self, text: int) -> Ints:
-        ids: Ints = self._words[text].ids.numpy()
+    def vocab_ids(self, text: int) -> Ints:
+        ids: Ints = self._vocabs[text].ids.numpy()
         return ids
 
-    def grow(
-        self,
-        texts: Sequence[int],
-        fresh: Sequence[int],
-        after: Sequence[int],
-        features: Tensor,
-        nodes: Sequence[int],
-        width: int,
-        depth: int,
-        least: Sequence[float],
-    ) -> list[Tree]:
-        if not texts:
-            return []
-        return self._kernels.grow(texts, fresh, after, features, nodes, width, depth, least)
+    def _opened(self, text: int) -> int:
+        number = super()._opened(text)
+        self._vocabs[number] = RequestVocab(self._shared)
+        return number
 
-    def follow(self, texts: Sequence[int], tokens: Sequence[int]) -> None:
-        self._kernels.advance(texts, tokens)
 
+@dataclass(slots=True)
+class _HeadText:
+    """hidden: [H], the head's output at the last row; tip, drawn: the same at the end of the chain, and
+    the chain's length."""
+
+    kv: HeadKV
+    vocab: RequestVocab
+    hidden: Tensor | None = None
+    tip: Tensor | None = None
+    drawn: int = 0
+
+
+class TorchRunner:
+    """`HeadRunner` in plain torch: the kernels are tested against it, and it runs without them."""
+
+    def __init__(self, head: DraftHead) -> None:
+        self.config = head.config
+        self.vocab_size = head.vocab_size
+        self._head = head
+        self._texts: dict[int, _HeadText] = {}
+        self._numbers = itertools.count()
+
+    def open(self, position: int) -> int:
+        return self._add(HeadKV(self.config, position))
+
+    def fork(self, text: int, drop: int) -> int:
+        return self._add(self._texts[text].kv.fork(drop))
+
+    def close(self, text: int) -> None:
+        del self._texts[text]
+
+    def skip(self, text: int, position: int) -> None:
+        self._texts[text].kv.skip(position)
+
+    @torch.inference_mode()
+    def read(self, rows: NewRows) -> None:
+        held = [self._texts[text] for text in rows.texts]
+        self._head.store(rows.features, rows.after, [text.kv for text in held], rows.sizes)
+        for text in held:
+            text.hidden = text.tip = None
+
+    def add_tokens(self, text: int, tokens: Sequence[int]) -> None:
+        self._texts[text].vocab.add(tokens)
+
+    def vocab_ids(self, text: int) -> Ints:
+        ids: Ints = self._texts[text].vocab.ids.numpy()
+        return ids
+
+    @torch.inference_mode()
+    def grow(self, rows: NewRows, limits: TreeLimits) -> list[Tree]:
+        held = [self._texts[text] for text in rows.texts]
+        fed = [(text, size) for text, size in zip(held, rows.sizes) if size]
+        if fed:
+            kvs = [text.kv for text, _ in fed]
+            sizes = [size for _, size in fed]
+            hidden = self._head.read(rows.features, rows.after, kvs, sizes)
+            for (text, _), row in zip(fed, hidden):
+                text.hidden = row
+        growing: dict[int, GrowingTree] = {}
+        for b, (text, nodes, least) in enumerate(zip(held, limits.nodes, limits.min_scores)):
+            text.tip, text.drawn = text.hidden, 0
+            text.kv.drop_draft()
+            if nodes > 0 and text.hidden is not None:
+                growing[b] = GrowingTree(text.kv, text.vocab, text.hidden, nodes, least)
+        trees = [Tree()] * len(held)
+        grown = grow_trees(self._head, list(growing.values()), limits.width, limits.depth)
+        for b, tree in zip(growing, grown):
+            trees[b] = tree
+            held[b].kv.drop_draft()
+        return trees
+
+    @torch.inference_mode()
+    def advance(self, texts: Sequence[int], tokens: Sequence[int]) -> None:
+        held = [self._texts[text] for text in texts]
+        hidden = torch.stack([_tip(text) for text in held])
+        kvs = [text.kv for text in held]
+        out = self._head.step(hidden, tokens, kvs, [[text.drawn - 1] for text in held])
+        for text, row in zip(held, out):
+            text.tip = row
+            text.drawn += 1
+
+    @torch.inference_mode()
     def logits(self, text: int) -> Floats:
-        return self._kernels.logits(text)
+        held = self._texts[text]
+        found: Floats = self._head.logits(_tip(held)[None], [held.vocab], [1])[0][0].numpy()
+        return found
+
+    def _add(self, kv: HeadKV) -> int:
+        number = next(self._numbers)
+        self._texts[number] = _HeadText(kv, RequestVocab(self._head.vocab))
+        return number
+
+
+def _tip(text: _HeadText) -> Tensor:
+    """There is one as soon as `grow` took a row."""
+    assert text.tip is not None
+    return text.tip
 
 
 def load_head(path: Path, target: Path) -> HeadRunner:
-    """The head in a file, for the target in a checkpoint folder; on the CPU, wherever that one runs.
+    """The head in a file, for the target in a checkpoint folder; on the CPU, wherever the target runs.
 
     Raises:
         ValueError: one sentence about a file that is no head, or one of another target.
@@ -224,8 +242,8 @@ def load_head(path: Path, target: Path) -> HeadRunner:
 def runner_of(
     config: HeadConfig, weights: dict[str, Tensor], ends: Ends | StoredEnds
 ) -> HeadRunner:
-    """On the compiled kernels where they run, else in torch, which one log line says."""
+    """On the compiled kernels where they run, else in torch, with one line in the log."""
     if isinstance(ends, StoredEnds) or library.available():
         return KernelRunner(config, weights, ends)
     logger.info("the draft head runs in plain torch, where it takes longer than it may bring")
-    return TorchRunner(Head(config, weights, ends))
+    return TorchRunner(TrainedHead(config, weights, ends))

@@ -1,4 +1,4 @@
-"""What a head's drafter holds for a text: its rows, and the tokens that it can be drafted."""
+"""What the head drafter holds for a text: its rows, and the tokens that it can be drafted."""
 
 from __future__ import annotations
 
@@ -11,118 +11,109 @@ from torch import Tensor
 
 from fastslow.engine.model.row_file import RowFile
 
-MOST = 512  # own tokens: names and numbers of a prompt, not a long document's whole vocabulary
+MAX_OWN = 512  # own tokens: names and numbers of a prompt, not a long document's whole vocabulary
 
 
 class DraftVocab:
-    """The draft vocabulary that all requests share, with the target's head to add rows from.
+    """The draft vocabulary that all requests share.
 
     Args:
-        tokens: int64 [D].
-        head: [V, H], the target's; rows of it are read when they are needed.
-
-    Attributes:
-        ids: `tokens`.
-        known: the same, to look up.
+        ids: int64 [D], its tokens.
+        head: [V, H], the target's; rows are read from it when a text needs them.
     """
 
-    def __init__(self, tokens: Tensor, head: Tensor | RowFile) -> None:
-        self.ids = tokens
-        self.known = frozenset(tokens.tolist())
+    def __init__(self, ids: Tensor, head: Tensor | RowFile) -> None:
+        self.ids = ids
+        self.known = frozenset(ids.tolist())
         self.head = head
 
 
 class RequestVocab:
-    """Grows with the text.
-
-    Args:
-        common: what every request can be drafted.
+    """The tokens that can be drafted in one text: `shared`, and those of the text itself.
 
     Attributes:
-        ids: int64 [D + E], the common tokens and then the own ones.
-        rows: f32 [E, H], the target's head rows of the own ones.
+        ids: int64 [D + E], the shared tokens and then the text's own.
+        rows: f32 [E, H], the target's head rows of its own tokens.
     """
 
-    def __init__(self, common: DraftVocab) -> None:
-        self._common = common
+    def __init__(self, shared: DraftVocab) -> None:
+        self._shared = shared
         self._own: dict[int, None] = {}
-        self.ids = common.ids
-        self.rows = torch.empty(0, common.head.shape[1])
+        self.ids = shared.ids
+        self.rows = torch.empty(0, shared.head.shape[1])
 
-    def add(self, tokens: Iterable[int]) -> None:
-        """Tokens that came in the text."""
+    def add(self, tokens: Iterable[int]) -> int:
+        """Add tokens of the text; gives how many were new."""
         before = len(self._own)
         for token in tokens:
-            if token not in self._common.known and len(self._own) < MOST:
+            if token not in self._shared.known and len(self._own) < MAX_OWN:
                 self._own[token] = None
         if len(self._own) > before:
             own = torch.tensor(list(self._own))
-            self.ids = torch.cat((self._common.ids, own))
-            fresh = self._common.head[own[before:]].to("cpu", torch.float32)
+            self.ids = torch.cat((self._shared.ids, own))
+            fresh = self._shared.head[own[before:]].to("cpu", torch.float32)
             self.rows = torch.cat((self.rows, fresh))
+        return len(self._own) - before
 
 
 @dataclass(slots=True)
-class State:
+class HeadState:
     """What is held for a text.
 
     Attributes:
         text: its number in the runner.
-        position: of the next row to take in.
+        position: of the next row that the runner takes.
         tokens: of the text; the engine adds to them.
-        since: rows from here to `position` are there, without a gap.
-        features, after: committed rows not taken in yet, and the token after each.
-        begun: whether the last row that is known is one to draft from.
+        first: rows from this position to `position` are held without a gap.
+        features, after: committed rows that the runner does not have yet, and the token after each.
+        can_draft: whether the last known row is one to draft from.
     """
 
     text: int
     position: int
     tokens: list[int]
-    since: int
+    first: int
     features: list[Tensor] = field(default_factory=list)
     after: list[int] = field(default_factory=list)
-    begun: bool = False
+    can_draft: bool = False
 
     @property
     def end(self) -> int:
-        """The position after the last row that is known."""
+        """The position after the last known row."""
         return self.position + len(self.after)
 
-    def skip(self, position: int) -> None:
-        """The next row stands there."""
-        self.position = self.since = position
+    def flushed(self) -> None:
+        """The runner has all rows now."""
+        self.position = self.end
+        self.features, self.after = [], []
 
-    def shared(self, tokens: list[int], first: int) -> int:
-        """How many rows in front of `first` a text of these tokens can take over; 0 = none."""
-        end = min(first, self.position)
+    def shared_rows(self, tokens: list[int], end: int) -> int:
+        """How many of its rows before `end` a text of these tokens can reuse."""
+        end = min(end, self.position)
         # a row is made of its token's features and of the token behind it
-        alike = end > self.since and self.tokens[: end + 1] == tokens[: end + 1]
-        return end if alike else 0
+        same = end > self.first and self.tokens[: end + 1] == tokens[: end + 1]
+        return end if same else 0
 
 
 class FinishedTexts:
-    """Texts that have ended, the latest ones: a next turn begins as one of them, and its target finds
-    their rows in the prefix cache and shows them to nobody.
+    """The latest finished texts, `max_rows` rows in all: a next turn begins like one of them, and its
+    target finds their rows in the prefix cache and so gives no features for them."""
 
-    Args:
-        most: rows of all of them together.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
         self._rows = 0
-        self._states: deque[State] = deque()
+        self._states: deque[HeadState] = deque()
 
-    def __iter__(self) -> Iterator[State]:
+    def __iter__(self) -> Iterator[HeadState]:
         return iter(self._states)
 
-    def add(self, state: State) -> Iterable[State]:
-        """Keep a text; gives those that are kept no longer."""
+    def add(self, state: HeadState) -> list[HeadState]:
+        """Add a text; gives the texts that are dropped for it."""
         state.features, state.after = [], []
         self._states.append(state)
         self._rows += state.position
-        gone = []
-        while self._rows > self._most:
-            gone.append(self._states.popleft())
-            self._rows -= gone[-1].position
-        return gone
+        dropped = []
+        while self._rows > self._max_rows:
+            dropped.append(self._states.popleft())
+            self._rows -= dropped[-1].position
+        return dropped

@@ -1,17 +1,13 @@
-"""What a head takes from its target's checkpoint: embeddings, head rows, and a start for training."""
+"""The parts of a target's checkpoint that a head uses."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from fastslow.draft.head.config import NORMS, HeadConfig
 from fastslow.engine.model.checkpoint import Checkpoint, floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.row_file import RowFile
@@ -19,7 +15,7 @@ from fastslow.engine.model.row_file import RowFile
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The target's two ends, which the head shares.
+    """The target's embedding and head, which the draft head shares.
 
     Attributes:
         embedding: [V, H] in the checkpoint's dtype.
@@ -34,18 +30,14 @@ class Ends:
 
 @dataclass(frozen=True, slots=True)
 class StoredEnds:
-    """The same in the checkpoint's file, for whoever needs few rows.
-
-    Attributes:
-        embedding, head: as in `Ends`.
-    """
+    """The same, left in the checkpoint's file and read row by row."""
 
     embedding: RowFile
     head: RowFile
 
 
 def stored_ends(folder: Path) -> StoredEnds | None:
-    """The ends of the model in a checkpoint folder, left there; None where they have to be read."""
+    """The ends of the model in a checkpoint folder; None where they have to be read whole."""
     config = ModelConfig.from_folder(folder)
     checkpoint = Checkpoint.own(folder, config)
     embedding = checkpoint.rows("model.embed_tokens.weight")
@@ -63,7 +55,7 @@ def read_ends(folder: Path) -> Ends:
 
 
 def fingerprint(folder: Path) -> str:
-    """Tells a target from others, by its shape, its norms and the queries of its last layer."""
+    """A digest of the target's shape, its norms and the queries of its last layer."""
     config = ModelConfig.from_folder(folder)
     last = f"model.layers.{config.layers - 1}"
     names = (
@@ -78,61 +70,3 @@ def fingerprint(folder: Path) -> str:
         for name in names:
             digest.update(read(name).float().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def draft_vocabulary(tokens: Iterable[int], size: int, vocabulary: int, least: int = 3) -> Tensor:
-    """int32 [size], ascending: the commonest tokens, then the lowest ids, which merge first.
-
-    Args:
-        tokens: of the target's answers.
-        size: tokens that can be drafted; at most `vocabulary`, the target's.
-        least: how often a token must have come to be called common.
-    """
-    common = [token for token, count in Counter(tokens).most_common(size) if count >= least]
-    known = set(common)
-    others = (token for token in range(vocabulary) if token not in known)
-    filled = [*common, *(token for _, token in zip(range(size - len(common)), others))]
-    return torch.tensor(sorted(filled), dtype=torch.int32)
-
-
-def first_weights(
-    folder: Path, layers: tuple[int, ...], tokens: Tensor, seed: int = 0
-) -> tuple[HeadConfig, dict[str, Tensor]]:
-    """An untrained head, f32. It passes on the last of `layers`, and its own layer adds nothing yet.
-
-    Args:
-        folder: of the target, whose heads and widths the head's layer takes (of a MoGE layer the
-            shared expert's).
-        layers: target layers whose outputs are fused.
-        tokens: int32 [D], the draft vocabulary.
-        seed: of what is random.
-    """
-    c = ModelConfig.from_folder(folder)
-    config = HeadConfig(
-        hidden=c.hidden_size,
-        heads=c.heads,
-        kv_heads=c.kv_heads,
-        head_dim=c.head_dim,
-        neurons=c.shared_intermediate_size or c.intermediate_size,
-        layers=layers,
-        vocabulary=len(tokens),
-        rope_theta=c.rope_theta,
-        eps=c.rms_norm_eps,
-    )
-    shapes = config.shapes()
-    random = torch.Generator().manual_seed(seed)
-
-    def noise(name: str, size: float) -> Tensor:
-        return torch.randn(shapes[name], generator=random) * size
-
-    table = {name: torch.ones(shapes[name]) for name in NORMS} | {"tokens": tokens}
-    table["norm"] = read_ends(folder).norm.float()
-    # The last layer's features come last, and so does the hidden state in front of the layer.
-    for name in ("fuse", "entry"):
-        table[name] = noise(name, 0.02)
-        table[name][:, -c.hidden_size :] += torch.eye(c.hidden_size)
-    for name in ("qkv", "gate_up"):
-        table[name] = noise(name, c.hidden_size**-0.5)
-    for name in ("out", "down"):
-        table[name] = torch.zeros(shapes[name])
-    return config, table

@@ -1,6 +1,6 @@
-"""Trees of the likeliest paths: grown depth by depth, then cut to the budget.
+"""Drafts of a head while they grow: trees depth by depth, cut to the budget, and sampled chains.
 
-EAGLE-2, arXiv 2406.16858.
+Trees are those of EAGLE-2, arXiv 2406.16858.
 """
 
 from __future__ import annotations
@@ -14,40 +14,38 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from fastslow.draft.head.context import Context, DraftHead
-from fastslow.draft.head.state import RequestVocab, State
+from fastslow.draft.base import DraftChain
+from fastslow.draft.head.head import DraftHead
+from fastslow.draft.head.kv import HeadKV
+from fastslow.draft.head.state import HeadState, RequestVocab
 from fastslow.draft.merge import likeliest_first
-from fastslow.engine.sampling.rng import Purpose, draw, stream
-from fastslow.engine.types import (
-    Floats,
-    OneHot,
-    RequestView,
-    TargetProbs,
-    Tree,
-)
+from fastslow.engine.types import Floats, OneHot, RequestView, TargetProbs, Tree
+
+NO_MASS = -1e30  # a logit: no probability at any temperature, and still a finite number
 
 
-class Growing:
-    """One request's tree while it grows.
+class GrowingTree:
+    """One text's tree while it grows.
 
     Args:
-        context, words: the request's.
+        kv, vocab: the text's.
         root: [H], the head's output at its last row.
         nodes: most nodes.
-        least: nodes less likely than this, with all before them, are left out; 0..1.
+        min_score: nodes less likely than this, with all before them, are left out; 0..1.
 
     Attributes:
-        tokens, parents, scores: of all nodes so far; a score is the path's log-probability.
-        frontier: nodes that go on.
-        rows: node -> its row in the context's draft, for nodes that went on.
+        tokens, parents, scores: of all nodes so far; a score is the log-probability of the node and all
+            before it.
+        frontier: nodes that get children next.
+        rows: node -> its row among the draft's, for nodes that got children.
     """
 
     def __init__(
-        self, context: Context, words: RequestVocab, root: Tensor, nodes: int, least: float = 0.0
+        self, kv: HeadKV, vocab: RequestVocab, root: Tensor, nodes: int, min_score: float = 0.0
     ) -> None:
-        self._least = math.log(least) if least > 0 else -math.inf
-        self.context = context
-        self.words = words
+        self._min_score = math.log(min_score) if min_score > 0 else -math.inf
+        self.kv = kv
+        self.vocab = vocab
         self.root = root
         self.nodes = nodes
         self.tokens: list[int] = []
@@ -56,12 +54,12 @@ class Growing:
         self.frontier: list[int] = [-1]
         self.rows: dict[int, int] = {-1: -1}
 
-    def sprout(self, logits: Tensor, width: int) -> None:
-        """Children of the frontier, the `width` likeliest of each, from logits [frontier, D + E]."""
+    def expand(self, logits: Tensor, width: int) -> None:
+        """The `width` likeliest children of each node of the frontier; logits [frontier, D + E]."""
         first = len(self.tokens)
         log_q = torch.log_softmax(logits, -1)
         values, places = torch.topk(log_q, min(width, log_q.shape[-1]))
-        ids = self.words.ids[places].tolist()
+        ids = self.vocab.ids[places].tolist()
         for parent, scores, tokens in zip(self.frontier, values.tolist(), ids):
             base = self.scores[parent] if parent >= 0 else 0.0
             self.scores += [base + score for score in scores]
@@ -70,12 +68,12 @@ class Growing:
         fresh = range(first, len(self.tokens))
         # A node that is not among the best so far has no child that is.
         bar = sorted(self.scores, reverse=True)[min(self.nodes, len(self.scores)) - 1]
-        bar = max(bar, self._least)
+        bar = max(bar, self._min_score)
         best = sorted(fresh, key=lambda node: -self.scores[node])[:width]
         self.frontier = sorted(node for node in best if self.scores[node] >= bar)
 
-    def follow(self) -> list[int]:
-        """The draft row that each node of the frontier follows; they become rows themselves."""
+    def take_rows(self) -> list[int]:
+        """Number the rows of the frontier; gives the row of each node's parent."""
         parents = [self.rows[self.parents[node]] for node in self.frontier]
         for node in self.frontier:
             self.rows[node] = len(self.rows) - 1
@@ -83,23 +81,23 @@ class Growing:
 
     def tree(self) -> Tree:
         """The likeliest nodes within the budget; a parent is never less likely than its child."""
-        likely = (n for n, score in enumerate(self.scores) if score >= self._least)
+        likely = (n for n, score in enumerate(self.scores) if score >= self._min_score)
         best = sorted(likely, key=lambda node: (-self.scores[node], node))[: self.nodes]
-        kept = likeliest_first(self.parents, self.scores, best)
-        place = {node: i for i, node in enumerate(kept)} | {-1: -1}
+        order = likeliest_first(self.parents, self.scores, best)
+        place = {node: i for i, node in enumerate(order)} | {-1: -1}
         return Tree(
-            [self.tokens[node] for node in kept],
-            [place[self.parents[node]] for node in kept],
-            scores=[math.exp(self.scores[node]) for node in kept],
+            [self.tokens[node] for node in order],
+            [place[self.parents[node]] for node in order],
+            scores=[math.exp(self.scores[node]) for node in order],
         )
 
 
-def grow_trees(head: DraftHead, trees: Sequence[Growing], width: int, depth: int) -> list[Tree]:
+def grow_trees(head: DraftHead, trees: Sequence[GrowingTree], width: int, depth: int) -> list[Tree]:
     """All trees in lockstep, one small step of the head a depth.
 
     Args:
-        trees: one for each request, nothing grown yet.
-        width: nodes that go on from each depth, and children of each.
+        trees: one for each text, nothing grown yet.
+        width: nodes of a depth that get children, and children of each.
         depth: of the deepest node.
     """
     active = list(trees)
@@ -109,9 +107,9 @@ def grow_trees(head: DraftHead, trees: Sequence[Growing], width: int, depth: int
             break
         fronts = [tree.frontier for tree in active]
         sizes = [len(front) for front in fronts]
-        logits = head.logits(hidden, [tree.words for tree in active], sizes)
+        logits = head.logits(hidden, [tree.vocab for tree in active], sizes)
         for tree, logits_FD in zip(active, logits):
-            tree.sprout(logits_FD, width)
+            tree.expand(logits_FD, width)
         starts = [0, *accumulate(sizes)]
         going = [i for i, tree in enumerate(active) if tree.frontier and level < depth]
         rows = [
@@ -122,49 +120,47 @@ def grow_trees(head: DraftHead, trees: Sequence[Growing], width: int, depth: int
         active = [active[i] for i in going]
         if active:
             after = [tree.tokens[node] for tree in active for node in tree.frontier]
-            contexts = [tree.context for tree in active]
-            hidden = head.step(hidden[rows], after, contexts, [tree.follow() for tree in active])
+            kvs = [tree.kv for tree in active]
+            hidden = head.step(hidden[rows], after, kvs, [tree.take_rows() for tree in active])
     return [tree.tree() for tree in trees]
 
 
-NOWHERE = -1e30  # a logit: no mass at any temperature, and still a finite number
-
-
 class HeadChain:
-    """One request's chain while it is drafted."""
+    """One request's chain while it is drafted; `nodes` are the most."""
 
-    def __init__(self, request: RequestView, state: State, most: int) -> None:
+    def __init__(self, request: RequestView, state: HeadState, nodes: int) -> None:
         self.request = request
         self.state = state
-        self.most = most
-        # new in each step: a rule may have looked at what a number behind a refused token gave
-        self._draws = stream(request.seed, len(request.tokens), Purpose.DRAFT)
-        self.drafted: list[int] = []
-        self._laws: list[Floats] = []
-        self._scores: list[float] = []  # of chosen tokens: the head's probability of the path
+        self.nodes = nodes
+        self._chain = DraftChain(request)
+        self._scores: list[
+            float
+        ] = []  # of chosen tokens: the head's probability of the chain so far
 
-    def extend(self, logits_V: Tensor, known: Floats, law: TargetProbs) -> None:
-        """One more token; the chain ends where there is no law. `known`: the logits with mass."""
+    @property
+    def drafted(self) -> list[int]:
+        return self._chain.tokens
+
+    def extend(self, logits_V: Tensor, known: Floats, target_probs: TargetProbs) -> None:
+        """One more token; the chain ends where no probabilities can be made.
+
+        Args:
+            logits_V: f32 [V], NO_MASS for tokens that cannot be drafted.
+            known: f32 [D + E], the other logits.
+            target_probs: logits -> probabilities under the request's parameters.
+        """
         try:
-            decided = law(logits_V, self.request, self.drafted)
+            probs = target_probs(logits_V, self.request, self.drafted)
         except FloatingPointError as error:  # its neighbours' drafts go on
             logger.warning("a draft of {} tokens ends: {}", len(self.drafted), error)
-            self.most = len(self.drafted)
+            self.nodes = len(self.drafted)
             return
-        if isinstance(decided, OneHot):
-            self.drafted.append(decided.token)
-            logit = float(logits_V[decided.token])
-            forced = logit <= NOWHERE  # by a thinking budget: the head has no word for it
+        token = self._chain.add(probs)
+        if isinstance(probs, OneHot):
+            logit = float(logits_V[token])
+            forced = logit <= NO_MASS  # by a thinking budget: the head cannot draft this token
             sure = 1.0 if forced else 1 / float(np.exp(known - logit).sum())
             self._scores.append(min(1.0, sure) * (self._scores[-1] if self._scores else 1.0))
-            return
-        if self.request.reproducible:  # with the numbers that the target's tokens are drawn with
-            place = len(self.request.tokens) + len(self.drafted)
-            self.drafted.append(draw(decided, stream(self.request.seed, place, Purpose.ACCEPT)))
-            return
-        self.drafted.append(draw(decided, self._draws))
-        self._laws.append(decided)
 
     def tree(self) -> Tree:
-        probs = np.stack(self._laws) if self._laws else None
-        return Tree.chain(self.drafted, probs, self._scores or None)
+        return self._chain.tree(self._scores or None)

@@ -1,80 +1,144 @@
-"""The drafting model whose tokens are the target's, all or most of them."""
+"""Drafting by a model, all requests of the batch in lockstep: one small forward a level."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
 
-from fastslow.draft.model.branches import TreeRun
-from fastslow.draft.model.chain import ChainRun
+from loguru import logger
+
+from fastslow.draft.base import BaseDrafter
 from fastslow.draft.model.kv import DraftKV, DraftText
-from fastslow.draft.model.lexicon import Lexicon, SameLexicon
-from fastslow.draft.model.lockstep import Lockstep, Run
+from fastslow.draft.model.runs import ChainRun, DraftRun, TreeRun
+from fastslow.draft.model.vocab import VocabMap
 from fastslow.engine.model.base import Model
-from fastslow.engine.types import RequestView, TargetProbs
+from fastslow.engine.types import ModelOutput, RequestView, Rows, TargetProbs, Tree
+
+READ_ROWS = 512  # of text in one forward: a long prompt is read piece by piece
 
 
-class ModelDraft(Lockstep):
-    """Chains from a model, or trees where there is nothing to sample.
+class LockstepDraft(BaseDrafter, ABC):
+    """The loop that drafting models share; `_begin` makes a request's draft.
 
-    At temperature 0 the nodes are chosen: the best token after each, or with `width` above 1 a
-    tree of the likeliest paths. Else a chain is sampled from the draft model's own law under the
-    request's parameters, and that law is handed on as `probs`.
+    Rows come from integers and logits stay on the model's device, which may differ from the target's:
+    only probabilities, drafted tokens and scores come back.
 
     Args:
-        model: the drafting model, on any device; for self-speculation the target, or
-            `target.layer_subset(layers)`.
+        model: the drafting model.
         kv: `OwnKV` for a separate model, `BorrowedKV` for the target itself.
-        law: logits -> law under a request's parameters.
-        groups: routed groups to run; None = all, 0 = shared experts only. A request that runs
-            fewer groups itself drafts with its own number.
-        width: most children of a node; 1 = chains.
-        lexicon: between the models' tokens, where their vocabularies differ.
-        only_best: whether a request's laws are certain and need no logits but the place of the
-            largest, which a model may find at less cost; None = of no request.
 
     Raises:
-        ValueError: width below 1; the KV lies on another device than the model.
+        ValueError: the KV is on another device than the model.
+    """
+
+    def __init__(self, model: Model, kv: DraftKV) -> None:
+        device, found = model.device, kv.cache.storage.device
+        if found.type != device.type or device.index not in (None, found.index):
+            raise ValueError(f"the draft's KV is on {found}, but must be on {device}")
+        self._model = model
+        self._kv = kv
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        begun = [self._begin(r, n) if n > 0 else None for r, n in zip(batch, nodes)]
+        runs = [run for run in begun if run is not None]
+        self._prefill([run.text for run in runs])
+        while active := [run for run in runs if run.open]:
+            self._step(active)
+        for run in runs:
+            self._kv.written(run.text)
+        return [Tree() if run is None else run.tree() for run in begun]
+
+    def release(self, requests: Collection[int]) -> None:
+        self._kv.release(requests)
+
+    @abstractmethod
+    def _begin(self, request: RequestView, nodes: int) -> DraftRun | None:
+        """A draft of at most so many nodes; None = this request gets none."""
+
+    def _prefill(self, texts: Sequence[DraftText]) -> None:
+        """Read long texts, up to a rest that one forward takes."""
+        cache = self._kv.cache
+        while sum(text.pending for text in texts) > max(READ_ROWS, len(texts)):
+            left, segments = READ_ROWS, []
+            for text in texts:
+                size = min(text.pending - 1, left)
+                if size > 0:
+                    segments.append(text.segment(cache, size))
+                    left -= size
+            self._model.forward(Rows.of(segments), cache.storage)
+
+    def _step(self, active: Sequence[DraftRun]) -> None:
+        parts = [run.rows(self._kv.cache) for run in active]
+        rows = Rows.of([segment for part in parts for segment in part])
+        out = self._model.forward(rows, self._kv.cache.storage)
+        first = 0
+        for run, part in zip(active, parts):
+            own = slice(first, first + len(part))
+            try:
+                run.take(ModelOutput(out.logits[own], None, out.best[own]))
+            except FloatingPointError as error:  # its neighbours' drafts go on
+                logger.warning("a draft ends early: {}", error)
+                run.stop()
+            first += len(part)
+
+
+class ModelDraft(LockstepDraft):
+    """Drafts with a model whose tokens are the target's, all or most of them.
+
+    At temperature 0 the nodes are chosen: the best token after each, or with `width` above 1 a tree of
+    the likeliest nodes. Else a chain is sampled from the draft model's own probabilities under the
+    request's parameters.
+
+    Args:
+        model, kv: see `LockstepDraft`; for self-speculation the model is the target, or
+            `target.layer_subset(layers)`.
+        target_probs: logits -> probabilities under a request's parameters.
+        groups: routed groups to run; None = all, 0 = shared experts only. A request that runs fewer
+            groups itself drafts with its own number.
+        width: most children of a node; 1 = chains.
+        vocab_map: between the models' tokens, where their vocabularies differ.
+        only_best: whether the largest logit alone decides a request's tokens, which a model may find
+            at less cost; None = for no request.
+
+    Raises:
+        ValueError: width below 1; the KV is on another device than the model.
     """
 
     def __init__(
         self,
         model: Model,
         kv: DraftKV,
-        law: TargetProbs,
+        target_probs: TargetProbs,
         groups: int | None = None,
         width: int = 1,
-        lexicon: Lexicon | None = None,
+        vocab_map: VocabMap | None = None,
         only_best: Callable[[RequestView], bool] | None = None,
     ) -> None:
         super().__init__(model, kv)
         if width < 1:
             raise ValueError(f"width={width} must be at least 1")
-        self._law = law
+        self._target_probs = target_probs
         self._groups = groups
         self._width = width
-        self._lexicon = lexicon or SameLexicon()
-        # a lexicon needs the logits of all that both models can say
-        self._only_best = only_best if lexicon is None else None
+        self._vocab_map = vocab_map or VocabMap()
+        # a map needs the logits of all tokens that both models have
+        self._only_best = only_best if vocab_map is None else None
 
     def release(self, requests: Collection[int]) -> None:
         super().release(requests)
-        self._lexicon.release(requests)
+        self._vocab_map.release(requests)
 
-    def _begin(self, request: RequestView, most: int) -> Run | None:
-        tokens = list(self._lexicon.text(request))
-        if not tokens or len(tokens) + most > self._model.config.context:
+    def _begin(self, request: RequestView, nodes: int) -> DraftRun | None:
+        tokens = list(self._vocab_map.text(request))
+        if not tokens or len(tokens) + nodes > self._model.config.context:
             return None
-        groups = self._groups_for(request)
+        groups = self._groups
+        if groups is not None and request.groups is not None:
+            groups = min(groups, request.groups)
         text = DraftText(request, tokens, len(tokens) - 1, groups, request.max_len)
-        if not self._kv.ready(text, most):
+        if not self._kv.prepare(text, nodes):
             return None
-        branching = self._width > 1 and request.params.temperature == 0
-        text.only_best = not branching and self._only_best is not None and self._only_best(request)
-        if branching:
-            return TreeRun(text, most, self._width, self._law, self._lexicon)
-        return ChainRun(text, most, self._law, self._lexicon)
-
-    def _groups_for(self, request: RequestView) -> int | None:
-        if self._groups is None or request.groups is None:
-            return self._groups
-        return min(self._groups, request.groups)
+        if self._width > 1 and request.params.temperature == 0:
+            return TreeRun(text, nodes, self._width, self._target_probs, self._vocab_map)
+        text.only_best = self._only_best is not None and self._only_best(request)
+        return ChainRun(text, nodes, self._target_probs, self._vocab_map)

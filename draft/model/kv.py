@@ -1,114 +1,32 @@
-"""Where a drafting model keeps keys and values, and a request's text as it reads it."""
+"""A request's text in the draft model's tokens, and the cache that holds its keys and values."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.types import RequestView, Segment
 
 
-class DraftKV(Protocol):
-    """Where a drafting model keeps keys and values."""
-
-    cache: KVCache
-
-    def ready(self, text: DraftText, nodes: int) -> bool:
-        """Make room for the draft and set `text.valid`; False = no draft can be made."""
-
-    def wrote(self, text: DraftText) -> None:
-        """The rows of `text.valid` tokens stand in the cache now."""
-
-    def release(self, requests: Collection[int]) -> None: ...
-
-
-class BorrowedKV:
-    """The target's own pages: reads its committed KV, scribbles on slots that verification rewrites.
-
-    Args:
-        cache: the target's; the scheduler has reserved room for the draft nodes.
-    """
-
-    def __init__(self, cache: KVCache) -> None:
-        self.cache = cache
-
-    def ready(self, text: DraftText, nodes: int) -> bool:
-        request = text.request
-        # While a prompt is read its KV is not there yet, and reading it here would be done twice.
-        # Nor is a first token drafted after a prefix hit: a seed gives the same answer either way.
-        answering = len(request.tokens) > request.prompt_length
-        pending = len(request.tokens) - request.computed
-        text.valid = request.computed
-        return answering and pending == 1
-
-    def wrote(self, text: DraftText) -> None:
-        """Scratch: forgotten at once."""
-
-    def release(self, requests: Collection[int]) -> None:
-        """The target gives its own pages back."""
-
-
-class OwnKV:
-    """Pages of the draft model's own, rewound to what the target accepted.
-
-    Args:
-        cache: a cache shaped for the draft model, on its device.
-    """
-
-    def __init__(self, cache: KVCache) -> None:
-        self.cache = cache
-        self._written: dict[int, list[int]] = {}  # tokens whose rows stand in the cache
-
-    def ready(self, text: DraftText, nodes: int) -> bool:
-        number, tokens = text.request.id, text.tokens
-        if number not in self._written:
-            cached = self.cache.open(number, tokens, None, text.stays)
-            self._written[number] = tokens[:cached]
-        if not self.cache.reserve(number, len(tokens) + nodes):
-            return False
-        written = self._written[number]
-        text.valid = _common(written, tokens[:-1])
-        del written[text.valid :]
-        return True
-
-    def wrote(self, text: DraftText) -> None:
-        stands = text.tokens[: text.valid]
-        self._written[text.request.id] = stands
-        self.cache.advance(text.request.id, text.stays, stands)
-
-    def release(self, requests: Collection[int]) -> None:
-        for request in requests:
-            if self._written.pop(request, None) is not None:
-                self.cache.close(request)
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    for i, (x, y) in enumerate(zip(a, b)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
-
-
 @dataclass(slots=True)
 class DraftText:
-    """Tokens of the draft model: the request's text, and behind it a chain that is being drafted.
+    """The request's text, and behind it a chain that is being drafted.
 
     Attributes:
         request: whose text it is.
-        tokens: its own list, which a chain appends to; at least one.
-        stays: how many of them, but for the last, no later text of the request will change.
+        tokens: of the draft model, a list of its own that a chain appends to; at least one.
+        stable: how many tokens, without the last one, no later text of the request will change.
         groups: routed groups to run; None = all.
         max_len: the longest text this may become, in the draft model's tokens.
-        only_best: whether the likeliest token is all that is wanted of the model.
-        valid: how many of them have their KV in the draft model's cache.
+        only_best: whether the model's likeliest token is enough.
+        valid: how many tokens have their KV in the draft model's cache.
     """
 
     request: RequestView
     tokens: list[int]
-    stays: int
+    stable: int
     groups: int | None
     max_len: int
     only_best: bool = False
@@ -120,7 +38,7 @@ class DraftText:
         return len(self.tokens) - self.valid
 
     def segment(self, cache: KVCache, size: int, outputs: Sequence[int] = ()) -> Segment:
-        """Rows for the next `size` tokens, valid from now on."""
+        """Rows of the next `size` tokens, valid from now on."""
         first, last = self.valid, self.valid + size
         self.valid = last
         return Segment(
@@ -136,5 +54,70 @@ class DraftText:
         )
 
     def rest(self, cache: KVCache) -> Segment:
-        """Rows for all that is still to run; the last one's logits are wanted."""
+        """Rows of all pending tokens; the last one has an output."""
         return self.segment(cache, self.pending, [self.pending - 1])
+
+
+class DraftKV(ABC):
+    """Where a drafting model has its keys and values: in `cache`, on its device."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+
+    @abstractmethod
+    def prepare(self, text: DraftText, nodes: int) -> bool:
+        """Make room for the draft and set `text.valid`; False = no draft can be made."""
+
+    def written(self, text: DraftText) -> None:  # noqa: B027
+        """The rows of `text.valid` tokens are in the cache now."""
+
+    def release(self, requests: Collection[int]) -> None:  # noqa: B027
+        """These request ids are gone."""
+
+
+class BorrowedKV(DraftKV):
+    """The target's own pages: reads its committed KV, writes slots that verification writes again. The
+    scheduler has reserved room for the draft nodes."""
+
+    def prepare(self, text: DraftText, nodes: int) -> bool:
+        request = text.request
+        # While a prompt is read its KV is not ready yet, and computing it now would be done twice.
+        # Nor is a first token drafted after a prefix hit: a seed gives the same answer either way.
+        answering = len(request.tokens) > request.prompt_length
+        text.valid = request.computed
+        return answering and len(request.tokens) - request.computed == 1
+
+
+class OwnKV(DraftKV):
+    """Pages of the draft model's own, rewound to what the target accepted."""
+
+    def __init__(self, cache: KVCache) -> None:
+        super().__init__(cache)
+        self._written: dict[int, list[int]] = {}  # tokens whose rows are in the cache
+
+    def prepare(self, text: DraftText, nodes: int) -> bool:
+        number, tokens = text.request.id, text.tokens
+        if number not in self._written:
+            cached = self.cache.open(number, tokens, None, text.stable)
+            self._written[number] = tokens[:cached]
+        if not self.cache.reserve(number, len(tokens) + nodes):
+            return False
+        written = self._written[number]
+        text.valid = _common_prefix(written, tokens[:-1])
+        del written[text.valid :]
+        return True
+
+    def written(self, text: DraftText) -> None:
+        tokens = text.tokens[: text.valid]
+        self._written[text.request.id] = tokens
+        self.cache.advance(text.request.id, text.stable, tokens)
+
+    def release(self, requests: Collection[int]) -> None:
+        for request in requests:
+            if self._written.pop(request, None) is not None:
+                self.cache.close(request)
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Its length."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

@@ -1,34 +1,59 @@
-"""Stored answers, searched where they lie: a sealed file, mapped into memory, checked before it is believed."""
+"""Stored answers, searched in a sealed file that is mapped into memory and checked before use."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from loguru import logger
 from numpy.typing import NDArray
 
-from fastslow.draft.suffix.documents import END, Documents
+from fastslow.draft.suffix.documents import Documents
 from fastslow.draft.suffix.sealed import Sealed, read_sealed, write_sealed
-from fastslow.draft.suffix.search import best_search
-from fastslow.draft.suffix.sources import SuffixMatch
+from fastslow.draft.suffix.sources import END, MAX_MATCH, MAX_PLACES, Source, SuffixMatch
+from fastslow.engine.backends.cpu import library
 
 FORMAT = "fastslow-corpus-1"
+WIDTH = 4  # bytes of a token
+NO_MATCH = SuffixMatch()
 
 
-def load(path: Path, vocab: Mapping[str, int]) -> Sealed:
-    """Map a corpus after checking all of it; see `Corpus.open`."""
-    sealed = _read(path)
-    if sealed.facts.get("vocabulary") != vocabulary_digest(vocab):
-        raise ValueError(
-            f"{path} was made with another vocabulary of "
-            f"{sealed.facts.get('vocab_size')} ids; build it again with this model"
-        )
-    _check(path, sealed.arrays, vocab_size(vocab))
-    return sealed
+class Corpus:
+    """Answers of the past and, for any end of a text, what came next in them.
+
+    A lookup is one binary search among places sorted by the tokens before them (a suffix array of the
+    reversed text; Manber and Myers 1993): it finds the longest match at once.
+
+    Args:
+        path: a file that `save` wrote.
+        vocab: the vocabulary of the model that will be drafted for, piece -> id.
+
+    Raises:
+        ValueError: no such file, damaged, not a corpus, or of another vocabulary.
+
+    Attributes:
+        documents, tokens: how many answers, and their tokens with what is stored before them.
+    """
+
+    def __init__(self, path: str | Path, vocab: Mapping[str, int]) -> None:
+        sealed = _load(Path(path), vocab)
+        self.path = Path(path)
+        self.documents = len(sealed.arrays["sizes"])
+        self.tokens = len(sealed.arrays["tokens"])
+        self._search = best_search(sealed)
+
+    def find(self, recent: list[int], ahead: int) -> SuffixMatch:
+        """See `Source.find`. Of more than MAX_PLACES places, some in equal steps are taken. For one
+        thread at a time."""
+        return self._search.find(recent, ahead)
 
 
 def save(
@@ -57,8 +82,8 @@ def save(
 
 
 def unpack(path: Path, vocab: Mapping[str, int]) -> Documents:
-    """All answers of a corpus, to add to them; checked as by `Corpus.open`."""
-    arrays = load(path, vocab).arrays
+    """All answers of a corpus, to add to them; checked as by `Corpus`."""
+    arrays = _load(path, vocab).arrays
     return Documents(arrays["tokens"], arrays["sizes"])
 
 
@@ -74,14 +99,25 @@ def describe(path: str | Path) -> dict[str, str | int]:
 
 
 def vocab_size(vocab: Mapping[str, int]) -> int:
-    """Ids that a vocabulary reaches."""
+    """The largest id of a vocabulary plus one."""
     return max(vocab.values(), default=0) + 1
 
 
 def vocabulary_digest(vocab: Mapping[str, int]) -> str:
-    """What tells vocabularies apart: SHA-256 of all pieces and ids, in the order of the ids."""
+    """SHA-256 of all pieces and ids, in the order of the ids."""
     pairs = sorted((number, piece) for piece, number in vocab.items())
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+def _load(path: Path, vocab: Mapping[str, int]) -> Sealed:
+    sealed = _read(path)
+    if sealed.facts.get("vocabulary") != vocabulary_digest(vocab):
+        raise ValueError(
+            f"{path} was made with another vocabulary of "
+            f"{sealed.facts.get('vocab_size')} ids; build it again with this model"
+        )
+    _check(path, sealed.arrays, vocab_size(vocab))
+    return sealed
 
 
 def _read(path: Path) -> Sealed:
@@ -92,10 +128,11 @@ def _read(path: Path) -> Sealed:
 
 
 def _check(path: Path, arrays: Mapping[str, NDArray[Any]], ids: int) -> None:
-    """A seal tells that nothing changed since, not that it was right: no place may lead outside."""
-    if set(arrays) != {"tokens", "sizes", "order", "buckets"}:
+    """A seal shows that nothing changed since, not that it was right: no place may lead outside."""
+    names = ("tokens", "sizes", "order", "buckets")
+    if set(arrays) != set(names):
         raise ValueError(f"{path} holds tensors {sorted(arrays)}, which are not a corpus's")
-    tokens, sizes, order, buckets = (arrays[n] for n in ("tokens", "sizes", "order", "buckets"))
+    tokens, sizes, order, buckets = (arrays[name] for name in names)
     good = (
         all(array.dtype == np.int32 for array in arrays.values())
         and (tokens.ndim, order.ndim) == (1, 1)
@@ -118,38 +155,136 @@ def _inside(array: NDArray[Any], low: int, high: int) -> bool:
     return not array.size or bool(low <= array.min() and array.max() <= high)
 
 
-class Corpus:
-    """Answers of the past and, for any end of a text, what followed it in them.
+def best_search(sealed: Sealed) -> Source:
+    """On the kernels where they run. Either finds the same."""
+    kernels = _kernels()
+    return BisectSearch(sealed) if kernels is None else KernelSearch(sealed, kernels)
 
-    A lookup is one binary search among places sorted by what stands before them (a suffix array of
-    the reversed text; Manber and Myers 1993): it finds the longest match at once.
 
-    Attributes:
-        documents, tokens: how many answers, and their tokens with what is kept before them.
-        path: the file.
+@cache
+def _kernels() -> ctypes.CDLL | None:
+    """None where they do not run; one line in the log gives the cost and the reason."""
+    cost = "a corpus is searched in Python instead of by the CPU kernels, several times slower"
+    if library.level() == "off":
+        logger.info("{}: they are switched off", cost)
+        return None
+    try:
+        return library.kernels()
+    except RuntimeError as error:
+        logger.warning("{}: {}", cost, error)
+        return None
+
+
+class KernelSearch:
+    """One call of the kernels a search.
+
+    Between two drafts a model's weights pass through the caches, so every line of Python and every
+    object of a lookup comes from memory again, and takes several times longer than the search: they
+    are few, and memory is used again.
     """
 
-    def __init__(self, path: Path, sealed: Sealed) -> None:
-        """See `open`."""
-        self.path = path
-        self.documents = len(sealed.arrays["sizes"])
-        self.tokens = len(sealed.arrays["tokens"])
-        self._search = best_search(sealed)
-
-    @classmethod
-    def open(cls, path: str | Path, vocab: Mapping[str, int]) -> Corpus:
-        """Map a corpus after checking all of it.
-
-        Args:
-            path: a file that `save` wrote.
-            vocab: the vocabulary of the model that will be drafted for, piece -> id.
-
-        Raises:
-            ValueError: no such file, damaged, not a corpus, or of another vocabulary.
-        """
-        return cls(Path(path), load(Path(path), vocab))
+    def __init__(self, sealed: Sealed, kernels: ctypes.CDLL) -> None:
+        self._sealed = sealed  # holds the memory behind the addresses
+        arrays = sealed.arrays
+        names = ("tokens", "order", "buckets")
+        places = library.CPlaces(*(arrays[n].ctypes.data for n in names), len(arrays["buckets"]))
+        self._find = kernels.fs_find_runs
+        self._places = ctypes.byref(places)
+        self._make_room(0)
 
     def find(self, recent: list[int], ahead: int) -> SuffixMatch:
-        """See `Source.find`. Of more than MOST places, MOST are taken in equal steps. For one
-        thread at a time."""
-        return self._search.find(recent, ahead)
+        if ahead > self._ahead:
+            self._make_room(ahead)
+        text = array("i", recent)
+        address, size = text.buffer_info()
+        self._find(self._places, address, size, MAX_MATCH, MAX_PLACES, ahead, self._address)
+        found = self._found
+        length, count = found[0], found[1]
+        if not length:
+            return NO_MATCH
+        taken = min(count, MAX_PLACES)
+        begin = 2 + taken
+        runs = []
+        for size in found[2:begin]:
+            runs.append(found[begin : begin + size])  # most of its numbers are never looked at
+            begin += size
+        return SuffixMatch(length, runs, count == taken)
+
+    def _make_room(self, ahead: int) -> None:
+        """For runs of so many tokens."""
+        self._ahead = ahead
+        self._found = array("i", bytes(WIDTH * (2 + MAX_PLACES + MAX_PLACES * ahead)))
+        self._address = self._found.buffer_info()[0]
+
+
+class BisectSearch:
+    """Python's own bisection; the key of a place is the bytes of the tokens before it."""
+
+    def __init__(self, sealed: Sealed) -> None:
+        self._memory = sealed.memory
+        self._base = sealed.offsets["tokens"]
+        # Memoryviews give Python ints, several times faster than arrays give their scalars.
+        self._text = sealed.arrays["tokens"].data
+        self._order = sealed.arrays["order"].data
+        self._buckets = sealed.arrays["buckets"].data
+
+    def find(self, recent: list[int], ahead: int) -> SuffixMatch:
+        last = recent[-1]
+        if not 0 <= last < len(self._buckets):
+            return NO_MATCH
+        low, high = self._buckets[last, 0], self._buckets[last, 1]
+        if low == high:
+            return NO_MATCH
+        key = array("i", recent[: -MAX_MATCH - 1 : -1]).tobytes()
+        order = self._order
+        at = bisect_left(order, key, low, high, key=self._reader(len(key)))
+        near = [self._match(key, order[i]) for i in (at - 1, at) if low <= i < high]
+        length = max(near)
+        if not length:
+            return NO_MATCH
+        first, end = self._around(key[: length * WIDTH], low, at, high)
+        count = end - first
+        if count <= MAX_PLACES:
+            places = order[first:end].tolist()
+        else:
+            places = [order[first + i * count // MAX_PLACES] for i in range(MAX_PLACES)]
+        return SuffixMatch(
+            length, [self._run(place, ahead) for place in places], count <= MAX_PLACES
+        )
+
+    def _run(self, place: int, ahead: int) -> array[int]:
+        """Up to `ahead` tokens that came next at a place, until its text ends."""
+        run = self._text[max(0, place - ahead) : place].tolist()
+        run.reverse()
+        return array("i", run[: run.index(END)] if END in run else run)
+
+    def _around(self, key: bytes, low: int, at: int, high: int) -> tuple[int, int]:
+        """The slots in low..high whose places have `key` before them; they touch `at`."""
+        order, read = self._order, self._reader(len(key))
+        # In growing steps: mostly they are few, where low..high may be a share of the corpus.
+        first, step = at, 1
+        while first - step >= low and read(order[first - step]) == key:
+            first, step = first - step, 2 * step
+        first = bisect_left(order, key, max(low, first - step + 1), first, key=read)
+        end, step = at, 1
+        while end + step <= high and read(order[end + step - 1]) == key:
+            end, step = end + step, 2 * step
+        return first, bisect_right(order, key, end, min(high, end + step - 1), key=read)
+
+    def _reader(self, size: int) -> Callable[[int], bytes]:
+        """place -> the `size` bytes of the tokens before it."""
+        memory, base = self._memory, self._base
+
+        def read(place: int) -> bytes:
+            begin = base + WIDTH * place
+            return memory[begin : begin + size]
+
+        return read
+
+    def _match(self, key: bytes, place: int) -> int:
+        """How many tokens before `place` are those of `key`."""
+        found = self._reader(len(key))(place)
+        differ = int.from_bytes(key, "little") ^ int.from_bytes(found, "little")
+        if not differ:
+            return len(key) // WIDTH
+        return ((differ & -differ).bit_length() - 1) // (8 * WIDTH)

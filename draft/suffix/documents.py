@@ -1,4 +1,4 @@
-"""Answers on their way into a corpus, and all of their places sorted by what stands before them."""
+"""Answers that will be a corpus, and all of their places sorted by the tokens before them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastslow.draft.suffix.sources import LONGEST
+from fastslow.draft.suffix.sources import END, MAX_MATCH
 
-END = -1  # in `tokens`: the text before it is over
 KEY_BITS = 63  # of an int64 that is not negative
+MAX_TOKENS = 2**31 - 2  # places are int32
+EMPTY = np.zeros(0, np.int32)
 
 
 def depths(vocab_size: int) -> list[int]:
-    """The depths that a sort reaches, round by round, until LONGEST tokens are told apart."""
+    """The depths that a sort reaches, round by round, until MAX_MATCH tokens are sorted."""
     found = [KEY_BITS // vocab_size.bit_length()]
-    while found[-1] < LONGEST:
+    while found[-1] < MAX_MATCH:
         found.append(2 * found[-1])
     return found
 
@@ -26,7 +27,7 @@ def depths(vocab_size: int) -> list[int]:
 def sort_places(
     tokens: NDArray[np.int32], vocab_size: int, rounds: Iterable[int]
 ) -> NDArray[np.int64]:
-    """Places int64 [N] of `tokens` int32 [N], by the run of LONGEST tokens that begins there.
+    """Places int64 [N] of `tokens` int32 [N], by the run of MAX_MATCH tokens that begins there.
 
     Args:
         tokens: ids below `vocab_size`, or END.
@@ -46,7 +47,7 @@ def sort_places(
         else:
             slots = np.flatnonzero(shared)
             places = order[slots]
-            # A place near the end is told apart by the END it meets, wherever that is clipped to.
+            # A place near the end differs by the END behind it, wherever the next rank is read.
             after = rank[np.minimum(places + before, len(tokens) - 1)]
             keys = rank[places] * len(tokens) + after
             turn = np.argsort(keys, kind="stable")
@@ -82,32 +83,25 @@ def _rank(
     keys: NDArray[np.int64],
     slots: NDArray[np.int64],
 ) -> NDArray[Any]:
-    """Give places of equal keys the slot of their first as rank; returns who shares one."""
+    """The rank of a place is the first slot with its key; gives which places share one."""
     new = np.ones(len(keys) + 1, np.bool_)
     np.not_equal(keys[1:], keys[:-1], out=new[1:-1])
     rank[places] = np.maximum.accumulate(np.where(new[:-1], slots, 0))
     return ~(new[:-1] & new[1:])
 
 
-LARGEST = 2**31 - 2  # tokens: places are int32
-
-
 class Documents:
     """Texts back to front, each ended by END.
 
     Args:
-        tokens: int32 [N] as they are kept.
-        sizes: int32 [D, 2]: tokens of each text with END, and how many of them are answer; what
-            stands before the answer is matched, but never proposed.
+        tokens: int32 [N], as they are stored.
+        sizes: int32 [D, 2]: tokens of each text with END, and how many of them are answer; the tokens
+            before the answer are matched, but never proposed.
     """
 
-    def __init__(
-        self,
-        tokens: NDArray[np.int32] | None = None,
-        sizes: NDArray[np.int32] | None = None,
-    ) -> None:
-        self._tokens = array("i", b"" if tokens is None else tokens.tobytes())
-        self._sizes: list[tuple[int, int]] = [] if sizes is None else sizes.tolist()
+    def __init__(self, tokens: NDArray[np.int32] = EMPTY, sizes: NDArray[np.int32] = EMPTY) -> None:
+        self._tokens = array("i", tokens.tobytes())
+        self._sizes: list[tuple[int, int]] = sizes.tolist()
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -122,34 +116,34 @@ class Documents:
 
         Args:
             answer: token ids, the end token included.
-            context: what stood before it; its last LONGEST tokens are kept.
+            context: the tokens before it; the last MAX_MATCH of them are stored.
 
         Raises:
             ValueError: there is no room for more.
         """
-        text = [*context[-LONGEST:], *answer]
-        if len(self._tokens) + len(text) + 1 > LARGEST:
-            raise ValueError(f"a corpus of more than {LARGEST} tokens cannot be indexed")
+        text = [*context[-MAX_MATCH:], *answer]
+        if len(self._tokens) + len(text) + 1 > MAX_TOKENS:
+            raise ValueError(f"a corpus of more than {MAX_TOKENS} tokens cannot be indexed")
         self._tokens.extend(reversed(text))
         self._tokens.append(END)
         self._sizes.append((len(text) + 1, len(answer)))
 
     def trim(self, most: int) -> int:
-        """Drop the oldest texts until at most `most` tokens are left; returns how many went."""
-        gone, tokens = 0, len(self._tokens)
+        """Drop the oldest texts until at most `most` tokens are left; gives how many."""
+        dropped, tokens = 0, len(self._tokens)
         while tokens > most:
-            tokens -= self._sizes[gone][0]
-            gone += 1
-        del self._tokens[: len(self._tokens) - tokens], self._sizes[:gone]
-        return gone
+            tokens -= self._sizes[dropped][0]
+            dropped += 1
+        del self._tokens[: len(self._tokens) - tokens], self._sizes[:dropped]
+        return dropped
 
     def index(self, vocab_size: int, rounds: Iterable[int]) -> dict[str, NDArray[Any]]:
         """The arrays of a corpus; `rounds` are `depths(vocab_size)`.
 
         Returns:
             tokens int32 [N] and sizes int32 [D, 2] as above; order int32 [P], the places from
-            which an answer goes on, sorted by what stands before them; buckets int32 [V, 2],
-            where in `order` those begin and end that have token v before them.
+            which an answer goes on, sorted by the tokens before them; buckets int32 [V, 2], where in
+            `order` the places with token v before them begin and end.
         """
         tokens = np.frombuffer(self._tokens, np.int32)
         sizes = np.array(self._sizes, np.int32).reshape(-1, 2)

@@ -1,17 +1,16 @@
-"""Drafts from text that was said before: by this request, by this engine, by a stored corpus."""
+"""Drafts from text that came before: in this request, in this engine, in a stored corpus."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from fastslow.draft.base import Stateless
-from fastslow.draft.suffix.confidence import MatchConfidence
+from fastslow.draft.base import BaseDrafter
 from fastslow.draft.suffix.corpus import Corpus
-from fastslow.draft.suffix.sources import LONGEST, Earlier, OwnText, Source
-from fastslow.draft.suffix.tree import MatchRuns, grow
+from fastslow.draft.suffix.sources import MAX_MATCH, EarlierAnswers, OwnText, Source
+from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
 from fastslow.engine.types import RequestView, Tree
 
-LEAST = 0.2  # lower drafts more and errs more: for models whose rows cost next to nothing
+MIN_SCORE = 0.2  # lower drafts more and errs more: for models whose rows cost next to nothing
 SPARE = 32  # tokens looked ahead beyond a draft, so that a run serves several steps
 
 
@@ -22,35 +21,37 @@ class _SuffixText:
         self.request = request
         self.own = OwnText()
         self.runs = MatchRuns()
-        self.read = len(request.tokens)  # tokens that `runs` know of
+        self.length = len(request.tokens)  # tokens that `runs` know of
 
 
-class SuffixDraft(Stateless):
-    """Chosen trees of what followed the longest match of the text's end (suffix decoding; Oliaro et
+class SuffixDraft(BaseDrafter):
+    """Chosen trees of the tokens behind the longest match of the text's end (suffix decoding; Oliaro et
     al. 2024, "SuffixDecoding", after Saxena 2023, "Prompt lookup decoding").
 
-    Sources are the request's own text, `earlier` and `corpus`; the longest match wins, and those of
-    equal length are counted together. Where they disagree on what follows, the draft branches.
+    Sources are the request's own text, `earlier` and `corpus`. The longest match wins, and matches of
+    equal length count as one. Where they disagree on what comes next, the draft branches.
 
     Args:
         corpus: stored answers, or None.
-        earlier: answers of the same engine, to which finished ones are added, but for those that
-            were sampled with a given seed; drafters of one engine may share it. None: no request's
-            answer is kept after it.
-        least: nodes less likely than this to be accepted are not proposed, 0..1.
+        earlier: answers of the same engine. Finished answers are added to it, but for those that were
+            sampled with a given seed; drafters of one engine may share it. None: no answer is stored.
+        min_score: nodes less likely than this to be accepted are not proposed, 0..1.
 
     Raises:
-        ValueError: `least` is outside 0..1.
+        ValueError: `min_score` is outside 0..1.
     """
 
     def __init__(
-        self, corpus: Corpus | None = None, earlier: Earlier | None = None, least: float = LEAST
+        self,
+        corpus: Corpus | None = None,
+        earlier: EarlierAnswers | None = None,
+        min_score: float = MIN_SCORE,
     ) -> None:
-        if not 0 <= least <= 1:
-            raise ValueError(f"least={least} must be between 0 and 1")
+        if not 0 <= min_score <= 1:
+            raise ValueError(f"min_score={min_score} must be between 0 and 1")
         self._earlier = earlier
         self._shared: list[Source] = [s for s in (earlier, corpus) if s is not None]
-        self._least = least
+        self._min_score = min_score
         self._confidence = MatchConfidence()
         self._texts: dict[int, _SuffixText] = {}
 
@@ -60,10 +61,9 @@ class SuffixDraft(Stateless):
     def release(self, requests: Collection[int]) -> None:
         for number in requests:
             text = self._texts.pop(number, None)
-            if text is not None and self._earlier is not None and _worth_keeping(text.request):
-                request = text.request
-                tokens, start = request.tokens, request.prompt_length
-                self._earlier.add(tokens[start:], tokens[max(0, start - LONGEST) : start])
+            if text is not None and self._earlier is not None and _can_be_shared(text.request):
+                tokens, start = text.request.tokens, text.request.prompt_length
+                self._earlier.add(tokens[start:], tokens[max(0, start - MAX_MATCH) : start])
 
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         text = self._texts.get(request.id)
@@ -72,18 +72,18 @@ class SuffixDraft(Stateless):
         if nodes == 0:
             return Tree()
         tokens = request.tokens
-        if len(tokens) > text.read:
-            text.runs.follow(tokens[text.read :], self._confidence)
-            text.read = len(tokens)
+        if len(tokens) > text.length:
+            text.runs.advance(tokens[text.length :], self._confidence)
+            text.length = len(tokens)
         text.own.read(tokens)  # in each step a little: no step pays for many
-        if not text.runs.last(nodes):
-            text.runs = MatchRuns([text.own, *self._shared], tokens[-LONGEST:], nodes + SPARE)
-        return grow(text.runs, self._confidence, nodes, self._least)
+        if not text.runs.enough_for(nodes):
+            text.runs = MatchRuns([text.own, *self._shared], tokens[-MAX_MATCH:], nodes + SPARE)
+        return grow(text.runs, self._confidence, nodes, self._min_score)
 
 
-def _worth_keeping(request: RequestView) -> bool:
-    """Whether the answer came to its own end (no cancelled or failed one is kept), and owes nothing
-    to a seed that may come again: its drafts would know the draws that are to judge them."""
+def _can_be_shared(request: RequestView) -> bool:
+    """Whether the answer came to its own end (no cancelled or failed one is stored) without a given
+    seed: if the seed came again, drafts would know the random numbers that verify them."""
     answered = len(request.tokens) > request.prompt_length
     ended = answered and request.tokens[-1] in request.end_ids
     params = request.params

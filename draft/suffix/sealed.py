@@ -1,6 +1,6 @@
 """A safetensors file with a seal: every byte of it is as it was written, or it is not read.
 
-The seal is a SHA-256 of the whole file, kept in the file's own header, its own 64 digits counted as
+The seal is a SHA-256 of the whole file, stored in the file's own header, its own 64 digits counted as
 zeros. A flipped bit anywhere, a file cut short or a longer one then differ from it.
 """
 
@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 UNSEALED = b"0" * 64
 MARK = b'"seal":"'
-PREFIX = 8  # bytes that tell the length of the header
+PREFIX = 8  # bytes with the length of the header
 LONGEST_HEADER = 2**20
 DTYPES: dict[str, str] = {"I32": "<i4", "I64": "<i8"}
 
@@ -37,7 +37,7 @@ class Sealed(NamedTuple):
 
 
 def write_sealed(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, str]) -> None:
-    """Write beside `path`, then rename: whoever opens it sees the old file or the new one, whole.
+    """Write beside `path`, then rename: a reader sees the old file or the new one, whole.
 
     Args:
         arrays: int32 or int64.
@@ -127,7 +127,7 @@ def _digest(memory: mmap.mmap, place: int) -> bytes:
 
 
 def _umask() -> int:
-    """A temporary file is for its owner alone; a corpus is to be as readable as any new file."""
+    """A corpus gets the rights of any new file; a temporary file is private."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Where earlier text is looked up: in the request's own text, and in the newest answers of the engine."""
+"""Where suffix matches are looked up: the request's own text, and the engine's latest answers."""
 
 from __future__ import annotations
 
@@ -10,51 +10,40 @@ import torch
 
 from fastslow.engine.kv.storage import lazy_zeros
 
-LONGEST = 32  # tokens of a match that are told apart; longer ones count as equally long
-MOST = 8  # places that a source looks at
+MAX_MATCH = 32  # tokens of a match that count; longer matches count as equally long
+MAX_PLACES = 8  # that a source looks at
+SIZES = (12, 5, 2)  # tokens that are looked up, in this order; the last is the shortest match
+MAX_LINKS = 32  # followed before the search gives up: common short n-grams have no end of them
+LARGE = 2**16  # entries; smaller arrays come from the heap, which fills what it gives
+FIRST_SIZE = 1024
+END = -1  # in the ring: the answer before it is over
+MIN_TOKENS = 256
 
 
 class SuffixMatch(NamedTuple):
-    """What followed the longest end of a text wherever it stood before."""
+    """The longest end of a text that a source holds, and what came next at each place."""
 
-    length: int = 0  # tokens that match, at most LONGEST
-    runs: Sequence[Sequence[int]] = ()  # tokens that came next, for each place that was looked at
+    length: int = 0  # tokens that match, at most MAX_MATCH
+    runs: Sequence[Sequence[int]] = ()  # the tokens that came next, for each place looked at
     whole: bool = True  # False: there are more such places
-
-
-NOTHING = SuffixMatch()
 
 
 class Source(Protocol):
     """Text in which the longest match is looked up."""
 
     def find(self, recent: list[int], ahead: int) -> SuffixMatch:
-        """Where the longest end of `recent`, the last tokens of a text, stood before: MOST places
-        at most, and up to `ahead` tokens that followed at each."""
+        """Look up the longest end of `recent`, the last tokens of a text: MAX_PLACES places at most,
+        and up to `ahead` tokens that came next at each."""
 
 
-SIZES = (12, 5, 2)  # tokens that are looked up, in this order; the last is the shortest match
-WALK = 32  # links followed before the search gives up: common short runs have no end of them
-
-LARGE = 2**16  # below that the heap is asked, which fills what it gives
-
-
-class ChainPlaces(NamedTuple):
-    """Before which the longest end of a text stood."""
-
-    length: int = 0  # tokens that match
-    places: Sequence[int] = ()  # newest first
-    whole: bool = True  # False: there are more
-
-
-class Chains:
+class HashChains:
     """The index of a sliding window, as in LZ77 coders (Deutsch 1996, "DEFLATE", section 4).
 
-    A *place* counts every token there ever was; a text keeps the newest `size` of them, the token
+    A *place* counts every token there ever was; a window holds the newest `size` of them, the token
     of place p at index p % size. Nothing is ever removed: links that lead out of the window end.
 
     Args:
-        size: places that are remembered, a power of two. Memory is 48 bytes each, taken as they come.
+        size: places of the window, a power of two. Memory grows with use, up to 48 bytes each.
 
     Raises:
         ValueError: size is no power of two.
@@ -66,11 +55,11 @@ class Chains:
         self.size = size
         self._mask = size - 1
         # of places plus one: 0 is none
-        self._heads = [_untouched(size) for _ in SIZES]
-        self._links = [_untouched(size) for _ in SIZES]
+        self._heads = [_zeros(size) for _ in SIZES]
+        self._links = [_zeros(size) for _ in SIZES]
 
     def add(self, text: Sequence[int], place: int) -> None:
-        """Note what stands before `place`; its own token is known, too."""
+        """Index the tokens before `place`; its own token is known, too."""
         mask = self._mask
         end = place & mask
         for n, heads, links in zip(SIZES, self._heads, self._links):
@@ -79,26 +68,32 @@ class Chains:
                 links[end] = heads[slot]
                 heads[slot] = place + 1
 
-    def find(self, text: Sequence[int], recent: list[int], oldest: int) -> ChainPlaces:
-        """The longest ends of `recent` in the window.
+    def find(
+        self, text: Sequence[int], recent: list[int], oldest: int
+    ) -> tuple[int, Sequence[int], bool]:
+        """The longest end of `recent` in the window.
 
         Args:
             text: the window.
             recent: the tokens to match, the last one last.
             oldest: first place of the window.
+
+        Returns:
+            How many tokens match, the places behind them (newest first), and whether these are all.
         """
         for n, heads, links in zip(SIZES, self._heads, self._links):
             if n > len(recent):
                 continue
             tail = recent[-n:]
             place = heads[hash(tuple(tail)) & self._mask] - 1
-            best, places, whole = 0, [], True
-            for _ in range(WALK):
+            best, whole = 0, True
+            places: list[int] = []
+            for _ in range(MAX_LINKS):
                 if place < oldest or place < 0:
                     break
                 end = place & self._mask
                 if text[end - n : end] == tail:
-                    length = _common(text, end, recent, n)
+                    length = _match(text, end, recent, n)
                     if length > best:
                         best, places = length, [place]
                     elif length == best:
@@ -109,19 +104,19 @@ class Chains:
             else:
                 whole = False
             if places:
-                return ChainPlaces(best, places[:MOST], whole and len(places) <= MOST)
-        return ChainPlaces()
+                return best, places[:MAX_PLACES], whole and len(places) <= MAX_PLACES
+        return 0, (), True
 
 
-def _untouched(size: int) -> memoryview:
-    """int64 zeros, of many only those that are written take memory; a view, which gives Python's ints."""
+def _zeros(size: int) -> memoryview:
+    """int64, of many only written ones take memory; a view, which gives Python's ints."""
     if size < LARGE:
         return np.zeros(size, dtype=np.int64).data
     return lazy_zeros((size,), torch.int64, "cpu").numpy().data
 
 
-def _common(text: Sequence[int], end: int, recent: list[int], known: int) -> int:
-    """Tokens before index `end` that are the last of `recent`, of which `known` are."""
+def _match(text: Sequence[int], end: int, recent: list[int], known: int) -> int:
+    """How many tokens before index `end` are the last of `recent`; `known` of them surely are."""
     most = min(len(recent), end)
     if text[end - most : end] == recent[-most:]:
         return most
@@ -130,33 +125,28 @@ def _common(text: Sequence[int], end: int, recent: list[int], known: int) -> int
     return known
 
 
-FIRST_SIZE = 1024
-
-
 class OwnText:
     """Indexes one text as it grows."""
 
     def __init__(self) -> None:
         self._tokens: Sequence[int] = ()
-        self._read = 1  # places below it are indexed
-        self._chains = Chains(FIRST_SIZE)
+        self._indexed = 1  # places below it
+        self._chains = HashChains(FIRST_SIZE)
 
     def read(self, tokens: list[int]) -> None:
-        """Take the text as it is now: all that there was, and perhaps more.
-
-        The place at its very end is left out: nothing follows it yet.
-        """
+        """Index the text, which begins like the last one. The place at its very end is left out: no
+        token comes after it yet."""
         self._tokens = tokens
         if len(tokens) > self._chains.size:
             # Sizes double, so a token is indexed again a few times at most.
-            self._chains = Chains(1 << (len(tokens) - 1).bit_length())
-            self._read = 1
-        for place in range(self._read, len(tokens)):
+            self._chains = HashChains(1 << (len(tokens) - 1).bit_length())
+            self._indexed = 1
+        for place in range(self._indexed, len(tokens)):
             self._chains.add(tokens, place)
-        self._read = max(self._read, len(tokens))
+        self._indexed = max(self._indexed, len(tokens))
 
     def find(self, recent: list[int], ahead: int) -> SuffixMatch:
-        """See `Source.find`. A run that reaches the end of the text goes on as a loop would."""
+        """See `Source.find`. A run that meets the end of the text goes on as a loop would."""
         length, places, whole = self._chains.find(self._tokens, recent, 1)
         return SuffixMatch(length, [self._run(place, ahead) for place in places], whole)
 
@@ -167,57 +157,48 @@ class OwnText:
         return run
 
 
-END = -1  # in the ring: the answer before it is over
-SMALLEST = 256
-
-
-class Earlier:
+class EarlierAnswers:
     """A ring of answers: the oldest make room for new ones.
 
-    Answers of all requests lie side by side, so a draft may hold words of another request's
-    answer. They max_len a caller only if the target itself says them.
+    Answers of all requests are in one ring, so a draft may hold tokens of another request's answer.
+    They get to a caller only if the target itself generates them.
 
     Args:
-        tokens: how many to keep, rounded up to a power of two; about 80 bytes each, taken as
-            they come.
+        tokens: how many to hold, rounded up to a power of two. Memory grows with use, up to some 80
+            bytes each.
 
     Raises:
         ValueError: fewer than 256 tokens.
     """
 
     def __init__(self, tokens: int = 2**18) -> None:
-        if tokens < SMALLEST:
-            raise ValueError(f"tokens={tokens} must be at least {SMALLEST}")
-        self._size = 1 << (tokens - 1).bit_length()
-        self._ring: list[int] = []  # grows to that
-        self._chains = Chains(self._size)
+        if tokens < MIN_TOKENS:
+            raise ValueError(f"tokens={tokens} must be at least {MIN_TOKENS}")
+        self._chains = HashChains(1 << (tokens - 1).bit_length())
+        self._ring: list[int] = []
         self._next = 0  # place that is written next
 
     def add(self, answer: Sequence[int], context: Sequence[int] = ()) -> None:
-        """The newest answer; the end of what stood before it is matched, never proposed.
-
-        Of an answer that would take more than a quarter of the ring the end is kept.
-        """
-        size = self._size
-        context = context[-LONGEST:]
-        text = [*context, *answer][-(size // 4) :]
+        """Add an answer; the last tokens of `context`, which came before it, are matched but never
+        proposed. Of an answer longer than a quarter of the ring only the end is stored."""
+        size = self._chains.size
+        text = [*context[-MAX_MATCH:], *answer][-(size // 4) :]
         index = self._next % size
         if index + len(text) + 1 > size:  # an answer lies in one piece
             self._next += size - index
             index = 0
         self._ring[index : index + len(text) + 1] = [*text, END]
-        first = max(1, len(text) - len(answer))
-        for i in range(first, len(text)):
+        for i in range(max(1, len(text) - len(answer)), len(text)):
             self._chains.add(self._ring, self._next + i)
         self._next += len(text) + 1
 
     def find(self, recent: list[int], ahead: int) -> SuffixMatch:
         """See `Source.find`."""
-        oldest = self._next - self._size
+        oldest = self._next - self._chains.size
         length, places, whole = self._chains.find(self._ring, recent, oldest)
         return SuffixMatch(length, [self._run(place, ahead) for place in places], whole)
 
     def _run(self, place: int, ahead: int) -> list[int]:
-        index = place % self._size
+        index = place % self._chains.size
         run = self._ring[index : index + ahead]
         return run[: run.index(END)] if END in run else run

@@ -1,26 +1,50 @@
-"""From matches to a tree: what may come next, how far it can be trusted, and the likeliest nodes of it."""
+"""From matches to a tree: which tokens may come next, how likely they are, and the likeliest nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 
-from fastslow.draft.suffix.confidence import MatchConfidence
-from fastslow.draft.suffix.sources import Source
+from fastslow.draft.suffix.sources import MAX_MATCH, Source
 from fastslow.engine.types import Tree
 
-FEW = 4  # runs left of a sample, below which all of them are worth a new search
+PRIOR_WEIGHT = 8.0  # the prior counts as much as this many tokens
+MEMORY = 512.0  # tokens after which older ones count half
+FEW = 4  # runs left of a sample, below which a new search is worth its time
+
+
+class MatchConfidence:
+    """For each length of a match, the share of next tokens that were in one of its runs, learnt while
+    drafting. It starts at length / (length + 1.5): a longer match errs less."""
+
+    def __init__(self) -> None:
+        self._total = [PRIOR_WEIGHT] * (MAX_MATCH + 1)
+        self._right = [PRIOR_WEIGHT * n / (n + 1.5) for n in range(MAX_MATCH + 1)]
+
+    def of(self, length: int) -> float:
+        """The share, in 0..1, for a match of `length` tokens."""
+        length = min(length, MAX_MATCH)
+        return self._right[length] / self._total[length]
+
+    def learn(self, length: int, right: bool) -> None:
+        """Note whether the token after a match of `length` tokens was in one of its runs."""
+        length = min(length, MAX_MATCH)
+        self._total[length] += 1
+        self._right[length] += right
+        if self._total[length] > MEMORY:
+            self._total[length] /= 2
+            self._right[length] /= 2
 
 
 class MatchRuns:
-    """The runs that followed the longest matches, of whatever sources, read in step.
+    """The runs behind the longest matches of all sources, read in step.
 
-    As tokens come, the runs that go otherwise are dropped. Those that are left are again the
+    As tokens come, the runs with another token are dropped. The runs that are left are again the
     longest matches: whatever matches one token more now did match one less before.
 
     Attributes:
-        runs: tokens that followed, and those of them that came already.
-        at: how many of them came.
+        runs: tokens behind the matches, from the first on.
+        at: how many tokens came since.
         length: tokens that matched when the runs were found.
     """
 
@@ -29,17 +53,17 @@ class MatchRuns:
     ) -> None:
         """See `Source.find`."""
         self.at = 0
-        founds = [source.find(recent or [], ahead) for source in sources]
-        self.length = max([found.length for found in founds], default=0)
+        matches = [source.find(recent or [], ahead) for source in sources]
+        self.length = max([match.length for match in matches], default=0)
         self.runs: list[Sequence[int]] = []
         self._whole = True
-        for found in founds:
-            if found.length == self.length:
-                self.runs += [run for run in found.runs if run]
-                self._whole = self._whole and found.whole
+        for length, runs, whole in matches:
+            if length == self.length:
+                self.runs += [run for run in runs if run]
+                self._whole = self._whole and whole
 
-    def follow(self, tokens: list[int], confidence: MatchConfidence) -> None:
-        """These tokens came: keep the runs that said so, and let `confidence` know."""
+    def advance(self, tokens: list[int], confidence: MatchConfidence) -> None:
+        """Drop the runs with other tokens than these, which came, and teach `confidence`."""
         for token in tokens:
             going = [run for run in self.runs if len(run) > self.at]
             self.runs = [run for run in going if run[self.at] == token]
@@ -49,22 +73,22 @@ class MatchRuns:
             if not self.runs:
                 return
 
-    def last(self, nodes: int) -> bool:
-        """Whether they still say all there is to say about the next `nodes` tokens."""
+    def enough_for(self, nodes: int) -> bool:
+        """Whether no new search would find more about the next `nodes` tokens."""
         enough = self._whole or len(self.runs) >= FEW
         return enough and any(len(run) >= self.at + nodes for run in self.runs)
 
 
-def grow(runs: MatchRuns, confidence: MatchConfidence, nodes: int, least: float) -> Tree:
-    """The best nodes first, parents before children.
+def grow(runs: MatchRuns, confidence: MatchConfidence, nodes: int, min_score: float) -> Tree:
+    """The likeliest nodes first, parents before children.
 
-    A node's score is its parent's, times the share of the parent's runs that go its way, times the
+    A node's score is its parent's, times the share of the parent's runs with its token, times the
     confidence in a match as long as it would be by then (as in Oliaro et al. 2024, "SuffixDecoding",
     where the share alone counts).
 
     Args:
         nodes: most nodes.
-        least: nodes that score below are left out.
+        min_score: nodes below it are left out, 0..1.
     """
     tokens: list[int] = []
     parents: list[int] = []
@@ -76,7 +100,7 @@ def grow(runs: MatchRuns, confidence: MatchConfidence, nodes: int, least: float)
         nonlocal made
         whole = score * confidence.of(runs.length + depth) / len(members)
         for token, group in _by_token(members, depth):
-            if whole * len(group) >= least:
+            if whole * len(group) >= min_score:
                 heappush(heap, (-whole * len(group), made, parent, token, group))
                 made += 1
 
@@ -98,7 +122,7 @@ def _by_token(
     members: Sequence[Sequence[int]], depth: int
 ) -> Iterator[tuple[int, Sequence[Sequence[int]]]]:
     """Members that go on, by the token they go on with."""
-    if len(members) == 1:  # the common case, and a long one
+    if len(members) == 1:  # the usual case, and a long one
         return iter([(members[0][depth], members)] if len(members[0]) > depth else [])
     groups: dict[int, list[Sequence[int]]] = {}
     for run in members:

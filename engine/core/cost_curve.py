@@ -1,4 +1,4 @@
-"""What a step of a model takes by its rows: measured on this machine, once, and kept."""
+"""How long a step of a model takes by its rows: measured on this machine once, and kept in a file."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def step_seconds(
     """Row counts, ascending from 1, and the seconds of a greedy step with so many.
 
     Random tokens after a short text, so that a MoGE model's rows choose experts as its router has it.
-    Kept in the cache folder if measuring took long and the machine was not busy with other things; a
-    file that does not fit is measured anew.
+    The result is kept in the cache folder if measuring took long and the machine was not busy with
+    other things; a file that does not fit is replaced.
 
     Args:
         model: runs the steps, on pages of its own.
@@ -105,7 +105,8 @@ def _path(model: Model, groups: int | None, identity: str) -> Path:
         groups,
         ROWS,
     )
-    return cache_folder() / "pace" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}.json"
+    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
+    return cache_folder() / "step_times" / f"{name}.json"
 
 
 def _read(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]] | None:

@@ -31,9 +31,9 @@ class EngineCore:
         model: the target.
         kv: its pages.
         drafter: proposes for the whole batch.
-        prompt_rows: most rows of text in a step, all requests together (chunked prefill).
+        prompt_rows: most rows of text in a step, over all requests (chunked prefill).
         max_running: most requests in a step.
-        meter: cuts drafts to what pays over the whole batch; `RunEverything` if None.
+        cost_model: cuts drafts to what pays over the whole batch; `RunEverything` if None.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class EngineCore:
         drafter: Drafter,
         prompt_rows: int = 512,
         max_running: int = 64,
-        meter: StepCostModel | None = None,
+        cost_model: StepCostModel | None = None,
     ) -> None:
-        self.meter = meter or RunEverything()
+        self.cost_model = cost_model or RunEverything()
         self.model = model
         self.kv = kv
         self.drafter = drafter
-        self.scheduler = Scheduler(kv, prompt_rows, max_running, LatencyBudget(self.meter))
+        self.scheduler = Scheduler(kv, prompt_rows, max_running, LatencyBudget(self.cost_model))
 
     @property
     def idle(self) -> bool:
@@ -78,51 +78,51 @@ class EngineCore:
         out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
         verified = time.perf_counter()
         target = target_probs(ready, trees, layout, out)
-        verdict = accept(
+        result = accept(
             trees,
             target,
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
             [request.rule for request in ready],
         )
-        said = cut_where_unsure(ready, layout, verdict, out.logits)
-        _truncate(ready, verdict)
-        note_logprobs(work, ready, layout, verdict, out.logits)
-        self._commit(work, ready, trees, verdict)
+        confidences = cut_where_unsure(ready, layout, result, out.logits)
+        _truncate(ready, result)
+        note_logprobs(work, ready, layout, result, out.logits)
+        self._commit(work, ready, trees, result)
         shown = read_features(out, layout)
         if shown is not None:
             self.drafter.read([request for request, _ in work], read, shown)
-        self.drafter.commit(ready, verdict, committed_features(out, layout, verdict))
+        self.drafter.commit(ready, result, committed_features(out, layout, result))
         if ready:
-            made = sum(map(len, verdict.tokens))
+            made = sum(map(len, result.tokens))
             pure = all(item.ready for item in work) and all(chunk == 1 for _, chunk in work)
             seconds = time.perf_counter() - drafted
             rows = len(layout.rows.tokens)
-            self.meter.note(ready, Stepped(rows, seconds, drafted - started, made, pure))
+            self.cost_model.note(ready, Stepped(rows, seconds, drafted - started, made, pure))
         for request in ready:
             request.tally.draft_seconds += drafted - started
             request.tally.verify_seconds += verified - drafted
-        self._escalate(ready, verdict, said)
+        self._escalate(ready, result, confidences)
         self._tell(ready)
 
     def end(self, requests: Sequence[Request], reason: Reason, error: BaseException | None) -> None:
-        """End requests from outside a step: cancelled, or failed. Their pages come back."""
+        """End requests outside of a step: cancelled, or failed. Their pages are freed."""
         for request in requests:
             request.error = error
             request.stopper.finish(reason)
             self.scheduler.remove(request)
         try:
             self.drafter.release([r.id for r in requests])
-        finally:  # whoever waits must hear of it
+        finally:  # wake the waiting callers in any case
             for request in requests:
                 request.tell()
 
     def _cut_groups(self, request: Request, target: float) -> None:
-        """Fewer groups where its own would miss the target beside what runs now: lossy."""
+        """Run fewer groups where the request's own would miss its latency target: lossy."""
         own = self.model.config.groups if request.groups is None else request.groups
         rows = len(self.scheduler.running) + 1
         for groups in dict.fromkeys((own, own // 2, own // 4, 0)):
             asked = request.groups if groups == own else groups
-            if self.meter.seconds(asked, rows) <= SHARE * target:
+            if self.cost_model.seconds(asked, rows) <= SHARE * target:
                 break
         if asked != request.groups:
             request.groups = asked
@@ -130,26 +130,27 @@ class EngineCore:
 
     def _nodes(self, request: Request, among: int) -> int:
         """How many nodes a request may draft, pages reserved; `among` requests draft in this step."""
-        wish = request.policy.plan(request, len(self.scheduler.running))
-        return self.scheduler.room(request, self.scheduler.allowance.nodes(request, wish, among))
+        nodes = request.policy.plan(request, len(self.scheduler.running))
+        nodes = self.scheduler.latency_budget.nodes(request, nodes, among)
+        return self.scheduler.room(request, nodes)
 
     def _admitted(
         self, work: Sequence[ScheduledChunk], ready: Sequence[Request], trees: list[Tree]
     ) -> list[Tree]:
-        """The part of the drafts that is worth running."""
+        """The drafts, cut to what pays over the whole batch."""
         if not any(tree.tokens for tree in trees):
             return trees
         survival = [r.policy.survival(tree) if tree.tokens else () for r, tree in zip(ready, trees)]
         if not any(survival):  # all of fixed length
             return trees
         rows = sum(chunk for _, chunk in work)
-        kept = self.meter.admit(ready, survival, [len(tree.tokens) for tree in trees], rows)
+        kept = self.cost_model.admit(ready, survival, [len(tree.tokens) for tree in trees], rows)
         for request, tree, nodes in zip(ready, trees, kept, strict=True):
             request.tally.cut += len(tree.tokens) - len(nodes)
         return [tree.only(nodes) for tree, nodes in zip(trees, kept)]
 
     def _wanted(self, work: Sequence[ScheduledChunk]) -> list[range]:
-        """Positions of text that this step reads, besides last ones, and that the drafter wants to see."""
+        """Positions of text in this step, without the last ones, whose features the drafter wants."""
         rows = [range(r.computed, r.computed + chunk) for r, chunk in work]
         rows = [some[:-1] if item.ready else some for item, some in zip(work, rows)]
         return self.drafter.wants([r for r, _ in work], rows) if any(rows) else rows
@@ -159,28 +160,28 @@ class EngineCore:
         work: Sequence[ScheduledChunk],
         ready: Sequence[Request],
         trees: Sequence[Tree],
-        verdict: AcceptResult,
+        result: AcceptResult,
     ) -> None:
         now = time.monotonic()
         for request, chunk in work:
             if chunk < request.pending:
                 request.computed += chunk
                 self.kv.advance(request.id, request.computed, request.tokens)
-        for request, tree, path, tokens in zip(ready, trees, verdict.paths, verdict.tokens):
+        for request, tree, nodes, tokens in zip(ready, trees, result.accepted_nodes, result.tokens):
             base = len(request.tokens)
             request.tokens.extend(tokens)
-            request.computed = base + len(path)
-            self.kv.commit(request.id, base, path, request.tokens)
-            request.policy.record(tree, path)
-            request.tally.add(len(tree.tokens), max(tree.depths, default=0), len(path))
+            request.computed = base + len(nodes)
+            self.kv.commit(request.id, base, nodes, request.tokens)
+            request.policy.record(tree, nodes)
+            request.tally.add(len(tree.tokens), max(tree.depths, default=0), len(nodes))
             request.tally.first_token = request.tally.first_token or now
             request.tally.last_token = now
 
     def _escalate(
-        self, ready: Sequence[Request], verdict: AcceptResult, said: Sequence[Sequence[float]]
+        self, ready: Sequence[Request], result: AcceptResult, confidences: Sequence[Sequence[float]]
     ) -> None:
-        """Move requests that were found unsure to the mode they escape to."""
-        for request, tokens, logprobs in zip(ready, verdict.tokens, said, strict=True):
+        """Move requests whose confidence fell to the mode that they escalate to."""
+        for request, tokens, logprobs in zip(ready, result.tokens, confidences, strict=True):
             confidence, escape = request.confidence, request.escape
             if confidence is None or escape is None or not confidence.watching:
                 continue
@@ -205,7 +206,7 @@ class EngineCore:
         try:
             if done:
                 self.drafter.release([r.id for r in done])
-        finally:  # whoever waits must hear of it
+        finally:  # wake the waiting callers in any case
             for request in ready:
                 request.tell()
         for request in done:
@@ -214,16 +215,13 @@ class EngineCore:
                 self.scheduler.add_first(successor)
 
 
-def _truncate(ready: Sequence[Request], verdict: AcceptResult) -> None:
-    """Cut accepted runs where the answer ends, before anything is committed."""
+def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
+    """Cut accepted tokens where the answer ends."""
     for b, request in enumerate(ready):
-        if request.error is None:
-            kept = request.stopper.scan(verdict.tokens[b])
-        else:
+        if request.error is not None:
             request.stopper.finish("error")
-            kept = 0
-        verdict.tokens[b] = verdict.tokens[b][:kept]
-        verdict.paths[b] = verdict.paths[b][: max(0, kept - 1)]
+        kept = 0 if request.error is not None else request.stopper.scan(result.tokens[b])
+        result.cut(b, kept)
 
 
 def _check_room(trees: Sequence[Tree], nodes: Sequence[int]) -> None:

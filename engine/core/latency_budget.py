@@ -1,5 +1,4 @@
-"""How long a step may take while requests with a latency target are about, and so how many rows it
-may have."""
+"""How many rows a step may have, so that it ends in time for requests with a latency target."""
 
 from __future__ import annotations
 
@@ -10,32 +9,34 @@ from collections.abc import Callable, Iterable, Sequence
 from fastslow.engine.core.request import Request
 from fastslow.engine.types import StepCostModel, Stepped
 
-SHARE = 0.75  # of the tightest target: a step's time is known beforehand only so well
-WIDEST = 1024  # rows that are looked at
-LATER = 10.0  # seconds for which steps stay short behind the last request with a target
-PATIENCE = 4  # steps that a request may be passed over; then its turn comes, whatever that takes
-LEAST = 16  # rows of a prompt that are read in such a turn
+SHARE = 0.75  # of the tightest target that a step may take: its time is only an estimate
+WIDEST = 1024  # most rows that are considered
+LATER = 10.0  # seconds for which steps stay short after the last request with a target
+PATIENCE = 4  # steps that a request may be skipped; then it runs, however long that takes
+LEAST = 16  # rows of its prompt that are read then
 
 
 class LatencyBudget:
-    """The rows that still fit into the step that is being put together.
+    """The rows that still fit into the step that is being scheduled.
 
-    Without a target anywhere everything fits. After a request with a target
-    steps stay short for a while: the next one may come in the middle of a step.
+    Without a target everything fits. After a request with a target steps stay short for a while: the
+    next one may come in the middle of a step.
 
     Args:
-        meter: knows what steps take.
-        clock: in seconds.
+        cost_model: knows how long steps take.
+        timer: gives seconds.
     """
 
-    def __init__(self, meter: StepCostModel, clock: Callable[[], float] = time.monotonic) -> None:
-        self._meter = meter
-        self._clock = clock
+    def __init__(
+        self, cost_model: StepCostModel, timer: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cost_model = cost_model
+        self._timer = timer
         self._last: tuple[float, float] | None = None  # the latest target, and when it was seen
         self._seconds: float | None = None
         self._rows = 0
         self._groups: int | None = 0
-        self._forced = False  # somebody's turn came in this step
+        self._forced = False  # a request that was skipped PATIENCE times runs in this step
 
     @property
     def limited(self) -> bool:
@@ -43,59 +44,59 @@ class LatencyBudget:
         return self._seconds is not None
 
     def begin(self, requests: Iterable[Request]) -> None:
-        """A new step; `requests`: all that run or wait."""
+        """Begin a step; `requests`: all that run or wait."""
         self._rows, self._groups, self._seconds, self._forced = 0, 0, None, False
         targets = [r.target for r in requests if r.target is not None]
-        now = self._clock()
+        now = self._timer()
         if targets:
             self._last = min(targets), now
         if self._last is not None and now - self._last[1] < LATER:
             self._seconds = SHARE * self._last[0]
 
     def take(self, request: Request, rows: int) -> None:
-        """So many rows of a request are in."""
-        self._groups = _more(self._groups, request.here)
+        """So many rows of a request run in this step."""
+        self._groups = _more(self._groups, request.current_groups)
         self._rows += rows
 
     def rows(self, request: Request) -> int:
-        """How many of a request's rows still fit; it may be none."""
+        """How many of a request's rows still fit, perhaps none."""
         if self._seconds is None:
             return WIDEST
-        groups, meter, limit = _more(self._groups, request.here), self._meter, self._seconds
-        most = bisect_right(range(1, WIDEST + 1), limit, key=lambda n: meter.seconds(groups, n))
+        groups, seconds = _more(self._groups, request.current_groups), self._cost_model.seconds
+        most = bisect_right(range(1, WIDEST + 1), self._seconds, key=lambda n: seconds(groups, n))
         return max(0, most - self._rows)
 
     def share(self, request: Request, rows: int) -> int:
-        """How many of `rows` a request brings; 0: it is passed over.
+        """How many of `rows` a request runs; 0: it is skipped.
 
-        All where nothing is limited, and of a request that has a target: what it must wait for its
-        first token is its own prompt. Else what fits.
+        All where there is no limit, and for a request with a target: its first token needs its own
+        prompt anyway. Else what fits.
         """
         if not self.limited or request.target is not None:
             return rows
         fits = min(rows, self.rows(request))
-        if request.passed >= PATIENCE and not self._forced:
+        if request.skipped_steps >= PATIENCE and not self._forced:
             self._forced = True
             return max(fits, min(rows, LEAST))
         return fits
 
     def nodes(self, request: Request, nodes: int, among: int) -> int:
-        """How much of a draft's budget fits, where `among` requests share what is left. The draft of
-        a request with a target is cut only where its mode allows that."""
+        """How many of a draft's nodes fit, where `among` requests share what is left. The draft of a
+        request with a target is cut only where its mode allows that."""
         if self._seconds is None or nodes == 0:
             return nodes
         if request.target is not None and not request.may_cut_draft:
             return nodes
         nodes = min(nodes, self.rows(request) // max(among, 1))
-        each = self._meter.draft_seconds(request.speculation)
-        if each:
-            spare = self._seconds - self._meter.seconds(self._groups, max(self._rows, 1))
-            nodes = min(nodes, max(0, int(spare / each)))
+        node_seconds = self._cost_model.draft_seconds(request.speculation)
+        if node_seconds:
+            spare = self._seconds - self._cost_model.seconds(self._groups, max(self._rows, 1))
+            nodes = min(nodes, max(0, int(spare / node_seconds)))
         return nodes
 
 
 class RunEverything:
-    """A meter that knows nothing of seconds: all nodes run, and all rows fit into any time."""
+    """The cost model that knows no costs: all nodes run, and all rows fit into any time."""
 
     def admit(
         self, batch: object, survival: object, sizes: Sequence[int], rows: int

@@ -20,9 +20,9 @@ class StepLayout:
         rows: what the model runs.
         prompt_logits: per work item, index of its first prompt logits and the tokens they predict.
         verify_logits: per ready request, index of the logits after its last committed token; those
-            after its draft nodes follow.
-        verify_seen: the same among the rows whose features are wanted.
-        read_seen: indices among these of the rows of text that somebody wants to see.
+            of its draft nodes stand behind.
+        verify_seen: the same index among the rows whose features are wanted.
+        read_seen: indices, among these, of the rows of text whose features drafters want.
     """
 
     rows: Rows
@@ -41,7 +41,7 @@ def lay_rows(
         work: this step's requests.
         trees: one for each ready request, in the same order.
         kv: pages for all of it are reserved.
-        read: positions of each work item's text that somebody wants to see.
+        read: positions of every work item's text whose features drafters want.
     """
     segments: list[Segment] = []
     prompt_logits: list[tuple[int, list[int]]] = []
@@ -71,7 +71,7 @@ def lay_rows(
 
 
 def _predicted(request: Request, chunk: int) -> list[tuple[int, int]]:
-    """Positions of this chunk whose next token is a prompt token with log-probabilities to give."""
+    """Positions of this chunk, with the prompt tokens after them whose log-probabilities are asked for."""
     if not request.wants_prompt_logprobs:
         return []
     first = max(request.computed, len(request.prompt_logprobs))
@@ -92,7 +92,7 @@ def _segment(
         parents=[*range(-1, chunk - 1), *(chunk + parent for parent in tree.parents)],
         slots=kv.slots(request.id, computed, computed + chunk + len(tree.tokens)),
         context=kv.slots(request.id, 0, computed),
-        groups=request.here,
+        groups=request.current_groups,
         outputs=outputs,
         feature_rows=seen,
         only_best=only_best(request) and not request.wants_logits,

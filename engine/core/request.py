@@ -23,7 +23,7 @@ class Tally:
     steps: int = 0  # forwards that gave tokens
     drafted: int = 0  # nodes that were verified
     accepted: int = 0
-    cut: int = 0  # nodes that were proposed and not worth verifying
+    cut: int = 0  # nodes that were proposed and not verified: they would not have paid
     runs: list[int] = field(default_factory=list)  # accepted in each step
     offered_at: list[int] = field(default_factory=list)  # steps whose draft was this deep
     accepted_at: list[int] = field(default_factory=list)  # of them, accepted to this depth
@@ -31,11 +31,11 @@ class Tally:
     cached: int = 0  # prompt tokens found in the prefix cache
     draft_seconds: float = 0.0  # of steps that this request was part of
     verify_seconds: float = 0.0
-    first_token: float = 0.0  # seconds, monotonic clock
+    first_token: float = 0.0  # seconds of `time.monotonic`
     last_token: float = 0.0
 
     def add(self, drafted: int, depth: int, accepted: int) -> None:
-        """One step: nodes drafted, depth of their tree, length of the accepted path."""
+        """One step: nodes drafted, depth of their tree, nodes accepted."""
         self.steps += 1
         self.drafted += drafted
         self.accepted += accepted
@@ -50,12 +50,12 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Escape:
-    """Where a request goes that is found unsure."""
+    """The mode in which a request goes on when its confidence falls."""
 
     mode: str
     groups: int | None
     keep: bool = False  # its KV stays as it is: lossy
-    thinking: Thinking | None = None  # of the same text, by that mode's laws
+    thinking: Thinking | None = None  # of the same text, by that mode's settings
     successor: Request | None = None  # answers instead of it, from the beginning
 
     def told(self, confidence: Confidence) -> str:
@@ -92,25 +92,25 @@ class Request:
     end_ids: frozenset[int] = frozenset()
     rule: Rule = tokenwise
     reproducible: bool = False
-    scored: bool = False  # its rule wants the law behind a certain token
+    scored: bool = False  # its rule wants `OneHot.probs`
     thinking: Thinking | None = None  # of a model that has thinking tags
     computed: int = 0
     tally: Tally = field(default_factory=Tally)
     logprobs: list[dict[int, float]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     error: BaseException | None = None
-    listener: Listener | None = None  # called when there is news
+    listener: Listener | None = None  # called after every step of the request
     target: float | None = None  # seconds to the first token, and for each later one
     may_cut_draft: bool = True  # where a target would be missed
     may_cut_groups: bool = False
-    passed: int = 0  # steps since it was last served
+    skipped_steps: int = 0  # steps since it was last served
     notes: list[str] = field(default_factory=list)  # what was decided about it, for people
     confidence: Confidence | None = None  # of a request that may go on in another mode
     escape: Escape | None = None  # that mode
     kept: KVHistory | None = None  # the beginning of a text that changed its groups and kept its KV
 
     @property
-    def here(self) -> int | None:
+    def current_groups(self) -> int | None:
         """Groups of the next row."""
         early = self.kept is not None and self.computed < self.kept.length
         return self.kept.groups if early and self.kept is not None else self.groups
@@ -122,7 +122,7 @@ class Request:
         return groups, self.max_len if self.dynamic_rope else 0
 
     @property
-    def together(self) -> int:
+    def chunk_limit(self) -> int:
         """Pending tokens that may run in one step: all have the same groups."""
         if self.kept is not None and self.computed < self.kept.length:
             return self.kept.length - self.computed
@@ -130,17 +130,17 @@ class Request:
 
     @property
     def escalated(self) -> bool:
-        """Whether it was found unsure, and left its first mode."""
+        """Whether its confidence fell, and it left its first mode."""
         return self.confidence is not None and self.confidence.fell
 
     @property
     def wants_logits(self) -> bool:
-        """Whether the place of the largest is not enough, whatever its parameters say."""
+        """Whether the likeliest token alone is not enough, whatever its parameters say."""
         return self.scored or self.watched
 
     @property
     def watched(self) -> bool:
-        """Whether it may still be found unsure."""
+        """Whether its confidence may still fall."""
         return self.confidence is not None and self.confidence.watching
 
     @property
@@ -159,6 +159,6 @@ class Request:
         return self.params.prompt_logprobs is not None and missing
 
     def tell(self) -> None:
-        """Let whoever waits know."""
+        """Call the listener."""
         if self.listener is not None:
             self.listener(self)

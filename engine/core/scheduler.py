@@ -19,32 +19,31 @@ class ScheduledChunk(NamedTuple):
 
     @property
     def ready(self) -> bool:
-        """The rows reach the end of the text, so a next token comes out, and drafts may hang on."""
+        """Whether the chunk ends the text: then the step gives a next token, and drafts may run."""
         return self.chunk == self.request.pending
 
 
 class Scheduler:
     """Continuous batching, oldest first.
 
-    Requests that decode go before prompts that are read. When pages run out, the youngest running
-    request gives all of its own back and is computed again later: the oldest always gets on, so
-    everything that fits alone ends.
+    Decoding goes before prefill. When pages run out, the youngest running request is preempted (its
+    pages are freed, and it is computed again later), so the oldest always goes on.
 
-    Requests with a latency target go before all others, waiting or running, and what others bring
-    to a step is cut to what the tightest target leaves. Of those that were passed over PATIENCE times
-    in a row, one a step is served before all others, whatever that takes: nobody starves.
+    Requests with a latency target go before all others, waiting or running, and the rows of others
+    are cut to what the tightest target leaves. Of requests that were skipped PATIENCE times in a row,
+    one a step runs before all others, however long that takes: none starves.
 
     Args:
-        kv: whose pages are handed out.
-        prompt_rows: most rows of text per step, all requests together (chunked prefill).
+        kv: whose pages are given out.
+        prompt_rows: most rows of text per step, over all requests (chunked prefill).
         max_running: most requests in a step.
-        allowance: how many rows fit into a step.
+        latency_budget: how many rows fit into a step.
     """
 
     def __init__(
-        self, kv: KVCache, prompt_rows: int, max_running: int, allowance: LatencyBudget
+        self, kv: KVCache, prompt_rows: int, max_running: int, latency_budget: LatencyBudget
     ) -> None:
-        self.allowance = allowance
+        self.latency_budget = latency_budget
         self._kv = kv
         self._prompt_rows = prompt_rows
         self._max_running = max_running
@@ -53,20 +52,20 @@ class Scheduler:
 
     @property
     def busy(self) -> float:
-        """Requests here over the most that run at a time."""
+        """Requests that run or wait, over the most that run at a time."""
         return (len(self.running) + len(self.waiting)) / self._max_running
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
 
     def add_first(self, request: Request) -> None:
-        """Queue a request before all others: it has waited as another one."""
+        """Queue a request before all others: the one that it replaces has waited already."""
         self.waiting.appendleft(request)
 
     def next(self) -> list[ScheduledChunk]:
         """This step's work, with pages reserved for it."""
         work: dict[int, ScheduledChunk] = {}
-        self.allowance.begin((*self.running, *self.waiting))
+        self.latency_budget.begin((*self.running, *self.waiting))
         for early in (True, False):
             self._serve(early, work)
             self._take_in(early, work)
@@ -92,7 +91,7 @@ class Scheduler:
         request.kept = None
 
     def remove(self, request: Request) -> None:
-        """Forget a request, running or waiting; its pages come back."""
+        """Forget a request, running or waiting; its pages are freed."""
         if request in self.running:
             self.running.remove(request)
             self._kv.close(request.id)
@@ -100,18 +99,18 @@ class Scheduler:
             self.waiting.remove(request)
 
     def _serve(self, early: bool, work: dict[int, ScheduledChunk]) -> None:
-        """Rows of those that run: of those that go before others, or of all the others."""
+        """Give rows to running requests: to those that go before others (`early`), or to the others."""
         for request in sorted(self.running, key=_rank):
             if request.id in work or _goes_first(request) is not early:
                 continue
             left = self._prompt_rows - sum(chunk for _, chunk in work.values())
-            chunk = self.allowance.share(request, min(request.together, left))
+            chunk = self.latency_budget.share(request, min(request.chunk_limit, left))
             if chunk > 0 and request in self.running and self._make_room(request, chunk, work):
                 work[request.id] = ScheduledChunk(request, chunk)
-                self.allowance.take(request, chunk)
+                self.latency_budget.take(request, chunk)
 
     def _take_in(self, early: bool, work: dict[int, ScheduledChunk]) -> None:
-        """Rows of those that wait, in the same order."""
+        """Start waiting requests, in the same order."""
         while self.waiting and len(self.running) < self._max_running:
             left = self._prompt_rows - sum(chunk for _, chunk in work.values())
             request = min(self.waiting, key=_rank)
@@ -123,14 +122,14 @@ class Scheduler:
             self.waiting.remove(request)
             self.running.append(request)
             work[request.id] = ScheduledChunk(request, chunk)
-            self.allowance.take(request, chunk)
+            self.latency_budget.take(request, chunk)
 
     def _count(self, work: Mapping[int, ScheduledChunk]) -> None:
-        """Note who was passed over for a target's sake."""
+        """Count the steps for which requests were skipped because of a latency target."""
         waiting = [self.waiting[0]] if self.waiting else []
         for request in (*self.running, *waiting):
-            served = request.id in work or not self.allowance.limited
-            request.passed = 0 if served else request.passed + 1
+            served = request.id in work or not self.latency_budget.limited
+            request.skipped_steps = 0 if served else request.skipped_steps + 1
 
     def _make_room(self, request: Request, chunk: int, work: dict[int, ScheduledChunk]) -> bool:
         while not self._kv.reserve(request.id, request.computed + chunk):
@@ -151,20 +150,20 @@ class Scheduler:
 
     def _admit(self, request: Request, left: int) -> int:
         """Open the request's pages; returns the rows it may run, 0 if it must wait."""
-        rows = self.allowance.share(request, left)
+        rows = self.latency_budget.share(request, left)
         if not rows:
             return 0
         most, end = len(request.tokens) - 1, len(request.tokens)
         if request.wants_prompt_logprobs:
             most = 0
-        elif request.kept is not None:  # what follows has other groups than its root says
+        elif request.kept is not None:  # later rows run other groups than the prefix key says
             most = min(most, request.kept.length)
         cached = self._kv.open(request.id, request.tokens, request.root, most)
         if request.kept is not None and cached < request.kept.length:
             end = request.kept.length
         chunk = min(end - cached, rows)
-        # Pages for all of its text must be free, though only a chunk's are taken now: else it would
-        # soon be preempted by older requests and read again and again.
+        # Pages for its whole text must be free, though only a chunk's are taken now: else older
+        # requests would soon preempt it, again and again.
         whole = self._kv.pages_for(len(request.tokens)) - self._kv.pages_for(cached)
         if whole > self._kv.free_for(request.id) or not self._kv.reserve(
             request.id, cached + chunk
@@ -178,13 +177,13 @@ class Scheduler:
 
 
 def _goes_first(request: Request) -> bool:
-    """Whether it has a target, or was passed over long enough."""
-    return request.target is not None or request.passed >= PATIENCE
+    """Whether it has a latency target, or was skipped long enough."""
+    return request.target is not None or request.skipped_steps >= PATIENCE
 
 
 def _rank(request: Request) -> tuple[int, bool]:
-    """Sorts those that were passed over long enough before targets, and those before all others; then
-    who decodes before who reads. Equals stay in their order."""
-    if request.passed >= PATIENCE:
-        return -request.passed, False
+    """Sort key: requests that were skipped long enough, then those with a latency target, then all
+    others; among these, decoding before prefill. Equals stay in their order."""
+    if request.skipped_steps >= PATIENCE:
+        return -request.skipped_steps, False
     return int(request.target is None), request.pending > 1

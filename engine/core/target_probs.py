@@ -1,4 +1,4 @@
-"""What a step's logits say: the law at every verified row, and the log-probabilities asked for."""
+"""What a step's outputs say: target probabilities of verified rows, log-probabilities, features."""
 
 from __future__ import annotations
 
@@ -16,48 +16,49 @@ from fastslow.engine.sampling.probs import (
     probs_at,
     scored_probs_at,
 )
-from fastslow.engine.types import AcceptResult, Floats, ModelOutput, OneHot, Tree
+from fastslow.engine.types import AcceptResult, ModelOutput, OneHot, Probs, Tree
 
 
 def target_probs(
     ready: Sequence[Request], trees: Sequence[Tree], layout: StepLayout, out: ModelOutput
-) -> list[list[Floats | OneHot]]:
-    """Each request's target laws: after its last token, then after each node of its tree."""
-    found: list[list[Floats | OneHot]] = []
+) -> list[list[Probs]]:
+    """Of every request: the probabilities after its last token, then after every node of its tree."""
+    found: list[list[Probs]] = []
     best = out.best.tolist()
     for request, tree, first in zip(ready, trees, layout.verify_logits, strict=True):
-        paths = _paths(tree)
+        drafted = _drafted(tree)
         if layout.rows.only_best[first]:
-            tokens = best[first : first + len(paths)]
+            tokens = best[first : first + len(drafted)]
             if min(tokens) < 0:
                 request.error = FloatingPointError("the model's logits are not finite numbers")
-            found.append([one_hot(max(x, 0), request, path) for x, path in zip(tokens, paths)])
+            found.append([one_hot(max(x, 0), request, run) for x, run in zip(tokens, drafted)])
             continue
-        rows, law = out.logits[first:], scored_probs_at if request.scored else probs_at
+        rows, probs = out.logits[first:], scored_probs_at if request.scored else probs_at
         try:
-            found.append([law(rows[i], request, path) for i, path in enumerate(paths)])
+            found.append([probs(rows[i], request, run) for i, run in enumerate(drafted)])
         except FloatingPointError as error:
-            request.error = error  # this request ends; its neighbours go on
-            found.append([OneHot(0)] * len(paths))
+            request.error = error  # this request ends; the others of the step go on
+            found.append([OneHot(0)] * len(drafted))
     return found
 
 
-def _paths(tree: Tree) -> list[list[int]]:
-    """Drafted tokens before each law: none at the first, then root to node, the node's own last."""
-    paths: list[list[int]] = [[]]
+def _drafted(tree: Tree) -> list[list[int]]:
+    """Drafted tokens up to every verified row: none for the last committed token, then for every
+    node the tokens from the root to it."""
+    drafted: list[list[int]] = [[]]
     for token, parent in zip(tree.tokens, tree.parents, strict=True):
-        paths.append([*paths[parent + 1], token])
-    return paths
+        drafted.append([*drafted[parent + 1], token])
+    return drafted
 
 
 def note_logprobs(
     work: Sequence[ScheduledChunk],
     ready: Sequence[Request],
     layout: StepLayout,
-    verdict: AcceptResult,
+    result: AcceptResult,
     logits_MV: torch.Tensor,
 ) -> None:
-    """Keep the log-probabilities of prompt tokens just read, and of tokens just accepted."""
+    """Add the step's log-probabilities, of prompt tokens and of accepted ones, to the requests."""
     for (request, _), (first, tokens) in zip(work, layout.prompt_logits, strict=True):
         most = request.params.prompt_logprobs or 0
         for i, token in enumerate(tokens):
@@ -65,19 +66,23 @@ def note_logprobs(
     for b, request in enumerate(ready):
         if request.params.logprobs is None:
             continue
-        places = [0, *(i + 1 for i in verdict.paths[b])]
-        for place, token in zip(places, verdict.tokens[b]):
-            row = logits_MV[layout.verify_logits[b] + place]
-            request.logprobs.append(logprobs(row, token, request.params.logprobs))
+        for row, token in zip(_rows(layout, result, b), result.tokens[b]):
+            request.logprobs.append(logprobs(logits_MV[row], token, request.params.logprobs))
+
+
+def _rows(layout: StepLayout, result: AcceptResult, b: int) -> list[int]:
+    """The rows of logits that the accepted tokens of request b came from."""
+    return [layout.verify_logits[b] + i for i in (0, *(n + 1 for n in result.accepted_nodes[b]))]
 
 
 def cut_where_unsure(
-    ready: Sequence[Request], layout: StepLayout, verdict: AcceptResult, logits_MV: torch.Tensor
+    ready: Sequence[Request], layout: StepLayout, result: AcceptResult, logits_MV: torch.Tensor
 ) -> list[list[float]]:
-    """Cut runs behind the token at which a request's confidence falls, before anything is committed.
+    """Cut accepted tokens behind the one at which a request's confidence falls.
 
     Returns:
-        For each request, the log-probabilities of what is left of its run; [] where nobody watches.
+        For every request, the log-probabilities of the tokens that are left; [] where its confidence
+        is not watched.
     """
     found: list[list[float]] = []
     for b, request in enumerate(ready):
@@ -85,39 +90,38 @@ def cut_where_unsure(
         if confidence is None or not confidence.watching or request.error is not None:
             found.append([])
             continue
-        places = [0, *(node + 1 for node in verdict.paths[b])]
-        rows = (logits_MV[layout.verify_logits[b] + place] for place in places)
-        said = [log_probability(row, x) for row, x in zip(rows, verdict.tokens[b])]
-        if request.thinking is not None:  # a token that a budget forced says nothing of doubts
-            for i in range(len(said)):
-                law = request.thinking.at(request.tokens, verdict.tokens[b][:i])
-                said[i] = 0.0 if isinstance(law, OneHot) else said[i]
-        kept = confidence.keeps(said)
-        verdict.tokens[b] = verdict.tokens[b][:kept]
-        verdict.paths[b] = verdict.paths[b][: kept - 1]
-        found.append(said[:kept])
+        pairs = zip(_rows(layout, result, b), result.tokens[b])
+        values = [log_probability(logits_MV[row], token) for row, token in pairs]
+        if request.thinking is not None:  # a token that a budget forced counts as sure
+            for i in range(len(values)):
+                if isinstance(request.thinking.at(request.tokens, result.tokens[b][:i]), OneHot):
+                    values[i] = 0.0
+        size = confidence.keeps(values)
+        result.cut(b, size)
+        found.append(values[:size])
     return found
 
 
 def committed_features(
-    out: ModelOutput, layout: StepLayout, verdict: AcceptResult
+    out: ModelOutput, layout: StepLayout, result: AcceptResult
 ) -> torch.Tensor | None:
     """Features [C, F], request by request: of the last token's row, then of each accepted node's."""
     if out.features is None:
         return None
-    if len(layout.verify_seen) == 1 and verdict.paths[0] == list(range(len(verdict.paths[0]))):
-        first = layout.verify_seen[0]  # the usual case: rows that follow each other
-        return out.features[first : first + len(verdict.paths[0]) + 1]
+    accepted = result.accepted_nodes
+    if len(accepted) == 1 and accepted[0] == list(range(len(accepted[0]))):
+        first = layout.verify_seen[0]  # the usual case: adjacent rows, which need no copy
+        return out.features[first : first + len(accepted[0]) + 1]
     rows = [
-        first + place
-        for first, path in zip(layout.verify_seen, verdict.paths, strict=True)
-        for place in (0, *(node + 1 for node in path))
+        first + i
+        for first, nodes in zip(layout.verify_seen, accepted, strict=True)
+        for i in (0, *(node + 1 for node in nodes))
     ]
     return out.features[torch.tensor(rows, dtype=torch.long)]
 
 
 def read_features(out: ModelOutput, layout: StepLayout) -> torch.Tensor | None:
-    """Features [C, F] of the rows of text that somebody wanted to see, request by request."""
+    """Features [C, F] of the rows of text that drafters wanted, request by request."""
     if out.features is None or not layout.read_seen:
         return None
     return out.features[torch.tensor(layout.read_seen, dtype=torch.long)]

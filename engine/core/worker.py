@@ -1,4 +1,4 @@
-"""The one thread that steps the engine, while any number of threads ask it for answers."""
+"""The one thread that steps the engine; any number of threads give it requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Worker:
     def __init__(self, core: EngineCore) -> None:
         self._core = core
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        # A stream that is garbage-collected cancels its request wherever its thread happens to be.
+        # Reentrant: a stream that is garbage-collected cancels its request, perhaps inside this lock.
         self._lock = threading.RLock()
         self._open = True
         self._unchecked = False  # whether steps ran since pages were last checked
@@ -44,7 +44,7 @@ class Worker:
         self.between_steps(lambda: self._add(requests))
 
     def between_steps(self, action: Callable[[], None]) -> None:
-        """Have something done in the engine's thread, before whatever is asked of it later.
+        """Run something in the engine's thread, before all that is queued later.
 
         Raises:
             RuntimeError: the worker is closed.
@@ -94,7 +94,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - whatever it was, the engine must go on
             failed = list(scheduler.running) or list(scheduler.waiting)[:1]
             said = "a step failed; its {} request(s) end with this error"
-            # what another rank did is told already, and not to be found in this one's stack
+            # an error of another rank was logged there, and has no traceback in this process
             known = isinstance(error, RankError)
             logger.opt(exception=None if known else error).error(said, len(failed))
             self._core.end(failed, "error", error)
@@ -106,8 +106,8 @@ class Worker:
         self._read_all()
 
     def _sleep(self) -> Callable[[], None]:
-        """Nothing to do: wait until somebody asks. Pages are checked once a pause is long enough:
-        whoever asks again at once would wait for it, milliseconds for thousands of pages."""
+        """Wait for a call. Pages are checked once a pause is long enough: a check takes milliseconds
+        for thousands of pages, for which a call that comes at once would have to wait."""
         if self._unchecked:
             try:
                 return self._inbox.get(timeout=PAUSE)

@@ -1,5 +1,5 @@
-"""The machine: how much memory a device could still give, giving back what was freed, and who else was
-running while something was timed."""
+"""The machine: free memory of a device, freed memory back to the system, and the load by other programs
+while something is timed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def give_back() -> None:
-    """Give the system what the heap keeps for later, where the C library can (glibc).
+    """Give freed memory back to the system, where the C library can (glibc).
 
-    For the end of something large that happens once: a parse leaves tens of MB of freed pieces
-    behind, which nothing of the same sizes asks for again. Takes a few milliseconds.
+    For use after something large that happens once, as a parse, which leaves tens of MB of freed
+    pieces that nothing uses again. Takes a few milliseconds.
     """
     if (trim := _trim()) is not None:
         trim(0)
@@ -42,7 +42,7 @@ def free_memory(device: torch.device | str) -> int:
 
     In a container the CPU's free memory ends at the container's (cgroup v2) limit.
     """
-    import torch  # not above: who only asks about processors does without
+    import torch  # not above: what only asks about processors does without
 
     device = torch.device(device)
     if device.type != "cpu":
@@ -57,7 +57,7 @@ def _host_memory() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    logger.warning("free memory is unknown here: half of all memory ({} bytes) is assumed", half)
+    logger.warning("free memory is unknown: half of all memory ({} bytes) is assumed", half)
     return half
 
 
@@ -76,20 +76,20 @@ def _cgroup_memory() -> int | None:
     return max(0, int(limit) - used + reclaimable)
 
 
-CONTENDED = 0.05  # others may take this share of the machine before a sample is marked
-LEAST = 50  # ticks, on each processor, that make a share worth telling
+CONTENDED = 0.05  # above this share of the machine taken by others a sample is marked
+LEAST = 50  # ticks, on each processor; over fewer a share is too coarse
 STAT, OWN = Path("/proc/stat"), Path("/proc/self/stat")
 
 
 class Watch:
-    """Time on the processors from here to `others`. Linux only; elsewhere nothing is known."""
+    """Processor time from its making to `others`. Linux only; elsewhere nothing is known."""
 
     def __init__(self) -> None:
         self._before = _ticks()
 
     def others(self) -> float | None:
-        """Share of the machine that other processes, and other machines on it, took. None if
-        that is unknown, as it is over less than half a second: the system counts in hundredths."""
+        """Share of the machine that other processes, and other machines on it, took. None if that is
+        unknown, as it is for less than half a second: the system counts in hundredths."""
         after = _ticks()
         if self._before is None or after is None:
             return None
@@ -99,7 +99,7 @@ class Watch:
 
 
 def _ticks() -> tuple[int, int, int] | None:
-    """So far of everything, of what was busy, and of this process with all its threads."""
+    """Ticks so far: all, busy ones, and those of this process with all its threads."""
     try:
         line = STAT.read_text("utf-8").partition("\n")[0]
         mine = OWN.read_text("utf-8").rpartition(")")[2].split()  # a name may hold blanks

@@ -1,4 +1,4 @@
-"""A bar for people who wait, and nothing for programs."""
+"""A progress bar, on terminals only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure the model has been of its latest tokens; where that falls, a request may change its mode."""
+"""How sure the model was of its latest tokens; a request may change its mode where that falls."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Confidence:
     """The running confidence of one answer: the geometric mean of the probabilities that the model
     gave to its last `window` tokens, before bias, penalties and temperature.
 
-    It looks at committed tokens only, one by one, inside an accepted run too: a run is cut behind the
-    token at which the confidence falls, so a draft changes nothing.
+    It depends on committed tokens only, one by one: accepted tokens are cut behind the one at which the
+    confidence falls, so a draft changes nothing.
 
     Args:
-        settings: threshold, window, and how far it looks.
-        to_the_end: also judge an answer that ends before its window is full.
+        settings: threshold, window, and how many tokens are watched.
+        to_the_end: the confidence may also fall where an answer ends before its window is full.
     """
 
     def __init__(self, settings: Escalation, to_the_end: bool = False) -> None:
@@ -45,8 +45,8 @@ class Confidence:
         return not self.fell and not self._over and not self._passed(self.tokens)
 
     def keeps(self, logprobs: Sequence[float]) -> int:
-        """How many of these next tokens belong to the mode that made them: up to the one at which
-        the confidence falls, or all. Nothing is remembered."""
+        """How many of these next tokens are kept: up to the one at which the confidence falls, or
+        all. Changes nothing."""
         latest = deque(self._latest, self._latest.maxlen)
         for count, logprob in enumerate(logprobs, 1):
             if self._passed(self.tokens + count - 1):

@@ -1,9 +1,9 @@
-"""From logits to the target law, position by position.
+"""From logits to probabilities under a request's sampling parameters.
 
-Order: a token that the thinking budget forces; logit_bias, the closing tag's lift and the min_tokens
-mask, penalties, then temperature, top_k, top_p, min_p. A row's law looks at its own request only, and
-at the tokens *before* its position: the committed ones and the drafted ones on its path, so everything
-holds inside an accepted run as it does without a draft.
+In this order: a token that the thinking budget forces; logit_bias, the lift of the closing tag's logit
+and the min_tokens mask; penalties; temperature, top_k, top_p, min_p. A row depends on its own request
+only, and on the tokens *before* its position: committed ones, and drafted ones from the root to it. So
+all of it holds for drafted tokens as it does without a draft.
 """
 
 from __future__ import annotations
@@ -15,23 +15,21 @@ import numpy as np
 import torch
 
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.types import Floats, LogitBoost, OneHot, RequestView
+from fastslow.engine.types import Floats, LogitBoost, OneHot, Probs, RequestView
 
 COLDEST = 1e-30  # float32 divides by it; below, a temperature would round to 0 and make 0 / 0
 
 
-def probs_at(
-    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]
-) -> Floats | OneHot:
-    """The law of the token that follows `request.tokens` and `drafted`.
+def probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Probs:
+    """The probabilities of the token after `request.tokens` and `drafted`.
 
     Args:
         logits_V: f32 [V], not changed.
-        request: whose parameters and text count.
-        drafted: tokens on the path after `request.tokens`.
+        request: with parameters and text.
+        drafted: tokens of the tree from its root to this row.
 
     Returns:
-        f32 [V] summing to 1; at temperature 0 the first of the best tokens, or the forced one.
+        f32 [V] that sum to 1; at temperature 0 the first of the likeliest tokens, or the forced one.
 
     Raises:
         FloatingPointError: the logits are not finite.
@@ -40,8 +38,8 @@ def probs_at(
     if not _finite(logits_V):
         raise FloatingPointError("the model's logits are not finite numbers")
     told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
-    if isinstance(told, OneHot):  # whoever samples a draft wants a law at each of its places
-        return told if params.temperature == 0 else _certain(told, len(logits_V))
+    if isinstance(told, OneHot):  # drafters that sample need V numbers at every place
+        return told if params.temperature == 0 else _dense(told, len(logits_V))
     shaped_V = _shaped(logits_V, request, drafted, told)
     token = _argmax(shaped_V)
     best = shaped_V[token]
@@ -56,17 +54,15 @@ def probs_at(
 
 
 def one_hot(best: int, request: RequestView, drafted: Sequence[int]) -> OneHot:
-    """`decide` where `only_best` holds: the likeliest token, or the forced one."""
+    """`probs_at` where `only_best` holds: the likeliest token, or the forced one."""
     told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
     assert not isinstance(told, LogitBoost), "rows near a raised logit have all of their logits"
     return OneHot(best) if told is None else told
 
 
-def scored_probs_at(
-    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]
-) -> Floats | OneHot:
-    """`decide`, and behind a token that was chosen what its law would be at temperature 1. Behind a
-    forced one stands nothing: no other token may come there."""
+def scored_probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Probs:
+    """`probs_at`; at temperature 0 with the probabilities of temperature 1 as `OneHot.probs`. A forced
+    token has none: no other token may come there."""
     decided = probs_at(logits_V, request, drafted)
     told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
     if not isinstance(decided, OneHot) or isinstance(told, OneHot):
@@ -76,7 +72,7 @@ def scored_probs_at(
 
 
 def only_best(request: RequestView) -> bool:
-    """Whether this step's laws are certain and need no logits but the place of the largest."""
+    """Whether the likeliest token is all that this step needs of the logits."""
     params = request.params
     return (
         params.temperature == 0
@@ -91,13 +87,13 @@ def only_best(request: RequestView) -> bool:
     )
 
 
-def _certain(law: OneHot, size: int) -> Floats:
+def _dense(probs: OneHot, size: int) -> Floats:
     one_hot_V = np.zeros(size, dtype=np.float32)
-    one_hot_V[law.token] = 1.0
+    one_hot_V[probs.token] = 1.0
     return one_hot_V
 
 
-# On the CPU by numpy: torch would wake its threads for a vocabulary, which takes longer than the sum.
+# On the CPU with numpy: torch would wake its threads for one row, which takes longer than the sum.
 def _finite(logits_V: torch.Tensor) -> bool:
     on_cpu = logits_V.device.type == "cpu"
     total = np.add.reduce(logits_V.numpy()) if on_cpu else float(logits_V.sum())

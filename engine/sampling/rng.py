@@ -1,4 +1,4 @@
-"""Randomness by address: a draw depends on who asks and where, never on what runs beside it."""
+"""Random numbers by place: a draw depends on seed, purpose and position, not on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def sibling_seed(seed: int, index: int) -> int:
 
 
 def draw(p_V: Floats, draws: np.random.Generator) -> int:
-    """One token from a law, by its inverse distribution function; never one of probability 0.
+    """One token, by the inverse distribution function; never one of probability 0.
 
-    Reads one uniform number. The function is summed in float64: in float32 a token of small
-    probability far down a large vocabulary would vanish in the sum before it. It is summed in
-    blocks first, since only the block where the number falls is wanted token by token.
+    Reads one uniform number. The function is summed in float64: in float32 a small probability far
+    down a large vocabulary would vanish in the sum before it. It is summed in blocks first, since only
+    the block in which the number falls is needed token by token.
     """
     upto = np.cumsum(np.add.reduceat(p_V, np.arange(0, len(p_V), BLOCK), dtype=np.float64))
     mark = draws.random() * upto[-1]

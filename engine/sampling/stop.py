@@ -1,4 +1,4 @@
-"""Where an answer ends: end tokens, stop strings, length. Reads tokens one by one, inside runs too."""
+"""Where an answer ends: end tokens, stop strings, length. Accepted tokens are read one by one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Reason = Literal["stop", "length", "cancelled", "error", "escalated"]
 
 
 class Stopper:
-    """One request's text as it grows, and the verdict on when it is over.
+    """One request's text as it grows, and why it ended.
 
     Args:
         params: stop strings and min_tokens.
@@ -53,12 +53,12 @@ class Stopper:
         return len(tokens)
 
     def finish(self, reason: Reason) -> None:
-        """End from outside: cancelled, or an error."""
+        """End it for another reason: cancelled, escalated, or an error."""
         if self.reason is None:
             self._end(reason, None)
 
     def news(self) -> str:
-        """Text not told yet, without a tail that may turn out to be a stop string."""
+        """Text not streamed yet, without a tail that may turn out to be a stop string."""
         end = len(self.text)
         if self.reason is None:
             end -= hold_back(self.text, self._params.stop)

@@ -1,4 +1,4 @@
-"""How far a request's thought has come, and what its budget makes of the next token."""
+"""How many tokens a request's thought has, and what its thinking budget allows as the next one."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class _Piece(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Of a text: what has to be known of it to go on by a token."""
+    """What has to be known of a text to go on by one token."""
 
     thinking: bool
     spent: int = 0  # tokens that began inside a thought and were not forced
     tail: tuple[_Piece, ...] = ()
-    todo: tuple[int, ...] = ()  # tokens that are certain to follow
+    todo: tuple[int, ...] = ()  # next tokens, which are forced
     told: Ending | None = None  # why they are
     said: bool = False  # whether a closing phrase was begun
     ended: Ended | None = None  # what closed the latest thought
@@ -36,14 +36,14 @@ class _State(NamedTuple):
 
 
 class Thinking:
-    """One request's thinking: counts it, and brings it to an end where the policy says so.
+    """One request's thinking: counts its tokens, and ends it where the policy says so.
 
-    All is a function of the text. A thought that is to end is followed by the tokens of the closing
-    phrase and tag, each of them certain; these do not count, and neither do tags. So drafts need no
-    rule of their own: a forced token is a law, wherever in a tree it stands.
+    All is a function of the text. A thought ends with the tokens of the closing phrase and tag, which
+    are forced; these do not count, and neither do tags. Drafts need no rule of their own: a forced
+    token has probability 1, wherever in a tree it stands.
 
-    The phrase is said once in an answer: a later thought is ended by the tag alone. Where the model
-    has begun a tag of several tokens, its rest is all that is forced.
+    The phrase comes once in an answer: a later thought is ended by the tag alone. Where the model
+    has begun a tag of several tokens, only the rest of the tag is forced.
 
     Args:
         tags: the model's.
@@ -89,12 +89,12 @@ class Thinking:
         return self._policy.lifts(range(spent, spent + FURTHEST + 1))
 
     def outcome(self, tokens: Sequence[int]) -> tuple[int, Ended | None, bool]:
-        """Of a whole text: tokens of thought, what closed the latest, whether one is still open."""
+        """Of a whole text: tokens of thought, what ended the latest one, whether one is still open."""
         state = self._after(tokens, ())
         return state.spent, state.ended, state.thinking
 
     def reopened(self) -> Self:
-        """The same for a text that turned out to begin inside a thought; only counts."""
+        """The same for a text that turned out to begin inside a thought, to count its tokens."""
         return type(self)(self._tags, True, self._prompt_length)
 
     def _after(self, tokens: Sequence[int], drafted: tuple[int, ...]) -> _State:
@@ -131,7 +131,7 @@ class Thinking:
         return self._judged(state, b"\n" in data)
 
     def _past_tags(self, state: _State, ended: Ended | None) -> _State:
-        """Thoughts open and close at the tags that the latest token completes."""
+        """The state after the tags that the latest token completes, which open and close thoughts."""
         text = b"".join(piece.data for piece in state.tail)
         while tag := self._tags.close if state.thinking else self._tags.open:
             place = text.find(tag)
@@ -155,7 +155,7 @@ class Thinking:
         return state._replace(tail=_last(state.tail, begun))
 
     def _noted(self, state: _State, data: bytes, token: int) -> _State:
-        """What the policy reads of a thought: its latest tokens, and its lines."""
+        """The state with what the policy reads of a thought: its latest tokens, and its lines."""
         *ended, line = (state.line + data).split(b"\n")
         lines = [line.decode("utf-8", "replace").strip() for line in ended]
         return state._replace(
@@ -165,7 +165,7 @@ class Thinking:
         )
 
     def _judged(self, state: _State, line_ended: bool) -> _State:
-        """With the tokens that are certain from here on, if the policy ends the thought."""
+        """The state with the tokens that are forced now, if the policy ends the thought."""
         if self._policy is None or not state.thinking or state.todo:
             return state
         line = state.lines[-1] if line_ended and state.lines else ""
@@ -178,7 +178,7 @@ class Thinking:
         return state._replace(todo=rest if alone else self._closing, told=told)
 
     def _rest_of_tag(self, state: _State) -> tuple[int, ...]:
-        """What is still to be said of the closing tag, if the text ends in a part of it."""
+        """The closing tag without the part of it that the text ends in."""
         whole = self._tags.close_ids
         said = tuple(piece.token for piece in state.tail)
         begun = range(min(len(whole) - 1, len(said)), 0, -1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,38 +13,25 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from fastslow.engine.model.checkpoint import BLOCKS
-from fastslow.models.folder import fresh_folder, require_vacant
+from fastslow.engine.model.config import LLAMA
+from fastslow.models.dense import OFFICIAL
+from fastslow.models.folder import fresh_folder, require_vacant, write_json
 
+LINEAR_NAMES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    **dict(zip(LINEAR_NAMES, OFFICIAL.values())),
 }
-TOP_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
+TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+CONTROL = 3  # gguf token type of a special token
 
 
 def half_split(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Reorders the rows of a q or k projection from interleaved to half-split rotary pairs.
+    """Rows of a q or k projection [heads * head_dim, ...] from interleaved to half-split rotary pairs.
 
-    A GGUF of the llama family stores each head's rows as pairs (2i, 2i+1); Hugging Face
-    checkpoints rotate row i against row i + head_dim/2.
-
-    Args:
-        weight: [heads * head_dim, ...], a projection weight or its bias.
-        heads: number of heads in `weight` (the KV heads for k).
-
-    Returns:
-        A tensor of the same shape and dtype.
+    A GGUF of the llama family stores each head's rows as pairs (2i, 2i+1); Hugging Face checkpoints
+    rotate row i against row i + head_dim/2. `heads` are those of the weight (the KV heads for k).
     """
     pairs = weight.reshape(heads, -1, 2, *weight.shape[1:])
     return pairs.swapaxes(1, 2).reshape(weight.shape).contiguous()
@@ -62,27 +48,22 @@ def official_name(name: str) -> str:
     raise ValueError(f"gguf tensor {name!r} has no place in a llama checkpoint")
 
 
-def metadata(reader: GGUFReader) -> dict[str, Any]:
-    """All key-value fields of a GGUF file as Python values."""
-    return {name: field.contents() for name, field in reader.fields.items()}
-
-
-def dense_config(meta: dict[str, Any], tied: bool) -> dict[str, Any]:
+def config_json(meta: dict[str, Any], tied: bool) -> dict[str, Any]:
     """config.json of the dense model. ValueError if the file holds no llama model."""
     arch = meta.get("general.architecture")
     if arch != "llama":
         raise ValueError(f"gguf general.architecture must be 'llama', got {arch!r}")
-    heads = int(meta["llama.attention.head_count"])
+    heads, kv_heads = _heads(meta)
     hidden = int(meta["llama.embedding_length"])
     return {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": [LLAMA],
         "model_type": "llama",
         "vocab_size": len(meta["tokenizer.ggml.tokens"]),
         "hidden_size": hidden,
         "intermediate_size": int(meta["llama.feed_forward_length"]),
         "num_hidden_layers": int(meta["llama.block_count"]),
         "num_attention_heads": heads,
-        "num_key_value_heads": int(meta.get("llama.attention.head_count_kv", heads)),
+        "num_key_value_heads": kv_heads,
         "head_dim": hidden // heads,
         "max_position_embeddings": int(meta["llama.context_length"]),
         "rope_theta": float(meta.get("llama.rope.freq_base", 10000.0)),
@@ -98,41 +79,43 @@ def dense_config(meta: dict[str, Any], tied: bool) -> dict[str, Any]:
     }
 
 
+def _heads(meta: dict[str, Any]) -> tuple[int, int]:
+    """Query heads and KV heads."""
+    heads = int(meta["llama.attention.head_count"])
+    return heads, int(meta.get("llama.attention.head_count_kv", heads))
+
+
 def dense_tensors(reader: GGUFReader, meta: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields every tensor dequantised to bfloat16 under its Hugging Face name."""
+    """Every tensor dequantised to bfloat16 under its Hugging Face name."""
     for tensor in reader.tensors:
         if tensor.name == "rope_freqs.weight":
             continue
         name = official_name(tensor.name)
         weight = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
-        yield name, _turned(name, weight, meta).to(torch.bfloat16)
+        yield name, _reordered(name, weight, meta).to(torch.bfloat16)
 
 
-def _turned(name: str, rows: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:
+def _reordered(name: str, rows: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:
     """Rows of q and k in half-split order, others as they are."""
-    heads = int(meta["llama.attention.head_count"])
-    counts = {"q_proj": heads, "k_proj": int(meta.get("llama.attention.head_count_kv", heads))}
+    counts = dict(zip(("q_proj", "k_proj"), _heads(meta)))
     projection = name.split(".")[-2]
     return half_split(rows, counts[projection]) if projection in counts else rows
 
 
 def q4_1_blocks(reader: GGUFReader, meta: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The 4-bit matrices of the layers as they are: uint8 [outputs, inputs / 32 * 20].
+    """The 4-bit matrices of the layers, still packed: uint8 [outputs, inputs / 32 * 20].
 
     A block is 32 inputs: scale and minimum in float16, then 16 bytes of which the low halves are
     inputs 0 to 15. Rows of q and k are in half-split order, as in the dequantised weights.
     """
-    blocks: dict[str, torch.Tensor] = {}
-    for tensor in reader.tensors:
-        if tensor.tensor_type is GGMLQuantizationType.Q4_1 and tensor.name.startswith("blk."):
-            name = official_name(tensor.name)
-            raw = torch.from_numpy(tensor.data.copy())
-            blocks[name] = _turned(name, raw, meta)
-    return blocks
+    q4_1 = GGMLQuantizationType.Q4_1
+    tensors = [t for t in reader.tensors if t.tensor_type is q4_1 and t.name.startswith("blk.")]
+    named = [(official_name(t.name), torch.from_numpy(t.data.copy())) for t in tensors]
+    return {name: _reordered(name, raw, meta) for name, raw in named}
 
 
 def gguf_to_dense(gguf: Path, out: Path) -> Path:
-    """Writes a llama GGUF as a dense Hugging Face folder.
+    """Write a llama GGUF as a dense Hugging Face folder.
 
     Args:
         gguf: the file; any quantisation the gguf library can dequantise.
@@ -144,43 +127,31 @@ def gguf_to_dense(gguf: Path, out: Path) -> Path:
         Q4_1, q4_1.safetensors holds their 4-bit blocks, which int4 runs as they are.
 
     Raises:
-        ValueError: the file is not a llama model or holds a tensor llama does not have; or `out` is not
-            vacant.
+        ValueError: the file is no llama model or holds a tensor llama does not have; `out` is not vacant.
     """
     require_vacant(out)
     reader = GGUFReader(gguf)
-    meta = metadata(reader)
+    meta = {name: field.contents() for name, field in reader.fields.items()}
     names = {tensor.name for tensor in reader.tensors}
-    config = dense_config(meta, tied="output.weight" not in names)
+    config = config_json(meta, tied="output.weight" not in names)
     with fresh_folder(out) as folder:
         save_file(dict(dense_tensors(reader, meta)), folder / "model.safetensors", {"format": "pt"})
         if blocks := q4_1_blocks(reader, meta):
             save_file(blocks, folder / BLOCKS)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        generation = {
-            "bos_token_id": config["bos_token_id"],
-            "eos_token_id": config["eos_token_id"],
-            "pad_token_id": config["pad_token_id"],
-        }
-        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        write_json(folder / "config.json", config)
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        write_json(folder / "generation_config.json", {name: config[name] for name in ids})
         write_tokenizer(meta, folder)
     return out
 
 
-CONTROL = 3  # gguf token type of a special token
-
-
 def pre_tokenizer(name: str) -> PreTokenizer:
     """The splitting rule behind a GGUF `tokenizer.ggml.pre` name; ValueError if unknown."""
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if name == "smollm":
-        return pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_bytes])
     if name in ("gpt-2", "gpt2", "default"):
-        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+        return by_bytes
     raise ValueError(f"gguf tokenizer.ggml.pre must be 'smollm' or 'gpt-2', got {name!r}")
 
 
@@ -206,7 +177,7 @@ def build_tokenizer(meta: dict[str, Any]) -> Tokenizer:
 
 
 def write_tokenizer(meta: dict[str, Any], folder: Path) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja (if there is one)."""
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja (if there is one)."""
     build_tokenizer(meta).save(str(folder / "tokenizer.json"))
     tokens: list[str] = meta["tokenizer.ggml.tokens"]
     config: dict[str, Any] = {
@@ -225,4 +196,4 @@ def write_tokenizer(meta: dict[str, Any], folder: Path) -> None:
     if template:
         config["chat_template"] = template
         (folder / "chat_template.jinja").write_text(template)
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(folder / "tokenizer_config.json", config)

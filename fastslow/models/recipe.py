@@ -1,4 +1,4 @@
-"""What turns a dense checkpoint into a MoGE one: which neurons go where, the router, and what was learnt."""
+"""The recipe of a MoGE checkpoint: which neurons of the dense one go where, the router, trained deltas."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastslow.models.dense import LINEARS, DenseConfig
+from fastslow.engine.model.config import ModelConfig
+from fastslow.models.dense import LINEARS
+
+TEMPERATURE = 16.0  # router logits are divided by it: a power of two, so bfloat16 loses nothing
+NORMS = ("input_layernorm", "post_attention_layernorm")
+NUMBERS = ("shared", "pools", "experts")  # tensors of a layout that hold neuron numbers
 
 
 @dataclass(frozen=True)
 class ExpertLayout:
     """Which neurons of each dense FFN the shared expert and the routed experts take.
 
-    shared: int64 [layers, shared], ascending neuron numbers of the dense FFN.
-    pools: int64 [layers, groups, pool], the neurons that only a group's experts may take.
-    experts: int64 [layers, groups, experts, width], positions in the group's pool, ascending.
-    router: float32 [layers, groups * experts, hidden], before division by TEMPERATURE.
-    scale: float32 [layers, groups * experts].
+    Attributes:
+        shared: int64 [layers, shared], ascending neuron numbers of the dense FFN.
+        pools: int64 [layers, groups, pool], the neurons that only a group's experts may take.
+        experts: int64 [layers, groups, experts, width], positions in the group's pool, ascending.
+        router: float32 [layers, groups * experts, hidden], before division by TEMPERATURE.
+        scale: float32 [layers, groups * experts].
     """
 
     shared: Tensor
@@ -45,33 +51,27 @@ class ExpertLayout:
         groups, experts, width = self.experts.shape[1:]
         for layer in range(self.shared.shape[0]):
             if not torch.equal(self.order(layer).sort().values, torch.arange(inner)):
-                raise ValueError(
-                    f"layer {layer}: shared expert and pools must use each of the {inner} "
-                    "neurons once"
-                )
+                each = f"each of the {inner} neurons once"
+                raise ValueError(f"layer {layer}: shared expert and pools must use {each}")
         pool = self.pools.shape[-1]
         if int(self.experts.min()) < 0 or int(self.experts.max()) >= pool:
             raise ValueError(f"expert neuron positions must be in 0..{pool - 1}")
         if width > 1 and bool((self.experts.diff(dim=-1) <= 0).any()):
             raise ValueError("expert neuron positions must be ascending, without repeats")
         if self.router.shape[1] != groups * experts:
-            raise ValueError(
-                f"router must have {groups * experts} rows, got {self.router.shape[1]}"
-            )
-
-
-TEMPERATURE = 16.0  # router logits are divided by it: a power of two, so bfloat16 loses nothing
-NORMS = ("input_layernorm", "post_attention_layernorm")
+            wanted = groups * experts
+            raise ValueError(f"router must have {wanted} rows, got {self.router.shape[1]}")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that turns one dense checkpoint into its MoGE checkpoint.
+    """Turns one dense checkpoint into its MoGE checkpoint.
 
-    layout: neurons of every expert, router and router scales.
-    deltas: low-rank pairs by "<layer>_<linear>": a [rank, columns], b [rows, rank]; the rows of
-        gate and up and the columns of down are in the layout's order. Empty: weights stay.
-    norms: replaced norm weights by "<layer>_<norm>" and "norm". Empty: norms stay.
+    Attributes:
+        layout: neurons of every expert, router and router scales.
+        deltas: low-rank pairs by "<layer>_<linear>": a [rank, columns], b [rows, rank]; the rows of
+            gate and up and the columns of down are in the layout's order. Empty: weights stay.
+        norms: replaced norm weights by "<layer>_<norm>" and "norm". Empty: norms stay.
     """
 
     layout: ExpertLayout
@@ -82,32 +82,11 @@ class Recipe:
     def untrained(cls, layout: ExpertLayout) -> Recipe:
         return cls(layout, {}, {})
 
-    @classmethod
-    def of(cls, state: dict[str, Tensor], layout: ExpertLayout) -> Recipe:
-        """The recipe of a student's named parameters."""
-        layers = layout.shared.shape[0]
-        trained = ExpertLayout(
-            shared=layout.shared,
-            pools=layout.pools,
-            experts=layout.experts,
-            router=torch.stack([state[f"gates.{i}.router"] for i in range(layers)]),
-            scale=torch.stack([state[f"gates.{i}.log_scale"].exp() for i in range(layers)]),
-        )
-        names = [f"{i}_{name}" for i in range(layers) for name in LINEARS]
-        deltas = {n: (state[f"params.{n}_a"], state[f"params.{n}_b"]) for n in names}
-        norms = {
-            f"{i}_{name}": state[f"params.{i}_{name}"] for i in range(layers) for name in NORMS
-        }
-        return cls(trained, deltas, norms | {"norm": state["params.norm"]})
-
     def save(self, path: Path) -> None:
-        """Writes one safetensors file: bfloat16 values and uint16 neuron numbers."""
+        """Write one safetensors file: bfloat16 values and uint16 neuron numbers."""
         tensors = {
-            "shared": self.layout.shared.to(torch.uint16),
-            "pools": self.layout.pools.to(torch.uint16),
-            "experts": self.layout.experts.to(torch.uint16),
-            "router": self.layout.router.bfloat16(),
-            "scale": self.layout.scale.bfloat16(),
+            name: tensor.to(torch.uint16 if name in NUMBERS else torch.bfloat16)
+            for name, tensor in vars(self.layout).items()
         }
         for name, (a, b) in self.deltas.items():
             tensors[f"delta.{name}.a"], tensors[f"delta.{name}.b"] = a.bfloat16(), b.bfloat16()
@@ -121,7 +100,7 @@ class Recipe:
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
-        """Reads a recipe.
+        """Read a recipe.
 
         Raises:
             ValueError: the file is missing, truncated, or lacks a tensor.
@@ -130,44 +109,43 @@ class Recipe:
             raise ValueError(f"recipe file {path} must exist, and does not")
         try:
             tensors = load_file(path)
+            parts = {name: tensors[name].long() for name in NUMBERS}
+            router, scale = tensors["router"].float(), tensors["scale"].float()
+            layout = ExpertLayout(**parts, router=router, scale=scale)
+            deltas, norms = {}, {}
+            for name, tensor in tensors.items():
+                kind, _, key = name.partition(".")
+                if kind == "norm":
+                    norms[key] = tensor.float()
+                elif kind == "delta" and key.endswith(".a"):
+                    b = tensors[f"{name.removesuffix('.a')}.b"]
+                    deltas[key.removesuffix(".a")] = (tensor.float(), b.float())
         except SafetensorError as error:
             raise ValueError(f"recipe file {path} must be complete safetensors: {error}") from error
-        try:
-            shared, pools, experts = (tensors[n].long() for n in ("shared", "pools", "experts"))
-            router, scale = tensors["router"].float(), tensors["scale"].float()
-            deltas = {
-                name.removeprefix("delta.").removesuffix(".a"): (
-                    tensor.float(),
-                    tensors[f"{name.removesuffix('.a')}.b"].float(),
-                )
-                for name, tensor in tensors.items()
-                if name.startswith("delta.") and name.endswith(".a")
-            }
         except KeyError as error:
-            raise ValueError(
-                f"recipe file {path} must hold tensor {error}, and does not"
-            ) from error
-        norms = {
-            name.removeprefix("norm."): tensor.float()
-            for name, tensor in tensors.items()
-            if name.startswith("norm.")
-        }
-        return cls(ExpertLayout(shared, pools, experts, router, scale), deltas, norms)
+            raise ValueError(f"recipe file {path} must hold tensor {error}") from error
+        return cls(layout, deltas, norms)
 
-    def check(self, config: DenseConfig) -> None:
+    def check(self, config: ModelConfig) -> None:
         """ValueError unless the recipe is complete and fits a dense model of this shape."""
-        layers, hidden = config.layers, config.hidden
+        layers, hidden = config.layers, config.hidden_size
         shape = (self.layout.shared.shape[0], self.layout.router.shape[2])
         if shape != (layers, hidden):
             raise ValueError(
                 f"recipe must be for {layers} layers of {hidden}, got {shape[0]} of {shape[1]}"
             )
-        self.layout.check(config.inner)
-        if self.deltas:
-            wanted = {f"{i}_{name}" for i in range(layers) for name in LINEARS}
-            if missing := wanted - self.deltas.keys():
-                raise ValueError(f"recipe lacks {len(missing)} deltas, such as {min(missing)}")
-        if self.norms:
-            wanted = {f"{i}_{name}" for i in range(layers) for name in NORMS} | {"norm"}
-            if missing := wanted - self.norms.keys():
-                raise ValueError(f"recipe lacks {len(missing)} norms, such as {min(missing)}")
+        self.layout.check(config.intermediate_size)
+        for kind, found, names in (
+            ("deltas", self.deltas.keys(), delta_names(layers)),
+            ("norms", self.norms.keys(), norm_names(layers)),
+        ):
+            if found and (missing := set(names) - found):
+                raise ValueError(f"recipe lacks {len(missing)} {kind}, such as {min(missing)}")
+
+
+def delta_names(layers: int) -> list[str]:
+    return [f"{i}_{name}" for i in range(layers) for name in LINEARS]
+
+
+def norm_names(layers: int) -> list[str]:
+    return [*(f"{i}_{name}" for i in range(layers) for name in NORMS), "norm"]

@@ -1,4 +1,4 @@
-"""Whether drafting pays at all where rows are dear: tried both ways, by tokens a second."""
+"""Whether drafting pays at all where rows are dear: measured with and without, by tokens a second."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
 
 
 class ABGate:
-    """Lets batches draft, or not. Step costs and the acceptance model say what drafting should
-    bring; what it brings, with all that surrounds it, is only seen from outside: tokens a second of
-    some steps with drafts against the same without, apart for batches of each power of two.
+    """Lets batches draft, or not. Step costs and the acceptance model predict what drafting gains; this
+    measures it, with all overhead: tokens a second of some steps with drafts against some without, for
+    batch sizes of every power of two.
 
-    Which way a step goes depends on earlier steps alone, never on tokens that are drawn in it.
+    Whether a step drafts depends on earlier steps alone, never on tokens that are drawn in it.
     """
 
     def __init__(self, tuning: SpeculationTuning = TUNING) -> None:
@@ -24,7 +24,7 @@ class ABGate:
         self._decides = False  # in this step
 
     def allows(self, running: int, row_price: float) -> bool:
-        """Whether so many requests may draft in the next step; always where rows are not dear."""
+        """Whether this many requests may draft in the next step; always where rows are not dear."""
         self._decides = row_price > self._tuning.dear_row
         if not self._decides:
             return True
@@ -35,9 +35,9 @@ class ABGate:
         return self._comparisons[size].allowed
 
     def note(self, running: int, tokens: int, seconds: float, pure: bool) -> None:
-        """A step of so many requests made so many tokens; drafting counted.
+        """A step of this many requests made these tokens; its seconds include drafting.
 
-        pure: whether the step did nothing else; one that read prompts is no measure.
+        pure: whether it read no prompts; other steps are not compared.
         """
         comparison = self._comparisons.get(running.bit_length())
         if self._decides and pure and comparison is not None:
@@ -50,7 +50,7 @@ class _Comparison:
     """Steps with drafts against steps without, in batches of about one size.
 
     Attributes:
-        drafting: what is usual; a trial goes the other way for one phase.
+        drafting: what is usual; a trial does the opposite for one phase.
         backoff: phases until the next trial.
         usual: seconds of a step.
         gain: log of tokens a second with drafts over without, over trials.
@@ -108,8 +108,8 @@ class _Comparison:
             self.trying = self.backoff.due
 
     def _judge(self) -> None:
-        """Compare a trial with its neighbours on both sides, so that a machine that is faster or
-        slower from one second to the next says nothing."""
+        """Compare a trial with the phases before and after it, so that a change of the machine's speed
+        cancels."""
         tuning = self.tuning
         before, tried, after = self.rates
         gain = math.log(tried / math.sqrt(before * after))

@@ -1,4 +1,4 @@
-"""How likely drafted tokens are to be accepted: learnt for a drafter, biased for a request."""
+"""How likely drafted tokens are to be accepted: learnt for a drafter, adjusted for a request."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class DraftYield:
         self.ran.add(ran)
 
     def gain(self, row_price: float) -> float:
-        """Tokens that a question brings, less what its rows take."""
+        """Tokens that asking the drafter brings, less what its rows cost."""
         return self.accepted.value - self.ran.value * row_price
 
 
 class AcceptanceModel:
     """The share of nodes that were accepted where their parent was, for one drafter's name.
 
-    Nodes are told apart by depth, by who drafted them (`Tree.by`) and, where they have scores, by
-    those. A node behind a refused one was not judged and counts for nothing.
+    Nodes are told apart by depth, by drafter (`Tree.by`) and by score, where they have one. A node
+    behind a refused one does not count.
 
     Attributes:
         brought: what the drafter brought all requests.
@@ -49,7 +49,7 @@ class AcceptanceModel:
     def chance(self, depth: int, score: float | None, by: int = 0) -> float:
         """In 0..1, of a node at a depth (1 = next token), its parent accepted.
 
-        score: what the drafter thinks of it, or None. by: who drafted it.
+        score: the drafter's estimate, or None. by: its drafter.
         """
         prior = self.tuning.prior_chance if score is None else score
         seen = self._seen.get(self._kind(depth, score, by))
@@ -72,11 +72,11 @@ class AcceptanceModel:
 
 
 class RequestBias:
-    """One request's own acceptance, as a shift of its drafter's log-odds."""
+    """One request's own acceptance, as a shift of the logit of its drafter's."""
 
     def __init__(self, model: AcceptanceModel) -> None:
         self._model = model
-        self._shifts: dict[int, float] = {}  # of each who drafts
+        self._shifts: dict[int, float] = {}  # by drafter
 
     def chance(self, depth: int, score: float | None, by: int = 0) -> float:
         """As `AcceptanceModel.chance`, for this request."""
@@ -84,33 +84,29 @@ class RequestBias:
         return 1 / (1 + (1 - p) / p * math.exp(-self._shifts.get(by, 0.0)))
 
     def survival(self, tree: Tree) -> list[float]:
-        """For each node, the chance that it and all before it are accepted."""
+        """For every node, the chance that it and all before it are accepted."""
         chances: list[float] = []
         for node, (parent, depth) in enumerate(zip(tree.parents, tree.depths)):
             before = chances[parent] if parent >= 0 else 1.0
             chances.append(before * self.chance(depth, _score(tree, node), _by(tree, node)))
         return chances
 
-    def learn(self, tree: Tree, path: Sequence[int]) -> None:
-        """A tree was verified, `path` of it accepted."""
+    def learn(self, tree: Tree, accepted: Sequence[int]) -> None:
+        """A tree was verified, and these nodes were accepted."""
         tuning = self._model.tuning
         for by in set(tree.by or (0,)):
             self._shifts[by] = self._shifts.get(by, 0.0) * tuning.bias_decay
-        for node in _judged(tree, path):
+        for node in _judged(tree, accepted):
             depth, score, by = tree.depths[node], _score(tree, node), _by(tree, node)
-            accepted = node in path
-            error = accepted - self.chance(depth, score, by)
+            error = (node in accepted) - self.chance(depth, score, by)
             shift = self._shifts[by] + tuning.bias_rate * error
             self._shifts[by] = min(max(shift, -tuning.bias_limit), tuning.bias_limit)
-            self._model.learn(depth, score, accepted, by)
+            self._model.learn(depth, score, node in accepted, by)
 
 
-def _judged(tree: Tree, path: Sequence[int]) -> Iterator[int]:
+def _judged(tree: Tree, accepted: Sequence[int]) -> Iterator[int]:
     """Nodes whose parent was accepted."""
-    accepted = {-1, *path}
-    for node, parent in enumerate(tree.parents):
-        if parent in accepted:
-            yield node
+    return (node for node, parent in enumerate(tree.parents) if parent < 0 or parent in accepted)
 
 
 def _by(tree: Tree, node: int) -> int:
@@ -118,7 +114,7 @@ def _by(tree: Tree, node: int) -> int:
 
 
 def _score(tree: Tree, node: int) -> float | None:
-    """What the drafter thinks of a node where its parent is accepted."""
+    """The drafter's estimate for a node whose parent is accepted."""
     if tree.scores is None:
         return None
     parent = tree.parents[node]

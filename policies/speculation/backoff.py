@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Backoff:
-    """Waits some turns before a try, and longer after each try in vain.
+    """Waits some turns before a try, and longer after every try that failed.
 
-    What a turn is, a step or a phase of steps, is the caller's.
+    A turn is whatever the caller counts: a step, or a phase of steps.
 
     Args:
         first: turns between the first two tries.
-        most: turns between tries at last.
+        most: the longest wait between tries.
         wait: turns until the next try; 0 = now.
     """
 
@@ -41,6 +41,6 @@ class Backoff:
         self.wait = self._patience
 
     def restart(self, wait: int) -> None:
-        """It pays, or everything changed: try in so many turns, and be patient anew."""
+        """It pays, or everything changed: try after this many turns, and begin with short waits again."""
         self.wait = wait
         self._patience = min(wait, self.first)

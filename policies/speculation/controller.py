@@ -1,4 +1,4 @@
-"""The speculation controller: what the engine, its drafters and its requests are given."""
+"""The speculation controller: how far every request drafts, with which drafters, and what is verified."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
 class SpeculationController:
     """One per engine: all that is learnt about steps and drafts, and the policies that use it.
 
-    A step: each request's policy plans a budget of nodes, from the `AcceptanceModel` of its drafter,
-    the `StepCosts` and, where rows are dear, the `ABGate`; an `AdaptiveSelection` asks those of
-    several drafters that pay; `admit` cuts what was drafted over the whole batch; `note` and the
-    policies' `record` learn from what came of it.
+    In a step, every request's policy plans a budget of nodes, from the `AcceptanceModel` of its drafter,
+    the `StepCosts` and, where rows are dear, the `ABGate`; an `AdaptiveSelection` asks those of several
+    drafters that pay; `admit` cuts the drafts to what pays over the whole batch; `note` and the
+    policies' `record` learn from the result.
 
     Args:
         measure: gives the curve of steps with a number of routed groups (None = all); asked once for
@@ -37,11 +37,11 @@ class SpeculationController:
         self._costs = StepCosts(measure, tuning)
         self._gate = ABGate(tuning)
         self._acceptance: dict[object, AcceptanceModel] = {}
-        self.drafted = self._costs.drafted  # a drafter took its time
+        self.drafted = self._costs.drafted
         self.draft_seconds = self._costs.node_seconds
 
     def policy(self, settings: Speculation, drafter: object) -> Policy:
-        """Of a new request. drafter: its drafter's name, by which requests share what they learn."""
+        """For a new request. Requests with the same drafter share its acceptance model."""
         if settings.drafter == "off":
             return FixedLength(0)
         if settings.nodes is not None:
@@ -52,12 +52,12 @@ class SpeculationController:
         return AdaptiveLength(drafter, known, self._costs, self._gate, self._tuning)
 
     def selection(self, drafters: int, settings: Speculation) -> AdaptiveSelection:
-        """Among so many drafters behind one name; costs count where the length is free."""
+        """For several drafters behind one name; costs count where the length is not fixed."""
         value = self.value if settings.nodes is None else None
         return AdaptiveSelection(drafters, value, self._tuning)
 
     def value(self, batch: Sequence[RequestView]) -> MarginalValue:
-        """What a token and a row more are worth in a step of these requests."""
+        """What one more token gains and one more row costs in a step of these requests."""
         return self._costs.value(_most_groups(batch), len(batch))
 
     def seconds(self, groups: int | None, rows: int) -> float:

@@ -21,13 +21,12 @@ def admit(
 ) -> list[list[int]]:
     """The nodes of each request's tree to run, ascending.
 
-    Nodes are taken in order of survival, which takes parents before children, as long as the
-    expected tokens per second of the step grow; any number of them may be best, and none are if that
-    brings less than the margin over plain decoding.
+    Of the nodes in order of survival (parents before children), the number that gives the step the most
+    expected tokens per second; none if that is less than the margin over plain decoding.
 
     Args:
-        survival: for each request, the chance of each node to be accepted with all before it;
-            None: its nodes run whatever they bring.
+        survival: for each request, the chance of every node to be accepted with all before it;
+            None: all its nodes run.
         sizes: nodes of each request's tree.
         rows: the step's other rows.
         curve: seconds of a step by its rows.
@@ -99,22 +98,22 @@ class FixedLength:
     def survival(self, tree: Tree) -> None:
         """All nodes run."""
 
-    def record(self, tree: Tree, path: Sequence[int]) -> None:
+    def record(self, tree: Tree, accepted: Sequence[int]) -> None:
         """A fixed length learns nothing."""
 
 
 class AdaptiveLength:
-    """As far as drafting pays, from what was accepted so far and what steps take; 0 too.
+    """As far as drafting pays, by earlier acceptance and step costs; perhaps not at all.
 
-    Before a step it plans a budget: generous where drafting is as good as free, else the length of
-    most expected tokens per second. What the drafter then offers is cut over the whole batch, by
-    `survival`. Both know what was accepted before this step, and neither looks at sampled tokens.
+    Before a step it plans a budget: a large one where drafting is nearly free, else the length with
+    most expected tokens per second. The draft is then cut over the whole batch, by `survival`. Both
+    depend on earlier steps only, never on sampled tokens of this one.
 
     Args:
         drafter: the drafter's name in `costs`.
-        acceptance: what is known of its drafts, shared by its requests.
-        costs: what drafting and steps take.
-        gate: has the last word where rows are dear.
+        acceptance: of its drafts, shared by its requests.
+        costs: of drafting and of steps.
+        gate: decides where rows are dear.
     """
 
     def __init__(
@@ -146,7 +145,7 @@ class AdaptiveLength:
             return 0
         self._probing = self._probe.due
         step = curve.seconds(running)
-        # a token more is worth a request's share of a step
+        # one more token saves a request's share of a step
         gain = self._brought.gain(curve.row_price(running, 1)) * step / running
         self._asked = gain > self._costs.ask_seconds(self._drafter) or self._asking.due
         if not self._asked:
@@ -165,20 +164,20 @@ class AdaptiveLength:
     def survival(self, tree: Tree) -> list[float]:
         chances = self._bias.survival(tree)
         if self._probing and chances:
-            chances[0] = 1.0  # tried whatever is known of it
+            chances[0] = 1.0  # run it in any case, to learn from it
         return chances
 
-    def record(self, tree: Tree, path: Sequence[int]) -> None:
-        accepted, ran = len(path), len(tree.tokens)
+    def record(self, tree: Tree, accepted: Sequence[int]) -> None:
+        ran = len(tree.tokens)
         if self._asked:
-            self._brought.add(accepted, ran)
-            self._acceptance.brought.add(accepted, ran)
+            self._brought.add(len(accepted), ran)
+            self._acceptance.brought.add(len(accepted), ran)
         self._ran = ran or max(self._ran - 1, 0)
         if not ran:
             self._probe.skip()
             return
-        self._bias.learn(tree, path)
-        if path:
+        self._bias.learn(tree, accepted)
+        if accepted:
             self._probe.restart(self._probe.first)
         else:
             self._probe.again(2 if self._probing else 1)

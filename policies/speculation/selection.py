@@ -1,4 +1,4 @@
-"""Which of several drafters are asked, and which proposals are drafted."""
+"""Which of several drafters are asked, and which of their proposals are verified."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Ask = Callable[[int, Sequence[int]], tuple[Sequence[Tree], float]]
 class _Proposal(NamedTuple):
     """What one drafter proposed.
 
-    total: tokens that it thinks will be accepted; rows: what its nodes take, in tokens; promise: the
-    one less the other, or what it usually brings where it gives no scores.
+    total: tokens that its scores promise; rows: what its nodes cost, in tokens; promise: the former
+    less the latter, or what the drafter usually gains where it gives no scores.
     """
 
     drafter: int
@@ -31,30 +31,35 @@ class _Proposal(NamedTuple):
 
 
 class _Gain(NamedTuple):
-    """What one drafter's proposals brought: tokens accepted less what the rows took, in tokens; and
-    accepted over promised, where scores promise something."""
+    """What one drafter's proposals gained.
+
+    tokens: accepted, less the cost of the rows in tokens. calibration: tokens accepted over tokens
+    promised, where there are scores.
+    """
 
     tokens: RunningMean
-    trust: RunningMean
+    calibration: RunningMean
 
-    def learn(self, held: int, proposal: _Proposal, most_trust: float) -> None:
+    def learn(self, held: int, proposal: _Proposal, most_calibration: float) -> None:
         self.tokens.add(held - proposal.rows)
         if proposal.total > 0:
-            self.trust.add(min(held / proposal.total * self.trust.value, most_trust))
+            self.calibration.add(
+                min(held / proposal.total * self.calibration.value, most_calibration)
+            )
 
     def begun(self, tuning: SpeculationTuning) -> _Gain:
-        """What a new request begins with, where this is known of others."""
+        """The gain that a new request begins with, from that of all requests."""
         memory = tuning.own_gain_memory
         count = min(self.tokens.count, tuning.gain_begun)
         return _Gain(
             RunningMean(self.tokens.value, memory, count),
-            RunningMean(self.trust.value, memory, memory),
+            RunningMean(self.calibration.value, memory, memory),
         )
 
 
 class _Drafter:
-    """What is known of one drafter in batches of about one size, from all requests: another size
-    makes rows and drafting cheaper or dearer."""
+    """One drafter in batches of about one size, over all requests: with the size change the costs of
+    rows and of drafting."""
 
     def __init__(self, tuning: SpeculationTuning) -> None:
         memory = tuning.gain_memory
@@ -62,52 +67,50 @@ class _Drafter:
             RunningMean(tuning.prior_gain, memory, 1.0),
             RunningMean(1.0, memory, tuning.own_gain_memory),
         )
-        self.seconds = RunningMean(0.0, tuning.ask_memory)  # of asking, for each request
-        self.backoff = Backoff(*tuning.select_wait, wait=0)  # where it pays for nobody
-        self.turn = 0  # whose request it is tried for
+        self.seconds = RunningMean(0.0, tuning.ask_memory)  # of asking, by request
+        self.backoff = Backoff(*tuning.select_wait, wait=0)  # where it pays for no request
+        self.turn = 0  # the request that it is tried for
 
 
 @dataclass(slots=True)
 class _Request:
-    """What one request's drafters brought, by batch size, and what was said in this step.
+    """What one request's drafters gained, by batch size, and this step's proposals.
 
     gains: of this step's size. promised: tokens, by the proposal that promises most.
     """
 
     by_size: dict[int, list[_Gain]] = field(default_factory=dict)
     gains: list[_Gain] = field(default_factory=list)
-    said: list[_Proposal] = field(default_factory=list)
+    proposals: list[_Proposal] = field(default_factory=list)
     promised: float = 0.0
 
-    def hear(self, drafter: int, tree: Tree, row: float) -> None:
-        """row: what a row takes, in tokens."""
+    def add(self, drafter: int, tree: Tree, row: float) -> None:
+        """Add a proposal; row: what a row costs, in tokens."""
         gain = self.gains[drafter]
         if tree.scores is None:
             total, promise, rows = 0.0, gain.tokens.value, len(tree.tokens) * row
         else:
-            likely = [score * gain.trust.value for score in tree.scores]
+            likely = [score * gain.calibration.value for score in tree.scores]
             paying = [chance for chance in likely if chance > row]  # the others will be cut
             total, rows = sum(paying), len(paying) * row
             promise = total - rows
-        self.said.append(_Proposal(drafter, tree, total, rows, promise))
+        self.proposals.append(_Proposal(drafter, tree, total, rows, promise))
         self.promised = max(self.promised, promise)
 
 
 class AdaptiveSelection:
-    """Asks a drafter for a request where it would bring more than those before it promise.
+    """Asks a drafter for a request where it should gain more than those before it promise.
 
-    The cheaper drafters come first. One is asked where what it has brought, less what those before
-    it promise now, is worth its time and its rows. One that is worth it for no request is tried for
-    one of them after some steps, and more and more of them. So a drafter that never pays is hardly
-    ever run, and its features are not gathered. A drafter's promise is the sum of its nodes' scores,
-    corrected by how such promises were kept in this request, or what its proposals have brought
-    where it gives no scores. Each is judged by what its own tree held of what came. No sampled token
-    is looked at before it is accepted, beyond what scores may know.
+    Cheaper drafters come before dearer ones. One is asked where its usual gain, less what those before
+    it promise in this step, exceeds the cost of its time and rows. One that pays for no request is
+    tried for one of them after some steps, at growing intervals, so it is hardly ever run, and its
+    features are not gathered. A promise is the sum of a tree's scores, corrected by how such promises
+    were kept in this request; without scores it is the usual gain. What a drafter gained is counted on
+    its own tree. Choices depend on accepted tokens and on scores alone, never on sampled tokens.
 
     Args:
         drafters: how many there are.
-        value: what a token and a row are worth in the batch's step; None = drafters and rows cost
-            nothing.
+        value: of a token and a row in the batch's step; None = drafters and rows cost nothing.
     """
 
     def __init__(
@@ -123,26 +126,24 @@ class AdaptiveSelection:
     def collect(
         self, batch: Sequence[RequestView], nodes: Sequence[int], ask: Ask
     ) -> list[list[tuple[int, Tree]]]:
-        size, worth = len(batch).bit_length(), self._value_of(batch)
+        size, value = len(batch).bit_length(), self._value_of(batch)
         if size not in self._sizes:
             self._sizes[size] = [_Drafter(self._tuning) for _ in range(self._count)]
         self._drafters = self._sizes[size]
         requests = [self._request(request, size) for request in batch]
         for drafter in range(self._count):
-            asked = self._asked(drafter, requests, nodes, worth)
+            asked = self._asked(drafter, requests, nodes, value)
             if any(asked):
                 trees, seconds = ask(drafter, asked)
-                if any(
-                    tree.tokens for tree in trees
-                ):  # else it knew at once to have nothing to say
-                    each = seconds / sum(most > 0 for most in asked)
-                    self._drafters[drafter].seconds.add_time(each, self._tuning.held_up)
+                if any(tree.tokens for tree in trees):  # else it hardly took any time
+                    share = seconds / sum(most > 0 for most in asked)
+                    self._drafters[drafter].seconds.add_time(share, self._tuning.held_up)
                 for request, tree in zip(requests, trees, strict=True):
                     if tree.tokens:
-                        request.hear(drafter, tree, worth.row / worth.token)
+                        request.add(drafter, tree, value.row / value.token)
         for request in requests:
-            request.said = _compatible(request.said)
-        return [[(one.drafter, one.tree) for one in request.said] for request in requests]
+            request.proposals = _compatible(request.proposals)
+        return [[(one.drafter, one.tree) for one in request.proposals] for request in requests]
 
     def awake(self, drafter: int) -> bool:
         return self._drafters[drafter].backoff.wait <= self._tuning.waking
@@ -150,17 +151,16 @@ class AdaptiveSelection:
     def able(self, batch: Sequence[RequestView]) -> int:
         return 1 if self._dear(self._value_of(batch)) else self._count
 
-    def judge(self, batch: Sequence[RequestView], verdict: AcceptResult) -> None:
-        for view, path, tokens in zip(batch, verdict.paths, verdict.tokens, strict=True):
+    def judge(self, batch: Sequence[RequestView], result: AcceptResult) -> None:
+        for view, tokens in zip(batch, result.tokens, strict=True):
             request = self._requests.get(view.id)
             if request is None:
                 continue
-            for one in request.said:
-                # the token after the path, too: a node that was cut may have said it
-                held = len(one.tree.follow(tokens[: len(path) + 1]))
-                request.gains[one.drafter].learn(held, one, self._tuning.most_trust)
-                self._drafters[one.drafter].gain.learn(held, one, self._tuning.most_trust)
-            request.said = []
+            for one in request.proposals:
+                held = len(one.tree.match(tokens))  # nodes that were cut before the step count, too
+                request.gains[one.drafter].learn(held, one, self._tuning.most_calibration)
+                self._drafters[one.drafter].gain.learn(held, one, self._tuning.most_calibration)
+            request.proposals = []
 
     def release(self, requests: Collection[int]) -> None:
         for request in requests:
@@ -171,12 +171,12 @@ class AdaptiveSelection:
         drafter: int,
         requests: Sequence[_Request],
         nodes: Sequence[int],
-        worth: MarginalValue,
+        value: MarginalValue,
     ) -> list[int]:
-        """The nodes for which a drafter is asked now, 0 for requests where it is not."""
+        """How many nodes a drafter is asked for, by request; 0 where it is not asked."""
         known = self._drafters[drafter]
         asked, pays = [0] * len(nodes), False
-        if drafter > 0 and self._dear(worth):
+        if drafter > 0 and self._dear(value):
             known.backoff.restart(known.backoff.first)
             return asked
         price = 0.0
@@ -184,9 +184,9 @@ class AdaptiveSelection:
             price = self._tuning.ask_overhead * known.seconds.value
         for b, (request, most) in enumerate(zip(requests, nodes)):
             gain = request.gains[drafter].tokens.value
-            if most > 0 and gain * worth.token > price:
+            if most > 0 and gain * value.token > price:
                 pays = True  # though another one may be better now
-                if (gain - request.promised) * worth.token > price:
+                if (gain - request.promised) * value.token > price:
                     asked[b] = most
         if pays:
             known.backoff.restart(0)
@@ -202,24 +202,24 @@ class AdaptiveSelection:
     def _request(self, view: RequestView, size: int) -> _Request:
         if (request := self._requests.get(view.id)) is None:
             request = self._requests[view.id] = _Request()
-        if size not in request.by_size:  # what other requests saw is where it begins
+        if size not in request.by_size:
             request.by_size[size] = [known.gain.begun(self._tuning) for known in self._drafters]
-        request.gains, request.said, request.promised = request.by_size[size], [], 0.0
+        request.gains, request.proposals, request.promised = request.by_size[size], [], 0.0
         return request
 
     def _value_of(self, batch: Sequence[RequestView]) -> MarginalValue:
         return FREE if self._value is None else self._value(batch)
 
-    def _dear(self, worth: MarginalValue) -> bool:
-        return worth.row > self._tuning.dearest_row * worth.token
+    def _dear(self, value: MarginalValue) -> bool:
+        return value.row > self._tuning.dearest_row * value.token
 
 
-def _compatible(said: Sequence[_Proposal]) -> list[_Proposal]:
-    """Those that can be merged, or another one that promises more than each of them."""
-    if not said:
+def _compatible(proposals: Sequence[_Proposal]) -> list[_Proposal]:
+    """Those that can be merged into one tree, or another one that promises more than any of them."""
+    if not proposals:
         return []
-    best = max(said, key=lambda one: one.promise)
-    return [one for one in said if _mergeable(one.tree)] if _mergeable(best.tree) else [best]
+    best = max(proposals, key=lambda one: one.promise)
+    return [one for one in proposals if _mergeable(one.tree)] if _mergeable(best.tree) else [best]
 
 
 def _mergeable(tree: Tree) -> bool:

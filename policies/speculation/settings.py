@@ -15,21 +15,21 @@ class SpeculationTuning:
     """
 
     # When rows are dear, as in large batches: one price, two limits.
-    # Above, drafts must prove themselves in the A/B gate: predictions err by as much as is at stake.
+    # Above this price the A/B gate decides: predictions err by as much as there is to gain.
     dear_row: float = 0.15
-    # Above, the gate begins without drafts, and only the first and cheapest of several drafters is
+    # Above this price the gate begins without drafts, and only the cheapest of several drafters is
     # asked: what others add makes a few requests faster and every step slower.
     dearest_row: float = 0.4
-    priced_nodes: int = 3  # of each request, over which a row is priced: the very first are cheaper
+    priced_nodes: int = (
+        3  # of every request, over which a row is priced: the very first are cheaper
+    )
 
     # Planner
     most_nodes: int = 24  # of a request in a step: deeper nodes hardly ever survive
-    margin: float = (
-        1.02  # what drafts must promise over none: estimates err, plain decoding is sure
-    )
-    free_node: float = (
-        0.03  # of a plain step: below, drafting is free, and all is asked for and cut
-    )
+    # what drafts must promise over none: estimates err, plain decoding does not
+    margin: float = 1.02
+    # of a plain step: nodes that take less count as free; many are drafted, and then cut
+    free_node: float = 0.03
     least_budget: int = 4  # nodes that a free drafter is asked for; more where more paid last time
     ask_wait: tuple[int, int] = (8, 8)  # steps between questions that do not pay: they cost little
     probe_wait: tuple[int, int] = (16, 256)  # steps without a node, so that no estimate stays wrong
@@ -42,22 +42,24 @@ class SpeculationTuning:
     score_bins: int = 5  # fine enough to correct scores, coarse enough to fill soon
     prior_yield: tuple[float, float] = (0.4, 0.5)  # nodes accepted and run for each question
     yield_memory: float = 200.0  # questions of all requests, with which a new request begins
-    own_yield_memory: float = 24.0  # of a request's own: it may soon turn to something else
-    bias_rate: float = 0.25  # log-odds by which one node moves a request: a few must be enough
-    bias_limit: float = 3.0  # log-odds: from further off it would take long to come back
-    bias_decay: float = 0.99  # each step: what was long ago tells little
+    own_yield_memory: float = 24.0  # of a request's own: its text may soon change
+    bias_rate: float = 0.25  # of a logit, by which one node moves a request: a few must be enough
+    bias_limit: float = 3.0  # of a logit: from further off it would take long to come back
+    bias_decay: float = 0.99  # every step: what was long ago tells little
 
     # Costs of steps and drafts
     table_rows: int = 1024  # beyond, a step takes as much more as its rows
     step_rate: float = 0.2  # weight of the newest step: the machine's speed changes within seconds
     step_limit: float = 2.0  # a step counts as at most so many times as fast or slow as lately
-    step_fresh: int = 128  # steps for which a measurement holds; then those beside it speak for it
+    step_fresh: int = 128  # steps for which a measurement holds; then those next to it replace it
     table_every: int = 8  # steps between new tables, which take some 50 us
     held_up: float = 4.0  # a time of so many times the usual was held up, and counts as no more
-    draft_memory: float = 10.0  # proposals: times follow the text's length
+    draft_memory: float = 10.0  # proposals: times depend on the text's length
 
     # A/B gate
-    phase: int = 8  # steps that go one way before the other may: shorter phases are mostly noise
+    phase: int = (
+        8  # steps with or without drafts before a change: shorter ones are hardly comparable
+    )
     gate_rate: float = 0.3  # weight of the newest trial where drafts are usual
     gate_rate_off: float = 0.6  # where they are not: trials are rare there, and the texts new
     gate_loss: float = -0.01  # log gain below which drafts stop: smaller losses cannot be measured
@@ -70,15 +72,17 @@ class SpeculationTuning:
     usual_memory: float = 3.0  # steps that say what is usual, to see which one was held up
 
     # Selection among several drafters
-    prior_gain: float = 1.0  # tokens that a drafter is thought to bring: everyone is tried
+    prior_gain: float = 1.0  # tokens that a drafter is assumed to gain: so every one is tried
     own_gain_memory: float = 10.0  # proposals of a request's own
     gain_memory: float = 50.0  # of all requests, with which a new request begins
     gain_begun: float = 3.0  # own proposals as which those count then
-    most_trust: float = 1.5  # most by which scores that promise too little are scaled up
+    most_calibration: float = 1.5  # limit to which scores that promise too little are scaled up
     ask_memory: float = 50.0  # questions: what asking takes hardly changes
     ask_overhead: float = 1.5  # over the time of asking: features, and larger steps' own work
-    select_wait: tuple[int, int] = (8, 128)  # steps without a drafter that pays for nobody
-    waking: int = 4  # of these at the end, when its features are gathered: it needs some to draft
+    select_wait: tuple[int, int] = (8, 128)  # steps without a drafter that pays for no request
+    waking: int = (
+        4  # last steps of that wait, in which its features are gathered: drafting needs some
+    )
 
 
 TUNING = SpeculationTuning()

@@ -1,4 +1,4 @@
-"""What steps and drafts take on this machine: measured once, corrected while they run."""
+"""How long steps and drafts take on this machine: measured once, corrected while they run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StepCostCurve:
             raise ValueError(f"{len(seconds)} positive seconds are needed for {len(rows)} rows")
         self._tuning = tuning
         self._rows = np.array(rows)
-        # fewer rows never take longer: what took longer than more rows was held up
+        # fewer rows never take longer than more rows: such a measurement was disturbed
         curve = np.array(seconds, dtype=np.float64)
         self._curve = np.minimum.accumulate(curve[::-1])[::-1]
         self._ratios = np.ones(len(rows))  # what steps took lately, over the curve
@@ -52,13 +52,13 @@ class StepCostCurve:
         return self._table[most] * rows / most
 
     def row_price(self, running: int, nodes: int) -> float:
-        """What a row takes, in tokens of a request, where each of so many drafts so many nodes."""
+        """Cost of a row, in tokens of one request, where `running` requests draft `nodes` nodes each."""
         more = nodes * running
         step = self.seconds(running)
         return (self.seconds(running + more) - step) / more / (step / running)
 
     def note(self, rows: int, seconds: float) -> None:
-        """A step took so long, drafting not counted."""
+        """A step took this long, drafting not counted."""
         if not 1 <= rows <= self._rows[-1]:
             return
         tuning = self._tuning
@@ -76,7 +76,7 @@ class StepCostCurve:
             self._renew()
 
     def _now(self) -> Floats:
-        """Each measured count's ratio; those not seen lately go by the nearest that was."""
+        """The ratio at every measured row count; that of the nearest where it is not recent."""
         fresh = np.flatnonzero(self._steps - self._seen <= self._tuning.step_fresh)
         if not len(fresh):
             return self._ratios
@@ -124,21 +124,21 @@ class StepCosts:
             self._curves[groups].note(rows, seconds)
 
     def value(self, groups: int | None, running: int) -> MarginalValue:
-        """What a token and a row more are worth in a step of so many requests."""
+        """What one more token gains and one more row costs in a step of so many requests."""
         curve = self.curve(groups)
         token = curve.seconds(running) / running
         return MarginalValue(token, token * curve.row_price(running, self._tuning.priced_nodes))
 
     def node_seconds(self, drafter: object) -> float | None:
-        """What a node of depth takes to draft; None: the drafter was never seen drafting."""
+        """What one more node of depth takes to draft; None: not measured yet."""
         return self._node[drafter].value if drafter in self._node else None
 
     def ask_seconds(self, drafter: object) -> float:
-        """What asking a drafter takes for each request, whatever it says."""
+        """What asking a drafter takes by request, even if it proposes nothing."""
         return self._question[drafter].value if drafter in self._question else 0.0
 
     def drafted(self, drafter: object, seconds: float, asked: int, depth: int) -> None:
-        """A drafter took so long for so many requests and trees of at most this depth."""
+        """A drafter took `seconds` for `asked` requests and trees of at most this depth."""
         for means, parts in ((self._node, depth), (self._question, asked)):
             if parts > 0:
                 if drafter not in means:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastslow.models.dense import Dense
 from fastslow.models.recipe import TEMPERATURE, ExpertLayout
+from fastslow.tools.convert.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def routing_goal(log_energy_TGE: Tensor) -> Tensor:
 
 
 def calibrate(
-    dense: Dense,
+    dense: Teacher,
     rows_RT: Tensor,
     split: NeuronSplit,
     *,
@@ -166,5 +166,5 @@ def calibrate(
 
     dense.hidden(rows_RT, watch=add)
     layout = ExpertLayout(*(torch.stack(parts) for parts in zip(*layers, strict=True)))
-    layout.check(dense.config.inner)
+    layout.check(dense.config.intermediate_size)
     return layout

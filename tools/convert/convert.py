@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.models.dense import Dense, DenseConfig
+from fastslow.models.dense import dense_config
 from fastslow.models.folder import require_vacant
 from fastslow.models.moge import write_moge
 from fastslow.models.recipe import Recipe
@@ -16,6 +16,7 @@ from fastslow.tools.convert.calibrate import NeuronSplit, calibrate
 from fastslow.tools.convert.distill import Distiller, Schedule, saved_layout
 from fastslow.tools.convert.options import ConvertOptions
 from fastslow.tools.convert.student import recipe_of, student_of
+from fastslow.tools.convert.teacher import Teacher
 from fastslow.tools.convert.texts import Prose, TextWriter
 from fastslow.tools.progress import progress_bar
 
@@ -54,11 +55,11 @@ def convert(
     o = options or ConvertOptions()
     if calibration_rows < 1:
         raise ValueError(f"calibration_rows must be 1 or more, got {calibration_rows}")
-    inner = DenseConfig.read(dense_folder).inner
+    inner = dense_config(dense_folder).intermediate_size
     split = NeuronSplit.of(inner, o.groups, o.experts, o.shared, o.width)
     plan = replace(schedule or Schedule(), minutes=o.minutes, seed=o.seed)
     torch.manual_seed(o.seed)
-    dense = Dense(dense_folder)
+    dense = Teacher(dense_folder)
     tokenizer = load_tokenizer(dense_folder)
     prose = Prose(o.text, tokenizer, seed=o.seed) if o.text else None
     writer = TextWriter(dense, tokenizer, prose, o.system, o.seed)

@@ -13,9 +13,9 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from fastslow.models.dense import POSITIONS, Dense
 from fastslow.models.recipe import ExpertLayout
 from fastslow.tools.convert.student import Divergence, Student
+from fastslow.tools.convert.teacher import POSITIONS, Teacher
 from fastslow.tools.convert.texts import Prose, TextWriter
 from fastslow.tools.progress import Report, silent
 from fastslow.tools.training_state import read_state, write_state
@@ -132,11 +132,11 @@ class Distiller:
     ) -> None:
         self.student, self.schedule, self.prose, self.writer = student, schedule, prose, writer
         self.checkpoint = checkpoint
-        self.teacher: Dense = student.dense
+        self.teacher: Teacher = student.dense
         self.random = random.Random(schedule.seed)
         self.pool = Pool(
             schedule.row,
-            student.config.hidden,
+            student.config.hidden_size,
             schedule.visits,
             schedule.seed,
             self.teacher.dtype,

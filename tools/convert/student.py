@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastslow.models.dense import Dense, attend
-from fastslow.models.recipe import TEMPERATURE, ExpertLayout, Recipe
+from fastslow.models.recipe import (
+    TEMPERATURE,
+    ExpertLayout,
+    Recipe,
+    delta_names,
+    norm_names,
+)
+from fastslow.tools.convert.teacher import Teacher, attend
 
 
 class Divergence(torch.autograd.Function):
@@ -162,7 +169,7 @@ class Student(torch.nn.Module):
         rank: rank of the deltas of q, k, v, o, gate, up, down.
     """
 
-    def __init__(self, dense: Dense, layout: ExpertLayout, rank: int = 16) -> None:
+    def __init__(self, dense: Teacher, layout: ExpertLayout, rank: int = 16) -> None:
         super().__init__()
         self.dense, self.config, self.layout, self.rank = dense, dense.config, layout, rank
         self.frozen: list[dict[str, Tensor]] = []
@@ -199,7 +206,9 @@ class Student(torch.nn.Module):
         return y if bias is None else y + bias
 
     def norm(self, x: Tensor, name: str) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.params[name].to(x.dtype), self.config.eps)
+        return F.rms_norm(
+            x, (x.shape[-1],), self.params[name].to(x.dtype), self.config.rms_norm_eps
+        )
 
     def forward(self, tokens_BT: Tensor, groups_BT: Tensor) -> Tensor:
         """Final normed hidden states [B, T, hidden].
@@ -223,7 +232,7 @@ class Student(torch.nn.Module):
         return self.norm(x, "norm")
 
 
-def student_of(recipe: Recipe, dense: Dense) -> Student:
+def student_of(recipe: Recipe, dense: Teacher) -> Student:
     """A student of `dense` with a recipe's parameters, to train on or to measure."""
     recipe.check(dense.config)
     rank = next(iter(recipe.deltas.values()))[0].shape[0] if recipe.deltas else 16
@@ -240,4 +249,11 @@ def student_of(recipe: Recipe, dense: Dense) -> Student:
 def recipe_of(student: Student) -> Recipe:
     """The recipe of a student as trained so far."""
     state = {name: tensor.detach() for name, tensor in student.named_parameters()}
-    return Recipe.of(state, student.layout)
+    layers = student.config.layers
+    trained = replace(
+        student.layout,
+        router=torch.stack([state[f"gates.{i}.router"] for i in range(layers)]),
+        scale=torch.stack([state[f"gates.{i}.log_scale"].exp() for i in range(layers)]),
+    )
+    deltas = {n: (state[f"params.{n}_a"], state[f"params.{n}_b"]) for n in delta_names(layers)}
+    return Recipe(trained, deltas, {n: state[f"params.{n}"] for n in norm_names(layers)})

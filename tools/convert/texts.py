@@ -15,7 +15,7 @@ from loguru import logger
 from torch import Tensor
 
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.models.dense import KV, Dense
+from fastslow.tools.convert.teacher import KV, Teacher
 
 ENDINGS = (".txt", ".txt.gz", ".html", ".htm", ".jsonl")
 SKIPPED = {"script", "style", "head", "nav", "table", "pre"}
@@ -183,7 +183,7 @@ class TextWriter:
 
     def __init__(
         self,
-        dense: Dense,
+        dense: Teacher,
         tokenizer: Tokenizer,
         prose: Prose | None = None,
         system: str = PLAIN_SYSTEM,
@@ -230,7 +230,7 @@ class TextWriter:
         turn = [0] * count
         kv = KV(self.dense.config, count, length, self.dense.dtype)
         tokens = torch.zeros(count, length, dtype=torch.int64)
-        hidden = torch.zeros(count, length, self.dense.config.hidden, dtype=self.dense.dtype)
+        hidden = torch.zeros(count, length, self.dense.config.hidden_size, dtype=self.dense.dtype)
         tokens[:, 0] = torch.tensor([queue.pop(0) for queue in forced])
         for step in range(length):
             hidden[:, step] = self.dense.hidden(tokens[:, step : step + 1], kv)[:, 0]

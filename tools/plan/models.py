@@ -8,7 +8,7 @@ from typing import Any
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import nearest
-from fastslow.models.builtin import BUILTIN, builtin_path
+from fastslow.models.locate import BUILTIN, builtin_path
 
 KNOWN: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_suffix(".json").read_text("utf-8")

@@ -14,9 +14,8 @@ import torch
 from loguru import logger
 from safetensors.torch import save_file
 
-from fastslow.draft.head.config import HeadConfig
-from fastslow.draft.head.head import read_head
-from fastslow.draft.head.target import draft_vocabulary, fingerprint, first_weights, read_ends
+from fastslow.draft.head.config import HeadConfig, read_head
+from fastslow.draft.head.target import fingerprint, read_ends
 from fastslow.engine.model.base import Model
 from fastslow.tools.progress import Report, silent
 from fastslow.tools.prompts import Conversation
@@ -24,6 +23,7 @@ from fastslow.tools.train_head.answers import AnswerStore, Ask, TrainText
 from fastslow.tools.train_head.batches import Shown, batches
 from fastslow.tools.train_head.features import HiddenStates, Shards
 from fastslow.tools.train_head.trainer import Measured, TrainConfig, Trainer
+from fastslow.tools.train_head.untrained import draft_vocabulary, first_weights
 
 HELD = 0.05  # share of prompts that nothing is learnt from
 MOST_HELD = 64

@@ -196,7 +196,7 @@ class Trainer:
             counted = batch.counts(step)
             at = counted.flatten().nonzero()[:, 0]
             weight = torch.full((len(at),), self.train_config.fade**step)
-            ready = layer.ready(hidden).flatten(0, 1)[at]
+            ready = layer.final_norm(hidden).flatten(0, 1)[at]
             loss, guesses = Guess.apply(ready, target_RD[at], head_DH, weight)  # type: ignore[no-untyped-call]
             total = total + loss
             hit = torch.zeros(counted.numel(), dtype=torch.bool)

@@ -64,7 +64,7 @@ def unroll(
     distance = torch.arange(P, P + T)[:, None] - torch.arange(P + T)
     alone = F.pad(torch.eye(T, dtype=torch.bool), (P, 0))
     for step in range(steps):
-        x = layer.enter(embedded, hidden)
+        x = layer.input(embedded, hidden)
         q, k, v = layer.project(x, cos, sin)
         if not step and prefix is not None:
             k, v = (torch.cat(pair, 1) for pair in zip(_seen(layer, prefix), (k, v)))
@@ -72,14 +72,14 @@ def unroll(
         seen = (distance >= step) & (distance < layer.config.window)
         # A row that may see nothing, such as padding, looks at itself: no 0 / 0.
         mask = (seen & visible[:, None, :]) | alone
-        hidden = layer.leave(x, _attend(q, chain, mask, step))
+        hidden = layer.output(x, _attend(q, chain, mask, step))
         yield hidden
         hidden = F.pad(hidden, (0, 0, 1, 0))[:, :-1]
 
 
 def _seen(layer: HeadLayer, prefix: Prefix) -> tuple[Tensor, Tensor]:
     """Keys and values [B, P, kv_heads, head_dim] of a prefix."""
-    x = layer.enter(prefix.embedded, layer.fuse(prefix.features))
+    x = layer.input(prefix.embedded, layer.fuse(prefix.features))
     _, k, v = layer.project(x, *rotation(layer.config, prefix.places))
     return k, v
 

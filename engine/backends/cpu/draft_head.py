@@ -6,6 +6,7 @@ import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +26,9 @@ class DraftShape:
     """Sizes of a head's layer.
 
     Attributes:
-        hidden, heads, kv_heads, head_dim, neurons: as in a decoder layer.
+        hidden, heads, kv_heads, head_dim, neurons: as in a decoder layer; hidden is H, the target's.
         rope_theta, eps: of rotary positions and norms.
-        window: rows that attention sees.
+        window: how many earlier rows attention reads, the latest ones.
     """
 
     hidden: int
@@ -35,13 +36,45 @@ class DraftShape:
     kv_heads: int
     head_dim: int
     neurons: int
-    rope_theta: float
-    eps: float
-    window: int
+    rope_theta: float = 10000.0
+    eps: float = 1e-5
+    window: int = 512
+
+
+class NewRows(NamedTuple):
+    """Rows to add to texts.
+
+    Attributes:
+        texts: B of them, all different.
+        sizes: rows of each.
+        after: R tokens, text by text, each the one after its row.
+        features: [R, F] of these rows.
+    """
+
+    texts: Sequence[int]
+    sizes: Sequence[int]
+    after: Sequence[int]
+    features: Tensor
+
+
+class TreeLimits(NamedTuple):
+    """What trees may hold.
+
+    Attributes:
+        nodes: [B], the most of each tree; 0 = none.
+        width: nodes of a depth that get children, and children of each; 1 gives chains.
+        depth: of the deepest node.
+        min_scores: [B]; nodes less likely than this, with all before them, are left out; 0..1.
+    """
+
+    nodes: Sequence[int]
+    width: int
+    depth: int
+    min_scores: Sequence[float]
 
 
 class DraftKernels:
-    """Runs a head; its requests are numbers that `open` gives.
+    """Runs a head; `fastslow.draft.head.runner.HeadRunner` describes the methods.
 
     Activations are int8 with a scale per 32, keys and values bfloat16. A row's bits depend neither on
     other rows nor on the number of threads, torch's.
@@ -77,11 +110,11 @@ class DraftKernels:
             known = embedding.dtype in (torch.float32, torch.bfloat16)
             embedding = (embedding if known else embedding.float()).contiguous()
         self._ids: Ints = ids.numpy().astype(np.int64)
-        self._kept: list[NDArray[np.generic]] = [self._ids]  # what the kernels point to
+        self._memory: list[NDArray[np.generic]] = [self._ids]  # what the kernels point to
         inner = shape.heads * shape.head_dim
         heads = packed.heads_order(shape.heads + 2 * shape.kv_heads, shape.head_dim)
-        plain, words = packed.plain_order(shape.hidden), packed.plain_order(len(self._ids))
-        words[words >= 0] = self._ids
+        plain, head_rows = packed.plain_order(shape.hidden), packed.plain_order(len(self._ids))
+        head_rows[head_rows >= 0] = self._ids
         gate_up = packed.gate_up_order(shape.neurons)
 
         def pack(name: str, rows: Ints, inputs: int) -> library.CMatrix:
@@ -107,7 +140,7 @@ class DraftKernels:
             embedding_format=float_format(embedding.dtype),
             **_place(embedding),
             norm=self._vector(weights["norm"]),
-            head=self._pack(head, words, shape.hidden),
+            head=self._pack(head, head_rows, shape.hidden),
             fuse=pack("fuse", plain, self.features),
             entry=pack("entry", plain, 2 * shape.hidden),
             embedding_norm=self._vector(weights["embedding_norm"]),
@@ -123,96 +156,62 @@ class DraftKernels:
         if not made:
             raise MemoryError("there is no memory left for the draft head's kernels")
         self._handle = made
-        self._end = weakref.finalize(self, _delete, self._kernels, made, self._kept, embedding)
+        self._end = weakref.finalize(self, _delete, self._kernels, made, self._memory, embedding)
 
     def open(self, position: int) -> int:
-        """A new text whose next row stands at a position; its number."""
-        return self._number(self._kernels.fs_draft_open(self._handle, position))
+        return self._opened(self._kernels.fs_draft_open(self._handle, position))
 
-    def fork(self, context: int, drop: int) -> int:
-        """A text that begins as another one did, without its last `drop` rows; its number. It has no
-        words of its own."""
-        return self._number(self._kernels.fs_draft_fork(self._handle, context, drop))
+    def fork(self, text: int, drop: int) -> int:
+        return self._opened(self._kernels.fs_draft_fork(self._handle, text, drop))
 
-    def close(self, context: int) -> None:
-        """Forget a text."""
-        self._check(self._kernels.fs_draft_close(self._handle, context))
+    def close(self, text: int) -> None:
+        self._check(self._kernels.fs_draft_close(self._handle, text))
 
-    def skip(self, context: int, position: int) -> None:
-        """A text's next row stands there: rows between were never shown."""
-        self._check(self._kernels.fs_draft_skip(self._handle, context, position))
+    def skip(self, text: int, position: int) -> None:
+        self._check(self._kernels.fs_draft_skip(self._handle, text, position))
 
-    def read(
-        self, contexts: Sequence[int], sizes: Sequence[int], after: Sequence[int], features: Tensor
-    ) -> None:
-        """Take rows in that nothing is drafted from: it takes a third of what `grow` does for a row.
-        A text has no tree and no chain until `grow` takes in a row behind them.
-
-        Args:
-            contexts: B texts, each once.
-            sizes: rows of each.
-            after: R tokens, text by text, each the one after its row.
-            features: [R, F] of these rows.
-        """
-        numbers = np.array([*contexts, *sizes], dtype=np.int64)
-        tokens = np.array(after, dtype=np.int64)
-        values = features.float().contiguous()
+    def read(self, rows: NewRows) -> None:
+        """A row takes a third of what it takes in `grow`."""
+        numbers = np.array([*rows.texts, *rows.sizes], dtype=np.int64)
+        tokens = np.array(rows.after, dtype=np.int64)
+        values = rows.features.float().contiguous()
+        count = len(rows.texts)
         args = library.DraftArgs(
             threads=torch.get_num_threads(),
-            requests=len(contexts),
+            requests=count,
             contexts=numbers.ctypes.data,
-            fresh=numbers.ctypes.data + 8 * len(contexts),
+            fresh=numbers.ctypes.data + 8 * count,
             after=tokens.ctypes.data,
             features=values.data_ptr(),
         )
         self._check(self._kernels.fs_draft_read(self._handle, ctypes.byref(args)))
 
-    def add_words(self, context: int, ids: Sequence[int], rows: Tensor) -> None:
-        """Tokens that this text alone can be drafted, with their rows [n, H] of the target's head."""
+    def extend_vocab(self, text: int, ids: Sequence[int], rows: Tensor) -> None:
+        """Add tokens that only this text may get, with their rows [n, H] of the target's head."""
         some = np.array(ids, dtype=np.int64)
         values = np.ascontiguousarray(rows.float().numpy())
         self._check(
             self._kernels.fs_draft_words(
-                self._handle, context, some.ctypes.data, values.ctypes.data, len(some)
+                self._handle, text, some.ctypes.data, values.ctypes.data, len(some)
             )
         )
 
-    def grow(
-        self,
-        contexts: Sequence[int],
-        fresh: Sequence[int],
-        after: Sequence[int],
-        features: Tensor,
-        nodes: Sequence[int],
-        width: int,
-        depth: int,
-        least: Sequence[float],
-    ) -> list[Tree]:
-        """Take rows in, and give each text's tree.
-
-        Args:
-            contexts: B texts, each once.
-            fresh: rows of each to take in first; a text that never had one gets no tree.
-            after: R tokens, text by text, each the one after its row.
-            features: [R, F] of these rows.
-            nodes: most nodes of each tree; 0 = none.
-            width: nodes of a depth that go on, and children of each.
-            depth: of the deepest node.
-            least: no node of a tree is less likely than this with all before it, 0..1.
-        """
-        count, most = len(contexts), max(*nodes, 1)
-        numbers = np.array([*contexts, *fresh, *nodes], dtype=np.int64)
-        tokens = np.array(after, dtype=np.int64)
-        values = features.float().contiguous()
+    def grow(self, rows: NewRows, limits: TreeLimits) -> list[Tree]:
+        if not rows.texts:
+            return []
+        count, most = len(rows.texts), max(*limits.nodes, 1)
+        numbers = np.array([*rows.texts, *rows.sizes, *limits.nodes], dtype=np.int64)
+        tokens = np.array(rows.after, dtype=np.int64)
+        values = rows.features.float().contiguous()
         found = np.empty(count * (1 + 2 * most), dtype=np.int64)
         scores: Floats = np.empty(count * most, dtype=np.float32)
-        bounds: Floats = np.array(least, dtype=np.float32)
+        bounds: Floats = np.array(limits.min_scores, dtype=np.float32)
         start, into = numbers.ctypes.data, found.ctypes.data
         args = library.DraftArgs(
             threads=torch.get_num_threads(),
             requests=count,
-            width=width,
-            depth=depth,
+            width=limits.width,
+            depth=limits.depth,
             most=most,
             least=bounds.ctypes.data,
             contexts=start,
@@ -226,7 +225,7 @@ class DraftKernels:
             scores=scores.ctypes.data,
         )
         self._check(self._kernels.fs_draft_grow(self._handle, ctypes.byref(args)))
-        places, given = found.tolist(), scores.tolist()
+        places, likely = found.tolist(), scores.tolist()
         trees = []
         for b, size in enumerate(places[:count]):
             first = count + b * most
@@ -235,7 +234,7 @@ class DraftKernels:
                 Tree(
                     places[first : first + size],
                     places[second : second + size],
-                    scores=given[b * most : b * most + size],
+                    scores=likely[b * most : b * most + size],
                 )
             )
         return trees
@@ -249,18 +248,16 @@ class DraftKernels:
             self._kernels.fs_draft_advance(self._handle, start, start + 8 * count, count, threads)
         )
 
-    def logits(self, context: int) -> Floats:
-        """f32 [D + E] after the last token of a text's chain: the head's tokens, then its own ones.
-        Valid until the next call."""
+    def logits(self, text: int) -> Floats:
         size = ctypes.c_int64()
-        at = self._kernels.fs_draft_logits(self._handle, context, ctypes.byref(size))
+        at = self._kernels.fs_draft_logits(self._handle, text, ctypes.byref(size))
         pointer = ctypes.cast(at, ctypes.POINTER(ctypes.c_float))
         return np.ctypeslib.as_array(pointer, (size.value,))
 
-    def _number(self, number: int) -> int:
-        if number < 0:
+    def _opened(self, text: int) -> int:
+        if text < 0:
             raise MemoryError("there is no memory left for a draft")
-        return number
+        return text
 
     def _check(self, failed: int) -> None:
         if failed == library.UNREADABLE:
@@ -283,17 +280,17 @@ class DraftKernels:
     def _room(self, size: int) -> int:
         """Memory that starts on a cache line, kept as long as the head; its address."""
         memory = np.zeros(size + PADDING, dtype=np.uint8)
-        self._kept.append(memory)
+        self._memory.append(memory)
         return -(-memory.ctypes.data // 64) * 64
 
 
 def _place(embedding: Tensor | RowFile) -> dict[str, int]:
-    """The fields of `library.Shape` that say where it lies."""
+    """Where the embedding lies: fields of `library.CShape`."""
     if isinstance(embedding, Tensor):
         return {"embedding": embedding.data_ptr()}
     return {"embedding_at": embedding.at, "embedding_file": embedding.file.number}
 
 
-def _delete(kernels: ctypes.CDLL, handle: int, *kept: object) -> None:
+def _delete(kernels: ctypes.CDLL, handle: int, *held: object) -> None:
     """The kernels go before what they point to."""
     kernels.fs_draft_delete(handle)

@@ -20,15 +20,15 @@ RngAt = Callable[[int, int], np.random.Generator]
 def accept(
     trees: Sequence[Tree],
     target: Sequence[TargetProbsAt],
-    noise: RngAt,
+    rng: RngAt,
     rules: Sequence[Rule],
 ) -> AcceptResult:
     """Verify every request's tree.
 
     Args:
         trees: one for each request.
-        target: for each request the law after its last committed token, then one after each node.
-        noise: where the uniform draws come from, where there is something to draw.
+        target: of each request, the probabilities after its last committed token, then after each node.
+        rng: gives the uniform numbers, where there is something to draw.
         rules: one for each request.
 
     Returns:
@@ -39,12 +39,12 @@ def accept(
     """
     if len(rules) != len(trees):
         raise ValueError(f"rules has {len(rules)} entries, and the batch has {len(trees)} requests")
-    verdict = AcceptResult()
-    for b, (tree, laws, rule) in enumerate(zip(trees, target, rules, strict=True)):
-        path, last = rule(tree, laws, partial(noise, b))
-        verdict.paths.append(path)
-        verdict.tokens.append([int(tree.tokens[i]) for i in path] + [last])
-    return verdict
+    result = AcceptResult()
+    for b, (tree, target_probs, rule) in enumerate(zip(trees, target, rules, strict=True)):
+        path, last = rule(tree, target_probs, partial(rng, b))
+        result.accepted_nodes.append(path)
+        result.tokens.append([int(tree.tokens[i]) for i in path] + [last])
+    return result
 
 
 RULES: dict[str, Rule] = {

@@ -6,7 +6,7 @@
 namespace fastslow {
 
 // Texts back to front, each ended by -1, and places in them, sorted by the run of tokens that begins
-// there as bytes of little-endian int32 (draft/suffix/order.py). The last token is -1, so that no
+// there as bytes of little-endian int32 (draft/suffix/documents.py). The last token is -1, so that no
 // comparison leaves `tokens`.
 struct Places {
     const int32_t* tokens;

@@ -1,0 +1,187 @@
+"""The draft model's tokens and the target's: one vocabulary, or two mapped token by token."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.types import RequestView
+
+NO_MASS = -1e30  # a logit whose probability is 0, and with which sums stay finite
+
+
+class ByteVocab:
+    """A tokenizer's tokens by their bytes, and its encoding in the middle of a text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        # Of equal tokens the last: where a byte has a token of its own beside the letter's, as in
+        # SentencePiece, it comes before it.
+        self.ids = {
+            data: number
+            for number in range(tokenizer.vocab_size)
+            if number not in tokenizer.special_ids and (data := tokenizer.token_bytes(number))
+        }
+        self._longest = max(map(len, self.ids), default=0)
+
+    def bos(self) -> list[int]:
+        """The bos before every text, or nothing."""
+        first = self.tokenizer.encode("")[:1]
+        return first if first == [self.tokenizer.bos_id] else []
+
+    def encode(self, text: str) -> list[int] | None:
+        """Tokens that add exactly this to a text before them; None if the tokenizer has none.
+
+        Some tokenizers put a space before whatever they encode. So where the bytes are not right, the
+        text is encoded behind a line break, and the tokens of the text are taken from that.
+        """
+        data = text.encode()
+        for before in ("", "\n"):
+            ids = self.tokenizer.encode(before + text, add_special=False)
+            if (found := self._suffix(ids, data)) is not None:
+                return found
+        return None
+
+    def encode_bytes(self, data: bytes) -> list[int] | None:
+        """Tokens of a part of a character, the longest first; None if the tokenizer has none."""
+        found: list[int] = []
+        while data:
+            sizes = range(min(len(data), self._longest), 0, -1)
+            size = next((n for n in sizes if data[:n] in self.ids), None)
+            if size is None:
+                return None
+            found.append(self.ids[data[:size]])
+            data = data[size:]
+        return found
+
+    def _suffix(self, ids: list[int], data: bytes) -> list[int] | None:
+        """The last of these tokens, whose bytes are the data."""
+        size = 0
+        for place in range(len(ids), -1, -1):
+            if place < len(ids):
+                size += len(self.tokenizer.token_bytes(ids[place]))
+            if size >= len(data):
+                found = ids[place:]
+                same = b"".join(map(self.tokenizer.token_bytes, found)) == data
+                return found if same else None
+        return None
+
+
+def special_map(source: Tokenizer, other: Tokenizer) -> dict[int, int]:
+    """Special tokens of one vocabulary -> those of the other with the same piece, else with the same
+    use: to begin a text or to end an answer."""
+    found: dict[int, int] = {}
+    for number in source.special_ids:
+        piece = source.piece(number)
+        same = None if piece is None else other.token_id(piece)
+        if same is not None and same in other.special_ids:
+            found[number] = same
+    if other.eos_ids:
+        for number in source.eos_ids:
+            found.setdefault(number, min(other.eos_ids))
+    if source.bos_id is not None and other.bos_id is not None:
+        found.setdefault(source.bos_id, other.bos_id)
+    return found
+
+
+def overlap(target: ByteVocab, own: ByteVocab) -> float:
+    """Tokens in both, as a share of the larger vocabulary."""
+    both = len(target.ids.keys() & own.ids.keys())
+    return both / max(len(target.ids), len(own.ids), 1)
+
+
+def split_utf8(data: bytes) -> tuple[str, bytes]:
+    """The text of bytes, and the bytes of a last character that is not whole."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return decoder.decode(data), decoder.getstate()[0]
+
+
+class VocabMap:
+    """The target's tokens as the draft model's, and its logits as the target's: both the same."""
+
+    def text(self, request: RequestView) -> Sequence[int]:
+        """The request's text in the draft model's tokens; it only grows."""
+        return request.tokens
+
+    def token(self, token: int) -> int | None:
+        """The draft model's token for one of the target's that is drafted; None = it has none, as
+        where a thinking budget forces a token that it lacks."""
+        return token
+
+    def logits(self, logits_MV: Tensor) -> Tensor:
+        """The draft model's logits [M, its V] as [M, the target's V]."""
+        return logits_MV
+
+    def release(self, requests: Collection[int]) -> None:
+        """These request ids are gone."""
+
+
+class SharedTokens(VocabMap):
+    """Maps the tokens of both vocabularies; probabilities are the draft model's, restricted to them, over
+    the target's vocabulary of `columns` logits, so drafts can be sampled.
+
+    The token-level intersection of Timor et al., arXiv 2502.05202. Tokens are the same if they add the
+    same bytes, or are the same special token. A token of the text that the draft model lacks is read as
+    several of its own; a special token that it lacks is left out.
+    """
+
+    def __init__(self, target: ByteVocab, own: ByteVocab, columns: int) -> None:
+        self._target = target
+        self._own = own
+        self._columns = columns
+        special = special_map(target.tokenizer, own.tokenizer)
+        pairs = {target.ids[data]: own.ids[data] for data in target.ids.keys() & own.ids.keys()}
+        # of several special tokens with one counterpart, the draft model drafts the first
+        first = {theirs: ours for ours, theirs in sorted(special.items(), reverse=True)}
+        pairs |= {ours: theirs for theirs, ours in first.items()}
+        self._ids = dict(sorted(pairs.items()))
+        self._targets = torch.tensor(list(self._ids))
+        self._sources = torch.tensor(list(self._ids.values()))
+        self._texts: dict[int, tuple[list[int], int]] = {}  # own tokens, target tokens read
+        self._encoded: dict[int, list[int]] = {t: [o] for t, o in (self._ids | special).items()}
+
+    def text(self, request: RequestView) -> Sequence[int]:
+        ids, done = self._texts.get(request.id, ([], 0))
+        if not done:
+            ids = self._own.bos()
+            # its own bos stands for the target's
+            done = int(bool(ids) and request.tokens[0] == self._target.tokenizer.bos_id)
+        for token in request.tokens[done:]:
+            ids += self._encode(token)
+        self._texts[request.id] = ids, len(request.tokens)
+        return ids
+
+    def token(self, token: int) -> int | None:
+        return self._ids.get(token)
+
+    def logits(self, logits_MV: Tensor) -> Tensor:
+        if self._targets.device != logits_MV.device:
+            self._targets = self._targets.to(logits_MV.device)
+            self._sources = self._sources.to(logits_MV.device)
+        own = logits_MV.index_select(1, self._sources)
+        out = logits_MV.new_full((len(logits_MV), self._columns), NO_MASS)
+        return out.index_copy_(1, self._targets, own)
+
+    def release(self, requests: Collection[int]) -> None:
+        for request in requests:
+            self._texts.pop(request, None)
+
+    def _encode(self, token: int) -> list[int]:
+        """A target's token in the draft model's tokens."""
+        if token not in self._encoded:
+            self._encoded[token] = self._encode_new(token)
+        return self._encoded[token]
+
+    def _encode_new(self, token: int) -> list[int]:
+        if token in self._target.tokenizer.special_ids:
+            return []
+        data = self._target.tokenizer.token_bytes(token)
+        try:
+            found = self._own.encode(data.decode())
+        except UnicodeDecodeError:  # a part of a character
+            found = None
+        return found or self._own.encode_bytes(data) or []

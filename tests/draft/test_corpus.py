@@ -1,0 +1,237 @@
+"""A corpus file: whole or refused, of this vocabulary or refused, old or new but never in between."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from fastslow.draft.suffix import sealed
+from fastslow.draft.suffix.corpus import FORMAT, Corpus, describe, save, unpack, vocabulary_digest
+from fastslow.draft.suffix.documents import Documents, depths
+from fastslow.draft.suffix.sealed import read_sealed, write_sealed
+
+VOCAB = {chr(97 + i): i for i in range(8)}
+
+
+def documents(*texts: list[int]) -> Documents:
+    made = Documents()
+    for text in texts:
+        made.add(text)
+    return made
+
+
+def store(path: Path, *texts: list[int]) -> Path:
+    save(path, documents(*texts), VOCAB, depths(len(VOCAB)))
+    return path
+
+
+def follows(corpus: Corpus, recent: list[int]) -> list[list[int]]:
+    return [list(run) for run in corpus.find(recent, 99).runs]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return store(tmp_path / "corpus.safetensors", [0, 1, 2, 3], [4, 1, 2, 5])
+
+
+def test_what_was_saved_is_found(path: Path) -> None:
+    corpus = Corpus(path, VOCAB)
+    assert (corpus.documents, corpus.tokens, corpus.path) == (2, 10, path)
+    assert follows(corpus, [0, 1]) == [[2, 3]]
+    assert sorted(follows(corpus, [7, 2])) == [[3], [5]]
+    facts = describe(path)
+    assert facts["documents"] == 2 and facts["tokens"] == 10 and facts["vocab_size"] == 8
+    assert facts["vocabulary"] == vocabulary_digest(VOCAB)
+    assert set(load_file(path)) == {"tokens", "sizes", "order", "buckets"}, "plain safetensors"
+    assert path.stat().st_mode & 0o777 == 0o666 & ~sealed._umask()
+
+
+def test_a_flipped_bit_anywhere_is_refused(path: Path) -> None:
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    for place in range(len(whole)):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"corpus\.safetensors is damaged or no sealed file"):
+            Corpus(path, VOCAB)
+    path.write_bytes(whole)
+    Corpus(path, VOCAB)
+
+
+def test_a_file_cut_anywhere_is_refused(path: Path) -> None:
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"corpus\.safetensors (is damaged|cannot be read)"):
+            Corpus(path, VOCAB)
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(ValueError, match="is damaged"):
+        Corpus(path, VOCAB)
+
+
+def test_a_file_spoilt_at_random_is_refused(path: Path) -> None:
+    """Stretches of zeros, as a crashed disk leaves them, of random bytes, and of the file's own bytes."""
+    whole = path.read_bytes()
+    draw = random.Random(1)
+    for _ in range(300):
+        begin, end = sorted(draw.sample(range(len(whole) + 1), 2))
+        size, other = end - begin, draw.randrange(len(whole))
+        for stretch in (bytes(size), draw.randbytes(size), whole[other : other + size]):
+            spoilt = whole[:begin] + stretch + whole[end:]
+            if spoilt == whole:
+                continue
+            path.write_bytes(spoilt)
+            with pytest.raises(ValueError, match=r"is damaged or no sealed file"):
+                Corpus(path, VOCAB)
+
+
+def test_a_damaged_corpus_is_not_added_to(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="is damaged"):
+        unpack(path, VOCAB)
+    assert path.read_bytes() == whole[:-1]
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="absent cannot be read: "):
+        Corpus(tmp_path / "absent", VOCAB)
+    save_file({"tokens": np.zeros(3, np.int32)}, tmp_path / "plain")
+    with pytest.raises(ValueError, match="no sealed file"):
+        Corpus(tmp_path / "plain", VOCAB)
+    write_sealed(tmp_path / "other", {"tokens": np.zeros(3, np.int32)}, {"format": "x-2"})
+    with pytest.raises(ValueError, match=f"format 'x-2', which is not '{FORMAT}'$"):
+        describe(tmp_path / "other")
+    write_sealed(tmp_path / "kind", {"tokens": np.zeros(3, np.float32)}, {"format": FORMAT})
+    with pytest.raises(ValueError, match="header that cannot be understood"):
+        Corpus(tmp_path / "kind", VOCAB)
+
+
+def test_another_vocabulary_is_refused(path: Path) -> None:
+    swapped = {**VOCAB, "a": 1, "b": 0}
+    for other in (swapped, {**VOCAB, "z": 8}, {}):
+        with pytest.raises(ValueError, match="another vocabulary of 8 ids; build it again"):
+            Corpus(path, other)
+    Corpus(path, dict(reversed(VOCAB.items())))
+
+
+def _with(name: str, place: Any, value: int) -> Any:
+    def change(arrays: dict[str, Any]) -> dict[str, Any]:
+        changed = arrays[name].copy()
+        changed[place] = value
+        return {**arrays, name: changed}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_with("tokens", 0, 8), "numbers outside their range"),
+        (_with("tokens", 0, -2), "numbers outside their range"),
+        (_with("tokens", -1, 0), "numbers outside their range"),
+        (_with("order", 0, 10), "numbers outside their range"),
+        (_with("order", 0, 0), "numbers outside their range"),
+        (_with("buckets", (3, 1), 99), "numbers outside their range"),
+        (_with("buckets", (0, 0), 5), "numbers outside their range"),
+        (_with("sizes", (0, 0), 4), "numbers outside their range"),
+        (_with("sizes", (0, 1), 5), "numbers outside their range"),
+        (lambda a: {**a, "buckets": a["buckets"][:-1]}, "numbers outside their range"),
+        (lambda a: {**a, "order": a["order"].astype(np.int64)}, "numbers outside their range"),
+        (lambda a: {**a, "order": a["order"].reshape(1, -1)}, "numbers outside their range"),
+        (lambda a: {k: v for k, v in a.items() if k != "sizes"}, "not a corpus's"),
+    ],
+)
+def test_a_seal_is_not_believed_alone(path: Path, change: Any, said: str) -> None:
+    """Whoever can write a file can seal it: no number of it may lead out of bounds."""
+    found = read_sealed(path)
+    write_sealed(path, change(dict(found.arrays)), found.facts)
+    with pytest.raises(ValueError, match=said):
+        Corpus(path, VOCAB)
+
+
+def test_answers_are_added_and_the_oldest_go(path: Path) -> None:
+    corpus = Corpus(path, VOCAB)
+    more = unpack(path, VOCAB)
+    more.add([6, 1, 2, 7])
+    assert more.trim(15) == 0
+    assert more.trim(14) == 1
+    save(path, more, VOCAB, depths(len(VOCAB)))
+    again = Corpus(path, VOCAB)
+    assert again.documents == 2
+    assert sorted(follows(again, [7, 2])) == [[5], [7]]
+    # The file that was open is still the old one, where it lay.
+    assert sorted(follows(corpus, [7, 2])) == [[3], [5]]
+    assert more.trim(0) == 2
+    with pytest.raises(ValueError, match="would hold no answer$"):
+        save(path, more, VOCAB, depths(len(VOCAB)))
+    assert Corpus(path, VOCAB).documents == 2
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, fail)
+            with pytest.raises(OSError, match="no space left"):
+                store(path, [1, 2])
+        assert path.read_bytes() == before
+        assert list(path.parent.iterdir()) == [path], "something was left behind"
+
+
+def test_nothing_is_copied_when_a_corpus_is_opened(path: Path) -> None:
+    for array in read_sealed(path).arrays.values():
+        assert not array.flags.owndata and not array.flags.writeable
+
+
+def reseal(path: Path, change: Callable[[dict[str, Any]], None], room: int = 0) -> None:
+    """Change the header, keep the data, `room` bytes further on, and make the seal fit."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    header["__metadata__"]["seal"] = "0" * 64
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (room - len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        place = sealed._seal_place(memory)
+        assert place is not None
+        memory[place : place + 64] = sealed._digest(memory, place)
+
+
+def test_a_header_is_not_trusted_with_sizes(path: Path) -> None:
+    """The seal fits, the offsets lead outside: written by hand."""
+
+    def longer(header: dict[str, Any]) -> None:
+        header["order"]["data_offsets"][1] += 2**20
+        header["order"]["shape"] = [header["order"]["shape"][0] + 2**18]
+
+    reseal(path, longer)
+    with pytest.raises(ValueError, match="tensor order reaches outside the file"):
+        Corpus(path, VOCAB)
+
+
+def test_numbers_lie_where_numbers_may(path: Path) -> None:
+    """The kernels read them where they lie."""
+    reseal(path, lambda header: None, room=16)
+    Corpus(path, VOCAB)
+    reseal(path, lambda header: None, room=17)
+    with pytest.raises(ValueError, match="begins between two numbers"):
+        Corpus(path, VOCAB)

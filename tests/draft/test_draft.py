@@ -1,0 +1,203 @@
+"""Drafters on their own: prompt lookup, one after the other, each its own, and by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fastslow.draft.adaptive import AdaptiveDrafter
+from fastslow.draft.base import BaseDrafter
+from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
+from fastslow.draft.fallback import FallbackDrafter
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.router import DrafterRouter
+from fastslow.draft.suffix.draft import SuffixDraft
+from fastslow.draft.suffix.sources import EarlierAnswers
+from fastslow.engine.params import Speculation
+from fastslow.engine.types import AcceptResult, RequestView, Tree
+from fastslow.policies.speculation.selection import AdaptiveSelection
+
+
+def text(tokens: Sequence[int], number: int = 0, drafter: str = "ngram") -> Any:
+    settings = Speculation(drafter=drafter)
+    return SimpleNamespace(id=number, tokens=list(tokens), speculation=settings, thinking=None)
+
+
+def chains(trees: list[Tree]) -> list[list[int]]:
+    assert all(list(t.parents) == list(range(-1, len(t.tokens) - 1)) for t in trees)
+    return [list(t.tokens) for t in trees]
+
+
+def lookup(tokens: Sequence[int], nodes: int = 4, **sizes: int) -> list[int]:
+    return chains(NgramDraft(**sizes).propose([text(tokens)], [nodes]))[0]
+
+
+def test_ngram_copies_what_followed() -> None:
+    assert lookup([1, 2, 3, 4, 5, 1, 2]) == [3, 4, 5, 1]
+    assert lookup([1, 2, 3, 4, 5, 1, 2], nodes=2) == [3, 4]
+    assert lookup([1, 2, 3, 1, 2], nodes=9) == [3, 1, 2], "no further than the text goes"
+    assert lookup([7, 7, 7]) == [7]
+    assert lookup([1, 2, 3, 4]) == lookup([1, 9, 3, 1]) == lookup([5]) == []
+    assert lookup([1, 2, 3, 1], shortest=1) == [2, 3, 1]
+    assert lookup([1, 2, 3, 1, 2], nodes=0) == []
+
+
+def test_ngram_prefers_the_longest_match_and_of_equals_the_newest() -> None:
+    assert lookup([1, 2, 3, 8, 9, 2, 3, 4, 0, 1, 2, 3], nodes=1) == [8]
+    assert lookup([2, 3, 8, 9, 2, 3, 4, 0, 2, 3], nodes=1) == [4]
+
+
+def naive(tokens: list[int], nodes: int) -> list[int]:
+    for size in (4, 3, 2):
+        for end in range(len(tokens) - 1, size - 1, -1):
+            if size < len(tokens) and tokens[end - size : end] == tokens[-size:]:
+                return tokens[end : end + nodes]
+    return []
+
+
+def test_ngram_keeps_up_with_a_text_that_grows() -> None:
+    drafter = NgramDraft()
+    story = [n * n % 11 % 4 for n in range(120)]
+    for stop in (1, 2, 3, 7, 8, *range(20, 120)):
+        for nodes in (0, 3):
+            got = chains(drafter.propose([text(story[:stop])], [nodes]))[0]
+            assert got == naive(story[:stop], nodes) if nodes else got == []
+
+
+def test_ngram_keeps_requests_apart_and_forgets_them() -> None:
+    drafter = NgramDraft()
+    a, b = text([1, 2, 3, 1, 2], 0), text([1, 2, 4, 1, 2], 1)
+    assert chains(drafter.propose([a, b, text([9], 2)], [1, 1, 1])) == [[3], [4], []]
+    drafter.release([0, 99])
+    assert chains(drafter.propose([text([1, 2, 5, 1, 2], 0), b], [1, 1])) == [[5], [4]]
+    drafter.release([0, 1, 2])
+    assert not drafter._indexes
+
+
+@pytest.mark.parametrize(("longest", "shortest"), [(4, 0), (1, 2), (0, 0)])
+def test_ngram_sizes(longest: int, shortest: int) -> None:
+    with pytest.raises(ValueError, match=f"^shortest={shortest} must be between 1 and longest"):
+        NgramDraft(longest, shortest)
+
+
+class Says(BaseDrafter):
+    """Proposes a fixed chain for the requests it knows, and writes down what it is asked."""
+
+    def __init__(self, chains: dict[int, list[int]]) -> None:
+        self.chains = chains
+        self.asked: list[tuple[list[int], list[int]]] = []
+        self.committed: list[tuple[list[int], AcceptResult]] = []
+        self.released: list[int] = []
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        self.asked.append(([r.id for r in batch], list(nodes)))
+        return [Tree.chain(self.chains.get(r.id, [])[:n]) for r, n in zip(batch, nodes)]
+
+    def commit(self, batch: Sequence[RequestView], result: AcceptResult, features: object) -> None:
+        self.committed.append(([r.id for r in batch], result))
+
+    def release(self, requests: Collection[int]) -> None:
+        self.released += requests
+
+
+def test_first_asks_the_next_only_where_nothing_was_said() -> None:
+    a, b, c = Says({0: [5, 6]}), Says({0: [7], 1: [8, 8]}), Says({2: [9]})
+    batch = [text([1], n) for n in range(4)]
+    assert chains(FallbackDrafter(a, b, c).propose(batch, [1, 2, 3, 0])) == [[5], [8, 8], [9], []]
+    assert [d.asked[0][1] for d in (a, b, c)] == [[1, 2, 3, 0], [0, 2, 3, 0], [0, 0, 3, 0]]
+    result = AcceptResult([[], [], [], []], [[1], [2], [3], [4]])
+    first = FallbackDrafter(a, b, c)
+    first.commit(batch, result, None)
+    first.release([3])
+    assert all(d.committed == [([0, 1, 2, 3], result)] and d.released == [3] for d in (a, b, c))
+
+
+def test_first_needs_drafters() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        FallbackDrafter()
+
+
+def test_each_asks_a_requests_own_drafter_and_no_other() -> None:
+    a, b = Says({0: [5], 2: [6, 7]}), Says({1: [8]})
+    made = {Speculation(drafter="ngram"): a, Speculation(drafter="self"): b}
+    each = DrafterRouter(made)
+    names = ["ngram", "self", "ngram", "off"]
+    batch = [text([1], n, name) for n, name in enumerate(names)]
+    assert chains(each.propose(batch, [4, 4, 4, 4])) == [[5], [8], [6, 7], []]
+    assert (a.asked, b.asked) == ([([0, 2], [4, 4])], [([1], [4])])
+    each.commit(batch, AcceptResult([[0], [], [0], []], [[5, 1], [2], [6, 3], [4]]), None)
+    assert a.committed == [([0, 2], AcceptResult([[0], [0]], [[5, 1], [6, 3]]))]
+    assert b.committed == [([1], AcceptResult([[]], [[2]]))]
+    each.release([1, 3])
+    assert a.released == b.released == [1, 3]
+    assert chains(each.propose([], [])) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "groups", "pattern"),
+    [
+        ({"drafter": "ngarm"}, 8, r"^drafter='ngarm' is unknown; did you mean 'ngram'\?$"),
+        (
+            {"drafter": "zzzz"},
+            8,
+            r"^drafter='zzzz' is unknown; known: auto, head, model, ngram, off, self, suffix$",
+        ),
+        ({"drafter": "ngram+"}, 8, r"^drafter='ngram\+' is unknown"),
+        ({"drafter": "self"}, 0, r"^drafter='self' needs a model with routed groups"),
+        ({"drafter": "self", "groups": 9}, 8, r"^speculation groups=9 is outside 0\.\.8$"),
+        ({"drafter": "ngram+model"}, 8, r"^drafter='model' needs model=PATH"),
+        ({"drafter": "head"}, 8, r"^drafter='head' needs head=PATH"),
+        ({"drafter": "ngram+self|suffix"}, 8, r"must join names by \+ or by \|, not by both$"),
+    ],
+    ids=str,
+)
+def test_bad_names(settings: dict[str, Any], groups: int, pattern: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
+        check_drafter(Speculation(**settings), groups)
+
+
+def test_drafters_are_built_by_name() -> None:
+    cpu = torch.device("cpu")
+    target: Any = SimpleNamespace(config=SimpleNamespace(groups=8), device=cpu)
+    cache: Any = SimpleNamespace(storage=SimpleNamespace(device=cpu))
+    loaded: list[str] = []
+
+    def load(path: str) -> LoadedModel:
+        loaded.append(path)
+        return LoadedModel(target, cache)
+
+    nothing: Any = None
+
+    def build(name: str, **fields: Any) -> Any:
+        law: Callable[..., Any] = lambda *_: None
+        means = DrafterDeps(
+            target,
+            cache,
+            law,
+            lambda _: True,
+            load,
+            nothing,
+            nothing,
+            EarlierAnswers(),
+            False,
+            lambda count, _: AdaptiveSelection(count),
+        )
+        return build_drafter(Speculation(drafter=name, **fields), means)
+
+    assert isinstance(build("ngram"), NgramDraft)
+    assert isinstance(build("self", groups=8), ModelDraft)
+    assert loaded == []
+    assert isinstance(build("model", model="some/folder"), ModelDraft)
+    assert loaded == ["some/folder"]
+    several = build("ngram+self")
+    assert isinstance(several, FallbackDrafter)
+    assert [type(d) for d in several.drafters] == [NgramDraft, ModelDraft]
+    either = build("suffix|self")
+    assert isinstance(either, AdaptiveDrafter)
+    assert [type(d) for d in either.drafters] == [SuffixDraft, ModelDraft]
+    assert isinstance(build("auto"), SuffixDraft)

@@ -1,0 +1,282 @@
+"""Drafting with another tokenizer: characters cut in half, marks, tokens of another length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_tools import cache_for
+from spellings import Pieces, letters
+from tokenizers_tiny import SENTENCES, write_bpe, write_spm
+
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import OwnKV
+from fastslow.draft.model.retokenized import (
+    MAX_TAIL,
+    DraftRetokenizer,
+    RetokenizedDraft,
+    TextRetokenizer,
+    begins_inside_character,
+    model_draft_across,
+)
+from fastslow.draft.model.vocab import ByteVocab, SharedTokens, overlap, special_map, split_utf8
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.base import best_tokens
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.sampling.probs import probs_at
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.types import ModelOutput, Rows
+
+STORY = " ".join(SENTENCES)
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("bpe")
+    write_bpe(folder, vocab_size=400)
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The same bytes and marks as `bpe`, fewer merges."""
+    folder = tmp_path_factory.mktemp("small")
+    write_bpe(folder, vocab_size=300)
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def spm(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("spm")
+    write_spm(folder, vocab_size=600)
+    return load_tokenizer(folder)
+
+
+def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
+    return SimpleNamespace(
+        id=number,
+        tokens=list(tokens),
+        prompt_length=1,
+        end_ids=frozenset(),
+        computed=0,
+        params=SamplingParams(**params),
+        groups=None,
+        seed=number,
+        max_len=200,
+        reproducible=False,
+        thinking=None,
+    )
+
+
+def text_of(tokenizer: Any, ids: Sequence[int]) -> bytes:
+    return b"".join(tokenizer.token_bytes(x) for x in ids if x not in tokenizer.special_ids)
+
+
+@pytest.mark.parametrize("pair", [("bpe", "spm"), ("spm", "bpe"), ("bpe", "small")], ids=str)
+def test_a_followed_text_is_the_same_text(pair: tuple[str, str], request: Any) -> None:
+    target, own = (request.getfixturevalue(name) for name in pair)
+    ids = target.encode(STORY * 3, add_special=False)
+    retokenizer = TextRetokenizer(target, ByteVocab(own), special_map(target, own))
+    cut = settled = 0
+    before: list[int] = []
+    for stop in range(1, len(ids) + 1, 3):
+        read = retokenizer.update(ids[:stop])
+        said = text_of(target, ids[:stop]).lstrip(b" ")
+        assert text_of(own, read).lstrip(b" ") + retokenizer.partial == said
+        assert read[:settled] == before[:settled], "what is settled stays"
+        cut += bool(retokenizer.partial)
+        before, settled = read, retokenizer.settled
+        assert len(read) - settled <= MAX_TAIL
+    assert cut > 0 or pair == ("spm", "bpe"), "some text must end inside a character"
+    assert settled > len(before) / 2
+    plain = own.encode(STORY * 3)
+    alike = sum(a == b for a, b in zip(before, plain)) / len(plain)
+    assert alike > 0.95, "read as the draft model would read it, not piece by piece"
+
+
+def test_marks_keep_their_meaning() -> None:
+    target = Pieces(
+        ["<s>", "<user>", "<end>", "<x>", "a", "b"],
+        ["<s>", "<user>", "<end>", "<x>"],
+        "<s>",
+        "<end>",
+    )
+    own = Pieces(
+        ["b", "a", "<eos>", "<user>", "<bos>"], ["<eos>", "<user>", "<bos>"], "<bos>", "<eos>", True
+    )
+    assert special_map(target, own) == {0: 4, 1: 3, 2: 2}
+    assert special_map(own, target) == {4: 0, 3: 1, 2: 2}
+    text = [0, 1, 4, 5, 3, 5, 2, 4]
+    read = [4, 3, 1, 0, 0, 2, 1]  # one beginning, and nothing for <x>
+    assert TextRetokenizer(target, ByteVocab(own), special_map(target, own)).update(text) == read
+    shared = SharedTokens(ByteVocab(target), ByteVocab(own), 6)
+    assert list(shared.text(request(text))) == read
+    assert list(shared.text(request(text[1:], 1)))[:2] == [4, 3], "its own beginning, if none came"
+    retokenizer = DraftRetokenizer(own, ByteVocab(target))
+    assert retokenizer.encode([1, 0], b"") == ([4, 5], True)
+    assert retokenizer.encode([1, 2, 0], b"") == ([4, 2], False), "nothing after the end"
+    assert retokenizer.encode([1, 3, 0], b"") == ([4, 1, 5], True)
+    deaf = DraftRetokenizer(own, ByteVocab(Pieces(["a", "b"])))
+    assert deaf.encode([1, 3, 0], b"") == ([0], False), (
+        "a mark that the target lacks ends the draft"
+    )
+
+
+def test_what_is_told_again_is_the_same_text(bpe: Tokenizer, spm: Tokenizer) -> None:
+    for own, target in ((spm, bpe), (bpe, spm)):
+        retokenizer = DraftRetokenizer(own, ByteVocab(target))
+        ids = own.encode(STORY, add_special=False)
+        for first in range(0, len(ids) - 12, 5):
+            said = text_of(own, ids[first : first + 12])
+            if not begins_inside_character(said):
+                told, goes_on = retokenizer.encode(ids[first : first + 12], b"")
+                assert goes_on
+                assert text_of(target, told) == split_utf8(said)[0].encode()
+
+
+def test_a_half_written_character_is_finished(bpe: Tokenizer, spm: Tokenizer) -> None:
+    said = "好，go"
+    ids = spm.encode(said, add_special=False)
+    retokenizer = DraftRetokenizer(spm, ByteVocab(bpe))
+    lead = text_of(spm, ids)[: -len(said.encode())]  # a space of the tokenizer's own
+    ids = [x for x in ids if text_of(spm, [x]) != lead] if lead else ids
+    for size in (1, 2):
+        begun = "好".encode()[:size]
+        told, goes_on = retokenizer.encode(ids, begun)
+        assert goes_on and begun + text_of(bpe, told) == said.encode()
+        assert retokenizer.encode(ids, b"\xe4") == ([], False), "another character goes on there"
+    assert retokenizer.encode([], b"\xe5") == ([], True)
+
+
+def test_a_draft_that_ends_inside_a_character(bpe: Tokenizer, spm: Tokenizer) -> None:
+    retokenizer = DraftRetokenizer(bpe, ByteVocab(spm))
+    half = ByteVocab(bpe).encode_bytes("界".encode()[:2])
+    assert half
+    ids = [*bpe.encode("\n", add_special=False), *half]
+    told, goes_on = retokenizer.encode(ids, b"")
+    assert goes_on and text_of(spm, told) == b"\n"
+    broken = [*ids, *bpe.encode("a", add_special=False)]  # what no tokenizer can spell
+    assert retokenizer.encode(broken, b"") == ([], False)
+
+
+class Speaker:
+    """A draft model that says a fixed text, in its own tokens, and keeps what it read. It knows
+    how far it is from the keys that it wrote."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+    storage = KVStorage
+
+    def __init__(self, tokenizer: Any, says: Sequence[int], context: int = 512) -> None:
+        self.config = ModelConfig("speaker", tokenizer.vocab_size + 5, 2, 1, 1, 1, 2, context)
+        self.says = list(says)
+        self.read: list[list[int]] = []
+
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
+        logits_MV = torch.zeros(len(rows.outputs), self.config.vocab_size)
+        logits_MV[:, -2] = 9.0  # of no token
+        assert len(rows.contexts) == 1
+        slots = torch.from_numpy(rows.slots)
+        kv.k[0][slots, 0, 0] = torch.from_numpy(rows.tokens).float()
+        before = kv.k[0][torch.from_numpy(rows.contexts[0]), 0, 0].long().tolist()
+        self.read.append(rows.tokens.tolist())
+        text = [*before, *rows.tokens.tolist()]
+        for place in range(len(self.says), -1, -1):  # how much of its text was said already
+            if text[len(text) - place :] == self.says[:place]:
+                logits_MV[:, self.says[place] if place < len(self.says) else 0] = 5.0
+                break
+        return ModelOutput(logits_MV, None, best_tokens(logits_MV, rows.only_best))
+
+
+def test_other_tokens_end_to_end(bpe: Tokenizer, spm: Tokenizer) -> None:
+    """spm goes on with a text whose tokens bpe cuts elsewhere; what was read stays read."""
+    begun, rest = "Every expert answers", " when its group is asked, and the router decides."
+    own = ByteVocab(spm)
+    model: Any = Speaker(spm, own.encode(rest) or [])
+    kv = cache_for(model, 64)
+    drafter = RetokenizedDraft(model, OwnKV(kv), bpe, spm)
+    answer = bpe.encode(begun, add_special=False)
+    want = bpe.encode(rest, add_special=False)
+    asked = request(answer)
+    right = 0
+    for nodes in (3, 5, 4):
+        told = list(drafter.propose([asked], [nodes])[0].tokens)
+        assert 0 < len(told) <= nodes
+        kept = 0
+        while kept < len(told) and told[kept] == want[kept]:
+            kept += 1
+        right += kept
+        asked.tokens += want[: kept + 1]
+        want = want[kept + 1 :]
+        kv.check_integrity()
+    assert right >= 6
+    # read once, then only what came to it, with a few tokens that were cut anew
+    assert len(model.read[0]) == len(spm.encode(begun))
+    assert max(len(read) for read in model.read[1:]) <= 6
+    drafter.release([0])
+    assert kv.requests == 0 and not drafter._texts and not drafter._max_len
+
+
+def test_no_room_in_the_draft_models_context(bpe: Tokenizer, spm: Tokenizer) -> None:
+    model: Any = Speaker(spm, spm.encode(STORY), context=24)
+    drafter = RetokenizedDraft(model, OwnKV(cache_for(model, 64)), bpe, spm)
+    ids = bpe.encode(STORY, add_special=False)
+    drafted = [len(drafter.propose([request(ids[:n], n)], [4])[0].tokens) for n in (4, 30, 60)]
+    assert drafted[0] > 0 and drafted[2] == 0
+    assert not drafter.propose([request([0], 9)], [0])[0].tokens
+
+
+def test_a_request_of_nothing_but_unknown_marks() -> None:
+    target, own = Pieces(["<x>", "a"], ["<x>"]), Pieces(["a", "b"])
+    model: Any = Speaker(own, [0, 1])
+    drafters = (
+        RetokenizedDraft(model, OwnKV(cache_for(model)), target, own),
+        ModelDraft(
+            model,
+            OwnKV(cache_for(model)),
+            probs_at,
+            vocab_map=SharedTokens(ByteVocab(target), ByteVocab(own), 2),
+        ),
+    )
+    for drafter in drafters:
+        assert not drafter.propose([request([0, 0])], [3])[0].tokens
+
+
+def test_the_law_of_tokens_in_common() -> None:
+    target = Pieces(["a", "b", "cd", "c", "d"])
+    own = Pieces(["d", "e", "a", "b"])
+    shared = SharedTokens(ByteVocab(target), ByteVocab(own), 7)
+    logits = torch.tensor([[1.0, 9.0, 2.0, 3.0, 8.0]])  # a column more than it has tokens
+    probs = probs_at(shared.logits(logits)[0], request([0], temperature=1.0), [])
+    assert isinstance(probs, np.ndarray) and len(probs) == 7
+    plain = torch.softmax(torch.tensor([2.0, 3.0, 1.0]), 0).numpy()
+    assert probs[[0, 1, 4]] == pytest.approx(plain, abs=1e-6)
+    assert not probs[[2, 3, 5, 6]].any(), "never what the draft model cannot say"
+    assert [shared.token(x) for x in (0, 1, 4)] == [2, 3, 0]
+    asked = request([0, 2, 4])
+    assert list(shared.text(asked)) == [2, 0], "of cd it reads what it can"
+    asked.tokens.append(1)
+    assert list(shared.text(asked)) == [2, 0, 3]
+    shared.release([0, 5])
+    assert not shared._texts
+
+
+def test_pairs_choose_their_way(bpe: Tokenizer, small: Tokenizer, spm: Tokenizer) -> None:
+    def across(target: Any, own: Any) -> Any:
+        model: Any = Speaker(own, [0])
+        kv = OwnKV(cache_for(model, 4))
+        return model_draft_across(model, kv, probs_at, target, own, target.vocab_size)
+
+    assert isinstance(across(bpe, bpe), ModelDraft)
+    assert isinstance(across(bpe, spm), RetokenizedDraft)
+    nearly = Pieces(letters(40)), Pieces([*letters(43)[3:]][::-1])
+    assert overlap(ByteVocab(nearly[0]), ByteVocab(nearly[1])) == 37 / 40
+    assert isinstance(across(*nearly), ModelDraft)
+    assert overlap(ByteVocab(bpe), ByteVocab(small)) < 1
+    assert overlap(ByteVocab(bpe), ByteVocab(bpe)) == 1

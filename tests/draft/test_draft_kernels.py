@@ -1,0 +1,331 @@
+"""A head on the compiled kernels is the head in torch, up to its formats; and a text's drafts are its own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_tools import write_kin
+from head_tools import exact_layer, tiny_weights
+from kernel_tools import compiled
+
+from fastslow.draft.head import runner as runner_module
+from fastslow.draft.head.config import HeadConfig
+from fastslow.draft.head.head import TrainedHead
+from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
+from fastslow.draft.head.target import read_ends, stored_ends
+from fastslow.engine.backends.cpu.draft_head import DraftKernels, NewRows, TreeLimits
+from fastslow.engine.backends.cpu.formats import Format
+from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.types import Floats, Tree
+
+pytestmark = compiled
+VOCABULARY, HIDDEN = 90, 64
+FIELDS: dict[str, Any] = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "hidden_size": HIDDEN}
+ROWS = 60
+MAPS = Path("/proc/self/maps")
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kin(tmp_path_factory.mktemp("kernels") / "target", **FIELDS)
+
+
+def made(
+    target: Path, form: Format = Format.INT8, window: int = 512, size: int = 40
+) -> tuple[KernelRunner, TorchRunner]:
+    """The same head on the kernels and with float32 products."""
+    config, weights = tiny_weights(target, size=size)
+    config = replace(config, window=window)
+    # as in a file; torch then computes with what is left of them
+    weights = {n: w.bfloat16() if w.is_floating_point() else w for n, w in weights.items()}
+    ends = read_ends(target)
+    head = TrainedHead(config, weights, ends)
+    plain = {name: w.float() for name, w in weights.items()}
+    head._layer = exact_layer(config, plain, ends.head[head.vocab.ids])
+    return KernelRunner(config, weights, ends, form), TorchRunner(head)
+
+
+def rows(seed: int = 0, count: int = ROWS) -> tuple[torch.Tensor, list[int]]:
+    random = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, 2 * HIDDEN, generator=random)
+    return features, torch.randint(VOCABULARY, (count,), generator=random).tolist()
+
+
+def begin(runner: HeadRunner, seed: int = 0, parts: tuple[int, ...] = (ROWS,)) -> int:
+    """A text that has taken rows in."""
+    features, after = rows(seed)
+    text = runner.open(7)
+    runner.add_tokens(text, after[:20])
+    runner.add_tokens(text, after[20:])
+    first = 0
+    for size in parts:
+        take(runner, text, features[first : first + size], after[first : first + size])
+        first += size
+    return text
+
+
+def take(runner: HeadRunner, text: int, features: torch.Tensor, after: list[int]) -> None:
+    rows = NewRows([text], [len(after)], after, features)
+    runner.grow(rows, TreeLimits([0], 1, 1, [0.0]))
+
+
+def grow(runner: HeadRunner, *texts: int, nodes: int = 9, least: float = 0.0) -> list[Tree]:
+    count = len(texts)
+    nothing = torch.empty(0, 2 * HIDDEN)
+    limits = TreeLimits([nodes] * count, 3, 4, [least] * count)
+    return runner.grow(NewRows(texts, [0] * count, [], nothing), limits)
+
+
+def logits(runner: HeadRunner, text: int) -> Floats:
+    return runner.logits(text).copy()
+
+
+def error(mine: Floats, theirs: Floats) -> float:
+    return float(np.linalg.norm(mine - theirs) / np.linalg.norm(theirs - theirs.mean()))
+
+
+@pytest.mark.parametrize(("form", "limit"), [(Format.INT8, 0.04), (Format.INT4, 0.33)], ids=str)
+@pytest.mark.parametrize("parts", [(ROWS,), (1, 40, 3, 16)], ids=str)
+def test_chains_have_the_logits_of_torch(
+    target: Path, form: Format, limit: float, parts: tuple[int, ...]
+) -> None:
+    kernels, torch_ = made(target, form)
+    mine, theirs = begin(kernels, parts=parts), begin(torch_)
+    assert kernels.vocab_ids(mine).tolist() == torch_.vocab_ids(theirs).tolist()
+    for depth, token in enumerate((3, 60, 12, 5)):  # each step feeds on the errors of the last
+        found = error(logits(kernels, mine), logits(torch_, theirs))
+        assert 0 < found < limit * (1 + depth / 4)
+        kernels.advance([mine], [token])
+        torch_.advance([theirs], [token])
+    assert 0 < error(logits(kernels, mine), logits(torch_, theirs)) < 2 * limit
+    # the chain is forgotten
+    grow(kernels, mine, nodes=0)
+    grow(torch_, theirs, nodes=0)
+    assert error(logits(kernels, mine), logits(torch_, theirs)) < limit
+
+
+@pytest.mark.parametrize("parts", [(40,), (1, 7, 32)], ids=str)
+def test_rows_that_are_only_read_count_in_both(target: Path, parts: tuple[int, ...]) -> None:
+    """As a prompt does: its rows are seen by those behind them, and nothing is drafted from them."""
+    features, after = rows()
+    found = []
+    for runner in made(target):
+        for read in (True, False):
+            text, first = runner.open(7), 0
+            runner.add_tokens(text, after)
+            for size in parts:
+                own = slice(first, first + size)
+                if read:
+                    runner.read(NewRows([text], [size], after[own], features[own]))
+                    assert not grow(runner, text)[0].tokens
+                else:
+                    take(runner, text, features[own], after[own])
+                first += size
+            runner.skip(text, 60)
+            take(runner, text, features[40:], after[40:])
+            found.append((logits(runner, text), grow(runner, text)[0]))
+            runner.close(text)
+    (mine, _), (plain, _), (theirs, _), (all_theirs, _) = found
+    assert np.array_equal(mine, plain) and found[0][1] == found[1][1]
+    assert error(theirs, all_theirs) < 1e-5 and 0 < error(mine, theirs) < 0.05
+
+
+def test_long_prompts_are_read_in_parts_and_together(target: Path) -> None:
+    kernels, _ = made(target, window=1400)
+    features, after = rows(3, 1300)
+    texts = [kernels.open(0) for _ in range(3)]
+    both = features[[*range(1300), *range(1200)]]
+    kernels.read(NewRows(texts[:2], [1300, 1200], [*after, *after[:1200]], both))
+    kernels.read(NewRows([texts[1]], [100], after[1200:], features[1200:]))
+    for first in range(0, 1300, 130):
+        own = slice(first, first + 130)
+        kernels.read(NewRows(texts[2:], [130], after[own], features[own]))
+    more, last = rows(4, 2)
+    for text in texts:
+        take(kernels, text, more, last)
+    trees = [grow(kernels, text)[0] for text in texts]
+    assert trees[0] == trees[1] == trees[2] and trees[0].tokens
+
+
+@pytest.mark.parametrize("least", [0.0, 0.05])
+def test_trees_are_those_of_torch(target: Path, least: float) -> None:
+    """Each of their nodes is about as likely in torch; where two are nearly alike, either may be kept."""
+    kernels, torch_ = made(target)
+    for seed in range(6):
+        mine = grow(kernels, begin(kernels, seed), least=least)[0]
+        theirs = grow(torch_, begin(torch_, seed), least=least)[0]
+        assert mine.scores is not None and theirs.scores is not None
+        expected = dict(zip(node_paths(theirs), theirs.scores))
+        shared = [(s, expected[p]) for p, s in zip(node_paths(mine), mine.scores) if p in expected]
+        assert len(shared) >= 0.6 * max(len(theirs.tokens), len(mine.tokens))
+        assert all(a == pytest.approx(b, rel=0.3) for a, b in shared)
+        assert (
+            min(mine.scores, default=1) >= least and node_paths(mine)[:1] == node_paths(theirs)[:1]
+        )
+
+
+def node_paths(tree: Tree) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = []
+    for token, parent in zip(tree.tokens, tree.parents):
+        found.append((*(found[parent] if parent >= 0 else ()), token))
+    return found
+
+
+def test_a_score_is_the_likelihood_of_its_path(target: Path) -> None:
+    kernels, _ = made(target, Format.INT4)
+    text = begin(kernels)
+    (tree,) = grow(kernels, text)
+    assert tree.scores is not None and max(tree.parents) >= 0
+    for path, score in zip(node_paths(tree), tree.scores):
+        grow(kernels, text, nodes=0)
+        likely = 1.0
+        for token in path:
+            probs = torch.softmax(torch.from_numpy(logits(kernels, text)), -1)
+            likely *= float(probs[kernels.vocab_ids(text).tolist().index(token)])
+            kernels.advance([text], [token])
+        assert score == pytest.approx(likely, rel=1e-4)
+
+
+def test_the_likeliest_path_comes_first(target: Path) -> None:
+    kernels, torch_ = made(target)
+    for runner in (kernels, torch_):
+        (tree,) = grow(runner, begin(runner), nodes=14)
+        assert tree.scores is not None
+        for node, parent in enumerate(tree.parents):
+            first = tree.parents.index(parent)  # of its siblings
+            assert tree.scores[first] >= tree.scores[node]
+            assert parent == -1 or first == parent + 1 or tree.parents[parent + 1] == parent
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nothing_depends_on_the_batch_or_on_threads(target: Path, threads: int) -> None:
+    before = torch.get_num_threads()
+    kernels, _ = made(target)
+    alone = [
+        (grow(kernels, text)[0], logits(kernels, text))
+        for text in [begin(kernels, s) for s in range(5)]
+    ]
+    torch.set_num_threads(threads)
+    try:
+        texts = [kernels.open(7) for _ in range(5)]
+        features, after = zip(*(rows(seed) for seed in range(5)))
+        for text, words in zip(texts, after):
+            kernels.add_tokens(text, words)
+        every = [token for tokens in after for token in tokens]
+        new = NewRows(texts, [ROWS] * 5, every, torch.cat(features))
+        trees = kernels.grow(new, TreeLimits([9] * 5, 3, 4, [0.0] * 5))
+        for text, tree, (own, probs) in zip(texts, trees, alone):
+            assert tree == own and np.array_equal(logits(kernels, text), probs)
+        kernels.advance(texts, [1, 2, 3, 4, 5])
+        after_all = [logits(kernels, text) for text in texts]
+        for n, text in enumerate([begin(kernels, s) for s in range(5)]):
+            kernels.advance([text], [n + 1])
+            assert np.array_equal(logits(kernels, text), after_all[n])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_rows_beyond_the_window_are_given_back_and_not_seen(target: Path) -> None:
+    """A text of 100 rows and a window of 32 sees what one sees that has its last 20 only: a window
+    begins with a block of sixteen."""
+    kernels, _ = made(target, window=32)
+    features, after = rows(count=100)
+    long, short = kernels.open(0), kernels.open(80)
+    for text in (long, short):
+        kernels.add_tokens(text, after)
+    for at in range(99):
+        take(kernels, long, features[at : at + 1], after[at : at + 1])
+    take(kernels, short, features[80:99], after[80:99])
+    for text in (long, short):
+        take(kernels, text, features[99:], after[99:])
+    assert np.array_equal(logits(kernels, long), logits(kernels, short))
+    take(kernels, long, features, after)
+    assert np.isfinite(logits(kernels, long)).all()
+    kernels.close(long)
+    with pytest.raises(MemoryError):
+        DraftKernels.close(kernels, long)
+
+
+def test_a_text_without_rows_gets_no_tree(target: Path) -> None:
+    kernels, torch_ = made(target)
+    for runner in (kernels, torch_):
+        fresh, known = runner.open(0), begin(runner)
+        trees = grow(runner, fresh, known)
+        assert not trees[0].tokens and trees[1].tokens
+        assert (
+            runner.grow(NewRows([], [], [], torch.empty(0, 2 * HIDDEN)), TreeLimits([], 2, 2, []))
+            == []
+        )
+
+
+def test_numbers_that_are_not_finite_draft_nothing(target: Path) -> None:
+    kernels, _ = made(target)
+    text = begin(kernels)
+    features, after = rows()
+    features[5] = torch.nan
+    take(kernels, text, features[:6], after[:6])
+    assert not grow(kernels, text)[0].tokens
+
+
+@pytest.mark.skipif(not MAPS.is_file(), reason="the system does not tell what is mapped")
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_reads_its_targets_ends_where_they_are(
+    target: Path, tmp_path: Path, tied: bool
+) -> None:
+    """The same drafts as with both ends in memory, and the file is not mapped."""
+    folder = write_kin(tmp_path / "far", **FIELDS, tie_word_embeddings=tied)
+    config, weights = tiny_weights(target, size=40)
+    features, after = rows()
+    grown = []
+    for find in (stored_ends, read_ends):
+        ends = find(folder)
+        assert ends is not None and (ends.head is ends.embedding) == tied
+        runner = runner_module.runner_of(config, weights, ends)
+        assert isinstance(runner, KernelRunner)
+        assert (str(folder) in MAPS.read_text()) == (find is read_ends)
+        text = begin(runner)
+        runner.add_tokens(text, [80, 81])
+        take(runner, text, features[:6], after[:6])
+        grown.append(grow(runner, text)[0])
+    assert grown[0] == grown[1] and grown[0].tokens
+
+
+def test_rows_of_a_file_are_those_of_its_tensors(target: Path, tmp_path: Path) -> None:
+    config = ModelConfig.from_folder(target)
+    checkpoint = Checkpoint.open(target, config)
+    name, some = "model.embed_tokens.weight", torch.tensor([3, 0, VOCABULARY - 1, 3])
+    found = checkpoint.rows(name)
+    assert found is not None and len(found) == VOCABULARY
+    with checkpoint.reader(progress=False) as read:
+        assert torch.equal(found[some], read(name)[some])
+    with pytest.raises(OSError, match=f"ends before row {10**9}"):
+        found[torch.tensor([10**9])]
+    halves = write_kin(tmp_path / "half", **FIELDS, torch_dtype="float16")
+    assert Checkpoint.open(halves, config).rows(name) is None
+
+
+def test_which_runner_a_head_gets(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, weights = tiny_weights(target)
+    assert isinstance(runner_module.runner_of(config, weights, read_ends(target)), KernelRunner)
+    monkeypatch.setattr("fastslow.draft.head.runner.library.available", lambda: False)
+    assert isinstance(runner_module.runner_of(config, weights, read_ends(target)), TorchRunner)
+
+
+def test_a_head_of_another_target_is_refused(target: Path, tmp_path: Path) -> None:
+    from head_tools import write_head
+
+    config, weights = tiny_weights(target)
+    wide = HeadConfig(**{**asdict(config), "hidden": 96})
+    shapes = {name: torch.zeros(shape) for name, shape in wide.shapes().items()}
+    path = write_head(tmp_path / "wide.safetensors", wide, shapes | {"tokens": weights["tokens"]})
+    with pytest.raises(ValueError, match="is of a target with hidden_size=96 and a vocabulary"):
+        runner_module.load_head(path, target)
+    path = write_head(tmp_path / "deep.safetensors", replace(config, layers=(0, 7)), weights)
+    with pytest.raises(ValueError, match="reads layer 7 of its target, which has 2"):
+        runner_module.load_head(path, target)

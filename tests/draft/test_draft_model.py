@@ -1,0 +1,272 @@
+"""Drafting models on their own: trees, long prompts read in pieces, devices, broken logits."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from distributions import plain_probs
+from engine_tools import cache_for
+
+from fastslow.draft.model.draft import READ_ROWS, ModelDraft
+from fastslow.draft.model.kv import OwnKV
+from fastslow.draft.model.runs import WARM
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.base import best_tokens
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.sampling.probs import probs_at
+from fastslow.engine.types import ModelOutput, Rows, Tree
+
+VOCAB = 7
+TEXT = [3, 4, 5, 3, 6]
+
+
+def after(state: int, token: int, position: int) -> int:
+    """One more row in the digest of all that a row has read."""
+    return (state * 31 + token * 7 + position * 3 + 1) % 1_000_003
+
+
+def logits_of(state: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(state).normal(size=VOCAB) * 2).float()
+
+
+class Digest:
+    """Writes (token, position) as a row's key; its logits depend on every key that the row reads."""
+
+    dtype = torch.float32
+    storage = KVStorage
+
+    def __init__(self, context: int = 4096) -> None:
+        self.device = torch.device("cpu")
+        self.config = ModelConfig("digest", VOCAB, 2, 1, 1, 1, 2, context)
+        self.forwards: list[int] = []  # rows of each
+        self.wanted_less = False  # whether some row wanted only its best token
+        self.broken: set[int] = set()  # forwards whose first logits are no numbers
+
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
+        states: list[int] = []
+        for b, context in enumerate(rows.contexts):
+            before = 0
+            for key in kv.k[0][torch.from_numpy(context), 0].tolist():
+                before = after(before, *map(int, key))
+            for i in range(int(rows.starts[b]), int(rows.starts[b + 1])):
+                parent = int(rows.parents[i])
+                above = before if parent < 0 else states[int(rows.starts[b]) + parent]
+                states.append(after(above, int(rows.tokens[i]), int(rows.positions[i])))
+        assert len(set(rows.slots.tolist())) == len(rows.slots), "rows that share a slot"
+        keys = np.stack([rows.tokens, rows.positions], axis=1)
+        kv.k[0][torch.from_numpy(rows.slots), 0] = torch.from_numpy(keys).float()
+        logits_MV = torch.stack(
+            [logits_of(states[row]) for row in rows.outputs] or [torch.zeros(VOCAB)]
+        )
+        self.wanted_less |= bool(rows.only_best.any())
+        if len(self.forwards) in self.broken:
+            logits_MV[0] = torch.nan
+        self.forwards.append(len(rows.tokens))
+        kept = logits_MV[: len(rows.outputs)]
+        return ModelOutput(kept, None, best_tokens(kept, rows.only_best))
+
+
+def next_logits(text: Sequence[int]) -> torch.Tensor:
+    state = 0
+    for place, token in enumerate(text):
+        state = after(state, token, place)
+    return logits_of(state)
+
+
+def next_probs(text: Sequence[int]) -> list[float]:
+    return torch.softmax(next_logits(text).double(), dim=-1).tolist()
+
+
+def warm_probs(text: Sequence[int]) -> list[float]:
+    logits = next_logits(text).double() / WARM["temperature"]
+    return torch.softmax(logits, dim=-1).tolist()
+
+
+def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
+    return SimpleNamespace(
+        id=number,
+        tokens=list(tokens),
+        prompt_length=1,
+        end_ids=frozenset(),
+        computed=0,
+        params=SamplingParams(**params),
+        speculation=Speculation(),
+        groups=None,
+        seed=number,
+        max_len=4000,
+        reproducible=False,
+        thinking=None,
+    )
+
+
+def node_paths(tree: Tree) -> set[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = []
+    for token, parent in zip(tree.tokens, tree.parents):
+        assert parent < len(found)
+        found.append((*(found[parent] if parent >= 0 else ()), token))
+    assert len(set(found)) == len(found), "siblings that are the same"
+    return set(found)
+
+
+def likeliest(
+    text: Sequence[int],
+    nodes: int,
+    width: int,
+    probs_of: Callable[[Sequence[int]], Sequence[float]] = warm_probs,
+) -> set[tuple[int, ...]]:
+    """Likeliest first, one node at a time, each path computed from its beginning."""
+    heap: list[tuple[float, tuple[int, ...]]] = [(-1.0, ())]
+    found: set[tuple[int, ...]] = set()
+    while len(found) <= nodes:
+        odds, path = heapq.heappop(heap)
+        found.add(path)
+        probs = probs_of([*text, *path])
+        for token in sorted(range(VOCAB), key=lambda x: -probs[x])[:width]:
+            heapq.heappush(heap, (odds * probs[token], (*path, token)))
+    return found - {()}
+
+
+@pytest.mark.parametrize("width", [2, 3, 7, 9])
+@pytest.mark.parametrize("nodes", [1, 2, 5, 16])
+def test_a_tree_holds_the_likeliest_paths(nodes: int, width: int) -> None:
+    model: Any = Digest()
+    kv = cache_for(model, 64, page_size=1)
+    drafter = ModelDraft(model, OwnKV(kv), probs_at, width=width)
+    batch = [request(TEXT, 0), request([4, *TEXT], 1), request([6, 6], 2)]
+    trees = drafter.propose(batch, [nodes] * 3)
+    for asked, tree in zip(batch, trees):
+        assert node_paths(tree) == likeliest(asked.tokens, nodes, width)
+        assert tree.probs is None
+    assert len(model.forwards) <= nodes, "no more levels than a chain would have"
+    assert nodes < 5 or any(len(set(t.parents)) < nodes for t in trees), "no branch anywhere"
+
+
+def test_a_tree_goes_on_from_what_was_accepted() -> None:
+    model: Any = Digest()
+    kv = cache_for(model, 40, page_size=2)
+    drafter = ModelDraft(model, OwnKV(kv), probs_at, width=3)
+    text, fresh = list(TEXT), len(TEXT)
+    for turn in range(6):
+        before = len(model.forwards)
+        tree = drafter.propose([request(text)], [6])[0]
+        kv.check_integrity()
+        assert node_paths(tree) == likeliest(text, 6, 3)
+        longest = max(node_paths(tree), key=len)
+        assert model.forwards[before] == fresh, "the text is not read again"
+        text += [*longest[: turn % 3], 3]
+        fresh = turn % 3 + 1
+    drafter.release([0])
+    assert kv.requests == 0
+
+
+def test_trees_and_sampled_chains_share_a_batch() -> None:
+    model: Any = Digest()
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=3)
+    batch = [request(TEXT, 0), request(TEXT, 1, temperature=1.2), request(TEXT, 2)]
+    tree, chain, nothing = drafter.propose(batch, [5, 4, 0])
+    assert node_paths(tree) == likeliest(TEXT, 5, 3)
+    assert list(chain.parents) == [-1, 0, 1, 2] and chain.probs is not None
+    for i, probs in enumerate(chain.probs):
+        plain = torch.tensor(next_probs([*TEXT, *chain.tokens[:i]])) ** (1 / 1.2)
+        assert probs == pytest.approx((plain / plain.sum()).numpy(), abs=1e-5)
+    assert not nothing.tokens
+
+
+def test_a_penalty_counts_a_nodes_own_path() -> None:
+    fields: dict[str, Any] = {"presence_penalty": 1.0, "frequency_penalty": 1.5, "top_k": 1}
+    model: Any = Digest()
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=3)
+    tree = drafter.propose([request(TEXT, **fields)], [12])[0]
+    warm = SamplingParams(**{**fields, **WARM})
+
+    def probs_of(text: Sequence[int]) -> list[float]:
+        probs: list[float] = plain_probs(next_logits(text).tolist(), text, 1, warm).tolist()
+        return probs
+
+    assert node_paths(tree) == likeliest(TEXT, 12, 3, probs_of) != likeliest(TEXT, 12, 3)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_broken_logits_end_one_draft_only(width: int) -> None:
+    model: Any = Digest()
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=width)
+    batch = [request(TEXT, 0), request([5, 5], 1)]
+    whole = drafter.propose(batch, [5, 5])
+    drafter.release([0, 1])
+    model.broken = {len(model.forwards) + 1}
+    cut = drafter.propose(batch, [5, 5])
+    assert node_paths(cut[1]) == node_paths(whole[1])
+    first = node_paths(cut[0])
+    assert 0 < len(first) <= width and first <= {(x,) for x in range(VOCAB)}
+
+
+def test_best_tokens_alone_make_the_same_chains() -> None:
+    drafts = []
+    for only_best in (None, lambda asked: not asked.params.logit_bias):
+        model: Any = Digest()
+        kv = OwnKV(cache_for(model, 64))
+        drafter = ModelDraft(model, kv, probs_at, only_best=only_best)
+        batch = [request(TEXT, 0), request(TEXT, 1, logit_bias={1: -50.0}), request([6], 2)]
+        drafts.append(drafter.propose(batch, [4, 4, 4]))
+        model.broken = {len(model.forwards)}
+        drafter.release([0, 1, 2])
+        cut = drafter.propose(batch, [4, 4, 4])
+        assert not cut[0].tokens and len(cut[1].tokens) == 4
+        assert model.wanted_less == (only_best is not None)
+    plain, fast = drafts
+    assert [tree.tokens for tree in plain] == [tree.tokens for tree in fast]
+    assert plain[0].tokens != plain[1].tokens
+
+
+def test_long_prompts_are_read_in_pieces() -> None:
+    prompts = [np.random.default_rng(n).integers(0, VOCAB, n).tolist() for n in (1300, 3, 700)]
+    model: Any = Digest()
+    kv = cache_for(model, 200, page_size=16)
+    drafter = ModelDraft(model, OwnKV(kv), probs_at)
+    batch = [request(p, n) for n, p in enumerate(prompts)]
+    trees = drafter.propose(batch, [3, 3, 3])
+    assert max(model.forwards) <= READ_ROWS == 512
+    assert sum(model.forwards) == 1300 + 3 + 700 + 2 * 3, "every token once"
+    for prompt, tree in zip(prompts, trees):
+        text = list(prompt)
+        for token in tree.tokens:
+            probs = next_probs(text)
+            assert token == probs.index(max(probs))
+            text.append(token)
+    kv.check_integrity()
+
+
+def test_a_batch_of_short_texts_takes_one_forward_a_token() -> None:
+    model: Any = Digest()
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at)
+    drafter.propose([request(TEXT, n) for n in range(4)], [2, 3, 1, 3])
+    assert model.forwards == [20, 3, 2]
+
+
+def test_a_full_context_is_not_drafted_for() -> None:
+    model: Any = Digest(context=8)
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=2)
+    trees = drafter.propose([request(TEXT, 0), request(TEXT, 1)], [3, 4])
+    assert len(trees[0].tokens) == 3 and not trees[1].tokens
+
+
+def test_the_kv_must_be_where_the_model_is() -> None:
+    """The draft model has a device of its own: nothing of it may lie where the target is."""
+    model: Any = Digest()
+    kv = OwnKV(cache_for(model, 4))
+    model.device = torch.device("cuda", 1)
+    with pytest.raises(ValueError, match=r"^the draft's KV is on cpu, but must be on cuda:1$"):
+        ModelDraft(model, kv, probs_at)
+
+
+def test_bad_width() -> None:
+    model: Any = Digest()
+    with pytest.raises(ValueError, match=r"^width=0 must be at least 1$"):
+        ModelDraft(model, OwnKV(cache_for(model, 4)), probs_at, width=0)

@@ -1,0 +1,244 @@
+"""A draft head by itself: one step at a time it computes what training unrolls; trees; files."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_tools import write_kin
+from head_tools import exact_layer, tiny_head, tiny_weights, write_head
+from safetensors.torch import save_file
+
+from fastslow.draft.head import layer as layer_module
+from fastslow.draft.head.config import read_head
+from fastslow.draft.head.head import TrainedHead
+from fastslow.draft.head.kv import HeadKV
+from fastslow.draft.head.layer import linear_for
+from fastslow.draft.head.state import RequestVocab
+from fastslow.draft.head.target import read_ends
+from fastslow.draft.head.tree import GrowingTree, grow_trees
+from fastslow.tools.train_head.unroll import Prefix, unroll
+from fastslow.tools.train_head.untrained import draft_vocabulary
+
+FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kin(tmp_path_factory.mktemp("head") / "target", **FIELDS)
+
+
+@pytest.fixture(scope="module")
+def exact(target: Path) -> TrainedHead:
+    """With float32 products, so that it can be compared to the last digits."""
+    config, weights = tiny_weights(target)
+    ends = read_ends(target)
+    head = TrainedHead(config, weights, ends)
+    head._layer = exact_layer(config, weights, ends.head[head.vocab.ids])
+    return head
+
+
+def rows(count: int, head: TrainedHead, seed: int = 0) -> tuple[torch.Tensor, list[int]]:
+    random = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, len(head.config.layers) * head.config.hidden, generator=random)
+    return features, torch.randint(12, (count,), generator=random).tolist()
+
+
+@pytest.mark.parametrize("cut", [1, 4, 9])
+@pytest.mark.parametrize("window", [512, 6])
+def test_drafting_computes_what_training_unrolled(
+    exact: TrainedHead, cut: int, window: int
+) -> None:
+    config = replace(exact.config, window=window)
+    head = TrainedHead.__new__(TrainedHead)
+    head.__dict__.update(exact.__dict__)
+    head.config = config
+    head._layer = exact._layer.__class__(config, exact._layer._norms, exact._layer._linear)
+    features, after = rows(14, head)
+    embedded = head._embedding[torch.tensor(after)].float()
+    visible = torch.ones(1, 14, dtype=torch.bool)
+    steps = [s[0] for s in unroll(head._layer, features[None], embedded[None], visible, 4)]
+    context = HeadKV(config, 0)
+    head.read(features[:3], after[:3], [context], [3])
+    if cut > 3:
+        hidden = head.read(features[3:cut], after[3:cut], [context], [cut - 3])
+    else:
+        context = HeadKV(config, 0)
+        hidden = head.read(features[:cut], after[:cut], [context], [cut])
+    assert torch.allclose(hidden[0], steps[0][cut - 1], atol=1e-4)
+    for depth in range(1, 4):
+        hidden = head.step(hidden, [after[cut - 1 + depth]], [context], [[depth - 2]])
+        assert torch.allclose(hidden[0], steps[depth][cut - 1 + depth], atol=1e-4), depth
+    # The draft is forgotten: the next rows stand where it stood.
+    fresh = slice(cut, cut + 2)
+    hidden = head.read(features[fresh], after[fresh], [context], [2])
+    assert torch.allclose(hidden[0], steps[0][cut + 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [512, 6])
+def test_a_prefix_is_rows_that_no_chain_starts_from(exact: TrainedHead, window: int) -> None:
+    """Training with a prompt in front of the rows that teach equals training on the whole text."""
+    config = replace(exact.config, window=window)
+    layer = exact._layer.__class__(config, exact._layer._norms, exact._layer._linear)
+    features, after = rows(11, exact)
+    embedded = exact._embedding[torch.tensor(after)].float()
+    whole = unroll(layer, features[None], embedded[None], torch.ones(1, 11, dtype=torch.bool), 4)
+    prefix = Prefix(
+        torch.cat((features[7:9], features[:5]))[None],
+        torch.cat((embedded[7:9], embedded[:5]))[None],
+        torch.arange(-7, 0)[None],
+        (torch.arange(7) >= 2)[None],
+    )
+    there = torch.ones(1, 6, dtype=torch.bool)
+    parts = unroll(layer, features[None, 5:], embedded[None, 5:], there, 4, prefix)
+    for step, (one, other) in enumerate(zip(whole, parts)):
+        assert torch.allclose(one[0, 5 + step :], other[0, step:], atol=1e-5), step
+
+
+def test_hidden_rows_change_nothing(exact: TrainedHead) -> None:
+    """A context that begins late is a text whose first rows are invisible."""
+    features, after = rows(9, exact)
+    embedded = exact._embedding[torch.tensor(after)].float()
+    visible = (torch.arange(9) >= 4)[None]
+    steps = [s[0] for s in unroll(exact._layer, features[None], embedded[None], visible, 3)]
+    context = HeadKV(exact.config, 4)
+    hidden = exact.read(features[4:7], after[4:7], [context], [3])
+    assert torch.allclose(hidden[0], steps[0][6], atol=1e-4)
+    hidden = exact.step(hidden, [after[7]], [context], [[-1]])
+    hidden = exact.step(hidden, [after[8]], [context], [[0]])
+    assert torch.allclose(hidden[0], steps[2][8], atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [512, 4])
+def test_a_node_of_a_tree_sees_its_own_path(exact: TrainedHead, window: int) -> None:
+    config = replace(exact.config, window=window)
+    features, after = rows(5, exact)
+
+    def begun() -> tuple[HeadKV, torch.Tensor]:
+        context = HeadKV(config, 0)
+        return context, exact.read(features, after, [context], [5])
+
+    tree, root = begun()
+    first = exact.step(root[[0, 0]], [3, 4], [tree], [[-1, -1]])
+    second = exact.step(first[[1, 0, 1]], [5, 6, 7], [tree], [[1, 0, 1]])
+    for node, path in enumerate(([4, 5], [3, 6], [4, 7])):
+        chain, hidden = begun()
+        for depth, token in enumerate(path):
+            hidden = exact.step(hidden, [token], [chain], [[depth - 1]])
+        if window == 512:  # a window counts rows, and a tree has more of them
+            assert torch.allclose(second[node], hidden[0], atol=1e-5)
+        assert second[node].isfinite().all()
+
+
+def test_trees_keep_the_likeliest_paths(exact: TrainedHead) -> None:
+    features, after = rows(5, exact)
+    kv = HeadKV(exact.config, 0)
+    hidden = exact.read(features, after, [kv], [5])
+    vocab = RequestVocab(exact.vocab)
+    vocab.add([*after, 11])
+    assert len(vocab.ids) > len(exact.vocab.ids)
+    scores: dict[tuple[int, ...], float] = {}
+
+    def explore(path: tuple[int, ...], score: float) -> None:
+        own, state = HeadKV(exact.config, 0), None
+        state = exact.read(features, after, [own], [5])
+        for depth, place in enumerate(path):
+            token = int(vocab.ids[place])
+            state = exact.step(state, [token], [own], [[depth - 1]])
+        log_q = torch.log_softmax(exact.logits(state, [vocab], [1])[0][0], -1)
+        for place in range(len(log_q)):
+            scores[(*path, place)] = score + float(log_q[place])
+            if len(path) < 2:
+                explore((*path, place), score + float(log_q[place]))
+
+    explore((), 0.0)
+    best = sorted(scores, key=lambda path: -scores[path])[:6]
+    growing = GrowingTree(kv, vocab, hidden[0], 6)
+    (tree,) = grow_trees(exact, [growing], width=12, depth=3)
+    found: list[tuple[int, ...]] = []
+    for token, parent in zip(tree.tokens, tree.parents):
+        place = int((vocab.ids == token).nonzero()[0])
+        found.append((*(found[parent] if parent >= 0 else ()), place))
+    assert sorted(found) == sorted(best)
+    assert tree.scores is not None
+    assert list(tree.scores) == pytest.approx([math.exp(scores[path]) for path in found], rel=1e-4)
+    assert grow_trees(exact, [], 2, 2) == []
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_a_row_is_multiplied_alike_in_any_batch(monkeypatch: pytest.MonkeyPatch, few: bool) -> None:
+    """few: as on a chip whose products overflow; else as on this one."""
+    if few:
+        monkeypatch.setattr(layer_module, "overflows", lambda: True)
+    random = torch.Generator().manual_seed(0)
+    matrix = torch.randn(48, 32, generator=random)
+    product = linear_for({"m": matrix})
+    x = torch.randn(5, 32, generator=random) * torch.tensor([1e-3, 1.0, 50.0, 0.0, 2.0])[:, None]
+    whole = product("m", x)
+    assert all(torch.equal(whole[i : i + 1], product("m", x[i : i + 1])) for i in range(5))
+    right = x @ matrix.T
+    error = (whole - right).norm(dim=-1) / right.norm(dim=-1).clamp_min(1e-9)
+    assert error.max() < 0.03 and not whole[3].any()
+
+
+def test_sums_of_large_numbers_are_whole() -> None:
+    """Pairs of the largest inputs and weights: what 16 bits do not hold."""
+    product = linear_for({"m": torch.ones(48, 64)})
+    assert torch.allclose(product("m", torch.ones(2, 64)), torch.tensor(64.0), rtol=1e-3)
+
+
+def test_files_are_read_back_and_bad_ones_refused(target: Path, tmp_path: Path) -> None:
+    config, weights = tiny_weights(target)
+    path = write_head(tmp_path / "head.safetensors", config, weights)
+    theirs, table = read_head(path)
+    assert theirs == config and all(torch.equal(table[name], weights[name]) for name in table)
+    assert set(table) == set(config.shapes())
+    old = {k: v for k, v in asdict(config).items() if k != "prompt"} | {"layers": [0, 1]}
+    save_file(weights, path, {"kind": "fastslow-head", "config": json.dumps(old)})
+    assert read_head(path)[0] == config and config.prompt == 0
+    write_head(path, config, weights)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_head(tmp_path / "absent")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_head(path)
+    save_file(weights, path)
+    with pytest.raises(ValueError, match="metadata field kind=None must be 'fastslow-head'"):
+        read_head(path)
+    write_head(path, config, {k: v for k, v in weights.items() if k != "qkv"})
+    with pytest.raises(ValueError, match="lacks tensor qkv of shape"):
+        read_head(path)
+    write_head(path, config, weights | {"fuse": weights["out"].clone()})
+    with pytest.raises(ValueError, match="tensor fuse is"):
+        read_head(path)
+    wrong = replace(config, kv_heads=0)
+    with pytest.raises(ValueError, match="kv_heads=0 must be a whole number of at least 1"):
+        read_head(write_head(path, wrong, weights))
+    wrong = replace(config, prompt=-1)
+    with pytest.raises(ValueError, match="prompt=-1 must be a whole number of at least 0"):
+        read_head(write_head(path, wrong, weights))
+
+
+def test_the_draft_vocabulary_is_what_is_common() -> None:
+    assert draft_vocabulary([9, 9, 9, 7, 7, 30], 2, 50, least=2).tolist() == [7, 9]
+    assert draft_vocabulary([9] * 3 + [30] * 2, 5, 50).tolist() == [0, 1, 2, 3, 9]
+
+
+def test_a_head_knows_its_draft_tokens(target: Path) -> None:
+    head = tiny_head(target, size=7)
+    outside = next(token for token in range(12) if token not in head.vocab.known)
+    inside = int(head.vocab.ids[0])
+    vocab, none = RequestVocab(head.vocab), RequestVocab(head.vocab)
+    vocab.add([inside, outside, outside])
+    vocab.add([inside, outside])
+    assert head.vocab_size == 12 and vocab.ids.tolist() == [*none.ids.tolist(), outside]
+    hidden = torch.randn(3, head.config.hidden)
+    mine, plain = head.logits(hidden, [vocab, none], [2, 1])
+    assert mine.shape == (2, 8) and plain.shape == (1, 7)
+    ready = head._layer.final_norm(hidden[:2])
+    assert torch.allclose(mine[:, -1], ready @ read_ends(target).head[outside].float(), atol=1e-4)

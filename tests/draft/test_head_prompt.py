@@ -1,0 +1,474 @@
+"""A head that is trained to see prompts is shown them, and nothing else of an answer changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_tools import PLENTY, Ask, Bench, Setting, answer, finish, write_kin
+from head_tools import exact_layer, tiny_weights
+from kernel_tools import wanted as kernels_wanted
+
+from fastslow.draft.adaptive import AdaptiveDrafter
+from fastslow.draft.base import BaseDrafter
+from fastslow.draft.fallback import FallbackDrafter
+from fastslow.draft.head.draft import MAX_WAITING, HeadDraft
+from fastslow.draft.head.head import TrainedHead
+from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
+from fastslow.draft.head.state import FinishedTexts
+from fastslow.draft.head.target import read_ends
+from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.suffix.draft import SuffixDraft
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.sampling.probs import only_best, probs_at
+from fastslow.engine.types import AcceptResult, Drafter, MarginalValue, RequestView, Tree
+from fastslow.policies.speculation.selection import AdaptiveSelection
+from fastslow.policies.speculation.settings import TUNING
+from fastslow.tools.forward import forward_texts
+from fastslow.tools.train_head.answers import TrainText
+from fastslow.tools.train_head.batches import BatchCut, batch_of
+from fastslow.tools.train_head.features import look
+from fastslow.tools.train_head.unroll import Prefix, unroll
+
+FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
+PROMPTS = [tuple(np.random.default_rng(n).integers(3, 12, n).tolist()) for n in (3, 21, 9, 40, 6)]
+SHOWN = 16
+RUNNERS = ("torch", "kernels") if kernels_wanted() else ("torch",)
+KINDS = tuple(f"{runner} {way}" for runner in RUNNERS for way in ("chain", "best chain", "tree"))
+SETTINGS = [
+    PLENTY,
+    Setting(prompt_rows=5),
+    Setting(pages=24, max_running=4, prompt_rows=7),
+    Setting(max_running=1),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kin(tmp_path_factory.mktemp("prompt") / "target", routed=0.3, **FIELDS)
+
+
+def runner_of(
+    folder: Path,
+    kind: str,
+    prompt: int = SHOWN,
+    layers: tuple[int, ...] = (0, 1),
+    window: int = 512,
+) -> HeadRunner:
+    config, weights = tiny_weights(folder, layers)
+    config = replace(config, prompt=prompt, window=window)
+    if kind == "kernels":
+        return KernelRunner(config, weights, read_ends(folder))
+    return TorchRunner(TrainedHead(config, weights, read_ends(folder)))
+
+
+class Watch(HeadDraft):
+    """Keeps the rows of text that it was shown, and those that were verified."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.shown: dict[int, dict[int, torch.Tensor]] = {}
+        self.verified: dict[int, dict[int, torch.Tensor]] = {}
+
+    def commit(
+        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
+    ) -> None:
+        assert features is not None
+        parts = features.split([len(path) + 1 for path in result.accepted_nodes])
+        for request, tokens, part in zip(batch, result.tokens, parts):
+            first = len(request.tokens) - len(tokens) - 1
+            own = self.verified.setdefault(request.id, {})
+            own |= {first + n: row.clone() for n, row in enumerate(part)}
+        super().commit(batch, result, features)
+
+    def read(
+        self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
+    ) -> None:
+        assert len(features) == sum(map(len, rows))
+        places = [(r.id, place) for r, some in zip(batch, rows) for place in some]
+        for (number, place), row in zip(places, features):
+            assert place not in self.shown.setdefault(number, {}), "shown twice"
+            self.shown[number][place] = row.clone()
+        super().read(batch, rows, features)
+
+
+class AskAll(AdaptiveSelection):
+    """Asks everyone in every step."""
+
+    def _asked(self, drafter: int, requests: Any, nodes: Sequence[int], worth: Any) -> list[int]:
+        return list(nodes)
+
+
+class Both(AdaptiveDrafter):
+    """Counts the trees of both."""
+
+    merged = 0
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        trees = super().propose(batch, nodes)
+        Both.merged += sum(bool(set(tree.by or ()) - {1, 2}) for tree in trees)
+        return trees
+
+
+def both(runner: HeadRunner) -> Both:
+    parts: list[Drafter] = [
+        SuffixDraft(min_score=0.0),
+        HeadDraft(runner, probs_at, width=3, depth=3),
+    ]
+    return Both(parts, AskAll(len(parts)))
+
+
+@pytest.fixture(scope="module")
+def bench(folder: Path) -> Bench:
+    drafters: dict[str, Any] = {}
+    for name in RUNNERS:
+        runner = runner_of(folder, name)
+        drafters |= {
+            f"{name} chain": lambda kv, r=runner: Watch(r, probs_at),
+            f"{name} best chain": lambda kv, r=runner: Watch(r, probs_at, only_best=only_best),
+            f"{name} tree": lambda kv, r=runner: Watch(r, probs_at, width=3, depth=3),
+            f"{name} ngram+": lambda kv, r=runner: FallbackDrafter(
+                NgramDraft(2, 1), HeadDraft(r, probs_at)
+            ),
+            f"{name} ngram|": lambda kv, r=runner: AdaptiveDrafter(
+                [NgramDraft(2, 1), HeadDraft(r, probs_at)], AdaptiveSelection(2)
+            ),
+            f"{name} suffix|": lambda kv, r=runner: both(r),
+        }
+    other = runner_of(folder, "torch", 5, (1,))
+    drafters["other layers"] = lambda kv: Watch(other, probs_at)
+    return Bench(load_model(folder, "float32", "cpu", progress=False), drafters)
+
+
+def asks(kinds: Sequence[str], rule: str = "token", **params: Any) -> list[Ask]:
+    settings = {"max_tokens": 24, "ignore_eos": True, **params}
+    return [
+        Ask(prompt, SamplingParams(**settings), kinds[n % len(kinds)], seed=n, rule=rule)
+        for n, prompt in enumerate((*PROMPTS, *PROMPTS[1:4]))
+    ]
+
+
+OTHERS = [f"{RUNNERS[-1]} {name}" for name in ("ngram+", "ngram|", "suffix|")]
+MIXED = (*KINDS[-2:], "off", *OTHERS, "other layers")
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("warm", [0, 4], ids=["cold", "warm"])
+def test_a_mixed_batch_says_what_plain_decoding_says(
+    bench: Bench, setting: Setting, warm: int
+) -> None:
+    some = asks(MIXED)
+    requests = bench.run(some, setting, warm=some[:warm])
+    assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in some]
+    assert all(r.tally.drafted for r, a in zip(requests, some) if a.drafter != "off")
+    if setting.pages < 100:
+        assert any(r.tally.preemptions for r in requests)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_draft_says_what_plain_decoding_says(bench: Bench, kind: str) -> None:
+    for some in (asks([kind]), asks([kind], "reproducible", temperature=1.0)):
+        batched = [answer(r) for r in bench.run(some, Setting(prompt_rows=11))]
+        assert batched == [answer(bench.alone(ask)) for ask in some]
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_trees_of_two_drafters_say_what_plain_decoding_says(bench: Bench, name: str) -> None:
+    before = Both.merged
+    kinds = [f"{name} suffix|"]
+    for some in (asks(kinds), asks(kinds, "reproducible", temperature=1.0)):
+        for setting in SETTINGS:
+            batched = [answer(r) for r in bench.run(some, setting)]
+            assert batched == [answer(bench.alone(ask)) for ask in some]
+    assert Both.merged > before + 50
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
+    bench: Bench, folder: Path, setting: Setting
+) -> None:
+    one = Watch(runner_of(folder, RUNNERS[-1]), probs_at)
+    two = Watch(runner_of(folder, "torch", 5, (1,)), probs_at)
+    none = Watch(runner_of(folder, "torch", 0), probs_at)
+    own = Bench(
+        bench.model, {"one": lambda kv: one, "two": lambda kv: two, "none": lambda kv: none}
+    )
+    some = asks(("one", "two", "off", "none"))
+    core = own.core(setting)
+    requests = [own.request(n, ask) for n, ask in enumerate(some)]
+    finish(core, requests)
+    assert not none.shown and not (one._states or two._states)
+    for watch, most, layers, numbers in ((one, SHOWN, (0, 1), (0, 4)), (two, 5, (1,), (1, 5))):
+        assert set(watch.shown) <= set(numbers)
+        for number in numbers:
+            ask, rows = some[number], watch.shown.get(number, {})
+            last = len(ask.tokens) - 1
+            cached = requests[number].tally.cached
+            assert set(rows) >= set(range(max(cached, last - most), last))
+            if not requests[number].tally.preemptions:
+                assert set(rows) == set(range(max(cached, last - most), last))
+            whole = forward_texts(bench.model, [requests[number].tokens], layers).features
+            assert whole is not None
+            for place, row in (rows | watch.verified[number]).items():
+                assert torch.equal(row, whole[place])
+            assert set(watch.verified[number]) == set(range(last, len(whole) - 1))
+
+
+def test_rows_of_the_prefix_cache_are_not_shown(bench: Bench, folder: Path) -> None:
+    watch = Watch(runner_of(folder, RUNNERS[-1]), probs_at)
+    own = Bench(bench.model, {"one": lambda kv: watch})
+    ask = Ask(PROMPTS[3], drafter="one")
+    core = own.core()
+    first, second = own.request(1, ask), own.request(2, ask)
+    for request in (first, second):
+        finish(core, [request])
+    assert second.tally.cached == 36 and set(watch.shown[2]) == set(range(36, 39))
+    assert answer(first) == answer(second) == answer(own.alone(ask))
+
+
+class View:
+    def __init__(self, number: int, tokens: Sequence[int]) -> None:
+        self.id, self.tokens, self.prompt_length = number, list(tokens), len(tokens)
+        self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
+        self.reproducible, self.thinking, self.groups = False, None, None
+        self.speculation = Speculation(nodes=3)
+        self.computed, self.max_len = len(tokens) - 1, len(tokens) + 99
+
+
+class Told:
+    """A drafter that is told a text by hand, whose features are those of a table."""
+
+    def __init__(self, runner: HeadRunner, tokens: Sequence[int], width: int = 3) -> None:
+        self.drafter = HeadDraft(runner, probs_at, width=width)
+        self.view = View(7, tokens)
+        self.table = torch.randn(600, 2 * runner.config.hidden, generator=torch.manual_seed(5))
+
+    def read(self, *runs: range) -> None:
+        for some in runs:
+            (found,) = self.drafter.wants([self.view], [some])
+            if found:
+                self.drafter.read([self.view], [found], self.table[found.start : found.stop])
+
+    def say(self, *tokens: int) -> None:
+        first = len(self.view.tokens) - 1
+        self.view.tokens += tokens
+        rows = self.table[first : first + len(tokens)]
+        self.drafter.commit(
+            [self.view], AcceptResult([[*range(len(tokens) - 1)]], [[*tokens]]), rows
+        )
+
+    def draft(self) -> tuple[list[int], list[float]]:
+        tree = self.drafter.propose([self.view], [8])[0]
+        return list(tree.tokens), list(tree.scores or ())
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_drafts_do_not_depend_on_the_chunks_of_a_prompt(folder: Path, kind: str) -> None:
+    text = PROMPTS[3]
+    found = []
+    for cuts in ([0, 39], [0, 25, 39], [0, 24, 25, 26, 38, 39], [*range(40)]):
+        told = Told(runner_of(folder, kind), text)
+        told.read(*map(range, cuts[:-1], cuts[1:]))
+        assert not told.drafter.propose([told.view], [8])[0].tokens, "no row to draft from yet"
+        told.say(4, 5)
+        found.append(told.draft())
+        told.say(6)
+        found.append(told.draft())
+    assert len(found[0][0]) == 8 and found[0] != found[1]
+    for tokens, scores in found[2::2]:
+        assert tokens == found[0][0] and scores == pytest.approx(found[0][1], rel=1e-4)
+    for tokens, scores in found[3::2]:
+        assert tokens == found[1][0] and scores == pytest.approx(found[1][1], rel=1e-4)
+    if kind == "kernels":
+        assert found[2] == found[0] and found[3] == found[1], "to the bit"
+    blind = Told(runner_of(folder, kind, 0), text)
+    blind.read(range(39))
+    blind.say(4, 5)
+    assert blind.draft() != found[0], "it is another thing to see the prompt"
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_a_prompt_is_not_forgotten(folder: Path, kind: str) -> None:
+    """Neither where nobody drafts for long, nor where rows are missing behind it."""
+    for missing in (0, 3):
+        drafts = []
+        for shown in (SHOWN, 0):
+            told = Told(runner_of(folder, kind, shown, window=1024), PROMPTS[3])
+            told.read(range(39))
+            text = told.drafter._states[7].text if shown else None
+            told.view.tokens += [5] * missing  # nobody gathered features
+            for n in range(2 * MAX_WAITING):
+                told.say(5 + n % 3)
+                assert len(told.drafter._states[7].after) <= MAX_WAITING
+            state = told.drafter._states[7]
+            assert text is None or state.text == text
+            drafts.append(told.draft())
+            assert state.position == len(told.view.tokens) - 1
+        assert drafts[0] != drafts[1]
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_who_has_missed_rows_does_not_draft_from_old_ones(folder: Path, kind: str) -> None:
+    told = Told(runner_of(folder, kind), PROMPTS[1])
+    told.read(range(20))
+    told.say(5)
+    assert told.draft()[0]
+    told.view.tokens += [6, 7]
+    assert not told.draft()[0]
+    told.read(range(len(told.view.tokens) - 1))  # computed again, after it was preempted
+    assert not told.draft()[0]
+    told.say(4)
+    assert told.draft()[0]
+    told.drafter.release([7])
+    assert not told.drafter._states
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_text_that_goes_on_from_another_takes_its_rows_over(
+    folder: Path, kind: str, ended: bool
+) -> None:
+    """They lie in the prefix cache, so the target shows them to nobody again."""
+    told = Told(runner_of(folder, kind, 64), PROMPTS[3])
+    told.read(range(39))
+    told.say(4, 5)
+    told.say(6)
+    drafted = told.draft()
+    before = told.view
+    text = [*before.tokens, 9, 10, 3, 4]
+    if ended:
+        told.drafter.release([7])
+    found = {}
+    for number, cached in ((8, 40), (9, 17), (10, 46)):
+        told.view = View(number, text)
+        told.read(range(cached, 46))
+        told.say(8)
+        found[cached] = told.draft()
+    cold = Told(runner_of(folder, kind, 64), text)
+    cold.read(range(46))
+    cold.say(8)
+    expected = cold.draft()
+    for cached in (40, 17):
+        assert found[cached][0] == expected[0]
+        assert found[cached][1] == pytest.approx(expected[1], rel=1e-4)
+        assert kind == "torch" or found[cached] == expected, "to the bit"
+    other = next(token for token in text if token != text[5])
+    told.view = View(11, [*text[:5], other, *text[6:]])
+    told.read(range(40, 46))
+    told.say(8)
+    assert told.draft() != expected
+    if not ended:  # whose rows are still its own
+        told.view = before
+        assert told.draft() == drafted
+
+
+def test_only_some_rows_of_ended_texts_are_finished(folder: Path) -> None:
+    runner = runner_of(folder, "torch", 64)
+    assert isinstance(runner, TorchRunner)
+    told = Told(runner, PROMPTS[1])
+    told.drafter._finished = FinishedTexts(50)
+    for number in range(7, 12):
+        told.view = View(number, [number, *PROMPTS[1]])
+        told.read(range(21))
+        told.say(5)
+        told.drafter.release([number])
+        assert not told.drafter._states and len(runner._texts) == min(number - 6, 2)
+    assert [state.tokens[0] for state in told.drafter._finished] == [10, 11]
+    blind = runner_of(folder, "torch", 0)
+    assert isinstance(blind, TorchRunner)
+    told = Told(blind, PROMPTS[1])
+    told.say(5)
+    told.drafter.release([7])
+    assert not blind._texts
+
+
+def test_drafting_computes_what_training_computed(folder: Path, bench: Bench) -> None:
+    """A text with a prompt, in the rows and places of a batch, and as a drafter sees it."""
+    config, weights = tiny_weights(folder)
+    ends = read_ends(folder)
+    head = TrainedHead(replace(config, prompt=SHOWN), weights, ends)
+    head._layer = exact_layer(config, weights, ends.head[head.vocab.ids])
+    tokens = [*PROMPTS[3], 5, 7, 6, 9, 4, 8]
+    (seen,) = look(bench.model, [TrainText(tokens, 40)], (0, 1))
+    batch = batch_of([BatchCut(seen, SHOWN)], config.hidden)
+
+    def embedded(ids: torch.Tensor) -> torch.Tensor:
+        return ends.embedding[ids].float()
+
+    before = batch.before
+    prefix = Prefix(before.features.float(), embedded(before.after), before.places, before.visible)
+    steps = [
+        rows[0]
+        for rows in unroll(
+            head._layer,
+            batch.features.float(),
+            embedded(batch.after),
+            batch.visible,
+            3,
+            prefix,
+        )
+    ]
+    runner = TorchRunner(head)
+    told = Told(runner, PROMPTS[3])
+    told.table = seen.features.float()
+    told.read(range(30), range(30, 39))
+    told.say(5, 7)  # rows 39 and 40: 0 and 1 of the batch
+    told.draft()
+    text = told.drafter._states[7].text
+    for depth, token in enumerate((6, 9)):
+        tip = runner._texts[text].tip
+        assert tip is not None and torch.allclose(tip, steps[depth][1 + depth], atol=1e-4), depth
+        runner.advance([text], [token])
+
+
+class Looks(BaseDrafter):
+    """Wants the last rows that are read; notes what it is shown."""
+
+    def __init__(self, features: tuple[int, ...], most: int) -> None:
+        self.features = features
+        self.most = most
+        self.told: list[tuple[list[range], torch.Tensor]] = []
+
+    def wants(self, batch: Sequence[Any], rows: Sequence[range]) -> list[range]:
+        return [some[max(0, len(some) - self.most) :] for some in rows]
+
+    def read(self, batch: Sequence[Any], rows: Sequence[range], features: torch.Tensor) -> None:
+        self.told.append((list(rows), features))
+
+
+def test_of_several_that_look_each_gets_its_layers() -> None:
+    one, two, blind = Looks((2,), 2), Looks((0, 1), 3), BaseDrafter()
+    blind.features = (5,)
+    drafters: list[Any] = [blind, one, two]
+    best = AdaptiveDrafter(drafters, AdaptiveSelection(3))
+    best.features = (5,)
+    rows = [range(4, 9), range(0), range(1, 2)]
+    batch: Any = [View(n, [3] * 10) for n in range(3)]
+    assert best.wants(batch, rows) == [range(6, 9), range(0), range(1, 2)]
+    assert list(best.features) == [0, 1, 2, 5]
+    features = torch.arange(4.0)[:, None] * 10 + torch.tensor([0.0, 1.0, 2.0, 5.0])
+    best.read(batch, [range(6, 9), range(0), range(1, 2)], features)
+    assert one.told[0][1].tolist() == [[2.0], [12.0], [22.0], [32.0]]
+    assert two.told[0][1][:, 1].tolist() == [1.0, 11.0, 21.0, 31.0]
+    alone = FallbackDrafter(blind)  # type: ignore[arg-type]
+    assert alone.wants(batch, rows) == [range(0)] * 3 and alone.features == (5,)
+
+
+def test_where_rows_are_dear_nobody_who_is_not_asked_looks() -> None:
+    dear = TUNING.dearest_row
+    for row, found in ((dear / 2, range(3, 5)), (2 * dear, range(0))):
+        first, second = BaseDrafter(), Looks((2,), 2)
+        value = MarginalValue(1.0, row)
+        selection = AdaptiveSelection(2, lambda batch, value=value: value)  # type: ignore[misc]
+        drafters: list[Any] = [first, second]
+        best = AdaptiveDrafter(drafters, selection)
+        best.features = ()
+        batch: Any = [View(0, [3] * 6)]
+        assert [*best.wants(batch, [range(5)])[0]] == [*found]
+        assert best.features == ((2,) if found else ())

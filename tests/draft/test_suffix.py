@@ -1,0 +1,356 @@
+"""The parts of suffix drafting against plain, slow searches."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernel_tools import compiled
+from loguru import logger
+
+from fastslow.draft.suffix import corpus as corpus_module
+from fastslow.draft.suffix.corpus import BisectSearch, Corpus, KernelSearch, save
+from fastslow.draft.suffix.documents import Documents, depths, sort_places
+from fastslow.draft.suffix.sealed import read_sealed, write_sealed
+from fastslow.draft.suffix.sources import (
+    END,
+    MAX_MATCH,
+    MAX_PLACES,
+    EarlierAnswers,
+    HashChains,
+    OwnText,
+    SuffixMatch,
+)
+from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
+from fastslow.engine.backends.cpu import library
+
+LETTERS = 6
+VOCAB = {chr(97 + i): i for i in range(LETTERS)}
+
+
+def story(seed: int, length: int, letters: int = LETTERS) -> list[int]:
+    """Text that repeats itself now and then, over and beyond MAX_MATCH tokens."""
+    draw = random.Random(seed)
+    text: list[int] = []
+    while len(text) < length:
+        if len(text) > 8 and draw.random() < 0.3:
+            start = draw.randrange(len(text) - 4)
+            text += text[start : start + draw.randrange(2, 3 * MAX_MATCH)]
+        else:
+            text.append(draw.randrange(letters))
+    return text[:length]
+
+
+def common_end(a: list[int], b: list[int]) -> int:
+    n = 0
+    while n < min(len(a), len(b), MAX_MATCH) and a[-1 - n] == b[-1 - n]:
+        n += 1
+    return n
+
+
+def matches(documents: list[list[int]], recent: list[int]) -> tuple[int, list[list[int]]]:
+    """The longest match before any token, and what follows each such place; by looking at all."""
+    found = [
+        (common_end(text[:place], recent), text[place:])
+        for text in documents
+        for place in range(1, len(text))
+    ]
+    best = max((length for length, _ in found), default=0)
+    return best, [run for length, run in found if length == best > 0]
+
+
+def stored(folder: Path, documents: list[list[int]]) -> Corpus:
+    made = Documents()
+    for text in documents:
+        made.add(text)
+    save(folder / "c", made, VOCAB, depths(LETTERS))
+    return Corpus(folder / "c", VOCAB)
+
+
+def listed(found: SuffixMatch) -> list[list[int]]:
+    return [list(run) for run in found.runs]
+
+
+def test_places_are_sorted_by_what_stands_before_them() -> None:
+    tokens = [*story(1, 150), END, *story(1, 150), END, *story(2, 40), END]
+    order = sort_places(np.array(tokens, np.int32), LETTERS, depths(LETTERS))
+    keys = [[LETTERS if t == END else t for t in tokens[p : p + MAX_MATCH]] for p in order]
+    assert sorted(order.tolist()) == list(range(len(tokens)))
+    # Behind an END texts may lie in any order: no search looks there.
+    keys = [key[: key.index(LETTERS) + 1] if LETTERS in key else key for key in keys]
+    assert keys == sorted(keys)
+
+
+@pytest.fixture(params=[pytest.param("kernels", marks=compiled), "python"])
+def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a corpus is searched."""
+    if request.param == "python":
+        monkeypatch.setattr("fastslow.draft.suffix.corpus.best_search", BisectSearch)
+    return str(request.param)
+
+
+def test_the_kernels_search_where_they_run(tmp_path: Path, searched: str) -> None:
+    corpus = stored(tmp_path, [[0, 1, 2]])
+    assert isinstance(corpus._search, {"kernels": KernelSearch, "python": BisectSearch}[searched])
+
+
+def test_where_no_kernels_run_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}", level="INFO")
+    monkeypatch.setattr(library, "kernels", _no_compiler)
+    for level in ("off", "native"):
+        monkeypatch.setenv(library.VARIABLE, level)
+        corpus_module._kernels.cache_clear()
+        for _ in range(2):
+            assert isinstance(stored(tmp_path, [[0, 1, 2]])._search, BisectSearch)
+    corpus_module._kernels.cache_clear()
+    logger.remove(sink)
+    said = "a corpus is searched in Python instead of by the CPU kernels, several times slower"
+    assert lines == [f"INFO {said}: they are switched off\n", f"WARNING {said}: no compiler\n"]
+
+
+def _no_compiler() -> ctypes.CDLL:
+    raise RuntimeError("no compiler")
+
+
+@pytest.mark.usefixtures("searched")
+@pytest.mark.parametrize("seed", range(4))
+def test_a_corpus_finds_what_a_slow_search_finds(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    documents = [story(seed * 100 + n, draw.randrange(1, 90)) for n in range(12)]
+    documents += documents[:3]
+    corpus = stored(tmp_path, documents)
+    asked = 0
+    for text in [*documents, story(999 + seed, 120)]:
+        for end in range(1, len(text), 3):
+            recent = text[max(0, end - MAX_MATCH) : end]
+            found = corpus.find(recent, 1000)
+            length, runs = matches(documents, recent)
+            assert found.length == length
+            assert found.whole == (len(runs) <= MAX_PLACES)
+            got = listed(found)
+            if found.whole:
+                assert sorted(got) == sorted(runs)
+            else:
+                assert len(got) == MAX_PLACES and all(run in runs for run in got)
+            asked += found.length == MAX_MATCH
+    assert asked, "no text was as long as the longest match"
+
+
+@compiled
+@pytest.mark.parametrize("letters", [2, 6, 300])
+def test_the_kernels_find_what_python_finds(tmp_path: Path, letters: int) -> None:
+    """The same runs of too many, too: 300 letters are not in the order of their bytes."""
+    made, vocab = Documents(), {str(i): i for i in range(letters)}
+    texts = [story(n, 400, letters) for n in range(30)]
+    for text in texts:
+        made.add(text)
+    save(tmp_path / "c", made, vocab, depths(letters))
+    corpus = Corpus(tmp_path / "c", vocab)
+    kernels, python = corpus._search, BisectSearch(read_sealed(tmp_path / "c"))
+    assert kernels.find([*[END] * 40, texts[0][0]], 9).length == 1, "an end matches nothing"
+    asked, many = 0, 0
+    for text in [*texts[:5], *(story(n, 400, letters) for n in range(100, 105))]:
+        for end in range(1, len(text)):
+            recent = text[max(0, end - MAX_MATCH - 3) : end]
+            ahead = end % 50
+            found = kernels.find(recent, ahead)
+            assert found == python.find(recent, ahead)
+            asked, many = asked + bool(found.runs), many + (not found.whole)
+    assert asked > 1000 and many > 50
+
+
+@pytest.mark.usefixtures("searched")
+@pytest.mark.parametrize("seed", range(8))
+def test_a_corpus_that_is_not_sorted_says_tokens_all_the_same(tmp_path: Path, seed: int) -> None:
+    """Whoever can write a file can seal it; wrong drafts are refused, what is no token may crash."""
+    texts = [story(n, 80) for n in range(6)]
+    stored(tmp_path, texts)
+    facts, arrays, *_ = read_sealed(tmp_path / "c")
+    draw = np.random.default_rng(seed)
+    order = draw.permutation(arrays["order"])
+    buckets = np.sort(draw.integers(0, len(order) + 1, (LETTERS, 2)), axis=1).astype(np.int32)
+    write_sealed(tmp_path / "d", {**arrays, "order": order, "buckets": buckets}, facts)
+    corpus = Corpus(tmp_path / "d", VOCAB)
+    for text in texts:
+        for end in range(1, len(text)):
+            for run in corpus.find(text[max(0, end - MAX_MATCH) : end], 20).runs:
+                assert len(run) <= 20 and all(0 <= token < LETTERS for token in run)
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_corpus_knows_tokens_that_it_never_saw(tmp_path: Path) -> None:
+    corpus = stored(tmp_path, [[0, 1, 2], [3]])
+    for unknown in ([5], [0, 5], [2], [10_000], [-1]):
+        assert corpus.find(unknown, 5) == SuffixMatch()
+    assert listed(corpus.find([9_999, 0], 5)) == [[1, 2]]
+
+
+def test_a_question_is_matched_and_never_proposed(tmp_path: Path) -> None:
+    made = Documents()
+    made.add([4, 5], context=[0, 1, 2, 3])
+    save(tmp_path / "c", made, VOCAB, depths(LETTERS))
+    corpus = Corpus(tmp_path / "c", VOCAB)
+    assert corpus.find([0, 1], 9) == SuffixMatch()
+    found = corpus.find([0, 1, 2, 3], 9)
+    assert (found.length, listed(found)) == (4, [[4, 5]])
+    earlier = EarlierAnswers()
+    earlier.add([4, 5], context=[0, 1, 2, 3])
+    assert not earlier.find([0, 1], 9).runs
+    assert earlier.find([0, 1, 2, 3], 9) == SuffixMatch(4, [[4, 5]])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_own_text_finds_the_longest_match_as_it_grows(seed: int) -> None:
+    text = story(seed, 2500, letters=40)
+    own, grown = OwnText(), list[int]()
+    lengths = set()
+    for end in [*range(1, 200), *range(1000, 1100, 7), *range(2000, 2500, 31)]:
+        grown += text[len(grown) : end]
+        own.read(grown)
+        found = own.find(grown[-MAX_MATCH:], 3)
+        length, runs = matches([grown], grown[-MAX_MATCH:])
+        if found.whole:
+            assert found.length == (length if length > 1 else 0)
+        if found.length and found.whole:
+            assert sorted(map(list, found.runs)) == sorted(_looped(run, 3) for run in runs)
+        lengths.add(found.length)
+    assert {0, 2, 5, MAX_MATCH} <= lengths
+
+
+def _looped(run: list[int], length: int) -> list[int]:
+    return (run * length)[:length]
+
+
+def test_a_loop_goes_on() -> None:
+    own = OwnText()
+    own.read([9, 1, 2, 3, 1, 2, 3, 1, 2, 3])
+    found = own.find([9, 1, 2, 3, 1, 2, 3, 1, 2, 3], 7)
+    assert found.runs[0] == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_earlier_answers_make_room_for_new_ones() -> None:
+    earlier = EarlierAnswers(256)
+    texts = [story(n, 50, letters=1000) for n in range(40)]
+    for n, text in enumerate(texts):
+        earlier.add(text)
+        for old in texts[max(0, n - 3) : n + 1]:
+            assert old[12:] in earlier.find(old[:12], 100).runs
+        assert all(END not in run for run in earlier.find(text[-40:], 100).runs)
+    gone = earlier.find(texts[0][:12], 100)
+    assert all(run[:5] != texts[0][12:17] for run in gone.runs)
+
+
+def test_a_long_answer_leaves_three_quarters_of_the_ring() -> None:
+    earlier = EarlierAnswers(256)
+    earlier.add([7, 8, 9])
+    earlier.add(list(range(1000, 3000)))
+    assert earlier.find([7, 8], 5).runs == [[9]]
+    assert earlier.find([2997, 2998], 5).runs == [[2999]]
+    assert not earlier.find([1500, 1501], 5).runs
+
+
+def test_sizes_of_windows() -> None:
+    with pytest.raises(ValueError, match="^tokens=255 must be at least 256$"):
+        EarlierAnswers(255)
+    with pytest.raises(ValueError, match="^size=12 must be a power of two$"):
+        HashChains(12)
+
+
+class Told:
+    """A source that answers with given runs."""
+
+    def __init__(self, length: int, runs: list[list[int]], whole: bool = True) -> None:
+        self.found = SuffixMatch(length, runs, whole)
+
+    def find(self, recent: list[int], ahead: int) -> SuffixMatch:
+        length, runs, whole = self.found
+        return SuffixMatch(length, [run[:ahead] for run in runs], whole)
+
+
+def certain(value: float = 1.0) -> MatchConfidence:
+    trust = MatchConfidence()
+    trust.of = lambda length: value  # type: ignore[method-assign]
+    return trust
+
+
+def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
+    runs = MatchRuns([Told(3, [[1, 2, 3], [1, 2, 4], [1, 5], [6]])], [0], 9)
+    tree = grow(runs, certain(), 9, 0.0)
+    found: dict[int, tuple[int, ...]] = {}
+    for i, (token, parent) in enumerate(zip(tree.tokens, tree.parents)):
+        assert parent < i
+        above = found[parent] if parent >= 0 else ()
+        found[i] = (*above, token)
+    said = list(tree.scores or ())
+    scores = {found[i]: score for i, score in enumerate(said)}
+    assert scores == pytest.approx(
+        {
+            (1,): 3 / 4, (6,): 1 / 4, (1, 2): 1 / 2, (1, 5): 1 / 4,
+            (1, 2, 3): 1 / 4, (1, 2, 4): 1 / 4,
+        }
+    )  # fmt: skip
+    assert said == sorted(said, reverse=True)
+    assert grow(runs, certain(), 2, 0.0).tokens == [1, 2]
+    assert grow(runs, certain(), 9, 0.3).tokens == [1, 2]
+    assert grow(runs, certain(0.5), 9, 0.3).tokens == [1]
+    assert grow(runs, certain(), 0, 0.0).tokens == grow(MatchRuns(), certain(), 5, 0.0).tokens == []
+
+
+def test_the_longest_match_wins_and_equals_are_counted_together() -> None:
+    short, long, other = Told(2, [[7]]), Told(5, [[1], [2]]), Told(5, [[1]], whole=False)
+    runs = MatchRuns([short, long, other, Told(0, [])], [0], 9)
+    assert (runs.length, runs.runs) == (5, [[1], [2], [1]])
+    assert not runs.enough_for(1), "a sample of few is looked up again"
+    assert MatchRuns([short, long], [0], 9).enough_for(1)
+    assert not MatchRuns([short, long], [0], 9).enough_for(2), "the runs end too soon"
+
+
+def test_runs_are_narrowed_and_trust_learns_from_them() -> None:
+    trust = MatchConfidence()
+    before = [trust.of(n) for n in range(MAX_MATCH + 1)]
+    runs = MatchRuns([Told(4, [[1, 2, 3], [1, 2, 9], [1, 5]])], [0], 9)
+    runs.advance([1, 2, 7, 8], trust)
+    assert (runs.runs, runs.at) == ([], 3)
+    assert trust.of(4) > before[4] and trust.of(5) > before[5] and trust.of(6) < before[6]
+    assert [trust.of(n) for n in (3, 7, 8)] == [before[n] for n in (3, 7, 8)]
+    runs = MatchRuns([Told(MAX_MATCH, [[1]])], [0], 9)
+    runs.advance([1, 2], trust)
+    assert trust.of(MAX_MATCH) == trust.of(MAX_MATCH + 50) > before[MAX_MATCH]
+
+
+def test_trust_follows_what_it_sees() -> None:
+    trust = MatchConfidence()
+    for i in range(5000):
+        trust.learn(2, i % 10 == 0)
+        trust.learn(20, True)
+    assert trust.of(2) == pytest.approx(0.1, abs=0.02)
+    assert trust.of(20) == pytest.approx(1.0, abs=0.01)
+    for _ in range(600):
+        trust.learn(2, True)
+    assert trust.of(2) > 0.5, "what is long past counts less"
+
+
+def test_narrowed_runs_are_what_a_new_search_finds(tmp_path: Path) -> None:
+    documents = [story(n, 80) for n in range(3)]
+    corpus = stored(tmp_path, documents)
+    compared = 0
+    for seed in range(20):
+        text = [*story(seed, 30), *documents[seed % 3][seed : seed + 40]]
+        for end in range(20, len(text) - 3):
+            runs = MatchRuns([corpus], text[:end][-MAX_MATCH:], 500)
+            if runs.length + 3 > MAX_MATCH or not corpus.find(text[:end][-MAX_MATCH:], 1).whole:
+                continue
+            runs.advance(text[end : end + 3], MatchConfidence())
+            again = MatchRuns([corpus], text[: end + 3][-MAX_MATCH:], 500)
+            if runs.enough_for(1):
+                assert again.length == runs.length + 3
+                left = sorted(list(run[runs.at :]) for run in runs.runs if len(run) > runs.at)
+                assert left == sorted(map(list, again.runs))
+                compared += 1
+    assert compared > 20

@@ -1,0 +1,224 @@
+"""SuffixDraft as the engine uses it: what it keeps of whom, and the tokens of plain decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from distributions import chi_square_fits, plain_probs, text_probs
+from engine_tools import Ask, Bench, Setting, answer, finish, write_kin
+from numpy.typing import NDArray
+from reference_model import ReferenceModel
+
+from fastslow.draft.suffix.corpus import Corpus, save
+from fastslow.draft.suffix.documents import Documents, depths
+from fastslow.draft.suffix.draft import SuffixDraft
+from fastslow.draft.suffix.sources import EarlierAnswers
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.types import AcceptResult
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+VOCAB = 320
+IDS_12 = {f"t{i}": i for i in range(12)}
+IDS = {f"t{i}": i for i in range(VOCAB)}
+PROMPTS = [
+    tuple(np.random.default_rng(n).integers(5, VOCAB, n).tolist()) for n in (3, 21, 9, 14, 6)
+]
+
+
+def view(tokens: Sequence[int], number: int = 0, prompt: int = 1, **fields: Any) -> Any:
+    plain = {"max_len": 10**6, "end_ids": frozenset([9]), "params": SamplingParams()}
+    return SimpleNamespace(id=number, tokens=list(tokens), prompt_length=prompt, **plain | fields)
+
+
+def chain(drafter: SuffixDraft, request: Any, nodes: int = 8) -> list[int]:
+    tree = drafter.propose([request], [nodes])[0]
+    assert list(tree.parents) == list(range(-1, len(tree.tokens) - 1))
+    return list(tree.tokens)
+
+
+def test_it_copies_from_the_requests_own_text() -> None:
+    drafter = SuffixDraft(min_score=0.0)
+    request = view([1, 2, 3, 4, 5, 1, 2])
+    assert chain(drafter, request, 3) == [3, 4, 5]
+    request.tokens += [3, 4]
+    assert chain(drafter, request, 2) == [5, 1]
+    request.tokens += [7, 1, 2, 3]
+    assert chain(drafter, request, 1) == [4]
+    assert chain(drafter, request, 0) == []
+    assert chain(drafter, view([1, 2, 3], 5)) == []
+
+
+def test_own_text_is_read_as_it_comes(tmp_path: Path) -> None:
+    """While a run out of a corpus serves step after step: the next search would read it all."""
+    documents = Documents()
+    told = list(range(20, 80))
+    documents.add(told)
+    save(tmp_path / "c", documents, IDS, depths(VOCAB))
+    drafter = SuffixDraft(Corpus(tmp_path / "c", IDS), min_score=0.0)
+    request = view(told[:4])
+    while len(request.tokens) < 30:
+        assert chain(drafter, request) == told[len(request.tokens) :][:8]
+        text = drafter._texts[0]
+        assert text.own.find(told[4 : len(request.tokens)], 1).runs == []
+        assert text.own._indexed == len(request.tokens)
+        request.tokens += told[len(request.tokens) :][:9]
+
+
+def test_scores_tell_how_likely_each_node_is() -> None:
+    drafter = SuffixDraft(min_score=0.0)
+    request = view([1, 2, 3, 1, 2, 4, 1, 2, 4, 8, 1, 2])
+    tree = drafter.propose([request], [4])[0]
+    scores = list(tree.scores or ())
+    assert len(scores) == len(tree.tokens) == 4
+    assert tree.tokens[0] == 4 and 3 in tree.tokens
+    assert all(0 < s <= 1 for s in scores)
+    for score, parent in zip(scores, tree.parents):
+        assert score <= (scores[parent] if parent >= 0 else 1)
+    assert scores[0] == pytest.approx(2 * scores[tree.tokens.index(3)])
+    picky = SuffixDraft(min_score=0.99)
+    assert picky.propose([request], [4])[0].tokens == []
+    with pytest.raises(ValueError, match=r"^min_score=1.5 must be between 0 and 1$"):
+        SuffixDraft(min_score=1.5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "fields", "kept"),
+    [
+        ([1, 2, 3, 4, 5, 9], {}, True),
+        ([1, 2, 3, 4, 5, 6], {"max_len": 5}, True),
+        ([1, 2, 3, 4, 5, 6], {"max_len": 6}, False),
+        ([1, 2, 3, 4, 5, 9], {"prompt_length": 6}, False),
+        ([1, 2, 3, 4, 5, 9], {"params": SamplingParams(temperature=1)}, True),
+        ([1, 2, 3, 4, 5, 9], {"params": SamplingParams(temperature=1, seed=3)}, False),
+        ([1, 2, 3, 4, 5, 9], {"params": SamplingParams(seed=3)}, True),
+    ],
+    ids=["ended", "full", "cancelled", "nothing", "sampled", "seeded", "seeded greedy"],
+)
+def test_finished_answers_are_kept_for_the_next_request(
+    tokens: list[int], fields: dict[str, Any], kept: bool
+) -> None:
+    drafter = SuffixDraft(earlier=EarlierAnswers(), min_score=0.0)
+    request = view([1, 2, 3, 4])
+    assert chain(drafter, request) == []
+    vars(request).update(fields, tokens=tokens)
+    drafter.release([0, 12345])
+    assert chain(drafter, view([1, 2, 3], 1)) == (tokens[3:] if kept else [])
+
+
+def test_without_earlier_nothing_outlives_a_request() -> None:
+    drafter = SuffixDraft(min_score=0.0)
+    request = view([1, 2, 3])
+    chain(drafter, request)
+    request.tokens += [4, 5, 9]
+    drafter.release([0])
+    assert not drafter._texts
+    assert chain(drafter, view([1, 2, 3], 0)) == []
+
+
+def test_drafters_may_share_what_was_answered_earlier() -> None:
+    earlier = EarlierAnswers()
+    first, second = SuffixDraft(earlier=earlier), SuffixDraft(earlier=earlier, min_score=0.0)
+    request = view([1, 2, 3])
+    first.propose([request], [4])
+    request.tokens += [4, 5, 9]
+    first.commit([request], AcceptResult([[]], [[4]]), None)
+    first.release([0])
+    assert chain(second, view([1, 2, 3])) == [4, 5, 9]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Drafts from a corpus that holds some plain answers, and parts of them with errors."""
+    folder = tmp_path_factory.mktemp("suffix")
+    model = load_model(write_kin(folder / "m", vocab_size=VOCAB), "float32", "cpu", progress=False)
+    plain = Bench(model, {})
+    documents = Documents()
+    for n, prompt in enumerate(PROMPTS[:4]):
+        for params in (SamplingParams(max_tokens=20), SAMPLED):
+            told = answer(plain.alone(Ask(prompt, params, seed=n)))
+            documents.add(told, prompt)
+            documents.add([*told[:9], 5, *told[10:13], 6, 7], prompt)
+    save(folder / "c", documents, IDS, depths(VOCAB))
+    corpus = Corpus(folder / "c", IDS)
+    return Bench(
+        model,
+        {
+            "suffix": lambda kv: SuffixDraft(corpus, EarlierAnswers(), min_score=0.0),
+            "own": lambda kv: SuffixDraft(min_score=0.0),
+        },
+    )
+
+
+SAMPLED = SamplingParams(max_tokens=20, temperature=0.8, top_p=0.95)
+
+
+def test_greedy_tokens_are_those_of_plain_decoding(bench: Bench) -> None:
+    asks = [Ask(p, drafter=d, nodes=9) for p in PROMPTS for d in ("suffix", "own", "off")]
+    for setting in (Setting(), Setting(pages=40, max_running=5, prompt_rows=7)):
+        requests = bench.run(asks, setting, warm=asks[:6])
+        for ask, request in zip(asks, requests):
+            assert answer(request) == answer(bench.alone(ask))
+    assert sum(r.tally.accepted for r in requests) > 40
+    repeats = [r for a, r in zip(asks, requests) if a.drafter == "suffix"][:4]
+    assert all(len(answer(r)) >= 3 * r.tally.steps for r in repeats), "answers were not copied"
+
+
+def test_the_law_of_sampled_tokens(tmp_path: Path) -> None:
+    """Drafted from a corpus, from own text and from the answers of requests beside them."""
+    letters, prompt, length, runs = 12, (5, 6, 7, 5, 8, 6), 2, 1200
+    target = write_kin(tmp_path / "t", routed=0.5, vocab_size=letters, num_hidden_layers=1)
+    documents = Documents()
+    draw = np.random.default_rng(0)
+    for _ in range(40):
+        documents.add(draw.integers(0, letters, 20).tolist(), prompt)
+    save(tmp_path / "c", documents, IDS_12, depths(letters))
+    corpus = Corpus(tmp_path / "c", IDS_12)
+    model = load_model(target, "float32", "cpu", progress=False)
+    bench = Bench(
+        model, {"suffix": lambda kv: SuffixDraft(corpus, EarlierAnswers(), min_score=0.0)}
+    )
+    params = SamplingParams(max_tokens=length + 2, temperature=1.3, ignore_eos=True)
+    asks = [Ask(prompt, params, "suffix", 5, seed=seed) for seed in range(runs)]
+    requests = bench.run(asks, Setting(pages=1024, max_running=200))
+    assert sum(r.tally.accepted for r in requests) > runs / 4
+    reference = ReferenceModel(target)
+
+    @cache
+    def probs(begun: tuple[int, ...]) -> NDArray[np.float64]:
+        text = [*prompt, *begun]
+        logits = reference.logits(text, None)[-1].tolist()
+        return plain_probs(logits, text, len(prompt), params, ())
+
+    want = text_probs(probs, letters, length)
+    chi_square_fits(want, [tuple(answer(r)[:length]) for r in requests])
+
+
+def test_an_answer_given_once_is_copied_the_second_time(bench: Bench) -> None:
+    ask = Ask(tuple(range(30, 40)), SamplingParams(max_tokens=40), "suffix", 12)
+    first = bench.run([ask])[0]
+    again = bench.run([ask], warm=[ask])[0]
+    assert answer(again) == answer(first) == answer(bench.alone(ask))
+    assert again.tally.steps < first.tally.steps
+    assert again.tally.steps <= 8
+
+
+def test_a_cancelled_answer_is_not_copied(bench: Bench) -> None:
+    ask = Ask(tuple(range(50, 60)), SamplingParams(max_tokens=40), "suffix", 12)
+    core = bench.core()
+    request = bench.request(0, ask)
+    core.add(request)
+    for _ in range(12):
+        core.step()
+    core.end([request], "cancelled", None)
+    follower = bench.request(1, ask)
+    finish(core, [follower])
+    assert answer(follower) == answer(bench.alone(ask))
+    assert follower.tally.steps == bench.run([ask])[0].tally.steps

@@ -1,0 +1,230 @@
+"""From a folder to packed weights: what is kept, what is made again, what is refused."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+import pytest
+import texts
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from kernel_tools import compiled
+from loguru import logger
+from safetensors.torch import load_file, save_file
+
+from fastslow.engine.backends.cpu import library, store
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.host.files import cache_folder
+from fastslow.engine.model.base import Model
+from fastslow.engine.model.checkpoint import BLOCKS
+from fastslow.engine.model.decoder import Decoder
+
+SUPPORT = Path(__file__).parents[1] / "support"
+pytestmark = compiled
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of its own, in which even small models are kept packed."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "kernels").symlink_to(cache_folder() / "kernels")
+    monkeypatch.setenv("FASTSLOW_CACHE", str(folder))
+    monkeypatch.setattr(store, "SMALL", 0)
+    return folder / "packed"
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(message.record["message"]), level="INFO")
+    yield lines
+    logger.remove(sink)
+
+
+def answers(model: Model) -> torch.Tensor:
+    return texts.logits(model, texts.tokens_of(20))
+
+
+def test_a_packed_model_is_kept_and_used_again(cache: Path, tmp_path: Path) -> None:
+    folder = checkpoints.write_moge(tmp_path / "model")
+    first = answers(load_model(folder, "bfloat16"))
+    (kept,) = cache.iterdir()
+    made = kept.stat().st_mtime_ns
+    assert torch.equal(answers(load_model(folder, "bfloat16")), first)
+    assert kept.stat().st_mtime_ns == made
+    answers(load_model(folder, quantization="int8"))
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_another_checkpoint_in_the_folder_is_packed_anew(cache: Path, tmp_path: Path) -> None:
+    folder = checkpoints.write_dense(tmp_path / "model")
+    first = answers(load_model(folder, "float32"))
+    (kept,) = cache.iterdir()
+    checkpoints.write_dense(folder, seed=1)
+    second = answers(load_model(folder, "float32"))
+    assert not torch.equal(first, second)
+    assert [path for path in cache.iterdir() if path != kept] and not kept.exists()
+
+
+def test_a_cut_file_is_made_again(cache: Path, tmp_path: Path) -> None:
+    folder = checkpoints.write_dense(tmp_path / "model")
+    first = answers(load_model(folder, "bfloat16"))
+    (kept,) = cache.iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert torch.equal(answers(load_model(folder, "bfloat16")), first)
+
+
+def test_without_huge_pages_the_file_is_mapped(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoints.write_dense(tmp_path / "model")
+    first = answers(load_model(folder, "bfloat16"))
+    monkeypatch.setattr(store, "HUGE", tmp_path / "nothing")
+    model = load_model(folder, "bfloat16")
+    assert isinstance(model, CpuDecoder) and isinstance(model._memory.hot, np.memmap)
+    assert torch.equal(answers(model), first)
+
+
+@pytest.mark.skipif(not store.HUGE.is_file(), reason="there are no huge pages")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_was_read_into_huge_pages_is_not_mapped_as_well(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """The embedding's rows come from the file as they are needed, with the same bits."""
+    folder = checkpoints.write_dense(tmp_path / "model")
+    model = load_model(folder, dtype)
+    (kept,) = cache.iterdir()
+    if not isinstance(model, CpuDecoder) or isinstance(model._memory.hot, np.memmap):
+        pytest.skip("the system gives no huge pages")
+    first = answers(model)
+    assert kept.name not in Path("/proc/self/maps").read_text()
+    monkeypatch.setattr(store, "HUGE", tmp_path / "nothing")
+    mapped = load_model(folder, dtype)
+    assert kept.name in Path("/proc/self/maps").read_text()
+    assert torch.equal(answers(mapped), first)
+
+
+@pytest.mark.skipif(not store.HUGE.is_file(), reason="there are no huge pages")
+def test_an_embedding_that_cannot_be_read_is_an_error(cache: Path, tmp_path: Path) -> None:
+    model = load_model(checkpoints.write_dense(tmp_path / "model"), "bfloat16")
+    assert isinstance(model, CpuDecoder)
+    if isinstance(model._memory.hot, np.memmap):
+        pytest.skip("the system gives no huge pages")
+    (kept,) = cache.iterdir()
+    whole = kept.read_bytes()
+    os.truncate(kept, model._arena.hot)
+    with pytest.raises(OSError, match="embedding cannot be read"):
+        answers(model)
+    kept.write_bytes(whole)
+    assert answers(model).isfinite().all()
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    cache: Path, tmp_path: Path, log: list[str]
+) -> None:
+    cache.write_text("a file where the folder should be")
+    folder = checkpoints.write_dense(tmp_path / "model")
+    assert answers(load_model(folder, "bfloat16")).isfinite().all()
+    assert [line for line in log if "packed weights cannot be kept" in line]
+
+
+def test_auto_runs_four_bit_blocks_as_they_are(tmp_path: Path, log: list[str]) -> None:
+    """The blocks, and not the weights beside them, which are another model's."""
+    folder = checkpoints.write_dense(tmp_path / "model", hidden_size=64, intermediate_size=96)
+    weights = load_file(folder / "model.safetensors")
+    other = checkpoints.write_dense(tmp_path / "o", seed=1, hidden_size=64, intermediate_size=96)
+    theirs = load_file(other / "model.safetensors")
+    layers = {k: v for k, v in theirs.items() if k.endswith("_proj.weight")}
+    raw = {k: quantize(v.float().numpy(), GGMLQuantizationType.Q4_1) for k, v in layers.items()}
+    exact = {
+        k: torch.from_numpy(dequantize(v, GGMLQuantizationType.Q4_1)).to(torch.float32)
+        for k, v in raw.items()
+    }
+    save_file({k: torch.from_numpy(v.copy()) for k, v in raw.items()}, folder / BLOCKS)
+    model = load_model(folder, quantization="auto")
+    assert isinstance(model, CpuDecoder) and model.formats.name == "int4"
+    assert [line for line in log if "4-bit" in line]
+    beside = answers(load_model(folder, "float32"))
+    save_file({**{k: v.float() for k, v in weights.items()}, **exact}, folder / "model.safetensors")
+    close = answers(load_model(folder, "float32"))
+    assert (answers(model) - close).std() < 0.1 * close.std()
+    assert (answers(model) - beside).std() > 0.5 * close.std()
+    asked = load_model(folder, "float32", quantization="auto")
+    assert isinstance(asked, CpuDecoder) and asked.formats.name == "float32"
+
+
+def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoints.write_dense(tmp_path)
+    with pytest.raises(ValueError, match="quantization 'int3' is not one of auto, none, int8"):
+        load_model(folder, quantization="int3")
+    monkeypatch.setattr(library, "available", lambda: False)
+    with pytest.raises(ValueError, match="quantization 'int8' needs the CPU kernels"):
+        load_model(folder, quantization="int8")
+    assert isinstance(load_model(folder, "bfloat16"), Decoder)
+
+
+def test_switched_off_says_so_once(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
+    monkeypatch.setenv("FASTSLOW_KERNELS", "off")
+    library.available.cache_clear()
+    try:
+        assert not library.available() and not library.available()
+    finally:
+        library.available.cache_clear()
+    assert len([line for line in log if "switched off" in line]) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_has_threads_of_its_own(tmp_path: Path) -> None:
+    model = load_model(checkpoints.write_moge(tmp_path), "bfloat16")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(5):
+            answers(model)
+        first = answers(model)
+        child = os.fork()
+        if not child:
+            signal.alarm(60)  # a child that hangs ends by this
+            os._exit(not all(torch.equal(answers(model), first) for _ in range(6)))
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        torch.set_num_threads(before)
+
+
+MANY = """
+import sys, texts, torch
+from fastslow.engine.backends.loader import load_model
+model = load_model(sys.argv[1], "bfloat16")
+one = texts.logits(model, texts.tokens_of(3))
+torch.set_num_threads(300)
+assert torch.equal(texts.logits(model, texts.tokens_of(3)), one)
+"""
+
+
+def test_more_threads_than_the_crew_may_have(tmp_path: Path) -> None:
+    folder = checkpoints.write_dense(tmp_path)
+    run = [sys.executable, "-c", MANY, str(folder)]
+    subprocess.run(run, check=True, timeout=120, env={**os.environ, "PYTHONPATH": str(SUPPORT)})
+
+
+def test_a_full_disk_packs_into_memory(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    folder = checkpoints.write_dense(tmp_path / "model")
+    assert answers(load_model(folder, "bfloat16")).isfinite().all()
+    assert [line for line in log if "No space left" in line] and not list(cache.iterdir())

@@ -1,0 +1,169 @@
+"""Sampled, end to end: what comes out has the target's probabilities, whatever drafted it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from distributions import chi_square_fits, plain_probs, text_probs
+from engine_tools import (
+    Ask,
+    Bench,
+    Make,
+    RandomDraft,
+    SampledDraft,
+    Setting,
+    answer,
+    cache_for,
+    dense_probs,
+    write_kin,
+)
+from numpy.typing import NDArray
+from reference_model import ReferenceModel
+from spellings import Pieces, letters, renumbered
+
+from fastslow.draft.fallback import FallbackDrafter
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import BorrowedKV, OwnKV
+from fastslow.draft.model.retokenized import RetokenizedDraft
+from fastslow.draft.model.vocab import ByteVocab, SharedTokens
+from fastslow.draft.ngram import NgramDraft
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.types import Floats
+
+VOCAB = 12
+EOS = 2
+PROMPT = (5, 6, 7, 5, 8, 6)
+LENGTH = 3  # tokens looked at; the answers are longer, so that drafts are deep
+RUNS = 800
+MANY = {"ngram": 3000}  # finds draws that are not independent of each other
+FIELDS: dict[str, Any] = {"vocab_size": VOCAB, "num_hidden_layers": 1, "eos_token_id": EOS}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kin(tmp_path_factory.mktemp("probs") / "target", routed=0.5, **FIELDS)
+
+
+@pytest.fixture(scope="module")
+def bench(folder: Path) -> Bench:
+    model = load_model(folder, "float32", "cpu", progress=False)
+    kin = write_kin(folder.parent / "kin", jitter=0.15, routed=0.5, **FIELDS)
+    small = load_model(kin, "float32", "cpu", progress=False)
+    spoken = [4, 11, 2, 5, 9, 6, 0, 3, 8, 7, 10]  # all but one, in another order
+    stranger = load_model(
+        renumbered(folder.parent / "stranger", kin, spoken), "float32", "cpu", progress=False
+    )
+    ours = Pieces(letters(VOCAB))
+    theirs = Pieces([ours.pieces[x] for x in spoken])
+
+    def own() -> OwnKV:
+        return OwnKV(cache_for(stranger, 1024))
+
+    def common() -> SharedTokens:
+        return SharedTokens(ByteVocab(ours), ByteVocab(theirs), VOCAB)
+
+    drafters: dict[str, Make] = {
+        "ngram": lambda kv: NgramDraft(longest=2, shortest=1),
+        "model": lambda kv: ModelDraft(small, OwnKV(cache_for(small, 1024)), dense_probs),
+        "self": lambda kv: ModelDraft(model, BorrowedKV(kv), dense_probs, 0),
+        "common": lambda kv: ModelDraft(stranger, own(), dense_probs, width=3, vocab_map=common()),
+        "retold": lambda kv: RetokenizedDraft(stranger, own(), ours, theirs),
+        "chosen tree": lambda kv: RandomDraft(),
+        "sampled tree": lambda kv: SampledDraft(_q, width=2),
+        "ngram+self": lambda kv: FallbackDrafter(
+            NgramDraft(), ModelDraft(model, BorrowedKV(kv), dense_probs, 1)
+        ),
+    }
+    return Bench(model, drafters)
+
+
+@cache
+def _row(last: int) -> Floats:
+    p_V = np.exp(np.random.default_rng(last).normal(size=VOCAB))
+    law_V: Floats = (p_V / p_V.sum()).astype(np.float32)
+    return law_V
+
+
+def _q(text: Sequence[int]) -> Floats:
+    return _row(text[-1])
+
+
+@pytest.fixture(scope="module")
+def logits(folder: Path) -> Callable[[tuple[int, ...], int | None], list[float]]:
+    """The independent model's logits after PROMPT and an answer's beginning."""
+    plain = ReferenceModel(folder)
+
+    @cache
+    def after(begun: tuple[int, ...], groups: int | None) -> list[float]:
+        values: list[float] = plain.logits([*PROMPT, *begun], groups)[-1].tolist()
+        return values
+
+    return after
+
+
+def params(**fields: Any) -> SamplingParams:
+    shape: dict[str, Any] = {"max_tokens": LENGTH + 2, "temperature": 1.0, "ignore_eos": True}
+    return SamplingParams(**{**shape, **fields})
+
+
+PLAIN = params(temperature=1.3)
+CASES = {
+    "ngram": ("ngram", None, PLAIN),
+    "model": ("model", None, PLAIN),
+    "self": ("self", None, PLAIN),
+    "tokens in common": ("common", None, PLAIN),
+    "told again": ("retold", 2, PLAIN),
+    "chosen tree": ("chosen tree", None, PLAIN),
+    "sampled tree": ("sampled tree", None, PLAIN),
+    "first, fast mode": ("ngram+self", 2, PLAIN),
+    "top_p": ("model", None, params(top_p=0.8, temperature=1.5)),
+    "top_k": ("sampled tree", None, params(top_k=4, temperature=1.5)),
+    "min_p": ("self", None, params(min_p=0.1, temperature=1.5)),
+    "penalties": (
+        "chosen tree",
+        None,
+        params(presence_penalty=1.2, frequency_penalty=0.8, repetition_penalty=1.5),
+    ),
+    "penalties, sampled": ("self", 2, params(frequency_penalty=1.8, repetition_penalty=1.4)),
+    "logit_bias": ("sampled tree", 2, params(logit_bias={3: 2.5, 7: -4.0, 5: 1.0})),
+    "min_tokens": ("model", None, params(min_tokens=1, ignore_eos=False, temperature=2.0)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_law_of_drafted_tokens(
+    bench: Bench, logits: Callable[[tuple[int, ...], int | None], list[float]], name: str
+) -> None:
+    drafter, groups, asked = CASES[name]
+    runs = MANY.get(name, RUNS)
+    torch.set_num_threads(1)
+    ends = () if asked.ignore_eos else (EOS,)
+
+    ended = np.zeros(VOCAB)
+    ended[EOS] = 1.0  # an answer that ended is filled up with end tokens
+
+    def next_probs(begun: tuple[int, ...]) -> NDArray[np.float64]:
+        if set(begun) & set(ends):
+            return ended
+        after = logits(begun, groups)
+        return plain_probs(after, [*PROMPT, *begun], len(PROMPT), asked, ends)
+
+    asks = [Ask(PROMPT, asked, drafter, 4, groups, seed) for seed in range(runs)]
+    requests = bench.run(asks, Setting(pages=1024, max_running=200))
+    drafted = sum(r.tally.drafted for r in requests)
+    accepted = sum(r.tally.accepted for r in requests)
+    assert runs / 20 < accepted < drafted
+    texts = [tuple((answer(r) + [EOS] * LENGTH)[:LENGTH]) for r in requests]
+    joint = text_probs(next_probs, VOCAB, LENGTH)
+    chi_square_fits(joint.sum(0), [text[1:] for text in texts])
+    chi_square_fits(joint.sum(2), [text[:2] for text in texts])
+    for place in range(LENGTH):
+        rest = tuple(axis for axis in range(LENGTH) if axis != place)
+        chi_square_fits(joint.sum(rest), [(text[place],) for text in texts])

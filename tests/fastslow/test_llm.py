@@ -1,0 +1,464 @@
+"""The public face: many callers, one engine."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import write_moge
+from tokenizers_tiny import write_bpe
+
+from fastslow.call import Prompt
+from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.types import Rows
+from fastslow.llm import LLM
+from fastslow.output import Completion, GenerationError, Output
+
+VOCAB = 320
+OPEN, CLOSE = 3, 4  # <think>, </think>
+POISON = 300  # a prompt with this id makes the model fail, where a test asks for it
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+    "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
+)
+PRESETS = {
+    "modes": {
+        "fast": {"groups": 2, "sampling": {"max_tokens": 3}},
+        "brief": {"thinking": "off", "sampling": {"max_tokens": 2}, "speculation": {"nodes": 2}},
+    }
+}
+TEN = SamplingParams(max_tokens=10, ignore_eos=True)
+SAMPLED = SamplingParams(max_tokens=10, ignore_eos=True, temperature=1.0, seed=7)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moge")
+    write_bpe(folder, TEMPLATE, VOCAB)
+    (folder / "fastslow.json").write_text(json.dumps(PRESETS), "utf-8")
+    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
+
+
+def open_llm(folder: Path, **options: Any) -> LLM:
+    return LLM(folder, **{"kv_memory": "4MiB", "progress": False, **options})
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    with open_llm(folder) as llm:
+        yield llm
+
+
+def settled(llm: LLM) -> bool:
+    """Wait until nothing runs; whether all pages are back."""
+    for _ in range(500):
+        if llm._core.idle and llm._kv.requests == 0:
+            break
+        time.sleep(0.01)
+    llm._kv.check_integrity()
+    return llm._kv.requests == 0 and llm._kv.free_pages == llm._kv.pages
+
+
+def test_one_prompt_one_output(llm: LLM) -> None:
+    out = llm.generate("The quick brown fox", TEN)
+    assert isinstance(out, Output)
+    assert out.prompt == "The quick brown fox"
+    assert llm.tokenizer is not None
+    assert out.prompt_token_ids == llm.tokenizer.encode(out.prompt)
+    assert len(out.token_ids) == 10 and out.finish_reason == "length"
+    assert out.logprobs is None and out.prompt_logprobs is None and out.stop_reason is None
+    ids = llm.generate(out.prompt_token_ids, TEN)
+    assert (ids.prompt, ids.token_ids) == (None, out.token_ids)
+
+
+def test_many_prompts_many_outputs_in_order_each_with_its_own_settings(llm: LLM) -> None:
+    prompts: list[Prompt] = [
+        "The quick",
+        [7, 8, 9],
+        "Every expert",
+        [{"role": "user", "content": "hi"}],
+    ]
+    params = [TEN, SamplingParams(max_tokens=2), None, SAMPLED]
+    modes: list[str | Mode] = ["deep", "fast", "fast", Mode(groups=0)]
+    wishes: list[str | Speculation] = ["auto", "off", Speculation(nodes=1), "self"]
+    outs = llm.generate(prompts, params, mode=modes, speculation=wishes)
+    assert [len(o.token_ids) for o in outs][:2] == [10, 2] and len(outs[2].token_ids) <= 3
+    assert [o.metrics.mode for o in outs] == ["deep", "fast", "fast", "custom"]
+    assert [o.metrics.drafter for o in outs] == ["auto", "off", "auto", "self"]
+    for out, prompt, param, mode, wish in zip(outs, prompts, params, modes, wishes):
+        alone = llm.generate(prompt, param, mode=mode, speculation=wish)
+        assert (alone.token_ids, alone.text) == (out.token_ids, out.text)
+    assert len(llm.generate(["one"], TEN)) == 1, "a list of one gives a list of one"
+
+
+def test_chat_goes_through_the_template(llm: LLM) -> None:
+    out = llm.chat("hello", TEN, mode="brief")
+    assert out.prompt == "<|im_start|>user hello<|im_end|><|im_start|>assistant "
+    same = llm.chat([{"role": "user", "content": "hello"}], TEN, mode="brief")
+    assert same.token_ids == out.token_ids
+    *_, last = llm.stream_chat("hello", TEN, mode="brief")
+    assert last.output is not None and last.output.token_ids == out.token_ids
+    assert llm.chat("hello", TEN, mode="deep").prompt == f"{out.prompt}<think>"
+    both = llm.chat(["hello", [{"role": "user", "content": "hello"}]], TEN, mode=["brief", "deep"])
+    assert [one.prompt for one in both] == [out.prompt, f"{out.prompt}<think>"]
+
+
+@pytest.mark.parametrize("wish", ["off", "ngram", "self"])
+@pytest.mark.parametrize("prompt", ["The quick brown fox", "你好，世界。"])
+def test_pieces_join_to_the_answer(llm: LLM, wish: str, prompt: str) -> None:
+    params = SamplingParams(max_tokens=30, ignore_eos=True, stop=("zzz", "qq"))
+    whole = llm.generate(prompt, params, speculation=wish)
+    *pieces, last = llm.stream(prompt, params, speculation=wish)
+    assert last.output is not None and all(p.output is None for p in pieces)
+    assert "".join(p.text for p in pieces) == whole.text == last.output.text
+    assert "".join(p.reasoning for p in pieces) == whole.reasoning == last.output.reasoning
+    assert [t for p in pieces for t in p.token_ids] == whole.token_ids
+
+
+def test_leaving_a_stream_gives_its_pages_back(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=400, ignore_eos=True)
+    for left in (1, 3):
+        stream = llm.stream("The quick", params)
+        list(islice(stream, left))
+        assert llm._kv.requests == 1
+        del stream
+        assert settled(llm)
+    llm.stream("The quick", params)  # dropped unread: nothing runs at all
+    assert llm._core.idle
+
+
+def test_n_answers_differ_and_the_first_is_that_of_n_1(llm: LLM) -> None:
+    params = SAMPLED.model_copy(update={"n": 3})
+    out = llm.generate("The quick", params)
+    answers = [c.token_ids for c in out.choices]
+    assert len(answers) == 3 and len({tuple(a) for a in answers}) == 3
+    assert answers[0] == llm.generate("The quick", SAMPLED).token_ids
+    assert [c.token_ids for c in llm.generate("The quick", params).choices] == answers
+    greedy = llm.generate("The quick", SamplingParams(max_tokens=5, n=2))
+    assert greedy.choices[0].token_ids == greedy.choices[1].token_ids
+
+
+@pytest.mark.parametrize("wish", ["off", "ngram", "self"])
+def test_a_seed_gives_the_same_alone_and_in_a_batch(llm: LLM, wish: str) -> None:
+    alone = llm.generate("Every expert", SAMPLED, speculation=wish).token_ids
+    beside = SamplingParams(max_tokens=25, temperature=2.0)
+    outs = llm.generate(["x y z", "Every expert", "The"], [beside, SAMPLED, TEN], speculation=wish)
+    assert outs[1].token_ids == alone
+    other = SAMPLED.model_copy(update={"seed": 8})
+    assert llm.generate("Every expert", other, speculation=wish).token_ids != alone
+    unseeded = SAMPLED.model_copy(update={"seed": None})
+    draws = {tuple(llm.generate("Every expert", unseeded).token_ids) for _ in range(3)}
+    assert len(draws) == 3
+
+
+@pytest.mark.parametrize("wish", ["off", "ngram", "self"])
+def test_logprobs(llm: LLM, wish: str) -> None:
+    params = SAMPLED.model_copy(update={"logprobs": 3, "prompt_logprobs": 2})
+    out = llm.generate("The quick brown fox", params, speculation=wish)
+    assert out.logprobs is not None and out.prompt_logprobs is not None
+    assert len(out.logprobs) == len(out.token_ids)
+    for token, table in zip(out.token_ids, out.logprobs):
+        assert token in table and 3 <= len(table) <= 4
+        assert sum(map(math.exp, table.values())) <= 1 + 1e-5
+    assert out.prompt_logprobs[0] is None
+    assert len(out.prompt_logprobs) == len(out.prompt_token_ids)
+    for token, known in zip(out.prompt_token_ids[1:], out.prompt_logprobs[1:]):
+        assert known is not None and token in known and 2 <= len(known) <= 3
+    # What the answer's tokens get as an answer, they get as a prompt.
+    text = [*out.prompt_token_ids, *out.token_ids]
+    asked = SamplingParams(max_tokens=1, prompt_logprobs=VOCAB)
+    again = llm.generate(text, asked).prompt_logprobs
+    assert out.logprobs is not None and again is not None
+    for table, full in zip(out.logprobs, again[len(out.prompt_token_ids) :]):
+        assert full is not None
+        assert sum(map(math.exp, full.values())) == pytest.approx(1, abs=1e-4)
+        assert table == pytest.approx({t: full[t] for t in table}, abs=1e-4)
+
+
+def test_logprobs_of_0_and_of_a_prompt_of_one_token(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=3, logprobs=0, prompt_logprobs=0, temperature=1.0)
+    out = llm.generate([9], params)
+    assert out.prompt_logprobs == [None] and out.logprobs is not None
+    assert [list(table) for table in out.logprobs] == [[t] for t in out.token_ids]
+
+
+def test_threads_get_what_they_would_get_alone(llm: LLM) -> None:
+    prompts = [f"{word} expert {i}" for i, word in enumerate(("The", "Every", "How", "你好"))] * 2
+    wishes = ["off", "ngram", "self", "ngram+self"]
+
+    def job(i: int) -> tuple[list[int], str]:
+        params = SAMPLED.model_copy(update={"seed": i}) if i % 2 else TEN
+        options: dict[str, Any] = {
+            "mode": ["fast", "deep", Mode(groups=0)][i % 3],
+            "speculation": wishes[i % 4],
+        }
+        if i % 4 == 1:
+            *_, last = llm.stream(prompts[i], params, **options)
+            assert last.output is not None
+            return last.output.token_ids, last.output.text
+        if i % 4 == 2:
+            list(islice(llm.stream(prompts[i], params, **options), 1))  # and leave
+        out = llm.generate([prompts[i], "beside it"], params, **options)[0]
+        return out.token_ids, out.text
+
+    alone = [job(i) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(job, [*range(8), *range(8)])) == alone * 2
+    assert settled(llm)
+
+
+def test_close_cancels_what_runs_and_frees_the_model(folder: Path) -> None:
+    llm = open_llm(folder)
+    outs: list[Output] = []
+    params = SamplingParams(max_tokens=490, ignore_eos=True)
+    waiting = [
+        threading.Thread(target=lambda: outs.append(llm.generate("The", params))) for _ in range(3)
+    ]
+    stream = llm.stream("The", params)
+    next(stream)
+    for thread in waiting:
+        thread.start()
+    while llm._kv.requests < 4:
+        time.sleep(0.001)
+    model = weakref.ref(llm.model)
+    llm.close()
+    llm.close()
+    for thread in waiting:
+        thread.join(10)
+    assert [o.finish_reason for o in outs] == ["cancelled"] * 3
+    *_, last = stream
+    assert last.output is not None and last.output.finish_reason == "cancelled"
+    gc.collect()
+    assert model() is None, "the model is still held"
+    for call in (llm.generate, llm.chat, llm.stream):
+        with pytest.raises(RuntimeError, match="^this LLM is closed; make a new one$"):
+            call("The", params)
+
+
+def test_the_context_manager_closes(folder: Path) -> None:
+    with open_llm(folder) as llm:
+        unread = llm.stream("The", TEN)
+    with pytest.raises(RuntimeError, match="closed"):
+        next(unread)
+    with pytest.raises(RuntimeError, match="closed"):
+        llm.generate("The")
+
+
+@pytest.fixture
+def broken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
+    """Logits are NaN for texts that hold POISON; a step fails where two POISONs are read."""
+    with open_llm(folder) as llm:
+        forward = llm.model.forward
+
+        def fail(rows: Rows, *arguments: Any) -> Any:
+            if (rows.tokens == POISON).sum() >= 2:
+                raise RuntimeError("the device is gone")
+            out = forward(rows, *arguments)
+            out.logits = out.logits.clone()  # the model's own are read-only
+            ids = rows.tokens.tolist()
+            for m, row in enumerate(rows.outputs.tolist()):
+                b = next(i for i, stop in enumerate(rows.starts[1:]) if row < stop)
+                if POISON in ids[rows.starts[b] : row + 1]:
+                    out.logits[m : m + 1] = torch.nan  # empty where only the best token is wanted
+                    out.best[m] = -1
+            return out
+
+        monkeypatch.setattr(llm.model, "forward", fail)
+        yield llm
+
+
+@pytest.mark.parametrize("wish", ["off", "self"])
+def test_an_error_in_one_request_leaves_the_others_alone(broken: LLM, wish: str) -> None:
+    good = broken.generate(["The quick", "Every"], TEN, speculation=wish)
+    prompts: list[Prompt] = ["The quick", [5, POISON], "Every"]
+    with pytest.raises(GenerationError, match=r"^1 request\(s\) failed: .*not finite") as caught:
+        broken.generate(prompts, TEN, speculation=wish)
+    outs = caught.value.outputs
+    assert [outs[0].token_ids, outs[2].token_ids] == [o.token_ids for o in good]
+    assert (outs[1].finish_reason, outs[1].token_ids, outs[1].text) == ("error", [], "")
+    assert outs[1].choices[0].error is not None and outs[0].choices[0].error is None
+    with pytest.raises(GenerationError, match="not finite"):
+        list(broken.stream([5, POISON], TEN))
+    assert settled(broken)
+
+
+def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(broken: LLM) -> None:
+    with pytest.raises(GenerationError, match="the device is gone"):
+        broken.generate([POISON, POISON], TEN)
+    assert len(broken.generate("The quick", TEN).token_ids) == 10
+    assert settled(broken)
+
+
+def test_who_has_ended_hears_of_it_when_a_drafter_fails_to_let_go(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_llm(folder) as llm:
+        fine = llm.generate("The quick", TEN).token_ids
+        release = llm._core.drafter.release
+
+        def fail(requests: Any) -> None:
+            monkeypatch.setattr(llm._core.drafter, "release", release)
+            raise RuntimeError("the drafter is gone")
+
+        monkeypatch.setattr(llm._core.drafter, "release", fail)
+        heard: list[list[int]] = []
+        asking = threading.Thread(
+            target=lambda: heard.append(llm.generate("The quick", TEN).token_ids), daemon=True
+        )
+        asking.start()
+        asking.join(60)  # who never hears would wait for ever
+        assert heard == [fine]
+        assert llm.generate("The quick", TEN).token_ids == fine and settled(llm)
+
+
+def test_thoughts_are_split_from_answers(llm: LLM) -> None:
+    def thinking(**options: Any) -> tuple[Completion, str, str]:
+        # a bias writes: <think> first, </think> in the end, whatever the model says between
+        params = SamplingParams(max_tokens=8, ignore_eos=True, **options)
+        *pieces, last = llm.stream("hello", params)
+        assert last.output is not None
+        streamed = "".join(p.reasoning for p in pieces), "".join(p.text for p in pieces)
+        return last.output.choices[0], *streamed
+
+    done, reasoning, text = thinking(logit_bias={OPEN: 100.0})
+    assert done.token_ids == [OPEN] * 8
+    assert (done.text, done.reasoning, reasoning, text) == ("", "", "", "")
+    done, reasoning, text = thinking(logit_bias={OPEN: 100.0}, frequency_penalty=2.0)
+    assert done.text == text and done.reasoning == reasoning
+    plain = llm.generate("hello", SamplingParams(max_tokens=8, ignore_eos=True))
+    assert (plain.reasoning, bool(plain.text)) == ("", True)
+    opened = llm.chat("hello", TEN, mode="deep")  # the template ends inside a thought
+    assert (bool(opened.reasoning), opened.text) == (True, "")
+    forced = TEN.model_copy(update={"logit_bias": {CLOSE: 100.0}})
+    closed = llm.chat("hello", forced, mode="deep")
+    assert (closed.reasoning, closed.text) == ("", "")
+
+
+def test_metrics_are_sane(llm: LLM) -> None:
+    started = time.monotonic()
+    out = llm.generate("The quick brown fox", SamplingParams(max_tokens=40, ignore_eos=True))
+    spent = time.monotonic() - started
+    m = out.metrics
+    assert m.tokens == len(out.token_ids) == 40
+    assert 0 < m.ttft <= spent and 0 <= m.tpot <= spent
+    assert m.ttft + m.tpot * 39 <= spent * 1.01
+    assert m.tokens == m.steps + m.accepted and m.accepted <= m.drafted
+    assert m.tokens_per_step == pytest.approx(m.tokens / m.steps)
+    assert len(m.runs) == m.steps and sum(m.runs) == m.accepted
+    assert 0 <= m.draft_seconds + m.verify_seconds <= spent
+    assert len(m.acceptance) <= 24 and all(0 <= share <= 1 for share in m.acceptance)
+    assert m.cut >= 0
+    off = llm.generate("The quick", TEN, speculation="off").metrics
+    assert (off.drafter, off.drafted, off.steps, off.acceptance) == ("off", 0, 10, [])
+    assert (off.preemptions, off.mean_accepted, off.tokens_per_step) == (0, 0.0, 1.0)
+
+
+def test_prefix_hits_are_counted_and_only_within_a_mode(folder: Path) -> None:
+    prompt = list(range(10, 60))
+    with open_llm(folder) as llm:
+        assert llm.generate(prompt, TEN).metrics.cached_tokens == 0
+        assert llm.generate(prompt, TEN).metrics.cached_tokens == 48
+        assert llm.generate(prompt, TEN, mode=Mode(groups=0)).metrics.cached_tokens == 0
+        assert llm.generate(prompt[:20], TEN).metrics.cached_tokens == 16
+    with open_llm(folder, prefix_caching=False) as llm:
+        for _ in range(2):
+            assert llm.generate(prompt, TEN).metrics.cached_tokens == 0
+
+
+def test_forgotten_prompts_are_read_again_and_what_runs_goes_on(folder: Path) -> None:
+    prompt = list(range(10, 60))
+    with open_llm(folder) as llm:
+        whole = llm.generate(prompt, TEN, speculation="off")
+        pieces = llm.stream(prompt, TEN, speculation="off")
+        next(pieces)
+        llm.forget_prompts()
+        assert llm.generate(prompt, TEN).metrics.cached_tokens == 0
+        (last,) = [piece.output for piece in pieces if piece.output is not None]
+        assert last.token_ids == whole.token_ids and last.metrics.cached_tokens == 48
+        assert llm.generate(prompt, TEN).metrics.cached_tokens == 48
+    with pytest.raises(RuntimeError, match="closed"):
+        llm.forget_prompts()
+
+
+@pytest.mark.parametrize("wish", ["off", "ngram", "self"])
+def test_a_prefix_hit_does_not_change_a_seeded_answer(folder: Path, wish: str) -> None:
+    prompt = list(range(10, 27))  # a page and one token: with a hit there is nothing left to read
+    with open_llm(folder) as llm:
+        first, hit = (llm.generate(prompt, SAMPLED, speculation=wish) for _ in range(2))
+    assert (first.metrics.cached_tokens, hit.metrics.cached_tokens) == (0, 16)
+    assert first.token_ids == hit.token_ids
+
+
+def test_presets_of_the_checkpoint(llm: LLM) -> None:
+    assert set(llm.modes) == {"fast", "deep", "auto", "brief"}
+    assert llm.modes["fast"].groups == 2 and llm.modes["fast"].thinking == "off"
+    assert len(llm.generate("The quick", mode="brief").token_ids) <= 2
+    assert len(llm.generate("The quick", TEN, mode="brief").token_ids) == 10
+    text = llm.generate("The quick", TEN, mode="fast")
+    assert text.token_ids == llm.generate("The quick", TEN, mode=Mode(groups=2)).token_ids
+
+
+def test_little_kv_memory_preempts_and_changes_nothing(folder: Path, llm: LLM) -> None:
+    params = SamplingParams(max_tokens=60, ignore_eos=True)
+    prompts = [[20 + i] * 3 for i in range(6)]
+    config = llm.model.config
+    page = config.kv_bytes_per_token(torch.float32) * 16
+    with open_llm(folder, kv_memory=8 * page, max_model_len=100) as small:
+        outs = small.generate(prompts, params)
+        assert settled(small)
+    assert [o.token_ids for o in outs] == [o.token_ids for o in llm.generate(prompts, params)]
+    assert sum(o.metrics.preemptions for o in outs) > 0
+
+
+def test_an_answer_ends_where_the_context_does(folder: Path) -> None:
+    with open_llm(folder, max_model_len=12) as llm:
+        out = llm.generate([7] * 9, SamplingParams(max_tokens=100, ignore_eos=True))
+    assert (len(out.token_ids), out.finish_reason) == (3, "length")
+
+
+def test_an_end_token_is_in_the_ids_but_not_in_the_text(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=9, min_tokens=2, logit_bias={2: 100.0})
+    out = llm.generate("The quick", params)
+    assert len(out.token_ids) == 3 and out.token_ids[-1] == 2
+    assert (out.finish_reason, out.stop_reason) == ("stop", 2)
+    assert "im_end" not in out.text
+    ignored = llm.generate("The quick", params.model_copy(update={"ignore_eos": True}))
+    assert len(ignored.token_ids) == 9
+
+
+def test_a_stop_string_ends_an_answer(llm: LLM) -> None:
+    text = llm.generate("The quick", TEN).text
+    stop = text[2:4]
+    for wish in ("off", "ngram", "self"):
+        out = llm.generate("The quick", TEN.model_copy(update={"stop": (stop,)}), speculation=wish)
+        assert (out.text, out.stop_reason) == (text[: text.index(stop)], stop)
+
+
+def test_pages_are_checked_in_a_pause_and_not_between_two_calls(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks: list[float] = []
+    monkeypatch.setattr(
+        "fastslow.engine.core.worker.PAUSE", 1.5
+    )  # longer than a busy machine dawdles
+    monkeypatch.setattr(llm._kv, "check_integrity", lambda: checks.append(time.monotonic()))
+    for _ in range(3):
+        llm.generate([5, 6, 7], SamplingParams(max_tokens=1))
+        assert not checks
+    deadline = time.monotonic() + 20
+    while not checks and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert len(checks) == 1

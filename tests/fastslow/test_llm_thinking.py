@@ -1,0 +1,286 @@
+"""Thinking as callers see it: presets, switches, tags, budgets, reasoning and text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_moge
+from loguru import logger
+from tokenizers_tiny import write_bpe, write_spm
+
+from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.llm import LLM
+from fastslow.output import Output
+
+VOCAB = 320
+OPEN, CLOSE = 3, 4  # <think>, </think>
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+EMPTY = (
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
+TEMPLATES = {
+    "qwen": CHATML + ASSISTANT + EMPTY,  # writes an empty thought when it is not to think
+    "opening": CHATML
+    + ASSISTANT
+    + "{{ '<think>\\n' }}",  # always opens a thought: it has no switch
+    "switched": CHATML + ASSISTANT + "{% if thinking %}<think>{% else %}</think>{% endif %}",
+    "plain": CHATML + ASSISTANT,  # the model opens its thoughts, or does not
+}
+TWENTY = SamplingParams(max_tokens=20, ignore_eos=True)
+PHRASE = "\nSo:\n"
+
+
+def checkpoint(folder: Path, template: str, **presets: Any) -> Path:
+    write_bpe(folder, TEMPLATES[template], VOCAB)
+    if presets:
+        (folder / "fastslow.json").write_text(json.dumps(presets), "utf-8")
+    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
+
+
+def open_llm(folder: Path, **options: Any) -> LLM:
+    return LLM(folder, **{"kv_memory": "4MiB", "progress": False, **options})
+
+
+@pytest.fixture(scope="module")
+def llms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LLM]]:
+    root = tmp_path_factory.mktemp("llms")
+    made = {name: open_llm(checkpoint(root / name, name)) for name in TEMPLATES}
+    yield made
+    for llm in made.values():
+        llm.close()
+
+
+def biased(**bias: float) -> SamplingParams:
+    """A model that says this first, likeliest first, and then never again: tags, or a word."""
+    ids = {"open": OPEN, "close": CLOSE, "a": 60}
+    table = {ids[name]: by for name, by in bias.items()}
+    return SamplingParams(
+        max_tokens=20, ignore_eos=True, logit_bias=table, repetition_penalty=100.0
+    )
+
+
+def streamed(llm: LLM, *arguments: Any, **options: Any) -> tuple[Output, str, str]:
+    *pieces, last = llm.stream_chat("hello", *arguments, **options)
+    assert last.output is not None
+    return last.output, "".join(p.reasoning for p in pieces), "".join(p.text for p in pieces)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(
+    "params", [TWENTY, biased(open=60.0), biased(close=60.0)], ids=["", "opens", "closes"]
+)
+def test_with_thinking_off_the_answer_is_the_text(
+    llms: dict[str, LLM], name: str, params: SamplingParams
+) -> None:
+    """Whatever the template does and the model says: it may even ignore the switch."""
+    out, reasoning, text = streamed(llms[name], params, mode="fast")
+    assert (out.reasoning, reasoning) == ("", "")
+    assert out.text == text
+    assert (text != "") == bool({*out.token_ids} - {OPEN, CLOSE})
+    assert out.metrics.thinking_tokens == 0
+    assert out.prompt is not None
+    assert not out.prompt.rstrip().endswith("<think>"), "a prompt that opens a thought closes it"
+    opened = [i for i, token in enumerate(out.token_ids) if token == OPEN]
+    assert all(out.token_ids[i + 1] == CLOSE for i in opened if i + 1 < len(out.token_ids))
+
+
+def test_prompts_of_the_templates(llms: dict[str, LLM]) -> None:
+    start = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    for name, mode, end in (
+        ("qwen", "fast", "<think>\n\n</think>\n\n"),
+        ("qwen", "deep", ""),
+        ("opening", "fast", "<think>\n\n</think>\n\n"),
+        ("opening", "deep", "<think>\n"),
+        ("switched", "fast", "</think>"),
+        ("switched", "deep", "<think>"),
+        ("plain", "fast", ""),
+        ("plain", {"thinking": "auto"}, ""),
+    ):
+        out = llms[name].chat("hello", TWENTY, mode=mode)
+        assert out.prompt == start + end, (name, mode)
+
+
+@pytest.mark.parametrize("name", ["opening", "switched"])
+@pytest.mark.parametrize("wish", ["off", "self", Speculation(drafter="ngram", nodes=4)], ids=str)
+def test_a_thought_that_the_prompt_opened_is_reasoning_until_the_budget_ends_it(
+    llms: dict[str, LLM], name: str, wish: str | Speculation
+) -> None:
+    llm = llms[name]
+    free = llm.chat("hello", TWENTY)
+    assert (free.text, free.reasoning != "") == ("", True)
+    assert (free.metrics.thinking_tokens, free.metrics.thinking_ended) == (20, "length")
+    for most in (0, 1, 7):
+        mode = Mode(base="deep", thinking_budget=most, closing=PHRASE)
+        out, reasoning, text = streamed(llm, TWENTY, mode=mode, speculation=wish)
+        assert out.metrics.mode == "deep*"
+        assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (most, "budget")
+        assert llm.tokenizer is not None
+        forced = [*llm.tokenizer.encode(PHRASE, add_special=False), CLOSE]
+        assert out.token_ids[: most + len(forced)] == [*free.token_ids[:most], *forced]
+        assert (out.reasoning, out.text) == (reasoning, text)
+        assert out.reasoning.endswith(PHRASE) and PHRASE not in out.text
+        assert llm.tokenizer.decode(free.token_ids[:most]) + PHRASE == out.reasoning
+        assert out.text != ""
+
+
+def test_a_thought_that_the_answer_opens(llms: dict[str, LLM]) -> None:
+    mode = {"base": "deep", "thinking_budget": 5}
+    out, reasoning, text = streamed(llms["qwen"], biased(open=60.0), mode=mode)
+    assert out.token_ids[0] == OPEN and out.token_ids[6] == CLOSE
+    assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (5, "budget")
+    assert (out.reasoning, out.text) == (reasoning, text) and reasoning and text
+    closes = biased(open=90.0, close=60.0)
+    own = llms["qwen"].chat("hello", closes, mode=mode).metrics
+    assert (own.thinking_tokens, own.thinking_ended) == (0, "model")
+    assert llms["qwen"].chat("hello", TWENTY).metrics.thinking_ended is None
+
+
+def test_a_thought_that_is_closed_but_was_never_opened(llms: dict[str, LLM]) -> None:
+    params = biased(a=60.0, close=57.0)
+    out, reasoning, text = streamed(llms["plain"], params, mode="deep")
+    place = out.token_ids.index(CLOSE)
+    assert place > 0 and out.metrics.thinking_tokens == place
+    assert out.metrics.thinking_ended == "model"
+    assert out.reasoning and out.text, "the output knows that the beginning was a thought"
+    assert (reasoning, text.startswith(out.reasoning)) == ("", True), "the stream could not know"
+    off = llms["plain"].chat("hello", params, mode={"thinking": "off"})
+    assert off.reasoning == "" and off.text.startswith(out.reasoning)
+    assert off.token_ids == out.token_ids, "a budget knows only of thoughts that were opened"
+
+
+def test_tags_that_a_checkpoint_declares_or_a_caller_gives(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "plain", thinking_tags=["<reason>", "</reason>"])
+    deep: dict[str, Any] = {"base": "deep", "thinking_budget": 4}
+    with open_llm(folder) as llm:
+        out = llm.generate("Think. <reason>", TWENTY, mode=deep)
+        assert llm.tokenizer is not None
+        closed = llm.tokenizer.encode("</reason>", add_special=False)
+        assert out.token_ids[4 : 4 + len(closed)] == closed
+        assert out.reasoning and out.text and "reason>" not in out.reasoning + out.text
+        assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (4, "budget")
+        ids = llm.tokenizer.encode("Think. <reason>")
+        assert llm.generate(ids, TWENTY, mode=deep).token_ids == out.token_ids
+    with open_llm(folder, thinking_tags=("", "</think>")) as llm:  # no tag opens its thoughts
+        out, reasoning, text = streamed(llm, TWENTY, mode=deep)
+        assert out.token_ids[4] == CLOSE and out.metrics.thinking_tokens == 4
+        assert (out.reasoning, out.text) == (reasoning, text) and reasoning and text
+        off = llm.chat("hello", TWENTY, mode="fast")
+        assert (off.reasoning, off.text != "") == ("", True)
+    for bad in (["<a>"], ["<a>", ""], "<a></a>", [1, 2], ["<a>", "<a>"], ["```a", "```"]):
+        with pytest.raises(ValueError, match="^thinking_tags="):
+            open_llm(folder, thinking_tags=bad)
+    (folder / "fastslow.json").write_text('{"thinking_tags": 5}')
+    with pytest.raises(ValueError, match=r"fastslow\.json: thinking_tags=5 must be two texts"):
+        open_llm(folder)
+
+
+def test_pangus_tags_and_switch(tmp_path: Path) -> None:
+    vocab = write_spm(tmp_path, 600)
+    write_moge(tmp_path, vocab=vocab, num_hidden_layers=2, hidden_size=32)
+    with open_llm(tmp_path) as llm:
+        assert llm.tokenizer is not None
+        opens, closes = (llm.tokenizer.token_id(f"[unused{n}]") for n in (16, 17))
+        assert opens is not None and closes is not None
+        bias = SamplingParams(
+            max_tokens=16, ignore_eos=True, logit_bias={opens: 60.0}, repetition_penalty=100.0
+        )
+        mode = Mode(base="deep", thinking_budget=3, closing="\nThe answer:")
+        out = llm.chat("hi", bias, mode=mode)
+        assert out.prompt is not None and "/no_think" not in out.prompt
+        assert out.token_ids[0] == opens
+        phrase = llm.tokenizer.decode(out.token_ids[4 : out.token_ids.index(closes)])
+        assert phrase.lstrip(" ") == "\nThe answer:"
+        assert out.reasoning.endswith("\nThe answer:") and out.metrics.thinking_tokens == 3
+        off = llm.chat("hi", bias, mode="fast")
+        assert off.prompt is not None and "hi /no_think[unused10]" in off.prompt
+        assert off.token_ids[:2] == [opens, closes] and off.reasoning == ""
+
+
+def test_a_batch_of_sixteen_modes_equals_its_solo_runs(llms: dict[str, LLM]) -> None:
+    llm = llms["opening"]
+    modes: list[Any] = [
+        "fast",
+        "deep",
+        {"base": "deep", "thinking_budget": 0},
+        {"base": "deep", "thinking_budget": 5, "closing": PHRASE},
+        {"base": "deep", "thinking_budget": 9, "thinking_soft": 6},
+        {"base": "deep", "early_exit": True, "closing": PHRASE},
+        {"base": "fast", "thinking": "auto", "thinking_budget": 7},
+        Mode(base="deep", groups=2, thinking_budget=3),
+    ] * 2
+    chats = [[{"role": "user", "content": f"question {n}"}] for n in range(16)]
+    params = [SamplingParams(max_tokens=24, ignore_eos=True)] * 8
+    params += [p.model_copy(update={"temperature": 0.9, "seed": 5}) for p in params]
+    wishes = ["self", "ngram", "off", "self", "auto", "ngram", "self", "suffix"] * 2
+    batched = llm.generate(chats, params, mode=modes, speculation=wishes, progress=False)
+    assert sum(out.metrics.accepted for out in batched) > 0
+    for chat, param, mode, wish, out in zip(chats, params, modes, wishes, batched):
+        alone = llm.generate(chat, param, mode=mode, speculation=wish)
+        plain = llm.generate(chat, param, mode=mode, speculation="off")
+        assert out.token_ids == alone.token_ids == plain.token_ids, (mode, wish)
+        assert (out.text, out.reasoning) == (plain.text, plain.reasoning)
+        assert out.metrics.thinking_ended == plain.metrics.thinking_ended
+
+
+def test_several_answers_have_a_budget_each(llms: dict[str, LLM]) -> None:
+    params = SamplingParams(max_tokens=20, ignore_eos=True, n=4, temperature=1.2, seed=1)
+    out = llms["opening"].chat("hello", params, mode={"base": "deep", "thinking_budget": 6})
+    assert len({tuple(choice.token_ids) for choice in out.choices}) == 4
+    for choice in out.choices:
+        assert choice.token_ids[choice.metrics.thinking_tokens] == CLOSE
+        assert choice.metrics.thinking_tokens <= 6
+    assert [c.metrics.thinking_ended for c in out.choices].count("budget") > 1
+
+
+def test_texts_and_ids_are_taken_as_they_stand(llms: dict[str, LLM]) -> None:
+    """The switch is a chat's; a budget that is given holds for them, too."""
+    llm = llms["plain"]
+    out = llm.generate("Once <think>", TWENTY, mode="fast")
+    assert (out.text, out.metrics.thinking_tokens) == ("", 20)
+    out = llm.generate("Once <think>", TWENTY, mode={"base": "fast", "thinking_budget": 3})
+    assert out.token_ids[3] == CLOSE and out.text
+
+
+def test_presets_from_python_and_from_a_file(tmp_path: Path, llms: dict[str, LLM]) -> None:
+    folder = checkpoint(tmp_path / "model", "opening", modes={"fast": {"groups": 2}})
+    own = {"bot": Mode(base="fast", sampling=SamplingParams(max_tokens=4)), "deep": {"groups": 3}}
+    with open_llm(folder, modes=own) as llm:
+        assert set(llm.modes) == {"fast", "deep", "auto", "bot"}
+        assert (llm.modes["bot"].groups, llm.modes["bot"].thinking) == (2, "off")
+        assert (llm.modes["deep"].groups, llm.modes["deep"].thinking) == (3, "on")
+        assert len(llm.chat("hello", mode="bot").token_ids) <= 4
+        changed = llm.chat("hello", TWENTY, mode={"base": "bot", "groups": 0, "name": "mine"})
+        assert (changed.metrics.mode, len(changed.token_ids)) == ("mine", 20)
+    path = tmp_path / "my.json"
+    path.write_text(json.dumps({"modes": {"bot": {"base": "fast", "thinking_budget": 2}}}))
+    with open_llm(folder, modes=str(path)) as llm:
+        assert llm.modes["bot"].thinking_budget == 2
+        with pytest.raises(ValueError, match=r"^mode='bto' is unknown; did you mean 'bot'\?$"):
+            llm.chat("hello", mode={"base": "bto"})
+        with pytest.raises(ValueError, match=r"^thinking_soft=4 exceeds thinking_budget=2$"):
+            llm.chat("hello", mode={"base": "bot", "thinking_soft": 4})
+        with pytest.raises(ValueError, match=r"^field 'budget' is unknown"):
+            llm.chat("hello", mode={"base": "bot", "budget": 4})
+
+
+def test_what_a_budget_cannot_do_is_said_once(tmp_path: Path, llms: dict[str, LLM]) -> None:
+    said: list[str] = []
+    sink = logger.add(lambda line: said.append(str(line)), format="{message}")
+    try:
+        for _ in range(2):
+            llms["opening"].chat("hello", TWENTY, mode={"base": "deep", "thinking_budget": 20})
+        assert ["leaves no room" in line for line in said] == [True]
+        folder = checkpoint(tmp_path, "plain")
+        path = folder / "tokenizer.json"
+        path.write_text(path.read_text("utf-8").replace("think>", "thonk>"), "utf-8")
+        with open_llm(folder) as llm:
+            out = llm.chat("hello", TWENTY, mode={"base": "deep", "thinking_budget": 0})
+            assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (0, None)
+        assert "no thinking tags" in said[-1]
+    finally:
+        logger.remove(sink)

@@ -1,0 +1,255 @@
+"""The adaptive length: what it believes, what it runs, and that it never runs what does not pay."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastslow.engine.params import Speculation
+from fastslow.engine.types import Tree
+from fastslow.policies.speculation.ab_gate import ABGate
+from fastslow.policies.speculation.acceptance import AcceptanceModel, RequestBias
+from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.planner import AdaptiveLength, admit, best_length
+from fastslow.policies.speculation.settings import TUNING, SpeculationTuning
+from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
+
+NODE = Tree.chain([1])
+
+
+def view(groups: int | None = None) -> Any:
+    return SimpleNamespace(groups=groups)
+
+
+REQUEST = view()
+FLAT = StepCostCurve([1, 128], [1.0, 1.0])  # rows cost nothing
+STEEP = StepCostCurve([1, 2, 128], [1.0, 2.0, 128.0])  # a row costs a step
+
+
+def policy(curve: StepCostCurve, most: int = 8) -> tuple[AdaptiveLength, StepCosts]:
+    tuning = SpeculationTuning(most_nodes=most)
+    costs = StepCosts(lambda groups: curve, tuning)
+    known = AcceptanceModel(tuning)
+    return AdaptiveLength("drafter", known, costs, ABGate(tuning), tuning), costs
+
+
+def rate(
+    kept: list[list[int]], survival: list[list[float]], rows: int, curve: StepCostCurve
+) -> float:
+    tokens = len(survival) + sum(survival[b][i] for b, nodes in enumerate(kept) for i in nodes)
+    count = sum(map(len, kept))
+    return tokens / curve.seconds(rows + count) / (1 if count else 1 / TUNING.margin)
+
+
+def test_admit_finds_the_best_of_all_prefixes() -> None:
+    draws = random.Random(0)
+    curve = StepCostCurve([1, 2, 4, 8, 16], [1.0, 1.1, 1.4, 2.2, 4.5])
+    for _ in range(50):
+        survival = []
+        for _ in range(3):
+            chance, chain = 1.0, []
+            for _ in range(draws.randrange(5)):
+                chance *= draws.random()
+                chain.append(chance)
+            survival.append(chain)
+        kept = admit(survival, [len(s) for s in survival], 3, curve)
+        every = itertools.product(*(range(len(s) + 1) for s in survival))
+        best = max(rate([list(range(n)) for n in lengths], survival, 3, curve) for lengths in every)
+        assert rate(kept, survival, 3, curve) == pytest.approx(best)
+
+
+def test_admit_takes_parents_with_their_children_and_leaves_fixed_requests_alone() -> None:
+    kept = admit([[0.5, 0.5, 0.5, 0.1], None, []], [4, 3, 0], 3, FLAT)
+    assert kept == [[0, 1, 2, 3], [0, 1, 2], []]
+    kept = admit([[0.5, 0.5, 0.5, 0.1], None, []], [4, 3, 0], 3, STEEP)
+    assert kept == [[], [0, 1, 2], []]
+
+
+def test_a_drafter_that_takes_time_drafts_less_far() -> None:
+    chances = [0.9**n for n in range(1, 9)]
+    assert best_length(chances, 1, 0.0, FLAT) == 8
+    lengths = [best_length(chances, 1, each, FLAT) for each in (0.1, 0.3, 0.5, 2.0)]
+    assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1] == 0
+
+
+def test_nodes_behind_a_refused_one_are_not_judged() -> None:
+    model = AcceptanceModel()
+    bias = RequestBias(model)
+    before = model.chance(3, None)
+    for _ in range(20):
+        bias.learn(Tree.chain([1, 2, 3]), [0])
+    assert model.chance(1, None) > 0.9 and model.chance(2, None) < 0.2
+    assert model.chance(3, None) == before
+
+
+def test_siblings_are_judged_together() -> None:
+    model = AcceptanceModel()
+    tree = Tree([1, 2, 3], [-1, -1, 1], scores=[0.9, 0.3, 0.25])
+    for _ in range(200):
+        RequestBias(model).learn(tree, [1])
+    assert model.chance(1, 0.9) < 0.1 and model.chance(1, 0.3) > 0.9
+    assert model.chance(2, 0.9) < 0.1  # 0.25 of 0.3 was not accepted either
+
+
+def test_each_drafter_behind_a_name_has_odds_of_its_own() -> None:
+    model = AcceptanceModel()
+    bias = RequestBias(model)
+    for _ in range(50):
+        bias.learn(Tree([1], [-1], scores=[0.5], by=[0]), [0])
+        bias.learn(Tree([1], [-1], scores=[0.5], by=[1]), [])
+    assert model.chance(1, 0.5, 0) > 0.9 and model.chance(1, 0.5, 1) < 0.1
+    (sure,), (unsure,) = (bias.survival(Tree([1], [-1], scores=[0.5], by=[n])) for n in (0, 1))
+    assert sure > 0.9 and unsure < 0.1
+
+
+def test_what_tokens_and_rows_are_worth() -> None:
+    costs = StepCosts(lambda groups: StepCostCurve([1, 2, 4, 8], [1.0, 1.2, 2.0, 3.0]))
+    assert costs.value(None, 1) == pytest.approx((1.0, 1 / 3))
+    assert costs.value(None, 2) == pytest.approx((0.6, 0.3))
+
+
+def test_a_step_of_several_modes_goes_by_the_one_with_most_groups() -> None:
+    def measure(groups: int | None) -> StepCostCurve:
+        return StepCostCurve([1], [8.0 if groups is None else float(groups)])
+
+    controller = SpeculationController(measure)
+    few, more, all_of_them = (view(groups) for groups in (2, 3, None))
+    assert controller.value([few, more]).token == 3.0
+    assert controller.value([few, all_of_them, more]).token == 8.0
+
+
+def test_requests_of_one_drafter_share_what_they_learn() -> None:
+    controller = SpeculationController(lambda groups: FLAT)
+    settings = Speculation()
+    first = controller.policy(settings, "suffix")
+    before = controller.policy(settings, "suffix").survival(NODE)
+    for _ in range(20):
+        first.record(NODE, [])
+    assert before is not None
+    for name, learnt in (("suffix", True), ("head", False)):
+        (chance,) = controller.policy(settings, name).survival(NODE) or ()
+        assert (chance < before[0] / 2) == learnt
+    assert controller.policy(Speculation(nodes=3), "suffix").plan(REQUEST, 1) == 3
+    assert controller.policy(Speculation(drafter="off", nodes=3), "off").plan(REQUEST, 1) == 0
+
+
+def test_a_request_leans_away_from_what_others_see() -> None:
+    model = AcceptanceModel()
+    for _ in range(100):
+        RequestBias(model).learn(Tree.chain([1]), [0])
+    mine = RequestBias(model)
+    for _ in range(10):
+        mine.learn(Tree.chain([1]), [])
+    assert mine.chance(1, None) < model.chance(1, None) - 0.1
+
+
+def test_scores_count_until_more_is_known() -> None:
+    sure, unsure = AcceptanceModel().chance(1, 0.95), AcceptanceModel().chance(1, 0.1)
+    assert sure == 0.95 and unsure == 0.1
+
+
+def test_a_curve_is_corrected_by_the_steps_that_run() -> None:
+    curve = StepCostCurve([1, 4, 16], [1.0, 1.2, 4.0])
+    for _ in range(100):
+        curve.note(1, 2.0)
+        curve.note(4, 7.0)
+    assert curve.seconds(4) / curve.seconds(1) == pytest.approx(3.5, rel=0.01)
+    assert curve.seconds(1) == pytest.approx(2.0, rel=0.01)
+    assert curve.seconds(16) == pytest.approx(7.0 / 1.2 * 4.0, rel=0.01), (
+        "the nearest speaks for it"
+    )
+    for _ in range(1000):
+        curve.note(1, 4.0)  # the machine is half as fast now, and 4 rows were long not seen
+    assert curve.seconds(4) / curve.seconds(1) == pytest.approx(1.2, rel=0.01)
+
+
+def test_a_step_that_was_held_up_hardly_counts() -> None:
+    curve = StepCostCurve([1, 4], [1.0, 1.2])
+    for _ in range(16):
+        curve.note(1, 1.0)
+    curve.note(1, 1000.0)
+    for _ in range(15):
+        curve.note(1, 1.0)
+    assert curve.seconds(1) == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_curve_grows_with_rows_whatever_noise_says() -> None:
+    curve = StepCostCurve([1, 2, 4], [1.0, 0.5, 2.0])
+    times = [curve.seconds(n) for n in (1, 2, 3, 4, 8, 1024, 4096)]
+    assert times == sorted(times) and times[4] == pytest.approx(4.0)
+    # what took longer than more rows was held up, and does not make those look dear
+    held_up = StepCostCurve([1, 2, 4, 8], [1.0, 1.1, 5.0, 1.5])
+    assert held_up.seconds(4) == 1.5 and held_up.seconds(2) == 1.1
+    with pytest.raises(ValueError, match="must ascend from 1"):
+        StepCostCurve([2, 4], [1.0, 1.0])
+    with pytest.raises(ValueError, match="positive seconds"):
+        StepCostCurve([1, 2], [1.0])
+
+
+def test_drafts_that_are_refused_stop_and_are_tried_again() -> None:
+    length, _ = policy(StepCostCurve([1, 2, 128], [1.0, 1.3, 40.0]))
+    ran: list[int] = []
+    for _ in range(600):
+        asked = length.plan(REQUEST, 1)
+        tree = Tree.chain(list(range(asked)))
+        nodes = admit([length.survival(tree)], [asked], 1, FLAT_AT_ONE)[0]
+        tree = tree.only(nodes)
+        length.record(tree, [])
+        ran.append(len(nodes))
+    late = ran[-300:]
+    assert 0 < sum(late) <= 5 and max(late) == 1
+
+
+FLAT_AT_ONE = StepCostCurve([1, 2, 128], [1.0, 1.3, 40.0])
+
+
+def test_good_drafts_run_to_the_end_and_bad_ones_recover() -> None:
+    length, _ = policy(FLAT)
+
+    def step(accepted: int) -> int:
+        asked = length.plan(REQUEST, 1)
+        tree = Tree.chain(list(range(asked)))
+        nodes = admit([length.survival(tree)], [asked], 1, SLOPE)[0]
+        length.record(tree.only(nodes), list(range(min(accepted, len(nodes)))))
+        return len(nodes)
+
+    assert step(8) > 0
+    assert [step(8) for _ in range(20)][-1] == 8
+    for _ in range(60):
+        step(0)
+    assert step(0) == 0
+    assert max(step(8) for _ in range(300)) == 8
+
+
+SLOPE = StepCostCurve([1, 2, 9, 128], [1.0, 1.15, 1.9, 30.0])
+
+
+def test_a_slow_drafter_that_is_refused_is_hardly_asked() -> None:
+    length, costs = policy(FLAT)
+    costs.drafted("drafter", 0.8, 1, 1)
+    asked = []
+    for _ in range(1000):
+        asked.append(length.plan(REQUEST, 1))
+        length.record(Tree.chain(list(range(asked[-1]))), [])
+    assert 0 < sum(asked[-500:]) <= 4
+
+
+def test_what_is_left_of_a_tree_keeps_its_shape() -> None:
+    probs = np.arange(8, dtype=np.float32).reshape(4, 2)
+    tree = Tree([5, 6, 7, 8], [-1, -1, 1, 2], probs, [0.9, 0.8, 0.7, 0.6])
+    left = tree.only([1, 2])
+    assert (list(left.tokens), list(left.parents)) == ([6, 7], [-1, 0])
+    assert left.probs is not None and left.probs.tolist() == [[2.0, 3.0], [4.0, 5.0]]
+    assert left.scores == [0.8, 0.7]
+    assert tree.only([0, 1, 2, 3]) is tree and tree.only([]).tokens == []
+
+
+def test_how_far_a_tree_holds_a_text() -> None:
+    tree = Tree([1, 2, 3], [-1, -1, 1])
+    for tokens, path in (([], []), ([9], []), ([1, 3], [0]), ([2, 3, 4], [1, 2]), ([2, 3], [1, 2])):
+        assert tree.match(tokens) == path

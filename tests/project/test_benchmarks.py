@@ -1,0 +1,382 @@
+"""Every benchmark runs on a tiny model, and its file holds the figures that it promises."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import probe
+import pytest
+import texts
+import torch
+from checkpoints import write_dense, write_moge
+from drafting import layers_of
+from figures import middle
+from head_tools import tiny_weights, write_head
+from kernel_tools import compiled
+from near_tie import Judge
+from peer.engines import EngineError, EngineProcess, read_names
+from tokenizers_tiny import write_bpe
+from tune_tools import VOCAB, write_model, write_prompts
+
+from fastslow import Speculation
+from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.model.decoder import Decoder
+from fastslow.settings import write_settings
+from fastslow.tools.plan import device
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="benchmarks read /proc and /sys")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+HEADER = {"command", "versions", "commit", "machine"}
+CONDITIONS = {"turn", "bandwidth", "own", "others", "stolen", "contended"}
+
+
+class Case(NamedTuple):
+    """`asked` may name {model}, {prompts}, {out}, {tuned} and {folder}."""
+
+    asked: str
+    keys: set[str]  # of the file, besides HEADER
+    cells: str = ""  # which of them holds the figures
+    fields: frozenset[str] = frozenset()  # of each figure
+    kernels: bool = False  # they are needed
+
+
+CASES = {
+    "decode": Case(
+        "--model {model} --formats float32 --repeat 1 --seconds 0 --threads 1 --out {out}"
+        " --tokens 4 --rows 1,2 --contexts 100 --beside 1 --read 8,16 --modes deep,fast",
+        {"model", "rows"},
+        "rows",
+        frozenset(
+            {"format", "mode", "cell", "rows", "context", "beside", "read", "bytes", "samples"}
+        ),
+    ),
+    "rows": Case(
+        "--model {model} --dtype float32 --rows 1 2 --groups 2 0 --tokens 4 --repeat 1 --threads 1"
+        " --context 8 -o {out}",
+        {"probed", "figures", "parts"},
+        "figures",
+        frozenset({"groups", "rows", "ms a step", "MB read", "GB/s", "of the probe", "of one row"}),
+        kernels=True,
+    ),
+    "drafting": Case(
+        "--model {model} --dtype float32 --quantization none --prompts {prompts} --limit 4"
+        " --tokens 6 --drafters suffix --lengths 1,2,adaptive --batch 1,2 --temperatures 0 -o {out}"
+        " --figure {folder}/lengths.svg",
+        {"model", "limit", "cells"},
+        "cells",
+        frozenset({"set", "temperature", "batch", "label", "speculation", "times_plain", "runs"}),
+    ),
+    "tuned": Case(
+        "--model {model} --prompts {prompts} --settings {tuned} --first 1 --best 1 --lengths 1"
+        " --tokens 4 -o {out}",
+        {"model", "tuned", "first", "finals"},
+    ),
+    "exact": Case(
+        "--model {model} --draft-model {model} --head {model}/draft_head.safetensors"
+        " --prompts {prompts} --limit 2 --tokens 6 --threads 1 -o {out}",
+        {"model", "rows"},
+        "rows",
+        frozenset({"case", "answers", "equal", "ties", "errors", "drafted", "accepted", "differ"}),
+    ),
+    "latency": Case(
+        "--model {model} --seconds 0.2 --rounds 1 --streams 1 --deep 1 --tokens 2 --deep-tokens 2"
+        " --repeat 1 --out {out}",
+        {"options", "figures"},
+    ),
+    "planned": Case(
+        "--model {model} --dtype float32 --threads 1 --out {out}",
+        {"steps"},
+        "steps",
+        frozenset({"rows", "predicted", "measured"}),
+    ),
+    "thinking": Case("--count 3 --out {out}", {"model", "draft", "tasks", "figures"}),
+    "modes": Case(
+        "--model {model} --dtype float32 --tokens 2 --repeat 1 --dense {model} -o {out}",
+        {"model", "figures"},
+        "figures",
+        frozenset({"mode", "active", "drafter", "rates"}),
+    ),
+    "corpus": Case(
+        "{folder}/bot --model {model} --quantization none --answers 3 --ask 1 --threads 1 -o {out}",
+        {"model", "figures"},
+    ),
+}
+PRINTED = {
+    "replay": (
+        "--model {model} --dtype float32 --prompts {prompts} --limit 2 --tokens 8",
+        ["suffix", "head", "auto"],
+    ),
+}
+OWN = {"checkouts", "lookups", "perplexity", "peers"}  # have tests of their own
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a head of its own."""
+    folder = write_model(tmp_path_factory.mktemp("tiny") / "model", max_position_embeddings=4096)
+    config, weights = tiny_weights(folder, (0, 2), 64)
+    write_head(folder / "draft_head.safetensors", config, weights)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Little memory is read to know the bandwidth; as many threads afterwards as before."""
+    monkeypatch.setattr(probe, "PROBE_BYTES", 2**20)
+    monkeypatch.setattr(device, "READ", 2**20)
+    monkeypatch.setattr(device, "SIZE", 64)
+    probe._block.cache_clear()
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    probe._block.cache_clear()
+
+
+class Place:
+    """Where a benchmark finds its files."""
+
+    def __init__(self, model: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.out = folder / "figures.json"
+        self.patch = patch
+        self._names = {
+            "model": model,
+            "folder": folder,
+            "out": self.out,
+            "prompts": write_prompts(folder / "prompts.jsonl", 4),
+            "tuned": folder / "tuned.json",
+        }
+        for name in ("old", "new"):  # two checkouts
+            (folder / name).mkdir()
+            (folder / name / "fastslow").symlink_to(BENCHMARKS.parent / "fastslow")
+        turns = [{"turns": [f"What is {n} + 2?", "And twice that?"]} for n in range(3)]
+        (folder / "turns.jsonl").write_text("\n".join(map(json.dumps, turns)), "utf-8")
+        write_settings(folder / "tuned.json", "tiny", Speculation(drafter="self", nodes=2), {})
+
+    def run(self, name: str, asked: str) -> Any:
+        """The program's exit code."""
+        module = importlib.import_module(name)
+        words = [word.format(**self._names) for word in asked.split()]
+        if hasattr(module, "LATER"):  # seconds between two rounds
+            self.patch.setattr(module, "LATER", -1)
+        self.patch.setattr(sys, "argv", [f"{name}.py", *words])
+        return module.main()
+
+    def file(self) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads(self.out.read_text("utf-8"))
+        return read
+
+
+@pytest.fixture
+def place(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(model, tmp_path, monkeypatch)
+
+
+def test_every_benchmark_is_run_here() -> None:
+    scripts = {p.stem for p in BENCHMARKS.glob("*.py") if "__main__" in p.read_text("utf-8")}
+    assert scripts == {*CASES, *PRINTED, *OWN}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=compiled) if case.kernels else n for n, case in CASES.items()],
+)
+def test_its_file_holds_what_it_promises(name: str, place: Place) -> None:
+    case = CASES[name]
+    place.run(name, case.asked)
+    found = place.file()
+    assert case.keys | HEADER == set(found)
+    for cell in found[case.cells] if case.cells else ():
+        assert case.fields <= set(cell)
+        for sample in cell.get("samples", ()):
+            assert set(sample) >= CONDITIONS and sample["rate"] > 0
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_it_says_what_it_found(name: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    asked, said = PRINTED[name]
+    place.run(name, asked)
+    printed = capsys.readouterr().out
+    for words in said:
+        assert words in printed
+
+
+def test_a_model_drafts_for_itself_with_some_layers_and_groups(place: Place) -> None:
+    place.run(
+        "drafting",
+        "--model {model} --dtype float32 --quantization none --prompts {prompts} --limit 4 --tokens 4"
+        " --drafters self:2 --keep 0-1 2 --groups 0,2 --batch 1 --temperatures 0 -o {out}",
+    )
+    drafted = [cell["speculation"] for cell in place.file()["cells"][1:]]
+    asked = [([0, 1], 0), ([0, 1], 2), ([2], 0), ([2], 2)]
+    assert [(fields["layers"], fields["groups"]) for fields in drafted] == asked
+    assert layers_of("0-4,5-9/2,9-10") == (0, 1, 2, 3, 4, 5, 7, 9, 10)
+
+
+def test_an_answer_is_as_exact_as_it_should_be(place: Place) -> None:
+    assert place.run("exact", CASES["exact"].asked) in (0, 1)  # 1: a case that showed nothing
+    rows = place.file()["rows"]
+    assert all(row["errors"] == row["ties"] == 0 for row in rows)
+    assert sum(row["accepted"] for row in rows) and len({row["case"] for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("write", [write_dense, write_moge])
+def test_where_answers_differ_the_place_is_judged(
+    write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "available", lambda: False)  # the kernels round alike everywhere
+    model = load_model(write(tmp_path), "float32")
+    assert isinstance(model, Decoder)
+    judge, text = Judge(tmp_path, model), texts.tokens_of(12)
+    best, other = texts.logits(model, text)[-1].topk(2).indices.tolist()
+    same, found = (judge.judge(text, best, token, None, 20) for token in (best, other))
+    assert (same.kind, same.gap) == ("tie", 0.0)
+    assert found.kind == "error" and found.gap > found.allowed > 0
+
+
+@compiled
+def test_the_parts_of_a_step_add_up(place: Place) -> None:
+    place.run("rows", CASES["rows"].asked)
+    found = place.file()
+    assert [(row["groups"], row["rows"]) for row in found["parts"]] == [
+        (2, 1),
+        (2, 2),
+        (0, 1),
+        (0, 2),
+    ]
+    for parts, row in zip(found["parts"], found["figures"], strict=True):
+        times = [parts[name] for name in set(parts) - {"groups", "rows"}]
+        assert min(times) >= 0 and parts["engine"] > 0 and sum(times) > 0 < row["ms a step"]
+
+
+@compiled
+def test_a_step_of_one_row_is_told_as_a_share_of_the_bandwidth(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.run("decode", CASES["decode"].asked)
+    assert "share" in capsys.readouterr().out
+    assert [bool(row["bytes"]) for row in place.file()["rows"][:6]] == [
+        True,
+        False,
+        *[True] * 2,
+        *[False] * 2,
+    ]
+
+
+def test_lookups_are_timed(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module("lookups")
+    for name, few in (("PIECE", 60), ("ASKED", 3), ("COLD", 4), ("OTHER", 8)):
+        place.patch.setattr(module, name, few)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        words = " ".join(f"{name} word {n % 7} of {n}" for n in range(200))
+        (tmp_path / name / "text.txt").write_text(words, "utf-8")
+    place.run(
+        "lookups", "{folder}/old --new {folder}/new --model {model} --tokens 900 --out {folder}/c"
+    )
+    printed = capsys.readouterr().out
+    for words in ("indexed and written", "new text", "text in the corpus", "cold lookup: median"):
+        assert words in printed
+
+
+def test_perplexity_of_two_models(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_bpe(tmp_path / "dense", None, VOCAB)
+    dense = write_dense(tmp_path / "dense", vocab=VOCAB)
+    text = tmp_path / "text.txt"
+    text.write_text("A text of some length, about nothing at all. " * 5, "utf-8")
+    monkeypatch.setattr(
+        sys, "argv", ["", "--text", str(text), "--dense", str(dense), "--model", str(model),
+        "--groups", "4", "--groups", "0", "--length", "16", "--count", "2"],
+    )  # fmt: skip
+    importlib.import_module("perplexity").main()
+    printed = capsys.readouterr().out
+    assert "text.txt" in printed and "4 groups" in printed and "(1.000)" in printed
+
+
+def test_two_checkouts_are_compared_on_prompts_of_every_kind(place: Place) -> None:
+    place.run(
+        "checkouts",
+        "{folder}/old {folder}/new --model abacus --quantization none --prompts {folder}/turns.jsonl"
+        " --repeat 1 --starts 1 --limit 2 -o {out}",
+    )
+    assert set(place.file()) == HEADER | {"model", "figures"}
+    found = {row["name"]: row for row in place.file()["figures"]}
+    cells = ["batch 1", "batch 8", "prefill 512", "auto turns"]
+    assert list(found) == ["import, s", "first token, s", *(f"none {name}" for name in cells)]
+    assert len(found["none auto turns"]["pairs"]) == 2
+    assert all(row["old"] > 0 < row["new"] for row in found.values())
+
+
+def test_an_engine_is_measured_in_a_process_of_its_own(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file.gguf").touch()  # only other engines read it
+    place.run(
+        "peers",
+        "--gguf {folder}/file.gguf --model {model} --engines fastslow:float32,openvino --threads 1"
+        " --venvs {folder}/venvs --repeat 1 --tokens 4 --seconds 0 --lookup --out {out}",
+    )
+    found = place.file()
+    assert set(found) == HEADER | {"threads", "engines"} and set(found["engines"]) == {
+        "fastslow:float32"
+    }
+    engine = found["engines"]["fastslow:float32"]
+    assert not engine["failed"] and engine["memory"]["peak"] > 0 and engine["versions"]
+    cells = {sample["cell"]: sample for sample in engine["samples"]}
+    assert {"batch 1", "batch 8", "prefill 512", "lookup copy"} < set(cells)
+    assert all(set(sample) >= {*CONDITIONS, "rate"} for sample in cells.values())
+    assert all(sample.get("differs_at") is None for sample in cells.values())
+    printed = capsys.readouterr().out
+    assert "openvino:file is left out" in printed and "lookup copy" in printed
+    place.run("peers", "--show {out}")
+    assert "lookup copy" in capsys.readouterr().out
+
+
+def test_an_engine_that_ends_is_told_of(tmp_path: Path) -> None:
+    child = EngineProcess(Path(sys.executable), "nothing", {}, tmp_path / "log")
+    with pytest.raises(EngineError, match="load: (it ended with code 1|the process is gone), see"):
+        child.ask("load", options={})
+    child.close()
+    assert "No module named peer.nothing" in (tmp_path / "log").read_text("utf-8")
+
+
+def test_names_of_engines() -> None:
+    assert read_names("fastslow:int4,openvino") == [
+        ("fastslow", "int4"),
+        ("openvino", "file"),
+    ]
+    with pytest.raises(ValueError, match="engine 'llama' is unknown"):
+        read_names("llama")
+
+
+def test_contended_samples_are_left_out_where_enough_are_not() -> None:
+    samples = [{"rate": float(n), "contended": n > 3} for n in range(1, 6)]
+    assert middle(samples) == "2.0 (n=3)"
+    assert middle(samples[1:]) == "~3.5 (n=4)"
+
+
+def test_a_format_that_does_not_load_is_left_out(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = "--model {model} --formats int3 --threads 1 --out {out}"
+    assert place.run("decode", asked) == 1
+    assert "int3 is left out" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_usual_model_is_measured(place: Place) -> None:
+    asked = "--formats bfloat16,int4+kv8 --rows 1 --tokens 4 --repeat 1 --seconds 0 --out {out}"
+    assert place.run("decode", asked) == 0
+    assert [row["format"] for row in place.file()["rows"]] == ["bfloat16", "int4+kv8"]

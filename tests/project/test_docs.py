@@ -1,0 +1,316 @@
+"""The pages hold: Python blocks run, commands exist with their options, links resolve, lines are short.
+
+A page's blocks run in order in one namespace, as a reader would type them. The shipped model `abacus`
+stands in for what has to be downloaded, and files that a page speaks of lie in the current folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import runpy
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import pytest
+import typer
+
+from fastslow import SamplingParams, Speculation
+from fastslow.models.locate import builtin_path
+from fastslow.tools.cli.app import app, main
+
+ROOT = Path(__file__).parents[2]
+GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
+RUN = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("abacus.md", "extend.md")), *GUIDES]
+LOG = ROOT / "docs" / "log.md"  # dated: what it says was true then
+PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")} - {LOG})
+MOST_LINES = {"README.md": 130, "CONTRIBUTING.md": 89}
+WIDTH = 120
+NOT_RUN = "<!-- not run: "
+
+STANDS_IN = {
+    '"smollm2-moge"': '"abacus"',
+    '"smollm2"': '"abacus"',
+    '"path/to/small"': '"abacus-draft"',
+    '"path/to/w8a8"': '"abacus"',
+    '"path/to/moge"': '"moge"',
+}
+FEW_TOKENS = 24
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    language: str
+    line: int  # of its first line of text, from 1
+    text: str
+    runs: bool  # False: the page says why not
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """The fenced blocks of a page, in order."""
+    lines = page.read_text("utf-8").splitlines()
+    start: int | None = None
+    for number, line in enumerate(lines):
+        if not line.startswith("```"):
+            continue
+        if start is None:
+            start = number
+            continue
+        before = lines[start - 1] if start else ""
+        text = "\n".join(lines[start + 1 : number])
+        yield Block(lines[start][3:].strip(), start + 2, text, not before.startswith(NOT_RUN))
+        start = None
+
+
+def prose(page: Path) -> Iterator[tuple[int, str]]:
+    """Lines outside of fenced blocks, with their numbers."""
+    inside = False
+    for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
+        if line.startswith("```"):
+            inside = not inside
+        elif not inside:
+            yield number, line
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with every file that the pages speak of."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(builtin_path("abacus"), tmp_path / "moge")
+    modes = {"brief": {"base": "deep", "thinking_budget": 200}}
+    (tmp_path / "my.json").write_text(json.dumps({"modes": modes}))
+    settings = {"version": 1, "speculation": {"drafter": "suffix", "nodes": 2}}
+    (tmp_path / "tuned.json").write_text(json.dumps(settings))
+    turns = [{"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": "2"}]
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    return tmp_path
+
+
+def build_corpus() -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["corpus", "build", "answers.jsonl", "-o", "corpus.safetensors", "--model", "abacus"])
+    assert end.value.code == 0
+
+
+def adapted(text: str) -> str:
+    """A block with a small model and few tokens."""
+    for name, instead in STANDS_IN.items():
+        text = text.replace(name, instead)
+    return re.sub(r"max_tokens=(\d+)", lambda m: f"max_tokens={min(int(m[1]), FEW_TOKENS)}", text)
+
+
+@pytest.mark.parametrize("page", RUN, ids=named)
+def test_the_python_of_a_page_runs(page: Path, desk: Path) -> None:
+    space: dict[str, Any] = {"__name__": named(page)}
+    python = [block for block in blocks(page) if block.language == "python"]
+    assert python
+    if any("corpus.safetensors" in block.text for block in python):
+        build_corpus()
+    for block in python:
+        code = compile(adapted(block.text), f"{named(page)}:{block.line}", "exec")
+        if block.runs:
+            exec(code, space)  # noqa: S102 (our own text)
+
+
+def test_what_the_pages_say_of_abacus() -> None:
+    """The guide calls fast wrong and deep right on its question, and the model card shows the thought."""
+    from fastslow import LLM
+
+    with LLM("abacus") as llm:
+        asked, most = "What is 4827 + 396?", SamplingParams(max_tokens=96)
+        assert "5223" not in llm.chat(asked, mode="fast").text
+        draft = Speculation(drafter="model", model="abacus-draft")
+        deep = llm.chat(asked, most, speculation=draft)
+        card = (ROOT / "docs" / "abacus.md").read_text("utf-8")
+        assert deep.text == "5223"
+        assert deep.reasoning.strip().replace("\n", ", and ") in card
+        assert llm.chat(asked, mode={"base": "deep", "thinking_budget": 64}).metrics.mode == "deep*"
+
+
+# Commands
+
+
+def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
+    """Every command of the bash blocks and code spans, as words; comments and redirections are gone."""
+    for block in blocks(page):
+        if block.language == "bash":
+            for number, line in enumerate(block.text.splitlines(), block.line):
+                yield from ((number, words) for words in _split(line))
+    lines = list(prose(page))
+    text = "\n".join(line for _, line in lines)
+    for span in re.finditer(r"`([^`]+)`", text):
+        start = text.count("\n", 0, span.start())
+        shell = re.match(r"(\w+=\S+ )*(fastslow|python|torchrun) ", span[1])
+        if shell:
+            yield from ((lines[start][0], words) for words in _split(span[1]))
+
+
+def _split(line: str) -> Iterator[list[str]]:
+    for part in re.split(r"&&|\|\|", line.replace("\\|", "|").replace("...", "")):
+        words = shlex.split(part.partition(">")[0], comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words.pop(0)
+        if words:
+            yield words
+
+
+def ours(words: list[str]) -> list[str] | None:
+    """The arguments of `fastslow`, if that is what is called."""
+    if words[0] == "fastslow":
+        return words[1:]
+    if "-m" in words and words[0] in ("python", "torchrun"):
+        module = words.index("-m") + 1
+        if words[module] == "fastslow":
+            return words[module + 1 :]
+    return None
+
+
+def check_ours(arguments: list[str]) -> None:
+    """Refuses what the command line would refuse before it looks at any file."""
+    command: Any = typer.main.get_command(app)
+    context: Any = None
+    while hasattr(command, "commands") and arguments:
+        context = command.context_class(command, parent=context, info_name=command.name)
+        assert arguments[0] in command.commands, f"no command {arguments[0]!r}"
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    context = command.context_class(command, parent=context, info_name=command.name)
+    given, left, _ = command.make_parser(context).parse_args(args=list(arguments))
+    assert not left, f"left over: {left}"
+    if "--help" not in arguments and len(arguments) > 1:
+        for parameter in command.params:
+            value = given.get(parameter.name)
+            missing = parameter.required and (value is None or not str(value).strip())
+            assert not missing, f"{parameter.name} is missing"
+
+
+class ParserMade(Exception):
+    """Ends a script where it would read its command line."""
+
+
+def parser_of(script: Path) -> Any:
+    """What a script reads its command line with."""
+
+    def caught(parser: argparse.ArgumentParser, *_: object) -> None:
+        raise ParserMade(parser)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(script.parent)
+        patch.setattr(argparse.ArgumentParser, "parse_args", caught)
+        with pytest.raises(ParserMade) as made:
+            runpy.run_path(str(script), run_name="__main__")
+    return made.value.args[0]
+
+
+def refuse(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
+def check_script(words: list[str]) -> None:
+    """A script of the repository exists and knows the options; what a page leaves out is not missed."""
+    script = ROOT / words[1]
+    assert script.is_file(), f"{words[1]} does not exist"
+    source = script.read_text("utf-8")
+    if script.parent.name == "benchmarks":
+        parser = parser_of(script)
+        for action in parser._actions:
+            action.required = False
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parser, "error", refuse)
+            _, left = parser.parse_known_args(words[2:])
+        assert not left, f"{words[1]} has no {' '.join(left)}"
+        return
+    for word in words[2:]:
+        if word.startswith("-") and not word.lstrip("-").replace(".", "").isdigit():
+            name = word.partition("=")[0]
+            typed = f"{name.lstrip('-').replace('-', '_')}: Annotated["  # typer makes the option
+            assert f'"{name}"' in source or typed in source, f"{words[1]} has no option {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_commands_of_a_page_exist(page: Path) -> None:
+    wrong = []
+    for line, words in commands(page):
+        try:
+            arguments = ours(words)
+            if arguments is not None:
+                check_ours(arguments)
+            elif words[0] == "python" and len(words) > 1 and words[1].endswith(".py"):
+                check_script(words)
+        except Exception as error:  # noqa: BLE001 - whatever the parser raises is told
+            wrong.append(f"{named(page)}:{line}: {shlex.join(words)}: {error}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "fastslow generat hello",
+        "fastslow generate hello --no-such-option 3",
+        "fastslow corpus build answers.jsonl --model abacus",
+        "python benchmarks/no_such.py",
+        "python benchmarks/modes.py --no-such-option",
+        "python benchmarks/modes.py --tokens many",
+    ],
+)
+def test_a_wrong_command_is_found(line: str, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(f"```bash\n{line}\n```\n")
+    ((_, words),) = commands(tmp_path / "page.md")
+    arguments = ours(words)
+    with pytest.raises(Exception, match="no|does not exist|missing|invalid"):
+        check_script(words) if arguments is None else check_ours(arguments)
+
+
+# Shape
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_lines_of_prose_are_short(page: Path) -> None:
+    long = [
+        f"{named(page)}:{number}: {len(line)} characters"
+        for number, line in prose(page)
+        if len(line) > WIDTH and not line.startswith("|") and "](" not in line
+    ]
+    assert not long, "\n".join(long)
+
+
+@pytest.mark.parametrize("name", MOST_LINES)
+def test_a_page_is_short(name: str) -> None:
+    assert len((ROOT / name).read_text("utf-8").splitlines()) <= MOST_LINES[name]
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name behind `#`: the headings, as GitHub writes them."""
+    return {
+        re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).strip().replace(" ", "-")
+        for _, line in prose(page)
+        if line.startswith("#")
+    }
+
+
+@pytest.mark.parametrize("page", [*PAGES, LOG], ids=named)
+def test_links_resolve(page: Path) -> None:
+    broken = []
+    for number, line in prose(page):
+        for target in re.findall(r"\]\(([^)\s]+)\)", line):
+            if target.startswith(("http://", "https://")):
+                continue
+            file, _, anchor = target.partition("#")
+            aim = (page.parent / file).resolve() if file else page
+            if not aim.exists() or (anchor and anchor not in anchors(aim)):
+                broken.append(f"{named(page)}:{number}: {target}")
+    assert not broken, "\n".join(broken)
+
+
+def test_the_first_commands_stand_as_they_are() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert 'pip install . && fastslow generate "Why is the sky blue?"\n' in readme
+    assert "pip install -e '.[test]' && python -m pytest\n" in readme

@@ -1,0 +1,57 @@
+"""Draft heads for tiny targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
+from fastslow.draft.head.head import TrainedHead
+from fastslow.draft.head.layer import HeadLayer
+from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
+from fastslow.draft.head.target import read_ends
+from fastslow.tools.train_head.untrained import draft_vocabulary, first_weights
+
+
+def tiny_weights(
+    target: Path, layers: tuple[int, ...] = (0, 1), size: int = 10, seed: int = 0
+) -> tuple[HeadConfig, dict[str, Tensor]]:
+    """An untrained head whose every part matters."""
+    tokens = draft_vocabulary([5, 6, 7, 8], size, max(12, size))
+    config, weights = first_weights(target, layers, tokens, seed)
+    random = torch.Generator().manual_seed(seed)
+    for name in (*MATRICES, *NORMS):
+        change = torch.randn(weights[name].shape, generator=random)
+        weights[name] = weights[name] + change * (0.2 if name in NORMS else 0.1)
+    return config, weights
+
+
+def tiny_head(target: Path, layers: tuple[int, ...] = (0, 1), size: int = 10) -> TrainedHead:
+    """As it drafts, in int8 where that runs."""
+    config, weights = tiny_weights(target, layers, size)
+    return TrainedHead(config, weights, read_ends(target))
+
+
+def tiny_runner(
+    target: Path, kind: str = "torch", layers: tuple[int, ...] = (0, 1), size: int = 10
+) -> HeadRunner:
+    """The same head in torch, or on the kernels."""
+    if kind == "torch":
+        return TorchRunner(tiny_head(target, layers, size))
+    return KernelRunner(*tiny_weights(target, layers, size), read_ends(target))
+
+
+def exact_layer(config: HeadConfig, weights: dict[str, Tensor], head_DH: Tensor) -> HeadLayer:
+    """The same head with float32 products."""
+    matrices = {**weights, "head": head_DH}
+    norms = {name: weights[name] for name in NORMS}
+    return HeadLayer(config, norms, lambda name, x: F.linear(x, matrices[name].float()))
+
+
+def write_head(path: Path, config: HeadConfig, weights: dict[str, Tensor]) -> Path:
+    save_file(weights, path, config.metadata())
+    return path

@@ -1,0 +1,147 @@
+"""`fastslow corpus`: from a file of answers to a corpus of what the engine would say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_moge
+from tokenizers_tiny import write_bpe
+
+from fastslow.draft.suffix.corpus import Corpus
+from fastslow.engine.text.templates import load_template
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.tools.cli.answer_file import AnswerFile
+from fastslow.tools.cli.app import main
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+)
+CHAT = [
+    {"role": "user", "content": "Where is it?"},
+    {"role": "assistant", "content": "On its way."},
+    {"role": "user", "content": "When?"},
+    {"role": "assistant", "content": "Today."},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_bpe(folder, TEMPLATE)
+    return write_moge(folder, vocab=320)
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["corpus", *map(str, arguments)])
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def write(path: Path, *records: Any) -> Path:
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
+    return path
+
+
+def test_build_add_and_info(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = write(tmp_path / "a.jsonl", {"text": "Hello there"}, {"answer": "Good bye", "n": 1})
+    out = tmp_path / "new" / "c.safetensors"
+    assert run("build", first, "-o", out, "--model", model) == 0
+    assert "2 answers added, 0 of the oldest dropped" in capsys.readouterr().out
+    second = write(tmp_path / "b.jsonl", {"messages": CHAT})
+    assert run("add", out, second, "--model", model) == 0
+    assert "holds 4 answers" in capsys.readouterr().out
+    assert run("info", out, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["documents"], facts["vocab_size"]) == (4, 320)
+    assert run("add", out, second, "--model", model, "--most-tokens", facts["tokens"]) == 0
+    assert "2 answers added, 4 of the oldest dropped" in capsys.readouterr().out
+    assert run("info", out) == 0
+    shown = capsys.readouterr().out
+    assert "answers     2" in shown and "320 ids" in shown
+
+    tokenizer = load_tokenizer(model)
+    corpus = Corpus(out, tokenizer.vocab())
+    prompt = tokenizer.encode("<|im_start|>user: Where is it?<|im_end|><|im_start|>assistant: ")
+    found = corpus.find(prompt[-32:], 99)
+    assert found.length == min(32, len(prompt))
+    runs = {tokenizer.decode(run, skip_special=False) for run in found.runs}
+    assert runs == {"On its way.<|im_end|>"}
+
+
+def test_answers_as_the_engine_would_emit_them(model: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(model)
+    answers = AnswerFile(tokenizer, load_template(model, tokenizer))
+    path = write(tmp_path / "a", {"text": "one\u2028two"}, {"messages": CHAT})
+    (end,) = tokenizer.eos_ids
+    found = list(answers.read(path))
+    assert [one.answer[-1] for one in found] == [end] * 3
+    assert [tokenizer.decode(one.answer) for one in found] == [
+        "one\u2028two",
+        "On its way.",
+        "Today.",
+    ]
+    assert found[0].prompt == []
+    prompt = tokenizer.decode(found[2].prompt, skip_special=False)
+    assert prompt.endswith("assistant: On its way.<|im_end|><|im_start|>user: When?<|im_end|>"
+                           "<|im_start|>assistant: ")  # fmt: skip
+
+
+def test_of_several_ends_the_templates_own_is_taken(tmp_path: Path) -> None:
+    write_bpe(tmp_path, TEMPLATE)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.eos_ids == {0, 2}
+    answers = AnswerFile(tokenizer, load_template(tmp_path, tokenizer))
+    path = write(tmp_path / "a", {"text": "x"})
+    assert next(answers.read(path)).answer[-1] == tokenizer.token_id("<|im_end|>") == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 2: no JSON (Expecting"),
+        ("[1]", "line 2: a JSON object is needed, not list"),
+        ('{"question": "x"}', "line 2: needs a JSON object with one of"),
+        ('{"text": ""}', "line 2: text='' must be text of at least one character"),
+        ('{"answer": 3}', "line 2: answer=3 must be text"),
+        ('{"messages": "x"}', "line 2: messages must be a list, not str"),
+        ('{"messages": []}', "line 2: messages is empty"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', "hold no assistant turn"),
+        ('{"messages": [{"role": "assistant"}]}', "content is missing"),
+        ("[" * 100_000, "line 2: "),
+    ],
+)
+def test_bad_lines_are_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, said: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"text": "fine"}}\n{line}\n')
+    assert run("build", path, "-o", tmp_path / "c", "--model", model) == 2
+    streams = capsys.readouterr()
+    assert streams.err.startswith("error: ") and streams.err.count("\n") == 1
+    assert said in streams.err
+    assert not (tmp_path / "c").exists()
+
+
+def test_other_bad_input(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = write(tmp_path / "a.jsonl", {"text": "Hello"})
+    assert run("build", tmp_path / "absent", "-o", tmp_path / "c", "--model", model) == 2
+    assert "absent' cannot be read" in capsys.readouterr().err
+    assert run("build", write(tmp_path / "none"), "-o", tmp_path / "c", "--model", model) == 2
+    assert "would hold no answer" in capsys.readouterr().err
+    assert run("info", good) == 2
+    assert "damaged or no sealed file" in capsys.readouterr().err
+    assert run("build", good, "-o", tmp_path / "c", "--model", model) == 0
+    other = tmp_path / "other"
+    write_bpe(other, TEMPLATE, 321)
+    write_moge(other, vocab=321)
+    capsys.readouterr()
+    assert run("add", tmp_path / "c", good, "--model", other) == 2
+    assert "made with another vocabulary of 320 ids" in capsys.readouterr().err

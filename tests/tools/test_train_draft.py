@@ -1,0 +1,316 @@
+"""A head is made from prompts: every part by itself, all parts in one run, interrupted, and as a command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import write_dense
+from engine_tools import Ask, Bench, answer, write_kin
+from tokenizers_tiny import write_bpe
+
+from fastslow.draft.head.config import read_head
+from fastslow.draft.head.draft import HeadDraft
+from fastslow.draft.head.runner import load_head
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.sampling.probs import probs_at
+from fastslow.tools.cli.app import main
+from fastslow.tools.train_head import trainer as trainer_module
+from fastslow.tools.train_head.answers import AnswerStore, TrainText
+from fastslow.tools.train_head.batches import STRETCH, Shown, batches
+from fastslow.tools.train_head.features import Shards, look
+from fastslow.tools.train_head.train import TrainPlan, default_layers, head_quality, train_head
+from fastslow.tools.train_head.trainer import CHUNK, Guess, Measured, TrainConfig
+from fastslow.tools.training_state import read_state
+
+VOCAB = 40
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kin(tmp_path_factory.mktemp("train") / "target", routed=0.3, vocab_size=VOCAB)
+
+
+@pytest.fixture(scope="module")
+def bench(target: Path) -> Bench:
+    return Bench(load_model(target, "float32", "cpu", progress=False), {})
+
+
+def prompts(count: int) -> list[Any]:
+    """Conversations whose content is taken for token ids."""
+    return [[{"role": "user", "content": [3 + n % 4, 4, 5]}] for n in range(count)]
+
+
+def asked(bench: Bench) -> Any:
+    def ask(some: Any, params: Any) -> list[Any]:
+        asks = [Ask(tuple(c[0]["content"]), p, seed=p.seed) for c, p in zip(some, params)]
+        requests = bench.run(asks)
+        return [
+            SimpleNamespace(prompt_token_ids=list(a.tokens), token_ids=answer(r))
+            for a, r in zip(asks, requests)
+        ]
+
+    return ask
+
+
+def plan(target: Path, folder: Path, tokens: int = 6000) -> TrainPlan:
+    train_config = TrainConfig(
+        tokens=tokens, rows=256, steps=3, warm_up=4, products="float32", rate=1e-2
+    )
+    return TrainPlan(
+        target, folder / "head.safetensors", folder / "work", (0, 1), VOCAB, 20, 3, train_config
+    )
+
+
+def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) -> None:
+    made = plan(target, tmp_path)
+    seen: list[Measured] = []
+    reported: list[tuple[float, str]] = []
+    found = train_head(
+        made,
+        bench.model,
+        asked(bench),
+        prompts(40),
+        lambda share, text: reported.append((share, text)),
+        seen.append,
+    )
+    assert [text for _, text in reported[:2]] == ["answers", "features"]
+    assert all(0 <= share <= 1 for share, _ in reported[:-1])
+    assert seen[-1].loss < 0.6 * seen[0].loss and seen[-1].right[0] > seen[0].right[0] + 0.3
+    lines = [json.loads(line) for line in (made.work / "curve.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 and lines[-1]["tokens_per_step"] == round(found.tokens_per_step, 3)
+    assert lines[-1]["tokens"] >= 6000 and found.tokens_per_step > 1.5
+    config, weights = read_head(made.out)
+    assert weights["qkv"].dtype == torch.bfloat16 and config.layers == (0, 1)
+    assert (config.prompt, config.window) == (1024, 1280)
+    own = Bench(bench.model, {"head": lambda kv: HeadDraft(load_head(made.out, target), probs_at)})
+    asks = [Ask((first, 4, 5), drafter="head", nodes=3) for first in range(3, 7)]
+    requests = own.run(asks)
+    assert [answer(r) for r in requests] == [answer(own.alone(ask)) for ask in asks]
+    drafted = sum(r.tally.drafted for r in requests)
+    assert sum(r.tally.accepted for r in requests) > 0.2 * drafted
+
+
+def test_a_head_of_a_like_target_is_a_start(bench: Bench, target: Path, tmp_path: Path) -> None:
+    first = plan(target, tmp_path / "one")
+    train_head(first, bench.model, asked(bench), prompts(40))
+    seen: dict[str, list[Measured]] = {"new": [], "begun": []}
+    for name, start in (("new", None), ("begun", first.out)):
+        made = replace(plan(target, tmp_path / name, tokens=600), start=start)
+        train_head(made, bench.model, asked(bench), prompts(20), on_update=seen[name].append)
+    assert seen["begun"][0].loss < 0.7 * seen["new"][0].loss
+    other = replace(plan(target, tmp_path / "other"), start=first.out, layers=(1,))
+    with pytest.raises(ValueError, match="is a head of another shape"):
+        train_head(other, bench.model, asked(bench), prompts(20))
+
+
+def test_interrupted_it_goes_on(bench: Bench, target: Path, tmp_path: Path) -> None:
+    made = plan(target, tmp_path, tokens=2000)
+    counts: list[int] = []
+
+    def stop(measured: Measured) -> None:
+        counts.append(measured.tokens)
+        if len(counts) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_head(made, bench.model, asked(bench), prompts(30), on_update=stop)
+    assert not made.out.exists()
+    answers = (made.work / "answers.jsonl").read_bytes()
+    (made.work / "answers.jsonl").write_bytes(answers + b'{"prompt": [1, 2')  # cut off
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("every prompt is answered already")
+
+    train_head(made, bench.model, refuse, prompts(30), on_update=stop)
+    assert (made.work / "answers.jsonl").read_bytes() == answers
+    assert counts[3] > counts[2] and made.out.is_file()
+    other = plan(target, tmp_path, tokens=2000)
+    other = TrainPlan(target, made.out, made.work, (1,), VOCAB, 20, 3, other.train_config)
+    with pytest.raises(ValueError, match=r"has features of layers \(0, 1\), not \(1,\)"):
+        train_head(other, bench.model, refuse, prompts(30))
+
+
+def test_answers_do_not_depend_on_where_they_were_resumed(bench: Bench, tmp_path: Path) -> None:
+    whole, parts = AnswerStore(tmp_path / "whole"), AnswerStore(tmp_path / "parts")
+    whole.write(prompts(20), asked(bench), tokens=8, chunk=20, greedy=0.5)
+    for count in (5, 12, 20):
+        parts.write(prompts(count), asked(bench), tokens=8, chunk=5, greedy=0.5)
+    assert whole.read() == parts.read() and len({t.greedy for t in whole.read()}) == 2
+
+
+def test_features_are_the_targets_own(bench: Bench, tmp_path: Path) -> None:
+    texts = [TrainText([3, 4, 5, 6], 2), TrainText([7, 8, 9, 10, 11, 12], 3), TrainText([5] * 3, 1)]
+    shards = Shards(tmp_path / "shards", (1, 0))
+    shards.grow(bench.model, texts[:1], shard=1)
+    shards.grow(bench.model, texts, shard=2)
+    again = Shards(tmp_path / "shards", (1, 0))
+    assert again.counts == [1, 2]
+    alone = [look(bench.model, [text], (1, 0))[0] for text in texts]
+    for mine, kept, text in zip(alone, [*again.read(0), *again.read(1)], texts):
+        assert kept.tokens.tolist() == text.tokens and kept.start == text.start
+        assert torch.allclose(kept.features.float(), mine.features.float(), atol=1e-2)
+        assert torch.equal(kept.best, mine.best) and torch.allclose(kept.mass, mine.mass, atol=1e-4)
+    assert torch.equal(alone[0].best, torch.tensor(_best(bench, texts[0].tokens)))
+
+
+def _best(bench: Bench, tokens: list[int]) -> list[int]:
+    """The next token of plain decoding after each beginning."""
+    runs = [answer(bench.alone(Ask(tuple(tokens[: n + 1]))))[0] for n in range(len(tokens))]
+    return torch.tensor(runs, dtype=torch.int32).tolist()
+
+
+def test_the_loss_is_a_cross_entropy_with_its_gradient() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(CHUNK + 3, 6, requires_grad=True)
+    head, weight = torch.randn(9, 6), torch.rand(CHUNK + 3)
+    probs = torch.rand(CHUNK + 3, 9) / 9
+    loss, guesses = Guess.apply(hidden, probs, head, weight)  # type: ignore[no-untyped-call]
+    (grad,) = torch.autograd.grad(loss, hidden)
+    plain = -(weight[:, None] * probs * torch.log_softmax(hidden @ head.T, -1)).sum()
+    (want,) = torch.autograd.grad(plain, hidden)
+    assert torch.allclose(loss, plain) and torch.allclose(grad, want, atol=1e-5)
+    assert torch.equal(guesses, (hidden @ head.T).argmax(-1))
+
+
+@pytest.mark.parametrize(("short", "chosen"), [(0.5, torch.bfloat16), (4.0, torch.float32)])
+def test_training_multiplies_in_the_faster_dtype(
+    monkeypatch: pytest.MonkeyPatch, short: float, chosen: torch.dtype
+) -> None:
+    """Chips without instructions for bfloat16 take several times as long with it."""
+    times = {torch.float32: 1.0, torch.bfloat16: short}
+    monkeypatch.setattr(trainer_module, "_seconds", lambda dtype: times[dtype])
+    trainer_module.faster_dtype.cache_clear()
+    try:
+        assert trainer_module.faster_dtype() == chosen
+    finally:
+        trainer_module.faster_dtype.cache_clear()
+
+
+def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:
+    """Hits that are known give the steps that can be counted by hand."""
+    seen = look(bench.model, [TrainText([3, 4, *[5] * 10], 2)], (0, 1))
+    hits = torch.zeros(3, 1, 11, dtype=torch.bool)
+    hits[0, 0, [0, 3]] = hits[1, 0, 1] = True
+
+    def measure(batch: Any) -> tuple[Any, list[Any]]:
+        return None, list(hits[:, :, : batch.after.shape[1]])
+
+    config = SimpleNamespace(hidden=32, prompt=4)
+    trainer: Any = SimpleNamespace(
+        train_config=TrainConfig(steps=3), config=config, measure=measure
+    )
+    found = head_quality(trainer, seen)
+    # Row 0: two accepted, on to row 3: one accepted, on to row 5: none, row 6: none, row 7 is too late.
+    assert found.steps == 4 and found.tokens_per_step == (3 + 2 + 1 + 1) / 4
+    assert found.acceptance == [0.5, 0.5, 0.0]
+
+
+def test_batches_hold_what_is_seen_of_prompts(bench: Bench) -> None:
+    texts = [
+        TrainText([*range(3, 23)], 12),
+        TrainText([*range(5, 12)], 1),
+        TrainText([*range(4, 14)], 4),
+    ]
+    seen = look(bench.model, texts, (0, 1))
+    for share, shown in ((1.0, {12: 6, 1: 0, 4: 3}), (0.0, {12: 0, 1: 0, 4: 0})):
+        found = list(batches(seen, 200, Shown(share, 6), 32, Random(0)))
+        assert sum(len(b.after) for b in found) == 3 and sum(b.tokens for b in found) == 7 + 5 + 5
+        for batch in found:
+            before = batch.before
+            P = before.after.shape[1]
+            assert P == int(before.visible.sum(-1).max())
+            for row in range(len(batch.after)):
+                (text,) = (t for t in seen if int(t.tokens[t.start]) == int(batch.after[row, 0]))
+                count, first = shown[text.start], text.start - 1
+                assert before.visible[row].tolist() == [False] * (P - count) + [True] * count
+                assert before.places[row].tolist() == list(range(-P, 0))
+                own = slice(first - count, first)
+                assert torch.equal(before.features[row, P - count :], text.features[own])
+                fresh = text.tokens[first - count + 1 : first + 1].long()
+                assert torch.equal(before.after[row, P - count :], fresh)
+                rows = len(text.tokens) - text.start
+                assert torch.equal(batch.features[row, :rows], text.features[first:-1])
+                assert torch.equal(batch.after[row, :rows], text.tokens[first + 1 :].long())
+                assert int(batch.visible[row].sum()) == rows == int(batch.end[row]) + 1
+
+
+def test_some_prompts_are_moved_away_but_not_too_far(bench: Bench) -> None:
+    seen = look(bench.model, [TrainText([3, 4, 5, 6, 7, 8, 9], 4)] * 60, (0, 1))
+    shown = Shown(1.0, 8, moved=0.5)
+    firsts = [
+        int(place)
+        for batch in batches(seen, 64, shown, 32, Random(0))
+        for place in batch.before.places[:, 0]
+    ]
+    assert set(firsts) == set(range(-8, -2)) and 20 < firsts.count(-3) < 50
+
+
+def test_stretches_of_long_prompts_are_taught(bench: Bench) -> None:
+    """Rows of the prompt stand where an answer's would, and the rows before them are seen."""
+    text = TrainText([3 + n % 9 for n in range(STRETCH + 90)], STRETCH + 60)
+    (seen,) = look(bench.model, [text], (0, 1))
+    short = look(bench.model, [TrainText([3, 4, 5, 6, 7, 8], 2)], (0, 1))
+    places = set()
+    for seed in range(9):
+        found = list(batches([seen], 64, Shown(1.0, 50, stretches=1.0), 32, Random(seed)))
+        (only,) = [batch for batch in found if batch.tokens == STRETCH - 1]
+        places.add(float(only.features[0, 0, 0]))
+    assert len(places) > 3, "not the same rows each time"
+    for share, count in ((0.0, 2), (1.0, 3)):
+        shown = Shown(1.0, 50, stretches=share)
+        found = list(batches([seen, *short], 64, shown, 32, Random(1)))
+        taught = [batch for batch in found if batch.tokens == STRETCH - 1]
+        assert len(found) == count and len(taught) == share
+        for batch in taught:
+            first = next(
+                n for n in range(60) if torch.equal(batch.features[0, 0], seen.features[n])
+            )
+            rows = slice(first, first + STRETCH)
+            assert torch.equal(batch.features[0], seen.features[rows])
+            assert batch.after[0].tolist() == seen.tokens[first + 1 : first + STRETCH + 1].tolist()
+            assert torch.equal(batch.before.features[0], seen.features[max(0, first - 50) : first])
+
+
+def test_layers() -> None:
+    assert default_layers(30) == (9, 19, 29)
+    assert default_layers(2) == (0, 1) and default_layers(1) == (0,)
+
+
+def test_bad_plans(bench: Bench, target: Path, tmp_path: Path) -> None:
+    made = plan(target, tmp_path)
+    with pytest.raises(ValueError, match="at least 2 prompts, got 1"):
+        train_head(made, bench.model, asked(bench), prompts(1))
+    wrong = TrainPlan(target, made.out, made.work, (0,))
+    with pytest.raises(ValueError, match=r"layers=\(0,\) must end with 1"):
+        train_head(wrong, bench.model, asked(bench), prompts(3))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_dense(tmp_path / "model", vocab=320)
+    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(8)))
+    out = tmp_path / "head.safetensors"
+    arguments = ["--target", folder, "--data", data, "-o", out, "--tokens", 200, "--rows", 64]
+    arguments += ["--stretches", 0.25]
+    options = [*arguments, "--answer", 12, "--dtype", "float32", "--vocabulary", 100]
+    with pytest.raises(SystemExit) as stopped:
+        main(["train-draft", *map(str, options)])
+    assert stopped.value.code == 0
+    assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
+    state = read_state(tmp_path / "head.work" / "checkpoint.safetensors")
+    assert state["training"]["stretches"] == 0.25
+    head = load_head(out, folder)
+    assert head.config.layers == (0, 1)
+    text = head.open(0)
+    assert len(head.vocab_ids(text)) == 100
+    with pytest.raises(SystemExit) as stopped:
+        main(["train-draft", "--target", str(folder), "--data", str(out), "-o", str(out)])
+    assert stopped.value.code != 0
