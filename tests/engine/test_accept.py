@@ -181,7 +181,7 @@ def test_a_residual_that_rounds_to_nothing() -> None:
         assert tokens[0] in (0, 1)
 
 
-def test_neighbours_do_not_change_a_verdict() -> None:
+def test_other_requests_do_not_change_what_is_accepted() -> None:
     trees = [Tree(), chosen(close, stream(0, 0, Purpose.DRAFT)), Tree([3, 4], [-1, 0])]
 
     def rows(tree: Tree) -> list[Floats]:
