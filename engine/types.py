@@ -72,14 +72,6 @@ class Tree:
                 nodes.append(node)
         return nodes
 
-    def ancestors(self, node: int) -> list[int]:
-        """The nodes from the root to this one, itself included; [] for -1."""
-        nodes: list[int] = []
-        while node >= 0:
-            nodes.append(node)
-            node = self.parents[node]
-        return nodes[::-1]
-
     def only(self, nodes: Sequence[int]) -> Tree:
         """The tree of these nodes, which ascend and hold every node's parent."""
         if len(nodes) == len(self.tokens):
@@ -154,10 +146,7 @@ class Rows:
     def of(cls, segments: Sequence[Segment]) -> Rows:
         """Lay the segments of a step one after the other."""
         starts, tokens, positions, parents = [0], list[int](), list[int](), list[int]()
-        groups: list[int] = []
-        outputs: list[int] = []
-        seen: list[int] = []
-        only_best: list[bool] = []
+        groups, outputs, seen, only_best = list[int](), list[int](), list[int](), list[bool]()
         for s in segments:
             first, size = starts[-1], len(s.tokens)
             starts.append(first + size)
@@ -167,8 +156,7 @@ class Rows:
             groups += [ALL_GROUPS if s.groups is None else s.groups] * size
             outputs += [first + i for i in s.outputs]
             only_best += [s.only_best] * len(s.outputs)
-            wanted = s.outputs if s.feature_rows is None else s.feature_rows
-            seen += [first + i for i in wanted]
+            seen += [first + i for i in (s.outputs if s.feature_rows is None else s.feature_rows)]
         return cls(
             tokens=_ints(tokens),
             positions=_ints(positions),

@@ -87,10 +87,10 @@ def as_prompts(conversations: Any) -> Any:
     Raises:
         ValueError: see `as_messages`.
     """
-    single = isinstance(conversations, str) or not isinstance(conversations, Sequence)
-    if single or _is_chat(conversations):
-        return as_messages(conversations)
-    return [as_messages(conversation) for conversation in conversations]
+    several = isinstance(conversations, list | tuple) and not _is_chat(conversations)
+    if several and all(isinstance(one, str | list | tuple) for one in conversations):
+        return [as_messages(one) for one in conversations]
+    return as_messages(conversations)
 
 
 def sampling_in(mode: Mode, params: SamplingParams | None) -> SamplingParams:

@@ -17,8 +17,8 @@ from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
+from fastslow.engine.sampling.accept.exact import Rule
 from fastslow.engine.sampling.accept.lossy import LossyStepwise
-from fastslow.engine.sampling.accept.rule import Rule
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.rng import sibling_seed
 from fastslow.engine.sampling.stop import Stopper

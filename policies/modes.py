@@ -71,8 +71,8 @@ def load_modes(
 
 
 def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], groups: int) -> Mode:
-    """A mode by name, or the caller's own, checked against the model. A changed preset without a name
-    of its own has the preset's name with a star.
+    """A mode by name, or the caller's own, checked against the model. A preset with changes and without
+    a name of its own has the preset's name and a star.
 
     Raises:
         ValueError: an unknown name (the message gives the nearest), a field that does not fit, or
@@ -90,7 +90,7 @@ def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], groups: in
 
 
 def in_either(taken: Mode, auto: Mode) -> Mode:
-    """The preset that was chosen for a request, with the fields that the mode "auto" itself gives."""
+    """A preset that was chosen for a request, with the fields that the mode `auto` itself gives."""
     own = {name: value for name, value in fields_of(auto).items() if name not in NAMING}
     return _over(taken, {**own, "name": taken.name}) if own else taken
 
@@ -107,19 +107,18 @@ def check_groups(mode: Mode, groups: int) -> Mode:
     return mode.model_copy(update={"groups": None}) if mode.groups == groups else mode
 
 
-def fields_of(mode: Params) -> dict[str, Any]:
+def fields_of(mode: Params | Fields) -> dict[str, Any]:
     """The fields that were given, those of nested settings too."""
-    given = {name: getattr(mode, name) for name in mode.model_fields_set}
-    return {k: fields_of(v) if isinstance(v, Params) else v for k, v in given.items()}
+    if isinstance(mode, Params):
+        mode = {name: getattr(mode, name) for name in mode.model_fields_set}
+    return {k: fields_of(v) if isinstance(v, Params) else v for k, v in mode.items()}
 
 
 def _given(mode: Mode | Fields, where: str) -> dict[str, Any]:
-    """The fields that a mode or a dict of them gives."""
-    if isinstance(mode, Mode):
-        return fields_of(mode)
-    if not all(isinstance(name, str) for name in mode):
+    """`fields_of`, whose names must be texts."""
+    if isinstance(mode, Mapping) and not all(isinstance(name, str) for name in mode):
         raise ValueError(f"{where}={dict(mode)!r} must have names of fields as its keys")
-    return {k: fields_of(v) if isinstance(v, Params) else v for k, v in mode.items()}
+    return fields_of(mode)
 
 
 def _named(name: Any, presets: Mapping[str, Mode]) -> Mode:

@@ -70,7 +70,7 @@ class EngineCore:
         nodes = [self._nodes(request, len(ready)) for request in ready]
         started = time.perf_counter()
         trees = self.drafter.propose(ready, nodes)
-        _check_room(trees, nodes)
+        _check(trees, nodes, self.model.config.vocab_size)
         trees = self._admitted(work, ready, trees)
         drafted = time.perf_counter()
         read = self._wanted(work)
@@ -224,7 +224,20 @@ def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
         result.cut(b, kept)
 
 
-def _check_room(trees: Sequence[Tree], nodes: Sequence[int]) -> None:
+def _check(trees: Sequence[Tree], nodes: Sequence[int], vocab_size: int) -> None:
+    """A drafter may be anybody's: what does not fit must not reach the model."""
     drafted = [len(tree.tokens) for tree in trees]
     if len(drafted) != len(nodes) or any(size > most for size, most in zip(drafted, nodes)):
         raise ValueError(f"the drafter proposed {drafted} nodes where {list(nodes)} fit")
+    for tree in trees:
+        if not tree.tokens:
+            continue
+        if min(tree.tokens) < 0 or max(tree.tokens) >= vocab_size:
+            raise ValueError(
+                f"the drafter proposed tokens {list(tree.tokens)}, and ids are 0 to {vocab_size - 1}"
+            )
+        parents = tree.parents
+        if len(parents) != len(tree.tokens) or any(not -1 <= p < i for i, p in enumerate(parents)):
+            raise ValueError(
+                f"the drafter proposed parents {list(parents)}: each must come earlier"
+            )

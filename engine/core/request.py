@@ -6,8 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.sampling.accept.rule import Rule
-from fastslow.engine.sampling.accept.token import tokenwise
+from fastslow.engine.sampling.accept.exact import Rule, tokenwise
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking

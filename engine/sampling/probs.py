@@ -38,8 +38,11 @@ def probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int
     if not _finite(logits_V):
         raise FloatingPointError("the model's logits are not finite numbers")
     told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
-    if isinstance(told, OneHot):  # drafters that sample need V numbers at every place
-        return told if params.temperature == 0 else _dense(told, len(logits_V))
+    if isinstance(told, OneHot):
+        if params.temperature == 0:
+            return told
+        one_hot_V: Floats = np.eye(1, len(logits_V), told.token, np.float32)[0]
+        return one_hot_V  # a drafter that samples needs all of it
     shaped_V = _shaped(logits_V, request, drafted, told)
     token = _argmax(shaped_V)
     best = shaped_V[token]
@@ -85,12 +88,6 @@ def only_best(request: RequestView) -> bool:
         and len(request.tokens) - request.prompt_length >= params.min_tokens
         and (request.thinking is None or not request.thinking.lifts(request.tokens))
     )
-
-
-def _dense(probs: OneHot, size: int) -> Floats:
-    one_hot_V = np.zeros(size, dtype=np.float32)
-    one_hot_V[probs.token] = 1.0
-    return one_hot_V
 
 
 # On the CPU with numpy: torch would wake its threads for one row, which takes longer than the sum.

@@ -10,9 +10,7 @@ import pytest
 from distributions import chi_square_fits, text_probs
 
 from fastslow.engine.sampling.accept.accept import accept
-from fastslow.engine.sampling.accept.block import block
-from fastslow.engine.sampling.accept.rule import Rule
-from fastslow.engine.sampling.accept.token import tokenwise
+from fastslow.engine.sampling.accept.exact import Rule, block, tokenwise
 from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.types import Floats, Tree
 
@@ -183,7 +181,7 @@ def test_a_residual_that_rounds_to_nothing() -> None:
         assert tokens[0] in (0, 1)
 
 
-def test_neighbours_do_not_change_a_verdict() -> None:
+def test_other_requests_do_not_change_what_is_accepted() -> None:
     trees = [Tree(), chosen(close, stream(0, 0, Purpose.DRAFT)), Tree([3, 4], [-1, 0])]
 
     def rows(tree: Tree) -> list[Floats]:

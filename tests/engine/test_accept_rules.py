@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from fastslow.engine.sampling.accept.accept import RULES, accept
-from fastslow.engine.sampling.accept.block import block
-from fastslow.engine.sampling.accept.rule import Rule
-from fastslow.engine.sampling.accept.token import follow_target, tokenwise
+from fastslow.engine.sampling.accept.exact import Rule, block, follow_target, tokenwise
 from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.types import Floats, OneHot, Tree
 

@@ -12,8 +12,8 @@ from checkpoints import write_moge
 from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.sampling.accept.exact import follow_target
 from fastslow.engine.sampling.accept.lossy import LossyStepwise
-from fastslow.engine.sampling.accept.token import follow_target
 from fastslow.engine.types import OneHot, Tree
 from fastslow.llm import LLM
 

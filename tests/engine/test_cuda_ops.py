@@ -113,7 +113,7 @@ def test_grouped_products_in_bfloat16(moge: Path) -> None:
     assert (found - exact).abs().mean() < 2 * allowed
 
 
-@pytest.mark.parametrize("name", ["a tree", "all of them", "rows that share no parent"])
+@pytest.mark.parametrize("name", ["a tree", "all kinds", "rows that share no parent"])
 def test_trees_beside_chains(moge: Path, name: str) -> None:
     """The logits of a node are those of its path, whatever stands beside it."""
     rows = Rows.of(CASES[name])

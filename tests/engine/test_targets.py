@@ -32,7 +32,7 @@ from fastslow.engine.core.scheduler import Scheduler
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.engine.sampling.accept.token import tokenwise
+from fastslow.engine.sampling.accept.exact import tokenwise
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.llm import LLM
 from fastslow.policies.speculation.planner import FixedLength

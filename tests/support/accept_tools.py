@@ -10,7 +10,7 @@ from coins import Outcomes, Stream, World
 from distributions import text_probs
 
 from fastslow.engine.sampling.accept.accept import accept
-from fastslow.engine.sampling.accept.rule import Rule
+from fastslow.engine.sampling.accept.exact import Rule
 from fastslow.engine.sampling.rng import Purpose, draw
 from fastslow.engine.types import Floats, Tree
 

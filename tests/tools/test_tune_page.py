@@ -184,6 +184,13 @@ def test_the_longest_drafts_tell_of_positions(found: TuneResult) -> None:
     assert picture.count("<circle") == 8 + 4
 
 
+def test_a_legend_names_a_drafter_in_its_colour(found: TuneResult) -> None:
+    html = page(found)
+    keys = re.findall(r'<span class="key ([^"]*)"><i class="swatch"></i>([^<]*)</span>', html)
+    assert len(keys) > 3
+    assert all(re.fullmatch(r"[\w -]+", colour) and "(" not in name for colour, name in keys), keys
+
+
 def test_bars_say_how_many_times_plain(found: TuneResult) -> None:
     picture = drawn(batch_chart(found, Palette(found)))
     assert picture.count("<rect") == 6

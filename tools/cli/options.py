@@ -245,7 +245,7 @@ class MeasureOptions(ModelOptions):
     ] = None
     tokens: Annotated[
         int | None,
-        option("Most tokens of an answer; default 128, with `tune --modes` 512.", MEASURED),
+        option("Most tokens of an answer; default 128 (`tune --modes`: 512).", MEASURED),
     ] = None
     limit: Annotated[
         int | None, option("Take so many of the prompts, spread over the file.", MEASURED)

@@ -217,7 +217,7 @@ def acceptance_chart(found: TuneResult, palette: Palette) -> Plot | None:
         y_top=100,
         x_labels=whole_ticks(deepest, 1),
         y_suffix=" %",
-        legend=dict(shares_of),
+        legend=dict(shares_of.keys()),
     )
     for (name, colour), shares in shares_of.items():
         points = [

@@ -7,10 +7,14 @@ from functools import partial
 
 import numpy as np
 
-from fastslow.engine.sampling.accept.block import block
+from fastslow.engine.sampling.accept.exact import (
+    Rule,
+    TargetProbsAt,
+    block,
+    follow_target,
+    tokenwise,
+)
 from fastslow.engine.sampling.accept.lossy import LossyTypical
-from fastslow.engine.sampling.accept.rule import Rule, TargetProbsAt
-from fastslow.engine.sampling.accept.token import follow_target, tokenwise
 from fastslow.engine.types import AcceptResult, Tree
 
 RngAt = Callable[[int, int], np.random.Generator]

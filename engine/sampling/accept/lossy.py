@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastslow.engine.sampling.accept.rule import Accepted, Place, TargetProbsAt, weight
-from fastslow.engine.sampling.accept.token import token_at
+from fastslow.engine.sampling.accept.exact import Accepted, Place, TargetProbsAt, token_at, weight
 from fastslow.engine.types import OneHot, Probs, Tree
 
 
@@ -52,8 +51,17 @@ class LossyTypical:
             else:
                 ranks.append((above[0] + 1, above[1] + math.log(p)))
         _, last = max((rank, -i) for i, rank in enumerate(ranks) if rank is not None)
-        path = tree.ancestors(-last - 1)
+        path = _branch(tree, -last - 1)
         return path, token_at(target_probs[-last], place, len(path))
+
+
+def _branch(tree: Tree, node: int) -> list[int]:
+    """The nodes from the root to this one; [] for -1."""
+    nodes: list[int] = []
+    while node >= 0:
+        nodes.append(node)
+        node = tree.parents[node]
+    return nodes[::-1]
 
 
 def _entropy(probs: Probs) -> float:
@@ -126,7 +134,7 @@ class LossyStepwise:
                 if kept and depth > deepest:
                     best, deepest = i, depth
             nodes.append(node)
-        return tree.ancestors(best)
+        return _branch(tree, best)
 
 
 def probability(probs: Probs, token: int) -> float:
