@@ -11,8 +11,8 @@ from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
 class DraftYield:
-    """Means of the nodes accepted and run when a drafter is asked, perhaps none: those to begin with, and
-    how many questions count."""
+    """How many nodes are accepted and run when a drafter is asked, perhaps none: two running means. They
+    begin with `accepted` and `ran`; `memory` is the number of questions that count."""
 
     def __init__(self, accepted: float, ran: float, memory: float) -> None:
         self.accepted = RunningMean(accepted, memory, memory)
