@@ -56,7 +56,7 @@ OTHER_MATTERS = (
 FRAMES = (
     "Hello, {}. What should I do?", "Hi there! {}. Can you help me?", "{}. Please help.",
     "Good morning, I have a problem: {}.", "Could you assist me? {}.", "{}, what happens now?",
-    "I am writing because {}. What are the next steps?", "Dear support team, {}. Please advise.",
+    "I am writing because {}. What are the next steps?", "Dear support desk, {}. Please advise.",
     "It is about my last order: {}. How can this be solved?", "{}. Who can help me with that?",
 )  # fmt: skip
 OTHER_FRAMES = (

@@ -27,7 +27,7 @@ QUESTIONS = (
     "What are your opening hours?", "Where is my parcel?", "How do I send something back?",
     "Do you ship to Norway?", "Can I pay by invoice?", "My code does not work.",
 )  # fmt: skip
-TOPIC = "The history of the lighthouse, its keepers, its lamps and the ships that passed it. "
+TOPIC = "The history of the lighthouse, its keepers, its lamps and the ships that went past it. "
 
 
 @dataclass(slots=True)
