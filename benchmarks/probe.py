@@ -48,15 +48,8 @@ def header() -> dict[str, Any]:
         "GiB": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "bandwidth_by": "kernels" if library.available() else "numpy, one thread",
     }
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--exclude=*",
-        "--dirty=+",
-    ]
+    git = ["git", "-C", str(Path(__file__).parent), "describe"]
+    git += ["--always", "--exclude=*", "--dirty=+"]
     with suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
         return facts | {"commit": subprocess.check_output(git, text=True).strip()}
     return facts | {"commit": ""}

@@ -83,14 +83,13 @@ SIZE = 1024  # of the square matrices that are multiplied
 LONG = 0.25  # seconds of passes, of which the fastest counts: others may run, too
 
 
-def probe(threads: int | None = None) -> Device:
-    """Memory, bandwidth and products of this CPU with so many threads (None = torch's number)."""
-    threads = threads or torch.get_num_threads()
+def probe() -> Device:
+    """Memory, bandwidth and products of this CPU with torch's number of threads."""
     half = _products(torch.bfloat16)
     return Device(
         HERE,
         memory=float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
-        bandwidth=_bandwidth(threads),
+        bandwidth=_bandwidth(torch.get_num_threads()),
         int8=2 * half,  # VNNI multiplies two int8 where AVX512_BF16 multiplies one bfloat16
         half=half,
     )

@@ -10,11 +10,11 @@ WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 50  # of the axes, from the picture's edges
 
 
-def ticks(top: float, count: int = 5) -> list[float]:
-    """About `count` round numbers from 0 to at least `top`."""
+def ticks(top: float) -> list[float]:
+    """About 5 round numbers from 0 to at least `top`."""
     if not (top > 0 and math.isfinite(top)):
         return [0.0, 1.0]
-    rough = top / count
+    rough = top / 5
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= rough * 0.999)
     return [step * i for i in range(math.ceil(top / step - 1e-9) + 1)]

@@ -105,11 +105,7 @@ class Shards:
         return sum(self.counts)
 
     def grow(
-        self,
-        model: Model,
-        texts: Sequence[TrainText],
-        shard: int = 256,
-        report: Report = silent,
+        self, model: Model, texts: Sequence[TrainText], shard: int = 256, report: Report = silent
     ) -> None:
         """Look at the texts that are not in the shards yet; the first ones are.
 

@@ -52,8 +52,6 @@ class ModesFound:
     modes: tuple[str, str]
     pairs: list[Pair]
     keep: float  # share of the better mode's gain to keep
-    batch: int
-    sampling: SamplingParams
     figures: dict[str, Figures]
     selector: Selector
     escalation: Escalation | None
@@ -61,8 +59,10 @@ class ModesFound:
     escalations: list[Figures]  # of escalation, by its settings
     decisions: list[tuple[Task, str]]  # a few tasks, and what the selector says of them
     grading: Counter[str]
-    stopped: bool
-    seconds: float
+    batch: int = 1
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stopped: bool = False  # by Ctrl-C
+    seconds: float = 0.0
     circumstances: dict[str, Any] = field(default_factory=circumstances)
 
     def kept(self, name: str) -> float | None:
@@ -152,14 +152,15 @@ def tune_modes(
         if stopped:
             raise KeyboardInterrupt
         raise ValueError(f"{len(pairs)} tasks were answered in time; {FEWEST} are needed")
-    found = find(model, modes, pairs, keep)
-    found.batch, found.sampling, found.stopped = batch, sampling, stopped
-    found.seconds = time.monotonic() - started
-    return found
+    seconds = time.monotonic() - started
+    how = {"batch": batch, "sampling": sampling, "stopped": stopped, "seconds": seconds}
+    return find(model, modes, pairs, keep, **how)
 
 
-def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> ModesFound:
-    """What answers that are there say; see `tune_modes`.
+def find(
+    model: str, modes: tuple[str, str], pairs: list[Pair], keep: float, **how: Any
+) -> ModesFound:
+    """What answers that are there say; see `tune_modes`. how: further fields of `ModesFound`.
 
     The selector stands between the cheap mode and the better one, or, where that is quicker, between
     the cheap mode that escalates and the better one.
@@ -168,11 +169,10 @@ def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> 
     seen = [features(situation(pair.task)) for pair in pairs]
     features_NF = np.array([[one[name] for name in names] for one in seen])
     wanted_N = np.array([pair.gains for pair in pairs])
+    sides = [pair.cheap for pair in pairs], [pair.good for pair in pairs]
     outcomes = Outcomes(
-        np.array([pair.cheap.right for pair in pairs]),
-        np.array([pair.good.right for pair in pairs]),
-        np.array([pair.cheap.seconds for pair in pairs]),
-        np.array([pair.good.seconds for pair in pairs]),
+        *(np.array([answer.right for answer in side]) for side in sides),
+        *(np.array([answer.seconds for answer in side]) for side in sides),
     )
     auto, frontier = judge(features_NF, wanted_N, outcomes, keep)
     fitted = fit(features_NF, wanted_N, outcomes.counts)
@@ -201,8 +201,6 @@ def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> 
         modes=modes,
         pairs=pairs,
         keep=keep,
-        batch=1,
-        sampling=SamplingParams(),
         figures={
             modes[0]: outcomes.cheap,
             modes[1]: outcomes.good,
@@ -216,8 +214,7 @@ def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> 
         escalations=escalations,
         decisions=[(pair.task, selector(situation(pair.task)).why) for pair in pairs[:SHOWN]],
         grading=Counter(pair.task.grading for pair in pairs),
-        stopped=False,
-        seconds=0.0,
+        **how,
     )
 
 

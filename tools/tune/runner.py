@@ -96,11 +96,7 @@ class TuneRunner:
         self, cell: Cell, prompts: Sequence[Conversation], sampling: SamplingParams
     ) -> list[Output]:
         outputs: list[Output] = self._llm.generate(
-            list(prompts),
-            sampling,
-            mode=cell.mode,
-            speculation=cell.setting,
-            progress=False,
+            list(prompts), sampling, mode=cell.mode, speculation=cell.setting, progress=False
         )
         return outputs
 
