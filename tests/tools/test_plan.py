@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from fastslow.tools.cli.app import app
 from fastslow.tools.plan import device as device_module
 from fastslow.tools.plan.device import DEVICES, HERE, Device, find_device
-from fastslow.tools.plan.models import config_of
-from fastslow.tools.plan.published import LARGE, ROWS, SMALL, calibrate
+from fastslow.tools.plan.published import LARGE, ROWS, SMALL, calibrate, config_of
 from fastslow.tools.plan.search import DraftCost, best, choose_batches, choose_nodes, largest
 from fastslow.tools.plan.step import Efficiency, ForwardWork, Precision, Setting
 

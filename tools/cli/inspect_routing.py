@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,7 @@ def _record(balance: Balance) -> dict[str, Any]:
     """For programs: counts by layer and expert, deviations as shares."""
     gate = balance.gate
     return {
-        "experts": gate.experts,
-        "groups": gate.groups,
-        "chosen": gate.chosen,
+        **asdict(gate),
         "ranks": balance.ranks,
         "loads": [
             {

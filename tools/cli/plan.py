@@ -64,8 +64,7 @@ def plan(
     """
     from fastslow.tools.cli.screen import console, quiet_log
     from fastslow.tools.plan.device import HERE, find_device
-    from fastslow.tools.plan.models import config_of
-    from fastslow.tools.plan.published import calibrate
+    from fastslow.tools.plan.published import calibrate, config_of
     from fastslow.tools.plan.report import page
     from fastslow.tools.plan.search import DraftCost, best, choose_batches, choose_nodes
     from fastslow.tools.plan.step import HOST, ForwardWork, Precision, Setting

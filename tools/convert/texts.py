@@ -31,14 +31,14 @@ class _HtmlText(HTMLParser):
         self.depth = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in SKIPPED:
-            self.depth += 1
-        elif tag in BLOCKS:
-            self.parts.append("\n")
+        self._tag(tag, 1)
 
     def handle_endtag(self, tag: str) -> None:
+        self._tag(tag, -1)
+
+    def _tag(self, tag: str, step: int) -> None:
         if tag in SKIPPED:
-            self.depth = max(0, self.depth - 1)
+            self.depth = max(0, self.depth + step)
         elif tag in BLOCKS:
             self.parts.append("\n")
 

@@ -78,11 +78,9 @@ def quantize(
     """Write the W8A8 of a float checkpoint to a new folder.
 
     Args:
-        source: the checkpoint's folder.
         out: the folder to make; new or empty.
         texts: calibration, token ids; only as many as are needed are taken.
         options: None = the usual ones.
-        report: see `progress_bar`.
 
     Raises:
         ValueError: the source is quantised already, of an architecture that is not known, or

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 50  # of the axes, from the picture's edges
@@ -86,6 +87,20 @@ class Plot:
     bars: list[Bar] = field(default_factory=list)
     labels: list[tuple[float, float, str]] = field(default_factory=list)
     legend: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def columns(
+        cls,
+        names: Sequence[object],
+        title: str,
+        x_title: str,
+        y_title: str,
+        top: float,
+        **more: Any,
+    ) -> Plot:
+        """Axes with a column for each name, at x = 0, 1, 2, ...; at most some 16 names are written."""
+        labels = [(i, str(names[i])) for i in range(0, len(names), 1 + (len(names) - 1) // 16)]
+        return cls(title, x_title, y_title, (-0.5, len(names) - 0.5), top, labels, **more)
 
     @property
     def marks(self) -> list[float]:

@@ -150,8 +150,6 @@ class Shards:
         save_file(table, part)
         part.rename(path)
         self.counts.append(len(seen))
-        index = self.folder / INDEX
-        text = json.dumps({"layers": self.layers, "counts": self.counts})
-        part = index.with_suffix(".part")
-        part.write_text(text, "utf-8")
-        part.rename(index)  # last: what the index names is whole
+        part = (self.folder / INDEX).with_suffix(".part")
+        part.write_text(json.dumps({"layers": self.layers, "counts": self.counts}), "utf-8")
+        part.rename(self.folder / INDEX)  # last: what the index names is whole

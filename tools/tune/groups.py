@@ -101,13 +101,10 @@ def tune_groups(
 
     Args:
         llm: the model; no other caller may use it meanwhile.
-        model: its name.
         prompts: of the user.
         tasks: graded ones, whose score then decides instead of agreement.
-        sampling: of all answers.
         keep: see `GroupsFound.proposed`.
         minutes: most time; what is missing then is left out.
-        report: see `progress_bar`.
 
     Raises:
         ValueError: a dense model, something out of range, a prompt that does not fit.

@@ -52,11 +52,8 @@ class SuccessiveHalving:
         """Search for at most so long, but for each candidate's first run. May be interrupted.
 
         Args:
-            runner: measures.
             parts: the prompts, `batch` in each.
             seconds: of all rounds.
-            report: see `progress_bar`.
-            now: the time, in seconds.
         """
         started = now()
         rounds = self._rounds()

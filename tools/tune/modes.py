@@ -20,20 +20,9 @@ from fastslow.policies.features import LABELS, count_words, features
 from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.tasks import Task
+from fastslow.tools.tune import selector as fitting
 from fastslow.tools.tune.candidates import PLAIN, check_limits
-from fastslow.tools.tune.selector import (
-    FOLDS,
-    Figures,
-    GradedAnswer,
-    Outcomes,
-    Pair,
-    cheapest,
-    fit,
-    given_up,
-    held_out_scores,
-    judge,
-    judge_escalation,
-)
+from fastslow.tools.tune.selector import FOLDS, Figures, GradedAnswer, Outcomes, Pair
 
 FEWEST = 4 * FOLDS  # tasks; below, a fold says nothing
 ESCALATING = "escalating"  # the preset: the cheap mode, begun again in the better one where unsure
@@ -126,15 +115,11 @@ def tune_modes(
 
     Args:
         llm: the model; no other caller may use it meanwhile.
-        model: its name.
         tasks: graded, of the user; they are run in an order of their own.
         modes: names of presets, the cheaper one first.
-        sampling: of all answers.
         keep: the selector and the threshold are the cheapest that keep this share of what the better
             mode is better by.
         minutes: for the answers of both modes.
-        batch: requests at a time.
-        report: see `progress_bar`.
 
     Raises:
         ValueError: something is out of range, a preset is unknown, or too few tasks were answered.
@@ -174,17 +159,17 @@ def find(
         *(np.array([answer.right for answer in side]) for side in sides),
         *(np.array([answer.seconds for answer in side]) for side in sides),
     )
-    auto, frontier = judge(features_NF, wanted_N, outcomes, keep)
-    fitted = fit(features_NF, wanted_N, outcomes.counts)
-    escalation, escalating, escalations = judge_escalation(pairs, outcomes, keep)
+    auto, frontier = fitting.judge(features_NF, wanted_N, outcomes, keep)
+    fitted = fitting.fit(features_NF, wanted_N, outcomes.counts)
+    escalation, escalating, escalations = fitting.judge_escalation(pairs, outcomes, keep)
     below, between = outcomes, modes
     if escalation is not None:
-        checked = outcomes.giving_up(*given_up(pairs, escalation))
-        both, its_frontier = judge(features_NF, wanted_N, outcomes, keep, checked)
+        checked = outcomes.giving_up(*fitting.given_up(pairs, escalation))
+        both, its_frontier = fitting.judge(features_NF, wanted_N, outcomes, keep, checked)
         if both.seconds < auto.seconds and both.accuracy >= min(outcomes.aim(keep), auto.accuracy):
             auto, frontier, below, between = both, its_frontier, checked, (ESCALATING, modes[1])
-    scores = held_out_scores(features_NF, wanted_N, outcomes.counts)
-    cut = cheapest(scores, below, outcomes.aim(keep))
+    scores = fitting.held_out_scores(features_NF, wanted_N, outcomes.counts)
+    cut = fitting.cheapest(scores, below, outcomes.aim(keep))
     varies = features_NF.std(0) > 1e-9  # where nothing changed, the usual rules hold
     known = [i for i, name in enumerate(names) if varies[i]]
     selector = Selector(
@@ -242,14 +227,8 @@ def answer_tasks(
     log-probabilities, which say how sure it was.
 
     Args:
-        llm: the model.
         tasks: in the order in which they are run.
         modes: names of presets, the cheaper one first.
-        sampling: of all answers.
-        seconds: of everything.
-        report: see `progress_bar`.
-        batch: requests at a time.
-        now: the time, in seconds.
 
     Returns:
         The tasks that both modes answered, and whether that was cut short by Ctrl-C.
