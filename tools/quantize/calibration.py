@@ -52,10 +52,8 @@ def answered(
         for first in range(0, len(prompts), TOGETHER):
             some = list(prompts[first : first + TOGETHER])
             seeds = count(seed + 7919 * (turn * len(prompts) + first))
-            sampling = [
-                SamplingParams(max_tokens=max(tokens, 1), temperature=1.0, seed=next(seeds))
-                for _ in some
-            ]
+            how = SamplingParams(max_tokens=max(tokens, 1), temperature=1.0)
+            sampling = [how.model_copy(update={"seed": next(seeds)}) for _ in some]
             outputs = llm.generate(some, sampling, speculation="off", progress=False)
             for output in outputs:
                 answer = list(output.token_ids) if tokens else []

@@ -149,14 +149,11 @@ class _Work:
         if not found.texts:
             raise ValueError("calibration needs at least one text, got none")
         starved = found.starved(options.least)
-        never = sum(tokens == 0 for _, _, tokens in starved)
         if starved:
+            never = sum(tokens == 0 for _, _, tokens in starved)
             logger.warning(
-                "{} experts saw fewer than {} calibration tokens, {} of them none: those are "
-                "quantised by their weights alone",
-                len(starved),
-                options.least,
-                never,
+                f"{len(starved)} experts saw fewer than {options.least} calibration tokens, {never} "
+                "of them none: those are quantised by their weights alone"
             )
         tokens = [token for text in found.texts for token in text]
         self._float = embed(tokens)

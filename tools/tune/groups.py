@@ -69,10 +69,7 @@ class GroupsFound:
     def record(self) -> dict[str, Any]:
         """For the settings file."""
         return {
-            "prompts": self.prompts,
-            "places": self.places,
-            "tasks": self.tasks,
-            "keep": self.keep,
+            **{name: getattr(self, name) for name in ("prompts", "places", "tasks", "keep")},
             "groups": [asdict(row) for row in self.rows],
             **self.circumstances,
         }

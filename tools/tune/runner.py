@@ -65,10 +65,7 @@ class TuneRunner:
         machine.
 
         Args:
-            cell: what to measure.
-            prompts: a part of the user's prompts.
-            part: its number.
-            turn: which time it is run.
+            part, turn: number of this part of the user's prompts, and which time it is run.
 
         Raises:
             ValueError: a prompt does not fit.

@@ -97,25 +97,20 @@ def fit(features_NF: F64s, wanted_N: Bools, weights_N: F64s | None = None) -> Fi
     return Fit(w[1:] / scale, means, float(w[0]))
 
 
-def _folds(count: int, folds: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Fold f is every `folds`-th task: its places, and those of all others."""
-    for fold in range(folds):
-        yield (
-            [i for i in range(count) if i % folds == fold],
-            [i for i in range(count) if i % folds != fold],
-        )
+def _folds(count: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Fold f is every FOLDS-th task: its places, and those of all others."""
+    for fold in range(FOLDS):
+        others = [i for i in range(count) if i % FOLDS != fold]
+        yield list(range(fold, count, FOLDS)), others
 
 
-def held_out_scores(
-    features_NF: F64s, wanted_N: Bools, weights_N: F64s | None = None, folds: int = FOLDS
-) -> F64s:
-    """The score of every task [N] by a fit that has not seen its fold; fold f is every `folds`-th task."""
+def held_out_scores(features_NF: F64s, wanted_N: Bools, weights_N: F64s) -> F64s:
+    """The score of every task [N] by a fit that has not seen its fold."""
     count = len(features_NF)
-    weights = np.ones(count) if weights_N is None else weights_N
     scores = np.zeros(count)
-    for own, others in _folds(count, folds):
+    for own, others in _folds(count):
         if own and others:
-            fitted = fit(features_NF[others], wanted_N[others], weights[others])
+            fitted = fit(features_NF[others], wanted_N[others], weights_N[others])
             scores[own] = fitted.score(features_NF[own])
     return scores
 
@@ -222,7 +217,7 @@ def judge(
     below = outcomes if below is None else below
     count, counts = len(features_NF), outcomes.counts
     goes = np.zeros(count, dtype=np.bool_)
-    for own, others in _folds(count, FOLDS):
+    for own, others in _folds(count):
         if not own or not others:
             continue
         inner = held_out_scores(features_NF[others], wanted_N[others], counts[others])
@@ -267,7 +262,7 @@ def judge_escalation(
     tried = [(setting, *given_up(pairs, setting)) for setting in TRIED]
     count = len(pairs)
     goes, before = np.zeros(count, dtype=np.bool_), np.zeros(count)
-    for own, others in _folds(count, FOLDS):
+    for own, others in _folds(count):
         best = _best(tried, outcomes, others, keep) if others else None
         if best is not None and own:
             goes[own], before[own] = tried[best][1][own], tried[best][2][own]
