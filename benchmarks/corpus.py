@@ -116,7 +116,7 @@ def compare(llm: LLM, asked: list[str], wish: Speculation) -> dict[str, Any]:
 
 
 def line(name: str, found: dict[str, Any]) -> list[str]:
-    """Of the table."""
+    """One row of the table."""
     ratios, (plain, suffix) = found["ratios"], found["sums"].values()
     seconds, tokens, steps, drafting = suffix
     whole = (plain[0] / seconds, statistics.median(ratios), min(ratios))

@@ -99,7 +99,7 @@ def main() -> None:
                 found[name].fast += one.fast
                 found[name].deep += one.deep
                 found[name].seconds += one.seconds
-                time.sleep(LATER + 1)  # steps stay short for a while behind a target
+                time.sleep(LATER + 1)  # steps stay short for a while after a target
     figures = {name: one.figures(args.target) for name, one in found.items()}
     rows = []
     for name, row in figures.items():

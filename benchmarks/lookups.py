@@ -110,7 +110,7 @@ def say(name: str, times: list[float]) -> None:
 
 
 def build(path: Path, texts: Iterable[list[int]], most: int, vocab: dict[str, int]) -> None:
-    """Index texts up to so many tokens; says how long it took."""
+    """Index texts up to `most` tokens; says how long it took."""
     documents = Documents()
     for text in texts:
         documents.add(text)

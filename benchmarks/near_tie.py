@@ -27,7 +27,7 @@ from fastslow.engine.types import Ints, Rows
 from fastslow.tools.forward import chain
 
 PAGE = 16
-SLACK = 8.0  # rounding may be so many times its measured median
+SLACK = 8.0  # times its measured median that rounding may be
 LAST = 16  # rows whose logits measure the rounding
 TRIES = 32  # router ties that are tried, the closest first
 

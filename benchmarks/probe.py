@@ -61,7 +61,7 @@ def _block() -> np.ndarray[Any, Any]:
 
 
 def read_bandwidth(threads: int, passes: int = 5) -> float:
-    """GB/s at which so many threads read memory at once: the best of some passes.
+    """GB/s at which `threads` threads read memory at once: the best of some passes.
 
     The kernels' own reader, if they are built; else a numpy sum, which reads slower than memory allows.
     """

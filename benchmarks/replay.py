@@ -81,7 +81,7 @@ class CostedDrafter:
 
 @dataclass(slots=True)
 class Total:
-    """Of all answers of a set. seconds: with drafts."""
+    """Sums over all answers of a set. seconds: with drafts."""
 
     tokens: int = 0
     steps: int = 0

@@ -31,7 +31,7 @@ def chain(text: Sequence[int], slots: Ints, start: int, stop: int, **how: Any) -
 def forward_texts(
     model: Model, texts: Sequence[Sequence[int]], layers: tuple[int, ...] = ()
 ) -> ModelOutput:
-    """Logits of every row of some texts, one text behind the other, in one forward.
+    """Logits of every row of some texts, one text after the other, in one forward.
 
     Args:
         model: the model.

@@ -109,7 +109,7 @@ def _ranks(balance: Balance) -> Table:
 
 
 def _experts(balance: Balance) -> Table:
-    """Of an even load, per layer and expert: quantiles, and experts that no row met."""
+    """Shares of an even load, per layer and expert: quantiles, and experts that no row met."""
     table = Table("rows", "choice", "least", "1/4", "median", "3/4", "most", "unused")
     for kind, router, load in _loads(balance):
         even = load.experts / load.experts.mean(-1, keepdims=True)

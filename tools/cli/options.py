@@ -254,7 +254,7 @@ class MeasureOptions(ModelOptions):
     ] = None
 
     def sampling(self, tokens: int = 128) -> SamplingParams:
-        """Of all answers. tokens: most of them, where the command line does not say."""
+        """How all answers are sampled. tokens: most of them, where the command line does not say."""
         from fastslow.engine.params import SamplingParams
 
         most = tokens if self.tokens is None else self.tokens

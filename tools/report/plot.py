@@ -69,7 +69,7 @@ class Plot:
         x_range: least and most of x.
         y_top: most of y.
         x_labels: where x has ticks, and what is written there.
-        y_suffix: behind numbers at the y axis.
+        y_suffix: follows the numbers of the y axis.
         level: a dashed line across at this height, and what is written on it.
         labels: words a little above a place: x, y, words.
         legend: name -> colour.
@@ -108,13 +108,13 @@ class Plot:
         return ticks(self.y_top)
 
     def x(self, value: float) -> float:
-        """Where a value lies in the picture."""
+        """The place of a value in the picture, from the left."""
         low, high = self.x_range
         place = LEFT + (value - low) / ((high - low) or 1.0) * (WIDTH - LEFT - RIGHT)
         return round(place, 2)
 
     def y(self, value: float) -> float:
-        """Where a value lies in the picture, downwards."""
+        """The place of a value in the picture, from the top."""
         return round(HEIGHT - BOTTOM - value / self.marks[-1] * (HEIGHT - TOP - BOTTOM), 2)
 
     def path(self, series: Series) -> str:

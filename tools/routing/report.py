@@ -28,7 +28,7 @@ def page(balance: Balance, title: str) -> str:
 
 
 def _charts(balance: Balance, kind: str) -> dict[str, Any]:
-    """Of one kind of rows: deviation by layer, and two charts of the layer that is least even."""
+    """The charts of one kind of rows: deviation by layer, and two charts of the layer that is least even."""
     loads = {router: balance.loads[kind, router] for router in ROUTERS}
     deviations = {router: 100 * load.deviation(balance.ranks) for router, load in loads.items()}
     worst = int(deviations["ungrouped"].argmax())

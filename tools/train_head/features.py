@@ -129,7 +129,7 @@ class Shards:
         return [HiddenStates(*seen) for seen in zip(*parts, table["start"].tolist())]
 
     def epoch(self, random: Random, at_once: int = 4) -> Iterator[list[HiddenStates]]:
-        """All texts in random order: so many shards at a time, whose texts then mix."""
+        """All texts in random order: `at_once` shards at a time, whose texts then mix."""
         order = list(range(len(self.counts)))
         random.shuffle(order)
         for at in range(0, len(order), at_once):

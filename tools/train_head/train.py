@@ -32,7 +32,7 @@ ANSWER_ROWS = 256  # that attention has room for besides a prompt
 
 @dataclass(frozen=True, slots=True)
 class HeadQuality:
-    """Of chains of n tokens.
+    """How good chains of n drafted tokens are.
 
     Attributes:
         tokens_per_step: accepted and one more; 1 is plain decoding.

@@ -49,7 +49,7 @@ class SuccessiveHalving:
         report: Report,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Search for at most so long, but for each candidate's first run. May be interrupted.
+        """Search for at most `seconds`, but for each candidate's first run. May be interrupted.
 
         Args:
             parts: the prompts, `batch` in each.

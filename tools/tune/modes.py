@@ -204,7 +204,7 @@ def find(
 
 
 def situation(task: Task) -> Situation:
-    """What a chooser would see of a task."""
+    """What a mode selector would see of a task."""
     texts = [message["content"] for message in task.prompt]
     asked = [m["content"] for m in task.prompt if m["role"] == "user"]
     turns = max(0, sum(m["role"] != "system" for m in task.prompt) - 1)

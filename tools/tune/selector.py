@@ -58,7 +58,7 @@ class Fit:
     bias: float
 
     def score(self, features_NF: F64s) -> F64s:
-        """Of tasks, [N]."""
+        """The scores of tasks, [N]."""
         scores: F64s = self.bias + (features_NF - self.means) @ self.weights
         return scores
 
@@ -140,13 +140,13 @@ class Outcomes:
         return Figures(float(right), float(seconds), float(goes_N.mean()))
 
     def giving_up(self, goes_N: Bools, before_N: F64s) -> Outcomes:
-        """Where some cheap answers are given up after so many seconds, and begun in the better mode."""
+        """Outcomes if some cheap answers are given up after `before_N` seconds, for the better mode."""
         right = np.where(goes_N, self.good_right, self.cheap_right)
         seconds = np.where(goes_N, before_N + self.good_seconds, self.cheap_seconds)
         return Outcomes(right, self.good_right, seconds, self.good_seconds)
 
     def only(self, places: Sequence[int]) -> Outcomes:
-        """Of some of the tasks."""
+        """The outcomes of some tasks."""
         some = list(places)
         both = (self.cheap_right[some], self.good_right[some])
         return Outcomes(*both, self.cheap_seconds[some], self.good_seconds[some])

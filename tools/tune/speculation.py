@@ -51,7 +51,7 @@ class BatchSizes:
         report: Report,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Measure in rounds, each on other prompts, for about so long; at least one round."""
+        """Measure in rounds, each on other prompts, for about `seconds`; at least one round."""
         started, last = now(), 0.0
         largest = max(cell.batch for cell in self.samples)
         for round in range(ROUNDS):

@@ -137,7 +137,7 @@ def _conditions(found: TuneResult) -> dict[str, str]:
 
 
 def _rows(found: TuneResult, palette: Palette) -> list[dict[str, object]]:
-    """Of the table of all settings."""
+    """The rows of the table of all settings."""
     most = max((found.ratio(s) for s in found.measured), default=1.0)
     rows: list[dict[str, object]] = []
     for setting in found.measured:
