@@ -56,7 +56,7 @@ OTHER_MATTERS = (
 FRAMES = (
     "Hello, {}. What should I do?", "Hi there! {}. Can you help me?", "{}. Please help.",
     "Good morning, I have a problem: {}.", "Could you assist me? {}.", "{}, what happens now?",
-    "I am writing because {}. What are the next steps?", "Dear support team, {}. Please advise.",
+    "I am writing because {}. What are the next steps?", "Dear support desk, {}. Please advise.",
     "It is about my last order: {}. How can this be solved?", "{}. Who can help me with that?",
 )  # fmt: skip
 OTHER_FRAMES = (
@@ -116,7 +116,7 @@ def compare(llm: LLM, asked: list[str], wish: Speculation) -> dict[str, Any]:
 
 
 def line(name: str, found: dict[str, Any]) -> list[str]:
-    """Of the table."""
+    """One row of the table."""
     ratios, (plain, suffix) = found["ratios"], found["sums"].values()
     seconds, tokens, steps, drafting = suffix
     whole = (plain[0] / seconds, statistics.median(ratios), min(ratios))

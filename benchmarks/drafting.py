@@ -17,7 +17,7 @@ A cell is times plain (tokens a step, share of drafted tokens that is kept, shar
 with `self` the last tells what a forward of some layers costs.
 
 `batch` requests run at once, of at least twice as many prompts: where one ends the next begins. Prompts are read
-before the clock runs (prefix cache), by the same setting: a drafter that looks at text sees it, as it does in a
+before timing begins (prefix cache), by the same setting: a drafter that looks at text sees it, as it does in a
 prompt's first answer, if it can keep all of them until they are asked for (a head 16,384 rows). A rate is taken from
 the first token of all to the moment when the last request begins, so that all places are taken; `whole` is that of
 the whole run, in whose last part fewer and fewer requests run.

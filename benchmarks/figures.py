@@ -100,7 +100,7 @@ def write(out: Path | None, **figures: Any) -> None:
 
 
 def options_of(format: str) -> dict[str, Any]:
-    """Arguments of `LLM` for a dtype, a quantization or "auto"; "+kv8" behind it keeps keys and values in int8."""
+    """Arguments of `LLM` for a dtype, a quantization or "auto"; "+kv8" after it keeps keys and values in int8."""
     if format.endswith("+kv8"):
         return {**options_of(format.removesuffix("+kv8")), "kv_dtype": "int8"}
     if format in ("int8", "int4"):

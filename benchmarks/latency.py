@@ -27,7 +27,7 @@ QUESTIONS = (
     "What are your opening hours?", "Where is my parcel?", "How do I send something back?",
     "Do you ship to Norway?", "Can I pay by invoice?", "My code does not work.",
 )  # fmt: skip
-TOPIC = "The history of the lighthouse, its keepers, its lamps and the ships that passed it. "
+TOPIC = "The history of the lighthouse, its keepers, its lamps and the ships that went past it. "
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ def main() -> None:
                 found[name].fast += one.fast
                 found[name].deep += one.deep
                 found[name].seconds += one.seconds
-                time.sleep(LATER + 1)  # steps stay short for a while behind a target
+                time.sleep(LATER + 1)  # steps stay short for a while after a target
     figures = {name: one.figures(args.target) for name, one in found.items()}
     rows = []
     for name, row in figures.items():

@@ -5,7 +5,7 @@
 Texts (.txt, .md, .rst, .py, .html, .c) of the folders, cut into pieces of about 300 tokens, are the answers; a corpus
 that is there already is used again. Queries walk through texts of --new, which are not to be in the corpus, and
 through some that are in it, eight accepted tokens a step at most, as a request would: each is one proposal of 8
-nodes. A lookup is the search in the corpus with the runs that follow; a proposal is all that a step does for a
+nodes. A lookup is the search in the corpus with the runs it finds; a proposal is all that a step does for a
 request. Both are microseconds of processor time, so that neighbours do not count. Cold lookups are some of them after
 64 MB of other memory was read each time, as a step reads a model's weights: then Python itself, too, comes from
 memory. FASTSLOW_KERNELS=off measures Python's own search.
@@ -110,7 +110,7 @@ def say(name: str, times: list[float]) -> None:
 
 
 def build(path: Path, texts: Iterable[list[int]], most: int, vocab: dict[str, int]) -> None:
-    """Index texts up to so many tokens; says how long it took."""
+    """Index texts up to `most` tokens; says how long it took."""
     documents = Documents()
     for text in texts:
         documents.add(text)

@@ -47,15 +47,10 @@ def main() -> None:
         for (model, name, mode, drafter), speed in zip(jobs, speeds, strict=True):
             active = active_parameters(model.model.config, mode.groups)
             figures.append({"mode": name, "active": active, "drafter": drafter, "rates": speed})
-    rows = [
-        [
-            f["mode"],
-            f"{f['active'] / 1e6:.1f} M",
-            f["drafter"],
-            f"{statistics.median(f['rates']):.1f}",
-        ]
-        for f in figures
-    ]
+    rows = []
+    for f in figures:
+        weights, rate = f"{f['active'] / 1e6:.1f} M", f"{statistics.median(f['rates']):.1f}"
+        rows.append([f["mode"], weights, f["drafter"], rate])
     note = f"{torch.get_num_threads()} threads, {args.dtype}, {args.model}"
     show(["mode", "active", "drafter", "tokens/s"], rows, note)
     write(args.out, model=args.model, figures=figures)

@@ -23,10 +23,11 @@ from fastslow.engine.model import moge
 from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.moge import RoutedExperts, choose
-from fastslow.engine.types import Ints, Rows, Segment
+from fastslow.engine.types import Ints, Rows
+from fastslow.tools.forward import chain
 
 PAGE = 16
-SLACK = 8.0  # rounding may be so many times its measured median
+SLACK = 8.0  # times its measured median that rounding may be
 LAST = 16  # rows whose logits measure the rounding
 TRIES = 32  # router ties that are tried, the closest first
 
@@ -140,8 +141,8 @@ def _run(
     """Logits of the last rows [LAST, V], and the router's [T, E] of each routed layer."""
     count = len(text)
     kv, slots = kv_cache_for(model, -(-count // PAGE), PAGE), np.arange(count)
-    outputs, chain = range(max(0, count - LAST), count), range(-1, count - 1)
-    segment = Segment(list(text), range(count), chain, slots, slots[:0], groups, outputs, most)
+    outputs = range(max(0, count - LAST), count)
+    segment = chain(text, slots, 0, count, groups=groups, outputs=outputs, max_len=most)
     with _watched(nudge) as seen:
         logits = model.forward(Rows.of([segment]), kv.storage).logits
     return logits, [scores[:count].cpu() for scores in seen]

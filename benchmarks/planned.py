@@ -26,7 +26,7 @@ def main() -> None:
     args = options(__doc__, "threads", "out", **kind).parse_args()
     torch.set_num_threads(args.threads)
     model = load_model(resolve_model(args.model), args.dtype, "cpu", quantization=args.quantization)
-    device = probe_device(args.threads)
+    device = probe_device()
     weights, kv = NAMES[args.dtype]
     precision = Precision.of(weights if args.quantization == "none" else args.quantization, kv)
     setting = Setting(ForwardWork.of(model.config), device, 1, precision, HOST)

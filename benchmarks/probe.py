@@ -48,15 +48,8 @@ def header() -> dict[str, Any]:
         "GiB": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "bandwidth_by": "kernels" if library.available() else "numpy, one thread",
     }
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--exclude=*",
-        "--dirty=+",
-    ]
+    git = ["git", "-C", str(Path(__file__).parent), "describe"]
+    git += ["--always", "--exclude=*", "--dirty=+"]
     with suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
         return facts | {"commit": subprocess.check_output(git, text=True).strip()}
     return facts | {"commit": ""}
@@ -68,7 +61,7 @@ def _block() -> np.ndarray[Any, Any]:
 
 
 def read_bandwidth(threads: int, passes: int = 5) -> float:
-    """GB/s at which so many threads read memory at once: the best of some passes.
+    """GB/s at which `threads` threads read memory at once: the best of some passes.
 
     The kernels' own reader, if they are built; else a numpy sum, which reads slower than memory allows.
     """

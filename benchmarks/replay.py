@@ -1,4 +1,4 @@
-"""What `auto` and its drafters bring on recorded answers, at given costs: no clock, no chance.
+"""What `auto` and its drafters bring on recorded answers, at given costs: nothing is timed or random.
 
     python benchmarks/replay.py --model smollm2 --prompts gsm8k.jsonl sum.jsonl --limit 24
     python benchmarks/replay.py --prompts gsm8k.jsonl --steps 6,6.1,6.2,6.4 --head other.safetensors
@@ -81,7 +81,7 @@ class CostedDrafter:
 
 @dataclass(slots=True)
 class Total:
-    """Of all answers of a set. seconds: with drafts."""
+    """Sums over all answers of a set. seconds: with drafts."""
 
     tokens: int = 0
     steps: int = 0

@@ -45,7 +45,7 @@ def measure(
     llm: LLM, timed: TimedForward, prompts: list[list[int]], mode: Mode, tokens: int
 ) -> Row:
     """Answers at once, whose prompts are cached: (seconds, bytes) of each step; and once more with the model's own
-    clock: milliseconds of a step for each part."""
+    timer: milliseconds of a step for each part."""
     model = on_kernels(llm.model)
     sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
 

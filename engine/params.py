@@ -112,7 +112,7 @@ class Speculation(Params):
 
     drafter: str = Field(
         default="auto",
-        description="suffix, ngram, head, self, model or off; a+b: b where a is silent; a|b: "
+        description="suffix, ngram, head, self, model or off; a+b: b where a has no draft; a|b: "
         "each where it pays, side by side; auto = suffix|head where the model has a head, else suffix",
     )
     nodes: Annotated[StrictInt, Field(ge=0, le=64)] | None = Field(

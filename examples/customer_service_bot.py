@@ -1,5 +1,5 @@
 """A shop's bot: one system prompt that is read once, answers in fast mode, a second thought where the
-first is unsure, drafts from answers given before, and a line of figures behind every answer.
+first is unsure, drafts from answers given before, and a line of figures after every answer.
 
 Run: python examples/customer_service_bot.py [MODEL] [--ask]
 

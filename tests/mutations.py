@@ -549,8 +549,8 @@ MUTATIONS = (
     swap(
         "a fold tests what it was fitted to",
         "tools/tune/selector.py",
-        "            fitted = fit(features_NF[others], wanted_N[others], weights[others])",
-        "            fitted = fit(features_NF, wanted_N, weights)",
+        "            fitted = fit(features_NF[others], wanted_N[others], weights_N[others])",
+        "            fitted = fit(features_NF, wanted_N, weights_N)",
         ("tests/tools/test_tune_selector.py",),
     ),
     swap(

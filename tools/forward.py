@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from fastslow.engine.model.base import Model, kv_cache_for
-from fastslow.engine.types import ModelOutput, Rows, Segment
+from fastslow.engine.types import Ints, ModelOutput, Rows, Segment
 
 PAGE = 16
+
+
+def chain(text: Sequence[int], slots: Ints, start: int, stop: int, **how: Any) -> Segment:
+    """Rows `start` to `stop` of a text whose token n lies in slots[n]; those before were read.
+
+    how: the other fields of `Segment`.
+    """
+    return Segment(
+        tokens=list(text[start:stop]),
+        positions=range(start, stop),
+        parents=range(-1, stop - start - 1),
+        slots=slots[start:stop],
+        context=slots[:start],
+        **{"max_len": len(text), **how},
+    )
 
 
 def forward_texts(
     model: Model, texts: Sequence[Sequence[int]], layers: tuple[int, ...] = ()
 ) -> ModelOutput:
-    """Logits of every row of some texts, one text behind the other, in one forward.
+    """Logits of every row of some texts, one text after the other, in one forward.
 
     Args:
         model: the model.
@@ -24,19 +40,9 @@ def forward_texts(
     """
     sizes = [len(text) for text in texts]
     kv = kv_cache_for(model, sum(-(-size // PAGE) for size in sizes), PAGE, False)
-    slots = np.arange(kv.pages * PAGE)
     segments, first = [], 0
     for text, size in zip(texts, sizes):
-        segments.append(
-            Segment(
-                tokens=list(text),
-                positions=range(size),
-                parents=range(-1, size - 1),
-                slots=slots[first : first + size],
-                context=slots[:0],
-                outputs=range(size),
-                max_len=size,
-            )
-        )
+        slots = np.arange(first, first + size)
+        segments.append(chain(text, slots, 0, size, outputs=range(size)))
         first += -(-size // PAGE) * PAGE
     return model.forward(Rows.of(segments), kv.storage, layers)

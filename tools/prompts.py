@@ -57,7 +57,7 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Conversation]:
 
     Args:
         path: one JSON object a line, see `conversation`.
-        limit: take so many spread evenly over the file, which may be sorted by kind; None = all.
+        limit: how many to take, spread evenly over the file, which may be sorted by kind; None = all.
 
     Raises:
         ValueError: the file cannot be read, is empty, or has a bad line (its number is given).

@@ -46,7 +46,7 @@ def read_tasks(path: Path, limit: int | None = None, grading: str | None = None)
 
     Args:
         path: the file.
-        limit: take so many, spread evenly over the file; None = all.
+        limit: how many to take, spread evenly over the file; None = all.
         grading: of lines that have none; None: by number if the answer is or ends with a number
             (GSM8K's "#### 12"), contains if it is a few words, exact if it is longer.
 

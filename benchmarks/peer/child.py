@@ -45,7 +45,7 @@ class Engine(Protocol):
 
 
 def file_of(file: str, format: str, cache: str) -> Path:
-    """Where a GGUF file's weights lie in another format; "file" is the file itself."""
+    """The file with a GGUF file's weights in another format; "file" is the file itself."""
     return Path(file) if format == "file" else Path(cache) / f"{Path(file).stem}.{format}.gguf"
 
 

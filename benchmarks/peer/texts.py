@@ -19,7 +19,7 @@ By eight the island was a smell of wet pine and diesel. The harbour master knew 
 known her grandfather too, and the house, and the well behind it that never ran dry. He gave her a
 lamp, a key as long as her hand, and advice about the stairs. Then he said that the generator was
 hers to start, that the hens belonged to the neighbour, and that in forty years no one had managed
-to keep the clock in the kitchen right, so that there was no use in being punctual here."""
+to keep the timer in the kitchen right, so that there was no use in being punctual."""
 
 REPORT = """The council met on Tuesday to decide what to do with the old tram depot. Three plans were
 put forward. The first would turn the hall into a covered market with forty stalls, and would cost

@@ -22,7 +22,7 @@ CHAINS = (
 
 
 def number(rng: Random, digits: int) -> int:
-    """A number of just so many digits; of one digit, zero included."""
+    """A number of exactly that many digits; of one digit, zero included."""
     return rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits)
 
 

@@ -253,7 +253,7 @@ ROUTER = 0.1  # spread of the router's first logits: enough for copies to part
 
 
 def places(weights: Weights, shape: Shape) -> list[tuple[Tensor, Tensor]]:
-    """Of each layer, the neurons of the shared expert, and those of the groups [G, F]: the strongest
+    """By layer, the neurons of the shared expert, and those of the groups [G, F]: the strongest
     ones are shared, the others dealt one by one."""
     found = []
     for n in range(shape.layers):

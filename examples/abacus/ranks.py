@@ -54,7 +54,7 @@ class Rank:
 
 
 def run_ranks(work: Callable[[Rank], None], count: int) -> None:
-    """Run `work` in so many processes; returns when all are done."""
+    """Run `work` in `count` processes; returns when all are done."""
     if count == 1:
         alone = Rank(0, 1)
         alone.listen()

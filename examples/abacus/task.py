@@ -14,7 +14,7 @@ import re
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 
-SHARE = 32  # one prompt in so many is never trained on
+SHARE = 32  # one prompt in 32 is never trained on
 _NUMBER = re.compile(r"-?\d+")
 
 

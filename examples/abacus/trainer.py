@@ -138,16 +138,10 @@ class Trainer:
 
     def _look(self, loss: float) -> None:
         found = self.accuracy(192)
-        self.done.curve.append(
-            {
-                "minutes": round(self.done.seconds / 60, 1),
-                "steps": self.done.steps,
-                "tokens": self.done.tokens,
-                "loss": round(loss, 4),
-            }
-            | found
-        )
-        print(json.dumps(self.done.curve[-1]), flush=True)
+        done, minutes = self.done, round(self.done.seconds / 60, 1)
+        so_far = {"minutes": minutes, "steps": done.steps, "tokens": done.tokens}
+        done.curve.append({**so_far, "loss": round(loss, 4), **found})
+        print(json.dumps(done.curve[-1]), flush=True)
 
     @torch.no_grad()
     def accuracy(self, count: int) -> dict[str, Any]:
@@ -160,11 +154,8 @@ class Trainer:
         self.model.load_state_dict(self.average)
         tasks = sorted(islice(held_out(0), count), key=lambda task: len(task.prompt + task.steps))
         found: dict[str, Any] = {}
-        for name, thinking, groups in (
-            ("deep", True, 8),
-            ("fast", False, 8),
-            ("fast, no groups", False, 0),
-        ):
+        ways = (("deep", True, 8), ("fast", False, 8), ("fast, no groups", False, 0))
+        for name, thinking, groups in ways:
             right: dict[str, list[bool]] = defaultdict(list)
             for first in range(0, count, 16):
                 some = tasks[first : first + 16]

@@ -20,14 +20,9 @@ from questions import maths, news, question, service, summary
 from fastslow import LLM, SamplingParams
 
 SHARES = {
-    "maths": 0.22,
-    "code": 0.22,
-    "question": 0.13,
-    "service": 0.05,
-    "news": 0.05,
-    "invented": 0.13,
-    "summary": 0.20,
-}
+    "maths": 0.22, "code": 0.22, "question": 0.13, "service": 0.05, "news": 0.05,
+    "invented": 0.13, "summary": 0.20,
+}  # fmt: skip
 ARTICLE = (90, 800)  # tokens
 USER = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
 OPENINGS = (
@@ -52,11 +47,10 @@ def articles(llm: LLM, count: int, seed: int) -> list[str]:
     """Articles about drawn topics, from a paragraph to a page."""
     random = Random(seed)
     talks = [[{"role": "user", "content": news(random)}] for _ in range(count)]
+    sizes = [random.randint(*ARTICLE) for _ in range(count)]
     sampling = [
-        SamplingParams(
-            max_tokens=random.randint(*ARTICLE), temperature=0.9, min_p=0.05, seed=seed + i
-        )
-        for i in range(count)
+        SamplingParams(max_tokens=size, temperature=0.9, min_p=0.05, seed=seed + i)
+        for i, size in enumerate(sizes)
     ]
     return [output.text for output in llm.generate(talks, sampling, speculation="off")]
 

@@ -21,7 +21,7 @@ from fastslow.engine.text.vocabulary import Tokenizer
 BUILTIN = {
     "smollm2-moge": "SmolLM2-135M-Instruct as a MoGE model: 8 groups of 8 experts, fast and deep",
     "smollm2": "SmolLM2-135M-Instruct, dense",
-    "abacus": "2.7 M weights, MoGE, taught to work out sums, stories and small programs; shipped",
+    "abacus": "2.6 M weights, MoGE, taught to work out sums, stories and small programs; shipped",
     "abacus-draft": "its draft model, dense, a sixth of the size; shipped",
 }
 SHIPPED = ("abacus", "abacus-draft")  # complete folders inside the package

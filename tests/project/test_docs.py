@@ -12,6 +12,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -308,6 +309,20 @@ def test_links_resolve(page: Path) -> None:
             if not aim.exists() or (anchor and anchor not in anchors(aim)):
                 broken.append(f"{named(page)}:{number}: {target}")
     assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_python_files_of_a_page_exist(page: Path) -> None:
+    files = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    missing = [
+        f"{named(page)}:{number}: {name}"
+        for number, line in prose(page)
+        for name in re.findall(r"`([\w/]+\.py)(?::\d+)?`", line)
+        if not any(f"/{file}".endswith(f"/{name}") for file in files)
+    ]
+    assert not missing, "\n".join(missing)
 
 
 def test_the_first_commands_stand_as_they_are() -> None:

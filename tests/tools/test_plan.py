@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 
 from fastslow.tools.cli.app import app
 from fastslow.tools.plan import device as device_module
-from fastslow.tools.plan.device import DEVICES, HERE, Device, find_device
-from fastslow.tools.plan.models import config_of
-from fastslow.tools.plan.published import LARGE, ROWS, SMALL, calibrate
+from fastslow.tools.plan.device import DEVICES, THIS_CPU, Device, find_device
+from fastslow.tools.plan.published import LARGE, ROWS, SMALL, calibrate, config_of
 from fastslow.tools.plan.search import DraftCost, best, choose_batches, choose_nodes, largest
 from fastslow.tools.plan.step import Efficiency, ForwardWork, Precision, Setting
 
@@ -136,7 +135,7 @@ def test_what_cannot_be_is_said() -> None:
     with pytest.raises(ValueError, match=r"latency-ms=5 cannot be reached: .* takes \d+\.\d ms"):
         choose_batches(slow, drafting, 2048, 0.005)
     with pytest.raises(ValueError, match="cards=2: this-cpu is alone"):
-        Device(HERE, 1e9, 1e9, 1e9, 1e9).link(2)
+        Device(THIS_CPU, 1e9, 1e9, 1e9, 1e9).link(2)
     for names, message in (
         (("w8a9", "bf16"), "weights='w8a9' is unknown; did you mean 'w8a8'"),
         (("w8a8", "fp4"), "kv='fp4' is unknown"),
@@ -157,8 +156,8 @@ def test_this_machine_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "READ", 2**22)
     monkeypatch.setattr(device_module, "SIZE", 128)
     monkeypatch.setattr(device_module, "LONG", 0.02)
-    device = find_device(HERE)
-    assert device.name == HERE and device.peer is None
+    device = find_device(THIS_CPU)
+    assert device.name == THIS_CPU and device.peer is None
     assert device.bandwidth > 1e6 and device.int8 == 2 * device.half > 1e6
     assert device.memory > 1e8
 

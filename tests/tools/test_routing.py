@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.moge import BestOfAll, Moge
 from fastslow.tools.cli.app import app
-from fastslow.tools.plan.models import KNOWN
+from fastslow.tools.plan.published import KNOWN
 from fastslow.tools.routing.balance import grouped, measure, per_rank, ungrouped
 from fastslow.tools.routing.scores import RouterWeights, Scores, load_decoder, router_scores
 

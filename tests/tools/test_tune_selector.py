@@ -94,7 +94,7 @@ def test_a_fold_is_scored_by_the_others() -> None:
     believes in himself."""
     random_ = np.random.default_rng(1)
     x, y = random_.normal(size=(60, 55)), random_.random(60) < 0.5
-    honest, deceived = held_out_scores(x, y), fit(x, y).score(x)
+    honest, deceived = held_out_scores(x, y, np.ones(len(y))), fit(x, y).score(x)
     assert np.mean((deceived > 0) == y) > 0.85
     assert np.mean((honest > 0) == y) < 0.7
 

@@ -60,12 +60,8 @@ class AnswerFile:
         turns = [i for i, message in enumerate(value) if message["role"] == "assistant"]
         if not turns:
             raise ValueError("messages hold no assistant turn")
-        return [
-            AnswerTokens(
-                self._answer(value[i]["content"]), self._encode(value[:i], True) if i else []
-            )
-            for i in turns
-        ]
+        prompts = [self._encode(value[:i], True) if i else [] for i in turns]
+        return [AnswerTokens(self._answer(value[i]["content"]), p) for i, p in zip(turns, prompts)]
 
     def _answer(self, text: str) -> list[int]:
         return [*self._tokenizer.encode(text, add_special=False), *self._end]

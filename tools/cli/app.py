@@ -14,12 +14,11 @@ from fastslow.tools.cli.corpus import corpus
 from fastslow.tools.cli.generate import generate
 from fastslow.tools.cli.inspect import inspect
 from fastslow.tools.cli.modes import modes
+from fastslow.tools.cli.options import INTERRUPTED
 from fastslow.tools.cli.plan import plan
 from fastslow.tools.cli.quantize import quantize
 from fastslow.tools.cli.train_draft import train_draft
 from fastslow.tools.cli.tune import tune
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 app = typer.Typer(
     name="fastslow",
@@ -29,18 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
-    generate,
-    chat,
-    inspect,
-    modes,
-    convert,
-    quantize,
-    bench,
-    tune,
-    train_draft,
-    plan,
-):
+JOBS = (generate, chat, inspect, modes, convert, quantize, bench, tune, train_draft, plan)
+for command in JOBS:
     app.command()(command)
 app.add_typer(corpus)
 

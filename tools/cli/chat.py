@@ -115,9 +115,8 @@ class Chat:
             self._call = self._options.call(self._llm, argument)
             console().print(f"Mode {self.mode} from now on.", style="dim")
         else:
-            complain(
-                ValueError(f"mode={argument!r} is unknown{nearest(argument, self._llm.modes)}")
-            )
+            hint = nearest(argument, self._llm.modes)
+            complain(ValueError(f"mode={argument!r} is unknown{hint}"))
 
     def _ask(self, question: str) -> None:
         from fastslow.tools.cli.screen import StreamedAnswer, complain, console, figures

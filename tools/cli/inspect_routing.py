@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _ranks(balance: Balance) -> Table:
 
 
 def _experts(balance: Balance) -> Table:
-    """Of an even load, per layer and expert: quantiles, and experts that no row met."""
+    """Shares of an even load, per layer and expert: quantiles, and experts that no row met."""
     table = Table("rows", "choice", "least", "1/4", "median", "3/4", "most", "unused")
     for kind, router, load in _loads(balance):
         even = load.experts / load.experts.mean(-1, keepdims=True)
@@ -127,9 +128,7 @@ def _record(balance: Balance) -> dict[str, Any]:
     """For programs: counts by layer and expert, deviations as shares."""
     gate = balance.gate
     return {
-        "experts": gate.experts,
-        "groups": gate.groups,
-        "chosen": gate.chosen,
+        **asdict(gate),
         "ranks": balance.ranks,
         "loads": [
             {

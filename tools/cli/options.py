@@ -85,8 +85,7 @@ class ModelOptions:
     quantization: Quantization = "auto"
     device: Device = "auto"
     kv_memory: Annotated[
-        str | None,
-        option("Memory for keys and values, such as 2GiB; default: 0.3 of free.", MODEL),
+        str | None, option("Memory for keys and values, such as 2GiB; default: 0.3 of free.", MODEL)
     ] = None
     max_model_len: Annotated[
         int | None, option("Most tokens of prompt plus answer; default: all it can.", MODEL)
@@ -251,12 +250,11 @@ class MeasureOptions(ModelOptions):
         int | None, option("Take so many of the prompts, spread over the file.", MEASURED)
     ] = None
     temperature: Annotated[
-        float | None,
-        option("0 = always the likeliest token; default: the mode's own.", MEASURED),
+        float | None, option("0 = always the likeliest token; default: the mode's own.", MEASURED)
     ] = None
 
     def sampling(self, tokens: int = 128) -> SamplingParams:
-        """Of all answers. tokens: most of them, where the command line does not say."""
+        """How all answers are sampled. tokens: most of them, where the command line does not say."""
         from fastslow.engine.params import SamplingParams
 
         most = tokens if self.tokens is None else self.tokens

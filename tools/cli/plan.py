@@ -63,15 +63,14 @@ def plan(
       fastslow plan --model path/to/checkpoint --device this-cpu --batch 1 --acceptance 0.8
     """
     from fastslow.tools.cli.screen import console, quiet_log
-    from fastslow.tools.plan.device import HERE, find_device
-    from fastslow.tools.plan.models import config_of
-    from fastslow.tools.plan.published import calibrate
+    from fastslow.tools.plan.device import THIS_CPU, find_device
+    from fastslow.tools.plan.published import calibrate, config_of
     from fastslow.tools.plan.report import page
     from fastslow.tools.plan.search import DraftCost, best, choose_batches, choose_nodes
     from fastslow.tools.plan.step import HOST, ForwardWork, Precision, Setting
 
     quiet_log()
-    spelled = weights if weights != "auto" else "bf16" if device == HERE else "w8a8"
+    spelled = weights if weights != "auto" else "bf16" if device == THIS_CPU else "w8a8"
     precision = Precision.of(spelled, kv)
     drafting = DraftCost.of(acceptance, drafter)
     config = config_of(model)
@@ -79,7 +78,7 @@ def plan(
         raise ValueError(
             f"sequence={sequence} must be at most {config.context}, the model's context"
         )
-    efficiency = HOST if device == HERE else calibrate()
+    efficiency = HOST if device == THIS_CPU else calibrate()
     setting = Setting(ForwardWork.of(config), find_device(device), cards, precision, efficiency)
     setting.device.link(cards)
     if batch is None:

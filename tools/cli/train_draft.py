@@ -32,7 +32,7 @@ def train_draft(
     stretches: Annotated[
         float,
         shown_option(
-            "Share of the long prompts of which a stretch is taught, too: where prompts hold "
+            "Share of the long prompts in which a stretch is taught, too: where prompts hold "
             "text that the target itself wrote.",
             TRAINING,
             min=0,

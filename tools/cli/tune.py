@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -17,6 +17,11 @@ from fastslow.tools.cli.options import (
     option,
     shown_option,
 )
+
+if TYPE_CHECKING:
+    from fastslow.llm import LLM
+    from fastslow.tools.prompts import Conversation
+    from fastslow.tools.tasks import Task
 
 
 class TuningOutcome(NamedTuple):
@@ -86,102 +91,78 @@ def tune(
     check_writable(out)
     check_writable(report)
     options.drafting()  # what does not fit is known before the model is loaded
-    given: dict[str, Any] = {
-        "minutes": minutes,
-        "sampling": options.sampling(512 if modes else 128),
-    }
-    if modes:
-        made = _tune_modes(options, prompts, tasks, grading, out, keep=keep, batch=batch, **given)
-    elif groups:
-        made = _tune_groups(options, prompts, tasks, grading, out, keep=keep, **given)
-    else:
-        made = _tune_speculation(options, prompts, out, batch=batch, mode=mode, **given)
-    report.write_text(made.page, "utf-8")
-    from fastslow.tools.cli.screen import console
+    if modes and tasks is None:
+        raise ValueError("--tasks is missing: a file of JSON lines with prompt and answer")
+    if modes and prompts is not None:
+        raise ValueError("--modes takes --tasks, which hold the prompts, and no --prompts")
+    if prompts is None and (tasks is None or not kind):
+        raise ValueError("--prompts is missing: a file of JSON lines with what you ask")
+    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.progress import progress_bar
+    from fastslow.tools.prompts import read_prompts
+    from fastslow.tools.tasks import read_tasks
 
+    graded = read_tasks(tasks, options.limit, grading) if kind and tasks is not None else []
+    asked = [t.prompt for t in graded] if prompts is None else read_prompts(prompts, options.limit)
+    quiet_log()
+    # an LLM that remembered answers would draft each prompt from its own answer
+    load = options.load(max_running=max(64, batch), remember=False)
+    with load as llm, progress_bar() as progress:
+        how: dict[str, Any] = {
+            "minutes": minutes,
+            "sampling": options.sampling(512 if modes else 128),
+            "report": progress,
+        }
+        if modes:
+            made = _tune_modes(llm, options, graded, out, keep=keep, batch=batch, **how)
+        elif groups:
+            made = _tune_groups(llm, options, asked, graded, out, keep=keep, **how)
+        else:
+            made = _tune_speculation(llm, options, asked, out, batch=batch, mode=mode, **how)
+    report.write_text(made.page, "utf-8")
     console().print(made.headline)
     console().print(f"settings in {out}, report in {report}", style="dim")
     if made.stopped:
         raise typer.Exit(INTERRUPTED)
 
 
-# The LLMs below do not remember answers: each prompt would be drafted from its own answer.
-
-
 def _tune_speculation(
-    options: MeasureOptions, prompts: Path | None, out: Path, *, batch: int, **how: Any
+    llm: LLM, options: MeasureOptions, asked: list[Conversation], out: Path, **how: Any
 ) -> TuningOutcome:
-    if prompts is None:
-        raise ValueError("--prompts is missing: a file of JSON lines with what you ask")
     from fastslow.settings import write_settings
-    from fastslow.tools.cli.screen import quiet_log
-    from fastslow.tools.progress import progress_bar
-    from fastslow.tools.prompts import read_prompts
     from fastslow.tools.tune.speculation import tune_speculation
     from fastslow.tools.tune.speculation_report import headline, page
 
-    asked = read_prompts(prompts, options.limit)
-    quiet_log()
-    most = max(64, batch)
-    with options.load(max_running=most, remember=False) as llm, progress_bar() as report:
-        settings = options.settings(llm)
-        found = tune_speculation(
-            llm, options.model, asked, settings, batch=batch, report=report, **how
-        )
+    found = tune_speculation(llm, options.model, asked, options.settings(llm), **how)
     write_settings(out, options.model, found.best, found.figures())
     return TuningOutcome(headline(found), page(found, out.name), found.stopped)
 
 
 def _tune_modes(
-    options: MeasureOptions,
-    prompts: Path | None,
-    tasks: Path | None,
-    grading: str | None,
-    out: Path,
-    **how: Any,
+    llm: LLM, options: MeasureOptions, graded: list[Task], out: Path, **how: Any
 ) -> TuningOutcome:
-    if tasks is None:
-        raise ValueError("--tasks is missing: a file of JSON lines with prompt and answer")
-    if prompts is not None:
-        raise ValueError("--modes takes --tasks, which hold the prompts, and no --prompts")
     from fastslow.settings import add_settings
-    from fastslow.tools.cli.screen import quiet_log
-    from fastslow.tools.progress import progress_bar
-    from fastslow.tools.tasks import read_tasks
     from fastslow.tools.tune.modes import tune_modes
     from fastslow.tools.tune.modes_report import headline, page
 
-    graded = read_tasks(tasks, options.limit, grading)
-    quiet_log()
-    with options.load(remember=False) as llm, progress_bar() as report:
-        found = tune_modes(llm, options.model, graded, report=report, **how)
+    found = tune_modes(llm, options.model, graded, **how)
     add_settings(out, options.model, **found.settings(), measured_modes=found.record())
     return TuningOutcome(headline(found), page(found, out.name), found.stopped)
 
 
 def _tune_groups(
+    llm: LLM,
     options: MeasureOptions,
-    prompts: Path | None,
-    tasks: Path | None,
-    grading: str | None,
+    asked: list[Conversation],
+    graded: list[Task],
     out: Path,
     **how: Any,
 ) -> TuningOutcome:
-    if prompts is None and tasks is None:
-        raise ValueError("--prompts is missing: a file of JSON lines with what you ask")
     from fastslow.settings import add_settings
-    from fastslow.tools.cli.screen import quiet_log
-    from fastslow.tools.progress import progress_bar
-    from fastslow.tools.prompts import read_prompts
-    from fastslow.tools.tasks import read_tasks
     from fastslow.tools.tune.groups import tune_groups
     from fastslow.tools.tune.groups_report import headline, page
 
-    graded = [] if tasks is None else read_tasks(tasks, options.limit, grading)
-    asked = [t.prompt for t in graded] if prompts is None else read_prompts(prompts, options.limit)
-    quiet_log()
-    with options.load(remember=False) as llm, progress_bar() as report:
-        found = tune_groups(llm, options.model, asked, graded, report=report, **how)
+    found = tune_groups(llm, options.model, asked, graded, **how)
     preset = {"fast": {"groups": found.proposed.groups}}
     add_settings(out, options.model, modes=preset, measured_groups=found.record())
     return TuningOutcome(headline(found), page(found, out.name), found.stopped)

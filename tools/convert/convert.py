@@ -72,14 +72,11 @@ def convert(
             human = calibration_rows // 3 if prose else 0
             tokens, hidden = writer.rows(calibration_rows - human, plan.row)
             rows = torch.cat((tokens, prose.rows(human, plan.row))) if prose and human else tokens
-            layers = dense.config.layers
-            layout = calibrate(
-                dense,
-                rows,
-                split,
-                seed=o.seed,
-                done=lambda layer: report((layer + 1) / layers, "choosing experts"),
-            )
+
+            def done(layer: int) -> None:
+                report((layer + 1) / dense.config.layers, "choosing experts")
+
+            layout = calibrate(dense, rows, split, seed=o.seed, done=done)
         recipe = Recipe.untrained(layout)
         if o.minutes:
             student = student_of(recipe, dense)

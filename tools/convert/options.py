@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-SHAPE, TRAINING = "Shape", "Training"
+shape = partial(typer.Option, rich_help_panel="Shape")
+training = partial(typer.Option, rich_help_panel="Training")
 
 
 @dataclass(frozen=True)
@@ -19,24 +21,16 @@ class ConvertOptions:
         ValueError: a number is out of range, whatever the model.
     """
 
-    groups: Annotated[int, typer.Option(help="Routed groups.", rich_help_panel=SHAPE)] = 8
-    experts: Annotated[int, typer.Option(help="Experts a group.", rich_help_panel=SHAPE)] = 8
+    groups: Annotated[int, shape(help="Routed groups.")] = 8
+    experts: Annotated[int, shape(help="Experts a group.")] = 8
     shared: Annotated[
-        int | None,
-        typer.Option(
-            help="FFN neurons of the shared expert; default: about 7/12.", rich_help_panel=SHAPE
-        ),
+        int | None, shape(help="FFN neurons of the shared expert; default: about 7/12.")
     ] = None
     width: Annotated[
         int | None,
-        typer.Option(
-            help="FFN neurons of a routed expert; default: about 4/5 of its group's pool.",
-            rich_help_panel=SHAPE,
-        ),
+        shape(help="FFN neurons of a routed expert; default: about 4/5 of its group's pool."),
     ] = None
-    fast: Annotated[
-        int, typer.Option(help="Groups that the preset fast runs.", rich_help_panel=SHAPE)
-    ] = 2
+    fast: Annotated[int, shape(help="Groups that the preset fast runs.")] = 2
     text: Annotated[
         list[Path] | None,
         typer.Option(
@@ -44,20 +38,16 @@ class ConvertOptions:
             "writes all of it."
         ),
     ] = None
-    minutes: Annotated[
-        float, typer.Option(help="Distil for so long; 0 = not at all.", rich_help_panel=TRAINING)
-    ] = 0.0
-    system: Annotated[
-        str, typer.Option(help="System message of the chats to learn.", rich_help_panel=TRAINING)
-    ] = "You are a helpful assistant."
+    minutes: Annotated[float, training(help="Distil for so long; 0 = not at all.")] = 0.0
+    system: Annotated[str, training(help="System message of the chats to learn.")] = (
+        "You are a helpful assistant."
+    )
     checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="File to save training to and continue from.", rich_help_panel=TRAINING),
+        Path | None, training(help="File to save training to and continue from.")
     ] = None
-    recipe: Annotated[
-        Path | None,
-        typer.Option(help="Also save what was learnt, without weights.", rich_help_panel=TRAINING),
-    ] = None
+    recipe: Annotated[Path | None, training(help="Also save what was learnt, without weights.")] = (
+        None
+    )
     seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0
 
     def __post_init__(self) -> None:

@@ -9,13 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastslow.models.recipe import (
-    TEMPERATURE,
-    ExpertLayout,
-    Recipe,
-    delta_names,
-    norm_names,
-)
+from fastslow.models.recipe import TEMPERATURE, ExpertLayout, Recipe, delta_names, norm_names
 from fastslow.tools.convert.teacher import Teacher, attend
 
 

@@ -85,12 +85,7 @@ class Teacher(Dense):
 
 
 def attend(
-    config: ModelConfig,
-    parts: list[Tensor],
-    cos: Tensor,
-    sin: Tensor,
-    layer: int,
-    kv: KV | None,
+    config: ModelConfig, parts: list[Tensor], cos: Tensor, sin: Tensor, layer: int, kv: KV | None
 ) -> Tensor:
     """Causal grouped-query attention over projected q, k, v [B, T, heads * head_dim]."""
     q, k, v = (torch.unflatten(p, -1, (-1, config.head_dim)).transpose(1, 2) for p in parts)

@@ -31,14 +31,14 @@ class _HtmlText(HTMLParser):
         self.depth = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in SKIPPED:
-            self.depth += 1
-        elif tag in BLOCKS:
-            self.parts.append("\n")
+        self._tag(tag, 1)
 
     def handle_endtag(self, tag: str) -> None:
+        self._tag(tag, -1)
+
+    def _tag(self, tag: str, step: int) -> None:
         if tag in SKIPPED:
-            self.depth = max(0, self.depth - 1)
+            self.depth = max(0, self.depth + step)
         elif tag in BLOCKS:
             self.parts.append("\n")
 
@@ -114,7 +114,7 @@ END, USER, ANSWER = "<|im_end|>", "\n<|im_start|>user\n", "\n<|im_start|>assista
 SYSTEM = "<|im_start|>system\n{}"
 PLAIN_SYSTEM = "You are a helpful assistant."
 DOCUMENT = "<|endoftext|>"
-SHORTEST = 2048  # tokens of a source of human text
+SHORTEST, LONGEST = 2048, 150_000  # tokens of a source of human text: needed, and kept
 
 
 def first_id(tokenizer: Tokenizer) -> int:
@@ -131,13 +131,10 @@ class Prose:
     Args:
         sources: one each, a file or a folder.
         tokenizer: of the model.
-        limit: largest number of tokens kept of one source.
         seed: which documents are kept, and where rows start.
     """
 
-    def __init__(
-        self, sources: Sequence[Path], tokenizer: Tokenizer, limit: int = 150_000, seed: int = 0
-    ) -> None:
+    def __init__(self, sources: Sequence[Path], tokenizer: Tokenizer, seed: int = 0) -> None:
         end = first_id(tokenizer)
         self.random = random.Random(seed)
         self.sources: list[Tensor] = []
@@ -147,14 +144,14 @@ class Prose:
             ids: list[int] = []
             for text in found:
                 ids += [*tokenizer.encode(text, add_special=False), end]
-                if len(ids) >= limit:
+                if len(ids) >= LONGEST:
                     break
             if len(ids) < SHORTEST:
                 raise ValueError(
                     f"text source {path} must hold {SHORTEST} tokens of documents, got {len(ids)}"
                 )
-            self.sources.append(torch.tensor(ids[:limit]))
-            logger.info("source {}: {} tokens", path.name, min(len(ids), limit))
+            self.sources.append(torch.tensor(ids[:LONGEST]))
+            logger.info("source {}: {} tokens", path.name, min(len(ids), LONGEST))
 
     def rows(self, count: int, length: int) -> Tensor:
         """int64 [count, length] at random places."""

@@ -14,7 +14,7 @@ from fastslow.engine.backends.cpu.library import available, kernels
 from fastslow.engine.params import nearest
 
 GIB = 2**30
-HERE = "this-cpu"
+THIS_CPU = "this-cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,26 +71,25 @@ def find_device(name: str) -> Device:
     Raises:
         ValueError: an unknown name (the nearest known one is named).
     """
-    if name == HERE:
+    if name == THIS_CPU:
         return probe()
     if name not in DEVICES:
-        raise ValueError(f"device={name!r} is unknown{nearest(name, (*DEVICES, HERE))}")
+        raise ValueError(f"device={name!r} is unknown{nearest(name, (*DEVICES, THIS_CPU))}")
     return DEVICES[name]
 
 
 READ = 2**29  # bytes, more than the caches hold
 SIZE = 1024  # of the square matrices that are multiplied
-LONG = 0.25  # seconds of passes, of which the fastest counts: others may run, too
+LONG = 0.25  # seconds of passes; the fastest counts, since others may run too
 
 
-def probe(threads: int | None = None) -> Device:
-    """Memory, bandwidth and products of this CPU with so many threads (None = torch's number)."""
-    threads = threads or torch.get_num_threads()
+def probe() -> Device:
+    """Memory, bandwidth and products of this CPU with torch's number of threads."""
     half = _products(torch.bfloat16)
     return Device(
-        HERE,
+        THIS_CPU,
         memory=float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
-        bandwidth=_bandwidth(threads),
+        bandwidth=_bandwidth(torch.get_num_threads()),
         int8=2 * half,  # VNNI multiplies two int8 where AVX512_BF16 multiplies one bfloat16
         half=half,
     )

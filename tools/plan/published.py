@@ -1,17 +1,48 @@
-"""The published figures of openPangu Pro MoE 72B, and what the planner makes of them.
+"""Models that can be planned for without their folder, and what is published of one of them.
 
-Pangu Pro MoE, arXiv 2505.21411, section 5.3: W8A8, sequences of 2048 tokens, four cards. Two rows fix the
+The figures of openPangu Pro MoE 72B: arXiv 2505.21411, section 5.3: W8A8, sequences of 2048 tokens, four cards. Two rows fix the
 two efficiencies that no data sheet has; the others are predictions. `docs/planner.md` discusses them.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.params import nearest
+from fastslow.models.locate import BUILTIN, builtin_path
 from fastslow.tools.plan.device import DEVICES
-from fastslow.tools.plan.models import config_of
 from fastslow.tools.plan.search import DraftCost
 from fastslow.tools.plan.step import STATED, Efficiency, ForwardWork, Precision, Setting
+
+KNOWN: dict[str, dict[str, Any]] = json.loads(  # the fields of public config.json files
+    Path(__file__).with_name("models.json").read_text("utf-8")
+)
+
+
+def config_of(model: str) -> ModelConfig:
+    """A known name, a checkpoint folder, a config.json, or a built-in model.
+
+    Raises:
+        ValueError: none of them, or a config.json that does not fit.
+    """
+    if model in KNOWN:
+        return ModelConfig.from_json(KNOWN[model])
+    path = Path(model)
+    if path.is_dir():
+        return ModelConfig.from_folder(path)
+    if path.is_file():
+        try:
+            return ModelConfig.from_json(json.loads(path.read_text("utf-8")))
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is no config.json of a known model: {error}") from None
+    if model in BUILTIN:
+        return ModelConfig.from_folder(builtin_path(model))
+    raise ValueError(f"model={model!r} is unknown{nearest(model, (*KNOWN, *BUILTIN))}")
+
 
 MODEL, CARDS, SEQUENCE = "openpangu-pro-moe-72b", 4, 2048
 # Not published. Huawei's own serving paper (CloudMatrix384, arXiv 2506.12708) reckons with this

@@ -37,13 +37,6 @@ def page(choices: Sequence[PlanChoice], title: str) -> str:
 def _plot(
     choices: Sequence[PlanChoice], words: str, bars: list[Bar], legend: dict[str, int]
 ) -> Plot:
-    return Plot(
-        title=f"{words} by tokens drafted",
-        x_title="tokens drafted per request and step",
-        y_title=words,
-        x_range=(-0.5, len(choices) - 0.5),
-        y_top=1.12 * max(bar.y for bar in bars),
-        x_labels=[(place, str(choice.nodes)) for place, choice in enumerate(choices)],
-        bars=bars,
-        legend=legend,
-    )
+    nodes, top = [choice.nodes for choice in choices], 1.12 * max(bar.y for bar in bars)
+    titles = (f"{words} by tokens drafted", "tokens drafted per request and step", words)
+    return Plot.columns(nodes, *titles, top, bars=bars, legend=legend)

@@ -41,7 +41,7 @@ class DraftCost:
         return cls(acceptance if acceptance < 1 else 1 - 1 / acceptance, drafter)
 
     def tokens(self, nodes: int) -> float:
-        """Mean tokens of a step with so many drafted: 1 + a + a^2 + ... (Leviathan et al., arXiv
+        """Mean tokens of a step that drafts `nodes`: 1 + a + a^2 + ... (Leviathan et al., arXiv
         2211.17192)."""
         return float(sum(self.acceptance**i for i in range(nodes + 1)))
 

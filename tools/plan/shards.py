@@ -90,7 +90,7 @@ class ShardPlan:
             "mlp reduce-scatter": row * mlp,
         }
 
-    def padded(self, rows_by_home: list[int]) -> int:
+    def padded(self, rows_by_dp_rank: list[int]) -> int:
         """Rows of a step with padding: every rank keeps as many."""
         place = self.shares[0].place
-        return -(-max(rows_by_home) // place.attention) * self.parallel.ranks
+        return -(-max(rows_by_dp_rank) // place.attention) * self.parallel.ranks

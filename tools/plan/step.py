@@ -128,7 +128,7 @@ class ForwardWork:
         )
 
     def distinct(self, rows: float) -> float:
-        """Routed experts of a layer that so many rows meet, if each chooses on its own:
+        """Routed experts of a layer that `rows` rows meet, if each chooses on its own:
         E (1 - (1 - k/E)^rows), which holds for one of each group and for the best k alike."""
         if not self.experts:
             return 0.0
@@ -137,15 +137,10 @@ class ForwardWork:
     def only(self, layers: int) -> ForwardWork:
         """As many layers of the average kind, with the same head: a draft layer is one."""
         share = layers / self.layers
-        return replace(
-            self,
-            layers=layers,
-            always=self.always * share,
-            expert=self.expert * share,
-            kv=self.kv * share,
-            attention=self.attention * share,
-            stored=(self.always + self.expert * self.experts) * share,
-        )
+        names = ("always", "expert", "kv", "attention")
+        parts = {name: getattr(self, name) * share for name in names}
+        stored = (self.always + self.expert * self.experts) * share
+        return replace(self, layers=layers, stored=stored, **parts)
 
 
 ACTIVATION = 2.0  # bytes of a number of the residual stream between cards
@@ -203,7 +198,7 @@ class Setting:
         return replace(self, work=work)
 
     def decode(self, requests: float, rows: float, context: float) -> Terms:
-        """One step of so many requests, each with `rows` rows (its last token and drafted ones).
+        """One step of some requests, each with `rows` rows (its last token and drafted ones).
 
         context: tokens before them, of each request.
         """
@@ -239,7 +234,7 @@ class Setting:
         )
 
     def memory(self, requests: float, context: float) -> float:
-        """Bytes of each card: its part of weights, and of keys and values of so many requests."""
+        """Bytes of each card: its part of weights, and of keys and values of the requests."""
         w, p = self.work, self.precision
         ends = min(w.stored, 2 * w.head)  # embedding and head; a tied one lies there once as well
         inner = w.always + w.expert * w.experts

@@ -52,10 +52,8 @@ def answered(
         for first in range(0, len(prompts), TOGETHER):
             some = list(prompts[first : first + TOGETHER])
             seeds = count(seed + 7919 * (turn * len(prompts) + first))
-            sampling = [
-                SamplingParams(max_tokens=max(tokens, 1), temperature=1.0, seed=next(seeds))
-                for _ in some
-            ]
+            how = SamplingParams(max_tokens=max(tokens, 1), temperature=1.0)
+            sampling = [how.model_copy(update={"seed": next(seeds)}) for _ in some]
             outputs = llm.generate(some, sampling, speculation="off", progress=False)
             for output in outputs:
                 answer = list(output.token_ids) if tokens else []
@@ -123,7 +121,7 @@ def balanced_texts(
 
 
 def _some(texts: Iterator[list[int]], tokens: int) -> list[list[int]]:
-    """Texts until they are so many tokens."""
+    """Texts until they have that many tokens."""
     found: list[list[int]] = []
     while sum(map(len, found)) < tokens and (text := next(texts, None)) is not None:
         found.append(text)

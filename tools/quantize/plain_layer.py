@@ -43,7 +43,7 @@ def nothing(first: Tensor, second: Tensor) -> None:
 class PlainLayer:
     """Layer `n` of a model, from float32 tensors.
 
-    Rows of texts lie one behind the other, [N, H]; `lengths` says how many each text has.
+    Rows of texts lie one after the other, [N, H]; `lengths` says how many each text has.
     """
 
     config: ModelConfig

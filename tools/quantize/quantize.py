@@ -78,11 +78,9 @@ def quantize(
     """Write the W8A8 of a float checkpoint to a new folder.
 
     Args:
-        source: the checkpoint's folder.
         out: the folder to make; new or empty.
         texts: calibration, token ids; only as many as are needed are taken.
         options: None = the usual ones.
-        report: see `progress_bar`.
 
     Raises:
         ValueError: the source is quantised already, of an architecture that is not known, or
@@ -151,14 +149,11 @@ class _Work:
         if not found.texts:
             raise ValueError("calibration needs at least one text, got none")
         starved = found.starved(options.least)
-        never = sum(tokens == 0 for _, _, tokens in starved)
         if starved:
+            never = sum(tokens == 0 for _, _, tokens in starved)
             logger.warning(
-                "{} experts saw fewer than {} calibration tokens, {} of them none: those are "
-                "quantised by their weights alone",
-                len(starved),
-                options.least,
-                never,
+                f"{len(starved)} experts saw fewer than {options.least} calibration tokens, {never} "
+                "of them none: those are quantised by their weights alone"
             )
         tokens = [token for text in found.texts for token in text]
         self._float = embed(tokens)

@@ -40,7 +40,7 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """Of the perplexities."""
+        """The quotient of the perplexities."""
         return self.perplexity / self.source_perplexity
 
 
@@ -91,7 +91,7 @@ class QuantizeReport:
         task_tokens: int,
     ) -> None:
         """Fill in what both models tell: memory, texts (if any), and the share of tasks that greedy
-        answers of at most so many tokens solve."""
+        answers of at most `task_tokens` tokens solve."""
         llms = (source, quantised)
         sizes = [getattr(llm.model, "weight_bytes", 0) for llm in llms]
         self.memory = (sizes[0], sizes[1]) if all(sizes) else None
@@ -173,7 +173,7 @@ class QuantizeReport:
 
 
 def expert_errors(layer: Quantised) -> dict[int, float]:
-    """Of each expert that saw rows: the relative error of its products, root mean square."""
+    """By expert that saw rows: the relative error of its products, root mean square."""
     squares: dict[int, list[float]] = {}
     for name, error in layer.errors.items():
         parts = name.split(".")

@@ -13,6 +13,14 @@ FLOAT = torch.bfloat16
 OUTER = ("model.embed_tokens.weight", "lm_head.weight")
 LIMIT = 0.52  # of the float checkpoint's bytes
 PARTS = ("embedding and head", "attention", "router", "shared experts", "experts", "MLP", "norms")
+MARKS = {  # of a tensor's name; the earliest one that fits counts
+    "norm": "norms",
+    ".self_attn.": "attention",
+    ".shared_expert.": "shared experts",
+    ".experts.": "experts",
+    ".gate.weight": "router",
+    "router_scale": "router",
+}
 
 
 def planned(
@@ -51,12 +59,4 @@ def _quantised(name: str, shape: tuple[int, ...], embedding: bool) -> list[Tenso
 def _part(name: str) -> str:
     if name in OUTER:
         return "embedding and head"
-    if "norm" in name:
-        return "norms"
-    if ".self_attn." in name:
-        return "attention"
-    if ".shared_expert." in name:
-        return "shared experts"
-    if ".experts." in name:
-        return "experts"
-    return "router" if ".gate.weight" in name or "router_scale" in name else "MLP"
+    return next((part for mark, part in MARKS.items() if mark in name), "MLP")

@@ -26,7 +26,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def shorten(text: str, most: int = LONGEST) -> str:
-    """The text, cut after so many characters."""
+    """The text, cut after `most` characters."""
     return text if len(text) <= most else f"{text[:most].rstrip()} ..."
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 50  # of the axes, from the picture's edges
 
 
-def ticks(top: float, count: int = 5) -> list[float]:
-    """About `count` round numbers from 0 to at least `top`."""
+def ticks(top: float) -> list[float]:
+    """About 5 round numbers from 0 to at least `top`."""
     if not (top > 0 and math.isfinite(top)):
         return [0.0, 1.0]
-    rough = top / count
+    rough = top / 5
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= rough * 0.999)
     return [step * i for i in range(math.ceil(top / step - 1e-9) + 1)]
@@ -68,7 +69,7 @@ class Plot:
         x_range: least and most of x.
         y_top: most of y.
         x_labels: where x has ticks, and what is written there.
-        y_suffix: behind numbers at the y axis.
+        y_suffix: follows the numbers of the y axis.
         level: a dashed line across at this height, and what is written on it.
         labels: words a little above a place: x, y, words.
         legend: name -> colour.
@@ -87,19 +88,33 @@ class Plot:
     labels: list[tuple[float, float, str]] = field(default_factory=list)
     legend: Mapping[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def columns(
+        cls,
+        names: Sequence[object],
+        title: str,
+        x_title: str,
+        y_title: str,
+        top: float,
+        **more: Any,
+    ) -> Plot:
+        """Axes with a column for each name, at x = 0, 1, 2, ...; at most some 16 names are written."""
+        labels = [(i, str(names[i])) for i in range(0, len(names), 1 + (len(names) - 1) // 16)]
+        return cls(title, x_title, y_title, (-0.5, len(names) - 0.5), top, labels, **more)
+
     @property
     def marks(self) -> list[float]:
         """The ticks of the y axis."""
         return ticks(self.y_top)
 
     def x(self, value: float) -> float:
-        """Where a value lies in the picture."""
+        """The place of a value in the picture, from the left."""
         low, high = self.x_range
         place = LEFT + (value - low) / ((high - low) or 1.0) * (WIDTH - LEFT - RIGHT)
         return round(place, 2)
 
     def y(self, value: float) -> float:
-        """Where a value lies in the picture, downwards."""
+        """The place of a value in the picture, from the top."""
         return round(HEIGHT - BOTTOM - value / self.marks[-1] * (HEIGHT - TOP - BOTTOM), 2)
 
     def path(self, series: Series) -> str:

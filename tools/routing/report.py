@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastslow.tools.report.page import render
-from fastslow.tools.report.plot import Bar, Plot, Point, Series, whole_ticks
+from fastslow.tools.report.plot import Bar, Plot, Point, Series
 from fastslow.tools.routing.balance import KINDS, ROUTERS, Balance, per_rank
 
 NAMES = {"grouped": "MoGE", "ungrouped": "ungrouped"}
@@ -28,7 +28,7 @@ def page(balance: Balance, title: str) -> str:
 
 
 def _charts(balance: Balance, kind: str) -> dict[str, Any]:
-    """Of one kind of rows: deviation by layer, and two charts of the layer that is least even."""
+    """The charts of one kind of rows: deviation by layer, and two charts of the layer that is least even."""
     loads = {router: balance.loads[kind, router] for router in ROUTERS}
     deviations = {router: 100 * load.deviation(balance.ranks) for router, load in loads.items()}
     worst = int(deviations["ungrouped"].argmax())
@@ -44,17 +44,10 @@ def _charts(balance: Balance, kind: str) -> dict[str, Any]:
 
 
 def _layers(deviations: dict[str, NDArray[np.float64]]) -> Plot:
-    count = len(deviations["grouped"])
-    plot = Plot(
-        title="Spread across ranks, by layer",
-        x_title="layer with routed experts",
-        y_title="standard deviation over mean",
-        x_range=(-0.5, count - 0.5),
-        y_top=max(1.0, *(float(values.max()) for values in deviations.values())) * 1.08,
-        x_labels=whole_ticks(count - 1),
-        y_suffix=" %",
-        legend=LEGEND,
-    )
+    top = max(1.0, *(float(values.max()) for values in deviations.values())) * 1.08
+    titles = "Spread across ranks, by layer", "layer with routed experts", "deviation over mean"
+    layers = range(len(deviations["grouped"]))
+    plot = Plot.columns(layers, *titles, top, y_suffix=" %", legend=LEGEND)
     for router, values in deviations.items():
         points = [
             Point(n, float(v), f"{NAMES[router]}, layer {n}: {v:.1f} %")
@@ -71,16 +64,7 @@ def _bars(counts: dict[str, NDArray[np.int64]], noun: str) -> Plot:
         for n, share in enumerate((100 * values / values.mean()).tolist()):
             note = f"{NAMES[router]}, {noun} {n}: {share:.0f} %"
             bars.append(Bar(n - 0.4 + 0.4 * i, 0.38, share, COLOURS[router], note))
-    count = len(counts["grouped"])
-    return Plot(
-        title=f"Load of each {noun}",
-        x_title=noun,
-        y_title="of an even load",
-        x_range=(-0.5, count - 0.5),
-        y_top=1.08 * max(bar.y for bar in bars),
-        x_labels=whole_ticks(count - 1),
-        y_suffix=" %",
-        level=(100, "even"),
-        bars=bars,
-        legend=LEGEND,
-    )
+    names, top = range(len(counts["grouped"])), 1.08 * max(bar.y for bar in bars)
+    how: dict[str, Any] = {"y_suffix": " %", "level": (100, "even"), "legend": LEGEND}
+    titles = (f"Load of each {noun}", noun, "of an even load")
+    return Plot.columns(names, *titles, top, bars=bars, **how)

@@ -54,12 +54,8 @@ class AnswerStore:
             return []
         with self.path.open(encoding="utf-8") as file:
             lines = [json.loads(line) for line in file]
-        return [
-            TrainText(
-                [*line["prompt"], *line["answer"]], len(line["prompt"]), not line["temperature"]
-            )
-            for line in lines
-        ]
+        parts = ((line["prompt"], line["answer"], line["temperature"]) for line in lines)
+        return [TrainText([*p, *answer], len(p), not heat) for p, answer, heat in parts]
 
     def write(
         self,

@@ -27,7 +27,7 @@ class Shown(NamedTuple):
         rows: of a prompt that it sees at most, the last ones, besides that one.
         moved: share of the prompts seen that stand further away from the answer than they did, up to
             `rows`: long prompts are rare, and a head should find things in them too.
-        stretches: share of the texts with long prompts of which a stretch of the prompt is taught
+        stretches: share of the texts with long prompts in which a stretch of the prompt is taught
             besides the answer: where articles are the target's own, they are as good as answers.
     """
 

@@ -105,11 +105,7 @@ class Shards:
         return sum(self.counts)
 
     def grow(
-        self,
-        model: Model,
-        texts: Sequence[TrainText],
-        shard: int = 256,
-        report: Report = silent,
+        self, model: Model, texts: Sequence[TrainText], shard: int = 256, report: Report = silent
     ) -> None:
         """Look at the texts that are not in the shards yet; the first ones are.
 
@@ -133,7 +129,7 @@ class Shards:
         return [HiddenStates(*seen) for seen in zip(*parts, table["start"].tolist())]
 
     def epoch(self, random: Random, at_once: int = 4) -> Iterator[list[HiddenStates]]:
-        """All texts in random order: so many shards at a time, whose texts then mix."""
+        """All texts in random order: `at_once` shards at a time, whose texts then mix."""
         order = list(range(len(self.counts)))
         random.shuffle(order)
         for at in range(0, len(order), at_once):
@@ -154,8 +150,6 @@ class Shards:
         save_file(table, part)
         part.rename(path)
         self.counts.append(len(seen))
-        index = self.folder / INDEX
-        text = json.dumps({"layers": self.layers, "counts": self.counts})
-        part = index.with_suffix(".part")
-        part.write_text(text, "utf-8")
-        part.rename(index)  # last: what the index names is whole
+        part = (self.folder / INDEX).with_suffix(".part")
+        part.write_text(json.dumps({"layers": self.layers, "counts": self.counts}), "utf-8")
+        part.rename(self.folder / INDEX)  # last: what the index names is whole

@@ -32,7 +32,7 @@ ANSWER_ROWS = 256  # that attention has room for besides a prompt
 
 @dataclass(frozen=True, slots=True)
 class HeadQuality:
-    """Of chains of n tokens.
+    """How good chains of n drafted tokens are.
 
     Attributes:
         tokens_per_step: accepted and one more; 1 is plain decoding.
@@ -123,7 +123,6 @@ def train_head(
         model: the target, for features.
         ask: the target, for answers.
         prompts: what it is asked. The same prompts must be given when the work is taken up again.
-        report: see `progress_bar`.
         on_update: called after each update.
 
     Raises:
@@ -248,9 +247,6 @@ def save_head(trainer: Trainer, path: Path, target: str, provenance: dict[str, A
     table["tokens"] = trainer.vocabulary
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        table,
-        part,
-        trainer.config.metadata() | {"target": target, "provenance": json.dumps(provenance)},
-    )
+    facts = {"target": target, "provenance": json.dumps(provenance)}
+    save_file(table, part, trainer.config.metadata() | facts)
     part.rename(path)

@@ -43,7 +43,7 @@ def faster_dtype() -> torch.dtype:
 
 
 def _seconds(dtype: torch.dtype) -> float:
-    """The least of some products, the first of which sets things up."""
+    """The shortest time of some products; the first one also sets things up."""
     rows, inputs, outputs = SHAPE
     x, w = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
     return min(timeit.repeat(lambda: F.linear(x, w), number=1, repeat=4))
@@ -102,7 +102,7 @@ class TrainConfig:
         prompts: share of texts whose prompt the head sees; 0 makes a head that never looks at prompts.
         prompt_rows: of a prompt that it sees at most, the last ones.
         moved: share of these prompts that stand further away from the answer than they did.
-        stretches: share of the long prompts of which a stretch is taught like an answer.
+        stretches: share of the long prompts in which a stretch is taught like an answer.
         decay: weight decay of the matrices.
         seed: of order and shares.
         products: dtype of the matrix products, "auto" for the faster one on this machine; parameters and their
@@ -225,7 +225,7 @@ class Trainer:
         report: Callable[[Measured], None] = lambda _: None,
         every: float = 120.0,
     ) -> None:
-        """Train until it is over; a checkpoint every so many seconds, and at the end.
+        """Train until it is over; a checkpoint every `every` seconds, and at the end.
 
         Args:
             texts: an epoch: gives groups of texts, in an order drawn from what it is handed.

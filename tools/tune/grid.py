@@ -14,18 +14,10 @@ from fastslow.engine.host.machine import CONTENDED
 from fastslow.engine.host.progress import bar
 from fastslow.engine.params import Speculation
 from fastslow.tools.prompts import Conversation
+from fastslow.tools.tune import sample as stats
 from fastslow.tools.tune.candidates import PLAIN, label
 from fastslow.tools.tune.runner import TuneRunner, shuffled
-from fastslow.tools.tune.sample import (
-    Cell,
-    Sample,
-    Samples,
-    acceptance,
-    accepted_share,
-    rate,
-    ratios_by_turn,
-    tokens_per_step,
-)
+from fastslow.tools.tune.sample import Cell, Sample, Samples
 
 
 @dataclass(slots=True)
@@ -107,7 +99,7 @@ class Grid:
 
     def ratio(self, cell: Cell) -> float | None:
         """How many times plain: the median over turns, None before anything was measured."""
-        ratios = ratios_by_turn(self.samples[cell], self.plain(cell))
+        ratios = stats.ratios_by_turn(self.samples[cell], self.plain(cell))
         return median(ratios) if ratios else None
 
     def record(self) -> list[dict[str, Any]]:
@@ -118,11 +110,11 @@ class Grid:
                 "speculation": cell.setting.model_dump(mode="json"),
                 "batch": cell.batch,
                 "mode": cell.mode,
-                "tokens_per_second": rate(samples),
+                "tokens_per_second": stats.rate(samples),
                 "ratio": self.ratio(cell),
-                "tokens_per_step": tokens_per_step(samples),
-                "acceptance": accepted_share(samples),
-                "acceptance_by_position": acceptance(samples),
+                "tokens_per_step": stats.tokens_per_step(samples),
+                "acceptance": stats.accepted_share(samples),
+                "acceptance_by_position": stats.acceptance(samples),
                 "samples": [_with_rate(sample) for sample in samples],
             }
             for cell, samples in self.samples.items()

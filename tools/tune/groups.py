@@ -14,8 +14,9 @@ import torch
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.params import Mode, SamplingParams
-from fastslow.engine.types import Rows, Segment
+from fastslow.engine.types import Rows
 from fastslow.llm import LLM
+from fastslow.tools.forward import chain
 from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.prompts import Conversation
@@ -48,7 +49,7 @@ class GroupsFound:
     prompts: int
     tasks: int
     keep: float
-    stopped: bool = False
+    stopped: bool = False  # by Ctrl-C
     seconds: float = 0.0
     circumstances: dict[str, Any] = field(default_factory=circumstances)
 
@@ -60,7 +61,7 @@ class GroupsFound:
     @property
     def proposed(self) -> GroupsRow:
         """For the fast mode: the fewest groups that keep `keep` of the score of all groups, or without
-        tasks agree with them at so many places; all groups if that saves next to no time."""
+        tasks agree with them at that share of places; all groups if that saves next to no time."""
         able = [row for row in self.rows if self._keeps(row)]
         fewest = able[0]
         return fewest if fewest.seconds <= ENOUGH_SAVED * self.all.seconds else self.all
@@ -68,10 +69,7 @@ class GroupsFound:
     def record(self) -> dict[str, Any]:
         """For the settings file."""
         return {
-            "prompts": self.prompts,
-            "places": self.places,
-            "tasks": self.tasks,
-            "keep": self.keep,
+            **{name: getattr(self, name) for name in ("prompts", "places", "tasks", "keep")},
             "groups": [asdict(row) for row in self.rows],
             **self.circumstances,
         }
@@ -100,13 +98,10 @@ def tune_groups(
 
     Args:
         llm: the model; no other caller may use it meanwhile.
-        model: its name.
         prompts: of the user.
         tasks: graded ones, whose score then decides instead of agreement.
-        sampling: of all answers.
         keep: see `GroupsFound.proposed`.
         minutes: most time; what is missing then is left out.
-        report: see `progress_bar`.
 
     Raises:
         ValueError: a dense model, something out of range, a prompt that does not fit.
@@ -148,51 +143,29 @@ class TextReader:
 
     def logprobs(self, text: Sequence[int], first: int, groups: int) -> torch.Tensor:
         """Log-probabilities f32 [len(text) - first, V] of the tokens from place `first` on."""
-        slots = self._slots(len(text))
         found = []
         for start in range(0, len(text) - 1, CHUNK):
             stop = min(start + CHUNK, len(text) - 1)
             wanted = [i - start for i in range(max(start, first - 1), stop)]
-            out = self._run(text, slots, start, stop, groups, wanted)
+            out = self._run(text, start, stop, groups, outputs=wanted)
             if wanted:
                 found.append(torch.log_softmax(out, dim=-1))
         return torch.cat(found)
 
     def step(self, text: Sequence[int], groups: int) -> float:
         """Seconds of the last token's row alone; the text before it was read."""
-        slots, last = self._slots(len(text)), len(text) - 1
         started = time.perf_counter()
-        self._run(text, slots, last, last + 1, groups, [0], greedy=True)
+        self._run(text, len(text) - 1, len(text), groups, outputs=[0], only_best=True)
         return time.perf_counter() - started
 
-    def _slots(self, length: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        if self._kv is None or self._kv.pages * self._kv.page_size < length:
-            self._kv = kv_cache_for(self.model, -(-length // 16), prefix_caching=False)
-        return np.arange(length, dtype=np.int64)
-
     def _run(
-        self,
-        text: Sequence[int],
-        slots: np.ndarray[Any, np.dtype[np.int64]],
-        start: int,
-        stop: int,
-        groups: int,
-        outputs: Sequence[int],
-        greedy: bool = False,
+        self, text: Sequence[int], start: int, stop: int, groups: int, **how: Any
     ) -> torch.Tensor:
-        assert self._kv is not None
-        segment = Segment(
-            tokens=list(text[start:stop]),
-            positions=range(start, stop),
-            parents=range(-1, stop - start - 1),
-            slots=slots[start:stop],
-            context=slots[:start],
-            groups=None if groups == self.model.config.groups else groups,
-            outputs=outputs,
-            only_best=greedy,
-            max_len=len(text),
-        )
-        return self.model.forward(Rows.of([segment]), self._kv.storage).logits.float()
+        if self._kv is None or self._kv.pages * self._kv.page_size < len(text):
+            self._kv = kv_cache_for(self.model, -(-len(text) // 16), prefix_caching=False)
+        how["groups"] = None if groups == self.model.config.groups else groups
+        rows = Rows.of([chain(text, np.arange(len(text)), start, stop, **how)])
+        return self.model.forward(rows, self._kv.storage).logits.float()
 
 
 def _answer(llm: LLM, prompt: Conversation, sampling: SamplingParams) -> tuple[list[int], int]:

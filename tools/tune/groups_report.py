@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from fastslow.tools.report.page import conditions, render
-from fastslow.tools.report.plot import Bar, Plot, Point, Series, whole_ticks
+from fastslow.tools.report.plot import Bar, Plot, Point, Series
 from fastslow.tools.tune.groups import GroupsFound
 
 
@@ -107,13 +107,5 @@ def _seconds(found: GroupsFound) -> Plot:
 
 
 def _axes(found: GroupsFound, title: str, y_title: str, top: float, suffix: str) -> Plot:
-    most = found.all.groups
-    return Plot(
-        title=title,
-        x_title="routed groups a token",
-        y_title=y_title,
-        x_range=(-0.5, most + 0.5),
-        y_top=top,
-        x_labels=whole_ticks(most),
-        y_suffix=suffix,
-    )
+    numbers = range(found.all.groups + 1)
+    return Plot.columns(numbers, title, "routed groups a token", y_title, top, y_suffix=suffix)

@@ -49,14 +49,11 @@ class SuccessiveHalving:
         report: Report,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Search for at most so long, but for each candidate's first run. May be interrupted.
+        """Search for at most `seconds`, but for each candidate's first run. May be interrupted.
 
         Args:
-            runner: measures.
             parts: the prompts, `batch` in each.
             seconds: of all rounds.
-            report: see `progress_bar`.
-            now: the time, in seconds.
         """
         started = now()
         rounds = self._rounds()

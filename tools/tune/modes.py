@@ -20,20 +20,9 @@ from fastslow.policies.features import LABELS, count_words, features
 from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.tasks import Task
+from fastslow.tools.tune import selector as fitting
 from fastslow.tools.tune.candidates import PLAIN, check_limits
-from fastslow.tools.tune.selector import (
-    FOLDS,
-    Figures,
-    GradedAnswer,
-    Outcomes,
-    Pair,
-    cheapest,
-    fit,
-    given_up,
-    held_out_scores,
-    judge,
-    judge_escalation,
-)
+from fastslow.tools.tune.selector import FOLDS, Figures, GradedAnswer, Outcomes, Pair
 
 FEWEST = 4 * FOLDS  # tasks; below, a fold says nothing
 ESCALATING = "escalating"  # the preset: the cheap mode, begun again in the better one where unsure
@@ -52,8 +41,6 @@ class ModesFound:
     modes: tuple[str, str]
     pairs: list[Pair]
     keep: float  # share of the better mode's gain to keep
-    batch: int
-    sampling: SamplingParams
     figures: dict[str, Figures]
     selector: Selector
     escalation: Escalation | None
@@ -61,8 +48,10 @@ class ModesFound:
     escalations: list[Figures]  # of escalation, by its settings
     decisions: list[tuple[Task, str]]  # a few tasks, and what the selector says of them
     grading: Counter[str]
-    stopped: bool
-    seconds: float
+    batch: int = 1
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stopped: bool = False  # by Ctrl-C
+    seconds: float = 0.0
     circumstances: dict[str, Any] = field(default_factory=circumstances)
 
     def kept(self, name: str) -> float | None:
@@ -126,15 +115,11 @@ def tune_modes(
 
     Args:
         llm: the model; no other caller may use it meanwhile.
-        model: its name.
         tasks: graded, of the user; they are run in an order of their own.
         modes: names of presets, the cheaper one first.
-        sampling: of all answers.
         keep: the selector and the threshold are the cheapest that keep this share of what the better
             mode is better by.
         minutes: for the answers of both modes.
-        batch: requests at a time.
-        report: see `progress_bar`.
 
     Raises:
         ValueError: something is out of range, a preset is unknown, or too few tasks were answered.
@@ -152,14 +137,15 @@ def tune_modes(
         if stopped:
             raise KeyboardInterrupt
         raise ValueError(f"{len(pairs)} tasks were answered in time; {FEWEST} are needed")
-    found = find(model, modes, pairs, keep)
-    found.batch, found.sampling, found.stopped = batch, sampling, stopped
-    found.seconds = time.monotonic() - started
-    return found
+    seconds = time.monotonic() - started
+    how = {"batch": batch, "sampling": sampling, "stopped": stopped, "seconds": seconds}
+    return find(model, modes, pairs, keep, **how)
 
 
-def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> ModesFound:
-    """What answers that are there say; see `tune_modes`.
+def find(
+    model: str, modes: tuple[str, str], pairs: list[Pair], keep: float, **how: Any
+) -> ModesFound:
+    """What answers that are there say; see `tune_modes`. how: further fields of `ModesFound`.
 
     The selector stands between the cheap mode and the better one, or, where that is quicker, between
     the cheap mode that escalates and the better one.
@@ -168,23 +154,22 @@ def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> 
     seen = [features(situation(pair.task)) for pair in pairs]
     features_NF = np.array([[one[name] for name in names] for one in seen])
     wanted_N = np.array([pair.gains for pair in pairs])
+    sides = [pair.cheap for pair in pairs], [pair.good for pair in pairs]
     outcomes = Outcomes(
-        np.array([pair.cheap.right for pair in pairs]),
-        np.array([pair.good.right for pair in pairs]),
-        np.array([pair.cheap.seconds for pair in pairs]),
-        np.array([pair.good.seconds for pair in pairs]),
+        *(np.array([answer.right for answer in side]) for side in sides),
+        *(np.array([answer.seconds for answer in side]) for side in sides),
     )
-    auto, frontier = judge(features_NF, wanted_N, outcomes, keep)
-    fitted = fit(features_NF, wanted_N, outcomes.counts)
-    escalation, escalating, escalations = judge_escalation(pairs, outcomes, keep)
+    auto, frontier = fitting.judge(features_NF, wanted_N, outcomes, keep)
+    fitted = fitting.fit(features_NF, wanted_N, outcomes.counts)
+    escalation, escalating, escalations = fitting.judge_escalation(pairs, outcomes, keep)
     below, between = outcomes, modes
     if escalation is not None:
-        checked = outcomes.giving_up(*given_up(pairs, escalation))
-        both, its_frontier = judge(features_NF, wanted_N, outcomes, keep, checked)
+        checked = outcomes.giving_up(*fitting.given_up(pairs, escalation))
+        both, its_frontier = fitting.judge(features_NF, wanted_N, outcomes, keep, checked)
         if both.seconds < auto.seconds and both.accuracy >= min(outcomes.aim(keep), auto.accuracy):
             auto, frontier, below, between = both, its_frontier, checked, (ESCALATING, modes[1])
-    scores = held_out_scores(features_NF, wanted_N, outcomes.counts)
-    cut = cheapest(scores, below, outcomes.aim(keep))
+    scores = fitting.held_out_scores(features_NF, wanted_N, outcomes.counts)
+    cut = fitting.cheapest(scores, below, outcomes.aim(keep))
     varies = features_NF.std(0) > 1e-9  # where nothing changed, the usual rules hold
     known = [i for i, name in enumerate(names) if varies[i]]
     selector = Selector(
@@ -201,8 +186,6 @@ def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> 
         modes=modes,
         pairs=pairs,
         keep=keep,
-        batch=1,
-        sampling=SamplingParams(),
         figures={
             modes[0]: outcomes.cheap,
             modes[1]: outcomes.good,
@@ -216,13 +199,12 @@ def find(model: str, modes: tuple[str, str], pairs: list[Pair], keep: float) -> 
         escalations=escalations,
         decisions=[(pair.task, selector(situation(pair.task)).why) for pair in pairs[:SHOWN]],
         grading=Counter(pair.task.grading for pair in pairs),
-        stopped=False,
-        seconds=0.0,
+        **how,
     )
 
 
 def situation(task: Task) -> Situation:
-    """What a chooser would see of a task."""
+    """What a mode selector would see of a task."""
     texts = [message["content"] for message in task.prompt]
     asked = [m["content"] for m in task.prompt if m["role"] == "user"]
     turns = max(0, sum(m["role"] != "system" for m in task.prompt) - 1)
@@ -245,14 +227,8 @@ def answer_tasks(
     log-probabilities, which say how sure it was.
 
     Args:
-        llm: the model.
         tasks: in the order in which they are run.
         modes: names of presets, the cheaper one first.
-        sampling: of all answers.
-        seconds: of everything.
-        report: see `progress_bar`.
-        batch: requests at a time.
-        now: the time, in seconds.
 
     Returns:
         The tasks that both modes answered, and whether that was cut short by Ctrl-C.

@@ -37,7 +37,7 @@ def headline(found: ModesFound) -> str:
 
 
 def best_way(found: ModesFound) -> str:
-    """Of auto and escalating: the cheaper of those that keep enough, else the one that keeps more."""
+    """auto or escalating: the cheaper of those that keep enough, else the one that keeps more."""
     ways = ("auto", "escalating")
     able = [w for w in ways if (found.kept(w) or 0.0) >= found.keep - 0.05]
     if able:

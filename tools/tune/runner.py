@@ -65,10 +65,7 @@ class TuneRunner:
         machine.
 
         Args:
-            cell: what to measure.
-            prompts: a part of the user's prompts.
-            part: its number.
-            turn: which time it is run.
+            part, turn: number of this part of the user's prompts, and which time it is run.
 
         Raises:
             ValueError: a prompt does not fit.
@@ -96,11 +93,7 @@ class TuneRunner:
         self, cell: Cell, prompts: Sequence[Conversation], sampling: SamplingParams
     ) -> list[Output]:
         outputs: list[Output] = self._llm.generate(
-            list(prompts),
-            sampling,
-            mode=cell.mode,
-            speculation=cell.setting,
-            progress=False,
+            list(prompts), sampling, mode=cell.mode, speculation=cell.setting, progress=False
         )
         return outputs
 

@@ -13,7 +13,7 @@ from fastslow.output import Metrics
 
 
 class Cell(NamedTuple):
-    """What is measured: a setting in a mode, so many requests at a time."""
+    """What is measured: a setting in a mode, with `batch` requests at a time."""
 
     setting: Speculation
     batch: int = 1
@@ -86,7 +86,7 @@ def _by_position(metrics: Sequence[Metrics]) -> list[tuple[float, int]]:
 
 
 def _means(rows: Sequence[Sequence[tuple[float, int]]]) -> list[tuple[float, int]]:
-    """Of rows of shares with their weights: at each place the mean share, and the sum of weights."""
+    """Means over rows of shares with weights: at each place the mean share, and the sum of weights."""
     found = []
     for depth in range(max(map(len, rows), default=0)):
         there = [row[depth] for row in rows if len(row) > depth]
@@ -149,7 +149,7 @@ def ratios_by_turn(samples: Samples, plain: Samples) -> list[float]:
 
 
 def tokens_per_forward(samples: Samples) -> float:
-    """Of all requests of a batch, between its first and its last token."""
+    """Tokens of all requests of a batch, between its first and its last token."""
     forwards = sum(s.forwards for s in samples)
     return sum(s.tokens for s in samples) / forwards if forwards else 0.0
 
@@ -161,7 +161,7 @@ def tokens_per_step(samples: Samples) -> float:
 
 
 def accepted_share(samples: Samples) -> float | None:
-    """Of what was drafted; None where nothing was."""
+    """The accepted share of what was drafted; None where nothing was."""
     drafted = sum(s.drafted for s in samples)
     return sum(s.accepted for s in samples) / drafted if drafted else None
 

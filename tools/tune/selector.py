@@ -13,14 +13,15 @@ from fastslow.engine.params import Escalation
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.tools.tasks import Task
 
-Floats = NDArray[np.float64]
+F64s = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 FOLDS = 5
 RIDGE = 1.0  # strength of the L2 penalty on weights of standardised features
 STEPS = 50  # of Newton's method, at most
 ENOUGH = 1e-8
-MOST = 5.0  # times the mean that a task counts
+CUTS = 60
+MAX_TASK_WEIGHT = 5.0  # in mean weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +53,17 @@ class Pair:
 class Fit:
     """score = bias + (features - means) @ weights, as a logit."""
 
-    weights: Floats  # [F]
-    means: Floats  # [F]
+    weights: F64s  # [F]
+    means: F64s  # [F]
     bias: float
 
-    def score(self, features_NF: Floats) -> Floats:
-        """Of tasks, [N]."""
-        scores: Floats = self.bias + (features_NF - self.means) @ self.weights
+    def score(self, features_NF: F64s) -> F64s:
+        """The scores of tasks, [N]."""
+        scores: F64s = self.bias + (features_NF - self.means) @ self.weights
         return scores
 
 
-def fit(features_NF: Floats, wanted_N: Bools, weights_N: Floats | None = None) -> Fit:
+def fit(features_NF: F64s, wanted_N: Bools, weights_N: F64s | None = None) -> Fit:
     """Logistic regression with a ridge penalty, by Newton's method with halved steps.
 
     Args:
@@ -79,7 +80,7 @@ def fit(features_NF: Floats, wanted_N: Bools, weights_N: Floats | None = None) -
     penalty[0] = 1e-3  # with one class only, the score would be infinite
     w = np.zeros(x.shape[1])
 
-    def loss(at: Floats) -> float:
+    def loss(at: F64s) -> float:
         logits = x @ at
         return float(count @ (np.logaddexp(0, logits) - y * logits) + penalty @ at**2 / 2)
 
@@ -96,25 +97,20 @@ def fit(features_NF: Floats, wanted_N: Bools, weights_N: Floats | None = None) -
     return Fit(w[1:] / scale, means, float(w[0]))
 
 
-def _folds(count: int, folds: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Fold f is every `folds`-th task: its places, and those of all others."""
-    for fold in range(folds):
-        yield (
-            [i for i in range(count) if i % folds == fold],
-            [i for i in range(count) if i % folds != fold],
-        )
+def _folds(count: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Fold f is every FOLDS-th task: its places, and those of all others."""
+    for fold in range(FOLDS):
+        others = [i for i in range(count) if i % FOLDS != fold]
+        yield list(range(fold, count, FOLDS)), others
 
 
-def held_out_scores(
-    features_NF: Floats, wanted_N: Bools, weights_N: Floats | None = None, folds: int = FOLDS
-) -> Floats:
-    """The score of every task [N] by a fit that has not seen its fold; fold f is every `folds`-th task."""
+def held_out_scores(features_NF: F64s, wanted_N: Bools, weights_N: F64s) -> F64s:
+    """The score of every task [N] by a fit that has not seen its fold."""
     count = len(features_NF)
-    weights = np.ones(count) if weights_N is None else weights_N
     scores = np.zeros(count)
-    for own, others in _folds(count, folds):
+    for own, others in _folds(count):
         if own and others:
-            fitted = fit(features_NF[others], wanted_N[others], weights[others])
+            fitted = fit(features_NF[others], wanted_N[others], weights_N[others])
             scores[own] = fitted.score(features_NF[own])
     return scores
 
@@ -134,34 +130,36 @@ class Outcomes:
 
     cheap_right: Bools
     good_right: Bools
-    cheap_seconds: Floats
-    good_seconds: Floats
+    cheap_seconds: F64s
+    good_seconds: F64s
 
-    def of(self, goes_N: Bools, before_N: Floats | None = None) -> Figures:
+    def of(self, goes_N: Bools, before_N: F64s | None = None) -> Figures:
         """Figures where some tasks go to the better mode, after some seconds in the cheap one."""
         taken = self.giving_up(goes_N, np.zeros(len(goes_N)) if before_N is None else before_N)
         right, seconds = taken.cheap_right.mean(), taken.cheap_seconds.mean()
         return Figures(float(right), float(seconds), float(goes_N.mean()))
 
-    def giving_up(self, goes_N: Bools, before_N: Floats) -> Outcomes:
-        """Where some cheap answers are given up after so many seconds, and begun in the better mode."""
+    def giving_up(self, goes_N: Bools, before_N: F64s) -> Outcomes:
+        """Outcomes if some cheap answers are given up after `before_N` seconds, for the better mode."""
         right = np.where(goes_N, self.good_right, self.cheap_right)
         seconds = np.where(goes_N, before_N + self.good_seconds, self.cheap_seconds)
         return Outcomes(right, self.good_right, seconds, self.good_seconds)
 
     def only(self, places: Sequence[int]) -> Outcomes:
-        """Of some of the tasks."""
+        """The outcomes of some tasks."""
         some = list(places)
         both = (self.cheap_right[some], self.good_right[some])
         return Outcomes(*both, self.cheap_seconds[some], self.good_seconds[some])
 
     @property
-    def counts(self) -> Floats:
+    def counts(self) -> F64s:
         """How much each task counts for a selector, [N]: one that is better off in the better mode
         counts 1, another by what time it would lose there, over the mean."""
         lost = np.maximum(self.good_seconds - self.cheap_seconds, 0.0)
-        share = np.clip(lost / max(float(lost.mean()), ENOUGH), 1 / MOST, MOST)
-        counts: Floats = np.where(self.good_right & ~self.cheap_right, 1.0, share)
+        share = np.clip(
+            lost / max(float(lost.mean()), ENOUGH), 1 / MAX_TASK_WEIGHT, MAX_TASK_WEIGHT
+        )
+        counts: F64s = np.where(self.good_right & ~self.cheap_right, 1.0, share)
         return counts
 
     @property
@@ -178,16 +176,16 @@ class Outcomes:
         return self.cheap.accuracy + keep * gain if gain > 0 else 2.0
 
 
-def thresholds(scores_N: Floats, most: int = 60) -> list[float]:
-    """Places to cut scores at, from all above to none: at most about `most`, between scores."""
+def thresholds(scores_N: F64s) -> list[float]:
+    """Places to cut scores at, from all above to none: at most about CUTS, between scores."""
     ranked = np.unique(scores_N)
-    if len(ranked) > most:
-        ranked = np.unique(np.quantile(ranked, np.linspace(0, 1, most)))
+    if len(ranked) > CUTS:
+        ranked = np.unique(np.quantile(ranked, np.linspace(0, 1, CUTS)))
     between = (ranked[1:] + ranked[:-1]) / 2
     return [float(ranked[0] - 1), *between.tolist(), float(ranked[-1] + 1)]
 
 
-def cheapest(scores_N: Floats, outcomes: Outcomes, aim: float) -> float:
+def cheapest(scores_N: F64s, outcomes: Outcomes, aim: float) -> float:
     """The threshold that takes least time of those whose accuracy reaches `aim`; the one above all
     scores if none does."""
     cuts = thresholds(scores_N)
@@ -197,7 +195,7 @@ def cheapest(scores_N: Floats, outcomes: Outcomes, aim: float) -> float:
 
 
 def judge(
-    features_NF: Floats,
+    features_NF: F64s,
     wanted_N: Bools,
     outcomes: Outcomes,
     keep: float,
@@ -219,7 +217,7 @@ def judge(
     below = outcomes if below is None else below
     count, counts = len(features_NF), outcomes.counts
     goes = np.zeros(count, dtype=np.bool_)
-    for own, others in _folds(count, FOLDS):
+    for own, others in _folds(count):
         if not own or not others:
             continue
         inner = held_out_scores(features_NF[others], wanted_N[others], counts[others])
@@ -239,7 +237,7 @@ TRIED = [
 ]
 
 
-def given_up(pairs: Sequence[Pair], setting: Escalation) -> tuple[Bools, Floats]:
+def given_up(pairs: Sequence[Pair], setting: Escalation) -> tuple[Bools, F64s]:
     """Which cheap answers are given up, and after how many seconds, [N] each."""
     goes, before = np.zeros(len(pairs), dtype=np.bool_), np.zeros(len(pairs))
     for i, pair in enumerate(pairs):
@@ -264,7 +262,7 @@ def judge_escalation(
     tried = [(setting, *given_up(pairs, setting)) for setting in TRIED]
     count = len(pairs)
     goes, before = np.zeros(count, dtype=np.bool_), np.zeros(count)
-    for own, others in _folds(count, FOLDS):
+    for own, others in _folds(count):
         best = _best(tried, outcomes, others, keep) if others else None
         if best is not None and own:
             goes[own], before[own] = tried[best][1][own], tried[best][2][own]
@@ -278,7 +276,7 @@ def judge_escalation(
 
 
 def _best(
-    tried: Sequence[tuple[Escalation, Bools, Floats]],
+    tried: Sequence[tuple[Escalation, Bools, F64s]],
     outcomes: Outcomes,
     places: Sequence[int],
     keep: float,

@@ -16,18 +16,11 @@ from fastslow.llm import LLM
 from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.prompts import Conversation
+from fastslow.tools.tune import sample as stats
 from fastslow.tools.tune.candidates import PLAIN, check_limits, is_plain, label
 from fastslow.tools.tune.halving import SuccessiveHalving
 from fastslow.tools.tune.runner import TuneRunner, shuffled
-from fastslow.tools.tune.sample import (
-    Cell,
-    Sample,
-    acceptance,
-    accepted_share,
-    rate,
-    ratio,
-    tokens_per_step,
-)
+from fastslow.tools.tune.sample import Cell, Sample
 
 SIZES = (1, 2, 4, 8)
 ROUNDS = 8  # more change little
@@ -38,7 +31,6 @@ class BatchSizes:
 
     Args:
         setting: is compared with plain decoding; if it is plain decoding, that runs alone.
-        mode: name of a preset.
         sizes: requests at a time.
         prompts: how many there are; larger batches are left out.
     """
@@ -59,7 +51,7 @@ class BatchSizes:
         report: Report,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Measure in rounds, each on other prompts, for about so long; at least one round."""
+        """Measure in rounds, each on other prompts, for about `seconds`; at least one round."""
         started, last = now(), 0.0
         largest = max(cell.batch for cell in self.samples)
         for round in range(ROUNDS):
@@ -138,11 +130,11 @@ class TuneResult:
     @property
     def plain_rate(self) -> float:
         """Tokens a second of plain decoding."""
-        return rate(self.samples[PLAIN])
+        return stats.rate(self.samples[PLAIN])
 
     def ratio(self, setting: Speculation) -> float:
         """How many times plain, on the prompts that both ran; nan if there are none."""
-        return ratio(self.samples[setting], self.samples[PLAIN])
+        return stats.ratio(self.samples[setting], self.samples[PLAIN])
 
     def rate(self, setting: Speculation) -> float:
         """Tokens a second, estimated for all prompts from those that a setting ran: its ratio
@@ -161,12 +153,10 @@ class TuneResult:
             "tokens_per_second": self.rate(self.best),
             "plain_tokens_per_second": self.plain_rate,
             "ratio": self.ratio(self.best),
-            "tokens_per_step": tokens_per_step(self.samples[self.best]),
-            "acceptance": accepted_share(self.samples[self.best]),
-            "acceptance_by_position": acceptance(self.samples[self.best]),
-            "batch": self.batch,
-            "mode": self.mode,
-            "prompts": self.prompts,
+            "tokens_per_step": stats.tokens_per_step(self.samples[self.best]),
+            "acceptance": stats.accepted_share(self.samples[self.best]),
+            "acceptance_by_position": stats.acceptance(self.samples[self.best]),
+            **{name: getattr(self, name) for name in ("batch", "mode", "prompts")},
             "sampling": self.sampling.model_dump(mode="json", exclude_defaults=True),
             "stopped_early": self.stopped,
             "seconds": round(self.seconds, 1),
@@ -194,14 +184,9 @@ def tune_speculation(
 
     Args:
         llm: the model; see `TuneRunner`.
-        model: its name.
         prompts: of the user; they are run in an order of their own.
         candidates: settings to choose from.
-        batch: requests at a time.
-        mode: name of a preset.
-        sampling: of all answers.
         minutes: for everything; a slow model may need more for the first run of each candidate.
-        report: see `progress_bar`.
 
     Returns:
         What was found. After Ctrl-C what was found until then.

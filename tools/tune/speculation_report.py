@@ -11,19 +11,9 @@ from fastslow.engine.host.machine import CONTENDED
 from fastslow.engine.params import Speculation
 from fastslow.tools.report.page import conditions, render
 from fastslow.tools.report.plot import Bar, Plot, Point, Series, whole_ticks
+from fastslow.tools.tune import sample as stats
 from fastslow.tools.tune.candidates import PLAIN, family, is_plain, label, length_of
-from fastslow.tools.tune.sample import (
-    Cell,
-    Samples,
-    acceptance,
-    accepted_share,
-    rate,
-    ratio,
-    rows_per_step,
-    seconds_per_step,
-    step_cost,
-    tokens_per_step,
-)
+from fastslow.tools.tune.sample import Cell, Samples
 from fastslow.tools.tune.speculation import TuneResult
 
 COLOURS = 6  # besides plain's, which is 0; then they come again
@@ -76,7 +66,7 @@ def page(found: TuneResult, settings: str = "tuned.json") -> str:
     """
     palette = Palette(found)
     samples = found.samples[found.best]
-    share = accepted_share(samples)
+    share = stats.accepted_share(samples)
     answers = [
         {
             "question": answer.question,
@@ -97,7 +87,7 @@ def page(found: TuneResult, settings: str = "tuned.json") -> str:
         tiles=[
             (f"{found.ratio(found.best):.2f} x", "plain decoding"),
             (f"{found.rate(found.best):.1f}", f"tokens/s, {label(found.best)}"),
-            (f"{tokens_per_step(samples):.2f}", "tokens per step"),
+            (f"{stats.tokens_per_step(samples):.2f}", "tokens per step"),
             ("-" if share is None else f"{share:.0%}", "of drafts accepted"),
         ],
         model=json.dumps(found.model),
@@ -147,17 +137,17 @@ def _conditions(found: TuneResult) -> dict[str, str]:
 
 
 def _rows(found: TuneResult, palette: Palette) -> list[dict[str, object]]:
-    """Of the table of all settings."""
+    """The rows of the table of all settings."""
     most = max((found.ratio(s) for s in found.measured), default=1.0)
     rows: list[dict[str, object]] = []
     for setting in found.measured:
         samples, times = found.samples[setting], found.ratio(setting)
-        share = accepted_share(samples)
+        share = stats.accepted_share(samples)
         cells = [
             f"{times:.2f}",
             f"{found.rate(setting):.1f}",
-            f"{tokens_per_step(samples):.2f}",
-            f"{step_cost(samples, found.samples[PLAIN]):.2f} x",
+            f"{stats.tokens_per_step(samples):.2f}",
+            f"{stats.step_cost(samples, found.samples[PLAIN]):.2f} x",
             "-" if share is None else f"{share:.0%}",
             str(len(samples)),
         ]
@@ -177,13 +167,11 @@ def length_chart(found: TuneResult, palette: Palette) -> Plot | None:
         return None
     names = {s.nodes: length_of(s) for s in drafted}
     lengths = sorted(names, key=lambda nodes: (nodes is None, nodes or 0))
-    plot = Plot(
-        title="Tokens a second against the length of drafts",
-        x_title="tokens drafted per step",
-        y_title="tokens/s",
-        x_range=(-0.5, len(lengths) - 0.5),
-        y_top=1.08 * max(found.plain_rate, *(found.rate(s) for s in drafted)),
-        x_labels=[(place, names[length]) for place, length in enumerate(lengths)],
+    titles = "Tokens a second against the length of drafts", "tokens drafted per step", "tokens/s"
+    plot = Plot.columns(
+        [names[length] for length in lengths],
+        *titles,
+        1.08 * max(found.plain_rate, *(found.rate(s) for s in drafted)),
         level=(found.plain_rate, "plain: break-even"),
         legend=palette.of(drafters),
     )
@@ -203,8 +191,8 @@ def acceptance_chart(found: TuneResult, palette: Palette) -> Plot | None:
     """The share of drafts accepted up to each position, for the longest drafts of each drafter."""
     shares_of = {}
     for name, settings in _drafters(found).items():
-        longest = max(settings, key=lambda s: len(acceptance(found.samples[s])))
-        if shares := acceptance(found.samples[longest]):
+        longest = max(settings, key=lambda s: len(stats.acceptance(found.samples[s])))
+        if shares := stats.acceptance(found.samples[longest]):
             shares_of[label(longest), palette[name]] = shares
     if not shares_of:
         return None
@@ -233,13 +221,13 @@ def cost_chart(found: TuneResult, palette: Palette) -> Plot | None:
     measured = {
         (family(PLAIN), f"plain, batch {cell.batch}"): samples
         for cell, samples in found.sizes.items()
-        if is_plain(cell.setting) and rows_per_step(samples)
+        if is_plain(cell.setting) and stats.rows_per_step(samples)
     } or {(family(PLAIN), label(PLAIN)): found.samples[PLAIN]}
     for name, settings in _drafters(found).items():
         measured |= {(name, label(s)): found.samples[s] for s in settings}
     points: dict[str, list[Point]] = {name: [] for name, _ in measured}
     for (name, words), samples in measured.items():
-        rows, ms = rows_per_step(samples), 1000 * seconds_per_step(samples)
+        rows, ms = stats.rows_per_step(samples), 1000 * stats.seconds_per_step(samples)
         if rows:
             points[name].append(Point(rows, ms, f"{words}: {rows:.1f} rows, {ms:.1f} ms"))
     every = [point for some in points.values() for point in some]
@@ -263,7 +251,9 @@ def cost_chart(found: TuneResult, palette: Palette) -> Plot | None:
 
 def batch_chart(found: TuneResult, palette: Palette) -> Plot | None:
     """Tokens a second at each batch size, plain and with what was found."""
-    cells = [c for c, samples in found.sizes.items() if isfinite(ratio(samples, _plain(found, c)))]
+    cells = [
+        c for c, samples in found.sizes.items() if isfinite(stats.ratio(samples, _plain(found, c)))
+    ]
     if not cells:
         return None
     settings = list(dict.fromkeys(cell.setting for cell in cells))
@@ -272,23 +262,19 @@ def batch_chart(found: TuneResult, palette: Palette) -> Plot | None:
     bars = []
     for cell in cells:
         # as `TuneResult.rate`: runs side by side say more than runs at different times
-        times = ratio(found.sizes[cell], _plain(found, cell))
-        value = times * rate(_plain(found, cell))
+        times = stats.ratio(found.sizes[cell], _plain(found, cell))
+        value = times * stats.rate(_plain(found, cell))
         left = sizes.index(cell.batch) - 0.35 + settings.index(cell.setting) * width
         note = f"{label(cell.setting)}, batch {cell.batch}: {value:.1f} tokens/s"
         shown = "" if is_plain(cell.setting) else f"{times:.2f} x"
         colour = palette[family(cell.setting)]
         bars.append(Bar(left, width * 0.94, value, colour, note, shown))
-    return Plot(
-        title="Tokens a second against the batch size",
-        x_title="requests at a time",
-        y_title="tokens/s, of all requests",
-        x_range=(-0.5, len(sizes) - 0.5),
-        y_top=1.12 * max(bar.y for bar in bars),
-        x_labels=[(i, str(size)) for i, size in enumerate(sizes)],
-        bars=bars,
-        legend={label(s): palette[family(s)] for s in settings},
+    titles = ("Tokens a second against the batch size", "requests at a time")
+    top, legend = (
+        1.12 * max(bar.y for bar in bars),
+        {label(s): palette[family(s)] for s in settings},
     )
+    return Plot.columns(sizes, *titles, "tokens/s, of all requests", top, bars=bars, legend=legend)
 
 
 def _plain(found: TuneResult, cell: Cell) -> Samples:
