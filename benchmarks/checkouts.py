@@ -1,20 +1,20 @@
 """Two checkouts of fastslow on one machine, measured in turn: what a change did to speed.
 
     python benchmarks/checkouts.py OLD NEW [--model smollm2-moge] [--quantization none,int4]
-        [--prompts FILE.jsonl...] [--repeat 7] [--starts 7] [--limit 12] [-o FILE.json]
+        [--prompts FILE.jsonl...] [--rounds 6] [--repeat 7] [--limit 12] [-o FILE.json]
 
-Every checkout runs in a process of its own, started in its folder, and both wait while the other works. Ratios are
-those of a pair of neighbours in time (new over old); their median is told. Of tokens a second above 1 is faster.
-Start-up is the time from the import of fastslow to the first token of a loaded model: seconds, below 1 is faster.
+The checkouts take turns, a process after the other, and a process has the machine to itself: of two that live at the
+same time the later one gets worse memory. A ratio is new over old, the median of a round and then of the rounds. Of
+tokens a second above 1 is faster; of seconds (import, and from there to the first token) below 1 is.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +83,18 @@ class CheckoutProcess:
         self._process.communicate()
 
 
-def in_turn(sides: Sequence[CheckoutProcess], jobs: Sequence[Job]) -> list[list[float]]:
-    """(old, new) rates of each job; who goes first changes from job to job."""
-    pairs = []
-    for turn, job in enumerate(jobs):
-        order = sides[:: -1 if turn % 2 else 1]
-        rates = [side.rate(job) for side in order]
-        pairs.append(rates[:: -1 if turn % 2 else 1])
-    return pairs
+def measured(folder: Path, args: argparse.Namespace, quantization: str) -> dict[str, list[float]]:
+    """What one process reaches, with the machine to itself: seconds of its start, tokens a second of each job."""
+    side = CheckoutProcess(folder, args.model, quantization)
+    found = {"import, s": side.starts[:1], f"{quantization} first token, s": side.starts[1:]}
+    for name, job in JOBS.items():
+        found[f"{quantization} {name}"] = [side.rate(job) for _ in range(args.repeat + 1)][1:]
+    for path in args.prompts:
+        talks = read_prompts(path, args.limit)
+        jobs = [{**JOBS["batch 1"], "messages": talk, "tokens": 128} for talk in talks]
+        found[f"{quantization} auto {path.stem}"] = [side.rate(job) for job in jobs]
+    side.close()
+    return found
 
 
 def main() -> None:
@@ -99,33 +103,26 @@ def main() -> None:
     parser.add_argument("new", type=Path)
     parser.add_argument("--quantization", default="none,int4")
     parser.add_argument("--prompts", type=Path, nargs="*", default=[], metavar="FILE.jsonl")
-    parser.add_argument("--starts", type=int, default=7, help="of Python; 0 = leave them out")
+    parser.add_argument("--rounds", type=int, default=6, help="of processes, in either order")
     args = parser.parse_args()
-    folders, kinds = [args.old.resolve(), args.new.resolve()], args.quantization.split(",")
-    found: dict[str, list[list[float]]] = {}
-    for turn in range(args.starts + 1 if args.starts else 0):
-        sides = [CheckoutProcess(folder, args.model, kinds[0]) for folder in folders]
-        for side in sides:
-            side.close()
-        for name, *pair in zip(("import, s", "first token, s"), *(side.starts for side in sides)):
-            found.setdefault(name, []).extend([pair] if turn else [])  # the first warms up
-    for quantization in kinds:
-        sides = [CheckoutProcess(folder, args.model, quantization) for folder in folders]
-        for name, job in JOBS.items():
-            found[f"{quantization} {name}"] = in_turn(sides, [job] * (args.repeat + 2))[2:]
-        for path in args.prompts:
-            talks = read_prompts(path, args.limit)
-            jobs = [{**JOBS["batch 1"], "messages": talk, "tokens": 128} for talk in talks]
-            found[f"{quantization} auto {path.stem}"] = in_turn(sides, jobs)
-        for side in sides:
-            side.close()
+    folders = [args.old.resolve(), args.new.resolve()]
+    ratios: dict[str, list[float]] = {}
+    values: dict[str, list[tuple[float, float]]] = {}
+    for turn in range(args.rounds):
+        order = -1 if turn % 2 else 1
+        for quantization in args.quantization.split(","):
+            sides = [measured(folder, args, quantization) for folder in folders[::order]][::order]
+            for name in sides[0]:
+                pairs = list(zip(*(side[name] for side in sides)))
+                ratios.setdefault(name, []).append(statistics.median(b / a for a, b in pairs))
+                values.setdefault(name, []).extend(pairs)
     rows, figures = [], []
-    for name, pairs in found.items():
+    for name, pairs in values.items():
         old, new = (statistics.median(side) for side in zip(*pairs, strict=True))
-        ratio = statistics.median(b / a for a, b in pairs)
-        rows.append([name, f"{old:.3f}", f"{new:.3f}", f"{ratio:.3f}", str(len(pairs))])
+        ratio = statistics.median(ratios[name])
+        rows.append([name, f"{old:.3f}", f"{new:.3f}", f"{ratio:.3f}", str(len(ratios[name]))])
         figures.append({"name": name, "old": old, "new": new, "ratio": ratio, "pairs": pairs})
-    show(["", "old", "new", "new/old", "pairs"], rows)
+    show(["", "old", "new", "new/old", "rounds"], rows)
     write(args.out, model=args.model, figures=figures)
 
 

@@ -309,12 +309,12 @@ def test_two_checkouts_are_compared_on_prompts_of_every_kind(place: Place) -> No
     place.run(
         "checkouts",
         "{folder}/old {folder}/new --model abacus --quantization none --prompts {folder}/turns.jsonl"
-        " --repeat 1 --starts 1 --limit 2 -o {out}",
+        " --rounds 1 --repeat 1 --limit 2 -o {out}",
     )
     assert set(place.file()) == HEADER | {"model", "figures"}
     found = {row["name"]: row for row in place.file()["figures"]}
     cells = ["batch 1", "batch 8", "prefill 512", "auto turns"]
-    assert list(found) == ["import, s", "first token, s", *(f"none {name}" for name in cells)]
+    assert list(found) == ["import, s", *(f"none {name}" for name in ["first token, s", *cells])]
     assert len(found["none auto turns"]["pairs"]) == 2
     assert all(row["old"] > 0 < row["new"] for row in found.values())
 
