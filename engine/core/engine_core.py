@@ -225,7 +225,7 @@ def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
 
 
 def _check(trees: Sequence[Tree], nodes: Sequence[int], vocab_size: int) -> None:
-    """Anyone may write a drafter, so a tree that does not fit must not reach the model."""
+    """Anyone may write a drafter, so an unusable tree is stopped before the model sees it."""
     drafted = [len(tree.tokens) for tree in trees]
     if len(drafted) != len(nodes) or any(size > most for size, most in zip(drafted, nodes)):
         raise ValueError(f"the drafter proposed {drafted} nodes where {list(nodes)} fit")

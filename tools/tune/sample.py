@@ -86,7 +86,7 @@ def _by_position(metrics: Sequence[Metrics]) -> list[tuple[float, int]]:
 
 
 def _means(rows: Sequence[Sequence[tuple[float, int]]]) -> list[tuple[float, int]]:
-    """Means over rows of shares with weights: at each place the mean share, and the sum of weights."""
+    """Averages over rows of shares with weights: at each place the mean share, and the sum of weights."""
     found = []
     for depth in range(max(map(len, rows), default=0)):
         there = [row[depth] for row in rows if len(row) > depth]
