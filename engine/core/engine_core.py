@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEveryth
 from fastslow.engine.core.layout import lay_rows
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
+from fastslow.engine.core.stats import EngineStats, EngineTotals
 from fastslow.engine.core.target_probs import (
     committed_features,
     cut_where_unsure,
@@ -50,6 +52,8 @@ class EngineCore:
         self.kv = kv
         self.drafter = drafter
         self.scheduler = Scheduler(kv, prompt_rows, max_running, LatencyBudget(self.cost_model))
+        self._totals = EngineTotals()
+        self._next_deadline = math.inf  # no request's is before it
 
     @property
     def idle(self) -> bool:
@@ -59,10 +63,19 @@ class EngineCore:
         """Queue a request; it runs from the next step on."""
         if request.target is not None and request.may_cut_groups:
             self._cut_groups(request, request.target)
+        if request.deadline is not None:
+            self._next_deadline = min(self._next_deadline, request.deadline)
         self.scheduler.add(request)
+
+    def stats(self) -> EngineStats:
+        """What it does and has done. Any thread may ask: nothing is locked, so that figures may lie a
+        step apart."""
+        return self._totals.snapshot(self.scheduler, self.kv)
 
     def step(self) -> None:
         """One forward for every request that runs: prompt chunks, last tokens and draft nodes."""
+        if time.monotonic() >= self._next_deadline:
+            self._end_late()
         work = self.scheduler.next()
         if not work:
             return
@@ -109,12 +122,20 @@ class EngineCore:
         for request in requests:
             request.error = error
             request.stopper.finish(reason)
-            self.scheduler.remove(request)
+            if self.scheduler.remove(request):
+                self._totals.add(request)
         try:
             self.drafter.release([r.id for r in requests])
         finally:  # wake the waiting callers in any case
             for request in requests:
                 request.tell()
+
+    def _end_late(self) -> None:
+        """End the requests whose time is over, running or waiting."""
+        now, alive = time.monotonic(), [*self.scheduler.running, *self.scheduler.waiting]
+        timed = [(r.deadline, r) for r in alive if r.deadline is not None]
+        self._next_deadline = min((end for end, _ in timed if end > now), default=math.inf)
+        self.end([request for end, request in timed if end <= now], "timeout", None)
 
     def _cut_groups(self, request: Request, target: float) -> None:
         """Run fewer groups where the request's own would miss its latency target: lossy."""
@@ -201,8 +222,10 @@ class EngineCore:
 
     def _tell(self, ready: Sequence[Request]) -> None:
         done = [r for r in ready if r.done]
+        self._totals.steps += 1
         for request in done:
             self.scheduler.remove(request)
+            self._totals.add(request)
         try:
             if done:
                 self.drafter.release([r.id for r in done])

@@ -30,7 +30,8 @@ class Tally:
     cached: int = 0  # prompt tokens found in the prefix cache
     draft_seconds: float = 0.0  # of steps that this request was part of
     verify_seconds: float = 0.0
-    first_token: float = 0.0  # seconds of `time.monotonic`
+    began: float = 0.0  # when it first ran, in seconds of `time.monotonic`
+    first_token: float = 0.0
     last_token: float = 0.0
 
     def add(self, drafted: int, depth: int, accepted: int) -> None:
@@ -99,6 +100,7 @@ class Request:
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     error: BaseException | None = None
     listener: Listener | None = None  # called after every step of the request
+    deadline: float | None = None  # of `time.monotonic`: it ends then, whether it runs or waits
     target: float | None = None  # seconds to the first token, and for each later one
     may_cut_draft: bool = True  # where a target would be missed
     may_cut_groups: bool = False

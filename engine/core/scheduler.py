@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -90,13 +91,16 @@ class Scheduler:
         request.groups = groups
         request.kept = None
 
-    def remove(self, request: Request) -> None:
-        """Forget a request, running or waiting; its pages are freed."""
+    def remove(self, request: Request) -> bool:
+        """Forget a request, running or waiting; its pages are freed. False: it was neither."""
         if request in self.running:
             self.running.remove(request)
             self._kv.close(request.id)
         elif request in self.waiting:
             self.waiting.remove(request)
+        else:
+            return False
+        return True
 
     def _serve(self, early: bool, work: dict[int, ScheduledChunk]) -> None:
         """Give rows to running requests: to those that go before others (`early`), or to the others."""
@@ -171,6 +175,7 @@ class Scheduler:
             self._kv.close(request.id)
             return 0
         request.computed = cached
+        request.tally.began = request.tally.began or time.monotonic()
         if len(request.tokens) == request.prompt_length:
             request.tally.cached = cached
         return chunk

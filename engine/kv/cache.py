@@ -90,6 +90,11 @@ class KVCache:
         """Pages that `reserve` could hand out now: empty and unused cached ones."""
         return sum(rank.available for rank in self._ranks)
 
+    @property
+    def empty_pages(self) -> int:
+        """Pages that hold nothing."""
+        return sum(rank.pool.free for rank in self._ranks)
+
     def free_for(self, request: int) -> int:
         """Pages that `reserve` could hand out now to this request."""
         return self._ranks[self._tables[request].rank].available

@@ -8,7 +8,7 @@ from typing import Literal
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.text.detokenizer import Detokenizer, hold_back
 
-Reason = Literal["stop", "length", "cancelled", "error", "escalated"]
+Reason = Literal["stop", "length", "cancelled", "timeout", "error", "escalated"]
 
 
 class Stopper:
@@ -53,7 +53,7 @@ class Stopper:
         return len(tokens)
 
     def finish(self, reason: Reason) -> None:
-        """End it for another reason: cancelled, escalated, or an error."""
+        """End it for another reason: cancelled, timeout, escalated, or an error."""
         if self.reason is None:
             self._end(reason, None)
 

@@ -20,6 +20,9 @@ from fastslow.engine.text.vocabulary import (
 )
 
 
+LONG = 4096  # characters: a millisecond of work
+
+
 class HfTokenizer(Tokenizer):
     """A `tokenizers` model of any kind whose decoder joins bytes (see PieceDecoder)."""
 
@@ -67,7 +70,10 @@ class HfTokenizer(Tokenizer):
         check_unicode(text)
         added = add_special and self._add_bos is not False
         added = added and not self.begins_with(text, self.bos_id)
-        ids: list[int] = self._library.encode(text, add_special_tokens=added).ids
+        if len(text) < LONG:
+            ids: list[int] = self._library.encode(text, add_special_tokens=added).ids
+        else:  # unlike `encode` it lets other threads run meanwhile
+            ids = self._library.encode_batch([text], add_special_tokens=added)[0].ids
         if added and self._add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
         return ids

@@ -96,6 +96,7 @@ class Tokenizer(ABC):
 
     Attributes:
         vocab_size: number of ids; a model's logits may have more columns.
+        longest: bytes of the longest token.
         bos_id: begins a text; None: the model has no such token.
         eos_ids: each of them ends an answer.
         special_ids: marks, not text; `decode` leaves them out by default.
@@ -117,6 +118,7 @@ class Tokenizer(ABC):
         self.leading_spaces = leading_spaces
         self.vocab_size = max(data, default=-1) + 1
         each = [data.get(number, b"") for number in range(self.vocab_size)]
+        self.longest = max(map(len, each), default=0)
         self._bytes = b"".join(each)
         self._bounds = array("Q", [0])  # id n owns bytes bounds[n] : bounds[n + 1]
         for some in each:
