@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastslow.api import generate
     from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
+    from fastslow.engine.core.stats import EngineStats
     from fastslow.engine.parallel.sharding import Parallel
     from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
     from fastslow.engine.text.templates import Message
     from fastslow.engine.types import Chooser, ModeChoice, Situation
+    from fastslow.handle import PieceStream, RequestHandle, as_completed
     from fastslow.llm import LLM
     from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
 
@@ -25,6 +27,7 @@ __all__ = [
     "Chooser",
     "Completion",
     "Conversation",
+    "EngineStats",
     "Escalation",
     "GenerationError",
     "Message",
@@ -35,21 +38,26 @@ __all__ = [
     "Output",
     "Parallel",
     "Piece",
+    "PieceStream",
     "Presets",
     "Prompt",
+    "RequestHandle",
     "SamplingParams",
     "Situation",
     "Speculation",
     "SpeculationLike",
     "__version__",
+    "as_completed",
     "generate",
 ]
 
 _MODULES = {
     "api": "generate",
     "call": "Conversation ModeLike Presets Prompt SpeculationLike",
+    "handle": "PieceStream RequestHandle as_completed",
     "llm": "LLM",
     "output": "Completion GenerationError Metrics Output Piece",
+    "engine.core.stats": "EngineStats",
     "engine.parallel.sharding": "Parallel",
     "engine.params": "Escalation Mode SamplingParams Speculation",
     "engine.text.templates": "Message",

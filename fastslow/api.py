@@ -24,8 +24,9 @@ def generate(
     sampling: Sampling = None,
     *,
     model: str | Path = ...,
-    mode: ModeLike = ...,
-    speculation: SpeculationLike = ...,
+    mode: ModeLike | None = ...,
+    speculation: SpeculationLike | None = ...,
+    timeout: float | None = ...,
     progress: bool = ...,
     **llm_options: Any,
 ) -> Output: ...
@@ -35,8 +36,9 @@ def generate(
     sampling: Samplings = None,
     *,
     model: str | Path = ...,
-    mode: ModeLike | Sequence[ModeLike] = ...,
-    speculation: SpeculationLike | Sequence[SpeculationLike] = ...,
+    mode: ModeLike | None | Sequence[ModeLike | None] = ...,
+    speculation: SpeculationLike | None | Sequence[SpeculationLike | None] = ...,
+    timeout: float | None | Sequence[float | None] = ...,
     progress: bool = ...,
     **llm_options: Any,
 ) -> list[Output]: ...
@@ -45,8 +47,9 @@ def generate(
     sampling: Any = None,
     *,
     model: str | Path = "smollm2-moge",
-    mode: Any = "deep",
-    speculation: Any = "auto",
+    mode: Any = None,
+    speculation: Any = None,
+    timeout: Any = None,
     progress: bool = True,
     **llm_options: Any,
 ) -> Any:
@@ -56,7 +59,7 @@ def generate(
     to choose when its memory is freed.
 
     Args:
-        prompts, sampling, mode, speculation: as `LLM.generate` takes them.
+        prompts, sampling, mode, speculation, timeout: as `LLM.generate` takes them.
         progress: draw bars while the model loads and while a list of prompts is answered.
         model: a checkpoint folder or a built-in name.
         llm_options: keyword arguments of `LLM`, such as dtype and device.
@@ -69,7 +72,8 @@ def generate(
         GenerationError: the engine failed on a request; it holds all outputs.
     """
     llm = _llm(str(model), progress, llm_options)
-    return llm.generate(prompts, sampling, mode=mode, speculation=speculation, progress=progress)
+    call = {"mode": mode, "speculation": speculation, "timeout": timeout}
+    return llm.generate(prompts, sampling, **call, progress=progress)
 
 
 def _llm(model: str, progress: bool, options: dict[str, Any]) -> LLM:

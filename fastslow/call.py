@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, SupportsIndex, TypedDict, TypeVar
+from typing import Any, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeVar
 
-from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest
 from fastslow.engine.text.templates import Message
 from fastslow.engine.types import Chooser
 
@@ -21,24 +21,28 @@ SpeculationLike = str | Speculation
 Presets = str | Path | Mapping[str, Mode | Mapping[str, Any]]
 """Presets by name, or the path of a JSON file that holds them."""
 
+LONGEST = 1e9  # seconds, thirty years
+
 T_co = TypeVar("T_co", covariant=True)
 
 
 class ListOf(Protocol[T_co]):
-    """A list or a tuple, for type checkers. A str is a `Sequence[str]`, but one prompt. Its `__contains__`
-    takes only str, so this protocol excludes it."""
+    """A sequence, for type checkers. A str is a `Sequence[str]`, but one prompt. Its `__contains__` takes
+    only str, so this protocol excludes it. An array of numpy has no `count`."""
 
     def __contains__(self, value: object, /) -> bool: ...
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[T_co]: ...
-    def __getitem__(self, place: SupportsIndex, /) -> T_co: ...
+    def __getitem__(self, place: int, /) -> T_co: ...
+    def count(self, value: Any, /) -> int: ...
 
 
 class CallOptions(TypedDict, total=False):
     """How one prompt is answered; `LLM.generate` says what the fields mean."""
 
-    mode: ModeLike
-    speculation: SpeculationLike
+    mode: ModeLike | None
+    speculation: SpeculationLike | None
+    timeout: float | None
 
 
 class PromptOptions(CallOptions, total=False):
@@ -50,8 +54,9 @@ class PromptOptions(CallOptions, total=False):
 class BatchOptions(TypedDict, total=False):
     """How many prompts are answered: one value for all of them, or a list with one for each."""
 
-    mode: ModeLike | Sequence[ModeLike]
-    speculation: SpeculationLike | Sequence[SpeculationLike]
+    mode: ModeLike | None | Sequence[ModeLike | None]
+    speculation: SpeculationLike | None | Sequence[SpeculationLike | None]
+    timeout: float | None | Sequence[float | None]
     progress: bool
 
 
@@ -59,9 +64,43 @@ Sampling = SamplingParams | None
 Samplings = Sampling | Sequence[Sampling]
 
 
+class PromptCall(NamedTuple):
+    """One prompt as it was asked, not checked yet."""
+
+    called: float  # when, of `time.monotonic`
+    prompt: Prompt
+    sampling: Sampling = None
+    mode: ModeLike | None = None
+    speculation: SpeculationLike | None = None
+    timeout: float | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        """When it ends at the latest, of `time.monotonic`.
+
+        Raises:
+            ValueError: the timeout is no number of seconds.
+        """
+        seconds = self.timeout
+        if seconds is None:
+            return None
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not number or not 0 < seconds <= LONGEST:
+            raise ValueError(f"timeout={seconds!r} must be a number of seconds above 0, or None")
+        return self.called + seconds
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a ValueError for the first keyword of a call that means nothing."""
+    for name in given:
+        if name in SamplingParams.model_fields:
+            raise ValueError(f"option {name!r} belongs into sampling=SamplingParams({name}=...)")
+        raise ValueError(f"option {name!r} is unknown{nearest(name, known)}")
+
+
 def spread(name: str, value: Any, count: int) -> list[Any]:
-    """One value for every prompt: a list as it is, anything else repeated."""
-    if not isinstance(value, list | tuple):
+    """One value for every prompt: a sequence as it is, anything else repeated."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         return [value] * count
     if len(value) != count:
         raise ValueError(f"{name} has {len(value)} entries for {count} prompts")
@@ -87,8 +126,9 @@ def as_prompts(conversations: Any) -> Any:
     Raises:
         ValueError: see `as_messages`.
     """
-    several = isinstance(conversations, list | tuple) and not _is_chat(conversations)
-    if several and all(isinstance(one, str | list | tuple) for one in conversations):
+    several = isinstance(conversations, Sequence) and not isinstance(conversations, str)
+    several = several and not _is_chat(conversations)
+    if several and all(isinstance(one, Sequence) for one in conversations):
         return [as_messages(one) for one in conversations]
     return as_messages(conversations)
 

@@ -1,183 +1,157 @@
-"""The caller's side of a running request: its pieces as they come, and the answer at the end."""
+"""What a caller holds while the engine answers: a handle to wait for, to await, to iterate over."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import Literal
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from functools import partial
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any
 
-from fastslow.engine.core.request import Listener, Request
-from fastslow.engine.params import Mode
-from fastslow.engine.sampling.thinking import Ended, Thinking
-from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags
-from fastslow.input_processor import EncodedPrompt
-from fastslow.output import Completion, Metrics, Piece
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A request that may answer, with what it was asked and its mode."""
-
-    request: Request
-    prompt: EncodedPrompt
-    mode: Mode
+from fastslow.job import PromptJob, start
+from fastslow.output import Output, Piece
 
 
 class RequestHandle:
-    """One answer, seen from the caller's thread.
+    """One prompt's answer, which the engine makes meanwhile; `LLM.submit` gives it.
 
-    The text between the tags is `reasoning`, all else `text`. A thought without an end is reasoning.
-    Where the first tag is the closing one, and the request may think, the answer began inside a
-    thought: the text before it is reasoning, too. A request that must not think keeps it as `text`, so
-    that its answer is not lost.
+    Any thread may use it, and any event loop:
 
-    Args:
-        candidates: makes the requests, not submitted yet, with this listener. A second one replaces the
-            first where its confidence falls. Nothing of the first is streamed while it may still be
-            replaced.
-        tags: the model's thinking tags, if it has any.
-        streaming: keep every piece; otherwise only the end is signalled.
-        decision: why this mode, for the metrics.
-
-    Attributes:
-        requests: of all candidates; the caller submits the first one.
+    - `handle.result()` waits for the `Output`, and so does `await handle` in asyncio.
+    - `for piece in handle` and `async for piece in handle` take the answer in pieces, where n is 1. The
+      first one holds all that is there by then. Two loops over one handle share its pieces.
+    - Whoever leaves such a loop early, or is cancelled while awaiting, cancels the request. A handle that
+      is dropped does not: its request runs on.
     """
 
-    def __init__(
-        self,
-        candidates: Callable[[Listener], list[Candidate]],
-        tags: ThoughtTags | None,
-        streaming: bool = False,
-        decision: str = "",
-    ) -> None:
-        self._tags = tags
-        self._streaming = streaming
-        self._decision = decision
-        self._over = False
-        self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
-        self._started = time.monotonic()
-        self._candidates = candidates(self._on_step)
-        self.requests = [candidate.request for candidate in self._candidates]
-        self._begin()
+    def __init__(self, job: PromptJob) -> None:
+        self._job = job
 
     @property
-    def request(self) -> Request:
-        """The one that answers."""
-        return self._candidates[0].request
+    def done(self) -> bool:
+        """Whether the answer is complete, was cancelled, or failed; `result` then does not wait."""
+        return self._job.done
+
+    def result(self, timeout: float | None = None) -> Output:
+        """Wait for the answer.
+
+        Args:
+            timeout: most seconds to wait; None = as long as it takes.
+
+        Raises:
+            TimeoutError: the wait is over. The request goes on.
+            ValueError: the prompt, its chat template or the drafter does not fit.
+            GenerationError: the engine failed on the request; it holds the output.
+            RuntimeError: the LLM was closed before the engine had the request.
+        """
+        if not self._job.wait(timeout):
+            raise TimeoutError(f"no answer within {timeout} s; the request goes on")
+        return self._job.outcome()
+
+    def cancel(self) -> None:
+        """End the request, unless it is over. `result` then gives the answer so far, with finish_reason
+        "cancelled", once the step that runs is over."""
+        self._job.cancel()
+
+    def __await__(self) -> Generator[Any, None, Output]:
+        return self._awaited().__await__()
+
+    def __iter__(self) -> PieceStream:
+        return PieceStream(self._job)
+
+    def __aiter__(self) -> PieceStream:
+        return PieceStream(self._job)
+
+    async def _awaited(self) -> Output:
+        await self._job.arrival(lambda: self._job.done)
+        return self._job.outcome()
+
+
+class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
+    """The pieces of an answer as they are made, for `for` and for `async for`. The last one carries the
+    `output`.
+
+    The first `next` starts the request, unless `submit` did. Leaving the stream ends it: `close`, or
+    letting go of it. Any thread may close it while another one iterates, and that loop then ends.
+    """
+
+    def __init__(self, job: PromptJob) -> None:
+        self._job = job
+        self._left = False
+        job.stream()
+
+    def close(self) -> None:
+        """End the request, unless it is over. No more pieces come."""
+        self._left = True
+        self._job.cancel()
 
     @property
-    def prompt(self) -> EncodedPrompt:
-        """What it was asked."""
-        return self._candidates[0].prompt
+    def output(self) -> Output | None:
+        """The answer: whole, or as far as it was made when the stream was closed; None before that. Just
+        after `close` it waits until the step that runs is over.
 
-    def next(self) -> Piece | None:
-        """Wait for the next piece; None once the request is over, and from then on."""
-        if self._over:
+        Raises:
+            GenerationError, RuntimeError: as `RequestHandle.result`.
+        """
+        if not self._left and not self._job.done:
             return None
-        piece = self._pieces.get()
-        self._over = piece is None
+        return RequestHandle(self._job).result()
+
+    def __iter__(self) -> PieceStream:
+        return self
+
+    def __aiter__(self) -> PieceStream:
+        return self
+
+    def __next__(self) -> Piece:
+        """Wait for the next piece.
+
+        Raises:
+            ValueError: n is more than 1; and as `RequestHandle.result`.
+            GenerationError, RuntimeError: as `RequestHandle.result`.
+        """
+        if not self._left:
+            start([self._job])
+        piece = self._job.next(self._ready)
+        if piece is None or self._left:
+            raise StopIteration
         return piece
 
-    def wait(self) -> Completion:
-        """Wait until the request is over."""
-        while self.next() is not None:
-            pass
-        return self.completion()
+    async def __anext__(self) -> Piece:
+        if not self._left:
+            start([self._job])
+        piece = await self._job.next_in_loop(self._ready)
+        if piece is None or self._left:
+            raise StopAsyncIteration
+        return piece
 
-    def completion(self) -> Completion:
-        """The whole answer of a request that is over."""
-        request = self.request
-        stopper = request.stopper
-        opened, thinking = self.prompt.opened, request.thinking
-        asked = self._candidates[0].mode.thinking != "off" and not opened
-        if self._tags is not None and asked and self._tags.strayed(stopper.text):
-            opened = True
-            thinking = thinking and thinking.reopened()
-        splitter = ThoughtSplitter(self._tags, opened)
-        parts = [splitter.push(stopper.text), splitter.finish()]
-        return Completion(
-            text="".join(text for _, text in parts),
-            reasoning="".join(reasoning for reasoning, _ in parts),
-            token_ids=request.tokens[request.prompt_length :],
-            finish_reason=stopper.reason or "error",
-            stop_reason=stopper.matched,
-            logprobs=None if request.params.logprobs is None else request.logprobs,
-            metrics=self._metrics(thinking),
-            error=None if request.error is None else str(request.error),
-        )
+    def __del__(self) -> None:
+        self.close()
 
-    def _begin(self) -> None:
-        self._splitter = ThoughtSplitter(self._tags, self.prompt.opened)
-        self._sent = self.request.prompt_length
+    def _ready(self) -> bool:
+        return self._left or self._job.arrived()
 
-    def _on_step(self, request: Request) -> None:
-        """Called in the engine's thread after every step of the request."""
-        if request is not self.request:
-            return
-        if request.done and request.escalated and len(self._candidates) > 1:
-            del self._candidates[0]
-            self._begin()
-            if not self.request.done:
-                return
-            request = self.request
-        unsure = len(self._candidates) > 1 and not request.done and request.watched
-        if self._streaming and not unsure:
-            reasoning, text = self._splitter.push(request.stopper.news())
-            if request.done:
-                last_reasoning, last_text = self._splitter.finish()
-                reasoning, text = reasoning + last_reasoning, text + last_text
-            fresh, self._sent = request.tokens[self._sent :], len(request.tokens)
-            self._pieces.put(Piece(text, reasoning, fresh))
-        if request.done:
-            self._pieces.put(None)
 
-    def _mode(self) -> str:
-        """The mode that answered; both, where a text went on in another one."""
-        name, other = self._candidates[0].mode.name, self.request.escape
-        return f"{name}>{other.mode}" if other is not None and self.request.escalated else name
+def as_completed(
+    handles: Iterable[RequestHandle], timeout: float | None = None
+) -> Iterator[RequestHandle]:
+    """The handles, each as soon as it is done, as `concurrent.futures.as_completed` does.
 
-    def _metrics(self, thinking: Thinking | None) -> Metrics:
-        request = self.request
-        tally = request.tally
-        tokens = len(request.tokens) - request.prompt_length
-        pairs = zip(tally.accepted_at, tally.offered_at)
-        first = self.requests[0]
-        ttft = max(0.0, tally.first_token - self._started)
-        tpot = (tally.last_token - tally.first_token) / max(1, tokens - 1)
-        kept = None if first.target is None else bool(tokens) and max(ttft, tpot) <= first.target
-        notes = (note for one in self.requests for note in one.notes)
-        thought, ended = self._thought(thinking)
-        return Metrics(
-            mode=self._mode(),
-            drafter=request.speculation.drafter,
-            ttft=ttft,
-            tpot=tpot,
-            decision="; ".join(filter(None, (self._decision, *notes))),
-            escalated_at=first.confidence.tokens if first.escalated and first.confidence else None,
-            target_ms=None if first.target is None else 1000 * first.target,
-            target_kept=kept,
-            tokens=tokens,
-            steps=tally.steps,
-            drafted=tally.drafted,
-            accepted=tally.accepted,
-            cut=tally.cut,
-            draft_seconds=tally.draft_seconds,
-            verify_seconds=tally.verify_seconds,
-            preemptions=tally.preemptions,
-            runs=list(tally.runs),
-            acceptance=[accepted / offered for accepted, offered in pairs],
-            cached_tokens=tally.cached,
-            thinking_tokens=thought,
-            thinking_ended=ended,
-        )
+    Args:
+        handles: of `LLM.submit`, of one LLM or several. One that is given twice comes once.
+        timeout: most seconds to wait, from the first `next`; None = as long as it takes.
 
-    def _thought(self, thinking: Thinking | None) -> tuple[int, Ended | Literal["length"] | None]:
-        """Tokens of thought, and what ended it."""
-        if thinking is None:
-            return 0, None
-        count, ended, still_open = thinking.outcome(self.request.tokens)
-        if not still_open:
-            return count, ended
-        return count, "length" if self.request.stopper.reason == "length" else None
+    Raises:
+        TimeoutError: the wait is over. The requests go on.
+    """
+    each = list(dict.fromkeys(handles))
+    over: SimpleQueue[RequestHandle] = SimpleQueue()
+    for handle in each:
+        handle._job.when_done(partial(over.put, handle))
+    end = None if timeout is None else monotonic() + timeout
+    for left in range(len(each), 0, -1):
+        try:
+            yield over.get(timeout=None if end is None else max(0.0, end - monotonic()))
+        except Empty:
+            late = f"{left} of {len(each)} answers are not there within {timeout} s"
+            raise TimeoutError(f"{late}; the requests go on") from None

@@ -71,11 +71,31 @@ class InputProcessor:
             )
         if not prompts:
             raise ValueError("prompt=[] is empty: give at least one token, message or prompt")
+        if len(prompts) > self.context and isinstance(prompts[0], Mapping):
+            return [prompts], True  # which `measure` refuses: they need not be looked at
         if all(isinstance(part, Mapping) for part in prompts):
             return [prompts], True
         if all(isinstance(part, str | Sequence) for part in prompts):
             return list(prompts), False
         return [prompts], True
+
+    def measure(self, prompt: Prompt) -> None:
+        """Refuse a prompt that cannot fit, however it is tokenised, before time is spent on it.
+
+        Raises:
+            ValueError: too many characters, messages or token ids.
+        """
+        if isinstance(prompt, str):
+            self._measure_text(len(prompt))
+        elif isinstance(prompt, Sequence) and prompt and not isinstance(prompt, BYTES):
+            if not isinstance(prompt[0], Mapping):
+                self._measure_tokens(len(prompt))
+            elif len(prompt) > self.context:
+                raise ValueError(
+                    f"messages has {len(prompt)} entries; they must fit the context of {self.context}"
+                )
+            else:
+                self._measure_text(sum(map(_characters, prompt)))
 
     def encode(self, prompt: Prompt, mode: Mode) -> EncodedPrompt:
         """Token ids of one prompt; messages go through the chat template.
@@ -89,11 +109,7 @@ class InputProcessor:
         encoded = self._encoded(prompt, mode)
         if not encoded.tokens:
             raise ValueError(f"prompt={prompt!r} is empty: give at least one token")
-        if len(encoded.tokens) >= self.context:
-            raise ValueError(
-                f"prompt has {len(encoded.tokens)} tokens; with an answer of at least one it must "
-                f"fit the context of {self.context}"
-            )
+        self._measure_tokens(len(encoded.tokens))
         return encoded
 
     def check_params(self, params: SamplingParams) -> None:
@@ -130,12 +146,28 @@ class InputProcessor:
         tokenizer = self._need_tokenizer()
         assert self._template is not None  # loaded with the tokenizer
         text = self._template.render(messages, mode.thinking)
+        self._measure_text(len(text))  # a template may write more than the messages hold
         opened = False
         if self.tags is not None:
             opened = self.tags.opened_by(text) or not self.tags.open
             if mode.thinking == "off" and opened:
                 text, opened = self.tags.shut(text) if self.tags.open else text, False
         return EncodedPrompt(tokenizer.encode(text, self._template.add_special), text, True, opened)
+
+    def _measure_tokens(self, count: int) -> None:
+        if count >= self.context:
+            raise ValueError(
+                f"prompt has {count} tokens; with an answer of at least one it must "
+                f"fit the context of {self.context}"
+            )
+
+    def _measure_text(self, characters: int) -> None:
+        longest = self._need_tokenizer().longest
+        if characters > longest * self.context:
+            raise ValueError(
+                f"prompt has {characters} characters, which cannot fit the context of {self.context}: "
+                f"no token is longer than {longest}"
+            )
 
     def _ends_in_thought(self, ids: Sequence[int]) -> bool:
         if self.tags is None or self.tokenizer is None:
@@ -160,3 +192,11 @@ class InputProcessor:
         if self.tokenizer is None:
             raise ValueError("this checkpoint has no tokenizer: give the prompt as token ids")
         return self.tokenizer
+
+
+def _characters(message: Any) -> int:
+    """How much text a message holds, in its parts too; what is no message is refused later."""
+    values = list(message.values()) if isinstance(message, Mapping) else []
+    parts = [part for value in values if isinstance(value, list) for part in value]
+    values += [value for part in parts if isinstance(part, Mapping) for value in part.values()]
+    return sum(len(value) for value in values if isinstance(value, str))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Self, Unpack, cast, overload
+from time import monotonic
+from typing import Any, Never, NoReturn, Self, Unpack, cast, overload
 
 from loguru import logger
 
@@ -18,36 +20,41 @@ from fastslow.call import (
     ModeLike,
     Presets,
     Prompt,
+    PromptCall,
     PromptOptions,
     Sampling,
     Samplings,
     SpeculationLike,
     as_messages,
     as_prompts,
+    refuse_unknown,
     spread,
 )
+from fastslow.choice import ChoiceHandle
 from fastslow.draft.router import DrafterRouter
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.core.engine_core import EngineCore
+from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.progress import bar
-from fastslow.engine.kv.budget import page_budget
-from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.types import Chooser
-from fastslow.handle import RequestHandle
+from fastslow.engine_args import checks_arguments, context_length, kv_pages
+from fastslow.handle import PieceStream, RequestHandle, as_completed
 from fastslow.input_processor import InputProcessor
+from fastslow.job import PromptJob, start
 from fastslow.models.locate import find_tokenizer, resolve_model
-from fastslow.output import GenerationError, Output, Piece, advice
+from fastslow.output import GenerationError, Output, advice
 from fastslow.policies.auto import checkpoint_selector, read_selector
 from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.step_cost import StepCostCurve
 from fastslow.request_builder import RequestBuilder
+
+TOKENISERS = 2  # threads that tokenise what is submitted
 
 
 class Closed:
@@ -77,7 +84,7 @@ class LLM:
         max_running: most requests in one step.
         prefix_caching: share the KV of texts that start alike.
         speculation: what "auto" means where a mode does not say: a drafter's name, a `Speculation`,
-            or the path of a settings file that `fastslow tune` wrote.
+            the path of a settings file that `fastslow tune` wrote, or None for the best that there is.
         auto: how mode "auto" chooses: a callable from a `Situation` to a preset's name; a settings file
             of `fastslow tune --modes` (with its presets, where `modes` is None); or None for the rules
             under "auto" in the checkpoint's `fastslow.json`, else for built-in ones.
@@ -98,6 +105,7 @@ class LLM:
         RuntimeError: a rank failed.
     """
 
+    @checks_arguments
     @ends_ranks_if_it_fails
     def __init__(
         self,
@@ -112,7 +120,7 @@ class LLM:
         prompt_rows: int = 512,
         max_running: int = 64,
         prefix_caching: bool = True,
-        speculation: SpeculationLike = "auto",
+        speculation: SpeculationLike | None = None,
         auto: Chooser | str | Path | None = None,
         remember: bool = True,
         modes: Presets | None = None,
@@ -123,7 +131,7 @@ class LLM:
         if parallel is not None:
             join()
         for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
-            if not isinstance(value, int) or value < 1:
+            if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         folder = resolve_model(model)
         load: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
@@ -131,7 +139,7 @@ class LLM:
         self._ranks = ExitStack()
         self.model = open_model(folder, parallel, self._ranks, **load)
 
-        context = _context(max_model_len, self.model.config.context)
+        context = context_length(max_model_len, self.model.config.context)
         chooser = _chooser(auto, folder)
         if modes is None and isinstance(auto, str | Path):
             modes = auto  # the presets that it chooses between
@@ -139,7 +147,7 @@ class LLM:
         self.tokenizer = find_tokenizer(folder)
         inputs = InputProcessor(folder, self.model.config, self.tokenizer, context, thinking_tags)
 
-        pages = partial(_pages, kv_memory, max_running, context)
+        pages = partial(kv_pages, kv_memory, max_running, context)
         self._kv = pages(self.model, prefix_caching)
         identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
         identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
@@ -157,6 +165,7 @@ class LLM:
         )
         self._advised: set[str] = set()
         self._worker = Worker(self._core)
+        self._tokenising = ThreadPoolExecutor(TOKENISERS, "fastslow-tokenise")
 
     @overload
     def generate(
@@ -171,9 +180,11 @@ class LLM:
         prompts: Prompt | ListOf[Prompt],
         sampling: Samplings = None,
         *,
-        mode: ModeLike | Sequence[ModeLike] = "deep",
-        speculation: SpeculationLike | Sequence[SpeculationLike] = "auto",
+        mode: ModeLike | None | Sequence[ModeLike | None] = None,
+        speculation: SpeculationLike | None | Sequence[SpeculationLike | None] = None,
+        timeout: float | None | Sequence[float | None] = None,
         progress: bool = True,
+        **unknown: Any,
     ) -> Output | list[Output]:
         """Answer one prompt or many.
 
@@ -184,10 +195,12 @@ class LLM:
                 mode's, where it has them.
             mode: "fast", "deep", "auto" or another preset; a `Mode`, or a dict of its fields, which with
                 `base` changes a preset: {"base": "deep", "thinking_budget": 64}; a callable from a
-                `Situation` to a preset's name; or a list.
+                `Situation` to a preset's name; or a list. None = "deep".
             speculation: "auto", "off", a drafter's name, a `Speculation`, or the path of a settings
-                file (*.json); or a list.
-            progress: for a list of prompts, draw a bar on a terminal.
+                file (*.json); or a list. None = "auto".
+            timeout: seconds from this call after which a request ends, wherever it is, with what it has
+                and finish_reason "timeout"; or a list.
+            progress: for a list of prompts, draw a bar on a terminal: how many are answered.
 
         Returns:
             One `Output` for one prompt; for a list, a list in the same order.
@@ -196,17 +209,23 @@ class LLM:
             ValueError: one sentence about the first thing that does not fit; nothing has run then.
             GenerationError: the engine failed on a request; it holds all outputs.
         """
+        refuse_unknown(unknown, BatchOptions.__annotations__)
+        called = monotonic()
         batch, single = self._requests.inputs.split(prompts)
-        options = (("sampling", sampling), ("mode", mode), ("speculation", speculation))
-        each = [spread(name, value, len(batch)) for name, value in options]
-        jobs = [self._requests.build(*job) for job in zip(batch, *each)]
-        handles = [handle for group in jobs for handle in group]
-        self._worker.submit([h.request for h in handles])
+        options = {"sampling": sampling, "mode": mode, "speculation": speculation}
+        each = [spread(*one, len(batch)) for one in (options | {"timeout": timeout}).items()]
+        jobs = [self._job(PromptCall(called, *one)) for one in zip(batch, *each)]
+        for job in jobs:
+            job.prepare()
         try:
-            waited = bar(jobs, "Answering") if progress and not single else jobs
-            outputs = [self._output(group) for group in waited]
+            start(jobs)
+            over: Iterable[RequestHandle] = as_completed(map(RequestHandle, jobs))
+            for _ in bar(over, "Answering", len(jobs)) if progress and not single else over:
+                pass
+            outputs = [job.finished() for job in jobs]
         except BaseException:  # Ctrl-C too: no caller waits for the answers now
-            self._worker.cancel([request for h in handles for request in h.requests])
+            for job in jobs:
+                job.cancel()
             raise
         errors = [c.error for o in outputs for c in o.choices if c.error is not None]
         if errors:
@@ -233,31 +252,68 @@ class LLM:
         prompt: Prompt,
         sampling: Sampling = None,
         *,
-        mode: ModeLike = "deep",
-        speculation: SpeculationLike = "auto",
-    ) -> Iterator[Piece]:
+        mode: ModeLike | None = None,
+        speculation: SpeculationLike | None = None,
+        timeout: float | None = None,
+        **unknown: Never,
+    ) -> PieceStream:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`.
 
-        Everything is checked before this returns, and the first `next` starts the request; leaving
-        the loop early cancels it.
+        Everything is checked before this returns, and the first `next` starts the request. Leaving
+        the loop early, or `close`, ends it; the stream's `output` then has the answer so far.
 
         Raises:
             ValueError: as `generate`; also for a list of prompts, or n > 1.
             GenerationError: while iterating, if the engine failed on the request.
         """
-        batch, single = self._requests.inputs.split(prompt)
-        if not single:
-            raise ValueError("stream takes one prompt; give a list to generate")
-        handles = self._requests.build(batch[0], sampling, mode, speculation, streaming=True)
-        if len(handles) > 1:
-            raise ValueError(f"n={len(handles)} cannot be streamed; use generate, or n=1")
-        return self._pieces(handles[0])
+        refuse_unknown(unknown, CallOptions.__annotations__)
+        asked = self._one(prompt, "stream")
+        job = self._job(PromptCall(monotonic(), asked, sampling, mode, speculation, timeout))
+        job.prepare()
+        if job.count > 1:
+            raise ValueError(f"n={job.count} cannot be streamed; use generate, or n=1")
+        return PieceStream(job)
 
     def stream_chat(
         self, messages: Conversation, sampling: Sampling = None, **options: Unpack[CallOptions]
-    ) -> Iterator[Piece]:
+    ) -> PieceStream:
         """`stream` for a conversation, or one user message given as text."""
         return self.stream(as_messages(messages), sampling, **options)
+
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: Sampling = None,
+        *,
+        mode: ModeLike | None = None,
+        speculation: SpeculationLike | None = None,
+        timeout: float | None = None,
+        **unknown: Never,
+    ) -> RequestHandle:
+        """Start to answer one prompt, and return at once: the way to ask from an event loop.
+
+        The prompt is tokenised in a thread of its own, so that a long one holds up neither the caller
+        nor the engine. Arguments are those of `generate`, for one prompt; messages are put through the
+        template. `fastslow.as_completed` goes through many handles.
+
+        Raises:
+            ValueError: at once for what is seen without a tokenizer: types, ranges, unknown modes and
+                keywords, a prompt much too long. For all else `RequestHandle.result` raises it.
+            RuntimeError: this LLM is closed.
+        """
+        refuse_unknown(unknown, CallOptions.__annotations__)
+        asked = self._one(prompt, "submit")
+        job = self._job(PromptCall(monotonic(), asked, sampling, mode, speculation, timeout))
+        self._tokenising.submit(job.run)
+        return RequestHandle(job)
+
+    def stats(self) -> EngineStats:
+        """What the engine does and has done: its queue, pages, prefix hits and drafts. It never waits.
+
+        Raises:
+            RuntimeError: this LLM is closed.
+        """
+        return self._core.stats()
 
     def forget_prompts(self) -> None:
         """Empty the prefix cache. Requests that run go on, but the KV that they write from now on is
@@ -277,6 +333,7 @@ class LLM:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
         self._worker.close()
         self._ranks.close()
+        self._tokenising.shutdown(wait=False)
         self.model = self._kv = self._core = self._requests = cast(Any, Closed())
         self._drafters.clear()
 
@@ -286,40 +343,29 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _pieces(self, handle: RequestHandle) -> Iterator[Piece]:
-        # Not submitted by `stream`: a generator that is dropped before its first `next` runs nothing.
-        self._worker.submit([handle.request])
-        try:
-            while (piece := handle.next()) is not None:
-                if piece.text or piece.reasoning or piece.token_ids:
-                    yield piece
-            output = self._output([handle])
-            if output.choices[0].error is not None:
-                raise GenerationError(f"the request failed: {output.choices[0].error}", [output])
-            yield Piece(output=output)
-        finally:
-            self._worker.cancel(handle.requests)
+    def _one(self, prompt: Prompt, taker: str) -> Prompt:
+        """The prompt of a call that takes one."""
+        batch, single = self._requests.inputs.split(prompt)
+        if not single:
+            raise ValueError(f"{taker} takes one prompt; give a list to generate")
+        return batch[0]
 
-    def _output(self, handles: Sequence[RequestHandle]) -> Output:
-        choices = [handle.wait() for handle in handles]
+    def _job(self, call: PromptCall) -> PromptJob:
+        self._requests.check(call)
+        return PromptJob(lambda: self._requests.build(call), self._output, self._worker)
+
+    def _output(self, each: Sequence[ChoiceHandle]) -> Output:
+        choices = [choice.completion() for choice in each]
         for choice in choices:
             hint = advice(choice.metrics)
             if hint is not None and choice.metrics.drafter not in self._advised:
                 self._advised.add(choice.metrics.drafter)  # once for a drafter
                 logger.warning(hint)
-        first, asked = handles[0].request, handles[0].prompt
+        first, asked = each[0].request, each[0].prompt
         prompt_logprobs = None
         if first.params.prompt_logprobs is not None:
             prompt_logprobs = [None, *first.prompt_logprobs]
         return Output(asked.text, list(asked.tokens), choices, prompt_logprobs)
-
-
-def _context(asked: int | None, most: int) -> int:
-    """Most tokens of prompt plus answer."""
-    context = most if asked is None else asked
-    if not 2 <= context <= most:
-        raise ValueError(f"max_model_len={context} is outside 2..{most}")
-    return context
 
 
 def _chooser(auto: Chooser | str | Path | None, folder: Path) -> Chooser:
@@ -331,27 +377,3 @@ def _chooser(auto: Chooser | str | Path | None, folder: Path) -> Chooser:
     if not callable(auto):
         raise ValueError(f"auto={auto!r} must be a callable or a settings file")
     return auto
-
-
-def _pages(
-    memory: float | str | None,
-    max_requests: int,
-    context: int,
-    model: Model,
-    prefix_caching: bool = True,
-) -> KVCache:
-    """KV pages for a model, for texts that fit it and `context`."""
-    config, kind = model.config, model.storage
-    page_bytes = kind.page_size * kind.token_bytes(
-        layers=config.layers, kv_heads=config.kv_heads, head_dim=config.head_dim, dtype=model.dtype
-    )
-    pages = page_budget(
-        memory,
-        page_bytes=int(page_bytes * kind.share),
-        page_size=kind.page_size,
-        context=min(context, config.context),
-        max_requests=max_requests,
-        device=model.device,
-        dp_ranks=kind.dp_ranks,
-    )
-    return kv_cache_for(model, pages, kind.page_size, prefix_caching)

@@ -38,6 +38,8 @@ class Metrics:
     # what ended the thinking: the model, its budget, early exit (loop, settled), or length (max_tokens
     # was met inside a thought). None: there was no thought, or the answer ended otherwise inside one
     thinking_ended: Ended | Literal["length"] | None = None
+    prompt_tokens: int = 0
+    run_seconds: float = 0.0  # from the start of the first step to the last token
 
     @property
     def mean_accepted(self) -> float:
@@ -51,8 +53,10 @@ class Metrics:
 
     @property
     def tokens_per_second(self) -> float:
-        """While decoding: the prompt's time is not counted."""
-        return 1 / self.tpot if self.tpot > 0 else 0.0
+        """While decoding: the prompt's time is not counted, unless one step made the whole answer."""
+        if self.tpot > 0:
+            return 1 / self.tpot
+        return self.tokens / self.run_seconds if self.run_seconds > 0 else 0.0
 
     @property
     def acceptance_rate(self) -> float:
@@ -72,7 +76,7 @@ class Completion:
     """One answer. `token_ids` holds the end token if one was met; `text` does not."""
 
     text: str
-    reasoning: str  # what stood between the model's thinking tags, else ""; see `RequestHandle`
+    reasoning: str  # what stood between the model's thinking tags, else ""; see `ChoiceHandle`
     token_ids: list[int]
     finish_reason: Reason
     stop_reason: str | int | None  # the stop string or end token that ended it
@@ -96,12 +100,17 @@ class Output:
     prompt_logprobs: list[dict[int, float] | None] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; see `Completion.to_dict`."""
+        """Plain JSON values; see `Completion.to_dict`. Text, reasoning, finish_reason and
+        tokens_per_second are the first choice's."""
         return {
             "prompt": self.prompt,
             "prompt_token_ids": list(self.prompt_token_ids),
             "prompt_tokens": len(self.prompt_token_ids),
             "prompt_logprobs": _plain(self.prompt_logprobs),
+            "text": self.text,
+            "reasoning": self.reasoning,
+            "finish_reason": self.finish_reason,
+            "tokens_per_second": self.metrics.tokens_per_second,
             "choices": [choice.to_dict() for choice in self.choices],
         }
 
@@ -146,6 +155,7 @@ class Piece:
     reasoning: str = ""
     token_ids: list[int] = field(default_factory=list)
     output: Output | None = None
+    logprobs: list[dict[int, float]] | None = None  # of `token_ids`, where they were asked for
 
 
 class GenerationError(RuntimeError):

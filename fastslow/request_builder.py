@@ -11,7 +11,14 @@ from typing import NamedTuple, SupportsIndex
 
 from loguru import logger
 
-from fastslow.call import ModeLike, Prompt, Sampling, SpeculationLike, sampling_in
+from fastslow.call import (
+    ModeLike,
+    Prompt,
+    PromptCall,
+    SpeculationLike,
+    sampling_in,
+)
+from fastslow.choice import Candidate, ChoiceHandle
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
@@ -26,7 +33,6 @@ from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.thought import TagTokens
 from fastslow.engine.types import Chooser, Situation
-from fastslow.handle import Candidate, RequestHandle
 from fastslow.input_processor import EncodedPrompt, InputProcessor
 from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
@@ -45,6 +51,7 @@ class _ParsedCall(NamedTuple):
     params: SamplingParams
     mode: Mode
     settings: Speculation
+    deadline: float | None
 
 
 class RequestBuilder:
@@ -68,7 +75,7 @@ class RequestBuilder:
         controller: SpeculationController,
         modes: Mapping[str, Mode],
         chooser: Chooser,
-        usual: SpeculationLike,
+        usual: SpeculationLike | None,
     ) -> None:
         self.inputs = inputs
         self._core = core
@@ -87,23 +94,20 @@ class RequestBuilder:
         self._warned: set[str] = set()
         self._usual = self.speculation(usual, Mode(speculation=Speculation()))
 
-    def mode(self, wish: ModeLike, prompt: Prompt) -> tuple[Mode, str]:
+    def mode(self, wish: ModeLike | None, prompt: Prompt) -> tuple[Mode, str]:
         """The mode that a call names, gives, or leaves to a chooser; and why, where it was chosen.
 
         Raises:
             ValueError: see `find_mode` and `choose`.
         """
-        chooser, given = self._chooser, Mode(auto=True)
-        if callable(wish):
-            chooser = wish
-        else:
-            given = find_mode(wish, self._modes, self._config.groups)
+        chooser = wish if callable(wish) else self._chooser
+        given = self._given_mode(wish)
         if not given.auto:
             return given, ""
         choice = choose(chooser, self._situation(prompt, given.latency_ms), self._modes)
         return in_either(self._modes[choice.mode], given), choice.why
 
-    def speculation(self, wish: SpeculationLike, mode: Mode) -> Speculation:
+    def speculation(self, wish: SpeculationLike | None, mode: Mode) -> Speculation:
         """The settings that a wish means, with their drafter made.
 
         Raises:
@@ -111,6 +115,8 @@ class RequestBuilder:
         """
         if isinstance(wish, Speculation):
             settings = wish
+        elif wish is None:
+            settings = mode.speculation or self._usual
         elif not isinstance(wish, str):
             kind = type(wish).__name__
             raise ValueError(f"speculation must be a name or Speculation, not {kind}")
@@ -123,45 +129,57 @@ class RequestBuilder:
         self._drafters.make(settings)
         return settings
 
-    def build(
-        self,
-        prompt: Prompt,
-        params: Sampling,
-        wish: ModeLike,
-        speculation: SpeculationLike,
-        streaming: bool = False,
-    ) -> list[RequestHandle]:
+    def check(self, call: PromptCall) -> None:
+        """Refuse what is seen to be wrong at a glance: nothing is tokenised and no file is read.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+        """
+        self.inputs.measure(call.prompt)
+        self.inputs.check_params(sampling_in(self._given_mode(call.mode), call.sampling))
+        if not isinstance(call.speculation, str | Speculation | None):
+            self.speculation(call.speculation, Mode())
+        call.deadline  # noqa: B018 - it may be refused
+
+    def build(self, call: PromptCall) -> list[ChoiceHandle]:
         """Check a prompt, and make one handle for each of its n answers.
 
         Raises:
             ValueError: one sentence about what does not fit.
         """
+        prompt, wish = call.prompt, call.mode
+        self.inputs.measure(prompt)
         mode, decision = self.mode(wish, prompt)
         modes, escalated = [mode], None
         if mode.escalate is not None:
             escalated, _ = self.mode(mode.escalate.to, prompt)
             if mode.escalate.how == "restart":
                 modes.append(escalated)
-        calls = [self._parse(prompt, params, one, speculation) for one in modes]
+        calls = [self._parse(call, one) for one in modes]
         drawn = calls[0].params
         seed = secrets.randbits(63) if drawn.seed is None else drawn.seed
         return [
-            RequestHandle(
+            ChoiceHandle(
                 partial(self._candidates, calls, escalated, sibling_seed(seed, i)),
                 self.inputs.tags,
-                streaming,
                 decision,
+                call.called,
             )
             for i in range(drawn.n)
         ]
 
-    def _parse(
-        self, prompt: Prompt, params: Sampling, mode: Mode, speculation: SpeculationLike
-    ) -> _ParsedCall:
-        params = sampling_in(mode, params)
+    def _given_mode(self, wish: ModeLike | None) -> Mode:
+        """The mode that a call names or gives; one that chooses, where it gives a function."""
+        if callable(wish):
+            return Mode(auto=True)
+        return find_mode("deep" if wish is None else wish, self._modes, self._config.groups)
+
+    def _parse(self, call: PromptCall, mode: Mode) -> _ParsedCall:
+        params = sampling_in(mode, call.sampling)
         self.inputs.check_params(params)
-        encoded = self.inputs.encode(prompt, mode)
-        return _ParsedCall(encoded, params, mode, self.speculation(speculation, mode))
+        encoded = self.inputs.encode(call.prompt, mode)
+        settings = self.speculation(call.speculation, mode)
+        return _ParsedCall(encoded, params, mode, settings, call.deadline)
 
     def _candidates(
         self, calls: Sequence[_ParsedCall], escalated: Mode | None, seed: int, listener: Listener
@@ -200,7 +218,7 @@ class RequestBuilder:
     def _request(
         self, call: _ParsedCall, seed: int, listener: Listener, escalation: Escape | None = None
     ) -> Request:
-        prompt, params, mode, settings = call
+        prompt, params, mode, settings, deadline = call
         room = self._room(call)
         max_len = len(prompt.tokens) + room - 1
         kv = self._core.kv
@@ -236,6 +254,7 @@ class RequestBuilder:
             scored=settings.accept == STEPWISE,
             thinking=self._thinking(call, mode),
             listener=listener,
+            deadline=deadline,
             target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,
             may_cut_groups="groups" in mode.may_shorten,

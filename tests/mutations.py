@@ -449,9 +449,9 @@ MUTATIONS = (
     ),
     swap(
         "a stream tells of an answer that is dropped",
-        "fastslow/handle.py",
-        "if self._streaming and not unsure:",
-        "if self._streaming:",
+        "fastslow/choice.py",
+        "if self.streaming and not unsure:",
+        "if self.streaming:",
         ESCALATION,
     ),
     swap(

@@ -52,7 +52,6 @@ class EngineTotals:
             drafts.offered += tally.drafted
             drafts.accepted += tally.accepted
 
-
     def snapshot(self, scheduler: Scheduler, kv: KVCache) -> EngineStats:
         """The counters now, with the queue and the pages."""
         pages, free, empty = kv.pages, kv.free_pages, kv.empty_pages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TypeVar
 
 from rich.console import Console
@@ -11,9 +11,11 @@ from rich.progress import track
 T = TypeVar("T")
 
 
-def bar(items: Sequence[T], description: str) -> Iterable[T]:
-    """The items, with a bar on stderr while they are gone through, if that is a terminal."""
+def bar(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    """The items, with a bar on stderr while they are gone through, if that is a terminal.
+
+    total: how many there are, where they do not say it themselves."""
     console = Console(stderr=True)
     if not console.is_terminal:
         return items
-    return track(items, description, console=console, transient=True)
+    return track(items, description, total=total, console=console, transient=True)

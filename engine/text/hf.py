@@ -19,7 +19,6 @@ from fastslow.engine.text.vocabulary import (
     stop_ids,
 )
 
-
 LONG = 4096  # characters: a millisecond of work
 
 

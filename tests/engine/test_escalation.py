@@ -198,7 +198,7 @@ def test_whoever_leaves_a_stream_leaves_both_attempts(llm: LLM) -> None:
     for taken in range(3):
         stream = llm.stream_chat("one two", sampling(), mode=unsure("restart", 0.99, 2))
         list(islice(stream, taken))
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
     deadline = time.monotonic() + 20
     while not llm._core.idle and time.monotonic() < deadline:
         time.sleep(0.01)

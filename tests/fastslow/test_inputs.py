@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +242,8 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
         ),
         ({"mode": "dep"}, r"^mode='dep' is unknown; did you mean 'deep'\?$"),
         ({"mode": "zzz"}, r"^mode='zzz' is unknown; known: auto, deep, fast$"),
-        ({"mode": None}, r"^mode=None must be a name or a Mode, not NoneType$"),
+        ({"mode": 5}, r"^mode=5 must be a name or a Mode, not int$"),
+        ({"mode": b"deep"}, r"^mode=b'deep' must be a name or a Mode, not bytes$"),
         ({"mode": Mode(groups=5)}, r"^mode 'custom': groups=5 is outside 0\.\.4$"),
         ({"mode": ["fast", "deep"]}, r"^mode has 2 entries for 1 prompts$"),
         ({"speculation": "ngarm"}, r"^drafter='ngarm' is unknown; did you mean 'ngram'\?$"),
@@ -250,7 +253,14 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
             r"^drafter='' is unknown; known: auto, head, model, ngram, off, self, suffix$",
         ),
         ({"speculation": 4}, r"^speculation must be a name or Speculation, not int$"),
-        ({"speculation": None}, r"^speculation must be a name or Speculation, not NoneType$"),
+        *(
+            (
+                {"timeout": value},
+                rf"^timeout={value!r} must be a number of seconds above 0, or None$",
+            )
+            for value in (0, -1, True, "5", math.nan, math.inf, 1e300)
+        ),
+        ({"timeout": [1.0, 2.0]}, r"^timeout has 2 entries for 1 prompts$"),
         ({"speculation": ["off"] * 3}, r"^speculation has 3 entries for 1 prompts$"),
         ({"speculation": "model"}, r"^drafter='model' needs model=PATH"),
         (
@@ -266,6 +276,82 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
 )
 def test_options(llm: LLM, options: dict[str, Any], pattern: str) -> None:
     refused(pattern, llm.generate, "hello", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"mod": "deep"}, r"^option 'mod' is unknown; did you mean 'mode'\?$"),
+        ({"xyzzy": 1}, r"^option 'xyzzy' is unknown; known: .*mode, .*speculation"),
+        (
+            {"max_tokens": 5},
+            r"^option 'max_tokens' belongs .* sampling=SamplingParams\(max_tokens=\.\.\.\)$",
+        ),
+    ],
+)
+def test_unknown_keywords(llm: LLM, options: dict[str, Any], pattern: str) -> None:
+    for call in (llm.generate, llm.chat, llm.stream, llm.stream_chat, llm.submit):
+        refused(pattern, call, "hello", **options)
+
+
+def test_none_is_the_default(llm: LLM) -> None:
+    few = SamplingParams(max_tokens=3)
+    usual = llm.generate("hello", few)
+    none = llm.generate("hello", few, mode=None, speculation=None, timeout=None)
+    both = llm.generate(["hello"] * 2, few, mode=[None, "fast"], speculation=["off", None])
+    made = [(out.token_ids, out.metrics.mode, out.metrics.drafter) for out in (usual, none, *both)]
+    assert made[0] == made[1] and made[2][1:] == ("deep", "off") and made[3][1:] == ("fast", "auto")
+    *_, last = llm.stream("hello", few, mode=None, speculation=None)
+    assert last.output is not None and last.output.token_ids == usual.token_ids
+
+
+class Lines(Sequence[Any]):
+    """A sequence that is neither a list nor a tuple."""
+
+    def __init__(self, *lines: Any) -> None:
+        self._lines = lines
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._lines[place]
+
+
+def test_any_sequence_is_a_list(llm: LLM) -> None:
+    few = SamplingParams(max_tokens=2)
+    outs = llm.generate(Lines("a", "b c"), few, mode=Lines("fast", "deep"))
+    assert [(out.prompt, out.metrics.mode) for out in outs] == [("a", "fast"), ("b c", "deep")]
+    chats = llm.chat(Lines("hi", Lines(USER), [USER, USER]), few)
+    assert [out.prompt for out in chats] == ["hi", "hi", "hihi"]
+
+
+def test_what_cannot_fit_is_refused_before_it_is_tokenised(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert llm.tokenizer is not None
+    asked: list[str] = []
+    monkeypatch.setattr(llm.tokenizer, "encode", asked.append)
+    most = llm.tokenizer.longest * 40
+    long = r"^prompt has \d+ characters, which cannot fit the context of 40: no token is longer than 13$"
+    refused(long, llm.generate, "x" * (most + 1))
+    refused(long, llm.submit, "x" * (most + 1))
+    refused(long, llm.chat, [{"role": "user", "content": "x" * most}, USER])
+    refused(
+        r"^messages has 41 entries; they must fit the context of 40$", llm.generate, [USER] * 41
+    )
+    assert not asked
+
+
+class Untouched(int):
+    """A token id that nobody may look at."""
+
+    def __index__(self) -> int:
+        raise AssertionError("looked at")
+
+
+def test_the_length_of_ids_comes_first(llm: LLM) -> None:
+    refused(r"^prompt has 100000 tokens; .* context of 40$", llm.generate, [Untouched(1)] * 100_000)
 
 
 def test_lists_must_be_as_long_as_the_prompts(llm: LLM) -> None:
@@ -342,6 +428,34 @@ def refused_long(pattern: str, llm: LLM, wish: Speculation) -> None:
 )
 def test_settings_of_the_engine(folder: Path, options: dict[str, Any], pattern: str) -> None:
     refused(pattern, LLM, folder, progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"model": 3}, r"^model=3 must be a folder, a GGUF file or a built-in name$"),
+        ({"model": ""}, r"^model='' must be a folder"),
+        ({"model": None}, r"^model=None must be a folder"),
+        ({"max_model_len": "5"}, r"^max_model_len='5' must be a whole number of tokens, or None$"),
+        ({"max_model_len": 30.0}, r"^max_model_len=30.0 must be a whole number"),
+        ({"max_running": True}, r"^max_running=True must be a whole number of at least 1$"),
+        ({"prompt_rows": None}, r"^prompt_rows=None must be a whole number"),
+        ({"parallel": 3}, r"^parallel=3 must be a Parallel, a text such as 'ep=8,tp=1', or None$"),
+        ({"kv_memory": True}, r"^kv_memory=True must be bytes"),
+        ({"max_runing": 3}, r"^option 'max_runing' is unknown; did you mean 'max_running'\?$"),
+        ({"temperature": 3}, r"^option 'temperature' belongs into sampling=SamplingParams"),
+    ],
+    ids=str,
+)
+def test_arguments_of_the_engine(options: dict[str, Any], pattern: str) -> None:
+    refused(pattern, LLM, **options)
+
+
+def test_every_argument_of_the_engine_refuses_another_type() -> None:
+    names = [name for name in inspect.signature(LLM.__init__).parameters if name != "self"]
+    assert len(names) > 10
+    for name in names:
+        refused(rf"^{name}=", LLM, **{name: 1j})
 
 
 def test_an_unknown_model_name_tells_the_nearest() -> None:

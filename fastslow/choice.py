@@ -1,0 +1,196 @@
+"""One of the answers to a prompt, in the making: its pieces as they come, and the whole at the end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from fastslow.engine.core.request import Listener, Request
+from fastslow.engine.params import Mode
+from fastslow.engine.sampling.thinking import Ended, Thinking
+from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags
+from fastslow.input_processor import EncodedPrompt
+from fastslow.output import Completion, Metrics, Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A request that may answer, with what it was asked and its mode."""
+
+    request: Request
+    prompt: EncodedPrompt
+    mode: Mode
+
+
+class ChoiceHandle:
+    """One answer. The engine's thread makes pieces; once it is over, only the caller's reads it.
+
+    The text between the tags is `reasoning`, all else `text`. A thought without an end is reasoning.
+    Where the first tag is the closing one, and the request may think, the answer began inside a
+    thought: the text before it is reasoning, too. A request that must not think keeps it as `text`, so
+    that its answer is not lost.
+
+    Args:
+        candidates: makes the requests, not submitted yet, with this listener. A second one replaces the
+            first where its confidence falls. Nothing of the first is streamed while it may still be
+            replaced.
+        tags: the model's thinking tags, if it has any.
+        decision: why this mode, for the metrics.
+        called: when the call came, of `time.monotonic`.
+
+    Attributes:
+        requests: of all candidates; the caller submits the first one.
+        streaming: a piece is made in every step from now on. The first one holds all so far.
+        pieces: those that were not taken yet.
+        over: nothing more comes.
+        news: is called in the engine's thread when there is a piece, and when it is over.
+    """
+
+    def __init__(
+        self,
+        candidates: Callable[[Listener], list[Candidate]],
+        tags: ThoughtTags | None,
+        decision: str,
+        called: float,
+    ) -> None:
+        self._tags = tags
+        self._decision = decision
+        self._called = called
+        self.streaming = False
+        self.pieces: deque[Piece] = deque()
+        self.over = False
+        self.news: Callable[[], None] = lambda: None
+        self._candidates = candidates(self._on_step)
+        self.requests = [candidate.request for candidate in self._candidates]
+        self._begin()
+
+    @property
+    def request(self) -> Request:
+        """The one that answers."""
+        return self._candidates[0].request
+
+    @property
+    def prompt(self) -> EncodedPrompt:
+        """What it was asked."""
+        return self._candidates[0].prompt
+
+    def abandon(self) -> None:
+        """End it before it was submitted."""
+        self.request.stopper.finish("cancelled")
+        self.over = True
+
+    def rest(self) -> Piece:
+        """Of an answer that is over: what no piece held."""
+        reasoning, text = self._splitter.push(self.request.stopper.news())
+        last_reasoning, last_text = self._splitter.finish()
+        return self._piece(text + last_text, reasoning + last_reasoning)
+
+    def completion(self) -> Completion:
+        """The whole answer of a request that is over."""
+        request = self.request
+        stopper = request.stopper
+        opened, thinking = self.prompt.opened, request.thinking
+        asked = self._candidates[0].mode.thinking != "off" and not opened
+        if self._tags is not None and asked and self._tags.strayed(stopper.text):
+            opened = True
+            thinking = thinking and thinking.reopened()
+        splitter = ThoughtSplitter(self._tags, opened)
+        parts = [splitter.push(stopper.text), splitter.finish()]
+        return Completion(
+            text="".join(text for _, text in parts),
+            reasoning="".join(reasoning for reasoning, _ in parts),
+            token_ids=request.tokens[request.prompt_length :],
+            finish_reason=stopper.reason or "error",
+            stop_reason=stopper.matched,
+            logprobs=None if request.params.logprobs is None else request.logprobs,
+            metrics=self._metrics(thinking),
+            error=None if request.error is None else str(request.error),
+        )
+
+    def _begin(self) -> None:
+        self._splitter = ThoughtSplitter(self._tags, self.prompt.opened)
+        self._sent = self.request.prompt_length
+
+    def _on_step(self, request: Request) -> None:
+        """Called in the engine's thread after every step of the request."""
+        if request is not self.request:
+            return
+        if request.done and request.escalated and len(self._candidates) > 1:
+            del self._candidates[0]
+            self._begin()
+            if not self.request.done:
+                return
+            request = self.request
+        if request.done:
+            self.over = True
+            self.news()
+            return
+        unsure = len(self._candidates) > 1 and request.watched
+        if self.streaming and not unsure:
+            reasoning, text = self._splitter.push(request.stopper.news())
+            piece = self._piece(text, reasoning)
+            if piece.token_ids:
+                self.pieces.append(piece)
+                self.news()
+
+    def _piece(self, text: str, reasoning: str) -> Piece:
+        """The next piece, with the tokens that no other one held."""
+        request, first = self.request, self._sent
+        self._sent = len(request.tokens)
+        logprobs = None
+        if request.params.logprobs is not None:
+            logprobs = request.logprobs[first - request.prompt_length :]
+        return Piece(text, reasoning, request.tokens[first:], logprobs=logprobs)
+
+    def _mode(self) -> str:
+        """The mode that answered; both, where a text went on in another one."""
+        name, other = self._candidates[0].mode.name, self.request.escape
+        return f"{name}>{other.mode}" if other is not None and self.request.escalated else name
+
+    def _metrics(self, thinking: Thinking | None) -> Metrics:
+        request = self.request
+        tally = request.tally
+        tokens = len(request.tokens) - request.prompt_length
+        pairs = zip(tally.accepted_at, tally.offered_at)
+        first = self.requests[0]
+        ttft = max(0.0, tally.first_token - self._called)
+        tpot = (tally.last_token - tally.first_token) / max(1, tokens - 1)
+        kept = None if first.target is None else bool(tokens) and max(ttft, tpot) <= first.target
+        notes = (note for one in self.requests for note in one.notes)
+        thought, ended = self._thought(thinking)
+        return Metrics(
+            mode=self._mode(),
+            drafter=request.speculation.drafter,
+            ttft=ttft,
+            tpot=tpot,
+            decision="; ".join(filter(None, (self._decision, *notes))),
+            escalated_at=first.confidence.tokens if first.escalated and first.confidence else None,
+            target_ms=None if first.target is None else 1000 * first.target,
+            target_kept=kept,
+            tokens=tokens,
+            steps=tally.steps,
+            drafted=tally.drafted,
+            accepted=tally.accepted,
+            cut=tally.cut,
+            draft_seconds=tally.draft_seconds,
+            verify_seconds=tally.verify_seconds,
+            preemptions=tally.preemptions,
+            runs=list(tally.runs),
+            acceptance=[accepted / offered for accepted, offered in pairs],
+            cached_tokens=tally.cached,
+            thinking_tokens=thought,
+            thinking_ended=ended,
+            prompt_tokens=request.prompt_length,
+            run_seconds=max(0.0, tally.last_token - tally.began),
+        )
+
+    def _thought(self, thinking: Thinking | None) -> tuple[int, Ended | Literal["length"] | None]:
+        """Tokens of thought, and what ended it."""
+        if thinking is None:
+            return 0, None
+        count, ended, still_open = thinking.outcome(self.request.tokens)
+        if not still_open:
+            return count, ended
+        return count, "length" if self.request.stopper.reason == "length" else None

@@ -1,0 +1,107 @@
+"""The arguments of `LLM`: their types, and what they mean for a model's context and pages."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+
+from fastslow.call import refuse_unknown
+from fastslow.engine.kv.budget import page_budget
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.model.base import Model, kv_cache_for
+from fastslow.engine.parallel.sharding import Parallel
+from fastslow.engine.params import Speculation
+
+Build = TypeVar("Build", bound=Callable[..., None])
+
+
+class Kind(NamedTuple):
+    """What an argument may be."""
+
+    types: tuple[type, ...]
+    words: str
+
+
+FLAG = Kind((bool,), "True or False")
+KINDS = {
+    "model": Kind((str, Path), "a folder, a GGUF file or a built-in name"),
+    "dtype": Kind((str, torch.dtype), "a text such as 'bfloat16'"),
+    "quantization": Kind((str,), "a text such as 'int8'"),
+    "device": Kind((str, torch.device), "a text such as 'cpu'"),
+    "kv_dtype": Kind((str,), "a text such as 'int8'"),
+    "kv_memory": Kind(
+        (int, float, str), "bytes, a text such as '2GiB', a share such as 0.3, or None"
+    ),
+    "max_model_len": Kind((int,), "a whole number of tokens, or None"),
+    "prompt_rows": Kind((int,), "a whole number of at least 1"),
+    "max_running": Kind((int,), "a whole number of at least 1"),
+    "prefix_caching": FLAG,
+    "speculation": Kind((str, Speculation), "a drafter's name, a Speculation or a settings file"),
+    "auto": Kind((str, Path, Callable), "a callable, a settings file or None"),  # type: ignore[arg-type]
+    "remember": FLAG,
+    "modes": Kind((str, Path, Mapping), "presets by name, the path of a JSON file, or None"),
+    "thinking_tags": Kind((Sequence,), "two texts such as ('<think>', '</think>'), or None"),
+    "progress": FLAG,
+    "parallel": Kind((str, Parallel), "a Parallel, a text such as 'ep=8,tp=1', or None"),
+}
+
+
+def checks_arguments(build: Build) -> Build:
+    """For the __init__ of `LLM`: one sentence about an unknown name, or a value of a wrong type, before
+    anything is loaded."""
+    signature = inspect.signature(build)
+    optional = {name for name, one in signature.parameters.items() if one.default is None}
+
+    @wraps(build)
+    def checked(owner: Any, *arguments: Any, **options: Any) -> None:
+        refuse_unknown((name for name in options if name not in KINDS), KINDS)
+        for name, value in signature.bind(owner, *arguments, **options).arguments.items():
+            if name in KINDS and not (value is None and name in optional):
+                _check(name, value)
+        build(owner, *arguments, **options)
+
+    return cast(Build, checked)
+
+
+def _check(name: str, value: object) -> None:
+    types, words = KINDS[name]
+    stray = isinstance(value, bool) and bool not in types  # a bool is an int
+    if stray or value == "" or not isinstance(value, types):
+        raise ValueError(f"{name}={value!r} must be {words}")
+
+
+def context_length(asked: int | None, most: int) -> int:
+    """Most tokens of prompt plus answer."""
+    context = most if asked is None else asked
+    if not 2 <= context <= most:
+        raise ValueError(f"max_model_len={context} is outside 2..{most}")
+    return context
+
+
+def kv_pages(
+    memory: float | str | None,
+    max_requests: int,
+    context: int,
+    model: Model,
+    prefix_caching: bool = True,
+) -> KVCache:
+    """KV pages for a model, for texts that fit it and `context`."""
+    config, kind = model.config, model.storage
+    page_bytes = kind.page_size * kind.token_bytes(
+        layers=config.layers, kv_heads=config.kv_heads, head_dim=config.head_dim, dtype=model.dtype
+    )
+    pages = page_budget(
+        memory,
+        page_bytes=int(page_bytes * kind.share),
+        page_size=kind.page_size,
+        context=min(context, config.context),
+        max_requests=max_requests,
+        device=model.device,
+        dp_ranks=kind.dp_ranks,
+    )
+    return kv_cache_for(model, pages, kind.page_size, prefix_caching)

@@ -1,0 +1,236 @@
+"""One prompt on its way: prepared, given to the engine, and told of by whoever waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from threading import Condition
+
+from fastslow.choice import ChoiceHandle
+from fastslow.engine.core.worker import Worker
+from fastslow.output import GenerationError, Output, Piece
+
+
+class PromptJob:
+    """All choices of one prompt, until their output is made. Any thread may call it.
+
+    The engine's thread wakes who waits, in threads and in event loops; no thread waits in their place.
+
+    Args:
+        build: checks the prompt and makes its choices.
+        gather: makes the output of choices that are over.
+        worker: runs them.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], list[ChoiceHandle]],
+        gather: Callable[[Sequence[ChoiceHandle]], Output],
+        worker: Worker,
+    ) -> None:
+        self._build = build
+        self._gather = gather
+        self.worker = worker
+        self.done = False
+        self._queued = self._cancelled = self._streaming = False
+        self._choices: list[ChoiceHandle] = []
+        self.count = 1
+        self._pieces: deque[Piece] = deque()
+        self._output: Output | None = None
+        self._error: BaseException | None = None  # why it did not get to the engine
+        self._news = Condition()  # its lock is reentrant: a stream may be collected inside it
+        self._waiters: list[Callable[[], None]] = []  # called once, with the next news
+        self._watchers: list[Callable[[], None]] = []  # called once, when it is done
+
+    def prepare(self) -> None:
+        """Check the prompt and tokenise it.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+        """
+        choices = self._build()
+        with self._news:
+            self._choices, self.count, self._pieces = choices, len(choices), choices[0].pieces
+            for choice in choices:
+                choice.news, choice.streaming = self._wake, self._streaming
+
+    def run(self) -> None:
+        """Prepare and start it, in a pool's thread: what is wrong is kept for who waits."""
+        try:
+            self.prepare()
+            start([self])
+        except BaseException as error:  # noqa: BLE001 - raised where the answer is asked for
+            self.fail(error)
+
+    def queue(self) -> list[ChoiceHandle]:
+        """What the engine is to be given: nothing if it has that, or if it was cancelled before."""
+        with self._news:
+            if self._cancelled:
+                self._abandon()
+            if self._cancelled or self._queued or not self._choices:
+                return []
+            self._queued = True
+            return self._choices
+
+    def fail(self, error: BaseException) -> None:
+        """It does not get to the engine."""
+        self._error = error
+        self._wake()
+
+    def cancel(self) -> None:
+        """End it, unless it is over: within a step, or now if the engine does not have it."""
+        with self._news:
+            if self.done or self._cancelled:
+                return
+            self._cancelled = True
+            if not self._queued:
+                self._abandon()
+                return
+            requests = [request for choice in self._choices for request in choice.requests]
+        self.worker.cancel(requests)
+
+    def stream(self) -> None:
+        """Have pieces made from now on."""
+        with self._news:
+            self._streaming = True
+            for choice in self._choices:
+                choice.streaming = True
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call a function once it is done, from any thread; it must be quick."""
+        with self._news:
+            if not self.done:
+                self._watchers.append(call)
+                return
+        call()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until it is done; False where the time is over before."""
+        with self._news:
+            return self._news.wait_for(lambda: self.done, timeout)
+
+    def next(self, ready: Callable[[], bool]) -> Piece | None:
+        """Wait until `ready`, then take a piece; see `take`."""
+        with self._news:
+            self._news.wait_for(ready)
+            return self.take()
+
+    async def next_in_loop(self, ready: Callable[[], bool]) -> Piece | None:
+        """The same in an event loop."""
+        while True:
+            await self.arrival(ready)
+            with self._news:
+                if ready():  # else another loop took the piece
+                    return self.take()
+
+    async def arrival(self, ready: Callable[[], bool]) -> None:
+        """Wait until `ready`, in an event loop. Whoever is cancelled meanwhile cancels the request."""
+        loop = asyncio.get_running_loop()
+        while True:
+            with self._news:
+                if ready():
+                    return
+                future = loop.create_future()
+                call = partial(_wake_loop, loop, future)
+                self._waiters.append(call)
+            try:
+                await future
+            except BaseException:  # the task is cancelled, or its loop is gone
+                self.cancel()
+                raise
+            finally:
+                with self._news, suppress(ValueError):
+                    self._waiters.remove(call)
+
+    def arrived(self) -> bool:
+        """Whether there is a piece to take, or no more will come."""
+        return self.done or bool(self._pieces)
+
+    def take(self) -> Piece | None:
+        """The next piece that arrived; None: that was all.
+
+        Raises:
+            ValueError: n is more than 1; and see `outcome`.
+        """
+        with self._news:
+            if self._error is not None:
+                raise self._error
+            if self.count > 1:
+                raise ValueError(f"n={self.count} cannot be streamed; use result, or n=1")
+            if self.done:
+                self.finished()
+            piece = self._pieces.popleft() if self._pieces else None
+        return piece if piece is None or piece.output is None else Piece(output=self.outcome())
+
+    def finished(self) -> Output:
+        """The output of a job that is done and was given to the engine, whatever came of it."""
+        with self._news:
+            if self._output is None:
+                rest = self._choices[0].rest()
+                if rest.text or rest.reasoning or rest.token_ids:
+                    self._pieces.append(rest)
+                self._output = self._gather(self._choices)
+                self._pieces.append(Piece(output=self._output))
+                self._choices = []  # requests hold on to much
+            return self._output
+
+    def outcome(self) -> Output:
+        """The output of a job that is done.
+
+        Raises:
+            GenerationError: the engine failed on it.
+            ValueError, RuntimeError: it did not get to the engine.
+        """
+        if self._error is not None:
+            raise self._error
+        output = self.finished()
+        wrong = next((c.error for c in output.choices if c.error is not None), None)
+        if wrong is not None:
+            raise GenerationError(f"the request failed: {wrong}", [output])
+        return output
+
+    def _abandon(self) -> None:
+        for choice in self._choices:
+            choice.abandon()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Tell who waits that there is news."""
+        with self._news:
+            over = [choice.over for choice in self._choices]
+            self.done = self.done or self._error is not None or (bool(over) and all(over))
+            self._news.notify_all()
+            calls, self._waiters = self._waiters, []
+            if self.done:
+                calls, self._watchers = calls + self._watchers, []
+        for call in calls:
+            call()
+
+
+def start(jobs: Sequence[PromptJob]) -> None:
+    """Give jobs to the engine, all for the same step; not those that are not prepared, or not again.
+
+    Raises:
+        RuntimeError: the LLM is closed.
+    """
+    requests = [choice.request for job in jobs for choice in job.queue()]
+    try:
+        if requests:
+            jobs[0].worker.submit(requests)
+    except BaseException as error:
+        for job in jobs:
+            job.fail(error)
+        raise
+
+
+def _wake_loop(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits there now
+        loop.call_soon_threadsafe(_arrive, future)
+
+
+def _arrive(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
