@@ -62,7 +62,8 @@ class Sources:
 
 ALIGN = 64
 PAGE = 4096
-UNKNOWN = 1e30
+TOO_SMALL = 1e-36  # a row whose largest weight is no larger is zeros in int8, see kernels/blocks.h
+SMALLEST = 2.0**-126  # of normal float32
 
 
 def pack_rows_at(
@@ -153,6 +154,7 @@ class Vector:
 class ScreenNorms:
     """float32 [2, outputs]: norms of a matrix' rows in bfloat16, and of what int8 makes of them less.
 
+    Both are rounded up, and infinite where they are too large for float32 or some weight is not finite.
     Rows of padding have no norm and an endless error: nothing is known of them.
     """
 
@@ -171,16 +173,23 @@ class ScreenNorms:
     def write(self, address: int, sources: Sources) -> None:
         """Compute at an address of `nbytes` bytes."""
         found = _memory(address, self.nbytes).view(np.float32).reshape(2, self.outputs)
-        found[0], found[1] = 0.0, UNKNOWN
+        found[0], found[1] = 0.0, np.inf
         whole = sources.read(self.source)
         for first in range(0, self.rows, 4096):
             last = min(first + 4096, self.rows)
             some = whole[first:last].float()
             exact = some.bfloat16().float()
-            largest = some.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-            int8 = (some * (127 / largest)).round() * (largest / 127)
-            found[0, first:last] = exact.norm(dim=-1).numpy()
-            found[1, first:last] = (exact - int8).norm(dim=-1).numpy()
+            largest = some.abs().amax(-1, keepdim=True)
+            inverse = torch.where(largest > TOO_SMALL, 127 / largest, 0.0)
+            int8 = (some * inverse).round() * (largest / 127)
+            found[0, first:last] = _lengths(exact).numpy()
+            found[1, first:last] = _lengths(exact - int8).numpy()
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """f32 [n], the rows' norms, none below the true one. In float64, in which no square is lost."""
+    exact = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64) * (1 + 2**-20)
+    return torch.where(exact == 0, 0.0, exact.clamp_min(SMALLEST)).nan_to_num(torch.inf).float()
 
 
 Piece = PackedMatrix | Vector | ScreenNorms

@@ -18,7 +18,7 @@ from fastslow.engine.backends.cpu.packed import Arena, Sources
 from fastslow.engine.host.files import cache_folder
 from fastslow.engine.model.row_file import OpenFile
 
-LAYOUT = 2  # raise it when packed bytes change their meaning
+LAYOUT = 3  # raise it when packed bytes change their meaning
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PAGE = 2 << 20
 SMALL = 64 << 20  # packing less than this is so quick that no file is written
