@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from fastslow.tools.cli.options import AnswerOptions, expand_options
+from fastslow.tools.cli.answer_options import AnswerOptions
+from fastslow.tools.cli.options import expand_options
 
 if TYPE_CHECKING:
     from fastslow.llm import LLM

@@ -43,7 +43,7 @@ def inspect(
         shards_table,
     )
     from fastslow.tools.cli.inspect_routing import show_routing
-    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.cli.screen import console, quiet_log, show
 
     quiet_log()
     if routing is not None:
@@ -56,6 +56,6 @@ def inspect(
         console().out(json.dumps(record, ensure_ascii=False), highlight=False)
         return
     for table in facts.tables():
-        console().print(table)
+        show(table)
     if plan is not None:
-        console().print(shards_table(plan))
+        show(shards_table(plan))

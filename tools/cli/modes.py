@@ -41,7 +41,7 @@ def modes(
     """
     from fastslow.models.locate import resolve_model
     from fastslow.tools.cli.checkpoint_facts import CheckpointFacts
-    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.cli.screen import console, quiet_log, show
 
     quiet_log()
     facts = CheckpointFacts.of(resolve_model(model), own)
@@ -52,7 +52,7 @@ def modes(
     presets = list(facts.modes.values())
     beside = max(1, (console().width - SIDES) // COLUMN)
     for first in range(0, len(presets), beside):
-        console().print(_table(facts, presets[first : first + beside]), soft_wrap=False)
+        show(_table(facts, presets[first : first + beside]))
 
 
 def _table(facts: CheckpointFacts, presets: Sequence[Mode]) -> Table:

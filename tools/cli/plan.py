@@ -62,7 +62,7 @@ def plan(
       fastslow plan --cards 4 --sequence 2048 --latency-ms 100
       fastslow plan --model path/to/checkpoint --device this-cpu --batch 1 --acceptance 0.8
     """
-    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.cli.screen import console, quiet_log, show
     from fastslow.tools.plan.device import THIS_CPU, find_device
     from fastslow.tools.plan.published import calibrate, config_of
     from fastslow.tools.plan.report import page
@@ -94,7 +94,7 @@ def plan(
         console().out(json.dumps(record), highlight=False)
         return
     console().print(title)
-    console().print(_table(choices, best(choices)))
+    show(_table(choices, best(choices)))
     console().print(
         f"prefill of one prompt: {1000 * prefill.seconds:.1f} ms, "
         f"{sequence / prefill.seconds / cards:.0f} tokens/s per card, most of it {_part(prefill)}"
