@@ -122,4 +122,5 @@ def short(choice: Completion) -> dict[str, Any]:
     """What most want to know of an answer; log-probabilities where they were asked for."""
     every = choice.to_dict()
     known = {name: every[name] for name in SHOWN} | {n: every["metrics"][n] for n in MEASURED}
+    known["tokens_per_second"] = round(known["tokens_per_second"], 1)
     return known | {n: every[n] for n in ("logprobs", "error") if every[n] is not None}
