@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastslow.tools.cli.options import expand_options
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 SIDES, COLUMN = 20, 20  # characters: of the first column, and of a preset's at least
 
 
+@expand_options
 def modes(
     model: Annotated[
         str, typer.Argument(help="Checkpoint folder or built-in name.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.tools.cli.options import option, shown_option
+from fastslow.tools.cli.options import expand_options, option, shown_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 CALIBRATION, CHECK = "Calibration", "Check"
 
 
+@expand_options
 def quantize(
     source: Annotated[str, typer.Argument(help="Float checkpoint folder, or built-in name.")],
     out: Annotated[
