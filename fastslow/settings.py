@@ -64,7 +64,9 @@ def check_settings(path: Path, model: str, folder: Path | None) -> dict[str, Any
         raise ValueError(f"{str(path)!r} exists and is no settings file: name another with -o")
     where, named = f"settings file {str(path)!r}", record.get("model", model)
     if DIGEST not in record and named != model:
-        raise ValueError(f"{where} names model {named!r}, and this is {model!r}: name another with -o")
+        raise ValueError(
+            f"{where} names model {named!r}, and this is {model!r}: name another with -o"
+        )
     check_model(record, folder, where)
     return record
 

@@ -18,9 +18,9 @@ SAMPLING = (
     *("seed", "stop", "n", "logprobs"),
 )  # fields of the same names; not every command has all of them
 MODE = ("groups", "thinking", "thinking_budget")  # of the mode, if given
-SPECULATION = {
-    **{"nodes": "nodes", "draft_model": "model", "draft_groups": "groups"},
-    **{"head": "head", "corpus": "corpus"},
+SPECULATION = {  # option -> field
+    **{name: name for name in ("nodes", "head", "corpus")},
+    **{f"draft_{name}": name for name in ("model", "groups")},
 }
 USES = {"head": "head", "corpus": "suffix"}  # the drafter that an option is for
 

@@ -101,9 +101,7 @@ class Chat:
         ValueError: the command line does not fit the model.
     """
 
-    def __init__(
-        self, llm: LLM, options: AnswerOptions, measure: Callable[[Turns], int]
-    ) -> None:
+    def __init__(self, llm: LLM, options: AnswerOptions, measure: Callable[[Turns], int]) -> None:
         self._llm = llm
         self._options = options
         self._measure = measure

@@ -42,12 +42,11 @@ def modes(
       fastslow modes path/to/checkpoint --modes mine.json
       fastslow generate "How many?" --modes mine.json --mode brief
     """
-    from fastslow.models.locate import resolve_model
     from fastslow.tools.cli.checkpoint_facts import CheckpointFacts
     from fastslow.tools.cli.screen import console, quiet_log, show
 
     quiet_log()
-    facts = CheckpointFacts.of(resolve_model(model), own)
+    facts = CheckpointFacts.of(model, own)
     if as_json:
         record = facts.record()["modes"]
         console().out(json.dumps(record, ensure_ascii=False), highlight=False)

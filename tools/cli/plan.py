@@ -71,7 +71,13 @@ def plan(
     from fastslow.tools.plan.device import THIS_CPU, find_device
     from fastslow.tools.plan.published import calibrate, config_of
     from fastslow.tools.plan.report import page
-    from fastslow.tools.plan.search import DraftCost, best, choose_batches, choose_nodes, fewest_cards
+    from fastslow.tools.plan.search import (
+        DraftCost,
+        best,
+        choose_batches,
+        choose_nodes,
+        fewest_cards,
+    )
     from fastslow.tools.plan.step import HOST, ForwardWork, Precision, Setting
 
     quiet_log()

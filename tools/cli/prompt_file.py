@@ -67,7 +67,7 @@ class PromptFile:
     def _run(self, llm: LLM, jobs: Sequence[tuple[Prompt, dict[str, Any]]]) -> Iterator[Output]:
         def answer(prompt: Prompt, call: dict[str, Any]) -> Output:
             try:
-                return llm.generate(prompt, **call, progress=False)  # type: ignore[no-any-return, call-overload]
+                return llm.generate(prompt, **call, progress=False)
             except GenerationError as error:  # its line tells; the others go on
                 return error.outputs[0]
 
@@ -101,7 +101,7 @@ class PromptFile:
                 prompt: Prompt = conversation(record)
                 if self._raw and "messages" in record:
                     raise ValueError("messages need the chat template, which --raw leaves out")
-                prompt = prompt[0]["content"] if self._raw else self._with_system(prompt)  # type: ignore[index, call-overload]
+                prompt = prompt[0]["content"] if self._raw else self._with_system(prompt)  # type: ignore[index]
             yield FilePrompt(place, prompt, record)
 
     def _with_system(self, turns: Any) -> Any:
