@@ -46,6 +46,7 @@ class DrafterFactory:
 
     Attributes:
         made: the drafters so far; it grows while the engine runs.
+        folder: the target's checkpoint.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class DrafterFactory:
     ) -> None:
         self.made: dict[Speculation, Drafter] = {}
         self._keys: dict[Speculation, Speculation] = {}
-        self._folder = folder
+        self.folder = folder
         self._tokenizer = tokenizer
         self._options = options
         self._pages_for = pages_for
@@ -137,8 +138,8 @@ class DrafterFactory:
 
     def _load_head(self, path: Path | None) -> HeadRunner:
         if path is None and self._own_head is None and self._has_mtp:
-            return TorchRunner(load_mtp(self._folder, self._deps.target.dtype))
-        head = load_head(path or self._own_head or Path(HEAD), self._folder)
+            return TorchRunner(load_mtp(self.folder, self._deps.target.dtype))
+        head = load_head(path or self._own_head or Path(HEAD), self.folder)
         give_back()  # matrices were in float32 before they were packed
         return head
 

@@ -373,7 +373,7 @@ def _chooser(auto: Chooser | str | Path | None, folder: Path) -> Chooser:
     if auto is None:
         return checkpoint_selector(folder)
     if isinstance(auto, str | Path):
-        return read_selector(auto)
+        return read_selector(auto, folder)
     if not callable(auto):
         raise ValueError(f"auto={auto!r} must be a callable or a settings file")
     return auto

@@ -123,7 +123,7 @@ class RequestBuilder:
         elif wish == "auto":
             settings = mode.speculation or self._usual
         elif wish.endswith(".json"):
-            settings = read_settings(wish)
+            settings = read_settings(wish, self._drafters.folder)
         else:
             settings = Speculation(drafter=wish)
         self._drafters.make(settings)

@@ -9,57 +9,91 @@ from typing import Any
 from pydantic import ValidationError
 
 from fastslow.engine.host.files import read_object
+from fastslow.engine.model.identity import DIGEST, check_model, model_digest
 from fastslow.engine.params import Speculation, sentence
 
 VERSION = 1
 
 
 def write_settings(
-    path: Path, model: str, speculation: Speculation, measured: dict[str, Any]
+    path: Path,
+    model: str,
+    speculation: Speculation,
+    measured: dict[str, Any],
+    folder: Path | None = None,
 ) -> None:
     """Write a new file in place of an old one: the settings to use, and the figures that were measured;
     see `add_settings`."""
     path.unlink(missing_ok=True)
-    add_settings(path, model, speculation=speculation.model_dump(mode="json"), measured=measured)
+    drafts = speculation.model_dump(mode="json")
+    add_settings(path, model, folder, speculation=drafts, measured=measured)
 
 
-def add_settings(path: Path, model: str, **parts: Any) -> None:
+def add_settings(path: Path, model: str, folder: Path | None = None, **parts: Any) -> None:
     """Add parts to a settings file: "auto" for mode auto, "modes" for presets. A file that is no settings
-    file is not touched.
+    file, or holds those of another model, is not touched.
 
     Args:
         path: of the JSON file; it need not be there, its folder must.
         model: what the parts were found with, for people.
+        folder: of that model, whose fingerprint goes into the file; None = the file fits any.
         parts: JSON values by name.
 
     Raises:
-        ValueError: the file is there and is no settings file.
+        ValueError: see `check_settings`.
     """
-    record: dict[str, Any] = read_object(path) if path.is_file() else {"version": VERSION}
-    if record.get("version") != VERSION:
-        raise ValueError(f"{str(path)!r} exists and is no settings file: name another with -o")
+    record = check_settings(path, model, folder)
     for name, value in parts.items():
         both = isinstance(record.get(name), dict) and isinstance(value, dict) and name != "auto"
         record[name] = {**record[name], **value} if both else value
     record["model"] = model
+    if folder is not None:
+        record[DIGEST] = model_digest(folder)
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def read_settings(path: str | Path) -> Speculation:
-    """The speculation settings in a file of `write_settings`; other parts are ignored.
+def check_settings(path: Path, model: str, folder: Path | None) -> dict[str, Any]:
+    """What is in a settings file, for parts that are found with a model to be added to it; a new one
+    where there is none.
 
     Raises:
-        ValueError: one sentence with the file and what is wrong with it.
+        ValueError: the file is there and is no settings file, or it holds those of another model.
+    """
+    record: dict[str, Any] = read_object(path) if path.is_file() else {"version": VERSION}
+    if record.get("version") != VERSION:
+        raise ValueError(f"{str(path)!r} exists and is no settings file: name another with -o")
+    where, named = f"settings file {str(path)!r}", record.get("model", model)
+    if DIGEST not in record and named != model:
+        raise ValueError(
+            f"{where} names model {named!r}, and this is {model!r}: name another with -o"
+        )
+    check_model(record, folder, where)
+    return record
+
+
+def read_settings(path: str | Path, folder: Path | None = None) -> Speculation:
+    """The speculation settings in a file of `write_settings`; other parts are ignored.
+
+    Args:
+        path: the file.
+        folder: of the model that they are for; None = any.
+
+    Raises:
+        ValueError: one sentence with the file and what is wrong with it, or that it was found with
+            another model.
     """
     if not Path(path).is_file():
         raise ValueError(f"settings file {str(path)!r} cannot be read: there is no such file")
     try:
-        return _speculation(read_object(Path(path)))
+        record = read_object(Path(path))
+        settings = _speculation(record)
     except ValidationError as error:
         reason = sentence(error, Speculation.model_fields)
         raise ValueError(f"settings file {str(path)!r}: speculation {reason}") from error
     except ValueError as error:
         raise ValueError(f"settings file {str(path)!r}: {error}") from error
+    check_model(record, folder, f"settings file {str(path)!r}")
+    return settings
 
 
 def _speculation(record: dict[str, Any]) -> Speculation:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from fastslow.engine.host.files import read_object
+from fastslow.engine.model.identity import check_model
 from fastslow.engine.params import Mode, Number, Params, nearest, sentence
 from fastslow.engine.types import Chooser, ModeChoice, Situation
 from fastslow.policies.features import LABELS, features
@@ -84,16 +85,23 @@ BUILT_IN = Selector(
 )
 
 
-def read_selector(path: str | Path) -> Selector:
+def read_selector(path: str | Path, folder: Path | None = None) -> Selector:
     """The selector in a settings file of `fastslow tune --modes`.
 
+    Args:
+        path: the file.
+        folder: of the model that it is for; None = any.
+
     Raises:
-        ValueError: one sentence with the file and what is wrong with it.
+        ValueError: one sentence with the file and what is wrong with it, or that it was found with
+            another model.
     """
     named = f"settings file {str(path)!r}"
     if not Path(path).is_file():
         raise ValueError(f"{named} cannot be read: there is no such file")
-    given = read_object(Path(path)).get("auto")
+    record = read_object(Path(path))
+    check_model(record, folder, named)
+    given = record.get("auto")
     if given is None:
         raise ValueError(
             f"{named} has no selector under 'auto'; `fastslow tune --modes` writes one"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastslow.engine.host.files import read_object
+from fastslow.engine.model.identity import check_model
 from fastslow.engine.params import Mode, Params, nearest
 
 NESTED = "sampling", "speculation", "escalate"  # fields that have fields of their own
@@ -57,13 +58,13 @@ def load_modes(
 
     Raises:
         ValueError: a file is not JSON, a field is unknown or out of range, a base is unknown or goes
-            round in a circle.
+            round in a circle; the user's file was found with another model.
     """
     modes = builtin_modes(groups)
     if (path := folder / "fastslow.json").is_file():
         modes = _read(path, modes, groups)
     if isinstance(own, str | Path):
-        return _read(Path(own), modes, groups)
+        return _read(Path(own), modes, groups, folder)
     try:
         return modes if own is None else _joined(modes, own, groups)
     except ValueError as error:
@@ -145,13 +146,19 @@ def _over(base: Mode, fields: Fields) -> Mode:
     return Mode(**both)
 
 
-def _read(path: Path, modes: Mapping[str, Mode], groups: int) -> dict[str, Mode]:
+def _read(
+    path: Path, modes: Mapping[str, Mode], groups: int, folder: Path | None = None
+) -> dict[str, Mode]:
+    """folder: of the model that the presets must be for."""
     if not path.is_file():
         raise ValueError(f"presets in {path} cannot be read: there is no such file")
     try:
-        return _joined(modes, read_object(path).get("modes", {}), groups)
+        record = read_object(path)
+        found = _joined(modes, record.get("modes", {}), groups)
     except ValueError as error:
         raise ValueError(f"presets in {path} cannot be read: {error}") from None
+    check_model(record, folder, f"presets file {str(path)!r}")
+    return found
 
 
 def _joined(modes: Mapping[str, Mode], layer: Any, groups: int) -> dict[str, Mode]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,18 @@ def read_lines(path: Path, kind: str, parse: Callable[[Record], T]) -> Iterator[
     Raises:
         ValueError: the file cannot be read, or a line does not fit; file and line are named.
     """
+    for place, line in text_lines(path, kind):
+        with naming(place):
+            parsed = parse(json_object(line))
+        yield parsed
+
+
+def text_lines(path: Path, kind: str) -> Iterator[tuple[str, str]]:
+    """The lines of a file that are not empty, each with its place for messages: file and line.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
     where = f"{kind} file {str(path)!r}"
     try:
         lines = path.read_text("utf-8").split("\n")  # splitlines would cut at U+2028, too
@@ -34,13 +47,20 @@ def read_lines(path: Path, kind: str, parse: Callable[[Record], T]) -> Iterator[
         raise ValueError(f"{where} cannot be read: {error}") from error
     for number, line in enumerate(bar(lines, f"Reading {kind}"), 1):
         if line.strip():
-            try:
-                yield parse(_record(line))
-            except ValueError as error:
-                raise ValueError(f"{where}, line {number}: {error}") from error
+            yield f"{where}, line {number}", line
 
 
-def _record(line: str) -> Record:
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """A ValueError from inside says where it was."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def json_object(line: str) -> Record:
+    """The JSON object that a line holds; ValueError if it is none."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:

@@ -69,8 +69,9 @@ def test_generate_streams_and_ends_with_figures(
     moge: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("generate", "Hello", "--model", moge, "--max-tokens", 12, "--drafter", "self") == 0
-    *answer, last = capsys.readouterr().out.splitlines()
-    assert answer
+    streams = capsys.readouterr()
+    assert streams.out and " | drafter " not in streams.out
+    *_, last = streams.err.splitlines()
     assert last.startswith("mode deep | drafter self | drafted ")
     for word in ("accepted ", " tokens/step", " tokens/s"):
         assert word in last
@@ -139,7 +140,7 @@ def test_a_draft_model_alone_means_drafter_model(
     write_dense(tmp_path, vocab=VOCAB)
     options = ("--draft-model", tmp_path, "--max-tokens", 6)
     assert run("generate", "Hello", "--model", moge, *options) == 0
-    assert "drafter model" in capsys.readouterr().out.splitlines()[-1]
+    assert "drafter model" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_inspect_counts_the_72b_without_weights(
@@ -182,7 +183,9 @@ def test_mode_auto_goes_by_a_file(
     few = ("--model", moge, "--max-tokens", 4, "--mode", "auto", "--auto", tuned)
     for asked, taken in (("Why 7?", "mode fast"), ("hi 77", "mode deep")):
         assert run("generate", asked, *few) == 0
-        assert capsys.readouterr().out.splitlines()[-1].startswith(taken)
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith(taken)
+        assert f"why: {taken.removeprefix('mode ')}: digits" in last
 
 
 def test_modes_say_what_they_mean(
@@ -250,12 +253,15 @@ def test_convert_hands_its_options_on(
         return Path("out")
 
     monkeypatch.setattr(convert, "convert", record)
-    options = ("--groups", 4, "--minutes", 2, "--text", "a", "--text", "b", "--recipe", "r")
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.touch()
+    b.touch()
+    options = ("--groups", 4, "--minutes", 2, "--text", a, "--text", b, "--recipe", "r")
     assert run("convert", tmp_path, "out", *options) == 0
     source, out, given = seen
     assert (source, out) == (tmp_path, Path("out"))
     assert (given.groups, given.minutes, given.recipe) == (4, 2.0, Path("r"))
-    assert given.text == [Path("a"), Path("b")]
+    assert given.text == [a, b]
     assert "--model out" in capsys.readouterr().out
 
 
@@ -354,7 +360,8 @@ def test_piped_questions_are_answered_one_a_line(
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n/fast\nHello again\n/nope\n"))
     assert run("chat", "--model", moge, "--max-tokens", 4) == 0
     streams = capsys.readouterr()
-    lines = streams.out.splitlines()
+    assert " | " not in streams.out and "Mode fast" not in streams.out, "answers alone"
+    lines = streams.err.splitlines()
     assert [line.split(" | ")[0] for line in lines if " | drafter " in line] == [
         "mode deep",
         "mode fast",
@@ -363,11 +370,12 @@ def test_piped_questions_are_answered_one_a_line(
 
 
 def test_a_thought_is_parted_from_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    answer = StreamedAnswer()
+    answer = StreamedAnswer(screen.console(), screen.errors())
     for piece in (Piece(reasoning="hm"), Piece(reasoning="m"), Piece(text="4"), Piece(text="2")):
         answer.add(piece)
     answer.end()
-    assert capsys.readouterr().out == "hmm\n\n42\n"
+    streams = capsys.readouterr()
+    assert (streams.out, streams.err) == ("42\n", "hmm\n\n")
     assert (answer.text, answer.reasoning) == ("42", "hmm")
 
 

@@ -11,15 +11,15 @@ import pytest
 from fastslow.call import sampling_in
 from fastslow.engine.params import Mode
 from fastslow.output import Completion, Metrics, Output, Piece
+from fastslow.tools.cli.answer_options import AnswerOptions
 from fastslow.tools.cli.chat import Chat
-from fastslow.tools.cli.options import AnswerOptions
 
 
 class Engine:
     """Stands in for an LLM: answers with what the test says, and remembers what it was asked."""
 
     def __init__(self, *answers: str | BaseException) -> None:
-        self.model = SimpleNamespace(config=SimpleNamespace(groups=8))
+        self.model = SimpleNamespace(config=SimpleNamespace(groups=8, context=1024))
         self.modes = {name: Mode(name=name) for name in ("deep", "fast")}
         self.asked: list[list[dict[str, str]]] = []
         self.used: list[str] = []
@@ -43,6 +43,10 @@ def _output(text: str) -> Output:
     return Output("", [1], [Completion(text, "", [], "stop", None, None, metrics)])
 
 
+def tokens(turns: list[dict[str, str]]) -> int:
+    return sum(len(turn["content"].split()) for turn in turns)
+
+
 def talk(engine: Engine, lines: list[str | type[BaseException]], system: str | None = None) -> None:
     said = iter(lines)
 
@@ -54,7 +58,7 @@ def talk(engine: Engine, lines: list[str | type[BaseException]], system: str | N
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.input", read)
-        Chat(engine, AnswerOptions(system=system)).run()  # type: ignore[arg-type]
+        Chat(engine, AnswerOptions(system=system), tokens).run()  # type: ignore[arg-type]
 
 
 def test_chat_keeps_its_history_until_reset() -> None:
@@ -75,7 +79,7 @@ def test_chat_keeps_half_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     engine = Engine(KeyboardInterrupt(), "two")
     talk(engine, ["first", "second"])
     assert engine.asked[1][1] == {"role": "assistant", "content": "half an ans"}
-    assert "stopped" in capsys.readouterr().out
+    assert "stopped" in capsys.readouterr().err
 
 
 def test_chat_goes_on_after_a_refused_question(capsys: pytest.CaptureFixture[str]) -> None:

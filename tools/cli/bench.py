@@ -52,7 +52,7 @@ def bench(
     sizes, names = numbers("batch", batch), listed("modes", modes)
     if out is not None:
         check_writable(out)
-    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.cli.screen import console, quiet_log, show
     from fastslow.tools.machine import circumstances
     from fastslow.tools.prompts import read_prompts
     from fastslow.tools.tune.grid import Grid
@@ -70,7 +70,7 @@ def bench(
             if not any(grid.samples.values()):
                 raise
             stopped = True
-    console().print(_table(grid))
+    show(_table(grid))
     if out is not None:
         facts = {"model": options.model, "prompts": len(asked), "tokens": sampling.max_tokens}
         record = {**circumstances(), **facts, "stopped": stopped, "cells": grid.record()}
@@ -81,12 +81,13 @@ def bench(
 
 
 def _table(grid: Grid) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from fastslow.tools.tune.candidates import family, is_plain, length_of
     from fastslow.tools.tune.sample import accepted_share, rate, tokens_per_step
 
-    table = Table("mode", "batch", "drafter", "length")
+    mode, drafter = Column("mode", no_wrap=True), Column("drafter", no_wrap=True)
+    table = Table(mode, "batch", drafter, "length")
     for title in ("tokens/s", "x plain", "per step", "accepted"):
         table.add_column(title, justify="right")
     before = None

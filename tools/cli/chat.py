@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import select
 import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from fastslow.tools.cli.options import AnswerOptions, expand_options
+from fastslow.tools.cli.answer_options import AnswerOptions
+from fastslow.tools.cli.options import expand_options, standard_input
 
 if TYPE_CHECKING:
     from fastslow.llm import LLM
+    from fastslow.output import Piece
+
+Turns = list[dict[str, str]]
+
+ANSWER = 4  # a part of the context that is left for an answer, if that may be so long
+MARKS = 16  # tokens that a mode may add to a prompt, to shut or open a thought
+PASTED = 0.03  # seconds: what comes so soon after a line was not typed
 
 HELP = """\
 /fast, /deep   answer in that mode from now on
@@ -28,21 +38,55 @@ def chat(options: AnswerOptions) -> None:
       fastslow chat --mode fast --system "You answer in one sentence."
       fastslow chat --model path/to/checkpoint --temperature 0.6 --top-p 0.95
       fastslow chat --model path/to/checkpoint --thinking-budget 500
+      fastslow chat --speculation tuned.json --corpus corpus.safetensors
 
-    Ctrl-C stops an answer, not the program. Questions may also be piped in, one a line.
+    Ctrl-C stops an answer, not the program. Pasted lines are one message. Questions may also be piped in,
+    one a line; standard output then gets the answers alone. Where the context is full, the oldest turns
+    are dropped.
     """
-    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.cli.screen import errors, quiet_log
 
+    typed = standard_input().isatty()
     quiet_log()
     with options.load() as llm:
-        talk = Chat(llm, options)
-        if sys.stdin.isatty():
-            import readline  # noqa: F401 - importing it gives input() history and editing
+        talk = Chat(llm, options, _measure(llm, options))
+        if typed:
+            import readline  # importing it gives input() history and editing
 
-            console().print(
+            readline.parse_and_bind("set enable-bracketed-paste on")
+            errors().print(
                 f"{options.model}, mode {talk.mode}. /help lists the commands.", style="dim"
             )
         talk.run()
+
+
+def _measure(llm: LLM, options: AnswerOptions) -> Callable[[Turns], int]:
+    """A function that counts the tokens of a conversation. ValueError without a tokenizer."""
+    from fastslow.engine.text.templates import load_template
+
+    tokenizer = llm.tokenizer
+    if tokenizer is None:
+        raise ValueError(f"model {options.model!r} has no tokenizer, which a chat needs")
+    template = load_template(options.folder, tokenizer, llm.model.config.architecture)
+    return lambda turns: len(tokenizer.encode(template.render(turns), template.add_special))
+
+
+def read_message() -> str:
+    """The next message: of a pipe one line, of a terminal also the lines that were pasted with it."""
+    from fastslow.tools.cli.screen import errors
+
+    typed = sys.stdin.isatty()
+    prompt = "> " if typed else ""
+    if not sys.stdout.isatty():  # there input() would write the prompt among the answers
+        errors().out(prompt, end="")
+        prompt = ""
+    lines = [input(prompt)]
+    while typed and not lines[0].startswith("/") and select.select([sys.stdin], [], [], PASTED)[0]:
+        try:
+            lines.append(input())
+        except EOFError:
+            break
+    return "\n".join(lines).strip()
 
 
 class Chat:
@@ -51,14 +95,16 @@ class Chat:
     Args:
         llm: answers.
         options: of the command line.
+        measure: counts the tokens of a conversation.
 
     Raises:
         ValueError: the command line does not fit the model.
     """
 
-    def __init__(self, llm: LLM, options: AnswerOptions) -> None:
+    def __init__(self, llm: LLM, options: AnswerOptions, measure: Callable[[Turns], int]) -> None:
         self._llm = llm
         self._options = options
+        self._measure = measure
         self._call = options.call(llm)
         self._turns = options.conversation()
 
@@ -69,71 +115,100 @@ class Chat:
 
     def run(self) -> None:
         """Read and answer until the reader leaves."""
-        from fastslow.tools.cli.screen import console
+        from fastslow.tools.cli.screen import errors
 
-        prompt = "> " if sys.stdin.isatty() else ""
         interrupted = False
         while True:
             try:
-                line = input(prompt).strip()
+                message = read_message()
                 interrupted = False
-                if line.startswith("/"):
-                    if line == "/quit":
+                if message.startswith("/") and "\n" not in message:
+                    if message == "/quit":
                         return
-                    self._command(*line.split(maxsplit=1))
-                elif line:
-                    self._ask(line)
+                    self._command(*message.split(maxsplit=1))
+                elif message:
+                    self._ask(message)
             except EOFError:
-                console().out()
+                errors().out()
                 return
             except KeyboardInterrupt:
-                console().out()
+                errors().out()
                 if interrupted:
                     return
                 interrupted = True
-                console().print("Ctrl-C again, Ctrl-D or /quit leaves.", style="dim")
+                errors().print("Ctrl-C again, Ctrl-D or /quit leaves.", style="dim")
 
     def _command(self, name: str, argument: str = "") -> None:
         from fastslow.engine.params import nearest
-        from fastslow.tools.cli.screen import complain, console
+        from fastslow.tools.cli.screen import complain, errors
 
         if name in ("/fast", "/deep"):
             name, argument = "/mode", name[1:]
         if name == "/help":
-            console().print(HELP, style="dim")
+            errors().print(HELP, style="dim")
         elif name == "/reset":
             self._turns = self._options.conversation()
-            console().print("The conversation is forgotten.", style="dim")
+            errors().print("The conversation is forgotten.", style="dim")
         elif name != "/mode":
             complain(ValueError(f"{name} is no command; /help lists them"))
         elif not argument:
             widest = max(map(len, self._llm.modes))
             for preset in self._llm.modes.values():
-                console().print(f"{preset.name:<{widest}} {preset.description}", style="dim")
-            console().print("`fastslow modes` shows more.", style="dim")
+                errors().print(f"{preset.name:<{widest}} {preset.description}", style="dim")
+            errors().print("`fastslow modes` shows more.", style="dim")
         elif argument in self._llm.modes:
             self._call = self._options.call(self._llm, argument)
-            console().print(f"Mode {self.mode} from now on.", style="dim")
+            errors().print(f"Mode {self.mode} from now on.", style="dim")
         else:
             hint = nearest(argument, self._llm.modes)
             complain(ValueError(f"mode={argument!r} is unknown{hint}"))
 
     def _ask(self, question: str) -> None:
-        from fastslow.tools.cli.screen import StreamedAnswer, complain, console, figures
+        from fastslow.tools.cli.screen import StreamedAnswer, complain, console, errors, figures
 
+        thought = None if self._options.no_thinking else errors()
+        answer = StreamedAnswer(console(), thought)
         turns = [*self._turns, {"role": "user", "content": question}]
-        answer = StreamedAnswer()
         try:
-            for piece in self._llm.stream(turns, **self._call):
+            for piece in self._pieces(turns):
                 answer.add(piece)
                 if piece.output is not None:
                     answer.end()
-                    console().print(figures(piece.output.metrics), style="dim")
+                    errors().print(figures(piece.output.metrics), style="dim")
         except KeyboardInterrupt:
             answer.end()
-            console().print("stopped", style="dim")
+            errors().print("stopped", style="dim")
         except (ValueError, RuntimeError) as error:  # this question failed; the next may not
             answer.end()
             complain(error)
         if answer.text:
             self._turns = [*turns, {"role": "assistant", "content": answer.text}]
+
+    def _pieces(self, turns: Turns) -> Iterator[Piece]:
+        """The answer to a conversation, whose oldest turns are taken out if it is too long."""
+        from fastslow.tools.cli.screen import errors
+
+        start, whole = len(self._options.conversation()), len(turns)
+        while self._measure(turns) > self._room and len(turns) > start + 1:
+            del turns[start : start + 2]
+        while True:
+            try:
+                pieces = self._llm.stream(turns, **self._call)
+                break
+            except ValueError:  # as where memory for keys and values holds less than the context
+                if len(turns) <= start + 1:
+                    raise
+                del turns[start : start + 2]
+        if dropped := (whole - len(turns)) // 2:
+            say = f"The context is full: the oldest {dropped} questions and answers are dropped."
+            errors().print(say, style="dim")
+        yield from pieces
+
+    @property
+    def _room(self) -> int:
+        """Most tokens of a conversation that leaves room for an answer."""
+        from fastslow.call import sampling_in
+
+        context = self._options.max_model_len or self._llm.model.config.context
+        most = sampling_in(self._call["mode"], self._call["sampling"]).max_tokens
+        return context - min(most, context // ANSWER) - MARKS

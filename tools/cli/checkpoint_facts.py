@@ -16,6 +16,8 @@ from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
 from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.models.gguf_header import GgufHeader
+from fastslow.models.locate import resolve_model
 from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import load_modes
 from fastslow.tools.plan.shards import ShardPlan
@@ -49,17 +51,22 @@ class CheckpointFacts:
     memory: dict[str, ModeCost]
 
     @classmethod
-    def of(cls, folder: Path, own_modes: str | None = None) -> CheckpointFacts:
-        """Read the small files of `folder`, and the user's presets. ValueError in one sentence for
-        what does not fit."""
-        config = ModelConfig.from_folder(folder)
+    def of(cls, model: str, own_modes: str | None = None) -> CheckpointFacts:
+        """Read a checkpoint's small files, of a GGUF file the header, and the user's presets. ValueError
+        in one sentence for what does not fit."""
+        folder = Path(model)
+        if folder.suffix == ".gguf" and folder.is_file():
+            config, tokenizer = _gguf(folder)
+        else:
+            folder = resolve_model(model)
+            config, tokenizer = ModelConfig.from_folder(folder), _tokenizer(folder)
         weights = parameters(config)
         memory = {
             name: ModeCost(weights * DTYPES[name].itemsize, config.kv_bytes_per_token(DTYPES[name]))
             for name in SHOWN
         }
         modes = load_modes(folder, config.groups, own_modes)
-        return cls(config, _tokenizer(folder), modes, weights, memory)
+        return cls(config, tokenizer, modes, weights, memory)
 
     def record(self) -> dict[str, Any]:
         """For programs: sizes in bytes, counts in parameters."""
@@ -132,6 +139,24 @@ class CheckpointFacts:
 def billions(count: int) -> str:
     """A number of parameters for people: "71.97 B"."""
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def _gguf(file: Path) -> tuple[ModelConfig, str]:
+    """Config and tokenizer, from the header alone."""
+    from fastslow.models.gguf import config_json  # late: it needs a library that folders do without
+
+    header = GgufHeader.read(file)
+    try:
+        config = ModelConfig.from_json(
+            config_json(header.meta, "output.weight" not in header.tensors)
+        )
+        tokens = header.meta["tokenizer.ggml.tokens"]
+        ends = ", ".join(repr(tokens[number]) for number in config.eos_ids)
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"GGUF file {str(file)!r} holds no model that is known: {error}"
+        ) from error
+    return config, f"of the file, {len(tokens)} ids, an answer ends at {ends or 'nothing'}"
 
 
 def _tokenizer(folder: Path) -> str:

@@ -30,5 +30,8 @@ def convert(
     from fastslow.tools.convert import convert as job
 
     quiet_log()
+    for text in options.text or []:
+        if not text.exists():
+            raise ValueError(f"text {str(text)!r} cannot be read: there is no such file or folder")
     folder = job.convert(resolve_model(source), out, options)
     console().print(f'done: fastslow generate "Hello" --model {folder}')

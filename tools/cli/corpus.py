@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastslow.tools.cli.options import expand_options
+
 if TYPE_CHECKING:
     from fastslow.draft.suffix.documents import Documents
     from fastslow.engine.text.vocabulary import Tokenizer
@@ -31,6 +33,7 @@ Most = Annotated[
 
 
 @corpus.command()
+@expand_options
 def build(
     answers: AnswerFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
@@ -50,6 +53,7 @@ def build(
 
 
 @corpus.command()
+@expand_options
 def add(
     path: Annotated[Path, typer.Argument(help="Corpus to extend.")],
     answers: AnswerFile,
@@ -72,6 +76,7 @@ def add(
 
 
 @corpus.command()
+@expand_options
 def info(
     path: Annotated[Path, typer.Argument(help="Corpus.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,

@@ -1,68 +1,169 @@
-"""`fastslow generate`: one prompt, one answer."""
+"""`fastslow generate`: one prompt or a file of prompts, answered."""
 
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastslow.tools.cli.options import INTERRUPTED, AnswerOptions, expand_options
+from fastslow.tools.cli.answer_options import GenerateOptions
+from fastslow.tools.cli.options import INTERRUPTED, expand_options, standard_input
 
 if TYPE_CHECKING:
-    from fastslow.output import Output
+    from fastslow.call import Prompt
+    from fastslow.llm import LLM
+    from fastslow.output import Completion, Output
     from fastslow.tools.cli.screen import StreamedAnswer
 
 
 @expand_options
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to ask; - reads standard input.")],
-    options: AnswerOptions,
+    options: GenerateOptions,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to ask; - reads standard input.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Many prompts: a text file with one a line, or JSON lines (.jsonl) with prompt or "
+            "messages, and if they like with mode and sampling.",
+            show_default=False,
+        ),
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no template.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
 ) -> None:
-    """Answer one prompt, as it is made; the last line says what speculation did.
+    """Answer one prompt, as it is made, or a file of prompts as JSON lines.
+
+    Standard output gets the answer alone. The thought, and a last line that says what speculation did,
+    go to standard error.
 
     Examples:
       fastslow generate "Why is the sky blue?"
-      fastslow generate "Why is the sky blue?" --mode fast
-      fastslow generate "Write a haiku." --temperature 0.8 --seed 1
+      fastslow generate "Why is the sky blue?" --mode fast > answer.txt
+      fastslow generate "Write a haiku." --temperature 0.8 --seed 1 --n 3
       fastslow generate "How many?" --model path/to/checkpoint --thinking-budget 200
-      fastslow generate --drafter ngram+self --nodes 6 - < question.txt
+      fastslow generate --speculation tuned.json --corpus corpus.safetensors - < question.txt
       fastslow generate --raw "Once upon a time" --groups 0 --json
+      fastslow generate --file prompts.jsonl > answers.jsonl
+
+    With --file all lines are checked first. Answers come in the order of the file, with index, text,
+    reasoning, finish_reason, mode, tokens, tokens_per_second and prompt_tokens.
 
     Exit codes: 0; 1 the engine failed; 2 the input does not fit; 130 Ctrl-C.
     """
     if raw and options.system is not None:
         raise ValueError("--system needs the chat template, which --raw leaves out")
-    text = sys.stdin.read() if prompt == "-" else prompt
-    from fastslow.tools.cli.screen import StreamedAnswer, console, figures, quiet_log
+    if options.logprobs is not None and file is None and not as_json:
+        raise ValueError("--logprobs are for programs: add --json, or give --file")
+    if (prompt is None) == (file is None):
+        raise ValueError("give a PROMPT (- is standard input) or --file, and not both")
+    from fastslow.tools.cli.screen import quiet_log
 
     quiet_log()
-    answer = StreamedAnswer(shown=not as_json)
-    output = None
+    if file is not None:
+        _answer_file(file, options, raw, as_json)
+        return
+    text = _standard_input() if prompt == "-" else prompt or ""
+    if not (text if raw else text.strip()):
+        where = "standard input" if prompt == "-" else "PROMPT"
+        raise ValueError(f"{where} is empty: there is nothing to answer")
+    asked: Prompt = text if raw else [*options.conversation(), {"role": "user", "content": text}]
     with options.load() as llm:
-        turns = [*options.conversation(), {"role": "user", "content": text}]
-        pieces = llm.stream(text if raw else turns, **options.call(llm))
-        with suppress(KeyboardInterrupt):  # what has come is kept
-            for piece in pieces:
-                answer.add(piece)
-                output = piece.output or output
+        if (options.n or 1) > 1:
+            _answer_often(llm, asked, options, as_json)
+        else:
+            _stream(llm, asked, options, as_json)
+
+
+def _standard_input() -> str:
+    try:
+        return standard_input().read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is no text in UTF-8: {error}") from error
+
+
+def _stream(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bool) -> None:
+    """One answer, as it is made; what has come until Ctrl-C is kept."""
+    from fastslow.tools.cli.screen import errors, figures
+
+    answer, output = _screen(options, as_json), None
+    pieces = llm.stream(asked, **options.call(llm))
+    with suppress(KeyboardInterrupt):
+        for piece in pieces:
+            answer.add(piece)
+            output = piece.output or output
     answer.end()
     if as_json:
-        console().out(json.dumps(_record(answer, output), ensure_ascii=False), highlight=False)
+        _write(_cut(answer) if output is None else _record(output))
     elif output is not None:
-        console().print(figures(output.metrics), style="dim")
+        errors().print(figures(output.metrics), style="dim")
     if output is None:
         raise typer.Exit(INTERRUPTED)
 
 
-def _record(answer: StreamedAnswer, output: Output | None) -> dict[str, Any]:
-    """What is known of an answer, for programs; without `output` it was interrupted."""
-    if output is not None:
-        return {"prompt_tokens": len(output.prompt_token_ids), **output.choices[0].to_dict()}
+def _answer_often(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bool) -> None:
+    """Several answers, which come together."""
+    from fastslow.output import Piece
+    from fastslow.tools.cli.screen import errors, figures
+
+    output = llm.generate(asked, **options.call(llm))
+    if as_json:
+        _write(_record(output))
+        return
+    for number, choice in enumerate(output.choices, 1):
+        errors().print(f"answer {number} of {len(output.choices)}", style="dim")
+        answer = _screen(options, as_json)
+        answer.add(Piece(reasoning=choice.reasoning))
+        answer.add(Piece(choice.text))
+        answer.end()
+        errors().print(figures(choice.metrics), style="dim")
+
+
+def _answer_file(file: Path, options: GenerateOptions, raw: bool, as_json: bool) -> None:
+    """All prompts of a file; exit code 1 if one failed in the engine, whose line says so."""
+    from fastslow.tools.cli.prompt_file import PromptFile, record_of
+
+    prompts, failed = PromptFile(file, options, raw), False
+    with options.load() as llm:
+        for index, output in enumerate(prompts.answers(llm)):
+            _write({"index": index, **(_record(output) if as_json else record_of(output))})
+            failed |= any(choice.error is not None for choice in output.choices)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _screen(options: GenerateOptions, as_json: bool) -> StreamedAnswer:
+    from fastslow.tools.cli.screen import StreamedAnswer, console, errors
+
+    silent = as_json or options.no_thinking
+    return StreamedAnswer(None if as_json else console(), None if silent else errors())
+
+
+def _write(record: dict[str, Any]) -> None:
+    from fastslow.tools.cli.screen import console
+
+    console().out(json.dumps(record, ensure_ascii=False), highlight=False)
+
+
+def _record(output: Output) -> dict[str, Any]:
+    """All that is known, for programs; several answers to a prompt under "choices"."""
+
+    def one(choice: Completion) -> dict[str, Any]:
+        return {**choice.to_dict(), **short(choice)}
+
+    from fastslow.tools.cli.prompt_file import short
+
+    first, *others = output.choices
+    several = {"choices": [one(choice) for choice in output.choices]} if others else {}
+    return {"prompt_tokens": len(output.prompt_token_ids), **one(first), **several}
+
+
+def _cut(answer: StreamedAnswer) -> dict[str, Any]:
+    """What is known of an answer that Ctrl-C ended."""
     return {
         "text": answer.text,
         "reasoning": answer.reasoning,

@@ -13,7 +13,7 @@ from fastslow.tools.cli.options import ROUTING, RoutingOptions, expand_options, 
 
 @expand_options
 def inspect(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder or built-in name.")],
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file or built-in name.")],
     options: RoutingOptions,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     routing: Annotated[
@@ -35,7 +35,6 @@ def inspect(
       fastslow inspect smollm2-moge --routing prompts.jsonl --picture balance.html
       fastslow inspect path/to/checkpoint --parallel ep=8
     """
-    from fastslow.models.locate import resolve_model
     from fastslow.tools.cli.checkpoint_facts import (
         CheckpointFacts,
         shard_plan,
@@ -43,19 +42,19 @@ def inspect(
         shards_table,
     )
     from fastslow.tools.cli.inspect_routing import show_routing
-    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.cli.screen import console, quiet_log, show
 
     quiet_log()
     if routing is not None:
         show_routing(model, routing, options, as_json)
         return
-    facts = CheckpointFacts.of(resolve_model(model))
+    facts = CheckpointFacts.of(model)
     plan = None if parallel is None else shard_plan(facts.config, parallel)
     if as_json:
         record = facts.record() | ({} if plan is None else {"parallel": shards_record(plan)})
         console().out(json.dumps(record, ensure_ascii=False), highlight=False)
         return
     for table in facts.tables():
-        console().print(table)
+        show(table)
     if plan is not None:
-        console().print(shards_table(plan))
+        show(shards_table(plan))

@@ -16,7 +16,7 @@ from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 from fastslow.models.locate import resolve_model
 from fastslow.tools.cli.options import RoutingOptions
-from fastslow.tools.cli.screen import console
+from fastslow.tools.cli.screen import console, show
 from fastslow.tools.prompts import read_prompts
 from fastslow.tools.routing.balance import KINDS, ROUTERS, Balance, ExpertLoad, measure, per_rank
 from fastslow.tools.routing.report import NAMES, page
@@ -52,7 +52,7 @@ def show_routing(model: str, prompts: Path, options: RoutingOptions, as_json: bo
         f"{options.ranks} ranks; {len(texts)} prompts"
     )
     for table in (_deviations(balance), _ranks(balance), _experts(balance)):
-        console().print(table)
+        show(table)
     if options.picture is not None:
         console().print(f"wrote {options.picture}")
 

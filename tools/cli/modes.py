@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastslow.tools.cli.options import expand_options
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 SIDES, COLUMN = 20, 20  # characters: of the first column, and of a preset's at least
 
 
+@expand_options
 def modes(
     model: Annotated[
         str, typer.Argument(help="Checkpoint folder or built-in name.")
@@ -39,12 +42,11 @@ def modes(
       fastslow modes path/to/checkpoint --modes mine.json
       fastslow generate "How many?" --modes mine.json --mode brief
     """
-    from fastslow.models.locate import resolve_model
     from fastslow.tools.cli.checkpoint_facts import CheckpointFacts
-    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.cli.screen import console, quiet_log, show
 
     quiet_log()
-    facts = CheckpointFacts.of(resolve_model(model), own)
+    facts = CheckpointFacts.of(model, own)
     if as_json:
         record = facts.record()["modes"]
         console().out(json.dumps(record, ensure_ascii=False), highlight=False)
@@ -52,7 +54,7 @@ def modes(
     presets = list(facts.modes.values())
     beside = max(1, (console().width - SIDES) // COLUMN)
     for first in range(0, len(presets), beside):
-        console().print(_table(facts, presets[first : first + beside]), soft_wrap=False)
+        show(_table(facts, presets[first : first + beside]))
 
 
 def _table(facts: CheckpointFacts, presets: Sequence[Mode]) -> Table:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:
-    from fastslow.engine.params import Mode, SamplingParams, Speculation
+    from fastslow.engine.params import SamplingParams, Speculation
     from fastslow.llm import LLM
     from fastslow.tools.tune.candidates import Length
 
 INTERRUPTED = 130  # the exit code after Ctrl-C: 128 + SIGINT, as shells count
 
 
+PATHS = (  # arguments that are names or paths; those of type Path are known anyway
+    *("model", "target", "source", "modes", "own", "auto", "draft_model"),
+    *("speculation", "head", "corpus"),
+)
+
+
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with one option for each field of its parameters that are dataclasses.
+    """The command with one option for each field of its parameters that are dataclasses, and with `~`
+    expanded in paths.
 
     Typer reads a function's parameters; it is shown the fields instead, with their types, helps
     and defaults, and the function gets the dataclasses made of what was given.
@@ -33,21 +42,38 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
     }
     shown: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
-        whole = inspect.signature(groups[name], eval_str=True) if name in groups else None
-        shown += [parameter] if whole is None else whole.parameters.values()
+        if name not in groups:
+            shown.append(parameter)
+            continue
+        kinds = get_type_hints(groups[name], include_extras=True)  # inherited ones from their files
+        whole = inspect.signature(groups[name]).parameters.values()
+        shown += [field.replace(annotation=kinds[field.name]) for field in whole]
 
     @wraps(command)
     def run(**given: Any) -> None:
+        given = {name: _at_home(name, value) for name, value in given.items()}
         made = {
             name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})
             for name, kind in groups.items()
         }
-        command(**given, **made)
+        try:
+            command(**given, **made)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
 
     keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in shown]
     run.__signature__ = signature.replace(parameters=keywords)  # type: ignore[attr-defined]
     run.__annotations__ = {}  # those of the fields count
     return run
+
+
+def _at_home(name: str, value: Any) -> Any:
+    """The value, with `~` expanded where it is a path: shells leave `--out=~/x` as it is."""
+    if isinstance(value, list):
+        return [_at_home(name, part) for part in value]
+    if isinstance(value, Path):
+        return value.expanduser()
+    return os.path.expanduser(value) if name in PATHS and isinstance(value, str) else value
 
 
 def option(help: str, panel: str | None = None, *names: str) -> Any:
@@ -62,8 +88,7 @@ def shown_option(
     return typer.Option(help=help, rich_help_panel=panel, min=min, max=max)
 
 
-MODEL, HOW, DRAW = "Model", "Thinking and speculation", "Sampling (default: the mode's own)"
-TRIED, MEASURED, ROUTING = "What is tried", "How it is measured", "Routing"
+MODEL, TRIED, MEASURED, ROUTING = "Model", "What is tried", "How it is measured", "Routing"
 PROMPTS = option("JSON lines, each with prompt, messages, turns or question.", None, "--prompts")
 
 
@@ -91,141 +116,19 @@ class ModelOptions:
         int | None, option("Most tokens of prompt plus answer; default: all it can.", MODEL)
     ] = None
 
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's folder; a built-in model is made on first use."""
+        from fastslow.models.locate import resolve_model
+
+        return resolve_model(self.model)
+
     def load(self, **more: Any) -> LLM:
         """The model, loaded. more: further arguments of `LLM`."""
         from fastslow.llm import LLM
 
         names = ("dtype", "quantization", "device", "kv_memory", "max_model_len")
         return LLM(self.model, **{name: getattr(self, name) for name in names}, **more)
-
-
-SAMPLING = (
-    *("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
-    *("seed", "stop"),
-)  # fields of the same names
-MODE = ("groups", "thinking", "thinking_budget")  # of the mode, if given
-SPECULATION = {"nodes": "nodes", "draft_model": "model", "draft_groups": "groups"}
-
-
-@dataclass(frozen=True)
-class AnswerOptions(ModelOptions):
-    """How `generate` and `chat` answer; checked as far as that goes without a model.
-
-    Raises:
-        ValueError: an option is out of range.
-    """
-
-    mode: Annotated[str, option("deep, fast or another preset: see `fastslow modes`.", HOW)] = (
-        "deep"
-    )
-    modes: Annotated[str | None, option("JSON file with presets of your own.", HOW)] = None
-    auto: Annotated[
-        str | None, option("File of `fastslow tune --modes`, which --mode auto then goes by.", HOW)
-    ] = None
-    groups: Annotated[
-        int | None, option("Routed groups to run instead of the mode's; 0 = shared only.", HOW)
-    ] = None
-    thinking: Annotated[
-        str | None, option("off, on or auto (the model decides), instead of the mode's.", HOW)
-    ] = None
-    thinking_budget: Annotated[
-        int | None, option("Most tokens of thought, then the answer has to begin.", HOW)
-    ] = None
-    drafter: Annotated[
-        str, option("auto, off, suffix, ngram, head, self, model, or a+b of them.", HOW)
-    ] = "auto"
-    nodes: Annotated[
-        int | None, option("Most tokens drafted per step; default: as many as pay.", HOW)
-    ] = None
-    draft_model: Annotated[
-        str | None, option("Small model that drafts (folder); means --drafter model.", HOW)
-    ] = None
-    draft_groups: Annotated[
-        int | None, option("Groups that drafter self runs; default 0.", HOW)
-    ] = None
-    max_tokens: Annotated[int | None, option("Most tokens to answer; default 256.", DRAW)] = None
-    temperature: Annotated[float | None, option("0 = always the likeliest token.", DRAW)] = None
-    top_p: Annotated[float | None, option("Smallest set with this much probability.", DRAW)] = None
-    top_k: Annotated[int | None, option("The k likeliest tokens only.", DRAW)] = None
-    min_p: Annotated[float | None, option("Drop below this share of the likeliest.", DRAW)] = None
-    repetition_penalty: Annotated[float | None, option("Above 1: repeat less.", DRAW)] = None
-    seed: Annotated[int | None, option("The same seed gives the same answer.", DRAW)] = None
-    stop: Annotated[
-        list[str] | None, option("Text that ends the answer; may be repeated.", DRAW)
-    ] = None
-    system: Annotated[str | None, option("System message.")] = None
-    kv_dtype: Annotated[
-        str, option("Keys and values: auto, int8 (half the memory) or model.", MODEL)
-    ] = "auto"
-    parallel: Annotated[
-        str,
-        option("Share the model among ranks: ep=2,tp=1,dp=1; default: those of torchrun.", MODEL),
-    ] = "auto"
-
-    def __post_init__(self) -> None:
-        from fastslow.engine.params import Mode, Speculation
-
-        Mode(**self._mode_changes())
-        Speculation(**self._draft_changes())
-        self._sampling()
-
-    def load(self, **more: Any) -> LLM:
-        """The model, loaded. more: further arguments of `LLM`."""
-        names = ("kv_dtype", "parallel", "modes", "auto")
-        return super().load(**{name: getattr(self, name) for name in names}, **more)
-
-    def conversation(self) -> list[dict[str, str]]:
-        """The start of a chat."""
-        return [] if self.system is None else [{"role": "system", "content": self.system}]
-
-    def call(self, llm: LLM, preset: str | None = None) -> dict[str, Any]:
-        """Keyword arguments of `LLM.stream`.
-
-        Args:
-            llm: the model.
-            preset: the mode, which a thinking budget of the command line bounds too, if it thinks;
-                None = what the command line says.
-
-        Raises:
-            ValueError: there is no such preset, or the model has fewer groups.
-        """
-        from fastslow.policies.modes import find_mode
-
-        changes = self._mode_changes()
-        named: str | dict[str, Any] = preset or self.mode
-        if preset is None and changes:
-            named = {"base": self.mode, **changes}
-        elif preset and self.thinking_budget is not None and llm.modes[preset].thinking != "off":
-            named = {"base": preset, "name": preset, "thinking_budget": self.thinking_budget}
-        mode = find_mode(named, llm.modes, llm.model.config.groups)
-        return {"sampling": self._sampling(), "mode": mode, "speculation": self._speculation(mode)}
-
-    def _speculation(self, mode: Mode) -> str | Speculation:
-        """What the command line says about drafts, else "auto"."""
-        from fastslow.engine.params import Speculation
-
-        changes = self._draft_changes()
-        if self.drafter == "auto" and not changes:
-            return "auto"
-        own = {} if mode.speculation is None else dict(mode.speculation)
-        if self.drafter != "auto":
-            own["drafter"] = self.drafter
-        elif "model" in changes:
-            own["drafter"] = "model"
-        return Speculation(**{**own, **changes})
-
-    def _sampling(self) -> SamplingParams:
-        from fastslow.engine.params import SamplingParams
-
-        given = {name: getattr(self, name) for name in SAMPLING}
-        return SamplingParams(**{k: v for k, v in given.items() if v not in (None, [])})
-
-    def _mode_changes(self) -> dict[str, Any]:
-        return {name: v for name in MODE if (v := getattr(self, name)) is not None}
-
-    def _draft_changes(self) -> dict[str, Any]:
-        given = ((field, getattr(self, name)) for name, field in SPECULATION.items())
-        return {field: value for field, value in given if value is not None}
 
 
 @dataclass(frozen=True)
@@ -298,6 +201,13 @@ class RoutingOptions:
         option("Experts x groups, as 64x8: random routers over the same inputs instead.", ROUTING),
     ] = None
     picture: Annotated[Path | None, option("HTML file to write.", ROUTING)] = None
+
+
+def standard_input() -> TextIO:
+    """Standard input. ValueError where whoever started this program closed it."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise ValueError("standard input is closed: there is nothing to read")
+    return sys.stdin
 
 
 def listed(name: str, text: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastslow.tools.cli.options import shown_option
+from fastslow.tools.cli.options import expand_options, shown_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NAMES = {"weights": "weights", "kv": "KV", "compute": "compute", "links": "links", "fixed": "fixed"}
 
 
+@expand_options
 def plan(
     model: Annotated[
         str, typer.Option(help="A name as openpangu-pro-moe-72b, a folder, or a config.json.")
@@ -29,7 +30,10 @@ def plan(
     device: Annotated[
         str, typer.Option(help="800i-a2, 300i-duo, h100, or this-cpu (probed).")
     ] = "800i-a2",
-    cards: Annotated[int, shown_option("Cards that share the model.", min=1)] = 1,
+    cards: Annotated[
+        int | None,
+        shown_option("Cards that share the model; default: the fewest that hold it.", min=1),
+    ] = None,
     sequence: Annotated[
         int, shown_option("Tokens of a request, prompt and answer so far.", min=1)
     ] = 2048,
@@ -59,14 +63,21 @@ def plan(
     published figures (docs/planner.md). Nothing is loaded.
 
     Examples:
+      fastslow plan
       fastslow plan --cards 4 --sequence 2048 --latency-ms 100
       fastslow plan --model path/to/checkpoint --device this-cpu --batch 1 --acceptance 0.8
     """
-    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.cli.screen import console, quiet_log, show
     from fastslow.tools.plan.device import THIS_CPU, find_device
     from fastslow.tools.plan.published import calibrate, config_of
     from fastslow.tools.plan.report import page
-    from fastslow.tools.plan.search import DraftCost, best, choose_batches, choose_nodes
+    from fastslow.tools.plan.search import (
+        DraftCost,
+        best,
+        choose_batches,
+        choose_nodes,
+        fewest_cards,
+    )
     from fastslow.tools.plan.step import HOST, ForwardWork, Precision, Setting
 
     quiet_log()
@@ -79,14 +90,18 @@ def plan(
             f"sequence={sequence} must be at most {config.context}, the model's context"
         )
     efficiency = HOST if device == THIS_CPU else calibrate()
-    setting = Setting(ForwardWork.of(config), find_device(device), cards, precision, efficiency)
-    setting.device.link(cards)
+    work = ForwardWork.of(config)
+    setting = Setting(work, find_device(device), cards or 1, precision, efficiency)
+    setting.device.link(setting.cards)
+    if cards is None:
+        setting = fewest_cards(setting, sequence, batch or 1)
     if batch is None:
         choices = choose_batches(setting, drafting, sequence, latency_ms / 1000)
     else:
         choices = choose_nodes(setting, drafting, sequence, batch)
     prefill = setting.prefill(1, sequence)
-    title = f"{model}, {spelled}, KV {kv}, {sequence} tokens a request, on {cards} x {device}"
+    on = f"{setting.cards} x {device}" + (", the fewest that hold it" if cards is None else "")
+    title = f"{model}, {spelled}, KV {kv}, {sequence} tokens a request, on {on}"
     if picture is not None:
         picture.write_text(page(choices, title), "utf-8")
     if as_json:
@@ -94,10 +109,10 @@ def plan(
         console().out(json.dumps(record), highlight=False)
         return
     console().print(title)
-    console().print(_table(choices, best(choices)))
+    show(_table(choices, best(choices)))
     console().print(
         f"prefill of one prompt: {1000 * prefill.seconds:.1f} ms, "
-        f"{sequence / prefill.seconds / cards:.0f} tokens/s per card, most of it {_part(prefill)}"
+        f"{sequence / prefill.seconds / setting.cards:.0f} tokens/s per card, most of it {_part(prefill)}"
     )
     e = efficiency
     console().print(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.tools.cli.options import option, shown_option
+from fastslow.tools.cli.options import expand_options, option, shown_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 CALIBRATION, CHECK = "Calibration", "Check"
 
 
+@expand_options
 def quantize(
     source: Annotated[str, typer.Argument(help="Float checkpoint folder, or built-in name.")],
     out: Annotated[
@@ -65,7 +66,7 @@ def quantize(
     from fastslow.llm import LLM
     from fastslow.models.folder import require_vacant
     from fastslow.models.locate import resolve_model
-    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.cli.screen import console, quiet_log, show
     from fastslow.tools.progress import progress_bar
     from fastslow.tools.quantize import quantize as job
     from fastslow.tools.quantize.calibration import answered, prompts_of
@@ -75,7 +76,7 @@ def quantize(
     quiet_log()
     folder = resolve_model(source)
     if plan:
-        console().print(_plan(folder, embedding, kv))
+        show(_plan(folder, embedding, kv))
         return
     if out is None:
         raise ValueError("OUT is missing: the folder to create")
@@ -98,7 +99,7 @@ def quantize(
         report.compare_models(first, second, held, graded, task_tokens)
     (out / FILE).write_text(json.dumps(report.record(), indent=1), "utf-8")
     for table in report.tables():
-        console().print(table)
+        show(table)
     console().print(f'done: fastslow generate "Hello" --model {out}')
 
 

@@ -1,4 +1,5 @@
-"""What people see: answers as they come, thoughts dimmed, one line of figures, errors in one line."""
+"""What people see: on standard output what was asked for, on standard error all else: thoughts (dimmed),
+one line of figures, errors in one line."""
 
 from __future__ import annotations
 
@@ -6,7 +7,10 @@ import sys
 from functools import cache
 
 from loguru import logger
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 from fastslow.output import Metrics, Piece
@@ -22,6 +26,19 @@ def console() -> Console:
 def errors() -> Console:
     """Standard error."""
     return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, markup=False)
+
+
+WIDE = 10_000  # characters, more than any table has
+
+
+def show(table: Table) -> None:
+    """Print a table in which nothing is cut: one that is too wide loses its lines, then it wraps."""
+    out = console()
+    for column in table.columns:
+        column.overflow = "fold"
+    if Measurement.get(out, out.options.update(max_width=WIDE), table).maximum > out.width:
+        table.box, table.pad_edge = box.SIMPLE_HEAD, False
+    out.print(table, soft_wrap=False)
 
 
 def quiet_log() -> None:
@@ -42,47 +59,51 @@ def complain(error: Exception) -> None:
 
 def figures(metrics: Metrics) -> str:
     """How an answer came about, in one line."""
+    why = f" | why: {metrics.decision}" if metrics.decision else ""
     ended = f" ({metrics.thinking_ended})" if metrics.thinking_ended else ""
     thought = f" | {metrics.thinking_tokens} tokens of thought{ended}" if ended else ""
     return (
         f"mode {metrics.mode} | drafter {metrics.drafter} | drafted {metrics.drafted} | "
         f"accepted {metrics.accepted} | {metrics.tokens_per_step:.2f} tokens/step | "
-        f"{metrics.tokens_per_second:.1f} tokens/s{thought}"
+        f"{metrics.tokens_per_second:.1f} tokens/s{thought}{why}"
     )
 
 
 class StreamedAnswer:
     """Prints the pieces of one answer and keeps them.
 
+    Args:
+        answer: where the answer goes; None = nowhere.
+        thought: where the thought goes.
+
     Attributes:
         text, reasoning: all that has come so far.
     """
 
-    def __init__(self, shown: bool = True) -> None:
+    def __init__(self, answer: Console | None, thought: Console | None) -> None:
         self.text = ""
         self.reasoning = ""
         self.token_ids: list[int] = []
-        self._shown = shown
-        self._last = "\n"  # nothing printed yet: the cursor is at the start of a line
+        self._answer, self._thought = answer, thought
+        self._open: Console | None = None  # where a line has begun and not ended
 
     def add(self, piece: Piece) -> None:
         """Take a piece; a thought is dim, and an empty line parts it from the answer."""
         self.token_ids += piece.token_ids
         self.reasoning += piece.reasoning
-        self._print(piece.reasoning, "dim")
+        self._print(self._thought, piece.reasoning, "dim")
         if piece.text and self.reasoning and not self.text:
             self.end()
-            self._print("\n", None)
+            self._print(self._thought, "\n")
         self.text += piece.text
-        self._print(piece.text, None)
+        self._print(self._answer, piece.text)
 
     def end(self) -> None:
         """Go to the start of a line."""
-        if self._last != "\n":
-            self._print("\n", None)
+        self._print(self._open, "\n")
 
-    def _print(self, text: str, style: str | None) -> None:
-        if text and self._shown:
-            self._last = text[-1]  # first: a Ctrl-C may come between
+    def _print(self, where: Console | None, text: str, style: str | None = None) -> None:
+        if text and where is not None:
+            self._open = None if text[-1] == "\n" else where  # first: a Ctrl-C may come between
             # Not Console.print: an answer is no markup, and wraps where the terminal does.
-            console().out(text, style=style, highlight=False, end="")
+            where.out(text, style=style, highlight=False, end="")

@@ -7,11 +7,19 @@ from typing import Annotated
 
 import typer
 
-from fastslow.tools.cli.options import Device, DType, Quantization, option, shown_option
+from fastslow.tools.cli.options import (
+    Device,
+    DType,
+    Quantization,
+    expand_options,
+    option,
+    shown_option,
+)
 
 DATA, TRAINING = "Data", "Training"
 
 
+@expand_options
 def train_draft(
     target: Annotated[str, typer.Option(help="Checkpoint folder or built-in name.")],
     data: Annotated[

@@ -97,6 +97,7 @@ def tune(
         raise ValueError("--modes takes --tasks, which hold the prompts, and no --prompts")
     if prompts is None and (tasks is None or not kind):
         raise ValueError("--prompts is missing: a file of JSON lines with what you ask")
+    from fastslow.settings import check_settings
     from fastslow.tools.cli.screen import console, quiet_log
     from fastslow.tools.progress import progress_bar
     from fastslow.tools.prompts import read_prompts
@@ -106,6 +107,7 @@ def tune(
     asked = [t.prompt for t in graded] if prompts is None else read_prompts(prompts, options.limit)
     quiet_log()
     # an LLM that remembered answers would draft each prompt from its own answer
+    check_settings(out, options.model, options.folder)
     load = options.load(max_running=max(64, batch), remember=False)
     with load as llm, progress_bar() as progress:
         how: dict[str, Any] = {
@@ -134,7 +136,7 @@ def _tune_speculation(
     from fastslow.tools.tune.speculation_report import headline, page
 
     found = tune_speculation(llm, options.model, asked, options.settings(llm), **how)
-    write_settings(out, options.model, found.best, found.figures())
+    write_settings(out, options.model, found.best, found.figures(), options.folder)
     return TuningOutcome(headline(found), page(found, out.name), found.stopped)
 
 
@@ -146,7 +148,9 @@ def _tune_modes(
     from fastslow.tools.tune.modes_report import headline, page
 
     found = tune_modes(llm, options.model, graded, **how)
-    add_settings(out, options.model, **found.settings(), measured_modes=found.record())
+    add_settings(
+        out, options.model, options.folder, **found.settings(), measured_modes=found.record()
+    )
     return TuningOutcome(headline(found), page(found, out.name), found.stopped)
 
 
@@ -164,5 +168,5 @@ def _tune_groups(
 
     found = tune_groups(llm, options.model, asked, graded, **how)
     preset = {"fast": {"groups": found.proposed.groups}}
-    add_settings(out, options.model, modes=preset, measured_groups=found.record())
+    add_settings(out, options.model, options.folder, modes=preset, measured_groups=found.record())
     return TuningOutcome(headline(found), page(found, out.name), found.stopped)

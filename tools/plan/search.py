@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from fastslow.engine.params import nearest
@@ -56,6 +56,7 @@ class DraftCost:
 
 MOST_NODES = 8
 MOST_REQUESTS = 1 << 16
+MOST_CARDS = 1024
 USABLE = 0.95  # of a card's memory; the rest is for activations and what runs beside
 
 
@@ -90,6 +91,26 @@ class PlanChoice:
     def rate(self) -> float:
         """Tokens per second and card."""
         return self.batch / self.latency / self.cards
+
+
+def fewest_cards(setting: Setting, context: int, batch: int = 1) -> Setting:
+    """The setting on the fewest cards that hold the weights and a batch; on one where a card has no
+    links to others.
+
+    Args:
+        context: tokens of a request.
+
+    Raises:
+        ValueError: too many cards would be needed.
+    """
+    if setting.device.peer is None:
+        return setting
+    room = setting.device.memory * USABLE
+    for cards in range(1, MOST_CARDS + 1):
+        grown = replace(setting, cards=cards)
+        if grown.memory(batch, context) <= room:
+            return grown
+    raise ValueError(f"more than {MOST_CARDS} cards of {setting.device.name} would be needed")
 
 
 def choose_batches(

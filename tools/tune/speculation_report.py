@@ -13,6 +13,7 @@ from fastslow.tools.report.page import conditions, render
 from fastslow.tools.report.plot import Bar, Plot, Point, Series, whole_ticks
 from fastslow.tools.tune import sample as stats
 from fastslow.tools.tune.candidates import PLAIN, family, is_plain, label, length_of
+from fastslow.tools.tune.halving import TIE
 from fastslow.tools.tune.sample import Cell, Samples
 from fastslow.tools.tune.speculation import TuneResult
 
@@ -137,10 +138,10 @@ def _conditions(found: TuneResult) -> dict[str, str]:
 
 
 def _rows(found: TuneResult, palette: Palette) -> list[dict[str, object]]:
-    """The rows of the table of all settings."""
+    """The rows of the table of all settings, the one to use first."""
     most = max((found.ratio(s) for s in found.measured), default=1.0)
     rows: list[dict[str, object]] = []
-    for setting in found.measured:
+    for setting in sorted(found.measured, key=lambda setting: setting != found.best):
         samples, times = found.samples[setting], found.ratio(setting)
         share = stats.accepted_share(samples)
         cells = [
@@ -155,8 +156,19 @@ def _rows(found: TuneResult, palette: Palette) -> list[dict[str, object]]:
         kind = "best" if setting == found.best else "" if kept else "out"
         colour = palette[family(setting)]
         row = {"name": label(setting), "colour": colour, "share": times / most, "cells": cells}
-        rows.append({**row, "kind": kind})
+        rows.append({**row, "kind": kind, "note": _note(found, setting, kind)})
     return rows
+
+
+def _note(found: TuneResult, setting: Speculation, kind: str) -> str:
+    """What a row rests on if it dropped out, and why it is not the best if it looks faster."""
+    runs, all_runs = len(found.samples[setting]), len(found.samples[found.best])
+    out = f"out after {runs} of {all_runs} runs" if kind == "out" else ""
+    if found.ratio(setting) <= found.ratio(found.best):
+        return out
+    if kind == "out":
+        return f"{out}: faster in these, which are too few to tell"
+    return f"within {TIE:.0%}: the adaptive length is taken, which holds at other loads, too"
 
 
 def length_chart(found: TuneResult, palette: Palette) -> Plot | None:

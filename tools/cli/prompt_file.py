@@ -1,0 +1,126 @@
+"""`fastslow generate --file`: prompts of a file, all checked before the first one runs; an answer a line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastslow.engine.host.progress import bar
+from fastslow.engine.params import SamplingParams
+from fastslow.output import Completion, GenerationError, Output
+from fastslow.tools.cli.answer_options import AnswerOptions
+from fastslow.tools.prompts import Record, conversation, json_object, naming, text_lines
+
+if TYPE_CHECKING:
+    from fastslow.call import Prompt
+    from fastslow.llm import LLM
+
+AT_ONCE = 64  # prompts that the engine knows of; it batches them
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+SHOWN, MEASURED = ("text", "reasoning", "finish_reason"), ("mode", "tokens", "tokens_per_second")
+
+
+class FilePrompt(NamedTuple):
+    """A line of the file, and what it says about its own answer: `mode` and `sampling`."""
+
+    place: str  # for messages
+    prompt: Prompt
+    own: Record
+
+
+class PromptFile:
+    """The prompts of a file: of a text file one a line, of JSON lines those of `tools.prompts`.
+
+    Args:
+        path: the file; empty lines are skipped.
+        options: of the command line.
+        raw: the prompts are texts to continue, not questions.
+
+    Raises:
+        ValueError: the file cannot be read, is empty, or has a bad line, whose number is given.
+    """
+
+    def __init__(self, path: Path, options: AnswerOptions, raw: bool) -> None:
+        self._options, self._raw = options, raw
+        self._lines = list(self._read(path))
+        if not self._lines:
+            raise ValueError(f"prompts file {str(path)!r} has no prompt")
+
+    def answers(self, llm: LLM) -> Iterator[Output]:
+        """The answers in the order of the file, each as soon as those before it are there too.
+
+        Raises:
+            ValueError: a line does not fit the model; nothing has run then.
+        """
+        jobs = []
+        for line in self._lines:
+            with naming(line.place):
+                call = self._call(llm, line.own)
+                one = call["sampling"].model_copy(update={"n": 1})
+                llm.stream(line.prompt, **{**call, "sampling": one})  # it checks, and runs nothing
+            jobs.append((line.prompt, call))
+        return self._run(llm, jobs)
+
+    def _run(self, llm: LLM, jobs: Sequence[tuple[Prompt, dict[str, Any]]]) -> Iterator[Output]:
+        def answer(prompt: Prompt, call: dict[str, Any]) -> Output:
+            try:
+                return llm.generate(prompt, **call, progress=False)
+            except GenerationError as error:  # its line tells; the others go on
+                return error.outputs[0]
+
+        pool = ThreadPoolExecutor(min(AT_ONCE, len(jobs)))
+        try:
+            waiting = [pool.submit(answer, *job) for job in jobs]
+            shown = waiting if sys.stdout.isatty() else bar(waiting, "Answering")
+            for future in shown:
+                yield future.result()
+        finally:  # after Ctrl-C the threads end when the model is closed
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _call(self, llm: LLM, own: Record) -> dict[str, Any]:
+        """Keyword arguments for a line."""
+        mode = own.get("mode")
+        call = self._options.call(llm, mode if isinstance(mode, str) else None)
+        if mode is not None and not isinstance(mode, str):
+            call["mode"] = mode
+        given: SamplingParams = call["sampling"]
+        fields = {name: getattr(given, name) for name in given.model_fields_set}
+        return {**call, "sampling": SamplingParams(**{**fields, **own.get("sampling", {})})}
+
+    def _read(self, path: Path) -> Iterator[FilePrompt]:
+        as_json = path.suffix in JSON_LINES
+        for place, line in text_lines(path, "prompts"):
+            with naming(place):
+                record: Record = json_object(line) if as_json else {"prompt": line.strip()}
+                if not isinstance(record.get("sampling", {}), dict):
+                    raise ValueError("sampling must be an object with the fields of SamplingParams")
+                SamplingParams(**record.get("sampling", {}))
+                prompt: Prompt = conversation(record)
+                if self._raw and "messages" in record:
+                    raise ValueError("messages need the chat template, which --raw leaves out")
+                prompt = prompt[0]["content"] if self._raw else self._with_system(prompt)  # type: ignore[index]
+            yield FilePrompt(place, prompt, record)
+
+    def _with_system(self, turns: Any) -> Any:
+        """The conversation, behind the system message of the command line if it has none."""
+        own = turns[0]["role"] == "system"
+        return turns if own else [*self._options.conversation(), *turns]
+
+
+def record_of(output: Output) -> dict[str, Any]:
+    """An answer for programs, short; several to a prompt under "choices"."""
+    record = {**short(output.choices[0]), "prompt_tokens": len(output.prompt_token_ids)}
+    if len(output.choices) > 1:
+        record["choices"] = [short(choice) for choice in output.choices]
+    return record
+
+
+def short(choice: Completion) -> dict[str, Any]:
+    """What most want to know of an answer; log-probabilities where they were asked for."""
+    every = choice.to_dict()
+    known = {name: every[name] for name in SHOWN} | {n: every["metrics"][n] for n in MEASURED}
+    known["tokens_per_second"] = round(known["tokens_per_second"], 1)
+    return known | {n: every[n] for n in ("logprobs", "error") if every[n] is not None}
