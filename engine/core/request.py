@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
+from loguru import logger
+
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Rule, tokenwise
 from fastslow.engine.sampling.confidence import Confidence
@@ -99,6 +101,7 @@ class Request:
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     error: BaseException | None = None
     listener: Listener | None = None  # called after every step of the request
+    arrival: int = -1  # its place in the order in which requests came
     target: float | None = None  # seconds to the first token, and for each later one
     may_cut_draft: bool = True  # where a target would be missed
     may_cut_groups: bool = False
@@ -156,6 +159,13 @@ class Request:
         """Whether rows of the prompt still have log-probabilities to give."""
         missing = len(self.prompt_logprobs) < self.prompt_length - 1
         return self.params.prompt_logprobs is not None and missing
+
+    def fail(self, error: Exception) -> None:
+        """The step that runs ends this request alone, with the first error."""
+        if self.error is None:
+            self.error = error
+            if not isinstance(error, FloatingPointError):  # which the caller reads
+                logger.opt(exception=error).error("request {} fails in a step", self.id)
 
     def tell(self) -> None:
         """Call the listener."""
