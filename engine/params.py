@@ -81,7 +81,7 @@ class SamplingParams(Params):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(), description="strings that end the answer; they are not part of it"
     )
-    stop_token_ids: tuple[Annotated[StrictInt, Field(ge=0, le=MOST)], ...] = Field(
+    stop_token_ids: tuple[Annotated[StrictInt, Field(ge=0)], ...] = Field(
         default=(), description="token ids that end the answer, besides the model's own"
     )
     ignore_eos: StrictBool = Field(default=False, description="go on past the model's end token")

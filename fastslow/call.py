@@ -21,6 +21,8 @@ SpeculationLike = str | Speculation
 Presets = str | Path | Mapping[str, Mode | Mapping[str, Any]]
 """Presets by name, or the path of a JSON file that holds them."""
 
+LONGEST_KEY = 256  # characters of a memory key
+
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -39,6 +41,7 @@ class CallOptions(TypedDict, total=False):
 
     mode: ModeLike
     speculation: SpeculationLike
+    memory_key: str | None
 
 
 class PromptOptions(CallOptions, total=False):
@@ -52,6 +55,7 @@ class BatchOptions(TypedDict, total=False):
 
     mode: ModeLike | Sequence[ModeLike]
     speculation: SpeculationLike | Sequence[SpeculationLike]
+    memory_key: str | None | Sequence[str | None]
     progress: bool
 
 
@@ -91,6 +95,18 @@ def as_prompts(conversations: Any) -> Any:
     if several and all(isinstance(one, str | list | tuple) for one in conversations):
         return [as_messages(one) for one in conversations]
     return as_messages(conversations)
+
+
+def as_key(memory_key: object) -> str | None:
+    """The key whose memory a call shares.
+
+    Raises:
+        ValueError: it is no text, or too long.
+    """
+    if memory_key is None or (isinstance(memory_key, str) and 0 < len(memory_key) <= LONGEST_KEY):
+        return memory_key
+    shown = f"{str(memory_key)[:20]!r}"
+    raise ValueError(f"memory_key={shown} must be text of 1 to {LONGEST_KEY} characters, or None")
 
 
 def sampling_in(mode: Mode, params: SamplingParams | None) -> SamplingParams:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Self, Unpack, cast, overload
+from typing import Any, Literal, NoReturn, Self, Unpack, cast, overload
 
 from loguru import logger
 
@@ -27,6 +27,7 @@ from fastslow.call import (
     spread,
 )
 from fastslow.draft.router import DrafterRouter
+from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.core.engine_core import EngineCore
@@ -82,7 +83,8 @@ class LLM:
             of `fastslow tune --modes` (with its presets, where `modes` is None); or None for the rules
             under "auto" in the checkpoint's `fastslow.json`, else for built-in ones.
         remember: keep answers in memory to draft later ones from. A drafted token is output only where
-            the model says it anyway.
+            the model says it anyway, but `metrics.accepted` tells that it was said before. "by_key", for
+            an LLM that serves several users: a call without a `memory_key` shares no answers.
         modes: presets that join or change the checkpoint's: name -> `Mode` or its fields, or the
             path of a JSON file that holds them as `fastslow.json` does.
         thinking_tags: the texts between which the model thinks; None = what the checkpoint's
@@ -114,7 +116,7 @@ class LLM:
         prefix_caching: bool = True,
         speculation: SpeculationLike = "auto",
         auto: Chooser | str | Path | None = None,
-        remember: bool = True,
+        remember: bool | Literal["by_key"] = True,
         modes: Presets | None = None,
         thinking_tags: tuple[str, str] | None = None,
         progress: bool = True,
@@ -125,6 +127,9 @@ class LLM:
         for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        if not isinstance(remember, bool) and remember != "by_key":
+            raise ValueError(f"remember={remember!r} must be True, False or 'by_key'")
+        memory = AnswerMemory(common=remember is True) if remember else None
         folder = resolve_model(model)
         load: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
         load |= {"kv_dtype": kv_dtype, "progress": progress}
@@ -147,7 +152,7 @@ class LLM:
             lambda groups: StepCostCurve(*step_seconds(self.model, groups, identity))
         )
         self._drafters = DrafterFactory(
-            folder, self.model, self._kv, self.tokenizer, load, pages, remember, controller
+            folder, self.model, self._kv, self.tokenizer, load, pages, memory, controller
         )
         drafter = DrafterRouter(self._drafters.made, controller.drafted)
         self._core = EngineCore(self.model, self._kv, drafter, prompt_rows, max_running, controller)
@@ -173,6 +178,7 @@ class LLM:
         *,
         mode: ModeLike | Sequence[ModeLike] = "deep",
         speculation: SpeculationLike | Sequence[SpeculationLike] = "auto",
+        memory_key: str | None | Sequence[str | None] = None,
         progress: bool = True,
     ) -> Output | list[Output]:
         """Answer one prompt or many.
@@ -187,6 +193,9 @@ class LLM:
                 `Situation` to a preset's name; or a list.
             speculation: "auto", "off", a drafter's name, a `Speculation`, or the path of a settings
                 file (*.json); or a list.
+            memory_key: names who asks, where an LLM serves several: text of at most 256 characters.
+                Remembered answers and cached prefixes are shared among calls with the same key only.
+                None: among all calls without one, but for answers of `remember="by_key"`. Or a list.
             progress: for a list of prompts, draw a bar on a terminal.
 
         Returns:
@@ -197,7 +206,10 @@ class LLM:
             GenerationError: the engine failed on a request; it holds all outputs.
         """
         batch, single = self._requests.inputs.split(prompts)
-        options = (("sampling", sampling), ("mode", mode), ("speculation", speculation))
+        options = (
+            *(("sampling", sampling), ("mode", mode)),
+            *(("speculation", speculation), ("memory_key", memory_key)),
+        )
         each = [spread(name, value, len(batch)) for name, value in options]
         jobs = [self._requests.build(*job) for job in zip(batch, *each)]
         handles = [handle for group in jobs for handle in group]
@@ -235,6 +247,7 @@ class LLM:
         *,
         mode: ModeLike = "deep",
         speculation: SpeculationLike = "auto",
+        memory_key: str | None = None,
     ) -> Iterator[Piece]:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`.
 
@@ -248,7 +261,9 @@ class LLM:
         batch, single = self._requests.inputs.split(prompt)
         if not single:
             raise ValueError("stream takes one prompt; give a list to generate")
-        handles = self._requests.build(batch[0], sampling, mode, speculation, streaming=True)
+        handles = self._requests.build(
+            batch[0], sampling, mode, speculation, memory_key, streaming=True
+        )
         if len(handles) > 1:
             raise ValueError(f"n={len(handles)} cannot be streamed; use generate, or n=1")
         return self._pieces(handles[0])
@@ -260,13 +275,14 @@ class LLM:
         return self.stream(as_messages(messages), sampling, **options)
 
     def forget_prompts(self) -> None:
-        """Empty the prefix cache. Requests that run go on, but the KV that they write from now on is
-        not shared.
+        """Forget the texts of all calls so far: the prefix cache, answers that are kept to draft from,
+        and what drafters know of texts that are over. A corpus stays, and so does the share of drafts
+        that was accepted. Calls that run or wait go on, but nothing of them is shared later.
 
         Raises:
             RuntimeError: this LLM is closed.
         """
-        self._worker.between_steps(self._kv.clear_prefix)
+        self._worker.between_steps(self._core.forget_prompts)
 
     @property
     def has_head(self) -> bool:

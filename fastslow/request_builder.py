@@ -11,7 +11,7 @@ from typing import NamedTuple, SupportsIndex
 
 from loguru import logger
 
-from fastslow.call import ModeLike, Prompt, Sampling, SpeculationLike, sampling_in
+from fastslow.call import ModeLike, Prompt, Sampling, SpeculationLike, as_key, sampling_in
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
@@ -20,7 +20,7 @@ from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.accept.exact import Rule
 from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.sampling.confidence import Confidence
-from fastslow.engine.sampling.rng import sibling_seed
+from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
@@ -45,6 +45,7 @@ class _ParsedCall(NamedTuple):
     params: SamplingParams
     mode: Mode
     settings: Speculation
+    memory_key: str | None = None
 
 
 class RequestBuilder:
@@ -129,6 +130,7 @@ class RequestBuilder:
         params: Sampling,
         wish: ModeLike,
         speculation: SpeculationLike,
+        memory_key: str | None = None,
         streaming: bool = False,
     ) -> list[RequestHandle]:
         """Check a prompt, and make one handle for each of its n answers.
@@ -142,7 +144,8 @@ class RequestBuilder:
             escalated, _ = self.mode(mode.escalate.to, prompt)
             if mode.escalate.how == "restart":
                 modes.append(escalated)
-        calls = [self._parse(prompt, params, one, speculation) for one in modes]
+        key = as_key(memory_key)
+        calls = [self._parse(prompt, params, one, speculation, key) for one in modes]
         drawn = calls[0].params
         seed = secrets.randbits(63) if drawn.seed is None else drawn.seed
         return [
@@ -156,19 +159,24 @@ class RequestBuilder:
         ]
 
     def _parse(
-        self, prompt: Prompt, params: Sampling, mode: Mode, speculation: SpeculationLike
+        self,
+        prompt: Prompt,
+        params: Sampling,
+        mode: Mode,
+        speculation: SpeculationLike,
+        memory_key: str | None,
     ) -> _ParsedCall:
         params = sampling_in(mode, params)
         self.inputs.check_params(params)
         encoded = self.inputs.encode(prompt, mode)
-        return _ParsedCall(encoded, params, mode, self.speculation(speculation, mode))
+        return _ParsedCall(encoded, params, mode, self.speculation(speculation, mode), memory_key)
 
     def _candidates(
         self, calls: Sequence[_ParsedCall], escalated: Mode | None, seed: int, listener: Listener
     ) -> list[Candidate]:
         """The request, and the one that replaces it where its confidence falls, if the mode restarts."""
         first, *others = calls
-        later = [self._request(one, seed, listener) for one in others]
+        later = [self._request(one, successor_seed(seed), listener) for one in others]
         escalation = None
         if first.mode.escalate is not None and escalated is not None:
             keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
@@ -200,7 +208,7 @@ class RequestBuilder:
     def _request(
         self, call: _ParsedCall, seed: int, listener: Listener, escalation: Escape | None = None
     ) -> Request:
-        prompt, params, mode, settings = call
+        prompt, params, mode, settings, memory_key = call
         room = self._room(call)
         max_len = len(prompt.tokens) + room - 1
         kv = self._core.kv
@@ -229,7 +237,8 @@ class RequestBuilder:
             groups=mode.groups,
             seed=seed,
             max_len=max_len,
-            dynamic_rope=self._config.dynamic_rope,
+            rope_length=self._config.rope_length(max_len),
+            memory_key=memory_key,
             end_ids=end_ids,
             rule=self._rule(settings, reproducible),
             reproducible=reproducible,

@@ -117,6 +117,16 @@ class EngineCore:
             for request in requests:
                 request.tell()
 
+    def forget_prompts(self) -> None:
+        """Empty the prefix cache, and what drafters remember of texts. Requests that run or wait go on;
+        nothing of them is shared."""
+        for request in (*self.scheduler.running, *self.scheduler.waiting):
+            request.shared = False
+            if request.escape is not None and request.escape.successor is not None:
+                request.escape.successor.shared = False
+        self.kv.clear_prefix()
+        self.drafter.forget()
+
     def _cut_groups(self, request: Request, target: float) -> None:
         """Run fewer groups where the request's own would miss its latency target: lossy."""
         own = self.model.config.groups if request.groups is None else request.groups

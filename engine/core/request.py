@@ -89,7 +89,9 @@ class Request:
     groups: int | None
     seed: int
     max_len: int  # the longest text whose rows may run: all that it may become but the last token
-    dynamic_rope: bool = False  # its rotary base depends on that length
+    rope_length: int = 0  # what decides its rotary base, see `ModelConfig.rope_length`
+    memory_key: str | None = None  # it shares text and KV only with requests of the same key
+    shared: bool = True  # whether later requests may use its text and its KV
     end_ids: frozenset[int] = frozenset()
     rule: Rule = tokenwise
     reproducible: bool = False
@@ -121,7 +123,7 @@ class Request:
     def root(self) -> Hashable:
         """Prefix-cache key: whatever besides the tokens changes the KV of its first rows."""
         groups = self.groups if self.kept is None else self.kept.groups
-        return groups, self.max_len if self.dynamic_rope else 0
+        return groups, self.rope_length, self.memory_key
 
     @property
     def chunk_limit(self) -> int:

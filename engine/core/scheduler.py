@@ -178,6 +178,8 @@ class Scheduler:
         ):
             self._kv.close(request.id)
             return 0
+        if not request.shared:
+            self._kv.stop_publishing(request.id)
         request.computed = cached
         if len(request.tokens) == request.prompt_length:
             request.tally.cached = cached

@@ -17,7 +17,7 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.several import FallbackDrafter
 from fastslow.draft.suffix.draft import SuffixDraft
-from fastslow.draft.suffix.sources import EarlierAnswers
+from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import AcceptResult, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
@@ -169,7 +169,7 @@ def test_drafters_are_built_by_name() -> None:
             load,
             nothing,
             nothing,
-            EarlierAnswers(),
+            AnswerMemory(),
             False,
             lambda count, _: AdaptiveSelection(count),
         )

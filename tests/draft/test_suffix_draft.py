@@ -18,7 +18,7 @@ from reference_model import ReferenceModel
 from fastslow.draft.suffix.corpus import Corpus, save
 from fastslow.draft.suffix.documents import Documents, depths
 from fastslow.draft.suffix.draft import SuffixDraft
-from fastslow.draft.suffix.sources import EarlierAnswers
+from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.types import AcceptResult
@@ -35,6 +35,7 @@ PROMPTS = [
 
 def view(tokens: Sequence[int], number: int = 0, prompt: int = 1, **fields: Any) -> Any:
     plain = {"max_len": 10**6, "end_ids": frozenset([9]), "params": SamplingParams()}
+    plain |= {"memory_key": None, "shared": True}
     return SimpleNamespace(id=number, tokens=list(tokens), prompt_length=prompt, **plain | fields)
 
 
@@ -103,7 +104,7 @@ def test_scores_tell_how_likely_each_node_is() -> None:
 def test_finished_answers_are_kept_for_the_next_request(
     tokens: list[int], fields: dict[str, Any], kept: bool
 ) -> None:
-    drafter = SuffixDraft(earlier=EarlierAnswers(), min_score=0.0)
+    drafter = SuffixDraft(memory=AnswerMemory(), min_score=0.0)
     request = view([1, 2, 3, 4])
     assert chain(drafter, request) == []
     vars(request).update(fields, tokens=tokens)
@@ -122,8 +123,8 @@ def test_without_earlier_nothing_outlives_a_request() -> None:
 
 
 def test_drafters_may_share_what_was_answered_earlier() -> None:
-    earlier = EarlierAnswers()
-    first, second = SuffixDraft(earlier=earlier), SuffixDraft(earlier=earlier, min_score=0.0)
+    memory = AnswerMemory()
+    first, second = SuffixDraft(memory=memory), SuffixDraft(memory=memory, min_score=0.0)
     request = view([1, 2, 3])
     first.propose([request], [4])
     request.tokens += [4, 5, 9]
@@ -149,7 +150,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(
         model,
         {
-            "suffix": lambda kv: SuffixDraft(corpus, EarlierAnswers(), min_score=0.0),
+            "suffix": lambda kv: SuffixDraft(corpus, AnswerMemory(), min_score=0.0),
             "own": lambda kv: SuffixDraft(min_score=0.0),
         },
     )
@@ -180,9 +181,7 @@ def test_the_law_of_sampled_tokens(tmp_path: Path) -> None:
     save(tmp_path / "c", documents, IDS_12, depths(letters))
     corpus = Corpus(tmp_path / "c", IDS_12)
     model = load_model(target, "float32", "cpu", progress=False)
-    bench = Bench(
-        model, {"suffix": lambda kv: SuffixDraft(corpus, EarlierAnswers(), min_score=0.0)}
-    )
+    bench = Bench(model, {"suffix": lambda kv: SuffixDraft(corpus, AnswerMemory(), min_score=0.0)})
     params = SamplingParams(max_tokens=length + 2, temperature=1.3, ignore_eos=True)
     asks = [Ask(prompt, params, "suffix", 5, seed=seed) for seed in range(runs)]
     requests = bench.run(asks, Setting(pages=1024, max_running=200))

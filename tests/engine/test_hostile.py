@@ -27,7 +27,9 @@ TEMPLATE = (
 
 
 @pytest.mark.parametrize(
-    "value", [1e308, 1e-300, float("nan"), float("inf"), 10**400, HUGE, 86_400_001, 0, -1.0], ids=str
+    "value",
+    [1e308, 1e-300, float("nan"), float("inf"), 10**400, HUGE, 86_400_001, 0, -1.0],
+    ids=str,
 )
 def test_a_target_is_refused_with_its_range(value: float) -> None:
     with pytest.raises(ValueError, match=RANGE):
@@ -40,7 +42,6 @@ def test_a_target_is_refused_with_its_range(value: float) -> None:
         lambda: SamplingParams(max_tokens=HUGE),
         lambda: SamplingParams(min_tokens=HUGE, max_tokens=HUGE),
         lambda: SamplingParams(top_k=HUGE),
-        lambda: SamplingParams(stop_token_ids=[HUGE]),  # type: ignore[arg-type]
         lambda: SamplingParams(logit_bias={5: 1e308}),
         lambda: SamplingParams(seed=2**200),
         lambda: SamplingParams(min_p=-1e-320),
@@ -109,10 +110,11 @@ class Broken:
         self._place = place
 
     def plan(self, *_: object) -> int:
-        return self._fail("plan") or 4
+        self._fail("plan")
+        return 4
 
-    def survival(self, *_: object) -> list[float] | None:
-        return self._fail("survival")
+    def survival(self, *_: object) -> None:
+        self._fail("survival")
 
     def record(self, *_: object) -> None:
         self._fail("record")
