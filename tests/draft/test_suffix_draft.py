@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from distributions import chi_square_fits, plain_probs, text_probs
-from engine_tools import Ask, Bench, Setting, answer, finish, write_kin
+from engine_tools import Ask, Bench, Setting, answer, cache_for, finish, write_kin
 from numpy.typing import NDArray
 from reference_model import ReferenceModel
 
@@ -131,6 +131,62 @@ def test_drafters_may_share_what_was_answered_earlier() -> None:
     first.commit([request], AcceptResult([[]], [[4]]), None)
     first.release([0])
     assert chain(second, view([1, 2, 3])) == [4, 5, 9]
+
+
+def say(drafter: SuffixDraft, key: str | None, *answer: int, number: int = 0) -> None:
+    """An answer to the prompt 1, 2, 3."""
+    request = view([1, 2, 3], number, memory_key=key)
+    drafter.propose([request], [4])
+    request.tokens += answer
+    drafter.release([number])
+
+
+def heard(drafter: SuffixDraft, key: str | None, number: int = 99) -> list[int]:
+    return chain(drafter, view([1, 2, 3], number, memory_key=key))
+
+
+@pytest.mark.parametrize("common", [True, False])
+def test_answers_are_remembered_for_their_own_key(common: bool) -> None:
+    drafter = SuffixDraft(memory=AnswerMemory(common), min_score=0.0)
+    for key, token in (("a", 4), ("b", 5), (None, 6)):
+        say(drafter, key, token, 9)
+    found = [heard(drafter, key, n) for n, key in enumerate(("a", "b", "c", None))]
+    assert found == [[4, 9], [5, 9], [], [6, 9] if common else []]
+
+
+def test_keys_are_few_and_the_one_not_used_for_longest_goes() -> None:
+    memory = AnswerMemory(keys=2, tokens=256)
+    drafter = SuffixDraft(memory=memory, min_score=0.0)
+    say(drafter, "a", 4, 9)
+    say(drafter, "b", 5, 9)
+    assert heard(drafter, "a") == [4, 9]
+    say(drafter, "c", 6, 9)
+    assert [heard(drafter, key, n) for n, key in enumerate("abc")] == [[4, 9], [], [6, 9]]
+    for n in range(500):
+        say(drafter, f"key {n}", 5, 9)
+    assert len(memory._by_key) == 2
+
+
+def test_what_is_forgotten_is_drafted_for_nobody(bench: Bench) -> None:
+    drafter = SuffixDraft(memory=AnswerMemory(), min_score=0.0)
+    for key in ("a", None):
+        say(drafter, key, 4, 5, 6, 9)
+    going = view([1, 2, 3], 1)
+    assert chain(drafter, going, 1) == [4]
+    drafter.forget()
+    going.shared = False  # as the engine has it
+    going.tokens += [4]
+    assert chain(drafter, going, 1) == [], "its run was of an answer that is forgotten"
+    going.tokens += [7, 9]
+    drafter.release([1])
+    assert heard(drafter, "a", 2) == heard(drafter, None, 3) == []
+    say(drafter, None, 8, 9, number=4)
+    assert heard(drafter, None, 5) == [8, 9], "later ones are remembered"
+    corpus = bench.drafters["suffix"](cache_for(bench.model))
+    before = corpus.propose([view(PROMPTS[0], 7, prompt=len(PROMPTS[0]))], [4])[0].tokens
+    corpus.forget()
+    after = corpus.propose([view(PROMPTS[0], 8, prompt=len(PROMPTS[0]))], [4])[0].tokens
+    assert len(before) == 4 and list(after) == list(before), "a corpus stays"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import write_dense
-from engine_tools import Ask, Bench, answer, cache_for, finish
+from engine_tools import Ask, Bench, Setting, answer, cache_for, finish
 
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import OwnKV
@@ -99,3 +99,33 @@ def test_pages_are_shared_within_one_memory_key(model: Model) -> None:
         drafter.propose([bench.request(n, ask(20), memory_key=key)], [4])
         drafter.release([n])
     assert kv.found == [0, 0, 12]
+    running = bench.request(3, ask(20), memory_key="a")
+    drafter.propose([running], [4])
+    drafter.forget()
+    running.shared = False  # as the engine has it
+    running.tokens += [7] * 8
+    drafter.propose([running], [4])
+    drafter.release([3])
+    drafter.propose([bench.request(4, Ask(tuple(running.tokens)), memory_key="a")], [4])
+    assert kv.found == [0, 0, 12, 12, 0]
+
+
+@pytest.mark.parametrize("state", ["runs", "waits"])
+def test_nothing_of_a_request_is_shared_once_prompts_are_forgotten(
+    model: Model, state: str
+) -> None:
+    bench = Bench(model, {})
+    core = bench.core(Setting(max_running=1))
+    first, second = (bench.request(n, ask(24)) for n in range(2))
+    core.add(first)
+    core.step()
+    if state == "waits":
+        core.add(second)
+        core.step()
+        first = second
+    core.forget_prompts()
+    while not core.idle:
+        core.step()
+    third = bench.request(2, ask(24))
+    finish(core, [third])
+    assert third.tally.cached == 0 and answer(third) == answer(first)
