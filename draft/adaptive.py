@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from fastslow.draft.merge import merge_trees
-from fastslow.draft.several import SeveralDrafters, union
+from fastslow.draft.several import SeveralDrafters, counted, on_each, union
 from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
 
@@ -66,7 +66,7 @@ class AdaptiveDrafter(SeveralDrafters):
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         def ask(drafter: int, most: Sequence[int]) -> tuple[list[Tree], float]:
             started = self._now()
-            trees = self.drafters[drafter].propose(batch, most)
+            trees = counted(self.drafters[drafter].propose(batch, most), len(batch))
             return trees, self._now() - started
 
         proposals = self.selection.collect(batch, nodes, ask)
@@ -80,8 +80,8 @@ class AdaptiveDrafter(SeveralDrafters):
         self.selection.judge(batch, result)
 
     def release(self, requests: Collection[int]) -> None:
-        super().release(requests)
-        self.selection.release(requests)
+        parts = [*(drafter.release for drafter in self.drafters), self.selection.release]
+        on_each(parts, lambda release: release(requests))
 
     def _readers(self, batch: Sequence[RequestView]) -> Sequence[Drafter]:
         """A prompt is shown once, and reading it costs a drafter little. So drafters that are not asked

@@ -29,6 +29,9 @@ class BaseDrafter:
     ) -> None:
         """Nothing to learn."""
 
+    def forget(self) -> None:
+        """Nothing is kept of requests that are over."""
+
     def release(self, requests: Collection[int]) -> None:
         """Nothing is held."""
 

@@ -16,7 +16,7 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.several import FallbackDrafter
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.draft import SuffixDraft
-from fastslow.draft.suffix.sources import EarlierAnswers
+from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import Speculation, nearest
@@ -47,7 +47,7 @@ class DrafterDeps:
         load_head: the trained head at a path; None = the one that belongs to the target: trained for
             it, or in its checkpoint.
         load_corpus: the stored answers at a path.
-        earlier: the engine's own answers; None = they are not stored.
+        memory: the engine's own answers; None = they are not stored.
         has_head: whether a head belongs to the target.
         selection: (number of drafters, settings) -> what decides which of them are asked.
         marginal_value: of a token and of a row in a batch's step; None = unknown.
@@ -58,7 +58,7 @@ class DrafterDeps:
     load_model: Callable[[str], LoadedModel]
     load_head: Callable[[Path | None], HeadRunner]
     load_corpus: Callable[[Path], Corpus]
-    earlier: EarlierAnswers | None
+    memory: AnswerMemory | None
     has_head: bool
     selection: Callable[[int, Speculation], DrafterSelection]
     marginal_value: Callable[[Sequence[RequestView]], MarginalValue] | None = None
@@ -125,7 +125,7 @@ def build_drafter(settings: Speculation, deps: DrafterDeps) -> Drafter:
 
 def _suffix(settings: Speculation, deps: DrafterDeps) -> Drafter:
     corpus = None if settings.corpus is None else deps.load_corpus(Path(settings.corpus))
-    return SuffixDraft(corpus, deps.earlier)
+    return SuffixDraft(corpus, deps.memory)
 
 
 def _head(settings: Speculation, deps: DrafterDeps) -> Drafter:

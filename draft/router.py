@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 
 from fastslow.draft.adaptive import AdaptiveDrafter
-from fastslow.draft.several import columns, union
+from fastslow.draft.several import columns, counted, on_each, union
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
@@ -44,7 +44,7 @@ class DrafterRouter:
             started = time.perf_counter()
             forced = [_forced(batch[b], nodes[b]) for b in members]
             left = [0 if tree.tokens else nodes[b] for tree, b in zip(forced, members)]
-            own = drafter.propose([batch[b] for b in members], left)
+            own = counted(drafter.propose([batch[b] for b in members], left), len(members))
             for i, b in enumerate(members):
                 trees[b] = forced[i] if forced[i].tokens else own[i]
             # an adaptive drafter measures each of its drafters itself
@@ -97,9 +97,12 @@ class DrafterRouter:
                 if own is not None:
                     drafter.read([batch[b] for b in members], some, own)
 
+    def forget(self) -> None:
+        on_each(list(self._drafters.values()), lambda drafter: drafter.forget())
+
     def release(self, requests: Collection[int]) -> None:
-        for drafter in list(self._drafters.values()):  # another thread may add one
-            drafter.release(requests)
+        drafters = list(self._drafters.values())  # another thread may add one
+        on_each(drafters, lambda drafter: drafter.release(requests))
 
     def _parts(self, batch: Sequence[RequestView]) -> list[tuple[Drafter, list[int]]]:
         parts: dict[Speculation, list[int]] = defaultdict(list)

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 
 from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
+
+T = TypeVar("T")
+
+
+def on_each(parts: Iterable[T], act: Callable[[T], None]) -> None:
+    """Act on every part, also after one raised; the first error is raised at the end."""
+    errors: list[Exception] = []
+    for part in parts:
+        try:
+            act(part)
+        except Exception as error:  # noqa: BLE001 - the others must not be left out
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def counted(trees: list[Tree], requests: int) -> list[Tree]:
+    """What a drafter proposed, if it is one tree for each request.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if len(trees) != requests:
+        raise ValueError(f"the drafter proposed {len(trees)} trees for {requests} requests")
+    return trees
 
 
 def union(drafters: Iterable[Drafter]) -> tuple[int, ...]:
@@ -28,7 +54,7 @@ def columns(
 
 
 class SeveralDrafters:
-    """Base of drafters that combine others, at least one: forwards commit, read and release to each.
+    """Base of drafters that combine others, at least one: forwards commit, read and so on to each.
 
     Attributes:
         features: the layers that any of the drafters reads.
@@ -62,9 +88,11 @@ class SeveralDrafters:
             if own is not None:
                 drafter.read(batch, rows, own)
 
+    def forget(self) -> None:
+        on_each(self.drafters, lambda drafter: drafter.forget())
+
     def release(self, requests: Collection[int]) -> None:
-        for drafter in self.drafters:
-            drafter.release(requests)
+        on_each(self.drafters, lambda drafter: drafter.release(requests))
 
     def _readers(self, batch: Sequence[RequestView]) -> Sequence[Drafter]:
         """The drafters that read the prompts of these requests."""
@@ -81,7 +109,7 @@ class FallbackDrafter(SeveralDrafters):
         trees = [Tree()] * len(batch)
         for drafter in self.drafters:
             left = [0 if tree.tokens else n for tree, n in zip(trees, nodes)]
-            own = drafter.propose(batch, left)
+            own = counted(drafter.propose(batch, left), len(batch))
             trees = [tree if tree.tokens else own[b] for b, tree in enumerate(trees)]
         return trees
 

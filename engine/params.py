@@ -21,6 +21,9 @@ from pydantic import (
 Number = StrictFloat  # takes an int too, but neither a bool nor text
 Thinking = Literal["off", "on", "auto"]
 
+MOST = 2**31 - 1  # of any count: more means no more than "all", and sums of such numbers stay exact
+LATENCY_MS = 0.001, 86_400_000  # up to a day
+
 
 class Params(BaseModel):
     """Immutable, and no unknown or mistyped field slips through.
@@ -44,16 +47,16 @@ class Params(BaseModel):
 class SamplingParams(Params):
     """How tokens are drawn and when an answer ends. The names are those of vLLM and OpenAI."""
 
-    max_tokens: Annotated[StrictInt, Field(ge=1)] = Field(
+    max_tokens: Annotated[StrictInt, Field(ge=1, le=MOST)] = Field(
         default=256, description="most tokens to answer"
     )
-    min_tokens: Annotated[StrictInt, Field(ge=0)] = Field(
+    min_tokens: Annotated[StrictInt, Field(ge=0, le=MOST)] = Field(
         default=0, description="end tokens and stop strings are ignored before this many tokens"
     )
     temperature: Annotated[Number, Field(ge=0, le=100)] = Field(
         default=0.0, description="0 = greedy; else logits are divided by it"
     )
-    top_k: Annotated[StrictInt, Field(ge=-1)] = Field(
+    top_k: Annotated[StrictInt, Field(ge=-1, le=MOST)] = Field(
         default=-1, description="keep the k likeliest tokens; -1 or 0 = all"
     )
     top_p: Annotated[Number, Field(gt=0, le=1)] = Field(
@@ -110,7 +113,7 @@ class SamplingParams(Params):
 class Speculation(Params):
     """How drafts are made. `nodes=0` or drafter "off" is plain decoding."""
 
-    drafter: str = Field(
+    drafter: Annotated[str, Field(max_length=100)] = Field(
         default="auto",
         description="suffix, ngram, head, self, model or off; a+b: b where a has no draft; a|b: "
         "each where it pays, side by side; auto = suffix|head where the model has a head, else suffix",
@@ -134,12 +137,13 @@ class Speculation(Params):
     model: str | Path | None = Field(
         default=None, description="the draft model's folder, for drafter 'model'"
     )
-    groups: Annotated[StrictInt, Field(ge=0)] = Field(
+    groups: Annotated[StrictInt, Field(ge=0, le=MOST)] = Field(
         default=0, description="routed groups that drafter 'self' runs; 0 = shared experts only"
     )
-    layers: tuple[Annotated[StrictInt, Field(ge=0)], ...] | None = Field(
-        default=None, description="layers that drafter 'self' runs; None = all"
-    )
+    layers: (
+        Annotated[tuple[Annotated[StrictInt, Field(ge=0, le=MOST)], ...], Field(max_length=10_000)]
+        | None
+    ) = Field(default=None, description="layers that drafter 'self' runs; None = all")
     head: str | Path | None = Field(
         default=None, description="the trained head's file; None = the one of the model"
     )
@@ -158,7 +162,7 @@ class Escalation(Params):
     below: Annotated[Number, Field(ge=0, le=1)] = Field(
         description="go on in the other mode where the running confidence is below this"
     )
-    window: Annotated[StrictInt, Field(ge=1)] = Field(
+    window: Annotated[StrictInt, Field(ge=1, le=65_536)] = Field(
         default=16, description="latest tokens that the running confidence is a mean over"
     )
     to: Annotated[str, Field(min_length=1)] = Field(
@@ -170,7 +174,7 @@ class Escalation(Params):
         "keep: the KV of the first mode stays, which is lossy; restart: the answer is dropped and the "
         "other mode begins anew, with its thinking",
     )
-    within: Annotated[StrictInt, Field(ge=1)] | None = Field(
+    within: Annotated[StrictInt, Field(ge=1, le=MOST)] | None = Field(
         default=None,
         description="look at the answer's first so many tokens only, which a stream holds back where "
         "the answer may be dropped; None = at all of them",
@@ -202,15 +206,15 @@ class Mode(Params):
         description="another preset is taken for each request, by what is asked; the other fields "
         "given hold in all of them",
     )
-    groups: Annotated[StrictInt, Field(ge=0)] | None = Field(
+    groups: Annotated[StrictInt, Field(ge=0, le=MOST)] | None = Field(
         default=None, description="routed groups per token; None = all, 0 = shared experts only"
     )
     thinking: Thinking = Field(default="auto", description="off, on, or auto: the model decides")
-    thinking_budget: Annotated[StrictInt, Field(ge=0)] | None = Field(
+    thinking_budget: Annotated[StrictInt, Field(ge=0, le=MOST)] | None = Field(
         default=None,
         description="most tokens between the thinking tags, then the thought is closed; None = any",
     )
-    thinking_soft: Annotated[StrictInt, Field(ge=0)] = Field(
+    thinking_soft: Annotated[StrictInt, Field(ge=0, le=MOST)] = Field(
         default=0,
         description="last so many tokens of the budget, over which the closing tag becomes likelier; "
         "0 = the budget is hard only",
@@ -226,7 +230,7 @@ class Mode(Params):
     speculation: Speculation | None = Field(
         default=None, description="used when a call says 'auto'"
     )
-    latency_ms: Annotated[Number, Field(gt=0)] | None = Field(
+    latency_ms: Number | None = Field(
         default=None,
         description="target of the time to the first token, and of each after it, in milliseconds",
     )
@@ -237,6 +241,14 @@ class Mode(Params):
         default=None, description="go on in another mode where the model is unsure; None = never"
     )
     description: str = Field(default="", description="one line for people")
+
+    @field_validator("latency_ms", mode="before")
+    @classmethod
+    def _in_range(cls, value: object) -> object:
+        least, most = LATENCY_MS
+        if isinstance(value, int | float) and not least <= value <= most:  # so for nan and 10**400
+            raise ValueError(f"a target should be from {least} to {most}")
+        return value
 
     def model_post_init(self, _context: object) -> None:
         most = self.thinking_budget

@@ -305,6 +305,13 @@ class RequestView(Protocol):
     def seed(self) -> int: ...
     @property
     def max_len(self) -> int: ...
+    @property
+    def memory_key(self) -> str | None:
+        """A drafter may use what it remembers of other requests only where they have the same key."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether a drafter may use this text for later requests."""
 
 
 class Drafter(Protocol):
@@ -334,6 +341,9 @@ class Drafter(Protocol):
         `features` [C, F], request by request: the rows of the last token before the step and of its
         accepted nodes; None where no layers are read.
         """
+
+    def forget(self) -> None:
+        """Forget the texts of requests that are over. Those that go on are not `shared` any more."""
 
     def release(self, requests: Collection[int]) -> None:
         """These requests are over: free what is held for them. Unknown ids are fine."""

@@ -22,6 +22,7 @@ Presets = str | Path | Mapping[str, Mode | Mapping[str, Any]]
 """Presets by name, or the path of a JSON file that holds them."""
 
 LONGEST = 1e9  # seconds, thirty years
+LONGEST_KEY = 256  # characters of a memory key
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -43,6 +44,7 @@ class CallOptions(TypedDict, total=False):
     mode: ModeLike | None
     speculation: SpeculationLike | None
     timeout: float | None
+    memory_key: str | None
 
 
 class PromptOptions(CallOptions, total=False):
@@ -57,6 +59,7 @@ class BatchOptions(TypedDict, total=False):
     mode: ModeLike | None | Sequence[ModeLike | None]
     speculation: SpeculationLike | None | Sequence[SpeculationLike | None]
     timeout: float | None | Sequence[float | None]
+    memory_key: str | None | Sequence[str | None]
     progress: bool
 
 
@@ -73,6 +76,7 @@ class PromptCall(NamedTuple):
     mode: ModeLike | None = None
     speculation: SpeculationLike | None = None
     timeout: float | None = None
+    memory_key: str | None = None
 
     @property
     def deadline(self) -> float | None:
@@ -131,6 +135,18 @@ def as_prompts(conversations: Any) -> Any:
     if several and all(isinstance(one, Sequence) for one in conversations):
         return [as_messages(one) for one in conversations]
     return as_messages(conversations)
+
+
+def as_key(memory_key: object) -> str | None:
+    """The key whose memory a call shares.
+
+    Raises:
+        ValueError: it is no text, or too long.
+    """
+    if memory_key is None or (isinstance(memory_key, str) and 0 < len(memory_key) <= LONGEST_KEY):
+        return memory_key
+    shown = f"{str(memory_key)[:20]!r}"
+    raise ValueError(f"memory_key={shown} must be text of 1 to {LONGEST_KEY} characters, or None")
 
 
 def sampling_in(mode: Mode, params: SamplingParams | None) -> SamplingParams:

@@ -15,7 +15,7 @@ from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_
 from fastslow.draft.head.head import load_mtp
 from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head
 from fastslow.draft.suffix.corpus import Corpus
-from fastslow.draft.suffix.sources import EarlierAnswers
+from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.kv.cache import KVCache
@@ -41,7 +41,7 @@ class DrafterFactory:
         tokenizer: the target's, if it has one.
         options: dtype, quantization, device and progress of draft models.
         pages_for: pages for a draft model with a context no longer than the target's.
-        remember: whether answers are kept to draft later ones.
+        memory: keeps answers to draft later ones; None: they are not kept.
         controller: values tokens and rows, and selects among several drafters.
 
     Attributes:
@@ -57,7 +57,7 @@ class DrafterFactory:
         tokenizer: Tokenizer | None,
         options: dict[str, Any],
         pages_for: Callable[[Model], KVCache],
-        remember: bool,
+        memory: AnswerMemory | None,
         controller: SpeculationController,
     ) -> None:
         self.made: dict[Speculation, Drafter] = {}
@@ -76,7 +76,7 @@ class DrafterFactory:
             load_model=self._loaded,
             load_head=cache(self._load_head),
             load_corpus=cache(self._load_corpus),
-            earlier=EarlierAnswers() if remember else None,
+            memory=memory,
             has_head=self.has_head,
             selection=controller.selection,
             marginal_value=controller.value,

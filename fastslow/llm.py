@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, Never, NoReturn, Self, Unpack, cast, overload
+from typing import Any, Literal, Never, NoReturn, Self, Unpack, cast, overload
 
 from loguru import logger
 
@@ -32,6 +32,7 @@ from fastslow.call import (
 )
 from fastslow.choice import ChoiceHandle
 from fastslow.draft.router import DrafterRouter
+from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.core.engine_core import EngineCore
@@ -89,7 +90,8 @@ class LLM:
             of `fastslow tune --modes` (with its presets, where `modes` is None); or None for the rules
             under "auto" in the checkpoint's `fastslow.json`, else for built-in ones.
         remember: keep answers in memory to draft later ones from. A drafted token is output only where
-            the model says it anyway.
+            the model says it anyway, but `metrics.accepted` tells that it was said before. "by_key", for
+            an LLM that serves several users: a call without a `memory_key` shares no answers.
         modes: presets that join or change the checkpoint's: name -> `Mode` or its fields, or the
             path of a JSON file that holds them as `fastslow.json` does.
         thinking_tags: the texts between which the model thinks; None = what the checkpoint's
@@ -122,7 +124,7 @@ class LLM:
         prefix_caching: bool = True,
         speculation: SpeculationLike | None = None,
         auto: Chooser | str | Path | None = None,
-        remember: bool = True,
+        remember: bool | Literal["by_key"] = True,
         modes: Presets | None = None,
         thinking_tags: tuple[str, str] | None = None,
         progress: bool = True,
@@ -133,6 +135,9 @@ class LLM:
         for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        if not isinstance(remember, bool) and remember != "by_key":
+            raise ValueError(f"remember={remember!r} must be True, False or 'by_key'")
+        memory = AnswerMemory(common=remember is True) if remember else None
         folder = resolve_model(model)
         load: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
         load |= {"kv_dtype": kv_dtype, "progress": progress}
@@ -155,7 +160,7 @@ class LLM:
             lambda groups: StepCostCurve(*step_seconds(self.model, groups, identity))
         )
         self._drafters = DrafterFactory(
-            folder, self.model, self._kv, self.tokenizer, load, pages, remember, controller
+            folder, self.model, self._kv, self.tokenizer, load, pages, memory, controller
         )
         drafter = DrafterRouter(self._drafters.made, controller.drafted)
         self._core = EngineCore(self.model, self._kv, drafter, prompt_rows, max_running, controller)
@@ -183,6 +188,7 @@ class LLM:
         mode: ModeLike | None | Sequence[ModeLike | None] = None,
         speculation: SpeculationLike | None | Sequence[SpeculationLike | None] = None,
         timeout: float | None | Sequence[float | None] = None,
+        memory_key: str | None | Sequence[str | None] = None,
         progress: bool = True,
         **unknown: Any,
     ) -> Output | list[Output]:
@@ -200,6 +206,9 @@ class LLM:
                 file (*.json); or a list. None = "auto".
             timeout: seconds from this call after which a request ends, wherever it is, with what it has
                 and finish_reason "timeout"; or a list.
+            memory_key: names who asks, where an LLM serves several: text of at most 256 characters.
+                Remembered answers and cached prefixes are shared among calls with the same key only.
+                None: among all calls without one, but for answers of `remember="by_key"`. Or a list.
             progress: for a list of prompts, draw a bar on a terminal: how many are answered.
 
         Returns:
@@ -212,8 +221,9 @@ class LLM:
         refuse_unknown(unknown, BatchOptions.__annotations__)
         called = monotonic()
         batch, single = self._requests.inputs.split(prompts)
-        options = {"sampling": sampling, "mode": mode, "speculation": speculation}
-        each = [spread(*one, len(batch)) for one in (options | {"timeout": timeout}).items()]
+        options: dict[str, Any] = {"sampling": sampling, "mode": mode, "speculation": speculation}
+        options |= {"timeout": timeout, "memory_key": memory_key}
+        each = [spread(*one, len(batch)) for one in options.items()]
         jobs = [self._job(PromptCall(called, *one)) for one in zip(batch, *each)]
         for job in jobs:
             job.prepare()
@@ -255,6 +265,7 @@ class LLM:
         mode: ModeLike | None = None,
         speculation: SpeculationLike | None = None,
         timeout: float | None = None,
+        memory_key: str | None = None,
         **unknown: Never,
     ) -> PieceStream:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`.
@@ -268,7 +279,8 @@ class LLM:
         """
         refuse_unknown(unknown, CallOptions.__annotations__)
         asked = self._one(prompt, "stream")
-        job = self._job(PromptCall(monotonic(), asked, sampling, mode, speculation, timeout))
+        call = PromptCall(monotonic(), asked, sampling, mode, speculation, timeout, memory_key)
+        job = self._job(call)
         job.prepare()
         if job.count > 1:
             raise ValueError(f"n={job.count} cannot be streamed; use generate, or n=1")
@@ -288,6 +300,7 @@ class LLM:
         mode: ModeLike | None = None,
         speculation: SpeculationLike | None = None,
         timeout: float | None = None,
+        memory_key: str | None = None,
         **unknown: Never,
     ) -> RequestHandle:
         """Start to answer one prompt, and return at once: the way to ask from an event loop.
@@ -303,7 +316,8 @@ class LLM:
         """
         refuse_unknown(unknown, CallOptions.__annotations__)
         asked = self._one(prompt, "submit")
-        job = self._job(PromptCall(monotonic(), asked, sampling, mode, speculation, timeout))
+        call = PromptCall(monotonic(), asked, sampling, mode, speculation, timeout, memory_key)
+        job = self._job(call)
         self._tokenising.submit(job.run)
         return RequestHandle(job)
 
@@ -316,13 +330,14 @@ class LLM:
         return self._core.stats()
 
     def forget_prompts(self) -> None:
-        """Empty the prefix cache. Requests that run go on, but the KV that they write from now on is
-        not shared.
+        """Forget the texts of all calls so far: the prefix cache, answers that are kept to draft from,
+        and what drafters know of texts that are over. A corpus stays, and so does the share of drafts
+        that was accepted. Calls that run or wait go on, but nothing of them is shared later.
 
         Raises:
             RuntimeError: this LLM is closed.
         """
-        self._worker.between_steps(self._kv.clear_prefix)
+        self._worker.between_steps(self._core.forget_prompts)
 
     @property
     def has_head(self) -> bool:

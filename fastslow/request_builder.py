@@ -16,6 +16,7 @@ from fastslow.call import (
     Prompt,
     PromptCall,
     SpeculationLike,
+    as_key,
     sampling_in,
 )
 from fastslow.choice import Candidate, ChoiceHandle
@@ -27,7 +28,7 @@ from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.accept.exact import Rule
 from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.sampling.confidence import Confidence
-from fastslow.engine.sampling.rng import sibling_seed
+from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
@@ -52,6 +53,7 @@ class _ParsedCall(NamedTuple):
     mode: Mode
     settings: Speculation
     deadline: float | None
+    memory_key: str | None
 
 
 class RequestBuilder:
@@ -139,6 +141,7 @@ class RequestBuilder:
         self.inputs.check_params(sampling_in(self._given_mode(call.mode), call.sampling))
         if not isinstance(call.speculation, str | Speculation | None):
             self.speculation(call.speculation, Mode())
+        as_key(call.memory_key)
         call.deadline  # noqa: B018 - it may be refused
 
     def build(self, call: PromptCall) -> list[ChoiceHandle]:
@@ -179,14 +182,14 @@ class RequestBuilder:
         self.inputs.check_params(params)
         encoded = self.inputs.encode(call.prompt, mode)
         settings = self.speculation(call.speculation, mode)
-        return _ParsedCall(encoded, params, mode, settings, call.deadline)
+        return _ParsedCall(encoded, params, mode, settings, call.deadline, as_key(call.memory_key))
 
     def _candidates(
         self, calls: Sequence[_ParsedCall], escalated: Mode | None, seed: int, listener: Listener
     ) -> list[Candidate]:
         """The request, and the one that replaces it where its confidence falls, if the mode restarts."""
         first, *others = calls
-        later = [self._request(one, seed, listener) for one in others]
+        later = [self._request(one, successor_seed(seed), listener) for one in others]
         escalation = None
         if first.mode.escalate is not None and escalated is not None:
             keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
@@ -218,7 +221,7 @@ class RequestBuilder:
     def _request(
         self, call: _ParsedCall, seed: int, listener: Listener, escalation: Escape | None = None
     ) -> Request:
-        prompt, params, mode, settings, deadline = call
+        prompt, params, mode, settings, deadline, memory_key = call
         room = self._room(call)
         max_len = len(prompt.tokens) + room - 1
         kv = self._core.kv
@@ -247,7 +250,8 @@ class RequestBuilder:
             groups=mode.groups,
             seed=seed,
             max_len=max_len,
-            dynamic_rope=self._config.dynamic_rope,
+            rope_length=self._config.rope_length(max_len),
+            memory_key=memory_key,
             end_ids=end_ids,
             rule=self._rule(settings, reproducible),
             reproducible=reproducible,

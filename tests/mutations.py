@@ -242,8 +242,8 @@ MUTATIONS = (
     swap(
         "groups not in the prefix root",
         "engine/core/request.py",
-        "return groups, self.max_len if self.dynamic_rope else 0",
-        "return 0, self.max_len if self.dynamic_rope else 0",
+        "return groups, self.rope_length, self.memory_key",
+        "return 0, self.rope_length, self.memory_key",
         MIXED,
     ),
     swap(

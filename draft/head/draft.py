@@ -156,8 +156,15 @@ class HeadDraft:
             state = self._states.pop(request, None)
             if state is None:
                 continue
-            for dropped in self._finished.add(state) if self._prompt_rows else [state]:
+            kept = self._prompt_rows and state.shared
+            for dropped in self._finished.add(state) if kept else [state]:
                 self._runner.close(dropped.text)
+
+    def forget(self) -> None:
+        for state in self._states.values():
+            state.shared = False
+        for dropped in self._finished.clear():
+            self._runner.close(dropped.text)
 
     def _min_score(self, batch: Sequence[RequestView]) -> float:
         """How likely a node must be, with all before it, to pay for its row."""
@@ -194,14 +201,16 @@ class HeadDraft:
     def _open(self, request: RequestView, first: int) -> HeadState:
         """A new state; its first rows are those of a text with the same beginning, if there is one."""
         tokens, oldest = request.tokens, max(0, len(request.tokens) - 1 - self._prompt_rows)
+        key, shared = request.memory_key, request.shared
         if first > oldest:  # something is missing
-            known = [*self._states.values(), *self._finished]
+            every = [*self._states.values(), *self._finished]
+            known = [state for state in every if state.shared and state.key == key]
             best = max(known, key=lambda state: state.shared_rows(tokens, first), default=None)
             end = 0 if best is None else best.shared_rows(tokens, first)
             if best is not None and end > oldest:
                 text = self._runner.fork(best.text, best.position - end)
-                return HeadState(text, end, tokens, best.first)
-        return HeadState(self._runner.open(first), first, tokens, first)
+                return HeadState(text, end, tokens, best.first, key=key, shared=shared)
+        return HeadState(self._runner.open(first), first, tokens, first, key=key, shared=shared)
 
     def _flush(self, state: HeadState) -> None:
         """Give the runner the waiting rows; nothing is drafted until more come."""

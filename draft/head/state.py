@@ -67,6 +67,8 @@ class HeadState:
         first: rows from this position to `position` are held without a gap.
         features, after: committed rows that the runner does not have yet, and the token after each.
         can_draft: whether the last known row is one to draft from.
+        key: only texts with the same one may reuse its rows.
+        shared: whether any may.
     """
 
     text: int
@@ -76,6 +78,8 @@ class HeadState:
     features: list[Tensor] = field(default_factory=list)
     after: list[int] = field(default_factory=list)
     can_draft: bool = False
+    key: str | None = None
+    shared: bool = True
 
     @property
     def end(self) -> int:
@@ -116,4 +120,11 @@ class FinishedTexts:
         while self._rows > self._max_rows:
             dropped.append(self._states.popleft())
             self._rows -= dropped[-1].position
+        return dropped
+
+    def clear(self) -> list[HeadState]:
+        """Drop all texts; gives them."""
+        dropped = list(self._states)
+        self._states.clear()
+        self._rows = 0
         return dropped

@@ -11,6 +11,7 @@ from fastslow.draft.base import BaseDrafter
 from fastslow.draft.model.kv import DraftKV, DraftText
 from fastslow.draft.model.runs import ChainRun, DraftRun, TreeRun
 from fastslow.draft.model.vocab import VocabMap
+from fastslow.draft.several import on_each
 from fastslow.engine.model.base import Model
 from fastslow.engine.types import ModelOutput, RequestView, Rows, TargetProbs, Tree
 
@@ -47,6 +48,9 @@ class LockstepDraft(BaseDrafter, ABC):
         for run in runs:
             self._kv.written(run.text)
         return [Tree() if run is None else run.tree() for run in begun]
+
+    def forget(self) -> None:
+        self._kv.forget()
 
     def release(self, requests: Collection[int]) -> None:
         self._kv.release(requests)
@@ -120,8 +124,8 @@ class ModelDraft(LockstepDraft):
         self._only_best = only_best if vocab_map is None else None
 
     def release(self, requests: Collection[int]) -> None:
-        super().release(requests)
-        self._vocab_map.release(requests)
+        parts = (self._kv.release, self._vocab_map.release)
+        on_each(parts, lambda release: release(requests))
 
     def _begin(self, request: RequestView, nodes: int) -> DraftRun | None:
         tokens = list(self._vocab_map.text(request))
@@ -130,7 +134,8 @@ class ModelDraft(LockstepDraft):
         groups = self._groups
         if groups is not None and request.groups is not None:
             groups = min(groups, request.groups)
-        text = DraftText(request, tokens, len(tokens) - 1, groups, request.max_len)
+        rope = self._model.config.rope_length(request.max_len)
+        text = DraftText(request, tokens, len(tokens) - 1, groups, request.max_len, rope)
         if not self._kv.prepare(text, nodes):
             return None
         if self._width > 1 and request.params.temperature == 0:

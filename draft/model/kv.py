@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
+from fastslow.draft.several import on_each
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.types import RequestView, Segment
 
@@ -20,6 +21,7 @@ class DraftText:
         stable: how many tokens, without the last one, no later text of the request will change.
         groups: routed groups to run; None = all.
         max_len: the longest text this may become, in the draft model's tokens.
+        rope_length: what decides the draft model's rotary base, see `ModelConfig.rope_length`.
         only_best: whether the model's likeliest token is enough.
         valid: how many tokens have their KV in the draft model's cache.
     """
@@ -29,8 +31,14 @@ class DraftText:
     stable: int
     groups: int | None
     max_len: int
+    rope_length: int = 0
     only_best: bool = False
     valid: int = 0
+
+    @property
+    def root(self) -> Hashable:
+        """Prefix-cache key: whatever besides the tokens decides the rows, and who may share them."""
+        return self.groups, self.rope_length, self.request.memory_key
 
     @property
     def pending(self) -> int:
@@ -71,6 +79,9 @@ class DraftKV(ABC):
     def written(self, text: DraftText) -> None:  # noqa: B027
         """The rows of `text.valid` tokens are in the cache now."""
 
+    def forget(self) -> None:  # noqa: B027
+        """Share no rows of the texts so far."""
+
     def release(self, requests: Collection[int]) -> None:  # noqa: B027
         """These request ids are gone."""
 
@@ -98,7 +109,9 @@ class OwnKV(DraftKV):
     def prepare(self, text: DraftText, nodes: int) -> bool:
         number, tokens = text.request.id, text.tokens
         if number not in self._written:
-            cached = self.cache.open(number, tokens, None, text.stable)
+            cached = self.cache.open(number, tokens, text.root, text.stable)
+            if not text.request.shared:
+                self.cache.stop_publishing(number)
             self._written[number] = tokens[:cached]
         if not self.cache.reserve(number, len(tokens) + nodes):
             return False
@@ -112,10 +125,12 @@ class OwnKV(DraftKV):
         self._written[text.request.id] = tokens
         self.cache.advance(text.request.id, text.stable, tokens)
 
+    def forget(self) -> None:
+        self.cache.clear_prefix()
+
     def release(self, requests: Collection[int]) -> None:
-        for request in requests:
-            if self._written.pop(request, None) is not None:
-                self.cache.close(request)
+        held = [n for n in requests if self._written.pop(n, None) is not None]
+        on_each(held, self.cache.close)
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

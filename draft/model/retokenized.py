@@ -230,10 +230,10 @@ class RetokenizedDraft(LockstepDraft):
         self._max_len: dict[int, int] = {}
 
     def release(self, requests: Collection[int]) -> None:
-        super().release(requests)
         for request in requests:
             self._texts.pop(request, None)
             self._max_len.pop(request, None)
+        super().release(requests)
 
     def _begin(self, request: RequestView, nodes: int) -> DraftRun | None:
         if request.id not in self._texts:
@@ -249,7 +249,8 @@ class RetokenizedDraft(LockstepDraft):
         ratio = len(tokens) / len(request.tokens)
         guess = math.ceil(max(request.max_len, len(request.tokens)) * ratio)
         max_len = self._max_len.setdefault(request.id, guess)
-        draft = DraftText(request, tokens, stable, None, max_len, all_known)
+        rope = self._model.config.rope_length(max_len)
+        draft = DraftText(request, tokens, stable, None, max_len, rope, all_known)
         if not self._kv.prepare(draft, room):
             return None
         return RetokenizedRun(draft, nodes, room, self._retokenizer, text.partial)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from fastslow.draft.base import BaseDrafter
 from fastslow.draft.suffix.corpus import Corpus
-from fastslow.draft.suffix.sources import MAX_MATCH, EarlierAnswers, OwnText, Source
+from fastslow.draft.suffix.sources import MAX_MATCH, AnswerMemory, OwnText, Source
 from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
 from fastslow.engine.types import RequestView, Tree
 
@@ -28,24 +28,28 @@ class SuffixDraft(BaseDrafter):
     """Chosen trees of the tokens after the longest match of the text's end (suffix decoding; Oliaro et
     al. 2024, "SuffixDecoding", after Saxena 2023, "Prompt lookup decoding").
 
-    Sources are the request's own text, `earlier` and `corpus`. The longest match wins, and matches of
+    Sources are the request's own text, `memory` and `corpus`. The longest match wins, and matches of
     equal length count as one. Where they disagree on what comes next, the draft branches.
+
+    What is learnt of the confidence in matches is shared by all requests: a share of right tokens by
+    length, which tells nothing of a text.
 
     Args:
         corpus: stored answers, or None.
-        earlier: answers of the same engine. Finished answers are added to it, but for those that were
-            sampled with a given seed; drafters of one engine may share it. None: no answer is stored.
+        memory: answers of the same engine, by the requests' memory keys. Finished answers are added to
+            it, but for those that were sampled with a given seed; drafters of one engine may share it.
+            None: no answer is stored.
         min_score: nodes less likely than this to be accepted are not proposed, 0..1.
     """
 
     def __init__(
         self,
         corpus: Corpus | None = None,
-        earlier: EarlierAnswers | None = None,
+        memory: AnswerMemory | None = None,
         min_score: float = MIN_SCORE,
     ) -> None:
-        self._earlier = earlier
-        self._shared: list[Source] = [s for s in (earlier, corpus) if s is not None]
+        self._memory = memory
+        self._corpus = corpus
         self._min_score = min_score
         self._confidence = MatchConfidence()
         self._texts: dict[int, _SuffixText] = {}
@@ -56,9 +60,16 @@ class SuffixDraft(BaseDrafter):
     def release(self, requests: Collection[int]) -> None:
         for number in requests:
             text = self._texts.pop(number, None)
-            if text is not None and self._earlier is not None and _can_be_shared(text.request):
+            if text is not None and self._memory is not None and _can_be_shared(text.request):
                 tokens, start = text.request.tokens, text.request.prompt_length
-                self._earlier.add(tokens[start:], tokens[max(0, start - MAX_MATCH) : start])
+                context = tokens[max(0, start - MAX_MATCH) : start]
+                self._memory.add(text.request.memory_key, tokens[start:], context)
+
+    def forget(self) -> None:
+        if self._memory is not None:
+            self._memory.clear()
+        for text in self._texts.values():
+            text.runs = MatchRuns()  # they may be of answers that are forgotten
 
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         text = self._texts.get(request.id)
@@ -72,15 +83,22 @@ class SuffixDraft(BaseDrafter):
             text.length = len(tokens)
         text.own.read(tokens)  # a little in each step, so that none takes long
         if not text.runs.enough_for(nodes):
-            text.runs = MatchRuns([text.own, *self._shared], tokens[-MAX_MATCH:], nodes + SPARE)
+            sources = [text.own, *self._shared(request)]
+            text.runs = MatchRuns(sources, tokens[-MAX_MATCH:], nodes + SPARE)
         return grow(text.runs, self._confidence, nodes, self._min_score)
+
+    def _shared(self, request: RequestView) -> list[Source]:
+        """Texts of others that the request may be drafted from."""
+        earlier = None if self._memory is None else self._memory.of(request.memory_key)
+        return [source for source in (earlier, self._corpus) if source is not None]
 
 
 def _can_be_shared(request: RequestView) -> bool:
     """Whether the answer came to its own end (no cancelled or failed one is stored) without a given
-    seed: if the seed came again, drafts would know the random numbers that verify them."""
+    seed: if the seed came again, drafts would know the random numbers that verify them. And whether
+    the request is `shared` at all."""
     answered = len(request.tokens) > request.prompt_length
     ended = answered and request.tokens[-1] in request.end_ids
     params = request.params
     seeded = params.temperature > 0 and params.seed is not None
-    return (ended or len(request.tokens) > request.max_len) and not seeded
+    return request.shared and (ended or len(request.tokens) > request.max_len) and not seeded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -152,9 +153,9 @@ class OwnText:
 class EarlierAnswers:
     """A ring of answers: the oldest make room for new ones.
 
-    Answers of all requests are in one ring, so a draft may hold tokens of another request's answer.
-    They get to a caller only if the target itself generates them. `tokens`, a power of two, are held;
-    memory grows with use, up to some 80 bytes each.
+    A draft may hold tokens of another request's answer. They get to a caller only if the target itself
+    generates them; but how many are accepted tells that they were said before. `tokens`, a power of
+    two, are held; memory grows with use, up to some 80 bytes each.
     """
 
     def __init__(self, tokens: int = 2**18) -> None:
@@ -186,3 +187,47 @@ class EarlierAnswers:
         index = place % self._chains.size
         run = self._ring[index : index + ahead]
         return run[: run.index(END)] if END in run else run
+
+
+class AnswerMemory:
+    """Earlier answers, those of each memory key for themselves.
+
+    Args:
+        common: whether requests without a key share answers; False: nothing of them is kept.
+        keys: how many keys are known; the one that was not used for longest is forgotten.
+        tokens: of each key's answers; those without a key have as much as all keys.
+    """
+
+    def __init__(self, common: bool = True, keys: int = 64, tokens: int = 2**12) -> None:
+        self._keys = keys
+        self._tokens = tokens
+        self._size = 1 << (keys * tokens - 1).bit_length()
+        self._has_common = common
+        self._common: EarlierAnswers | None = None
+        self._by_key: OrderedDict[str, EarlierAnswers] = OrderedDict()
+
+    def of(self, key: str | None) -> EarlierAnswers | None:
+        """The answers that a request with this key may be drafted from."""
+        if key is None:
+            return self._common
+        if key in self._by_key:
+            self._by_key.move_to_end(key)
+        return self._by_key.get(key)
+
+    def add(self, key: str | None, answer: Sequence[int], context: Sequence[int] = ()) -> None:
+        """Add an answer, see `EarlierAnswers.add`."""
+        if key is None and not self._has_common:
+            return
+        known = self.of(key)
+        if known is None and key is None:
+            known = self._common = EarlierAnswers(self._size)
+        elif known is None:
+            known = self._by_key[str(key)] = EarlierAnswers(self._tokens)
+            if len(self._by_key) > self._keys:
+                self._by_key.popitem(last=False)
+        known.add(answer, context)
+
+    def clear(self) -> None:
+        """Forget all answers."""
+        self._common = None
+        self._by_key.clear()

@@ -21,6 +21,7 @@ from fastslow.engine.core.target_probs import (
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.sampling.accept.accept import accept
+from fastslow.engine.sampling.accept.exact import Accepted, Place, Rule, TargetProbsAt
 from fastslow.engine.sampling.rng import Purpose, stream
 from fastslow.engine.sampling.stop import Reason
 from fastslow.engine.types import AcceptResult, Drafter, StepCostModel, Stepped, Tree
@@ -95,7 +96,7 @@ class EngineCore:
             trees,
             target,
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
-            [request.rule for request in ready],
+            [_guarded(request) for request in ready],
         )
         confidences = cut_where_unsure(ready, layout, result, out.logits)
         _truncate(ready, result)
@@ -137,6 +138,16 @@ class EngineCore:
         self._next_deadline = min((end for end, _ in timed if end > now), default=math.inf)
         self.end([request for end, request in timed if end <= now], "timeout", None)
 
+    def forget_prompts(self) -> None:
+        """Empty the prefix cache, and what drafters remember of texts. Requests that run or wait go on;
+        nothing of them is shared."""
+        for request in (*self.scheduler.running, *self.scheduler.waiting):
+            request.shared = False
+            if request.escape is not None and request.escape.successor is not None:
+                request.escape.successor.shared = False
+        self.kv.clear_prefix()
+        self.drafter.forget()
+
     def _cut_groups(self, request: Request, target: float) -> None:
         """Run fewer groups where the request's own would miss its latency target: lossy."""
         own = self.model.config.groups if request.groups is None else request.groups
@@ -151,8 +162,12 @@ class EngineCore:
 
     def _nodes(self, request: Request, among: int) -> int:
         """How many nodes a request may draft, pages reserved; `among` requests draft in this step."""
-        nodes = request.policy.plan(request, len(self.scheduler.running))
-        nodes = self.scheduler.latency_budget.nodes(request, nodes, among)
+        try:
+            nodes = request.policy.plan(request, len(self.scheduler.running))
+            nodes = self.scheduler.latency_budget.nodes(request, nodes, among)
+        except Exception as error:  # noqa: BLE001 - its own settings: the others go on
+            request.fail(error)
+            return 0
         return self.scheduler.room(request, nodes)
 
     def _admitted(
@@ -161,7 +176,7 @@ class EngineCore:
         """The drafts, cut to what pays over the whole batch."""
         if not any(tree.tokens for tree in trees):
             return trees
-        survival = [r.policy.survival(tree) if tree.tokens else () for r, tree in zip(ready, trees)]
+        survival = [_survival(r, tree) if tree.tokens else () for r, tree in zip(ready, trees)]
         if not any(survival):  # all of fixed length
             return trees
         rows = sum(chunk for _, chunk in work)
@@ -193,7 +208,8 @@ class EngineCore:
             request.tokens.extend(tokens)
             request.computed = base + len(nodes)
             self.kv.commit(request.id, base, nodes, request.tokens)
-            request.policy.record(tree, nodes)
+            if request.error is None:
+                _record(request, tree, nodes)
             request.tally.add(len(tree.tokens), max(tree.depths, default=0), len(nodes))
             request.tally.first_token = request.tally.first_token or now
             request.tally.last_token = now
@@ -236,6 +252,35 @@ class EngineCore:
             successor = request.escape.successor if request.escape and request.escalated else None
             if successor is not None and not successor.done:
                 self.scheduler.add_first(successor)
+
+
+def _survival(request: Request, tree: Tree) -> Sequence[float] | None:
+    try:
+        return request.policy.survival(tree)
+    except Exception as error:  # noqa: BLE001 - its own settings: the others go on
+        request.fail(error)
+        return None
+
+
+def _guarded(request: Request) -> Rule:
+    """The request's rule; where that raises, this request alone ends."""
+
+    def rule(tree: Tree, target_probs: TargetProbsAt, place: Place) -> Accepted:
+        try:
+            return request.rule(tree, target_probs, place)
+        except Exception as error:  # noqa: BLE001 - its own settings: the others go on
+            request.fail(error)
+            return [], 0
+
+    return rule
+
+
+def _record(request: Request, tree: Tree, nodes: Sequence[int]) -> None:
+    try:
+        request.policy.record(tree, nodes)
+    except Exception as error:  # noqa: BLE001 - its own settings: the others go on
+        request.fail(error)
+        request.stopper.finish("error")
 
 
 def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:

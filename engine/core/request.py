@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
+from loguru import logger
+
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Rule, tokenwise
 from fastslow.engine.sampling.confidence import Confidence
@@ -88,7 +90,9 @@ class Request:
     groups: int | None
     seed: int
     max_len: int  # the longest text whose rows may run: all that it may become but the last token
-    dynamic_rope: bool = False  # its rotary base depends on that length
+    rope_length: int = 0  # what decides its rotary base, see `ModelConfig.rope_length`
+    memory_key: str | None = None  # it shares text and KV only with requests of the same key
+    shared: bool = True  # whether later requests may use its text and its KV
     end_ids: frozenset[int] = frozenset()
     rule: Rule = tokenwise
     reproducible: bool = False
@@ -101,6 +105,7 @@ class Request:
     error: BaseException | None = None
     listener: Listener | None = None  # called after every step of the request
     deadline: float | None = None  # of `time.monotonic`: it ends then, whether it runs or waits
+    arrival: int = -1  # its place in the order in which requests came
     target: float | None = None  # seconds to the first token, and for each later one
     may_cut_draft: bool = True  # where a target would be missed
     may_cut_groups: bool = False
@@ -120,7 +125,7 @@ class Request:
     def root(self) -> Hashable:
         """Prefix-cache key: whatever besides the tokens changes the KV of its first rows."""
         groups = self.groups if self.kept is None else self.kept.groups
-        return groups, self.max_len if self.dynamic_rope else 0
+        return groups, self.rope_length, self.memory_key
 
     @property
     def chunk_limit(self) -> int:
@@ -158,6 +163,13 @@ class Request:
         """Whether rows of the prompt still have log-probabilities to give."""
         missing = len(self.prompt_logprobs) < self.prompt_length - 1
         return self.params.prompt_logprobs is not None and missing
+
+    def fail(self, error: Exception) -> None:
+        """The step that runs ends this request alone, with the first error."""
+        if self.error is None:
+            self.error = error
+            if not isinstance(error, FloatingPointError):  # which the caller reads
+                logger.opt(exception=error).error("request {} fails in a step", self.id)
 
     def tell(self) -> None:
         """Call the listener."""

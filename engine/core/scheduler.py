@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from bisect import insort
 from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -27,8 +29,10 @@ class ScheduledChunk(NamedTuple):
 class Scheduler:
     """Continuous batching, oldest first.
 
-    Decoding goes before prefill. When pages run out, the youngest running request is preempted (its
-    pages are freed, and it is computed again later), so the oldest always goes on.
+    Waiting requests start in the order in which they came, whatever they ask for. Of running ones,
+    decoding goes before prefill. When pages run out, the youngest running request is preempted (its
+    pages are freed, and it is computed again later), so the oldest always goes on. A preempted request
+    keeps its age.
 
     Requests with a latency target go before all others, waiting or running, and the rows of others
     are cut to what the tightest target leaves. Of requests that were skipped PATIENCE times in a row,
@@ -48,6 +52,7 @@ class Scheduler:
         self._kv = kv
         self._prompt_rows = prompt_rows
         self._max_running = max_running
+        self._arrivals = itertools.count()
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first
 
@@ -57,10 +62,13 @@ class Scheduler:
         return (len(self.running) + len(self.waiting)) / self._max_running
 
     def add(self, request: Request) -> None:
+        request.arrival = next(self._arrivals)
+        if request.escape is not None and request.escape.successor is not None:
+            request.escape.successor.arrival = request.arrival
         self.waiting.append(request)
 
     def add_first(self, request: Request) -> None:
-        """Queue a request before all others: the one that it replaces has waited already."""
+        """Queue a request that replaces another one: it is as old as that, which has waited already."""
         self.waiting.appendleft(request)
 
     def next(self) -> list[ScheduledChunk]:
@@ -104,7 +112,7 @@ class Scheduler:
 
     def _serve(self, early: bool, work: dict[int, ScheduledChunk]) -> None:
         """Give rows to running requests: to those that go before others (`early`), or to the others."""
-        for request in sorted(self.running, key=_rank):
+        for request in sorted(self.running, key=_running_rank):
             if request.id in work or _goes_first(request) is not early:
                 continue
             left = self._prompt_rows - sum(chunk for _, chunk in work.values())
@@ -114,23 +122,23 @@ class Scheduler:
                 self.latency_budget.take(request, chunk)
 
     def _take_in(self, early: bool, work: dict[int, ScheduledChunk]) -> None:
-        """Start waiting requests, in the same order."""
+        """Start waiting requests, the oldest first."""
         while self.waiting and len(self.running) < self._max_running:
             left = self._prompt_rows - sum(chunk for _, chunk in work.values())
-            request = min(self.waiting, key=_rank)
+            request = min(self.waiting, key=_waiting_rank)
             if left <= 0 or (early and not _goes_first(request)):
                 return
             chunk = self._admit(request, left)
             if not chunk:
                 return
             self.waiting.remove(request)
-            self.running.append(request)
+            insort(self.running, request, key=_age)
             work[request.id] = ScheduledChunk(request, chunk)
             self.latency_budget.take(request, chunk)
 
     def _count(self, work: Mapping[int, ScheduledChunk]) -> None:
         """Count the steps for which requests were skipped because of a latency target."""
-        waiting = [self.waiting[0]] if self.waiting else []
+        waiting = [min(self.waiting, key=_age)] if self.waiting else []
         for request in (*self.running, *waiting):
             served = request.id in work or not self.latency_budget.limited
             request.skipped_steps = 0 if served else request.skipped_steps + 1
@@ -174,6 +182,8 @@ class Scheduler:
         ):
             self._kv.close(request.id)
             return 0
+        if not request.shared:
+            self._kv.stop_publishing(request.id)
         request.computed = cached
         request.tally.began = request.tally.began or time.monotonic()
         if len(request.tokens) == request.prompt_length:
@@ -186,9 +196,19 @@ def _goes_first(request: Request) -> bool:
     return request.target is not None or request.skipped_steps >= PATIENCE
 
 
-def _rank(request: Request) -> tuple[int, bool]:
+def _age(request: Request) -> int:
+    return request.arrival
+
+
+def _waiting_rank(request: Request) -> tuple[int, int]:
     """Sort key: requests that were skipped long enough, then those with a latency target, then all
-    others; among these, decoding before prefill. Equals stay in their order."""
-    if request.skipped_steps >= PATIENCE:
-        return -request.skipped_steps, False
-    return int(request.target is None), request.pending > 1
+    others; of equals, the oldest. How much a request has to read does not count: else many with
+    little to read would keep out one with much."""
+    skipped = request.skipped_steps >= PATIENCE
+    return -request.skipped_steps if skipped else int(request.target is None), request.arrival
+
+
+def _running_rank(request: Request) -> tuple[int, bool, int]:
+    """The same, but of equals decoding goes before prefill."""
+    first, age = _waiting_rank(request)
+    return first, first >= 0 and request.pending > 1, age

@@ -27,17 +27,17 @@ def target_probs(
     best = out.best.tolist()
     for request, tree, first in zip(ready, trees, layout.verify_logits, strict=True):
         drafted = _drafted(tree)
-        if layout.rows.only_best[first]:
-            tokens = best[first : first + len(drafted)]
-            if min(tokens) < 0:
-                request.error = FloatingPointError("the model's logits are not finite numbers")
-            found.append([one_hot(max(x, 0), request, run) for x, run in zip(tokens, drafted)])
-            continue
         rows, probs = out.logits[first:], scored_probs_at if request.scored else probs_at
         try:
-            found.append([probs(rows[i], request, run) for i, run in enumerate(drafted)])
-        except FloatingPointError as error:
-            request.error = error  # this request ends; the others of the step go on
+            if not layout.rows.only_best[first]:
+                found.append([probs(rows[i], request, run) for i, run in enumerate(drafted)])
+                continue
+            tokens = best[first : first + len(drafted)]
+            if min(tokens) < 0:
+                raise FloatingPointError("the model's logits are not finite numbers")
+            found.append([one_hot(x, request, run) for x, run in zip(tokens, drafted)])
+        except Exception as error:  # noqa: BLE001 - this request ends; the others of the step go on
+            request.fail(error)
             found.append([OneHot(0)] * len(drafted))
     return found
 

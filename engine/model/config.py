@@ -170,6 +170,11 @@ class ModelConfig:
         """Whether a row depends on the longest text that its request may become."""
         return self.rope_scaling is not None and self.rope_scaling.kind == "dynamic"
 
+    def rope_length(self, max_len: int) -> int:
+        """What decides the rotary base of a request that may become so long: equal numbers, equal keys.
+        Texts that fit max_positions all have one base."""
+        return max(max_len, self.max_positions) if self.dynamic_rope else 0
+
     @property
     def context(self) -> int:
         """The longest text in tokens; linear and dynamic scaling multiply max_positions."""

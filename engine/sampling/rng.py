@@ -36,6 +36,13 @@ def sibling_seed(seed: int, index: int) -> int:
     return int(words[0]) >> 1
 
 
+def successor_seed(seed: int) -> int:
+    """The seed of an answer that begins again: fresh numbers. The old ones made the first answer such
+    that it was dropped, so with them the second one would not have its mode's probabilities."""
+    words = np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1, np.uint64)
+    return int(words[0]) >> 1
+
+
 def draw(p_V: Floats, draws: np.random.Generator) -> int:
     """One token, by the inverse distribution function; never one of probability 0.
 

@@ -17,9 +17,9 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.several import FallbackDrafter
 from fastslow.draft.suffix.draft import SuffixDraft
-from fastslow.draft.suffix.sources import EarlierAnswers
+from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import AcceptResult, RequestView, Tree
+from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
 
 
@@ -127,6 +127,48 @@ def test_each_asks_a_requests_own_drafter_and_no_other() -> None:
     assert chains(each.propose([], [])) == []
 
 
+class Fails(Says):
+    """Cannot release."""
+
+    def release(self, requests: Collection[int]) -> None:
+        raise RuntimeError(f"cannot release {list(requests)}")
+
+
+def joined(drafters: list[Says], how: str) -> Drafter:
+    if how == "+":
+        return FallbackDrafter(*drafters)
+    if how == "|":
+        return AdaptiveDrafter(drafters, AdaptiveSelection(len(drafters)))
+    names = ("ngram", "self", "suffix")
+    return DrafterRouter({Speculation(drafter=n): d for n, d in zip(names, drafters)})
+
+
+@pytest.mark.parametrize("how", ["+", "|", "each its own"])
+def test_one_that_cannot_release_does_not_keep_the_others(how: str) -> None:
+    a, b, c = Says({}), Fails({}), Says({})
+    with pytest.raises(RuntimeError, match=r"cannot release \[4\]"):
+        joined([b, a, c], how).release([4])
+    assert a.released == c.released == [4]
+
+
+class Miscounts(Says):
+    """Proposes for one request more, or fewer, than it is asked."""
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        trees = super().propose(batch, nodes)
+        return [*trees, Tree()] if self.chains else trees[:-1]
+
+
+@pytest.mark.parametrize("how", ["+", "|", "each its own"])
+@pytest.mark.parametrize(("chains", "count"), [({}, 1), ({0: [5]}, 3)])
+def test_a_wrong_number_of_trees_is_told(
+    how: str, chains: dict[int, list[int]], count: int
+) -> None:
+    batch = [text([1], 0), text([1], 1)]
+    with pytest.raises(ValueError, match=f"^the drafter proposed {count} trees for 2 requests$"):
+        joined([Miscounts(chains), Says({}), Says({})], how).propose(batch, [2, 2])
+
+
 @pytest.mark.parametrize(
     ("settings", "groups", "pattern"),
     [
@@ -169,7 +211,7 @@ def test_drafters_are_built_by_name() -> None:
             load,
             nothing,
             nothing,
-            EarlierAnswers(),
+            AnswerMemory(),
             False,
             lambda count, _: AdaptiveSelection(count),
         )

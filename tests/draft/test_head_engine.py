@@ -246,5 +246,7 @@ class _View:
         self.id, self.tokens, self.prompt_length = number, tokens, len(tokens)
         self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
         self.reproducible, self.thinking, self.groups = False, None, None
+        self.memory_key: str | None = None
+        self.shared = True
         self.speculation = Speculation(nodes=3)
         self.computed, self.max_len = len(tokens) - 1, len(tokens) + 99

@@ -237,6 +237,8 @@ class View:
         self.id, self.tokens, self.prompt_length = number, list(tokens), len(tokens)
         self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
         self.reproducible, self.thinking, self.groups = False, None, None
+        self.memory_key: str | None = None
+        self.shared = True
         self.speculation = Speculation(nodes=3)
         self.computed, self.max_len = len(tokens) - 1, len(tokens) + 99
 
@@ -366,6 +368,31 @@ def test_a_text_that_goes_on_from_another_takes_its_rows_over(
     if not ended:  # whose rows are still its own
         told.view = before
         assert told.draft() == drafted
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("why", ["forgotten", "another key"])
+def test_rows_are_not_taken_over_from_a_text_of(folder: Path, why: str, ended: bool) -> None:
+    runner = runner_of(folder, "torch", 64)
+    assert isinstance(runner, TorchRunner)
+    told = Told(runner, PROMPTS[3])
+    told.read(range(39))
+    told.say(4, 5)
+    text = list(told.view.tokens)
+    if not ended and why == "forgotten":
+        told.drafter.forget()
+        told.view.shared = False  # as the engine has it
+    told.drafter.release([7] if ended else [])
+    if ended and why == "forgotten":
+        told.drafter.forget()
+        assert not runner._texts and not list(told.drafter._finished)
+    told.view = View(8, [*text, 9])
+    told.view.memory_key = None if why == "forgotten" else "b"
+    told.read(range(40, 41))
+    assert told.drafter._states[8].first == 40, "no row from before"
+    told.drafter.release([7, 8])
+    kept = [state.tokens for state in told.drafter._finished]
+    assert kept[-1] == told.view.tokens and len(kept) == (1 if why == "forgotten" else 2)
 
 
 def test_only_some_rows_of_ended_texts_are_finished(folder: Path) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from distributions import chi_square_fits, plain_probs, text_probs
-from engine_tools import Ask, Bench, Setting, answer, finish, write_kin
+from engine_tools import Ask, Bench, Setting, answer, cache_for, finish, write_kin
 from numpy.typing import NDArray
 from reference_model import ReferenceModel
 
 from fastslow.draft.suffix.corpus import Corpus, save
 from fastslow.draft.suffix.documents import Documents, depths
 from fastslow.draft.suffix.draft import SuffixDraft
-from fastslow.draft.suffix.sources import EarlierAnswers
+from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.types import AcceptResult
@@ -35,6 +35,7 @@ PROMPTS = [
 
 def view(tokens: Sequence[int], number: int = 0, prompt: int = 1, **fields: Any) -> Any:
     plain = {"max_len": 10**6, "end_ids": frozenset([9]), "params": SamplingParams()}
+    plain |= {"memory_key": None, "shared": True}
     return SimpleNamespace(id=number, tokens=list(tokens), prompt_length=prompt, **plain | fields)
 
 
@@ -103,7 +104,7 @@ def test_scores_tell_how_likely_each_node_is() -> None:
 def test_finished_answers_are_kept_for_the_next_request(
     tokens: list[int], fields: dict[str, Any], kept: bool
 ) -> None:
-    drafter = SuffixDraft(earlier=EarlierAnswers(), min_score=0.0)
+    drafter = SuffixDraft(memory=AnswerMemory(), min_score=0.0)
     request = view([1, 2, 3, 4])
     assert chain(drafter, request) == []
     vars(request).update(fields, tokens=tokens)
@@ -122,14 +123,70 @@ def test_without_earlier_nothing_outlives_a_request() -> None:
 
 
 def test_drafters_may_share_what_was_answered_earlier() -> None:
-    earlier = EarlierAnswers()
-    first, second = SuffixDraft(earlier=earlier), SuffixDraft(earlier=earlier, min_score=0.0)
+    memory = AnswerMemory()
+    first, second = SuffixDraft(memory=memory), SuffixDraft(memory=memory, min_score=0.0)
     request = view([1, 2, 3])
     first.propose([request], [4])
     request.tokens += [4, 5, 9]
     first.commit([request], AcceptResult([[]], [[4]]), None)
     first.release([0])
     assert chain(second, view([1, 2, 3])) == [4, 5, 9]
+
+
+def say(drafter: SuffixDraft, key: str | None, *answer: int, number: int = 0) -> None:
+    """An answer to the prompt 1, 2, 3."""
+    request = view([1, 2, 3], number, memory_key=key)
+    drafter.propose([request], [4])
+    request.tokens += answer
+    drafter.release([number])
+
+
+def heard(drafter: SuffixDraft, key: str | None, number: int = 99) -> list[int]:
+    return chain(drafter, view([1, 2, 3], number, memory_key=key))
+
+
+@pytest.mark.parametrize("common", [True, False])
+def test_answers_are_remembered_for_their_own_key(common: bool) -> None:
+    drafter = SuffixDraft(memory=AnswerMemory(common), min_score=0.0)
+    for key, token in (("a", 4), ("b", 5), (None, 6)):
+        say(drafter, key, token, 9)
+    found = [heard(drafter, key, n) for n, key in enumerate(("a", "b", "c", None))]
+    assert found == [[4, 9], [5, 9], [], [6, 9] if common else []]
+
+
+def test_keys_are_few_and_the_one_not_used_for_longest_goes() -> None:
+    memory = AnswerMemory(keys=2, tokens=256)
+    drafter = SuffixDraft(memory=memory, min_score=0.0)
+    say(drafter, "a", 4, 9)
+    say(drafter, "b", 5, 9)
+    assert heard(drafter, "a") == [4, 9]
+    say(drafter, "c", 6, 9)
+    assert [heard(drafter, key, n) for n, key in enumerate("abc")] == [[4, 9], [], [6, 9]]
+    for n in range(500):
+        say(drafter, f"key {n}", 5, 9)
+    assert len(memory._by_key) == 2
+
+
+def test_what_is_forgotten_is_drafted_for_nobody(bench: Bench) -> None:
+    drafter = SuffixDraft(memory=AnswerMemory(), min_score=0.0)
+    for key in ("a", None):
+        say(drafter, key, 4, 5, 6, 9)
+    going = view([1, 2, 3], 1)
+    assert chain(drafter, going, 1) == [4]
+    drafter.forget()
+    going.shared = False  # as the engine has it
+    going.tokens += [4]
+    assert chain(drafter, going, 1) == [], "its run was of an answer that is forgotten"
+    going.tokens += [7, 9]
+    drafter.release([1])
+    assert heard(drafter, "a", 2) == heard(drafter, None, 3) == []
+    say(drafter, None, 8, 9, number=4)
+    assert heard(drafter, None, 5) == [8, 9], "later ones are remembered"
+    corpus = bench.drafters["suffix"](cache_for(bench.model))
+    before = corpus.propose([view(PROMPTS[0], 7, prompt=len(PROMPTS[0]))], [4])[0].tokens
+    corpus.forget()
+    after = corpus.propose([view(PROMPTS[0], 8, prompt=len(PROMPTS[0]))], [4])[0].tokens
+    assert len(before) == 4 and list(after) == list(before), "a corpus stays"
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +206,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(
         model,
         {
-            "suffix": lambda kv: SuffixDraft(corpus, EarlierAnswers(), min_score=0.0),
+            "suffix": lambda kv: SuffixDraft(corpus, AnswerMemory(), min_score=0.0),
             "own": lambda kv: SuffixDraft(min_score=0.0),
         },
     )
@@ -180,9 +237,7 @@ def test_the_law_of_sampled_tokens(tmp_path: Path) -> None:
     save(tmp_path / "c", documents, IDS_12, depths(letters))
     corpus = Corpus(tmp_path / "c", IDS_12)
     model = load_model(target, "float32", "cpu", progress=False)
-    bench = Bench(
-        model, {"suffix": lambda kv: SuffixDraft(corpus, EarlierAnswers(), min_score=0.0)}
-    )
+    bench = Bench(model, {"suffix": lambda kv: SuffixDraft(corpus, AnswerMemory(), min_score=0.0)})
     params = SamplingParams(max_tokens=length + 2, temperature=1.3, ignore_eos=True)
     asks = [Ask(prompt, params, "suffix", 5, seed=seed) for seed in range(runs)]
     requests = bench.run(asks, Setting(pages=1024, max_running=200))

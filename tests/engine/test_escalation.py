@@ -24,6 +24,7 @@ from fastslow.engine.core.request import Escape, Request
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.confidence import Confidence
+from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.llm import LLM
 from fastslow.output import Output
 
@@ -222,12 +223,38 @@ def test_escalating_in_a_batch_is_as_alone(llm: LLM) -> None:
 
 def test_several_answers_escalate_each_by_itself(llm: LLM) -> None:
     params = sampling(n=3, temperature=1.0, seed=3)
-    out = llm.chat("one two", params, mode=unsure("restart", 0.6))
-    deep = llm.chat("one two", params, mode="deep")
-    for choice, other in zip(out.choices, deep.choices):
+    out, again = (llm.chat("one two", params, mode=unsure("restart", 0.6)) for _ in range(2))
+    assert [c.token_ids for c in out.choices] == [c.token_ids for c in again.choices]
+    for n, choice in enumerate(out.choices):
         if choice.metrics.escalated_at is not None:
-            assert choice.token_ids == other.token_ids
+            fresh = params.model_copy(update={"n": 1, "seed": successor_seed(sibling_seed(3, n))})
+            assert choice.token_ids == llm.chat("one two", fresh, mode="deep").token_ids
     assert any(c.metrics.escalated_at is not None for c in out.choices)
+
+
+def test_an_answer_that_begins_again_has_the_law_of_its_mode(llm: LLM) -> None:
+    """A first token that is unlikely in the fast mode drops the answer. Drawn again with the same
+    number, tokens of the other mode would come that lie where the unlikely ones lie."""
+    one, runs = sampling(max_tokens=1), 1000
+    hot, warm = (SamplingParams(temperature=t) for t in (1.0, 0.5))
+    calm = Mode(name="calm", groups=1, thinking="off", sampling=warm)
+    every = one.model_copy(update={"logprobs": 320})
+    said = llm.chat("one two", every, mode=calm).logprobs
+    assert said is not None
+    warmed = {token: exp(value / 0.5) for token, value in said[0].items()}
+    expected = {token: p / sum(warmed.values()) for token, p in warmed.items()}
+    doubt = Escalation(below=0.5, window=1, to="calm", how="restart")
+    fast = Mode(groups=4, thinking="off", sampling=hot, escalate=doubt)
+    seeds = [SamplingParams(max_tokens=1, ignore_eos=True, seed=n) for n in range(runs)]
+    prompts = [[{"role": "user", "content": "one two"}]] * runs
+    llm.modes["calm"] = calm
+    outs = llm.generate(prompts, seeds, mode=fast, progress=False)
+    del llm.modes["calm"]
+    again = [o.token_ids[0] for o in outs if o.metrics.escalated_at is not None]
+    assert runs / 10 < len(again) < runs / 2
+    for token, p in sorted(expected.items(), key=lambda item: -item[1])[:8]:
+        share, sigma = again.count(token) / len(again), (p * (1 - p) / len(again)) ** 0.5
+        assert abs(share - p) < 4.5 * sigma, (token, p, share)
 
 
 def test_an_answer_is_looked_at_for_as_long_as_the_mean_takes() -> None:

@@ -430,6 +430,8 @@ def test_a_draft_model_forgets_what_was_refused() -> None:
             max_len=40,
             reproducible=False,
             thinking=None,
+            memory_key=None,
+            shared=True,
         )
         drafted = drafter.propose([request], [4])[0].tokens
         expected = list(text)

@@ -267,6 +267,40 @@ def test_groups_are_cut_where_that_is_allowed(tmp_path: Path) -> None:
     assert untouched.groups is None and not untouched.notes
 
 
+def test_prompts_of_one_token_overtake_nobody() -> None:
+    step = scheduler(LatencyBudget(RunEverything()), running=1)
+    for number, size in enumerate((1, 30)):
+        step.add(request(number, size))
+    started = []
+    for number in range(2, 6):
+        [(running, _)] = step.next()
+        started.append(running.id)
+        step.remove(running)
+        step.add(request(number, 1))
+    assert started == [0, 1, 2, 3], "in the order in which they came"
+
+
+def test_a_preempted_request_keeps_its_age() -> None:
+    step = scheduler(LatencyBudget(RunEverything()), running=2)
+    old, young, new = request(0, 4), request(1, 4), request(2, 1)
+    for one in (old, young, new):
+        step.add(one)
+    for one, chunk in step.next():
+        one.tokens.append(5)
+        one.computed += chunk
+    step.restart(old, 0)
+    assert {work.request for work in step.next()} == {old, young}
+    assert step.running == [old, young], "were pages short, the young one would give its own"
+    assert list(step.waiting) == [new]
+
+
+def test_a_target_still_goes_before_all_others() -> None:
+    step = scheduler(LatencyBudget(RunEverything()), running=1)
+    for one in (request(0, 1), request(1, 9), request(2, 30, target=1.0)):
+        step.add(one)
+    assert [work.request.id for work in step.next()] == [2]
+
+
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 
 

@@ -119,6 +119,53 @@ def test_answers_of_the_engine_are_remembered_unless_it_is_told_not_to(folder: P
     assert accepted[True] > 20 > accepted[False]
 
 
+def test_forgotten_answers_are_drafted_for_nobody(folder: Path) -> None:
+    long = SamplingParams(max_tokens=40, ignore_eos=True)
+    with open_llm(folder) as llm:
+        first = llm.generate("The quick", long, speculation="suffix").metrics.accepted
+        assert llm.generate("The quick", long, speculation="suffix").metrics.accepted > first + 20
+        llm.forget_prompts()
+        assert llm.generate("The quick", long, speculation="suffix").metrics.accepted <= first + 2
+
+
+def test_a_call_learns_nothing_of_the_calls_with_other_keys(folder: Path) -> None:
+    """How much of a draft is accepted, and how much of a prompt is cached, tells what was said before."""
+    long = SamplingParams(max_tokens=40, ignore_eos=True)
+    prompt = list(range(10, 60))
+    wish = Speculation(drafter="suffix", nodes=8)
+
+    def ask(llm: LLM, key: str | None) -> tuple[int, int]:
+        pieces = llm.stream(prompt, long, speculation=wish, memory_key=key)
+        (out,) = [piece.output for piece in pieces if piece.output is not None]
+        return out.metrics.accepted, out.metrics.cached_tokens
+
+    for remember in (True, "by_key", False):
+        with open_llm(folder, remember=remember) as llm:
+            unseen, _ = ask(llm, "victim")
+            assert ask(llm, "attacker") == (unseen, 0)
+            assert ask(llm, None) == (unseen, 0)
+            told = unseen if remember is False else 35  # of 40 tokens, in steps of nine
+            assert ask(llm, "victim") == (told, 48)
+            assert ask(llm, None) == (35 if remember is True else unseen, 48)
+            llm.forget_prompts()
+            assert ask(llm, "victim") == ask(llm, None) == (unseen, 0)
+            two = llm.generate([prompt, prompt], TEN, memory_key=["a", "victim"], progress=False)
+            assert [out.metrics.cached_tokens for out in two] == [0, 48]
+
+
+@pytest.mark.parametrize("key", ["", "k" * 257, 5], ids=str)
+def test_a_memory_key_is_a_short_text(folder: Path, key: Any) -> None:
+    with open_llm(folder) as llm:
+        with pytest.raises(ValueError, match=r"^memory_key='.*' must be text of 1 to 256 char"):
+            llm.generate("The", TEN, memory_key=key)
+        with pytest.raises(ValueError, match=r"^memory_key has 1 entries for 2 prompts$"):
+            llm.generate(["The", "A"], TEN, memory_key=["a"])
+        with pytest.raises(
+            ValueError, match=r"^remember='always' must be True, False or 'by_key'$"
+        ):
+            open_llm(folder, remember="always")
+
+
 def test_the_builtin_model_has_a_head_and_others_bring_their_own(tmp_path: Path) -> None:
     for name in ("smollm2", "smollm2-moge"):
         shipped = own_head(tmp_path / f"{name}-0123456789ab")

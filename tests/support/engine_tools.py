@@ -112,7 +112,7 @@ class Bench:
             groups=ask.groups,
             seed=ask.seed,
             max_len=len(ask.tokens) + room - 1,
-            dynamic_rope=self.model.config.dynamic_rope,
+            rope_length=self.model.config.rope_length(len(ask.tokens) + room - 1),
             end_ids=end_ids,
             thinking=self._thinking(ask),
             rule=RULES[ask.rule],

@@ -1,0 +1,168 @@
+"""Settings that nobody should send: refused, or harmless to the requests beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_moge
+from engine_tools import Ask, Bench, OracleDraft, answer, finish, write_kin
+from tokenizers_tiny import write_bpe
+
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.core.request import Request
+from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
+from fastslow.llm import LLM
+from fastslow.output import GenerationError
+
+HUGE = 10**30
+RANGE = r"^latency_ms=.* must be from 0\.001 to 86400000$"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+    "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1e308, 1e-300, float("nan"), float("inf"), 10**400, HUGE, 86_400_001, 0, -1.0],
+    ids=str,
+)
+def test_a_target_is_refused_with_its_range(value: float) -> None:
+    with pytest.raises(ValueError, match=RANGE):
+        Mode(latency_ms=value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SamplingParams(max_tokens=HUGE),
+        lambda: SamplingParams(min_tokens=HUGE, max_tokens=HUGE),
+        lambda: SamplingParams(top_k=HUGE),
+        lambda: SamplingParams(logit_bias={5: 1e308}),
+        lambda: SamplingParams(seed=2**200),
+        lambda: SamplingParams(min_p=-1e-320),
+        lambda: Speculation(nodes=10**9),
+        lambda: Speculation(groups=HUGE),
+        lambda: Speculation(layers=(0,) * 20_000),
+        lambda: Speculation(drafter="suffix+" * 1000 + "suffix"),
+        lambda: Escalation(below=0.5, window=HUGE),
+        lambda: Escalation(below=0.5, within=HUGE),
+        lambda: Mode(groups=HUGE),
+        lambda: Mode(thinking_budget=10**400),
+        lambda: Mode(thinking_budget=10**400, thinking_soft=10**400),
+    ],
+)
+def test_numbers_without_bounds_are_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=r"^\w+(\[\d\])?=.* must (be|have) ") as refused:
+        make()
+    assert len(str(refused.value)) < 200
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    folder = tmp_path_factory.mktemp("moge")
+    write_bpe(folder, TEMPLATE, 320)
+    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32, num_experts=32)
+    with LLM(folder, kv_memory="4MiB", progress=False) as llm:
+        yield llm
+
+
+MOST = 2**31 - 1
+EXTREMES: list[dict[str, Any]] = [
+    {"temperature": 1e-320, "seed": 1},
+    {"temperature": 100.0, "min_p": 5e-324, "top_p": 5e-324},
+    {"temperature": 1.0, "logit_bias": dict.fromkeys(range(320), -100.0)},
+    {"max_tokens": MOST, "min_tokens": MOST, "top_k": MOST, "temperature": 1e-45},
+    {"repetition_penalty": 100.0, "frequency_penalty": 2.0, "logprobs": 1000},
+    {"min_tokens": 6, "stop_token_ids": tuple(range(320))},  # ends with an error: no token is left
+]
+MODES = [
+    Mode(latency_ms=0.001, may_shorten=("draft", "groups")),
+    Mode(latency_ms=86_400_000, may_shorten=("draft", "groups")),
+    Mode(thinking="on", thinking_budget=MOST, thinking_soft=MOST, early_exit=True),
+    Mode(groups=1, escalate=Escalation(below=1.0, window=1, within=MOST, how="keep")),
+    Mode(groups=1, escalate=Escalation(below=5e-324, window=65_536, how="restart")),
+    Mode(speculation=Speculation(drafter="self", nodes=64, width=8)),
+]
+
+
+def test_extremes_do_not_touch_the_request_beside_them(llm: LLM) -> None:
+    plain = SamplingParams(max_tokens=12, ignore_eos=True)
+    calls = [({"max_tokens": 12, **wish}, mode) for wish, mode in zip(EXTREMES, MODES)]
+    alone = llm.chat("one two", plain, mode=Mode()).token_ids
+    for wish, mode in calls + [(EXTREMES[0] | {"max_tokens": 9}, mode) for mode in MODES]:
+        beside = llm.stream_chat("three", SamplingParams(**wish), mode=mode)
+        with suppress(GenerationError):  # of its own making
+            next(beside)
+        for name in ("off", "suffix", Speculation(drafter="self", nodes=3)):
+            assert llm.chat("one two", plain, mode=Mode(), speculation=name).token_ids == alone
+        beside.close()  # type: ignore[attr-defined]
+
+
+class Broken:
+    """A part of one request that fails."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def plan(self, *_: object) -> int:
+        self._fail("plan")
+        return 4
+
+    def survival(self, *_: object) -> None:
+        self._fail("survival")
+
+    def record(self, *_: object) -> None:
+        self._fail("record")
+
+    def at(self, *_: object) -> None:
+        self._fail("sample")
+
+    def ahead(self, *_: object) -> tuple[int, ...]:
+        return ()
+
+    def lifts(self, *_: object) -> bool:
+        return False
+
+    def _fail(self, place: str) -> None:
+        if place == self._place:
+            raise ZeroDivisionError(f"it fails to {place}")
+
+
+def broken_rule(*_: object) -> Any:
+    raise ZeroDivisionError("it fails to judge")
+
+
+@pytest.mark.parametrize("place", ["plan", "survival", "record", "sample", "judge"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_fails_for_one_request_ends_that_one_alone(
+    tmp_path: Path, place: str, temperature: float
+) -> None:
+    model = load_model(write_kin(tmp_path, vocab_size=96), "float32", progress=False)
+    known: dict[int, list[int]] = {}
+    bench = Bench(model, {"told": lambda _: OracleDraft(known)})
+    params = SamplingParams(max_tokens=9, ignore_eos=True, temperature=temperature)
+    asks = [Ask(tuple(range(5 + n, 14 + n)), params, "told", rule="reproducible") for n in range(3)]
+    alone = [answer(bench.alone(ask)) for ask in asks]
+    known |= {n: [*ask.tokens, *alone[n]] for n, ask in enumerate(asks)}
+    requests = [bench.request(n, ask) for n, ask in enumerate(asks)]
+    _break(requests[1], place)
+    finish(bench.core(), requests)
+    ended = [request.stopper.reason for request in requests]
+    assert ended == ["length", "error", "length"]
+    assert isinstance(requests[1].error, ZeroDivisionError) and place in str(requests[1].error)
+    assert [answer(requests[n]) for n in (0, 2)] == [alone[0], alone[2]]
+
+
+def _break(request: Request, place: str) -> None:
+    broken: Any = Broken(place)
+    if place == "judge":
+        request.rule = broken_rule
+    elif place == "sample":
+        request.thinking = broken
+    else:
+        request.policy = broken
