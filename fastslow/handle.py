@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from typing import Literal
 
 from fastslow.engine.core.request import Listener, Request
+from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
 from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags
@@ -56,6 +57,7 @@ class RequestHandle:
         self._streaming = streaming
         self._decision = decision
         self._over = False
+        self._home = HomeProcess()
         self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
         self._started = time.monotonic()
         self._candidates = candidates(self._on_step)
@@ -73,9 +75,14 @@ class RequestHandle:
         return self._candidates[0].prompt
 
     def next(self) -> Piece | None:
-        """Wait for the next piece; None once the request is over, and from then on."""
+        """Wait for the next piece; None once the request is over, and from then on.
+
+        Raises:
+            RuntimeError: the request runs in another process.
+        """
         if self._over:
             return None
+        self._home.check()
         piece = self._pieces.get()
         self._over = piece is None
         return piece
@@ -105,7 +112,7 @@ class RequestHandle:
             stop_reason=stopper.matched,
             logprobs=None if request.params.logprobs is None else request.logprobs,
             metrics=self._metrics(thinking),
-            error=None if request.error is None else str(request.error),
+            error=None if request.error is None else _said(request.error),
         )
 
     def _begin(self) -> None:
@@ -123,15 +130,24 @@ class RequestHandle:
                 return
             request = self.request
         unsure = len(self._candidates) > 1 and not request.done and request.watched
-        if self._streaming and not unsure:
-            reasoning, text = self._splitter.push(request.stopper.news())
+        try:
+            if self._streaming and not unsure:
+                self._pieces.put(self._piece(request))
+        except BaseException as error:
+            request.error = request.error or error
+            raise
+        finally:  # the caller waits for this
             if request.done:
-                last_reasoning, last_text = self._splitter.finish()
-                reasoning, text = reasoning + last_reasoning, text + last_text
-            fresh, self._sent = request.tokens[self._sent :], len(request.tokens)
-            self._pieces.put(Piece(text, reasoning, fresh))
+                self._pieces.put(None)
+
+    def _piece(self, request: Request) -> Piece:
+        """What is new."""
+        reasoning, text = self._splitter.push(request.stopper.news())
         if request.done:
-            self._pieces.put(None)
+            last_reasoning, last_text = self._splitter.finish()
+            reasoning, text = reasoning + last_reasoning, text + last_text
+        fresh, self._sent = request.tokens[self._sent :], len(request.tokens)
+        return Piece(text, reasoning, fresh)
 
     def _mode(self) -> str:
         """The mode that answered; both, where a text went on in another one."""
@@ -181,3 +197,8 @@ class RequestHandle:
         if not still_open:
             return count, ended
         return count, "length" if self.request.stopper.reason == "length" else None
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, or what it is where it says nothing."""
+    return str(error) or type(error).__name__

@@ -15,6 +15,7 @@ from fastslow.call import ModeLike, Prompt, Sampling, SpeculationLike, sampling_
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
+from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.accept.exact import Rule
@@ -84,6 +85,7 @@ class RequestBuilder:
         own_ids = inputs.tokenizer.eos_ids if inputs.tokenizer else frozenset[int]()
         self._eos_ids = own_ids | frozenset(self._config.eos_ids)
         self._ids = itertools.count()
+        self._home = HomeProcess()
         self._warned: set[str] = set()
         self._usual = self.speculation(usual, Mode(speculation=Speculation()))
 
@@ -135,7 +137,9 @@ class RequestBuilder:
 
         Raises:
             ValueError: one sentence about what does not fit.
+            RuntimeError: this was made in another process.
         """
+        self._home.check()
         mode, decision = self.mode(wish, prompt)
         modes, escalated = [mode], None
         if mode.escalate is not None:

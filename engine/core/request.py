@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Rule, tokenwise
 from fastslow.engine.sampling.confidence import Confidence
-from fastslow.engine.sampling.stop import Stopper
+from fastslow.engine.sampling.stop import Reason, Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.types import Policy
 
@@ -157,7 +157,18 @@ class Request:
         missing = len(self.prompt_logprobs) < self.prompt_length - 1
         return self.params.prompt_logprobs is not None and missing
 
+    def end(self, reason: Reason, error: BaseException | None) -> None:
+        """End it outside of a step, whatever its text does then."""
+        self.error = error or self.error
+        try:
+            self.stopper.finish(reason)
+        except Exception as failed:  # noqa: BLE001 - its text cannot be ended, but it is over
+            self.error = self.error or failed
+            self.stopper.reason = self.stopper.reason or reason
+
     def tell(self) -> None:
-        """Call the listener."""
+        """Call the listener; one that has heard of the end is let go."""
         if self.listener is not None:
             self.listener(self)
+            if self.done:
+                self.listener = None
