@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,20 @@ from fastslow.call import ListOf, ModeLike, Prompt, Sampling, Samplings, Specula
 from fastslow.llm import LLM
 from fastslow.output import Output
 
-Key = tuple[str, tuple[tuple[str, str], ...]]
+Key = tuple[int, str, tuple[tuple[str, str], ...]]
 
 _loaded: dict[Key, LLM] = {}
 _loading = threading.Lock()
+
+
+def _after_fork() -> None:
+    """In the child: another thread may have held the lock, and goes on in the parent only."""
+    global _loading
+    _loading = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @overload
@@ -55,8 +66,8 @@ def generate(
 ) -> Any:
     """Answer one prompt or many with a model that is loaded on first use.
 
-    A model with the same options is loaded once and kept until the process ends. Use an `LLM` instead
-    to choose when its memory is freed.
+    A model with the same options is loaded once and kept until the process ends; a forked process loads
+    its own. Use an `LLM` instead to choose when its memory is freed.
 
     Args:
         prompts, sampling, mode, speculation, timeout: as `LLM.generate` takes them.
@@ -77,7 +88,12 @@ def generate(
 
 
 def _llm(model: str, progress: bool, options: dict[str, Any]) -> LLM:
-    key = (model, tuple(sorted((name, repr(value)) for name, value in options.items())))
+    # a forked process has the parent's models, which do not answer there
+    key = (
+        os.getpid(),
+        model,
+        tuple(sorted((name, repr(value)) for name, value in options.items())),
+    )
     with _loading:
         if key not in _loaded:
             _loaded[key] = LLM(model, progress=progress, **options)

@@ -106,7 +106,7 @@ class ChoiceHandle:
             stop_reason=stopper.matched,
             logprobs=None if request.params.logprobs is None else request.logprobs,
             metrics=self._metrics(thinking),
-            error=None if request.error is None else str(request.error),
+            error=None if request.error is None else _said(request.error),
         )
 
     def _begin(self) -> None:
@@ -194,3 +194,8 @@ class ChoiceHandle:
         if not still_open:
             return count, ended
         return count, "length" if self.request.stopper.reason == "length" else None
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, or what it is where it says nothing."""
+    return str(error) or type(error).__name__

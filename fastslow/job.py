@@ -11,6 +11,7 @@ from threading import Condition
 
 from fastslow.choice import ChoiceHandle
 from fastslow.engine.core.worker import Worker
+from fastslow.engine.host.process import HomeProcess
 from fastslow.output import GenerationError, Output, Piece
 
 
@@ -34,6 +35,7 @@ class PromptJob:
         self._build = build
         self._gather = gather
         self.worker = worker
+        self._home = HomeProcess()
         self.done = False
         self._queued = self._cancelled = self._streaming = False
         self._choices: list[ChoiceHandle] = []
@@ -82,6 +84,8 @@ class PromptJob:
 
     def cancel(self) -> None:
         """End it, unless it is over: within a step, or now if the engine does not have it."""
+        if not self._home.here:  # a copy in a forked process; its lock may be held for ever
+            return
         with self._news:
             if self.done or self._cancelled:
                 return
@@ -108,12 +112,18 @@ class PromptJob:
         call()
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until it is done; False where the time is over before."""
+        """Wait until it is done; False where the time is over before.
+
+        Raises:
+            RuntimeError: it runs in another process, as it does for all that wait.
+        """
+        self._home.check()
         with self._news:
             return self._news.wait_for(lambda: self.done, timeout)
 
     def next(self, ready: Callable[[], bool]) -> Piece | None:
         """Wait until `ready`, then take a piece; see `take`."""
+        self._home.check()
         with self._news:
             self._news.wait_for(ready)
             return self.take()
@@ -128,6 +138,7 @@ class PromptJob:
 
     async def arrival(self, ready: Callable[[], bool]) -> None:
         """Wait until `ready`, in an event loop. Whoever is cancelled meanwhile cancels the request."""
+        self._home.check()
         loop = asyncio.get_running_loop()
         while True:
             with self._news:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -39,6 +40,7 @@ from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.progress import bar
+from fastslow.engine.model.base import Model
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.torchrun import join
@@ -67,6 +69,9 @@ class Closed:
 
 class LLM:
     """A model ready to answer, from any number of threads.
+
+    It answers in the process that made it: in one that was forked from that every call raises
+    RuntimeError, and a new LLM is made there. An LLM that nobody holds any more is closed.
 
     Args:
         model: a checkpoint folder, a GGUF file of a llama model, or a built-in name: smollm2-moge,
@@ -156,9 +161,7 @@ class LLM:
         self._kv = pages(self.model, prefix_caching)
         identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
         identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
-        controller = SpeculationController(
-            lambda groups: StepCostCurve(*step_seconds(self.model, groups, identity))
-        )
+        controller = SpeculationController(partial(_curve, weakref.ref(self.model), identity))
         self._drafters = DrafterFactory(
             folder, self.model, self._kv, self.tokenizer, load, pages, memory, controller
         )
@@ -169,8 +172,9 @@ class LLM:
             inputs, self._core, self._drafters, controller, self.modes, chooser, speculation
         )
         self._advised: set[str] = set()
-        self._worker = Worker(self._core)
+        self._worker = Worker(self._core, self._drafters.clear)
         self._tokenising = ThreadPoolExecutor(TOKENISERS, "fastslow-tokenise")
+        weakref.finalize(self, _let_go, self._worker, self._drafters).atexit = False
 
     @overload
     def generate(
@@ -381,6 +385,21 @@ class LLM:
         if first.params.prompt_logprobs is not None:
             prompt_logprobs = [None, *first.prompt_logprobs]
         return Output(asked.text, list(asked.tokens), choices, prompt_logprobs)
+
+
+def _let_go(worker: Worker, drafters: DrafterFactory) -> None:
+    """An LLM was dropped. This may be any thread, in the middle of anything: nothing is waited for."""
+    worker.end()
+    if worker.ended:  # else it lets go of the drafters when it ends
+        drafters.clear()
+
+
+def _curve(model: weakref.ref[Model], identity: str, groups: int | None) -> StepCostCurve:
+    """What steps take. The model is not held: policies of requests that are over have this, too."""
+    target = model()
+    if target is None:
+        raise RuntimeError("this LLM is closed; make a new one")
+    return StepCostCurve(*step_seconds(target, groups, identity))
 
 
 def _chooser(auto: Chooser | str | Path | None, folder: Path) -> Chooser:

@@ -23,6 +23,7 @@ from fastslow.choice import Candidate, ChoiceHandle
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
+from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.accept.exact import Rule
@@ -93,6 +94,7 @@ class RequestBuilder:
         own_ids = inputs.tokenizer.eos_ids if inputs.tokenizer else frozenset[int]()
         self._eos_ids = own_ids | frozenset(self._config.eos_ids)
         self._ids = itertools.count()
+        self._home = HomeProcess()
         self._warned: set[str] = set()
         self._usual = self.speculation(usual, Mode(speculation=Speculation()))
 
@@ -136,7 +138,9 @@ class RequestBuilder:
 
         Raises:
             ValueError: one sentence about what does not fit.
+            RuntimeError: this was made in another process.
         """
+        self._home.check()
         self.inputs.measure(call.prompt)
         self.inputs.check_params(sampling_in(self._given_mode(call.mode), call.sampling))
         if not isinstance(call.speculation, str | Speculation | None):
@@ -149,7 +153,9 @@ class RequestBuilder:
 
         Raises:
             ValueError: one sentence about what does not fit.
+            RuntimeError: this was made in another process.
         """
+        self._home.check()
         prompt, wish = call.prompt, call.mode
         self.inputs.measure(prompt)
         mode, decision = self.mode(wish, prompt)

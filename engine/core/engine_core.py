@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+
+from loguru import logger
 
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import lay_rows
@@ -55,6 +58,8 @@ class EngineCore:
         self.scheduler = Scheduler(kv, prompt_rows, max_running, LatencyBudget(self.cost_model))
         self._totals = EngineTotals()
         self._next_deadline = math.inf  # no request's is before it
+        self._untold: dict[int, Request] = {}  # whose callers do not know yet that they are over
+        self._over: set[int] = set()  # which the drafter has to let go
 
     @property
     def idle(self) -> bool:
@@ -66,6 +71,7 @@ class EngineCore:
             self._cut_groups(request, request.target)
         if request.deadline is not None:
             self._next_deadline = min(self._next_deadline, request.deadline)
+        self._untold[request.id] = request
         self.scheduler.add(request)
 
     def stats(self) -> EngineStats:
@@ -119,17 +125,31 @@ class EngineCore:
         self._tell(ready)
 
     def end(self, requests: Sequence[Request], reason: Reason, error: BaseException | None) -> None:
-        """End requests outside of a step: cancelled, or failed. Their pages are freed."""
-        for request in requests:
-            request.error = error
-            request.stopper.finish(reason)
-            if self.scheduler.remove(request):
-                self._totals.add(request)
-        try:
-            self.drafter.release([r.id for r in requests])
-        finally:  # wake the waiting callers in any case
+        """End requests outside of a step: cancelled, or failed. Their pages are freed and their callers
+        told, whatever raises; what does is raised at the end."""
+        with ExitStack() as every:  # the last one first
+            every.callback(self._wake, requests)
+            every.callback(self._release, requests)
             for request in requests:
-                request.tell()
+                every.callback(self._remove, request)
+                every.callback(request.end, reason, error)
+
+    def fail(self, error: Exception) -> int:
+        """A step raised: end the requests that it may have touched. Returns how many."""
+        untouched = [r for r in self.scheduler.waiting if not self.kv.holds(r.id)]
+        skipped = set(untouched)
+        failed = [r for r in self._live() if r not in skipped] or untouched[:1]
+        self.end(failed, "error", error)
+        return len(failed)
+
+    def end_all(self, reason: Reason, error: BaseException | None) -> None:
+        """End all that run, wait, or were about to."""
+        self.end(self._live(), reason, error)
+
+    def _live(self) -> list[Request]:
+        """All that are not over, wherever they are. One that replaces another stands before it: so it
+        is over when its caller hears that it answers."""
+        return list(reversed(self._untold.values()))
 
     def _end_late(self) -> None:
         """End the requests whose time is over, running or waiting."""
@@ -227,6 +247,8 @@ class EngineCore:
                 continue
             request.notes.append(escape.told(confidence))
             if escape.successor is not None:
+                # from now on its caller waits for the successor, whatever becomes of this step
+                self._untold[escape.successor.id] = escape.successor
                 request.stopper.finish("escalated")
                 continue
             request.thinking = escape.thinking
@@ -242,16 +264,42 @@ class EngineCore:
         for request in done:
             self.scheduler.remove(request)
             self._totals.add(request)
-        try:
-            if done:
-                self.drafter.release([r.id for r in done])
-        finally:  # wake the waiting callers in any case
-            for request in ready:
-                request.tell()
+        if done:
+            self._release(done)
+        self._wake(ready)
         for request in done:
             successor = request.escape.successor if request.escape and request.escalated else None
             if successor is not None and not successor.done:
                 self.scheduler.add_first(successor)
+
+    def _remove(self, request: Request) -> None:
+        if self.scheduler.remove(request):
+            self._totals.add(request)
+
+    def _release(self, requests: Sequence[Request]) -> None:
+        """Have the drafter let go of requests; if it raises, it is asked again with the next ones."""
+        self._over.update(r.id for r in requests)
+        try:
+            self.drafter.release(list(self._over))
+            self._over.clear()
+        except Exception:  # noqa: BLE001 - their answers are whole
+            logger.exception("a drafter failed to let go of requests that are over")
+
+    def _wake(self, requests: Sequence[Request]) -> None:
+        """Call all listeners. One that raises ends its request, and is called again to hear of that."""
+        for request in requests:
+            try:
+                request.tell()
+            except BaseException as error:  # noqa: BLE001 - the callers of the others wait, too
+                logger.exception("a listener failed; its request ends with this error")
+                if request.done:
+                    request.error = request.error or error
+                    with suppress(BaseException):
+                        request.tell()
+                else:
+                    self.end([request], "error", error)
+            if request.done:
+                self._untold.pop(request.id, None)
 
 
 def _survival(request: Request, tree: Tree) -> Sequence[float] | None:

@@ -10,7 +10,7 @@ from loguru import logger
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Rule, tokenwise
 from fastslow.engine.sampling.confidence import Confidence
-from fastslow.engine.sampling.stop import Stopper
+from fastslow.engine.sampling.stop import Reason, Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.types import Policy
 
@@ -171,7 +171,18 @@ class Request:
             if not isinstance(error, FloatingPointError):  # which the caller reads
                 logger.opt(exception=error).error("request {} fails in a step", self.id)
 
+    def end(self, reason: Reason, error: BaseException | None) -> None:
+        """End it outside of a step, whatever its text does then."""
+        self.error = error or self.error
+        try:
+            self.stopper.finish(reason)
+        except Exception as failed:  # noqa: BLE001 - its text cannot be ended, but it is over
+            self.error = self.error or failed
+            self.stopper.reason = self.stopper.reason or reason
+
     def tell(self) -> None:
-        """Call the listener."""
+        """Call the listener; one that has heard of the end is let go."""
         if self.listener is not None:
             self.listener(self)
+            if self.done:
+                self.listener = None

@@ -101,9 +101,10 @@ class Scheduler:
 
     def remove(self, request: Request) -> bool:
         """Forget a request, running or waiting; its pages are freed. False: it was neither."""
+        if self._kv.holds(request.id):  # also where a step failed that was about to start it
+            self._kv.close(request.id)
         if request in self.running:
             self.running.remove(request)
-            self._kv.close(request.id)
         elif request in self.waiting:
             self.waiting.remove(request)
         else:
@@ -154,8 +155,8 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request) -> None:
+        self._kv.close(request.id)  # first: if it raises, the request is still among those that run
         self.running.remove(request)
-        self._kv.close(request.id)
         request.computed = 0
         request.tally.preemptions += 1
         self.waiting.appendleft(request)

@@ -5,32 +5,54 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 from loguru import logger
 
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Request
+from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.parallel.rank_group import RankError
 from fastslow.engine.sampling.stop import Reason
 
 PAUSE = 0.1  # seconds of idleness before pages are checked
 
 
+class _Errand(NamedTuple):
+    """What a caller asks of the engine's thread.
+
+    refuse: called instead of `run`, or after it was cut off, where the engine is closed (None) or broken.
+    """
+
+    run: Callable[[], None]
+    refuse: Callable[[RuntimeError | None], None] = lambda _: None
+
+
 class Worker:
     """Runs a core in a thread of its own, until closed.
 
-    A step that raises ends the requests that were running with that error; the engine goes on.
+    A step that raises ends the requests that were running with that error; the engine goes on. Whatever
+    ends the thread, every caller hears of it, waiting or later.
+
+    Args:
+        core: what the thread steps.
+        closed: called in the thread when it ends because `close` or `end` was called.
     """
 
-    def __init__(self, core: EngineCore) -> None:
+    def __init__(self, core: EngineCore, closed: Callable[[], object] = lambda: None) -> None:
         self._core = core
-        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._closed = closed
+        self._home = HomeProcess()
+        self._inbox: SimpleQueue[_Errand] = SimpleQueue()
+        self._errand = _Errand(lambda: None)  # the latest
         # Reentrant: a stream that is garbage-collected cancels its request, perhaps inside this lock.
         self._lock = threading.RLock()
         self._open = True
         self._unchecked = False  # whether steps ran since pages were last checked
-        self._failure: Exception | None = None
+        self._failure: RuntimeError | None = None
         self._thread = threading.Thread(target=self._run, name="fastslow-engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # a thread cut off inside a kernel may bring the process down
@@ -39,37 +61,74 @@ class Worker:
         """Queue requests; their listeners are called from the engine's thread.
 
         Raises:
-            RuntimeError: the worker is closed.
+            RuntimeError: the worker is closed, or was made in another process.
         """
-        self.between_steps(lambda: self._add(requests))
+
+        def refuse(error: RuntimeError | None) -> None:
+            reason: Reason = "cancelled" if error is None else "error"
+            self._core.end([r for r in requests if not r.done], reason, error)
+
+        self._put(_Errand(lambda: self._add(requests), refuse))
 
     def between_steps(self, action: Callable[[], None]) -> None:
-        """Run something in the engine's thread, before all that is queued later.
+        """Run something in the engine's thread, before all that is queued later, and wait for it.
 
         Raises:
-            RuntimeError: the worker is closed.
+            RuntimeError: the worker is closed, or was made in another process.
+            Exception: what the action raised.
         """
-        with self._lock:
-            if not self._open:
-                why = "closed" if self._failure is None else f"broken ({self._failure})"
-                raise RuntimeError(f"this LLM is {why}; make a new one")
-            self._inbox.put(action)
+        if threading.current_thread() is self._thread:
+            action()
+            return
+        over = Future[None]()
+
+        def run() -> None:
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 - it is the caller's
+                over.set_exception(error)
+            else:
+                over.set_result(None)
+
+        self._put(_Errand(run, lambda error: over.set_exception(error or self._gone())))
+        over.result()
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """End requests that are not over yet; a closed worker has ended all of them."""
-        with self._lock:
-            if self._open:
-                self._inbox.put(lambda: self._cancel(requests))
+        if self._home.here:
+            with self._lock:
+                if self._open:
+                    self._inbox.put(_Errand(lambda: self._cancel(requests)))
 
     def close(self) -> None:
         """Cancel what runs, give all pages back, end the thread. Closing twice is fine."""
+        self.end()
+        if self._home.here and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def end(self) -> None:
+        """Close, and do not wait for it: callable from anywhere, as in a garbage collection."""
+        if self._home.here:
+            with self._lock:
+                if self._open:
+                    self._open = False
+                    self._inbox.put(_Errand(lambda: None))
+
+    @property
+    def ended(self) -> bool:
+        """Whether the thread is gone."""
+        return not self._thread.is_alive()
+
+    def _put(self, errand: _Errand) -> None:
+        self._home.check()
         with self._lock:
-            if self._open:
-                self._open = False
-                self._inbox.put(lambda: None)
-        self._thread.join()
-        atexit.unregister(self.close)
-        self.__dict__.pop("_core", None)  # the model's memory is free once the LLM lets go too
+            if not self._open:
+                raise self._gone()
+            self._inbox.put(errand)
+
+    def _gone(self) -> RuntimeError:
+        why = "closed" if self._failure is None else f"broken ({self._failure})"
+        return RuntimeError(f"this LLM is {why}; make a new one")
 
     def _run(self) -> None:
         try:
@@ -77,35 +136,54 @@ class Worker:
                 self._read_inbox()
                 if self._open:
                     self._step()
-        except Exception as error:  # noqa: BLE001 - nobody may wait for a thread that is gone
+        except BaseException as error:  # noqa: BLE001 - nobody may wait for a thread that is gone
             logger.exception("the engine broke and is closed")
-            self._failure = error
+            self._failure = RuntimeError(f"the engine broke: {type(error).__name__}: {error}")
+        try:
+            self._tell_all()
+        except BaseException:  # noqa: BLE001 - all have been told
+            logger.exception("the engine ended with an error")
+        atexit.unregister(self.close)
+        del self._core, self._errand  # the model's memory is free once the LLM lets go too
+
+    def _tell_all(self) -> None:
+        """Every request ends, and every caller hears of it, whatever raises."""
         with self._lock:
             self._open = False
-        self._read_all()
-        scheduler = self._core.scheduler
-        reason: Reason = "cancelled" if self._failure is None else "error"
-        self._core.end([*scheduler.running, *scheduler.waiting], reason, self._failure)
+        errands = [self._errand]
+        while not self._inbox.empty():
+            errands.append(self._inbox.get())
+        with ExitStack() as every:  # the last one first
+            if self._failure is None:
+                every.callback(self._closed)
+            reason: Reason = "cancelled" if self._failure is None else "error"
+            every.callback(self._core.end_all, reason, self._failure)
+            for errand in errands:
+                every.callback(errand.refuse, self._failure)
 
     def _step(self) -> None:
-        scheduler = self._core.scheduler
         try:
             self._core.step()
         except Exception as error:  # noqa: BLE001 - whatever it was, the engine must go on
-            failed = list(scheduler.running) or list(scheduler.waiting)[:1]
             said = "a step failed; its {} request(s) end with this error"
             # an error of another rank was logged there, and has no traceback in this process
             known = isinstance(error, RankError)
-            logger.opt(exception=None if known else error).error(said, len(failed))
-            self._core.end(failed, "error", error)
+            failed = self._core.fail(error)
+            logger.opt(exception=None if known else error).error(said, failed)
         self._unchecked = True
 
     def _read_inbox(self) -> None:
         if self._core.idle:
-            self._sleep()()
-        self._read_all()
+            self._do(self._sleep())
+        while not self._inbox.empty():
+            self._do(self._inbox.get())
 
-    def _sleep(self) -> Callable[[], None]:
+    def _do(self, errand: _Errand) -> None:
+        self._errand = errand  # if it ends the thread, it is refused
+        errand.run()
+        self._errand = _Errand(lambda: None)
+
+    def _sleep(self) -> _Errand:
         """Wait for a call. Pages are checked once a pause is long enough: a check takes milliseconds
         for thousands of pages, for which a call that comes at once would have to wait."""
         if self._unchecked:
@@ -116,16 +194,13 @@ class Worker:
                 self._unchecked = False
         return self._inbox.get()
 
-    def _read_all(self) -> None:
-        while True:
-            try:
-                self._inbox.get_nowait()()
-            except Empty:
-                return
-
     def _cancel(self, requests: Sequence[Request]) -> None:
         self._core.end([r for r in requests if not r.done], "cancelled", None)
 
     def _add(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            self._core.add(request)
+            try:
+                self._core.add(request)
+            except Exception as error:  # noqa: BLE001 - it is this request's
+                logger.exception("a request could not be queued; it ends with this error")
+                self._core.end([request], "error", error)

@@ -113,6 +113,10 @@ class KVCache:
         """Requests that are open."""
         return len(self._tables)
 
+    def holds(self, request: int) -> bool:
+        """Whether the request is open."""
+        return request in self._tables
+
     def pages_for(self, length: int) -> int:
         """Pages that `length` positions need."""
         return -(-length // self.page_size)

@@ -137,8 +137,11 @@ class ParallelModel:
 
     def close(self) -> None:
         """End the other ranks. Closing twice is fine."""
-        with self._turn:
-            self._shut()
+        if (
+            self._rank_group.home.here
+        ):  # else another thread may have held the lock when it was forked
+            with self._turn:
+                self._shut()
 
     def _check_dp_ranks(self, rows: Rows, size: int) -> None:
         if self._storage.dp_ranks == 1:
@@ -158,6 +161,8 @@ class ParallelModel:
 
 
 def _shut(rank_group: RankGroup) -> None:
+    if not rank_group.home.here:
+        return
     rank_group.close()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import socket
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from loguru import logger
 
+from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.parallel.commands import receive, send, send_json
 
 PATIENCE = 300.0  # seconds until every rank must have started
@@ -53,6 +56,7 @@ class RankGroup:
         self._loaded: set[int] = set()
         self._news = threading.Condition()
         self._over = False
+        self.home = HomeProcess()
         try:
             with listener:
                 self._accept(listener, token, count)
@@ -60,6 +64,7 @@ class RankGroup:
             self._end()
             raise
         threading.Thread(target=self._watch, name="fastslow-ranks", daemon=True).start()
+        _groups.add(self)
 
     def send_job(self, job: dict[str, Any]) -> None:
         """Send the first frame to every rank."""
@@ -121,7 +126,10 @@ class RankGroup:
         raise RankError(self.failure) from error
 
     def close(self) -> None:
-        """Let all ranks end, and wait for it. Closing twice is fine."""
+        """Let all ranks end, and wait for it. Closing twice is fine; in a forked process, whose ranks
+        they are not, nothing happens."""
+        if not self.home.here:
+            return
         with self._news:
             if self._over:
                 return
@@ -199,6 +207,11 @@ class RankGroup:
             return f"{known} was killed by signal {-code}"
         return f"{known} ended with exit code {code}"
 
+    def disconnect(self) -> None:
+        """Close the connections, and say nothing: ranks see that theirs is gone once nobody has it."""
+        for connection in self._connections.values():
+            connection.close()
+
     def _end(self, grace: float = 0.0) -> None:
         deadline = time.monotonic() + grace
         for process in self._processes.values():
@@ -207,6 +220,18 @@ class RankGroup:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for connection in self._connections.values():
-            connection.close()
+        self.disconnect()
         self._ended()
+
+
+_groups: weakref.WeakSet[RankGroup] = weakref.WeakSet()
+
+
+def _disconnect_all() -> None:
+    """In a forked process, which would keep the ranks alive when the one that they serve is gone."""
+    for group in _groups:
+        group.disconnect()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disconnect_all)

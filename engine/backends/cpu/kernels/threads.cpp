@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <chrono>
+#include <new>
 
 #if !defined(_WIN32)
 #include <pthread.h>
@@ -20,7 +21,11 @@ constexpr size_t MOST_FETCH = 131072;  // an early thread fetches this much, wel
 Crew* crew = nullptr;
 std::mutex making;
 
-void forget() { crew = nullptr; }  // in a forked child, which has none of the threads
+// In a forked child, which has none of the threads; another one may have held the mutex.
+void forget() {
+    new (&making) std::mutex;
+    crew = nullptr;
+}
 
 }  // namespace
 
