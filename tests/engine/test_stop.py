@@ -252,8 +252,8 @@ def test_stop_strings_are_bounded(stop: Any, said: str) -> None:
 
 
 def test_one_string_several_or_none_may_be_given() -> None:
-    for given, kept in (("x", ("x",)), (["x", "y"], ("x", "y")), (None, ()), ((), ())):
-        params = SamplingParams(stop=given)
+    for stop, kept in (("x", ("x",)), (["x", "y"], ("x", "y")), (None, ()), ((), ())):
+        params = SamplingParams(stop=stop)
         assert params.stop == params.stop_strings == kept
 
 
