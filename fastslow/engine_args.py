@@ -43,7 +43,7 @@ KINDS = {
     "prefix_caching": FLAG,
     "speculation": Kind((str, Speculation), "a drafter's name, a Speculation or a settings file"),
     "auto": Kind((str, Path, Callable), "a callable, a settings file or None"),  # type: ignore[arg-type]
-    "remember": FLAG,
+    "remember": Kind((bool, str), "True, False or 'by_key'"),
     "modes": Kind((str, Path, Mapping), "presets by name, the path of a JSON file, or None"),
     "thinking_tags": Kind((Sequence,), "two texts such as ('<think>', '</think>'), or None"),
     "progress": FLAG,

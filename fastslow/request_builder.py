@@ -33,7 +33,6 @@ from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.thought import TagTokens
 from fastslow.engine.types import Chooser, Situation
 from fastslow.input_processor import EncodedPrompt, InputProcessor
 from fastslow.policies.auto import choose
@@ -88,11 +87,13 @@ class RequestBuilder:
         self._chooser = chooser
         self._config = core.model.config
         self._tokenizer = inputs.tokenizer
-        self._thoughts = (
-            TagTokens(inputs.tokenizer, inputs.tags) if inputs.tokenizer and inputs.tags else None
-        )
+        self._thoughts = inputs.thoughts
         own_ids = inputs.tokenizer.eos_ids if inputs.tokenizer else frozenset[int]()
-        self._eos_ids = own_ids | frozenset(self._config.eos_ids)
+        ends = own_ids | frozenset(self._config.eos_ids)
+        self._eos_ids = frozenset(token for token in ends if token < self._config.vocab_size)
+        if ends > self._eos_ids:
+            outside = sorted(ends - self._eos_ids)
+            logger.warning("end tokens {} are outside the vocabulary: no answer has them", outside)
         self._ids = itertools.count()
         self._home = HomeProcess()
         self._warned: set[str] = set()
@@ -291,7 +292,7 @@ class RequestBuilder:
         if self._tokenizer is None:
             return None
         shown = self.inputs.tags.ids(self._tokenizer) if self.inputs.tags else frozenset[int]()
-        before = [] if prompt.chat else prompt.tokens[-8:]
+        before = prompt.tokens[-8:] if prompt.goes_on else []
         return Detokenizer(self._tokenizer, keep=shown, after=before)
 
     def _thinking(self, call: _ParsedCall, mode: Mode) -> Thinking | None:
@@ -310,6 +311,8 @@ class RequestBuilder:
         bounded = most is not None or mode.early_exit
         policy = ThinkingBudget(most, mode.thinking_soft, mode.early_exit) if bounded else None
         closing = self._thoughts.closing(phrase)
+        if (outside := max(closing)) >= self._config.vocab_size:
+            raise ValueError(f"closing={phrase!r} holds token id {outside}, outside the vocabulary")
         if most and most + len(closing) >= room:
             self._warn_once(
                 f"mode {mode.name!r}: thinking_budget={most} leaves no room for an answer within "

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tokenizers
 
 from fastslow.engine.host.files import read_object
 from fastslow.engine.host.machine import give_back
-from fastslow.engine.text.settings import Settings
+from fastslow.engine.text.settings import Settings, check_size
 from fastslow.engine.text.vocabulary import (
     PieceDecoder,
     Tokenizer,
@@ -22,16 +24,30 @@ from fastslow.engine.text.vocabulary import (
 LONG = 4096  # characters: a millisecond of work
 
 
+@contextmanager
+def _one_sentence(said: str) -> Iterator[None]:
+    """What the library raises becomes a ValueError: it raises nothing narrower than Exception, and a
+    panic in it is a PanicException, which has no name to import and is no Exception at all."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{said}: {error}") from None
+
+
 class HfTokenizer(Tokenizer):
     """A `tokenizers` model of any kind whose decoder joins bytes (see PieceDecoder)."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
         """Raises ValueError if the file at `path` is not a usable tokenizer.json."""
+        check_size(path)
         try:
-            library = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+            with _one_sentence(f"{path} is not a tokenizer"):
+                library = tokenizers.Tokenizer.from_file(str(path))
+        except ValueError:
             read_object(path)  # says it better where it is no JSON
-            raise ValueError(f"{path} is not a tokenizer: {error}") from None
+            raise
         give_back()  # twice what is kept was taken to read the file
         # May be left over in the file; they would cut a prompt silently.
         library.no_truncation()
@@ -46,7 +62,8 @@ class HfTokenizer(Tokenizer):
         data |= {number: token.content.encode() for number, token in added.items()}
         special = {number for number, token in added.items() if token.special}
         special |= {ids[piece] for piece in ids if piece in settings.special or is_mark(piece)}
-        super().__init__(data, special, decode.leading_spaces)
+        own = library.get_vocab(with_added_tokens=False).values()
+        super().__init__(data, special, decode.leading_spaces, added.keys() - own)
         self._library = library
         self._add_bos = settings.add_bos
         named = ids.get(settings.bos_token) if settings.bos_token is not None else None
@@ -69,10 +86,11 @@ class HfTokenizer(Tokenizer):
         check_unicode(text)
         added = add_special and self._add_bos is not False
         added = added and not self.begins_with(text, self.bos_id)
-        if len(text) < LONG:
-            ids: list[int] = self._library.encode(text, add_special_tokens=added).ids
-        else:  # unlike `encode` it lets other threads run meanwhile
-            ids = self._library.encode_batch([text], add_special_tokens=added)[0].ids
+        with _one_sentence("this tokenizer cannot read the text"):
+            if len(text) < LONG:
+                ids: list[int] = self._library.encode(text, add_special_tokens=added).ids
+            else:  # unlike `encode` it lets other threads run meanwhile
+                ids = self._library.encode_batch([text], add_special_tokens=added)[0].ids
         if added and self._add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
         return ids

@@ -20,16 +20,21 @@ from fastslow.engine.params import Thinking
 from fastslow.engine.text.settings import Settings, read_settings
 from fastslow.engine.text.vocabulary import TURN_CLOSE, TURN_OPEN, Tokenizer, is_pangu
 
-Message = Mapping[str, str]  # role, content, and whatever else a template may know
+Message = Mapping[str, Any]  # role, content, and whatever else a template may know
 
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raise ValueError with one sentence if there is no message, or for the first one whose role
-    is not among ROLES or whose content is not a string."""
+def check_messages(messages: Sequence[Message]) -> list[Message]:
+    """The messages, with parts of a content joined by line breaks.
+
+    Raises ValueError with one sentence if there is no message, or for the first one whose role is not
+    among ROLES, whose content is neither a string nor a list of parts `{"type": "text", "text": ...}`,
+    or that is a `prefix` without being the last one and the assistant's.
+    """
     if not messages:
         raise ValueError("messages is empty; it needs at least one message")
+    checked = []
     for index, message in enumerate(messages):
         if not hasattr(message, "get"):
             kind = type(message).__name__
@@ -39,14 +44,40 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise ValueError(
                 f"messages[{index}].role is {role!r}; it must be one of {', '.join(ROLES)}"
             )
+        if (prefix := message.get("prefix")) is not None:
+            if not isinstance(prefix, bool):
+                raise ValueError(
+                    f"messages[{index}].prefix is {prefix!r}; it must be true or false"
+                )
+            if prefix and (role != "assistant" or index + 1 < len(messages)):
+                raise ValueError(
+                    f"messages[{index}].prefix is true, but only the last message may be the "
+                    "beginning of an answer, and must be the assistant's"
+                )
         match content:
             case str():
-                continue
+                checked.append(message)
+            case list() | tuple():
+                place = f"messages[{index}].content"
+                text = "\n".join(_part(f"{place}[{i}]", part) for i, part in enumerate(content))
+                checked.append({**message, "content": text})
             case None:
                 raise ValueError(f"messages[{index}].content is missing; it must be a string")
             case _:
                 kind = type(content).__name__
                 raise ValueError(f"messages[{index}].content is a {kind}; it must be a string")
+    return checked
+
+
+def _part(place: str, part: object) -> str:
+    """The text of a part of a content; `place`: where it is, for messages."""
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{place} is a {type(part).__name__}; a part must have a type and a text")
+    if (kind := part.get("type")) != "text":
+        raise ValueError(f"{place}.type is {kind!r}; this engine takes only 'text'")
+    if not isinstance(text := part.get("text"), str):
+        raise ValueError(f"{place}.text is a {type(text).__name__}; it must be a string")
+    return text
 
 
 class ChatTemplate(ABC):
@@ -69,14 +100,13 @@ class ChatTemplate(ABC):
     ) -> str:
         """The prompt's text.
 
-        `messages`: at least one; role system, user, assistant or tool, content a string.
+        `messages`: at least one; see `check_messages`.
         `thinking`: "off" and "on" ask the model for it in the model's own way, if it has one;
         "auto" leaves the model its default. `add_generation_prompt`: end where the assistant's
         answer begins. Raises ValueError for bad messages, with the template's own words if it is
         the template that refuses them.
         """
-        check_messages(messages)
-        return self._render(messages, thinking, add_generation_prompt)
+        return self._render(check_messages(messages), thinking, add_generation_prompt)
 
     @abstractmethod
     def _render(self, messages: Sequence[Message], thinking: Thinking, prompted: bool) -> str: ...
