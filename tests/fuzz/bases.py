@@ -17,15 +17,15 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
-import checkpoints  # noqa: E402
-import head_tools  # noqa: E402
-import pangu_v2_tools  # noqa: E402
-import quant_tools  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
-from tokenizers_tiny import write_bpe, write_spm  # noqa: E402
+import checkpoints
+import head_tools
+import pangu_v2_tools
+import quant_tools
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers_tiny import write_bpe, write_spm
 
-from fastslow.draft.suffix import corpus, documents  # noqa: E402
-from fastslow.engine.text.tokenizer import load_tokenizer  # noqa: E402
+from fastslow.draft.suffix import corpus, documents
+from fastslow.engine.text.tokenizer import load_tokenizer
 
 SMALL = {
     "hidden_size": 32,
@@ -166,7 +166,9 @@ def _with_blocks(folder: Path) -> Path:
     for name, tensor in table.items():
         if name.endswith("_proj.weight"):
             rows, inputs = tensor.shape
-            raw = np.random.default_rng(0).integers(0, 256, (rows, inputs // 32, 20), dtype=np.uint8)
+            raw = np.random.default_rng(0).integers(
+                0, 256, (rows, inputs // 32, 20), dtype=np.uint8
+            )
             raw[:, :, :4].view(np.float16)[:] = (0.01, -0.08)
             blocks[name] = torch.from_numpy(raw.reshape(rows, -1))
     save_file(blocks, folder / "q4_1.safetensors")
@@ -259,7 +261,9 @@ KINDS: dict[str, Kind] = {
     "draft": Kind(_with_draft, drafters=({"drafter": "model", "model": "@draft"},)),
     "across": Kind(_across, drafters=({"drafter": "model", "model": "@draft"},)),
     "blocks": Kind(_with_blocks),
-    "corpus": Kind(_with_corpus, drafters=({"drafter": "suffix", "corpus": "@corpus.safetensors"},)),
+    "corpus": Kind(
+        _with_corpus, drafters=({"drafter": "suffix", "corpus": "@corpus.safetensors"},)
+    ),
     "settings": Kind(
         _with_settings, options=(("auto", "@tuned.json"), ("speculation", "@tuned.json"))
     ),

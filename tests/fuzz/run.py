@@ -58,7 +58,9 @@ def sanitized() -> dict[str, str] | None:
     paths = []
     for name in ("libasan.so", "libstdc++.so"):
         command = [compiler, f"-print-file-name={name}"]
-        paths.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+        paths.append(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        )
     if not all(Path(path).is_absolute() for path in paths):
         return None
     return {
@@ -182,7 +184,13 @@ def _watched(plan: Plan, tally: Tally) -> None:
     """Run the cases in a process; one that dies names its case, and the rest run in a new one."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     variables |= (sanitized() or {}) if plan.sanitize else {}
-    command = [sys.executable, __file__, "--child", f"--folder={plan.folder}", f"--seed={plan.seed}"]
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        f"--folder={plan.folder}",
+        f"--seed={plan.seed}",
+    ]
     left, log = plan.cases, plan.folder / f"log-{plan.cases.start}"
     while left:
         share = [f"--first={left.start}", f"--cases={left.stop}", f"--step={left.step}"]

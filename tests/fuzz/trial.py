@@ -10,6 +10,7 @@ from bases import Kind
 
 from fastslow import LLM, GenerationError, SamplingParams, Speculation
 
+NOT_FINITE = "the model's logits are not finite numbers"
 LONGEST = 400  # characters of a refusal
 TEXT = "The quick <|im_end|>fox 你好, [unused10] </s> jumps."
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": TEXT}]
@@ -80,7 +81,11 @@ class Trial:
         except ValueError as error:  # pydantic's own is one
             self._judge(error)
         except GenerationError as error:
-            raise Finding(f"the engine failed on a request: {error}") from error
+            if not str(error).endswith(
+                NOT_FINITE
+            ):  # numbers of a checkpoint are looked at when they run
+                raise Finding(f"the engine failed on a request: {error}") from error
+            self.refused.append(str(error))
         except BaseException as error:  # a library's panic is no Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
