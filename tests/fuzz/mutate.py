@@ -71,18 +71,18 @@ def _value(random: Random, old: Any) -> Any:
     return random.choice(random.choice((INTEGERS, EDGES, ODD, ODD, WORDS)))
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key) of a JSON value."""
+def _places(value: Any, depth: int) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) of a JSON value, so deep."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
     for key, inner in list(pairs):
         yield value, key
-        if isinstance(inner, dict | list):
-            yield from _places(inner)
+        if depth > 1 and isinstance(inner, dict | list):
+            yield from _places(inner, depth - 1)
 
 
 def _changed(value: Any, random: Random) -> str:
     """Change one place of a JSON value; says which."""
-    places = list(_places(value))
+    places = list(_places(value, random.choice((1, 2, 3, 9))))  # a vocabulary has most places
     container, key = random.choice(places)
     what = random.choice(("set", "set", "set", "set", "drop", "copy", "rename", "add"))
     told = f"{what} {key!r}"
@@ -144,6 +144,18 @@ def tensor_header(path: Path, random: Random) -> str:
     told = _changed(header, random)
     path.write_bytes(_joined(header, body))
     return told + _seal(path, random)
+
+
+def tensor_facts(path: Path, random: Random) -> str:
+    """JSON inside the metadata of a safetensors file, as a draft head has it."""
+    header, body = _header(path.read_bytes())
+    facts = header["__metadata__"]
+    name = random.choice([name for name in sorted(facts) if facts[name].startswith("{")])
+    value = json.loads(facts[name])
+    told = _changed(value, random)
+    facts[name] = _written(value)
+    path.write_bytes(_joined(header, body))
+    return told
 
 
 def tensor_length(path: Path, random: Random) -> str:
@@ -254,7 +266,7 @@ SIZES = {
 }  # of GGUF's value types
 
 
-def _gguf_numbers(data: bytes) -> Iterator[tuple[str, int, int]]:
+def gguf_numbers(data: bytes) -> Iterator[tuple[str, int, int]]:
     """Name, place and bytes of every number in a GGUF header."""
     tensors, fields = struct.unpack_from("<QQ", data, 8)
     yield from (("magic", 0, 4), ("version", 4, 4), ("tensors", 8, 8), ("fields", 16, 8))
@@ -295,7 +307,7 @@ def _gguf_numbers(data: bytes) -> Iterator[tuple[str, int, int]]:
 def gguf_number(path: Path, random: Random) -> str:
     """Any number of the header: a count, a length, a type, a size, an offset, a value."""
     data = bytearray(path.read_bytes())
-    name, at, size = random.choice(list(_gguf_numbers(bytes(data))))
+    name, at, size = random.choice(list(gguf_numbers(bytes(data))))
     old = int.from_bytes(data[at : at + size], "little")
     near = (old + 1, old - 1, 2 * old, old // 2, old ^ 0xFF, old + 32)
     new = random.choice(random.choice((near, INTEGERS, EDGES, range(45)))) % 2 ** (8 * size)
@@ -406,6 +418,7 @@ CHANGES: tuple[tuple[str | tuple[str, ...], Callable[[Path, Random], str]], ...]
     ("tokenizer_config.json", template_field),
     (".jinja", template_snippet),
     *[(".safetensors", tensor_header)] * 2,
+    *[("draft_head.safetensors", tensor_facts)] * 4,
     (".safetensors", tensor_length),
     (".safetensors", tensor_traded),
     (".safetensors", tensor_reshaped),

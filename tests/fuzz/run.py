@@ -118,7 +118,14 @@ def child(plan: Plan) -> None:
                 (folder / NOTE).write_text(json.dumps(done, indent=1) + "\n" + found)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
-            _say(ended=number, found=found, refused=trial.refused, seconds=seconds, peak=peak)
+            _say(
+                ended=number,
+                found=found,
+                refused=len(trial.refused),
+                answers=trial.answers,
+                seconds=seconds,
+                peak=peak,
+            )
             for made in Path(cache).iterdir():
                 shutil.rmtree(made, ignore_errors=True)
 
@@ -145,11 +152,14 @@ class Tally:
     """What came of the cases.
 
     Attributes:
+        refused: where a sentence said what does not fit.
+        answered: where there was an answer.
         findings: number of the case, and what happened.
     """
 
     ran: int = 0
     refused: int = 0
+    answered: int = 0
     slowest: float = 0.0
     largest: int = 0
     findings: dict[int, str] = field(default_factory=dict)
@@ -158,6 +168,7 @@ class Tally:
         """The line of a case that ended."""
         self.ran += 1
         self.refused += bool(said["refused"])
+        self.answered += bool(said["answers"])
         self.slowest = max(self.slowest, said["seconds"])
         self.largest = max(self.largest, said["peak"])
         if said["found"]:
@@ -239,7 +250,7 @@ def main() -> None:
     started = time.perf_counter()
     tally = fuzz(plan)
     print(
-        f"{tally.ran} cases, {tally.refused} refused, {len(tally.findings)} findings in "
+        f"{tally.ran} cases, {tally.refused} refused in part or whole, {tally.answered} answered, {len(tally.findings)} findings in "
         f"{time.perf_counter() - started:.0f} s; slowest {tally.slowest:.1f} s, largest "
         f"{tally.largest >> 20} MiB; folder {folder}"
     )

@@ -27,12 +27,14 @@ class Trial:
 
     Attributes:
         refused: the sentences with which something was refused.
+        answers: how many there were.
     """
 
     def __init__(self, folder: Path, kind: Kind) -> None:
         self._folder = folder
         self._kind = kind
         self.refused: list[str] = []
+        self.answers = 0
 
     def run(self) -> None:
         """Load, answer, close. Raises `Finding`."""
@@ -72,6 +74,7 @@ class Trial:
         if isinstance(speculation, dict):
             speculation = self._tried(Speculation, **speculation)
         output = self._tried(llm.generate, prompt, sampling, speculation=speculation, **options)
+        self.answers += output is not None
         return None if output is None else list(output.choices[0].token_ids)
 
     def _tried(self, what: Any, *arguments: Any, **options: Any) -> Any:
