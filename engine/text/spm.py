@@ -29,8 +29,8 @@ class SpmTokenizer(Tokenizer):
         library = sentencepiece.SentencePieceProcessor()
         try:
             library.LoadFromSerializedProto(path.read_bytes())
-        except (RuntimeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a SentencePiece model: {str(error)[:99]}") from None
+        except RuntimeError as error:
+            raise ValueError(f"{path} is not a SentencePiece model: {error}") from None
         pieces = [library.id_to_piece(number) for number in range(library.piece_size())]
         ids = {piece: number for number, piece in enumerate(pieces)}
         added = {p: number for p, number in settings.added.items() if number >= len(pieces)}

@@ -29,7 +29,7 @@ def packed_path(folder: Path, format_name: str) -> Path:
     """Where the packed form of a checkpoint folder is kept; the name tells the files' state."""
     where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
     state = hashlib.sha256(str(LAYOUT).encode())
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
         if path.suffix in (".safetensors", ".json") and not path.name.endswith("_report.json"):
             facts = path.stat()
             state.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
