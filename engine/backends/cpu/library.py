@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import (
@@ -32,6 +31,7 @@ from typing import Any
 from loguru import logger
 
 from fastslow.engine.host.files import cache_folder
+from fastslow.engine.host.unfinished import unfinished
 
 SOURCES = Path(__file__).with_name("kernels")
 VARIABLE = "FASTSLOW_KERNELS"
@@ -204,7 +204,8 @@ def _chip() -> str:
 def _compile(compiler: str, flags: list[str], target: Path) -> None:
     """All sources side by side, then a link; the library appears only when it is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".build.", dir=target.parent) as work:
+    with unfinished(target) as work:
+        work.mkdir(mode=0o700)
 
         def one(source: Path) -> Path:
             made = Path(work) / f"{source.stem}.o"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fastslow.engine.backends.cpu.packed import Arena, Sources
 from fastslow.engine.host.files import cache_folder
+from fastslow.engine.host.unfinished import unfinished
 from fastslow.engine.model.row_file import OpenFile
 
 LAYOUT = 3  # raise it when packed bytes change their meaning
@@ -28,7 +29,7 @@ def packed_path(folder: Path, format_name: str) -> Path:
     """Where the packed form of a checkpoint folder is kept; the name tells the files' state."""
     where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
     state = hashlib.sha256(str(LAYOUT).encode())
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
         if path.suffix in (".safetensors", ".json") and not path.name.endswith("_report.json"):
             facts = path.stat()
             state.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
@@ -102,11 +103,10 @@ def create(path: Path, arena: Arena, sources: Sources) -> PackedFile:
     """
     if arena.nbytes < SMALL:
         return _in_memory(arena, sources)
-    made: Path | None = None
+    work = ExitStack()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".pack.", delete=False) as file:
-            made = Path(file.name)
+        made = work.enter_context(unfinished(path))
+        with made.open("xb") as file:
             if hasattr(os, "posix_fallocate"):  # a full disk shows now, not while packing
                 os.posix_fallocate(file.fileno(), 0, arena.nbytes)
             file.truncate(arena.nbytes)
@@ -123,8 +123,7 @@ def create(path: Path, arena: Arena, sources: Sources) -> PackedFile:
     except OSError as error:
         logger.warning("packed weights cannot be kept, so each start packs anew: {}", error)
     finally:
-        if made is not None:
-            made.unlink(missing_ok=True)
+        work.close()
     found = load(path, arena)
     return _in_memory(arena, sources) if found is None else found
 
