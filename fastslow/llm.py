@@ -31,6 +31,7 @@ from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.worker import Worker
+from fastslow.engine.host.machine import give_back
 from fastslow.engine.host.progress import bar
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
@@ -277,8 +278,11 @@ class LLM:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
         self._worker.close()
         self._ranks.close()
-        self.model = self._kv = self._core = self._requests = cast(Any, Closed())
-        self._drafters.clear()
+        if not isinstance(self.model, Closed):
+            device = self.model.device
+            self.model = self._kv = self._core = self._requests = cast(Any, Closed())
+            self._drafters.clear()
+            give_back(device)
 
     def __enter__(self) -> Self:
         return self

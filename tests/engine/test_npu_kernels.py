@@ -93,7 +93,6 @@ def test_rows_are_routed_multiplied_and_merged() -> None:
     total = OPS.npu_moe_finalize_routing(
         out, shared, None, None, weights, places, experts, drop_pad_mode=2
     )
-    again = OPS.npu_moe_token_unpermute(out, places, weights)
     for row in range(6):
         expected = shared[row].clone()
         for k in range(2):
@@ -101,7 +100,6 @@ def test_rows_are_routed_multiplied_and_merged() -> None:
             if e < 4:
                 expected += weights[row, k] * (OPS.npu_swiglu(x[row, None] @ up[e]) @ down[e])[0]
         torch.testing.assert_close(total[row], expected)
-        torch.testing.assert_close(again[row], expected - shared[row])
     by_column = OPS.npu_moe_finalize_routing(
         out, shared, None, None, weights, places, experts, drop_pad_mode=0
     )
@@ -244,4 +242,4 @@ def test_experts_are_chosen_as_on_the_host() -> None:
     assert torch.equal(experts, torch.where(runs, choice.experts, 24).int())
     assert torch.equal(weights, torch.where(runs, choice.weights, 0.0))
     assert experts.dtype == torch.int32
-    assert len(npu_kernels.SCHEMAS) == 16
+    assert len(npu_kernels.SCHEMAS) == 15
