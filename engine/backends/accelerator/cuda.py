@@ -118,7 +118,8 @@ class CudaOps(PagedOps):
 
     def _product(self, x_RI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
         if self._grouped_mm is not None and self._grouped(x_RI.dtype):
-            return self._grouped_mm(x_RI, weight_EIO, offs=ends_E)
+            grouped: Tensor = self._grouped_mm(x_RI, weight_EIO, offs=ends_E)
+            return grouped
         out = x_RI.new_empty(len(x_RI), weight_EIO.shape[-1])
         first = 0
         for expert, last in enumerate(ends_E.tolist()):
@@ -156,7 +157,7 @@ class CudaOps(PagedOps):
         out = torch.empty_like(q)
         keys = tables.shape[1] * BLOCK
         key = torch.arange(keys, device=q.device)
-        for some, rows in self._parts(*side.shape, keys):
+        for some, rows in self._parts(side, keys):
             k, v = (self._texts(x, tables[some], whole[some]) for x in kv)
             for few in rows:
                 last = ends[some, few, None].expand(-1, -1, self.group).flatten(1)
@@ -187,8 +188,9 @@ class CudaOps(PagedOps):
     def _folds(self, rows: slice) -> slice:
         return slice(rows.start * self.group, rows.stop * self.group)
 
-    def _parts(self, runs: int, rows: int, keys: int) -> Iterator[tuple[slice, list[slice]]]:
+    def _parts(self, side: Tensor, keys: int) -> Iterator[tuple[slice, list[slice]]]:
         """Runs, and in them rows, whose keys and products with keys are few enough for one call."""
+        runs, rows = side.shape
         products = self.shape.heads * keys
         each = max(1, min(WIDEST // keys, SCORES // (products * rows)))
         few = max(1, min(rows, SCORES // (products * each)))
@@ -220,7 +222,7 @@ class CudaOps(PagedOps):
             left = whole - first * BLOCK
             keys = table.shape[1] * BLOCK
             key = torch.arange(keys, device=q.device)
-            for some, rows in self._parts(*side.shape, keys):
+            for some, rows in self._parts(side, keys):
                 k, v = (self._texts(x, table[some], left[some]).to(sums) for x in kv)
                 beyond = (key >= left[some, :1])[:, None, None]
                 for few in rows:
