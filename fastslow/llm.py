@@ -40,6 +40,7 @@ from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.files import cache_folder
+from fastslow.engine.host.machine import give_back
 from fastslow.engine.host.progress import bar
 from fastslow.engine.host.unfinished import sweep
 from fastslow.engine.model.base import Model
@@ -356,8 +357,11 @@ class LLM:
         self._worker.close()
         self._ranks.close()
         self._tokenising.shutdown(wait=False)
-        self.model = self._kv = self._core = self._requests = cast(Any, Closed())
-        self._drafters.clear()
+        if not isinstance(self.model, Closed):
+            device = self.model.device
+            self.model = self._kv = self._core = self._requests = cast(Any, Closed())
+            self._drafters.clear()
+            give_back(device)
 
     def __enter__(self) -> Self:
         return self

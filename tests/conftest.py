@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from loguru import logger
 
 
 @pytest.fixture(scope="module")
@@ -15,3 +16,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What the log says while a test runs, from INFO on."""
+    lines: list[str] = []
+    sink = logger.add(lambda line: lines.append(str(line)), format="{message}", level="INFO")
+    yield lines
+    logger.remove(sink)

@@ -28,21 +28,24 @@ def choose_device(device: str | torch.device) -> DeviceChoice:
         ValueError: one sentence about a device that this version or this machine does not have.
     """
     if device == "auto":
-        return DeviceChoice("npu", torch.device("npu")) if _has_npu() else _gpu_or_cpu()
+        device = "npu" if _has_npu() else "cuda" if torch.cuda.is_available() else "cpu"
     kind = str(device).partition(":")[0]
     if kind not in KINDS:
         raise ValueError(f"device {str(device)!r} is not one of auto, {', '.join(KINDS)}")
     if kind == "npu":
-        return DeviceChoice("npu", _npu(str(device)))
+        picked = _npu(str(device))
+        return DeviceChoice("npu", _numbered(picked) if picked.type == "npu" else picked)
     picked = _named(device)
     if kind == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {str(device)!r} is not on this machine, which has no such GPU")
-    return DeviceChoice(kind, picked)
+    return DeviceChoice(kind, _numbered(picked) if kind == "cuda" else picked)
 
 
-def _gpu_or_cpu() -> DeviceChoice:
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    return DeviceChoice(kind, torch.device(kind))
+def _numbered(device: torch.device) -> torch.device:
+    """With a number, the calling thread's where none is named: the engine's thread has its own."""
+    if device.index is not None:
+        return device
+    return torch.device(device.type, torch.get_device_module(device).current_device())
 
 
 def _has_npu() -> bool:

@@ -212,25 +212,6 @@ def npu_moe_finalize_routing(
     return total.to(rows.dtype)
 
 
-def npu_moe_token_unpermute(
-    permuted_tokens: Tensor,
-    sorted_indices: Tensor,
-    probs: Tensor | None = None,
-    padded_mode: bool = False,
-    restore_shape: Any = None,
-) -> Tensor:
-    """out[t] = sum over k of probs[t, k] * permuted[sorted_indices[t * K + k]]."""
-    assert probs is not None and not padded_mode and restore_shape is None
-    assert probs.dtype == permuted_tokens.dtype and sorted_indices.dtype == torch.int32
-    count, each = probs.shape
-    assert sorted_indices.shape == (count * each,) and int(sorted_indices.min()) >= 0
-    total = torch.zeros(count, permuted_tokens.shape[1])
-    for i in range(each):
-        picked = permuted_tokens[sorted_indices.view(count, each)[:, i].long()].float()
-        total += probs[:, i, None].float() * picked
-    return total.to(permuted_tokens.dtype)
-
-
 def npu_scatter_pa_kv_cache(
     key: Tensor,
     value: Tensor,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -127,6 +127,19 @@ class _Stream:
     def synchronize(self) -> None:
         """Nothing runs behind the host's back."""
 
+    def record_event(self, mark: Event) -> None:
+        mark.recorded = True
+
+
+class Event:
+    """What `synchronize` waits for must have been recorded."""
+
+    def __init__(self) -> None:
+        self.recorded = False
+
+    def synchronize(self) -> None:
+        assert self.recorded
+
 
 def torch_npu() -> ModuleType:
     """The module, and in it the part `npu` that is also `torch.npu`."""
@@ -138,6 +151,8 @@ def torch_npu() -> ModuleType:
         "graph": graph,
         "graph_pool_handle": lambda: (0, 0),
         "current_stream": _Stream,
+        "device": lambda device: nullcontext(),
+        "Event": Event,
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "get_device_name": lambda: npu_kernels.CHIP.name,

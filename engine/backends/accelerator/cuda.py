@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+from loguru import logger
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +17,7 @@ from fastslow.engine.backends.accelerator.layout import BlockTables
 from fastslow.engine.backends.accelerator.ops import (
     DeviceMlp,
     DeviceTables,
+    Event,
     ExpertChoice,
     Graph,
     LayerKV,
@@ -26,7 +29,10 @@ from fastslow.engine.model.ops import wide
 from fastslow.engine.types import Ints
 
 WIDEST = 1 << 18  # keys that are gathered at once, over all runs
+WIDE = 64  # blocks of each text whose weight is found at once
+SCORES = 1 << 26  # products of queries and keys at once: 256 MiB in float32
 ALIGNMENT = 16  # bytes, of rows in a grouped product
+FAST = (9, 10)  # majors of compute capabilities whose grouped products read the sizes on the device
 
 
 class CudaOps(PagedOps):
@@ -37,9 +43,26 @@ class CudaOps(PagedOps):
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._on_gpu = device.type == "cuda"
         self._pool: Any = None
+        self._stream: Any = None
         self._aligned = True
+        self._grouped_mm, self._why = grouped_product(device)
         self.records = False
+
+    def active(self) -> AbstractContextManager[object]:
+        return torch.cuda.device(self._device) if self._on_gpu else nullcontext()
+
+    def host_memory(self, size: int) -> Tensor:
+        memory = super().host_memory(size)
+        return memory.pin_memory() if self._on_gpu else memory
+
+    def event(self) -> Event | None:
+        if not self._on_gpu:
+            return None
+        mark = torch.cuda.Event()
+        mark.record()
+        return mark
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         """Everything runs; what cannot be recorded runs step by step."""
@@ -47,14 +70,18 @@ class CudaOps(PagedOps):
         widths = (config.hidden_size, config.moe_intermediate_size)
         self._aligned = not any(size * dtype.itemsize % ALIGNMENT for size in widths)
         grouped = not config.groups or self._grouped(dtype)
-        self.records = self._device.type == "cuda" and grouped
+        self.records = self._on_gpu and grouped
+        if not grouped:
+            why = self._why or (
+                f"widths {widths} are not multiples of {ALIGNMENT} bytes"
+                if dtype == torch.bfloat16
+                else f"the dtype is {str(dtype).removeprefix('torch.')}, not bfloat16"
+            )
+            logger.info("experts run one by one, and no step is recorded: {}", why)
 
     def _grouped(self, dtype: torch.dtype) -> bool:
-        # other dtypes, odd widths and older chips read the sizes on the host
-        modern = (
-            self._device.type != "cuda" or torch.cuda.get_device_capability(self._device)[0] >= 9
-        )
-        return modern and self._aligned and dtype == torch.bfloat16 and hasattr(F, "grouped_mm")
+        # other dtypes, odd widths and other chips read the sizes on the host
+        return self._grouped_mm is not None and self._aligned and dtype == torch.bfloat16
 
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
         sums = x_TH.to(wide(x_TH.dtype))
@@ -90,8 +117,9 @@ class CudaOps(PagedOps):
         return (y_TH.to(sums) + total).to(x_TH.dtype)
 
     def _product(self, x_RI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
-        if self._grouped(x_RI.dtype):
-            return F.grouped_mm(x_RI, weight_EIO, offs=ends_E)
+        if self._grouped_mm is not None and self._grouped(x_RI.dtype):
+            grouped: Tensor = self._grouped_mm(x_RI, weight_EIO, offs=ends_E)
+            return grouped
         out = x_RI.new_empty(len(x_RI), weight_EIO.shape[-1])
         first = 0
         for expert, last in enumerate(ends_E.tolist()):
@@ -113,6 +141,7 @@ class CudaOps(PagedOps):
         starts = np.array([0, *runs.query_ends])
         sizes = np.diff(starts)
         most = self.graph_rows if rows <= self.graph_rows * len(sizes) else self.most_rows
+        most = 1 if rows == len(sizes) else most
         most = max(most, int(sizes.max()))
         steps = np.arange(most)
         side = np.minimum(starts[:-1, None] + steps, starts[1:, None] - 1)
@@ -124,25 +153,52 @@ class CudaOps(PagedOps):
 
     def attend(self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables) -> Tensor:
         tables, side, whole, ends, place = blocks.tensors
-        rows = q_THD.index_select(0, side.flatten()).view(*side.shape, *q_THD.shape[1:])
-        step = max(1, WIDEST // (tables.shape[1] * BLOCK))
-        parts = []
-        for i in range(0, len(tables), step):
-            some = slice(i, i + step)
-            k, v = (self._texts(side, tables[some], whole[some]) for side in kv)
-            key = torch.arange(k.shape[2], device=k.device)
-            parts.append(
-                F.scaled_dot_product_attention(
-                    rows[some].transpose(1, 2),
-                    k,
-                    v,
-                    attn_mask=key < ends[some, None, :, None],
-                    scale=self.shape.scale,
-                    enable_gqa=self.shape.heads != self.shape.kv_heads,
+        q = self._folded(q_THD, side)
+        out = torch.empty_like(q)
+        keys = tables.shape[1] * BLOCK
+        key = torch.arange(keys, device=q.device)
+        for some, rows in self._parts(side, keys):
+            k, v = (self._texts(x, tables[some], whole[some]) for x in kv)
+            for few in rows:
+                last = ends[some, few, None].expand(-1, -1, self.group).flatten(1)
+                seen = key < last[:, None, :, None]
+                part = q[some, :, self._folds(few)]
+                # heads are rows here: no key is repeated, and a fused kernel takes the mask
+                out[some, :, self._folds(few)] = F.scaled_dot_product_attention(
+                    part, k, v, attn_mask=seen, scale=self.shape.scale
                 )
+        return self._unfolded(out, q_THD.shape).index_select(0, place)
+
+    @property
+    def group(self) -> int:
+        """Query heads of each key head."""
+        return self.shape.heads // self.shape.kv_heads
+
+    def _folded(self, q_THD: Tensor, side: Tensor) -> Tensor:
+        """Queries [n, kv_heads, Q * group, D]: the heads that share keys as rows."""
+        (n, rows), dim = side.shape, q_THD.shape[-1]
+        q = q_THD.index_select(0, side.flatten()).view(n, rows, self.shape.kv_heads, -1, dim)
+        return q.transpose(1, 2).reshape(n, self.shape.kv_heads, -1, dim)
+
+    def _unfolded(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """The way back, [n * Q, heads, D]."""
+        split = x.view(*x.shape[:2], -1, self.group, x.shape[-1]).transpose(1, 2)
+        return split.reshape(-1, shape[1], x.shape[-1])
+
+    def _folds(self, rows: slice) -> slice:
+        return slice(rows.start * self.group, rows.stop * self.group)
+
+    def _parts(self, side: Tensor, keys: int) -> Iterator[tuple[slice, list[slice]]]:
+        """Runs, and in them rows, whose keys and products with keys are few enough for one call."""
+        runs, rows = side.shape
+        products = self.shape.heads * keys
+        each = max(1, min(WIDEST // keys, SCORES // (products * rows)))
+        few = max(1, min(rows, SCORES // (products * each)))
+        for i in range(0, runs, each):
+            yield (
+                slice(i, min(i + each, runs)),
+                [slice(r, min(r + few, rows)) for r in range(0, rows, few)],
             )
-        out = torch.cat(parts).transpose(1, 2).flatten(0, 1)
-        return out.index_select(0, place)
 
     def _texts(self, cache: Tensor, tables: Tensor, lengths: Tensor) -> Tensor:
         """[n, kv_heads, W * 128, D], zeros behind each text: others may have left NaN there."""
@@ -157,33 +213,71 @@ class CudaOps(PagedOps):
     ) -> tuple[Tensor, Tensor]:
         tables, side, whole, _, place = blocks.tensors
         sums = wide(q_THD.dtype)
-        heads, dim = q_THD.shape[1:]
-        rows = q_THD.index_select(0, side.flatten()).view(*side.shape, heads, dim)
-        q = rows.transpose(1, 2).to(sums) * self.shape.scale  # [n, heads, Q, D]
-        group = heads // self.shape.kv_heads
-        k, v = (
-            self._texts(side, tables, whole).to(sums).repeat_interleave(group, 1) for side in kv
-        )
-        key = torch.arange(k.shape[2], device=k.device)
-        scores = (q @ k.transpose(-1, -2)).masked_fill(key >= whole[:, None, :, None], -torch.inf)
-        weight = scores.logsumexp(-1, keepdim=True)
-        out = (scores - weight).exp() @ v
-        picked = [x.transpose(1, 2).flatten(0, 1).index_select(0, place) for x in (out, weight)]
-        return picked[0].to(q_THD.dtype), picked[1]
+        q = self._folded(q_THD, side).to(sums) * self.shape.scale
+        out = torch.zeros_like(q)
+        weight = q.new_full((*q.shape[:3], 1), -torch.inf)
+        width = min(tables.shape[1], WIDE)
+        for first in range(0, tables.shape[1], width):
+            table = tables[:, first : first + width]
+            left = whole - first * BLOCK
+            keys = table.shape[1] * BLOCK
+            key = torch.arange(keys, device=q.device)
+            for some, rows in self._parts(side, keys):
+                k, v = (self._texts(x, table[some], left[some]).to(sums) for x in kv)
+                beyond = (key >= left[some, :1])[:, None, None]
+                for few in rows:
+                    at = (some, slice(None), self._folds(few))
+                    scores = (q[at] @ k.transpose(-1, -2)).masked_fill(beyond, -torch.inf)
+                    total = torch.logaddexp(weight[at], scores.logsumexp(-1, keepdim=True))
+                    known = (weight[at] - total).exp()  # of what earlier keys gave
+                    out[at] = out[at] * known + (scores - total).exp() @ v
+                    weight[at] = total
+        parts = [self._unfolded(x, q_THD.shape).index_select(0, place) for x in (out, weight)]
+        return parts[0].to(q_THD.dtype), parts[1]
 
     def record(self, run: Callable[[], None]) -> Graph:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        return CudaGraph(run, self._pool)
+        try:
+            return CudaGraph(run, self._pool, self._stream)
+        except RuntimeError:
+            self._pool = None  # one that a capture failed in takes no other
+            raise
 
 
 class CudaGraph(Graph):
     """A recorded step: all that changes lies in tensors."""
 
-    def __init__(self, run: Callable[[], None], pool: Any) -> None:
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
-            run()
+    def __init__(self, run: Callable[[], None], pool: Any, stream: Any) -> None:
+        before = torch.cuda.current_stream()
+        try:
+            stream.wait_stream(before)
+            with torch.cuda.stream(stream):
+                run()  # kernels are loaded and workspaces made for these shapes, not while recording
+            before.wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            # other threads may load and free meanwhile
+            with torch.cuda.graph(
+                self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+            ):
+                run()
+        except RuntimeError:
+            torch.cuda.set_stream(before)  # torch leaves the other one where a capture fails
+            raise
 
     def replay(self, query_ends: list[int], seq_lens: list[int]) -> None:
         self._graph.replay()
+
+
+def grouped_product(device: torch.device) -> tuple[Any, str]:
+    """torch's product by groups where it is fast on a device, else None and why not."""
+    found = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)  # in torch 2.9
+    if found is None:
+        return None, f"torch {torch.__version__} has no grouped product"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major not in FAST:
+            return None, f"the GPU's compute capability is {major}.{minor}, not 9 or 10"
+    return found, ""

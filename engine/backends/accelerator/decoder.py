@@ -13,12 +13,15 @@ from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage
 from fastslow.engine.backends.accelerator.layout import Tail, attention_layout
 from fastslow.engine.backends.accelerator.ops import DeviceMlp, DeviceTables, ExpertChoice, LayerKV
 from fastslow.engine.backends.accelerator.recorded import Recorder
+from fastslow.engine.backends.accelerator.staging import Staging
 from fastslow.engine.backends.accelerator.step import PagedStep, Result
 from fastslow.engine.backends.accelerator.weights import Stacked, StackedLayer, StackedMoge
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import LayeredModel, check_step
 from fastslow.engine.model.rope import Rotary
 from fastslow.engine.types import ModelOutput, Rows
+
+TAIL = 1 << 16  # slots that a tail reads at once
 
 
 def choose_on_device(
@@ -62,7 +65,8 @@ class PagedDecoder(LayeredModel[Stacked]):
         self.ops = weights.ops
         c = weights.config
         self._rotary = Rotary(c)
-        self.recorder = Recorder(self.ops, self._run, c.context, c.groups)
+        self._staging = Staging(self.ops)
+        self.recorder = Recorder(self.ops, self._staging, c.context, c.groups)
 
     @property
     def storage(self) -> type[KVStorage]:
@@ -74,15 +78,16 @@ class PagedDecoder(LayeredModel[Stacked]):
         check_step(rows, kv, self.storage, features, self.layers)
         assert isinstance(kv, BlockStorage)
         angles = self._rotary.at(rows)
-        found = self.recorder.replay(rows, angles, kv, features)
-        if found is None:
-            layout = attention_layout(rows, BLOCK, self.ops.most_rows, self.ops.merges)
-            step = PagedStep.of(rows, angles, layout, self.ops, self.config.groups)
-            found = self._run(step.to(self.device), kv, features)
-        best = np.where(rows.only_best, found.best.cpu().numpy(), -1)
-        none = rows.only_best.all()
-        logits = found.logits[:0] if none else found.logits
-        return ModelOutput(_fetched(logits), _fetched(found.features) if features else None, best)
+        with self.ops.active():
+            found = self.recorder.replay(self._run, rows, angles, kv, features)
+            if found is None:
+                layout = attention_layout(rows, BLOCK, self.ops.most_rows, self.ops.merges)
+                step = PagedStep.of(rows, angles, layout, self.ops, self.config.groups)
+                found = self._run(step.to(self.device, self._staging), kv, features)
+            best = np.where(rows.only_best, found.best.cpu().numpy(), -1)
+            logits = found.logits[:0] if rows.only_best.all() else found.logits
+            seen = _fetched(found.features) if features else None
+            return ModelOutput(_fetched(logits), seen, best)
 
     def _run(self, step: PagedStep, kv: BlockStorage, features: tuple[int, ...]) -> Result:
         """All of a step on the device."""
@@ -140,27 +145,12 @@ class PagedDecoder(LayeredModel[Stacked]):
     def _attend_tail(self, q_RHD: Tensor, kv: LayerKV, tail: Tail[Tensor, DeviceTables]) -> Tensor:
         """A few keys by plain products; what blocks hold joins them by its weight."""
         lines, width = tail.slots.shape
-        kv_heads, dtype = self.ops.shape.kv_heads, self.ops.tail_dtype or q_RHD.dtype
-        slots = tail.slots.flatten()
-        k, v = (
-            self.ops.gather(side, slots)
-            .view(lines, width, kv_heads, 1, -1)
-            .permute(0, 2, 3, 1, 4)
-            .to(dtype)
-            for side in kv
-        )  # [B, kv_heads, 1, W, D]
         q = q_RHD.index_select(0, tail.gather.flatten()).view(lines, -1, *q_RHD.shape[1:])
-        q = q.view(*q.shape[:2], kv_heads, -1, q.shape[-1]).permute(0, 2, 3, 1, 4)
-        q = q.to(dtype) * self.ops.shape.scale
-        scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(dtype, torch.float32))
-        scores = scores.masked_fill(tail.hidden[:, None, None], -torch.inf)
-        weight = scores.logsumexp(-1, keepdim=True)
-        out = (scores - weight).exp().to(dtype) @ v  # [B, kv_heads, group, Q, D]
+        each = max(1, TAIL // width)
+        some = [slice(i, i + each) for i in range(0, lines, each)]
+        parts = [self._attend_slots(q[i], kv, tail.slots[i], tail.hidden[i]) for i in some]
         own, own_weight = (
-            x.permute(0, 3, 1, 2, 4)
-            .reshape(-1, q_RHD.shape[1], x.shape[-1])
-            .index_select(0, tail.places)
-            for x in (out, weight)
+            torch.cat(x).flatten(0, 1).index_select(0, tail.places) for x in zip(*parts)
         )
         if tail.runs is None:
             return own.to(q_RHD.dtype)
@@ -171,6 +161,27 @@ class PagedDecoder(LayeredModel[Stacked]):
         own_weight, text_weight = (own_weight - most).exp(), (text_weight - most).exp()
         total = own * own_weight + text.to(own.dtype) * text_weight
         return (total / (own_weight + text_weight)).to(q_RHD.dtype)
+
+    def _attend_slots(
+        self, q_BQHD: Tensor, kv: LayerKV, slots_BW: Tensor, hidden_BQW: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rows over single slots: [B, Q, heads, D], and the logarithms of the sums, [B, Q, heads, 1]."""
+        kv_heads, dtype = self.ops.shape.kv_heads, self.ops.tail_dtype or q_BQHD.dtype
+        k, v = (
+            self.ops.gather(side, slots_BW.flatten())
+            .view(*slots_BW.shape, kv_heads, 1, -1)
+            .permute(0, 2, 3, 1, 4)
+            .to(dtype)
+            for side in kv
+        )  # [B, kv_heads, 1, W, D]
+        q = q_BQHD.view(*q_BQHD.shape[:2], kv_heads, -1, q_BQHD.shape[-1]).permute(0, 2, 3, 1, 4)
+        scores = (q.to(dtype) * self.ops.shape.scale) @ k.transpose(-1, -2)
+        scores = scores.to(torch.promote_types(dtype, torch.float32))
+        scores = scores.masked_fill(hidden_BQW[:, None, None], -torch.inf)
+        weight = scores.logsumexp(-1, keepdim=True)
+        out = (scores - weight).exp().to(dtype) @ v  # [B, kv_heads, group, Q, D]
+        both = (x.permute(0, 3, 1, 2, 4).flatten(2, 3) for x in (out, weight))
+        return next(both), next(both)
 
     def _mlp(self, x_TH: Tensor, mlp: DeviceMlp | StackedMoge, step: PagedStep) -> Tensor:
         shared = mlp.shared if isinstance(mlp, StackedMoge) else mlp

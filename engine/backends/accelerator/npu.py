@@ -9,6 +9,7 @@ always given.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch_npu
@@ -20,6 +21,7 @@ from fastslow.engine.backends.accelerator.ops import (
     DeviceMatrix,
     DeviceMlp,
     DeviceTables,
+    Event,
     ExpertChoice,
     Graph,
     LayerKV,
@@ -44,9 +46,17 @@ def need(ok: bool, limit: str) -> None:
 class NpuGraph(Graph):
     """A recorded step. What attention needs as host integers is renewed in front of each replay."""
 
+    renewed = True
+
     def __init__(self, run: Callable[[], None], pool: object) -> None:
+        run()  # sets up what the kernels keep for these shapes
         self._graph = torch_npu.npu.NPUGraph()
-        with torch_npu.npu.graph(self._graph, pool=pool, auto_dispatch_capture=True):
+        with torch_npu.npu.graph(
+            self._graph,
+            pool=pool,
+            auto_dispatch_capture=self.renewed,
+            capture_error_mode="thread_local",  # other threads may load and free meanwhile
+        ):
             run()
 
     def replay(self, query_ends: list[int], seq_lens: list[int]) -> None:
@@ -67,9 +77,26 @@ class NpuOps(PagedOps):
     graph: type[NpuGraph] = NpuGraph
 
     def __init__(self, device: torch.device) -> None:
-        ones = torch.ones(MASK, MASK, dtype=torch.int8)
-        self._mask = ones.triu_(1).to(device)  # 1 = masked
+        self._device = device
         self._pool: object | None = None
+        self._mask = self._triangle().to(device)
+
+    def _triangle(self) -> Tensor:
+        """1 = masked."""
+        return torch.ones(MASK, MASK, dtype=torch.int8).triu_(1)
+
+    def active(self) -> AbstractContextManager[object]:
+        on_npu = self._device.type == "npu"
+        return torch_npu.npu.device(self._device) if on_npu else nullcontext()
+
+    def host_memory(self, size: int) -> Tensor:
+        memory = super().host_memory(size)
+        return memory.pin_memory() if self._device.type == "npu" else memory
+
+    def event(self) -> Event:
+        mark: Event = torch_npu.npu.Event()
+        torch_npu.npu.current_stream().record_event(mark)
+        return mark
 
     def nearest(self, dtype: torch.dtype) -> torch.dtype:
         return dtype if dtype in self.dtypes else self.dtypes[0]
@@ -141,18 +168,20 @@ class NpuOps(PagedOps):
     def experts(self, x_TH: Tensor, chosen: ExpertChoice, mlp: DeviceMlp, y_TH: Tensor) -> Tensor:
         sorted_RH, places, counts_E = self._sorted(x_TH, chosen.numbers, len(mlp.gate_up.weight))
         out_RH = self._grouped(sorted_RH, counts_E, mlp, 1)
+        need(chosen.weights.dtype == torch.float32, "float32 weights of experts")
+        # all of one dtype: that of the router's weights, which are not rounded
         # 2: `places` row by row, nothing dropped
         total: Tensor = torch_npu.npu_moe_finalize_routing(
-            only_run(out_RH, counts_E.sum()),
-            y_TH,
+            only_run(out_RH, counts_E.sum()).float(),
+            y_TH.float(),
             None,
             None,
-            chosen.weights.to(x_TH.dtype),
+            chosen.weights,
             places,
             chosen.numbers,
             drop_pad_mode=2,
         )
-        return total
+        return total.to(x_TH.dtype)
 
     def _sorted(
         self, x_TH: Tensor, experts_TG: Tensor, count: int
@@ -265,7 +294,11 @@ class NpuOps(PagedOps):
     def record(self, run: Callable[[], None]) -> NpuGraph:
         if self._pool is None:
             self._pool = torch_npu.npu.graph_pool_handle()
-        return self.graph(run, self._pool)
+        try:
+            return self.graph(run, self._pool)
+        except RuntimeError:
+            self._pool = None  # one that a capture failed in may take no other
+            raise
 
 
 def chip() -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch_npu
@@ -31,10 +29,7 @@ MASKED = -10000.0
 class Npu310pGraph(NpuGraph):
     """A recorded step whose lengths are tensors: nothing is renewed but what they hold."""
 
-    def __init__(self, run: Callable[[], None], pool: object) -> None:
-        self._graph = torch_npu.npu.NPUGraph()
-        with torch_npu.npu.graph(self._graph, pool=pool):
-            run()
+    renewed = False
 
     def replay(self, query_ends: list[int], seq_lens: list[int]) -> None:
         self._graph.replay()
@@ -52,10 +47,9 @@ class Npu310pOps(NpuOps):
     tail_dtype = None
     graph = Npu310pGraph
 
-    def __init__(self, device: torch.device) -> None:
-        mask = torch.full((MASK, MASK), MASKED, dtype=torch.float16)
-        self._mask = mask.triu_(1).to(device)
-        self._pool: object | None = None
+    def _triangle(self) -> Tensor:
+        """Added to products of queries and keys."""
+        return torch.full((MASK, MASK), MASKED, dtype=torch.float16).triu_(1)
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().check(config, dtype)
@@ -99,22 +93,17 @@ class Npu310pOps(NpuOps):
         )
         return out[0]
 
-    def route(self, x_TH: Tensor, router_EH: Tensor) -> Tensor:
-        """The product is float16, whose sums the chip keeps in float32; the rest is float32."""
-        return F.linear(x_TH, router_EH.to(x_TH.dtype)).float()
-
     def experts(self, x_TH: Tensor, chosen: ExpertChoice, mlp: DeviceMlp, y_TH: Tensor) -> Tensor:
         need(mlp.gate_up.scale is None, "float16 experts on a 310P")
         need(x_TH.shape[-1] % 16 == 0, "hidden_size to be a multiple of 16")
         # this chip gives running totals, whatever is asked for
         sorted_RH, places, ends_E = self._sorted(x_TH, chosen.numbers, len(mlp.gate_up.weight))
         out_RH = self._grouped(sorted_RH, ends_E, mlp, 0)
-        total: Tensor = torch_npu.npu_moe_token_unpermute(
-            permuted_tokens=only_run(out_RH, ends_E[-1]),
-            sorted_indices=places,
-            probs=chosen.weights.to(x_TH.dtype),
-        )
-        return total + y_TH
+        need(chosen.weights.dtype == torch.float32, "float32 weights of experts")
+        # by plain operators: no document says in which dtypes this chip's fused sum runs
+        run_RH = only_run(out_RH, ends_E[-1]).index_select(0, places)
+        parts_TGH = run_RH.view(*chosen.numbers.shape, -1).float() * chosen.weights[..., None]
+        return (parts_TGH.sum(1) + y_TH).to(x_TH.dtype)
 
     def store(self, k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor) -> None:
         need(slots_T.dtype == torch.int32, "int32 slots")

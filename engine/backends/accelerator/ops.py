@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -79,6 +80,13 @@ class Graph(Protocol):
         """Run again, with these in the place of the recorded runs' host integers."""
 
 
+class Event(Protocol):
+    """A mark among what the device has to do."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has come to it."""
+
+
 class PagedOps(ABC):
     """The kernels of a device. Letters: T rows, I in, O out, E experts, G groups, D width of a head.
 
@@ -109,6 +117,18 @@ class PagedOps(ABC):
     """In which the few keys of a tail are multiplied; None: the model's."""
 
     shape: AttentionShape
+
+    def active(self) -> AbstractContextManager[object]:
+        """While a step runs: the device is the current one of the calling thread."""
+        return nullcontext()
+
+    def host_memory(self, size: int) -> Tensor:
+        """int8 [size] on the host, pinned where the device can copy from it by itself."""
+        return torch.zeros(size, dtype=torch.int8)
+
+    def event(self) -> Event | None:
+        """A mark behind all that the device was given so far; None: it has done all of it."""
+        return None
 
     def nearest(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype itself, or what a model of this dtype should run in on this device."""
@@ -184,7 +204,11 @@ class PagedOps(ABC):
 
     @abstractmethod
     def record(self, run: Callable[[], None]) -> Graph:
-        """Record what `run` does. It has run before, so that nothing is set up for the first time."""
+        """Run it once, which sets up what the kernels keep for such shapes, then record what it does.
+
+        Raises:
+            RuntimeError: it cannot be recorded.
+        """
 
 
 def only_run(rows_RH: Tensor, count: Tensor) -> Tensor:

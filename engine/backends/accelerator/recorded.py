@@ -4,10 +4,14 @@ A step of decoding or of verifying is many small kernels, and starting them one 
 than running them. Steps are filled up to a few sizes (requests, rows), each of which is recorded
 when it comes for the second time. Rows that only fill up write to slots that no
 request uses, run no routed expert, and are never read.
+
+Where recordings are many or large, the least recently used one makes room. Its size must then come
+twice as often as before until it is recorded again, so many sizes in turn are not recorded for ever.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -24,12 +28,14 @@ from fastslow.engine.backends.accelerator.layout import (
     attention_layout,
 )
 from fastslow.engine.backends.accelerator.ops import Graph, PagedOps
+from fastslow.engine.backends.accelerator.staging import Staging
 from fastslow.engine.backends.accelerator.step import PagedStep, Result
 from fastslow.engine.types import Floats, Rows
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # of rows, and of runs
 MOST_CHUNK = 16  # rows of a request in a recorded step
 MOST_RECORDED = 32  # every recording holds streams and memory
+MOST_BYTES = 1 << 30  # of what recordings read and write, most of it logits; they share all else
 
 T = TypeVar("T", bound=np.generic)
 Run = Callable[[PagedStep, BlockStorage, tuple[int, ...]], Result]
@@ -44,35 +50,60 @@ class Recording:
     result: Result
     graph: Graph
 
+    @property
+    def nbytes(self) -> int:
+        memory = self.step.memory
+        return sum(x.nbytes for x in self.result) + (0 if memory is None else memory.nbytes)
+
+
+@dataclass(slots=True)
+class StepSize:
+    """A padded size that came. seen: how often since it was last recorded. wait: how often it must
+    come to be recorded. used: the number of the replay that last used its recording."""
+
+    seen: int = 0
+    wait: float = 2  # what comes once is not worth it
+    used: int = 0
+    recording: Recording | None = None
+
 
 class Recorder:
     """Records and replays the steps of one decoder.
 
     Args:
         ops: the device's kernels.
-        run: a step on the device.
+        staging: takes a step's numbers to the device.
         context: the longest text.
         groups: the model's.
 
     Attributes:
+        enabled: whether steps are recorded and replayed.
         replays: how many steps were replayed.
         recorded: how many were recorded.
+        failed: how many sizes could not be recorded.
     """
 
-    def __init__(self, ops: PagedOps, run: Run, context: int, groups: int) -> None:
+    def __init__(self, ops: PagedOps, staging: Staging, context: int, groups: int) -> None:
+        self.enabled = ops.records
         self.replays = 0
         self.recorded = 0
-        self._told = False
+        self.failed = 0
         self._ops = ops
-        self._run = run
+        self._staging = staging
         self._context = context
         self._groups = groups
+        self._told = False
         # recordings hold addresses of the cache that they were made with
-        self._kept: WeakKeyDictionary[BlockStorage, dict[Key, Recording | None]]
-        self._kept = WeakKeyDictionary()
+        self._sizes: WeakKeyDictionary[BlockStorage, dict[Key, StepSize]] = WeakKeyDictionary()
+
+    @property
+    def kept(self) -> list[Recording]:
+        """All recordings, the least recently used one first."""
+        return [size.recording for size in self._recorded() if size.recording is not None]
 
     def replay(
         self,
+        run: Run,
         rows: Rows,
         angles: tuple[Floats, Floats],
         kv: BlockStorage,
@@ -80,59 +111,93 @@ class Recorder:
     ) -> Result | None:
         """The step's result, its tensors valid until the next call; None: it is not recorded.
 
-        angles: cosines and sines of the rows' positions, [T, head_dim / 2].
+        run: a step on the device. angles: cosines and sines of the rows' positions,
+        [T, head_dim / 2].
         """
         count = len(rows.tokens)
-        if not self._ops.records or count > SIZES[-1]:
+        if not self.enabled or count > SIZES[-1]:
             return None
         if int(np.diff(rows.starts).max()) > MOST_CHUNK:
             return None
         layout = attention_layout(rows, BLOCK, self._ops.graph_rows, self._ops.merges)
         if layout.tail is not None or layout.chains is None:
             return None
-        size = padded_size(len(layout.chains.seq_lens), count, self._ops.graph_rows)
-        if size is None:
+        shape = padded_size(len(layout.chains.seq_lens), count, self._ops.graph_rows)
+        if shape is None:
             return None
         most = min(-(-self._context // BLOCK), kv.spare // BLOCK)
         width = self._ops.width(layout.chains.tables.shape[1], max(most, 1))
-        chains = fill_runs(layout.chains, size, width, kv.spare)
-        filled = fill_rows(rows, size[1], kv.spare)
-        angles = (_filled(angles[0], size[1]), _filled(angles[1], size[1]))
+        routed = bool(rows.groups.any()) and self._groups > 0
+        size = self._sizes.setdefault(kv, {}).setdefault(
+            (*shape, width, features, routed), StepSize()
+        )
+        size.seen += 1
+        if size.recording is None and size.seen < size.wait:
+            return None
+        chains = fill_runs(layout.chains, shape, width, kv.spare)
+        filled = fill_rows(rows, shape[1], kv.spare)
+        angles = (_filled(angles[0], shape[1]), _filled(angles[1], shape[1]))
         step = PagedStep.of(
             filled, angles, AttentionLayout(None, chains, None), self._ops, self._groups
         )
-        key = (*size, width, features, step.routed)
-        kept = self._kept.setdefault(kv, {})
-        if key not in kept:  # the first one sets up whatever the kernels keep
-            kept[key] = None
-            return None
-        recording = kept[key] or self._record(key, step, kv, features)
+        recording = size.recording or self._record(run, size, step, kv, features)
         if recording is None:
             return None
-        recording.step.fill(step)
+        recording.step.fill(step, self._staging)
         recording.graph.replay(chains.query_ends, chains.seq_lens)
         self.replays += 1
+        size.used = self.replays
         found, count = recording.result, len(rows.outputs)
         return Result(
             found.logits[:count], found.best[:count], found.features[: len(rows.feature_rows)]
         )
 
     def _record(
-        self, key: Key, step: PagedStep, kv: BlockStorage, features: tuple[int, ...]
+        self,
+        run: Run,
+        size: StepSize,
+        step: PagedStep,
+        kv: BlockStorage,
+        features: tuple[int, ...],
     ) -> Recording | None:
-        every = [r for kept in self._kept.values() for r in kept.values()]
-        if len(every) - every.count(None) >= MOST_RECORDED:
-            if not self._told:
-                logger.info("{} sizes of steps are recorded, others are not", MOST_RECORDED)
-            self._told = True
-            return None
-        still = step.to(kv.device)
+        self._make_room(MOST_RECORDED - 1)
+        still = step.to(kv.device, self._staging)
         results: list[Result] = []
-        graph = self._ops.record(lambda: results.append(self._run(still, kv, features)))
-        recording = Recording(still, results[0], graph)
-        self._kept[kv][key] = recording
+        try:
+            graph = self._ops.record(lambda: results.append(run(still, kv, features)))
+        except RuntimeError as error:
+            size.wait = math.inf  # it would fail again
+            self.failed += 1
+            said = "steps of {} rows cannot be recorded and run kernel by kernel: {}"
+            level = "WARNING" if self.failed == 1 else "DEBUG"
+            logger.log(level, said, len(step.tokens), str(error).partition("\n")[0])
+            return None
+        size.recording = recording = Recording(still, results[-1], graph)
+        size.used = self.replays + 1
         self.recorded += 1
+        self._make_room(MOST_RECORDED)
         return recording
+
+    def _make_room(self, most: int) -> None:
+        """Let go of the least recently used ones until at most `most` are left, and not too large."""
+        kept = self._recorded()
+        held = sum(recording.nbytes for recording in self.kept)
+        while kept and (len(kept) > most or held > MOST_BYTES):
+            oldest = kept.pop(0)
+            assert oldest.recording is not None
+            held -= oldest.recording.nbytes
+            oldest.recording, oldest.seen, oldest.wait = None, 0, 2 * oldest.wait
+            if not self._told:
+                logger.info(
+                    "{} sizes of steps are recorded: the least recently used one makes room for each "
+                    "further one",
+                    len(kept) + 1,
+                )
+            self._told = True
+
+    def _recorded(self) -> list[StepSize]:
+        every = (size for sizes in self._sizes.values() for size in sizes.values())
+        return sorted((x for x in every if x.recording is not None), key=lambda x: x.used)
 
 
 def padded_size(runs: int, rows: int, most: int) -> tuple[int, int] | None:

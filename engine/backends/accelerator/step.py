@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastslow.engine.backends.accelerator.layout import AttentionLayout, BlockTables, Tail
 from fastslow.engine.backends.accelerator.ops import DeviceTables, PagedOps
+from fastslow.engine.backends.accelerator.staging import Staging, room
 from fastslow.engine.types import Floats, Rows
 
 
@@ -30,7 +31,8 @@ class PagedStep:
 
     tokens int64 [T], slots int32 [T], groups int32 [T] (how many run, never ALL_GROUPS), cos and sin
     float32 [T, 1, head_dim], outputs int64 [M], feature_rows int64 [S]. rows, chains, tail: see
-    `AttentionLayout`. routed: whether any row runs a routed expert.
+    `AttentionLayout`. routed: whether any row runs a routed expert. memory: what all tensors lie in,
+    on a device.
     """
 
     tokens: Tensor
@@ -44,6 +46,7 @@ class PagedStep:
     chains: DeviceTables | None
     tail: Tail[Tensor, DeviceTables] | None
     routed: bool
+    memory: Tensor | None = None
 
     @classmethod
     def of(
@@ -75,12 +78,30 @@ class PagedStep:
             bool(running.any()),
         )
 
-    def to(self, device: torch.device) -> PagedStep:
+    def to(self, device: torch.device, staging: Staging) -> PagedStep:
         """The same on a device."""
+        mine = self._tensors()
+        memory = torch.empty(room(mine), dtype=torch.int8, device=device)
+        there = iter(staging.send(mine, memory))
+        return replace(self._mapped(lambda _: next(there)), memory=memory)
 
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device)
+    def fill(self, other: PagedStep, staging: Staging) -> None:
+        """Take over the numbers of a step of the same shape that is on the CPU."""
+        assert self.memory is not None
+        staging.send(other._tensors(), self.memory)
 
+    def _tensors(self) -> list[Tensor]:
+        """All, in the order of `_mapped`."""
+        found: list[Tensor] = []
+
+        def seen(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self._mapped(seen)
+        return found
+
+    def _mapped(self, moved: Callable[[Tensor], Tensor]) -> PagedStep:
         def tables(some: DeviceTables) -> DeviceTables:
             return replace(some, tensors=tuple(map(moved, some.tensors)))
 
@@ -92,16 +113,6 @@ class PagedStep:
             tail=None if self.tail is None else self.tail.mapped(moved, tables),
             **plain,
         )
-
-    def fill(self, other: PagedStep) -> None:
-        """Take over the numbers of a step of the same shape that has no tail."""
-        for mine, theirs in zip(self._plain(), other._plain(), strict=True):
-            mine.copy_(theirs)
-
-    def _plain(self) -> Iterator[Tensor]:
-        yield from (getattr(self, name) for name in PLAIN)
-        if self.chains is not None:
-            yield from self.chains.tensors
 
 
 PLAIN = ("tokens", "slots", "groups", "cos", "sin", "outputs", "feature_rows")

@@ -1,0 +1,136 @@
+"""A `torch.cuda` without a GPU: the current device, streams, events and graphs, and what was asked of them.
+
+Tensors stay on the CPU, so numbers are right; `log` tells what a GPU would have been told, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import npu_sim
+import pytest
+import torch
+
+DEVICE = torch.device("cuda", 1)
+
+
+class FakeCuda:
+    """Two GPUs, of which number 0 is the current one.
+
+    Attributes:
+        current: the current device.
+        stream: the current stream.
+        log: (what, current device) in order.
+        failing: what a capture raises when it ends, as CUDA does; None: it works.
+    """
+
+    def __init__(self, capability: tuple[int, int]) -> None:
+        self.capability = capability
+        self.current = 0
+        self.stream: Any = FakeStream(self, DEVICE)
+        self.log: list[tuple[str, int]] = []
+        self.failing: Exception | None = None
+        self.modes: list[str] = []
+        self.pools: list[int] = []
+        self.capturing = False
+        self.pinned: list[torch.Tensor] = []
+
+    def say(self, what: str) -> None:
+        self.log.append((what, self.current))
+
+    @property
+    def said(self) -> list[str]:
+        return [what for what, _ in self.log]
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        def pool() -> int:
+            self.pools.append(len(self.pools))
+            return self.pools[-1]
+
+        def pin(tensor: torch.Tensor) -> torch.Tensor:
+            self.pinned.append(tensor)
+            return tensor
+
+        made = {
+            "device": self.device,
+            "Stream": lambda device: FakeStream(self, device),
+            "stream": self.use,
+            "current_stream": lambda: self.stream,
+            "set_stream": lambda stream: setattr(self, "stream", stream),
+            "Event": lambda: FakeEvent(self),
+            "graph_pool_handle": pool,
+            "CUDAGraph": lambda: FakeGraph(self),
+            "graph": self.graph,
+            "get_device_capability": lambda device: self.capability,
+            "current_device": lambda: self.current,
+            "device_count": lambda: 2,
+            "is_available": lambda: True,
+            "empty_cache": lambda: self.say("empty_cache"),
+        }
+        for name, value in made.items():
+            patch.setattr(torch.cuda, name, value)
+        patch.setattr(torch.Tensor, "pin_memory", pin)
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+    @contextmanager
+    def use(self, stream: FakeStream) -> Iterator[None]:
+        before, self.stream = self.stream, stream
+        yield
+        self.stream = before
+
+    @contextmanager
+    def graph(
+        self, graph: FakeGraph, pool: int, stream: FakeStream, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
+        """As torch's: where the capture fails, the stream stays the current one."""
+        self.say("capture")
+        self.modes.append(capture_error_mode)
+        graph.pool, self.stream, before = pool, stream, self.stream
+        self.capturing = True
+        try:
+            with npu_sim.graph(graph.sim):
+                yield
+        finally:
+            self.capturing = False
+        if self.failing is not None:
+            raise self.failing
+        self.stream = before
+
+
+class FakeStream:
+    def __init__(self, cuda: FakeCuda, device: torch.device) -> None:
+        self.device = device
+        self._cuda = cuda
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self._cuda.say("wait")
+
+
+class FakeEvent:
+    def __init__(self, cuda: FakeCuda) -> None:
+        self._cuda = cuda
+
+    def record(self) -> None:
+        self._cuda.say("record")
+
+    def synchronize(self) -> None:
+        self._cuda.say("synchronize")
+
+
+class FakeGraph:
+    pool: int
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.sim = npu_sim.NPUGraph()
+        self._cuda = cuda
+
+    def replay(self) -> None:
+        self._cuda.say("replay")
+        self.sim.replay()
