@@ -102,6 +102,11 @@ CASES = {
         "figures",
         frozenset({"mode", "active", "drafter", "rates"}),
     ),
+    "soak": Case(
+        "--model {model} --dtype float32 --minutes 0.05 --threads 2 --jobs 9 --drop 1 --pages 64"
+        " --draft-model none -o {out}",
+        {"counts", "wrong", "memory"},
+    ),
     "corpus": Case(
         "{folder}/bot --model {model} --quantization none --answers 3 --ask 1 --threads 1 -o {out}",
         {"model", "figures"},
