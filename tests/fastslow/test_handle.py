@@ -16,8 +16,16 @@ import pytest
 from checkpoints import write_moge
 from tokenizers_tiny import write_bpe
 
-from fastslow import LLM, GenerationError, Output, Piece, SamplingParams, as_completed
-from fastslow.engine.params import Mode
+from fastslow import (
+    LLM,
+    Escalation,
+    GenerationError,
+    Mode,
+    Output,
+    Piece,
+    SamplingParams,
+    as_completed,
+)
 
 VOCAB = 320
 SOON = 20.0  # seconds in which all of a test should be over
@@ -496,7 +504,7 @@ def test_a_timeout_in_the_other_calls(llm: LLM, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_timeout_of_the_second_mode(llm: LLM, gate: Gate) -> None:
-    doubt = Mode(groups=0, escalate={"below": 1.0, "window": 1, "to": "deep", "how": "restart"})
+    doubt = Mode(groups=0, escalate=Escalation(below=1.0, window=1, how="restart"))
     handle = llm.submit([5, 6], LONG, mode=doubt, timeout=0.2, speculation="off")
     assert gate.reached.acquire(timeout=SOON)
     gate.steps(3)  # one of the first mode, then it began again
