@@ -90,7 +90,9 @@ class PromptCall(NamedTuple):
             return None
         number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
         if not number or not 0 < seconds <= LONGEST:
-            raise ValueError(f"timeout={seconds!r} must be a number of seconds above 0, or None")
+            raise ValueError(
+                f"timeout={seconds!r} must be seconds, above 0 and at most {LONGEST:g}, or None"
+            )
         return self.called + seconds
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from threading import Condition
+from typing import NoReturn
 
 from fastslow.choice import ChoiceHandle
 from fastslow.engine.core.worker import Worker
@@ -53,7 +54,7 @@ class PromptJob:
         Raises:
             ValueError: one sentence about what does not fit.
         """
-        choices = self._build()
+        choices, self._build = self._build(), _spent
         with self._news:
             self._choices, self.count, self._pieces = choices, len(choices), choices[0].pieces
             for choice in choices:
@@ -185,7 +186,7 @@ class PromptJob:
                     self._pieces.append(rest)
                 self._output = self._gather(self._choices)
                 self._pieces.append(Piece(output=self._output))
-                self._choices = []  # requests hold on to much
+                self._choices, self._gather = [], _spent  # which hold on to the model
             return self._output
 
     def outcome(self) -> Output:
@@ -235,6 +236,10 @@ def start(jobs: Sequence[PromptJob]) -> None:
         for job in jobs:
             job.fail(error)
         raise
+
+
+def _spent(*_: object) -> NoReturn:
+    raise AssertionError("this was done before")
 
 
 def _wake_loop(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:

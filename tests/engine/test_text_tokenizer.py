@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, processors
 from tokenizers_tiny import PANGU, SPECIAL, write_bpe, write_spm
 
+from fastslow.engine.text.hf import LONG
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
 from fastslow.engine.text.vocabulary import Tokenizer
 
@@ -57,6 +60,27 @@ def test_text_survives_both_ways(bpe: Tokenizer, spm: Tokenizer, text: str) -> N
     assert bpe.decode(bpe.encode(text)) == text
     # SentencePiece writes a space as this character, so the two are one to it.
     assert spm.decode(spm.encode(text)) == text.replace("▁", " ")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "spm"])
+def test_a_long_text_does_not_stop_other_threads(kind: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(kind)
+    text, found = "The quick brown fox. 你好 " * 20_000, list[int]()
+    reader = threading.Thread(target=lambda: found.extend(tokenizer.encode(text)))
+    reader.start()
+    ticks = 0
+    while reader.is_alive():
+        time.sleep(0.001)
+        ticks += 1
+    assert ticks > 5, "this thread slept on until the text was read"
+    assert tokenizer.decode(found) == text
+
+
+def test_a_long_text_has_the_same_ids(bpe: Tokenizer) -> None:
+    library: Any = bpe._library  # type: ignore[attr-defined]
+    text = "Hello <|im_start|>user 你好\n" * 400
+    assert len(text) > LONG and bpe.encode(text) == library.encode(text).ids
+    assert bpe.longest == len("<|endoftext|>")
 
 
 @given(data=st.data())

@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,19 @@ MISTAKES = (
     'llm.stream(["one", "two"])',
     'llm.generate(["one"]).text',
     'fastslow.generate("one")[0]',
+    "llm.generate(numpy.array([5, 6]))",
+    'llm.submit(["one", "two"])',
+    'llm.submit("one", max_tokens=5)',
+    'llm.stream_chat("one", max_tokens=5)',
+    'llm.generate("one", timeout="5")',
 )
 
 
 def test_a_type_checker_sees_what_is_wrong(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
-    wrong.write_text("\n".join(("import fastslow", "llm = fastslow.LLM()", *MISTAKES)), "utf-8")
+    wrong.write_text(
+        "\n".join(("import numpy, fastslow", "llm = fastslow.LLM()", *MISTAKES)), "utf-8"
+    )
     said = checked("mypy", "--strict", str(wrong)).stdout
     lines = {int(line.split(":")[1]) for line in said.splitlines() if ": error: " in line}
     assert lines == set(range(3, 3 + len(MISTAKES))), said
@@ -98,6 +106,19 @@ def test_an_output_is_plain_json(folder: Path) -> None:
     assert metrics["tokens"] == 6 and metrics["steps"] == out.metrics.steps
     assert metrics["tokens_per_second"] == out.metrics.tokens_per_second > 0
     assert metrics["acceptance_rate"] == out.metrics.acceptance_rate
+    assert record["text"] == out.text and record["finish_reason"] == "length"
+    assert record["tokens_per_second"] == out.metrics.tokens_per_second
+    assert metrics["prompt_tokens"] == record["prompt_tokens"]
+
+
+def test_an_answer_of_one_step_has_a_speed(folder: Path) -> None:
+    with LLM(folder) as llm:
+        started = time.monotonic()
+        metrics = llm.generate("one two", SamplingParams(max_tokens=1)).metrics
+        spent = time.monotonic() - started
+    assert (metrics.steps, metrics.tokens, metrics.tpot) == (1, 1, 0.0)
+    assert 0 < metrics.run_seconds < spent
+    assert metrics.tokens_per_second == 1 / metrics.run_seconds
 
 
 def test_what_json_has_no_word_for(folder: Path) -> None:

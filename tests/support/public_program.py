@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import fastslow
 from fastslow import (
     LLM,
     Completion,
+    EngineStats,
     Escalation,
     GenerationError,
     Message,
@@ -19,7 +21,9 @@ from fastslow import (
     ModeChoice,
     Output,
     Piece,
+    PieceStream,
     Prompt,
+    RequestHandle,
     SamplingParams,
     Situation,
     Speculation,
@@ -36,6 +40,26 @@ def speed(metrics: Metrics) -> str:
 
 def best(choices: Sequence[Completion]) -> str:
     return max(choices, key=lambda choice: len(choice.text)).text
+
+
+async def loop(llm: LLM, talk: Sequence[Message]) -> str:
+    async with asyncio.timeout(60):
+        one = assert_type(
+            await llm.submit(talk, SamplingParams(max_tokens=4), timeout=30.0), Output
+        )
+        both = await asyncio.gather(*(llm.submit([5, i]) for i in (6, 7)))
+        pieces = [
+            assert_type(p, Piece) async for p in llm.submit("Hello", mode=None, speculation=None)
+        ]
+    return one.text + "".join(output.text for output in both) + pieces[-1].text
+
+
+def several(llm: LLM, prompts: Sequence[str], timeouts: Sequence[float | None]) -> list[str]:
+    outputs = assert_type(
+        llm.generate(prompts, timeout=timeouts, mode=["fast", None]), list[Output]
+    )
+    outputs += assert_type(llm.chat(prompts, speculation=None), list[Output])
+    return [f"{output.finish_reason}: {output.text}" for output in outputs]
 
 
 def main(model: str) -> None:
@@ -58,7 +82,18 @@ def main(model: str) -> None:
         assert_type(llm.chat([message, *talk]), Output)
         assert_type(llm.chat(["Hello", talk], mode=["fast", doubt]), list[Output])
         pieces: list[Piece] = [*llm.stream([5, 6], mode="fast"), *llm.stream_chat(talk)]
-        print("".join(piece.text for piece in pieces))
+        print("".join(piece.text for piece in pieces), [piece.logprobs for piece in pieces])
+        left = assert_type(llm.stream("Hello"), PieceStream)
+        left.close()
+        print(None if left.output is None else left.output.finish_reason)
+        handles: dict[RequestHandle, str] = {llm.submit(p, timeout=9): p for p in ("One", "Two")}
+        for handle in fastslow.as_completed(handles, timeout=60):
+            print(handles[handle], handle.done, assert_type(handle.result(timeout=1), Output).text)
+        for piece in llm.submit(talk):
+            print(assert_type(piece, Piece).text)
+        print(asyncio.run(loop(llm, [message, *talk])), several(llm, ["One", "Two"], [9, None]))
+        stats = assert_type(llm.stats(), EngineStats)
+        print(stats.prefix_hit_rate, stats.drafters, json.dumps(stats.to_dict()))
     try:
         answers = assert_type(fastslow.generate(mixed, model=model), list[Output])
         print(len(answers), assert_type(fastslow.generate("Hello", model=model), Output).text)

@@ -1,0 +1,588 @@
+"""Handles of submitted prompts: waiting, cancelling, timeouts, event loops, streams that are left."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_moge
+from tokenizers_tiny import write_bpe
+
+from fastslow import (
+    LLM,
+    Escalation,
+    GenerationError,
+    Mode,
+    Output,
+    Piece,
+    SamplingParams,
+    as_completed,
+)
+
+VOCAB = 320
+SOON = 20.0  # seconds in which all of a test should be over
+TEN = SamplingParams(max_tokens=10, ignore_eos=True)
+LONG = SamplingParams(max_tokens=400, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moge")
+    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", VOCAB)
+    return write_moge(folder, vocab=VOCAB, num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    with LLM(folder, kv_memory="8MiB", progress=False) as llm:
+        yield llm
+
+
+class Gate:
+    """Steps of the engine, let through one by one or all."""
+
+    def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._forward = llm.model.forward
+        self._passes = threading.Semaphore(0)
+        self._open = False
+        self.reached = threading.Semaphore(0)
+        monkeypatch.setattr(llm.model, "forward", self._wait)
+
+    def _wait(self, *arguments: Any) -> Any:
+        if not self._open:
+            self.reached.release()
+            assert self._passes.acquire(timeout=SOON)
+        return self._forward(*arguments)
+
+    def steps(self, count: int = 1) -> None:
+        """Let so many steps through, and wait until the next one is reached."""
+        for _ in range(count):
+            self._passes.release()
+            assert self.reached.acquire(timeout=SOON)
+
+    def open(self) -> None:
+        self._open = True
+        self._passes.release()
+
+
+@pytest.fixture
+def gate(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate(llm, monkeypatch)
+    yield gate
+    gate.open()
+    assert settled(llm)
+
+
+def settled(llm: LLM) -> bool:
+    """Wait until nothing runs; whether all pages are back."""
+    deadline = time.monotonic() + SOON
+    while time.monotonic() < deadline and not (llm._core.idle and llm._kv.requests == 0):
+        time.sleep(0.005)
+    return llm._kv.requests == 0 and llm._kv.free_pages == llm._kv.pages
+
+
+def test_a_handle_gives_what_generate_gives(llm: LLM) -> None:
+    chat = [{"role": "user", "content": "hello"}]
+    for prompt in ("The quick", [5, 6, 7], chat):
+        handle = llm.submit(prompt, TEN, mode="fast")
+        out = handle.result(SOON)
+        assert out.token_ids == llm.generate(prompt, TEN, mode="fast").token_ids
+        assert handle.done and handle.result() is out
+        handle.cancel()  # too late, and no harm
+        assert handle.result() is out
+    several = llm.submit("The", SamplingParams(max_tokens=4, n=3, temperature=1.0)).result(SOON)
+    assert len(several.choices) == 3
+
+
+def test_a_wait_that_is_over_does_not_end_the_request(llm: LLM, gate: Gate) -> None:
+    handle = llm.submit("The quick", TEN)
+    with pytest.raises(TimeoutError, match="^no answer within 0.01 s; the request goes on$"):
+        handle.result(timeout=0.01)
+    assert not handle.done
+    gate.open()
+    assert handle.result(SOON).finish_reason == "length"
+
+
+def test_pieces_of_a_handle_join_to_the_answer(llm: LLM, gate: Gate) -> None:
+    handle = llm.submit("The quick", TEN, speculation="off")
+    assert gate.reached.acquire(timeout=SOON)
+    gate.steps(4)
+    pieces = iter(handle)  # pieces are made from here on
+    gate.steps()
+    first = next(pieces)
+    assert len(first.token_ids) == 5, "the first one holds all that was there"
+    gate.open()
+    *others, last = pieces
+    out = handle.result(SOON)
+    assert last.output is out and all(len(piece.token_ids) <= 1 for piece in others)
+    assert [t for piece in (first, *others) for t in piece.token_ids] == out.token_ids
+    assert "".join(piece.text for piece in (first, *others)) == out.text
+    assert list(handle) == [], "all pieces were taken"
+
+
+def test_pieces_of_an_answer_that_is_there(llm: LLM) -> None:
+    handle = llm.submit("The quick", TEN)
+    out = handle.result(SOON)
+    text, last = list(handle)
+    assert (text.text, text.token_ids, last.output) == (out.text, out.token_ids, out)
+
+
+def test_n_answers_have_no_pieces(llm: LLM) -> None:
+    handle = llm.submit("The", SamplingParams(max_tokens=2, n=2))
+    with pytest.raises(ValueError, match="^n=2 cannot be streamed; use result, or n=1$"):
+        list(handle)
+
+
+@pytest.mark.parametrize("wish", ["off", "ngram"])
+def test_logprobs_in_pieces(llm: LLM, wish: str) -> None:
+    params = TEN.model_copy(update={"logprobs": 2})
+    *pieces, last = llm.stream("The quick", params, speculation=wish)
+    assert last.output is not None and last.output.logprobs is not None
+    assert all(p.logprobs and len(p.logprobs) == len(p.token_ids) for p in pieces)
+    assert [table for p in pieces for table in p.logprobs or ()] == last.output.logprobs
+    assert all(piece.logprobs is None for piece in llm.stream("The quick", TEN))
+
+
+# Leaving
+
+
+def test_cancelling_gives_the_answer_so_far(llm: LLM, gate: Gate) -> None:
+    handle = llm.submit("The quick", LONG, speculation="off")
+    assert gate.reached.acquire(timeout=SOON)
+    gate.steps(3)
+    handle.cancel()
+    gate.open()
+    out = handle.result(SOON)
+    assert out.finish_reason == "cancelled" and 3 <= len(out.token_ids) < 400
+    whole = llm.generate("The quick", TEN, speculation="off")
+    assert whole.text.startswith(out.text) and out.text
+
+
+def test_a_stream_that_is_left_gives_the_answer_so_far(llm: LLM) -> None:
+    stream = llm.stream("The quick", LONG, speculation="off")
+    assert stream.output is None
+    for piece in stream:
+        assert piece.token_ids and stream.output is None
+        break
+    stream.close()
+    out = stream.output
+    assert out is not None and out.finish_reason == "cancelled" and out.token_ids
+    assert list(stream) == [] and settled(llm)
+    unread = llm.stream("The quick", LONG)
+    unread.close()
+    assert unread.output is not None and unread.output.finish_reason == "cancelled"
+    assert unread.output.token_ids == [] and list(unread) == []
+
+
+def test_leaving_a_loop_over_a_handle_cancels_it(llm: LLM) -> None:
+    handle = llm.submit("The quick", LONG)
+    for _ in handle:
+        break
+    assert handle.result(SOON).finish_reason == "cancelled"
+
+
+def test_a_handle_that_is_dropped_runs_on(llm: LLM, gate: Gate) -> None:
+    before = llm.stats().ended.get("length", 0)
+    llm.submit("The quick", TEN)
+    gc.collect()
+    gate.open()
+    deadline = time.monotonic() + SOON
+    while llm.stats().ended.get("length", 0) == before and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert llm.stats().ended["length"] == before + 1
+
+
+def test_a_stream_may_be_closed_from_another_thread(llm: LLM, gate: Gate) -> None:
+    stream = llm.stream("The quick", LONG, speculation="off")
+    pieces: list[Piece] = []
+    reader = threading.Thread(target=lambda: pieces.extend(stream))
+    reader.start()
+    assert gate.reached.acquire(timeout=SOON)
+    gate.steps(2)
+    stream.close()  # the reader waits inside `next`
+    gate.open()
+    reader.join(SOON)
+    assert not reader.is_alive()
+    assert stream.output is not None and stream.output.finish_reason == "cancelled"
+    assert all(piece.output is None for piece in pieces)
+
+
+def test_another_thread_cancels_while_one_iterates(llm: LLM, gate: Gate) -> None:
+    handle = llm.submit("The quick", LONG, speculation="off")
+    with ThreadPoolExecutor(1) as pool:
+        pieces = pool.submit(lambda: list(handle))
+        assert gate.reached.acquire(timeout=SOON)
+        gate.steps(2)
+        handle.cancel()
+        gate.open()
+        *_, last = pieces.result(SOON)
+    assert last.output is not None and last.output.finish_reason == "cancelled"
+
+
+class SlowTokenizer:
+    """Has `encode` wait until it is let go."""
+
+    def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert llm.tokenizer is not None
+        self._encode = llm.tokenizer.encode
+        self.reached, self.go = threading.Event(), threading.Event()
+        monkeypatch.setattr(llm.tokenizer, "encode", self.encode)
+
+    def encode(self, text: str, *arguments: Any) -> list[int]:
+        self.reached.set()
+        assert self.go.wait(SOON)
+        return self._encode(text, *arguments)
+
+
+def test_a_prompt_may_be_cancelled_while_it_is_tokenised(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = SlowTokenizer(llm, monkeypatch)
+    handle = llm.submit("The quick", TEN)
+    assert slow.reached.wait(SOON)
+    handle.cancel()
+    slow.go.set()
+    out = handle.result(SOON)
+    assert (out.finish_reason, out.token_ids, out.prompt) == ("cancelled", [], "The quick")
+
+
+def test_a_handle_lets_go_of_the_model(folder: Path) -> None:
+    llm = LLM(folder, kv_memory="4MiB", progress=False)
+    handle, stream = llm.submit("The quick", TEN), llm.stream("The", TEN)
+    handle.result(SOON)
+    list(stream)
+    held = weakref.ref(llm._requests)
+    llm.close()
+    del llm
+    gc.collect()
+    assert held() is None
+    assert handle.result().text is not None
+
+
+# What is wrong
+
+
+def test_what_raises_at_once_and_what_later(llm: LLM) -> None:
+    for prompt, options in (
+        (5, {}),
+        ([400], {"mode": "dep"}),
+        ("hello", {"sampling": {"max_tokens": 3}}),
+        ("hello", {"timeout": 0}),
+        (["one", "two"], {}),
+        ("hello", {"speculation": 5}),
+    ):
+        with pytest.raises(ValueError):
+            llm.submit(prompt, **options)  # type: ignore[arg-type]
+    later = llm.submit("a\ud800b")
+    for ask in (
+        later.result,
+        later.result,
+        lambda: list(later),
+        lambda: asyncio.run(awaited(later)),
+    ):
+        with pytest.raises(ValueError, match="lone surrogate"):
+            ask()
+    with pytest.raises(ValueError, match="is unknown; did you mean 'ngram'"):
+        llm.submit("hello", speculation="ngarm").result(SOON)
+
+
+async def awaited(handle: Awaitable[Output]) -> Output:
+    return await handle
+
+
+def test_an_engine_that_fails(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the device is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.model, "forward", fail)
+        handle = llm.submit("hello", TEN)
+        for ask in (handle.result, lambda: list(handle), lambda: asyncio.run(awaited(handle))):
+            with pytest.raises(GenerationError, match="^the request failed: the device is gone$"):
+                ask()
+    assert list(handle) == [] and settled(llm)
+    assert llm.submit("hello", TEN).result(SOON).finish_reason == "length"
+
+
+def test_a_closed_llm_takes_nothing_and_ends_all(folder: Path) -> None:
+    llm = LLM(folder, kv_memory="4MiB", progress=False)
+    handles = [llm.submit("The quick", LONG) for _ in range(20)]
+    llm.close()
+    for handle in handles:
+        try:
+            assert handle.result(SOON).finish_reason in ("cancelled", "length")
+        except RuntimeError as error:
+            assert "closed" in str(error)
+    for ask in (lambda: llm.submit("The"), llm.stats):
+        with pytest.raises(RuntimeError, match="^this LLM is closed; make a new one$"):
+            ask()
+
+
+# Event loops
+
+
+def test_awaiting(llm: LLM) -> None:
+    async def main() -> None:
+        one = await llm.submit("The quick", TEN)
+        assert one.token_ids == llm.generate("The quick", TEN).token_ids
+        many = await asyncio.gather(*(llm.submit([5, i], TEN) for i in range(20)))
+        assert [out.prompt_token_ids for out in many] == [[5, i] for i in range(20)]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(awaited(llm.submit([6, i], TEN))) for i in range(5)]
+        assert [task.result().prompt_token_ids for task in tasks] == [[6, i] for i in range(5)]
+
+    asyncio.run(main())
+
+
+def test_pieces_in_a_loop(llm: LLM) -> None:
+    async def main() -> None:
+        handle = llm.submit("The quick", TEN, speculation="off")
+        pieces = [piece async for piece in handle]
+        out = await handle
+        assert pieces[-1].output is out
+        assert "".join(piece.text for piece in pieces) == out.text
+        streamed = [piece async for piece in llm.stream("The quick", TEN, speculation="off")]
+        assert [t for piece in streamed for t in piece.token_ids] == out.token_ids
+        left = llm.submit("The quick", LONG)
+        async for _ in left:
+            break
+        assert (await left).finish_reason == "cancelled"
+
+    asyncio.run(main())
+
+
+def test_no_thread_waits_for_a_request(llm: LLM, gate: Gate) -> None:
+    async def main() -> None:
+        before = threading.active_count()
+        tasks = [asyncio.ensure_future(llm.submit([5, i], TEN)) for i in range(50)]
+        await asyncio.sleep(0.05)
+        assert threading.active_count() <= before + 2  # which tokenise
+        gate.open()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
+def test_the_loop_goes_on_while_a_long_prompt_is_tokenised(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = SlowTokenizer(llm, monkeypatch)
+
+    async def main() -> None:
+        handle = llm.submit("The quick", TEN)  # would wait for ever inside the loop
+        assert (await llm.submit([5, 6], TEN)).finish_reason == "length", "others are answered"
+        assert not handle.done
+        slow.go.set()
+        assert (await handle).prompt == "The quick"
+
+    asyncio.run(main())
+
+
+def wait_for(llm: LLM) -> Awaitable[object]:
+    return asyncio.wait_for(llm.submit("The", LONG), 0.05)
+
+
+async def within_timeout(llm: LLM) -> object:
+    async with asyncio.timeout(0.05):
+        return [piece async for piece in llm.submit("The", LONG)]
+
+
+@pytest.mark.parametrize("ask", [wait_for, within_timeout])
+def test_a_loop_that_waits_no_longer_cancels_the_request(
+    llm: LLM, gate: Gate, ask: Callable[[LLM], Awaitable[object]]
+) -> None:
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await ask(llm)
+        assert not llm._core.idle
+        gate.open()
+
+    before = llm.stats().ended.get("cancelled", 0)
+    asyncio.run(main())
+    assert settled(llm)
+    assert llm.stats().ended["cancelled"] == before + 1
+
+
+def test_two_loops_wait_for_one_handle(llm: LLM, gate: Gate) -> None:
+    handle = llm.submit("The quick", TEN)
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(asyncio.run, awaited(handle)) for _ in range(2)]
+        jobs.append(pool.submit(handle.result))
+        time.sleep(0.05)
+        gate.open()
+        first, *others = [job.result(SOON) for job in jobs]
+    assert all(out is first for out in others)
+
+
+def test_a_loop_that_is_gone_before_the_answer(llm: LLM, gate: Gate) -> None:
+    loop = asyncio.new_event_loop()
+    handle = llm.submit("The quick", TEN)
+    waiting = awaited(handle)
+    loop.call_soon(lambda: waiting.send(None))  # up to the future, of which nobody hears
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    gate.open()
+    assert handle.result(SOON).finish_reason == "length", "the engine does not mind"
+    waiting.close()
+
+
+# Timeouts
+
+
+def test_a_timeout_ends_what_runs_and_what_waits(folder: Path, monkeypatch: Any) -> None:
+    with LLM(folder, kv_memory="4MiB", progress=False, max_running=1) as llm:
+        gate = Gate(llm, monkeypatch)
+        endless = llm.submit([5, 6], LONG, speculation="off")
+        assert gate.reached.acquire(timeout=SOON)
+        waits = llm.submit([5, 7], TEN, timeout=0.05)
+        time.sleep(0.06)
+        gate.steps(2)
+        out = waits.result(SOON)
+        assert (out.finish_reason, out.token_ids, out.metrics.steps) == ("timeout", [], 0)
+        assert not endless.done and llm.stats().waiting == 0
+        endless.cancel()
+        gate.open()
+        endless.result(SOON)
+        quick = llm.generate([5, 6], TEN, timeout=60)
+        gate = Gate(llm, monkeypatch)
+        runs = llm.submit([5, 6], LONG, timeout=0.2, speculation="off")
+        assert gate.reached.acquire(timeout=SOON)
+        gate.steps(3)
+        time.sleep(0.2)
+        gate.open()
+        out = runs.result(SOON)
+        assert out.finish_reason == "timeout" and 3 <= len(out.token_ids) <= 4
+        assert out.token_ids == quick.token_ids[: len(out.token_ids)] and out.text
+        assert settled(llm)
+
+
+def test_a_timeout_ends_a_prompt_that_is_read(folder: Path, monkeypatch: Any) -> None:
+    with LLM(folder, kv_memory="4MiB", progress=False, prompt_rows=4) as llm:
+        gate = Gate(llm, monkeypatch)
+        handle = llm.submit([5] * 100, TEN, timeout=0.1)
+        assert gate.reached.acquire(timeout=SOON)
+        time.sleep(0.1)
+        gate.open()
+        assert handle.result(SOON).finish_reason == "timeout"
+        assert llm.stats().steps == 1, "the other 24 were not made"
+        assert settled(llm)
+
+
+def test_a_timeout_counts_from_the_call(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowTokenizer(llm, monkeypatch)
+    handle = llm.submit("The quick", TEN, timeout=0.05)
+    time.sleep(0.06)
+    slow.go.set()
+    out = handle.result(SOON)
+    assert (out.finish_reason, out.token_ids) == ("timeout", [])
+
+
+def test_a_timeout_in_the_other_calls(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = llm.model.forward
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.01)
+        return forward(*arguments)
+
+    monkeypatch.setattr(llm.model, "forward", slowly)
+    first, second = llm.generate(["The", "quick"], [TEN, LONG], timeout=[None, 0.1])
+    assert (first.finish_reason, second.finish_reason) == ("length", "timeout")
+    assert llm.chat("The", LONG, timeout=0.1).finish_reason == "timeout"
+    *_, last = llm.stream("The", LONG, timeout=0.1)
+    assert last.output is not None and last.output.finish_reason == "timeout"
+    whole = llm.generate("The", TEN, timeout=60)
+    assert whole.token_ids == llm.generate("The", TEN).token_ids, "no token is changed"
+
+
+def test_a_timeout_of_the_second_mode(llm: LLM, gate: Gate) -> None:
+    doubt = Mode(groups=0, escalate=Escalation(below=1.0, window=1, how="restart"))
+    handle = llm.submit([5, 6], LONG, mode=doubt, timeout=0.2, speculation="off")
+    assert gate.reached.acquire(timeout=SOON)
+    gate.steps(3)  # one of the first mode, then it began again
+    time.sleep(0.2)
+    gate.open()
+    out = handle.result(SOON)
+    assert out.finish_reason == "timeout" and out.metrics.escalated_at == 1
+
+
+# Many
+
+
+def test_results_as_they_complete(llm: LLM, gate: Gate) -> None:
+    slow, quick = llm.submit([5], LONG, speculation="off"), llm.submit([6], TEN)
+    over = as_completed([slow, quick, slow])
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, over)
+        gate.steps()
+        while not first.done():
+            gate.steps()
+        assert first.result() is quick and not slow.done
+        gate.open()
+        assert list(over) == [slow]
+    assert list(as_completed([])) == []
+
+
+def test_as_completed_waits_no_longer_than_it_should(llm: LLM, gate: Gate) -> None:
+    handle = llm.submit([5], TEN)
+    with pytest.raises(TimeoutError, match="^1 of 1 answers are not there within 0.01 s"):
+        next(as_completed([handle], timeout=0.01))
+    gate.open()
+    assert handle.result(SOON).finish_reason == "length"
+
+
+def test_the_bar_counts_what_is_done(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[list[int]] = []
+
+    def bar(items: Any, _: str, total: int) -> Iterator[Any]:
+        assert total == 2
+        for item in items:
+            ended.append(item.result().prompt_token_ids)
+            yield item
+
+    monkeypatch.setattr("fastslow.llm.bar", bar)
+    llm.generate([[5], [6]], [LONG, TEN], speculation="off")
+    assert ended == [[6], [5]]
+
+
+def test_stats(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LLM(folder, kv_memory="4MiB", progress=False, max_running=1) as llm:
+        fresh = llm.stats()
+        assert (fresh.running, fresh.waiting, fresh.steps, fresh.ended) == (0, 0, 0, {})
+        assert fresh.pages_free == fresh.pages > 0 and fresh.prefix_hit_rate == 0.0
+        prompt = list(range(10, 60))
+        outs = [llm.generate(prompt, TEN, speculation=wish) for wish in ("off", "self", "self")]
+        assert settled(llm)
+        stats = llm.stats()
+        assert stats.ended == {"length": 3} and stats.tokens == 30
+        assert stats.steps == sum(out.metrics.steps for out in outs)
+        assert (stats.prompt_tokens, stats.cached_tokens) == (150, 96)
+        assert stats.prefix_hit_rate == pytest.approx(96 / 150)
+        drafts = stats.drafters["self"]
+        assert list(stats.drafters) == ["self"]
+        assert drafts.offered == sum(out.metrics.drafted for out in outs[1:]) > 0
+        assert drafts.accepted == sum(out.metrics.accepted for out in outs[1:])
+        assert stats.pages_used == 0 and stats.pages_cached == 3
+        assert stats.pages_free + stats.pages_cached == stats.pages
+        gate = Gate(llm, monkeypatch)
+        handles = [llm.submit([5, 6], LONG) for _ in range(3)]
+        assert gate.reached.acquire(timeout=SOON)
+        while llm.stats().waiting < 2:
+            gate.steps()
+        now = llm.stats()
+        assert (now.running, now.waiting) == (1, 2) and now.pages_used > 0
+        for handle in handles:
+            handle.cancel()
+        gate.open()
+        assert settled(llm)
+        assert llm.stats().ended == {"length": 3, "cancelled": 3}
+        record = llm.stats().to_dict()
+        assert record["drafters"]["self"]["acceptance_rate"] == drafts.acceptance_rate
