@@ -46,13 +46,17 @@ class PackedFile:
     hot: NDArray[np.uint8]
     cold: NDArray[np.uint8] | OpenFile
 
-    def address(self, offset: int) -> int | None:
-        """Where an offset of the arena lies in memory; None where it does not."""
-        if offset < len(self.hot):
-            return int(self.hot.ctypes.data) + offset
-        if isinstance(self.cold, OpenFile):
+    def address(self, offset: int, size: int) -> int | None:
+        """Where bytes of the arena lie in memory; None where they do not. ValueError where they end
+        behind it."""
+        side, at = (self.hot, 0) if offset < len(self.hot) else (self.cold, len(self.hot))
+        if isinstance(side, OpenFile):
+            if os.fstat(side.number).st_size < offset + size:
+                raise ValueError(f"{side.path} ends before byte {offset + size}")
             return None
-        return int(self.cold.ctypes.data) + offset - len(self.hot)
+        if offset - at + size > len(side):
+            raise ValueError(f"packed weights end before byte {offset + size}")
+        return int(side.ctypes.data) + offset - at
 
 
 def load(path: Path, arena: Arena) -> PackedFile | None:
@@ -112,7 +116,7 @@ def create(path: Path, arena: Arena, sources: Sources) -> PackedFile:
             file.truncate(arena.nbytes)
         logger.info("packing weights, once, into {}", path)
         whole = np.memmap(made, dtype=np.uint8, mode="r+")
-        arena.write(whole.ctypes.data, sources)
+        arena.write(whole, sources)
         whole.flush()
         del whole
         made.chmod(0o644)
@@ -135,5 +139,5 @@ def _in_memory(arena: Arena, sources: Sources) -> PackedFile:
         # it starts at a page of its own, so it is aligned
         memory = mmap.mmap(-1, max(arena.nbytes, 1))
         whole = np.frombuffer(memory, dtype=np.uint8)
-    arena.write(whole.ctypes.data, sources)
+    arena.write(whole, sources)
     return PackedFile(whole[: arena.hot], whole[arena.hot :])
