@@ -44,8 +44,8 @@ __all__ = ["VARIABLE", "build", "find_compiler", "level"]  # beside what is defi
 TILE = 32
 NO_MEMORY, UNREADABLE, REFUSED = 1, 2, 3  # what the kernels' functions return; see check.h
 PARTS = ("embed", "qkv", "attention", "out", "gate_up", "experts", "down", "head")
-INT64, FLOAT32, UINT64, UINT8, INT8, BOOL = map(
-    np.dtype, (np.int64, np.float32, np.uint64, np.uint8, np.int8, np.bool_)
+INT64, INT32, FLOAT32, UINT64, UINT8, INT8, BOOL = map(
+    np.dtype, (np.int64, np.int32, np.float32, np.uint64, np.uint8, np.int8, np.bool_)
 )
 # The least and the most that the kernels take, by the names of limits.h.
 LIMITS = {
@@ -191,6 +191,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [c_void_p, c_void_p, Int32, c_void_p, c_void_p, Int32, Int64, Int32, Int32, Int32],
     ),
     "fs_find_runs": (None, [POINTER(CPlaces), c_void_p, Int32, Int32, Int32, Int32, c_void_p]),
+    "fs_checksum": (None, [c_void_p, Int64, c_void_p]),
     "fs_vector_width": (c_int, []),
     "fs_dot_instructions": (c_int, []),
     "fs_read_bandwidth": (c_double, [c_void_p, Int64, Int32]),
@@ -293,6 +294,16 @@ def pack_q4_1(into: NDArray[np.uint8], form: int, blocks: NDArray[np.uint8], inp
     at = _room(into, form, blocks, inputs)
     data = address("4-bit blocks", blocks, UINT8, len(blocks) * (inputs // 32) * 20)
     kernels().fs_pack_q4_1(at, data, len(blocks), inputs)
+
+
+def checksum(
+    data: NDArray[np.uint8], before: NDArray[np.uint64] | None = None
+) -> NDArray[np.uint64]:
+    """A sum of bytes [2] that shows damage and edits, at the speed of memory; `before`: of those before them."""
+    found = np.zeros(2, dtype=np.uint64) if before is None else before.copy()
+    at = address("data", data, UINT8, data.size)
+    kernels().fs_checksum(at, data.size, address("sum", found, UINT64, 2))
+    return found
 
 
 def read_bandwidth(block: NDArray[Any], threads: int) -> float:
