@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import checkpoints
@@ -53,7 +54,7 @@ def mixed(rows: Tensor) -> Tensor:
     return torch.stack(kinds)[which, torch.arange(len(rows))]
 
 
-HEADS = {
+HEADS: dict[str, Callable[[Tensor], Tensor]] = {
     "plain": lambda rows: rows,
     "few": few,
     "none": torch.zeros_like,
@@ -142,4 +143,6 @@ def test_among_rows_that_nothing_bounds_one_that_is_not_finite_shows(
     table["lm_head.weight"] = few(table["lm_head.weight"])
     table["lm_head.weight"][50, 3] = sick
     model = load_model(checkpoints.write(folder, config, table), "bfloat16")
-    assert step(model, texts.tokens_of(ROWS, 0, SIZES[0]), only_best=True).best.tolist() == [-1] * ROWS
+    assert (
+        step(model, texts.tokens_of(ROWS, 0, SIZES[0]), only_best=True).best.tolist() == [-1] * ROWS
+    )
