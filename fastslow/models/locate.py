@@ -41,13 +41,15 @@ def resolve_model(model: str | Path) -> Path:
     Raises:
         ValueError: neither a folder, a GGUF file nor a built-in name (the message gives the nearest).
     """
+    path = Path(model)
     try:
-        if Path(model).is_dir():
-            return Path(model)
-        if Path(model).suffix == ".gguf" and Path(model).is_file():
-            return gguf_path(Path(model))
+        folder, file = path.is_dir(), path.is_file()
     except OSError as error:  # such as a name that is too long
         raise ValueError(f"model={shown(str(model))} cannot be read: {error.strerror}") from None
+    if folder:
+        return path
+    if file and path.suffix == ".gguf":
+        return gguf_path(path)
     if str(model) in BUILTIN:
         return builtin_path(str(model))
     raise ValueError(
