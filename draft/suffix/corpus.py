@@ -188,8 +188,11 @@ class KernelSearch:
     def __init__(self, sealed: Sealed, kernels: ctypes.CDLL) -> None:
         self._sealed = sealed  # holds the memory behind the addresses
         arrays = sealed.arrays
-        names = ("tokens", "order", "buckets")
-        places = library.CPlaces(*(arrays[n].ctypes.data for n in names), len(arrays["buckets"]))
+        given = [
+            library.address(name, arrays[name], library.INT32, arrays[name].size)
+            for name in ("tokens", "order", "buckets")
+        ]
+        places = library.CPlaces(*given, len(arrays["buckets"]))
         self._find = kernels.fs_find_runs
         self._places = ctypes.byref(places)
         self._make_room(0)

@@ -84,14 +84,19 @@ def load_model(
         logger.debug("running {} on the CPU kernels ({})", formats.name, level())
         storage = _storage(kv_dtype, config, quantization, scheme)
         arena = Arena.of(config, formats)
-        path = store.packed_path(Path(folder), formats.name)
+        path = store.packed_path(Path(folder), formats.name, arena)
         memory = store.load(path, arena)
         if memory is None:  # packed on first use
             with (
                 checkpoint.quantised(progress) as tensors,
                 _blocks(Path(folder), config, formats) as packed,
             ):
-                memory = store.create(path, arena, Sources(tensors.read, packed, tensors.linear))
+                memory = store.create(
+                    path,
+                    arena,
+                    Sources(tensors.read, packed, tensors.linear),
+                    lambda: store.packed_path(Path(folder), formats.name, arena),
+                )
         return CpuDecoder(config, formats, arena, memory, storage=storage)
     if kv_dtype == "int8":
         raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which cannot run")
