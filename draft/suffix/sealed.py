@@ -81,9 +81,7 @@ def read_sealed(path: Path) -> Sealed:
     try:
         return _views(memory)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(
-            f"{path} has a header that cannot be understood: {error!s:.99}"
-        ) from None
+        raise ValueError(f"{path} has a header that cannot be understood: {error!s:.99}") from None
 
 
 def _views(memory: mmap.mmap) -> Sealed:

@@ -27,8 +27,11 @@ def cache_folder() -> Path:
 def is_file(path: Path) -> bool:
     """Whether there is something to read; ValueError where there is something else of this name, such
     as a folder or a link that leads nowhere."""
-    if path.is_file():
-        return True
+    try:
+        if path.is_file():
+            return True
+    except OSError as error:  # such as a name that is too long
+        raise ValueError(f"{path!s:.200} cannot be read: {error.strerror}") from None
     if os.path.lexists(path):
         raise ValueError(f"{path} cannot be read: it is no file")
     return False

@@ -290,7 +290,7 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
             )
         shards.setdefault(file, set()).add(name)
     for file, names in shards.items():
-        if not (folder / file).is_file():
+        if not is_file(folder / file):
             raise ValueError(
                 f"{index}: tensor {min(names):.99} is in {file:.99}, which does not exist"
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loguru import logger
 
-from fastslow.engine.host.files import cache_folder, is_file
+from fastslow.engine.host.files import cache_folder, is_file, shown
 from fastslow.engine.host.unfinished import unfinished
 from fastslow.engine.params import nearest
 from fastslow.engine.text.tokenizer import load_tokenizer
@@ -42,14 +42,19 @@ def resolve_model(model: str | Path) -> Path:
     Raises:
         ValueError: neither a folder, a GGUF file nor a built-in name (the message gives the nearest).
     """
-    if Path(model).is_dir():
-        return Path(model)
-    if Path(model).suffix == ".gguf" and Path(model).is_file():
-        return gguf_path(Path(model))
+    path = Path(model)
+    try:
+        folder, file = path.is_dir(), path.is_file()
+    except OSError as error:  # such as a name that is too long
+        raise ValueError(f"model={shown(str(model))} cannot be read: {error.strerror}") from None
+    if folder:
+        return path
+    if file and path.suffix == ".gguf":
+        return gguf_path(path)
     if str(model) in BUILTIN:
         return builtin_path(str(model))
     raise ValueError(
-        f"model={str(model)!r} is no folder and no built-in{nearest(str(model), BUILTIN)}"
+        f"model={shown(str(model))} is no folder and no built-in{nearest(str(model), BUILTIN)}"
     )
 
 

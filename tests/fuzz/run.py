@@ -205,7 +205,8 @@ def _watched(plan: Plan, tally: Tally) -> None:
     left, log = plan.cases, plan.folder / f"log-{plan.cases.start}"
     while left:
         share = [f"--first={left.start}", f"--cases={left.stop}", f"--step={left.step}"]
-        running: int | None = None
+        last: int | None = None
+        ended = False
         with (
             log.open("w") as errors,
             subprocess.Popen(
@@ -213,20 +214,21 @@ def _watched(plan: Plan, tally: Tally) -> None:
             ) as process,
         ):
             for said in map(json.loads, process.stdout or ()):
-                if "ended" in said:
-                    running = None
+                ended = "ended" in said
+                if ended:
                     tally.add(said)
                 else:
-                    running = said["case"]
-                    left = left[1:]
-        if running is None:
-            if left:
-                raise RuntimeError(f"the fuzzer itself fails: {log.read_text()[-3000:]}")
+                    last, left = said["case"], left[1:]
+        if not process.returncode:
             return
-        text = f"the process ended with {process.returncode}\n{log.read_text()[-9000:]}"
-        (plan.folder / "cases" / f"{plan.seed}-{running}" / NOTE).write_text(text)
-        tally.ran += 1
-        tally.found(running, text)
+        text = f"the process ended with {process.returncode}\n{log.read_text()[:9000]}"
+        if last is None:
+            raise RuntimeError(f"the fuzzer itself fails: {text}")
+        folder = plan.folder / "cases" / f"{plan.seed}-{last}"
+        if folder.is_dir():
+            (folder / NOTE).write_text(text)
+        tally.ran += not ended  # it may also die of memory right behind a case
+        tally.found(last, text)
 
 
 def main() -> None:

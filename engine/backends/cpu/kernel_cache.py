@@ -238,7 +238,7 @@ def _compile(compiler: str, flags: list[str], target: Path) -> None:
     """All sources side by side, then a link; the library appears only when it is whole, so processes
     that compile at once and ones that are killed do no harm."""
     with unfinished(target) as work:
-        work.mkdir()
+        work.mkdir(mode=0o700)
 
         def one(source: Path) -> Path:
             made = work / f"{source.stem}.o"

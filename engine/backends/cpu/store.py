@@ -46,7 +46,7 @@ def packed_path(folder: Path, format_name: str, arena: Arena) -> Path | None:
     known = _known(record)
     found = {
         path.name: _digest(path, known.get(path.name))
-        for path in sorted(folder.iterdir())
+        for path in sorted(path for path in folder.iterdir() if path.is_file())
         if path.suffix in (".safetensors", ".json") and not path.name.endswith("_report.json")
     }
     if found != known:
