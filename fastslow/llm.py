@@ -162,6 +162,7 @@ class LLM:
         )
         self._advised: set[str] = set()
         self._worker = Worker(self._core)
+        self._drafters.between_steps = self._worker.between_steps
 
     @overload
     def generate(
@@ -282,7 +283,8 @@ class LLM:
         Raises:
             RuntimeError: this LLM is closed.
         """
-        self._worker.between_steps(self._core.forget_prompts)
+        for forget in (self._drafters.forget, self._core.forget_prompts):
+            self._worker.between_steps(forget)
 
     @property
     def has_head(self) -> bool:
