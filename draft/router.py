@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
@@ -19,7 +18,7 @@ class DrafterRouter:
     are drafted without asking the drafter.
 
     Args:
-        drafters: speculation settings -> drafter. The mapping may grow while the engine runs;
+        drafters: speculation settings -> drafter. The mapping may change while the engine runs;
             a request whose settings are not in it is not drafted for.
         drafted: called after each proposal with the settings, seconds, number of requests asked, and
             nodes of the largest tree.
@@ -105,11 +104,12 @@ class DrafterRouter:
         on_each(drafters, lambda drafter: drafter.release(requests))
 
     def _parts(self, batch: Sequence[RequestView]) -> list[tuple[Drafter, list[int]]]:
-        parts: dict[Speculation, list[int]] = defaultdict(list)
+        parts: dict[Speculation, tuple[Drafter, list[int]]] = {}
         for b, request in enumerate(batch):
-            if request.speculation in self._drafters:
-                parts[request.speculation].append(b)
-        return [(self._drafters[settings], members) for settings, members in parts.items()]
+            drafter = self._drafters.get(request.speculation)
+            if drafter is not None:  # another thread may take one out
+                parts.setdefault(request.speculation, (drafter, []))[1].append(b)
+        return list(parts.values())
 
 
 def _forced(request: RequestView, nodes: int) -> Tree:

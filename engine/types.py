@@ -343,7 +343,7 @@ class Drafter(Protocol):
         """
 
     def forget(self) -> None:
-        """Forget the texts of requests that are over. Those that go on are not `shared` any more."""
+        """Let go of the texts of requests that are over. Those that go on are not `shared` any more."""
 
     def release(self, requests: Collection[int]) -> None:
         """These requests are over: free what is held for them. Unknown ids are fine."""

@@ -1,22 +1,25 @@
-"""Drafters for an engine: made when a request first asks for one."""
+"""Drafters for an engine: made when a request first asks for one, freed when they are not used."""
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from loguru import logger
 
 from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
 from fastslow.draft.head.head import load_mtp
 from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head, made_for
+from fastslow.draft.several import on_each
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.backends.loader import load_model
+from fastslow.engine.core.request import Request
 from fastslow.engine.host.files import is_file
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.kv.cache import KVCache
@@ -31,10 +34,18 @@ from fastslow.policies.speculation.controller import SpeculationController
 
 HEAD = "draft_head.safetensors"  # in the checkpoint's folder
 SHIPPED = Path(str(files("fastslow.draft.head"))) / "shipped"
+MOST = 32  # drafters at a time
+MOST_MODELS = 4  # of them with a draft model, which have pages of their own
+OFF = Speculation(drafter="off")
 
 
 class DrafterFactory:
     """Speculation settings -> drafter, for one target.
+
+    At most MOST drafters are kept, with all that they have learnt. For a new one the drafter goes that
+    was not asked for longest, of those that no request uses. Where all are used, the new request is not
+    drafted for. What drafters share (a draft model's weights, a head, a corpus) is loaded once, and is
+    freed with the last of them; the head that belongs to the target stays.
 
     Args:
         folder: the target's checkpoint.
@@ -47,7 +58,8 @@ class DrafterFactory:
         controller: values tokens and rows, and selects among several drafters.
 
     Attributes:
-        made: the drafters so far; it grows while the engine runs.
+        made: the drafters by settings; it changes while the engine runs.
+        between_steps: calls something in the engine's thread, the only one that may call drafters.
         folder: the target's checkpoint.
     """
 
@@ -63,21 +75,31 @@ class DrafterFactory:
         controller: SpeculationController,
     ) -> None:
         self.made: dict[Speculation, Drafter] = {}
-        self._keys: dict[Speculation, Speculation] = {}
+        self.between_steps: Callable[[Callable[[], None]], None] = lambda action: action()
+        self._keys = OrderedDict[Speculation, Speculation]()  # the one asked for last at the end
+        self._users: dict[Speculation, WeakSet[Request]] = {}
+        self._controller = controller
+        self._told = False
         self.folder = folder
         self._tokenizer = tokenizer
         self._options = options
         self._pages_for = pages_for
         self._building = threading.Lock()
-        self._models = cache(self._load_model)  # loaded once for all drafters
+        # loaded once for all drafters that use it
+        self._models: WeakValueDictionary[str, Model] = WeakValueDictionary()
+        self._tokenizers: WeakKeyDictionary[Model, tuple[Tokenizer, Tokenizer] | None]
+        self._tokenizers = WeakKeyDictionary()
+        self._heads: WeakValueDictionary[Path | None, HeadRunner] = WeakValueDictionary()
+        self._stays: HeadRunner | None = None
+        self._corpora: WeakValueDictionary[Path, Corpus] = WeakValueDictionary()
         self._own_head = own_head(folder)
         self._has_mtp = has_mtp_layer(folder)
         self._deps = DrafterDeps(
             target=target,
             cache=kv,
             load_model=self._loaded,
-            load_head=cache(self._load_head),
-            load_corpus=cache(self._load_corpus),
+            load_head=self._head,
+            load_corpus=self._corpus,
             memory=memory,
             has_head=self.has_head,
             selection=controller.selection,
@@ -95,30 +117,95 @@ class DrafterFactory:
         Raises:
             ValueError: one sentence about what does not fit.
         """
+        if settings.drafter == "off":
+            return OFF
+        names = check_drafter(settings, self._deps.target.config.groups, self._deps.has_head)
         # it matters whether the length is fixed, not how long it is
         nodes = None if settings.nodes is None else 0
         usual = {"nodes": nodes, "accept": "auto", "step_score": Speculation().step_score}
         key = settings.model_copy(update=usual)
-        # always the same object: dictionaries then need not compare all fields in every step
-        key = self._keys.setdefault(key, key)
-        if settings.drafter == "off":
-            return key
-        check_drafter(settings, self._deps.target.config.groups, self._deps.has_head)
         with self._building:
-            if key not in self.made:
-                self.made[key] = build_drafter(key, self._deps)
+            if key in self.made:
+                self._keys.move_to_end(key)
+                # always the same object: dictionaries then need not compare all fields in every step
+                return self._keys[key]
+            if not self._make_room("model" in names):
+                return OFF
+            drafter = build_drafter(key, self._deps)
+            self._keys[key], self._users[key] = key, WeakSet()
+            self.made[key] = drafter
         return key
+
+    def use(self, key: Speculation, request: Request) -> None:
+        """A request has the drafter with this key, until it is over."""
+        with self._building:
+            if key in self._users:
+                self._users[key].add(request)
+
+    def forget(self) -> None:
+        """Forget the answers that are kept to draft later ones; for the engine's thread."""
+        if self._deps.memory is not None:
+            self._deps.memory.clear()
 
     def clear(self) -> None:
         """Let go of all drafters and their models."""
         self.made.clear()
-        self.__dict__.pop("_deps", None)
-        self.__dict__.pop("_models", None)
+        self._stays = None
+        for part in ("_deps", "_controller", "between_steps"):
+            self.__dict__.pop(part, None)
+
+    def _make_room(self, for_model: bool) -> bool:
+        """Let drafters go until one more fits, with a draft model or without."""
+        paged = [key for key in self._keys if _has_model(key)] if for_model else []
+        for among, most in ((paged, MOST_MODELS), (list(self._keys), MOST)):
+            while len(among) >= most:
+                free = (key for key in among if all(r.done for r in self._users.get(key, ())))
+                if (key := next(free, None)) is None:
+                    if not self._told:
+                        said = "{} drafters are in use: requests with other settings get no drafts"
+                        logger.warning(said, len(among))
+                    self._told = True
+                    return False
+                among.remove(key)
+                if key in self.made:
+                    self._let_go(key)
+        return True
+
+    def _let_go(self, key: Speculation) -> None:
+        drafter, users = self.made.pop(key), [request.id for request in self._users.pop(key)]
+        del self._keys[key]
+        self._controller.forget(key)
+        self._told = False
+
+        def end() -> None:
+            try:  # what it shares with other drafters must not keep its texts
+                on_each((lambda: drafter.release(users), drafter.forget), lambda act: act())
+            except Exception as error:  # noqa: BLE001 - the engine goes on without it
+                logger.opt(exception=error).warning("a drafter that is not used fails to let go")
+
+        self.between_steps(end)
 
     def _loaded(self, path: str) -> LoadedModel:
         """A draft model with pages of its own for each drafter that uses it."""
-        model, tokenizers = self._models(path)
-        return LoadedModel(model, self._pages_for(model), tokenizers)
+        model = self._models.get(path)
+        if model is None:
+            model, tokenizers = self._load_model(path)
+            self._models[path], self._tokenizers[model] = model, tokenizers
+        return LoadedModel(model, self._pages_for(model), self._tokenizers[model])
+
+    def _head(self, path: Path | None) -> HeadRunner:
+        head = self._heads.get(path)
+        if head is None:
+            head = self._heads[path] = self._load_head(path)
+        if path is None:
+            self._stays = head
+        return head
+
+    def _corpus(self, path: Path) -> Corpus:
+        corpus = self._corpora.get(path)
+        if corpus is None:
+            corpus = self._corpora[path] = self._load_corpus(path)
+        return corpus
 
     def _load_model(self, path: str) -> tuple[Model, tuple[Tokenizer, Tokenizer] | None]:
         folder = resolve_model(path)
@@ -149,6 +236,10 @@ class DrafterFactory:
         if self._tokenizer is None:
             raise ValueError(f"corpus {path} needs a model with a tokenizer")
         return Corpus(path, self._tokenizer.vocab())
+
+
+def _has_model(key: Speculation) -> bool:
+    return "model" in key.drafter.replace("|", "+").split("+")
 
 
 def own_head(folder: Path) -> Path | None:

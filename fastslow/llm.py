@@ -177,6 +177,7 @@ class LLM:
         )
         self._advised: set[str] = set()
         self._worker = Worker(self._core, self._drafters.clear)
+        self._drafters.between_steps = self._worker.between_steps
         self._tokenising = ThreadPoolExecutor(TOKENISERS, "fastslow-tokenise")
         weakref.finalize(self, _let_go, self._worker, self._drafters).atexit = False
 
@@ -345,7 +346,8 @@ class LLM:
         Raises:
             RuntimeError: this LLM is closed.
         """
-        self._worker.between_steps(self._core.forget_prompts)
+        for forget in (self._drafters.forget, self._core.forget_prompts):
+            self._worker.between_steps(forget)
 
     @property
     def has_head(self) -> bool:

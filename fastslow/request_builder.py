@@ -241,18 +241,19 @@ class RequestBuilder:
         if not params.ignore_eos:
             end_ids |= self._eos_ids
         drafter = self._drafters.make(settings)
+        drafts = drafter.drafter != "off"
         reproducible = settings.accept == "reproducible"
         reproducible |= settings.accept == "auto" and params.seed is not None
         confidence = None
         if escalation is not None and mode.escalate is not None:
             confidence = Confidence(mode.escalate, to_the_end=escalation.successor is not None)
-        return Request(
+        request = Request(
             id=next(self._ids),
             tokens=list(prompt.tokens),
             prompt_length=len(prompt.tokens),
             params=params,
             speculation=drafter,
-            policy=self._controller.policy(settings, drafter),
+            policy=self._controller.policy(settings if drafts else drafter, drafter),
             stopper=Stopper(params, end_ids, room, self._detokenizer(prompt)),
             groups=mode.groups,
             seed=seed,
@@ -272,6 +273,8 @@ class RequestBuilder:
             confidence=confidence,
             escape=escalation,
         )
+        self._drafters.use(drafter, request)
+        return request
 
     def _rule(self, settings: Speculation, reproducible: bool) -> Rule:
         if settings.accept == STEPWISE:

@@ -66,10 +66,9 @@ class SuffixDraft(BaseDrafter):
                 self._memory.add(text.request.memory_key, tokens[start:], context)
 
     def forget(self) -> None:
-        if self._memory is not None:
-            self._memory.clear()
+        """`memory` is cleared by whoever made it; runs that were found in it end here."""
         for text in self._texts.values():
-            text.runs = MatchRuns()  # they may be of answers that are forgotten
+            text.runs = MatchRuns()
 
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         text = self._texts.get(request.id)

@@ -159,7 +159,7 @@ class EngineCore:
         self.end([request for end, request in timed if end <= now], "timeout", None)
 
     def forget_prompts(self) -> None:
-        """Empty the prefix cache, and what drafters remember of texts. Requests that run or wait go on;
+        """Empty the prefix cache, and what drafters hold of texts. Requests that run or wait go on;
         nothing of them is shared."""
         for request in (*self.scheduler.running, *self.scheduler.waiting):
             request.shared = False

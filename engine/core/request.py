@@ -76,7 +76,7 @@ class KVHistory:
     length: int
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Request:
     """`0 <= computed <= len(tokens)`; a request that decodes has exactly one token not computed."""
 

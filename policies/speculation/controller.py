@@ -44,10 +44,15 @@ class SpeculationController:
             return FixedLength(0)
         if settings.nodes is not None:
             return FixedLength(settings.nodes)
-        if drafter not in self._acceptance:
-            self._acceptance[drafter] = AcceptanceModel(self._tuning)
-        known = self._acceptance[drafter]
+        known = self._acceptance.get(drafter)
+        if known is None:
+            known = self._acceptance.setdefault(drafter, AcceptanceModel(self._tuning))
         return AdaptiveLength(drafter, known, self._costs, self._gate, self._tuning)
+
+    def forget(self, drafter: object) -> None:
+        """A drafter is gone: what was learnt of it goes, too. Any thread may say so."""
+        self._acceptance.pop(drafter, None)
+        self._costs.forget(drafter)
 
     def selection(self, drafters: int, settings: Speculation) -> AdaptiveSelection:
         """For settings that name several drafters; costs count where the length is not fixed."""

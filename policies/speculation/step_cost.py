@@ -127,16 +127,24 @@ class StepCosts:
 
     def node_seconds(self, drafter: object) -> float | None:
         """What one more node of depth takes to draft; None: not measured yet."""
-        return self._node[drafter].value if drafter in self._node else None
+        known = self._node.get(drafter)
+        return None if known is None else known.value
 
     def ask_seconds(self, drafter: object) -> float:
         """What asking a drafter takes by request, even if it proposes nothing."""
-        return self._question[drafter].value if drafter in self._question else 0.0
+        known = self._question.get(drafter)
+        return 0.0 if known is None else known.value
 
     def drafted(self, drafter: object, seconds: float, asked: int, depth: int) -> None:
         """A drafter took `seconds` for `asked` requests and trees of at most this depth."""
         for means, parts in ((self._node, depth), (self._question, asked)):
             if parts > 0:
-                if drafter not in means:
-                    means[drafter] = RunningMean(0.0, self._tuning.draft_memory)
-                means[drafter].add_time(seconds / parts, self._tuning.held_up)
+                mean = means.get(drafter)
+                if mean is None:
+                    mean = means[drafter] = RunningMean(0.0, self._tuning.draft_memory)
+                mean.add_time(seconds / parts, self._tuning.held_up)
+
+    def forget(self, drafter: object) -> None:
+        """A drafter is gone."""
+        for means in (self._node, self._question):
+            means.pop(drafter, None)

@@ -168,11 +168,13 @@ def test_keys_are_few_and_the_one_not_used_for_longest_goes() -> None:
 
 
 def test_what_is_forgotten_is_drafted_for_nobody(bench: Bench) -> None:
-    drafter = SuffixDraft(memory=AnswerMemory(), min_score=0.0)
+    memory = AnswerMemory()
+    drafter = SuffixDraft(memory=memory, min_score=0.0)
     for key in ("a", None):
         say(drafter, key, 4, 5, 6, 9)
     going = view([1, 2, 3], 1)
     assert chain(drafter, going, 1) == [4]
+    memory.clear()
     drafter.forget()
     going.shared = False  # as the engine has it
     going.tokens += [4]

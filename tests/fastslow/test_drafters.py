@@ -1,0 +1,126 @@
+"""Drafters come with the settings that ask for them, and go when nobody uses them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_moge
+from engine_tools import write_kin
+from head_tools import tiny_weights, write_head
+from loguru import logger
+from tokenizers_tiny import write_bpe
+
+from fastslow.draft.head.draft import HeadDraft
+from fastslow.draft.head.runner import KernelRunner, TorchRunner
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.suffix.draft import SuffixDraft
+from fastslow.drafters import MOST, MOST_MODELS
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.llm import LLM
+
+TEN = SamplingParams(max_tokens=10, ignore_eos=True)
+PROMPT = [5, 6, 7, 5, 6, 8, 5, 6]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moge")
+    write_bpe(folder, "{{ messages }}", 320)
+    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
+    config, weights = tiny_weights(folder)
+    write_head(folder / "draft_head.safetensors", replace(config, prompt=64), weights)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    return write_kin(folder, vocab_size=320)
+
+
+@pytest.fixture
+def llm(folder: Path) -> Iterator[LLM]:
+    with LLM(folder, kv_memory="4MiB", progress=False) as llm:
+        yield llm
+
+
+def alive(*kinds: type) -> int:
+    gc.collect()
+    return sum(type(thing) in kinds for thing in gc.get_objects())
+
+
+KINDS: dict[str, tuple[int, Callable[[int], dict[str, Any]]]] = {
+    "suffix": (1000, lambda n: {"drafter": "suffix", "model": f"not used {n}"}),
+    "self|suffix": (1000, lambda n: {"drafter": "self|suffix", "groups": 1, "head": f"{n}"}),
+    "suffix|head": (200, lambda n: {"drafter": "suffix|head", "model": f"not used {n}"}),
+    "off": (200, lambda n: {"drafter": "off", "model": f"not used {n}"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flood_of_settings_leaves_few_drafters(llm: LLM, kind: str) -> None:
+    count, fields = KINDS[kind]
+    few = TEN.model_copy(update={"max_tokens": 4})
+    plain = llm.generate(PROMPT, few, speculation="off").token_ids
+    before = alive(SuffixDraft, ModelDraft, HeadDraft)
+    for first in range(0, count, 50):
+        wishes = [Speculation(**fields(n)) for n in range(first, first + 50)]
+        for wish in wishes:
+            assert llm.generate(PROMPT, few, speculation=wish).token_ids == plain
+        assert len(llm._drafters.made) <= MOST
+    parts = 1 + ("|" in kind)
+    assert alive(SuffixDraft, ModelDraft, HeadDraft) <= before + parts * MOST
+    controller = llm._requests._controller
+    known = (controller._acceptance, controller._costs._node, controller._costs._question)
+    assert all(len(some) <= MOST + 1 for some in known)
+    assert len(llm._drafters._keys) == len(llm._drafters._users) <= MOST
+    if kind == "suffix|head":
+        (runner,) = llm._drafters._heads.values()
+        assert isinstance(runner, KernelRunner | TorchRunner)
+        held = runner._vocabs if isinstance(runner, KernelRunner) else runner._texts
+        assert len(held) <= MOST, "a head that stays holds no text of a drafter that is gone"
+
+
+def test_draft_models_go_with_their_last_drafter(llm: LLM, small: Path) -> None:
+    plain = llm.generate(PROMPT, TEN, speculation="off").token_ids
+    caches = alive(KVCache)
+    for n in range(2 * MOST_MODELS):
+        wish = Speculation(drafter="model", model=small, width=1 + n % 8, nodes=3)
+        out = llm.generate(PROMPT, TEN, speculation=wish)
+        assert out.token_ids == plain and out.metrics.drafted > 0
+        assert len(llm._drafters._models) == 1, "the weights are loaded once"
+    assert alive(KVCache) == caches + MOST_MODELS
+    for n in range(MOST):
+        llm.generate(PROMPT, TEN, speculation=Speculation(drafter="ngram", model=f"{n}"))
+    assert alive(KVCache) == caches and not llm._drafters._models, "pages and weights are free"
+    out = llm.generate(PROMPT, TEN, speculation=wish)
+    assert out.token_ids == plain and out.metrics.drafted > 0, "it is loaded again"
+
+
+def test_a_drafter_that_is_used_stays(llm: LLM) -> None:
+    """Where all are used, a request with other settings gets no drafts, and the log says so."""
+    plain = llm.generate(PROMPT, TEN, speculation="off").token_ids
+    warnings: list[str] = []
+    sink = logger.add(warnings.append, level="WARNING")
+    with ExitStack() as stack:
+        streams = []
+        for n in range(MOST + 3):
+            wish = Speculation(drafter="self", groups=1, nodes=2, model=f"{n}")
+            streams.append(llm.stream(PROMPT, TEN, speculation=wish))
+            stack.callback(streams[-1].close)  # type: ignore[attr-defined]
+        outs = [[piece.output for piece in stream][-1] for stream in streams]
+        assert all(out is not None and out.token_ids == plain for out in outs)
+        drafted = [out.metrics.drafted > 0 for out in outs if out is not None]
+        assert drafted == [True] * MOST + [False] * 3
+        assert {out.metrics.drafter for out in outs[MOST:] if out is not None} == {"off"}
+    logger.remove(sink)
+    assert sum("32 drafters are in use" in line for line in warnings) == 1
+    again = llm.generate(PROMPT, TEN, speculation=wish)
+    assert again.token_ids == plain and again.metrics.drafted > 0, "now there is room"
