@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import readline
 import select
 import signal
 import subprocess
@@ -353,8 +354,9 @@ def test_pasted_lines_are_one_message(moge: Path, typed: bytes) -> None:
         close_fds=True,
     )
     os.close(theirs)
+    gnu = "libedit" not in (readline.__doc__ or "")
     try:
-        _expect(ours, b"> ")
+        _expect(ours, *([b"\x1b[?2004h"] if gnu else []), b"> ")  # asks to bracket what is pasted
         os.write(ours, typed)
         seen = _expect(ours, b"mode deep | ")
         os.write(ours, b"/quit\n")

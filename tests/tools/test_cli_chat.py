@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,7 +47,9 @@ def tokens(turns: list[dict[str, str]]) -> int:
     return sum(len(turn["content"].split()) for turn in turns)
 
 
-def talk(engine: Engine, lines: list[str | type[BaseException]], system: str | None = None) -> None:
+def talk(
+    engine: Engine, lines: Sequence[str | type[BaseException]], system: str | None = None
+) -> None:
     said = iter(lines)
 
     def read(_prompt: str) -> str:
