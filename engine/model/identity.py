@@ -8,13 +8,14 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from loguru import logger
 from safetensors import safe_open
 
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 
-SAMPLED, ROWS = 64, 8  # tensors, spread over all of them, and the first rows of each
+SAMPLED, ROWS = 512, 4  # tensors, spread over all of them, and the first rows of each
 DIGEST = "model_digest"  # in a file of settings, beside "model", which is for people
 
 
@@ -68,13 +69,14 @@ def _digest(folder: Path, _state: tuple[tuple[str, int, int], ...]) -> str:
     checkpoint = Checkpoint.own(folder, ModelConfig.from_folder(folder))
     every = sorted((name, path) for path, names in checkpoint.files.items() for name in names)
     chosen = {every[i * len(every) // SAMPLED][0] for i in range(SAMPLED)}
-    parts: dict[str, str] = {}
+    parts: dict[str, bytes] = {}
     for path, names in checkpoint.files.items():
         with safe_open(path, framework="pt") as shard:
             for name in names:
                 found = shard.get_slice(checkpoint.stored.get(name, name))
-                parts[name] = f"{name} {found.get_dtype()} {list(found.get_shape())}"
-                if name in chosen and found.get_shape():
-                    parts[name] += f" {found[:ROWS].double().flatten().tolist()}"
-    text = "\n".join(parts[name] for name, _ in every)
-    return hashlib.sha256(text.encode()).hexdigest()
+                shape = found.get_shape()
+                parts[name] = f"{name} {found.get_dtype()} {list(shape)}".encode()
+                if name in chosen and all(shape) and shape:
+                    values = found[:ROWS].contiguous().view(torch.uint8)
+                    parts[name] += values.numpy().tobytes()
+    return hashlib.sha256(b"\n".join(parts[name] for name, _ in every)).hexdigest()

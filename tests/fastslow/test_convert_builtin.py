@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 from fastslow.models import locate
 from fastslow.models.folder import fresh_folder
 from fastslow.models.gguf import gguf_to_dense, half_split
+from fastslow.models.gguf_header import GgufHeader
+from fastslow.tools.cli.app import main
 from fastslow.tools.convert.teacher import Teacher
 
 HIDDEN, HEADS, KV_HEADS, DIM, INNER = 64, 4, 2, 16, 96
@@ -220,3 +222,53 @@ def test_the_first_of_two_writers_wins_and_a_failed_one_leaves_nothing(tmp_path:
     with pytest.raises(KeyError), fresh_folder(tmp_path / "broken"):
         raise KeyError
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_inspect_reads_the_header_of_a_gguf_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is converted, and the weights need not even be there."""
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file)
+    assert GgufHeader.read(file).tensors["token_embd.weight"] == (HIDDEN, 261)
+    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: -4 * 261 * HIDDEN])
+    for command in ("inspect", "modes"):
+        assert run(command, file, "--json") == 0
+    assert not (tmp_path / "cache").exists()
+    record = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (record["layers"], record["hidden_size"], record["vocab_size"]) == (1, HIDDEN, 261)
+    assert record["tokenizer"] == "of the file, 261 ids, an answer ends at '<|im_end|>'"
+
+
+def test_a_damaged_gguf_is_one_sentence_with_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file)
+    whole = file.read_bytes()
+    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
+    damages = {
+        "cut in the header": whole[:1000],
+        "cut in the weights": whole[:-1000],
+        "of another kind": b"PK" + whole[2:],
+        "of another version": whole[:4] + b"\x09" + whole[5:],
+        "with too many values": whole[:16] + b"\xff" * 8 + whole[24:],
+        "with a value missing": whole.replace(b"llama.block_count", b"llama.block_coumt"),
+        "empty": b"",
+    }
+    for name, content in damages.items():
+        file.write_bytes(content)
+        assert run("generate", "Hello", "--model", file) == 2, name
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("error: GGUF file ") and str(file) in said, name
+        if name != "cut in the weights":
+            assert run("inspect", file) == 2, name
+            assert str(file) in capsys.readouterr().err, name
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return int(end.value.code or 0)

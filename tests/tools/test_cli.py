@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import readline
 import select
 import signal
 import subprocess
@@ -335,6 +336,42 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(moge: Path) -> N
         os.close(ours)
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [b"one\ntwo\nthree\n", b"\x1b[200~one\ntwo\nthree\x1b[201~\r"],
+    ids=["raw", "bracketed"],
+)
+def test_pasted_lines_are_one_message(moge: Path, typed: bytes) -> None:
+    """From a terminal that brackets what is pasted, and from one that does not."""
+    ours, theirs = pty.openpty()
+    options = ("--model", str(moge), "--max-tokens", "3", "--drafter", "off")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastslow", "chat", *options],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm"},
+        close_fds=True,
+    )
+    os.close(theirs)
+    gnu = "libedit" not in (readline.__doc__ or "")
+    try:
+        _expect(ours, *([b"\x1b[?2004h"] if gnu else []), b"> ")  # asks to bracket what is pasted
+        os.write(ours, typed)
+        seen = _expect(ours, b"mode deep | ")
+        os.write(ours, b"/quit\n")
+        while select.select([ours], [], [], 60)[0]:
+            try:
+                seen += os.read(ours, 4096)
+            except OSError:
+                break  # the other side is closed
+        assert process.wait(timeout=60) == 0
+        assert b"mode deep" not in seen, "there was one answer"
+    finally:
+        process.kill()
+        os.close(ours)
+
+
 def _read(terminal: int, count: int) -> None:
     """Read until so many more bytes have come."""
     while count > 0:
@@ -342,8 +379,8 @@ def _read(terminal: int, count: int) -> None:
         count -= len(os.read(terminal, count))
 
 
-def _expect(terminal: int, *parts: bytes) -> None:
-    """Read until each part has come, in order."""
+def _expect(terminal: int, *parts: bytes) -> bytes:
+    """Read until each part has come, in order. Returns what came behind the last one."""
     seen = b""
     deadline = time.monotonic() + 60
     for part in parts:
@@ -352,6 +389,7 @@ def _expect(terminal: int, *parts: bytes) -> None:
             if select.select([terminal], [], [], 1)[0]:
                 seen += os.read(terminal, 4096)
         seen = seen.partition(part)[2]
+    return seen
 
 
 def test_piped_questions_are_answered_one_a_line(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,7 +47,9 @@ def tokens(turns: list[dict[str, str]]) -> int:
     return sum(len(turn["content"].split()) for turn in turns)
 
 
-def talk(engine: Engine, lines: list[str | type[BaseException]], system: str | None = None) -> None:
+def talk(
+    engine: Engine, lines: Sequence[str | type[BaseException]], system: str | None = None
+) -> None:
     said = iter(lines)
 
     def read(_prompt: str) -> str:
@@ -126,3 +128,47 @@ def test_a_thinking_budget_bounds_every_mode_that_thinks() -> None:
     deep = options.call(engine, "deep")["mode"]
     assert (deep.name, deep.thinking_budget) == ("deep", 30)
     assert options.call(engine, "fast")["mode"] is engine.modes["fast"], "off is a budget of 0"
+
+
+def test_a_full_context_drops_the_oldest_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = Engine(*(f"answer {i} " + "a " * 100 for i in range(4)))
+    engine.model.config.context = 640
+    lines = [f"question {i} " + "q " * 100 for i in range(4)]
+    talk(engine, lines, system="Be brief.")
+    begins = [[" ".join(turn["content"].split()[:2]) for turn in turns] for turns in engine.asked]
+    assert begins[1] == ["Be brief.", "question 0", "answer 0", "question 1"]
+    assert begins[2] == ["Be brief.", "question 1", "answer 1", "question 2"]
+    assert begins[3] == ["Be brief.", "question 2", "answer 2", "question 3"]
+    said = "The context is full: the oldest 1 questions and answers are dropped."
+    assert capsys.readouterr().err.count(said) == 2
+
+
+def test_turns_that_the_memory_does_not_hold_are_dropped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine = Engine("one", "two", "three")
+    real = engine.stream
+
+    def tight(turns: Any, **call: Any) -> Any:
+        if len(turns) > 3:
+            raise ValueError("needs 9 KV pages; there are 8")
+        return real(turns, **call)
+
+    engine.stream = tight  # type: ignore[method-assign]
+    talk(engine, ["first", "second", "third"])
+    assert [turn["content"] for turn in engine.asked[2]] == ["second", "two", "third"]
+    assert "oldest 1 " in capsys.readouterr().err
+
+
+def test_a_refused_question_leaves_the_history_alone() -> None:
+    engine = Engine("one", "two")
+    real = engine.stream
+
+    def refusing(turns: Any, **call: Any) -> Any:
+        if turns[-1]["content"] == "bad":
+            raise ValueError("no")
+        return real(turns, **call)
+
+    engine.stream = refusing  # type: ignore[method-assign]
+    talk(engine, ["first", "bad", "second"])
+    assert [turn["content"] for turn in engine.asked[1]] == ["first", "one", "second"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,14 @@ from fastslow.tools.cli.app import app
 from fastslow.tools.plan import device as device_module
 from fastslow.tools.plan.device import DEVICES, THIS_CPU, Device, find_device
 from fastslow.tools.plan.published import LARGE, ROWS, SMALL, calibrate, config_of
-from fastslow.tools.plan.search import DraftCost, best, choose_batches, choose_nodes, largest
+from fastslow.tools.plan.search import (
+    DraftCost,
+    best,
+    choose_batches,
+    choose_nodes,
+    fewest_cards,
+    largest,
+)
 from fastslow.tools.plan.step import Efficiency, ForwardWork, Precision, Setting
 
 WHOLE = Efficiency(memory=1.0, compute=1.0, link=1.0, layer=0.0)
@@ -200,3 +207,20 @@ def test_weights_of_a_verify_step(batch: int, costs: tuple[float, ...]) -> None:
     plain = s.decode(batch, 1, 0).weights
     found = [s.decode(batch, nodes + 1, 0).weights / plain for nodes in (1, 2, 3, 5, 7)]
     assert found == pytest.approx(costs, abs=0.006)
+
+
+def test_without_a_number_it_takes_the_fewest_cards_that_hold_the_model() -> None:
+    """A model of 72 GB on cards of 64 GiB: the bare command has an answer."""
+    bare = CliRunner().invoke(app, ["plan"])
+    assert bare.exit_code == 0, bare.output
+    assert "on 2 x 800i-a2, the fewest that hold it" in bare.stdout
+    found = CliRunner().invoke(app, ["plan", "--weights", "bf16", "--json"])
+    assert json.loads(found.stdout)["cards"] == 3
+    one = CliRunner().invoke(app, ["plan", "--device", "300i-duo", "--json"])
+    assert json.loads(one.stdout)["cards"] == 1
+    for context, batch in ((2048, 1), (2048, 300)):
+        s = fewest_cards(setting(cards=1), context, batch)
+        room = 0.95 * s.device.memory
+        assert s.memory(batch, context) <= room < setting(cards=s.cards - 1).memory(batch, context)
+    alone = Device(THIS_CPU, 1e9, 1e9, 1e9, 1e9)
+    assert fewest_cards(replace(setting(cards=1), device=alone), 2048).cards == 1, "it has no links"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_dense
-from tune_tools import write_model, write_prompts
+from tune_tools import sample, write_model, write_prompts
 
 from fastslow.engine.host import machine as watch_module
 from fastslow.engine.host.machine import Watch
@@ -18,7 +18,9 @@ from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.settings import read_settings
+from fastslow.tools.cli import screen
 from fastslow.tools.cli.app import main
+from fastslow.tools.cli.bench import _table as bench_table
 from fastslow.tools.progress import silent
 from fastslow.tools.prompts import Conversation, read_prompts
 from fastslow.tools.tune.candidates import PLAIN, default_drafters, grid, label
@@ -370,3 +372,19 @@ def test_help_does_not_load_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
+
+
+def test_a_table_keeps_names_apart_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    screen.console.cache_clear()
+    names = ("suffix|head", "suffix|self", "suffix|model")
+    grid = Grid([Speculation(drafter=n, model="m") for n in names], modes=("deep", "escalating"))
+    for cell in grid.samples:
+        grid.samples[cell].append(sample(0, drafted=80, accepted=40))
+    screen.show(bench_table(grid))
+    screen.console.cache_clear()
+    shown = capsys.readouterr().out
+    assert all(shown.count(f"{name}, model=m ") == 2 for name in names) and "…" not in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())

@@ -252,3 +252,18 @@ def test_a_picture_of_one_point_is_a_picture() -> None:
     root = ElementTree.fromstring(drawn(plot))
     assert len(list(root.iter("circle"))) == 1
     assert list(root.iter("polyline")) == []
+
+
+def test_a_grey_row_says_what_it_rests_on(found: TuneResult) -> None:
+    """Of two runs nobody can tell, and nothing stands above what is to be used."""
+    found.samples[SELF] = [drafted(part, 40, 100 / 30, (0.9,)) for part in range(2)]
+    found.samples[LONG] = found.samples[LONG][:1]
+    read = Reader(page(found))
+    table = read.words[read.words.index("x plain") :]
+    names = ("ngram · 2", "ngram · adaptive", "self · 4", "ngram · 8")
+    assert min(table.index(name) for name in names) == table.index("ngram · 2"), "the winner first"
+    assert "self · 4out after 2 of 4 runs: faster in these, which are too few to tell" in table
+    assert "ngram · 8out after 1 of 4 runs" in table
+    found.best, found.finalists = FREE, [NGRAM, FREE]
+    words = Reader(page(found)).words
+    assert "within 2%: the adaptive length is taken" in words

@@ -92,11 +92,13 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bool) ->
 
     answer, output = _screen(options, as_json), None
     pieces = llm.stream(asked, **options.call(llm))
-    with suppress(KeyboardInterrupt):
-        for piece in pieces:
-            answer.add(piece)
-            output = piece.output or output
-    answer.end()
+    try:
+        with suppress(KeyboardInterrupt):
+            for piece in pieces:
+                answer.add(piece)
+                output = piece.output or output
+    finally:
+        answer.end()
     if as_json:
         _write(_cut(answer) if output is None else _record(output))
     elif output is not None:

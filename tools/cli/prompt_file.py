@@ -123,4 +123,6 @@ def short(choice: Completion) -> dict[str, Any]:
     every = choice.to_dict()
     known = {name: every[name] for name in SHOWN} | {n: every["metrics"][n] for n in MEASURED}
     known["tokens_per_second"] = round(known["tokens_per_second"], 1)
+    if every["metrics"]["decision"]:
+        known["decision"] = every["metrics"]["decision"]  # of mode auto
     return known | {n: every[n] for n in ("logprobs", "error") if every[n] is not None}

@@ -1,0 +1,120 @@
+"""A file of settings belongs to the model that it was found with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from loguru import logger
+from tune_tools import write_model, write_prompts
+
+from fastslow.engine.model.identity import model_digest
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.llm import LLM
+from fastslow.policies.auto import BUILT_IN, read_selector
+from fastslow.policies.modes import load_modes
+from fastslow.settings import add_settings, read_settings, write_settings
+from fastslow.tools.cli.app import main
+
+NGRAM = Speculation(drafter="ngram", nodes=2)
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "mine")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the same shape with other weights, as a fine-tune is."""
+    return write_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return int(end.value.code or 0)
+
+
+def load(folder: Path, **options: object) -> LLM:
+    return LLM(folder, kv_memory="4MiB", progress=False, **options)  # type: ignore[arg-type]
+
+
+def test_a_fingerprint_is_of_the_weights_not_of_the_folder(
+    mine: Path, other: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(mine, tmp_path / "renamed")
+    (copy / "fastslow.json").write_text("{}")
+    assert model_digest(copy) == model_digest(mine) != model_digest(other)
+
+
+def test_tuned_settings_of_another_model_are_refused(
+    mine: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line, as a user with several models meets it."""
+    out, prompts = tmp_path / "tuned.json", write_prompts(tmp_path / "p.jsonl")
+    few = ("--tokens", 6, "--minutes", 0.01, "--kv-memory", "4MiB", "-o", out)
+    files = ("--prompts", prompts, "--report", tmp_path / "r.html")
+    assert run("tune", "--model", mine, *files, *few, "--lengths", 2, "--drafters", "ngram") == 0
+    kept = out.read_text("utf-8")
+    both = f"found with model {str(mine)!r}", "this model is 'other'"
+    with pytest.raises(ValueError, match="found with model") as error:
+        load(other, speculation=str(out))
+    assert all(words in str(error.value) for words in both)
+    with load(other) as llm, pytest.raises(ValueError, match="found with model"):
+        llm.generate("Hello", SamplingParams(max_tokens=2), speculation=str(out))
+    with load(mine, speculation=str(out)) as llm:
+        assert llm.generate("Hello", SamplingParams(max_tokens=2)).text
+
+    capsys.readouterr()
+    assert run("tune", "--groups", "--model", other, *files, *few) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert all(words in said for words in both)
+    assert out.read_text("utf-8") == kept, "nothing was merged"
+
+
+def test_every_part_of_a_file_is_checked(mine: Path, other: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    add_settings(path, "mine", mine, auto=BUILT_IN.model_dump(mode="json"))
+    add_settings(path, "mine", mine, modes={"bot": {"base": "fast"}}, speculation=dict(NGRAM))
+    assert "bot" in load_modes(mine, 4, path)
+    assert read_selector(path, mine) == BUILT_IN
+    assert read_settings(path, mine) == NGRAM
+    for read in (read_selector, read_settings):
+        with pytest.raises(ValueError, match="found with model 'mine'"):
+            read(path, other)
+    with pytest.raises(ValueError, match="found with model 'mine'"):
+        load_modes(other, 4, path)
+    before = path.read_text("utf-8")
+    with pytest.raises(ValueError, match="found with model 'mine'"):
+        add_settings(path, "other", other, modes={"bot": {"base": "deep"}})
+    assert path.read_text("utf-8") == before
+
+
+def test_a_file_of_an_older_version_is_taken_with_a_word(mine: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    write_settings(path, "a model", NGRAM, {})
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    try:
+        assert read_settings(path, mine) == NGRAM
+        assert read_settings(path, mine) == NGRAM
+    finally:
+        logger.remove(sink)
+    assert len(lines) == 1 and "names model 'a model' without a fingerprint" in lines[0]
+    with pytest.raises(ValueError, match="names model 'a model', and this is 'mine'"):
+        add_settings(path, "mine", mine, modes={})
+
+
+def test_presets_written_by_hand_fit_any_model(mine: Path, other: Path, tmp_path: Path) -> None:
+    path = tmp_path / "my.json"
+    path.write_text(json.dumps({"modes": {"bot": {"base": "fast"}}}))
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    try:
+        assert "bot" in load_modes(mine, 4, path) and "bot" in load_modes(other, 4, path)
+    finally:
+        logger.remove(sink)
+    assert lines == []

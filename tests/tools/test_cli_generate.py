@@ -1,0 +1,342 @@
+"""`fastslow generate`: what goes where, files of prompts, tuned settings, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_moge
+from head_tools import tiny_weights, write_head
+from tokenizers_tiny import write_bpe
+
+from fastslow.llm import LLM
+from fastslow.tools.cli.app import main
+
+ASKED = "What is 4827 + 396?"  # abacus thinks it out and says 5223
+ABACUS = ("--model", "abacus", "--kv-memory", "4MiB")
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return int(end.value.code or 0)
+
+
+def generate(*arguments: object) -> int:
+    return run("generate", *ABACUS, *arguments)
+
+
+def records(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def write_lines(path: Path, *lines: object) -> Path:
+    text = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path.write_text("\n".join(text) + "\n", "utf-8")
+    return path
+
+
+# What goes where
+
+
+def test_standard_output_gets_the_answer_alone() -> None:
+    command = [sys.executable, "-m", "fastslow", "generate", *ABACUS, ASKED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "5223\n"
+    assert "4827+396" in done.stderr and "mode deep | " in done.stderr
+
+
+def test_the_thought_is_left_out_if_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(ASKED, "--no-thinking") == 0
+    streams = capsys.readouterr()
+    assert streams.out == "5223\n"
+    assert "4827+396" not in streams.err and "tokens of thought" in streams.err
+
+
+def test_with_json_there_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(ASKED, "--json") == 0
+    streams = capsys.readouterr()
+    record = json.loads(streams.out)
+    assert (record["text"], record["mode"]) == ("5223", "deep")
+    assert record["prompt_tokens"] > 0 and "4827+396" in record["reasoning"]
+    assert streams.err == ""
+
+
+def test_several_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(ASKED, "--n", 3) == 0
+    streams = capsys.readouterr()
+    assert streams.out == "5223\n" * 3
+    assert "answer 2 of 3" in streams.err
+    assert generate(ASKED, "--n", 2, "--json", "--logprobs", 1) == 0
+    (record,) = records(capsys)
+    assert [choice["text"] for choice in record["choices"]] == ["5223"] * 2
+    assert len(record["choices"][1]["logprobs"]) == record["choices"][1]["tokens"]
+
+
+# Files of prompts
+
+
+def test_a_text_file_has_a_prompt_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_lines(tmp_path / "p.txt", "What is 1 + 1?", "", f"  {ASKED}", "What is 20*3?")
+    assert generate("--file", path) == 0
+    found = records(capsys)
+    assert [(one["index"], one["text"]) for one in found] == [(0, "2"), (1, "5223"), (2, "60")]
+    for one in found:
+        assert one["reasoning"] and one["finish_reason"] == "stop" and one["mode"] == "deep"
+        assert one["tokens"] > 0 and one["prompt_tokens"] > 0 and one["tokens_per_second"] > 0
+
+
+def test_json_lines_bring_their_own_mode_and_sampling(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [{"role": "user", "content": ASKED}]
+    path = write_lines(
+        tmp_path / "p.jsonl",
+        {"messages": turns},
+        {"prompt": ASKED, "mode": "fast", "id": 7},
+        {"prompt": ASKED, "sampling": {"max_tokens": 3, "logprobs": 0}},
+        {"prompt": ASKED, "mode": {"base": "deep", "thinking_budget": 2}},
+    )
+    assert generate("--file", path, "--max-tokens", 96) == 0
+    deep, fast, short, bounded = records(capsys)
+    assert (deep["text"], deep["mode"], fast["mode"]) == ("5223", "deep", "fast")
+    assert (short["tokens"], short["finish_reason"], len(short["logprobs"])) == (3, "length", 3)
+    assert bounded["mode"] == "deep*" and len(bounded["reasoning"]) < len(deep["reasoning"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (['{"prompt": "a"}', "{"], "line 2: no JSON"),
+        (['{"prompt": "a"}', "", '{"promt": "b"}'], "line 3: it has none of the fields"),
+        (['{"prompt": "a", "sampling": {"top_p": 5}}'], "line 1: top_p=5 must be"),
+        (['{"prompt": "a", "sampling": 5}'], "line 1: sampling must be an object"),
+        (['{"prompt": "a"}', '{"prompt": "b", "mode": "fats"}'], "line 2: mode='fats' is unknown"),
+        (['{"prompt": "a", "mode": 5}'], "line 1: mode=5 must be a name"),
+        (['{"prompt": "a"}', json.dumps({"prompt": "b" * 3000})], "line 2: prompt has "),
+        ([""], "has no prompt"),
+    ],
+)
+def test_a_wrong_line_is_named_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: list[str], said: str
+) -> None:
+    path = write_lines(tmp_path / "p.jsonl", *lines)
+    assert generate("--file", path) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.startswith(f"error: prompts file {str(path)!r}") and said in streams.err
+    assert streams.err.count("\n") == 1
+
+
+def test_a_request_that_fails_does_not_take_the_others_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastslow.output import GenerationError
+
+    real = LLM.generate
+
+    def failing(self: LLM, prompt: Any, *arguments: Any, **options: Any) -> Any:
+        output = real(self, prompt, *arguments, **options)
+        if "1 + 1" not in prompt[-1]["content"]:
+            return output
+        object.__setattr__(output.choices[0], "error", "it broke")
+        raise GenerationError("1 request(s) failed", [output])
+
+    monkeypatch.setattr(LLM, "generate", failing)
+    path = write_lines(tmp_path / "p.txt", "What is 1 + 1?", ASKED)
+    assert generate("--file", path) == 1
+    first, second = records(capsys)
+    assert first["error"] == "it broke"
+    assert second["text"] == "5223" and "error" not in second
+
+
+def test_ctrl_c_keeps_the_answers_that_are_there(tmp_path: Path) -> None:
+    write_bpe(tmp_path, None, 320)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    write_moge(tmp_path, vocab=320, eos_token_id=None, max_position_embeddings=65536)
+    endless = {"prompt": "Go on", "sampling": {"max_tokens": 60000}}
+    path = write_lines(
+        tmp_path / "p.jsonl", {"prompt": "Hi", "sampling": {"max_tokens": 2}}, endless
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastslow", "generate", "--raw", "--file", str(path)]
+        + ["--model", str(tmp_path), "--drafter", "off"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+    assert process.stdout is not None
+    first = json.loads(process.stdout.readline())
+    assert (first["index"], first["tokens"]) == (0, 2)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and time.monotonic() < started + 20
+    assert rest == b"" and b"Traceback" not in errors
+
+
+# Drafts
+
+
+def test_tuned_settings_a_corpus_and_a_drafter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned, corpus = tmp_path / "tuned.json", tmp_path / "c.safetensors"
+    settings = {"version": 1, "speculation": {"drafter": "suffix", "nodes": 3}}
+    tuned.write_text(json.dumps(settings))
+    assert generate(ASKED, "--json") == 0
+    (answer,) = records(capsys)
+    turns = [
+        {"role": "user", "content": ASKED},
+        {"role": "assistant", "content": f"<think>{answer['reasoning']}</think>{answer['text']}"},
+    ]
+    answers = write_lines(tmp_path / "a.jsonl", {"messages": turns})
+    assert run("corpus", "build", answers, "-o", corpus, "--model", "abacus") == 0
+    capsys.readouterr()
+    drafted = {}
+    for name, options in {
+        "tuned": ("--speculation", tuned),
+        "named": ("--speculation", "ngram"),
+        "off": ("--speculation", tuned, "--nodes", 0),
+        "corpus": ("--speculation", tuned, "--corpus", corpus),
+    }.items():
+        assert generate(ASKED, "--json", *options) == 0, name
+        (record,) = records(capsys)
+        assert record["text"] == "5223"
+        drafted[name] = record["metrics"]
+    assert drafted["tuned"]["drafter"] == "suffix" and drafted["named"]["drafter"] == "ngram"
+    assert drafted["off"]["drafted"] == 0
+    assert drafted["corpus"]["accepted"] > drafted["tuned"]["accepted"]
+
+
+def test_a_head_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_bpe(tmp_path, None, 320)
+    write_moge(tmp_path, vocab=320)
+    head = write_head(tmp_path / "mine.safetensors", *tiny_weights(tmp_path))
+    options = ("--model", tmp_path, "--raw", "--max-tokens", 6)
+    assert run("generate", "Hello", *options, "--drafter", "head") == 2
+    assert "needs head=PATH" in capsys.readouterr().err
+    assert run("generate", "Hello", *options, "--drafter", "head", "--head", head) == 0
+    assert "drafter head" in capsys.readouterr().err
+
+
+def test_chat_takes_them_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = tmp_path / "tuned.json"
+    tuned.write_text(json.dumps({"version": 1, "speculation": {"drafter": "ngram", "nodes": 3}}))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{ASKED}\n"))
+    assert run("chat", *ABACUS, "--speculation", tuned, "--no-thinking") == 0
+    streams = capsys.readouterr()
+    assert streams.out == "5223\n" and "drafter ngram" in streams.err
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "give a PROMPT (- is standard input) or --file"),
+        (("Hello", "--file", "p.txt"), "give a PROMPT (- is standard input) or --file"),
+        (("",), "PROMPT is empty"),
+        ((" \n",), "PROMPT is empty"),
+        (("-",), "standard input is empty"),
+        (("--file", "none.txt"), "prompts file 'none.txt' cannot be read"),
+        (("Hello", "--logprobs", "2"), "--logprobs are for programs"),
+        (("Hello", "--n", "0"), "n=0 must be greater than or equal to 1"),
+        (("Hello", "--speculation", "none.json"), "settings file 'none.json' cannot be read"),
+        (("Hello", "--speculation", "a.json", "--drafter", "off"), "give one of them"),
+        (("Hello", "--speculation", "ngrm"), "drafter='ngrm' is unknown"),
+        (("Hello", "--corpus", "none.safetensors"), "none.safetensors cannot be read"),
+        (("Hello", "--head", "none.safetensors"), "none.safetensors cannot be read"),
+        (("Hello", "--drafter", "self", "--corpus", "c"), "--corpus is for drafter suffix"),
+        (("Hello", "--modes", "none.json"), "none.json cannot be read"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+    assert generate(*arguments) == 2
+    streams = capsys.readouterr()
+    assert streams.out == "" and said in streams.err
+    assert streams.err.startswith("error: ") and streams.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("generate", "-"), ("chat",)])
+def test_a_closed_standard_input_is_one_sentence(command: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fastslow", *command, *ABACUS],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: os.close(0),
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: standard input is closed: there is nothing to read\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("train-draft", "--target", "abacus", "--data", "none.jsonl", "-o", "x"), "'none.jsonl'"),
+        (
+            ("convert", "abacus-draft", "out", "--text", "none.txt"),
+            "text 'none.txt' cannot be read",
+        ),
+        (("corpus", "info", "none.safetensors"), "none.safetensors cannot be read"),
+        (("inspect", "abacus", "--routing", "none.jsonl"), "'none.jsonl' cannot be read"),
+    ],
+)
+def test_a_file_that_is_not_there_is_named(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    said_all = capsys.readouterr().err
+    assert said in said_all and said_all.startswith("error: ") and said_all.count("\n") == 1
+
+
+def test_the_home_folder_is_found_in_every_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shells leave `--file=~/p.txt` as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_lines(tmp_path / "p.txt", "What is 1 + 1?")
+    settings = {"version": 1, "speculation": {"drafter": "ngram", "nodes": 3}}
+    (tmp_path / "tuned.json").write_text(json.dumps(settings))
+    (tmp_path / "my.json").write_text('{"modes": {"brief": {"base": "fast"}}}')
+    files = ("--file=~/p.txt", "--speculation=~/tuned.json", "--modes=~/my.json")
+    assert generate(*files, "--mode", "brief") == 0
+    (record,) = records(capsys)
+    assert record["mode"] == "brief"
+    (tmp_path / "model").mkdir()
+    write_moge(tmp_path / "model")
+    assert run("inspect", "~/model", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["tokenizer"].startswith("none")
+    assert run("modes", "~/model", "--modes=~/my.json", "--json") == 0
+    assert "brief" in json.loads(capsys.readouterr().out)
+    assert run("plan", "--picture=~/plan.html", "--cards", "2") == 0
+    assert (tmp_path / "plan.html").is_file()
+    assert run("corpus", "info", "~/none.safetensors") == 2
+    assert str(tmp_path / "none.safetensors") in capsys.readouterr().err
