@@ -30,6 +30,7 @@ from fastslow.tools.forward import chain
 
 ROWS = (1, 8, 64)
 CONTEXT = 100
+MATRIX = "_proj.weight"  # what W8A8 has in int8
 NOISE = 1 << 24  # weights that differ; all are cut from these
 APART = 0.2  # of W8A8 from bfloat16, relative
 SPACE = 3  # times a layer's weights: what loading it takes
@@ -145,18 +146,22 @@ def build(config: ModelConfig, plan: CheckPlan, int8: bool) -> Model:
         return flat * (shape[-1] ** -0.5 if len(shape) > 1 and "embed" not in name else 0.5)
 
     def linear(name: str) -> QuantLinear | None:
-        plain = any(part in name for part in ("embed", "lm_head", "mlp.gate.", "norm"))
-        return None if plain else QuantLinear.of(read(name))
+        return QuantLinear.of(read(name)) if name.endswith(MATRIX) else None
 
-    quantised = linear if int8 else no_int8
+    def rounded(name: str) -> torch.Tensor:
+        """As a checkpoint gives it to a device that multiplies int8 weights out."""
+        found = linear(name)
+        return read(name) if found is None else found.dequantised()
+
+    quantised, source = (linear, rounded) if int8 else (no_int8, read)
     if place.kind != "cpu":
         ops = paged_ops_for(place)
         dtype = ops.nearest(torch.bfloat16)
-        return PagedDecoder(Stacked(config, ops, dtype, place.device, read, quantised))
+        return PagedDecoder(Stacked(config, ops, dtype, place.device, source, quantised))
     if not library.available():
-        weights = Weights(config, ops_for("cpu"), torch.bfloat16, place.device, read, quantised)
+        weights = Weights(config, ops_for("cpu"), torch.bfloat16, place.device, source, quantised)
         return Decoder(weights)
-    kept = [x for x in shapes if x.endswith("_proj.weight")] if int8 else []
+    kept = [x for x in shapes if x.endswith(MATRIX)] if int8 else []
     formats = Formats.of(torch.bfloat16, "none")
     if int8:
         formats = Formats.w8a8(torch.bfloat16, kept, "lm_head.weight")
@@ -164,7 +169,7 @@ def build(config: ModelConfig, plan: CheckPlan, int8: bool) -> Model:
     packed = store.create(
         plan.folder / f"layer-{formats.name}-1.packed",
         arena,
-        Sources(read, lambda name: None, quantised),
+        Sources(source, lambda name: None, quantised),
     )
     return CpuDecoder(config, formats, arena, packed)
 
