@@ -1,0 +1,226 @@
+"""`python -m fastslow.tools.check_device`: what passes, what fails, and what it then says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from npu_tools import CHIPS, simulated
+from test_cuda_ops import RecordingOps
+from typer.testing import CliRunner
+
+from fastslow.draft.build import DRAFTERS
+from fastslow.engine.backends import device as device_module
+from fastslow.engine.backends.accelerator import cuda as cuda_module
+from fastslow.llm import LLM
+from fastslow.output import Output
+from fastslow.tools.check_device import __main__ as command
+from fastslow.tools.check_device import layer
+from fastslow.tools.check_device.exactness import drafters, exactness
+from fastslow.tools.check_device.report import CheckPlan, Finding
+from fastslow.tools.progress import silent
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def check(*arguments: str) -> tuple[int, str]:
+    app = typer.Typer()
+    app.command()(command.check_device)
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def plan_for(folder: Path, device: str = "cpu") -> CheckPlan:
+    return CheckPlan(device, torch.device("cpu"), "auto", True, folder, silent)
+
+
+def test_the_cpu_passes(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    code, text = check("cpu", "--quick", "--json", str(path))
+    assert code == 0 and text.rstrip().endswith(f"cpu passed\nreport in {path}"), text
+    report = json.loads(path.read_text("utf-8"))
+    assert report["passed"] and report["complete"] and report["versions"]["torch"]
+    exact, recorded, memory, speed, one = report["parts"]
+    assert exact["figures"]["answers"] == 2 * 3 * len(drafters(Path("head")))
+    assert exact["figures"]["wrong"] == [] and exact["figures"]["accepted"] > 100
+    assert recorded["passed"] is None and "no step is recorded" in recorded["lines"][0]
+    assert memory["figures"]["kv"] > 0 and memory["figures"]["left"] < 64 << 20
+    assert set(speed["figures"]["tokens_per_second"]) == {"1", "8"}
+    times = one["figures"]["times"]
+    assert set(times) == {"bfloat16", "w8a8"} and set(times["w8a8"]) == {"1", "8", "64"}
+    assert 0 < one["figures"]["w8a8_apart"] < 0.1
+
+
+def test_every_drafter_with_a_name_is_checked() -> None:
+    asked = {
+        name for x in drafters(Path("head")) for name in x.drafter.replace("|", "+").split("+")
+    }
+    assert asked == set(DRAFTERS)
+    assert any("+" in x.drafter for x in drafters(Path("head")))
+    assert any("|" in x.drafter for x in drafters(Path("head")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+def test_a_simulated_npu_passes(chip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    with simulated(chip, exact=False):
+        code, text = check("npu", "--quick", "--json", str(path))
+    assert code == 0, text
+    _, recorded, *_ = json.loads(path.read_text("utf-8"))["parts"]
+    assert recorded["passed"] and recorded["figures"]["replays"] == 9
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`device="cuda"` runs the GPU's blocks on the CPU, and records as a GPU does."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(device_module, "_named", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(device_module, "_numbered", lambda device: device)
+    monkeypatch.setattr(cuda_module, "CudaOps", RecordingOps)
+
+
+@pytest.mark.slow
+def test_a_simulated_gpu_passes(gpu: None, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    code, text = check("cuda", "--quick", "--json", str(path))
+    assert code == 0, text
+    _, recorded, *_ = json.loads(path.read_text("utf-8"))["parts"]
+    assert recorded["passed"] and recorded["figures"]["replays"] == 9
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_a_layer_on_a_chip_that_runs_int8_and_on_one_that_does_not(
+    chip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "PARTS", (command.layer_72b,))
+    monkeypatch.setattr(layer, "EIGHTH", layer.EIGHTH | {"hidden_size": 128, "num_experts": 8})
+    with simulated(chip, exact=False):
+        code, text = check("npu", "--quick")
+    assert code == 0 and "npu passed" in text, text
+    assert ("multiplied out" in text) is (chip == "Ascend310P3")
+
+
+def test_recorded_steps_pass_where_they_are_right(
+    gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "PARTS", (command.recorded_steps,))
+    code, text = check("cuda", "--quick")
+    assert code == 0 and "12 steps, 9 replayed from 3 recordings" in text
+
+
+def test_a_replay_that_keeps_old_numbers_fails(
+    gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastslow.engine.backends.accelerator.step import PagedStep
+
+    monkeypatch.setattr(PagedStep, "fill", lambda self, other, staging: None)
+    monkeypatch.setattr(command, "PARTS", (command.recorded_steps,))
+    code, text = check("cuda", "--quick")
+    assert code == 1 and "FAILED" in text and "next: the log says which kernel" in text
+
+
+def test_a_step_that_is_not_recorded_fails(
+    gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Any, run: Any) -> Any:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(RecordingOps, "record", refused)
+    monkeypatch.setattr(command, "PARTS", (command.recorded_steps,))
+    code, text = check("cuda", "--quick")
+    assert code == 1 and "3 sizes could not be recorded" in text
+
+
+@pytest.fixture
+def liar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One drafter changes a token of one answer."""
+    right = LLM.chat
+
+    def chat(self: LLM, messages: Any, *given: Any, **named: Any) -> Any:
+        out = right(self, messages, *given, **named)
+        for answer, how in zip(out if isinstance(out, list) else (), named.get("mode", ())):
+            if how == "fast" and isinstance(answer, Output):
+                answer.choices[0].token_ids[1] += 1
+        return out
+
+    monkeypatch.setattr(LLM, "chat", chat)
+
+
+def test_a_wrong_token_fails(liar: None, tmp_path: Path) -> None:
+    found = exactness(plan_for(tmp_path))
+    assert found.passed is False
+    assert len(found.figures["wrong"]) == found.figures["answers"] / 2
+    assert "wrong: " in found.text() and "next: run it again with --dtype float32" in found.text()
+
+
+def test_a_near_tie_is_counted_and_does_not_fail(
+    liar: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CheckPlan, "slack", lambda self, dtype: 100.0)
+    found = exactness(plan_for(tmp_path))
+    assert found.figures["wrong"] == []
+    assert found.figures["near_ties"] == found.figures["answers"] / 2
+    assert "parted at a near tie (best logits within 100)" in found.text()
+
+
+def test_the_limits_of_near_ties(tmp_path: Path) -> None:
+    assert plan_for(tmp_path).slack(torch.bfloat16) == 0, "the CPU's kernels promise the same bits"
+    gpu = replace(plan_for(tmp_path), device="cuda")
+    assert gpu.slack(torch.float32) < gpu.slack(torch.float16) < gpu.slack(torch.bfloat16) <= 0.25
+
+
+def _good(plan: CheckPlan) -> Finding:
+    return Finding("good")
+
+
+def _broken(plan: CheckPlan) -> Finding:
+    raise RuntimeError("the kernel is gone")
+
+
+def _stopped(plan: CheckPlan) -> Finding:
+    raise KeyboardInterrupt
+
+
+def test_a_part_that_raises_fails_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "PARTS", (_broken, _good))
+    path = tmp_path / "report.json"
+    code, text = check("cpu", "--json", str(path))
+    assert code == 1 and "RuntimeError: the kernel is gone" in text and "good: passed" in text
+    report = json.loads(path.read_text("utf-8"))
+    assert not report["passed"] and [x["passed"] for x in report["parts"]] == [False, True]
+
+
+def test_ctrl_c_ends_it_with_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "PARTS", (_good, _stopped, _good))
+    path = tmp_path / "report.json"
+    code, text = check("cpu", "--json", str(path))
+    assert code == 130 and "stopped" in text
+    report = json.loads(path.read_text("utf-8"))
+    assert not report["passed"] and not report["complete"] and len(report["parts"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tpu"], "device 'tpu' is not one of auto, cpu, cuda, npu"),
+        (["cuda:9"], "device 'cuda:9' is not on this machine"),
+        (["cpu", "--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused(arguments: list[str], said: str) -> None:
+    code, text = check(*arguments)
+    assert code == 2 and said in text and "Traceback" not in text
+
+
+def test_help_teaches() -> None:
+    code, text = check("--help")
+    assert code == 0 and "check_device npu --json report.json" in text

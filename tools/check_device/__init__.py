@@ -1,0 +1,1 @@
+"""`python -m fastslow.tools.check_device cuda`: proof, on the spot, that a device answers rightly."""
