@@ -66,7 +66,9 @@ class EngineCore:
         return not self.scheduler.running and not self.scheduler.waiting
 
     def add(self, request: Request) -> None:
-        """Queue a request; it runs from the next step on."""
+        """Queue a request; it runs from the next step on. One that was ended on its way is left out."""
+        if request.done:
+            return
         if request.target is not None and request.may_cut_groups:
             self._cut_groups(request, request.target)
         if request.deadline is not None:

@@ -23,9 +23,11 @@ from fastslow import (
     Mode,
     Output,
     Piece,
+    RequestHandle,
     SamplingParams,
     as_completed,
 )
+from fastslow.call import PromptCall
 
 VOCAB = 320
 SOON = 20.0  # seconds in which all of a test should be over
@@ -252,6 +254,18 @@ def test_a_prompt_may_be_cancelled_while_it_is_tokenised(
     slow.go.set()
     out = handle.result(SOON)
     assert (out.finish_reason, out.token_ids, out.prompt) == ("cancelled", [], "The quick")
+
+
+def test_a_request_that_is_cancelled_on_its_way_never_runs(llm: LLM) -> None:
+    handle = RequestHandle(llm._job(PromptCall(time.monotonic(), "The quick", TEN)))
+    handle._job.prepare()
+    requests = [choice.request for choice in handle._job.queue()]
+    steps = llm.stats().steps
+    llm._worker.cancel(requests)  # overtakes what another thread submits
+    llm._worker.submit(requests)
+    out = handle.result(SOON)
+    assert settled(llm) and llm.stats().steps == steps
+    assert (out.finish_reason, out.token_ids) == ("cancelled", [])
 
 
 def test_a_handle_lets_go_of_the_model(folder: Path) -> None:
