@@ -297,7 +297,7 @@ def sentence(error: ValidationError, fields: Iterable[str] = ()) -> str:
         if part != "[key]"
     ).lstrip(".")
     if first["type"] == "extra_forbidden":
-        return f"field {where[:60]!r} is unknown{nearest(where[:60], fields) if fields else ''}"
+        return f"field {where!r} is unknown{nearest(where, fields) if fields else ''}"
     if first["type"] == "missing":
         return f"field {where!r} is missing"
     if not where:

@@ -39,10 +39,8 @@ from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.core.worker import Worker
-from fastslow.engine.host.files import cache_folder
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.host.progress import bar
-from fastslow.engine.host.unfinished import sweep
 from fastslow.engine.model.base import Model
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.sharding import Parallel
@@ -146,7 +144,6 @@ class LLM:
         if not isinstance(remember, bool) and remember != "by_key":
             raise ValueError(f"remember={remember!r} must be True, False or 'by_key'")
         memory = AnswerMemory(common=remember is True) if remember else None
-        sweep(cache_folder())
         folder = resolve_model(model)
         load: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
         load |= {"kv_dtype": kv_dtype, "progress": progress}
