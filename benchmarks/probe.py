@@ -67,8 +67,7 @@ def read_bandwidth(threads: int, passes: int = 5) -> float:
     """
     block = _block()
     if library.available():
-        read = library.kernels().fs_read_bandwidth
-        return max(float(read(block.ctypes.data, block.nbytes, threads)) for _ in range(passes))
+        return max(library.read_bandwidth(block, threads) for _ in range(passes))
     return block.nbytes / min(timeit.repeat(block.sum, number=1, repeat=passes)) / 1e9
 
 

@@ -261,7 +261,7 @@ def sentence(error: ValidationError, fields: Iterable[str] = ()) -> str:
         if part != "[key]"
     ).lstrip(".")
     if first["type"] == "extra_forbidden":
-        return f"field {where!r} is unknown{nearest(where, fields) if fields else ''}"
+        return f"field {where[:60]!r} is unknown{nearest(where[:60], fields) if fields else ''}"
     if first["type"] == "missing":
         return f"field {where!r} is missing"
     if not where:
@@ -269,4 +269,4 @@ def sentence(error: ValidationError, fields: Iterable[str] = ()) -> str:
     value = repr(first["input"])
     shown = value if len(value) <= 60 else f"{value[:57]}..."
     limit = str(first["msg"]).partition(" should ")[2] or f"be valid: {first['msg']}"
-    return f"{where}={shown} must {limit}"
+    return f"{where[:60]}={shown} must {limit}"

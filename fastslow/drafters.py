@@ -13,10 +13,11 @@ from loguru import logger
 
 from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
 from fastslow.draft.head.head import load_mtp
-from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head
+from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head, made_for
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import EarlierAnswers
 from fastslow.engine.backends.loader import load_model
+from fastslow.engine.host.files import is_file
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
@@ -29,6 +30,7 @@ from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.policies.speculation.controller import SpeculationController
 
 HEAD = "draft_head.safetensors"  # in the checkpoint's folder
+SHIPPED = Path(str(files("fastslow.draft.head"))) / "shipped"
 
 
 class DrafterFactory:
@@ -150,9 +152,10 @@ class DrafterFactory:
 
 
 def own_head(folder: Path) -> Path | None:
-    """The head that belongs to a checkpoint: in its folder, or shipped for a built-in model."""
-    if (own := folder / HEAD).is_file():
+    """The head that belongs to a checkpoint: in its folder, or shipped for a model with these weights,
+    whatever its folder is called."""
+    if is_file(own := folder / HEAD):
         return own
-    name = folder.name.rpartition("-")[0]
-    shipped = Path(str(files("fastslow.draft.head"))) / "shipped" / f"{name}.safetensors"
-    return shipped if name and shipped.is_file() else None
+    return next(
+        (path for path in sorted(SHIPPED.glob("*.safetensors")) if made_for(path, folder)), None
+    )

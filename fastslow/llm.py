@@ -31,7 +31,9 @@ from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.worker import Worker
+from fastslow.engine.host.files import cache_folder
 from fastslow.engine.host.progress import bar
+from fastslow.engine.host.unfinished import sweep
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
@@ -125,6 +127,7 @@ class LLM:
         for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        sweep(cache_folder())
         folder = resolve_model(model)
         load: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
         load |= {"kv_dtype": kv_dtype, "progress": progress}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastslow.engine.host.files import read_object
+from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.identity import check_model
 from fastslow.engine.params import Mode, Params, nearest
 
@@ -61,7 +61,7 @@ def load_modes(
             round in a circle; the user's file was found with another model.
     """
     modes = builtin_modes(groups)
-    if (path := folder / "fastslow.json").is_file():
+    if is_file(path := folder / "fastslow.json"):
         modes = _read(path, modes, groups)
     if isinstance(own, str | Path):
         return _read(Path(own), modes, groups, folder)
@@ -82,7 +82,7 @@ def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], groups: in
     if isinstance(mode, str):
         return _named(mode, presets)
     if not isinstance(mode, Mode | Mapping):
-        raise ValueError(f"mode={mode!r} must be a name or a Mode, not {type(mode).__name__}")
+        raise ValueError(f"mode={shown(mode)} must be a name or a Mode, not {type(mode).__name__}")
     given = _given(mode, "mode")
     base = given.get("base")
     if base is None:
@@ -104,7 +104,7 @@ def check_groups(mode: Mode, groups: int) -> Mode:
         limit = (
             f"0..{groups}" if groups else "None: this model is dense, or its experts are one group"
         )
-        raise ValueError(f"mode {mode.name!r}: groups={mode.groups} is outside {limit}")
+        raise ValueError(f"mode {shown(mode.name)}: groups={mode.groups} is outside {limit}")
     return mode.model_copy(update={"groups": None}) if mode.groups == groups else mode
 
 
@@ -118,15 +118,15 @@ def fields_of(mode: Params | Fields) -> dict[str, Any]:
 def _given(mode: Mode | Fields, where: str) -> dict[str, Any]:
     """`fields_of`, whose names must be texts."""
     if isinstance(mode, Mapping) and not all(isinstance(name, str) for name in mode):
-        raise ValueError(f"{where}={dict(mode)!r} must have names of fields as its keys")
+        raise ValueError(f"{where}={shown(dict(mode))} must have names of fields as its keys")
     return fields_of(mode)
 
 
 def _named(name: Any, presets: Mapping[str, Mode]) -> Mode:
     if not isinstance(name, str):
-        raise ValueError(f"base={name!r} must be a preset's name")
+        raise ValueError(f"base={shown(name)} must be a preset's name")
     if name not in presets:
-        raise ValueError(f"mode={name!r} is unknown{nearest(name, presets)}")
+        raise ValueError(f"mode={shown(name)} is unknown{nearest(name, presets)}")
     return presets[name]
 
 
@@ -164,11 +164,11 @@ def _read(
 def _joined(modes: Mapping[str, Mode], layer: Any, groups: int) -> dict[str, Mode]:
     """The presets with those of a layer on top."""
     if not isinstance(layer, Mapping):
-        raise ValueError(f"modes={layer!r} must be a valid dictionary")
+        raise ValueError(f"modes={shown(layer)} must be a valid dictionary")
     given: dict[str, Fields] = {}
     for name, fields in layer.items():
         if not isinstance(fields, Mode | Mapping):
-            raise ValueError(f"modes.{name}={fields!r} must be a valid dictionary")
+            raise ValueError(f"modes.{name:.60}={shown(fields)} must be a valid dictionary")
         given[name] = _given(fields, f"modes.{name}")
     made = dict(modes)
     for name in given:
@@ -181,13 +181,15 @@ def _made(
 ) -> Mode:
     """A preset of a layer; those that it begins with are made first."""
     if name in on:
-        raise ValueError(f"mode {name!r}: base goes round in a circle, {' > '.join((*on, name))}")
+        raise ValueError(
+            f"mode {shown(name)}: base goes round in a circle, {shown(' > '.join((*on, name)))[1:-1]}"
+        )
     fields = given.get(name)
     if fields is None:
         return _named(name, {**below, **dict.fromkeys(given, Mode())})
     base = fields.get("base")
     if base is not None and not isinstance(base, str):
-        raise ValueError(f"modes.{name}.base={base!r} must be a preset's name")
+        raise ValueError(f"modes.{name:.60}.base={shown(base)} must be a preset's name")
     if base is not None and base != name:
         start = _made(base, given, below, (*on, name))
     else:

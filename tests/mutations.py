@@ -535,8 +535,8 @@ MUTATIONS = (
     swap(
         "kernels write the features of wanted logits",
         "engine/backends/cpu/decoder.py",
-        '"seen": rows.feature_rows if features else rows.feature_rows[:0],',
-        '"seen": rows.outputs if features else rows.feature_rows[:0],',
+        "seen = len(contexts), rows.feature_rows if features else rows.feature_rows[:0]",
+        "seen = len(contexts), rows.outputs if features else rows.feature_rows[:0]",
         ("tests/engine/test_model.py::test_features_of_rows_without_logits", *PROMPTS),
     ),
     swap(

@@ -8,16 +8,17 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastslow.engine.backends.cpu.draft_head import DraftShape
+from fastslow.engine.backends.cpu.library import LIMITS, check_limits
 
 KIND = "fastslow-head"
 NORMS = ("embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm")
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
 MATRICES = ("fuse", "entry", "qkv", "out", "gate_up", "down")
-AT_LEAST_ONE = ("hidden", "heads", "kv_heads", "head_dim", "neurons", "vocabulary", "window")
-MINIMUM = {**dict.fromkeys(AT_LEAST_ONE, 1), "prompt": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,26 +63,25 @@ class HeadConfig(DraftShape):
         try:
             values: dict[str, Any] = {"prompt": 0, **json.loads(found.get("config", ""))}
             known = {field.name: values[field.name] for field in fields(cls)}
-            config = cls(**known | {"layers": tuple(int(n) for n in known["layers"])})
-        except (ValueError, TypeError, KeyError) as error:
+            config = cls(**known | {"layers": tuple(known["layers"])})
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"metadata field config lacks a field or is damaged: {error}"
             ) from None
-        config._check()
+        config.check()
         return config
 
-    def _check(self) -> None:
-        for name, minimum in MINIMUM.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < minimum:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least {minimum}")
-        if self.heads % self.kv_heads or self.head_dim % 2:
-            raise ValueError(
-                f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}, and "
-                f"head_dim={self.head_dim} even"
-            )
-        if not self.layers or min(self.layers) < 0:
-            raise ValueError(f"layers={self.layers} must name at least one target layer")
+    def check(self) -> None:
+        """ValueError, naming the field, its value and the limit."""
+        DraftShape.check(self)
+        check_limits(vocabulary=self.vocabulary)
+        most = LIMITS["position"][1]
+        if type(self.prompt) is not int or not 0 <= self.prompt <= most:
+            raise ValueError(f"prompt={self.prompt!r} must be a whole number in 0..{most}")
+        least = min(self.layers, default=-1) if all(type(n) is int for n in self.layers) else -1
+        if least < 0:
+            raise ValueError(f"layers={self.layers!r} must name at least one target layer")
+        check_limits(inputs=len(self.layers) * self.hidden)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -111,4 +111,10 @@ def read_head(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
         if tuple(weights[name].shape) != shape:
             found = list(weights[name].shape)
             raise ValueError(f"head {path}: tensor {name} is {found}, not {list(shape)}")
+        whole, dtype = name == "tokens", weights[name].dtype
+        if dtype not in WHOLE if whole else not dtype.is_floating_point:
+            kind = "whole numbers" if whole else "floats"
+            raise ValueError(f"head {path}: tensor {name} is of {dtype}, and must hold {kind}")
+    if (least := int(weights["tokens"].min())) < 0:
+        raise ValueError(f"head {path}: token {least} of tensor tokens must be at least 0")
     return config, weights

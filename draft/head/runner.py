@@ -208,6 +208,14 @@ def _tip(text: _HeadText) -> Tensor:
     return text.tip
 
 
+def made_for(path: Path, target: Path) -> bool:
+    """Whether a head was trained for the very weights in a checkpoint folder."""
+    metadata, theirs = read_metadata(path), ModelConfig.from_folder(target)
+    config = HeadConfig.from_metadata(metadata)
+    fits = config.hidden == theirs.hidden_size and max(config.layers) < theirs.layers
+    return fits and metadata.get("target") == fingerprint(target)
+
+
 def load_head(path: Path, target: Path) -> HeadRunner:
     """The head in a file, for the target in a checkpoint folder; on the CPU, wherever the target runs.
 

@@ -20,6 +20,7 @@ from fastslow.draft.suffix.documents import Documents
 from fastslow.draft.suffix.sealed import Sealed, read_sealed, write_sealed
 from fastslow.draft.suffix.sources import END, MAX_MATCH, MAX_PLACES, Source, SuffixMatch
 from fastslow.engine.backends.cpu import library
+from fastslow.engine.host.files import shown
 
 FORMAT = "fastslow-corpus-1"
 WIDTH = 4  # bytes of a token
@@ -95,7 +96,8 @@ def describe(path: str | Path) -> dict[str, str | int]:
         ValueError: no such file, damaged, or not a corpus.
     """
     facts = _read(Path(path)).facts
-    return {name: int(value) if value.isdigit() else value for name, value in facts.items()}
+    digits = {name for name, value in facts.items() if value.isdecimal() and len(value) < 20}
+    return {name: int(value) if name in digits else value for name, value in facts.items()}
 
 
 def vocab_size(vocab: Mapping[str, int]) -> int:
@@ -114,7 +116,7 @@ def _load(path: Path, vocab: Mapping[str, int]) -> Sealed:
     if sealed.facts.get("vocabulary") != vocabulary_digest(vocab):
         raise ValueError(
             f"{path} was made with another vocabulary of "
-            f"{sealed.facts.get('vocab_size')} ids; build it again with this model"
+            f"{sealed.facts.get('vocab_size')!s:.20} ids; build it again with this model"
         )
     _check(path, sealed.arrays, vocab_size(vocab))
     return sealed
@@ -123,7 +125,7 @@ def _load(path: Path, vocab: Mapping[str, int]) -> Sealed:
 def _read(path: Path) -> Sealed:
     sealed = read_sealed(path)
     if (found := sealed.facts.get("format")) != FORMAT:
-        raise ValueError(f"{path} has format {found!r}, which is not {FORMAT!r}")
+        raise ValueError(f"{path} has format {shown(found)}, which is not {FORMAT!r}")
     return sealed
 
 
@@ -131,7 +133,7 @@ def _check(path: Path, arrays: Mapping[str, NDArray[Any]], ids: int) -> None:
     """A seal shows that nothing changed since, not that it was right: no place may lead outside."""
     names = ("tokens", "sizes", "order", "buckets")
     if set(arrays) != set(names):
-        raise ValueError(f"{path} holds tensors {sorted(arrays)}, which are not a corpus's")
+        raise ValueError(f"{path} holds tensors {shown(sorted(arrays))}, which are not a corpus's")
     tokens, sizes, order, buckets = (arrays[name] for name in names)
     good = (
         all(array.dtype == np.int32 for array in arrays.values())
@@ -186,8 +188,11 @@ class KernelSearch:
     def __init__(self, sealed: Sealed, kernels: ctypes.CDLL) -> None:
         self._sealed = sealed  # holds the memory behind the addresses
         arrays = sealed.arrays
-        names = ("tokens", "order", "buckets")
-        places = library.CPlaces(*(arrays[n].ctypes.data for n in names), len(arrays["buckets"]))
+        given = [
+            library.address(name, arrays[name], library.INT32, arrays[name].size)
+            for name in ("tokens", "order", "buckets")
+        ]
+        places = library.CPlaces(*given, len(arrays["buckets"]))
         self._find = kernels.fs_find_runs
         self._places = ctypes.byref(places)
         self._make_room(0)

@@ -7,7 +7,6 @@ zeros. A flipped bit anywhere, a file cut short or a longer one then differ from
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import mmap
 import os
@@ -19,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+
+from fastslow.engine.host.files import parse_object
 
 UNSEALED = b"0" * 64
 MARK = b'"seal":"'
@@ -79,19 +80,21 @@ def read_sealed(path: Path) -> Sealed:
         )
     try:
         return _views(memory)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has a header that cannot be understood: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path} has a header that cannot be understood: {error!s:.99}") from None
 
 
 def _views(memory: mmap.mmap) -> Sealed:
     base = PREFIX + _header_length(memory)
-    header = json.loads(memory[PREFIX:base])
-    facts = header.pop("__metadata__")
+    header = parse_object(memory[PREFIX:base], "it")
+    facts = {str(name): str(value) for name, value in header.pop("__metadata__").items()}
     arrays: dict[str, NDArray[Any]] = {}
     offsets: dict[str, int] = {}
     for name, entry in header.items():
         dtype = np.dtype(DTYPES[entry["dtype"]])
         begin, end = entry["data_offsets"]
+        if any(type(n) is not int or n < 0 for n in (begin, end, *entry["shape"])):
+            raise ValueError(f"tensor {name:.99} has a size that is no whole number")
         count = math.prod(entry["shape"])
         if not 0 <= begin <= end <= len(memory) - base or end - begin != count * dtype.itemsize:
             raise ValueError(f"tensor {name} reaches outside the file")

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from loguru import logger
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
@@ -22,9 +21,10 @@ from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.cpu.library import level
 from fastslow.engine.backends.cpu.packed import Arena, ReadBlocks, Sources
 from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
+from fastslow.engine.host.files import is_file
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint
+from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint, blocks
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.families.pangu_v2 import PanguV2Weights
@@ -84,14 +84,19 @@ def load_model(
         logger.debug("running {} on the CPU kernels ({})", formats.name, level())
         storage = _storage(kv_dtype, config, quantization, scheme)
         arena = Arena.of(config, formats)
-        path = store.packed_path(Path(folder), formats.name)
+        path = store.packed_path(Path(folder), formats.name, arena)
         memory = store.load(path, arena)
         if memory is None:  # packed on first use
             with (
                 checkpoint.quantised(progress) as tensors,
-                _blocks(Path(folder), formats) as blocks,
+                _blocks(Path(folder), config, formats) as packed,
             ):
-                memory = store.create(path, arena, Sources(tensors.read, blocks, tensors.linear))
+                memory = store.create(
+                    path,
+                    arena,
+                    Sources(tensors.read, packed, tensors.linear),
+                    lambda: store.packed_path(Path(folder), formats.name, arena),
+                )
         return CpuDecoder(config, formats, arena, memory, storage=storage)
     if kv_dtype == "int8":
         raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which cannot run")
@@ -143,7 +148,7 @@ def _own_quantization(
             "the weights of {} are W8A8 and run so: {}{}", folder.name, scheme.sentence, inputs
         )
         return W8A8
-    four_bit = dtype == "auto" and (folder / BLOCKS).is_file()
+    four_bit = dtype == "auto" and is_file(folder / BLOCKS)
     if not (four_bit and device == "cpu" and library.available()):
         return "none"
     logger.info("the weights of {} are 4-bit and run so (int4)", folder.name)
@@ -200,15 +205,14 @@ def pick_dtype(
 
 
 @contextmanager
-def _blocks(folder: Path, formats: Formats) -> Iterator[ReadBlocks]:
-    path = folder / BLOCKS
-    if formats.layers is not Format.INT4 or not path.is_file():
+def _blocks(folder: Path, config: ModelConfig, formats: Formats) -> Iterator[ReadBlocks]:
+    if formats.layers is not Format.INT4:
         yield lambda name: None
         return
-    with safe_open(path, framework="np") as file:
-        names = set(file.keys())
+    with blocks(folder, config) as read:
 
-        def read(name: str) -> NDArray[np.uint8] | None:
-            return file.get_tensor(name) if name in names else None
+        def array(name: str) -> NDArray[np.uint8] | None:
+            found = read(name)
+            return None if found is None else found.numpy()
 
-        yield read
+        yield array

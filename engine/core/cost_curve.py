@@ -8,14 +8,14 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from loguru import logger
 
-from fastslow.engine.host.files import cache_folder
+from fastslow.engine.host.files import cache_folder, read_object
 from fastslow.engine.host.machine import Watch
+from fastslow.engine.host.unfinished import unfinished
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.types import Rows, Segment
 
@@ -111,7 +111,7 @@ def _path(model: Model, groups: int | None, identity: str) -> Path:
 
 def _read(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
     try:
-        kept: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        kept = read_object(path)
         rows, seconds = tuple(map(int, kept["rows"])), tuple(map(float, kept["seconds"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -121,9 +121,8 @@ def _read(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
 
 def _keep(path: Path, rows: tuple[int, ...], seconds: tuple[float, ...]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = path.with_name(f".{path.name}.{os.getpid()}")
-        made.write_text(json.dumps({"rows": rows, "seconds": seconds}), "utf-8")
-        os.replace(made, path)
+        with unfinished(path) as made:
+            made.write_text(json.dumps({"rows": rows, "seconds": seconds}), "utf-8")
+            os.replace(made, path)
     except OSError as error:
         logger.warning("step times cannot be kept, so each start measures anew: {}", error)

@@ -1,11 +1,18 @@
-"""Where fastslow keeps what it makes once, and JSON objects in files."""
+"""Where fastslow keeps what it makes once, and how it reads files of others: with limits."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+MOST_BYTES = 64 << 20  # of a JSON file; an index of 140,000 tensors has a quarter of them
+MOST_DEPTH = 64  # lists and objects inside each other
+MOST_DIGITS = 40  # of a whole number; tokenizer_config.json often has one of 31
+SHOWN = 80  # characters of a value in a message
 
 
 def cache_folder() -> Path:
@@ -17,17 +24,86 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "fastslow"
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is something to read; ValueError where there is something else of this name, such
+    as a folder or a link that leads nowhere."""
+    try:
+        if path.is_file():
+            return True
+    except OSError as error:  # such as a name that is too long
+        raise ValueError(f"{path!s:.200} cannot be read: {error.strerror}") from None
+    if os.path.lexists(path):
+        raise ValueError(f"{path} cannot be read: it is no file")
+    return False
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`, empty when there is no such file.
 
-    Raises ValueError when the file is not valid JSON or holds something else than an object.
+    Raises ValueError in one sentence when the file is larger than MOST_BYTES, is not valid JSON, nests
+    deeper than MOST_DEPTH, has a longer number than MOST_DIGITS, or holds something else than an object.
     """
-    if not path.is_file():
+    if not is_file(path):
         return {}
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    return parse_object(data, str(path))
+
+
+def parse_object(data: str | bytes, named: str) -> dict[str, Any]:
+    """The JSON object in a text, checked as `read_object` does; `named` is what holds it, for messages."""
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{named} has more than {MOST_BYTES >> 20} MiB, the most of a JSON file")
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+        value = json.loads(text, parse_int=_integer)
+        _check_depth(value)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{named} is not valid JSON: byte {error.start} is no UTF-8") from None
+    except RecursionError:
+        raise ValueError(f"{named} nests deeper than {MOST_DEPTH} lists and objects") from None
+    except ValueError as error:
+        raise ValueError(f"{named} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+        raise ValueError(f"{named} must hold a JSON object, not a {type(value).__name__}")
     return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"it has a number of {len(digits)} digits, and {MOST_DIGITS} are the most")
+    return int(digits)
+
+
+def _check_depth(value: Any) -> None:
+    """RecursionError where a value nests deeper than MOST_DEPTH."""
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        inner = (x for x in level if isinstance(x, dict | list))
+        values = (v for x in inner for v in (x.values() if isinstance(x, dict) else x))
+        level = [v for v in values if isinstance(v, dict | list)]
+        if not level:
+            return
+    raise RecursionError
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: of a long one only the beginning."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+@contextmanager
+def no_panic(path: Path, *expected: type[Exception]) -> Iterator[None]:
+    """Turns what a library raises while it reads `path` into ValueError in one sentence: `expected`, and
+    a panic of Rust code, which is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, expected) and type(error).__name__ != "PanicException":
+            raise
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read: {shown(said)[1:-1]}") from None

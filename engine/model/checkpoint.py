@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, Progress
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastslow.engine.host.files import read_object
+from fastslow.engine.host.files import is_file, no_panic, read_object, shown
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.quantised import (
     Expected,
@@ -24,15 +25,17 @@ from fastslow.engine.model.quantised import (
     quantised_tensors,
 )
 from fastslow.engine.model.row_file import RowFile
-from fastslow.engine.model.tensors import canonical, mtp_shapes
+from fastslow.engine.model.tensors import canonical, mtp_shapes, tensor_shapes
 from fastslow.engine.model.weights import Read
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 BLOCKS = "q4_1.safetensors"  # beside the weights: the 4-bit blocks they were made from
 DRAFT_LAYER = re.compile(r"model\.layers\.(\d+)\.")  # copies of embedding and head lie there
+BLOCK_INPUTS, BLOCK_BYTES = 32, 20  # scale and minimum in float16, then two inputs a byte
 ReadPart = Callable[[str, tuple[slice, ...]], Tensor]
 EXPORT = "quant_model_weight*.safetensors"  # how exporters of W8A8 name their files
+ENTRY = 64  # bytes that a tensor takes in a file's header, and more
 CONSTANT = re.compile(r".*\.rotary_emb\.inv_freq")  # old exports carry it along; we compute it
 
 
@@ -50,6 +53,8 @@ class Checkpoint:
 
         scheme: what is quantised, and how; None = nothing.
         """
+        shards = _shards(folder)
+        _check_count(folder, config, shards)
         if scheme is not None:
             scheme = scheme.renamed(lambda name: canonical(name, config))
         expected = expected_tensors(config, scheme and scheme.without(_post_normed(config)))
@@ -60,24 +65,26 @@ class Checkpoint:
         stored: dict[str, str] = {}
         files: dict[Path, list[str]] = {}
         holders: dict[str, Path] = {}
-        for path, listed in _shards(folder).items():
+        for path, listed in shards.items():
             with _reading(path) as shard:
                 names = set(shard.keys())
                 if listed is not None and (absent := sorted(listed - names)):
-                    raise ValueError(f"{path} lacks tensor {absent[0]}, which {INDEX} puts there")
+                    raise ValueError(
+                        f"{path} lacks tensor {absent[0]:.99}, which {INDEX} puts there"
+                    )
                 for spelled in sorted(names):
                     name = canonical(spelled, config)
                     if name != spelled:
                         stored[name] = spelled
                     if name in holders:
-                        raise ValueError(f"tensor {name} is in both {holders[name]} and {path}")
+                        raise ValueError(f"tensor {name:.99} is in both {holders[name]} and {path}")
                     holders[name] = path
                     if name in known:
                         _check(path, spelled, shard.get_slice(spelled), known[name])
                         files.setdefault(path, []).append(name)
                     elif not _ignorable(name, config):
                         raise ValueError(
-                            f"{path} has an unexpected tensor {name}, which "
+                            f"{path} has an unexpected tensor {name:.99}, which "
                             f"{config.architecture} does not use"
                         )
         if missing := [n for n, x in expected.items() if n not in holders and not x.optional]:
@@ -151,6 +158,38 @@ class Checkpoint:
 
 
 @contextmanager
+def blocks(folder: Path, config: ModelConfig) -> Iterator[Callable[[str], Tensor | None]]:
+    """A function that reads the 4-bit blocks of a matrix, uint8 [outputs, inputs / 32 * 20]; None where
+    the folder has none of it.
+
+    Every name, shape and dtype is checked before. ValueError in one sentence.
+    """
+    path = folder / BLOCKS
+    if not is_file(path):
+        yield lambda name: None
+        return
+    shapes = {
+        name: shape for name, shape in tensor_shapes(config).items() if _packable(name, shape)
+    }
+    with _reading(path) as file:
+        names = set(file.keys())
+        for name in sorted(names):
+            if name not in shapes:
+                raise ValueError(
+                    f"{path} has an unexpected tensor {name:.99}: it holds matrices of layers alone, "
+                    f"with inputs in blocks of {BLOCK_INPUTS}"
+                )
+            outputs, inputs = shapes[name]
+            shape = (outputs, inputs // BLOCK_INPUTS * BLOCK_BYTES)
+            _check(path, name, file.get_slice(name), Expected((shape,), ("U8",)))
+        yield lambda name: file.get_tensor(name) if name in names else None
+
+
+def _packable(name: str, shape: tuple[int, ...]) -> bool:
+    return name.endswith("_proj.weight") and not shape[-1] % BLOCK_INPUTS
+
+
+@contextmanager
 def floats(folder: Path, config: ModelConfig, progress: bool = False) -> Iterator[Read]:
     """A function that reads any tensor of a folder, multiplied out where it is quantised."""
     with Checkpoint.own(folder, config).quantised(progress) as tensors:
@@ -170,10 +209,10 @@ def _bar(progress: bool, total: int) -> Iterator[Callable[[], None]]:
 @contextmanager
 def _reading(path: Path) -> Iterator[Any]:
     try:
-        with safe_open(path, framework="pt") as shard:
+        with no_panic(path), safe_open(path, framework="pt") as shard:
             yield shard
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a complete safetensors file: {error}") from None
+        raise ValueError(f"{path} is not a complete safetensors file: {error!s:.99}") from None
 
 
 def _check(path: Path, name: str, found: Any, expected: Expected) -> None:
@@ -184,9 +223,33 @@ def _check(path: Path, name: str, found: Any, expected: Expected) -> None:
         )
     if tuple(found.get_shape()) not in expected.shapes:
         raise ValueError(
-            f"{path}: tensor {name} has shape {found.get_shape()}, but config.json asks for "
+            f"{path}: tensor {name} has shape {shown(found.get_shape())}, but config.json asks for "
             f"{list(expected.shape)}"
         )
+
+
+def _check_count(folder: Path, config: ModelConfig, shards: Iterable[Path]) -> None:
+    """ValueError where the config asks for far more tensors than the files' headers have room for: their
+    names alone could fill the memory."""
+    routed = config.layers - len(config.mlp_only_layers) if config.experts else 0
+    least = config.layers + 3 * config.experts * routed
+    room = sum(_header_bytes(path) for path in shards) // ENTRY
+    if least > room:
+        experts = f" and num_experts {config.experts}" if config.experts else ""
+        raise ValueError(
+            f"{folder / 'config.json'}: num_hidden_layers {config.layers}{experts} ask for at least "
+            f"{least} tensors, but the files of weights have room for the names of {room} only"
+        )
+
+
+def _header_bytes(path: Path) -> int:
+    """How long the header of a safetensors file can be at most."""
+    try:
+        with path.open("rb") as file:
+            said = int.from_bytes(file.read(8), "little")
+            return min(said, file.seek(0, os.SEEK_END))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
@@ -206,10 +269,10 @@ def _post_normed(config: ModelConfig) -> Callable[[str], bool]:
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:
     """The files to read, and the tensors that the index puts in each (None without an index)."""
-    if (folder / SINGLE).is_file():
+    if is_file(folder / SINGLE):
         return {folder / SINGLE: None}
     index = folder / INDEX
-    if not index.is_file():
+    if not is_file(index):
         exported, alone = list(folder.glob(f"{EXPORT}.index.json")), list(folder.glob(EXPORT))
         if len(alone) == 1 and not exported:
             return {alone[0]: None}
@@ -222,11 +285,15 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
     shards: dict[str, set[str]] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str) or not _inside(file):
-            raise ValueError(f"{index}: tensor {name} points to {file!r}, outside the folder")
+            raise ValueError(
+                f"{index}: tensor {name:.99} points to {shown(file)}, outside the folder"
+            )
         shards.setdefault(file, set()).add(name)
     for file, names in shards.items():
-        if not (folder / file).is_file():
-            raise ValueError(f"{index}: tensor {min(names)} is in {file}, which does not exist")
+        if not is_file(folder / file):
+            raise ValueError(
+                f"{index}: tensor {min(names):.99} is in {file:.99}, which does not exist"
+            )
     return {folder / file: names for file, names in shards.items()}
 
 

@@ -7,9 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastslow.engine.host.files import read_object
+from fastslow.engine.host.files import read_object, shown
 from fastslow.engine.model.families.pangu_v2_config import PanguV2Config, published
-from fastslow.engine.model.fields import boolean, integer, integers, number, text
+from fastslow.engine.model.fields import (
+    LEAST_EPS,
+    LEAST_THETA,
+    MOST,
+    MOST_EPS,
+    MOST_EXPERTS,
+    MOST_HEAD_DIM,
+    MOST_HEADS,
+    MOST_LAYERS,
+    MOST_STRETCH,
+    MOST_THETA,
+    MOST_WIDTH,
+    boolean,
+    integer,
+    integers,
+    number,
+    text,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -93,23 +110,24 @@ class ModelConfig:
         architecture = names[0] if isinstance(names, list) and names else names
         if architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
-            raise ValueError(f"architecture {architecture!r} is not one of the known {known}")
+            raise ValueError(f"architecture {shown(architecture)} is not one of the known {known}")
         activation = raw.get("hidden_act", "silu")
         if activation != "silu":
-            raise ValueError(f"hidden_act {activation!r} is not supported, only 'silu' is")
+            raise ValueError(f"hidden_act {shown(activation)} is not supported, only 'silu' is")
         partial = number(raw, "partial_rotary_factor", default=1.0)
         if partial != 1:
             raise ValueError(f"partial_rotary_factor {partial} is not supported, only 1 is")
         raw = published(raw) if architecture == MOE else raw
-        hidden, heads = integer(raw, "hidden_size"), integer(raw, "num_attention_heads")
-        layers = integer(raw, "num_hidden_layers")
-        head_dim = integer(raw, "head_dim", default=_head_dim(raw, hidden, heads))
+        hidden = integer(raw, "hidden_size", most=MOST_WIDTH)
+        heads = integer(raw, "num_attention_heads", most=MOST_HEADS)
+        layers = integer(raw, "num_hidden_layers", most=MOST_LAYERS)
+        head_dim = integer(raw, "head_dim", _head_dim(raw, hidden, heads), most=MOST_HEAD_DIM)
         routed = architecture in (MOGE, MOE)
         dense_only = frozenset(integers(raw, "mlp_only_layers")) if routed else frozenset()
         some_dense = not routed or bool(dense_only)
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         if not isinstance(rope, Mapping):
-            raise ValueError(f"rope_scaling must be an object, got {rope!r}")
+            raise ValueError(f"rope_scaling must be an object, got {shown(rope)}")
         llama = architecture == LLAMA
         config = cls(
             architecture=architecture,
@@ -120,16 +138,20 @@ class ModelConfig:
             kv_heads=integer(raw, "num_key_value_heads", default=heads),
             head_dim=head_dim,
             max_positions=integer(raw, "max_position_embeddings"),
-            intermediate_size=integer(raw, "intermediate_size") if some_dense else 0,
+            intermediate_size=_width(raw, "intermediate_size", some_dense),
             groups=integer(raw, "num_experts_per_tok") if architecture == MOGE else 0,
-            experts=integer(raw, "num_experts") if routed else 0,
-            moe_intermediate_size=integer(raw, "moe_intermediate_size") if routed else 0,
-            shared_intermediate_size=(
-                integer(raw, "shared_expert_intermediate_size") if routed else 0
-            ),
+            experts=integer(raw, "num_experts", most=MOST_EXPERTS) if routed else 0,
+            moe_intermediate_size=_width(raw, "moe_intermediate_size", routed),
+            shared_intermediate_size=_width(raw, "shared_expert_intermediate_size", routed),
             mlp_only_layers=dense_only,
-            rms_norm_eps=number(raw, "rms_norm_eps", default=1e-6),
-            rope_theta=number(rope if "rope_theta" in rope else raw, "rope_theta", 10000.0),
+            rms_norm_eps=number(raw, "rms_norm_eps", 1e-6, LEAST_EPS, MOST_EPS),
+            rope_theta=number(
+                rope if "rope_theta" in rope else raw,
+                "rope_theta",
+                10000.0,
+                LEAST_THETA,
+                MOST_THETA,
+            ),
             rope_scaling=_scaling(rope),
             tie_word_embeddings=boolean(raw, "tie_word_embeddings", False),
             attention_bias=(
@@ -147,6 +169,11 @@ class ModelConfig:
         return config
 
     def _check(self) -> None:
+        if self.context > MOST:
+            raise ValueError(
+                f"max_position_embeddings {self.max_positions}, times the rope_scaling factor, must be "
+                f"at most {MOST}"
+            )
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"num_attention_heads {self.heads} must be a multiple of num_key_value_heads "
@@ -161,8 +188,8 @@ class ModelConfig:
             )
         if any(n >= self.layers for n in self.mlp_only_layers):
             raise ValueError(
-                f"mlp_only_layers {sorted(self.mlp_only_layers)} must be below num_hidden_layers "
-                f"{self.layers}"
+                f"mlp_only_layers {shown(sorted(self.mlp_only_layers))} must be below "
+                f"num_hidden_layers {self.layers}"
             )
 
     @property
@@ -192,6 +219,10 @@ class ModelConfig:
         return 2 * self.layers * self.kv_heads * self.head_dim * dtype.itemsize
 
 
+def _width(raw: Mapping[str, Any], name: str, used: bool) -> int:
+    return integer(raw, name, most=MOST_WIDTH) if used else 0
+
+
 def _head_dim(raw: Mapping[str, Any], hidden: int, heads: int) -> int | None:
     if raw.get("head_dim") is None and hidden % heads:
         raise ValueError(
@@ -207,14 +238,15 @@ def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
         return None
     if kind not in ("linear", "dynamic", "llama3"):
         raise ValueError(
-            f"rope_scaling type {kind!r} is not one of the known default, linear, dynamic, llama3"
+            f"rope_scaling type {shown(kind)} is not one of the known default, linear, dynamic, llama3"
         )
-    factor = number(rope, "factor")
+    factor = number(rope, "factor", most=MOST_STRETCH)
     if factor < 1:
         raise ValueError(f"rope_scaling factor {factor} must be at least 1")
     if kind != "llama3":
         return RopeScaling(kind, factor)
-    low, high = number(rope, "low_freq_factor"), number(rope, "high_freq_factor")
+    low = number(rope, "low_freq_factor", most=MOST_STRETCH)
+    high = number(rope, "high_freq_factor", most=MOST_STRETCH)
     if high <= low:
         raise ValueError(f"high_freq_factor {high} must be above low_freq_factor {low}")
     original = integer(rope, "original_max_position_embeddings")

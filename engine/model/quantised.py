@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastslow.engine.host.files import read_object
+from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear
 from fastslow.engine.model.tensors import Shapes, tensor_shapes
@@ -49,7 +49,7 @@ class Scheme:
             method = section.get("quant_method") if isinstance(section, dict) else section
             if method != METHOD:
                 raise ValueError(
-                    f"{folder / 'config.json'}: quantization_config has quant_method {method!r}, "
+                    f"{folder / 'config.json'}: quantization_config has quant_method {shown(method)}, "
                     f"which is not the known {METHOD!r}"
                 )
             if not described.is_file():
@@ -70,7 +70,7 @@ class Scheme:
                 continue
             if value not in (QuantKind.DYNAMIC, QuantKind.STATIC):
                 raise ValueError(
-                    f"{path}: tensor {name} is {value!r}, which is not one of the known "
+                    f"{path}: tensor {name:.99} is {shown(value)}, which is not one of the known "
                     f"{', '.join(QuantKind)}"
                 )
             kinds[name] = QuantKind(value)
@@ -108,7 +108,7 @@ def _description(folder: Path) -> Path:
     ValueError where several do.
     """
     usual = folder / DESCRIPTION
-    if usual.is_file():
+    if is_file(usual):
         return usual
     others = sorted(folder.glob("quant_model_description_*.json"))
     if len(others) > 1:
@@ -158,7 +158,9 @@ def quantised_tensors(shapes: Shapes, scheme: Scheme | None) -> dict[str, Expect
     found: dict[str, Expected] = {}
     for name, kind in scheme.kinds.items() if scheme is not None else ():
         if name not in shapes:
-            raise ValueError(f"tensor {name} is described as {kind}, but the model has no such one")
+            raise ValueError(
+                f"tensor {name:.99} is described as {kind}, but the model has no such one"
+            )
         if len(shapes[name]) != 2 or name.endswith(".mlp.gate.weight"):
             raise ValueError(f"tensor {name} is described as {kind}, but must be FLOAT")
         found |= _quantised(name, shapes[name], kind)

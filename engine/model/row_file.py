@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import weakref
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from fastslow.engine.host.files import MOST_BYTES, parse_object
 
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -71,9 +72,15 @@ class RowFile:
             return None
         file = OpenFile(path)
         size = int.from_bytes(os.pread(file.number, 8, 0), "little")
-        facts = json.loads(os.pread(file.number, size, 8))[name]
+        facts = parse_object(os.pread(file.number, min(size, MOST_BYTES), 8), str(path)).get(name)
+        if facts is None:
+            raise ValueError(f"{path} lacks tensor {name}")
         if facts["dtype"] not in DTYPES:
             return None
-        rows, width = facts["shape"]
-        at = 8 + size + facts["data_offsets"][0]
-        return cls(file, at, (rows, width), DTYPES[facts["dtype"]])
+        (rows, width), dtype = facts["shape"], DTYPES[facts["dtype"]]
+        begin, end = facts["data_offsets"]
+        if end - begin != rows * width * dtype.itemsize:
+            raise ValueError(
+                f"{path}: tensor {name} is of {end - begin} bytes, not of {facts['shape']}"
+            )
+        return cls(file, 8 + size + begin, (rows, width), dtype)

@@ -29,7 +29,11 @@ def _load(folder: Path) -> Tokenizer:
     if (path := folder / "tokenizer.model").is_file():
         from fastslow.engine.text.spm import SpmTokenizer
 
-        return SpmTokenizer(path, read_settings(folder))
+        settings = read_settings(folder)
+        try:
+            return SpmTokenizer(path, settings)
+        except UnicodeDecodeError as error:  # the library reads pieces that are no text
+            raise ValueError(f"{path} is not a SentencePiece model: {error}") from None
     raise ValueError(f"{folder} has neither tokenizer.json nor tokenizer.model")
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from fastslow.engine.model.checkpoint import BLOCKS
+from fastslow.engine.model.checkpoint import floats
 from fastslow.engine.model.config import EMBEDDED, LLAMA, ModelConfig
+from fastslow.engine.model.tensors import tensor_shapes
 
 OFFICIAL = {
     "q": "self_attn.q_proj",
@@ -46,16 +46,14 @@ class Dense:
     """The weights of a dense Llama-like model in a Hugging Face folder, by layer and linear.
 
     Raises:
-        ValueError: see `dense_config`; or the folder holds no weights.
+        ValueError: see `dense_config`; or the folder does not hold the config's weights.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
         self.folder = folder
         self.config = dense_config(folder)
-        files = sorted(path for path in folder.glob("*.safetensors") if path.name != BLOCKS)
-        if not files:
-            raise ValueError(f"folder {folder} holds no .safetensors file")
-        self.tensors = {n: t.to(dtype) for file in files for n, t in load_file(file).items()}
+        with floats(folder, self.config) as read:
+            self.tensors = {name: read(name).to(dtype) for name in tensor_shapes(self.config)}
         self.dtype = dtype
 
     def weight(self, layer: int, linear: str) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from fastslow.engine.host.unfinished import unfinished
 
 
 def require_vacant(out: Path) -> None:
@@ -25,20 +25,17 @@ def fresh_folder(out: Path) -> Iterator[Path]:
     The rename is atomic, so readers see either nothing or the complete folder. If another
     process finished first its folder stays and ours is thrown away: both hold the same thing.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with unfinished(out) as folder:
+        folder.mkdir(mode=0o700)
         yield folder
-        for path in (folder, *folder.iterdir()):  # mkdtemp and safetensors make private files
+        for path in (folder, *folder.iterdir()):  # safetensors makes private files
             path.chmod(0o755 if path.is_dir() else 0o644)
         try:
             os.rename(folder, out)
         except OSError:
             if not (out / "config.json").is_file():
                 raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

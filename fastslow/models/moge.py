@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastslow.engine.host.files import read_object
 from fastslow.engine.model.config import MOGE, ModelConfig
 from fastslow.models.dense import LINEARS, OFFICIAL, Dense
 from fastslow.models.folder import fresh_folder, require_vacant, write_json
@@ -134,7 +134,7 @@ def write_moge(
         raise ValueError(f"fast must be 0 to {groups} groups, got {fast}")
     dense = Dense(dense_folder, torch.float32)
     recipe.check(dense.config)
-    raw = json.loads((dense_folder / "config.json").read_text())
+    raw = read_object(dense_folder / "config.json")
     tensors = {
         "model.embed_tokens.weight": dense.embedding,
         "model.norm.weight": recipe.norms.get("norm", dense.tensors["model.norm.weight"]),

@@ -24,7 +24,6 @@ from safetensors.torch import load_file, save_file
 from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.host.files import cache_folder
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import BLOCKS
 from fastslow.engine.model.decoder import Decoder
@@ -38,7 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of its own, in which even small models are kept packed."""
     folder = tmp_path / "cache"
     folder.mkdir()
-    (folder / "kernels").symlink_to(cache_folder() / "kernels")
+    library.kernels()  # from the cache that all tests share
     monkeypatch.setenv("FASTSLOW_CACHE", str(folder))
     monkeypatch.setattr(store, "SMALL", 0)
     return folder / "packed"

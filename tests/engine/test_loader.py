@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import checkpoints
 import pytest
 import texts
 import torch
+from kernel_tools import compiled
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from fastslow.engine.backends.cpu.library import build
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.host.files import cache_folder
+from fastslow.engine.model import checkpoint
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import tensor_shapes
@@ -30,9 +33,9 @@ INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
-def refused(folder: Path, message: str) -> None:
+def refused(folder: Path, message: str, **options: Any) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        load_model(folder)
+        load_model(folder, **options)
     assert "\n" not in str(caught.value)
 
 
@@ -244,7 +247,7 @@ def test_peak_memory_stays_near_the_model(
         compiled = cache_folder() / "kernels"
         build(kernels)
         (tmp_path / "cache").mkdir()
-        (tmp_path / "cache" / "kernels").symlink_to(compiled)
+        shutil.copytree(compiled, tmp_path / "cache" / "kernels")
         monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FASTSLOW_KERNELS", kernels)
     folder = checkpoints.write_moge(
@@ -263,3 +266,71 @@ def test_peak_memory_stays_near_the_model(
     assert 0.9 * size < used < 1.2 * size
     if kernels != "off":
         assert list((tmp_path / "cache" / "packed").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_hidden_layers": 50_000_000}, "num_hidden_layers 50000000 must be at most 4096"),
+        ({"num_experts": 50_000_000}, "num_experts 50000000 must be at most 65536"),
+        ({"num_hidden_layers": 4096, "num_experts": 65536}, "ask for at least 805310464 tensors"),
+        ({"num_hidden_layers": 4000}, "ask for at least 196000 tensors"),
+        ({"vocab_size": 3_000_000_000}, "vocab_size 3000000000 must be at most 2147483647"),
+        ({"eos_token_id": 3_000_000_000}, "eos_token_id 3000000000 must be at most 2147483647"),
+        ({"hidden_size": 2**31}, "hidden_size 2147483648 must be at most 16777216"),
+        ({"hidden_size": 64.0}, "hidden_size 64.0 must be a whole number"),
+        ({"hidden_size": True}, "hidden_size True must be a whole number"),
+        ({"rms_norm_eps": 1e308}, "rms_norm_eps 1e.308 must be from 1e-20 to 1"),
+        ({"rope_theta": 1e-320}, "rope_theta 1e-320 must be from 1 to 1e.15"),
+        ({"max_position_embeddings": 2**40}, "max_position_embeddings 1099511627776 must be"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e9}}, "factor 1000000000.0 must be from"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 1e6}, "max_position_embeddings": 10**6},
+            "max_position_embeddings 1000000, times the rope_scaling factor, must be at most",
+        ),
+        ({"architectures": ["x" * 5000]}, r"architecture 'xxx.*\.\.\. is not one of the known"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], message: str
+) -> None:
+    folder = checkpoints.write_moge(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    monkeypatch.setattr(checkpoint, "expected_tensors", None)  # would name every tensor
+    refused(folder, message)
+
+
+BLOCK_FILE = "q4_1.safetensors"
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ({"up": torch.zeros(96, 40, dtype=torch.int8)}, "up_proj.weight is of dtype I8"),
+        ({"up": torch.zeros(96, 40, dtype=torch.bfloat16)}, "up_proj.weight is of dtype BF16"),
+        ({"up": torch.zeros(96, 60, dtype=torch.uint8)}, r"has shape \[96, 60\].* \[96, 40\]"),
+        ({"up": torch.zeros(95, 40, dtype=torch.uint8)}, r"has shape \[95, 40\].* \[96, 40\]"),
+        ({"up": torch.zeros(3840, dtype=torch.uint8)}, r"has shape \[3840\].* \[96, 40\]"),
+        ({"side": torch.zeros(96, 40, dtype=torch.uint8)}, "unexpected tensor .*side_proj"),
+    ],
+)
+def test_four_bit_blocks_are_checked_like_all_tensors(
+    tmp_path: Path, blocks: dict[str, Tensor], message: str
+) -> None:
+    """A block of 32 inputs takes 20 bytes."""
+    folder = checkpoints.write_dense(tmp_path, torch_dtype="bfloat16")
+    table = {f"model.layers.0.mlp.{name}_proj.weight": some for name, some in blocks.items()}
+    save_file(table, folder / BLOCK_FILE)
+    refused(folder, rf"q4_1\.safetensors.*{message}", quantization="auto")
+
+
+@compiled
+def test_a_damaged_file_of_four_bit_blocks_is_refused(tmp_path: Path) -> None:
+    folder = checkpoints.write_dense(tmp_path, torch_dtype="bfloat16")
+    (folder / BLOCK_FILE).write_bytes(b"x" * 100)
+    refused(folder, r"q4_1\.safetensors is not a complete safetensors file", quantization="auto")
+    (folder / BLOCK_FILE).unlink()
+    (folder / BLOCK_FILE).symlink_to("nowhere")
+    refused(folder, r"q4_1\.safetensors cannot be read: it is no file", quantization="auto")

@@ -116,7 +116,7 @@ def test_tree_rows_equal_plain_decoding(tmp_path: Path, dtype: str) -> None:
         ({"num_experts_per_tok": 11}, "num_experts_per_tok 11 must be at most num_experts 10"),
         ({"rotary_layout": "odd"}, "rotary_layout 'odd' is not one of interleaved-first"),
         ({"qkv_bias": True}, "qkv_bias True is not supported"),
-        ({"param_sink_number": -1}, "param_sink_number -1 must be whole numbers of at least 0"),
+        ({"param_sink_number": -1}, "param_sink_number -1 must be a whole number of at least 0"),
     ],
 )
 def test_configs_that_do_not_fit(tmp_path: Path, fields: dict[str, Any], message: str) -> None:

@@ -124,7 +124,7 @@ def test_a_checkpoints_matrices_are_packed_as_they_are(tmp_path: Path, tied: boo
     assert isinstance(model, CpuDecoder) and model.formats.name == "w8a8-float32"
     table = load_file(folder / "model.safetensors")
     piece = model._arena.pieces["0.out"]
-    tile = model._memory.address(model._arena.offsets["0.out"])
+    tile = model._memory.address(model._arena.offsets["0.out"], piece.nbytes)
     assert tile is not None
     raw = np.ctypeslib.as_array((ctypes.c_uint8 * piece.nbytes).from_address(tile))
     weight = table["model.layers.0.self_attn.o_proj.weight"].numpy().astype(np.int16)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
+from fastslow.drafters import SHIPPED, own_head
+from fastslow.models.locate import builtin_path
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +24,11 @@ def llm() -> Iterator[LLM]:
 def test_it_knows_the_capital_of_france(llm: LLM) -> None:
     for mode in ("deep", "fast"):
         assert "Paris" in llm.chat(QUESTIONS[0], SamplingParams(max_tokens=24), mode=mode).text
+
+
+def test_the_shipped_heads_are_those_of_the_builtin_models(llm: LLM) -> None:
+    assert llm.has_head
+    assert own_head(builtin_path("smollm2")) == SHIPPED / "smollm2.safetensors"
 
 
 @pytest.mark.parametrize("mode", ["deep", "fast", Mode(name="shared", groups=0)])

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
+from checkpoints import write_dense, write_moge
+from head_tools import tiny_weights
 from loguru import logger
+from safetensors.torch import save_file
 from tokenizers_tiny import write_bpe
 
+from fastslow import drafters
+from fastslow.draft.head.config import read_metadata
+from fastslow.draft.head.target import fingerprint
 from fastslow.drafters import own_head
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
@@ -119,10 +125,27 @@ def test_answers_of_the_engine_are_remembered_unless_it_is_told_not_to(folder: P
     assert accepted[True] > 20 > accepted[False]
 
 
-def test_the_builtin_model_has_a_head_and_others_bring_their_own(tmp_path: Path) -> None:
+def test_a_head_is_bound_to_the_weights_that_it_was_trained_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to the name of a folder, which says nothing."""
+    named = tmp_path / "smollm2-moge-0123456789ab"
+    shutil.copytree(folder, named)
+    assert own_head(named) is None
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    config, weights = tiny_weights(named)
+    path = shipped / "tiny.safetensors"
+    save_file(weights, path, config.metadata() | {"target": fingerprint(named)})
+    monkeypatch.setattr(drafters, "SHIPPED", shipped)
+    assert own_head(named) == path
+    other = write_dense(tmp_path / "smollm2-0123456789ab", hidden_size=32)
+    assert own_head(other) is None
+    (named / "draft_head.safetensors").write_bytes(b"")
+    assert own_head(named) == named / "draft_head.safetensors"
+
+
+def test_every_builtin_model_of_the_table_has_a_head() -> None:
     for name in ("smollm2", "smollm2-moge"):
-        shipped = own_head(tmp_path / f"{name}-0123456789ab")
-        assert shipped is not None and shipped.is_file() and shipped.stat().st_size < 10 << 20
-    assert own_head(tmp_path / "other-0123456789ab") is None
-    (tmp_path / "draft_head.safetensors").write_bytes(b"")
-    assert own_head(tmp_path) == tmp_path / "draft_head.safetensors"
+        shipped = drafters.SHIPPED / f"{name}.safetensors"
+        assert read_metadata(shipped)["target"] and shipped.stat().st_size < 10 << 20

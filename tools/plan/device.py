@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastslow.engine.backends.cpu.library import available, kernels
+from fastslow.engine.backends.cpu.library import available, read_bandwidth
 from fastslow.engine.params import nearest
 
 GIB = 2**30
@@ -98,11 +98,9 @@ def probe() -> Device:
 def _bandwidth(threads: int) -> float:
     """Bytes per second, by the kernels' own reader where they are built, else by numpy sums."""
     block = np.ones(READ // 8, dtype=np.int64)
-    library = kernels() if available() else None
-    if library is None:
+    if not available():
         return _best(lambda: block.sum(), block.nbytes)
-    read = library.fs_read_bandwidth
-    return _best(lambda: read(block.ctypes.data, block.nbytes, threads), block.nbytes)
+    return _best(lambda: read_bandwidth(block, threads), block.nbytes)
 
 
 def _products(dtype: torch.dtype) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastslow.engine.host.files import read_object
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import nearest
 from fastslow.models.locate import BUILTIN, builtin_path
@@ -36,8 +37,8 @@ def config_of(model: str) -> ModelConfig:
         return ModelConfig.from_folder(path)
     if path.is_file():
         try:
-            return ModelConfig.from_json(json.loads(path.read_text("utf-8")))
-        except (ValueError, AttributeError) as error:
+            return ModelConfig.from_json(read_object(path))
+        except ValueError as error:
             raise ValueError(f"{path} is no config.json of a known model: {error}") from None
     if model in BUILTIN:
         return ModelConfig.from_folder(builtin_path(model))

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastslow.engine.host.files import read_object
 from fastslow.engine.model.checkpoint import INDEX, SINGLE
 from fastslow.engine.model.int8 import QuantLinear
 from fastslow.engine.model.quantised import DESCRIPTION, KV_TYPE, METHOD, QuantKind
@@ -73,7 +74,7 @@ class CheckpointWriter:
         self._config(source)
 
     def _config(self, source: Path) -> None:
-        config = json.loads((source / "config.json").read_text("utf-8"))
+        config = read_object(source / "config.json")
         section = {"quant_method": METHOD, "model_quant_type": QuantKind.DYNAMIC}
         config["quantization_config"] = section | ({"kv_cache_type": KV_TYPE} if self.kv else {})
         (self.folder / "config.json").write_text(json.dumps(config, indent=2), "utf-8")

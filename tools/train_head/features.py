@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fastslow.engine.host.files import read_object
 from fastslow.engine.model.base import Model
 from fastslow.tools.forward import forward_texts
 from fastslow.tools.progress import Report, silent
@@ -93,7 +94,7 @@ class Shards:
         path = folder / INDEX
         if path.is_file():
             try:
-                index = json.loads(path.read_text("utf-8"))
+                index = read_object(path)
                 theirs, self.counts = tuple(index["layers"]), list(index["counts"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path} is damaged ({error}): remove it to begin again") from None

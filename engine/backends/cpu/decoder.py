@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.formats import Format, Formats, float_format
 from fastslow.engine.backends.cpu.kv import TiledStorage
+from fastslow.engine.backends.cpu.library import (
+    BOOL,
+    FLOAT32,
+    INT64,
+    UINT8,
+    UINT64,
+    address,
+    tensor_address,
+)
 from fastslow.engine.backends.cpu.packed import Arena, PackedMatrix
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
@@ -26,7 +34,6 @@ if TYPE_CHECKING:
     from fastslow.engine.kv.storage import KVStorage
 
 MOST_ROWS = 1024  # of one call; longer steps are cut, which changes no bit of a row
-MOST_RATIO = 64  # query heads of a KV head: what a chunk of attention has room for
 
 
 class CpuDecoder:
@@ -66,9 +73,12 @@ class CpuDecoder:
         self.layers = check_layers(layers, range(config.layers))
         self._kv_layers = np.array(self.layers)
         running = (library.CLayer * len(self.layers))(*map(self._layer, self.layers))
-        self._handle = self._kernels.fs_model_new(ctypes.byref(self._shape()), running)
-        if not self._handle:
-            raise MemoryError("there is no memory left for the model's kernels")
+        made = ctypes.c_void_p()
+        failed = self._kernels.fs_model_new(
+            ctypes.byref(self._shape()), running, ctypes.byref(made)
+        )
+        library.check(failed, "making the model")
+        self._handle = made.value
 
     def __del__(self) -> None:
         if handle := getattr(self, "_handle", None):
@@ -142,49 +152,53 @@ class CpuDecoder:
         return ModelOutput(logits, seen.to(self.dtype) if features else None, best)
 
     def _call(self, kv: KVStorage, features: tuple[int, ...], step: KernelStep) -> None:
-        rows, tails = step.rows, step.tails
+        rows, tails, c, shape = step.rows, step.tails, self.config, kv.shape
+        if (shape.layers, shape.kv_heads, shape.head_dim) != (c.layers, c.kv_heads, c.head_dim):
+            raise ValueError(f"kv of {shape} is not that of this model")
+        T, M, half = len(rows.tokens), len(rows.outputs), c.head_dim // 2
         contexts = [np.ascontiguousarray(x) for x in rows.contexts]
-        keys, values = kv.pointers[:, self._kv_layers]
-        arrays: dict[str, NDArray[Any]] = {
-            "tokens": rows.tokens,
-            "slots": rows.slots,
-            "groups": rows.groups,
-            "cos": step.cos,
-            "sin": step.sin,
-            "starts": rows.starts,
-            "contexts": np.array([_address(x) for x in contexts], dtype=np.uint64),
-            "context_lengths": np.array([len(x) for x in contexts], dtype=np.int64),
-            "chains": tails.chains,
-            "tails": tails.slots,
-            "tail_starts": tails.starts,
-            "tail_lengths": tails.lengths,
-            "keys": keys,
-            "values": values,
-            "wanted": rows.outputs,
-            "only_best": rows.only_best,
-            "best": step.best,
-            "seen": rows.feature_rows if features else rows.feature_rows[:0],
-            # the kernels count the layers that run
-            "feature_layers": np.array([self.layers.index(n) for n in features], dtype=np.int64),
-        }
-        arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+        B, seen = len(contexts), rows.feature_rows if features else rows.feature_rows[:0]
+        starts = np.array([address("context", x, INT64, len(x)) for x in contexts], dtype=np.uint64)
+        sizes = np.array([len(x) for x in contexts], dtype=np.int64)
+        # the kernels count the layers that run
+        wanted = np.array([self.layers.index(n) for n in features], dtype=np.int64)
+        keys, values = np.ascontiguousarray(kv.pointers[:, self._kv_layers])
+        layers, logits, width = len(self.layers), step.logits, len(features) * c.hidden_size
         args = library.StepArgs(
             threads=torch.get_num_threads(),
-            rows=len(rows.tokens),
-            requests=len(contexts),
-            outputs=len(rows.outputs),
-            seen_rows=len(arrays["seen"]),
+            rows=T,
+            requests=B,
+            outputs=M,
+            seen_rows=len(seen),
             features=len(features),
             kv_format=KV_FORMATS[kv.memory_dtype],
-            logits=step.logits.data_ptr(),
-            feature_values=step.features.data_ptr(),
-            **{name: _address(x) for name, x in arrays.items()},
+            slot_count=kv.slots,
+            tail_count=len(tails.slots),
+            tokens=address("tokens", rows.tokens, INT64, T),
+            slots=address("slots", rows.slots, INT64, T),
+            groups=address("groups", rows.groups, INT64, T),
+            cos=address("cos", step.cos, FLOAT32, T * half),
+            sin=address("sin", step.sin, FLOAT32, T * half),
+            starts=address("starts", rows.starts, INT64, B + 1),
+            contexts=address("contexts", starts, UINT64, B),
+            context_lengths=address("context_lengths", sizes, INT64, B),
+            chains=address("chains", tails.chains, UINT8, B),
+            tails=address("tails", tails.slots, INT64, len(tails.slots)),
+            tail_starts=address("tail_starts", tails.starts, INT64, T),
+            tail_lengths=address("tail_lengths", tails.lengths, INT64, T),
+            keys=address("keys", keys, UINT64, layers),
+            values=address("values", values, UINT64, layers),
+            wanted=address("outputs", rows.outputs, INT64, M),
+            only_best=address("only_best", rows.only_best, BOOL, M),
+            best=address("best", step.best, INT64, M),
+            logits=tensor_address("logits", logits, M * c.vocab_size if len(logits) else 0),
+            seen=address("feature_rows", seen, INT64, len(seen)),
+            feature_layers=address("feature layers", wanted, INT64, len(features)),
+            feature_values=tensor_address("features", step.features, len(seen) * width),
         )
-        failed = self._kernels.fs_step(self._handle, ctypes.byref(args))
-        if failed == library.UNREADABLE:
-            raise OSError("the embedding cannot be read from the file of packed weights")
-        if failed:
-            raise MemoryError(f"a step of {args.rows} rows found no memory, or no threads")
+        library.check(
+            self._kernels.fs_step(self._handle, ctypes.byref(args)), f"a step of {T} rows"
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -192,8 +206,10 @@ class CpuDecoder:
         return self._arena.nbytes
 
     def _at(self, key: str) -> int | None:
-        offset = self._arena.offsets.get(key)
-        return None if offset is None else self._memory.address(offset)
+        piece = self._arena.pieces.get(key)
+        if piece is None:
+            return None
+        return self._memory.address(self._arena.offsets[key], piece.nbytes)
 
     def _matrix(self, key: str) -> library.CMatrix:
         piece = self._arena.pieces.get(key)
@@ -236,6 +252,7 @@ class CpuDecoder:
             embedding=self._at("embedding") if own else self._at("head"),
             embedding_at=self._arena.offsets["embedding"] if own else 0,
             embedding_file=cold.number if isinstance(cold, OpenFile) else -1,
+            embedding_rows=c.vocab_size,
             norm=self._at("norm"),
             head=self._matrix("head"),
             screen=self._matrix("screen"),
@@ -247,15 +264,24 @@ def unsupported(config: ModelConfig) -> str | None:
     """What about a model the kernels cannot run; None = they run it."""
     if config.pangu_v2 is not None:
         return f"they do not know {config.architecture}"
-    if config.heads // config.kv_heads > MOST_RATIO:
-        return f"{config.heads} heads share {config.kv_heads} key heads, over {MOST_RATIO} to one"
+    try:
+        library.check_limits(
+            layers=config.layers,
+            hidden=config.hidden_size,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            heads_per_kv_head=config.heads // config.kv_heads,
+            head_dim=config.head_dim,
+            inputs=config.heads * config.head_dim,
+            neurons=max(config.intermediate_size, config.shared_intermediate_size),
+            vocabulary=config.vocab_size,
+            experts=config.experts,
+            groups=config.groups,
+            expert_neurons=config.moe_intermediate_size,
+        )
+    except ValueError as error:
+        return f"they have no room for it: {error}"
     return None
-
-
-def _address(array: NDArray[Any]) -> int:
-    """Where an array's memory lies; a quarter of what `array.ctypes.data` takes."""
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 KV_FORMATS = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +17,12 @@ from torch import Tensor
 
 from fastslow.engine.backends.cpu import library, packed
 from fastslow.engine.backends.cpu.formats import Format, float_format
+from fastslow.engine.backends.cpu.library import FLOAT32, INT64, address, tensor_address
 from fastslow.engine.model.row_file import RowFile
 from fastslow.engine.types import Floats, Ints, Tree
 
 PADDING = 4096  # kernels fetch past the end of a matrix
+SIZES = ("hidden", "heads", "kv_heads", "head_dim", "neurons", "window")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,22 @@ class DraftShape:
     rope_theta: float = 10000.0
     eps: float = 1e-5
     window: int = 512
+
+    def check(self) -> None:
+        """ValueError, naming the field, its value and the limit, for what the kernels cannot run."""
+        sizes = {name: getattr(self, name) for name in SIZES}
+        library.check_limits(**sizes)
+        if self.heads % self.kv_heads or self.head_dim % 2:
+            raise ValueError(
+                f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}, and "
+                f"head_dim={self.head_dim} even"
+            )
+        library.check_limits(
+            heads_per_kv_head=self.heads // self.kv_heads, inputs=self.heads * self.head_dim
+        )
+        for name, value in (("rope_theta", self.rope_theta), ("eps", self.eps)):
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ValueError(f"{name}={value!r} must be a number above 0")
 
 
 class NewRows(NamedTuple):
@@ -90,7 +110,9 @@ class DraftKernels:
             the bytes of a head are most of its time: int4 took three quarters of int8's.
 
     Raises:
-        MemoryError: there is none left; every method may raise it.
+        ValueError: the shape or a tensor is not what the kernels take; or a text is unknown, a token is
+            none of the embedding's, a number is out of its range.
+        MemoryError: there is none left. Every method may raise both.
     """
 
     def __init__(
@@ -102,6 +124,7 @@ class DraftKernels:
         embedding: Tensor | RowFile,
         form: Format = Format.INT4,
     ) -> None:
+        shape.check()
         self.shape = shape
         self.form = form
         self.features = weights["fuse"].shape[1]
@@ -138,7 +161,8 @@ class DraftKernels:
             vocabulary=len(self._ids),
             eps=shape.eps,
             embedding_format=float_format(embedding.dtype),
-            **_place(embedding),
+            embedding_rows=len(embedding),
+            **_place(embedding, shape.hidden),
             norm=self._vector(weights["norm"]),
             head=self._pack(head, head_rows, shape.hidden),
             fuse=pack("fuse", plain, self.features),
@@ -146,17 +170,18 @@ class DraftKernels:
             embedding_norm=self._vector(weights["embedding_norm"]),
             hidden_norm=self._vector(weights["hidden_norm"]),
         )
-        made = self._kernels.fs_draft_new(
+        made = ctypes.c_void_p()
+        failed = self._kernels.fs_draft_new(
             ctypes.byref(whole),
             ctypes.byref(layer),
-            self._ids.ctypes.data,
+            address("ids", self._ids, INT64, len(self._ids)),
             shape.window,
             shape.rope_theta,
+            ctypes.byref(made),
         )
-        if not made:
-            raise MemoryError("there is no memory left for the draft head's kernels")
-        self._handle = made
-        self._end = weakref.finalize(self, _delete, self._kernels, made, self._memory, embedding)
+        library.check(failed, "making the draft head")
+        self._handle = handle = made.value or 0
+        self._end = weakref.finalize(self, _delete, self._kernels, handle, self._memory, embedding)
 
     def open(self, position: int) -> int:
         return self._opened(self._kernels.fs_draft_open(self._handle, position))
@@ -172,57 +197,59 @@ class DraftKernels:
 
     def read(self, rows: NewRows) -> None:
         """A row takes a third of what it takes in `grow`."""
-        numbers = np.array([*rows.texts, *rows.sizes], dtype=np.int64)
-        tokens = np.array(rows.after, dtype=np.int64)
-        values = rows.features.float().contiguous()
         count = len(rows.texts)
+        numbers = np.array([*rows.texts, *rows.sizes], dtype=np.int64)
+        start = address("texts and sizes", numbers, INT64, 2 * count)
+        tokens, values = self._given(rows)
         args = library.DraftArgs(
             threads=torch.get_num_threads(),
             requests=count,
-            contexts=numbers.ctypes.data,
-            fresh=numbers.ctypes.data + 8 * count,
-            after=tokens.ctypes.data,
+            rows=len(tokens),
+            contexts=start,
+            fresh=start + 8 * count,
+            after=address("after", tokens, INT64, len(tokens)),
             features=values.data_ptr(),
         )
         self._check(self._kernels.fs_draft_read(self._handle, ctypes.byref(args)))
 
     def extend_vocab(self, text: int, ids: Sequence[int], rows: Tensor) -> None:
         """Add tokens that only this text may get, with their rows [n, H] of the target's head."""
+        count = len(ids)
         some = np.array(ids, dtype=np.int64)
-        values = np.ascontiguousarray(rows.float().numpy())
-        self._check(
-            self._kernels.fs_draft_words(
-                self._handle, text, some.ctypes.data, values.ctypes.data, len(some)
-            )
-        )
+        values = rows.float().contiguous()
+        at = address("ids", some, INT64, count)
+        data = tensor_address("rows of the head", values, count * self.shape.hidden)
+        self._check(self._kernels.fs_draft_words(self._handle, text, at, data, count))
 
     def grow(self, rows: NewRows, limits: TreeLimits) -> list[Tree]:
         if not rows.texts:
             return []
         count, most = len(rows.texts), max(*limits.nodes, 1)
+        library.check_limits(nodes=int(most))
         numbers = np.array([*rows.texts, *rows.sizes, *limits.nodes], dtype=np.int64)
-        tokens = np.array(rows.after, dtype=np.int64)
-        values = rows.features.float().contiguous()
+        tokens, values = self._given(rows)
         found = np.empty(count * (1 + 2 * most), dtype=np.int64)
         scores: Floats = np.empty(count * most, dtype=np.float32)
         bounds: Floats = np.array(limits.min_scores, dtype=np.float32)
-        start, into = numbers.ctypes.data, found.ctypes.data
+        start = address("texts, sizes and nodes", numbers, INT64, 3 * count)
+        into = address("trees", found, INT64, count * (1 + 2 * most))
         args = library.DraftArgs(
             threads=torch.get_num_threads(),
             requests=count,
+            rows=len(tokens),
             width=limits.width,
             depth=limits.depth,
             most=most,
-            least=bounds.ctypes.data,
+            least=address("min_scores", bounds, FLOAT32, count),
             contexts=start,
             fresh=start + 8 * count,
             nodes=start + 16 * count,
-            after=tokens.ctypes.data,
+            after=address("after", tokens, INT64, len(tokens)),
             features=values.data_ptr(),
             counts=into,
             tokens=into + 8 * count,
             parents=into + 8 * count * (1 + most),
-            scores=scores.ctypes.data,
+            scores=address("scores", scores, FLOAT32, count * most),
         )
         self._check(self._kernels.fs_draft_grow(self._handle, ctypes.byref(args)))
         places, likely = found.tolist(), scores.tolist()
@@ -242,52 +269,69 @@ class DraftKernels:
     def advance(self, contexts: Sequence[int], tokens: Sequence[int]) -> None:
         """One more token of each text's chain, which begins anew after `grow`."""
         both = np.array([*contexts, *tokens], dtype=np.int64)
-        start, count = both.ctypes.data, len(contexts)
+        count = len(contexts)
+        start = address("texts and tokens", both, INT64, 2 * count)
         threads = torch.get_num_threads()
         self._check(
             self._kernels.fs_draft_advance(self._handle, start, start + 8 * count, count, threads)
         )
 
     def logits(self, text: int) -> Floats:
-        size = ctypes.c_int64()
-        at = self._kernels.fs_draft_logits(self._handle, text, ctypes.byref(size))
+        size, at = ctypes.c_int64(), ctypes.c_void_p()
+        self._check(
+            self._kernels.fs_draft_logits(self._handle, text, ctypes.byref(at), ctypes.byref(size))
+        )
+        if not size.value:
+            return np.empty(0, dtype=np.float32)
         pointer = ctypes.cast(at, ctypes.POINTER(ctypes.c_float))
         return np.ctypeslib.as_array(pointer, (size.value,))
 
     def _opened(self, text: int) -> int:
-        if text < 0:
-            raise MemoryError("there is no memory left for a draft")
+        self._check(max(-text, 0))
         return text
 
     def _check(self, failed: int) -> None:
-        if failed == library.UNREADABLE:
-            raise OSError("the target's embedding cannot be read from its file")
-        if failed:
-            raise MemoryError("drafting found no memory, or no threads")
+        library.check(failed, "drafting")
+
+    def _given(self, rows: NewRows) -> tuple[Ints, Tensor]:
+        """Tokens and features of rows. ValueError where there are not as many of both."""
+        tokens = np.array(rows.after, dtype=np.int64)
+        values = rows.features.float().contiguous()
+        tensor_address("features", values, len(tokens) * self.features)
+        return tokens, values
 
     def _pack(self, matrix: Tensor | RowFile, rows: Ints, inputs: int) -> library.CMatrix:
-        tile = int(self._kernels.fs_tile_bytes(self.form, inputs))
-        tiles = self._room(len(rows) // library.TILE * tile)
-        packed.pack_rows_at(tiles, self.form, inputs, rows, matrix.__getitem__)
-        return library.CMatrix(tiles, None, self.form, inputs, len(rows))
+        tiles = self._room(len(rows) // library.TILE * library.tile_bytes(self.form, inputs))
+        packed.pack_rows(tiles, self.form, inputs, rows, matrix.__getitem__)
+        at = address("packed rows", tiles, tiles.dtype, tiles.size)
+        return library.CMatrix(at, None, self.form, inputs, len(rows))
 
     def _vector(self, values: Tensor) -> int:
-        whole = values.float().contiguous()  # has a name, so it lives until it is copied
-        at = self._room(4 * len(whole))
-        ctypes.memmove(at, whole.data_ptr(), 4 * len(whole))
-        return at
+        if len(values) != self.shape.hidden:
+            raise ValueError(
+                f"a vector of the head has {len(values)} numbers, not hidden={self.shape.hidden}"
+            )
+        memory = self._room(4 * len(values)).view(np.float32)
+        memory[:] = values.float().numpy()
+        return address("vector", memory, FLOAT32, len(values))
 
-    def _room(self, size: int) -> int:
-        """Memory that starts on a cache line, kept as long as the head; its address."""
+    def _room(self, size: int) -> NDArray[np.uint8]:
+        """Memory that starts on a cache line, kept as long as the head."""
         memory = np.zeros(size + PADDING, dtype=np.uint8)
         self._memory.append(memory)
-        return -(-memory.ctypes.data // 64) * 64
+        return memory[-memory.ctypes.data % 64 :][:size]
 
 
-def _place(embedding: Tensor | RowFile) -> dict[str, int]:
-    """Where the embedding lies: fields of `library.CShape`."""
+def _place(embedding: Tensor | RowFile, width: int) -> dict[str, int]:
+    """Where the embedding lies: fields of `library.CShape`. ValueError where its rows are of another width, or
+    its file lacks some."""
+    if embedding.shape[1] != width:
+        raise ValueError(f"the target's embedding is {embedding.shape[1]} wide, not hidden={width}")
     if isinstance(embedding, Tensor):
         return {"embedding": embedding.data_ptr()}
+    end = embedding.at + len(embedding) * width * embedding.dtype.itemsize
+    if os.fstat(embedding.file.number).st_size < end:
+        raise ValueError(f"{embedding.file.path} ends before byte {end}")
     return {"embedding_at": embedding.at, "embedding_file": embedding.file.number}
 
 

@@ -68,24 +68,20 @@ class TiledStorage(KVStorage):
             super().move(src, dst)
             return
         read, written = (np.ascontiguousarray(slots, dtype=np.int64) for slots in (src, dst))
-        both = np.concatenate((read, written))
-        if len(read) != len(written) or (
-            len(both) and not 0 <= both.min() <= both.max() < self.slots
-        ):
-            raise IndexError(f"slots {src} to {dst} are not pairs within {self.slots}")
+        count, layers = len(read), len(self.k)
         failed = library.kernels().fs_move(
-            self.pointers[0].ctypes.data,
-            self.pointers[1].ctypes.data,
-            len(self.k),
-            read.ctypes.data,
-            written.ctypes.data,
-            len(read),
+            library.address("keys", self.pointers[0], library.UINT64, layers),
+            library.address("values", self.pointers[1], library.UINT64, layers),
+            layers,
+            library.address("src", read, library.INT64, count),
+            library.address("dst", written, library.INT64, count),
+            count,
+            self.slots,
             self.shape.kv_heads,
             self.shape.head_dim,
             self.dtype == torch.float32,
         )
-        if failed:
-            raise MemoryError(f"moving {len(read)} rows found no memory")
+        library.check(failed, f"moving {count} rows of keys and values")
 
     def _places(self, slots: Ints) -> tuple[Tensor, ...]:
         """Of each slot its tile, its lane, and among values its row of words and part of a word."""

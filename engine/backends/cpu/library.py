@@ -1,22 +1,19 @@
-"""The compiled kernels: made for this chip, once, into the user's cache, and as ctypes sees them.
+"""The compiled kernels as ctypes sees them, and the one place where numbers and addresses pass into C.
 
-The structures mirror those of the kernels' headers.
+ctypes cuts whole numbers that do not fit and takes any address. So structures and functions are declared with
+types that refuse such numbers, and arrays pass through `address`. The kernels check what refers to other
+things (tokens, slots, rows, shapes) themselves. The structures mirror those of the kernels' headers.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
+import operator
+import re
 from ctypes import (
     POINTER,
     Structure,
+    c_char_p,
     c_double,
     c_float,
     c_int,
@@ -24,32 +21,89 @@ from ctypes import (
     c_int64,
     c_size_t,
     c_void_p,
+    sizeof,
 )
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from loguru import logger
+from numpy.typing import NDArray
 
-from fastslow.engine.host.files import cache_folder
+from fastslow.engine.backends.cpu.kernel_cache import (
+    SOURCES,
+    VARIABLE,
+    build,
+    find_compiler,
+    level,
+    load,
+)
 
-SOURCES = Path(__file__).with_name("kernels")
-VARIABLE = "FASTSLOW_KERNELS"
-# What the kernels are compiled for. A chip may have AVX-512 without bfloat16 or int8 dots; the
-# compiler says which under -march=native, and the sources look at its macros.
-LEVELS = {
-    "native": ["-march=native"],
-    "avx2": ["-march=x86-64-v3"],
-    "plain": [],
-}
-# Contraction is off since a product that is fused in one template and not in another would make
-# a row's bits depend on how many rows share its kernel.
-FLAGS = ["-O3", "-std=c++20", "-fPIC", "-pthread", "-ffp-contract=off", "-fno-math-errno"]
-SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-HELP = "install a C++ compiler (g++ or clang++), or point CXX at one"
+__all__ = ["VARIABLE", "build", "find_compiler", "level"]  # beside what is defined here
 TILE = 32
-UNREADABLE = 2  # what a step gives back where a file cannot be read
+NO_MEMORY, UNREADABLE, REFUSED = 1, 2, 3  # what the kernels' functions return; see check.h
 PARTS = ("embed", "qkv", "attention", "out", "gate_up", "experts", "down", "head")
+INT64, INT32, FLOAT32, UINT64, UINT8, INT8, BOOL = map(
+    np.dtype, (np.int64, np.int32, np.float32, np.uint64, np.uint8, np.int8, np.bool_)
+)
+# The least and the most that the kernels take, by the names of limits.h.
+LIMITS = {
+    name: (int(least), int(most))
+    for name, least, most in re.findall(
+        r'\{"(\w+)", (\d+), (\d+)\}', (SOURCES / "limits.h").read_text("utf-8")
+    )
+}
+
+
+def check_limits(**sizes: int) -> None:
+    """ValueError for a size that the kernels have no room for."""
+    for name, value in sizes.items():
+        least, most = LIMITS[name]
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"{name}={value!r} must be a whole number in {least}..{most}")
+
+
+def _whole(value: Any, kind: type[Any], name: str = "a number") -> int:
+    """A number that its C type holds; ctypes would cut it."""
+    number = operator.index(value)
+    half = 1 << (8 * sizeof(kind) - 1)
+    if not -half <= number < half:
+        raise ValueError(f"{name}={number} must be in {-half}..{half - 1}")
+    return number
+
+
+class Int32(c_int32):
+    """An argument of 32 bits."""
+
+    @classmethod
+    def from_param(cls, value: Any) -> c_int32:
+        return c_int32(_whole(value, c_int32))
+
+
+class Int64(c_int64):
+    """An argument of 64 bits."""
+
+    @classmethod
+    def from_param(cls, value: Any) -> c_int64:
+        return c_int64(_whole(value, c_int64))
+
+
+class Checked(Structure):
+    """A structure that is made with numbers which its fields hold."""
+
+    def __init__(self, *values: Any, **fields: Any) -> None:
+        kinds = _kinds(type(self))
+        fields.update(zip(kinds, values))
+        for name, value in fields.items():
+            if (kind := kinds[name]) is c_int32 or kind is c_int64:
+                _whole(value, kind, name)
+        super().__init__(**fields)
+
+
+@cache
+def _kinds(structure: type[Checked]) -> dict[str, Any]:
+    return {field[0]: field[1] for field in structure._fields_}
 
 
 def _fields(*groups: tuple[Any, str]) -> list[tuple[str, Any]]:
@@ -57,11 +111,11 @@ def _fields(*groups: tuple[Any, str]) -> list[tuple[str, Any]]:
     return [(name, kind) for kind, names in groups for name in names.split()]
 
 
-class CMatrix(Structure):
+class CMatrix(Checked):
     _fields_ = _fields((c_void_p, "tiles bias"), (c_int32, "format inputs outputs unused"))
 
 
-class CLayer(Structure):
+class CLayer(Checked):
     _fields_ = _fields(
         (c_void_p, "attention_norm mlp_norm"),
         (CMatrix, "qkv out gate_up down router"),
@@ -71,7 +125,7 @@ class CLayer(Structure):
     )
 
 
-class CShape(Structure):
+class CShape(Checked):
     _fields_ = _fields(
         (c_int32, "layers hidden heads kv_heads head_dim neurons vocabulary experts groups"),
         (c_int32, "expert_neurons"),
@@ -79,7 +133,7 @@ class CShape(Structure):
         (c_int32, "embedding_format"),
         (c_void_p, "embedding"),
         (c_int64, "embedding_at"),
-        (c_int32, "embedding_file unused"),
+        (c_int32, "embedding_file embedding_rows"),
         (c_void_p, "norm"),
         (CMatrix, "head screen"),
         (c_void_p, "screen_norms"),
@@ -88,142 +142,65 @@ class CShape(Structure):
     )
 
 
-class StepArgs(Structure):
+class StepArgs(Checked):
     _fields_ = _fields(
         (c_int32, "threads rows requests outputs seen_rows features kv_format"),
+        (c_int64, "slot_count tail_count"),
         (c_void_p, "tokens slots groups cos sin starts contexts context_lengths chains"),
         (c_void_p, "tails tail_starts tail_lengths keys values wanted only_best best logits"),
         (c_void_p, "seen feature_layers feature_values fused hidden"),
     )
 
 
-class DraftArgs(Structure):
+class DraftArgs(Checked):
     _fields_ = _fields(
-        (c_int32, "threads requests width depth most"),
+        (c_int32, "threads requests rows width depth most"),
         (c_void_p, "contexts fresh after features nodes least counts tokens parents scores"),
     )
 
 
-class CPlaces(Structure):
+class CPlaces(Checked):
     _fields_ = _fields((c_void_p, "tokens order buckets"), (c_int32, "ids"))
 
 
-SIGNATURES = {
-    "fs_model_new": (c_void_p, [POINTER(CShape), POINTER(CLayer)]),
+TEXT = [c_void_p, Int64]  # a head's handle and the number of one of its texts
+SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "fs_refusal": (c_char_p, []),
+    "fs_model_new": (c_int, [POINTER(CShape), POINTER(CLayer), POINTER(c_void_p)]),
     "fs_model_delete": (None, [c_void_p]),
     "fs_step": (c_int, [c_void_p, POINTER(StepArgs)]),
-    "fs_part_seconds": (None, [c_void_p, c_int, c_void_p]),
+    "fs_part_seconds": (None, [c_void_p, Int32, c_void_p]),
     "fs_experts_read": (c_int64, [c_void_p]),
     "fs_screened": (c_int, [c_void_p]),
-    "fs_draft_new": (c_void_p, [POINTER(CShape), POINTER(CLayer), c_void_p, c_int, c_double]),
+    "fs_draft_new": (
+        c_int,
+        [POINTER(CShape), POINTER(CLayer), c_void_p, Int64, c_double, POINTER(c_void_p)],
+    ),
     "fs_draft_delete": (None, [c_void_p]),
-    "fs_draft_open": (c_int64, [c_void_p, c_int64]),
-    "fs_draft_fork": (c_int64, [c_void_p, c_int64, c_int64]),
-    "fs_draft_close": (c_int, [c_void_p, c_int64]),
-    "fs_draft_skip": (c_int, [c_void_p, c_int64, c_int64]),
+    "fs_draft_open": (c_int64, TEXT),
+    "fs_draft_fork": (c_int64, [*TEXT, Int64]),
+    "fs_draft_close": (c_int, TEXT),
+    "fs_draft_skip": (c_int, [*TEXT, Int64]),
     "fs_draft_read": (c_int, [c_void_p, POINTER(DraftArgs)]),
-    "fs_draft_words": (c_int, [c_void_p, c_int64, c_void_p, c_void_p, c_int]),
+    "fs_draft_words": (c_int, [*TEXT, c_void_p, c_void_p, Int32]),
     "fs_draft_grow": (c_int, [c_void_p, POINTER(DraftArgs)]),
-    "fs_draft_advance": (c_int, [c_void_p, c_void_p, c_void_p, c_int, c_int]),
-    "fs_draft_logits": (c_void_p, [c_void_p, c_int64, POINTER(c_int64)]),
-    "fs_move": (c_int, [c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_int]),
-    "fs_find_runs": (None, [POINTER(CPlaces), c_void_p, c_int, c_int, c_int, c_int, c_void_p]),
+    "fs_draft_advance": (c_int, [c_void_p, c_void_p, c_void_p, Int32, Int32]),
+    "fs_draft_logits": (c_int, [*TEXT, POINTER(c_void_p), POINTER(c_int64)]),
+    "fs_move": (
+        c_int,
+        [c_void_p, c_void_p, Int32, c_void_p, c_void_p, Int32, Int64, Int32, Int32, Int32],
+    ),
+    "fs_find_runs": (None, [POINTER(CPlaces), c_void_p, Int32, Int32, Int32, Int32, c_void_p]),
+    "fs_checksum": (None, [c_void_p, Int64, c_void_p]),
     "fs_vector_width": (c_int, []),
     "fs_dot_instructions": (c_int, []),
-    "fs_read_bandwidth": (c_double, [c_void_p, c_int64, c_int]),
-    "fs_tile_bytes": (c_size_t, [c_int, c_int]),
-    "fs_pack": (None, [c_int, c_void_p, c_void_p, c_int, c_int]),
-    "fs_pack_int8": (None, [c_void_p, c_void_p, c_void_p, c_int, c_int]),
-    "fs_pack_q4_1": (None, [c_void_p, c_void_p, c_int, c_int]),
-    "fs_product": (c_int, [c_int, c_void_p, c_int, c_int, c_void_p, c_int, c_void_p]),
+    "fs_read_bandwidth": (c_double, [c_void_p, Int64, Int32]),
+    "fs_tile_bytes": (c_size_t, [Int32, Int32]),
+    "fs_pack": (None, [Int32, c_void_p, c_void_p, Int32, Int32]),
+    "fs_pack_int8": (None, [c_void_p, c_void_p, c_void_p, Int32, Int32]),
+    "fs_pack_q4_1": (None, [c_void_p, c_void_p, Int32, Int32]),
+    "fs_product": (c_int, [Int32, c_void_p, Int32, Int32, c_void_p, Int32, c_void_p]),
 }
-
-
-def level() -> str:
-    """What FASTSLOW_KERNELS asks for: native, avx2, plain, one of them with +sanitize, or off.
-
-    Raises:
-        ValueError: it asks for something else.
-    """
-    wanted = os.environ.get(VARIABLE, "native")
-    if wanted != "off" and wanted.removesuffix("+sanitize") not in LEVELS:
-        known = ", ".join([*LEVELS, "off"])
-        raise ValueError(f"{VARIABLE}={wanted!r} is not one of {known}")
-    return wanted
-
-
-def build(level: str) -> Path:
-    """The shared library for a level, compiled on first use (seconds).
-
-    Raises:
-        RuntimeError: no compiler, or it failed; the sentence says what to do.
-    """
-    compiler = find_compiler()
-    base = level.removesuffix("+sanitize")
-    flags = [*FLAGS, *LEVELS[base], *(SANITIZE if base != level else [])]
-    target = cache_folder() / "kernels" / f"{level}-{_key(compiler, flags)}.so"
-    if not target.is_file():
-        logger.info("compiling the CPU kernels ({}), once, with {}", level, compiler)
-        started = time.perf_counter()
-        _compile(compiler, flags, target)
-        logger.info("compiled in {:.0f} s: {}", time.perf_counter() - started, target)
-    return target
-
-
-def find_compiler() -> str:
-    """CXX, else c++, g++ or clang++. RuntimeError if none is there."""
-    named = os.environ.get("CXX")
-    for name in [named] if named else ["c++", "g++", "clang++"]:
-        if found := shutil.which(name):
-            return found
-    raise RuntimeError(f"no C++ compiler was found: {HELP}")
-
-
-def _key(compiler: str, flags: list[str]) -> str:
-    digest = hashlib.sha256("\0".join([_version(compiler), _chip(), *flags]).encode())
-    for path in sorted(SOURCES.iterdir()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-@cache
-def _version(compiler: str) -> str:
-    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    return done.stdout.partition("\n")[0]
-
-
-@cache
-def _chip() -> str:
-    """What tells chips apart: a cache may be shared by machines."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    facts = [x for x in lines if x.startswith(("model name", "flags", "Features"))][:2]
-    return "\0".join([platform.machine(), *facts] if facts else [platform.processor()])
-
-
-def _compile(compiler: str, flags: list[str], target: Path) -> None:
-    """All sources side by side, then a link; the library appears only when it is whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".build.", dir=target.parent) as work:
-
-        def one(source: Path) -> Path:
-            made = Path(work) / f"{source.stem}.o"
-            _run([compiler, *flags, "-c", str(source), "-o", str(made)])
-            return made
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(one, sorted(SOURCES.glob("*.cpp"))))
-        whole = Path(work) / target.name
-        _run([compiler, *flags, "-shared", *map(str, objects), "-o", str(whole)])
-        whole.rename(target)
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [x for x in done.stderr.splitlines() if "error" in x] or done.stderr.splitlines()
-        reason = lines[0] if lines else f"exit code {done.returncode}"
-        raise RuntimeError(f"{command[0]} could not compile the CPU kernels ({reason}): {HELP}")
 
 
 @cache
@@ -233,15 +210,106 @@ def kernels() -> ctypes.CDLL:
     Raises:
         RuntimeError: it cannot be compiled or loaded; the sentence says what to do.
     """
-    try:
-        library = ctypes.CDLL(str(build(level())))
-    except OSError as error:
-        raise RuntimeError(f"the CPU kernels could not be loaded: {error}") from None
+    library = load(level())
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(library, name)
         function.restype = result
         function.argtypes = arguments
     return library
+
+
+def check(failed: int, action: str) -> None:
+    """Raise what a number that the kernels returned stands for: ValueError, OSError or MemoryError."""
+    if failed == REFUSED:
+        raise ValueError(f"{action}: {kernels().fs_refusal().decode()}")
+    if failed == UNREADABLE:
+        raise OSError(f"{action}: the embedding cannot be read from its file")
+    if failed:
+        raise MemoryError(f"{action}: there is no memory left, or no thread")
+
+
+def address(name: str, array: NDArray[Any], dtype: np.dtype[Any], size: int) -> int:
+    """Where an array's memory lies, a quarter of what `array.ctypes.data` takes.
+
+    ValueError unless it holds `size` elements of a dtype, one after the other.
+    """
+    if array.dtype != dtype or array.size != size or not array.flags.c_contiguous:
+        how = "" if array.flags.c_contiguous else ", with gaps"
+        raise ValueError(
+            f"{name} must be {size} of {dtype}, not {array.size} of {array.dtype}{how}"
+        )
+    found: int = array.__array_interface__["data"][0]
+    return found
+
+
+def tensor_address(name: str, tensor: torch.Tensor, size: int) -> int:
+    """The same of `size` floats in torch, on the CPU."""
+    if tensor.dtype != torch.float32 or tensor.numel() != size or not tensor.is_contiguous():
+        raise ValueError(
+            f"{name} must be {size} of float32, not {tensor.numel()} of {tensor.dtype}"
+        )
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{name} must be on the CPU, not on {tensor.device}")
+    return tensor.data_ptr()
+
+
+def tile_bytes(form: int, inputs: int) -> int:
+    """Bytes of a tile of 32 outputs in a format."""
+    check_limits(inputs=inputs)
+    return int(kernels().fs_tile_bytes(form, inputs))
+
+
+def _room(into: NDArray[np.uint8], form: int, rows: NDArray[Any], inputs: int) -> int:
+    """Where rows are packed to: whole tiles, on a cache line."""
+    size = -(-len(rows) // TILE) * tile_bytes(form, inputs)
+    at = address("memory of packed rows", into[:size], UINT8, size)
+    if at % 64:
+        raise ValueError("memory of packed rows must begin on a cache line")
+    return at
+
+
+def pack(into: NDArray[np.uint8], form: int, rows: NDArray[np.float32]) -> None:
+    """Pack rows [outputs, inputs] in a format."""
+    outputs, inputs = rows.shape
+    at = _room(into, form, rows, inputs)
+    kernels().fs_pack(form, at, address("rows", rows, FLOAT32, outputs * inputs), outputs, inputs)
+
+
+def pack_int8(
+    into: NDArray[np.uint8], form: int, rows: NDArray[np.int8], scales: NDArray[np.float32]
+) -> None:
+    """Pack rows [outputs, inputs] in int8 with their scales, bit for bit."""
+    outputs, inputs = rows.shape
+    at = _room(into, form, rows, inputs)
+    weights = address("rows in int8", rows, INT8, outputs * inputs)
+    kernels().fs_pack_int8(
+        at, weights, address("scales", scales, FLOAT32, outputs), outputs, inputs
+    )
+
+
+def pack_q4_1(into: NDArray[np.uint8], form: int, blocks: NDArray[np.uint8], inputs: int) -> None:
+    """Pack Q4_1 blocks [outputs, inputs / 32 * 20], bit for bit."""
+    if inputs % 32:
+        raise ValueError(f"inputs={inputs} of 4-bit blocks must be a multiple of 32")
+    at = _room(into, form, blocks, inputs)
+    data = address("4-bit blocks", blocks, UINT8, len(blocks) * (inputs // 32) * 20)
+    kernels().fs_pack_q4_1(at, data, len(blocks), inputs)
+
+
+def checksum(
+    data: NDArray[np.uint8], before: NDArray[np.uint64] | None = None
+) -> NDArray[np.uint64]:
+    """A sum of bytes [2] that shows damage and edits, at the speed of memory; `before`: of those before them."""
+    found = np.zeros(2, dtype=np.uint64) if before is None else before.copy()
+    at = address("data", data, UINT8, data.size)
+    kernels().fs_checksum(at, data.size, address("sum", found, UINT64, 2))
+    return found
+
+
+def read_bandwidth(block: NDArray[Any], threads: int) -> float:
+    """GB/s at which so many threads read memory."""
+    at = address("block", block, block.dtype, block.size)
+    return float(kernels().fs_read_bandwidth(at, block.nbytes, max(threads, 1)))
 
 
 @cache

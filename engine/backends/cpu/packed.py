@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.formats import EMBEDDING, Format, Formats
-from fastslow.engine.backends.cpu.library import TILE, kernels
+from fastslow.engine.backends.cpu.library import TILE
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear, ReadQuant
 from fastslow.engine.types import Ints
 
 HALF = TILE // 2
+Bytes = NDArray[np.uint8]
 
 
 def plain_order(rows: int) -> Ints:
@@ -62,24 +63,26 @@ class Sources:
 
 ALIGN = 64
 PAGE = 4096
-UNKNOWN = 1e30
+TOO_SMALL = 1e-36  # a row whose largest weight is no larger is zeros in int8, see kernels/blocks.h
+SMALLEST = 2.0**-126  # of normal float32
 
 
-def pack_rows_at(
-    address: int, form: Format, inputs: int, order: Ints, rows: Callable[[Tensor], Tensor]
+def pack_rows(
+    into: Bytes, form: Format, inputs: int, order: Ints, rows: Callable[[Tensor], Tensor]
 ) -> None:
-    """Pack a matrix at an address. rows: gives those of some numbers; `order` -1 is a row of zeros.
+    """Pack a matrix into memory. rows: gives those of some numbers; `order` -1 is a row of zeros.
 
     A few tiles at a time: a whole matrix in float32 may be larger than what it is packed to.
     """
     step = max(TILE, (1 << 22) // inputs // TILE * TILE)
-    tile = int(kernels().fs_tile_bytes(form, inputs))
+    tile = library.tile_bytes(form, inputs)
     for first in range(0, len(order), step):
         picked = order[first : first + step]
-        some = rows(torch.from_numpy(np.maximum(picked, 0))).float().numpy()
+        some = np.ascontiguousarray(rows(torch.from_numpy(np.maximum(picked, 0))).float().numpy())
+        if some.shape != (len(picked), inputs):
+            raise ValueError(f"rows to pack are {some.shape}, not {(len(picked), inputs)}")
         some[picked < 0] = 0
-        at = address + first // TILE * tile
-        kernels().fs_pack(form, at, some.ctypes.data, len(picked), inputs)
+        library.pack(into[first // TILE * tile :], form, some)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,31 +101,28 @@ class PackedMatrix:
 
     @property
     def nbytes(self) -> int:
-        return self.outputs // TILE * int(kernels().fs_tile_bytes(self.format, self.inputs))
+        return self.outputs // TILE * library.tile_bytes(self.format, self.inputs)
 
-    def write(self, address: int, sources: Sources) -> None:
-        """Pack at an address of `nbytes` bytes, from 4-bit blocks or int8 where the source has them."""
+    def write(self, into: Bytes, sources: Sources) -> None:
+        """Pack into `nbytes` bytes, from 4-bit blocks or int8 where the source has them."""
         if self.format is Format.INT8:
             matrices = [m for name in self.sources if (m := sources.linear(name)) is not None]
             if len(matrices) == len(self.sources):
-                self._keep(address, QuantLinear.stack(matrices))
+                self._keep(into, QuantLinear.stack(matrices))
                 return
         if self.format is Format.INT4:
             parts = [sources.blocks(name) for name in self.sources]
             if all(part is not None for part in parts):
                 rows = _ordered(np.concatenate([p for p in parts if p is not None]), self.order)
-                data = rows.ctypes.data
-                kernels().fs_pack_q4_1(address, data, self.outputs, self.inputs)
+                library.pack_q4_1(into, self.format, rows, self.inputs)
                 return
         whole = torch.cat([sources.read(name) for name in self.sources])
-        pack_rows_at(address, self.format, self.inputs, self.order, whole.__getitem__)
+        pack_rows(into, self.format, self.inputs, self.order, whole.__getitem__)
 
-    def _keep(self, address: int, matrix: QuantLinear) -> None:
+    def _keep(self, into: Bytes, matrix: QuantLinear) -> None:
         rows = _ordered(matrix.weight_OI.numpy(), self.order)
         scales = _ordered(matrix.scale_O.numpy(), self.order)
-        kernels().fs_pack_int8(
-            address, rows.ctypes.data, scales.ctypes.data, self.outputs, self.inputs
-        )
+        library.pack_int8(into, self.format, rows, scales)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +139,23 @@ class Vector:
     def nbytes(self) -> int:
         return self.count * self.dtype.itemsize
 
-    def write(self, address: int, sources: Sources) -> None:
-        """Copy to an address of `nbytes` bytes."""
+    def write(self, into: Bytes, sources: Sources) -> None:
+        """Copy to `nbytes` bytes."""
         values = torch.cat([sources.read(name).flatten() for name in self.sources]).to(self.dtype)
         if self.order is not None:
             picked = values.numpy()[np.maximum(self.order, 0)]
             picked[self.order < 0] = 0
             values = torch.from_numpy(picked)
-        _memory(address, self.nbytes)[:] = values.contiguous().view(torch.uint8).numpy()
+        if len(values) != self.count:
+            raise ValueError(f"{self.key} has {len(values)} numbers, not {self.count}")
+        into[:] = values.contiguous().view(torch.uint8).numpy()
 
 
 @dataclass(frozen=True, slots=True)
 class ScreenNorms:
     """float32 [2, outputs]: norms of a matrix' rows in bfloat16, and of what int8 makes of them less.
 
+    Both are rounded up, and infinite where they are too large for float32 or some weight is not finite.
     Rows of padding have no norm and an endless error: nothing is known of them.
     """
 
@@ -168,19 +171,26 @@ class ScreenNorms:
     def nbytes(self) -> int:
         return 2 * self.outputs * 4
 
-    def write(self, address: int, sources: Sources) -> None:
-        """Compute at an address of `nbytes` bytes."""
-        found = _memory(address, self.nbytes).view(np.float32).reshape(2, self.outputs)
-        found[0], found[1] = 0.0, UNKNOWN
+    def write(self, into: Bytes, sources: Sources) -> None:
+        """Compute into `nbytes` bytes."""
+        found = into.view(np.float32).reshape(2, self.outputs)
+        found[0], found[1] = 0.0, np.inf
         whole = sources.read(self.source)
         for first in range(0, self.rows, 4096):
             last = min(first + 4096, self.rows)
             some = whole[first:last].float()
             exact = some.bfloat16().float()
-            largest = some.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-            int8 = (some * (127 / largest)).round() * (largest / 127)
-            found[0, first:last] = exact.norm(dim=-1).numpy()
-            found[1, first:last] = (exact - int8).norm(dim=-1).numpy()
+            largest = some.abs().amax(-1, keepdim=True)
+            inverse = torch.where(largest > TOO_SMALL, 127 / largest, 0.0)
+            int8 = (some * inverse).round() * (largest / 127)
+            found[0, first:last] = _lengths(exact).numpy()
+            found[1, first:last] = _lengths(exact - int8).numpy()
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """f32 [n], the rows' norms, none below the true one. In float64, in which no square is lost."""
+    exact = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64) * (1 + 2**-20)
+    return torch.where(exact == 0, 0.0, exact.clamp_min(SMALLEST)).nan_to_num(torch.inf).float()
 
 
 Piece = PackedMatrix | Vector | ScreenNorms
@@ -280,17 +290,13 @@ class Arena:
             at += -(-found[key].nbytes // ALIGN) * ALIGN
         return cls(found, offsets, hot, at)
 
-    def write(self, address: int, sources: Sources) -> None:
-        """Fill memory of `nbytes` bytes at an address that is a multiple of 64."""
+    def write(self, into: Bytes, sources: Sources) -> None:
+        """Fill memory of `nbytes` bytes that begins on a cache line."""
         for key, piece in self.pieces.items():
-            piece.write(address + self.offsets[key], sources)
+            piece.write(into[self.offsets[key] :][: piece.nbytes], sources)
 
 
 def _ordered(rows: NDArray[Any], picked: Ints) -> NDArray[Any]:
     some = rows[np.maximum(picked, 0)]
     some[picked < 0] = 0
     return some
-
-
-def _memory(address: int, size: int) -> NDArray[np.uint8]:
-    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))

@@ -1,11 +1,19 @@
-"""Packed weights on disk: made once, then read or memory-mapped."""
+"""Packed weights on disk: made once, then read or memory-mapped, and read again only if every byte is as it was.
+
+A packing is named by the contents of what it was made from. Reading all of a checkpoint at every start would
+take as long as the rest of loading, so a file's digest is kept with its identity, and read anew where the
+identity is another one: inode, size, and both times, of which an edit that puts one back changes the other.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import mmap
 import os
-import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,26 +22,74 @@ import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
 
+from fastslow.engine.backends.cpu.library import checksum
 from fastslow.engine.backends.cpu.packed import Arena, Sources
 from fastslow.engine.host.files import cache_folder
+from fastslow.engine.host.unfinished import unfinished
 from fastslow.engine.model.row_file import OpenFile
 
-LAYOUT = 2  # raise it when packed bytes change their meaning
+LAYOUT = 3  # raise it when packed bytes change their meaning
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PAGE = 2 << 20
 SMALL = 64 << 20  # packing less than this is so quick that no file is written
+PIECE = 4 << 20  # bytes that are read, and added to a sum while they are in the caches
+SEAL = 16  # bytes of the sum behind the packed ones
+SETTLED = 2 * 10**9  # nanoseconds after which another edit of a file gets another time
 
 
-def packed_path(folder: Path, format_name: str) -> Path:
-    """Where the packed form of a checkpoint folder is kept; the name tells the files' state."""
+def packed_path(folder: Path, format_name: str, arena: Arena) -> Path | None:
+    """Where the packed form of a checkpoint folder is kept, named by its contents; None where it is too small."""
+    if arena.nbytes < SMALL:
+        return None
     where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-    state = hashlib.sha256(str(LAYOUT).encode())
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json") and not path.name.endswith("_report.json"):
-            facts = path.stat()
-            state.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-    name = f"{where}-{format_name}-{state.hexdigest()[:12]}.packed"
-    return cache_folder() / "packed" / name
+    record = cache_folder() / "digests" / f"{where}.json"
+    known = _known(record)
+    found = {
+        path.name: _digest(path, known.get(path.name))
+        for path in sorted(path for path in folder.iterdir() if path.is_file())
+        if path.suffix in (".safetensors", ".json") and not path.name.endswith("_report.json")
+    }
+    if found != known:
+        _keep(record, found)
+    state = json.dumps([LAYOUT, [[name, entry[-1]] for name, entry in found.items()]])
+    digest = hashlib.sha256(state.encode()).hexdigest()[:16]
+    return cache_folder() / "packed" / f"{where}-{format_name}-{digest}.packed"
+
+
+def _known(record: Path) -> dict[str, list[Any]]:
+    """File name -> identity and digest; what cannot be read is not known."""
+    try:
+        found = json.loads(record.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _digest(path: Path, known: object) -> list[Any]:
+    """A file's identity, and the digest of its contents."""
+    with path.open("rb", buffering=0) as file:
+        facts = os.fstat(file.fileno())
+        times = [facts.st_mtime_ns, facts.st_ctime_ns]
+        identity = [facts.st_dev, facts.st_ino, facts.st_size, *times]
+        if isinstance(known, list) and known[:-1] == identity:
+            return known
+        total, piece = None, np.empty(min(PIECE, max(facts.st_size, 1)), dtype=np.uint8)
+        while got := file.readinto(piece.data):
+            total = checksum(piece[:got], total)
+    if time.time_ns() - max(times) < SETTLED:
+        identity[-1] = (
+            0  # an edit in the same moment would have the same times: read again next time
+        )
+    return [*identity, "" if total is None else total.tobytes().hex()]
+
+
+def _keep(record: Path, found: dict[str, list[Any]]) -> None:
+    try:
+        with unfinished(record) as made:
+            made.write_text(json.dumps(found), "utf-8")
+            os.replace(made, record)
+    except OSError as error:
+        logger.debug("digests of a checkpoint cannot be kept: {}", error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,39 +102,60 @@ class PackedFile:
     hot: NDArray[np.uint8]
     cold: NDArray[np.uint8] | OpenFile
 
-    def address(self, offset: int) -> int | None:
-        """Where an offset of the arena lies in memory; None where it does not."""
-        if offset < len(self.hot):
-            return int(self.hot.ctypes.data) + offset
-        if isinstance(self.cold, OpenFile):
+    def address(self, offset: int, size: int) -> int | None:
+        """Where bytes of the arena lie in memory; None where they do not. ValueError where they end
+        behind it."""
+        side, at = (self.hot, 0) if offset < len(self.hot) else (self.cold, len(self.hot))
+        if isinstance(side, OpenFile):
+            if os.fstat(side.number).st_size < offset + size:
+                raise ValueError(f"{side.path} ends before byte {offset + size}")
             return None
-        return int(self.cold.ctypes.data) + offset - len(self.hot)
+        if offset - at + size > len(side):
+            raise ValueError(f"packed weights end before byte {offset + size}")
+        return int(side.ctypes.data) + offset - at
 
 
-def load(path: Path, arena: Arena) -> PackedFile | None:
-    """The file's bytes; None if it is not there in full.
+def load(path: Path | None, arena: Arena) -> PackedFile | None:
+    """The file's bytes; None if it is not there, or with a line in the log if it is damaged.
 
     Where the system has huge pages, what every step reads is read into those: streaming from them is
     up to a third faster than from a mapped file. Rows of the rest are read as they are needed, since
     mapped ones would stay; what has no rows that lie in one piece is mapped.
     """
-    try:
-        if path.stat().st_size != arena.nbytes:
-            return None
-        mapped = np.memmap(path, dtype=np.uint8, mode="r")
-        if (hot := _huge(arena.hot)) is None:
-            return PackedFile(mapped[: arena.hot], mapped[arena.hot :])
-        cold = OpenFile(path) if arena.cold_rows else mapped[arena.hot :]
-        with path.open("rb", buffering=0) as file:
-            view, at = memoryview(hot.data), 0
-            while at < arena.hot:
-                got = file.readinto(view[at : min(at + (64 << 20), arena.hot)])
-                if not got:
-                    return None
-                at += got
-        return PackedFile(hot, cold)
-    except OSError:  # gone meanwhile, or another user's
+    if path is None:
         return None
+    try:
+        size = path.stat().st_size
+        mapped = np.memmap(path, dtype=np.uint8, mode="r") if size == arena.nbytes + SEAL else None
+        hot = None if mapped is None else _huge(arena.hot)
+        if mapped is not None and _sum(path, arena, hot) == mapped[arena.nbytes :].tobytes():
+            if hot is None:
+                return PackedFile(mapped[: arena.hot], mapped[arena.hot : arena.nbytes])
+            cold = OpenFile(path) if arena.cold_rows else mapped[arena.hot : arena.nbytes]
+            return PackedFile(hot, cold)
+    except (OSError, ValueError):  # gone meanwhile, or another user's
+        return None
+    logger.warning("packed weights {} are damaged: packed anew", path)
+    return None
+
+
+def _sum(path: Path, arena: Arena, hot: NDArray[np.uint8] | None) -> bytes:
+    """The sum of a file's packed bytes, while those of `hot` are read into it; of b"" where some are missing."""
+    total, room = np.zeros(2, dtype=np.uint64), np.empty(PIECE, dtype=np.uint8)
+    with path.open("rb", buffering=0) as file:
+        for at in range(0, arena.nbytes, PIECE):
+            piece = room[: arena.nbytes - at]
+            if hot is not None and at + PIECE <= arena.hot:
+                piece = hot[at : at + PIECE]
+            filled = 0
+            while filled < len(piece):
+                if not (got := file.readinto(piece.data[filled:])):
+                    return b""
+                filled += got
+            if hot is not None and at < arena.hot < at + PIECE:
+                hot[at:] = piece[: arena.hot - at]
+            total = checksum(piece, total)
+    return total.tobytes()
 
 
 def _huge(size: int) -> NDArray[np.uint8] | None:
@@ -95,27 +172,33 @@ def _huge(size: int) -> NDArray[np.uint8] | None:
     return whole[first : first + size]
 
 
-def create(path: Path, arena: Arena, sources: Sources) -> PackedFile:
+def create(
+    path: Path | None, arena: Arena, sources: Sources, now: Callable[[], Path | None]
+) -> PackedFile:
     """Pack into a new file and map it; older packings of the same folder go.
 
-    Small models, and all where the cache cannot be written, are packed into memory.
+    Small models, and all where the cache cannot be written, are packed into memory. now: the path that
+    the folder's contents ask for; it is another one if they changed while they were packed.
     """
-    if arena.nbytes < SMALL:
+    if path is None:
         return _in_memory(arena, sources)
-    made: Path | None = None
+    work = ExitStack()
+    size = arena.nbytes + SEAL
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".pack.", delete=False) as file:
-            made = Path(file.name)
+        made = work.enter_context(unfinished(path))
+        with made.open("xb") as file:
             if hasattr(os, "posix_fallocate"):  # a full disk shows now, not while packing
-                os.posix_fallocate(file.fileno(), 0, arena.nbytes)
-            file.truncate(arena.nbytes)
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
         logger.info("packing weights, once, into {}", path)
         whole = np.memmap(made, dtype=np.uint8, mode="r+")
-        arena.write(whole.ctypes.data, sources)
+        arena.write(whole[: arena.nbytes], sources)
+        whole[arena.nbytes :] = np.frombuffer(_sum(made, arena, None), dtype=np.uint8)
         whole.flush()
         del whole
         made.chmod(0o644)
+        if now() != path:
+            raise OSError("the checkpoint was changed while it was packed")
         os.replace(made, path)
         for old in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
             if old != path:
@@ -123,8 +206,7 @@ def create(path: Path, arena: Arena, sources: Sources) -> PackedFile:
     except OSError as error:
         logger.warning("packed weights cannot be kept, so each start packs anew: {}", error)
     finally:
-        if made is not None:
-            made.unlink(missing_ok=True)
+        work.close()
     found = load(path, arena)
     return _in_memory(arena, sources) if found is None else found
 
@@ -135,5 +217,5 @@ def _in_memory(arena: Arena, sources: Sources) -> PackedFile:
         # it starts at a page of its own, so it is aligned
         memory = mmap.mmap(-1, max(arena.nbytes, 1))
         whole = np.frombuffer(memory, dtype=np.uint8)
-    arena.write(whole.ctypes.data, sources)
+    arena.write(whole, sources)
     return PackedFile(whole[: arena.hot], whole[arena.hot :])

@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastslow.engine.model.fields import boolean, count, integer, number, text
+from fastslow.engine.host.files import shown
+from fastslow.engine.model.fields import MOST_LAYERS, boolean, count, integer, number, text
 
+MOST_SINKS = 65_536
+MOST_SCALE = 1e6
 FIRST, LAST = "interleaved-first", "halves-last"
 
 
@@ -58,7 +61,7 @@ class PanguV2Config:
             raise ValueError(f"v_channels {values} must be at most {head_dim}, the keys' size")
         layout = text(raw, "rotary_layout", default=FIRST) or FIRST
         if layout not in (FIRST, LAST):
-            raise ValueError(f"rotary_layout {layout!r} is not one of {FIRST}, {LAST}")
+            raise ValueError(f"rotary_layout {shown(layout)} is not one of {FIRST}, {LAST}")
         experts = integer(raw, "num_experts")
         top_k = integer(raw, "num_experts_per_tok")
         if top_k > experts:
@@ -71,11 +74,11 @@ class PanguV2Config:
             value_dim=values,
             rotary_dim=rotary,
             rotary_layout=layout,
-            sinks=count(raw, "param_sink_number"),
+            sinks=count(raw, "param_sink_number", most=MOST_SINKS),
             sink_values=boolean(raw, "param_sink_with_value", False),
             expert_bias=boolean(raw, "router_enable_expert_bias", False),
             expert_norm=boolean(raw, "norm_topk_prob", True),
-            expert_scale=number(raw, "routed_scaling_factor", default=1.0),
+            expert_scale=number(raw, "routed_scaling_factor", 1.0, most=MOST_SCALE),
             sandwich=boolean(raw, "sandwich_norm", False),
             draft_layers=count(raw, "num_mtp_layers"),
         )
@@ -95,7 +98,8 @@ def published(raw: Mapping[str, Any]) -> dict[str, Any]:
         shared = integer(raw, "n_shared_experts") * integer(raw, "moe_intermediate_size")
         fields["shared_expert_intermediate_size"] = shared
     if raw.get("first_k_dense_replace") is not None:
-        fields["mlp_only_layers"] = list(range(count(raw, "first_k_dense_replace")))
+        layers = integer(raw, "num_hidden_layers", most=MOST_LAYERS)
+        fields["mlp_only_layers"] = list(range(count(raw, "first_k_dense_replace", most=layers)))
     if raw.get("qk_nope_dim") is not None:
         fields["head_dim"] = integer(raw, "qk_nope_dim") + integer(raw, "qk_rope_dim")
     return {**fields, **{k: v for k, v in raw.items() if v is not None}}

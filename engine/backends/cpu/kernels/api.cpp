@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <exception>
 #include <thread>
 #include <vector>
 
+#include "check.h"
 #include "simd.h"
 #include "step.h"
 
@@ -15,29 +15,26 @@ using namespace fastslow;
 extern "C" {
 
 // `layers` and `shape` are copied; what they point to must outlive the model.
-// Null where memory runs out.
-void* fs_model_new(const Shape* shape, const Layer* layers) {
-    try {
-        return new Model(*shape, layers);
-    } catch (const std::exception&) {
-        return nullptr;
-    }
+// It is written to `model`. Returns 0 or a Failure, as all functions that return int and may fail.
+int fs_model_new(const Shape* shape, const Layer* layers, void** model) {
+    return caught([&] {
+        check_model(*shape, layers);
+        *model = new Model(*shape, layers);
+    });
 }
+
+// One sentence: why this thread's last call returned REFUSED.
+const char* fs_refusal() { return refusal(); }
 
 void fs_model_delete(void* model) { delete (Model*)model; }
 
-// Run a step; it returns when logits, best tokens and features are written. 1 where memory or threads run out,
-// 2 where the file of the embedding cannot be read.
-int fs_step(void* handle, const StepArgs* given) try {
-    StepArgs args = *given;
-    args.threads = std::clamp(args.threads, 1, MOST_THREADS);
-    std::lock_guard<std::mutex> guard(Crew::get().lock);
-    run_step(*(Model*)handle, args);
-    return 0;
-} catch (const Unreadable&) {
-    return 2;
-} catch (const std::exception&) {
-    return 1;
+// Run a step; it returns when logits, best tokens and features are written.
+int fs_step(void* handle, const StepArgs* given) {
+    return guarded([&] {
+        StepArgs args = *given;
+        args.threads = std::clamp(args.threads, 1, MOST_THREADS);
+        run_step(*(Model*)handle, args);
+    });
 }
 
 // Start or stop measuring where steps spend their time; the seconds so far, one for each Part, are
@@ -84,7 +81,7 @@ int fs_dot_instructions() {
 }
 
 // GB/s of reading memory, by so many threads, each a slice: the limit of a decode step. The best
-// of three passes, since the first may wait for threads to wake.
+// of three passes, since the first may wait for threads to wake. `threads` is at least 1.
 double fs_read_bandwidth(const void* memory, int64_t bytes, int threads) {
     constexpr int PASSES = 3;
     std::atomic<int> ready{0};

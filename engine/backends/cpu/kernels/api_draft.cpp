@@ -1,25 +1,16 @@
 // What Python calls of draft heads. All of it runs under the crew's lock.
 
 #include <algorithm>
-#include <exception>
-#include <mutex>
 
+#include "check.h"
 #include "draft.h"
 
 using namespace fastslow;
 
 namespace {
 
-// Run something under the lock; 1 where memory or threads run out, 2 where the file of the
-// embedding cannot be read.
-template <class Work> int guarded(void* head, Work work) try {
-    std::lock_guard<std::mutex> guard(Crew::get().lock);
-    work(*(DraftHead*)head);
-    return 0;
-} catch (const Unreadable&) {
-    return 2;
-} catch (const std::exception&) {
-    return 1;
+template <class Work> int with_head(void* head, Work work) {
+    return guarded([&] { work(*(DraftHead*)head); });
 }
 
 int threads_of(int wanted) { return std::clamp(wanted, 1, MOST_THREADS); }
@@ -28,48 +19,51 @@ int threads_of(int wanted) { return std::clamp(wanted, 1, MOST_THREADS); }
 
 extern "C" {
 
-// `shape` and `layer` are copied; what they and `ids` point to must outlive the head. Null where
-// memory runs out.
-void* fs_draft_new(const Shape* shape, const Layer* layer, const int64_t* ids, int window, double theta) {
-    try {
-        return new DraftHead(*shape, *layer, ids, window, theta);
-    } catch (const std::exception&) {
-        return nullptr;
-    }
+// `shape` and `layer` are copied; what they and `ids` point to must outlive the head, which is written to
+// `head`.
+int fs_draft_new(const Shape* shape, const Layer* layer, const int64_t* ids, int64_t window, double theta,
+                 void** head) {
+    return caught([&] {
+        check_model(*shape, layer);
+        if (!shape->entry.outputs) refuse("matrix entry is missing");
+        check(limits::WINDOW, window);
+        check_all("drafted token", ids, shape->vocabulary, 0, shape->embedding_rows);
+        *head = new DraftHead(*shape, *layer, ids, window, theta);
+    });
 }
 
 void fs_draft_delete(void* head) { delete (DraftHead*)head; }
 
-// A new text, whose next row stands at `position`; its number, or -1.
+// A new text, whose next row stands at `position`; its number, or less than 0: a Failure, negated.
 int64_t fs_draft_open(void* head, int64_t position) {
     int64_t context = -1;
-    guarded(head, [&](DraftHead& h) { context = h.open(position); });
-    return context;
+    const int failed = with_head(head, [&](DraftHead& h) { context = h.open(position); });
+    return failed ? -failed : context;
 }
 
-// A copy of a text without its last `drop` rows; its number, or -1.
+// A copy of a text without its last `drop` rows; as above.
 int64_t fs_draft_fork(void* head, int64_t context, int64_t drop) {
     int64_t fresh = -1;
-    guarded(head, [&](DraftHead& h) { fresh = h.fork(context, drop); });
-    return fresh;
+    const int failed = with_head(head, [&](DraftHead& h) { fresh = h.fork(context, drop); });
+    return failed ? -failed : fresh;
 }
 
 int fs_draft_close(void* head, int64_t context) {
-    return guarded(head, [&](DraftHead& h) { h.close(context); });
+    return with_head(head, [&](DraftHead& h) { h.close(context); });
 }
 
 int fs_draft_skip(void* head, int64_t context, int64_t position) {
-    return guarded(head, [&](DraftHead& h) { h.skip(context, position); });
+    return with_head(head, [&](DraftHead& h) { h.skip(context, position); });
 }
 
 // rows: [count, H] of the target's head.
 int fs_draft_words(void* head, int64_t context, const int64_t* ids, const float* rows, int count) {
-    return guarded(head, [&](DraftHead& h) { h.add_words(context, ids, rows, count); });
+    return with_head(head, [&](DraftHead& h) { h.add_words(context, ids, rows, count); });
 }
 
 // Take rows in, and nothing else.
 int fs_draft_read(void* head, const DraftArgs* given) {
-    return guarded(head, [&](DraftHead& h) {
+    return with_head(head, [&](DraftHead& h) {
         DraftArgs args = *given;
         args.threads = threads_of(args.threads);
         h.read(args);
@@ -78,7 +72,7 @@ int fs_draft_read(void* head, const DraftArgs* given) {
 
 // Take rows in and grow trees.
 int fs_draft_grow(void* head, const DraftArgs* given) {
-    return guarded(head, [&](DraftHead& h) {
+    return with_head(head, [&](DraftHead& h) {
         DraftArgs args = *given;
         args.threads = threads_of(args.threads);
         h.draft(args);
@@ -87,14 +81,12 @@ int fs_draft_grow(void* head, const DraftArgs* given) {
 
 // One more token of each chain.
 int fs_draft_advance(void* head, const int64_t* contexts, const int64_t* tokens, int count, int threads) {
-    return guarded(head, [&](DraftHead& h) { h.advance(contexts, tokens, count, threads_of(threads)); });
+    return with_head(head, [&](DraftHead& h) { h.advance(contexts, tokens, count, threads_of(threads)); });
 }
 
-// Logits after the last token of a chain, until the next call; and how many. Null: unknown context.
-const float* fs_draft_logits(void* head, int64_t context, int64_t* size) {
-    const float* found = nullptr;
-    guarded(head, [&](DraftHead& h) { found = h.logits(context, size); });
-    return found;
+// Logits after the last token of a chain, until the next call; and how many.
+int fs_draft_logits(void* head, int64_t context, const float** logits, int64_t* size) {
+    return with_head(head, [&](DraftHead& h) { *logits = h.logits(context, size); });
 }
 
 }  // extern "C"

@@ -1,8 +1,8 @@
 // Rows of keys and values moved to other slots, as after a tree of which one path was accepted.
 
-#include <exception>
 #include <vector>
 
+#include "check.h"
 #include "tile.h"
 
 using namespace fastslow;
@@ -49,17 +49,20 @@ void move_layers(void* const* keys, void* const* values, int layers, const int64
 
 extern "C" {
 
-// All rows of a layer are read before any is written. `kv_float`: float32, else bfloat16. 1 where
-// memory runs out.
+// All rows of a layer are read before any is written. `kv_float`: float32, else bfloat16. `slots`: of a
+// layer.
 int fs_move(void* const* keys, void* const* values, int layers, const int64_t* src, const int64_t* dst,
-            int count, int kv_heads, int dim, int kv_float) try {
-    if (kv_float)
-        move_layers<float>(keys, values, layers, src, dst, count, kv_heads, dim);
-    else
-        move_layers<uint16_t>(keys, values, layers, src, dst, count, kv_heads, dim);
-    return 0;
-} catch (const std::exception&) {
-    return 1;
+            int count, int64_t slots, int kv_heads, int dim, int kv_float) {
+    return caught([&] {
+        check(limits::KV_HEADS, kv_heads);
+        check(limits::HEAD_DIM, dim);
+        check_all("slot", src, count, 0, slots);
+        check_all("slot", dst, count, 0, slots);
+        if (kv_float)
+            move_layers<float>(keys, values, layers, src, dst, count, kv_heads, dim);
+        else
+            move_layers<uint16_t>(keys, values, layers, src, dst, count, kv_heads, dim);
+    });
 }
 
 }  // extern "C"

@@ -15,6 +15,10 @@ extern "C" {
 // tokens followed; and these tokens, one run behind another, each of `ahead` at most.
 void fs_find_runs(const Places* places, const int32_t* text, int size, int longest, int most, int ahead,
                  int32_t* found) {
+    if (size < 1) {
+        found[0] = found[1] = 0;
+        return;
+    }
     const Match match = longest_match(*places, text + size, std::min(size, longest));
     const int64_t count = match.end - match.first, taken = std::min<int64_t>(count, most);
     found[0] = match.length;

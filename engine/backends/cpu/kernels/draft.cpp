@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "check.h"
 #include "forest.h"
 #include "simd.h"
 
@@ -22,10 +23,11 @@ const uint8_t* OwnWords::packed() const {
     return (const uint8_t*)(((uintptr_t)tiles.data() + 63) / 64 * 64);
 }
 
-DraftHead::DraftHead(const Shape& shape, const Layer& layer, const int64_t* ids, int window, double theta)
+DraftHead::DraftHead(const Shape& shape, const Layer& layer, const int64_t* ids, int64_t window, double theta)
     : model_(shape, &layer), ids_(ids), window_(window), theta_(theta), pool_(block_bytes(shape)) {}
 
 int64_t DraftHead::open(int64_t position) {
+    check(limits::POSITION, position);
     auto fresh = std::make_unique<DraftContext>();
     fresh->position = position;
     contexts_.emplace(next_, std::move(fresh));
@@ -33,6 +35,7 @@ int64_t DraftHead::open(int64_t position) {
 }
 
 int64_t DraftHead::fork(int64_t context, int64_t drop) {
+    if (drop < 0) refuse("drop=%lld must be at least 0", (long long)drop);
     const int64_t fresh = open(at(context).position - drop);
     try {
         at(fresh).slots.copy(pool_, at(context).slots, drop);
@@ -48,13 +51,41 @@ void DraftHead::close(int64_t context) {
     contexts_.erase(context);
 }
 
+void DraftHead::skip(int64_t context, int64_t position) {
+    check(limits::POSITION, position);
+    at(context).position = position;
+}
+
 DraftContext& DraftHead::at(int64_t context) {
-    return *contexts_.at(context);
+    const auto found = contexts_.find(context);
+    if (found == contexts_.end()) refuse("text %lld is not open", (long long)context);
+    return *found->second;
+}
+
+void DraftHead::check_tokens(const int64_t* tokens, int64_t count) const {
+    check_all("token", tokens, count, 0, model_.shape.embedding_rows);
+}
+
+std::vector<DraftContext*> DraftHead::members(const DraftArgs& args) {
+    check_different("text", args.contexts, args.requests);
+    check_all("number of rows", args.fresh, args.requests, 0, (int64_t)args.rows + 1);
+    check_tokens(args.after, args.rows);
+    int64_t rows = 0;
+    std::vector<DraftContext*> found;
+    for (int b = 0; b < args.requests; b++) {
+        found.push_back(&at(args.contexts[b]));
+        check(limits::POSITION, found.back()->position + args.fresh[b]);
+        rows += args.fresh[b];
+    }
+    if (rows != args.rows) refuse("texts take %lld rows, and %d are given", (long long)rows, args.rows);
+    return found;
 }
 
 void DraftHead::add_words(int64_t context, const int64_t* ids, const float* rows, int count) {
     DraftContext& c = at(context);
     OwnWords& own = c.own;
+    check_tokens(ids, count);
+    check(limits::VOCABULARY, (int64_t)own.ids.size() + count + 1);
     const Format& format = format_of(shape().head.format);
     const int hidden = shape().hidden;
     const size_t bytes = format.tile_bytes(hidden);
@@ -121,6 +152,8 @@ void DraftHead::run(const std::vector<Row>& rows, const std::vector<int64_t>& wa
     void *keys = pool_.keys(), *values = pool_.values();
     StepArgs a{};
     a.kv_format = BF16;
+    a.slot_count = pool_.slots();
+    a.tail_count = (int64_t)tails.size();
     a.threads = threads;
     a.rows = (int32_t)count;
     a.requests = (int32_t)contexts.size();
@@ -232,8 +265,7 @@ void DraftHead::take_in(const DraftArgs& args, const std::vector<DraftContext*>&
 }
 
 void DraftHead::read(const DraftArgs& args) {
-    std::vector<DraftContext*> contexts;
-    for (int b = 0; b < args.requests; b++) contexts.push_back(&at(args.contexts[b]));
+    const std::vector<DraftContext*> contexts = members(args);
     in_parts(args, contexts, [&](std::vector<Row>& rows, const std::vector<DraftContext*>& members,
                                  const float* features) {
         for (Row& row : rows) {  // no row attends, so a row need not list those before it
@@ -251,11 +283,12 @@ void DraftHead::read(const DraftArgs& args) {
 }
 
 void DraftHead::draft(const DraftArgs& args) {
-    std::vector<DraftContext*> contexts;
-    for (int b = 0; b < args.requests; b++) {
-        contexts.push_back(&at(args.contexts[b]));
-        contexts.back()->chain.clear();
-    }
+    check(limits::WIDTH, args.width);
+    check(limits::NODES, args.depth);
+    check(limits::NODES, args.most);
+    check_all("number of nodes", args.nodes, args.requests, 0, (int64_t)args.most + 1);
+    const std::vector<DraftContext*> contexts = members(args);
+    for (DraftContext* c : contexts) c->chain.clear();
     take_in(args, contexts);
     Forest forest(*this, args, contexts);
     forest.grow();
@@ -265,6 +298,14 @@ void DraftHead::advance(const int64_t* contexts, const int64_t* tokens, int coun
     std::vector<Row> rows;
     std::vector<int64_t> wanted;
     std::vector<float> states;
+    check_different("text", contexts, count);
+    check_tokens(tokens, count);
+    for (int b = 0; b < count; b++) {
+        const DraftContext& c = at(contexts[b]);
+        check(limits::POSITION, c.position + (int64_t)c.chain.size());
+        if ((c.chain.empty() ? c.hidden : c.chain_hidden).empty())
+            refuse("text %lld has no row to draft from", (long long)contexts[b]);
+    }
     for (int b = 0; b < count; b++) {
         DraftContext& c = at(contexts[b]);
         const int64_t place = c.chain.size();

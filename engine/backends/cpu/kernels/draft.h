@@ -17,6 +17,7 @@ extern "C" {
 // Mirror of the ctypes structure in library.py. All pointers stay valid during the call.
 struct DraftArgs {
     int32_t threads, requests;
+    int32_t rows;   // R
     int32_t width;  // nodes of a depth that go on, and children of each
     int32_t depth;  // of the deepest node
     int32_t most;   // room for nodes of a request
@@ -57,14 +58,14 @@ class DraftHead {
 public:
     // `layer` is the head's own; `ids` are the D tokens. They and what `shape` points to must outlive
     // the head. `window`: how many rows attention sees.
-    DraftHead(const Shape& shape, const Layer& layer, const int64_t* ids, int window, double theta);
+    DraftHead(const Shape& shape, const Layer& layer, const int64_t* ids, int64_t window, double theta);
 
     int64_t open(int64_t position);
     // A text that begins as another one did, without its last `drop` rows.
     int64_t fork(int64_t context, int64_t drop);
     void close(int64_t context);
     // The next row stands there: rows between were never shown.
-    void skip(int64_t context, int64_t position) { at(context).position = position; }
+    void skip(int64_t context, int64_t position);
     // Take rows in that nothing is drafted from, until others come behind them: keys and values alone.
     void read(const DraftArgs& args);
     void add_words(int64_t context, const int64_t* ids, const float* rows, int count);
@@ -85,6 +86,9 @@ private:
         int64_t seen;         // how many
     };
     DraftContext& at(int64_t context);
+    // Those of a call: all open, none twice, with as many rows as were handed over.
+    std::vector<DraftContext*> members(const DraftArgs& args);
+    void check_tokens(const int64_t* tokens, int64_t count) const;
     // The rows to take in, so many at a time, those of a context side by side: pass(rows, contexts, features).
     template <class Pass>
     void in_parts(const DraftArgs& args, const std::vector<DraftContext*>& contexts, Pass pass);
@@ -101,7 +105,7 @@ private:
 
     Model model_;
     const int64_t* ids_;
-    int window_;
+    int64_t window_;
     double theta_;
     Pool pool_;
     std::unordered_map<int64_t, std::unique_ptr<DraftContext>> contexts_;

@@ -16,14 +16,27 @@ constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 constexpr int SCALED = 32;  // inputs that share a scale in int8 rows
 constexpr float ROUNDING = 0x1p-21f;  // of a product and its sum in float32, with room, per input
 
+constexpr float SMALLEST = 0x1p-126f;  // of normal numbers: dot instructions take what is below for 0
+constexpr float LARGEST = 1e38f;      // sums of more may overflow on their way
+
 // What a row contributes to the bound of an output's screening error |w x - w' x'|, which is at most
 // |w - w'| |x'| + |w| |x - x'| (Euclidean norms): w' and x' are in int8.
 struct Slack {
     float screened;  // |x'|
     float lost;      // |x - x'|, and what sums round off
+    float size;      // the larger of |x| and |x'|
+    float floor;     // what numbers below SMALLEST add up to
 
-    vf at(vf norms, vf errors) const { return (errors * screened + norms * lost) * 1.001f; }
+    // Not finite where nothing is known.
+    vf at(vf norms, vf errors) const {
+        const vf bound = (errors * screened + norms * lost) * 1.001f + floor;
+        return norms * size < splat(LARGEST) ? bound : splat(INFINITY);
+    }
 };
+
+// Lanes whose screened logit and slack are both finite. No other lane bounds the best logit, and any
+// other may be it.
+vi bounded(vf logits, vf slack) { return (logits - logits) + (slack - slack) == vf{}; }
 
 bool any(vi mask) {
     int32_t all = 0;
@@ -43,13 +56,15 @@ Slack slack(const float* x, int inputs) {
         const float size = top / 127.0f, inverse = top > 1e-36f ? 127.0f / top : 0.0f;
         for (int k = first; k < last; k++) {
             const float exact = widen(narrow(x[k])), near = std::nearbyint(x[k] * inverse) * size;
-            whole += exact * exact;
-            screened += near * near;
-            lost += (exact - near) * (exact - near);
+            whole += (double)exact * exact;
+            screened += (double)near * near;
+            lost += ((double)exact - near) * ((double)exact - near);
         }
     }
-    const double sums = (double)ROUNDING * (inputs + SCALED) * std::sqrt(std::max(whole, screened));
-    return {(float)std::sqrt(screened), (float)(std::sqrt(lost) + sums)};
+    const double size = std::sqrt(std::max(whole, screened)), width = std::sqrt((double)inputs);
+    const double sums = (double)ROUNDING * (inputs + SCALED) * size, tiny = 4.0 * SMALLEST;
+    return {(float)std::sqrt(screened), (float)(std::sqrt(lost) + sums + tiny * width), (float)size,
+            (float)(tiny * (inputs + width * size))};
 }
 
 // Take a tile's logits in; `size` of them are tokens.
@@ -170,16 +185,14 @@ static void screen_head(Step& step, int thread, int& phase, const Slack* slacks)
                              const float* logits = out + i * TILE;
                              std::memcpy(&plan.screen[(m * plan.tiles + tile) * TILE], logits,
                                          sizeof(float) * TILE);
-                             vf odd{}, least = splat(NOTHING);
+                             vf least = splat(NOTHING);
                              for (int k = 0; k < TILE; k += W) {
                                  const vf v = load<vf>(logits + k);
-                                 const vf low = v - slacks[m].at(load<vf>(norms + k), load<vf>(errors + k));
-                                 least = max(low, least);
-                                 odd += v - v;
+                                 const vf slack = slacks[m].at(load<vf>(norms + k), load<vf>(errors + k));
+                                 least = max(bounded(v, slack) ? v - slack : splat(NOTHING), least);
                              }
                              float& floor = plan.least[c * count + m];
                              floor = std::max(floor, largest(least));
-                             if (strange(odd)) plan.best[c * count + m].token = -1;
                          }
                      });
         }
@@ -207,9 +220,11 @@ static void rescore(Step& step, int thread, int& phase, const Slack* slacks) {
             for (size_t m = 0; m < count; m++) {
                 const float* logits = &plan.screen[(m * plan.tiles + tile) * TILE];
                 vi may{};
-                for (int k = 0; k < TILE; k += W)
-                    may |= load<vf>(logits + k) + slacks[m].at(load<vf>(norms + k), load<vf>(errors + k)) >=
-                           splat(least[m]);
+                for (int k = 0; k < TILE; k += W) {
+                    const vf v = load<vf>(logits + k);
+                    const vf slack = slacks[m].at(load<vf>(norms + k), load<vf>(errors + k));
+                    may |= ~(bounded(v, slack) & (v + slack < splat(least[m])));
+                }
                 if (any(may)) index[some++] = (int)m;
             }
             if (!some) continue;

@@ -3,7 +3,8 @@
 // Greedy decoding needs no logits, only where the largest stands. A bfloat16 head is then not read
 // whole: an int8 copy, half its bytes, screens the tokens. What a screened logit may be off by is
 // bounded (Cauchy-Schwarz), so every token that could be the best is known, and the tiles of these
-// few are multiplied exactly, as in the whole head. The answer is the whole head's, bit for bit.
+// few are multiplied exactly, as in the whole head; so are those of tokens that nothing bounds. The
+// answer is the whole head's, bit for bit.
 #pragma once
 
 #include <cstdint>

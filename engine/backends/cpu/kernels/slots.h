@@ -18,6 +18,7 @@ public:
     int64_t take();
     void give(int64_t block) { free_.push_back(block); }
     void copy(int64_t from, int64_t to);
+    int64_t slots() const { return blocks_ * LANES; }
     void* keys() const { return keys_.get(); }
     void* values() const { return values_.get(); }
 

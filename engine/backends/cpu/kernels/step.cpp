@@ -73,6 +73,7 @@ void Step::prepare(const StepArgs& given) {
 }
 
 void run_step(Model& model, const StepArgs& args) {
+    check_step(model, args);
     Crew& crew = Crew::get();
     Step& step = *model.steps[model.turn++ % Crew::TASKS];
     crew.reclaim(step);

@@ -3,11 +3,11 @@
 
 #include <atomic>
 #include <cstdint>
-#include <exception>
 #include <memory>
 #include <vector>
 
 #include "attention.h"
+#include "check.h"
 #include "head.h"
 #include "model.h"
 #include "moge.h"
@@ -16,13 +16,11 @@
 
 namespace fastslow {
 
-// The file of the embedding gave no bytes.
-struct Unreadable : std::exception {};
-
 extern "C" {
 // Mirror of the ctypes structure in library.py. All pointers stay valid during the call.
 struct StepArgs {
     int32_t threads, rows, requests, outputs, seen_rows, features, kv_format;
+    int64_t slot_count, tail_count;  // slots of a layer; numbers in `tails`
     const int64_t* tokens;     // [T]
     const int64_t* slots;      // [T] where each row's keys and values go
     const int64_t* groups;     // [T] routed groups to run, -1 = all
@@ -48,7 +46,7 @@ struct StepArgs {
 };
 }
 
-// Run a step; the caller holds the crew's lock. Throws where memory or threads run out.
+// Run a step; the caller holds the crew's lock. Throws what `guarded` knows.
 void run_step(Model& model, const StepArgs& args);
 
 struct Step : Task {

@@ -1,0 +1,264 @@
+"""The compiled kernels in the user's cache: made for this chip, once, and run only if nobody else could write them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from loguru import logger
+
+from fastslow.engine.host.files import cache_folder
+from fastslow.engine.host.unfinished import unfinished
+
+SOURCES = Path(__file__).with_name("kernels")
+VARIABLE = "FASTSLOW_KERNELS"
+# What the kernels are compiled for. A chip may have AVX-512 without bfloat16 or int8 dots; the
+# compiler says which under -march=native, and the sources look at its macros.
+LEVELS = {
+    "native": ["-march=native"],
+    "avx2": ["-march=x86-64-v3"],
+    "plain": [],
+}
+# Contraction is off since a product that is fused in one template and not in another would make
+# a row's bits depend on how many rows share its kernel.
+FLAGS = ["-O3", "-std=c++20", "-fPIC", "-pthread", "-ffp-contract=off", "-fno-math-errno"]
+SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+HELP = "install a C++ compiler (g++ or clang++), or point CXX at one"
+SEAL = hashlib.sha256().digest_size  # bytes of a digest that follow the library in its file
+OWN_FILES = Path("/proc/self/fd")
+SAFE = {
+    name: getattr(os, name, 0)
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_DIRECTORY", "O_BINARY")
+}
+
+
+def level() -> str:
+    """What FASTSLOW_KERNELS asks for: native, avx2, plain, one of them with +sanitize, or off.
+
+    Raises:
+        ValueError: it asks for something else.
+    """
+    wanted = os.environ.get(VARIABLE, "native")
+    if wanted != "off" and wanted.removesuffix("+sanitize") not in LEVELS:
+        known = ", ".join([*LEVELS, "off"])
+        raise ValueError(f"{VARIABLE}={wanted!r} is not one of {known}")
+    return wanted
+
+
+def load(level: str) -> ctypes.CDLL:
+    """The library for a level, compiled on first use (seconds).
+
+    It is loaded by the descriptor that was looked at, so nothing can take its place in between.
+
+    Raises:
+        RuntimeError: it cannot be compiled or loaded; the sentence says what to do.
+    """
+    for last in (False, True):
+        path = build(level)
+        try:
+            # it stays open: the linker takes two libraries of one name for the same
+            name = OWN_FILES / str(_open(path))
+            return ctypes.CDLL(str(name if name.exists() else path))
+        except OSError as error:
+            if last:
+                raise RuntimeError(f"the CPU kernels could not be loaded: {error}") from None
+            logger.warning("cached kernels do not load here, compiled anew: {}", error)
+            path.unlink(missing_ok=True)
+    raise AssertionError("the last turn returns or raises")
+
+
+def build(level: str) -> Path:
+    """The library's file, whole and nobody else's to write, compiled where there is none.
+
+    Where no compiler is found, any that was compiled from these sources for this chip will do.
+
+    Raises:
+        RuntimeError: no compiler, or it failed, or others may write to the cache; the sentence says
+            what to do.
+    """
+    base = level.removesuffix("+sanitize")
+    flags = [*FLAGS, *LEVELS[base], *(SANITIZE if base != level else [])]
+    folder = _own_folder()
+    name = f"{level}-{_key(flags)}"
+    try:
+        compiler = find_compiler()
+    except RuntimeError:
+        for target in sorted(folder.glob(f"{name}-*.so")):
+            if _whole(target):
+                logger.info("no C++ compiler was found, cached kernels run: {}", target)
+                return target
+        raise
+    target = folder / f"{name}-{_digest(_version(compiler).encode())}.so"
+    if not _whole(target):
+        logger.info("compiling the CPU kernels ({}), once, with {}", level, compiler)
+        started = time.perf_counter()
+        try:
+            _compile(compiler, flags, target)
+        except OSError as error:
+            raise RuntimeError(f"the CPU kernels could not be kept in {folder}: {error}") from None
+        logger.info("compiled in {:.0f} s: {}", time.perf_counter() - started, target)
+    return target
+
+
+def find_compiler() -> str:
+    """CXX, else c++, g++ or clang++. RuntimeError if none is there."""
+    named = os.environ.get("CXX")
+    for name in [named] if named else ["c++", "g++", "clang++"]:
+        if found := shutil.which(name):
+            return found
+    raise RuntimeError(f"no C++ compiler was found: {HELP}")
+
+
+def _own_folder() -> Path:
+    """The folder of compiled kernels. RuntimeError where another user could change what it holds."""
+    root = cache_folder().resolve()
+    folder = root / "kernels"
+    try:
+        root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for path in (root, folder):
+            number = os.open(path, os.O_RDONLY | SAFE["O_DIRECTORY"] | SAFE["O_NOFOLLOW"])
+            try:
+                reason = _others(os.fstat(number))
+            finally:
+                os.close(number)
+            if reason:
+                raise RuntimeError(
+                    f"kernels in {path} are not run, since {reason}: chmod go-w, or point "
+                    "FASTSLOW_CACHE at a folder of your own"
+                )
+    except OSError as error:  # a link, a file, no right to write
+        raise RuntimeError(
+            f"kernels cannot be kept in {folder}, which must be a folder and no link ({error}): "
+            "point FASTSLOW_CACHE at a folder of your own"
+        ) from None
+    return folder
+
+
+def _others(facts: os.stat_result) -> str | None:
+    """How a user other than this one and root could write; None = not at all."""
+    if not hasattr(os, "geteuid"):
+        return None
+    if facts.st_uid not in (0, os.geteuid()):
+        return f"it belongs to another user ({facts.st_uid})"
+    mode = stat.S_IMODE(facts.st_mode)
+    if mode & 0o002 or (mode & 0o020 and not _own_group(facts)):
+        return f"others may write to it (mode {mode:o})"
+    return None
+
+
+def _own_group(facts: os.stat_result) -> bool:
+    """Whether the group is the owner's alone, as where a umask of 002 is usual."""
+    import grp
+    import pwd
+
+    try:
+        group, owner = grp.getgrgid(facts.st_gid), pwd.getpwuid(facts.st_uid)
+    except KeyError:
+        return False
+    return group.gr_name == owner.pw_name and not set(group.gr_mem) - {owner.pw_name}
+
+
+def _open(path: Path) -> int:
+    """A descriptor of a library that is whole and safe to run.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RuntimeError: it is damaged, or another user could have written it.
+    """
+    try:
+        number = os.open(path, os.O_RDONLY | (sum(SAFE.values()) - SAFE["O_DIRECTORY"]))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RuntimeError(str(error)) from None
+    try:
+        facts = os.fstat(number)
+        reason = _others(facts) if stat.S_ISREG(facts.st_mode) else "it is no file"
+        with open(number, "rb", closefd=False) as file:
+            data = b"" if reason else file.read()
+    except BaseException:
+        os.close(number)
+        raise
+    if reason or hashlib.sha256(data[:-SEAL]).digest() != data[-SEAL:]:
+        os.close(number)
+        raise RuntimeError(reason or "it is damaged")
+    return number
+
+
+def _whole(path: Path) -> bool:
+    """Whether there is a library that may run; one line in the log for one that may not."""
+    try:
+        os.close(_open(path))
+    except FileNotFoundError:
+        return False
+    except RuntimeError as error:
+        logger.warning("cached kernels {} are not used: {}", path, error)
+        return False
+    return True
+
+
+def _key(flags: list[str]) -> str:
+    """Tells sources, flags and chips apart; no compiler is asked."""
+    parts = [_chip(), *flags]
+    for path in sorted(SOURCES.iterdir()):
+        parts += [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
+    return _digest("\0".join(parts).encode())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+@cache
+def _version(compiler: str) -> str:
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    return done.stdout.partition("\n")[0]
+
+
+@cache
+def _chip() -> str:
+    """What tells chips apart: a cache may be shared by machines."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    facts = [x for x in lines if x.startswith(("model name", "flags", "Features"))][:2]
+    return "\0".join([platform.machine(), *facts] if facts else [platform.processor()])
+
+
+def _compile(compiler: str, flags: list[str], target: Path) -> None:
+    """All sources side by side, then a link; the library appears only when it is whole, so processes
+    that compile at once and ones that are killed do no harm."""
+    with unfinished(target) as work:
+        work.mkdir(mode=0o700)
+
+        def one(source: Path) -> Path:
+            made = work / f"{source.stem}.o"
+            _run([compiler, *flags, "-c", str(source), "-o", str(made)])
+            return made
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(one, sorted(SOURCES.glob("*.cpp"))))
+        whole = work / target.name
+        _run([compiler, *flags, "-shared", *map(str, objects), "-o", str(whole)])
+        digest = hashlib.sha256(whole.read_bytes()).digest()
+        with whole.open("ab") as file:  # what follows its sections is nothing to a linker
+            file.write(digest)
+        whole.chmod(0o755)
+        whole.replace(target)
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [x for x in done.stderr.splitlines() if "error" in x] or done.stderr.splitlines()
+        reason = lines[0] if lines else f"exit code {done.returncode}"
+        raise RuntimeError(f"{command[0]} could not compile the CPU kernels ({reason}): {HELP}")

@@ -1,0 +1,166 @@
+#include "check.h"
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <vector>
+
+#include "step.h"
+#include "tile.h"
+
+namespace fastslow {
+
+static_assert(limits::RATIO.most <= MOST_QUERIES, "a chunk holds all query heads of a KV head");
+
+namespace {
+
+thread_local char kept[256];
+
+void check_matrix(const char* name, const Matrix& m, int64_t inputs, int64_t outputs) {
+    if (m.inputs != inputs || m.outputs != outputs)
+        refuse("matrix %s is %d by %d, not %lld by %lld", name, m.outputs, m.inputs, (long long)outputs,
+               (long long)inputs);
+    check(limits::INPUTS, inputs);
+    if (m.format < F32 || m.format > INT4) refuse("format %d of matrix %s is unknown", m.format, name);
+    if (!m.tiles || (uintptr_t)m.tiles % 64) refuse("matrix %s does not begin on a cache line", name);
+}
+
+void check_vector(const char* name, const void* numbers) {
+    if (!numbers) refuse("vector %s is missing", name);
+}
+
+void check_embedding(const Shape& s) {
+    check(limits::VOCABULARY, s.embedding_rows);
+    const bool floats = s.embedding_format == F32 || s.embedding_format == BF16;
+    if (!floats && s.embedding_format != INT8) refuse("format %d of the embedding is unknown", s.embedding_format);
+    if (!s.embedding && (!floats || s.embedding_file < 0 || s.embedding_at < 0))
+        refuse("the embedding is neither in memory nor in a file");
+}
+
+void check_mlp(const Shape& s, const Layer& l) {
+    const int inner = l.down.inputs;
+    if (inner < 1 || inner > s.neurons) refuse("a layer has %d neurons, not 1 to %d", inner, s.neurons);
+    check_matrix("gate_up", l.gate_up, s.hidden, 2 * padded(inner, TILE / 2));
+    check_matrix("down", l.down, inner, padded(s.hidden, TILE));
+    if (!l.router.outputs) return;
+    if (s.groups < 1 || s.experts < 1 || s.experts % s.groups)
+        refuse("%d experts are no multiple of %d groups", s.experts, s.groups);
+    check_matrix("router", l.router, s.hidden, padded(s.experts, TILE));
+    check_vector("router_scale", l.router_scale);
+    if (l.router.format != F32) refuse("the router is not float32");
+    check_matrix("expert_gate_up", l.expert_gate_up, s.hidden, 2 * padded(s.expert_neurons, TILE / 2));
+    check_matrix("expert_down", l.expert_down, s.expert_neurons, padded(s.hidden, TILE));
+    for (const Matrix* m : {&l.expert_gate_up, &l.expert_down})
+        if (s.experts > 1 && (l.expert_bytes % 64 || l.expert_bytes < (int64_t)(tiles_of(*m) * tile_bytes(*m))))
+            refuse("experts lie %lld bytes apart, less than they take", (long long)l.expert_bytes);
+}
+
+// Request b owns rows starts[b] : starts[b + 1].
+void check_starts(const StepArgs& a) {
+    bool ascends = a.starts[0] == 0 && a.starts[a.requests] == a.rows;
+    for (int b = 0; b < a.requests; b++) ascends &= a.starts[b] <= a.starts[b + 1];
+    if (!ascends) refuse("starts of %d requests do not ascend from 0 to the %d rows", a.requests, a.rows);
+}
+
+}  // namespace
+
+void refuse(const char* sentence, ...) {
+    va_list values;
+    va_start(values, sentence);
+    std::vsnprintf(kept, sizeof kept, sentence, values);
+    va_end(values);
+    throw Refused();
+}
+
+const char* refusal() { return kept; }
+
+void check(const Limit& limit, int64_t value) {
+    if (value < limit.least || value > limit.most)
+        refuse("%s=%lld must be in %lld..%lld", limit.name, (long long)value, (long long)limit.least,
+               (long long)limit.most);
+}
+
+void check_all(const char* name, const int64_t* numbers, int64_t count, int64_t low, int64_t high) {
+    int64_t least = INT64_MAX, most = INT64_MIN;
+    for (int64_t i = 0; i < count; i++) {
+        least = std::min(least, numbers[i]);
+        most = std::max(most, numbers[i]);
+    }
+    if (count && (least < low || most >= high))
+        refuse("%s %lld must be in %lld..%lld", name, (long long)(least < low ? least : most), (long long)low,
+               (long long)high - 1);
+}
+
+void check_different(const char* name, const int64_t* numbers, int64_t count) {
+    std::vector<int64_t> sorted(numbers, numbers + count);
+    std::sort(sorted.begin(), sorted.end());
+    const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+    if (twice != sorted.end()) refuse("%s %lld comes twice", name, (long long)*twice);
+}
+
+void check_model(const Shape& s, const Layer* layers) {
+    check(limits::LAYERS, s.layers);
+    check(limits::HIDDEN, s.hidden);
+    check(limits::HEADS, s.heads);
+    check(limits::KV_HEADS, s.kv_heads);
+    check(limits::HEAD_DIM, s.head_dim);
+    check(limits::NEURONS, s.neurons);
+    check(limits::VOCABULARY, s.vocabulary);
+    check(limits::EXPERTS, s.experts);
+    check(limits::GROUPS, s.groups);
+    check(limits::EXPERT_NEURONS, s.expert_neurons);
+    if (s.heads % s.kv_heads || s.head_dim % 2)
+        refuse("heads=%d must be a multiple of kv_heads=%d, and head_dim=%d even", s.heads, s.kv_heads, s.head_dim);
+    check(limits::RATIO, s.heads / s.kv_heads);
+    const int64_t width = (int64_t)s.heads * s.head_dim, head = padded(s.head_dim, TILE);
+    check(limits::INPUTS, width);
+    for (int n = 0; n < s.layers; n++) {
+        const Layer& l = layers[n];
+        check_vector("attention_norm", l.attention_norm);
+        check_vector("mlp_norm", l.mlp_norm);
+        check_matrix("qkv", l.qkv, s.hidden, ((int64_t)s.heads + 2 * s.kv_heads) * head);
+        check_matrix("out", l.out, width, padded(s.hidden, TILE));
+        check_mlp(s, l);
+    }
+    check_embedding(s);
+    check_vector("norm", s.norm);
+    const int64_t tokens = padded(s.vocabulary, TILE);
+    check_matrix("head", s.head, s.hidden, tokens);
+    if (s.screen.tiles) {
+        check_matrix("screen", s.screen, s.hidden, tokens);
+        check_vector("screen_norms", s.screen_norms);
+    }
+    if (!s.entry.outputs) return;
+    check_vector("embedding_norm", s.embedding_norm);
+    check_vector("hidden_norm", s.hidden_norm);
+    check_matrix("entry", s.entry, 2 * (int64_t)s.hidden, padded(s.hidden, TILE));
+    check_matrix("fuse", s.fuse, s.fuse.inputs, padded(s.hidden, TILE));
+    if (s.fuse.inputs % s.hidden) refuse("features of %d are no multiple of hidden=%d", s.fuse.inputs, s.hidden);
+}
+
+void check_step(const Model& model, const StepArgs& a) {
+    const Shape& s = model.shape;
+    check(limits::ROWS, a.rows);
+    check(limits::ROWS, a.requests);
+    if (a.outputs < 0 || a.outputs > a.rows || a.seen_rows < 0 || a.seen_rows > a.rows || a.features < 0)
+        refuse("%d outputs or %d rows to see are more than the %d rows", a.outputs, a.seen_rows, a.rows);
+    if (a.kv_format != F32 && a.kv_format != BF16 && (a.kv_format != INT8 || s.head_dim % 4))
+        refuse("keys and values of format %d with head_dim=%d are unknown", a.kv_format, s.head_dim);
+    check_all("token", a.tokens, a.rows, 0, s.embedding_rows);
+    check_all("slot", a.slots, a.rows, 0, a.slot_count);
+    check_all("routed groups", a.groups, a.rows, -1, INT64_MAX);
+    check_starts(a);
+    check_all("length of a context", a.context_lengths, a.requests, 0, INT32_MAX);
+    for (int b = 0; b < a.requests; b++)
+        check_all("slot of a context", a.contexts[b], a.context_lengths[b], 0, a.slot_count);
+    check_all("slot of a row's path", a.tails, a.tail_count, 0, a.slot_count);
+    check_all("length of a row's path", a.tail_lengths, a.rows, 1, a.tail_count + 1);
+    for (int t = 0; t < a.rows; t++)
+        if (a.tail_starts[t] < 0 || a.tail_starts[t] > a.tail_count - a.tail_lengths[t])
+            refuse("the path of row %d leaves the list of %lld slots", t, (long long)a.tail_count);
+    check_all("row of an output", a.wanted, a.outputs, 0, a.rows);
+    check_all("row to see", a.seen, a.seen_rows, 0, a.rows);
+    check_all("feature layer", a.feature_layers, a.features, 0, s.layers);
+}
+
+}  // namespace fastslow

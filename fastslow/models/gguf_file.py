@@ -1,0 +1,165 @@
+"""A GGUF file's header and tensors, every number checked against the file's size before it is used.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+from fastslow.engine.host.files import shown
+
+MAGIC = b"GGUF"
+VERSIONS = 2, 3
+TEXT, ARRAY = 8, 9
+NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd"))  # value type -> struct's
+LEAST_FIELD, LEAST_TENSOR, LEAST_TEXT = 13, 24, 8  # bytes that one takes
+MOST_AXES = 4
+MOST_ALIGNMENT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """shape: rows first, as in torch. data: uint8 [..., bytes of a row], a view of the mapped file."""
+
+    name: str
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """fields: the header's values by key, as Python has them."""
+
+    fields: dict[str, Any]
+    tensors: list[GgufTensor]
+
+    @classmethod
+    def read(cls, path: Path) -> GgufFile:
+        """Map a file and read its header. ValueError in one sentence for one that is damaged."""
+        try:
+            with path.open("rb") as file:
+                memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # ValueError: an empty file
+            raise ValueError(f"{path} cannot be read: {error}") from None
+        try:
+            return _Reader(memory).file()
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is no sound GGUF file: a text is not UTF-8") from None
+        except ValueError as error:
+            raise ValueError(f"{path} is no sound GGUF file: {error}") from None
+
+
+class _Reader:
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memory
+        self._at = 0
+
+    def file(self) -> GgufFile:
+        if self._take(4, "its magic") != MAGIC:
+            raise ValueError("it does not begin with GGUF")
+        (version,) = self._numbers("I", "its version")
+        if version not in VERSIONS:
+            raise ValueError(f"version {version} is not 2 or 3")
+        tensors, fields = self._numbers("QQ", "its counts")
+        self._room(tensors, LEAST_TENSOR, "tensors")
+        self._room(fields, LEAST_FIELD, "fields")
+        found: dict[str, Any] = {}
+        for _ in range(fields):
+            key = self._text("a field's name")
+            if key in found:
+                raise ValueError(f"field {key:.99} is there twice")
+            found[key] = self._value(key)
+        facts = [self._facts() for _ in range(tensors)]
+        alignment = found.get("general.alignment", 32)
+        whole = isinstance(alignment, int) and not isinstance(alignment, bool)
+        if not whole or not 1 <= alignment <= MOST_ALIGNMENT:
+            limit = f"a whole number from 1 to {MOST_ALIGNMENT}"
+            raise ValueError(f"general.alignment {shown(alignment)} must be {limit}")
+        return GgufFile(found, list(self._tensors(facts, -(-self._at // alignment) * alignment)))
+
+    def _facts(self) -> tuple[str, GGMLQuantizationType, tuple[int, ...], int]:
+        """Name, type, shape and offset of a tensor."""
+        name = self._text("a tensor's name")
+        (axes,) = self._numbers("I", f"tensor {name:.99}")
+        if not 1 <= axes <= MOST_AXES:
+            raise ValueError(f"tensor {name:.99} has {axes} axes, not 1 to {MOST_AXES}")
+        *sizes, kind, offset = self._numbers(f"{axes}QIQ", f"tensor {name:.99}")
+        if kind not in iter(GGMLQuantizationType):
+            raise ValueError(f"tensor {name:.99} is of the unknown type {kind}")
+        return name, GGMLQuantizationType(kind), tuple(reversed(sizes)), offset
+
+    def _tensors(
+        self, facts: list[tuple[str, GGMLQuantizationType, tuple[int, ...], int]], base: int
+    ) -> Iterator[GgufTensor]:
+        taken = []
+        for name, kind, shape, offset in facts:
+            block, size = GGML_QUANT_SIZES[kind]
+            if not prod(shape) or shape[-1] % block:
+                raise ValueError(
+                    f"tensor {name:.99} has shape {list(shape)}, whose last size must be a multiple of "
+                    f"{block} and none 0"
+                )
+            row = shape[-1] // block * size
+            first = base + offset
+            last = first + prod(shape[:-1]) * row
+            if last > len(self._memory):
+                raise ValueError(
+                    f"tensor {name:.99} ends at byte {last} of a file of {len(self._memory)} bytes"
+                )
+            taken.append((first, last, name))
+            flat = np.frombuffer(self._memory, np.uint8, last - first, first)
+            yield GgufTensor(name, kind, shape, flat.reshape(*shape[:-1], row))
+        for (_, end, one), (begin, _, two) in pairwise(sorted(taken)):
+            if begin < end:
+                raise ValueError(f"tensors {one:.99} and {two:.99} overlap")
+        if len({name for _, _, name in taken}) < len(taken):
+            raise ValueError("two tensors have the same name")
+
+    def _value(self, key: str) -> Any:
+        (kind,) = self._numbers("I", f"field {key:.99}")
+        if kind == TEXT:
+            return self._text(f"field {key:.99}")
+        if kind != ARRAY:
+            return self._numbers(self._letter(kind, key), f"field {key:.99}")[0]
+        kind, count = self._numbers("IQ", f"field {key:.99}")
+        if kind == TEXT:
+            self._room(count, LEAST_TEXT, f"texts of field {key:.99}")
+            return [self._text(f"field {key:.99}") for _ in range(count)]
+        letter = self._letter(kind, key)
+        self._room(count, struct.calcsize(letter), f"numbers of field {key:.99}")
+        return list(self._numbers(f"{count}{letter}", f"field {key:.99}"))
+
+    def _letter(self, kind: int, key: str) -> str:
+        if kind not in NUMBERS:
+            raise ValueError(f"field {key:.99} is of the unknown type {kind}")
+        return NUMBERS[kind]
+
+    def _text(self, what: str) -> str:
+        (size,) = self._numbers("Q", what)
+        return self._take(size, what).decode("utf-8")
+
+    def _numbers(self, form: str, what: str) -> tuple[Any, ...]:
+        return struct.unpack(f"<{form}", self._take(struct.calcsize(f"<{form}"), what))
+
+    def _take(self, size: int, what: str) -> bytes:
+        if size > len(self._memory) - self._at:
+            raise ValueError(f"{what} reaches past the end of the file")
+        self._at += size
+        return self._memory[self._at - size : self._at]
+
+    def _room(self, count: int, least: int, what: str) -> None:
+        if count * least > len(self._memory) - self._at:
+            raise ValueError(f"{count} {what} are more than there is room for in the file")

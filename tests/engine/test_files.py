@@ -1,0 +1,86 @@
+"""Files of others: read within limits, refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastslow.engine.host import files
+from fastslow.engine.host.files import MOST_DEPTH, MOST_DIGITS, no_panic, parse_object, read_object
+
+
+def nested(depth: int) -> str:
+    return '{"a": ' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"a": 1', "is not valid JSON: Expecting ',' delimiter"),
+        (b"", "is not valid JSON"),
+        (b'{"a": "\xff"}', "is not valid JSON: byte 7 is no UTF-8"),
+        (b"[1, 2]", "must hold a JSON object, not a list"),
+        (b'{"a": ' + b"9" * 400 + b"}", "it has a number of 400 digits, and 40 are the most"),
+        (b'{"a": -' + b"9" * 5000 + b"}", "it has a number of 5001 digits"),
+        (nested(MOST_DEPTH + 1).encode(), f"nests deeper than {MOST_DEPTH} lists and objects"),
+        (nested(500_000).encode(), f"nests deeper than {MOST_DEPTH} lists and objects"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_sentence(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_object(path)
+    said = str(caught.value)
+    assert said.startswith(str(path)) and len(said) < 250 and "\n" not in said
+
+
+def test_a_large_file_is_refused_before_it_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.json"
+    with path.open("wb") as file:
+        file.truncate(files.MOST_BYTES + 1)  # a hole: it takes no room
+    monkeypatch.setattr(json, "loads", None)
+    with pytest.raises(ValueError, match="has more than 64 MiB, the most of a JSON file"):
+        read_object(path)
+
+
+def test_what_is_usual_is_read(tmp_path: Path) -> None:
+    value: dict[str, Any] = {
+        "model_max_length": 10**30 + 1,
+        "a": [{"b": [1.5, -2, None, True, "ü"]}],
+    }
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(value))
+    assert read_object(path) == value
+    assert read_object(tmp_path / "missing.json") == {}
+    assert parse_object(nested(MOST_DEPTH), "it")
+    assert parse_object(f'{{"a": {"9" * MOST_DIGITS}}}', "it") == {"a": 10**MOST_DIGITS - 1}
+
+
+@pytest.mark.parametrize("kind", ["folder", "nowhere", "itself"])
+def test_what_is_there_and_no_file_is_not_taken_for_missing(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "generation_config.json"
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("nowhere" if kind == "nowhere" else path.name)
+    with pytest.raises(ValueError, match=r"generation_config\.json cannot be read: it is no file"):
+        read_object(path)
+
+
+def test_a_panic_of_a_library_is_a_sentence(tmp_path: Path) -> None:
+    panic = type("PanicException", (BaseException,), {})
+    with (
+        pytest.raises(ValueError, match="x cannot be read: index out of range"),
+        no_panic(Path("x")),
+    ):
+        raise panic("index\nout of range")
+    with pytest.raises(KeyError), no_panic(Path("x")):
+        raise KeyError("not meant")
+    with pytest.raises(KeyboardInterrupt), no_panic(Path("x")):
+        raise KeyboardInterrupt

@@ -1,0 +1,126 @@
+"""GGUF files that are damaged or lie about themselves: one sentence, and no memory for what is not there."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import bases
+import gguf
+import mutate
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from fastslow.models.gguf import gguf_to_dense
+from fastslow.models.gguf_file import GgufFile
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("gguf")
+    bases.KINDS["gguf"].make(folder / "model")
+    return (folder / "m.gguf").read_bytes()
+
+
+def number(data: bytes, name: str, value: int) -> bytes:
+    """The file with another number at a named place of its header."""
+    places = {key: (at, size) for key, at, size in reversed(list(mutate.gguf_numbers(data)))}
+    at, size = places[name]
+    return data[:at] + value.to_bytes(size, "little") + data[at + size :]
+
+
+def refused(path: Path, data: bytes, message: str) -> None:
+    path.write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=message) as caught:
+        gguf_to_dense(path, path.parent / "out")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    said = str(caught.value)
+    assert str(path) in said and "\n" not in said and len(said) < 400
+    assert peak < 4 << 20 and not (path.parent / "out").exists()
+
+
+NAME = "llama.block_count"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("magic", 0, "does not begin with GGUF"),
+        ("version", 1, "version 1 is not 2 or 3"),
+        ("tensors", 2**40, "1099511627776 tensors are more than there is room for"),
+        ("tensors", 1000, "no sound GGUF file"),
+        ("fields", 2**63, "9223372036854775808 fields are more than there is room for"),
+        (f"{NAME} length", 2**62, "a field's name reaches past the end"),
+        (f"{NAME} type", 77, "field llama.block_count is of the unknown type 77"),
+        (f"{NAME} value", 50_000_000, "num_hidden_layers 50000000 must be at most 4096"),
+        (f"{NAME} value", 2, "the file lacks tensor model.layers.1"),
+        ("tokenizer.ggml.tokens count", 2**60, "texts of field tokenizer.ggml.tokens are more"),
+        ("tokenizer.ggml.tokens element", 9, "of the unknown type 9"),
+        ("tokenizer.ggml.tokens value", 2**63, "field tokenizer.ggml.tokens reaches past the end"),
+        ("tokenizer.ggml.token_type count", 2**62, "numbers of field tokenizer.ggml.token_type"),
+        ("tokenizer.ggml.eos_token_id value", 3 * 10**9, "eos_token_id 3000000000 must be at most"),
+        ("llama.attention.head_count value", 0, "head_count 0 must be a whole number"),
+        ("llama.embedding_length value", 64, r"has shape \[261, 32\], but the header asks for"),
+        ("blk.0.attn_q.weight axes", 2**31, "has 2147483648 axes, not 1 to 4"),
+        ("blk.0.attn_q.weight size", 2**62, "ends at byte"),
+        ("blk.0.attn_q.weight size", 33, "last size must be a multiple of 32"),
+        ("blk.0.attn_q.weight type", 999, "is of the unknown type 999"),
+        ("blk.0.attn_q.weight offset", 2**63, "ends at byte"),
+        ("blk.0.attn_q.weight offset", 0, "overlap"),
+    ],
+)
+def test_a_number_that_cannot_be(
+    tmp_path: Path, good: bytes, place: str, value: int, message: str
+) -> None:
+    refused(tmp_path / "bad.gguf", number(good, place, value), message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: b"", "cannot be read"),
+        (lambda data: data[:100], "no sound GGUF file"),
+        (lambda data: data[:-1], "ends at byte"),
+        (lambda data: data.replace(b"llama.block_count", b"llama.block_cou\xff\xff"), "not UTF-8"),
+        (lambda data: data.replace(b"llama.block_count", b"llama.block_coun_"), "count is missing"),
+        (lambda data: data.replace(b"blk.0.attn_q", b"blk.0.attn_k"), "have the same name"),
+        (lambda data: data.replace(b"blk.0.attn_q", b"blk.1.attn_q"), "is not one of the model"),
+        (lambda data: data.replace(b"h e", b"h_e"), "'h_e' must have a space in it"),
+        (lambda data: data.replace(b"h e", b"h q"), "tokenizer.ggml.merges: .*out of vocabulary"),
+    ],
+)
+def test_a_text_or_an_end_that_cannot_be(
+    tmp_path: Path, good: bytes, change: Callable[[bytes], bytes], message: str
+) -> None:
+    refused(tmp_path / "bad.gguf", change(good), message)
+
+
+def test_a_type_that_is_not_known_to_the_library(tmp_path: Path, good: bytes) -> None:
+    """64-bit integers are no weights."""
+    data = number(good, "output_norm.weight type", int(gguf.GGMLQuantizationType.I32))
+    refused(tmp_path / "bad.gguf", data, "model.safetensors cannot be read")
+
+
+def test_what_the_library_reads_is_read(tmp_path: Path, good: bytes) -> None:
+    """Every field and tensor as in gguf's own reader."""
+    (tmp_path / "good.gguf").write_bytes(good)
+    ours, theirs = GgufFile.read(tmp_path / "good.gguf"), gguf.GGUFReader(tmp_path / "good.gguf")
+    assert {k: v for k, v in ours.fields.items() if k != "general.architecture"} == {
+        name: field.contents()
+        for name, field in theirs.fields.items()
+        if not name.startswith("GGUF.") and name != "general.architecture"
+    }
+    for one, two in zip(ours.tensors, theirs.tensors, strict=True):
+        assert (one.name, one.kind) == (two.name, two.tensor_type)
+        assert bytes(one.data) == bytes(two.data)
+        assert one.shape == tuple(two.shape[::-1])
+    out = gguf_to_dense(tmp_path / "good.gguf", tmp_path / "out")
+    assert len(load_file(out / "q4_1.safetensors")) == 7
+    assert struct.unpack("<I", good[4:8]) == (3,) and np.isfinite(
+        ours.fields["llama.rope.freq_base"]
+    )

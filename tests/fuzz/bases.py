@@ -1,0 +1,280 @@
+"""Tiny valid checkpoints of every kind, which the fuzzer then damages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
+
+import checkpoints
+import head_tools
+import pangu_v2_tools
+import quant_tools
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers_tiny import write_bpe, write_spm
+
+from fastslow.draft.suffix import corpus, documents
+from fastslow.engine.text.tokenizer import load_tokenizer
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "intermediate_size": 32,
+    "max_position_embeddings": 128,
+}
+MOGE = {"num_experts": 8, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+MARKS = (
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}"
+)
+PRESETS: dict[str, Any] = {
+    "modes": {
+        "fast": {"thinking": "off", "description": "short", "sampling": {"temperature": 0.5}},
+        "brief": {"base": "fast", "thinking_budget": 4, "speculation": {"drafter": "suffix"}},
+    },
+    "auto": {
+        "between": ["fast", "deep"],
+        "weights": {"length": 0.1, "code": 0.6},
+        "means": {"length": 1.0},
+        "bias": -1.0,
+    },
+    "thinking_tags": ["<think>", "</think>"],
+}
+TUNED: dict[str, Any] = {
+    "version": 1,
+    "model": "tiny",
+    "speculation": {"drafter": "suffix", "nodes": 4, "accept": "auto", "width": 1},
+    "measured": {"seconds": 1.5, "rows": [1, 2, 3]},
+    **{name: PRESETS[name] for name in ("modes", "auto")},
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What lies in a case's folder, and how it is used.
+
+    Attributes:
+        make: writes `model/` or another target, and what lies beside it.
+        target: what `LLM` is given.
+        options: keyword arguments of `LLM`; "@name" is a path in the folder.
+        drafters: fields of the `Speculation` to try beside the usual ones; "@name" as above.
+    """
+
+    make: Callable[[Path], Any]
+    target: str = "model"
+    options: tuple[tuple[str, Any], ...] = ()
+    drafters: tuple[dict[str, Any], ...] = ()
+
+
+def _dense(folder: Path, **fields: Any) -> Path:
+    return checkpoints.write_dense(folder, **{**SMALL, "vocab": 320, **fields})
+
+
+def _chatty(folder: Path, **fields: Any) -> Path:
+    """Dense, with the files that a chat model has."""
+    _dense(folder, **fields)
+    write_bpe(folder, MARKS)
+    more: dict[str, dict[str, Any]] = {
+        "generation_config.json": {"eos_token_id": [2, 0], "temperature": 0.7},
+        "special_tokens_map.json": {"eos_token": {"content": "<|im_end|>", "lstrip": False}},
+        "added_tokens.json": {"<|im_start|>": 1},
+        "fastslow.json": PRESETS,
+    }
+    for name, value in more.items():
+        (folder / name).write_text(json.dumps(value))
+    (folder / "chat_template.jinja").write_text(MARKS)
+    return folder
+
+
+def _moge(folder: Path, **fields: Any) -> Path:
+    checkpoints.write_moge(folder, **{**SMALL, **MOGE, "vocab": 420, **fields})
+    write_spm(folder)
+    (folder / "fastslow.json").write_text(json.dumps(PRESETS | {"thinking_tags": None}))
+    return folder
+
+
+def _mtp(folder: Path) -> Path:
+    fields = {**SMALL, **MOGE, "vocab_size": 420, "v_channels": 16, "num_experts_per_tok": 2}
+    fields.pop("head_dim")
+    pangu_v2_tools.write_moe(folder, **{**fields, "qk_nope_dim": 8, "qk_rope_dim": 8})
+    write_spm(folder)
+    return folder
+
+
+def _quantised(folder: Path) -> Path:
+    source = _moge(folder.parent / "source", torch_dtype="bfloat16")
+    out = quant_tools.quantised(source, folder)
+    _drop(source)
+    return out
+
+
+def _exported(folder: Path, kind: str) -> Path:
+    source = _dense(folder.parent / "source", architecture="PanguEmbeddedForCausalLM", vocab=420)
+    out = quant_tools.export(source, folder, kind, bits=kind == "W8A8")
+    write_spm(out)
+    _drop(source)
+    return out
+
+
+def _drop(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+def _with_head(folder: Path) -> Path:
+    target = _chatty(folder, torch_dtype="bfloat16")
+    config, weights = head_tools.tiny_weights(target, (0, 1), 10)
+    head_tools.write_head(target / "draft_head.safetensors", config, weights)
+    return target
+
+
+def _with_draft(folder: Path) -> None:
+    _chatty(folder)
+    _dense(folder.with_name("draft"), seed=1, num_hidden_layers=1, max_position_embeddings=64)
+    write_bpe(folder.with_name("draft"))
+
+
+def _across(folder: Path) -> None:
+    """A draft model of another vocabulary."""
+    _chatty(folder)
+    _moge(folder.with_name("draft"), sharded=False)
+
+
+def _with_blocks(folder: Path) -> Path:
+    """As a GGUF in Q4_1 becomes one: a block of 32 inputs is a scale, a minimum and 16 bytes."""
+    _chatty(folder, torch_dtype="bfloat16", tie_word_embeddings=True)
+    table = checkpoints.tensors(json.loads((folder / "config.json").read_text()))
+    blocks = {}
+    for name, tensor in table.items():
+        if name.endswith("_proj.weight"):
+            rows, inputs = tensor.shape
+            raw = np.random.default_rng(0).integers(
+                0, 256, (rows, inputs // 32, 20), dtype=np.uint8
+            )
+            raw[:, :, :4].view(np.float16)[:] = (0.01, -0.08)
+            blocks[name] = torch.from_numpy(raw.reshape(rows, -1))
+    save_file(blocks, folder / "q4_1.safetensors")
+    return folder
+
+
+def _with_corpus(folder: Path) -> None:
+    _chatty(folder)
+    vocab = load_tokenizer(folder).vocab()
+    stored = documents.Documents()
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        some = random.integers(5, 320, 12).tolist()
+        stored.add(some[4:], some[:4])
+    rounds = documents.depths(corpus.vocab_size(vocab))
+    corpus.save(folder.with_name("corpus.safetensors"), stored, vocab, rounds)
+
+
+def _with_settings(folder: Path) -> None:
+    _chatty(folder)
+    folder.with_name("tuned.json").write_text(json.dumps(TUNED))
+
+
+def _unigram(folder: Path) -> Path:
+    """A SentencePiece tokenizer in the form of tokenizer.json."""
+    _dense(folder, vocab=300, tie_word_embeddings=True)
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("\u2581", -2.0), ("\u2581the", -3.0)]
+    pieces += [(chr(97 + n), -4.0 - n) for n in range(26)]
+    library = Tokenizer(models.Unigram(pieces, unk_id=0))
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    library.decoder = decoders.Metaspace()
+    library.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def _gguf(folder: Path) -> None:
+    """A one-layer llama; its projections of 32 inputs are in Q4_1."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "he", "Ġt"]
+    writer = gguf.GGUFWriter(folder.with_name("m.gguf"), "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(128)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_rope_freq_base(1000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
+    writer.add_token_merges(["h e", "Ġ t"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template(MARKS)
+    for name, shape in _gguf_shapes(len(tokens)):
+        values = np.random.default_rng(0).standard_normal(shape).astype(np.float32) * 0.2
+        if name.startswith("blk") and len(shape) == 2:
+            packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_1)
+            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _gguf_shapes(vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield from (("token_embd.weight", (vocab, 32)), ("output_norm.weight", (32,)))
+    for name in ("attn_norm", "ffn_norm"):
+        yield f"blk.0.{name}.weight", (32,)
+    for name, rows in (("attn_q", 32), ("attn_k", 16), ("attn_v", 16), ("attn_output", 32)):
+        yield f"blk.0.{name}.weight", (rows, 32)
+    for name in ("ffn_gate", "ffn_up", "ffn_down"):
+        yield f"blk.0.{name}.weight", (32, 32)
+
+
+KINDS: dict[str, Kind] = {
+    "moge": Kind(_moge, drafters=({"drafter": "self", "nodes": 3},)),
+    "dense": Kind(_chatty, drafters=({"drafter": "self", "layers": (0,), "width": 2},)),
+    "bfloat16": Kind(lambda f: _moge(f, torch_dtype="bfloat16", sharded=False)),
+    "int8": Kind(lambda f: _moge(f, sharded=False), options=(("quantization", "int8"),)),
+    "mtp": Kind(_mtp, drafters=({"drafter": "head", "nodes": 3},)),
+    "quantised": Kind(_quantised),
+    "dynamic": Kind(lambda f: _exported(f, "W8A8_DYNAMIC")),
+    "static": Kind(lambda f: _exported(f, "W8A8")),
+    "head": Kind(_with_head, drafters=({"drafter": "head", "nodes": 4, "width": 2},)),
+    "draft": Kind(_with_draft, drafters=({"drafter": "model", "model": "@draft"},)),
+    "across": Kind(_across, drafters=({"drafter": "model", "model": "@draft"},)),
+    "blocks": Kind(_with_blocks),
+    "corpus": Kind(
+        _with_corpus, drafters=({"drafter": "suffix", "corpus": "@corpus.safetensors"},)
+    ),
+    "settings": Kind(
+        _with_settings, options=(("auto", "@tuned.json"), ("speculation", "@tuned.json"))
+    ),
+    "unigram": Kind(_unigram),
+    "gguf": Kind(_gguf, target="m.gguf"),
+}
+
+
+def make_bases(folder: Path) -> None:
+    """One folder for each kind, where it is not there yet."""
+    for name, kind in KINDS.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        if not any((folder / name).iterdir()):
+            kind.make(folder / name / "model")

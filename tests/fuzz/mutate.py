@@ -1,0 +1,429 @@
+"""Damages to the files of a case: blind ones, and those that know JSON, safetensors, GGUF and templates."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from fastslow.draft.suffix import sealed
+
+DEEP, LONG = "@deep@", "@long@"  # become text that json.dumps does not write
+INTEGERS = (0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 33, 63, 64, 65, 128, 255, 256, 1000, 65536, 5 * 10**7)
+EDGES = tuple(
+    sign * 2**n + step for n in (31, 32, 53, 62, 63, 64) for sign in (1, -1) for step in (-1, 0, 1)
+)
+ODD: tuple[Any, ...] = (
+    -1, 3 * 10**9, 10**400, True, False, None, "", "x", "3", "\ud800", "a" * 5000, "\0", "../x",
+    0.0, -0.0, 0.5, 1.5, 1e308, -1e308, 1e-320, 1e39, math.nan, math.inf, -math.inf,
+    [], [1, 2], [[]], [-1], [3 * 10**9], ["x"] * 300, {}, {"a": 1}, {"": {}}, [None], DEEP, LONG,
+)  # fmt: skip
+WORDS = (
+    "float16", "float64", "int8", "W8A8", "W8A8_DYNAMIC", "FLOAT", "C8", "llama3", "dynamic",
+    "linear", "yarn", "LlamaForCausalLM", "PanguProMoEForCausalLM", "PanguProMoEV2ForCausalLM",
+    "PanguEmbeddedForCausalLM", "model", "head", "self", "suffix|head", "suffix+ngram", "auto",
+    "off", "fast", "deep", "brief", "restart", "halves-last", "<think>", "</think>", "U8", "I64",
+    "BF16", "F8_E4M3", "BOOL", "F4", "model.norm.weight", "model-00001-of-00002.safetensors",
+)  # fmt: skip
+SNIPPETS = (
+    "{% for i in range(10**9) %}x{% endfor %}", "{{ 'a' * 10**10 }}", "{{ messages[9].x.y }}",
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "{{",
+    "{% include '/etc/passwd' %}", "{{ ''.__class__.__mro__ }}", "{{ raise_exception('no') }}",
+    "{{ 9**9**9 }}", "{{ '%1000000000d' % 1 }}", "{{ 1/0 }}", "{% if %}", "{{ messages | tojson }}",
+    "{{ strftime_now('%Y' * 100000) }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ ('a' * 99999) | list | join('a' * 99999) }}", "\0\ud7ff", "{{ [[]] * 10**9 }}",
+    "{{ 'x'.center(10**10) }}", "{{ range(10**9) | list }}", "{% set x = 'a' * 10**8 %}{{ x }}",
+    "{{ bos_token.format(messages) }}", "{{ '{:>9999999999}'.format(1) }}", "[unused9]<think>",
+)  # fmt: skip
+
+
+def mutate(folder: Path, random: Random) -> list[str]:
+    """Damage one to three files below a folder; says how."""
+    done = []
+    for _ in range(random.choice((1, 1, 1, 2, 3))):
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        if not files:
+            break
+        by_kind = sorted({path.suffix for path in files})
+        suffix = random.choice(
+            by_kind
+        )  # one of many JSON files is as likely as the one tensor file
+        path = random.choice([path for path in files if path.suffix == suffix])
+        able = [change for ends, change in CHANGES if path.name.endswith(ends)]
+        change = random.choice(able) if able and random.random() < 0.75 else random.choice(BLIND)
+        try:
+            told = change(path, random)
+        except Exception as error:  # noqa: BLE001 - a file may have become anything
+            told = f"nothing: {type(error).__name__}"  # what an earlier damage left fits no more
+        done.append(f"{path.relative_to(folder)}: {change.__name__} {told}"[:300])
+    return done
+
+
+def _value(random: Random, old: Any) -> Any:
+    if isinstance(old, int) and not isinstance(old, bool) and random.random() < 0.5:
+        some = (old + 1, old - 1, 2 * old, old // 2, 10 * old, -old, float(old), str(old), [old])
+        return random.choice(some)
+    return random.choice(random.choice((INTEGERS, EDGES, ODD, ODD, WORDS)))
+
+
+def _places(value: Any, depth: int) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) of a JSON value, so deep."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in list(pairs):
+        yield value, key
+        if depth > 1 and isinstance(inner, dict | list):
+            yield from _places(inner, depth - 1)
+
+
+def _changed(value: Any, random: Random) -> str:
+    """Change one place of a JSON value; says which."""
+    places = list(_places(value, random.choice((1, 2, 3, 9))))  # a vocabulary has most places
+    container, key = random.choice(places)
+    what = random.choice(("set", "set", "set", "set", "drop", "copy", "rename", "add"))
+    told = f"{what} {key!r}"
+    if what == "set":
+        container[key] = _value(random, container[key])
+        told += f" = {str(container[key])[:40]!r}"
+    elif what == "drop":
+        del container[key]
+    elif what == "copy":
+        other, place = random.choice(places)
+        container[key] = other[place]
+        told += f" from {place!r}"
+    elif isinstance(container, list):
+        container.append(_value(random, container[key]))
+    elif what == "rename":
+        container[random.choice((*WORDS, str(key)[:-1], f"{key}x"))] = container.pop(key)
+    else:
+        container[random.choice(WORDS)] = _value(random, container[key])
+    return told
+
+
+def _written(value: Any) -> str:
+    """JSON text, with what no dict can hold."""
+    text = json.dumps(value)
+    text = text.replace(json.dumps(DEEP), "[" * 100_000 + "]" * 100_000)
+    return text.replace(json.dumps(LONG), "9" * 5000)
+
+
+def json_value(path: Path, random: Random) -> str:
+    value = json.loads(path.read_text("utf-8"))
+    told = _changed(value, random)
+    path.write_text(_written(value), "utf-8")
+    return told
+
+
+def json_twice(path: Path, random: Random) -> str:
+    """A key that stands there twice."""
+    value = json.loads(path.read_text("utf-8"))
+    key = random.choice(sorted(value))
+    again = _written({key: _value(random, value[key])})
+    path.write_text(again[:-1] + ", " + _written(value)[1:], "utf-8")
+    return repr(key)
+
+
+def _header(data: bytes) -> tuple[dict[str, Any], bytes]:
+    size = struct.unpack_from("<Q", data)[0]
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def _joined(header: dict[str, Any], body: bytes) -> bytes:
+    text = _written(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def tensor_header(path: Path, random: Random) -> str:
+    """Any place of a safetensors header, its metadata too."""
+    header, body = _header(path.read_bytes())
+    told = _changed(header, random)
+    path.write_bytes(_joined(header, body))
+    return told + _seal(path, random)
+
+
+def tensor_facts(path: Path, random: Random) -> str:
+    """JSON inside the metadata of a safetensors file, as a draft head has it."""
+    header, body = _header(path.read_bytes())
+    facts = header["__metadata__"]
+    name = random.choice([name for name in sorted(facts) if facts[name].startswith("{")])
+    value = json.loads(facts[name])
+    told = _changed(value, random)
+    facts[name] = _written(value)
+    path.write_bytes(_joined(header, body))
+    return told
+
+
+def tensor_length(path: Path, random: Random) -> str:
+    """The length of the header."""
+    data = bytearray(path.read_bytes())
+    size = struct.unpack_from("<Q", data)[0]
+    new = random.choice((0, 1, size - 1, size + 8, len(data), 10**8, 2**31, 2**63, 2**64 - 1))
+    struct.pack_into("<Q", data, 0, new)
+    path.write_bytes(data)
+    return f"{new}"
+
+
+def tensor_traded(path: Path, random: Random) -> str:
+    """Two tensors change places, dtypes or shapes."""
+    header, body = _header(path.read_bytes())
+    one, two = random.choices([name for name in header if name != "__metadata__"], k=2)
+    for field in random.choice(
+        (("dtype",), ("shape",), ("data_offsets",), ("shape", "data_offsets"))
+    ):
+        header[one][field], header[two][field] = header[two][field], header[one][field]
+    path.write_bytes(_joined(header, body))
+    return f"{one} {two}" + _seal(path, random)
+
+
+def tensor_reshaped(path: Path, random: Random) -> str:
+    """A shape or dtype that still has the same number of bytes."""
+    header, body = _header(path.read_bytes())
+    name = random.choice([name for name in header if name != "__metadata__"])
+    shape, size = header[name]["shape"], math.prod(header[name]["shape"])
+    header[name]["shape"] = random.choice(
+        ([size], [1, size], [size, 1], shape[::-1], [*shape, 1], [1, *shape], [size, 1, 1])
+    )
+    same = ({"F32", "I32", "U32"}, {"BF16", "F16", "I16"}, {"I8", "U8", "BOOL"}, {"F64", "I64"})
+    kin = next((sorted(kinds) for kinds in same if header[name]["dtype"] in kinds), None)
+    if kin is not None and random.random() < 0.5:
+        header[name]["shape"], header[name]["dtype"] = shape, random.choice(kin)
+    path.write_bytes(_joined(header, body))
+    return f"{name} {header[name]}" + _seal(path, random)
+
+
+def tensor_values(path: Path, random: Random) -> str:
+    """Numbers of a tensor: not finite, huge, tiny, negative, or any."""
+    data = bytearray(path.read_bytes())
+    header, body = _header(bytes(data))
+    name = random.choice([name for name in header if name != "__metadata__"])
+    first, last = (len(data) - len(body) + at for at in header[name]["data_offsets"])
+    step = random.choice((4, 64, last - first))
+    at = random.randrange(first, max(first + 1, last - step))
+    fill = random.choice(
+        (
+            b"\0",
+            b"\xff",
+            b"\x7f",
+            b"\x80",
+            b"\0\0\x80\x7f",
+            b"\x80\x7f",
+            b"\0\0\xc0\x7f",
+            b"\x01",
+            None,
+        )
+    )
+    some = random.randbytes(step) if fill is None else (fill * step)[:step]
+    data[at : at + step] = some[: last - at]
+    path.write_bytes(data)
+    return f"{name} {step} {fill!r}" + _seal(path, random)
+
+
+def tensor_more(path: Path, random: Random) -> str:
+    """One tensor less, or one more: empty, or with many axes."""
+    header, body = _header(path.read_bytes())
+    name = random.choice([name for name in header if name != "__metadata__"])
+    if random.random() < 0.5:
+        del header[name]
+    else:
+        shape = random.choice(([0], [0, 2**40], [1] * 60, [2**40, 0], []))
+        header[random.choice((f"{name}x", *WORDS))] = {
+            "dtype": "F32", "shape": shape, "data_offsets": [len(body), len(body)]
+        }  # fmt: skip
+    path.write_bytes(_joined(header, body))
+    return name + _seal(path, random)
+
+
+def _seal(path: Path, random: Random) -> str:
+    """A corpus with a right seal is looked at further."""
+    data = bytearray(path.read_bytes())
+    found = data.find(sealed.MARK)
+    if found < 0 or random.random() < 0.2:
+        return ""
+    place = found + len(sealed.MARK)
+    digest = sealed._digest(memoryview(bytes(data)), place)  # type: ignore[arg-type]
+    data[place : place + len(digest)] = digest
+    path.write_bytes(data)
+    return " sealed"
+
+
+SIZES = {
+    0: 1,
+    1: 1,
+    2: 2,
+    3: 2,
+    4: 4,
+    5: 4,
+    6: 4,
+    7: 1,
+    10: 8,
+    11: 8,
+    12: 8,
+}  # of GGUF's value types
+
+
+def gguf_numbers(data: bytes) -> Iterator[tuple[str, int, int]]:
+    """Name, place and bytes of every number in a GGUF header."""
+    tensors, fields = struct.unpack_from("<QQ", data, 8)
+    yield from (("magic", 0, 4), ("version", 4, 4), ("tensors", 8, 8), ("fields", 16, 8))
+    at = 24
+    for _ in range(fields):
+        size = struct.unpack_from("<Q", data, at)[0]
+        key = data[at + 8 : at + 8 + size].decode()
+        yield f"{key} length", at, 8
+        at += 8 + size
+        yield f"{key} type", at, 4
+        kind, at = struct.unpack_from("<I", data, at)[0], at + 4
+        count = 1
+        if kind == 9:
+            yield f"{key} element", at, 4
+            yield f"{key} count", at + 4, 8
+            kind, count = struct.unpack_from("<IQ", data, at)
+            at += 12
+        for n in range(count):
+            size = struct.unpack_from("<Q", data, at)[0] if kind == 8 else 0
+            if n < 4:
+                yield f"{key} value", at, 8 if kind == 8 else SIZES[kind]
+            at += 8 + size if kind == 8 else SIZES[kind]
+    for _ in range(tensors):
+        size = struct.unpack_from("<Q", data, at)[0]
+        key = data[at + 8 : at + 8 + size].decode()
+        yield f"{key} length", at, 8
+        at += 8 + size
+        yield f"{key} axes", at, 4
+        axes = struct.unpack_from("<I", data, at)[0]
+        for n in range(axes):
+            yield f"{key} size", at + 4 + 8 * n, 8
+        at += 4 + 8 * axes
+        yield f"{key} type", at, 4
+        yield f"{key} offset", at + 4, 8
+        at += 12
+
+
+def gguf_number(path: Path, random: Random) -> str:
+    """Any number of the header: a count, a length, a type, a size, an offset, a value."""
+    data = bytearray(path.read_bytes())
+    name, at, size = random.choice(list(gguf_numbers(bytes(data))))
+    old = int.from_bytes(data[at : at + size], "little")
+    near = (old + 1, old - 1, 2 * old, old // 2, old ^ 0xFF, old + 32)
+    new = random.choice(random.choice((near, INTEGERS, EDGES, range(45)))) % 2 ** (8 * size)
+    data[at : at + size] = new.to_bytes(size, "little")
+    path.write_bytes(data)
+    return f"{name}: {old} -> {new}"
+
+
+def gguf_text(path: Path, random: Random) -> str:
+    """A word of the header becomes another of the same length."""
+    data = path.read_bytes()
+    old = random.choice(
+        (b"llama", b"gpt2", b"smollm", b"blk.0", b"attn_q", b"weight", b"tokenizer")
+    )
+    places = [n for n in range(len(data)) if data.startswith(old, n)]
+    at = random.choice(places)
+    new = bytes(random.choices(b"abc.\xff\0q0", k=len(old)))
+    path.write_bytes(data[:at] + new + data[at + len(old) :])
+    return f"{old!r} -> {new!r}"
+
+
+def template_snippet(path: Path, random: Random) -> str:
+    text, snippet = path.read_text("utf-8"), random.choice(SNIPPETS)
+    at = random.choice((0, len(text), text.find("{% for"), random.randrange(len(text) + 1)))
+    path.write_text(text[:at] + snippet + text[at:], "utf-8")
+    return snippet
+
+
+def template_field(path: Path, random: Random) -> str:
+    """The template in a tokenizer_config.json."""
+    value = json.loads(path.read_text("utf-8"))
+    template = random.choice(SNIPPETS) + str(value.get("chat_template", ""))
+    value["chat_template"] = template
+    path.write_text(json.dumps(value), "utf-8")
+    path.with_name("chat_template.jinja").unlink(missing_ok=True)
+    return template[:40]
+
+
+def flip(path: Path, random: Random) -> str:
+    data = bytearray(path.read_bytes())
+    places = [random.randrange(min(len(data), random.choice((64, 4096, 10**9)))) for _ in range(8)]
+    for at in places[: random.choice((1, 1, 2, 8))]:
+        data[at] = random.choice((data[at] ^ 1 << random.randrange(8), random.randrange(256)))
+    path.write_bytes(data)
+    return f"{places}"
+
+
+def cut(path: Path, random: Random) -> str:
+    data = path.read_bytes()
+    size = random.choice((0, 1, 7, 8, 9, len(data) - 1, random.randrange(len(data) + 1)))
+    path.write_bytes(data[:size])
+    return f"{size}"
+
+
+def lengthen(path: Path, random: Random) -> str:
+    more = random.choice(
+        (b"\0", b" ", b"}", b"\n{}", random.randbytes(64), b"\0" * 5000, b"[" * 10**6)
+    )
+    path.write_bytes(path.read_bytes() + more)
+    return f"{more[:8]!r}"
+
+
+def blank(path: Path, random: Random) -> str:
+    data = bytearray(path.read_bytes())
+    at, size = random.randrange(len(data) + 1), random.choice((1, 16, 512))
+    data[at : at + size] = random.choice((b"\0", b"\xff")) * len(data[at : at + size])
+    path.write_bytes(data)
+    return f"{at} {size}"
+
+
+def gone(path: Path, random: Random) -> str:
+    path.unlink()
+    return ""
+
+
+def as_folder(path: Path, random: Random) -> str:
+    path.unlink()
+    path.mkdir()
+    return ""
+
+
+def as_link(path: Path, random: Random) -> str:
+    others = [str(p) for p in sorted(path.parent.iterdir()) if p != path]
+    path.unlink()
+    target = random.choice((path.name, "nowhere", "/dev/null", "/dev/zero", ".", *others))
+    path.symlink_to(target)
+    return Path(target).name
+
+
+def doubled(path: Path, random: Random) -> str:
+    """Under another name, too, which may mean something."""
+    name = random.choice(
+        (f"x{path.name}", "model.safetensors", "draft_head.safetensors", "q4_1.safetensors",
+         "tokenizer.json", "tokenizer.model", "fastslow.json", "config.json", "added_tokens.json",
+         "quant_model_description.json", "model.safetensors.index.json", "chat_template.jinja")
+    )  # fmt: skip
+    if path.with_name(name) != path:
+        shutil.copyfile(path, path.with_name(name))
+    return name
+
+
+BLIND: tuple[Callable[[Path, Random], str], ...] = (
+    flip, flip, flip, cut, lengthen, blank, gone, as_folder, as_link, doubled
+)  # fmt: skip
+CHANGES: tuple[tuple[str | tuple[str, ...], Callable[[Path, Random], str]], ...] = (
+    *[(".json", json_value)] * 4,
+    (".json", json_twice),
+    ("tokenizer_config.json", template_field),
+    (".jinja", template_snippet),
+    *[(".safetensors", tensor_header)] * 2,
+    *[("draft_head.safetensors", tensor_facts)] * 4,
+    (".safetensors", tensor_length),
+    (".safetensors", tensor_traded),
+    (".safetensors", tensor_reshaped),
+    (".safetensors", tensor_values),
+    (".safetensors", tensor_more),
+    *[(".gguf", gguf_number)] * 3,
+    (".gguf", gguf_text),
+)

@@ -1,0 +1,47 @@
+"""Damaged checkpoints of every kind are refused in one sentence, or answer as plain decoding does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import bases
+import pytest
+from kernel_tools import compiled
+from run import Plan, fuzz, sanitized
+from trial import Trial
+
+FEW, SOME = 40, 500
+CASES, SEED = "FASTSLOW_FUZZ_CASES", "FASTSLOW_FUZZ_SEED"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fuzz")
+    bases.make_bases(folder / "bases")
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(bases.KINDS))
+def test_what_is_damaged_works_before(folder: Path, name: str) -> None:
+    """Else the fuzzer would see refusals only."""
+    trial = Trial(folder / "bases" / name, bases.KINDS[name])
+    trial.run()
+    assert trial.answers >= 5 and not trial.refused
+
+
+def test_a_few_damaged_checkpoints(folder: Path) -> None:
+    tally = fuzz(Plan(folder, range(FEW), seed=7, sanitize=False), processes=1)
+    assert not tally.findings
+    assert tally.ran == FEW and tally.refused > FEW // 2 and tally.answered
+
+
+@pytest.mark.slow
+@compiled
+def test_many_damaged_checkpoints_under_the_sanitizers(folder: Path) -> None:
+    if sanitized() is None:
+        pytest.skip("the compiler has no address sanitizer")
+    cases, seed = (int(os.environ.get(*given)) for given in ((CASES, f"{SOME}"), (SEED, "0")))
+    tally = fuzz(Plan(folder, range(cases), seed))
+    assert not tally.findings
+    assert tally.ran == cases and tally.answered > cases // 10
