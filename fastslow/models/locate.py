@@ -17,7 +17,6 @@ from fastslow.engine.host.unfinished import sweep, unfinished
 from fastslow.engine.params import nearest
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.models.gguf_header import GgufHeader
 
 BUILTIN = {
     "smollm2-moge": "SmolLM2-135M-Instruct as a MoGE model: 8 groups of 8 experts, fast and deep",
@@ -117,12 +116,8 @@ def gguf_path(file: Path) -> Path:
     if not _complete(folder):
         from fastslow.models.gguf import gguf_to_dense  # late: only a conversion needs it
 
-        GgufHeader.read(file)  # a damaged file is told in a sentence
         logger.info("converting {} into {}", file, folder)
-        try:
-            gguf_to_dense(file, folder)
-        except (ValueError, LookupError) as error:
-            raise ValueError(f"GGUF file {str(file)!r} cannot be converted: {error}") from error
+        gguf_to_dense(file, folder)
     return folder
 
 

@@ -16,7 +16,6 @@ from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.models.gguf_header import GgufHeader
 from fastslow.models.locate import resolve_model
 from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import load_modes
@@ -141,21 +140,19 @@ def billions(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
-def _gguf(file: Path) -> tuple[ModelConfig, str]:
+def _gguf(path: Path) -> tuple[ModelConfig, str]:
     """Config and tokenizer, from the header alone."""
     from fastslow.models.gguf import config_json  # late: it needs a library that folders do without
+    from fastslow.models.gguf_file import GgufFile
 
-    header = GgufHeader.read(file)
+    file = GgufFile.read(path)
     try:
-        config = ModelConfig.from_json(
-            config_json(header.meta, "output.weight" not in header.tensors)
-        )
-        tokens = header.meta["tokenizer.ggml.tokens"]
-        ends = ", ".join(repr(tokens[number]) for number in config.eos_ids)
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(
-            f"GGUF file {str(file)!r} holds no model that is known: {error}"
-        ) from error
+        tied = all(tensor.name != "output.weight" for tensor in file.tensors)
+        config = ModelConfig.from_json(config_json(file.fields, tied))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    tokens = file.fields["tokenizer.ggml.tokens"]
+    ends = ", ".join(repr(tokens[number]) for number in config.eos_ids)
     return config, f"of the file, {len(tokens)} ids, an answer ends at {ends or 'nothing'}"
 
 
