@@ -124,6 +124,7 @@ def answer(
         id=number, tokens=whole[: text.start], prompt_length=text.start, params=SamplingParams(),
         end_ids=frozenset(), max_len=len(whole), groups=None, seed=0, thinking=None,
         reproducible=False, speculation=SimpleNamespace(nodes=None), computed=text.start - 1,
+        memory_key=None,
     )  # fmt: skip
     length = controller.policy(SETTINGS, "drafter")
     (rows,) = drafter.wants([view], [range(text.start - 1)])

@@ -1,8 +1,6 @@
-"""The values that pass between the rooms (trees, rows, accepted tokens), and the protocols for what
-makes them.
+"""The values that pass between the rooms (trees, rows, accepted tokens), and protocols for what makes them.
 
-Letters: B requests in the step, N draft nodes, T rows, M rows whose logits are wanted, V vocabulary,
-F feature dim.
+Letters: B requests, N draft nodes, T rows, M rows whose logits are wanted, V vocabulary, F feature dim.
 """
 
 from __future__ import annotations
@@ -273,9 +271,7 @@ class RequestView(Protocol):
     @property
     def id(self) -> int: ...
     @property
-    def tokens(self) -> list[int]:
-        """Prompt and answer so far."""
-
+    def tokens(self) -> list[int]: ...  # prompt and answer so far
     @property
     def prompt_length(self) -> int: ...
     @property
@@ -306,12 +302,9 @@ class RequestView(Protocol):
     @property
     def max_len(self) -> int: ...
     @property
-    def memory_key(self) -> str | None:
-        """A drafter may use what it remembers of other requests only where they have the same key."""
-
+    def memory_key(self) -> str | None: ...  # only texts with the same key may be drafted from
     @property
-    def shared(self) -> bool:
-        """Whether a drafter may use this text for later requests."""
+    def shared(self) -> bool: ...  # whether later requests may be drafted for from this text
 
 
 class Drafter(Protocol):
@@ -330,8 +323,8 @@ class Drafter(Protocol):
     def read(
         self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
     ) -> None:
-        """Called after the step, before `commit`: features [C, F] of the rows that were wanted, request
-        by request. F may hold more layers than `features`, where other drafters read them."""
+        """Called after the step, before `commit`: features [C, F] of the wanted rows, by request. F may
+        hold more layers than `features`, where other drafters read them."""
 
     def commit(
         self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
@@ -343,7 +336,7 @@ class Drafter(Protocol):
         """
 
     def forget(self) -> None:
-        """Let go of the texts of requests that are over. Those that go on are not `shared` any more."""
+        """Let go of texts of requests that are over. Those that go on are not `shared` any more."""
 
     def release(self, requests: Collection[int]) -> None:
         """These requests are over: free what is held for them. Unknown ids are fine."""
@@ -353,7 +346,7 @@ class Policy(Protocol):
     """Decides how far to draft; one for every request."""
 
     def plan(self, request: RequestView, running: int) -> int:
-        """Most draft nodes of the next step, 0 = plain decoding, where so many requests run."""
+        """Most draft nodes of the next step, where so many requests run; 0 = plain decoding."""
 
     def survival(self, tree: Tree) -> Sequence[float] | None:
         """How likely every drafted node is to be accepted with all before it; the step runs those
@@ -370,7 +363,7 @@ class Stepped(NamedTuple):
     seconds: float  # drafting not counted
     drafting: float  # seconds
     tokens: int  # committed
-    pure: bool  # no rows but last tokens and drafts: no prompt was read
+    pure: bool  # no prompt was read: all rows are last tokens and drafts
 
 
 class StepCostModel(Protocol):

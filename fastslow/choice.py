@@ -76,6 +76,12 @@ class ChoiceHandle:
         """What it was asked."""
         return self._candidates[0].prompt
 
+    @property
+    def prompt_logprobs(self) -> list[dict[int, float] | None] | None:
+        """Of the prompt's tokens, where they were asked for; the first has none."""
+        request = self.request
+        return None if request.params.prompt_logprobs is None else [None, *request.prompt_logprobs]
+
     def abandon(self) -> None:
         """End it before it was submitted."""
         self.request.stopper.finish("cancelled")

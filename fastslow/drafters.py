@@ -79,7 +79,7 @@ class DrafterFactory:
         self._keys = OrderedDict[Speculation, Speculation]()  # the one asked for last at the end
         self._users: dict[Speculation, WeakSet[Request]] = {}
         self._controller = controller
-        self._told = False
+        self._told = self._closed = False
         self.folder = folder
         self._tokenizer = tokenizer
         self._options = options
@@ -119,6 +119,8 @@ class DrafterFactory:
         """
         if settings.drafter == "off":
             return OFF
+        if self._closed:
+            raise RuntimeError("this LLM is closed; make a new one")
         names = check_drafter(settings, self._deps.target.config.groups, self._deps.has_head)
         # it matters whether the length is fixed, not how long it is
         nodes = None if settings.nodes is None else 0
@@ -149,6 +151,7 @@ class DrafterFactory:
 
     def clear(self) -> None:
         """Let go of all drafters and their models."""
+        self._closed = True
         self.made.clear()
         self._stays = None
         for part in ("_deps", "_controller", "between_steps"):

@@ -16,6 +16,8 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Speculation
+from fastslow.engine.types import Chooser
+from fastslow.policies.auto import checkpoint_selector, read_selector
 
 Build = TypeVar("Build", bound=Callable[..., None])
 
@@ -71,6 +73,7 @@ def checks_arguments(build: Build) -> Build:
 def _check(name: str, value: object) -> None:
     types, words = KINDS[name]
     stray = isinstance(value, bool) and bool not in types  # a bool is an int
+    stray |= name == "remember" and value not in (True, False, "by_key")
     if stray or value == "" or not isinstance(value, types):
         raise ValueError(f"{name}={value!r} must be {words}")
 
@@ -81,6 +84,13 @@ def context_length(asked: int | None, most: int) -> int:
     if not 2 <= context <= most:
         raise ValueError(f"max_model_len={context} is outside 2..{most}")
     return context
+
+
+def chooser_of(auto: Chooser | str | Path | None, folder: Path) -> Chooser:
+    """How mode "auto" chooses: the checkpoint's own way, or that of a settings file, unless one is given."""
+    if auto is None:
+        return checkpoint_selector(folder)
+    return read_selector(auto, folder) if isinstance(auto, str | Path) else auto
 
 
 def kv_pages(

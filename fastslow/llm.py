@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal, Never, NoReturn, Self, Unpack, cast, overload
+from typing import Any, Literal, NoReturn, Self, Unpack, cast, overload
 
 from loguru import logger
 
@@ -46,13 +46,12 @@ from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.types import Chooser
-from fastslow.engine_args import checks_arguments, context_length, kv_pages
+from fastslow.engine_args import checks_arguments, chooser_of, context_length, kv_pages
 from fastslow.handle import PieceStream, RequestHandle, as_completed
 from fastslow.input_processor import InputProcessor
 from fastslow.job import PromptJob, start
 from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.output import GenerationError, Output, advice
-from fastslow.policies.auto import checkpoint_selector, read_selector
 from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.step_cost import StepCostCurve
@@ -141,8 +140,6 @@ class LLM:
         for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        if not isinstance(remember, bool) and remember != "by_key":
-            raise ValueError(f"remember={remember!r} must be True, False or 'by_key'")
         memory = AnswerMemory(common=remember is True) if remember else None
         folder = resolve_model(model)
         load: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
@@ -151,7 +148,7 @@ class LLM:
         self.model = open_model(folder, parallel, self._ranks, **load)
 
         context = context_length(max_model_len, self.model.config.context)
-        chooser = _chooser(auto, folder)
+        chooser = chooser_of(auto, folder)
         if modes is None and isinstance(auto, str | Path):
             modes = auto  # the presets that it chooses between
         self.modes = load_modes(folder, self.model.config.groups, modes)
@@ -264,17 +261,10 @@ class LLM:
         return self.generate(as_prompts(messages), sampling, **options)
 
     def stream(
-        self,
-        prompt: Prompt,
-        sampling: Sampling = None,
-        *,
-        mode: ModeLike | None = None,
-        speculation: SpeculationLike | None = None,
-        timeout: float | None = None,
-        memory_key: str | None = None,
-        **unknown: Never,
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
     ) -> PieceStream:
-        """One prompt's answer in pieces, as it is made; the last piece carries the `output`.
+        """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Options are
+        those of `generate`: mode, speculation, timeout, memory_key.
 
         Everything is checked before this returns, and the first `next` starts the request. Leaving
         the loop early, or `close`, ends it; the stream's `output` then has the answer so far.
@@ -283,10 +273,9 @@ class LLM:
             ValueError: as `generate`; also for a list of prompts, or n > 1.
             GenerationError: while iterating, if the engine failed on the request.
         """
-        refuse_unknown(unknown, CallOptions.__annotations__)
+        refuse_unknown(options, CallOptions.__annotations__)
         asked = self._one(prompt, "stream")
-        call = PromptCall(monotonic(), asked, sampling, mode, speculation, timeout, memory_key)
-        job = self._job(call)
+        job = self._job(PromptCall(monotonic(), asked, sampling, **options))
         job.prepare()
         if job.count > 1:
             raise ValueError(f"n={job.count} cannot be streamed; use generate, or n=1")
@@ -299,20 +288,12 @@ class LLM:
         return self.stream(as_messages(messages), sampling, **options)
 
     def submit(
-        self,
-        prompt: Prompt,
-        sampling: Sampling = None,
-        *,
-        mode: ModeLike | None = None,
-        speculation: SpeculationLike | None = None,
-        timeout: float | None = None,
-        memory_key: str | None = None,
-        **unknown: Never,
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
     ) -> RequestHandle:
         """Start to answer one prompt, and return at once: the way to ask from an event loop.
 
         The prompt is tokenised in a thread of its own, so that a long one holds up neither the caller
-        nor the engine. Arguments are those of `generate`, for one prompt; messages are put through the
+        nor the engine. Options are those of `stream`; messages are put through the
         template. `fastslow.as_completed` goes through many handles.
 
         Raises:
@@ -320,10 +301,9 @@ class LLM:
                 keywords, a prompt much too long. For all else `RequestHandle.result` raises it.
             RuntimeError: this LLM is closed.
         """
-        refuse_unknown(unknown, CallOptions.__annotations__)
+        refuse_unknown(options, CallOptions.__annotations__)
         asked = self._one(prompt, "submit")
-        call = PromptCall(monotonic(), asked, sampling, mode, speculation, timeout, memory_key)
-        job = self._job(call)
+        job = self._job(PromptCall(monotonic(), asked, sampling, **options))
         self._tokenising.submit(job.run)
         return RequestHandle(job)
 
@@ -386,11 +366,8 @@ class LLM:
             if hint is not None and choice.metrics.drafter not in self._advised:
                 self._advised.add(choice.metrics.drafter)  # once for a drafter
                 logger.warning(hint)
-        first, asked = each[0].request, each[0].prompt
-        prompt_logprobs = None
-        if first.params.prompt_logprobs is not None:
-            prompt_logprobs = [None, *first.prompt_logprobs]
-        return Output(asked.text, list(asked.tokens), choices, prompt_logprobs)
+        first = each[0]
+        return Output(first.prompt.text, first.prompt.tokens, choices, first.prompt_logprobs)
 
 
 def _let_go(worker: Worker, drafters: DrafterFactory) -> None:
@@ -406,14 +383,3 @@ def _curve(model: weakref.ref[Model], identity: str, groups: int | None) -> Step
     if target is None:
         raise RuntimeError("this LLM is closed; make a new one")
     return StepCostCurve(*step_seconds(target, groups, identity))
-
-
-def _chooser(auto: Chooser | str | Path | None, folder: Path) -> Chooser:
-    """How mode "auto" chooses."""
-    if auto is None:
-        return checkpoint_selector(folder)
-    if isinstance(auto, str | Path):
-        return read_selector(auto, folder)
-    if not callable(auto):
-        raise ValueError(f"auto={auto!r} must be a callable or a settings file")
-    return auto

@@ -429,8 +429,8 @@ MUTATIONS = (
     swap(
         "pages of two modes are published",
         "engine/core/scheduler.py",
-        "self._kv.stop_publishing(request.id)",
-        "pass",
+        "if request.kept is not None and request.computed >= request.kept.length:",
+        "if False:",
         ESCALATION,
     ),
     swap(
@@ -464,8 +464,8 @@ MUTATIONS = (
     swap(
         "prompts with a target wait behind others",
         "engine/core/scheduler.py",
-        "return int(request.target is None), request.pending > 1",
-        "return 0, request.pending > 1",
+        "skipped else int(request.target is None), request.arrival",
+        "skipped else 0, request.arrival",
         ("tests/engine/test_targets.py",),
     ),
     swap(

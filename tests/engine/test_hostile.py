@@ -100,7 +100,7 @@ def test_extremes_do_not_touch_the_request_beside_them(llm: LLM) -> None:
             next(beside)
         for name in ("off", "suffix", Speculation(drafter="self", nodes=3)):
             assert llm.chat("one two", plain, mode=Mode(), speculation=name).token_ids == alone
-        beside.close()  # type: ignore[attr-defined]
+        beside.close()
 
 
 class Broken:

@@ -114,7 +114,7 @@ def test_a_drafter_that_is_used_stays(llm: LLM) -> None:
         for n in range(MOST + 3):
             wish = Speculation(drafter="self", groups=1, nodes=2, model=f"{n}")
             streams.append(llm.stream(PROMPT, TEN, speculation=wish))
-            stack.callback(streams[-1].close)  # type: ignore[attr-defined]
+            stack.callback(streams[-1].close)
         outs = [[piece.output for piece in stream][-1] for stream in streams]
         assert all(out is not None and out.token_ids == plain for out in outs)
         drafted = [out.metrics.drafted > 0 for out in outs if out is not None]

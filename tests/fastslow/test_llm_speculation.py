@@ -127,11 +127,12 @@ def test_answers_of_the_engine_are_remembered_unless_it_is_told_not_to(folder: P
 
 def test_forgotten_answers_are_drafted_for_nobody(folder: Path) -> None:
     long = SamplingParams(max_tokens=40, ignore_eos=True)
+    wish = Speculation(drafter="suffix", nodes=8)
     with open_llm(folder) as llm:
-        first = llm.generate("The quick", long, speculation="suffix").metrics.accepted
-        assert llm.generate("The quick", long, speculation="suffix").metrics.accepted > first + 20
+        first = llm.generate("The quick", long, speculation=wish).metrics.accepted
+        assert llm.generate("The quick", long, speculation=wish).metrics.accepted > first + 20
         llm.forget_prompts()
-        assert llm.generate("The quick", long, speculation="suffix").metrics.accepted <= first + 2
+        assert llm.generate("The quick", long, speculation=wish).metrics.accepted <= first + 2
 
 
 def test_a_call_learns_nothing_of_the_calls_with_other_keys(folder: Path) -> None:
