@@ -22,6 +22,7 @@ from fastslow.engine.text.templates import (
 )
 from fastslow.engine.text.thought import TagTokens, ThoughtTags, find_tags
 from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.output import Completion
 from fastslow.warning import warn
 
 BYTES = (bytes, bytearray, memoryview)  # sequences of int, but hardly meant as token ids
@@ -69,17 +70,22 @@ class InputProcessor:
         self.thoughts: TagTokens | None = None
         self._config = config
         self._template: ChatTemplate | None = None
-        self._warned = False
+        self._warned: set[str] = set()
         if tokenizer is not None:
             self._check_vocabulary(folder, tokenizer)
             self._template = load_template(folder, tokenizer, config.architecture)
             self._set_tags(tokenizer, find_tags(folder, tokenizer, self._template, tags), tags)
             self._marks = Marks(tokenizer, self.tags)
 
-    @property
-    def has_template(self) -> bool:
-        """Whether the checkpoint knows how a chat is written."""
-        return self._template is not None and not isinstance(self._template, PlainTemplate)
+    def advise(self, prompt: EncodedPrompt, answer: Completion) -> None:
+        """Say once what to call where a chat model was given a plain text and ended at once."""
+        chats = self._template is not None and not isinstance(self._template, PlainTemplate)
+        plain = prompt.text is not None and not prompt.chat
+        if chats and plain and len(answer.token_ids) == 1 and answer.finish_reason == "stop":
+            self._warn_once(
+                "the answer to a plain text is empty: this model expects its chat template, so ask with "
+                "llm.chat(...) or fastslow.chat(...)"
+            )
 
     def split(self, prompts: Any) -> tuple[list[Prompt], bool]:
         """The prompts of a call, and whether it was a single one."""
@@ -133,6 +139,11 @@ class InputProcessor:
         if params.stop_strings and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer, and this checkpoint has none")
 
+    def _warn_once(self, warning: str) -> None:
+        if warning not in self._warned:
+            self._warned.add(warning)
+            warn(warning)
+
     def _check_vocabulary(self, folder: Path, tokenizer: Tokenizer) -> None:
         """Added tokens may lie outside the model's vocabulary as long as nobody uses them."""
         size = self._config.vocab_size
@@ -184,9 +195,8 @@ class InputProcessor:
             self._need_tokenizer()
             opened = self.tags is not None and self.tags.opened_by(prompt)
             parts = [prompt] if allow_special else self._marks.parts(prompt)
-            if len(parts) > 1 and not self._warned:
-                self._warned = True
-                warn(
+            if len(parts) > 1:
+                self._warn_once(
                     "a prompt spells special tokens, which are read as text: give messages to chat, or "
                     "allow_special=True where the text is your own"
                 )

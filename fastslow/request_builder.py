@@ -24,6 +24,7 @@ from fastslow.engine.sampling.rng import sibling_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.engine.text.templates import check_messages
 from fastslow.engine.types import Chooser, Situation
 from fastslow.handle import Candidate, RequestHandle
 from fastslow.input_processor import EncodedPrompt, InputProcessor
@@ -130,6 +131,7 @@ class RequestBuilder:
         params: Sampling,
         wish: ModeLike,
         speculation: SpeculationLike,
+        allow_special: bool = False,
         streaming: bool = False,
     ) -> list[RequestHandle]:
         """Check a prompt, and make one handle for each of its n answers.
@@ -143,7 +145,7 @@ class RequestBuilder:
             escalated, _ = self.mode(mode.escalate.to, prompt)
             if mode.escalate.how == "restart":
                 modes.append(escalated)
-        calls = [self._parse(prompt, params, one, speculation) for one in modes]
+        calls = [self._parse(prompt, params, one, speculation, allow_special) for one in modes]
         drawn = calls[0].params
         seed = secrets.randbits(63) if drawn.seed is None else drawn.seed
         return [
@@ -157,11 +159,16 @@ class RequestBuilder:
         ]
 
     def _parse(
-        self, prompt: Prompt, params: Sampling, mode: Mode, speculation: SpeculationLike
+        self,
+        prompt: Prompt,
+        params: Sampling,
+        mode: Mode,
+        speculation: SpeculationLike,
+        allow_special: bool,
     ) -> _ParsedCall:
         params = sampling_in(mode, params)
         self.inputs.check_params(params)
-        encoded = self.inputs.encode(prompt, mode)
+        encoded = self.inputs.encode(prompt, mode, allow_special)
         return _ParsedCall(encoded, params, mode, self.speculation(speculation, mode))
 
     def _candidates(
@@ -184,7 +191,7 @@ class RequestBuilder:
         if isinstance(prompt, str):
             every = text = prompt
         elif prompt and all(isinstance(part, Mapping) for part in prompt):
-            chat = [(m.get("role"), str(m.get("content", ""))) for m in prompt]  # type: ignore[union-attr]
+            chat = [(m["role"], m["content"]) for m in check_messages(prompt)]  # type: ignore[arg-type]
             every = " ".join(content for _, content in chat)
             text = next((content for role, content in reversed(chat) if role == "user"), every)
             turns = max(0, sum(role != "system" for role, _ in chat) - 1)
