@@ -1,6 +1,8 @@
 """fastslow: speculative decoding with fast and slow thinking.
 
 `import fastslow` is light: torch is imported when a model is. The names below come on first use.
+
+The log is off, as in any library: `loguru.logger.enable("fastslow")` turns it on.
 """
 
 from __future__ import annotations
@@ -8,8 +10,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from loguru import logger
+
 if TYPE_CHECKING:
-    from fastslow.api import generate
+    from fastslow.api import chat, generate
     from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
     from fastslow.engine.core.stats import EngineStats
     from fastslow.engine.parallel.sharding import Parallel
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
     from fastslow.handle import PieceStream, RequestHandle, as_completed
     from fastslow.llm import LLM
     from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
+    from fastslow.warning import FastslowWarning
+
+logger.disable("fastslow")
 
 __version__ = "0.1.0"
 
@@ -29,6 +36,7 @@ __all__ = [
     "Conversation",
     "EngineStats",
     "Escalation",
+    "FastslowWarning",
     "GenerationError",
     "Message",
     "Metrics",
@@ -48,11 +56,12 @@ __all__ = [
     "SpeculationLike",
     "__version__",
     "as_completed",
+    "chat",
     "generate",
 ]
 
 _MODULES = {
-    "api": "generate",
+    "api": "chat generate",
     "call": "Conversation ModeLike Presets Prompt SpeculationLike",
     "handle": "PieceStream RequestHandle as_completed",
     "llm": "LLM",
@@ -62,6 +71,7 @@ _MODULES = {
     "engine.params": "Escalation Mode SamplingParams Speculation",
     "engine.text.templates": "Message",
     "engine.types": "ModeChoice Chooser Situation",
+    "warning": "FastslowWarning",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -11,7 +11,7 @@ from fastslow.engine.text.templates import Message
 from fastslow.engine.types import Chooser
 
 Prompt = str | Sequence[SupportsIndex] | Sequence[Message]
-"""Text (taken as it is), token ids, or chat messages (put through the template)."""
+"""Text (without a template), token ids, or chat messages (put through the template)."""
 Conversation = str | Sequence[Message]
 """Chat messages, or the text of one user message."""
 ModeLike = str | Mode | Mapping[str, Any] | Chooser
@@ -45,6 +45,7 @@ class CallOptions(TypedDict, total=False):
     speculation: SpeculationLike | None
     timeout: float | None
     memory_key: str | None
+    allow_special: bool
 
 
 class PromptOptions(CallOptions, total=False):
@@ -60,6 +61,7 @@ class BatchOptions(TypedDict, total=False):
     speculation: SpeculationLike | None | Sequence[SpeculationLike | None]
     timeout: float | None | Sequence[float | None]
     memory_key: str | None | Sequence[str | None]
+    allow_special: bool | Sequence[bool]
     progress: bool
 
 
@@ -77,6 +79,7 @@ class PromptCall(NamedTuple):
     speculation: SpeculationLike | None = None
     timeout: float | None = None
     memory_key: str | None = None
+    allow_special: bool = False
 
     @property
     def deadline(self) -> float | None:

@@ -22,6 +22,7 @@ from fastslow.engine.text.templates import (
 )
 from fastslow.engine.text.thought import TagTokens, ThoughtTags, find_tags
 from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.output import Completion
 from fastslow.warning import warn
 
 BYTES = (bytes, bytearray, memoryview)  # sequences of int, but hardly meant as token ids
@@ -69,17 +70,22 @@ class InputProcessor:
         self.thoughts: TagTokens | None = None
         self._config = config
         self._template: ChatTemplate | None = None
-        self._warned = False
+        self._warned: set[str] = set()
         if tokenizer is not None:
             self._check_vocabulary(folder, tokenizer)
             self._template = load_template(folder, tokenizer, config.architecture)
             self._set_tags(tokenizer, find_tags(folder, tokenizer, self._template, tags), tags)
             self._marks = Marks(tokenizer, self.tags)
 
-    @property
-    def has_template(self) -> bool:
-        """Whether the checkpoint knows how a chat is written."""
-        return self._template is not None and not isinstance(self._template, PlainTemplate)
+    def advise(self, prompt: EncodedPrompt, answer: Completion) -> None:
+        """Say once what to call where a chat model was given a plain text and ended at once."""
+        chats = self._template is not None and not isinstance(self._template, PlainTemplate)
+        plain = prompt.text is not None and not prompt.chat
+        if chats and plain and len(answer.token_ids) == 1 and answer.finish_reason == "stop":
+            self._warn_once(
+                "the answer to a plain text is empty: this model expects its chat template, so ask with "
+                "llm.chat(...) or fastslow.chat(...)"
+            )
 
     def split(self, prompts: Any) -> tuple[list[Prompt], bool]:
         """The prompts of a call, and whether it was a single one."""
@@ -149,6 +155,11 @@ class InputProcessor:
         if params.stop_strings and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer, and this checkpoint has none")
 
+    def _warn_once(self, warning: str) -> None:
+        if warning not in self._warned:
+            self._warned.add(warning)
+            warn(warning)
+
     def _check_vocabulary(self, folder: Path, tokenizer: Tokenizer) -> None:
         """Added tokens may lie outside the model's vocabulary as long as nobody uses them."""
         size = self._config.vocab_size
@@ -200,9 +211,8 @@ class InputProcessor:
             self._need_tokenizer()
             opened = self.tags is not None and self.tags.opened_by(prompt)
             parts = [prompt] if allow_special else self._marks.parts(prompt)
-            if len(parts) > 1 and not self._warned:
-                self._warned = True
-                warn(
+            if len(parts) > 1:
+                self._warn_once(
                     "a prompt spells special tokens, which are read as text: give messages to chat, or "
                     "allow_special=True where the text is your own"
                 )
@@ -215,14 +225,14 @@ class InputProcessor:
     def _chat(self, messages: list[Message], mode: Mode, allow_special: bool) -> EncodedPrompt:
         self._need_tokenizer()
         assert self._template is not None  # loaded with the tokenizer
-        messages = check_messages(messages)
+        turns = check_messages(messages)
         marks = None if allow_special else self._marks
-        *begun, end = chat_parts(self._template, messages, mode.thinking, marks)
-        prefix, opened = messages[-1].get("prefix") is True, False
+        *begun, end = chat_parts(self._template, turns, mode.thinking, marks)
+        prefix, opened = turns[-1].get("prefix") is True, False
         if self.tags is not None:
             opened = self.tags.opened_by(end) or not self.tags.open
             if prefix:
-                opened = self.tags.open_in(messages[-1]["content"])
+                opened = self.tags.open_in(turns[-1]["content"])
             if mode.thinking == "off" and opened:
                 end, opened = self.tags.shut(end) if self.tags.open else end, False
         parts = [*begun, end]

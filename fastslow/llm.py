@@ -153,7 +153,9 @@ class LLM:
             modes = auto  # the presets that it chooses between
         self.modes = load_modes(folder, self.model.config.groups, modes)
         self.tokenizer = find_tokenizer(folder)
-        inputs = InputProcessor(folder, self.model.config, self.tokenizer, context, thinking_tags)
+        self._inputs = inputs = InputProcessor(
+            folder, self.model.config, self.tokenizer, context, thinking_tags
+        )
 
         pages = partial(kv_pages, kv_memory, max_running, context)
         self._kv = pages(self.model, prefix_caching)
@@ -192,13 +194,14 @@ class LLM:
         speculation: SpeculationLike | None | Sequence[SpeculationLike | None] = None,
         timeout: float | None | Sequence[float | None] = None,
         memory_key: str | None | Sequence[str | None] = None,
+        allow_special: bool | Sequence[bool] = False,
         progress: bool = True,
         **unknown: Any,
     ) -> Output | list[Output]:
         """Answer one prompt or many.
 
         Args:
-            prompts: text (taken as it is), token ids, chat messages (put through the template), or
+            prompts: text (without a template), token ids, chat messages (put through the template), or
                 a list of such prompts.
             sampling: for all prompts, or a list zipped with them. Fields that are not given are the
                 mode's, where it has them.
@@ -212,6 +215,8 @@ class LLM:
             memory_key: names who asks, where an LLM serves several: text of at most 256 characters.
                 Remembered answers and cached prefixes are shared among calls with the same key only.
                 None: among all calls without one, but for answers of `remember="by_key"`. Or a list.
+            allow_special: special tokens that a prompt spells, such as <|im_end|>, are marks; otherwise
+                they are text, since a user may have written them. Or a list.
             progress: for a list of prompts, draw a bar on a terminal: how many are answered.
 
         Returns:
@@ -225,7 +230,7 @@ class LLM:
         called = monotonic()
         batch, single = self._requests.inputs.split(prompts)
         options: dict[str, Any] = {"sampling": sampling, "mode": mode, "speculation": speculation}
-        options |= {"timeout": timeout, "memory_key": memory_key}
+        options |= {"timeout": timeout, "memory_key": memory_key, "allow_special": allow_special}
         each = [spread(*one, len(batch)) for one in options.items()]
         jobs = [self._job(PromptCall(called, *one)) for one in zip(batch, *each)]
         for job in jobs:
@@ -264,7 +269,7 @@ class LLM:
         self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
     ) -> PieceStream:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Options are
-        those of `generate`: mode, speculation, timeout, memory_key.
+        those of `generate`: mode, speculation, timeout, memory_key, allow_special.
 
         Everything is checked before this returns, and the first `next` starts the request. Leaving
         the loop early, or `close`, ends it; the stream's `output` then has the answer so far.
@@ -367,6 +372,7 @@ class LLM:
                 self._advised.add(choice.metrics.drafter)  # once for a drafter
                 logger.warning(hint)
         first = each[0]
+        self._inputs.advise(first.prompt, choices[0])
         return Output(first.prompt.text, first.prompt.tokens, choices, first.prompt_logprobs)
 
 

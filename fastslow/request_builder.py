@@ -33,6 +33,7 @@ from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.engine.text.templates import check_messages
 from fastslow.engine.types import Chooser, Situation
 from fastslow.input_processor import EncodedPrompt, InputProcessor
 from fastslow.policies.auto import choose
@@ -147,6 +148,8 @@ class RequestBuilder:
         if not isinstance(call.speculation, str | Speculation | None):
             self.speculation(call.speculation, Mode())
         as_key(call.memory_key)
+        if not isinstance(call.allow_special, bool):
+            raise ValueError(f"allow_special={call.allow_special!r} must be True or False")
         call.deadline  # noqa: B018 - it may be refused
 
     def build(self, call: PromptCall) -> list[ChoiceHandle]:
@@ -187,7 +190,7 @@ class RequestBuilder:
     def _parse(self, call: PromptCall, mode: Mode) -> _ParsedCall:
         params = sampling_in(mode, call.sampling)
         self.inputs.check_params(params)
-        encoded = self.inputs.encode(call.prompt, mode)
+        encoded = self.inputs.encode(call.prompt, mode, call.allow_special)
         settings = self.speculation(call.speculation, mode)
         return _ParsedCall(encoded, params, mode, settings, call.deadline, as_key(call.memory_key))
 
@@ -211,7 +214,7 @@ class RequestBuilder:
         if isinstance(prompt, str):
             every = text = prompt
         elif prompt and all(isinstance(part, Mapping) for part in prompt):
-            chat = [(m.get("role"), str(m.get("content", ""))) for m in prompt]  # type: ignore[union-attr]
+            chat = [(m["role"], m["content"]) for m in check_messages(prompt)]  # type: ignore[arg-type]
             every = " ".join(content for _, content in chat)
             text = next((content for role, content in reversed(chat) if role == "user"), every)
             turns = max(0, sum(role != "system" for role, _ in chat) - 1)

@@ -8,6 +8,10 @@ import pytest
 import torch
 from loguru import logger
 
+import fastslow  # noqa: F401 - it turns its log off
+
+logger.enable("fastslow")  # tests read it
+
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastslow.engine.host.progress import bar
-from fastslow.engine.text.templates import Message, check_messages
+from fastslow.engine.text.templates import Turn, check_messages
 
 T = TypeVar("T")
 Record = Mapping[str, Any]
-Conversation = list[Message]
+Conversation = list[Turn]
 FIELDS = ("messages", "prompt", "turns", "question")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastslow.engine.params import Thinking
-from fastslow.engine.text.templates import ChatTemplate, Message
+from fastslow.engine.text.templates import ChatTemplate, Turn
 from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
 
@@ -40,16 +40,16 @@ class Marks:
             found = pattern.search(text, begun)
         return [*parts, text[begun:]]
 
-    def cut(self, message: Message, sign: str) -> Message:
+    def cut(self, message: Turn, sign: str) -> Turn:
         """A message with `sign` at the cuts of all its texts. Thinking tags are part of what the
         assistant said, and are not cut there."""
         tags = message["role"] != "assistant"
-        cut: Message = _each_text(message, lambda text: sign.join(self.parts(text, tags)))
+        cut: Turn = _each_text(message, lambda text: sign.join(self.parts(text, tags)))
         return message if cut == message else cut
 
 
 def chat_parts(
-    template: ChatTemplate, messages: Sequence[Message], thinking: Thinking, marks: Marks | None
+    template: ChatTemplate, messages: Sequence[Turn], thinking: Thinking, marks: Marks | None
 ) -> list[str]:
     """A chat as the template writes it, cut where messages spell `marks`.
 

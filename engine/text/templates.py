@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from loguru import logger
 
 from fastslow.engine.params import Thinking
-from fastslow.engine.text.settings import Settings, read_settings
+from fastslow.engine.text.sandbox import Sandbox, limited
+from fastslow.engine.text.settings import Settings, check_size, read_settings
 from fastslow.engine.text.vocabulary import TURN_CLOSE, TURN_OPEN, Tokenizer, is_pangu
 
-Message = Mapping[str, Any]  # role, content, and whatever else a template may know
+Message = Mapping[str, object]  # role, content, and whatever else a template may know
+Turn = Mapping[str, Any]  # the same, checked: its content is text
 
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def check_messages(messages: Sequence[Message]) -> list[Message]:
+def check_messages(messages: Sequence[Message]) -> list[Turn]:
     """The messages, with parts of a content joined by line breaks.
 
     Raises ValueError with one sentence if there is no message, or for the first one whose role is not
@@ -94,7 +90,7 @@ class ChatTemplate(ABC):
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Turn],
         thinking: Thinking = "auto",
         add_generation_prompt: bool = True,
     ) -> str:
@@ -109,16 +105,17 @@ class ChatTemplate(ABC):
         return self._render(check_messages(messages), thinking, add_generation_prompt)
 
     @abstractmethod
-    def _render(self, messages: Sequence[Message], thinking: Thinking, prompted: bool) -> str: ...
+    def _render(self, messages: Sequence[Turn], thinking: Thinking, prompted: bool) -> str: ...
 
 
+LONGEST = 2**17  # characters of a template: several times the longest one so far
 SWITCHES = "enable_thinking", "thinking"  # Qwen's name and DeepSeek's; a template has one or none
 
 
 class JinjaTemplate(ChatTemplate):
     """A template in transformers' dialect of Jinja.
 
-    It runs in an immutable sandbox: no private attributes, no changes to what it is given. It sees
+    It runs in a `Sandbox`. It sees
     `messages`, `add_generation_prompt`, `bos_token`, `eos_token`, empty `tools` and `documents`,
     and the switch `enable_thinking`, which some call `thinking`, unless thinking is "auto".
     """
@@ -128,66 +125,34 @@ class JinjaTemplate(ChatTemplate):
     def __init__(
         self, source: str, name: str, bos_token: str | None, eos_token: str | None
     ) -> None:
-        """`name`: where the source is from, for messages. Raises ValueError if it is not Jinja."""
+        """`name`: where the source is from, for messages. Raises ValueError if it is not Jinja, or
+        longer than LONGEST."""
         self.source = source
         self._name = name
+        if len(source) > LONGEST:
+            raise ValueError(f"{name} has {len(source)} characters; at most {LONGEST} are taken")
         self._given = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
         try:
-            self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+            with limited():
+                self._template = Sandbox().from_string(source)
+        except Exception as error:  # noqa: BLE001 - Python's compiler has its own for what is too deep
             line = f" line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-            raise ValueError(f"{name}{line}: {error}") from None
+            raise ValueError(f"{name}{line}: {_said(error)}") from None
 
-    def _render(self, messages: Sequence[Message], thinking: Thinking, prompted: bool) -> str:
+    def _render(self, messages: Sequence[Turn], thinking: Thinking, prompted: bool) -> str:
         given: dict[str, Any] = {"messages": messages, "tools": None, "documents": None}
         if thinking != "auto":
             given |= dict.fromkeys(SWITCHES, thinking == "on")
         try:
-            return self._template.render(**self._given, **given, add_generation_prompt=prompted)
+            with limited(messages):
+                return self._template.render(**self._given, **given, add_generation_prompt=prompted)
         except Exception as error:  # noqa: BLE001 - a template is a program: it may raise anything
-            raise ValueError(f"{self._name}: {error}") from None
+            raise ValueError(f"{self._name}: {_said(error)}") from None
 
 
-class _GenerationTag(Extension):
-    """`{% generation %} ... {% endgeneration %}` marks the assistant's words for training; a
-    prompt takes only its body."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2's interface
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter writes < as \u003c, for HTML.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().astimezone().strftime(form)
+def _said(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = "") -> ChatTemplate:
@@ -219,6 +184,7 @@ def _find(folder: Path, settings: Settings) -> tuple[str, str] | None:
     """A template's text and the name of its place, for messages."""
     path = folder / "chat_template.jinja"
     if path.is_file():
+        check_size(path, 4 * LONGEST)
         try:
             return path.read_text("utf-8"), path.name
         except UnicodeDecodeError:
@@ -242,7 +208,7 @@ def _find(folder: Path, settings: Settings) -> tuple[str, str] | None:
 class PlainTemplate(ChatTemplate):
     """`User: ...` and `Assistant: ...`, one line to a turn. It knows no way to ask for thinking."""
 
-    def _render(self, messages: Sequence[Message], thinking: Thinking, prompted: bool) -> str:
+    def _render(self, messages: Sequence[Turn], thinking: Thinking, prompted: bool) -> str:
         lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
         return "\n".join([*lines, "Assistant:"] if prompted else lines)
 
@@ -257,7 +223,7 @@ class PanguTemplate(ChatTemplate):
     openPangu thinks slowly unless told otherwise, so "on" needs no switch.
     """
 
-    def _render(self, messages: Sequence[Message], thinking: Thinking, prompted: bool) -> str:
+    def _render(self, messages: Sequence[Turn], thinking: Thinking, prompted: bool) -> str:
         turns = [(NAMES[message["role"]], message["content"]) for message in messages]
         if messages[0]["role"] != "system":
             turns.insert(0, (NAMES["system"], ""))
@@ -277,7 +243,7 @@ class PanguSwitch(ChatTemplate):
         if architecture.startswith("PanguEmbedded"):
             self._switches = {"off": NO_THINK, "auto": AUTO_THINK}
 
-    def _render(self, messages: Sequence[Message], thinking: Thinking, prompted: bool) -> str:
+    def _render(self, messages: Sequence[Turn], thinking: Thinking, prompted: bool) -> str:
         """A switch that the user wrote is not doubled, and "auto" does not overrule it."""
         switch = self._switches.get(thinking, "")
         turns = [dict(message) for message in messages]

@@ -321,9 +321,10 @@ class Lines(Sequence[Any]):
 def test_any_sequence_is_a_list(llm: LLM) -> None:
     few = SamplingParams(max_tokens=2)
     many: Any = llm.generate
+    talk: Any = llm.chat
     outs = many(Lines("a", "b c"), few, mode=Lines("fast", "deep"))
     assert [(out.prompt, out.metrics.mode) for out in outs] == [("a", "fast"), ("b c", "deep")]
-    chats = llm.chat(Lines("hi", Lines(USER), [USER, USER]), few)
+    chats = talk(Lines("hi", Lines(USER), [USER, USER]), few)
     assert [out.prompt for out in chats] == ["hi", "hi", "hihi"]
 
 

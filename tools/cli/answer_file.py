@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fastslow.engine.text.templates import ChatTemplate, Message, check_messages
+from fastslow.engine.text.templates import ChatTemplate, Turn, check_messages
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.tools.prompts import Record, read_lines
 
@@ -66,7 +66,7 @@ class AnswerFile:
     def _answer(self, text: str) -> list[int]:
         return [*self._tokenizer.encode(text, add_special=False), *self._end]
 
-    def _encode(self, messages: list[Message], answering: bool) -> list[int]:
+    def _encode(self, messages: list[Turn], answering: bool) -> list[int]:
         text = self._template.render(messages, add_generation_prompt=answering)
         return self._tokenizer.encode(text, self._template.add_special)
 

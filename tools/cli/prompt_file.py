@@ -98,10 +98,10 @@ class PromptFile:
                 if not isinstance(record.get("sampling", {}), dict):
                     raise ValueError("sampling must be an object with the fields of SamplingParams")
                 SamplingParams(**record.get("sampling", {}))
-                prompt: Prompt = conversation(record)
+                turns = conversation(record)
                 if self._raw and "messages" in record:
                     raise ValueError("messages need the chat template, which --raw leaves out")
-                prompt = prompt[0]["content"] if self._raw else self._with_system(prompt)  # type: ignore[index]
+                prompt = turns[0]["content"] if self._raw else self._with_system(turns)
             yield FilePrompt(place, prompt, record)
 
     def _with_system(self, turns: Any) -> Any:
