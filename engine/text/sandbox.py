@@ -47,6 +47,9 @@ EACH_LETTER = {
 LINEAR_TESTS = {"in", "lower", "upper"}  # and those of Python's operators
 
 
+PLAIN = {str, int, float, bool, type(None), jinja2.Undefined}  # values that hold no others
+
+
 class _Left(threading.local):
     """What is left of the work that one thread's template may still do."""
 
@@ -77,13 +80,17 @@ def _weight(value: object) -> int:
     """Characters and items in a value, counted no further than what is left."""
     if isinstance(value, str):
         return len(value) + 1
+    if type(value) in PLAIN:
+        return 1
     total, waiting = 0, [value]
     while waiting and total <= _left.amount:
         item = waiting.pop()
         if isinstance(item, Namespace):
             item = object.__getattribute__(item, "_Namespace__attrs")  # it hides them
         total += len(item) if isinstance(item, str | bytes) else 1
-        if isinstance(item, Mapping):
+        if type(item) in PLAIN:
+            continue
+        if isinstance(item, dict | Mapping):
             waiting += [*item.keys(), *item.values()]
             total += ITEM * len(item)
         elif isinstance(item, list | tuple | set | frozenset | MappingView):
@@ -303,7 +310,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if getattr(called, "__name__", "") == "join" and isinstance(called.__self__, str):
             arguments = tuple(x if isinstance(x, Sized) else list(x) for x in arguments)
         given = [*arguments, *named.values()]
-        _charge(2 * ITEM + _weight(given) + _call_cost(called, given))
+        _charge(2 * ITEM + sum(map(_weight, given)) + _call_cost(called, given))
         result = super().call(context, called, *arguments, **named)
         _charge(_weight(result))
         return result
