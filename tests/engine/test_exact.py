@@ -25,21 +25,26 @@ from engine_tools import (
     outcome,
     write_kin,
 )
+from head_tools import tiny_runner
 from spellings import Pieces, letters, renumbered
 from tokenizers_tiny import write_bpe
 
+from fastslow.draft.build import DRAFTERS, DrafterDeps, LoadedModel, build_drafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.model.retokenized import RetokenizedDraft
 from fastslow.draft.model.vocab import ByteVocab, SharedTokens
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.several import FallbackDrafter
+from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.backends.loader import load_model
+from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
-from fastslow.engine.params import SamplingParams
+from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.types import Floats, RequestView, Tree
+from fastslow.engine.types import Drafter, Floats, RequestView, Tree
+from fastslow.policies.speculation.selection import AdaptiveSelection
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,6 +62,7 @@ DENSE_DRAFTERS = (
     *ORACLES,
 )
 KINDS = ("moge", "dense")
+NAMES = (*DRAFTERS, "auto", "+".join(DRAFTERS), "|".join(DRAFTERS))  # all that can be asked for
 
 
 def make_bench(
@@ -81,6 +87,7 @@ def make_bench(
     words = letters(VOCAB)
     ours, theirs = Pieces(words), Pieces([words[x] for x in SPOKEN])
     shallow = model.layer_subset([0])
+    head = tiny_runner(target)
 
     def common() -> SharedTokens:
         return SharedTokens(ByteVocab(ours), ByteVocab(theirs), VOCAB)
@@ -90,6 +97,23 @@ def make_bench(
 
     def own() -> OwnKV:
         return OwnKV(cache_for(small))
+
+    def by_name(name: str) -> Make:
+        def make(kv: KVCache) -> Drafter:
+            deps = DrafterDeps(
+                model,
+                kv,
+                load_model=lambda path: LoadedModel(small, cache_for(small)),
+                load_head=lambda path: head,
+                load_corpus=lambda path: pytest.fail("no corpus is asked for"),
+                memory=AnswerMemory(),
+                has_head=True,
+                selection=lambda count, settings: AdaptiveSelection(count),
+            )
+            layers = None if kind == "moge" else (0,)
+            return build_drafter(Speculation(drafter=name, model="small", layers=layers), deps)
+
+        return make
 
     drafters: dict[str, Make] = {
         "ngram": lambda kv: ngram(),
@@ -104,6 +128,7 @@ def make_bench(
             stranger, OwnKV(cache_for(stranger)), probs_at, width=2, vocab_map=common()
         ),
     }
+    drafters |= {f"named {name}": by_name(name) for name in NAMES}
     if kind == "moge":
         drafters |= {
             "self0": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 0),
@@ -215,6 +240,29 @@ def test_every_drafter_on_a_dense_model(dense: Bench, drafter: str) -> None:
         accepted += sums["accepted"]
     assert accepted > 0
     assert drafted > accepted or drafter == "told"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_named_drafter(request: pytest.FixtureRequest, kind: str, name: str) -> None:
+    """Whatever joins the table of names is tested here."""
+    bench: Bench = request.getfixturevalue(kind)
+    drafted = 0
+    for prompt in PROMPTS[:3]:
+        for groups in (None, 0) if kind == "moge" else (None,):
+            asks = [Ask(prompt, params(), f"named {name}", nodes=n, groups=groups) for n in (3, 8)]
+            drafted += check(bench, asks)["drafted"]
+    assert drafted > 0
+
+
+def test_all_named_drafters_beside_each_other(moge: Bench) -> None:
+    wishes = (params(), params(repetition_penalty=1.3, max_tokens=17))
+    asks = [
+        Ask(PROMPTS[n % 5], wishes[n % 2], f"named {name}", groups=(None, 1, 0)[n % 3])
+        for n, name in enumerate(2 * NAMES)
+    ]
+    sums = check(moge, asks, Setting(pages=26, prompt_rows=9), warm=True)
+    assert 0 < sums["accepted"] < sums["drafted"] and sums["preempted"] > 0
 
 
 def mixed(bench: Bench) -> list[Ask]:
