@@ -87,7 +87,8 @@ def layer_72b(plan: CheckPlan) -> Finding:
         found.lines.append(f"smaller than the model's, {fields['num_experts']} experts: {why}")
     rate = bandwidth(place.device, plan.quick)
     found.lines.append(f"memory bandwidth, by copying: {rate / 1e9:.1f} GB/s")
-    logits, times = [], {}
+    logits: list[torch.Tensor] = []
+    times: dict[str, dict[int, dict[str, float]]] = {}
     for n, kind in enumerate(("floats", "w8a8")):
         plan.say(n / 2, f"{kind}: making weights")
         model = build(config, plan, kind == "w8a8")
