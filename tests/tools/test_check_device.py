@@ -127,6 +127,15 @@ def test_a_replay_that_keeps_old_numbers_fails(
     assert code == 1 and "FAILED" in text and "next: the log says which kernel" in text
 
 
+def test_logits_that_are_not_finite_fail(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        RecordingOps, "route", lambda self, x, router: x @ router.T.to(x.dtype) * torch.nan
+    )
+    monkeypatch.setattr(command, "PARTS", (recorded_steps,))
+    code, text = check("cuda", "--quick")
+    assert code == 1 and "differ by inf at most" in text
+
+
 def test_a_step_that_is_not_recorded_fails(
     gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
