@@ -271,10 +271,18 @@ def test_attention_takes_bounded_memory(name: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cuda_module, "SCORES", most)
     monkeypatch.setattr(cuda_module, "WIDE", 8)
     runs = [(16, 4000)] * 6
+    right, products = F.scaled_dot_product_attention, [0]
+
+    def told(q: Tensor, k: Tensor, v: Tensor, **named: Any) -> Tensor:
+        products.append(q[..., 0].numel() * k.shape[2])
+        return right(q, k, v, **named)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", told)
     ops, q, cache, tables = attention(8, 2, runs)
     with Largest() as largest:
         getattr(ops, name)(q, cache, tables)
     assert largest.most <= max(most, 2 * 4096 * 16), "products, and keys of width 16"
+    assert max(products) <= most
 
 
 def test_one_row_of_each_text_is_not_filled_up() -> None:

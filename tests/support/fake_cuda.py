@@ -87,12 +87,18 @@ class FakeCuda:
 
     @contextmanager
     def graph(
-        self, graph: FakeGraph, pool: int, stream: FakeStream, capture_error_mode: str = "global"
+        self,
+        graph: FakeGraph,
+        pool: int,
+        stream: FakeStream | None = None,
+        capture_error_mode: str = "global",
     ) -> Iterator[None]:
-        """As torch's: where the capture fails, the stream stays the current one."""
+        """As torch's: without a stream it takes one of the device that was the current one when first
+        asked; where the capture fails, the stream stays the current one."""
         self.say("capture")
         self.modes.append(capture_error_mode)
-        graph.pool, self.stream, before = pool, stream, self.stream
+        graph.pool, before = pool, self.stream
+        self.stream = stream or FakeStream(self, torch.device("cuda", self.current))
         self.capturing = True
         try:
             with npu_sim.graph(graph.sim):

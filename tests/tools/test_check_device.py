@@ -17,11 +17,13 @@ from typer.testing import CliRunner
 from fastslow.draft.build import DRAFTERS
 from fastslow.engine.backends import device as device_module
 from fastslow.engine.backends.accelerator import cuda as cuda_module
+from fastslow.engine.backends.accelerator.step import PagedStep
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.tools.check_device import __main__ as command
 from fastslow.tools.check_device import layer
 from fastslow.tools.check_device.exactness import drafters, exactness
+from fastslow.tools.check_device.recorded_steps import recorded_steps
 from fastslow.tools.check_device.report import CheckPlan, Finding
 from fastslow.tools.progress import silent
 
@@ -99,7 +101,8 @@ def test_a_simulated_gpu_passes(gpu: None, tmp_path: Path) -> None:
 def test_a_layer_on_a_chip_that_runs_int8_and_on_one_that_does_not(
     chip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "PARTS", (command.layer_72b,))
+    monkeypatch.setattr(command, "PARTS", (layer.layer_72b,))
+    monkeypatch.setattr(layer, "ROWS", (1, 8))
     monkeypatch.setattr(layer, "EIGHTH", layer.EIGHTH | {"hidden_size": 128, "num_experts": 8})
     with simulated(chip, exact=False):
         code, text = check("npu", "--quick")
@@ -110,7 +113,7 @@ def test_a_layer_on_a_chip_that_runs_int8_and_on_one_that_does_not(
 def test_recorded_steps_pass_where_they_are_right(
     gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "PARTS", (command.recorded_steps,))
+    monkeypatch.setattr(command, "PARTS", (recorded_steps,))
     code, text = check("cuda", "--quick")
     assert code == 0 and "12 steps, 9 replayed from 3 recordings" in text
 
@@ -118,12 +121,19 @@ def test_recorded_steps_pass_where_they_are_right(
 def test_a_replay_that_keeps_old_numbers_fails(
     gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastslow.engine.backends.accelerator.step import PagedStep
-
     monkeypatch.setattr(PagedStep, "fill", lambda self, other, staging: None)
-    monkeypatch.setattr(command, "PARTS", (command.recorded_steps,))
+    monkeypatch.setattr(command, "PARTS", (recorded_steps,))
     code, text = check("cuda", "--quick")
     assert code == 1 and "FAILED" in text and "next: the log says which kernel" in text
+
+
+def test_logits_that_are_not_finite_fail(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        RecordingOps, "route", lambda self, x, router: x @ router.T.to(x.dtype) * torch.nan
+    )
+    monkeypatch.setattr(command, "PARTS", (recorded_steps,))
+    code, text = check("cuda", "--quick")
+    assert code == 1 and "differ by inf at most" in text
 
 
 def test_a_step_that_is_not_recorded_fails(
@@ -133,7 +143,7 @@ def test_a_step_that_is_not_recorded_fails(
         raise RuntimeError("no")
 
     monkeypatch.setattr(RecordingOps, "record", refused)
-    monkeypatch.setattr(command, "PARTS", (command.recorded_steps,))
+    monkeypatch.setattr(command, "PARTS", (recorded_steps,))
     code, text = check("cuda", "--quick")
     assert code == 1 and "3 sizes could not be recorded" in text
 

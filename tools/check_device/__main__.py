@@ -34,7 +34,9 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
 
 def check_device(
-    device: Annotated[str, typer.Argument(help="cuda, cuda:1, npu or cpu.", metavar="DEVICE")],
+    device: Annotated[
+        str, typer.Argument(help="cuda, cuda:1, npu, cpu or auto.", metavar="DEVICE")
+    ],
     report: Annotated[
         Path | None, typer.Option("--json", help="Write the report here, too.", metavar="PATH")
     ] = None,
@@ -74,6 +76,7 @@ def check_device(
     findings: list[Finding] = []
     complete = False
     with tempfile.TemporaryDirectory(prefix="check_device.") as folder:
+        device = place.kind if device == "auto" else device
         plan = CheckPlan(device, place.device, dtype, quick, Path(folder), silent)
         try:
             _run(plan, findings)

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -115,11 +116,11 @@ def exactness(plan: CheckPlan) -> Finding:
 
 def drafters(head: Path) -> list[Speculation]:
     """Every drafter that has a name, chains and trees, and combinations."""
-    fields = {"head": {"head": str(head)}, "model": {"model": DRAFT}}
+    fields: dict[str, dict[str, Any]] = {"head": {"head": str(head)}, "model": {"model": DRAFT}}
 
     def made(drafter: str, width: int = 1) -> Speculation:
         names = drafter.replace("|", "+").split("+")
-        more = {k: v for name in names for k, v in fields.get(name, {}).items()}
+        more: dict[str, Any] = {k: v for name in names for k, v in fields.get(name, {}).items()}
         return Speculation(drafter=drafter, nodes=4, width=width, **more)
 
     wide = [name for name in WIDE if name in DRAFTERS]
@@ -163,11 +164,11 @@ def _sampled(
             seen.update(tuple(c.token_ids[1:]) for c in answer.choices)
             seen.update(tuple(c.token_ids[1:2]) for c in answer.choices)
         counts.append(seen)
-    one, other = counts
+    alone, drafted = counts
     deviations = [
-        abs(one[x] - other[x]) / (one[x] + other[x]) ** 0.5
-        for x in one.keys() | other.keys()
-        if one[x] + other[x] >= 10
+        abs(alone[x] - drafted[x]) / (alone[x] + drafted[x]) ** 0.5
+        for x in alone.keys() | drafted.keys()
+        if alone[x] + drafted[x] >= 10
     ]
     return differ, max(deviations, default=0.0)
 
