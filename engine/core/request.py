@@ -176,7 +176,7 @@ class Request:
         self.error = error or self.error
         try:
             self.stopper.finish(reason)
-        except Exception as failed:  # noqa: BLE001 - its text cannot be ended, but it is over
+        except BaseException as failed:  # noqa: BLE001 - its text cannot be ended, but it is over
             self.error = self.error or failed
             self.stopper.reason = self.stopper.reason or reason
 
