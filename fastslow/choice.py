@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
 from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags
 from fastslow.input_processor import EncodedPrompt
-from fastslow.output import Completion, Metrics, Piece
+from fastslow.output import Completion, Metrics, Output, Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,3 +194,13 @@ class ChoiceHandle:
         if not still_open:
             return count, ended
         return count, "length" if self.request.stopper.reason == "length" else None
+
+
+def gathered(choices: Sequence[ChoiceHandle]) -> Output:
+    """The output of a prompt whose choices are over."""
+    first, asked = choices[0].request, choices[0].prompt
+    prompt_logprobs = None
+    if first.params.prompt_logprobs is not None:
+        prompt_logprobs = [None, *first.prompt_logprobs]
+    completions = [choice.completion() for choice in choices]
+    return Output(asked.text, list(asked.tokens), completions, prompt_logprobs)

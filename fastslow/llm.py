@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, Never, NoReturn, Self, Unpack, cast, overload
+from typing import Any, NoReturn, Self, Unpack, cast, overload
 
 from loguru import logger
 
@@ -17,7 +17,6 @@ from fastslow.call import (
     CallOptions,
     Conversation,
     ListOf,
-    ModeLike,
     Presets,
     Prompt,
     PromptCall,
@@ -30,7 +29,7 @@ from fastslow.call import (
     refuse_unknown,
     spread,
 )
-from fastslow.choice import ChoiceHandle
+from fastslow.choice import ChoiceHandle, gathered
 from fastslow.draft.router import DrafterRouter
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.cost_curve import step_seconds
@@ -176,15 +175,7 @@ class LLM:
         self, prompts: ListOf[Prompt], sampling: Samplings = None, **options: Unpack[BatchOptions]
     ) -> list[Output]: ...
     def generate(
-        self,
-        prompts: Prompt | ListOf[Prompt],
-        sampling: Samplings = None,
-        *,
-        mode: ModeLike | None | Sequence[ModeLike | None] = None,
-        speculation: SpeculationLike | None | Sequence[SpeculationLike | None] = None,
-        timeout: float | None | Sequence[float | None] = None,
-        progress: bool = True,
-        **unknown: Any,
+        self, prompts: Prompt | ListOf[Prompt], sampling: Samplings = None, **options: Any
     ) -> Output | list[Output]:
         """Answer one prompt or many.
 
@@ -209,12 +200,13 @@ class LLM:
             ValueError: one sentence about the first thing that does not fit; nothing has run then.
             GenerationError: the engine failed on a request; it holds all outputs.
         """
-        refuse_unknown(unknown, BatchOptions.__annotations__)
-        called = monotonic()
+        called, progress = monotonic(), options.pop("progress", True)
+        refuse_unknown(options, BatchOptions.__annotations__)
         batch, single = self._requests.inputs.split(prompts)
-        options = {"sampling": sampling, "mode": mode, "speculation": speculation}
-        each = [spread(*one, len(batch)) for one in (options | {"timeout": timeout}).items()]
-        jobs = [self._job(PromptCall(called, *one)) for one in zip(batch, *each)]
+        options["sampling"] = sampling
+        each = [spread(name, value, len(batch)) for name, value in options.items()]
+        asked = [dict(zip(options, one)) for one in zip(*each)]
+        jobs = [self._job(PromptCall(called, p, **one)) for p, one in zip(batch, asked)]
         for job in jobs:
             job.prepare()
         try:
@@ -248,14 +240,7 @@ class LLM:
         return self.generate(as_prompts(messages), sampling, **options)
 
     def stream(
-        self,
-        prompt: Prompt,
-        sampling: Sampling = None,
-        *,
-        mode: ModeLike | None = None,
-        speculation: SpeculationLike | None = None,
-        timeout: float | None = None,
-        **unknown: Never,
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
     ) -> PieceStream:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`.
 
@@ -266,9 +251,7 @@ class LLM:
             ValueError: as `generate`; also for a list of prompts, or n > 1.
             GenerationError: while iterating, if the engine failed on the request.
         """
-        refuse_unknown(unknown, CallOptions.__annotations__)
-        asked = self._one(prompt, "stream")
-        job = self._job(PromptCall(monotonic(), asked, sampling, mode, speculation, timeout))
+        job = self._one("stream", prompt, sampling, options)
         job.prepare()
         if job.count > 1:
             raise ValueError(f"n={job.count} cannot be streamed; use generate, or n=1")
@@ -281,14 +264,7 @@ class LLM:
         return self.stream(as_messages(messages), sampling, **options)
 
     def submit(
-        self,
-        prompt: Prompt,
-        sampling: Sampling = None,
-        *,
-        mode: ModeLike | None = None,
-        speculation: SpeculationLike | None = None,
-        timeout: float | None = None,
-        **unknown: Never,
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
     ) -> RequestHandle:
         """Start to answer one prompt, and return at once: the way to ask from an event loop.
 
@@ -301,9 +277,7 @@ class LLM:
                 keywords, a prompt much too long. For all else `RequestHandle.result` raises it.
             RuntimeError: this LLM is closed.
         """
-        refuse_unknown(unknown, CallOptions.__annotations__)
-        asked = self._one(prompt, "submit")
-        job = self._job(PromptCall(monotonic(), asked, sampling, mode, speculation, timeout))
+        job = self._one("submit", prompt, sampling, options)
         self._tokenising.submit(job.run)
         return RequestHandle(job)
 
@@ -343,29 +317,28 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _one(self, prompt: Prompt, taker: str) -> Prompt:
-        """The prompt of a call that takes one."""
-        batch, single = self._requests.inputs.split(prompt)
+    def _one(
+        self, taker: str, prompt: Prompt, sampling: Sampling, options: CallOptions
+    ) -> PromptJob:
+        """The job of a call that takes one prompt."""
+        refuse_unknown(options, CallOptions.__annotations__)
+        (asked, *_), single = self._requests.inputs.split(prompt)
         if not single:
             raise ValueError(f"{taker} takes one prompt; give a list to generate")
-        return batch[0]
+        return self._job(PromptCall(monotonic(), asked, sampling, **options))
 
     def _job(self, call: PromptCall) -> PromptJob:
         self._requests.check(call)
         return PromptJob(lambda: self._requests.build(call), self._output, self._worker)
 
     def _output(self, each: Sequence[ChoiceHandle]) -> Output:
-        choices = [choice.completion() for choice in each]
-        for choice in choices:
+        output = gathered(each)
+        for choice in output.choices:
             hint = advice(choice.metrics)
             if hint is not None and choice.metrics.drafter not in self._advised:
                 self._advised.add(choice.metrics.drafter)  # once for a drafter
                 logger.warning(hint)
-        first, asked = each[0].request, each[0].prompt
-        prompt_logprobs = None
-        if first.params.prompt_logprobs is not None:
-            prompt_logprobs = [None, *first.prompt_logprobs]
-        return Output(asked.text, list(asked.tokens), choices, prompt_logprobs)
+        return output
 
 
 def _chooser(auto: Chooser | str | Path | None, folder: Path) -> Chooser:
