@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeVar
 
@@ -70,7 +70,7 @@ Samplings = Sampling | Sequence[Sampling]
 
 
 class PromptCall(NamedTuple):
-    """One prompt as it was asked, not checked yet."""
+    """One prompt as it was asked, not checked yet. The last fields are those of `CallOptions`."""
 
     called: float  # when, of `time.monotonic`
     prompt: Prompt
@@ -99,9 +99,11 @@ class PromptCall(NamedTuple):
         return self.called + seconds
 
 
-def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
+def refuse_unknown(given: Iterable[str], known: Collection[str]) -> None:
     """Raise a ValueError for the first keyword of a call that means nothing."""
     for name in given:
+        if name in known:
+            continue
         if name in SamplingParams.model_fields:
             raise ValueError(f"option {name!r} belongs into sampling=SamplingParams({name}=...)")
         raise ValueError(f"option {name!r} is unknown{nearest(name, known)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
 from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags
 from fastslow.input_processor import EncodedPrompt
-from fastslow.output import Completion, Metrics, Piece
+from fastslow.output import Completion, Metrics, Output, Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,6 @@ class ChoiceHandle:
     def prompt(self) -> EncodedPrompt:
         """What it was asked."""
         return self._candidates[0].prompt
-
-    @property
-    def prompt_logprobs(self) -> list[dict[int, float] | None] | None:
-        """Of the prompt's tokens, where they were asked for; the first has none."""
-        request = self.request
-        return None if request.params.prompt_logprobs is None else [None, *request.prompt_logprobs]
 
     def abandon(self) -> None:
         """End it before it was submitted."""
@@ -205,3 +199,13 @@ class ChoiceHandle:
 def _said(error: BaseException) -> str:
     """What an error says, or what it is where it says nothing."""
     return str(error) or type(error).__name__
+
+
+def gathered(choices: Sequence[ChoiceHandle]) -> Output:
+    """The output of a prompt whose choices are over."""
+    first, asked = choices[0].request, choices[0].prompt
+    prompt_logprobs = None
+    if first.params.prompt_logprobs is not None:
+        prompt_logprobs = [None, *first.prompt_logprobs]
+    completions = [choice.completion() for choice in choices]
+    return Output(asked.text, list(asked.tokens), completions, prompt_logprobs)

@@ -61,7 +61,7 @@ def checks_arguments(build: Build) -> Build:
 
     @wraps(build)
     def checked(owner: Any, *arguments: Any, **options: Any) -> None:
-        refuse_unknown((name for name in options if name not in KINDS), KINDS)
+        refuse_unknown(options, KINDS)
         for name, value in signature.bind(owner, *arguments, **options).arguments.items():
             if name in KINDS and not (value is None and name in optional):
                 _check(name, value)

@@ -18,7 +18,6 @@ from fastslow.call import (
     CallOptions,
     Conversation,
     ListOf,
-    ModeLike,
     Presets,
     Prompt,
     PromptCall,
@@ -31,7 +30,7 @@ from fastslow.call import (
     refuse_unknown,
     spread,
 )
-from fastslow.choice import ChoiceHandle
+from fastslow.choice import ChoiceHandle, gathered
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
@@ -186,17 +185,7 @@ class LLM:
         self, prompts: ListOf[Prompt], sampling: Samplings = None, **options: Unpack[BatchOptions]
     ) -> list[Output]: ...
     def generate(
-        self,
-        prompts: Prompt | ListOf[Prompt],
-        sampling: Samplings = None,
-        *,
-        mode: ModeLike | None | Sequence[ModeLike | None] = None,
-        speculation: SpeculationLike | None | Sequence[SpeculationLike | None] = None,
-        timeout: float | None | Sequence[float | None] = None,
-        memory_key: str | None | Sequence[str | None] = None,
-        allow_special: bool | Sequence[bool] = False,
-        progress: bool = True,
-        **unknown: Any,
+        self, prompts: Prompt | ListOf[Prompt], sampling: Samplings = None, **options: Any
     ) -> Output | list[Output]:
         """Answer one prompt or many.
 
@@ -226,13 +215,13 @@ class LLM:
             ValueError: one sentence about the first thing that does not fit; nothing has run then.
             GenerationError: the engine failed on a request; it holds all outputs.
         """
-        refuse_unknown(unknown, BatchOptions.__annotations__)
-        called = monotonic()
+        called, progress = monotonic(), options.pop("progress", True)
+        refuse_unknown(options, BatchOptions.__annotations__)
         batch, single = self._requests.inputs.split(prompts)
-        options: dict[str, Any] = {"sampling": sampling, "mode": mode, "speculation": speculation}
-        options |= {"timeout": timeout, "memory_key": memory_key, "allow_special": allow_special}
-        each = [spread(*one, len(batch)) for one in options.items()]
-        jobs = [self._job(PromptCall(called, *one)) for one in zip(batch, *each)]
+        options["sampling"] = sampling
+        each = [spread(name, value, len(batch)) for name, value in options.items()]
+        asked = [dict(zip(options, one)) for one in zip(*each)]
+        jobs = [self._job(PromptCall(called, p, **one)) for p, one in zip(batch, asked)]
         for job in jobs:
             job.prepare()
         try:
@@ -278,9 +267,7 @@ class LLM:
             ValueError: as `generate`; also for a list of prompts, or n > 1.
             GenerationError: while iterating, if the engine failed on the request.
         """
-        refuse_unknown(options, CallOptions.__annotations__)
-        asked = self._one(prompt, "stream")
-        job = self._job(PromptCall(monotonic(), asked, sampling, **options))
+        job = self._one("stream", prompt, sampling, options)
         job.prepare()
         if job.count > 1:
             raise ValueError(f"n={job.count} cannot be streamed; use generate, or n=1")
@@ -306,9 +293,7 @@ class LLM:
                 keywords, a prompt much too long. For all else `RequestHandle.result` raises it.
             RuntimeError: this LLM is closed.
         """
-        refuse_unknown(options, CallOptions.__annotations__)
-        asked = self._one(prompt, "submit")
-        job = self._job(PromptCall(monotonic(), asked, sampling, **options))
+        job = self._one("submit", prompt, sampling, options)
         self._tokenising.submit(job.run)
         return RequestHandle(job)
 
@@ -353,27 +338,29 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _one(self, prompt: Prompt, taker: str) -> Prompt:
-        """The prompt of a call that takes one."""
-        batch, single = self._requests.inputs.split(prompt)
+    def _one(
+        self, taker: str, prompt: Prompt, sampling: Sampling, options: CallOptions
+    ) -> PromptJob:
+        """The job of a call that takes one prompt."""
+        refuse_unknown(options, CallOptions.__annotations__)
+        (asked, *_), single = self._requests.inputs.split(prompt)
         if not single:
             raise ValueError(f"{taker} takes one prompt; give a list to generate")
-        return batch[0]
+        return self._job(PromptCall(monotonic(), asked, sampling, **options))
 
     def _job(self, call: PromptCall) -> PromptJob:
         self._requests.check(call)
         return PromptJob(lambda: self._requests.build(call), self._output, self._worker)
 
     def _output(self, each: Sequence[ChoiceHandle]) -> Output:
-        choices = [choice.completion() for choice in each]
-        for choice in choices:
+        output = gathered(each)
+        for choice in output.choices:
             hint = advice(choice.metrics)
             if hint is not None and choice.metrics.drafter not in self._advised:
                 self._advised.add(choice.metrics.drafter)  # once for a drafter
                 logger.warning(hint)
-        first = each[0]
-        self._inputs.advise(first.prompt, choices[0])
-        return Output(first.prompt.text, first.prompt.tokens, choices, first.prompt_logprobs)
+        self._inputs.advise(each[0].prompt, output.choices[0])
+        return output
 
 
 def _let_go(worker: Worker, drafters: DrafterFactory) -> None:

@@ -455,6 +455,27 @@ MUTATIONS = (
         ESCALATION,
     ),
     swap(
+        "a request runs past its deadline",
+        "engine/core/engine_core.py",
+        "if time.monotonic() >= self._next_deadline:",
+        "if time.monotonic() < 0:",
+        ("tests/fastslow/test_handle.py",),
+    ),
+    swap(
+        "a task that is cancelled leaves its request running",
+        "fastslow/job.py",
+        "except BaseException:  # the task is cancelled, or its loop is gone",
+        "except ValueError:",
+        ("tests/fastslow/test_handle.py",),
+    ),
+    swap(
+        "a stream that is dropped goes on",
+        "fastslow/handle.py",
+        "    def __del__(self) -> None:\n        self.close()",
+        "    def __del__(self) -> None:\n        pass",
+        ("tests/fastslow/test_handle.py", "tests/fastslow/test_llm.py"),
+    ),
+    swap(
         "a request that was skipped long enough waits on",
         "engine/core/latency_budget.py",
         "return max(fits, min(rows, LEAST))",
