@@ -154,7 +154,7 @@ def test_negative_drafted_tokens_are_no_crash(target: Path, tmp_path: Path) -> N
 )
 def test_the_kernels_refuse_such_heads_themselves(
     target: Path,
-    changes: dict[str, int],
+    changes: dict[str, Any],
     tokens: int,
     sentence: str,
     monkeypatch: pytest.MonkeyPatch,

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
+from fastslow.engine.backends.cpu.library import checksum
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import BLOCKS
@@ -115,11 +116,10 @@ def test_a_checkpoint_is_read_at_the_first_start_only(
     """Then its digest is known, also where only its time is another one; but not before its times are
     so old that another edit would change them."""
     read = list[int]()
-    sum_of = store.checksum
 
     def counted(data: Any, before: Any = None) -> Any:
         read.append(data.size)
-        return sum_of(data, before)
+        return checksum(data, before)
 
     monkeypatch.setattr(store, "checksum", counted)
     folder = checkpoints.write_dense(tmp_path / "model")

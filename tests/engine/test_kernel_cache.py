@@ -70,7 +70,7 @@ def given_away(path: Path) -> None:
     os.chown(path, STRANGER, -1)
 
 
-DAMAGE: list[tuple[Callable[[Path], None], str]] = [
+DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (flip, "it is damaged"),
     (cut, "it is damaged"),
     (lambda path: path.write_bytes(b""), "it is damaged"),
@@ -84,7 +84,7 @@ DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     [*DAMAGE, pytest.param(given_away, "belongs to another user", marks=as_root)],
 )
 def test_a_library_that_may_not_run_is_compiled_anew(
-    root: Path, log: list[str], change: Callable[[Path], None], reason: str
+    root: Path, log: list[str], change: Callable[[Path], object], reason: str
 ) -> None:
     path = build("plain")
     change(path)
