@@ -80,7 +80,12 @@ def make_case(plan: Plan, number: int) -> tuple[Path, str, list[str]]:
     kind = random.choice(sorted(KINDS))
     folder = plan.folder / "cases" / f"{plan.seed}-{number}"
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(plan.folder / "bases" / kind, folder)
+    if (odd := KINDS[kind].odd) is None:
+        shutil.copytree(plan.folder / "bases" / kind, folder)
+    else:
+        odd(folder / "model", random)
+        if random.random() < 0.7:
+            return folder, kind, []
     return folder, kind, mutate(folder, random)
 
 
