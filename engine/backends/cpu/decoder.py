@@ -196,9 +196,8 @@ class CpuDecoder:
             feature_layers=address("feature layers", wanted, INT64, len(features)),
             feature_values=tensor_address("features", step.features, len(seen) * width),
         )
-        library.check(
-            self._kernels.fs_step(self._handle, ctypes.byref(args)), f"a step of {T} rows"
-        )
+        if failed := self._kernels.fs_step(self._handle, ctypes.byref(args)):
+            library.check(failed, f"a step of {T} rows")
 
     @property
     def weight_bytes(self) -> int:
