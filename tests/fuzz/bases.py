@@ -273,9 +273,9 @@ KINDS: dict[str, Kind] = {
     ),
     "unigram": Kind(_unigram),
     "gguf": Kind(_gguf, target="m.gguf"),
-    "odd": Kind(_dense, odd=odd_model),
-    "odd-int8": Kind(_dense, options=(("quantization", "int8"),), odd=odd_model),
-    "odd-int4": Kind(_dense, options=(("quantization", "int4"),), odd=odd_model),
+    "odd": Kind(_chatty, odd=odd_model),
+    "odd-int8": Kind(_chatty, options=(("quantization", "int8"),), odd=odd_model),
+    "odd-int4": Kind(_chatty, options=(("quantization", "int4"),), odd=odd_model),
     "odd-head": Kind(
         _with_head, drafters=({"drafter": "head", "nodes": 5, "width": 3},), odd=odd_head
     ),
