@@ -261,6 +261,4 @@ def own_head(folder: Path) -> Path | None:
     whatever its folder is called."""
     if is_file(own := folder / HEAD):
         return own
-    return next(
-        (path for path in sorted(SHIPPED.glob("*.safetensors")) if made_for(path, folder)), None
-    )
+    return made_for(folder, SHIPPED.glob("*.safetensors"))
