@@ -273,15 +273,11 @@ class RequestView(Protocol):
     @property
     def id(self) -> int: ...
     @property
-    def tokens(self) -> list[int]:
-        """Prompt and answer so far."""
-
+    def tokens(self) -> list[int]: ...  # prompt and answer so far
     @property
     def prompt_length(self) -> int: ...
     @property
-    def end_ids(self) -> frozenset[int]:
-        """Token ids that end the answer."""
-
+    def end_ids(self) -> frozenset[int]: ...  # token ids that end the answer
     @property
     def computed(self) -> int:
         """How many of `tokens` have their KV in the target's cache."""
@@ -306,12 +302,9 @@ class RequestView(Protocol):
     @property
     def max_len(self) -> int: ...
     @property
-    def memory_key(self) -> str | None:
-        """A drafter may use what it remembers of other requests only where they have the same key."""
-
+    def memory_key(self) -> str | None: ...  # only requests of one key share what is remembered
     @property
-    def shared(self) -> bool:
-        """Whether a drafter may use this text for later requests."""
+    def shared(self) -> bool: ...  # whether later requests may use its text
 
 
 class Drafter(Protocol):
