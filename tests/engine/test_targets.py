@@ -261,7 +261,7 @@ def test_groups_are_cut_where_that_is_allowed(tmp_path: Path) -> None:
         core.add(one)
         assert one.groups == groups
         assert bool(one.notes) == (groups is not None)
-        assert one.root == (groups, 0)
+        assert one.root == (groups, 0, None)
     untouched = request(0, target=0.1)
     core.add(untouched)
     assert untouched.groups is None and not untouched.notes
