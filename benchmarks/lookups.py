@@ -90,7 +90,13 @@ def ask(corpus: Any, texts: list[list[int]]) -> tuple[list[float], float]:
     for number, text in enumerate(texts):
         draft = SuffixDraft(corpus)
         request: Any = SimpleNamespace(
-            id=number, tokens=text[:8], prompt_length=8, max_len=10**9, end_ids=frozenset()
+            id=number,
+            tokens=text[:8],
+            prompt_length=8,
+            max_len=10**9,
+            end_ids=frozenset(),
+            memory_key=None,
+            shared=True,
         )
         draft.propose([request], [NODES])
         while len(request.tokens) < len(text) - NODES - 1:

@@ -68,7 +68,7 @@ class CostedDrafter:
     def __init__(self, inner: Any, costs: Costs, ms: float) -> None:
         self._inner, self._costs, self._ms = inner, costs, ms
         self.asked = 0
-        self.commit, self.release = inner.commit, inner.release
+        self.commit, self.release, self.forget = inner.commit, inner.release, inner.forget
         self.wants, self.read = inner.wants, inner.read
         self.features: tuple[int, ...] = inner.features
 
@@ -124,7 +124,7 @@ def answer(
         id=number, tokens=whole[: text.start], prompt_length=text.start, params=SamplingParams(),
         end_ids=frozenset(), max_len=len(whole), groups=None, seed=0, thinking=None,
         reproducible=False, speculation=SimpleNamespace(nodes=None), computed=text.start - 1,
-        memory_key=None,
+        memory_key=None, shared=True,
     )  # fmt: skip
     length = controller.policy(SETTINGS, "drafter")
     (rows,) = drafter.wants([view], [range(text.start - 1)])

@@ -275,9 +275,7 @@ class RequestView(Protocol):
     @property
     def prompt_length(self) -> int: ...
     @property
-    def end_ids(self) -> frozenset[int]:
-        """Token ids that end the answer."""
-
+    def end_ids(self) -> frozenset[int]: ...  # token ids that end the answer
     @property
     def computed(self) -> int:
         """How many of `tokens` have their KV in the target's cache."""
@@ -302,9 +300,9 @@ class RequestView(Protocol):
     @property
     def max_len(self) -> int: ...
     @property
-    def memory_key(self) -> str | None: ...  # only texts with the same key may be drafted from
+    def memory_key(self) -> str | None: ...  # only requests of one key share what is remembered
     @property
-    def shared(self) -> bool: ...  # whether later requests may be drafted for from this text
+    def shared(self) -> bool: ...  # whether later requests may use its text
 
 
 class Drafter(Protocol):

@@ -429,8 +429,8 @@ MUTATIONS = (
     swap(
         "pages of two modes are published",
         "engine/core/scheduler.py",
-        "if request.kept is not None and request.computed >= request.kept.length:",
-        "if False:",
+        "request.kept.length:\n                self._kv.stop_publishing(request.id)",
+        "request.kept.length:\n                pass",
         ESCALATION,
     ),
     swap(
@@ -488,6 +488,34 @@ MUTATIONS = (
         "skipped else int(request.target is None), request.arrival",
         "skipped else 0, request.arrival",
         ("tests/engine/test_targets.py",),
+    ),
+    swap(
+        "prompts of one token overtake all others",
+        "engine/core/scheduler.py",
+        "request = min(self.waiting, key=_waiting_rank)",
+        "request = min(self.waiting, key=_running_rank)",
+        ("tests/engine/test_targets.py",),
+    ),
+    swap(
+        "a second answer is drawn as the first was",
+        "engine/sampling/rng.py",
+        "return int(words[0]) >> 1\n\n\ndef draw",
+        "return seed\n\n\ndef draw",
+        ESCALATION,
+    ),
+    swap(
+        "a draft model's pages do not know their rotary base",
+        "draft/model/kv.py",
+        "return self.groups, self.rope_length, self.request.memory_key",
+        "return self.groups, 0, self.request.memory_key",
+        ("tests/engine/test_prefix_root.py",),
+    ),
+    swap(
+        "answers are remembered for everybody",
+        "draft/suffix/draft.py",
+        "self._memory.of(request.memory_key)",
+        "self._memory.of(None)",
+        ("tests/draft/test_suffix_draft.py",),
     ),
     swap(
         "a target cuts its own draft unasked",

@@ -201,15 +201,15 @@ def _age(request: Request) -> int:
     return request.arrival
 
 
-def _waiting_rank(request: Request) -> tuple[int, int]:
+def _running_rank(request: Request) -> tuple[int, bool]:
     """Sort key: requests that were skipped long enough, then those with a latency target, then all
-    others; of equals, the oldest. How much a request has to read does not count: else many with
-    little to read would keep out one with much."""
-    skipped = request.skipped_steps >= PATIENCE
-    return -request.skipped_steps if skipped else int(request.target is None), request.arrival
+    others; among these, decoding before prefill. Equals stay in their order."""
+    if request.skipped_steps >= PATIENCE:
+        return -request.skipped_steps, False
+    return int(request.target is None), request.pending > 1
 
 
-def _running_rank(request: Request) -> tuple[int, bool, int]:
-    """The same, but of equals decoding goes before prefill."""
-    first, age = _waiting_rank(request)
-    return first, first >= 0 and request.pending > 1, age
+def _waiting_rank(request: Request) -> tuple[int, int]:
+    """The same, but of equals the oldest. How much a request has to read does not count: else many
+    with little to read would keep out one with much."""
+    return _running_rank(request)[0], request.arrival

@@ -15,8 +15,9 @@ from checkpoints import write_moge
 from injected import LISTENERS, Caller, Failure, Injected, inject
 from tokenizers_tiny import write_bpe
 
+from fastslow.call import PromptCall, SpeculationLike
+from fastslow.choice import ChoiceHandle
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
-from fastslow.handle import RequestHandle
 from fastslow.llm import LLM
 from fastslow.output import GenerationError, Output
 
@@ -147,18 +148,18 @@ def test_a_listener_that_raises_leaves_nobody_waiting(
     llm: LLM, right: list[int], often: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first of a batch: those behind it are told, and it is told itself."""
-    real, tries = RequestHandle._piece, itertools.count()
+    real, tries = ChoiceHandle._piece, itertools.count()
 
-    def piece(handle: RequestHandle, request: Any) -> Any:
-        if request.params.seed == 5 and next(tries) < often:
+    def piece(choice: ChoiceHandle, text: str, reasoning: str) -> Any:
+        if choice.request.params.seed == 5 and next(tries) < often:
             raise RuntimeError("the text is torn")
-        return real(handle, request)
+        return real(choice, text, reasoning)
 
-    monkeypatch.setattr(RequestHandle, "_piece", piece)
+    monkeypatch.setattr(ChoiceHandle, "_piece", piece)
     torn = Caller(lambda: list(llm.stream("one two", TEN.model_copy(update={"seed": 5}))))
     others = [Caller(lambda: list(llm.stream("one two", TEN))) for _ in range(2)]
     assert all(one.ended(WAIT) for one in (torn, *others))
-    assert isinstance(torn.error, GenerationError) and "the text is torn" in str(torn.error)
+    assert isinstance(torn.error, RuntimeError) and "the text is torn" in str(torn.error)
     for one in others:
         assert one.error is None and one.value[-1].output.token_ids == right
     assert well(llm, right)
@@ -193,7 +194,7 @@ def test_a_drafter_lets_go_later_of_what_it_kept(
 
 def test_close_from_a_listener_does_not_wait_for_itself(folder: Path) -> None:
     llm = open_llm(folder)
-    handle = llm._requests.build("one two", TEN, "deep", "auto")[0]
+    handle = llm._requests.build(PromptCall(time.monotonic(), "one two", TEN))[0]
     handle.request.listener = lambda _: llm._worker.close()
     llm._worker.submit([handle.request])
     llm._worker._thread.join(WAIT)
@@ -206,7 +207,7 @@ def calls(llm: LLM) -> list[Callable[[], Any]]:
     def leave() -> None:
         list(islice(llm.stream("one two", TEN), 2))
 
-    drafts = [
+    drafts: list[SpeculationLike] = [
         Speculation(drafter="suffix", nodes=4),
         Speculation(drafter="self", nodes=4),
         "suffix",
@@ -282,7 +283,7 @@ def test_the_calls_are_known(counts: dict[str, int]) -> None:
     parts = {name.partition(".")[0] for name in counts}
     assert parts >= {"scheduler", "latency_budget", "kv", "drafter", "model", "cost_model", "step"}
     assert parts >= {"FixedLength", "AdaptiveLength", "Stopper", "Confidence"}
-    assert parts >= {"Request", "RequestHandle"}
+    assert parts >= {"Request", "ChoiceHandle"}
     assert len(counts) > 40
 
 

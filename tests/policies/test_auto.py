@@ -218,7 +218,9 @@ def test_a_wrong_chooser_disturbs_nobody(llm: LLM) -> None:
 def test_what_is_no_chooser_is_refused(folder: Path) -> None:
     wrongs: tuple[Any, ...] = (5, {"weights": {}})
     for wrong in wrongs:
-        with pytest.raises(ValueError, match=r"^auto=.* must be a callable, a settings file or None$"):
+        with pytest.raises(
+            ValueError, match=r"^auto=.* must be a callable, a settings file or None$"
+        ):
             LLM(folder, auto=wrong, progress=False)
 
 

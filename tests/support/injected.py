@@ -10,24 +10,34 @@ from typing import Any
 
 import pytest
 
+from fastslow.choice import ChoiceHandle
 from fastslow.engine.core import engine_core
 from fastslow.engine.core.request import Request
+from fastslow.engine.core.stats import EngineTotals
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.stop import Stopper
-from fastslow.handle import RequestHandle
 from fastslow.llm import LLM
 from fastslow.policies.speculation.planner import AdaptiveLength, FixedLength
 
 BUDGET = ("begin", "rows", "share", "take", "nodes")
-SCHEDULER = ("add", "add_first", "next", "room", "restart", "remove")
-CACHE = ("open", "reserve", "close", "advance", "commit", "slots", "room", "stop_publishing")
+SCHEDULER: tuple[str, ...] = ("add", "add_first", "next", "room", "restart", "remove")
+CACHE: tuple[str, ...] = (
+    "open",
+    "reserve",
+    "close",
+    "advance",
+    "commit",
+    "slots",
+    "room",
+    "stop_publishing",
+)
 CACHE += ("free_for", "pages_for", "dp_rank", "holds", "clear_prefix", "check_integrity")
 DRAFTER = ("propose", "wants", "read", "commit", "release")
 COSTS = ("seconds", "draft_seconds", "admit", "note", "value")
-STEP = ("lay_rows", "target_probs", "accept", "cut_where_unsure", "note_logprobs")
+STEP: tuple[str, ...] = ("lay_rows", "target_probs", "accept", "cut_where_unsure", "note_logprobs")
 STEP += ("read_features", "committed_features")
 POLICY = ("plan", "survival", "record")
-LISTENERS = ("Request.tell", "RequestHandle._on_step")  # who never hears cannot be told
+LISTENERS = ("Request.tell", "ChoiceHandle._on_step")  # who never hears cannot be told
 
 
 @dataclass
@@ -82,7 +92,8 @@ def inject(llm: LLM, patch: pytest.MonkeyPatch) -> Injected:
         "Stopper": (Stopper, ("scan", "finish", "news")),
         "Confidence": (Confidence, ("take", "keeps")),
         "Request": (Request, ("tell",)),
-        "RequestHandle": (RequestHandle, ("_on_step",)),
+        "ChoiceHandle": (ChoiceHandle, ("_on_step",)),
+        "EngineTotals": (EngineTotals, ("add",)),
     }
     for part, (owner, names) in parts.items():
         for name in names:
