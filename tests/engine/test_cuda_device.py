@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,6 +161,27 @@ def test_grouped_products_only_where_the_chip_has_them(
     major, minor = cuda.capability
     assert len(told) == (0 if fast else 1)
     assert fast or f"compute capability is {major}.{minor}, not 9 or 10" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "dtype", "why"),
+    [
+        ({}, "float32", "the dtype is float32, not bfloat16"),
+        ({"hidden_size": 36}, "bfloat16", r"widths \(36, 32\) are not multiples of 16 bytes"),
+    ],
+)
+def test_why_experts_run_one_by_one_is_said_once(
+    cuda: FakeCuda,
+    tmp_path: Path,
+    fields: dict[str, Any],
+    dtype: str,
+    why: str,
+    logged: list[str],
+) -> None:
+    model = load(write_moge(tmp_path, **fields), dtype)
+    texts.logits(model, TOKENS, DECODING)
+    assert not model.recorder.enabled and cuda.said.count("capture") == 0
+    assert [line for line in logged if re.search(f"one by one.*: {why}", line)] == logged
 
 
 def test_the_grouped_product_of_torch_2_9(

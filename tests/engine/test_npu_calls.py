@@ -19,7 +19,9 @@ OURS = {  # of `torch_npu.npu`, which has no schemas: name -> keywords
     "current_stream": set[str](),
     "current_stream().synchronize": set[str](),
     "current_stream().record_event": set[str](),
+    "set_stream": set[str](),
     "device": set[str](),
+    "Stream": set[str](),
     "Event": set[str](),
     "get_device_name": set[str](),
 }

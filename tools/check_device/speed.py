@@ -79,11 +79,13 @@ def memory(plan: CheckPlan) -> Finding:
     found = Finding("memory")
     folder = write_llama(plan)
     after: list[int] = []
+    weights: list[int] = []
     for turn in range(2):  # what libraries keep for themselves they take in the first one
         plan.say(turn / 2, "load, run, let go")
         start = used(plan.place)
         model: Any = load_model(folder, plan.dtype, plan.device, progress=False)
         loaded = used(plan.place)
+        weights.append(loaded - start)
         cache: Any = kv_cache_for(model, 64, model.storage.page_size, False)
         kept = cache.storage.nbytes
         with_cache = used(plan.place)
@@ -96,14 +98,14 @@ def memory(plan: CheckPlan) -> Finding:
     leaked = after[1] - after[0]
     found.figures = {
         "parameters": whole,
-        "weights": loaded - start,
+        "weights": weights[0],
         "kv": kept,
         "kv_measured": with_cache - loaded,
         "peak": top,
         "left": leaked,
     }
     found.lines = [
-        f"weights {format_bytes(max(0, loaded - start))} for {whole / 1e6:.0f} M parameters, keys and "
+        f"weights {format_bytes(max(0, weights[0]))} for {whole / 1e6:.0f} M parameters, keys and "
         f"values {format_bytes(kept)} for {64} pages, peak {format_bytes(top)}"
         + (" of the process" if plan.place.type == "cpu" else ""),
         f"left when all is let go: {format_bytes(max(0, leaked))} (limit {format_bytes(LEAK)})",

@@ -206,7 +206,7 @@ class CudaOps(PagedOps):
         texts = picked.view(len(tables), -1, *cache.shape[2:])
         key = torch.arange(texts.shape[1], device=texts.device)
         beyond = key >= lengths[:, :1]
-        return texts.masked_fill(beyond[:, :, None, None], 0).transpose(1, 2)
+        return texts.masked_fill_(beyond[:, :, None, None], 0).transpose(1, 2)
 
     def attend_in_part(
         self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables

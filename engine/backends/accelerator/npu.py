@@ -48,16 +48,22 @@ class NpuGraph(Graph):
 
     renewed = True
 
-    def __init__(self, run: Callable[[], None], pool: object) -> None:
+    def __init__(self, run: Callable[[], None], pool: object, stream: object) -> None:
         run()  # sets up what the kernels keep for these shapes
+        before = torch_npu.npu.current_stream()
         self._graph = torch_npu.npu.NPUGraph()
-        with torch_npu.npu.graph(
-            self._graph,
-            pool=pool,
-            auto_dispatch_capture=self.renewed,
-            capture_error_mode="thread_local",  # other threads may load and free meanwhile
-        ):
-            run()
+        try:
+            with torch_npu.npu.graph(
+                self._graph,
+                pool=pool,
+                stream=stream,
+                auto_dispatch_capture=self.renewed,
+                capture_error_mode="thread_local",  # other threads may load and free meanwhile
+            ):
+                run()
+        except RuntimeError:
+            torch_npu.npu.set_stream(before)  # the other one stays where a capture fails
+            raise
 
     def replay(self, query_ends: list[int], seq_lens: list[int]) -> None:
         # the update rewrites what a replay that still runs would read
@@ -79,6 +85,7 @@ class NpuOps(PagedOps):
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: object | None = None
+        self._stream: object | None = None
         self._mask = self._triangle().to(device)
 
     def _triangle(self) -> Tensor:
@@ -294,8 +301,10 @@ class NpuOps(PagedOps):
     def record(self, run: Callable[[], None]) -> NpuGraph:
         if self._pool is None:
             self._pool = torch_npu.npu.graph_pool_handle()
+        if self._stream is None:
+            self._stream = torch_npu.npu.Stream(self._device)
         try:
-            return self.graph(run, self._pool)
+            return self.graph(run, self._pool, self._stream)
         except RuntimeError:
             self._pool = None  # one that a capture failed in may take no other
             raise
