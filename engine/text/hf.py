@@ -23,7 +23,6 @@ from fastslow.engine.text.vocabulary import (
     stop_ids,
 )
 
-
 CHARSMAP = re.compile(rb'"precompiled_charsmap"\s*:\s*"([^"]*)"')
 LETTER = re.compile(rb"\\u00(?:[4-6]|7[0-9aA])")  # which no program escapes
 
