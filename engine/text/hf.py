@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from base64 import b64decode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import tokenizers
@@ -22,6 +24,8 @@ from fastslow.engine.text.vocabulary import (
 )
 
 LONG = 4096  # characters: a millisecond of work
+CHARSMAP = re.compile(rb'"precompiled_charsmap"\s*:\s*"([^"]*)"')
+LETTER = re.compile(rb"\\u00(?:[4-6]|7[0-9aA])")  # which no program escapes
 
 
 @contextmanager
@@ -36,12 +40,26 @@ def _one_sentence(said: str) -> Iterator[None]:
         raise ValueError(f"{said}: {error}") from None
 
 
+def _check_charsmap(path: Path) -> None:
+    """Raise ValueError for a table of characters that claims to be longer than it is: the library
+    would ask for so much memory, and end the process where there is none."""
+    data = path.read_bytes()
+    if LETTER.search(data):  # the table's name may be written in escapes, too
+        with suppress(ValueError, RecursionError):
+            data = json.dumps(json.loads(data)).encode()
+    for found in CHARSMAP.finditer(data):
+        head = b64decode(found[1][:8] + b"=" * (-len(found[1][:8]) % 4))
+        if len(head) < 4 or int.from_bytes(head[:4], "little") > len(found[1]) * 3 // 4 - 4:
+            raise ValueError(f"{path} is not a tokenizer: its precompiled_charsmap is damaged")
+
+
 class HfTokenizer(Tokenizer):
     """A `tokenizers` model of any kind whose decoder joins bytes (see PieceDecoder)."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
         """Raises ValueError if the file at `path` is not a usable tokenizer.json."""
         check_size(path)
+        _check_charsmap(path)
         try:
             with _one_sentence(f"{path} is not a tokenizer"):
                 library = tokenizers.Tokenizer.from_file(str(path))

@@ -52,7 +52,9 @@ class PieceDecoder:
         match step:
             case {"type": "ByteLevel"}:
                 self._alphabet = byte_alphabet()
-            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
+            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if (
+                old and len(new) < 16
+            ):
                 self._replaced.append((old, new))
             case {"type": "ByteFallback"}:
                 self._byte_pieces = True

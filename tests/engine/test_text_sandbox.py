@@ -24,17 +24,23 @@ CHAT: list[dict[str, Any]] = [
 HONEST = [
     "{% for m in messages %}{{ loop.index }}/{{ loop.length }} {{ m.role ~ ': ' ~ m.content }}\n{% endfor %}",
     "{% for m in messages[::-1] if m.role != 'system' %}{{ m.content[1:3] }}{{ loop.last }}{% endfor %}",
-    "{% set ns = namespace(n=0, all=[]) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
-    "{% set ns.all = ns.all + [m.role, (m.content, ns.n)] %}{% endfor %}{{ ns.n }}{{ ns.all }}",
+    (
+        "{% set ns = namespace(n=0, all=[]) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+        "{% set ns.all = ns.all + [m.role, (m.content, ns.n)] %}{% endfor %}{{ ns.n }}{{ ns.all }}"
+    ),
     "{{ messages[2].content.split('</think>')[-1].lstrip('\\n') }}{{ '</think>' in messages[2].content }}",
     "{{ messages | map(attribute='role') | join(', ') }}{{ messages | selectattr('role', 'eq', 'user') | list | length }}",
     "{{ messages[1].data | tojson }}{{ messages[1] | tojson(indent=2) }}{{ messages | length }}",
-    "{% macro turn(m, end='.') %}[{{ m.role | upper }}{{ caller() if caller }}{{ end }}]{% endmacro %}"
-    "{{ turn(messages[0]) }}{% call turn(messages[1], end='!') %}x{% endcall %}",
+    (
+        "{% macro turn(m, end='.') %}[{{ m.role | upper }}{{ caller() if caller }}{{ end }}]{% endmacro %}"
+        "{{ turn(messages[0]) }}{% call turn(messages[1], end='!') %}x{% endcall %}"
+    ),
     "{% set text %}a{{ messages[0].role }}{% endset %}{{ text | trim }}{% filter upper %}b{{ text }}{% endfilter %}",
     "{% for k, v in messages[1].data.items() %}{{ k }}={{ v }}{% endfor %}{{ messages[1].keys() | list }}",
-    "{% if messages[0].role == 'system' and messages | length > 1 %}{% set messages = messages[1:] %}{% endif %}"
-    "{{ messages[0].content.strip().replace('\\n', ' ') | indent(2, true) }}",
+    (
+        "{% if messages[0].role == 'system' and messages | length > 1 %}{% set messages = messages[1:] %}{% endif %}"
+        "{{ messages[0].content.strip().replace('\\n', ' ') | indent(2, true) }}"
+    ),
     "{{ '%s-%05d' % ('a', 7) }}{{ '{0}{x!r}'.format(1, x='é') }}{{ '%s' | format(3) }}{{ 'x' * 3 ~ 2 ** 5 }}",
     "{{ 7 // 2 }}{{ 7 % 4 }}{{ 7 / 2 }}{{ -3 + 1 - 2 }}{{ [1, 2] + [3] }}{{ (1, 2) }}{{ {'a': messages[0].role} }}",
     "{{ messages[0].missing }}{{ messages[0].missing is defined }}{{ messages[0].missing | default('d') }}",

@@ -131,9 +131,10 @@ def test_a_corpus_with_such_tokens_is_refused(llm: LLM, tmp_path: Path) -> None:
 
 def test_a_draft_model_with_such_tokens_is_refused(tmp_path: Path) -> None:
     target, draft = write(tmp_path / "target"), write(tmp_path / "draft", NEW)
+    wish = Speculation(drafter="model", model=draft)
     said = "token ids reach to 320, and a vocab_size is 320$"
     with (
         LLM(target, kv_memory="2MiB", progress=False) as llm,
         pytest.raises(ValueError, match=said),
     ):
-        llm.generate([5], FEW, speculation=Speculation(drafter="model", model=draft))
+        llm.generate([5], FEW, speculation=wish)
