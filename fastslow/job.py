@@ -170,7 +170,7 @@ class PromptJob:
         """The output of a job that is done and was given to the engine, whatever came of it."""
         with self._news:
             if self._output is None:
-                with suppress(Exception):  # a text that cannot be split ends its request with an error
+                with suppress(Exception):  # of a text that cannot be split: `gather` says so
                     rest = self._choices[0].rest()
                     if rest.text or rest.reasoning or rest.token_ids:
                         self._pieces.append(rest)
