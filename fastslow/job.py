@@ -181,9 +181,10 @@ class PromptJob:
         """The output of a job that is done and was given to the engine, whatever came of it."""
         with self._news:
             if self._output is None:
-                rest = self._choices[0].rest()
-                if rest.text or rest.reasoning or rest.token_ids:
-                    self._pieces.append(rest)
+                with suppress(Exception):  # of a text that cannot be split: `gather` says so
+                    rest = self._choices[0].rest()
+                    if rest.text or rest.reasoning or rest.token_ids:
+                        self._pieces.append(rest)
                 self._output = self._gather(self._choices)
                 self._pieces.append(Piece(output=self._output))
                 self._choices, self._gather = [], _spent  # which hold on to the model
