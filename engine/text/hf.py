@@ -82,6 +82,8 @@ class HfTokenizer(Tokenizer):
         own = library.get_vocab(with_added_tokens=False).values()
         super().__init__(data, special, decode.leading_spaces, added.keys() - own)
         self._library = library
+        matched = any(token.special and token.normalized for token in added.values())
+        self._normalizer = library.normalizer if matched else None
         self._add_bos = settings.add_bos
         named = ids.get(settings.bos_token) if settings.bos_token is not None else None
         self.bos_id = settings.bos_id if named is None else named
@@ -96,6 +98,9 @@ class HfTokenizer(Tokenizer):
 
     def piece(self, token_id: int) -> str | None:
         return self._library.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
+
+    def as_matched(self, text: str) -> str:
+        return text if self._normalizer is None else str(self._normalizer.normalize_str(text))
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """See `Tokenizer.encode`. tokenizer_config.json's `add_bos_token`, where it is given,
