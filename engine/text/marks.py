@@ -76,7 +76,10 @@ def chat_parts(
         texts.append(text)
         return text
 
-    _each_text(messages, seen)
+    try:
+        _each_text(messages, seen)
+    except RecursionError:
+        raise ValueError("messages nest too deep") from None
     spare = (chr(number) for number in SPARE if not any(chr(number) in text for text in texts))
     cut, end = next(spare), next(spare)
     if marks is not None:

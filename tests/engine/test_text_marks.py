@@ -231,3 +231,12 @@ def test_letters_that_a_tokenizer_takes_for_others(tmp_path: Path) -> None:
     assert kind.ids(user("hi \uff1c")) == kind.tokenizer.encode(
         kind.template.render(user("hi \uff1c")), False
     )
+
+
+def test_messages_that_nest_without_end(tmp_path: Path) -> None:
+    write_bpe(tmp_path, CHATML)
+    deep: list[Any] = []
+    for _ in range(10**5):
+        deep = [deep]
+    with pytest.raises(ValueError, match="^messages nest too deep$"):
+        Kind(tmp_path, None).parts(user("x", data=deep))
