@@ -134,6 +134,8 @@ class InputProcessor:
         Raises:
             ValueError: empty, of the wrong type, ids outside the vocabulary, or too long.
         """
+        if not isinstance(allow_special, bool):
+            raise ValueError(f"allow_special={allow_special!r} must be True or False")
         encoded = self._encoded(prompt, mode, allow_special)
         if not encoded.tokens:
             raise ValueError(f"prompt={prompt!r} is empty: give at least one token")

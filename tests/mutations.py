@@ -47,6 +47,9 @@ ESCALATION = ("tests/engine/test_escalation.py",)
 QUANTISED = ("tests/tools/test_quant_make.py",)
 QUANT_FILES = ("tests/engine/test_quant_files.py",)
 INT8_KV = ("tests/engine/test_kv_int8.py",)
+CHATS = ("tests/engine/test_text_marks.py",)
+VOCABULARY = ("tests/fastslow/test_vocabulary.py::test_what_the_template_writes_is_checked",)
+STOP_STRINGS = ("tests/engine/test_stop.py",)
 STOPS = ("tests/engine/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
 
 
@@ -252,6 +255,27 @@ MUTATIONS = (
         "else request.stopper.scan(result.tokens[b])",
         "else max(request.stopper.scan(result.tokens[b]), len(result.tokens[b]))",
         STOPS,
+    ),
+    swap(
+        "half a stop string is streamed",
+        "engine/sampling/stop.py",
+        "end = len(untold) - held",
+        "end = len(untold)",
+        STOP_STRINGS,
+    ),
+    swap(
+        "what a user spells is a mark",
+        "engine/text/marks.py",
+        "self.parts(text, tags)",
+        "[text]",
+        CHATS,
+    ),
+    swap(
+        "ids beside the vocabulary are read",
+        "fastslow/input_processor.py",
+        "if max(ids, default=0) > last:",
+        "if max(ids, default=0) > last + 1:",
+        VOCABULARY,
     ),
     swap(
         "logprobs of the row before",

@@ -48,8 +48,9 @@ def _check_charsmap(path: Path) -> None:
         with suppress(ValueError, RecursionError):
             data = json.dumps(json.loads(data)).encode()
     for found in CHARSMAP.finditer(data):
-        head = b64decode(found[1][:8] + b"=" * (-len(found[1][:8]) % 4))
-        if len(head) < 4 or int.from_bytes(head[:4], "little") > len(found[1]) * 3 // 4 - 4:
+        table = found[1].replace(b"\\", b"")
+        head = b64decode(table[:8].ljust(8, b"A"))
+        if int.from_bytes(head[:4], "little") > len(table) * 3 // 4 - 4:
             raise ValueError(f"{path} is not a tokenizer: its precompiled_charsmap is damaged")
 
 
@@ -83,6 +84,8 @@ class HfTokenizer(Tokenizer):
         own = library.get_vocab(with_added_tokens=False).values()
         super().__init__(data, special, decode.leading_spaces, added.keys() - own)
         self._library = library
+        matched = any(token.special and token.normalized for token in added.values())
+        self._normalizer = library.normalizer if matched else None
         self._add_bos = settings.add_bos
         named = ids.get(settings.bos_token) if settings.bos_token is not None else None
         self.bos_id = settings.bos_id if named is None else named
@@ -97,6 +100,9 @@ class HfTokenizer(Tokenizer):
 
     def piece(self, token_id: int) -> str | None:
         return self._library.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
+
+    def as_matched(self, text: str) -> str:
+        return text if self._normalizer is None else str(self._normalizer.normalize_str(text))
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """See `Tokenizer.encode`. tokenizer_config.json's `add_bos_token`, where it is given,

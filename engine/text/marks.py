@@ -19,10 +19,12 @@ class Marks:
     """Finds the spellings of special tokens, and of thinking tags that are single tokens.
 
     A text is cut after the first character of each. `Tokenizer.encode_parts` reads no token across
-    a cut, so what was cut is read as text. A mark of one character cannot be cut and stays one.
+    a cut, so what was cut is read as text. A mark of one character cannot be cut and stays one. Where
+    a tokenizer makes a mark of other letters, such as wide ones, it gets them one at a time.
     """
 
     def __init__(self, tokenizer: Tokenizer, tags: ThoughtTags | None = None) -> None:
+        self._as_matched = tokenizer.as_matched
         special = {
             tokenizer.token_bytes(n).decode("utf-8", "replace") for n in tokenizer.special_ids
         }
@@ -38,7 +40,13 @@ class Marks:
             parts.append(text[begun : found.start() + 1])
             begun = found.start() + 1
             found = pattern.search(text, begun)
-        return [*parts, text[begun:]]
+        parts.append(text[begun:])
+        return [piece for part in parts for piece in self._letters(part, pattern)]
+
+    def _letters(self, part: str, pattern: re.Pattern[str]) -> Iterable[str]:
+        """A part, or its letters one by one where the tokenizer would see a mark in it."""
+        matched = self._as_matched(part)
+        return part if matched is not part and pattern.search(matched) else [part]
 
     def cut(self, message: Turn, sign: str) -> Turn:
         """A message with `sign` at the cuts of all its texts. Thinking tags are part of what the
@@ -68,7 +76,10 @@ def chat_parts(
         texts.append(text)
         return text
 
-    _each_text(messages, seen)
+    try:
+        _each_text(messages, seen)
+    except RecursionError:
+        raise ValueError("messages nest too deep") from None
     spare = (chr(number) for number in SPARE if not any(chr(number) in text for text in texts))
     cut, end = next(spare), next(spare)
     if marks is not None:

@@ -192,7 +192,8 @@ def _find(folder: Path, settings: Settings) -> tuple[str, str] | None:
     name = "tokenizer_config.json: chat_template"
     found = settings.chat_template
     if isinstance(found, list):
-        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
+        each = [item for item in found if isinstance(item, dict)]
+        named = {str(item.get("name")): item.get("template") for item in each}
         if "default" not in named:
             raise ValueError(f"{name} has no template named 'default'")
         found = named["default"]

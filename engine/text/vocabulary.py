@@ -170,6 +170,10 @@ class Tokenizer(ABC):
                     return ids[skipped:]
         return self.encode(text, add_special=False)
 
+    def as_matched(self, text: str) -> str:
+        """A text as special tokens are looked for in it, where that is not as it stands."""
+        return text
+
     @abstractmethod
     def vocab(self) -> dict[str, int]:
         """A new dict of every piece, special and added ones too, to its id."""

@@ -199,6 +199,7 @@ def test_a_template_refuses_in_its_own_words(tmp_path: Path) -> None:
         ("a\n{% if %}", "chat_template line 2: "),
         (7, "chat_template must be a string"),
         ([{"name": "rag", "template": ""}], "has no template named 'default'"),
+        ([{"name": ["default"], "template": ""}], "has no template named 'default'"),
     ],
 )
 def test_broken_templates(tmp_path: Path, source: object, message: str) -> None:

@@ -75,6 +75,10 @@ def test_a_user_cannot_end_its_turn(llm: LLM) -> None:
     allowed = llm.chat(user(INJECTED), FEW, allow_special=True)
     assert allowed.prompt == out.prompt
     assert allowed.prompt_token_ids == llm.tokenizer.encode(out.prompt, False)
+    wrong: Any
+    for wrong in (None, "no", 1):
+        with pytest.raises(ValueError, match=f"^allow_special={wrong!r} must be True or False$"):
+            llm.chat(user("hi"), FEW, allow_special=wrong)
     both = llm.chat([user(INJECTED)] * 2, FEW, allow_special=[False, True])
     assert [o.prompt_token_ids for o in both] == [out.prompt_token_ids, allowed.prompt_token_ids]
     *_, last = llm.stream_chat(user(INJECTED), FEW, allow_special=True)
