@@ -279,6 +279,27 @@ MUTATIONS = (
         MIXED,
     ),
     swap(
+        "a damaged packing is used",
+        "engine/backends/cpu/store.py",
+        "_sum(path, arena, hot) == mapped[arena.nbytes :].tobytes()",
+        "_sum(path, arena, hot)",
+        ("tests/engine/test_cpu_load.py",),
+    ),
+    swap(
+        "kernels that anybody may write to run",
+        "engine/backends/cpu/kernel_cache.py",
+        "if mode & 0o002 or",
+        "if False or",
+        ("tests/engine/test_kernel_cache.py",),
+    ),
+    swap(
+        "tokens outside the embedding are embedded",
+        "engine/backends/cpu/kernels/check.cpp",
+        'check_all("token", a.tokens, a.rows, 0, s.embedding_rows);',
+        'check_all("token", a.tokens, 0, 0, s.embedding_rows);',
+        ("tests/engine/test_kernel_checks.py",),
+    ),
+    swap(
         "a screened logit is taken for exact",
         "engine/backends/cpu/kernels/head.cpp",
         "(errors * screened + norms * lost) * 1.001f",

@@ -93,7 +93,8 @@ class CpuDecoder:
     def part_seconds(self, on: bool) -> dict[str, float]:
         """Start or stop timing the parts of a step; returns the seconds of each since last asked."""
         seconds = np.zeros(len(library.PARTS))
-        self._kernels.fs_part_seconds(self._handle, on, seconds.ctypes.data)
+        at = address("seconds", seconds, library.FLOAT64, len(library.PARTS))
+        self._kernels.fs_part_seconds(self._handle, on, at)
         return dict(zip(library.PARTS, seconds.tolist()))
 
     def bytes_for(self, groups: int | None = None) -> int:

@@ -43,8 +43,9 @@ __all__ = ["VARIABLE", "build", "find_compiler", "level"]  # beside what is defi
 TILE = 32
 NO_MEMORY, UNREADABLE, REFUSED = 1, 2, 3  # what the kernels' functions return; see check.h
 PARTS = ("embed", "qkv", "attention", "out", "gate_up", "experts", "down", "head")
-INT64, INT32, FLOAT32, UINT64, UINT8, INT8, BOOL = map(
-    np.dtype, (np.int64, np.int32, np.float32, np.uint64, np.uint8, np.int8, np.bool_)
+INT64, INT32, INT8, UINT64, UINT8, BOOL, FLOAT32, FLOAT64 = map(
+    np.dtype,
+    (np.int64, np.int32, np.int8, np.uint64, np.uint8, np.bool_, np.float32, np.float64),
 )
 HALVES: dict[Any, int] = {c_int32: 1 << 31, c_int64: 1 << 63}
 # The least and the most that the kernels take, by the names of limits.h.
