@@ -130,6 +130,12 @@ class DrafterFactory:
                 tokenizers = (self._tokenizer, theirs)
         model = load_model(folder, **self._options)
         ours = self._deps.target.config.vocab_size
+        for one, size in zip(tokenizers or (), (ours, model.config.vocab_size)):
+            if one.vocab_size > size:
+                raise ValueError(
+                    f"draft model {path!r} cannot draft for this target: token ids reach to "
+                    f"{one.vocab_size - 1}, and a vocab_size is {size}"
+                )
         if tokenizers is None and model.config.vocab_size != ours:
             raise ValueError(
                 f"draft model {path!r} cannot draft for this target: its vocab_size is "
@@ -147,7 +153,12 @@ class DrafterFactory:
     def _load_corpus(self, path: Path) -> Corpus:
         if self._tokenizer is None:
             raise ValueError(f"corpus {path} needs a model with a tokenizer")
-        return Corpus(path, self._tokenizer.vocab())
+        corpus = Corpus(path, self._tokenizer.vocab())
+        if corpus.largest >= (size := self._deps.target.config.vocab_size):
+            raise ValueError(
+                f"{path} holds token id {corpus.largest}, outside the model's vocab_size of {size}"
+            )
+        return corpus
 
 
 def own_head(folder: Path) -> Path | None:

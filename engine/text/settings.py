@@ -70,13 +70,21 @@ def _piece(value: object) -> str | None:
     return text if isinstance(text, str) and text else None
 
 
+def check_size(path: Path, most: int = 2**28) -> None:
+    """Raise ValueError for a file of more than so many bytes, before it is read."""
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"{path} has {size} bytes; at most {most} are read")
+
+
 def _added(pairs: Any, where: str) -> dict[str, int]:
-    try:
-        added = {str(piece): int(number) for piece, number in pairs}
-    except (TypeError, ValueError):
-        raise ValueError(f"{where} has an id that is not an integer") from None
-    if min(added.values(), default=0) < 0:
-        raise ValueError(f"{where} has a negative id")
+    added = {}
+    for piece, number in pairs:
+        digits = isinstance(number, str) and number.isascii() and number.isdigit()
+        if isinstance(number, bool) or not (digits or isinstance(number, int)):
+            raise ValueError(f"{where} has an id that is not an integer")
+        if isinstance(number, int) and number < 0:
+            raise ValueError(f"{where} has a negative id")
+        added[str(piece)] = int(number)
     return added
 
 
