@@ -50,6 +50,10 @@ INT8_KV = ("tests/engine/test_kv_int8.py",)
 CHATS = ("tests/engine/test_text_marks.py",)
 VOCABULARY = ("tests/fastslow/test_vocabulary.py::test_what_the_template_writes_is_checked",)
 STOP_STRINGS = ("tests/engine/test_stop.py",)
+LOADER = ("tests/engine/test_loader.py",)
+UNFINISHED = ("tests/engine/test_unfinished.py",)
+GGUF = ("tests/fastslow/test_gguf_file.py",)
+SHIPPED_HEAD = ("tests/fastslow/test_llm_speculation.py",)
 STOPS = ("tests/engine/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
 
 
@@ -709,6 +713,41 @@ MUTATIONS = (
         "self._scales()[:, tiles, :, :, lanes] = scales.permute(2, 1, 3, 0)",
         "self._scales()",
         INT8_KV,
+    ),
+    swap(
+        "4-bit blocks of any shape are taken",
+        "engine/model/checkpoint.py",
+        'file.get_slice(name), Expected((shape,), ("U8",))',
+        'file.get_slice(name), Expected((tuple(file.get_slice(name).get_shape()),), ("U8",))',
+        LOADER,
+    ),
+    swap(
+        "the work of a living process is swept",
+        "engine/host/unfinished.py",
+        "        if not _take(lock, handle):",
+        "        if _take(lock, handle) is None:",
+        UNFINISHED,
+    ),
+    swap(
+        "what another machine makes is swept",
+        "engine/host/unfinished.py",
+        'ours = os.read(handle, 64) == _boot() != b""',
+        "ours = True",
+        UNFINISHED,
+    ),
+    swap(
+        "tensors of a GGUF file may overlap",
+        "fastslow/models/gguf_file.py",
+        "if begin < end:",
+        "if begin < 0:",
+        GGUF,
+    ),
+    swap(
+        "a shipped head for any model of its width",
+        "draft/head/runner.py",
+        "fitting.get(fingerprint(target)) if fitting else None",
+        "next(iter(fitting.values()), None)",
+        SHIPPED_HEAD,
     ),
 )
 

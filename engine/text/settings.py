@@ -10,7 +10,6 @@ from typing import Any
 from fastslow.engine.host.files import read_object, shown
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-MOST_ID = 2**31 - 1
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
@@ -91,6 +90,6 @@ def _added(pairs: Any, where: str) -> dict[str, int]:
 def _ids(fields: Mapping[str, Any], key: str, where: str) -> frozenset[int]:
     value = fields.get(key)
     values = value if isinstance(value, list) else [] if value is None else [value]
-    if any(type(item) is not int or not 0 <= item <= MOST_ID for item in values):
+    if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in values):
         raise ValueError(f"{where}: {key} must be an id or a list of ids, not {shown(value)}")
     return frozenset(values)

@@ -155,7 +155,7 @@ class Tokenizer(ABC):
         if not others:
             return ids
         bare = self.encode(first, add_special=False)
-        before = max(i for i in range(len(ids) + 1) if ids[i : i + len(bare)] == bare)
+        before = max(i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare)
         middle = [token for part in others for token in self._encode_on(part)]
         return [*ids[: before + len(bare)], *middle, *ids[before + len(bare) :]]
 

@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" /
 SECONDS = 10  # of the processor, which others may use as well
 WAIT = 60  # seconds of a case that sleeps
 MEMORY = 4 << 30  # bytes of a process
+SANITIZED = "native+sanitize"  # level of the kernels
 NOTE = "finding.txt"  # in a case's folder
 SANITIZER = (  # Python leaks on purpose; gcc 12 misaligns 64-byte locals on its fake stack
     "detect_leaks=0:detect_stack_use_after_return=0:allocator_may_return_null=1:handle_segv=1:"
@@ -66,7 +67,7 @@ def sanitized() -> dict[str, str] | None:
     if not all(Path(path).is_absolute() for path in paths):
         return None
     return {
-        "FASTSLOW_KERNELS": "native+sanitize",
+        "FASTSLOW_KERNELS": SANITIZED,
         "LD_PRELOAD": " ".join(paths),
         "ASAN_OPTIONS": SANITIZER,
         "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -193,7 +194,11 @@ def fuzz(plan: Plan, processes: int = 2) -> Tally:
     """Run all cases of a plan."""
     from bases import make_bases
 
+    from fastslow.engine.backends.cpu import library
+
     make_bases(plan.folder / "bases")
+    if plan.sanitize:
+        library.build(SANITIZED)  # once, and not in every process
     tally, cases = Tally(), plan.cases
     shares = [replace(plan, cases=cases[n::processes]) for n in range(processes)]
     with ThreadPoolExecutor(processes) as pool:
