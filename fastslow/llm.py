@@ -313,8 +313,13 @@ class LLM:
         Raises:
             RuntimeError: this LLM is closed.
         """
-        for forget in (self._drafters.forget, self._core.forget_prompts):
-            self._worker.between_steps(forget)
+        drafters, core = self._drafters, self._core
+
+        def forget() -> None:
+            drafters.forget()
+            core.forget_prompts()
+
+        self._worker.between_steps(forget)
 
     @property
     def has_head(self) -> bool:
