@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetPydanticSchema,
     StrictBool,
     StrictFloat,
     StrictInt,
@@ -20,6 +21,14 @@ from pydantic import (
 
 Number = StrictFloat  # takes an int too, but neither a bool nor text
 Thinking = Literal["off", "on", "auto"]
+TokenId = Annotated[StrictInt, Field(ge=0)]
+MOST_STOPS, LONGEST_STOP = 64, 1000
+Stops = tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)], ...]
+
+
+def _kept_as(kind: Any) -> GetPydanticSchema:
+    """For a field whose values are kept as `kind`, though type checkers allow more to be given."""
+    return GetPydanticSchema(lambda _given, schema_of: schema_of(kind))
 
 
 class Params(BaseModel):
@@ -75,10 +84,12 @@ class SamplingParams(Params):
     logit_bias: dict[int, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(
         default=None, description="token id -> value added to its logit"
     )
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        default=(), description="strings that end the answer; they are not part of it"
+    stop: Annotated[str | Sequence[str] | None, _kept_as(Stops)] = Field(
+        default=(),
+        max_length=MOST_STOPS,
+        description="a string or several that end the answer; they are not part of it",
     )
-    stop_token_ids: tuple[Annotated[StrictInt, Field(ge=0)], ...] = Field(
+    stop_token_ids: Annotated[Sequence[int], _kept_as(tuple[TokenId, ...])] = Field(
         default=(), description="token ids that end the answer, besides the model's own"
     )
     ignore_eos: StrictBool = Field(default=False, description="go on past the model's end token")
@@ -99,8 +110,21 @@ class SamplingParams(Params):
 
     @field_validator("stop", mode="before")
     @classmethod
-    def _one_stop(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+    def _several(cls, value: object) -> object:
+        return () if value is None else (value,) if isinstance(value, str) else value
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _ids(cls, value: object) -> object:
+        for key in value if isinstance(value, dict) else ():
+            if isinstance(key, bool | float):
+                raise ValueError(f"{key!r} is no token id")
+        return value
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop`, as it is kept."""
+        return cast(tuple[str, ...], self.stop)
 
     def model_post_init(self, _context: object) -> None:
         if self.min_tokens > self.max_tokens:
@@ -261,12 +285,13 @@ def sentence(error: ValidationError, fields: Iterable[str] = ()) -> str:
         if part != "[key]"
     ).lstrip(".")
     if first["type"] == "extra_forbidden":
-        return f"field {where[:60]!r} is unknown{nearest(where[:60], fields) if fields else ''}"
+        return f"field {where!r} is unknown{nearest(where, fields) if fields else ''}"
     if first["type"] == "missing":
         return f"field {where!r} is missing"
     if not where:
         return str(first["msg"]).removeprefix("Value error, ")
     value = repr(first["input"])
     shown = value if len(value) <= 60 else f"{value[:57]}..."
-    limit = str(first["msg"]).partition(" should ")[2] or f"be valid: {first['msg']}"
-    return f"{where[:60]}={shown} must {limit}"
+    said = str(first["msg"]).removeprefix("Value error, ")
+    limit = said.partition(" should ")[2] or f"be valid: {said}"
+    return f"{where}={shown} must {limit}"

@@ -1,6 +1,8 @@
 """fastslow: speculative decoding with fast and slow thinking.
 
 `import fastslow` is light: torch is imported when a model is. The names below come on first use.
+
+The log is off, as in any library: `loguru.logger.enable("fastslow")` turns it on.
 """
 
 from __future__ import annotations
@@ -8,8 +10,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from loguru import logger
+
 if TYPE_CHECKING:
-    from fastslow.api import generate
+    from fastslow.api import chat, generate
     from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
     from fastslow.engine.parallel.sharding import Parallel
     from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
     from fastslow.engine.types import Chooser, ModeChoice, Situation
     from fastslow.llm import LLM
     from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
+    from fastslow.warning import FastslowWarning
+
+logger.disable("fastslow")
 
 __version__ = "0.1.0"
 
@@ -26,6 +33,7 @@ __all__ = [
     "Completion",
     "Conversation",
     "Escalation",
+    "FastslowWarning",
     "GenerationError",
     "Message",
     "Metrics",
@@ -42,11 +50,12 @@ __all__ = [
     "Speculation",
     "SpeculationLike",
     "__version__",
+    "chat",
     "generate",
 ]
 
 _MODULES = {
-    "api": "generate",
+    "api": "chat generate",
     "call": "Conversation ModeLike Presets Prompt SpeculationLike",
     "llm": "LLM",
     "output": "Completion GenerationError Metrics Output Piece",
@@ -54,6 +63,7 @@ _MODULES = {
     "engine.params": "Escalation Mode SamplingParams Speculation",
     "engine.text.templates": "Message",
     "engine.types": "ModeChoice Chooser Situation",
+    "warning": "FastslowWarning",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 

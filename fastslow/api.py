@@ -1,4 +1,4 @@
-"""`generate`: one call, whose models stay loaded until the process ends."""
+"""`generate` and `chat`: single calls, whose models stay loaded until the process ends."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from fastslow.call import ListOf, ModeLike, Prompt, Sampling, Samplings, SpeculationLike
+from fastslow.call import (
+    BatchOptions,
+    Conversation,
+    ListOf,
+    ModeLike,
+    Prompt,
+    Sampling,
+    Samplings,
+    SpeculationLike,
+)
 from fastslow.llm import LLM
 from fastslow.output import Output
 
+DEFAULT = "smollm2-moge"
 Key = tuple[str, tuple[tuple[str, str], ...]]
 
 _loaded: dict[Key, LLM] = {}
@@ -41,14 +51,7 @@ def generate(
     **llm_options: Any,
 ) -> list[Output]: ...
 def generate(
-    prompts: Any,
-    sampling: Any = None,
-    *,
-    model: str | Path = "smollm2-moge",
-    mode: Any = "deep",
-    speculation: Any = "auto",
-    progress: bool = True,
-    **llm_options: Any,
+    prompts: Any, sampling: Any = None, *, model: str | Path = DEFAULT, **options: Any
 ) -> Any:
     """Answer one prompt or many with a model that is loaded on first use.
 
@@ -56,10 +59,10 @@ def generate(
     to choose when its memory is freed.
 
     Args:
-        prompts, sampling, mode, speculation: as `LLM.generate` takes them.
-        progress: draw bars while the model loads and while a list of prompts is answered.
+        prompts, sampling: as `LLM.generate` takes them.
         model: a checkpoint folder or a built-in name.
-        llm_options: keyword arguments of `LLM`, such as dtype and device.
+        options: keyword arguments of `LLM.generate`, such as mode, and of `LLM`, such as dtype. With
+            progress bars are drawn while the model loads, too.
 
     Returns:
         One `Output` for one prompt; for a list, a list in the same order.
@@ -68,16 +71,38 @@ def generate(
         ValueError: one sentence about the first thing that does not fit.
         GenerationError: the engine failed on a request; it holds all outputs.
     """
-    llm = _llm(str(model), progress, llm_options)
-    return llm.generate(prompts, sampling, mode=mode, speculation=speculation, progress=progress)
+    llm, call = _llm(str(model), options)
+    return llm.generate(prompts, sampling, **call)
 
 
-def _llm(model: str, progress: bool, options: dict[str, Any]) -> LLM:
+@overload
+def chat(
+    messages: Conversation, sampling: Sampling = None, *, model: str | Path = ..., **options: Any
+) -> Output: ...
+@overload
+def chat(
+    messages: ListOf[Conversation],
+    sampling: Samplings = None,
+    *,
+    model: str | Path = ...,
+    **options: Any,
+) -> list[Output]: ...
+def chat(
+    messages: Any, sampling: Any = None, *, model: str | Path = DEFAULT, **options: Any
+) -> Any:
+    """Answer a conversation, or one user message given as text, or a list of such; see `generate`."""
+    llm, call = _llm(str(model), options)
+    return llm.chat(messages, sampling, **call)
+
+
+def _llm(model: str, options: dict[str, Any]) -> tuple[LLM, dict[str, Any]]:
+    """The model that is asked, and which of the options are for the call."""
+    call = {name: options.pop(name) for name in BatchOptions.__annotations__ if name in options}
     key = (model, tuple(sorted((name, repr(value)) for name, value in options.items())))
     with _loading:
         if key not in _loaded:
-            _loaded[key] = LLM(model, progress=progress, **options)
-        return _loaded[key]
+            _loaded[key] = LLM(model, progress=call.get("progress", True), **options)
+        return _loaded[key], call
 
 
 @atexit.register

@@ -11,7 +11,7 @@ from fastslow.engine.text.templates import Message
 from fastslow.engine.types import Chooser
 
 Prompt = str | Sequence[SupportsIndex] | Sequence[Message]
-"""Text (taken as it is), token ids, or chat messages (put through the template)."""
+"""Text (without a template), token ids, or chat messages (put through the template)."""
 Conversation = str | Sequence[Message]
 """Chat messages, or the text of one user message."""
 ModeLike = str | Mode | Mapping[str, Any] | Chooser
@@ -39,6 +39,7 @@ class CallOptions(TypedDict, total=False):
 
     mode: ModeLike
     speculation: SpeculationLike
+    allow_special: bool
 
 
 class PromptOptions(CallOptions, total=False):
@@ -52,6 +53,7 @@ class BatchOptions(TypedDict, total=False):
 
     mode: ModeLike | Sequence[ModeLike]
     speculation: SpeculationLike | Sequence[SpeculationLike]
+    allow_special: bool | Sequence[bool]
     progress: bool
 
 

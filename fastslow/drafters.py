@@ -131,6 +131,12 @@ class DrafterFactory:
                 tokenizers = (self._tokenizer, theirs)
         model = load_model(folder, **self._options)
         ours = self._deps.target.config.vocab_size
+        for one, size in zip(tokenizers or (), (ours, model.config.vocab_size)):
+            if one.vocab_size > size:
+                raise ValueError(
+                    f"draft model {path!r} cannot draft for this target: token ids reach to "
+                    f"{one.vocab_size - 1}, and a vocab_size is {size}"
+                )
         if tokenizers is None and model.config.vocab_size != ours:
             raise ValueError(
                 f"draft model {path!r} cannot draft for this target: its vocab_size is "
@@ -148,7 +154,12 @@ class DrafterFactory:
     def _load_corpus(self, path: Path) -> Corpus:
         if self._tokenizer is None:
             raise ValueError(f"corpus {path} needs a model with a tokenizer")
-        return Corpus(path, self._tokenizer.vocab())
+        corpus = Corpus(path, self._tokenizer.vocab())
+        if corpus.largest >= (size := self._deps.target.config.vocab_size):
+            raise ValueError(
+                f"{path} holds token id {corpus.largest}, outside the model's vocab_size of {size}"
+            )
+        return corpus
 
 
 def own_head(folder: Path) -> Path | None:
@@ -156,6 +167,4 @@ def own_head(folder: Path) -> Path | None:
     whatever its folder is called."""
     if is_file(own := folder / HEAD):
         return own
-    return next(
-        (path for path in sorted(SHIPPED.glob("*.safetensors")) if made_for(path, folder)), None
-    )
+    return made_for(folder, SHIPPED.glob("*.safetensors"))

@@ -7,12 +7,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from loguru import logger
+
 from fastslow.call import Prompt
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Mode, SamplingParams
-from fastslow.engine.text.templates import ChatTemplate, Message, load_template
-from fastslow.engine.text.thought import ThoughtTags, find_tags
+from fastslow.engine.text.marks import Marks, chat_parts
+from fastslow.engine.text.templates import (
+    ChatTemplate,
+    Message,
+    PlainTemplate,
+    check_messages,
+    load_template,
+)
+from fastslow.engine.text.thought import TagTokens, ThoughtTags, find_tags
 from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.output import Completion
+from fastslow.warning import warn
 
 BYTES = (bytes, bytearray, memoryview)  # sequences of int, but hardly meant as token ids
 
@@ -22,8 +33,9 @@ class EncodedPrompt(NamedTuple):
 
     tokens: list[int]
     text: str | None  # None if token ids were given
-    chat: bool = False  # made from messages: the answer does not continue a text
+    chat: bool = False  # made from messages
     opened: bool = False  # the answer begins inside a thought
+    goes_on: bool = True  # the answer continues a text, the assistant's own where it is a chat
 
 
 class InputProcessor:
@@ -38,6 +50,7 @@ class InputProcessor:
 
     Attributes:
         tags: None = the model does not think.
+        thoughts: the tags in the model's tokens.
 
     Raises:
         ValueError: the template or the tags do not fit.
@@ -54,11 +67,25 @@ class InputProcessor:
         self.tokenizer = tokenizer
         self.context = context
         self.tags: ThoughtTags | None = None
+        self.thoughts: TagTokens | None = None
         self._config = config
         self._template: ChatTemplate | None = None
+        self._warned: set[str] = set()
         if tokenizer is not None:
+            self._check_vocabulary(folder, tokenizer)
             self._template = load_template(folder, tokenizer, config.architecture)
-            self.tags = find_tags(folder, tokenizer, self._template, tags)
+            self._set_tags(tokenizer, find_tags(folder, tokenizer, self._template, tags), tags)
+            self._marks = Marks(tokenizer, self.tags)
+
+    def advise(self, prompt: EncodedPrompt, answer: Completion) -> None:
+        """Say once what to call where a chat model was given a plain text and ended at once."""
+        chats = self._template is not None and not isinstance(self._template, PlainTemplate)
+        plain = prompt.text is not None and not prompt.chat
+        if chats and plain and len(answer.token_ids) == 1 and answer.finish_reason == "stop":
+            self._warn_once(
+                "the answer to a plain text is empty: this model expects its chat template, so ask with "
+                "llm.chat(...) or fastslow.chat(...)"
+            )
 
     def split(self, prompts: Any) -> tuple[list[Prompt], bool]:
         """The prompts of a call, and whether it was a single one."""
@@ -77,16 +104,17 @@ class InputProcessor:
             return list(prompts), False
         return [prompts], True
 
-    def encode(self, prompt: Prompt, mode: Mode) -> EncodedPrompt:
+    def encode(self, prompt: Prompt, mode: Mode, allow_special: bool = False) -> EncodedPrompt:
         """Token ids of one prompt; messages go through the chat template.
 
         Where a chat must not think, but its template opens a thought, the prompt closes the thought.
-        Texts and token ids are taken as they are.
+        Texts and token ids are taken as they are. `allow_special`: special tokens that a text or a
+        message spells are marks, not text.
 
         Raises:
             ValueError: empty, of the wrong type, ids outside the vocabulary, or too long.
         """
-        encoded = self._encoded(prompt, mode)
+        encoded = self._encoded(prompt, mode, allow_special)
         if not encoded.tokens:
             raise ValueError(f"prompt={prompt!r} is empty: give at least one token")
         if len(encoded.tokens) >= self.context:
@@ -108,10 +136,55 @@ class InputProcessor:
                     raise ValueError(
                         f"{field}: token id {token} is outside the vocabulary 0..{last}"
                     )
-        if params.stop and self.tokenizer is None:
+        if params.stop_strings and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer, and this checkpoint has none")
 
-    def _encoded(self, prompt: Prompt, mode: Mode) -> EncodedPrompt:
+    def _warn_once(self, warning: str) -> None:
+        if warning not in self._warned:
+            self._warned.add(warning)
+            warn(warning)
+
+    def _check_vocabulary(self, folder: Path, tokenizer: Tokenizer) -> None:
+        """Added tokens may lie outside the model's vocabulary as long as nobody uses them."""
+        size = self._config.vocab_size
+        if tokenizer.own_size > size:
+            raise ValueError(
+                f"{folder}: the tokenizer's ids reach to {tokenizer.own_size - 1}, but the model's "
+                f"vocab_size is {size}"
+            )
+        if tokenizer.vocab_size > size:
+            logger.warning(
+                "{}: the added tokens {} to {} lie outside the model's vocab_size of {}: prompts with "
+                "them are refused",
+                *(folder, size, tokenizer.vocab_size - 1, size),
+            )
+
+    def _set_tags(
+        self, tokenizer: Tokenizer, tags: ThoughtTags | None, given: tuple[str, str] | None
+    ) -> None:
+        thoughts = None if tags is None else TagTokens(tokenizer, tags)
+        last = self._config.vocab_size - 1
+        if thoughts is not None and max(thoughts.close_ids) > last:
+            said = f"thinking tag {thoughts.close.decode()!r} is a token outside the vocabulary 0..{last}"
+            if given is not None:
+                raise ValueError(said)
+            logger.warning("{}: the model does not think", said)
+            return
+        self.tags, self.thoughts = tags, thoughts
+
+    def _text_ids(self, parts: Sequence[str], add_special: bool = True) -> list[int]:
+        """Ids of a text's parts, all of them in the model's vocabulary."""
+        tokenizer, last = self._need_tokenizer(), self._config.vocab_size - 1
+        ids = tokenizer.encode_parts(parts, add_special)
+        if max(ids, default=0) > last:
+            wrong = next(token for token in ids if token > last)
+            raise ValueError(
+                f"the prompt holds {tokenizer.piece(wrong)!r}, whose token id {wrong} is outside the "
+                f"vocabulary 0..{last}: the model was not trained with it"
+            )
+        return ids
+
+    def _encoded(self, prompt: Prompt, mode: Mode, allow_special: bool) -> EncodedPrompt:
         if isinstance(prompt, BYTES):
             raise ValueError(
                 f"prompt must be text, token ids or messages, not {type(prompt).__name__}"
@@ -119,23 +192,36 @@ class InputProcessor:
         if isinstance(prompt, str):
             if not prompt:
                 raise ValueError("prompt='' is empty: give at least one character")
+            self._need_tokenizer()
             opened = self.tags is not None and self.tags.opened_by(prompt)
-            return EncodedPrompt(self._need_tokenizer().encode(prompt), prompt, opened=opened)
+            parts = [prompt] if allow_special else self._marks.parts(prompt)
+            if len(parts) > 1:
+                self._warn_once(
+                    "a prompt spells special tokens, which are read as text: give messages to chat, or "
+                    "allow_special=True where the text is your own"
+                )
+            return EncodedPrompt(self._text_ids(parts), prompt, opened=opened)
         if all(isinstance(part, Mapping) for part in prompt) and prompt:
-            return self._chat(list(prompt), mode)  # type: ignore[arg-type]
+            return self._chat(list(prompt), mode, allow_special)  # type: ignore[arg-type]
         ids = self._ids(prompt)
         return EncodedPrompt(ids, None, opened=self._ends_in_thought(ids))
 
-    def _chat(self, messages: list[Message], mode: Mode) -> EncodedPrompt:
-        tokenizer = self._need_tokenizer()
+    def _chat(self, messages: list[Message], mode: Mode, allow_special: bool) -> EncodedPrompt:
+        self._need_tokenizer()
         assert self._template is not None  # loaded with the tokenizer
-        text = self._template.render(messages, mode.thinking)
-        opened = False
+        messages = check_messages(messages)
+        marks = None if allow_special else self._marks
+        *begun, end = chat_parts(self._template, messages, mode.thinking, marks)
+        prefix, opened = messages[-1].get("prefix") is True, False
         if self.tags is not None:
-            opened = self.tags.opened_by(text) or not self.tags.open
+            opened = self.tags.opened_by(end) or not self.tags.open
+            if prefix:
+                opened = self.tags.open_in(messages[-1]["content"])
             if mode.thinking == "off" and opened:
-                text, opened = self.tags.shut(text) if self.tags.open else text, False
-        return EncodedPrompt(tokenizer.encode(text, self._template.add_special), text, True, opened)
+                end, opened = self.tags.shut(end) if self.tags.open else end, False
+        parts = [*begun, end]
+        ids = self._text_ids(parts, self._template.add_special)
+        return EncodedPrompt(ids, "".join(parts), True, opened, prefix)
 
     def _ends_in_thought(self, ids: Sequence[int]) -> bool:
         if self.tags is None or self.tokenizer is None:

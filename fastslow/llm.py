@@ -31,9 +31,7 @@ from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.worker import Worker
-from fastslow.engine.host.files import cache_folder
 from fastslow.engine.host.progress import bar
-from fastslow.engine.host.unfinished import sweep
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
@@ -127,7 +125,6 @@ class LLM:
         for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        sweep(cache_folder())
         folder = resolve_model(model)
         load: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
         load |= {"kv_dtype": kv_dtype, "progress": progress}
@@ -140,7 +137,9 @@ class LLM:
             modes = auto  # the presets that it chooses between
         self.modes = load_modes(folder, self.model.config.groups, modes)
         self.tokenizer = find_tokenizer(folder)
-        inputs = InputProcessor(folder, self.model.config, self.tokenizer, context, thinking_tags)
+        self._inputs = inputs = InputProcessor(
+            folder, self.model.config, self.tokenizer, context, thinking_tags
+        )
 
         pages = partial(_pages, kv_memory, max_running, context)
         self._kv = pages(self.model, prefix_caching)
@@ -176,12 +175,13 @@ class LLM:
         *,
         mode: ModeLike | Sequence[ModeLike] = "deep",
         speculation: SpeculationLike | Sequence[SpeculationLike] = "auto",
+        allow_special: bool | Sequence[bool] = False,
         progress: bool = True,
     ) -> Output | list[Output]:
         """Answer one prompt or many.
 
         Args:
-            prompts: text (taken as it is), token ids, chat messages (put through the template), or
+            prompts: text (without a template), token ids, chat messages (put through the template), or
                 a list of such prompts.
             sampling: for all prompts, or a list zipped with them. Fields that are not given are the
                 mode's, where it has them.
@@ -190,6 +190,8 @@ class LLM:
                 `Situation` to a preset's name; or a list.
             speculation: "auto", "off", a drafter's name, a `Speculation`, or the path of a settings
                 file (*.json); or a list.
+            allow_special: special tokens that a prompt spells, such as <|im_end|>, are marks; otherwise
+                they are text, since a user may have written them. Or a list.
             progress: for a list of prompts, draw a bar on a terminal.
 
         Returns:
@@ -200,7 +202,10 @@ class LLM:
             GenerationError: the engine failed on a request; it holds all outputs.
         """
         batch, single = self._requests.inputs.split(prompts)
-        options = (("sampling", sampling), ("mode", mode), ("speculation", speculation))
+        options = (
+            *(("sampling", sampling), ("mode", mode), ("speculation", speculation)),
+            ("allow_special", allow_special),
+        )
         each = [spread(name, value, len(batch)) for name, value in options]
         jobs = [self._requests.build(*job) for job in zip(batch, *each)]
         handles = [handle for group in jobs for handle in group]
@@ -238,6 +243,7 @@ class LLM:
         *,
         mode: ModeLike = "deep",
         speculation: SpeculationLike = "auto",
+        allow_special: bool = False,
     ) -> Iterator[Piece]:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`.
 
@@ -251,7 +257,9 @@ class LLM:
         batch, single = self._requests.inputs.split(prompt)
         if not single:
             raise ValueError("stream takes one prompt; give a list to generate")
-        handles = self._requests.build(batch[0], sampling, mode, speculation, streaming=True)
+        handles = self._requests.build(
+            batch[0], sampling, mode, speculation, allow_special, streaming=True
+        )
         if len(handles) > 1:
             raise ValueError(f"n={len(handles)} cannot be streamed; use generate, or n=1")
         return self._pieces(handles[0])
@@ -311,6 +319,7 @@ class LLM:
                 self._advised.add(choice.metrics.drafter)  # once for a drafter
                 logger.warning(hint)
         first, asked = handles[0].request, handles[0].prompt
+        self._inputs.advise(asked, choices[0])
         prompt_logprobs = None
         if first.params.prompt_logprobs is not None:
             prompt_logprobs = [None, *first.prompt_logprobs]

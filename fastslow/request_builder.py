@@ -24,7 +24,7 @@ from fastslow.engine.sampling.rng import sibling_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.thought import TagTokens
+from fastslow.engine.text.templates import check_messages
 from fastslow.engine.types import Chooser, Situation
 from fastslow.handle import Candidate, RequestHandle
 from fastslow.input_processor import EncodedPrompt, InputProcessor
@@ -78,11 +78,13 @@ class RequestBuilder:
         self._chooser = chooser
         self._config = core.model.config
         self._tokenizer = inputs.tokenizer
-        self._thoughts = (
-            TagTokens(inputs.tokenizer, inputs.tags) if inputs.tokenizer and inputs.tags else None
-        )
+        self._thoughts = inputs.thoughts
         own_ids = inputs.tokenizer.eos_ids if inputs.tokenizer else frozenset[int]()
-        self._eos_ids = own_ids | frozenset(self._config.eos_ids)
+        ends = own_ids | frozenset(self._config.eos_ids)
+        self._eos_ids = frozenset(token for token in ends if token < self._config.vocab_size)
+        if ends > self._eos_ids:
+            outside = sorted(ends - self._eos_ids)
+            logger.warning("end tokens {} are outside the vocabulary: no answer has them", outside)
         self._ids = itertools.count()
         self._warned: set[str] = set()
         self._usual = self.speculation(usual, Mode(speculation=Speculation()))
@@ -129,6 +131,7 @@ class RequestBuilder:
         params: Sampling,
         wish: ModeLike,
         speculation: SpeculationLike,
+        allow_special: bool = False,
         streaming: bool = False,
     ) -> list[RequestHandle]:
         """Check a prompt, and make one handle for each of its n answers.
@@ -142,7 +145,7 @@ class RequestBuilder:
             escalated, _ = self.mode(mode.escalate.to, prompt)
             if mode.escalate.how == "restart":
                 modes.append(escalated)
-        calls = [self._parse(prompt, params, one, speculation) for one in modes]
+        calls = [self._parse(prompt, params, one, speculation, allow_special) for one in modes]
         drawn = calls[0].params
         seed = secrets.randbits(63) if drawn.seed is None else drawn.seed
         return [
@@ -156,11 +159,16 @@ class RequestBuilder:
         ]
 
     def _parse(
-        self, prompt: Prompt, params: Sampling, mode: Mode, speculation: SpeculationLike
+        self,
+        prompt: Prompt,
+        params: Sampling,
+        mode: Mode,
+        speculation: SpeculationLike,
+        allow_special: bool,
     ) -> _ParsedCall:
         params = sampling_in(mode, params)
         self.inputs.check_params(params)
-        encoded = self.inputs.encode(prompt, mode)
+        encoded = self.inputs.encode(prompt, mode, allow_special)
         return _ParsedCall(encoded, params, mode, self.speculation(speculation, mode))
 
     def _candidates(
@@ -183,7 +191,7 @@ class RequestBuilder:
         if isinstance(prompt, str):
             every = text = prompt
         elif prompt and all(isinstance(part, Mapping) for part in prompt):
-            chat = [(m.get("role"), str(m.get("content", ""))) for m in prompt]  # type: ignore[union-attr]
+            chat = [(m["role"], m["content"]) for m in check_messages(prompt)]  # type: ignore[arg-type]
             every = " ".join(content for _, content in chat)
             text = next((content for role, content in reversed(chat) if role == "user"), every)
             turns = max(0, sum(role != "system" for role, _ in chat) - 1)
@@ -262,7 +270,7 @@ class RequestBuilder:
         if self._tokenizer is None:
             return None
         shown = self.inputs.tags.ids(self._tokenizer) if self.inputs.tags else frozenset[int]()
-        before = [] if prompt.chat else prompt.tokens[-8:]
+        before = prompt.tokens[-8:] if prompt.goes_on else []
         return Detokenizer(self._tokenizer, keep=shown, after=before)
 
     def _thinking(self, call: _ParsedCall, mode: Mode) -> Thinking | None:
@@ -281,6 +289,8 @@ class RequestBuilder:
         bounded = most is not None or mode.early_exit
         policy = ThinkingBudget(most, mode.thinking_soft, mode.early_exit) if bounded else None
         closing = self._thoughts.closing(phrase)
+        if (outside := max(closing)) >= self._config.vocab_size:
+            raise ValueError(f"closing={phrase!r} holds token id {outside}, outside the vocabulary")
         if most and most + len(closing) >= room:
             self._warn_once(
                 f"mode {mode.name!r}: thinking_budget={most} leaves no room for an answer within "

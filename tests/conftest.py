@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from loguru import logger
+
+import fastslow  # noqa: F401 - it turns its log off
+
+logger.enable("fastslow")  # tests read it
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,10 @@ ESCALATION = ("tests/engine/test_escalation.py",)
 QUANTISED = ("tests/tools/test_quant_make.py",)
 QUANT_FILES = ("tests/engine/test_quant_files.py",)
 INT8_KV = ("tests/engine/test_kv_int8.py",)
+LOADER = ("tests/engine/test_loader.py",)
+UNFINISHED = ("tests/engine/test_unfinished.py",)
+GGUF = ("tests/fastslow/test_gguf_file.py",)
+SHIPPED_HEAD = ("tests/fastslow/test_llm_speculation.py",)
 STOPS = ("tests/engine/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
 
 
@@ -273,6 +277,27 @@ MUTATIONS = (
         "groups += [ALL_GROUPS if s.groups is None else s.groups] * size",
         "groups += [ALL_GROUPS if segments[0].groups is None else segments[0].groups] * size",
         MIXED,
+    ),
+    swap(
+        "a damaged packing is used",
+        "engine/backends/cpu/store.py",
+        "_sum(path, arena, hot) == mapped[arena.nbytes :].tobytes()",
+        "_sum(path, arena, hot)",
+        ("tests/engine/test_cpu_load.py",),
+    ),
+    swap(
+        "kernels that anybody may write to run",
+        "engine/backends/cpu/kernel_cache.py",
+        "if mode & 0o002 or",
+        "if False or",
+        ("tests/engine/test_kernel_cache.py",),
+    ),
+    swap(
+        "tokens outside the embedding are embedded",
+        "engine/backends/cpu/kernels/check.cpp",
+        'check_all("token", a.tokens, a.rows, 0, s.embedding_rows);',
+        'check_all("token", a.tokens, 0, 0, s.embedding_rows);',
+        ("tests/engine/test_kernel_checks.py",),
     ),
     swap(
         "a screened logit is taken for exact",
@@ -615,6 +640,41 @@ MUTATIONS = (
         "self._scales()[:, tiles, :, :, lanes] = scales.permute(2, 1, 3, 0)",
         "self._scales()",
         INT8_KV,
+    ),
+    swap(
+        "4-bit blocks of any shape are taken",
+        "engine/model/checkpoint.py",
+        'file.get_slice(name), Expected((shape,), ("U8",))',
+        'file.get_slice(name), Expected((tuple(file.get_slice(name).get_shape()),), ("U8",))',
+        LOADER,
+    ),
+    swap(
+        "the work of a living process is swept",
+        "engine/host/unfinished.py",
+        "        if not _take(lock, handle):",
+        "        if _take(lock, handle) is None:",
+        UNFINISHED,
+    ),
+    swap(
+        "what another machine makes is swept",
+        "engine/host/unfinished.py",
+        'ours = os.read(handle, 64) == _boot() != b""',
+        "ours = True",
+        UNFINISHED,
+    ),
+    swap(
+        "tensors of a GGUF file may overlap",
+        "fastslow/models/gguf_file.py",
+        "if begin < end:",
+        "if begin < 0:",
+        GGUF,
+    ),
+    swap(
+        "a shipped head for any model of its width",
+        "draft/head/runner.py",
+        "fitting.get(fingerprint(target)) if fitting else None",
+        "next(iter(fitting.values()), None)",
+        SHIPPED_HEAD,
     ),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -208,12 +208,16 @@ def _tip(text: _HeadText) -> Tensor:
     return text.tip
 
 
-def made_for(path: Path, target: Path) -> bool:
-    """Whether a head was trained for the very weights in a checkpoint folder."""
-    metadata, theirs = read_metadata(path), ModelConfig.from_folder(target)
-    config = HeadConfig.from_metadata(metadata)
-    fits = config.hidden == theirs.hidden_size and max(config.layers) < theirs.layers
-    return fits and metadata.get("target") == fingerprint(target)
+def made_for(target: Path, heads: Iterable[Path]) -> Path | None:
+    """The head among some that was trained for the very weights in a checkpoint folder."""
+    theirs = ModelConfig.from_folder(target)
+    fitting: dict[str | None, Path] = {}
+    for path in heads:
+        metadata = read_metadata(path)
+        config = HeadConfig.from_metadata(metadata)
+        if config.hidden == theirs.hidden_size and max(config.layers) < theirs.layers:
+            fitting[metadata.get("target")] = path
+    return fitting.get(fingerprint(target)) if fitting else None
 
 
 def load_head(path: Path, target: Path) -> HeadRunner:

@@ -42,6 +42,7 @@ class Corpus:
 
     Attributes:
         documents, tokens: how many answers, and their tokens with what is stored before them.
+        largest: of its token ids.
     """
 
     def __init__(self, path: str | Path, vocab: Mapping[str, int]) -> None:
@@ -49,6 +50,7 @@ class Corpus:
         self.path = Path(path)
         self.documents = len(sealed.arrays["sizes"])
         self.tokens = len(sealed.arrays["tokens"])
+        self.largest = int(sealed.arrays["tokens"].max())
         self._search = best_search(sealed)
 
     def find(self, recent: list[int], ahead: int) -> SuffixMatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -113,9 +114,11 @@ def _read(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
     try:
         kept = read_object(path)
         rows, seconds = tuple(map(int, kept["rows"])), tuple(map(float, kept["seconds"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    sound = len(rows) == len(seconds) > 0 and rows[0] == 1 and min(seconds) > 0
+    sound = (
+        len(rows) == len(seconds) > 0 and rows[0] == 1 and all(0 < x < math.inf for x in seconds)
+    )
     return (rows, seconds) if sound and all(a < b for a, b in itertools.pairwise(rows)) else None
 
 

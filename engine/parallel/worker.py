@@ -215,6 +215,7 @@ def worker_loop(
         store: in which the ranks meet.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which ends the others
+    logger.enable("fastslow")  # a process of our own, with nobody else's log in it
     logger.remove()
     logger.add(sys.stderr, level="WARNING", format=f"rank {rank}: {{message}}")
     try:

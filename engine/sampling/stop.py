@@ -3,12 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.text.detokenizer import Detokenizer, hold_back
+from fastslow.engine.text.detokenizer import Detokenizer
 
 Reason = Literal["stop", "length", "cancelled", "error", "escalated"]
+
+
+class StopStrings:
+    """Looks for strings in a text that grows: the automaton of Aho and Corasick (1975).
+
+    A state is the longest end of the text that begins one of the strings; 0 is none. A character of
+    text costs the same however many strings there are, and however long.
+
+    Attributes:
+        held: by state, how many characters at the text's end may be the beginning of a string; a
+            whole string is not a beginning of itself.
+        found: states at which a string is whole -> the longest such string.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._next: dict[tuple[int, str], int] = {}
+        self.found: dict[int, str] = {}
+        depth = [0]
+        for string in strings:
+            state = 0
+            for place, letter in enumerate(string, 1):
+                after = self._next.setdefault((state, letter), len(depth))
+                if after == len(depth):
+                    depth.append(place)
+                state = after
+            self.found[state] = string
+        begun = {state for state, _ in self._next}
+        self.held = list(depth)
+        self._shorter = [0] * len(depth)  # the next longest such end of the text
+        for (before, letter), state in sorted(self._next.items(), key=lambda edge: depth[edge[1]]):
+            shorter = self.step(self._shorter[before], letter) if before else 0
+            self._shorter[state] = shorter
+            if shorter in self.found:
+                self.found.setdefault(state, self.found[shorter])
+            if state not in begun:
+                self.held[state] = self.held[shorter]
+
+    def step(self, state: int, letter: str) -> int:
+        """The state after one more character."""
+        while state and (state, letter) not in self._next:
+            state = self._shorter[state]
+        return self._next.get((state, letter), 0)
+
+
+stop_strings = lru_cache(8)(StopStrings)  # shared by the answers and calls that name the same
 
 
 class Stopper:
@@ -33,10 +79,20 @@ class Stopper:
         self._room = room
         self._detokenizer = detokenizer
         self._count = 0
-        self._told = 0  # characters already given to a stream
-        self.text = ""
+        self._strings = stop_strings(params.stop_strings) if params.stop_strings else None
+        self._state = 0  # of `_strings`
+        self._length = 0  # characters so far
+        self._text: list[str] = []  # joined on demand: to append to a text would copy it each time
+        self._untold: list[str] = []  # not given to a stream yet
         self.reason: Reason | None = None
         self.matched: str | int | None = None  # the stop string or end token that was met
+
+    @property
+    def text(self) -> str:
+        """The answer so far, without the stop string."""
+        if len(self._text) > 1:
+            self._text = ["".join(self._text)]
+        return self._text[0] if self._text else ""
 
     def scan(self, tokens: Sequence[int]) -> int:
         """Take tokens in order until the answer is over; returns how many of them belong to it."""
@@ -59,12 +115,11 @@ class Stopper:
 
     def news(self) -> str:
         """Text not streamed yet, without a tail that may turn out to be a stop string."""
-        end = len(self.text)
-        if self.reason is None:
-            end -= hold_back(self.text, self._params.stop)
-        fresh = self.text[self._told : end]
-        self._told = max(self._told, end)
-        return fresh
+        untold = "".join(self._untold)
+        held = self._strings.held[self._state] if self._strings and self.reason is None else 0
+        end = len(untold) - held
+        self._untold = [untold[end:]]
+        return untold[:end]
 
     def _read(self, token: int) -> None:
         if self._detokenizer is not None:
@@ -73,21 +128,30 @@ class Stopper:
     def _extend(self, fresh: str) -> None:
         if not fresh:
             return
-        before = len(self.text)
-        self.text += fresh
-        if self._count < self._params.min_tokens:
+        self._text.append(fresh)
+        self._untold.append(fresh)
+        before, self._length = self._length, self._length + len(fresh)
+        if self._strings is None:
             return
         hits = []
-        for stop in self._params.stop:
-            place = self.text.find(stop, max(0, before - len(stop) + 1))
-            if place >= 0:
-                hits.append((place, stop))
-        if hits:
+        for place, letter in enumerate(fresh, before + 1):
+            self._state = self._strings.step(self._state, letter)
+            if (stop := self._strings.found.get(self._state)) is not None:
+                hits.append((place - len(stop), stop))
+        if hits and self._count >= self._params.min_tokens:
             place, stop = min(hits)
-            self.text = self.text[:place]
             self.reason, self.matched = "stop", stop
+            self._cut(place)
+
+    def _cut(self, length: int) -> None:
+        """Drop the text after so many characters, and what of it was not told."""
+        text = self.text
+        self._untold = ["".join(self._untold)[: length - len(text)]]
+        self._text, self._length = [text[:length]], length
 
     def _end(self, reason: Reason, matched: str | int | None) -> None:
         self.reason, self.matched = reason, matched
         if self._detokenizer is not None:
-            self.text += self._detokenizer.finish()
+            rest = self._detokenizer.finish()
+            self._text.append(rest)
+            self._untold.append(rest)

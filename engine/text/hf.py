@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import tokenizers
 
 from fastslow.engine.host.files import read_object
 from fastslow.engine.host.machine import give_back
-from fastslow.engine.text.settings import Settings
+from fastslow.engine.text.settings import Settings, check_size
 from fastslow.engine.text.vocabulary import (
     PieceDecoder,
     Tokenizer,
@@ -19,17 +23,48 @@ from fastslow.engine.text.vocabulary import (
     stop_ids,
 )
 
+CHARSMAP = re.compile(rb'"precompiled_charsmap"\s*:\s*"([^"]*)"')
+LETTER = re.compile(rb"\\u00(?:[4-6]|7[0-9aA])")  # which no program escapes
+
+
+@contextmanager
+def _one_sentence(said: str) -> Iterator[None]:
+    """What the library raises becomes a ValueError: it raises nothing narrower than Exception, and a
+    panic in it is a PanicException, which has no name to import and is no Exception at all."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{said}: {error}") from None
+
+
+def _check_charsmap(path: Path) -> None:
+    """Raise ValueError for a table of characters that claims to be longer than it is: the library
+    would ask for so much memory, and end the process where there is none."""
+    data = path.read_bytes()
+    if LETTER.search(data):  # the table's name may be written in escapes, too
+        with suppress(ValueError, RecursionError):
+            data = json.dumps(json.loads(data)).encode()
+    for found in CHARSMAP.finditer(data):
+        head = b64decode(found[1][:8] + b"=" * (-len(found[1][:8]) % 4))
+        if len(head) < 4 or int.from_bytes(head[:4], "little") > len(found[1]) * 3 // 4 - 4:
+            raise ValueError(f"{path} is not a tokenizer: its precompiled_charsmap is damaged")
+
 
 class HfTokenizer(Tokenizer):
     """A `tokenizers` model of any kind whose decoder joins bytes (see PieceDecoder)."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
         """Raises ValueError if the file at `path` is not a usable tokenizer.json."""
+        check_size(path)
+        _check_charsmap(path)
         try:
-            library = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+            with _one_sentence(f"{path} is not a tokenizer"):
+                library = tokenizers.Tokenizer.from_file(str(path))
+        except ValueError:
             read_object(path)  # says it better where it is no JSON
-            raise ValueError(f"{path} is not a tokenizer: {error}") from None
+            raise
         give_back()  # twice what is kept was taken to read the file
         # May be left over in the file; they would cut a prompt silently.
         library.no_truncation()
@@ -44,8 +79,11 @@ class HfTokenizer(Tokenizer):
         data |= {number: token.content.encode() for number, token in added.items()}
         special = {number for number, token in added.items() if token.special}
         special |= {ids[piece] for piece in ids if piece in settings.special or is_mark(piece)}
-        super().__init__(data, special, decode.leading_spaces)
+        own = library.get_vocab(with_added_tokens=False).values()
+        super().__init__(data, special, decode.leading_spaces, added.keys() - own)
         self._library = library
+        matched = any(token.special and token.normalized for token in added.values())
+        self._normalizer = library.normalizer if matched else None
         self._add_bos = settings.add_bos
         named = ids.get(settings.bos_token) if settings.bos_token is not None else None
         self.bos_id = settings.bos_id if named is None else named
@@ -61,13 +99,17 @@ class HfTokenizer(Tokenizer):
     def piece(self, token_id: int) -> str | None:
         return self._library.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
 
+    def as_matched(self, text: str) -> str:
+        return text if self._normalizer is None else str(self._normalizer.normalize_str(text))
+
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """See `Tokenizer.encode`. tokenizer_config.json's `add_bos_token`, where it is given,
         decides; else the file's own post-processor does."""
         check_unicode(text)
         added = add_special and self._add_bos is not False
         added = added and not self.begins_with(text, self.bos_id)
-        ids: list[int] = self._library.encode(text, add_special_tokens=added).ids
+        with _one_sentence("this tokenizer cannot read the text"):
+            ids: list[int] = self._library.encode(text, add_special_tokens=added).ids
         if added and self._add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
         return ids

@@ -10,7 +10,6 @@ from typing import Any
 from fastslow.engine.host.files import read_object, shown
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-MOST_ID = 2**31 - 1
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
@@ -70,19 +69,27 @@ def _piece(value: object) -> str | None:
     return text if isinstance(text, str) and text else None
 
 
+def check_size(path: Path, most: int = 2**28) -> None:
+    """Raise ValueError for a file of more than so many bytes, before it is read."""
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"{path} has {size} bytes; at most {most} are read")
+
+
 def _added(pairs: Any, where: str) -> dict[str, int]:
-    try:
-        added = {str(piece): int(number) for piece, number in pairs}
-    except (TypeError, ValueError):
-        raise ValueError(f"{where} has an id that is not an integer") from None
-    if min(added.values(), default=0) < 0:
-        raise ValueError(f"{where} has a negative id")
+    added = {}
+    for piece, number in pairs:
+        digits = isinstance(number, str) and number.isascii() and number.isdigit()
+        if isinstance(number, bool) or not (digits or isinstance(number, int)):
+            raise ValueError(f"{where} has an id that is not an integer")
+        if isinstance(number, int) and number < 0:
+            raise ValueError(f"{where} has a negative id")
+        added[str(piece)] = int(number)
     return added
 
 
 def _ids(fields: Mapping[str, Any], key: str, where: str) -> frozenset[int]:
     value = fields.get(key)
     values = value if isinstance(value, list) else [] if value is None else [value]
-    if any(type(item) is not int or not 0 <= item <= MOST_ID for item in values):
+    if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in values):
         raise ValueError(f"{where}: {key} must be an id or a list of ids, not {shown(value)}")
     return frozenset(values)

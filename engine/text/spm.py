@@ -8,7 +8,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from fastslow.engine.text.settings import Settings
+from fastslow.engine.text.settings import Settings, check_size
 from fastslow.engine.text.vocabulary import (
     SPACE,
     Tokenizer,
@@ -26,6 +26,7 @@ class SpmTokenizer(Tokenizer):
 
     def __init__(self, path: Path, settings: Settings) -> None:
         """Raises ValueError if the file at `path` is not a SentencePiece model."""
+        check_size(path)
         library = sentencepiece.SentencePieceProcessor()
         try:
             library.LoadFromSerializedProto(path.read_bytes())
@@ -48,7 +49,9 @@ class SpmTokenizer(Tokenizer):
         data |= {number: piece.encode() for piece, number in added.items()}
         ids |= added
         marks = control | {piece for piece in ids if piece in settings.special or is_mark(piece)}
-        super().__init__(data, {ids[piece] for piece in marks}, _prefix(library, pieces))
+        super().__init__(
+            data, {ids[piece] for piece in marks}, _prefix(library, pieces), added.values()
+        )
         self._library = library
         self._added = added
         self._added_pieces = {number: piece for piece, number in added.items()}

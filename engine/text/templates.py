@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from loguru import logger
 
 from fastslow.engine.params import Thinking
-from fastslow.engine.text.settings import Settings, read_settings
+from fastslow.engine.text.sandbox import Sandbox, limited
+from fastslow.engine.text.settings import Settings, check_size, read_settings
 from fastslow.engine.text.vocabulary import TURN_CLOSE, TURN_OPEN, Tokenizer, is_pangu
 
-Message = Mapping[str, str]  # role, content, and whatever else a template may know
+Message = Mapping[str, Any]  # role, content, and whatever else a template may know
 
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raise ValueError with one sentence if there is no message, or for the first one whose role
-    is not among ROLES or whose content is not a string."""
+def check_messages(messages: Sequence[Message]) -> list[Message]:
+    """The messages, with parts of a content joined by line breaks.
+
+    Raises ValueError with one sentence if there is no message, or for the first one whose role is not
+    among ROLES, whose content is neither a string nor a list of parts `{"type": "text", "text": ...}`,
+    or that is a `prefix` without being the last one and the assistant's.
+    """
     if not messages:
         raise ValueError("messages is empty; it needs at least one message")
+    checked = []
     for index, message in enumerate(messages):
         if not hasattr(message, "get"):
             kind = type(message).__name__
@@ -39,14 +39,40 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise ValueError(
                 f"messages[{index}].role is {role!r}; it must be one of {', '.join(ROLES)}"
             )
+        if (prefix := message.get("prefix")) is not None:
+            if not isinstance(prefix, bool):
+                raise ValueError(
+                    f"messages[{index}].prefix is {prefix!r}; it must be true or false"
+                )
+            if prefix and (role != "assistant" or index + 1 < len(messages)):
+                raise ValueError(
+                    f"messages[{index}].prefix is true, but only the last message may be the "
+                    "beginning of an answer, and must be the assistant's"
+                )
         match content:
             case str():
-                continue
+                checked.append(message)
+            case list() | tuple():
+                place = f"messages[{index}].content"
+                text = "\n".join(_part(f"{place}[{i}]", part) for i, part in enumerate(content))
+                checked.append({**message, "content": text})
             case None:
                 raise ValueError(f"messages[{index}].content is missing; it must be a string")
             case _:
                 kind = type(content).__name__
                 raise ValueError(f"messages[{index}].content is a {kind}; it must be a string")
+    return checked
+
+
+def _part(place: str, part: object) -> str:
+    """The text of a part of a content; `place`: where it is, for messages."""
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{place} is a {type(part).__name__}; a part must have a type and a text")
+    if (kind := part.get("type")) != "text":
+        raise ValueError(f"{place}.type is {kind!r}; this engine takes only 'text'")
+    if not isinstance(text := part.get("text"), str):
+        raise ValueError(f"{place}.text is a {type(text).__name__}; it must be a string")
+    return text
 
 
 class ChatTemplate(ABC):
@@ -69,26 +95,26 @@ class ChatTemplate(ABC):
     ) -> str:
         """The prompt's text.
 
-        `messages`: at least one; role system, user, assistant or tool, content a string.
+        `messages`: at least one; see `check_messages`.
         `thinking`: "off" and "on" ask the model for it in the model's own way, if it has one;
         "auto" leaves the model its default. `add_generation_prompt`: end where the assistant's
         answer begins. Raises ValueError for bad messages, with the template's own words if it is
         the template that refuses them.
         """
-        check_messages(messages)
-        return self._render(messages, thinking, add_generation_prompt)
+        return self._render(check_messages(messages), thinking, add_generation_prompt)
 
     @abstractmethod
     def _render(self, messages: Sequence[Message], thinking: Thinking, prompted: bool) -> str: ...
 
 
+LONGEST = 2**17  # characters of a template: several times the longest one so far
 SWITCHES = "enable_thinking", "thinking"  # Qwen's name and DeepSeek's; a template has one or none
 
 
 class JinjaTemplate(ChatTemplate):
     """A template in transformers' dialect of Jinja.
 
-    It runs in an immutable sandbox: no private attributes, no changes to what it is given. It sees
+    It runs in a `Sandbox`. It sees
     `messages`, `add_generation_prompt`, `bos_token`, `eos_token`, empty `tools` and `documents`,
     and the switch `enable_thinking`, which some call `thinking`, unless thinking is "auto".
     """
@@ -98,66 +124,34 @@ class JinjaTemplate(ChatTemplate):
     def __init__(
         self, source: str, name: str, bos_token: str | None, eos_token: str | None
     ) -> None:
-        """`name`: where the source is from, for messages. Raises ValueError if it is not Jinja."""
+        """`name`: where the source is from, for messages. Raises ValueError if it is not Jinja, or
+        longer than LONGEST."""
         self.source = source
         self._name = name
+        if len(source) > LONGEST:
+            raise ValueError(f"{name} has {len(source)} characters; at most {LONGEST} are taken")
         self._given = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
         try:
-            self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+            with limited():
+                self._template = Sandbox().from_string(source)
+        except Exception as error:  # noqa: BLE001 - Python's compiler has its own for what is too deep
             line = f" line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-            raise ValueError(f"{name}{line}: {error}") from None
+            raise ValueError(f"{name}{line}: {_said(error)}") from None
 
     def _render(self, messages: Sequence[Message], thinking: Thinking, prompted: bool) -> str:
         given: dict[str, Any] = {"messages": messages, "tools": None, "documents": None}
         if thinking != "auto":
             given |= dict.fromkeys(SWITCHES, thinking == "on")
         try:
-            return self._template.render(**self._given, **given, add_generation_prompt=prompted)
+            with limited(messages):
+                return self._template.render(**self._given, **given, add_generation_prompt=prompted)
         except Exception as error:  # noqa: BLE001 - a template is a program: it may raise anything
-            raise ValueError(f"{self._name}: {error}") from None
+            raise ValueError(f"{self._name}: {_said(error)}") from None
 
 
-class _GenerationTag(Extension):
-    """`{% generation %} ... {% endgeneration %}` marks the assistant's words for training; a
-    prompt takes only its body."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2's interface
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter writes < as \u003c, for HTML.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().astimezone().strftime(form)
+def _said(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = "") -> ChatTemplate:
@@ -189,6 +183,7 @@ def _find(folder: Path, settings: Settings) -> tuple[str, str] | None:
     """A template's text and the name of its place, for messages."""
     path = folder / "chat_template.jinja"
     if path.is_file():
+        check_size(path, 4 * LONGEST)
         try:
             return path.read_text("utf-8"), path.name
         except UnicodeDecodeError:
@@ -196,7 +191,8 @@ def _find(folder: Path, settings: Settings) -> tuple[str, str] | None:
     name = "tokenizer_config.json: chat_template"
     found = settings.chat_template
     if isinstance(found, list):
-        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
+        each = [item for item in found if isinstance(item, dict)]
+        named = {str(item.get("name")): item.get("template") for item in each}
         if "default" not in named:
             raise ValueError(f"{name} has no template named 'default'")
         found = named["default"]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fastslow.engine.host.files import read_object
 from fastslow.engine.text.detokenizer import hold_back
 from fastslow.engine.text.templates import ChatTemplate
-from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.text.vocabulary import ANCHORS, Tokenizer
 
 PRESETS = "fastslow.json"  # in a checkpoint's folder
 
@@ -51,6 +51,10 @@ class ThoughtTags(NamedTuple):
     def opened_by(self, prompt: str) -> bool:
         """Whether a prompt ends with the open tag, so that the model starts inside a thought."""
         return bool(self.open) and prompt.rstrip().endswith(self.open.rstrip())
+
+    def open_in(self, answer: str) -> bool:
+        """Whether an answer so far ends inside a thought; without an open tag it began inside one."""
+        return answer.rfind(self.close) < (answer.rfind(self.open) if self.open else 0)
 
     def shut(self, prompt: str) -> str:
         """A prompt that ends with the open tag, with the thought closed again: an empty one, as
@@ -150,9 +154,6 @@ class ThoughtSplitter:
             text = text.lstrip("\n")
             self._bare = not text
         parts[1].append(text)
-
-
-ANCHORS = ("", "\n", "a")  # in front of a text, so that no tokenizer adds a space of its own
 
 
 class TagTokens:

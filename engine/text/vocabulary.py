@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastslow.engine.text.settings import Settings
 
 SPACE = "\u2581"  # how SentencePiece writes a space
+MOST_IDS = 2**22  # sixteen times the largest vocabulary so far
+ANCHORS = ("", "\n", "a")  # in front of a text, so that no tokenizer adds a space of its own
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -50,7 +52,9 @@ class PieceDecoder:
         match step:
             case {"type": "ByteLevel"}:
                 self._alphabet = byte_alphabet()
-            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
+            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if (
+                old and len(new) < 16
+            ):
                 self._replaced.append((old, new))
             case {"type": "ByteFallback"}:
                 self._byte_pieces = True
@@ -96,6 +100,7 @@ class Tokenizer(ABC):
 
     Attributes:
         vocab_size: number of ids; a model's logits may have more columns.
+        own_size: the same without tokens that were added to the vocabulary.
         bos_id: begins a text; None: the model has no such token.
         eos_ids: each of them ends an answer.
         special_ids: marks, not text; `decode` leaves them out by default.
@@ -106,16 +111,23 @@ class Tokenizer(ABC):
     eos_ids: frozenset[int]
 
     def __init__(
-        self, data: Mapping[int, bytes], special_ids: Collection[int], leading_spaces: int
+        self,
+        data: Mapping[int, bytes],
+        special_ids: Collection[int],
+        leading_spaces: int,
+        added: Collection[int] = (),
     ) -> None:
-        """`data`: id -> bytes, for every id that there is.
+        """`data`: id -> bytes, for every id that there is; `added`: those of added tokens.
 
         `leading_spaces`: how many spaces at the start of a text belong to the tokenizer, not to
-        the text (SentencePiece's dummy prefix); decoding drops them.
+        the text (SentencePiece's dummy prefix); decoding drops them. Raises ValueError for absurd ids.
         """
         self.special_ids = frozenset(special_ids)
         self.leading_spaces = leading_spaces
         self.vocab_size = max(data, default=-1) + 1
+        if self.vocab_size > MOST_IDS:
+            raise ValueError(f"a token has id {self.vocab_size - 1}; ids are below {MOST_IDS}")
+        self.own_size = max((number for number in data if number not in added), default=-1) + 1
         each = [data.get(number, b"") for number in range(self.vocab_size)]
         self._bytes = b"".join(each)
         self._bounds = array("Q", [0])  # id n owns bytes bounds[n] : bounds[n + 1]
@@ -130,6 +142,35 @@ class Tokenizer(ABC):
         a bos in front; a bos that the text already begins with is not doubled.
         Raises ValueError if `text` is not valid Unicode (a lone surrogate).
         """
+
+    def encode_parts(self, parts: Sequence[str], add_special: bool = True) -> list[int]:
+        """Ids of a text that is given in parts, not one empty: no token spans two of them.
+
+        A special token that is spelled across two parts is therefore read as text.
+        """
+        first, *others = parts
+        ids = self.encode(first, add_special)
+        if not others:
+            return ids
+        bare = self.encode(first, add_special=False)
+        before = max(i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare)
+        middle = [token for part in others for token in self._encode_on(part)]
+        return [*ids[: before + len(bare)], *middle, *ids[before + len(bare) :]]
+
+    def _encode_on(self, text: str) -> list[int]:
+        """Ids of a text that goes on from another: without the tokenizer's own first space."""
+        for anchor in ANCHORS:
+            ids = self.encode(anchor + text, add_special=False)
+            for skipped in range(4):
+                data = [self.token_bytes(token) for token in ids[: skipped + 4]]
+                before, after = b"".join(data[:skipped]), b"".join(data[skipped:])
+                if before.lstrip(b" ") == anchor.encode() and after.startswith(text[0].encode()):
+                    return ids[skipped:]
+        return self.encode(text, add_special=False)
+
+    def as_matched(self, text: str) -> str:
+        """A text as special tokens are looked for in it, where that is not as it stands."""
+        return text
 
     @abstractmethod
     def vocab(self) -> dict[str, int]:

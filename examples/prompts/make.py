@@ -39,7 +39,8 @@ def invented(llm: LLM, count: int, seed: int) -> list[str]:
         SamplingParams(max_tokens=90, temperature=1.0, min_p=0.05, seed=seed + i)
         for i in range(count)
     ]
-    outputs = llm.generate([USER + start for start in starts], sampling, speculation="off")
+    asked = [USER + start for start in starts]
+    outputs = llm.generate(asked, sampling, speculation="off", allow_special=True)
     return [f"{start}{output.text}".strip() for start, output in zip(starts, outputs)]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from loguru import logger
 
 from fastslow.engine.host.files import cache_folder, is_file, shown
-from fastslow.engine.host.unfinished import unfinished
+from fastslow.engine.host.unfinished import sweep, unfinished
 from fastslow.engine.params import nearest
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
@@ -36,11 +36,13 @@ FORMAT = 2  # raise it when conversion writes something else from the same recip
 
 
 def resolve_model(model: str | Path) -> Path:
-    """The folder of a model given by path or by a built-in name; a GGUF file is converted once.
+    """The folder of a model given by path or by a built-in name; a GGUF file is converted once. What killed
+    processes left unfinished in the cache goes before.
 
     Raises:
         ValueError: neither a folder, a GGUF file nor a built-in name (the message gives the nearest).
     """
+    sweep(cache_folder())
     path = Path(model)
     try:
         folder, file = path.is_dir(), path.is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -235,3 +236,40 @@ def test_numbers_lie_where_numbers_may(path: Path) -> None:
     reseal(path, lambda header: None, room=17)
     with pytest.raises(ValueError, match="begins between two numbers"):
         Corpus(path, VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"shape": [-1, 10]}, "a size that is no whole number"),
+        ({"shape": [2.0, 5]}, "a size that is no whole number"),
+        ({"shape": [2**70, 0], "data_offsets": [0, 0]}, "cannot be understood"),
+        ({"data_offsets": [-4, 36]}, "a size that is no whole number"),
+        ({"data_offsets": [0, 2**62]}, "reaches outside the file"),
+        ({"data_offsets": [2, 42]}, "begins between two numbers|reaches outside the file"),
+        ({"dtype": "F32"}, "cannot be understood"),
+        ({"dtype": ["I32"]}, "cannot be understood"),
+        ({"shape": None}, "cannot be understood"),
+        (7, "cannot be understood"),
+        ([[[[]]]] * 3, "cannot be understood"),
+    ],
+)
+def test_a_sealed_header_is_not_believed_either(path: Path, entry: Any, said: str) -> None:
+    header = json.loads(path.read_bytes()[8:][: _length(path)])
+    body = path.read_bytes()[8 + _length(path) :]
+    tokens = header["tokens"]
+    header["tokens"] = {**tokens, **entry} if isinstance(entry, dict) else entry
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    data = bytearray(len(text).to_bytes(8, "little") + text + body)
+    place = data.find(sealed.MARK) + len(sealed.MARK)
+    whole = data[:place] + sealed.UNSEALED + data[place + len(sealed.UNSEALED) :]
+    data[place : place + len(sealed.UNSEALED)] = hashlib.sha256(whole).hexdigest().encode()
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=said) as caught:
+        Corpus(path, VOCAB)
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 300
+
+
+def _length(path: Path) -> int:
+    return int.from_bytes(path.read_bytes()[:8], "little")

@@ -45,7 +45,9 @@ def test_what_is_kept_is_taken_for_the_same_model_only(model: Model, kept: Path)
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", '{"rows": [2], "seconds": [1]}', '{"rows": [1, 1], "seconds": [1, 1]}']
-    + ['{"rows": [1], "seconds": [-1]}', '{"rows": [1, 2], "seconds": [1]}'],
+    + ['{"rows": [1], "seconds": [-1]}', '{"rows": [1, 2], "seconds": [1]}']
+    + ['{"rows": [1], "seconds": [Infinity]}', '{"rows": [Infinity], "seconds": [1]}']
+    + ['{"rows": [1, 2], "seconds": [1, NaN]}', "[" * 100_000],
 )
 def test_a_file_that_does_not_fit_is_measured_anew(model: Model, kept: Path, text: str) -> None:
     step_seconds(model, None, "tiny")

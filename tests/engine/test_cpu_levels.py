@@ -18,9 +18,12 @@ KERNEL_TESTS = [
     "engine/test_cpu_formats.py",
     "engine/test_model.py",
     "engine/test_only_best.py",
+    "engine/test_head_screen.py",
+    "engine/test_kernel_checks.py",
     "engine/test_kv_tiles.py",
     "engine/test_kv_int8.py",
     "draft/test_draft_kernels.py",
+    "draft/test_head_checks.py",
     "draft/test_suffix.py",
 ]
 ROW_TESTS = "engine/test_model_rows.py::test_tree_rows_equal_plain_decoding"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import numpy as np
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
+from fastslow.engine.backends.cpu.library import checksum
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import BLOCKS
@@ -82,6 +84,102 @@ def test_a_cut_file_is_made_again(cache: Path, tmp_path: Path) -> None:
     (kept,) = cache.iterdir()
     kept.write_bytes(kept.read_bytes()[:100])
     assert torch.equal(answers(load_model(folder, "bfloat16")), first)
+
+
+def edit(path: Path, at: int) -> None:
+    """Change a byte of a file; its size and time stay."""
+    facts = path.stat()
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x40
+    path.write_bytes(data)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+@pytest.mark.parametrize("settled", [0, store.SETTLED])
+def test_an_edit_is_noticed_though_size_and_time_are_as_before(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: int
+) -> None:
+    monkeypatch.setattr(store, "SETTLED", settled)
+    folder = checkpoints.write_dense(tmp_path / "model")
+    first = answers(load_model(folder, "float32"))
+    (kept,) = cache.iterdir()
+    edit(folder / "model.safetensors", -1)
+    second = answers(load_model(folder, "float32"))
+    assert not torch.equal(first, second) and not kept.exists()
+    monkeypatch.setattr(store, "SMALL", 1 << 30)  # from the checkpoint itself
+    assert torch.equal(answers(load_model(folder, "float32")), second)
+
+
+def test_a_checkpoint_is_read_at_the_first_start_only(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then its digest is known, also where only its time is another one; but not before its times are
+    so old that another edit would change them."""
+    read = list[int]()
+
+    def counted(data: Any, before: Any = None) -> Any:
+        read.append(data.size)
+        return checksum(data, before)
+
+    monkeypatch.setattr(store, "checksum", counted)
+    folder = checkpoints.write_dense(tmp_path / "model")
+    source = sum(path.stat().st_size for path in folder.iterdir())
+    load_model(folder, "bfloat16")
+    (kept,) = cache.iterdir()
+    packed = kept.stat().st_size - store.SEAL
+    read.clear()
+    load_model(folder, "bfloat16")
+    assert sum(read) == packed + source  # written in this moment
+    monkeypatch.setattr(store, "SETTLED", 0)
+    load_model(folder, "bfloat16")
+    read.clear()
+    load_model(folder, "bfloat16")
+    assert sum(read) == packed
+    made = kept.stat().st_ino
+    os.utime(folder / "model.safetensors", (1, 1))
+    load_model(folder, "bfloat16")
+    assert kept.stat().st_ino == made
+
+
+@pytest.mark.parametrize("huge", [True, False])
+@pytest.mark.parametrize("place", ["hot", "cold", "sum", "longer"])
+def test_a_damaged_packing_is_made_again(
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[str],
+    huge: bool,
+    place: str,
+) -> None:
+    if not huge:
+        monkeypatch.setattr(store, "HUGE", tmp_path / "nothing")
+    monkeypatch.setattr(store, "PIECE", 1 << 14)  # so that there are many
+    folder = checkpoints.write_dense(tmp_path / "model")
+    model = load_model(folder, "bfloat16")
+    assert isinstance(model, CpuDecoder)
+    first = answers(model)
+    (kept,) = cache.iterdir()
+    if place == "longer":
+        kept.write_bytes(kept.read_bytes() + bytes(64))
+    else:
+        hot, end = model._arena.hot, model._arena.nbytes
+        edit(kept, {"hot": hot // 2, "cold": (hot + end) // 2, "sum": end}[place])
+    log.clear()
+    assert torch.equal(answers(load_model(folder, "bfloat16")), first)
+    assert len([line for line in log if "are damaged: packed anew" in line]) == 1
+    log.clear()
+    assert torch.equal(answers(load_model(folder, "bfloat16")), first) and not log
+
+
+def test_a_checkpoint_that_changes_while_it_is_packed_is_not_kept(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    folder = checkpoints.write_dense(tmp_path / "model")
+    paths = iter([cache / "before-1.packed", cache / "after-2.packed"])
+    monkeypatch.setattr(store, "packed_path", lambda *_: next(paths))
+    answers(load_model(folder, "bfloat16"))
+    assert not list(cache.iterdir())
+    assert [line for line in log if "was changed while it was packed" in line]
 
 
 def test_without_huge_pages_the_file_is_mapped(

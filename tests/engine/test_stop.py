@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling.stop import Stopper
-from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.engine.sampling.stop import Stopper, StopStrings
+from fastslow.engine.text.detokenizer import Detokenizer, hold_back
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
 
@@ -33,7 +33,7 @@ def bytes_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def stopper(tokenizer: Tokenizer | None, room: int = 1000, **fields: Any) -> Stopper:
-    params = SamplingParams(max_tokens=1000, **fields)
+    params = SamplingParams(max_tokens=room, **fields)
     ends = frozenset({END, *params.stop_token_ids})
     return Stopper(params, ends, room, Detokenizer(tokenizer) if tokenizer else None)
 
@@ -195,3 +195,69 @@ def test_however_it_is_cut_the_answer_is_the_same(
     if not least and whole.reason == "stop" and isinstance(whole.matched, str):
         assert text.startswith(whole.text + whole.matched)
         assert not any(stop in whole.text for stop in stops)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_strings_are_found_as_by_a_plain_search(data: st.DataObject) -> None:
+    stops = data.draw(st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=6))
+    text = data.draw(st.text("ab", max_size=20))
+    strings, state = StopStrings(stops), 0
+    for end, letter in enumerate(text, 1):
+        state, seen = strings.step(state, letter), text[:end]
+        whole = max((s for s in stops if seen.endswith(s)), key=len, default=None)
+        assert strings.found.get(state) == whole
+        assert strings.held[state] == hold_back(seen, stops)
+
+
+class Counting(dict[tuple[int, str], int]):
+    """A dict that counts how often it is asked."""
+
+    asked = 0
+
+    def __contains__(self, key: object) -> bool:
+        self.asked += 1
+        return super().__contains__(key)
+
+
+def test_a_character_costs_the_same_for_many_long_strings() -> None:
+    strings = StopStrings(["a" * (999 - i) + "b" * (i + 1) for i in range(64)])
+    strings._next = edges = Counting(strings._next)
+    state, text = 0, ("a" * 1500 + "c") * 4
+    for letter in text:
+        state = strings.step(state, letter)
+    assert state == 0 and edges.asked <= 2 * len(text)
+
+
+def test_an_answer_is_not_copied_for_each_of_its_tokens(tokenizer: Tokenizer) -> None:
+    s = stopper(tokenizer, room=1001, stop=["x" * 1000] * 64)
+    for token in bytes_of(tokenizer, "ab" * 500):
+        s.scan([token])
+        assert s.news() and max(map(len, s._text)) == 1
+    assert s.text == "ab" * 500
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (["x"] * 65, r"must have at most 64 items"),
+        ("x" * 1001, r"^stop\[0\]='x+\.\.\. must have at most 1000 characters"),
+        (["a", ""], r"^stop\[1\]='' must have at least 1 character"),
+        ([5], r"^stop\[0\]=5 must be a valid string"),
+    ],
+)
+def test_stop_strings_are_bounded(stop: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SamplingParams(stop=stop)
+
+
+def test_one_string_several_or_none_may_be_given() -> None:
+    for stop, kept in (("x", ("x",)), (["x", "y"], ("x", "y")), (None, ()), ((), ())):
+        params = SamplingParams(stop=stop)
+        assert params.stop == params.stop_strings == kept
+
+
+@pytest.mark.parametrize("key", [True, 1.0])
+def test_a_bias_is_for_token_ids(key: Any) -> None:
+    with pytest.raises(ValueError, match="is no token id$"):
+        SamplingParams(logit_bias={key: 1.0})

@@ -199,6 +199,7 @@ def test_a_template_refuses_in_its_own_words(tmp_path: Path) -> None:
         ("a\n{% if %}", "chat_template line 2: "),
         (7, "chat_template must be a string"),
         ([{"name": "rag", "template": ""}], "has no template named 'default'"),
+        ([{"name": ["default"], "template": ""}], "has no template named 'default'"),
     ],
 )
 def test_broken_templates(tmp_path: Path, source: object, message: str) -> None:
@@ -235,7 +236,19 @@ def test_file_templates_do_not_warn(tmp_path: Path, warnings: list[str]) -> None
         ([{"role": "bot", "content": "x"}], r"role is 'bot'; it must be one of system, user"),
         ([{"role": ["user"], "content": "x"}], "role is "),
         ([{"role": "user"}], "content is missing"),
-        ([{"role": "user", "content": [1]}], "content is a list; it must be a string"),
+        ([{"role": "user", "content": {}}], "content is a dict; it must be a string"),
+        ([{"role": "user", "content": [1]}], r"content\[0\] is a int; a part must have a type"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}],
+            r"^messages\[0\].content\[1\].type is 'image_url'; this engine takes only 'text'$",
+        ),
+        ([{"role": "user", "content": [{"type": "text"}]}], r"\[0\].text is a NoneType"),
+        ([{"role": "user", "content": "x", "prefix": True}], r"\[0\].prefix is true, but only"),
+        (
+            [{"role": "assistant", "content": "x", "prefix": True}, *USER],
+            r"\[0\].prefix is true, but only the last",
+        ),
+        ([{"role": "assistant", "content": "x", "prefix": 1}], "prefix is 1; it must be true or"),
     ],
 )
 def test_bad_messages(tmp_path: Path, kind: str, messages: Any, message: str) -> None:

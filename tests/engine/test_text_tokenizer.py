@@ -217,6 +217,9 @@ def test_a_folder_without_tokenizer(tmp_path: Path) -> None:
         ("config.json", '{"eos_token_id": [true]}', "eos_token_id must be an id or a list of ids"),
         ("added_tokens.json", '{"<x>": "y"}', "an id that is not an integer"),
         ("added_tokens.json", '{"<x>": -1}', "a negative id"),
+        ("added_tokens.json", '{"<x>": Infinity}', "an id that is not an integer"),
+        ("added_tokens.json", '{"<x>": true}', "an id that is not an integer"),
+        ("tokenizer_config.json", '{"eos_token": ' + "9" * 5000 + "}", "is not valid JSON"),
     ],
 )
 def test_broken_files(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -262,3 +265,71 @@ def test_same_vocabulary(tmp_path: Path, bpe: Tokenizer, spm: Tokenizer) -> None
     path.write_text(path.read_text("utf-8").replace("<think>", "<thonk>"), "utf-8")
     difference = "token id 3 is '<think>' in one vocabulary, '<thonk>' in the other"
     assert same_vocabulary(bpe, load_tokenizer(tmp_path)) == difference
+
+
+def rewrite(folder: Path, **fields: Any) -> None:
+    """A tokenizer.json with other fields; dicts are merged."""
+    write_bpe(folder)
+    path = folder / "tokenizer.json"
+    file = json.loads(path.read_text("utf-8"))
+    for name, value in fields.items():
+        file[name] = {**file[name], **value} if isinstance(file[name], dict) else value
+    path.write_text(json.dumps(file), "utf-8")
+
+
+@pytest.mark.parametrize("number", [2**22, 3_000_000_000, 2**32 - 1])
+def test_absurd_ids_are_refused_before_there_is_room_for_them(tmp_path: Path, number: int) -> None:
+    rewrite(tmp_path, model={"vocab": {"a": number}, "merges": []}, added_tokens=[])
+    with pytest.raises(ValueError, match=f"^a token has id {number}; ids are below 4194304$"):
+        load_tokenizer(tmp_path)
+    write_spm(tmp_path / "spm", added_tokens_decoder={str(number): {"content": "<x>"}})
+    with pytest.raises(ValueError, match=f"^a token has id {number}; ids are below"):
+        load_tokenizer(tmp_path / "spm")
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "-1", "5000000000"])
+def test_numbers_that_no_library_can_hold(tmp_path: Path, number: str) -> None:
+    write_bpe(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text("utf-8").replace('"id":0', f'"id":{number}', 1), "utf-8")
+    path.write_text(path.read_text("utf-8").replace('"id": 0', f'"id": {number}', 1), "utf-8")
+    with pytest.raises(ValueError, match="is not a tokenizer: "):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("table", ["AAAA", "//////////8=", "/w", "////fw=="])
+@pytest.mark.parametrize("name", ["precompiled_charsmap", "precompiled_ch\\u0061rsmap"])
+def test_a_table_that_claims_to_be_longer_than_it_is(tmp_path: Path, table: str, name: str) -> None:
+    rewrite(tmp_path, normalizer={"type": "Precompiled", "precompiled_charsmap": table})
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text("utf-8").replace("precompiled_charsmap", name), "utf-8")
+    with pytest.raises(ValueError, match="its precompiled_charsmap is damaged$"):
+        load_tokenizer(tmp_path)
+
+
+def test_what_the_library_cannot_read_is_one_sentence(tmp_path: Path) -> None:
+    """It panics, which is no Exception, where a regular expression takes too many steps."""
+    split = {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated"}
+    rewrite(tmp_path, pre_tokenizer={**split, "invert": False})
+    bpe = load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="^this tokenizer cannot read the text: .*retry-limit"):
+        bpe.encode("a" * 60 + "!")
+    assert bpe.decode(bpe.encode("hello")) == "hello"
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    write_bpe(tmp_path)
+    for name in ("tokenizer.json", "tokenizer.model"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**28 + 1)
+        with pytest.raises(ValueError, match=rf"{name} has 268435457 bytes; at most 268435456 are"):
+            load_tokenizer(tmp_path)
+        (tmp_path / name).unlink()
+
+
+def test_a_decoder_that_makes_pieces_longer_is_refused(tmp_path: Path) -> None:
+    for old, new in (("", "y"), ("a", "y" * 16)):
+        step = {"type": "Replace", "pattern": {"String": old}, "content": new}
+        rewrite(tmp_path, decoder={"type": "Sequence", "decoders": [step]})
+        with pytest.raises(ValueError, match="decoder 'Replace' is not supported"):
+            load_tokenizer(tmp_path)

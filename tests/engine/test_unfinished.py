@@ -15,6 +15,7 @@ import pytest
 from loguru import logger
 
 from fastslow import LLM
+from fastslow.engine.backends.cpu.library import available
 from fastslow.engine.host import unfinished as module
 from fastslow.engine.host.unfinished import sweep, unfinished
 
@@ -140,7 +141,7 @@ def test_an_llm_sweeps_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = checkpoints.write_dense(tmp_path / "model")
     cache = tmp_path / "cache"
     killed(cache / "packed" / "one")
-    monkeypatch.setenv("FASTSLOW_KERNELS", "off")
+    available()  # the kernels of the usual cache
     monkeypatch.setenv("FASTSLOW_CACHE", str(cache))
     with LLM(folder, progress=False, kv_memory="1MiB"):
         assert not list((cache / "packed").iterdir())

@@ -149,7 +149,7 @@ def test_parameters_cannot_be_changed_afterwards() -> None:
 
 
 def test_an_int_is_a_number_too() -> None:
-    params = SamplingParams(temperature=1, top_p=1, stop="x", logit_bias={1: 2})  # type: ignore[arg-type]
+    params = SamplingParams(temperature=1, top_p=1, stop="x", logit_bias={1: 2})
     assert (params.temperature, params.stop, params.logit_bias) == (1, ("x",), {1: 2})
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import gguf
@@ -21,6 +22,7 @@ import checkpoints
 import head_tools
 import pangu_v2_tools
 import quant_tools
+from odd import odd_head, odd_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers_tiny import write_bpe, write_spm
 
@@ -75,12 +77,14 @@ class Kind:
         target: what `LLM` is given.
         options: keyword arguments of `LLM`; "@name" is a path in the folder.
         drafters: fields of the `Speculation` to try beside the usual ones; "@name" as above.
+        odd: writes a new one for each case, which may stay undamaged; `make` is then a usual one.
     """
 
     make: Callable[[Path], Any]
     target: str = "model"
     options: tuple[tuple[str, Any], ...] = ()
     drafters: tuple[dict[str, Any], ...] = ()
+    odd: Callable[[Path, Random], Any] | None = None
 
 
 def _dense(folder: Path, **fields: Any) -> Path:
@@ -269,6 +273,12 @@ KINDS: dict[str, Kind] = {
     ),
     "unigram": Kind(_unigram),
     "gguf": Kind(_gguf, target="m.gguf"),
+    "odd": Kind(_chatty, odd=odd_model),
+    "odd-int8": Kind(_chatty, options=(("quantization", "int8"),), odd=odd_model),
+    "odd-int4": Kind(_chatty, options=(("quantization", "int4"),), odd=odd_model),
+    "odd-head": Kind(
+        _with_head, drafters=({"drafter": "head", "nodes": 5, "width": 3},), odd=odd_head
+    ),
 }
 
 

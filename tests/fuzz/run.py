@@ -12,6 +12,7 @@ import faulthandler
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,8 +26,10 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" / "fuzz")]
 
-SECONDS = 10  # of a case
+SECONDS = 10  # of the processor, which others may use as well
+WAIT = 60  # seconds of a case that sleeps
 MEMORY = 4 << 30  # bytes of a process
+SANITIZED = "native+sanitize"  # level of the kernels
 NOTE = "finding.txt"  # in a case's folder
 SANITIZER = (  # Python leaks on purpose; gcc 12 misaligns 64-byte locals on its fake stack
     "detect_leaks=0:detect_stack_use_after_return=0:allocator_may_return_null=1:handle_segv=1:"
@@ -64,7 +67,7 @@ def sanitized() -> dict[str, str] | None:
     if not all(Path(path).is_absolute() for path in paths):
         return None
     return {
-        "FASTSLOW_KERNELS": "native+sanitize",
+        "FASTSLOW_KERNELS": SANITIZED,
         "LD_PRELOAD": " ".join(paths),
         "ASAN_OPTIONS": SANITIZER,
         "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -80,7 +83,12 @@ def make_case(plan: Plan, number: int) -> tuple[Path, str, list[str]]:
     kind = random.choice(sorted(KINDS))
     folder = plan.folder / "cases" / f"{plan.seed}-{number}"
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(plan.folder / "bases" / kind, folder)
+    if (odd := KINDS[kind].odd) is None:
+        shutil.copytree(plan.folder / "bases" / kind, folder)
+    else:
+        odd(folder / "model", random)
+        if random.random() < 0.7:
+            return folder, kind, []
     return folder, kind, mutate(folder, random)
 
 
@@ -95,15 +103,17 @@ def child(plan: Plan) -> None:
 
     logger.remove()
     torch.set_num_threads(1)
+    faulthandler.register(signal.SIGPROF, chain=True)  # says where it was, and ends
     library.available()  # from the usual cache; what cases make goes elsewhere
     with tempfile.TemporaryDirectory(prefix="fuzz.") as cache:
         os.environ["FASTSLOW_CACHE"] = cache
         for number in plan.cases:
             folder, kind, done = make_case(plan, number)
             _say(case=number, kind=kind, done=done)
-            faulthandler.dump_traceback_later(SECONDS, exit=True)
+            faulthandler.dump_traceback_later(WAIT, exit=True)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             _forget_peak()
-            started = time.perf_counter()
+            started = time.process_time()
             trial = Trial(folder, KINDS[kind])
             try:
                 trial.run()
@@ -111,7 +121,8 @@ def child(plan: Plan) -> None:
             except Finding as finding:
                 found = str(finding)
             faulthandler.cancel_dump_traceback_later()
-            seconds = time.perf_counter() - started
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            seconds = time.process_time() - started
             if (peak := _peak()) > MEMORY:
                 found += f"\n{peak >> 20} MiB of memory were taken"
             if found:
@@ -183,7 +194,11 @@ def fuzz(plan: Plan, processes: int = 2) -> Tally:
     """Run all cases of a plan."""
     from bases import make_bases
 
+    from fastslow.engine.backends.cpu import library
+
     make_bases(plan.folder / "bases")
+    if plan.sanitize:
+        library.build(SANITIZED)  # once, and not in every process
     tally, cases = Tally(), plan.cases
     shares = [replace(plan, cases=cases[n::processes]) for n in range(processes)]
     with ThreadPoolExecutor(processes) as pool:
@@ -253,7 +268,7 @@ def main() -> None:
     tally = fuzz(plan)
     print(
         f"{tally.ran} cases, {tally.refused} refused in part or whole, {tally.answered} answered, {len(tally.findings)} findings in "
-        f"{time.perf_counter() - started:.0f} s; slowest {tally.slowest:.1f} s, largest "
+        f"{time.perf_counter() - started:.0f} s; slowest {tally.slowest:.1f} s of the processor, largest "
         f"{tally.largest >> 20} MiB; folder {folder}"
     )
     sys.exit(bool(tally.findings))

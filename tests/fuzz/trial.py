@@ -49,7 +49,8 @@ class Trial:
         if llm is None:
             return
         try:
-            for prompt in (IDS, TEXT, CHAT):
+            ids = [token % llm.model.config.vocab_size for token in IDS]
+            for prompt in (ids, TEXT, CHAT):
                 self._answers(llm, prompt)
         finally:
             llm.close()

@@ -39,7 +39,8 @@ def best(choices: Sequence[Completion]) -> str:
 
 
 def main(model: str) -> None:
-    short = SamplingParams(max_tokens=8, n=2)
+    short = SamplingParams(max_tokens=8, n=2, stop="###", stop_token_ids=[7])
+    listed = SamplingParams(max_tokens=8, stop=["###", "User:"])
     talk: list[dict[str, str]] = [{"role": "user", "content": "Hello"}]
     message: Message = {"role": "system", "content": "Be brief."}
     mixed: list[Prompt] = ["One, two,", [5, 6, 7], [message, *talk]]
@@ -56,12 +57,17 @@ def main(model: str) -> None:
         assert_type(llm.generate(["One", [5], [message]]), list[Output])
         assert_type(llm.chat("Hello", mode={"base": "deep", "thinking_budget": 4}), Output)
         assert_type(llm.chat([message, *talk]), Output)
+        parts: list[Message] = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
+        begun: Message = {"role": "assistant", "content": "The answer is", "prefix": True}
+        assert_type(llm.chat([*parts, begun], listed, allow_special=True), Output)
         assert_type(llm.chat(["Hello", talk], mode=["fast", doubt]), list[Output])
         pieces: list[Piece] = [*llm.stream([5, 6], mode="fast"), *llm.stream_chat(talk)]
         print("".join(piece.text for piece in pieces))
     try:
         answers = assert_type(fastslow.generate(mixed, model=model), list[Output])
         print(len(answers), assert_type(fastslow.generate("Hello", model=model), Output).text)
+        assert_type(fastslow.chat(talk, model=model, mode="fast"), Output)
+        assert_type(fastslow.chat(["Hello", talk], model=model), list[Output])
     except GenerationError as error:
         print(error, [output.text for output in error.outputs])
 

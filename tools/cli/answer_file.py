@@ -56,7 +56,7 @@ class AnswerFile:
             return [AnswerTokens(self._answer(value), [])]
         if not isinstance(value, list):
             raise ValueError(f"messages must be a list, not {type(value).__name__}")
-        check_messages(value)
+        value = check_messages(value)
         turns = [i for i, message in enumerate(value) if message["role"] == "assistant"]
         if not turns:
             raise ValueError("messages hold no assistant turn")

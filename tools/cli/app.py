@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
+from loguru import logger
 
 from fastslow.tools.cli.bench import bench
 from fastslow.tools.cli.chat import chat
@@ -70,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     Exit codes: 0; 1 the engine or the system failed; 2 the input does not fit; 130 Ctrl-C.
     """
+    _show_log()
     try:
         app(args=arguments, prog_name="fastslow")
     except KeyboardInterrupt:
@@ -78,6 +81,14 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(error, 2)
     except (OSError, RuntimeError) as error:
         _fail(error, 1)
+
+
+def _show_log() -> None:
+    """The log is off in an application; what it warns of is then said once."""
+    from fastslow.warning import FastslowWarning
+
+    logger.enable("fastslow")
+    warnings.simplefilter("ignore", FastslowWarning)
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -93,7 +93,8 @@ class CpuDecoder:
     def part_seconds(self, on: bool) -> dict[str, float]:
         """Start or stop timing the parts of a step; returns the seconds of each since last asked."""
         seconds = np.zeros(len(library.PARTS))
-        self._kernels.fs_part_seconds(self._handle, on, seconds.ctypes.data)
+        at = address("seconds", seconds, library.FLOAT64, len(library.PARTS))
+        self._kernels.fs_part_seconds(self._handle, on, at)
         return dict(zip(library.PARTS, seconds.tolist()))
 
     def bytes_for(self, groups: int | None = None) -> int:
@@ -196,9 +197,8 @@ class CpuDecoder:
             feature_layers=address("feature layers", wanted, INT64, len(features)),
             feature_values=tensor_address("features", step.features, len(seen) * width),
         )
-        library.check(
-            self._kernels.fs_step(self._handle, ctypes.byref(args)), f"a step of {T} rows"
-        )
+        if failed := self._kernels.fs_step(self._handle, ctypes.byref(args)):
+            library.check(failed, f"a step of {T} rows")
 
     @property
     def weight_bytes(self) -> int:

@@ -21,7 +21,6 @@ from ctypes import (
     c_int64,
     c_size_t,
     c_void_p,
-    sizeof,
 )
 from functools import cache
 from typing import Any
@@ -44,9 +43,11 @@ __all__ = ["VARIABLE", "build", "find_compiler", "level"]  # beside what is defi
 TILE = 32
 NO_MEMORY, UNREADABLE, REFUSED = 1, 2, 3  # what the kernels' functions return; see check.h
 PARTS = ("embed", "qkv", "attention", "out", "gate_up", "experts", "down", "head")
-INT64, INT32, FLOAT32, UINT64, UINT8, INT8, BOOL = map(
-    np.dtype, (np.int64, np.int32, np.float32, np.uint64, np.uint8, np.int8, np.bool_)
+INT64, INT32, INT8, UINT64, UINT8, BOOL, FLOAT32, FLOAT64 = map(
+    np.dtype,
+    (np.int64, np.int32, np.int8, np.uint64, np.uint8, np.bool_, np.float32, np.float64),
 )
+HALVES: dict[Any, int] = {c_int32: 1 << 31, c_int64: 1 << 63}
 # The least and the most that the kernels take, by the names of limits.h.
 LIMITS = {
     name: (int(least), int(most))
@@ -64,10 +65,8 @@ def check_limits(**sizes: int) -> None:
             raise ValueError(f"{name}={value!r} must be a whole number in {least}..{most}")
 
 
-def _whole(value: Any, kind: type[Any], name: str = "a number") -> int:
-    """A number that its C type holds; ctypes would cut it."""
-    number = operator.index(value)
-    half = 1 << (8 * sizeof(kind) - 1)
+def _check_range(name: str, number: int, half: int) -> int:
+    """The number, if its C type holds it."""
     if not -half <= number < half:
         raise ValueError(f"{name}={number} must be in {-half}..{half - 1}")
     return number
@@ -78,7 +77,7 @@ class Int32(c_int32):
 
     @classmethod
     def from_param(cls, value: Any) -> c_int32:
-        return c_int32(_whole(value, c_int32))
+        return c_int32(_check_range("argument", operator.index(value), HALVES[c_int32]))
 
 
 class Int64(c_int64):
@@ -86,24 +85,25 @@ class Int64(c_int64):
 
     @classmethod
     def from_param(cls, value: Any) -> c_int64:
-        return c_int64(_whole(value, c_int64))
+        return c_int64(_check_range("argument", operator.index(value), HALVES[c_int64]))
 
 
 class Checked(Structure):
     """A structure that is made with numbers which its fields hold."""
 
     def __init__(self, *values: Any, **fields: Any) -> None:
-        kinds = _kinds(type(self))
-        fields.update(zip(kinds, values))
-        for name, value in fields.items():
-            if (kind := kinds[name]) is c_int32 or kind is c_int64:
-                _whole(value, kind, name)
+        names, whole = _declared(type(self))
+        fields.update(zip(names, values))
+        for name, half in whole:
+            _check_range(name, fields.get(name, 0), half)
         super().__init__(**fields)
 
 
 @cache
-def _kinds(structure: type[Checked]) -> dict[str, Any]:
-    return {field[0]: field[1] for field in structure._fields_}
+def _declared(structure: type[Checked]) -> tuple[list[str], list[tuple[str, int]]]:
+    """All fields; and those that are whole numbers, with the number from which each is cut."""
+    declared = [(field[0], field[1]) for field in structure._fields_]
+    return [name for name, _ in declared], [(n, HALVES[k]) for n, k in declared if k in HALVES]
 
 
 def _fields(*groups: tuple[Any, str]) -> list[tuple[str, Any]]:
@@ -233,11 +233,15 @@ def address(name: str, array: NDArray[Any], dtype: np.dtype[Any], size: int) -> 
 
     ValueError unless it holds `size` elements of a dtype, one after the other.
     """
-    if array.dtype != dtype or array.size != size or not array.flags.c_contiguous:
+    # numpy has one object for each of these dtypes, and comparing objects is quicker
+    same = array.dtype is dtype or array.dtype == dtype
+    if not same or array.size != size or not array.flags.c_contiguous:
         how = "" if array.flags.c_contiguous else ", with gaps"
         raise ValueError(
             f"{name} must be {size} of {dtype}, not {array.size} of {array.dtype}{how}"
         )
+    if not size:
+        return 0
     found: int = array.__array_interface__["data"][0]
     return found
 

@@ -1,0 +1,117 @@
+"""Special tokens that a text only spells: they stay text, beside the marks that a template writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from fastslow.engine.params import Thinking
+from fastslow.engine.text.templates import ChatTemplate, Message
+from fastslow.engine.text.thought import ThoughtTags
+from fastslow.engine.text.vocabulary import Tokenizer
+
+SPARE = range(0xF0000, 0x10FFFE)  # for private use: no template writes these characters
+
+
+class Marks:
+    """Finds the spellings of special tokens, and of thinking tags that are single tokens.
+
+    A text is cut after the first character of each. `Tokenizer.encode_parts` reads no token across
+    a cut, so what was cut is read as text. A mark of one character cannot be cut and stays one. Where
+    a tokenizer makes a mark of other letters, such as wide ones, it gets them one at a time.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, tags: ThoughtTags | None = None) -> None:
+        self._as_matched = tokenizer.as_matched
+        special = {
+            tokenizer.token_bytes(n).decode("utf-8", "replace") for n in tokenizer.special_ids
+        }
+        single = {tag for tag in tags or () if tokenizer.token_id(tag) is not None}
+        self._every = _any_of(special | single)
+        self._special = _any_of(special - single)
+
+    def parts(self, text: str, tags: bool = True) -> list[str]:
+        """A text, cut inside every mark that it spells; without `tags`, but not inside those."""
+        pattern = self._every if tags else self._special
+        parts, begun, found = [], 0, pattern.search(text)
+        while found is not None:
+            parts.append(text[begun : found.start() + 1])
+            begun = found.start() + 1
+            found = pattern.search(text, begun)
+        parts.append(text[begun:])
+        return [piece for part in parts for piece in self._letters(part, pattern)]
+
+    def _letters(self, part: str, pattern: re.Pattern[str]) -> Iterable[str]:
+        """A part, or its letters one by one where the tokenizer would see a mark in it."""
+        matched = self._as_matched(part)
+        return part if matched is not part and pattern.search(matched) else [part]
+
+    def cut(self, message: Message, sign: str) -> Message:
+        """A message with `sign` at the cuts of all its texts. Thinking tags are part of what the
+        assistant said, and are not cut there."""
+        tags = message["role"] != "assistant"
+        cut: Message = _each_text(message, lambda text: sign.join(self.parts(text, tags)))
+        return message if cut == message else cut
+
+
+def chat_parts(
+    template: ChatTemplate, messages: Sequence[Message], thinking: Thinking, marks: Marks | None
+) -> list[str]:
+    """A chat as the template writes it, cut where messages spell `marks`.
+
+    A message with `"prefix": True` is begun and not ended: the text stops behind its content.
+
+    Args:
+        messages: as `check_messages` returns them.
+        marks: None = what is spelled is a mark too.
+
+    Raises:
+        ValueError: the template refuses the messages, or does not write the prefix as it stands.
+    """
+    texts: list[str] = []
+
+    def seen(text: str) -> str:
+        texts.append(text)
+        return text
+
+    _each_text(messages, seen)
+    spare = (chr(number) for number in SPARE if not any(chr(number) in text for text in texts))
+    cut, end = next(spare), next(spare)
+    if marks is not None:
+        messages = [marks.cut(message, cut) for message in messages]
+    *before, last = messages
+    begun = last.get("prefix")
+    if begun is not None:
+        last = {name: value for name, value in last.items() if name != "prefix"}
+    if not begun:
+        text = template.render([*before, last], thinking)
+    else:
+        last = {**last, "content": last["content"] + end}
+        whole = template.render([*before, last], thinking, add_generation_prompt=False)
+        text, *rest = whole.split(end)
+        if len(rest) != 1:
+            raise ValueError(
+                "the chat template does not write the assistant's prefix as it stands, so the answer "
+                "cannot go on from it"
+            )
+    return text.replace(json.dumps(cut)[1:-1], cut).split(cut)  # a template may have escaped it
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Matches each of the texts that has more than one character; nothing if there is none."""
+    long = sorted(text for text in texts if len(text) > 1)
+    return re.compile("|".join(map(re.escape, long)) or r"(?!)")
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """A value of JSON's kinds with every text in it changed."""
+    match value:
+        case str():
+            return change(value)
+        case Mapping():
+            return {key: _each_text(item, change) for key, item in value.items()}
+        case list() | tuple():
+            return [_each_text(item, change) for item in value]
+    return value

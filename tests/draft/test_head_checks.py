@@ -1,0 +1,224 @@
+"""Heads that would reach outside the kernels' memory, and calls that would, are refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_tools import write_kin
+from head_tools import tiny_weights, write_head
+from kernel_tools import compiled
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastslow.draft.head.config import HeadConfig, read_head
+from fastslow.draft.head.runner import KernelRunner, load_head
+from fastslow.draft.head.target import read_ends
+from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
+
+SUPPORT = Path(__file__).parents[1] / "support"
+VOCABULARY, HIDDEN = 90, 64
+FAR = 10**12
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    fields: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": HIDDEN}
+    return write_kin(tmp_path_factory.mktemp("checks") / "target", vocab_size=VOCABULARY, **fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("heads", 0, r"heads=0 must be a whole number in 1\.\.1024"),
+        ("heads", 2**31, "heads=2147483648 must be a whole number"),
+        ("heads", True, "heads=True must be a whole number"),
+        ("kv_heads", 3, "heads=2 must be a multiple of kv_heads=3"),
+        ("head_dim", 2**40, "head_dim=1099511627776 must be a whole number"),
+        ("head_dim", 15, "head_dim=15 even"),
+        ("hidden", 2**33 + 64, "hidden=8589934656 must be a whole number"),
+        ("neurons", 0, "neurons=0 must be a whole number"),
+        ("window", 2**31, r"window=2147483648 must be a whole number in 1\.\.16777216"),
+        ("window", 2**32 + 512, "window=4294967808 must be a whole number"),
+        ("window", 0, "window=0 must be a whole number"),
+        ("vocabulary", 2**32 + 10, "vocabulary=4294967306 must be a whole number"),
+        ("prompt", 2**64, "prompt=18446744073709551616 must be a whole number"),
+        ("layers", [0, -1], "must name at least one target layer"),
+        ("layers", [], "must name at least one target layer"),
+        ("layers", "01", "must name at least one target layer"),
+        ("layers", [0.5], "must name at least one target layer"),
+        ("layers", [0] * 2**15, "inputs=2097152 must be a whole number"),
+        ("rope_theta", 0.0, "rope_theta=0.0 must be a number above 0"),
+        ("rope_theta", "a", "rope_theta='a' must be a number above 0"),
+        ("eps", float("nan"), "eps=nan must be a number above 0"),
+        ("eps", float("inf"), "eps=inf must be a number above 0"),
+    ],
+)
+def test_a_shape_beyond_the_limits_is_refused(
+    target: Path, tmp_path: Path, field: str, value: Any, sentence: str
+) -> None:
+    config, weights = tiny_weights(target)
+    fields = asdict(config) | {"layers": list(config.layers), field: value}
+    path = tmp_path / "head.safetensors"
+    save_file(weights, path, {"kind": "fastslow-head", "config": json.dumps(fields)})
+    with pytest.raises(ValueError, match=f"head {path}: .*{sentence}"):
+        read_head(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("tokens", lambda t: t - 100, "token -.* of tensor tokens must be at least 0"),
+        ("tokens", lambda t: t.double(), "tensor tokens is of torch.float64, and must hold whole"),
+        ("qkv", lambda t: t.to(torch.int8), "tensor qkv is of torch.int8, and must hold floats"),
+    ],
+)
+def test_tensors_of_other_numbers_are_refused(
+    target: Path, tmp_path: Path, name: str, change: Callable[[Tensor], Tensor], sentence: str
+) -> None:
+    config, weights = tiny_weights(target)
+    path = write_head(tmp_path / "h", config, weights | {name: change(weights[name])})
+    with pytest.raises(ValueError, match=sentence):
+        load_head(path, target)
+
+
+MANY_HEADS = """
+import sys, pathlib, torch
+from fastslow.draft.head.runner import load_head
+from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
+try:
+    head = load_head(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
+except ValueError as error:
+    print(error)
+    raise SystemExit
+text = head.open(0)
+rows = NewRows([text], [40], [int(sys.argv[3])] * 40, torch.randn(40, 128))
+print(head.grow(rows, TreeLimits([8], 4, 4, [0.0])))
+"""
+
+
+def in_a_child(path: Path, target: Path, after: int) -> str:
+    """What loading a head and drafting prints, in a process of its own, which may crash."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_HEADS, str(path), str(target), str(after)],
+        env={**os.environ, "PYTHONPATH": str(SUPPORT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+@compiled
+@pytest.mark.parametrize("heads", [65, 1024])
+def test_more_query_heads_than_a_stack_has_room_for_are_no_crash(
+    target: Path, tmp_path: Path, heads: int
+) -> None:
+    config, _ = tiny_weights(target)
+    wide = replace(config, heads=heads, kv_heads=1, head_dim=16)
+    weights = {name: torch.randn(shape) * 0.1 for name, shape in wide.shapes().items()}
+    weights["tokens"] = torch.arange(wide.vocabulary)
+    path = write_head(tmp_path / "wide.safetensors", wide, weights)
+    said = f"heads_per_kv_head={heads} must be a whole number in 1..64"
+    assert said in in_a_child(path, target, 5)
+
+
+@compiled
+def test_negative_drafted_tokens_are_no_crash(target: Path, tmp_path: Path) -> None:
+    config, weights = tiny_weights(target)
+    some = weights["tokens"].clone()
+    some[0] = -1
+    path = write_head(tmp_path / "negative.safetensors", config, weights | {"tokens": some})
+    assert "must be at least 0" in in_a_child(path, target, 5)
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("changes", "tokens", "sentence"),
+    [
+        ({"heads": 130, "kv_heads": 2, "head_dim": 4}, 0, "heads_per_kv_head=65 must be"),
+        ({"window": 2**31}, 0, "window=2147483648 must be"),
+        ({}, -1, "drafted token -1 must be in 0..89"),
+        ({}, 90, "drafted token 90 must be in 0..89"),
+    ],
+)
+def test_the_kernels_refuse_such_heads_themselves(
+    target: Path,
+    changes: dict[str, Any],
+    tokens: int,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where Python's own checks are left out."""
+    config, _ = tiny_weights(target)
+    config = replace(config, **changes)
+    monkeypatch.setattr(HeadConfig, "check", lambda self: None)
+    ends = read_ends(target)
+    if tokens:
+        ends = replace(ends, head=torch.cat([ends.head, ends.head]))  # has rows for any of them
+    weights = {name: torch.zeros(shape) for name, shape in config.shapes().items()}
+    weights["tokens"] = torch.arange(config.vocabulary)
+    weights["tokens"][-1] = tokens or config.vocabulary
+    with pytest.raises(ValueError, match=sentence):
+        KernelRunner(config, weights, ends)
+
+
+@compiled
+def test_calls_that_reach_outside_are_refused_and_the_next_one_drafts(target: Path) -> None:
+    head = KernelRunner(*tiny_weights(target), read_ends(target))
+    torch.manual_seed(0)
+    features = torch.randn(3, 2 * HIDDEN)
+    text = head.open(0)
+
+    def grow(
+        texts: list[int], sizes: list[int], after: list[int], nodes: list[int], **limits: int
+    ) -> Any:
+        bounds = TreeLimits(
+            nodes, limits.get("width", 2), limits.get("depth", 3), [0.0] * len(nodes)
+        )
+        return head.grow(NewRows(texts, sizes, after, features[: len(after)]), bounds)
+
+    want = grow([text], [3], [1, 2, 3], [6])
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: grow([text], [3], [1, 2, -3], [6]), r"token -3 must be in 0\.\.89"),
+        (lambda: grow([text], [3], [1, 2, FAR], [6]), "token 1000000000000 must be"),
+        (lambda: grow([text], [2], [1, 2, 3], [6]), "texts take 2 rows, and 3 are given"),
+        (lambda: grow([text], [FAR], [1, 2, 3], [6]), "number of rows 1000000000000 must be"),
+        (lambda: grow([text], [-1], [1], [6]), "number of rows -1 must be"),
+        (lambda: grow([text, text], [1, 2], [1, 2, 3], [6, 6]), f"text {text} comes twice"),
+        (lambda: grow([7], [1], [1], [6]), "text 7 is not open"),
+        (lambda: grow([text], [1], [1], [-6]), "number of nodes -6 must be"),
+        (lambda: grow([text], [1], [1], [2**40]), "nodes=1099511627776 must be"),
+        (lambda: grow([text], [1], [1], [6], width=0), "width=0 must be"),
+        (lambda: grow([text], [1], [1], [6], width=2**31), "width=2147483648 must be"),
+        (lambda: grow([text], [1], [1], [6], depth=-1), "depth=-1 must be|nodes=-1 must be"),
+        (lambda: head.read(NewRows([text], [1], [90], features[:1])), "token 90 must be"),
+        (lambda: head.read(NewRows([text], [1], [9], features[:2])), "features must be 128 of"),
+        (lambda: head.advance([text], [-1]), "token -1 must be"),
+        (lambda: head.advance([text, text], [1, 2]), "comes twice"),
+        (lambda: head.advance([head.open(0)], [1]), "has no row to draft from"),
+        (lambda: head.logits(99), "text 99 is not open"),
+        (lambda: head.skip(text, -1), r"position=-1 must be in 0\.\.16777216"),
+        (lambda: head.open(2**24 + 1), "position=16777217 must be"),
+        (lambda: head.fork(text, 4), "position=-1 must be"),
+        (lambda: head.fork(text, -1), "drop=-1 must be at least 0"),
+        (lambda: head.extend_vocab(text, [-1], torch.zeros(1, HIDDEN)), "token -1 must be"),
+        (
+            lambda: head.extend_vocab(text, [1, 2], torch.zeros(1, HIDDEN)),
+            "rows of the head must be",
+        ),
+    ]
+    for call, sentence in calls:
+        with pytest.raises(ValueError, match=sentence):
+            call()
+    assert grow([text], [0], [], [6]) == want

@@ -1,0 +1,140 @@
+"""Token ids beside the model's vocabulary come through no door: the model would read foreign memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_moge
+from loguru import logger
+from tokenizers import AddedToken, Tokenizer
+from tokenizers_tiny import write_bpe
+
+from fastslow import LLM, Mode, SamplingParams, Speculation
+from fastslow.draft.suffix.corpus import save
+from fastslow.draft.suffix.documents import Documents, depths
+
+VOCAB = 320
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{{ ending }}"
+NEW = "<new>"  # id 320: added to the tokenizer, and the embedding was not resized
+FEW = SamplingParams(max_tokens=4, ignore_eos=True)
+
+
+def write(folder: Path, *added: str, template: str = TEMPLATE, **config: Any) -> Path:
+    write_bpe(folder, template, VOCAB)
+    path = folder / "tokenizer.json"
+    library = Tokenizer.from_file(str(path))
+    library.add_tokens([AddedToken(piece, normalized=False) for piece in added])
+    library.save(str(path))
+    return write_moge(folder, vocab=VOCAB, num_hidden_layers=1, **config)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("added"), NEW)
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    with LLM(folder, kv_memory="2MiB", progress=False) as llm:
+        yield llm
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="WARNING", format="{message}")
+    yield lines
+    logger.remove(sink)
+
+
+OUTSIDE = r"^the prompt holds '<new>', whose token id 320 is outside the vocabulary 0\.\.319"
+
+
+def test_an_added_token_that_nobody_uses_does_no_harm(folder: Path, log: list[str]) -> None:
+    with LLM(folder, kv_memory="2MiB", progress=False) as llm:
+        assert len(llm.chat("hello", FEW).token_ids) == 4
+    assert sum("added tokens 320 to 320 lie outside" in line for line in log) == 1
+
+
+@pytest.mark.parametrize("prompt", [f"a{NEW}b", [{"role": "user", "content": f"a{NEW}b"}]])
+def test_a_prompt_with_such_a_token_is_refused(llm: LLM, prompt: Any) -> None:
+    for call in (llm.generate, llm.stream):
+        with pytest.raises(ValueError, match=OUTSIDE):
+            call(prompt, FEW)
+    assert len(llm.generate([5, 6], FEW).token_ids) == 4
+
+
+@pytest.mark.parametrize("token", [320, -1, 2**31, 2**64, True, 5.0, "5", None])
+def test_ids_that_are_given_are_checked(llm: LLM, token: Any) -> None:
+    with pytest.raises(ValueError, match=r"^prompt token 1 is .*, not an id in 0\.\.319$"):
+        llm.generate([5, token], FEW)
+
+
+def test_what_the_template_writes_is_checked(tmp_path: Path) -> None:
+    folder = write(tmp_path, NEW, template=TEMPLATE.replace("ending", f"'{NEW}'"))
+    with (
+        LLM(folder, kv_memory="2MiB", progress=False) as llm,
+        pytest.raises(ValueError, match=OUTSIDE),
+    ):
+        llm.chat("hello", FEW)
+
+
+def test_a_closing_phrase_is_checked(tmp_path: Path) -> None:
+    folder = write(tmp_path, NEW, template=TEMPLATE.replace("ending", "'<think>'"))
+    with LLM(folder, kv_memory="2MiB", progress=False) as llm:
+        for budget in (0, 3):
+            mode = Mode(thinking_budget=budget, closing=f"so{NEW}")
+            with pytest.raises(ValueError, match=r"^closing='so<new>' holds token id 320, outside"):
+                llm.chat("hello", FEW, mode=mode)
+
+
+def test_thinking_tags_outside_the_vocabulary(tmp_path: Path, log: list[str]) -> None:
+    folder = write(tmp_path, "<reason>", "</reason>")
+    tags = ("<reason>", "</reason>")
+    with pytest.raises(ValueError, match=r"^thinking tag '</reason>' is a token outside"):
+        LLM(folder, kv_memory="2MiB", progress=False, thinking_tags=tags)
+    (folder / "fastslow.json").write_text(json.dumps({"thinking_tags": tags}))
+    with LLM(folder, kv_memory="2MiB", progress=False) as llm:
+        assert len(llm.chat("hello", FEW, mode="deep").token_ids) == 4
+    assert any("the model does not think" in line for line in log)
+
+
+def test_a_tokenizer_of_a_larger_model_is_refused(tmp_path: Path) -> None:
+    write_bpe(tmp_path, TEMPLATE, 400)
+    write_moge(tmp_path, vocab=300, num_hidden_layers=1)
+    with pytest.raises(ValueError, match=r"ids reach to \d+, but the model's vocab_size is 300$"):
+        LLM(tmp_path, kv_memory="2MiB", progress=False)
+
+
+def test_end_tokens_outside_the_vocabulary_end_nothing(tmp_path: Path, log: list[str]) -> None:
+    folder = write(tmp_path)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 320, 4294967296]}')
+    with LLM(folder, kv_memory="2MiB", progress=False) as llm:
+        assert llm.generate([5], SamplingParams(min_tokens=2, max_tokens=4)).token_ids
+    assert any(line.startswith("end tokens [320, 4294967296] are outside") for line in log)
+
+
+def test_a_corpus_with_such_tokens_is_refused(llm: LLM, tmp_path: Path) -> None:
+    documents = Documents()
+    documents.add([5, 6, 320, 7])
+    assert llm.tokenizer is not None
+    save(tmp_path / "c", documents, llm.tokenizer.vocab(), depths(321))
+    with pytest.raises(
+        ValueError, match=r"c holds token id 320, outside the model's vocab_size of 320"
+    ):
+        llm.generate([5, 6], FEW, speculation=Speculation(drafter="suffix", corpus=tmp_path / "c"))
+
+
+def test_a_draft_model_with_such_tokens_is_refused(tmp_path: Path) -> None:
+    target, draft = write(tmp_path / "target"), write(tmp_path / "draft", NEW)
+    wish = Speculation(drafter="model", model=draft)
+    said = "token ids reach to 320, and a vocab_size is 320$"
+    with (
+        LLM(target, kv_memory="2MiB", progress=False) as llm,
+        pytest.raises(ValueError, match=said),
+    ):
+        llm.generate([5], FEW, speculation=wish)
