@@ -116,7 +116,7 @@ def test_settings_come_back(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ("{", "is not valid JSON"),
-        ("[" * 100_000, "nests deeper than 64"),
+        ("[" * 100_000, "nests deeper than 64 lists and objects"),
         ("[]", "must hold a JSON object, not a list"),
         ("{}", "version=None is not 1"),
         ('{"version": 2, "speculation": {}}', "version=2 is not 1"),
