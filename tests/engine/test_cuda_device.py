@@ -307,14 +307,6 @@ def test_attention_takes_bounded_memory(name: str, monkeypatch: pytest.MonkeyPat
     assert max(products) <= most
 
 
-def test_one_row_of_each_text_is_not_filled_up() -> None:
-    """Plain decoding; the rows of a run are 1 wherever there are as many rows as runs."""
-    _, _, _, tables = attention(4, 2, [(1, 300), (1, 5)])
-    assert tables.tensors[1].shape == (2, 1)
-    _, _, _, tables = attention(4, 2, [(2, 300), (1, 5)])
-    assert tables.tensors[1].shape == (2, 16)
-
-
 def test_a_tail_is_read_a_few_lines_at_a_time(
     cuda: FakeCuda, moge: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,7 +87,6 @@ def layer_72b(plan: CheckPlan) -> Finding:
         why = "quick" if plan.quick else f"{format_bytes(room)} of memory are free"
         found.lines.append(f"smaller than the model's, {fields['num_experts']} experts: {why}")
     rate = bandwidth(place.device, plan.quick)
-    found.lines.append(f"memory bandwidth, by copying: {rate / 1e9:.1f} GB/s")
     logits: list[torch.Tensor] = []
     times: dict[str, dict[int, dict[str, float]]] = {}
     for n, kind in enumerate(("floats", "w8a8")):
@@ -99,23 +98,25 @@ def layer_72b(plan: CheckPlan) -> Finding:
         for rows in ROWS:
             plan.say(n / 2 + 0.3, f"{name}: {rows} texts")
             seconds, out = measured(model, rows, 3 if plan.quick else 8)
+            rate = max(rate, bandwidth(place.device, plan.quick))  # others may disturb one
             moved = touched(config, rows) * size
-            times[name][rows] = {
-                "ms": round(seconds * 1e3, 3),
-                "bandwidth_share": round(moved / seconds / rate, 3),
-            }
+            times[name][rows] = {"ms": round(seconds * 1e3, 3), "bytes": moved}
             if rows == 8:
                 logits.append(out)
             if not bool(out.isfinite().all()):
                 found.passed = False
                 found.lines.append(f"{name}, {rows} texts: logits are not finite")
-        shown = (
-            f"{r}: {x['ms']:.2f} ms ({x['bandwidth_share']:.0%})" for r, x in times[name].items()
-        )
-        found.lines.append(f"{name}, texts: time (share of the bandwidth) {', '.join(shown)}")
         if kind == "w8a8" and isinstance(model, PagedDecoder) and not model.ops.runs_int8:
             found.lines.append("W8A8 is multiplied out on this device: its share counts int8 bytes")
         del model
+    found.lines.append(f"memory bandwidth, by copying: {rate / 1e9:.1f} GB/s")
+    for name, found_times in times.items():
+        for one in found_times.values():
+            one["bandwidth_share"] = round(one["bytes"] / one["ms"] * 1e3 / rate, 3)
+        shown = (
+            f"{r}: {x['ms']:.2f} ms ({x['bandwidth_share']:.0%})" for r, x in found_times.items()
+        )
+        found.lines.append(f"{name}, texts: time (share of the bandwidth) {', '.join(shown)}")
     apart = float((logits[0] - logits[1]).norm() / logits[0].norm())
     found.lines.append(f"W8A8 differs from floats by {apart:.1%} (limit {APART:.0%})")
     found.figures = {
@@ -125,7 +126,10 @@ def layer_72b(plan: CheckPlan) -> Finding:
         "w8a8_apart": apart if isfinite(apart) else None,
     }
     found.passed = found.passed is not False and 0 < apart <= APART
-    found.advice = "run it again with --dtype float32 where the device has it, and report this file"
+    found.advice = (
+        "where the part exact passes, this shape or W8A8 is at fault, not the whole device: report this "
+        "file, and run W8A8 checkpoints with quantization='none' until then"
+    )
     return found
 
 
@@ -133,7 +137,8 @@ def build(config: ModelConfig, plan: CheckPlan, int8: bool) -> Model:
     """The layer on the device, its weights made as they are asked for: no file is read."""
     place = choose_device(plan.device)
     shapes = tensor_shapes(config)
-    noise = torch.randn(NOISE if not plan.quick else 1 << 20, generator=torch.manual_seed(0))
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(NOISE if not plan.quick else 1 << 20, generator=random)
     names = {name: n for n, name in enumerate(shapes)}
 
     def read(name: str) -> torch.Tensor:
@@ -146,6 +151,8 @@ def build(config: ModelConfig, plan: CheckPlan, int8: bool) -> Model:
         flat = enough[start : start + count].view(shape)
         if name.endswith("router_scale"):
             return flat.abs() + 1
+        if name.endswith(".bias"):  # small, or every text would choose the same experts
+            return flat * 0.02
         return flat * (shape[-1] ** -0.5 if len(shape) > 1 and "embed" not in name else 0.5)
 
     def linear(name: str) -> QuantLinear | None:

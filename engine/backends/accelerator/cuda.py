@@ -141,7 +141,6 @@ class CudaOps(PagedOps):
         starts = np.array([0, *runs.query_ends])
         sizes = np.diff(starts)
         most = self.graph_rows if rows <= self.graph_rows * len(sizes) else self.most_rows
-        most = 1 if rows == len(sizes) else most
         most = max(most, int(sizes.max()))
         steps = np.arange(most)
         side = np.minimum(starts[:-1, None] + steps, starts[1:, None] - 1)
