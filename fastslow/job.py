@@ -118,6 +118,8 @@ class PromptJob:
         Raises:
             RuntimeError: it runs in another process, as it does for all that wait.
         """
+        if self.done:  # as a copy in a forked process may be
+            return True
         self._home.check()
         with self._news:
             return self._news.wait_for(lambda: self.done, timeout)

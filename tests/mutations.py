@@ -534,8 +534,8 @@ MUTATIONS = (
     swap(
         "prompts with a target wait behind others",
         "engine/core/scheduler.py",
-        "skipped else int(request.target is None), request.arrival",
-        "skipped else 0, request.arrival",
+        "return int(request.target is None), request.pending > 1",
+        "return 0, request.pending > 1",
         ("tests/engine/test_targets.py",),
     ),
     swap(

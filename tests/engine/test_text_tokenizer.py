@@ -232,7 +232,7 @@ def test_a_folder_without_tokenizer(tmp_path: Path) -> None:
     [
         ("tokenizer.json", "{", "is not valid JSON"),
         ("tokenizer.json", "[]", "must hold a JSON object, not a list"),
-        ("tokenizer.json", "[" * 10**6, "nests deeper than 64"),
+        ("tokenizer.json", "[" * 10**6, "is not valid JSON|nests deeper"),
         ("tokenizer.json", '{"model": {"type": "evil"}}', "is not a tokenizer"),
         ("tokenizer.model", "", "is not a SentencePiece model"),
         ("tokenizer.model", "garbage", "is not a SentencePiece model"),
@@ -317,7 +317,7 @@ def test_numbers_that_no_library_can_hold(tmp_path: Path, number: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(path.read_text("utf-8").replace('"id":0', f'"id":{number}', 1), "utf-8")
     path.write_text(path.read_text("utf-8").replace('"id": 0', f'"id": {number}', 1), "utf-8")
-    with pytest.raises(ValueError, match="is not a tokenizer: "):
+    with pytest.raises(ValueError, match="is not a tokenizer: |has a number of 400 digits"):
         load_tokenizer(tmp_path)
 
 

@@ -176,11 +176,9 @@ def build(config: ModelConfig, plan: CheckPlan, int8: bool) -> Model:
     if int8:
         formats = Formats.w8a8(torch.bfloat16, kept, "lm_head.weight")
     arena = Arena.of(config, formats)
-    packed = store.create(
-        plan.folder / f"layer-{formats.name}-1.packed",
-        arena,
-        Sources(source, lambda name: None, quantised),
-    )
+    path = plan.folder / f"layer-{formats.name}-1.packed"
+    sources = Sources(source, lambda name: None, quantised)
+    packed = store.create(path, arena, sources, lambda: path)
     return CpuDecoder(config, formats, arena, packed)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from fastslow.call import Prompt
     from fastslow.llm import LLM
 
-AT_ONCE = 64  # prompts that the engine knows of; it batches them
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 SHOWN, MEASURED = ("text", "reasoning", "finish_reason"), ("mode", "tokens", "tokens_per_second")
 
@@ -65,20 +63,16 @@ class PromptFile:
         return self._run(llm, jobs)
 
     def _run(self, llm: LLM, jobs: Sequence[tuple[Prompt, dict[str, Any]]]) -> Iterator[Output]:
-        def answer(prompt: Prompt, call: dict[str, Any]) -> Output:
-            try:
-                return llm.generate(prompt, **call, progress=False)
-            except GenerationError as error:  # its line tells; the others go on
-                return error.outputs[0]
-
-        pool = ThreadPoolExecutor(min(AT_ONCE, len(jobs)))
+        handles = [llm.submit(prompt, **call) for prompt, call in jobs]
         try:
-            waiting = [pool.submit(answer, *job) for job in jobs]
-            shown = waiting if sys.stdout.isatty() else bar(waiting, "Answering")
-            for future in shown:
-                yield future.result()
-        finally:  # after Ctrl-C the threads end when the model is closed
-            pool.shutdown(wait=False, cancel_futures=True)
+            for handle in handles if sys.stdout.isatty() else bar(handles, "Answering"):
+                try:
+                    yield handle.result()
+                except GenerationError as error:  # its line tells; the others go on
+                    yield error.outputs[0]
+        finally:  # after Ctrl-C
+            for handle in handles:
+                handle.cancel()
 
     def _call(self, llm: LLM, own: Record) -> dict[str, Any]:
         """Keyword arguments for a line."""
