@@ -17,7 +17,7 @@ from checkpoints import write_moge
 from head_tools import tiny_weights, write_head
 from tokenizers_tiny import write_bpe
 
-from fastslow.llm import LLM
+from fastslow.handle import RequestHandle
 from fastslow.tools.cli.app import main
 
 ASKED = "What is 4827 + 396?"  # abacus thinks it out and says 5223
@@ -143,16 +143,16 @@ def test_a_request_that_fails_does_not_take_the_others_along(
 ) -> None:
     from fastslow.output import GenerationError
 
-    real = LLM.generate
+    real = RequestHandle.result
 
-    def failing(self: LLM, prompt: Any, *arguments: Any, **options: Any) -> Any:
-        output = real(self, prompt, *arguments, **options)
-        if "1 + 1" not in prompt[-1]["content"]:
+    def failing(handle: RequestHandle, timeout: float | None = None) -> Any:
+        output = real(handle, timeout)
+        if "1 + 1" not in str(output.prompt):
             return output
         object.__setattr__(output.choices[0], "error", "it broke")
         raise GenerationError("1 request(s) failed", [output])
 
-    monkeypatch.setattr(LLM, "generate", failing)
+    monkeypatch.setattr(RequestHandle, "result", failing)
     path = write_lines(tmp_path / "p.txt", "What is 1 + 1?", ASKED)
     assert generate("--file", path) == 1
     first, second = records(capsys)

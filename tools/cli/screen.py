@@ -43,6 +43,7 @@ def show(table: Table) -> None:
 
 def quiet_log() -> None:
     """The engine's log as plain lines on standard error: a reader of answers needs no timestamps."""
+    logger.enable("fastslow")
     logger.remove()
     logger.add(_log, level="INFO", format="{message}")
 
