@@ -16,7 +16,7 @@ from injected import LISTENERS, Caller, Failure, Injected, inject
 from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
-from fastslow.handle import RequestHandle
+from fastslow.engine.sampling.stop import Stopper
 from fastslow.llm import LLM
 from fastslow.output import GenerationError, Output
 
@@ -147,14 +147,14 @@ def test_a_listener_that_raises_leaves_nobody_waiting(
     llm: LLM, right: list[int], often: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first of a batch: those behind it are told, and it is told itself."""
-    real, tries = RequestHandle._piece, itertools.count()
+    real, tries = Stopper.news, itertools.count()
 
-    def piece(handle: RequestHandle, request: Any) -> Any:
-        if request.params.seed == 5 and next(tries) < often:
+    def news(stopper: Stopper) -> str:
+        if stopper._params.seed == 5 and next(tries) < often:
             raise RuntimeError("the text is torn")
-        return real(handle, request)
+        return real(stopper)
 
-    monkeypatch.setattr(RequestHandle, "_piece", piece)
+    monkeypatch.setattr(Stopper, "news", news)
     torn = Caller(lambda: list(llm.stream("one two", TEN.model_copy(update={"seed": 5}))))
     others = [Caller(lambda: list(llm.stream("one two", TEN))) for _ in range(2)]
     assert all(one.ended(WAIT) for one in (torn, *others))
