@@ -40,8 +40,14 @@ def environment(**more: str) -> dict[str, str]:
 def run(folder: Path, what: str, **more: str) -> None:
     """One of the programs of support/processes.py."""
     command = [sys.executable, str(SUPPORT / "processes.py"), str(folder), what]
-    options = {"capture_output": True, "text": True, "timeout": PATIENCE, "check": False}
-    done = subprocess.run(command, env=environment(**more), **options)
+    done = subprocess.run(
+        command,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -3,10 +3,10 @@ folder and the name of one of these functions."""
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import weakref
@@ -20,7 +20,7 @@ from fastslow import LLM, SamplingParams
 
 FOLDER = sys.argv[1] if len(sys.argv) > 1 else ""
 FEW = SamplingParams(max_tokens=6, ignore_eos=True)
-PATIENCE = 30  # seconds for a child; then it tells where it is, and ends
+PATIENCE = 30  # seconds for a child
 
 
 def make() -> LLM:
@@ -44,10 +44,11 @@ def refused(call: Callable[[], object]) -> None:
 def in_child(work: Callable[[], object]) -> None:
     """Run it in a forked process, which then ends as a program does."""
     if (pid := os.fork()) == 0:
-        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+        signal.alarm(PATIENCE)
         work()
         sys.exit(0)
-    assert os.waitpid(pid, 0)[1] == 0, "the child failed"
+    ended = os.waitpid(pid, 0)[1]
+    assert ended == 0, f"the child ended with status {ended}"
 
 
 def fork() -> None:
@@ -117,17 +118,16 @@ def busy() -> None:
 
 def shared() -> None:
     """`fastslow.generate` in a child: the parent's models stay there; its lock may be held."""
-    options = {"model": FOLDER, "kv_memory": "4MiB", "progress": False}
 
     def answer() -> list[int]:
-        out: fastslow.Output = fastslow.generate("one two", FEW, **options)
+        out = fastslow.generate("one two", FEW, model=FOLDER, kv_memory="4MiB", progress=False)
         return out.token_ids
 
     right = answer()
     with fastslow.api._loading:  # as another thread would that loads
         pid = os.fork()
     if pid == 0:
-        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+        signal.alarm(PATIENCE)
         assert answer() == right == answer()
         sys.exit(0)
     assert os.waitpid(pid, 0)[1] == 0 and answer() == right
