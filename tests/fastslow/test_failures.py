@@ -206,7 +206,7 @@ def calls(llm: LLM) -> list[Callable[[], Any]]:
     def leave() -> None:
         list(islice(llm.stream("one two", TEN), 2))
 
-    drafts = [
+    drafts: list[str | Speculation] = [
         Speculation(drafter="suffix", nodes=4),
         Speculation(drafter="self", nodes=4),
         "suffix",
