@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ SUPPORT = Path(__file__).parents[1] / "support"
 VOCAB = 320
 PATIENCE = 120  # seconds for a process
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,14 @@ def run(folder: Path, what: str, **more: str) -> None:
 
 
 @forks
-@pytest.mark.parametrize("kernels", ["native", "off"])
-@pytest.mark.parametrize("what", ["fork", "drop", "busy"])
+@pytest.mark.parametrize(
+    ("what", "kernels"),
+    [
+        ("fork", "native"),
+        *(slow(what, "native") for what in ("drop", "busy")),
+        *(slow(what, "off") for what in ("fork", "drop", "busy")),
+    ],
+)
 def test_an_llm_answers_in_its_own_process_and_a_new_one_in_a_forked_one(
     folder: Path, what: str, kernels: str
 ) -> None:
@@ -65,17 +73,19 @@ def test_generate_loads_its_model_again_in_a_forked_process(folder: Path) -> Non
     run(folder, "shared")
 
 
+@pytest.mark.slow
 @forks
 def test_a_forked_process_leaves_the_ranks_of_its_parent_alone(folder: Path) -> None:
     run(folder, "ranks")
 
 
+@pytest.mark.slow
 def test_a_spawned_process_answers(folder: Path) -> None:
     run(folder, "spawn")
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-@pytest.mark.parametrize("kernels", ["native", "off"])
+@pytest.mark.parametrize("kernels", ["native", slow("off")])
 def test_a_cell_that_is_run_again_keeps_no_model(folder: Path, kernels: str) -> None:
     run(folder, "notebook", FASTSLOW_KERNELS=kernels)
 
@@ -84,7 +94,9 @@ def test_a_cell_that_is_run_again_keeps_no_model(folder: Path, kernels: str) -> 
 @pytest.mark.skipif(
     importlib.util.find_spec("gunicorn") is None, reason="gunicorn is not installed"
 )
-@pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["each", "preload"])
+@pytest.mark.parametrize(
+    "preload", [slow([], id="each"), pytest.param(["--preload"], id="preload")]
+)
 def test_workers_of_gunicorn_answer(folder: Path, preload: list[str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
