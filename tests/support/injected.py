@@ -20,22 +20,17 @@ from fastslow.llm import LLM
 from fastslow.policies.speculation.planner import AdaptiveLength, FixedLength
 
 BUDGET = ("begin", "rows", "share", "take", "nodes")
-SCHEDULER: tuple[str, ...] = ("add", "add_first", "next", "room", "restart", "remove")
-CACHE: tuple[str, ...] = (
-    "open",
-    "reserve",
-    "close",
-    "advance",
-    "commit",
-    "slots",
-    "room",
-    "stop_publishing",
+SCHEDULER = ("add", "add_first", "next", "room", "restart", "remove")
+CACHE = (
+    *("open", "reserve", "close", "advance", "commit", "slots", "room", "stop_publishing"),
+    *("free_for", "pages_for", "dp_rank", "holds", "clear_prefix", "check_integrity"),
 )
-CACHE += ("free_for", "pages_for", "dp_rank", "holds", "clear_prefix", "check_integrity")
 DRAFTER = ("propose", "wants", "read", "commit", "release")
 COSTS = ("seconds", "draft_seconds", "admit", "note", "value")
-STEP: tuple[str, ...] = ("lay_rows", "target_probs", "accept", "cut_where_unsure", "note_logprobs")
-STEP += ("read_features", "committed_features")
+STEP = (
+    *("lay_rows", "target_probs", "accept", "cut_where_unsure", "note_logprobs"),
+    *("read_features", "committed_features"),
+)
 POLICY = ("plan", "survival", "record")
 LISTENERS = ("Request.tell", "ChoiceHandle._on_step")  # who never hears cannot be told
 
