@@ -37,7 +37,7 @@ def _one_sentence(said: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"{said}: {error}") from None
+        raise ValueError(f"{said}: {' '.join(str(error).split()):.200}") from None
 
 
 def _check_charsmap(path: Path) -> None:
