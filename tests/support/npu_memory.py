@@ -24,6 +24,7 @@ aten = torch.ops.aten
 NATIVE = {  # torch-npu's own, for they only ask for memory
     *(aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default),
     *(aten.new_empty.default, aten.detach.default, aten.record_stream.default),
+    aten.view.dtype,
 }
 graphs = torch_npu.npu.graphs
 
