@@ -221,8 +221,14 @@ class PromptJob:
             calls, self._waiters = self._waiters, []
             if self.done:
                 calls, self._watchers = calls + self._watchers, []
+                for choice in self._choices:  # a circle would keep a dropped LLM until a collection
+                    choice.news = _nothing
         for call in calls:
             call()
+
+
+def _nothing() -> None:
+    """Nobody waits for more."""
 
 
 def start(jobs: Sequence[PromptJob]) -> None:

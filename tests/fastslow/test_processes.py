@@ -23,6 +23,7 @@ from fastslow.llm import LLM
 SUPPORT = Path(__file__).parents[1] / "support"
 VOCAB = 320
 PATIENCE = 120  # seconds for a process
+WAIT = 60  # seconds for an answer
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 slow = partial(pytest.param, marks=pytest.mark.slow)
 
@@ -133,14 +134,15 @@ def _get(url: str) -> str:
 def test_an_answer_in_flight_of_a_dropped_llm_ends(folder: Path) -> None:
     llm = LLM(folder, kv_memory="4MiB", progress=False)
     params = SamplingParams(max_tokens=490, ignore_eos=True)
-    handle = llm._requests.build("one two", params, "deep", "auto", streaming=True)[0]
-    llm._worker.submit([handle.request])
-    assert handle.next() is not None
+    handle = llm.submit("one two", params)
+    left = llm.stream("one two", params)
+    assert next(left).token_ids
     thread, model = llm._worker._thread, weakref.ref(llm.model)
-    del llm
-    assert handle.wait().finish_reason == "cancelled"
+    del llm, left
+    assert handle.result(WAIT).finish_reason == "length"  # who holds a handle waits for it
     thread.join(10)
     assert not thread.is_alive() and model() is None
+    assert handle.result().finish_reason == "length"
 
 
 def test_a_broken_llm_that_is_dropped_is_freed(folder: Path) -> None:
