@@ -173,12 +173,16 @@ def _huge(size: int) -> NDArray[np.uint8] | None:
 
 
 def create(
-    path: Path | None, arena: Arena, sources: Sources, now: Callable[[], Path | None]
+    path: Path | None,
+    arena: Arena,
+    sources: Sources,
+    now: Callable[[], Path | None] | None = None,
 ) -> PackedFile:
     """Pack into a new file and map it; older packings of the same folder go.
 
     Small models, and all where the cache cannot be written, are packed into memory. now: the path that
-    the folder's contents ask for; it is another one if they changed while they were packed.
+    the folder's contents ask for; it is another one if they changed while they were packed. None: they
+    cannot change.
     """
     if path is None:
         return _in_memory(arena, sources)
@@ -197,7 +201,7 @@ def create(
         whole.flush()
         del whole
         made.chmod(0o644)
-        if now() != path:
+        if now is not None and now() != path:
             raise OSError("the checkpoint was changed while it was packed")
         os.replace(made, path)
         for old in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
