@@ -30,6 +30,7 @@ def _kept_as(kind: Any) -> GetPydanticSchema:
     """For a field whose values are kept as `kind`, though type checkers allow more to be given."""
     return GetPydanticSchema(lambda _given, schema_of: schema_of(kind))
 
+
 MOST = 2**31 - 1  # of any count: more means no more than "all", and sums of such numbers stay exact
 LATENCY_MS = 0.001, 86_400_000  # up to a day
 
