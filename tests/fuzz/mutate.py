@@ -298,7 +298,7 @@ def gguf_numbers(data: bytes) -> Iterator[tuple[str, int, int]]:
         at += 8 + size
         yield f"{key} axes", at, 4
         axes = struct.unpack_from("<I", data, at)[0]
-        for n in range(axes):
+        for n in range(min(axes, 8)):  # an earlier damage may have made it larger
             yield f"{key} size", at + 4 + 8 * n, 8
         at += 4 + 8 * axes
         yield f"{key} type", at, 4
