@@ -289,6 +289,8 @@ def gguf_numbers(data: bytes) -> Iterator[tuple[str, int, int]]:
             if n < 4:
                 yield f"{key} value", at, 8 if kind == 8 else SIZES[kind]
             at += 8 + size if kind == 8 else SIZES[kind]
+            if at > len(data):
+                raise ValueError("an earlier damage made it longer than the file")
     for _ in range(tensors):
         size = struct.unpack_from("<Q", data, at)[0]
         key = data[at + 8 : at + 8 + size].decode()
@@ -296,7 +298,7 @@ def gguf_numbers(data: bytes) -> Iterator[tuple[str, int, int]]:
         at += 8 + size
         yield f"{key} axes", at, 4
         axes = struct.unpack_from("<I", data, at)[0]
-        for n in range(axes):
+        for n in range(min(axes, 8)):  # an earlier damage may have made it larger
             yield f"{key} size", at + 4 + 8 * n, 8
         at += 4 + 8 * axes
         yield f"{key} type", at, 4
