@@ -191,6 +191,7 @@ from loguru import logger
 lines = []
 logger.add(lambda message: lines.append(message.record["message"]), level="INFO")
 from fastslow.engine.backends.cpu.library import available
+logger.enable("fastslow")
 assert not available() and not available()
 assert len(lines) == 1 and "plain torch runs instead of the CPU kernels" in lines[0], lines
 assert "no C++ compiler was found" in lines[0]

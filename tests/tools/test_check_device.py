@@ -45,7 +45,7 @@ def plan_for(folder: Path, device: str = "cpu") -> CheckPlan:
 def test_the_cpu_passes(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     code, text = check("cpu", "--quick", "--json", str(path))
-    assert code == 0 and text.rstrip().endswith(f"cpu passed\nreport in {path}"), text
+    assert code == 0 and f"cpu passed\nreport in {path}" in text, text
     report = json.loads(path.read_text("utf-8"))
     assert report["passed"] and report["complete"] and report["versions"]["torch"]
     exact, recorded, memory, speed, one = report["parts"]
