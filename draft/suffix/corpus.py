@@ -9,6 +9,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,8 @@ class KernelSearch:
             library.address(name, arrays[name], library.INT32, arrays[name].size)
             for name in ("tokens", "order", "buckets")
         ]
-        places = library.CPlaces(*given, len(arrays["buckets"]))
+        counts = len(arrays["tokens"]), len(arrays["order"])
+        places = library.CPlaces(*given, *counts, int(arrays["tokens"].max()) + 1)
         self._find = kernels.fs_find_runs
         self._places = ctypes.byref(places)
         self._make_room(0)
@@ -225,7 +227,10 @@ class KernelSearch:
 
 
 class BisectSearch:
-    """Python's own bisection; the key of a place is the bytes of the tokens before it."""
+    """Python's own bisection; the key of a place is the bytes of the tokens before it.
+
+    The file may be written over while it is mapped: as in the kernels, no number of it leads outside.
+    """
 
     def __init__(self, sealed: Sealed) -> None:
         self._memory = sealed.memory
@@ -234,13 +239,14 @@ class BisectSearch:
         self._text = sealed.arrays["tokens"].data
         self._order = sealed.arrays["order"].data
         self._buckets = sealed.arrays["buckets"].data
+        self._ids = int(sealed.arrays["tokens"].max()) + 1
 
     def find(self, recent: list[int], ahead: int) -> SuffixMatch:
         last = recent[-1]
-        if not 0 <= last < len(self._buckets):
+        if not 0 <= last < self._ids:
             return NO_MATCH
-        low, high = self._buckets[last, 0], self._buckets[last, 1]
-        if low == high:
+        low, high = (min(max(self._buckets[last, i], 0), len(self._order)) for i in range(2))
+        if low >= high:
             return NO_MATCH
         key = array("i", recent[: -MAX_MATCH - 1 : -1]).tobytes()
         order = self._order
@@ -261,9 +267,11 @@ class BisectSearch:
 
     def _run(self, place: int, ahead: int) -> array[int]:
         """Up to `ahead` tokens that came next at a place, until its text ends."""
+        place = min(max(place, 0), len(self._text))
         run = self._text[max(0, place - ahead) : place].tolist()
         run.reverse()
-        return array("i", run[: run.index(END)] if END in run else run)
+        known = takewhile(lambda token: 0 <= token < self._ids, run)  # END is -1
+        return array("i", known)
 
     def _around(self, key: bytes, low: int, at: int, high: int) -> tuple[int, int]:
         """The slots in low..high whose places have `key` before them; they touch `at`."""
@@ -283,7 +291,7 @@ class BisectSearch:
         memory, base = self._memory, self._base
 
         def read(place: int) -> bytes:
-            begin = base + WIDTH * place
+            begin = base + WIDTH * max(place, 0)
             return memory[begin : begin + size]
 
         return read

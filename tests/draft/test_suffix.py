@@ -350,3 +350,24 @@ def test_narrowed_runs_are_what_a_new_search_finds(tmp_path: Path) -> None:
                 assert left == sorted(map(list, again.runs))
                 compared += 1
     assert compared > 20
+
+
+@pytest.mark.usefixtures("searched")
+@pytest.mark.parametrize("name", ["tokens", "order", "buckets"])
+def test_a_corpus_that_is_written_over_in_use_says_tokens_all_the_same(
+    tmp_path: Path, name: str
+) -> None:
+    """It was checked when it was opened; a wild number in it then was an address in the kernels."""
+    texts = [story(n, 80) for n in range(6)]
+    corpus = stored(tmp_path, texts)
+    sealed = read_sealed(tmp_path / "c")
+    at, count = sealed.offsets[name], sealed.arrays[name].size
+    edge = len(sealed.arrays["tokens"]) - 1
+    for value in (2**31 - 1, -(2**31), LETTERS, edge, 0):
+        with (tmp_path / "c").open("r+b") as file:
+            file.seek(at)
+            file.write(np.full(count, value, np.int32).tobytes())
+        for text in texts:
+            for end in range(1, len(text)):
+                for run in corpus.find(text[:end], 20).runs:
+                    assert len(run) <= 20 and all(0 <= token < LETTERS for token in run)

@@ -160,7 +160,11 @@ class DraftArgs(Checked):
 
 
 class CPlaces(Checked):
-    _fields_ = _fields((c_void_p, "tokens order buckets"), (c_int32, "ids"))
+    _fields_ = _fields(
+        (c_void_p, "tokens order buckets"),
+        (c_int64, "token_count order_count"),
+        (c_int32, "ids"),
+    )
 
 
 TEXT = [c_void_p, Int64]  # a head's handle and the number of one of its texts

@@ -25,12 +25,12 @@ void fs_find_runs(const Places* places, const int32_t* text, int size, int longe
     found[1] = (int32_t)count;
     int32_t *sizes = found + 2, *runs = sizes + taken;
     for (int64_t i = 0; i < taken; i++) {  // they lie far apart: one wait for all
-        const int64_t place = places->order[match.first + i * count / taken];
+        const int64_t place = places->place(match.first + i * count / taken);
         for (int64_t n = 1; n <= std::min<int64_t>(ahead, place); n += LINE)
             __builtin_prefetch(places->tokens + place - n);
     }
     for (int64_t i = 0; i < taken; i++) {
-        sizes[i] = (int32_t)copy_run(*places, places->order[match.first + i * count / taken], ahead, runs);
+        sizes[i] = (int32_t)copy_run(*places, places->place(match.first + i * count / taken), ahead, runs);
         runs += sizes[i];
     }
 }

@@ -6,7 +6,6 @@ namespace fastslow {
 
 namespace {
 
-constexpr int32_t END = -1;  // its bytes come after those of every id
 constexpr int DEEPEST = 64;  // probes of a search, each of which halves an interval
 
 struct Key {
@@ -14,17 +13,19 @@ struct Key {
     const int32_t* end;
     int size;
 
-    const int32_t* run(int64_t slot) const { return places.tokens + places.order[slot]; }
-
     int common(int64_t slot) const {
-        const int32_t* there = run(slot);
+        const int64_t place = places.place(slot);
+        const int32_t* there = places.tokens + place;
+        const int most = (int)std::min<int64_t>(size, places.token_count - place);
         int n = 0;
-        while (n < size && there[n] == end[-1 - n] && there[n] != END) n++;
+        while (n < most && there[n] == end[-1 - n] && there[n] >= 0) n++;  // -1 ends a text
         return n;
     }
 
     bool after(int64_t slot, int shared) const {
-        return shared < size && __builtin_bswap32(run(slot)[shared]) < __builtin_bswap32(end[-1 - shared]);
+        const int64_t at = places.place(slot) + shared;
+        if (shared >= size || at >= places.token_count) return false;
+        return __builtin_bswap32(places.tokens[at]) < __builtin_bswap32(end[-1 - shared]);
     }
 };
 
@@ -53,7 +54,8 @@ struct Probe {
 Match longest_match(const Places& places, const int32_t* text_end, int size) {
     const int32_t last = text_end[-1];
     if (last < 0 || last >= places.ids) return {0, 0, 0};
-    const int64_t low = places.buckets[last][0], high = places.buckets[last][1];
+    const int64_t low = std::clamp<int64_t>(places.buckets[last][0], 0, places.order_count);
+    const int64_t high = std::clamp<int64_t>(places.buckets[last][1], low, places.order_count);
     const Key key{places, text_end, size};
     Probe lefts[DEEPEST], rights[DEEPEST];
     int left = 0, right = 0, length = 0;
@@ -89,7 +91,11 @@ Match longest_match(const Places& places, const int32_t* text_end, int size) {
 
 int64_t copy_run(const Places& places, int64_t place, int64_t ahead, int32_t* out) {
     int64_t n = 0;
-    for (; n < ahead && n < place && places.tokens[place - 1 - n] != END; n++) out[n] = places.tokens[place - 1 - n];
+    for (; n < ahead && n < place; n++) {
+        const int32_t token = places.tokens[place - 1 - n];
+        if (token < 0 || token >= places.ids) break;
+        out[n] = token;
+    }
     return n;
 }
 
