@@ -12,6 +12,8 @@ from fastslow.engine.params import Mode, Params, nearest
 
 NESTED = "sampling", "speculation", "escalate"  # fields that have fields of their own
 NAMING = "name", "base", "description", "auto"  # fields that are a mode's own
+MOST_MODES = 1000  # that a file or a call gives
+MOST_BASES = 32  # one above the other
 CHANGED = "*"  # ends the name of a preset that a call changed
 
 Fields = Mapping[str, Any]
@@ -165,6 +167,8 @@ def _joined(modes: Mapping[str, Mode], layer: Any, groups: int) -> dict[str, Mod
     """The presets with those of a layer on top."""
     if not isinstance(layer, Mapping):
         raise ValueError(f"modes={shown(layer)} must be a valid dictionary")
+    if len(layer) > MOST_MODES:
+        raise ValueError(f"modes has {len(layer)} presets, and {MOST_MODES} are the most")
     given: dict[str, Fields] = {}
     for name, fields in layer.items():
         if not isinstance(fields, Mode | Mapping):
@@ -184,6 +188,8 @@ def _made(
         raise ValueError(
             f"mode {shown(name)}: base goes round in a circle, {shown(' > '.join((*on, name)))[1:-1]}"
         )
+    if len(on) > MOST_BASES:
+        raise ValueError(f"mode {shown(on[0])} has more than {MOST_BASES} bases above each other")
     fields = given.get(name)
     if fields is None:
         return _named(name, {**below, **dict.fromkeys(given, Mode())})

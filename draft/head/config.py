@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastslow.engine.backends.cpu.draft_head import DraftShape
 from fastslow.engine.backends.cpu.library import LIMITS, check_limits
+from fastslow.engine.host.files import parse_object, shown
 
 KIND = "fastslow-head"
 NORMS = ("embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm")
@@ -59,14 +60,15 @@ class HeadConfig(DraftShape):
         """ValueError in one sentence for a file that is no draft head."""
         found = dict(metadata or {})
         if found.get("kind") != KIND:
-            raise ValueError(f"metadata field kind={found.get('kind')!r} must be {KIND!r}")
+            raise ValueError(f"metadata field kind={shown(found.get('kind'))} must be {KIND!r}")
         try:
-            values: dict[str, Any] = {"prompt": 0, **json.loads(found.get("config", ""))}
+            read = parse_object(found.get("config", ""), "it")
+            values: dict[str, Any] = {"prompt": 0, **read}
             known = {field.name: values[field.name] for field in fields(cls)}
             config = cls(**known | {"layers": tuple(known["layers"])})
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"metadata field config lacks a field or is damaged: {error}"
+                f"metadata field config lacks a field or is damaged: {error!s:.200}"
             ) from None
         config.check()
         return config
@@ -77,10 +79,10 @@ class HeadConfig(DraftShape):
         check_limits(vocabulary=self.vocabulary)
         most = LIMITS["position"][1]
         if type(self.prompt) is not int or not 0 <= self.prompt <= most:
-            raise ValueError(f"prompt={self.prompt!r} must be a whole number in 0..{most}")
+            raise ValueError(f"prompt={shown(self.prompt)} must be a whole number in 0..{most}")
         least = min(self.layers, default=-1) if all(type(n) is int for n in self.layers) else -1
         if least < 0:
-            raise ValueError(f"layers={self.layers!r} must name at least one target layer")
+            raise ValueError(f"layers={shown(self.layers)} must name at least one target layer")
         check_limits(inputs=len(self.layers) * self.hidden)
 
 

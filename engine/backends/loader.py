@@ -21,7 +21,7 @@ from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.cpu.library import level
 from fastslow.engine.backends.cpu.packed import Arena, ReadBlocks, Sources
 from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
-from fastslow.engine.host.files import is_file
+from fastslow.engine.host.files import is_file, shown
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint, blocks
@@ -64,7 +64,7 @@ def load_model(
     does not hold the model its config.json describes.
     """
     if kv_dtype not in KV_DTYPES:
-        raise ValueError(f"kv_dtype {kv_dtype!r} is not one of {', '.join(KV_DTYPES)}")
+        raise ValueError(f"kv_dtype {shown(kv_dtype)} is not one of {', '.join(KV_DTYPES)}")
     config = ModelConfig.from_folder(Path(folder))
     place = choose_device(device)
     where = place.device
@@ -192,7 +192,7 @@ def pick_dtype(
     name = str(dtype).removeprefix("torch.")
     own = (config.dtype or "float32") if name == "auto" else name
     if own not in DTYPES:
-        raise ValueError(f"dtype {own!r} is not one of auto, {', '.join(DTYPES)}")
+        raise ValueError(f"dtype {shown(own)} is not one of auto, {', '.join(DTYPES)}")
     if name != "auto":
         return DTYPES[own]
     if own == "float16" and place.kind == "cpu":

@@ -60,6 +60,13 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("rope_theta", "a", "rope_theta='a' must be a number above 0"),
         ("eps", float("nan"), "eps=nan must be a number above 0"),
         ("eps", float("inf"), "eps=inf must be a number above 0"),
+        ("eps", 10**39, "eps=1000000000000000000000000000000000000000 must be a number above 0"),
+        ("eps", 10**400, "it has a number of 401 digits"),
+        ("rope_theta", 10**400, "it has a number of 401 digits"),
+        ("layers", [-1] * 10**5, "must name at least one target layer"),
+        ("prompt", "x" * 10**5, "must be a whole number"),
+        ("hidden", "x" * 10**5, "must be a whole number"),
+        ("eps", "x" * 10**5, "must be a number above 0"),
     ],
 )
 def test_a_shape_beyond_the_limits_is_refused(
@@ -69,8 +76,9 @@ def test_a_shape_beyond_the_limits_is_refused(
     fields = asdict(config) | {"layers": list(config.layers), field: value}
     path = tmp_path / "head.safetensors"
     save_file(weights, path, {"kind": "fastslow-head", "config": json.dumps(fields)})
-    with pytest.raises(ValueError, match=f"head {path}: .*{sentence}"):
+    with pytest.raises(ValueError, match=f"head {path}: .*{sentence}") as caught:
         read_head(path)
+    assert len(str(caught.value)) < len(str(path)) + 300
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,12 @@ def test_the_users_presets_come_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("own", "pattern"),
     [
+        pytest.param(
+            {f"m{i}": {"base": f"m{i + 1}"} for i in range(1000)},
+            "mode 'm0' has more than 32 bases",
+            id="a long chain",
+        ),
+        pytest.param({f"m{i}": {} for i in range(1001)}, "has 1001 presets", id="many"),
         ({"a": {"base": "b"}, "b": {"base": "a"}}, r"base goes round in a circle, a > b > a$"),
         ({"a": {"base": "depp"}}, r"^modes: mode='depp' is unknown; did you mean 'deep'\?$"),
         ({"a": 5}, r"^modes: modes\.a=5 must be a valid dictionary$"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import weakref
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,12 @@ from torch import Tensor
 from fastslow.engine.backends.cpu import library, packed
 from fastslow.engine.backends.cpu.formats import Format, float_format
 from fastslow.engine.backends.cpu.library import FLOAT32, INT64, address, tensor_address
+from fastslow.engine.host.files import shown
 from fastslow.engine.model.row_file import RowFile
 from fastslow.engine.types import Floats, Ints, Tree
 
 PADDING = 4096  # kernels fetch past the end of a matrix
+MOST = 1e30  # of rope_theta and eps, which the kernels hold as floats
 SIZES = ("hidden", "heads", "kv_heads", "head_dim", "neurons", "window")
 
 
@@ -57,8 +58,8 @@ class DraftShape:
             heads_per_kv_head=self.heads // self.kv_heads, inputs=self.heads * self.head_dim
         )
         for name, value in (("rope_theta", self.rope_theta), ("eps", self.eps)):
-            if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise ValueError(f"{name}={value!r} must be a number above 0")
+            if type(value) not in (int, float) or not 0 < value <= MOST:
+                raise ValueError(f"{name}={shown(value)} must be a number above 0, at most {MOST:g}")
 
 
 class NewRows(NamedTuple):

@@ -38,6 +38,7 @@ from fastslow.engine.backends.cpu.kernel_cache import (
     level,
     load,
 )
+from fastslow.engine.host.files import shown
 
 __all__ = ["VARIABLE", "build", "find_compiler", "level"]  # beside what is defined here
 TILE = 32
@@ -62,7 +63,7 @@ def check_limits(**sizes: int) -> None:
     for name, value in sizes.items():
         least, most = LIMITS[name]
         if type(value) is not int or not least <= value <= most:
-            raise ValueError(f"{name}={value!r} must be a whole number in {least}..{most}")
+            raise ValueError(f"{name}={shown(value)} must be a whole number in {least}..{most}")
 
 
 def _check_range(name: str, number: int, half: int) -> int:
