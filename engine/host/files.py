@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MOST_BYTES = 64 << 20  # of a JSON file; an index of 140,000 tensors has a quarter of them
 MOST_DEPTH = 64  # lists and objects inside each other
 MOST_DIGITS = 40  # of a whole number; tokenizer_config.json often has one of 31
+READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 SHOWN = 80  # characters of a value in a message
 
 
@@ -37,6 +40,19 @@ def is_file(path: Path) -> bool:
     return False
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A file, open for reading. OSError where there is none, or something else of this name: a FIFO
+    would keep its reader waiting for ever, and a device has no end."""
+    number = os.open(path, READ)
+    try:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        return os.fdopen(number, "rb")
+    except BaseException:
+        os.close(number)
+        raise
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`, empty when there is no such file.
 
@@ -46,7 +62,7 @@ def read_object(path: Path) -> dict[str, Any]:
     if not is_file(path):
         return {}
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
@@ -92,7 +108,7 @@ def _check_depth(value: Any) -> None:
 
 def shown(value: object) -> str:
     """A value as a message shows it: of a long one only the beginning."""
-    text = repr(value)
+    text = repr(value).replace("\n", " ")  # an array's has lines
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gguf import GGMLQuantizationType, dequantize
 from safetensors.torch import save_file
@@ -55,7 +56,7 @@ def official_name(name: str) -> str:
 
 def config_json(meta: dict[str, Any], tied: bool) -> dict[str, Any]:
     """config.json of the dense model. ValueError if the file holds no llama model."""
-    arch = meta.get("general.architecture")
+    arch = text(meta, "general.architecture", default=None)
     if arch != "llama":
         raise ValueError(f"gguf general.architecture must be 'llama', got {shown(arch)}")
     heads, kv_heads = _heads(meta)
@@ -206,11 +207,11 @@ def pre_tokenizer(name: str) -> PreTokenizer:
 
 def build_tokenizer(meta: dict[str, Any]) -> Tokenizer:
     """Byte-level BPE tokenizer from GGUF metadata; control tokens become special tokens."""
-    model = meta.get("tokenizer.ggml.model")
+    model = text(meta, "tokenizer.ggml.model", default=None)
     if model != "gpt2":
         raise ValueError(f"gguf tokenizer.ggml.model must be 'gpt2', got {shown(model)}")
     tokens, kinds = _tokens(meta), meta.get("tokenizer.ggml.token_type")
-    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+    if not isinstance(kinds, np.ndarray) or len(kinds) != len(tokens):
         raise ValueError(
             f"tokenizer.ggml.token_type {shown(kinds)} must be a list of {len(tokens)} numbers"
         )
@@ -225,11 +226,11 @@ def build_tokenizer(meta: dict[str, Any]) -> Tokenizer:
         tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs))
     except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
         raise ValueError(f"tokenizer.ggml.merges: {error!s:.99}") from None
-    tokenizer.pre_tokenizer = pre_tokenizer(meta.get("tokenizer.ggml.pre", "default"))
+    tokenizer.pre_tokenizer = pre_tokenizer(text(meta, "tokenizer.ggml.pre", None) or "default")
     tokenizer.decoder = decoders.ByteLevel()
     special = [
         AddedToken(token, special=True, normalized=False)
-        for token, kind in zip(tokens, kinds)
+        for token, kind in zip(tokens, kinds.tolist())
         if kind == CONTROL
     ]
     tokenizer.add_special_tokens(special)

@@ -18,7 +18,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from fastslow.engine.host.files import shown
+from fastslow.engine.host.files import open_file, shown
 
 MAGIC = b"GGUF"
 VERSIONS = 2, 3
@@ -26,6 +26,12 @@ TEXT, ARRAY = 8, 9
 NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd"))  # value type -> struct's
 LEAST_FIELD, LEAST_TENSOR, LEAST_TEXT = 13, 24, 8  # bytes that one takes
 MOST_AXES = 4
+MOST_HEADER = (
+    256 << 20
+)  # bytes before the tensors; a vocabulary of 256,000 with its merges has 15 MB
+MOST_TEXT, MOST_NAME = 16 << 20, 1000  # bytes of a value, and of a field's or a tensor's name
+MOST_ITEMS = 4_000_000  # of all arrays
+MOST_FIELDS, MOST_TENSORS = 10_000, 100_000
 MOST_ALIGNMENT = 1 << 20
 
 
@@ -41,7 +47,7 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """fields: the header's values by key, as Python has them."""
+    """fields: the header's values by key, as Python has them; arrays of numbers are views of the file."""
 
     fields: dict[str, Any]
     tensors: list[GgufTensor]
@@ -50,7 +56,7 @@ class GgufFile:
     def read(cls, path: Path) -> GgufFile:
         """Map a file and read its header. ValueError in one sentence for one that is damaged."""
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: an empty file
             raise ValueError(f"{path} cannot be read: {error}") from None
@@ -66,6 +72,7 @@ class _Reader:
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
         self._at = 0
+        self._items = 0  # of the arrays so far
 
     def file(self) -> GgufFile:
         if self._take(4, "its magic") != MAGIC:
@@ -74,11 +81,11 @@ class _Reader:
         if version not in VERSIONS:
             raise ValueError(f"version {version} is not 2 or 3")
         tensors, fields = self._numbers("QQ", "its counts")
-        self._room(tensors, LEAST_TENSOR, "tensors")
-        self._room(fields, LEAST_FIELD, "fields")
+        self._room(tensors, LEAST_TENSOR, MOST_TENSORS, "tensors")
+        self._room(fields, LEAST_FIELD, MOST_FIELDS, "fields")
         found: dict[str, Any] = {}
         for _ in range(fields):
-            key = self._text("a field's name")
+            key = self._text("a field's name", MOST_NAME)
             if key in found:
                 raise ValueError(f"field {key:.99} is there twice")
             found[key] = self._value(key)
@@ -92,7 +99,7 @@ class _Reader:
 
     def _facts(self) -> tuple[str, GGMLQuantizationType, tuple[int, ...], int]:
         """Name, type, shape and offset of a tensor."""
-        name = self._text("a tensor's name")
+        name = self._text("a tensor's name", MOST_NAME)
         (axes,) = self._numbers("I", f"tensor {name:.99}")
         if not 1 <= axes <= MOST_AXES:
             raise ValueError(f"tensor {name:.99} has {axes} axes, not 1 to {MOST_AXES}")
@@ -135,31 +142,47 @@ class _Reader:
         if kind != ARRAY:
             return self._numbers(self._letter(kind, key), f"field {key:.99}")[0]
         kind, count = self._numbers("IQ", f"field {key:.99}")
+        most = MOST_ITEMS - self._items
         if kind == TEXT:
-            self._room(count, LEAST_TEXT, f"texts of field {key:.99}")
+            self._room(count, LEAST_TEXT, most, f"texts of field {key:.99}")
+            self._items += count
             return [self._text(f"field {key:.99}") for _ in range(count)]
-        letter = self._letter(kind, key)
-        self._room(count, struct.calcsize(letter), f"numbers of field {key:.99}")
-        return list(self._numbers(f"{count}{letter}", f"field {key:.99}"))
+        dtype = np.dtype(f"<{self._letter(kind, key)}")
+        self._room(count, dtype.itemsize, most, f"numbers of field {key:.99}")
+        self._items += count
+        begin = self._skip(count * dtype.itemsize, MOST_HEADER, f"field {key:.99}")
+        return np.frombuffer(self._memory, dtype, count, begin) if count else np.empty(0, dtype)
 
     def _letter(self, kind: int, key: str) -> str:
         if kind not in NUMBERS:
             raise ValueError(f"field {key:.99} is of the unknown type {kind}")
         return NUMBERS[kind]
 
-    def _text(self, what: str) -> str:
+    def _text(self, what: str, most: int = MOST_TEXT) -> str:
         (size,) = self._numbers("Q", what)
-        return self._take(size, what).decode("utf-8")
+        begin = self._skip(size, most, what)
+        return self._memory[begin : begin + size].decode("utf-8")
 
     def _numbers(self, form: str, what: str) -> tuple[Any, ...]:
         return struct.unpack(f"<{form}", self._take(struct.calcsize(f"<{form}"), what))
 
     def _take(self, size: int, what: str) -> bytes:
-        if size > len(self._memory) - self._at:
-            raise ValueError(f"{what} reaches past the end of the file")
-        self._at += size
-        return self._memory[self._at - size : self._at]
+        begin = self._skip(size, MOST_HEADER, what)
+        return self._memory[begin : begin + size]
 
-    def _room(self, count: int, least: int, what: str) -> None:
+    def _skip(self, size: int, most: int, what: str) -> int:
+        """Where the next bytes begin, which are behind us now."""
+        begin, self._at = self._at, self._at + size
+        if self._at > len(self._memory):
+            raise ValueError(f"{what} reaches past the end of the file")
+        if size > most:
+            raise ValueError(f"{what} has {size} bytes, and {most} are the most")
+        if self._at > MOST_HEADER:
+            raise ValueError(f"its header has more than {MOST_HEADER} bytes")
+        return begin
+
+    def _room(self, count: int, least: int, most: int, what: str) -> None:
         if count * least > len(self._memory) - self._at:
             raise ValueError(f"{count} {what} are more than there is room for in the file")
+        if count > most:
+            raise ValueError(f"{count} {what} are too many, {most} are the most")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from fastslow.models import gguf_file
 from fastslow.models.gguf import gguf_to_dense
 from fastslow.models.gguf_file import GgufFile
 
@@ -32,8 +34,9 @@ def number(data: bytes, name: str, value: int) -> bytes:
     return data[:at] + value.to_bytes(size, "little") + data[at + size :]
 
 
-def refused(path: Path, data: bytes, message: str) -> None:
-    path.write_bytes(data)
+def refused(path: Path, data: bytes, message: str, mode: str = "wb") -> None:
+    with path.open(mode) as file:
+        file.write(data)
     tracemalloc.start()
     with pytest.raises(ValueError, match=message) as caught:
         gguf_to_dense(path, path.parent / "out")
@@ -110,7 +113,8 @@ def test_what_the_library_reads_is_read(tmp_path: Path, good: bytes) -> None:
     """Every field and tensor as in gguf's own reader."""
     (tmp_path / "good.gguf").write_bytes(good)
     ours, theirs = GgufFile.read(tmp_path / "good.gguf"), gguf.GGUFReader(tmp_path / "good.gguf")
-    assert {k: v for k, v in ours.fields.items() if k != "general.architecture"} == {
+    plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in ours.fields.items()}
+    assert {k: v for k, v in plain.items() if k != "general.architecture"} == {
         name: field.contents()
         for name, field in theirs.fields.items()
         if not name.startswith("GGUF.") and name != "general.architecture"
@@ -124,3 +128,47 @@ def test_what_the_library_reads_is_read(tmp_path: Path, good: bytes) -> None:
     assert struct.unpack("<I", good[4:8]) == (3,) and np.isfinite(
         ours.fields["llama.rope.freq_base"]
     )
+
+
+def text(size: int) -> bytes:
+    return struct.pack("<Q", size)
+
+
+def field(key: bytes, kind: int, value: bytes) -> bytes:
+    """A file whose only field is this one."""
+    return (
+        b"GGUF"
+        + struct.pack("<IQQ", 3, 0, 1)
+        + text(len(key))
+        + key
+        + kind.to_bytes(4, "little")
+        + value
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (field(b"x", 8, text(3 << 30)), "field x has 3221225472 bytes, and 16777216 are the most"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text(2 << 30), "a field's name has 2147483648"),
+        (field(b"x", 9, struct.pack("<IQ", 8, 1 << 27)), "134217728 texts of field x are too many"),
+        (field(b"x", 9, struct.pack("<IQ", 0, 1 << 31)), "2147483648 numbers of field x are too"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2_000_000, 0), "2000000 tensors are too many, 100000"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 26), "67108864 fields are too many, 10000"),
+    ],
+)
+def test_a_header_has_limits_of_its_own(tmp_path: Path, data: bytes, message: str) -> None:
+    """The file has the room: most of it is a hole."""
+    path = tmp_path / "bad.gguf"
+    path.touch()
+    os.truncate(path, 4 << 30)
+    refused(path, data, message, "r+b")
+
+
+def test_arrays_and_headers_add_up(
+    tmp_path: Path, good: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_file, "MOST_ITEMS", 300)  # there are 261 texts, and 261 numbers
+    refused(tmp_path / "bad.gguf", good, "numbers of field .* are too many")
+    monkeypatch.setattr(gguf_file, "MOST_HEADER", 500)
+    refused(tmp_path / "bad.gguf", good, "its header has more than 500 bytes")

@@ -59,7 +59,9 @@ class DraftShape:
         )
         for name, value in (("rope_theta", self.rope_theta), ("eps", self.eps)):
             if type(value) not in (int, float) or not 0 < value <= MOST:
-                raise ValueError(f"{name}={shown(value)} must be a number above 0, at most {MOST:g}")
+                raise ValueError(
+                    f"{name}={shown(value)} must be a number above 0, at most {MOST:g}"
+                )
 
 
 class NewRows(NamedTuple):
