@@ -66,6 +66,16 @@ def replaced_by_link(path: Path) -> None:
     path.symlink_to(other)
 
 
+def replaced_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def replaced_by_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def given_away(path: Path) -> None:
     os.chown(path, STRANGER, -1)
 
@@ -76,6 +86,8 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda path: path.write_bytes(b""), "it is damaged"),
     (lambda path: path.chmod(0o777), r"others may write to it \(mode 777\)"),
     (replaced_by_link, "symbolic links"),
+    (replaced_by_folder, "it is no file"),
+    (replaced_by_fifo, "it is no file"),
 ]
 
 
@@ -241,3 +253,12 @@ def test_a_cache_that_cannot_be_written_says_so(root: Path) -> None:
     root.write_text("a file where the folder should be")
     with pytest.raises(RuntimeError, match="kernels cannot be kept in .*FASTSLOW_CACHE"):
         build("plain")
+
+
+def test_a_folder_in_a_librarys_place_that_is_not_empty_stays(root: Path) -> None:
+    path = build("plain")
+    replaced_by_folder(path)
+    (path / "mine").touch()
+    with pytest.raises(RuntimeError, match="the CPU kernels could not be kept in"):
+        build("plain")
+    assert (path / "mine").exists()

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -184,8 +185,10 @@ def _open(path: Path) -> int:
     try:
         facts = os.fstat(number)
         reason = _others(facts) if stat.S_ISREG(facts.st_mode) else "it is no file"
-        with open(number, "rb", closefd=False) as file:
-            data = b"" if reason else file.read()
+        data = b""
+        if not reason:  # to open a folder raises
+            with open(number, "rb", closefd=False) as file:
+                data = file.read()
     except BaseException:
         os.close(number)
         raise
@@ -253,6 +256,8 @@ def _compile(compiler: str, flags: list[str], target: Path) -> None:
         with whole.open("ab") as file:  # what follows its sections is nothing to a linker
             file.write(digest)
         whole.chmod(0o755)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            target.rmdir()  # a file, a link or a FIFO is replaced, a folder would not be
         whole.replace(target)
 
 
