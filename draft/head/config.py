@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fastslow.engine.backends.cpu.draft_head import DraftShape
 from fastslow.engine.backends.cpu.library import LIMITS, check_limits
-from fastslow.engine.host.files import parse_object, shown
+from fastslow.engine.host.files import open_file, parse_object, shown
 
 KIND = "fastslow-head"
 NORMS = ("embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm")
@@ -86,9 +87,17 @@ class HeadConfig(DraftShape):
         check_limits(inputs=len(self.layers) * self.hidden)
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """OSError or SafetensorError where it cannot be read."""
+    open_file(path).close()  # the library would wait for a FIFO
+    with safe_open(path, framework="pt") as file:
+        yield file
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """A head file's metadata: kind, config, target (a fingerprint), provenance."""
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         return dict(file.metadata() or {})
 
 
@@ -99,7 +108,7 @@ def read_head(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
         ValueError: one sentence about what is wrong with the file.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             config = HeadConfig.from_metadata(file.metadata())
             names = set(file.keys())
             weights = {name: file.get_tensor(name) for name in config.shapes() if name in names}

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from fastslow.engine.host.files import parse_object
+from fastslow.engine.host.files import open_file, parse_object
 
 UNSEALED = b"0" * 64
 MARK = b'"seal":"'
@@ -69,7 +69,7 @@ def read_sealed(path: Path) -> Sealed:
         ValueError: there is no such file, or it is not exactly what was written.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise ValueError(f"{path} cannot be read: {error}") from None

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fastslow.draft.head.config import read_head
+from fastslow.draft.suffix.sealed import read_sealed
+from fastslow.engine.backends.cpu.store import _known
 from fastslow.engine.host import files
-from fastslow.engine.host.files import MOST_DEPTH, MOST_DIGITS, no_panic, parse_object, read_object
+from fastslow.engine.host.files import (
+    MOST_DEPTH,
+    MOST_DIGITS,
+    no_panic,
+    open_file,
+    parse_object,
+    read_object,
+)
+from fastslow.models.gguf_file import GgufFile
 
 
 def nested(depth: int) -> str:
@@ -84,3 +97,23 @@ def test_a_panic_of_a_library_is_a_sentence(tmp_path: Path) -> None:
         raise KeyError("not meant")
     with pytest.raises(KeyboardInterrupt), no_panic(Path("x")):
         raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)],
+    ids=["fifo", "folder", "device"],
+)
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    """Each reader says so at once: a FIFO without a writer blocks whoever opens it."""
+    make(path := tmp_path / "odd")
+    with pytest.raises(OSError, match="it is no file"):
+        open_file(path)
+    with pytest.raises(ValueError, match="odd cannot be read: .*it is no file"):
+        read_sealed(path)
+    with pytest.raises(ValueError, match="odd cannot be read: .*it is no file"):
+        read_head(path)
+    with pytest.raises(ValueError, match="odd cannot be read: .*it is no file"):
+        GgufFile.read(path)
+    assert _known(path) == {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ import torch
 from loguru import logger
 from torch import Tensor
 
+from fastslow.engine.host.files import parse_object
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.tools.convert.teacher import KV, Teacher
 
@@ -72,7 +72,7 @@ def read_file(path: Path) -> list[str]:
         text = file.read()
     name = path.name.removesuffix(".gz")
     if name.endswith(".jsonl"):
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        rows = [parse_object(line, str(path)) for line in text.split("\n") if line.strip()]
         return ["\n".join([*row.get("turns", []), *row.get("reference", [])]) for row in rows]
     if name.endswith((".html", ".htm")):
         return [tidy(plain(text))]

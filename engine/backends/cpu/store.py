@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fastslow.engine.backends.cpu.library import checksum
 from fastslow.engine.backends.cpu.packed import Arena, Sources
-from fastslow.engine.host.files import cache_folder
+from fastslow.engine.host.files import cache_folder, read_object
 from fastslow.engine.host.unfinished import unfinished
 from fastslow.engine.model.row_file import OpenFile
 
@@ -59,10 +59,9 @@ def packed_path(folder: Path, format_name: str, arena: Arena) -> Path | None:
 def _known(record: Path) -> dict[str, list[Any]]:
     """File name -> identity and digest; what cannot be read is not known."""
     try:
-        found = json.loads(record.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_object(record)
+    except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _digest(path: Path, known: object) -> list[Any]:
