@@ -61,12 +61,12 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("eps", float("nan"), "eps=nan must be a number above 0"),
         ("eps", float("inf"), "eps=inf must be a number above 0"),
         ("eps", 10**39, "eps=1000000000000000000000000000000000000000 must be a number above 0"),
-        ("eps", 10**400, "it has a number of 401 digits"),
-        ("rope_theta", 10**400, "it has a number of 401 digits"),
+        pytest.param("eps", 10**400, "it has a number of 401 digits", id="long eps"),
+        pytest.param("rope_theta", 10**400, "it has a number of 401 digits", id="long theta"),
         ("layers", [-1] * 10**5, "must name at least one target layer"),
-        ("prompt", "x" * 10**5, "must be a whole number"),
-        ("hidden", "x" * 10**5, "must be a whole number"),
-        ("eps", "x" * 10**5, "must be a number above 0"),
+        pytest.param("prompt", "x" * 10**5, "must be a whole number", id="long text as prompt"),
+        pytest.param("hidden", "x" * 10**5, "must be a whole number", id="long text as hidden"),
+        pytest.param("eps", "x" * 10**5, "must be a number above 0", id="long text as eps"),
     ],
 )
 def test_a_shape_beyond_the_limits_is_refused(
