@@ -29,7 +29,8 @@ class RequestHandle:
 
     @property
     def done(self) -> bool:
-        """Whether the answer is complete, was cancelled, or failed; `result` then does not wait."""
+        """Whether the answer is complete, was cancelled, or failed; `result` then does not wait. In a
+        forked process: whether it was when that was forked."""
         return self._job.done
 
     def result(self, timeout: float | None = None) -> Output:
@@ -143,6 +144,7 @@ def as_completed(
 
     Raises:
         TimeoutError: the wait is over. The requests go on.
+        RuntimeError: a request runs in another process, from which this one was forked.
     """
     each = list(dict.fromkeys(handles))
     over: SimpleQueue[RequestHandle] = SimpleQueue()

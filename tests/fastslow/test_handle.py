@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -600,3 +602,27 @@ def test_stats(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert llm.stats().ended == {"length": 3, "cancelled": 3}
         record = llm.stats().to_dict()
         assert record["drafters"]["self"]["acceptance_rate"] == drafts.acceptance_rate
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_is_told_that_a_handle_is_of_its_parent(llm: LLM, gate: Gate) -> None:
+    handle = llm.submit("The quick", TEN)
+    assert gate.reached.acquire(timeout=SOON)
+    waits: list[Callable[[], object]] = [
+        lambda: list(as_completed([handle], timeout=1)),
+        lambda: list(handle),
+        lambda: handle.result(1),
+    ]
+    child = os.fork()
+    if child == 0:
+        told = 0
+        for wait in waits:
+            with suppress(TimeoutError):
+                try:
+                    wait()
+                except RuntimeError as error:
+                    told += "make a new LLM here" in str(error)
+        os._exit(told + 10 * handle.done)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == len(waits)
+    gate.open()
+    assert len(handle.result(SOON).token_ids) == 10
