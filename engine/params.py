@@ -295,8 +295,8 @@ def sentence(error: ValidationError, fields: Iterable[str] = ()) -> str:
     first = error.errors()[0]
     where = "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}"
-        for part in first["loc"]
-        if part != "[key]"
+        for place, part in enumerate(first["loc"])
+        if not place or part not in ("[key]", "str")  # pydantic's, not the user's
     ).lstrip(".")
     if first["type"] == "extra_forbidden":
         return f"field {shown(where)} is unknown{nearest(where, fields) if fields else ''}"
