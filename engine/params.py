@@ -19,10 +19,15 @@ from pydantic import (
     field_validator,
 )
 
+from fastslow.engine.host.files import shown
+
 Number = StrictFloat  # takes an int too, but neither a bool nor text
 Thinking = Literal["off", "on", "auto"]
 TokenId = Annotated[StrictInt, Field(ge=0)]
 MOST_STOPS, LONGEST_STOP = 64, 1000
+LONGEST_NAME, LONGEST_TEXT = 256, 1000
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Stops = tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)], ...]
 
 
@@ -122,7 +127,7 @@ class SamplingParams(Params):
     def _ids(cls, value: object) -> object:
         for key in value if isinstance(value, dict) else ():
             if isinstance(key, bool | float):
-                raise ValueError(f"{key!r} is no token id")
+                raise ValueError(f"{shown(key)} is no token id")
         return value
 
     @property
@@ -190,9 +195,7 @@ class Escalation(Params):
     window: Annotated[StrictInt, Field(ge=1, le=65_536)] = Field(
         default=16, description="latest tokens that the running confidence is a mean over"
     )
-    to: Annotated[str, Field(min_length=1)] = Field(
-        default="deep", description="the mode to go on in"
-    )
+    to: Name = Field(default="deep", description="the mode to go on in")
     how: Literal["recompute", "keep", "restart"] = Field(
         default="recompute",
         description="recompute: the text is read again under the other mode's groups, which is exact; "
@@ -220,10 +223,8 @@ class Mode(Params):
     Fields that are not given are then those of the base.
     """
 
-    name: Annotated[str, Field(min_length=1)] = Field(
-        default="custom", description="shown in metrics"
-    )
-    base: Annotated[str, Field(min_length=1)] | None = Field(
+    name: Name = Field(default="custom", description="shown in metrics")
+    base: Name | None = Field(
         default=None, description="the preset whose fields hold where none is given"
     )
     auto: StrictBool = Field(
@@ -244,7 +245,7 @@ class Mode(Params):
         description="last so many tokens of the budget, over which the closing tag becomes likelier; "
         "0 = the budget is hard only",
     )
-    closing: str | None = Field(
+    closing: Text | None = Field(
         default=None,
         description="what a thought that is closed for the model says last, before the closing tag",
     )
@@ -265,7 +266,7 @@ class Mode(Params):
     escalate: Escalation | None = Field(
         default=None, description="go on in another mode where the model is unsure; None = never"
     )
-    description: str = Field(default="", description="one line for people")
+    description: Text = Field(default="", description="one line for people")
 
     @field_validator("latency_ms", mode="before")
     @classmethod
@@ -294,17 +295,15 @@ def sentence(error: ValidationError, fields: Iterable[str] = ()) -> str:
     first = error.errors()[0]
     where = "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}"
-        for part in first["loc"]
-        if part != "[key]"
+        for place, part in enumerate(first["loc"])
+        if not place or part not in ("[key]", "str")  # pydantic's, not the user's
     ).lstrip(".")
     if first["type"] == "extra_forbidden":
-        return f"field {where!r} is unknown{nearest(where, fields) if fields else ''}"
+        return f"field {shown(where)} is unknown{nearest(where, fields) if fields else ''}"
     if first["type"] == "missing":
         return f"field {where!r} is missing"
     if not where:
         return str(first["msg"]).removeprefix("Value error, ")
-    value = repr(first["input"])
-    shown = value if len(value) <= 60 else f"{value[:57]}..."
     said = str(first["msg"]).removeprefix("Value error, ")
     limit = said.partition(" should ")[2] or f"be valid: {said}"
-    return f"{where[:60]}={shown} must {limit}"
+    return f"{where[:60]}={shown(first['input'])} must {limit}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeVar
+from threading import TIMEOUT_MAX
+from typing import Any, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeGuard, TypeVar
 
+from fastslow.engine.host.files import shown
 from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest
 from fastslow.engine.text.templates import Message
 from fastslow.engine.types import Chooser
@@ -16,8 +18,8 @@ Conversation = str | Sequence[Message]
 """Chat messages, or the text of one user message."""
 ModeLike = str | Mode | Mapping[str, Any] | Chooser
 """A preset's name, a mode, the fields of one, or a function that names a preset for a prompt."""
-SpeculationLike = str | Speculation
-"""A drafter's name, "auto", "off", the path of a settings file (*.json), or the settings."""
+SpeculationLike = str | Speculation | Mapping[str, Any]
+"""A drafter's name, "auto", "off", the path of a settings file (*.json), the settings, or their fields."""
 Presets = str | Path | Mapping[str, Mode | Mapping[str, Any]]
 """Presets by name, or the path of a JSON file that holds them."""
 
@@ -91,12 +93,24 @@ class PromptCall(NamedTuple):
         seconds = self.timeout
         if seconds is None:
             return None
-        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        if not number or not 0 < seconds <= LONGEST:
+        if not _are_seconds(seconds) or seconds <= 0:
             raise ValueError(
-                f"timeout={seconds!r} must be seconds, above 0 and at most {LONGEST:g}, or None"
+                f"timeout={shown(seconds)} must be seconds, above 0 and at most {LONGEST:g}, or None"
             )
         return self.called + seconds
+
+
+def as_wait(timeout: object) -> float | None:
+    """How long a call waits, as locks take it.
+
+    Raises:
+        ValueError: it is no number of seconds.
+    """
+    if timeout is None:
+        return None
+    if not _are_seconds(timeout):
+        raise ValueError(f"timeout={shown(timeout)} must be seconds, at most {LONGEST:g}, or None")
+    return float(max(0, min(timeout, TIMEOUT_MAX)))
 
 
 def refuse_unknown(given: Iterable[str], known: Collection[str]) -> None:
@@ -106,7 +120,7 @@ def refuse_unknown(given: Iterable[str], known: Collection[str]) -> None:
             continue
         if name in SamplingParams.model_fields:
             raise ValueError(f"option {name!r} belongs into sampling=SamplingParams({name}=...)")
-        raise ValueError(f"option {name!r} is unknown{nearest(name, known)}")
+        raise ValueError(f"option {shown(name)} is unknown{nearest(name, known)}")
 
 
 def spread(name: str, value: Any, count: int) -> list[Any]:
@@ -128,7 +142,9 @@ def as_messages(messages: Any) -> list[Message]:
         return [{"role": "user", "content": messages}]
     if _is_chat(messages):
         return list(messages)
-    raise ValueError(f"messages={messages!r} must be text or a list of dicts with role and content")
+    raise ValueError(
+        f"messages={shown(messages)} must be text or a list of dicts with role and content"
+    )
 
 
 def as_prompts(conversations: Any) -> Any:
@@ -152,8 +168,10 @@ def as_key(memory_key: object) -> str | None:
     """
     if memory_key is None or (isinstance(memory_key, str) and 0 < len(memory_key) <= LONGEST_KEY):
         return memory_key
-    shown = f"{str(memory_key)[:20]!r}"
-    raise ValueError(f"memory_key={shown} must be text of 1 to {LONGEST_KEY} characters, or None")
+    limit = f"must be text of 1 to {LONGEST_KEY} characters, or None"
+    if isinstance(memory_key, str) and memory_key:
+        limit += f", and has {len(memory_key)}"
+    raise ValueError(f"memory_key={shown(memory_key)} {limit}")
 
 
 def sampling_in(mode: Mode, params: SamplingParams | None) -> SamplingParams:
@@ -168,6 +186,12 @@ def sampling_in(mode: Mode, params: SamplingParams | None) -> SamplingParams:
         return params or mode.sampling or SamplingParams()
     own, asked = ({f: getattr(p, f) for f in p.model_fields_set} for p in (mode.sampling, params))
     return SamplingParams(**{**own, **asked})
+
+
+def _are_seconds(value: object) -> TypeGuard[float]:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and value <= LONGEST
+    )  # so nan are not
 
 
 def _is_chat(value: Any) -> bool:

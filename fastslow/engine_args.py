@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 
 from fastslow.call import refuse_unknown
-from fastslow.engine.kv.budget import page_budget
+from fastslow.engine.host.files import shown
+from fastslow.engine.kv.budget import page_budget, too_much
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.parallel.sharding import Parallel
@@ -43,7 +44,9 @@ KINDS = {
     "prompt_rows": Kind((int,), "a whole number of at least 1"),
     "max_running": Kind((int,), "a whole number of at least 1"),
     "prefix_caching": FLAG,
-    "speculation": Kind((str, Speculation), "a drafter's name, a Speculation or a settings file"),
+    "speculation": Kind(
+        (str, Speculation, Mapping), "a drafter's name, a Speculation or a settings file"
+    ),
     "auto": Kind((str, Path, Callable), "a callable, a settings file or None"),  # type: ignore[arg-type]
     "remember": Kind((bool, str), "True, False or 'by_key'"),
     "modes": Kind((str, Path, Mapping), "presets by name, the path of a JSON file, or None"),
@@ -75,14 +78,14 @@ def _check(name: str, value: object) -> None:
     stray = isinstance(value, bool) and bool not in types  # a bool is an int
     stray |= name == "remember" and value not in (True, False, "by_key")
     if stray or value == "" or not isinstance(value, types):
-        raise ValueError(f"{name}={value!r} must be {words}")
+        raise ValueError(f"{name}={shown(value)} must be {words}")
 
 
 def context_length(asked: int | None, most: int) -> int:
     """Most tokens of prompt plus answer."""
     context = most if asked is None else asked
     if not 2 <= context <= most:
-        raise ValueError(f"max_model_len={context} is outside 2..{most}")
+        raise ValueError(f"max_model_len={shown(context)} is outside 2..{most}")
     return context
 
 
@@ -114,4 +117,7 @@ def kv_pages(
         device=model.device,
         dp_ranks=kind.dp_ranks,
     )
-    return kv_cache_for(model, pages, kind.page_size, prefix_caching)
+    try:
+        return kv_cache_for(model, pages, kind.page_size, prefix_caching)
+    except (MemoryError, OSError, OverflowError, torch.OutOfMemoryError):
+        raise too_much(memory, model.device) from None

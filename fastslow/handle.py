@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
+from fastslow.call import as_wait
+from fastslow.engine.host.files import shown
 from fastslow.job import PromptJob, start
 from fastslow.output import Output, Piece
 
@@ -29,7 +31,8 @@ class RequestHandle:
 
     @property
     def done(self) -> bool:
-        """Whether the answer is complete, was cancelled, or failed; `result` then does not wait."""
+        """Whether the answer is complete, was cancelled, or failed; `result` then does not wait. In a
+        forked process: whether it was when that was forked."""
         return self._job.done
 
     def result(self, timeout: float | None = None) -> Output:
@@ -40,11 +43,11 @@ class RequestHandle:
 
         Raises:
             TimeoutError: the wait is over. The request goes on.
-            ValueError: the prompt, its chat template or the drafter does not fit.
+            ValueError: the prompt, its chat template, the drafter or the timeout does not fit.
             GenerationError: the engine failed on the request; it holds the output.
             RuntimeError: the LLM was closed before the engine had the request.
         """
-        if not self._job.wait(timeout):
+        if not self._job.wait(as_wait(timeout)):
             raise TimeoutError(f"no answer within {timeout} s; the request goes on")
         return self._job.outcome()
 
@@ -52,6 +55,9 @@ class RequestHandle:
         """End the request, unless it is over. `result` then gives the answer so far, with finish_reason
         "cancelled", once the step that runs is over."""
         self._job.cancel()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a RequestHandle cannot be pickled; send its result")
 
     def __await__(self) -> Generator[Any, None, Output]:
         return self._awaited().__await__()
@@ -126,7 +132,11 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
         return piece
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_job"):  # else it was never made
+            self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a PieceStream cannot be pickled; send its pieces")
 
     def _ready(self) -> bool:
         return self._left or self._job.arrived()
@@ -143,12 +153,18 @@ def as_completed(
 
     Raises:
         TimeoutError: the wait is over. The requests go on.
+        ValueError: one is no handle, or the timeout is no number of seconds.
+        RuntimeError: a request runs in another process, from which this one was forked.
     """
+    wait = as_wait(timeout)
+    end = None if wait is None else monotonic() + wait
     each = list(dict.fromkeys(handles))
+    for handle in each:
+        if not isinstance(handle, RequestHandle):
+            raise ValueError(f"handles holds {shown(handle)}, which is no RequestHandle")
     over: SimpleQueue[RequestHandle] = SimpleQueue()
     for handle in each:
         handle._job.when_done(partial(over.put, handle))
-    end = None if timeout is None else monotonic() + timeout
     for left in range(len(each), 0, -1):
         try:
             yield over.get(timeout=None if end is None else max(0.0, end - monotonic()))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from loguru import logger
 
 from fastslow.call import Prompt
+from fastslow.engine.host.files import shown
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.engine.text.marks import Marks, chat_parts
@@ -135,10 +136,10 @@ class InputProcessor:
             ValueError: empty, of the wrong type, ids outside the vocabulary, or too long.
         """
         if not isinstance(allow_special, bool):
-            raise ValueError(f"allow_special={allow_special!r} must be True or False")
+            raise ValueError(f"allow_special={shown(allow_special)} must be True or False")
         encoded = self._encoded(prompt, mode, allow_special)
         if not encoded.tokens:
-            raise ValueError(f"prompt={prompt!r} is empty: give at least one token")
+            raise ValueError(f"prompt={shown(prompt)} is empty: give at least one token")
         self._measure_tokens(len(encoded.tokens))
         return encoded
 
@@ -272,7 +273,7 @@ class InputProcessor:
             except TypeError:
                 token = -1
             if isinstance(part, bool) or not 0 <= token <= last:
-                raise ValueError(f"prompt token {place} is {part!r}, not an id in 0..{last}")
+                raise ValueError(f"prompt token {place} is {shown(part)}, not an id in 0..{last}")
             ids.append(token)
         return ids
 

@@ -99,13 +99,22 @@ class PromptJob:
 
     def stream(self) -> None:
         """Have pieces made from now on."""
+        self._home.check()  # its lock may be held for ever in a forked process
         with self._news:
             self._streaming = True
             for choice in self._choices:
                 choice.streaming = True
 
     def when_done(self, call: Callable[[], None]) -> None:
-        """Call a function once it is done, from any thread; it must be quick."""
+        """Call a function once it is done, from any thread; it must be quick.
+
+        Raises:
+            RuntimeError: it runs in another process, from which no news comes.
+        """
+        if self.done:  # as a copy in a forked process may be
+            call()
+            return
+        self._home.check()
         with self._news:
             if not self.done:
                 self._watchers.append(call)

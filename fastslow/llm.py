@@ -197,8 +197,8 @@ class LLM:
             mode: "fast", "deep", "auto" or another preset; a `Mode`, or a dict of its fields, which with
                 `base` changes a preset: {"base": "deep", "thinking_budget": 64}; a callable from a
                 `Situation` to a preset's name; or a list. None = "deep".
-            speculation: "auto", "off", a drafter's name, a `Speculation`, or the path of a settings
-                file (*.json); or a list. None = "auto".
+            speculation: "auto", "off", a drafter's name, a `Speculation` or a dict of its fields, or the path of
+                a settings file (*.json); or a list. None = "auto".
             timeout: seconds from this call after which a request ends, wherever it is, with what it has
                 and finish_reason "timeout"; or a list.
             memory_key: names who asks, where an LLM serves several: text of at most 256 characters.
@@ -339,6 +339,9 @@ class LLM:
 
     def __enter__(self) -> Self:
         return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an LLM cannot be pickled; make one in each process")
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -23,6 +23,7 @@ from fastslow.choice import Candidate, ChoiceHandle
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
+from fastslow.engine.host.files import shown
 from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
@@ -123,6 +124,8 @@ class RequestBuilder:
             settings = wish
         elif wish is None:
             settings = mode.speculation or self._usual
+        elif isinstance(wish, Mapping):
+            settings = Speculation(**wish)
         elif not isinstance(wish, str):
             kind = type(wish).__name__
             raise ValueError(f"speculation must be a name or Speculation, not {kind}")
@@ -149,7 +152,7 @@ class RequestBuilder:
             self.speculation(call.speculation, Mode())
         as_key(call.memory_key)
         if not isinstance(call.allow_special, bool):
-            raise ValueError(f"allow_special={call.allow_special!r} must be True or False")
+            raise ValueError(f"allow_special={shown(call.allow_special)} must be True or False")
         call.deadline  # noqa: B018 - it may be refused
 
     def build(self, call: PromptCall) -> list[ChoiceHandle]:
@@ -318,7 +321,9 @@ class RequestBuilder:
         policy = ThinkingBudget(most, mode.thinking_soft, mode.early_exit) if bounded else None
         closing = self._thoughts.closing(phrase)
         if (outside := max(closing)) >= self._config.vocab_size:
-            raise ValueError(f"closing={phrase!r} holds token id {outside}, outside the vocabulary")
+            raise ValueError(
+                f"closing={shown(phrase)} holds token id {outside}, outside the vocabulary"
+            )
         if most and most + len(closing) >= room:
             self._warn_once(
                 f"mode {mode.name!r}: thinking_budget={most} leaves no room for an answer within "

@@ -108,7 +108,10 @@ def _check_depth(value: Any) -> None:
 
 def shown(value: object) -> str:
     """A value as a message shows it: of a long one only the beginning."""
-    text = repr(value).replace("\n", " ")  # an array's has lines
+    try:
+        text = repr(value).replace("\n", " ")  # an array's has lines
+    except Exception:  # noqa: BLE001 - its own, or of a number with thousands of digits
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 

@@ -56,6 +56,16 @@ def free_memory(device: torch.device | str) -> int:
     return host if limit is None else min(host, limit)
 
 
+def whole_memory(device: torch.device | str) -> int:
+    """Bytes that a device has, used or free."""
+    import torch
+
+    device = torch.device(device)
+    if device.type != "cpu":
+        return int(torch.get_device_module(device).mem_get_info(device)[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _host_memory() -> int:
     if _MEMINFO.exists():
         for line in _MEMINFO.read_text().splitlines():

@@ -6,9 +6,12 @@ import re
 
 import torch
 
-from fastslow.engine.host.machine import free_memory
+from fastslow.engine.host.files import shown
+from fastslow.engine.host.machine import free_memory, whole_memory
 
 DEFAULT_SHARE = 0.3  # of the memory that is free once the weights are loaded
+
+MOST_BYTES = 1e30  # no machine has them
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
@@ -31,8 +34,8 @@ def page_budget(
     cut at what `max_requests` requests of `context` tokens can use; bytes are taken as they are,
     for more pages keep more prefixes cached.
     dp_ranks: data-parallel ranks that share the pages; a request's are all of one.
-    Raises ValueError for an amount that is not understood, and for one that cannot hold one
-    request of `context` tokens.
+    Raises ValueError for an amount that is not understood, for one that cannot hold one request of
+    `context` tokens, and for more than the device has.
     """
     one = -(-context // page_size)
     if kv_memory is None or isinstance(kv_memory, float):
@@ -42,7 +45,13 @@ def page_budget(
         memory = int(free_memory(device) * share)
         pages = min(memory // page_bytes, one * max_requests)
     else:
-        memory = parse_bytes(kv_memory) if isinstance(kv_memory, str) else kv_memory
+        memory = (
+            parse_bytes(kv_memory)
+            if isinstance(kv_memory, str)
+            else max(kv_memory, -int(MOST_BYTES))
+        )
+        if memory > whole_memory(device):
+            raise too_much(kv_memory, device)
         pages = memory // page_bytes
     if pages // dp_ranks < max(one, 1):
         where = f" on each of {dp_ranks} data-parallel ranks" if dp_ranks > 1 else ""
@@ -61,11 +70,17 @@ def parse_bytes(text: str) -> int:
     match = _AMOUNT.fullmatch(text.strip())
     if match is None:
         raise ValueError(
-            f"kv_memory is {text!r}, but must be like 2GiB, 500MB or a number of bytes"
+            f"kv_memory is {shown(text)}, but must be like 2GiB, 500MB or a number of bytes"
         )
     number, unit, binary = match.groups()
     power = _UNITS[unit.upper()]
-    return int(float(number) * (1024 if binary else 1000) ** power)
+    return int(min(float(number) * (1024 if binary else 1000) ** power, MOST_BYTES))
+
+
+def too_much(kv_memory: object, device: torch.device | str) -> ValueError:
+    """For an amount that is not to be had."""
+    free = format_bytes(free_memory(device))
+    return ValueError(f"kv_memory={shown(kv_memory)} is more than there is: {free} are free")
 
 
 def format_bytes(count: int) -> str:

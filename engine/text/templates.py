@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from loguru import logger
 
+from fastslow.engine.host.files import shown
 from fastslow.engine.params import Thinking
 from fastslow.engine.text.sandbox import Sandbox, limited
 from fastslow.engine.text.settings import Settings, check_size, read_settings
@@ -38,12 +39,12 @@ def check_messages(messages: Sequence[Message]) -> list[Turn]:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise ValueError(
-                f"messages[{index}].role is {role!r}; it must be one of {', '.join(ROLES)}"
+                f"messages[{index}].role is {shown(role)}; it must be one of {', '.join(ROLES)}"
             )
         if (prefix := message.get("prefix")) is not None:
             if not isinstance(prefix, bool):
                 raise ValueError(
-                    f"messages[{index}].prefix is {prefix!r}; it must be true or false"
+                    f"messages[{index}].prefix is {shown(prefix)}; it must be true or false"
                 )
             if prefix and (role != "assistant" or index + 1 < len(messages)):
                 raise ValueError(
@@ -70,7 +71,7 @@ def _part(place: str, part: object) -> str:
     if not isinstance(part, Mapping):
         raise ValueError(f"{place} is a {type(part).__name__}; a part must have a type and a text")
     if (kind := part.get("type")) != "text":
-        raise ValueError(f"{place}.type is {kind!r}; this engine takes only 'text'")
+        raise ValueError(f"{place}.type is {shown(kind)}; this engine takes only 'text'")
     if not isinstance(text := part.get("text"), str):
         raise ValueError(f"{place}.text is a {type(text).__name__}; it must be a string")
     return text

@@ -12,6 +12,7 @@ from fastslow.engine.text.templates import ChatTemplate
 from fastslow.engine.text.vocabulary import ANCHORS, Tokenizer
 
 PRESETS = "fastslow.json"  # in a checkpoint's folder
+MOST_CLOSINGS = 64  # phrases whose tokens are kept
 
 
 class ThoughtTags(NamedTuple):
@@ -191,9 +192,13 @@ class TagTokens:
         Raises:
             ValueError: these tokens cannot write it.
         """
-        if phrase not in self._closings:
-            self._closings[phrase] = self._written(phrase)
-        return self._closings[phrase]
+        ids = self._closings.get(phrase)  # any thread may ask, and drop them
+        if ids is None:
+            ids = self._written(phrase)
+            if len(self._closings) >= MOST_CLOSINGS:
+                self._closings.clear()
+            self._closings[phrase] = ids
+        return ids
 
     def _written(self, phrase: str) -> tuple[int, ...]:
         single = self._tokenizer.token_id(self._tags.close)

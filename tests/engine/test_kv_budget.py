@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from checkpoints import write_dense
 
+from fastslow import LLM, engine_args
 from fastslow.engine.host import machine as memory
 from fastslow.engine.kv import budget
 from fastslow.engine.kv.budget import format_bytes, page_budget, parse_bytes
@@ -90,3 +92,24 @@ def test_a_container_limit_bounds_free_memory(
     assert memory.free_memory("cpu") == 4096 * 1024
     (tmp_path / "memory.max").write_text("5000\n")
     assert memory.free_memory("cpu") == 4300
+
+
+@pytest.mark.usefixtures("ten_mib")
+@pytest.mark.parametrize(
+    "asked", [10**400, 10**5000, 10**18, "9" * 400 + "GiB", "99999TiB"], ids=lambda x: str(type(x))
+)
+def test_more_than_the_machine_has_is_refused(asked: int | str) -> None:
+    with pytest.raises(ValueError, match="^kv_memory=.* is more than there is: 10.0 MiB are free$"):
+        pages(asked)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(12, "no memory")])
+def test_memory_that_is_not_to_be_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(engine_args, "kv_cache_for", fail)
+    with pytest.raises(ValueError, match="^kv_memory='2MiB' is more than there is: .* are free$"):
+        LLM(write_dense(tmp_path, num_hidden_layers=1), kv_memory="2MiB", progress=False)

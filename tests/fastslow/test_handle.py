@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
+import os
+import pickle
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,7 @@ from fastslow import (
     as_completed,
 )
 from fastslow.call import PromptCall
+from fastslow.handle import PieceStream
 
 VOCAB = 320
 SOON = 20.0  # seconds in which all of a test should be over
@@ -600,3 +606,56 @@ def test_stats(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert llm.stats().ended == {"length": 3, "cancelled": 3}
         record = llm.stats().to_dict()
         assert record["drafters"]["self"]["acceptance_rate"] == drafts.acceptance_rate
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_is_told_that_a_handle_is_of_its_parent(llm: LLM, gate: Gate) -> None:
+    handle = llm.submit("The quick", TEN)
+    assert gate.reached.acquire(timeout=SOON)
+    waits: list[Callable[[], object]] = [
+        lambda: list(as_completed([handle], timeout=1)),
+        lambda: list(handle),
+        lambda: handle.result(1),
+    ]
+    child = os.fork()
+    if child == 0:
+        told = 0
+        for wait in waits:
+            with suppress(TimeoutError):
+                try:
+                    wait()
+                except RuntimeError as error:
+                    told += "make a new LLM here" in str(error)
+        os._exit(told + 10 * handle.done)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == len(waits)
+    gate.open()
+    assert len(handle.result(SOON).token_ids) == 10
+
+
+@pytest.mark.parametrize("timeout", ["x", True, math.nan, 1e300, 10**400], ids=lambda x: str(x)[:9])
+def test_a_wait_takes_seconds(llm: LLM, timeout: Any) -> None:
+    handle = llm.submit("The quick", TEN)
+    wrong = "^timeout=.* must be seconds, at most 1e.09, or None$"
+    with pytest.raises(ValueError, match=wrong):
+        handle.result(timeout)
+    with pytest.raises(ValueError, match=wrong):
+        list(as_completed([handle], timeout))
+    with pytest.raises(ValueError, match="^handles holds 5, which is no RequestHandle$"):
+        list(as_completed([handle, 5]))  # type: ignore[list-item]
+    assert list(as_completed([handle], 1e9)) == [handle]
+    assert handle.result(-1).finish_reason == "length"
+
+
+def test_what_runs_cannot_be_pickled(llm: LLM) -> None:
+    stream = llm.stream("The quick", TEN)
+    for thing in (llm, llm.submit("The quick", TEN), stream):
+        with pytest.raises(TypeError, match="^an? [A-Za-z]+ cannot be pickled; "):
+            pickle.dumps(thing)
+
+
+def test_a_stream_that_was_never_made_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    PieceStream.__new__(PieceStream)
+    gc.collect()
+    assert not said

@@ -472,3 +472,52 @@ def test_requests_in_flight_do_not_notice_a_refused_one(llm: LLM) -> None:
         refused("prompt", llm.generate, [bad, "fine"])
     *_, last = [first, *pieces]
     assert last.output is not None and last.output.token_ids == alone.token_ids
+
+
+@pytest.mark.parametrize("field", ["name", "base", "closing", "description"])
+def test_texts_of_a_mode_are_bounded(field: str) -> None:
+    most = 256 if field in ("name", "base") else 1000
+    assert getattr(Mode(**{field: "x" * most}), field) == "x" * most
+    long = rf"^{field}='x+\.\.\. must have at most {most} characters$"
+    refused(long, Mode, **{field: "x" * (most + 1)})
+    refused(rf"^{field}='a\\ud800' must be a valid string", Mode, **{field: "a\ud800"})
+
+
+class Broken:
+    """A value that cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise KeyError("broken")
+
+
+@pytest.mark.parametrize("value", [["x" * 100_000], Broken()], ids=["long", "broken"])
+def test_messages_show_a_value_in_short(llm: LLM, value: Any) -> None:
+    for options in ({"timeout": value}, {"memory_key": value}, {"allow_special": value}):
+        (name,) = options
+        refused(f"^{name}=.* must be", llm.submit, "hello", **options)
+    refused("^max_tokens=.* must be", SamplingParams, max_tokens=value)
+    refused("^prompt_rows=.* must be", LLM, "x", prompt_rows=value)
+    refused("^prompt token 0 is ", llm.generate, [value])
+    refused("^messages=.* must be text", llm.chat, {"role": value})
+    refused(r"^messages\[0\].role is ", llm.generate, [{"role": value, "content": "x"}])
+
+
+def test_numbers_of_thousands_of_digits(llm: LLM) -> None:
+    for timeout in (10**400, 10**5000):
+        refused("^timeout=.* must be seconds", llm.submit, "hello", timeout=timeout)
+    refused("^max_tokens=<int> must be", SamplingParams, max_tokens=10**5000)
+
+
+def test_a_memory_key_is_named_as_it_is(llm: LLM) -> None:
+    refused("^memory_key=5 must be text", llm.submit, "hello", memory_key=5)
+    refused("or None, and has 257$", llm.submit, "hello", memory_key="k" * 257)
+
+
+def test_fields_of_speculation(llm: LLM, folder: Path) -> None:
+    few = SamplingParams(max_tokens=3)
+    out = llm.generate("hello", few, speculation={"drafter": "ngram"})
+    assert out.metrics.drafter == "ngram"
+    refused("^model=5 must be", llm.submit, "hello", speculation={"model": 5})
+    refused("^field 'x' is unknown", llm.submit, "hello", speculation={"x": 5})
+    with LLM(folder, kv_memory="2MiB", progress=False, speculation={"drafter": "ngram"}) as other:
+        assert other.generate("hello", few).metrics.drafter == "ngram"
