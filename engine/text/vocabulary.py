@@ -6,12 +6,15 @@ import re
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 from fastslow.engine.text.settings import Settings
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 MOST_IDS = 2**22  # sixteen times the largest vocabulary so far
+MOST_STEPS = 100  # of a decoder or another part of tokenizer.json
+GROWTH = 64  # characters that such a part may make of one; the library keeps 17 bytes for each
 ANCHORS = ("", "\n", "a")  # in front of a text, so that no tokenizer adds a space of its own
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -32,6 +35,12 @@ class PieceDecoder:
         steps = list(_steps(spec))
         for step in steps:
             self._read(step)
+        growth = prod(max(1, -(-len(new) // len(old))) for old, new in self._replaced[:MOST_STEPS])
+        if len(steps) > MOST_STEPS or growth > GROWTH:
+            raise ValueError(
+                f"tokenizer.json: decoder makes pieces {growth} times as long in {len(steps)} steps; "
+                f"at most {GROWTH} times and {MOST_STEPS} steps are taken"
+            )
         if not steps:
             raise ValueError("tokenizer.json: decoder is missing")
 

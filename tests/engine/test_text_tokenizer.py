@@ -357,3 +357,33 @@ def test_a_decoder_that_makes_pieces_longer_is_refused(tmp_path: Path) -> None:
         rewrite(tmp_path, decoder={"type": "Sequence", "decoders": [step]})
         with pytest.raises(ValueError, match="decoder 'Replace' is not supported"):
             load_tokenizer(tmp_path)
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 9}
+    rewrite(tmp_path, decoder={"type": "Sequence", "decoders": [step] * 2})
+    with pytest.raises(ValueError, match="decoder makes pieces 81 times as long in 2 steps"):
+        load_tokenizer(tmp_path)
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "ab"}, "content": "ab" * 9}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [REPLACE] * 2,
+        [{"type": "Sequence", "normalizers": [REPLACE]}, REPLACE],
+        [{"type": "Prepend", "prepend": "x" * 100}],
+        [{**REPLACE, "pattern": {"Regex": ""}, "content": "x" * 64}],
+        [{"type": "Prepend", "prepend": "x" * 2**22}],
+        [{"type": "Lowercase"}] * 100,
+    ],
+)
+def test_a_normaliser_that_makes_texts_longer_is_refused(tmp_path: Path, steps: list[Any]) -> None:
+    rewrite(tmp_path, normalizer={"type": "Sequence", "normalizers": steps})
+    with pytest.raises(ValueError, match="its normalizer makes a text more than 64 times as long"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_normaliser_that_makes_texts_a_little_longer_is_taken(tmp_path: Path) -> None:
+    steps = [{"type": "NFKC"}, {"type": "Prepend", "prepend": "▁"}, {**REPLACE, "content": "▁"}]
+    rewrite(tmp_path, normalizer={"type": "Sequence", "normalizers": steps})
+    assert load_tokenizer(tmp_path).encode("ab")
