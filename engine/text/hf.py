@@ -13,7 +13,7 @@ import tokenizers
 
 from fastslow.engine.host.files import read_object
 from fastslow.engine.host.machine import give_back
-from fastslow.engine.text.settings import Settings, check_size
+from fastslow.engine.text.settings import Settings, read_data
 from fastslow.engine.text.vocabulary import (
     GROWTH,
     MOST_STEPS,
@@ -50,10 +50,7 @@ def _check_parts(path: Path) -> None:
     """Raise ValueError for what would take all memory, since the library ends the process where there
     is none: a table of characters that claims to be longer than it is, and steps that make a text
     far longer."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    data = read_data(path)
     if LETTER.search(data):  # the table's name may be written in escapes, too
         with suppress(ValueError, RecursionError):
             data = json.dumps(json.loads(data)).encode()
@@ -102,7 +99,6 @@ class HfTokenizer(Tokenizer):
 
     def __init__(self, path: Path, settings: Settings) -> None:
         """Raises ValueError if the file at `path` is not a usable tokenizer.json."""
-        check_size(path)
         _check_parts(path)
         try:
             with _one_sentence(f"{path} is not a tokenizer"):
