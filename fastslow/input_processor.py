@@ -197,8 +197,9 @@ class InputProcessor:
         ids = tokenizer.encode_parts(parts, add_special)
         if max(ids, default=0) > last:
             wrong = next(token for token in ids if token > last)
+            piece = tokenizer.piece(wrong)
             raise ValueError(
-                f"the prompt holds {tokenizer.piece(wrong)!r}, whose token id {wrong} is outside the "
+                f"the prompt holds {'a token' if piece is None else repr(piece)}, whose token id {wrong} is outside the "
                 f"vocabulary 0..{last}: the model was not trained with it"
             )
         return ids

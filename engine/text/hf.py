@@ -13,8 +13,10 @@ import tokenizers
 
 from fastslow.engine.host.files import read_object
 from fastslow.engine.host.machine import give_back
-from fastslow.engine.text.settings import Settings, check_size
+from fastslow.engine.text.settings import Settings, read_data
 from fastslow.engine.text.vocabulary import (
+    GROWTH,
+    MOST_STEPS,
     PieceDecoder,
     Tokenizer,
     check_unicode,
@@ -25,6 +27,10 @@ from fastslow.engine.text.vocabulary import (
 
 LONG = 4096  # characters: a millisecond of work
 CHARSMAP = re.compile(rb'"precompiled_charsmap"\s*:\s*"([^"]*)"')
+PARTS = re.compile(rb'"(normalizer|pre_tokenizer)"\s*:')
+LONGEST_PART = 2**22  # characters of such a part
+# By the Unicode standard; ByteLevel writes each byte as a character.
+GROWS = {"NFC": 4, "NFD": 4, "NFKC": 18, "NFKD": 18, "BertNormalizer": 4, "ByteLevel": 2}
 LETTER = re.compile(rb"\\u00(?:[4-6]|7[0-9aA])")  # which no program escapes
 
 
@@ -40,10 +46,11 @@ def _one_sentence(said: str) -> Iterator[None]:
         raise ValueError(f"{said}: {' '.join(str(error).split()):.200}") from None
 
 
-def _check_charsmap(path: Path) -> None:
-    """Raise ValueError for a table of characters that claims to be longer than it is: the library
-    would ask for so much memory, and end the process where there is none."""
-    data = path.read_bytes()
+def _check_parts(path: Path) -> None:
+    """Raise ValueError for what would take all memory, since the library ends the process where there
+    is none: a table of characters that claims to be longer than it is, and steps that make a text
+    far longer."""
+    data = read_data(path)
     if LETTER.search(data):  # the table's name may be written in escapes, too
         with suppress(ValueError, RecursionError):
             data = json.dumps(json.loads(data)).encode()
@@ -52,6 +59,39 @@ def _check_charsmap(path: Path) -> None:
         head = b64decode(table[:8].ljust(8, b"A"))
         if int.from_bytes(head[:4], "little") > len(table) * 3 // 4 - 4:
             raise ValueError(f"{path} is not a tokenizer: its precompiled_charsmap is damaged")
+    for part in PARTS.finditer(data):
+        text = data[part.end() : part.end() + LONGEST_PART].decode("utf-8", "replace")
+        growth, steps = GROWTH + 1 if len(text) == LONGEST_PART else 1, 1
+        with suppress(ValueError, RecursionError):  # the library says what is no JSON
+            growth, steps = _growth(json.JSONDecoder().raw_decode(text.lstrip())[0])
+        if growth > GROWTH or steps > MOST_STEPS:
+            raise ValueError(
+                f"{path} is not a tokenizer: its {part[1].decode()} makes a text more than {GROWTH} "
+                f"times as long, or has more than {MOST_STEPS} steps"
+            )
+
+
+def _growth(step: object) -> tuple[int, int]:
+    """How many characters a step and those inside it may make of one, and how many steps they are."""
+    growth, steps = 1, 1
+    match step:
+        case {"pattern": {"String": str(old)}, "content": str(new)} if old:
+            growth = max(1, -(-len(new) // len(old)))
+        case {"pattern": _, "content": str(new)}:  # an expression may match between any two
+            growth = 1 + len(new)
+        case {"prepend": str(new)}:
+            growth = 1 + len(new)
+        case {"precompiled_charsmap": str(table)}:
+            data = b64decode(table)
+            made = data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")
+            growth = max(1, *(len(text.decode("utf-8", "replace")) for text in made))
+        case {"type": str(name)}:
+            growth = GROWS.get(name, 1)
+    inner = (v for v in step.values() if isinstance(v, list)) if isinstance(step, dict) else ()
+    for each, more in (_growth(item) for items in inner for item in items):
+        growth = min(growth * each, GROWTH + 1)
+        steps += more
+    return growth, steps
 
 
 class HfTokenizer(Tokenizer):
@@ -59,8 +99,7 @@ class HfTokenizer(Tokenizer):
 
     def __init__(self, path: Path, settings: Settings) -> None:
         """Raises ValueError if the file at `path` is not a usable tokenizer.json."""
-        check_size(path)
-        _check_charsmap(path)
+        _check_parts(path)
         try:
             with _one_sentence(f"{path} is not a tokenizer"):
                 library = tokenizers.Tokenizer.from_file(str(path))

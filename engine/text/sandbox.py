@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sized
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,21 +16,31 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
 WORK = 2**25  # characters read, made or written; so many take a second or two
 WORK_EACH = 64  # more for each character of the messages
+LOOK = 2**12  # work between two looks at the clock
+SECONDS = 8.0  # of the thread's own time for WORK: an end where the count misses something
 ITEM = 64  # characters that an item of a list or a round of a loop counts for; a call is two
+OUTPUT = 16  # that a value counts for when it is written, however short
+NODE = 4  # that each node of a body counts for, each time that it runs
 BITS = 2**14  # of an integer
 WIDTH = 9_999  # widest field in a format
 WIDE = re.compile(r"%[^a-zA-Z%]*\d{5}|\{[^{}]*:[^{}]*\d{5}")
 ASKED = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*:[^{}]*\{")  # widths that are arguments
 
-DROPPED = ("pprint", "urlize", "wordwrap", "xmlattr")  # slow in Python, and no template of a chat
-HIDDEN = {"encode", "maketrans", "translate"}  # methods of texts, for the same reason
+DROPPED = (
+    "pprint",
+    "striptags",
+    "urlize",
+    "wordwrap",
+    "xmlattr",
+)  # slow in Python, and no template of a chat
+HIDDEN = {"encode", "maketrans", "striptags", "translate"}  # methods of texts, for the same reason
 FREE = {
     "count",
     "d",
@@ -54,6 +65,8 @@ class _Left(threading.local):
     """What is left of the work that one thread's template may still do."""
 
     amount = WORK
+    look = WORK  # where to look at the clock
+    end = float("inf")  # by `time.thread_time`
 
 
 _left = _Left()
@@ -64,15 +77,21 @@ def limited(messages: object = ()) -> Iterator[None]:
     """Give a template the work for these messages; more raises `jinja2.TemplateError`."""
     _left.amount = 2**62
     _left.amount = WORK + WORK_EACH * _weight(messages)
+    _left.look = _left.amount
+    _left.end = time.thread_time() + SECONDS * _left.amount / WORK
     try:
         yield
     finally:
-        _left.amount = WORK
+        _left.amount = _left.look = WORK
+        _left.end = float("inf")
 
 
 def _charge(amount: int) -> None:
     _left.amount -= amount
-    if _left.amount < 0:
+    if _left.amount >= _left.look:
+        return
+    _left.look = max(0, _left.amount - LOOK)
+    if _left.amount < 0 or time.thread_time() > _left.end:
         raise jinja2.TemplateRuntimeError("the template takes too much time or memory")
 
 
@@ -82,6 +101,8 @@ def _weight(value: object) -> int:
         return len(value) + 1
     if type(value) in PLAIN:
         return 1
+    if isinstance(value, range):
+        return len(value) + 1
     total, waiting = 0, [value]
     while waiting and total <= _left.amount:
         item = waiting.pop()
@@ -96,6 +117,8 @@ def _weight(value: object) -> int:
         elif isinstance(item, list | tuple | set | frozenset | MappingView):
             waiting += item  # type: ignore[arg-type]
             total += ITEM * len(item)
+        elif isinstance(item, range):
+            total += len(item)
     return total
 
 
@@ -145,7 +168,9 @@ def _filter_cost(name: str, value: object, arguments: list[Any]) -> int:
         weight += many * (texts + _numbers(arguments))
     elif name in FILL:
         weight += _numbers(arguments)
-    return weight * ITEM if isinstance(value, str) and name in EACH_LETTER else weight
+    elif name == "round":
+        weight += _numbers(arguments) ** 2  # a power of ten with so many digits
+    return weight * ITEM if isinstance(value, str | range) and name in EACH_LETTER else weight
 
 
 def _charged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,6 +187,10 @@ def _charged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             arguments = (*arguments[:first], value, *arguments[first + 1 :])
         _charge(2 * ITEM + _filter_cost(name, value, [*arguments[first + 1 :], *named.values()]))
         result = function(*arguments, **named)
+        if isinstance(result, Iterator):
+            return _counted(result)
+        if isinstance(result, int) and result.bit_length() > BITS:
+            raise jinja2.TemplateRuntimeError(f"an integer has more than {BITS} bits")
         _charge(_weight(result))
         return result
 
@@ -201,20 +230,20 @@ def _rounds(_context: Context, values: Any) -> Any:
 
 def _counted(values: Iterable[Any]) -> Iterator[Any]:
     for value in values:
-        _charge(ITEM)
+        _charge(ITEM + _weight(value))
         yield value
 
 
 @pass_context
 def _spent(_context: Context, amount: int) -> None:
-    """A round of a loop writes so much text of the template's own."""
+    """A body of a loop or a macro runs: so many nodes, and so much text of the template's own."""
     _charge(amount)
 
 
 @pass_context
 def _written(_context: Context, value: Any) -> str:
     """A value that is written."""
-    _charge(_weight(value))
+    _charge(OUTPUT + _weight(value))
     text = str(value)
     _charge(len(text))
     return text
@@ -227,12 +256,19 @@ class _Counting(NodeTransformer):
     """Puts OURS into a template. Templates cannot write names that end in "!"."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
+        node.iter = _filter("rounds!", node.iter)
+        return self.visit_Macro(node)  # type: ignore[no-any-return]
+
+    def visit_Macro(self, node: Any) -> Any:
+        """What has a body that may run many times."""
         self.generic_visit(node)
         own = sum(len(text.data) for text in node.find_all(nodes.TemplateData))
-        node.iter = _filter("rounds!", node.iter)
+        own += NODE * sum(1 for _ in node.find_all(nodes.Node))
         counted = _filter("spent!", nodes.Const(own, lineno=node.lineno))
         node.body.insert(0, nodes.ExprStmt(counted, lineno=node.lineno))
         return node
+
+    visit_CallBlock = visit_Block = visit_Macro
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
@@ -309,6 +345,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """A call in a template."""
         if getattr(called, "__name__", "") == "join" and isinstance(called.__self__, str):
             arguments = tuple(x if isinstance(x, Sized) else list(x) for x in arguments)
+        if isinstance(called, LoopContext):  # a recursive one
+            arguments = tuple(_rounds(context, x) for x in arguments)
         given = [*arguments, *named.values()]
         _charge(2 * ITEM + sum(map(_weight, given)) + _call_cost(called, given))
         result = super().call(context, called, *arguments, **named)
@@ -350,8 +388,8 @@ def _tojson(
     )
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+def _raise_exception(message: object) -> NoReturn:
+    raise jinja2.TemplateError(str(message))
 
 
 def _strftime_now(form: str) -> str:

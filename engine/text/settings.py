@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastslow.engine.host.files import read_object, shown
+from fastslow.engine.host.files import MOST_DIGITS, read_object, shown
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+MOST_EOS = 1000  # ids that end an answer
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
@@ -69,10 +70,14 @@ def _piece(value: object) -> str | None:
     return text if isinstance(text, str) and text else None
 
 
-def check_size(path: Path, most: int = 2**28) -> None:
-    """Raise ValueError for a file of more than so many bytes, before it is read."""
-    if (size := path.stat().st_size) > most:
-        raise ValueError(f"{path} has {size} bytes; at most {most} are read")
+def read_data(path: Path, most: int = 2**28) -> bytes:
+    """What a file holds; ValueError if it is more than so many bytes, or cannot be read."""
+    try:
+        if (size := path.stat().st_size) > most:
+            raise ValueError(f"{path} has {size} bytes; at most {most} are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _added(pairs: Any, where: str) -> dict[str, int]:
@@ -83,6 +88,8 @@ def _added(pairs: Any, where: str) -> dict[str, int]:
             raise ValueError(f"{where} has an id that is not an integer")
         if isinstance(number, int) and number < 0:
             raise ValueError(f"{where} has a negative id")
+        if isinstance(number, str) and len(number) > MOST_DIGITS:
+            raise ValueError(f"{where} has an id of {len(number)} digits")
         added[str(piece)] = int(number)
     return added
 
@@ -92,4 +99,6 @@ def _ids(fields: Mapping[str, Any], key: str, where: str) -> frozenset[int]:
     values = value if isinstance(value, list) else [] if value is None else [value]
     if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in values):
         raise ValueError(f"{where}: {key} must be an id or a list of ids, not {shown(value)}")
+    if len(values) > MOST_EOS:
+        raise ValueError(f"{where}: {key} has {len(values)} ids; at most {MOST_EOS} are taken")
     return frozenset(values)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from fastslow.engine.text.settings import Settings, check_size
+from fastslow.engine.text.settings import Settings, read_data
 from fastslow.engine.text.vocabulary import (
     SPACE,
     Tokenizer,
@@ -26,10 +26,10 @@ class SpmTokenizer(Tokenizer):
 
     def __init__(self, path: Path, settings: Settings) -> None:
         """Raises ValueError if the file at `path` is not a SentencePiece model."""
-        check_size(path)
+        file = read_data(path)
         library = sentencepiece.SentencePieceProcessor()
         try:
-            library.LoadFromSerializedProto(path.read_bytes())
+            library.LoadFromSerializedProto(file)
         except RuntimeError as error:
             raise ValueError(f"{path} is not a SentencePiece model: {error}") from None
         pieces = [library.id_to_piece(number) for number in range(library.piece_size())]

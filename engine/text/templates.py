@@ -10,10 +10,10 @@ from typing import Any
 import jinja2
 from loguru import logger
 
-from fastslow.engine.host.files import shown
+from fastslow.engine.host.files import is_file, shown
 from fastslow.engine.params import Thinking
 from fastslow.engine.text.sandbox import Sandbox, limited
-from fastslow.engine.text.settings import Settings, check_size, read_settings
+from fastslow.engine.text.settings import Settings, read_data, read_settings
 from fastslow.engine.text.vocabulary import TURN_CLOSE, TURN_OPEN, Tokenizer, is_pangu
 
 Message = Mapping[str, object]  # role, content, and whatever else a template may know
@@ -184,10 +184,9 @@ def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = 
 def _find(folder: Path, settings: Settings) -> tuple[str, str] | None:
     """A template's text and the name of its place, for messages."""
     path = folder / "chat_template.jinja"
-    if path.is_file():
-        check_size(path, 4 * LONGEST)
+    if is_file(path):
         try:
-            return path.read_text("utf-8"), path.name
+            return read_data(path, 4 * LONGEST).decode("utf-8"), path.name
         except UnicodeDecodeError:
             raise ValueError(f"{path} is not UTF-8 text") from None
     name = "tokenizer_config.json: chat_template"

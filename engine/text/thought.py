@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastslow.engine.host.files import read_object
+from fastslow.engine.host.files import read_object, shown
 from fastslow.engine.text.detokenizer import hold_back
 from fastslow.engine.text.templates import ChatTemplate
-from fastslow.engine.text.vocabulary import ANCHORS, Tokenizer
+from fastslow.engine.text.vocabulary import ANCHORS, Tokenizer, is_unicode
 
+LONGEST_TAG = 256  # characters
 PRESETS = "fastslow.json"  # in a checkpoint's folder
 MOST_CLOSINGS = 64  # phrases whose tokens are kept
 
@@ -35,12 +36,18 @@ class ThoughtTags(NamedTuple):
         pair = list(value) if isinstance(value, list | tuple) else []
         if len(pair) != 2 or not all(isinstance(tag, str) for tag in pair):
             raise ValueError(
-                f"{where}={value!r} must be two texts, such as ['<think>', '</think>']"
+                f"{where}={shown(value)} must be two texts, such as ['<think>', '</think>']"
+            )
+        if not all(len(tag) <= LONGEST_TAG and is_unicode(tag) for tag in pair):
+            raise ValueError(
+                f"{where}={shown(value)} must be valid Unicode, of at most {LONGEST_TAG} characters each"
             )
         if not pair[1] or pair[0] == pair[1]:
-            raise ValueError(f"{where}={value!r} must end in a closing tag of its own")
+            raise ValueError(f"{where}={shown(value)} must end in a closing tag of its own")
         if pair[0] and (pair[0] in pair[1] or pair[1] in pair[0]):
-            raise ValueError(f"{where}={value!r} must be two tags of which neither holds the other")
+            raise ValueError(
+                f"{where}={shown(value)} must be two tags of which neither holds the other"
+            )
         return cls(*pair)
 
     def ids(self, tokenizer: Tokenizer) -> frozenset[int]:

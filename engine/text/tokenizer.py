@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fastslow.engine.host.files import is_file
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.text.settings import read_settings
 from fastslow.engine.text.vocabulary import Tokenizer
@@ -22,11 +23,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 def _load(folder: Path) -> Tokenizer:
     # Imported late: a run needs one of the two libraries.
-    if (path := folder / "tokenizer.json").is_file():
+    if is_file(path := folder / "tokenizer.json"):
         from fastslow.engine.text.hf import HfTokenizer
 
         return HfTokenizer(path, read_settings(folder))
-    if (path := folder / "tokenizer.model").is_file():
+    if is_file(path := folder / "tokenizer.model"):
         from fastslow.engine.text.spm import SpmTokenizer
 
         settings = read_settings(folder)

@@ -6,12 +6,17 @@ import re
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 from fastslow.engine.text.settings import Settings
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 MOST_IDS = 2**22  # sixteen times the largest vocabulary so far
+MOST_STEPS = 100  # of a decoder or another part of tokenizer.json
+GROWTH = 64  # characters that such a part may make of one; the library keeps 17 bytes for each
+MOST_MARKS = 40_000  # special and added tokens: some models have 30,000 of sounds or images
+LONGEST_MARK = 1000  # bytes of such a token
 ANCHORS = ("", "\n", "a")  # in front of a text, so that no tokenizer adds a space of its own
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -32,6 +37,12 @@ class PieceDecoder:
         steps = list(_steps(spec))
         for step in steps:
             self._read(step)
+        growth = prod(max(1, -(-len(new) // len(old))) for old, new in self._replaced[:MOST_STEPS])
+        if len(steps) > MOST_STEPS or growth > GROWTH:
+            raise ValueError(
+                f"tokenizer.json: decoder makes pieces {growth} times as long in {len(steps)} steps; "
+                f"at most {GROWTH} times and {MOST_STEPS} steps are taken"
+            )
         if not steps:
             raise ValueError("tokenizer.json: decoder is missing")
 
@@ -128,6 +139,14 @@ class Tokenizer(ABC):
         self.vocab_size = max(data, default=-1) + 1
         if self.vocab_size > MOST_IDS:
             raise ValueError(f"a token has id {self.vocab_size - 1}; ids are below {MOST_IDS}")
+        marks = self.special_ids.union(added)
+        if len(marks) > MOST_MARKS:
+            raise ValueError(
+                f"the tokenizer has {len(marks)} special and added tokens; at most {MOST_MARKS} are taken"
+            )
+        long = next((number for number in marks if len(data.get(number, b"")) > LONGEST_MARK), None)
+        if long is not None:
+            raise ValueError(f"added token {long} is longer than {LONGEST_MARK} bytes")
         self.own_size = max((number for number in data if number not in added), default=-1) + 1
         each = [data.get(number, b"") for number in range(self.vocab_size)]
         self.longest = max(map(len, each), default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import Any
 
 import jinja2
@@ -123,6 +124,47 @@ def test_templates_that_take_too_much_are_stopped(
     with pytest.raises(ValueError, match=r"^t( line \d+|): .|^t has \d+ characters") as caught:
         JinjaTemplate(source, "t", None, None).render([{"role": "user", "content": "hi"}])
     assert "\n" not in str(caught.value)
+
+
+DEEP = "{% set ns = namespace(x=[]) %}{% for i in range(1200) %}{% set ns.x = [1] | batch(2, ns.x) | first %}{% endfor %}"
+UNCOUNTED = [
+    "{{ 5 | round(30000, 'ceil') }}",
+    "{{ 5 | round(-30000) }}",
+    "{{ 5 | round(precision=30000) }}",
+    "{% autoescape 5 | round(30000, 'ceil') %}{% endautoescape %}",
+    "{% for i in range(60) %}{% set a = range(9999) | sum %}{% endfor %}",
+    "{% set r = range(9999) %}{% for i in range(300) %}{% if 'a' in r %}{% endif %}{% endfor %}",
+    "{% for i in range(40) recursive %}{{ loop(range(9999)) if not loop.depth0 }}{% endfor %}",
+    "{% for i in range(200) %}" + "{% set a = messages.x %}" * 1000 + "{% endfor %}",
+    "{% for i in range(200) %}" + "{{ a }}" * 2000 + "{% endfor %}",
+    "{% macro f() %}" + "{% set a = messages.x %}" * 1000 + "{% endmacro %}" + "{{ f() }}" * 300,
+    "{{ range(9999)" + " | select" * 50 + " | select('none') | first }}",
+    "{{ ('f' * 5000) | int(base=16) is divisibleby 3 }}",
+]
+
+
+@pytest.mark.parametrize("source", UNCOUNTED, ids=lambda source: source[:60])
+def test_work_that_hides_is_counted(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "WORK", 2**19)
+    with pytest.raises(ValueError, match="too much time or memory|an integer has more than"):
+        JinjaTemplate(source, "t", None, None).render([{"role": "user", "content": "hi"}])
+
+
+def test_work_that_nobody_counts_ends_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "SECONDS", 0.05)
+    monkeypatch.setattr(sandbox, "WORK", 2**30)
+    source = "{% for i in range(99999) %}{% for j in range(9) %}{{ j }}{% endfor %}{% endfor %}"
+    template = JinjaTemplate(source, "t", None, None)
+    begun = time.thread_time()
+    with pytest.raises(ValueError, match="too much time"):
+        template.render([{"role": "user", "content": "hi"}])
+    assert time.thread_time() - begun < 0.5  # far more without the clock
+
+
+def test_what_a_template_raises_may_nest_deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "WORK", 2**30)
+    with pytest.raises(ValueError, match="^t: maximum recursion depth"):
+        JinjaTemplate(DEEP + "{{ raise_exception(ns.x) }}", "t", None, None).render(CHAT)
 
 
 @pytest.mark.slow

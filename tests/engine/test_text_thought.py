@@ -147,3 +147,10 @@ def test_special_tags_through_detokenizer_and_splitter(spm: Tokenizer) -> None:
     parts += [splitter.push(detokenizer.finish()), splitter.finish()]
     assert "".join(reasoning for reasoning, _ in parts) == "hm"
     assert "".join(answer for _, answer in parts) == "so"
+
+
+@pytest.mark.parametrize("tags", [["a", "b" * 257], ["\u0000", "\ud800"]])
+def test_tags_are_short_unicode(tags: list[str]) -> None:
+    with pytest.raises(ValueError, match="^here=.* valid Unicode, of at most 256 ") as caught:
+        ThoughtTags.read(tags, "here")
+    assert not isinstance(caught.value, UnicodeError) and len(str(caught.value)) < 200

@@ -357,3 +357,7 @@ def test_a_decoder_that_makes_pieces_longer_is_refused(tmp_path: Path) -> None:
         rewrite(tmp_path, decoder={"type": "Sequence", "decoders": [step]})
         with pytest.raises(ValueError, match="decoder 'Replace' is not supported"):
             load_tokenizer(tmp_path)
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 9}
+    rewrite(tmp_path, decoder={"type": "Sequence", "decoders": [step] * 2})
+    with pytest.raises(ValueError, match="decoder makes pieces 81 times as long in 2 steps"):
+        load_tokenizer(tmp_path)

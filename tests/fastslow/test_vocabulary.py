@@ -138,3 +138,25 @@ def test_a_draft_model_with_such_tokens_is_refused(tmp_path: Path) -> None:
         pytest.raises(ValueError, match=said),
     ):
         llm.generate([5], FEW, speculation=wish)
+
+
+def test_a_post_processor_with_an_id_that_no_piece_has(tmp_path: Path) -> None:
+    folder = write(tmp_path, NEW)
+    path = folder / "tokenizer.json"
+    file = json.loads(path.read_text("utf-8"))
+    special = {"<s>": {"id": "<s>", "ids": [999], "tokens": ["<s>"]}}
+    single = [
+        {"SpecialToken": {"id": "<s>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ]
+    file["post_processor"] = {
+        "type": "TemplateProcessing", "single": single, "pair": single,
+        "special_tokens": special,
+    }
+    path.write_text(json.dumps(file), "utf-8")
+    (folder / "tokenizer_config.json").unlink()  # it says that there is no bos
+    with (
+        LLM(folder, kv_memory="2MiB", progress=False) as llm,
+        pytest.raises(ValueError, match="^the prompt holds a token, whose token id 999 is outside"),
+    ):
+        llm.generate("hello", FEW)
