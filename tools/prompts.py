@@ -42,7 +42,7 @@ def text_lines(path: Path, kind: str) -> Iterator[tuple[str, str]]:
     """
     where = f"{kind} file {str(path)!r}"
     try:
-        lines = path.read_text("utf-8").split("\n")  # splitlines would cut at U+2028, too
+        lines = path.read_text("utf-8-sig").split("\n")  # splitlines would cut at U+2028, too
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
     for number, line in enumerate(bar(lines, f"Reading {kind}"), 1):

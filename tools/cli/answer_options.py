@@ -109,6 +109,10 @@ class AnswerOptions(ModelOptions):
         names = ("kv_dtype", "parallel", "modes", "auto")
         return super().load(**{name: getattr(self, name) for name in names}, **more)
 
+    def context(self, llm: LLM) -> int:
+        """Most tokens of a prompt and its answer."""
+        return self.max_model_len or llm.model.config.context
+
     def conversation(self) -> list[dict[str, str]]:
         """The start of a chat."""
         return [] if self.system is None else [{"role": "system", "content": self.system}]

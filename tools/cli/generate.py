@@ -102,7 +102,7 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bool) ->
     if as_json:
         _write(_cut(answer) if output is None else _record(output))
     elif output is not None:
-        errors().print(figures(output.metrics), style="dim")
+        errors().print(figures(output, options.context(llm)), style="dim")
     if output is None:
         raise typer.Exit(INTERRUPTED)
 
@@ -122,7 +122,7 @@ def _answer_often(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bo
         answer.add(Piece(reasoning=choice.reasoning))
         answer.add(Piece(choice.text))
         answer.end()
-        errors().print(figures(choice.metrics), style="dim")
+        errors().print(figures(choice, options.context(llm)), style="dim")
 
 
 def _answer_file(file: Path, options: GenerateOptions, raw: bool, as_json: bool) -> None:
