@@ -130,7 +130,7 @@ def test_a_thinking_budget_bounds_every_mode_that_thinks() -> None:
     options = AnswerOptions(thinking_budget=30)
     assert options.call(engine)["mode"].thinking_budget == 30
     deep = options.call(engine, "deep")["mode"]
-    assert (deep.name, deep.thinking_budget) == ("deep", 30)
+    assert (deep.name, deep.thinking_budget) == ("deep*", 30)
     assert options.call(engine, "fast")["mode"] is engine.modes["fast"], "off is a budget of 0"
 
 

@@ -174,6 +174,7 @@ class Chat:
 
     def _ask(self, question: str) -> None:
         from fastslow.tools.cli.screen import StreamedAnswer, complain, console, errors
+        from fastslow.tools.prompts import check_text
 
         typed = sys.stdin.isatty()
         thought = None if self._options.no_thinking else errors()
@@ -182,6 +183,7 @@ class Chat:
             # of a pipe only the last try is shown: one answer to a question
             answer = StreamedAnswer(console() if typed else None, thought)
             try:
+                check_text(question, "the question")
                 again = self._answer(turns, answer)
             except KeyboardInterrupt:
                 again = False
