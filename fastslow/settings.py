@@ -37,7 +37,7 @@ def add_settings(path: Path, model: str, folder: Path | None = None, **parts: An
         path: of the JSON file; it need not be there, its folder must.
         model: what the parts were found with, for people.
         folder: of that model, whose fingerprint goes into the file; None = the file fits any.
-        parts: JSON values by name.
+        parts: JSON values by name; None takes one out.
 
     Raises:
         ValueError: see `check_settings`.
@@ -46,6 +46,8 @@ def add_settings(path: Path, model: str, folder: Path | None = None, **parts: An
     for name, value in parts.items():
         both = isinstance(record.get(name), dict) and isinstance(value, dict) and name != "auto"
         record[name] = {**record[name], **value} if both else value
+        if value is None:
+            del record[name]
     record["model"] = model
     if folder is not None:
         record[DIGEST] = model_digest(folder)

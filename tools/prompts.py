@@ -42,7 +42,7 @@ def text_lines(path: Path, kind: str) -> Iterator[tuple[str, str]]:
     """
     where = f"{kind} file {str(path)!r}"
     try:
-        lines = path.read_text("utf-8").split("\n")  # splitlines would cut at U+2028, too
+        lines = path.read_text("utf-8-sig").split("\n")  # splitlines would cut at U+2028, too
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
     for number, line in enumerate(bar(lines, f"Reading {kind}"), 1):
@@ -69,7 +69,20 @@ def json_object(line: str) -> Record:
         raise ValueError("no JSON that can be read: it is nested too deeply") from error
     if not isinstance(record, dict):
         raise ValueError(f"a JSON object is needed, not {type(record).__name__}")
+    if "\\ud" in line.lower():  # half a pair, which is no character
+        check_text(json.dumps(record, ensure_ascii=False), "the object")
     return record
+
+
+def check_text(text: str, where: str) -> str:
+    """The text. ValueError for bytes that are no UTF-8, which Python hands on as lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where} is no text in UTF-8: see its character {error.start + 1}"
+        ) from None
+    return text
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Conversation]:

@@ -38,6 +38,8 @@ def choose_device(device: str | torch.device) -> DeviceChoice:
     picked = _named(device)
     if kind == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {str(device)!r} is not on this machine, which has no such GPU")
+    if kind == "cpu" and picked.index is not None:
+        raise ValueError(f"device={str(device)!r}: the CPU has no number")
     return DeviceChoice(kind, _numbered(picked) if kind == "cuda" else picked)
 
 

@@ -234,3 +234,18 @@ def test_what_cannot_be_checked_is_refused(arguments: list[str], said: str) -> N
 def test_help_teaches() -> None:
     code, text = check("--help")
     assert code == 0 and "check_device npu --json report.json" in text
+
+
+def test_a_dtype_that_there_is_not_is_refused_before_anything_runs() -> None:
+    code, text = check("cpu", "--dtype", "foo")
+    assert code == 2 and text.startswith("--dtype foo is not one of auto, ")
+
+
+def test_the_cpu_has_no_number() -> None:
+    code, text = check("cpu:3")
+    assert code == 2 and text == "device='cpu:3': the CPU has no number\n"
+
+
+def test_a_part_that_holds_carries_no_advice() -> None:
+    assert Finding("memory", True, advice="look there").record()["advice"] == ""
+    assert Finding("memory", False, advice="look there").record()["advice"] == "look there"

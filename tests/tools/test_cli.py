@@ -17,7 +17,7 @@ import pytest
 from checkpoints import write_dense, write_moge
 from tokenizers_tiny import write_bpe
 
-from fastslow.output import Metrics, Piece
+from fastslow.output import Completion, Metrics, Piece
 from fastslow.policies.auto import Selector
 from fastslow.tools.cli import screen
 from fastslow.tools.cli.app import main
@@ -418,9 +418,10 @@ def test_a_thought_is_parted_from_the_answer(capsys: pytest.CaptureFixture[str])
 
 
 def test_figures_are_one_line() -> None:
-    line = figures(
-        Metrics("deep", "ngram", 0.1, 0.05, 9, 3, 8, 6, 0, [2, 2, 2], 0.0, 0.1, [1.0, 0.5], 0, 0)
+    metrics = Metrics(
+        "deep", "ngram", 0.1, 0.05, 9, 3, 8, 6, 0, [2, 2, 2], 0.0, 0.1, [1.0, 0.5], 0, 0
     )
+    line = figures(Completion("", "", [], "stop", None, None, metrics), 100)
     assert line == (
         "mode deep | drafter ngram | drafted 8 | accepted 6 | 3.00 tokens/step | 20.0 tokens/s"
     )

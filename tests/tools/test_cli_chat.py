@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastslow.engine.params import Mode
 from fastslow.output import Completion, Metrics, Output, Piece
 from fastslow.tools.cli.answer_options import AnswerOptions
 from fastslow.tools.cli.chat import Chat
+from fastslow.tools.cli.screen import figures
 
 
 class Engine:
@@ -49,7 +51,7 @@ def tokens(turns: list[dict[str, str]]) -> int:
 
 def talk(
     engine: Engine, lines: Sequence[str | type[BaseException]], system: str | None = None
-) -> None:
+) -> Chat:
     said = iter(lines)
 
     def read(_prompt: str) -> str:
@@ -60,7 +62,9 @@ def talk(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.input", read)
-        Chat(engine, AnswerOptions(system=system), tokens).run()  # type: ignore[arg-type]
+        chat = Chat(engine, AnswerOptions(system=system), tokens)  # type: ignore[arg-type]
+        chat.run()
+        return chat
 
 
 def test_chat_keeps_its_history_until_reset() -> None:
@@ -126,7 +130,7 @@ def test_a_thinking_budget_bounds_every_mode_that_thinks() -> None:
     options = AnswerOptions(thinking_budget=30)
     assert options.call(engine)["mode"].thinking_budget == 30
     deep = options.call(engine, "deep")["mode"]
-    assert (deep.name, deep.thinking_budget) == ("deep", 30)
+    assert (deep.name, deep.thinking_budget) == ("deep*", 30)
     assert options.call(engine, "fast")["mode"] is engine.modes["fast"], "off is a budget of 0"
 
 
@@ -139,7 +143,7 @@ def test_a_full_context_drops_the_oldest_turns(capsys: pytest.CaptureFixture[str
     assert begins[1] == ["Be brief.", "question 0", "answer 0", "question 1"]
     assert begins[2] == ["Be brief.", "question 1", "answer 1", "question 2"]
     assert begins[3] == ["Be brief.", "question 2", "answer 2", "question 3"]
-    said = "The context is full: the oldest 1 questions and answers are dropped."
+    said = "The context is full: the oldest question and answer is dropped."
     assert capsys.readouterr().err.count(said) == 2
 
 
@@ -157,7 +161,7 @@ def test_turns_that_the_memory_does_not_hold_are_dropped(
     engine.stream = tight  # type: ignore[method-assign]
     talk(engine, ["first", "second", "third"])
     assert [turn["content"] for turn in engine.asked[2]] == ["second", "two", "third"]
-    assert "oldest 1 " in capsys.readouterr().err
+    assert "the oldest question and answer is" in capsys.readouterr().err
 
 
 def test_a_refused_question_leaves_the_history_alone() -> None:
@@ -172,3 +176,61 @@ def test_a_refused_question_leaves_the_history_alone() -> None:
     engine.stream = refusing  # type: ignore[method-assign]
     talk(engine, ["first", "bad", "second"])
     assert [turn["content"] for turn in engine.asked[1]] == ["first", "one", "second"]
+
+
+def _cut_at(engine: Engine, *cut: int) -> None:
+    """The answers of these numbers end at the context's limit, without a text."""
+    real, count = engine.stream, iter(range(9))
+
+    def stream(turns: Any, **call: Any) -> Iterator[Piece]:
+        pieces = list(real(turns, **call))
+        if next(count) not in cut:
+            return iter(pieces)
+        output = _output("")
+        metrics = replace(output.metrics, prompt_tokens=1024)
+        output.choices[0] = replace(output.choices[0], finish_reason="length", metrics=metrics)
+        return iter([Piece(output=output)])
+
+    engine.stream = stream  # type: ignore[method-assign]
+
+
+def test_an_answer_that_the_context_cuts_is_asked_for_again_with_fewer_turns(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine = Engine("one", "two", "lost", "three")
+    _cut_at(engine, 2)
+    talk(engine, ["first", "second", "third"], system="Be brief.")
+    asked = [turn["content"] for turn in engine.asked[3]]
+    assert asked == ["Be brief.", "second", "two", "third"]
+    streams = capsys.readouterr()
+    assert streams.out == "one\ntwo\nthree\n"
+    assert "cut by the context" in streams.err and "oldest question and answer is" in streams.err
+
+
+def test_an_answer_cut_by_the_context_with_nothing_to_drop_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine = Engine("lost")
+    _cut_at(engine, 0)
+    talk(engine, ["first"])
+    streams = capsys.readouterr()
+    assert streams.out == "\n"
+    assert "there is no older turn to drop" in streams.err
+
+
+def test_a_pipe_gets_a_line_for_a_question_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = Engine("one", "two")
+    engine.stream = _refuse_once(engine.stream)  # type: ignore[method-assign]
+    chat = talk(engine, ["too long", "short"])
+    assert chat.failed
+    assert capsys.readouterr().out == "\none\n"
+
+
+def test_the_figures_say_what_cut_an_answer() -> None:
+    answer = _output("a").choices[0]
+    assert "cut" not in figures(answer, 100)
+    cut = replace(answer, finish_reason="length")
+    tokens = cut.metrics.prompt_tokens + cut.metrics.tokens
+    assert "| cut at max_tokens" in figures(cut, tokens + 1)
+    assert "| cut by the context" in figures(cut, tokens)
+    assert "| timeout" in figures(replace(answer, finish_reason="timeout"), tokens)

@@ -118,7 +118,10 @@ def test_json_lines_bring_their_own_mode_and_sampling(
     ("lines", "said"),
     [
         (['{"prompt": "a"}', "{"], "line 2: no JSON"),
-        (['{"prompt": "a"}', "", '{"promt": "b"}'], "line 3: it has none of the fields"),
+        (
+            ['{"prompt": "a"}', "", '{"promt": "b"}'],
+            "line 3: field 'promt' is unknown; did you mean 'prompt'?",
+        ),
         (['{"prompt": "a", "sampling": {"top_p": 5}}'], "line 1: top_p=5 must be"),
         (['{"prompt": "a", "sampling": 5}'], "line 1: sampling must be an object"),
         (['{"prompt": "a"}', '{"prompt": "b", "mode": "fats"}'], "line 2: mode='fats' is unknown"),
@@ -340,3 +343,45 @@ def test_the_home_folder_is_found_in_every_path(
     assert (tmp_path / "plan.html").is_file()
     assert run("corpus", "info", "~/none.safetensors") == 2
     assert str(tmp_path / "none.safetensors") in capsys.readouterr().err
+
+
+def test_a_lines_mode_gets_the_options_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modes: list[Any] = ["deep", {"base": "deep"}, {"base": "deep", "thinking": "on"}]
+    path = write_lines(tmp_path / "p.jsonl", *({"prompt": ASKED, "mode": mode} for mode in modes))
+    assert generate("--file", path, "--thinking", "off") == 0
+    first, second, own = records(capsys)
+    assert [first["mode"], second["mode"]] == ["deep*"] * 2
+    assert (first["reasoning"], second["reasoning"]) == ("", "")
+    assert "4827+396" in own["reasoning"], "what the line says goes first"
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"prompt": "a", "max_tokens": 3}, "field 'max_tokens' belongs into \"sampling\""),
+        ({"prompt": "a", "sampled": {}}, "field 'sampled' is unknown; did you mean 'sampling'?"),
+        ({"prompt": "a", "messages": []}, "messages and prompt are two prompts: give one"),
+        ({"prompt": "a \ud800"}, "no text in UTF-8"),
+    ],
+)
+def test_a_field_that_would_be_dropped_is_refused(
+    record: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_lines(tmp_path / "p.jsonl", record)
+    assert generate("--file", path) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_bytes_that_are_no_text_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lone = b"ab\xff".decode("utf-8", "surrogateescape")
+    assert generate(lone) == 2
+    assert "PROMPT is no text in UTF-8: see its character 3" in capsys.readouterr().err
+    assert generate("a", "--system", lone) == 2
+    assert "--system is no text in UTF-8" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO(lone))
+    assert generate("-") == 2
+    assert "standard input is no text in UTF-8" in capsys.readouterr().err

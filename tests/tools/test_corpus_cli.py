@@ -51,7 +51,7 @@ def test_build_add_and_info(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = write(tmp_path / "a.jsonl", {"text": "Hello there"}, {"answer": "Good bye", "n": 1})
-    out = tmp_path / "new" / "c.safetensors"
+    out = tmp_path / "c.safetensors"
     assert run("build", first, "-o", out, "--model", model) == 0
     assert "2 answers added, 0 of the oldest dropped" in capsys.readouterr().out
     second = write(tmp_path / "b.jsonl", {"messages": CHAT})
@@ -145,3 +145,18 @@ def test_other_bad_input(model: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert run("add", tmp_path / "c", good, "--model", other) == 2
     assert "made with another vocabulary of 320 ids" in capsys.readouterr().err
+
+
+def test_only_a_corpus_is_overwritten(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = write(tmp_path / "a.jsonl", {"text": "Hello there"})
+    before = answers.read_bytes()
+    assert run("build", answers, "-o", answers, "--model", model) == 2
+    assert "exists and is no corpus" in capsys.readouterr().err
+    assert answers.read_bytes() == before
+    for out in (tmp_path, tmp_path / "new" / "c.safetensors"):
+        assert run("build", answers, "-o", out, "--model", model) == 2
+        assert "cannot be written: no such folder, or a folder" in capsys.readouterr().err
+    for _ in range(2):
+        assert run("build", answers, "-o", tmp_path / "c", "--model", model) == 0

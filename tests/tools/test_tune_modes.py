@@ -59,18 +59,24 @@ def test_modes(
         assert metrics.decision.startswith(f"{metrics.mode}: ")
 
 
+FITTED = {"auto": {}, "measured_modes": {"tasks": 9}}
+
+
 def test_groups(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
-    out.write_text(json.dumps({"version": 1, "speculation": {"drafter": "off"}}), "utf-8")
+    out.write_text(json.dumps({"version": 1, "speculation": {"drafter": "off"}} | FITTED), "utf-8")
     code = tune(
         *("--groups", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", folder),
         *("--limit", 3, "--tokens", 6, "--keep", 0.3, "-o", out, "--report", report),
         *("--kv-memory", "4MiB"),
     )
     assert code == 0
-    assert "groups" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "token places, which is few" in said or "no smaller number" in said
     kept = json.loads(out.read_text("utf-8"))
     assert kept["speculation"] == {"drafter": "off"}, "what was there stays"
+    changed = kept["modes"]["fast"]["groups"] != len(kept["measured_groups"]["groups"]) // 4
+    assert ("measured_modes" in kept, "was fitted to a fast mode" in said) == (not changed, changed)
     rows = kept["measured_groups"]["groups"]
     assert rows[-1]["agreement"] == 1.0 and rows[-1]["divergence"] == pytest.approx(0, abs=1e-6)
     assert [row["groups"] for row in rows] == list(range(len(rows)))

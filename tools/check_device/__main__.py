@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from fastslow.engine.backends.device import choose_device
+from fastslow.engine.backends.loader import DTYPES
 from fastslow.tools.check_device.exactness import exactness
 from fastslow.tools.check_device.layer import layer_72b
 from fastslow.tools.check_device.recorded_steps import recorded_steps
@@ -62,6 +63,8 @@ def check_device(
     """
     try:
         place = choose_device(device)
+        if dtype not in ("auto", *DTYPES):
+            raise ValueError(f"--dtype {dtype} is not one of auto, {', '.join(DTYPES)}")
     except ValueError as error:
         print(f"{error}", file=sys.stderr)
         raise typer.Exit(REFUSED) from None

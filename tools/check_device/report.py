@@ -71,7 +71,8 @@ class Finding:
 
     def record(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        every = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return every | {"advice": self.advice if self.passed is False else ""}
 
 
 def report_of(plan: CheckPlan, findings: list[Finding], complete: bool) -> dict[str, Any]:

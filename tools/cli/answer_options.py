@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,7 +96,10 @@ class AnswerOptions(ModelOptions):
 
     def __post_init__(self) -> None:
         from fastslow.engine.params import Mode, Speculation
+        from fastslow.tools.prompts import check_text
 
+        for text in (self.system or "", *(getattr(self, "stop", None) or ())):
+            check_text(text, "--system" if text == self.system else "--stop")
         Mode(**self._mode_changes())
         Speculation(**self._draft_changes())
         self._sampling()
@@ -109,30 +113,36 @@ class AnswerOptions(ModelOptions):
         names = ("kv_dtype", "parallel", "modes", "auto")
         return super().load(**{name: getattr(self, name) for name in names}, **more)
 
+    def context(self, llm: LLM) -> int:
+        """Most tokens of a prompt and its answer."""
+        return self.max_model_len or llm.model.config.context
+
     def conversation(self) -> list[dict[str, str]]:
         """The start of a chat."""
         return [] if self.system is None else [{"role": "system", "content": self.system}]
 
-    def call(self, llm: LLM, preset: str | None = None) -> dict[str, Any]:
+    def call(self, llm: LLM, asked: str | Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Keyword arguments of `LLM.stream`.
 
         Args:
             llm: the model.
-            preset: the mode, which a thinking budget of the command line bounds too, if it thinks;
-                None = what the command line says.
+            asked: a preset or the fields of a mode, which the command line's options change too where
+                these fields do not say otherwise; None = the mode that the command line says.
 
         Raises:
             ValueError: there is no such preset, or the model has fewer groups.
         """
         from fastslow.policies.modes import find_mode
 
-        changes = self._mode_changes()
-        named: str | dict[str, Any] = preset or self.mode
-        if preset is None and changes:
-            named = {"base": self.mode, **changes}
-        elif preset and self.thinking_budget is not None and _thinks(llm.modes.get(preset)):
-            named = {"base": preset, "name": preset, "thinking_budget": self.thinking_budget}
-        mode = find_mode(named, llm.modes, llm.model.config.groups)
+        groups, changes = llm.model.config.groups, self._mode_changes()
+        named: str | Mapping[str, Any] = self.mode if asked is None else asked
+        given = {"base": named} if isinstance(named, str) else named
+        changes = {name: value for name, value in changes.items() if name not in given}
+        if asked is not None:
+            plain = find_mode(asked, llm.modes, groups).thinking
+            if given.get("thinking", changes.get("thinking", plain)) == "off":
+                changes.pop("thinking_budget", None)  # off is a budget of 0
+        mode = find_mode({**given, **changes} if changes else named, llm.modes, groups)
         return {"sampling": self._sampling(), "mode": mode, "speculation": self._speculation(mode)}
 
     def _speculation(self, mode: Mode) -> str | Speculation:
@@ -179,10 +189,6 @@ class AnswerOptions(ModelOptions):
     def _draft_changes(self) -> dict[str, Any]:
         given = ((field, getattr(self, name)) for name, field in SPECULATION.items())
         return {field: value for field, value in given if value is not None}
-
-
-def _thinks(mode: Mode | None) -> bool:
-    return mode is not None and mode.thinking != "off"
 
 
 @dataclass(frozen=True)

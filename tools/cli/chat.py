@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import typer
+
 from fastslow.tools.cli.answer_options import AnswerOptions
 from fastslow.tools.cli.options import expand_options, standard_input
 
 if TYPE_CHECKING:
     from fastslow.llm import LLM
-    from fastslow.output import Piece
+    from fastslow.output import Output, Piece
+    from fastslow.tools.cli.screen import StreamedAnswer
 
 Turns = list[dict[str, str]]
 
@@ -41,8 +44,8 @@ def chat(options: AnswerOptions) -> None:
       fastslow chat --speculation tuned.json --corpus corpus.safetensors
 
     Ctrl-C stops an answer, not the program. Pasted lines are one message. Questions may also be piped in,
-    one a line; standard output then gets the answers alone. Where the context is full, the oldest turns
-    are dropped.
+    one a line; standard output then gets the answers alone, an empty line for one that is empty or failed,
+    and the exit code is 1 if one failed. Where the context is full, the oldest turns are dropped.
     """
     from fastslow.tools.cli.screen import errors, quiet_log
 
@@ -58,6 +61,8 @@ def chat(options: AnswerOptions) -> None:
                 f"{options.model}, mode {talk.mode}. /help lists the commands.", style="dim"
             )
         talk.run()
+    if talk.failed and not typed:
+        raise typer.Exit(1)
 
 
 def _measure(llm: LLM, options: AnswerOptions) -> Callable[[Turns], int]:
@@ -97,6 +102,9 @@ class Chat:
         options: of the command line.
         measure: counts the tokens of a conversation.
 
+    Attributes:
+        failed: a question was refused, or the engine failed on it.
+
     Raises:
         ValueError: the command line does not fit the model.
     """
@@ -107,6 +115,7 @@ class Chat:
         self._measure = measure
         self._call = options.call(llm)
         self._turns = options.conversation()
+        self.failed = False
 
     @property
     def mode(self) -> str:
@@ -164,51 +173,95 @@ class Chat:
             complain(ValueError(f"mode={argument!r} is unknown{hint}"))
 
     def _ask(self, question: str) -> None:
-        from fastslow.tools.cli.screen import StreamedAnswer, complain, console, errors, figures
+        from fastslow.tools.cli.screen import StreamedAnswer, complain, console, errors
+        from fastslow.tools.prompts import check_text
 
+        typed = sys.stdin.isatty()
         thought = None if self._options.no_thinking else errors()
-        answer = StreamedAnswer(console(), thought)
         turns = [*self._turns, {"role": "user", "content": question}]
-        try:
-            for piece in self._pieces(turns):
-                answer.add(piece)
-                if piece.output is not None:
-                    answer.end()
-                    errors().print(figures(piece.output.metrics), style="dim")
-        except KeyboardInterrupt:
-            answer.end()
-            errors().print("stopped", style="dim")
-        except (ValueError, RuntimeError) as error:  # this question failed; the next may not
-            answer.end()
-            complain(error)
+        while True:
+            # of a pipe only the last try is shown: one answer to a question
+            answer = StreamedAnswer(console() if typed else None, thought)
+            try:
+                check_text(question, "the question")
+                again = self._answer(turns, answer)
+            except KeyboardInterrupt:
+                again = False
+                answer.end()
+                errors().print("stopped", style="dim")
+            except (ValueError, RuntimeError) as error:  # this question failed; the next may not
+                answer.end()
+                complain(error)
+                self.failed, again = True, False
+            if not again:
+                break
+        if not typed:
+            console().out(answer.text.removesuffix("\n"), highlight=False)
         if answer.text:
             self._turns = [*turns, {"role": "assistant", "content": answer.text}]
 
+    def _answer(self, turns: Turns, answer: StreamedAnswer) -> bool:
+        """Show one answer; whether to ask again, as the context cut it and turns were dropped."""
+        from fastslow.tools.cli.screen import errors, figures
+
+        output: Output | None = None
+        for piece in self._pieces(turns):
+            answer.add(piece)
+            output = piece.output or output
+        answer.end()
+        if output is None:
+            return False
+        said = figures(output, self._options.context(self._llm))
+        errors().print(said, style="dim")
+        older = (len(turns) - self._first) // 2
+        if "cut by the context" not in said:
+            return False
+        if older:
+            self._drop(turns, (older + 1) // 2)
+            errors().print("The answer was cut by the context: asked again.", style="dim")
+        else:
+            say = "The answer was cut by the context, and there is no older turn to drop."
+            errors().print(say, style="dim")
+        return older > 0
+
     def _pieces(self, turns: Turns) -> Iterator[Piece]:
         """The answer to a conversation, whose oldest turns are taken out if it is too long."""
-        from fastslow.tools.cli.screen import errors
-
-        start, whole = len(self._options.conversation()), len(turns)
-        while self._measure(turns) > self._room and len(turns) > start + 1:
-            del turns[start : start + 2]
+        drops = 0
+        while self._measure(turns[: self._first] + turns[self._first + 2 * drops :]) > self._room:
+            if len(turns) <= self._first + 2 * drops + 1:
+                break
+            drops += 1
         while True:
             try:
-                pieces = self._llm.stream(turns, **self._call)
+                short = turns[: self._first] + turns[self._first + 2 * drops :]
+                pieces = self._llm.stream(short, **self._call)
                 break
             except ValueError:  # as where memory for keys and values holds less than the context
-                if len(turns) <= start + 1:
+                if len(short) <= self._first + 1:
                     raise
-                del turns[start : start + 2]
-        if dropped := (whole - len(turns)) // 2:
-            say = f"The context is full: the oldest {dropped} questions and answers are dropped."
-            errors().print(say, style="dim")
+                drops += 1
+        if drops:
+            self._drop(turns, drops)
         yield from pieces
+
+    @property
+    def _first(self) -> int:
+        """Where in a conversation the questions begin."""
+        return len(self._options.conversation())
+
+    def _drop(self, turns: Turns, count: int) -> None:
+        """Take the oldest questions and answers out, and say so."""
+        from fastslow.tools.cli.screen import errors
+
+        del turns[self._first : self._first + 2 * count]
+        what = f"{count} questions and answers are" if count > 1 else "question and answer is"
+        errors().print(f"The context is full: the oldest {what} dropped.", style="dim")
 
     @property
     def _room(self) -> int:
         """Most tokens of a conversation that leaves room for an answer."""
         from fastslow.call import sampling_in
 
-        context = self._options.max_model_len or self._llm.model.config.context
+        context = self._options.context(self._llm)
         most = sampling_in(self._call["mode"], self._call["sampling"]).max_tokens
         return context - min(most, context // ANSWER) - MARKS

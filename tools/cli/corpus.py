@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.tools.cli.options import expand_options
+from fastslow.tools.cli.options import check_writable, expand_options
 
 if TYPE_CHECKING:
     from fastslow.draft.suffix.documents import Documents
@@ -47,8 +47,17 @@ def build(
     Example:
       fastslow corpus build answers.jsonl -o corpus.safetensors --model smollm2
     """
+    from fastslow.draft.suffix.corpus import describe
     from fastslow.draft.suffix.documents import Documents
 
+    check_writable(out)
+    if out.exists():
+        try:
+            describe(out)
+        except ValueError:
+            raise ValueError(
+                f"{str(out)!r} exists and is no corpus: name another with -o"
+            ) from None
     _extend(Documents(), answers, out, model, most_tokens)
 
 

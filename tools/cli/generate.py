@@ -63,6 +63,8 @@ def generate(
         raise ValueError("give a PROMPT (- is standard input) or --file, and not both")
     from fastslow.tools.cli.screen import quiet_log
 
+    from fastslow.tools.prompts import check_text
+
     quiet_log()
     if file is not None:
         _answer_file(file, options, raw, as_json)
@@ -71,6 +73,7 @@ def generate(
     if not (text if raw else text.strip()):
         where = "standard input" if prompt == "-" else "PROMPT"
         raise ValueError(f"{where} is empty: there is nothing to answer")
+    check_text(text, "standard input" if prompt == "-" else "PROMPT")
     asked: Prompt = text if raw else [*options.conversation(), {"role": "user", "content": text}]
     with options.load() as llm:
         if (options.n or 1) > 1:
@@ -83,7 +86,8 @@ def _standard_input() -> str:
     try:
         return standard_input().read()
     except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is no text in UTF-8: {error}") from error
+        where = f"see its byte {error.start + 1}"
+        raise ValueError(f"standard input is no text in UTF-8: {where}") from None
 
 
 def _stream(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bool) -> None:
@@ -102,7 +106,7 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bool) ->
     if as_json:
         _write(_cut(answer) if output is None else _record(output))
     elif output is not None:
-        errors().print(figures(output.metrics), style="dim")
+        errors().print(figures(output, options.context(llm)), style="dim")
     if output is None:
         raise typer.Exit(INTERRUPTED)
 
@@ -122,7 +126,7 @@ def _answer_often(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bo
         answer.add(Piece(reasoning=choice.reasoning))
         answer.add(Piece(choice.text))
         answer.end()
-        errors().print(figures(choice.metrics), style="dim")
+        errors().print(figures(choice, options.context(llm)), style="dim")
 
 
 def _answer_file(file: Path, options: GenerateOptions, raw: bool, as_json: bool) -> None:

@@ -8,15 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastslow.engine.host.progress import bar
-from fastslow.engine.params import SamplingParams
+from fastslow.engine.params import SamplingParams, nearest
 from fastslow.output import Completion, GenerationError, Output
 from fastslow.tools.cli.answer_options import AnswerOptions
-from fastslow.tools.prompts import Record, conversation, json_object, naming, text_lines
+from fastslow.tools.prompts import FIELDS, Record, conversation, json_object, naming, text_lines
 
 if TYPE_CHECKING:
     from fastslow.call import Prompt
     from fastslow.llm import LLM
 
+NOTES = (
+    "answer",
+    "grading",
+    "category",
+    "reference",
+    "index",
+)  # what else such files hold, not used
+KNOWN = (*FIELDS, "mode", "sampling", *NOTES)
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 SHOWN, MEASURED = ("text", "reasoning", "finish_reason"), ("mode", "tokens", "tokens_per_second")
 
@@ -77,9 +85,9 @@ class PromptFile:
     def _call(self, llm: LLM, own: Record) -> dict[str, Any]:
         """Keyword arguments for a line."""
         mode = own.get("mode")
-        call = self._options.call(llm, mode if isinstance(mode, str) else None)
-        if mode is not None and not isinstance(mode, str):
-            call["mode"] = mode
+        if not isinstance(mode, str | dict | None):
+            raise ValueError(f"mode={mode!r} must be a name or an object with the fields of Mode")
+        call = self._options.call(llm, mode)
         given: SamplingParams = call["sampling"]
         fields = {name: getattr(given, name) for name in given.model_fields_set}
         return {**call, "sampling": SamplingParams(**{**fields, **own.get("sampling", {})})}
@@ -89,6 +97,7 @@ class PromptFile:
         for place, line in text_lines(path, "prompts"):
             with naming(place):
                 record: Record = json_object(line) if as_json else {"prompt": line.strip()}
+                _check_fields(record)
                 if not isinstance(record.get("sampling", {}), dict):
                     raise ValueError("sampling must be an object with the fields of SamplingParams")
                 SamplingParams(**record.get("sampling", {}))
@@ -102,6 +111,18 @@ class PromptFile:
         """The conversation, behind the system message of the command line if it has none."""
         own = turns[0]["role"] == "system"
         return turns if own else [*self._options.conversation(), *turns]
+
+
+def _check_fields(record: Record) -> None:
+    """ValueError for a field that is not known, whose value would be dropped, and for two prompts."""
+    for name in record:
+        if name in SamplingParams.model_fields:
+            raise ValueError(f'field {name!r} belongs into "sampling": {{"{name}": ...}}')
+        if name not in KNOWN and not name.endswith("id"):
+            raise ValueError(f"field {name!r} is unknown{nearest(name, KNOWN)}")
+    given = [name for name in FIELDS if name in record]
+    if len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} are two prompts: give one of them")
 
 
 def record_of(output: Output) -> dict[str, Any]:

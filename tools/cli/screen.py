@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from fastslow.output import Metrics, Piece
+from fastslow.output import Completion, Output, Piece
 
 
 @cache
@@ -58,16 +58,25 @@ def complain(error: Exception) -> None:
     errors().print(Text.assemble(("error: ", "bold red"), message))
 
 
-def figures(metrics: Metrics) -> str:
-    """How an answer came about, in one line."""
+def figures(answer: Output | Completion, context: int) -> str:
+    """How an answer came about, in one line. context: most tokens of a prompt and its answer."""
+    metrics = answer.metrics
     why = f" | why: {metrics.decision}" if metrics.decision else ""
     ended = f" ({metrics.thinking_ended})" if metrics.thinking_ended else ""
     thought = f" | {metrics.thinking_tokens} tokens of thought{ended}" if ended else ""
     return (
         f"mode {metrics.mode} | drafter {metrics.drafter} | drafted {metrics.drafted} | "
         f"accepted {metrics.accepted} | {metrics.tokens_per_step:.2f} tokens/step | "
-        f"{metrics.tokens_per_second:.1f} tokens/s{thought}{why}"
+        f"{metrics.tokens_per_second:.1f} tokens/s{thought}{_cut(answer, context)}{why}"
     )
+
+
+def _cut(answer: Output | Completion, context: int) -> str:
+    """What ended an answer before its end."""
+    if answer.finish_reason == "length":
+        whole = answer.metrics.prompt_tokens + answer.metrics.tokens
+        return " | cut by the context" if whole >= context else " | cut at max_tokens"
+    return " | timeout" if answer.finish_reason == "timeout" else ""
 
 
 class StreamedAnswer:

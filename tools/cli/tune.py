@@ -162,11 +162,21 @@ def _tune_groups(
     out: Path,
     **how: Any,
 ) -> TuningOutcome:
-    from fastslow.settings import add_settings
+    from fastslow.settings import add_settings, check_settings
     from fastslow.tools.tune.groups import tune_groups
     from fastslow.tools.tune.groups_report import headline, page
 
     found = tune_groups(llm, options.model, asked, graded, **how)
-    preset = {"fast": {"groups": found.proposed.groups}}
-    add_settings(out, options.model, options.folder, modes=preset, measured_groups=found.record())
-    return TuningOutcome(headline(found), page(found, out.name), found.stopped)
+    chosen, fitted = found.proposed.groups, llm.modes["fast"].groups
+    said = headline(found)
+    parts: dict[str, Any] = {"measured_groups": found.record()}
+    old = check_settings(out, options.model, options.folder)
+    if "auto" in old and chosen != (found.all.groups if fitted is None else fitted):
+        parts["measured_modes"] = None
+        said += (
+            f"\nThe auto of {out} was fitted to a fast mode with other groups: its measured figures are "
+            "taken out; `fastslow tune --modes` fits it again."
+        )
+    modes = {"fast": {"groups": chosen}}
+    add_settings(out, options.model, options.folder, modes=modes, **parts)
+    return TuningOutcome(said, page(found, out.name), found.stopped)
