@@ -150,7 +150,9 @@ def test_a_post_processor_with_an_id_that_no_piece_has(tmp_path: Path) -> None:
         {"Sequence": {"id": "A", "type_id": 0}},
     ]
     file["post_processor"] = {
-        "type": "TemplateProcessing", "single": single, "pair": single,
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": single,
         "special_tokens": special,
     }
     path.write_text(json.dumps(file), "utf-8")

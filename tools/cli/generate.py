@@ -62,7 +62,6 @@ def generate(
     if (prompt is None) == (file is None):
         raise ValueError("give a PROMPT (- is standard input) or --file, and not both")
     from fastslow.tools.cli.screen import quiet_log
-
     from fastslow.tools.prompts import check_text
 
     quiet_log()
