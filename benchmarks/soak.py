@@ -8,7 +8,7 @@ a time limit. KV pages are short, so that requests are preempted. In between, ot
 `close`.
 
 Every greedy answer, and every seeded one, must be the tokens that the model gives alone and without drafts. A
-cancelled one must be a beginning of them. Memory is the part that is not a mapped file, read every second. Exit code 1
+cancelled one must be a beginning of them, or of those that its mode drops where it begins again. Memory is the part that is not a mapped file, read every second. Exit code 1
 where anything is wrong; the list says what, with the seed of its thread.
 """
 
@@ -119,7 +119,7 @@ class Caller:
         llm: LLM,
         draft_model: str | None,
         jobs: list[Job],
-        alone: list[list[int]],
+        alone: list[list[list[int]]],
         found: Found,
         seed: int,
     ) -> None:
@@ -203,13 +203,15 @@ class Caller:
         return handle.result(WAIT)
 
     def _check(self, place: int, output: Output) -> None:
-        tokens, alone = output.token_ids, self._alone[place]
+        tokens, right = output.token_ids, self._alone[place]
         reason = output.finish_reason
         self._found.count("ended", f"ended by {reason}")
         self._found.count(*["preempted"] * bool(output.metrics.preemptions))
         if reason in ("cancelled", "timeout"):
-            alone = alone[: len(tokens)]
-        if tokens != alone:
+            right = [alone[: len(tokens)] for alone in right]
+        else:
+            right = right[:1]
+        if tokens not in right:
             self._found.fail(
                 f"thread {self._seed}, job {place}, {output.metrics.drafter}: the answer ({reason}) differs"
             )
@@ -237,12 +239,19 @@ def bar(seconds: float) -> Iterator[Callable[[float], None]]:
         yield lambda done: progress.update(task, completed=done)
 
 
+def answers_alone(llm: LLM, job: Job) -> list[list[int]]:
+    """The tokens of the answer, and those that its mode may drop on the way."""
+    modes = [job.mode]
+    if job.mode.escalate is not None:
+        modes.append(job.mode.model_copy(update={"escalate": None}))
+    plain = [llm.generate(job.prompt, job.sampling, mode=m, speculation="off") for m in modes]
+    return [output.token_ids for output in plain]
+
+
 def soak(llm: LLM, args: argparse.Namespace, load: dict[str, Any]) -> tuple[Found, list[float]]:
     """Call for `--minutes`; what was found, and memory by the second."""
     jobs = jobs_for(llm, args.jobs, args.seed)
-    alone = [
-        llm.generate(j.prompt, j.sampling, mode=j.mode, speculation="off").token_ids for j in jobs
-    ]
+    alone = [answers_alone(llm, job) for job in jobs]
     found, seconds = Found(), 60 * args.minutes
     draft_model = None if args.draft_model == "none" else args.draft_model
     begin = time.monotonic()
