@@ -104,7 +104,7 @@ class CheckpointFacts:
             whole = "dense" if self.config.pangu_v2 is None else "one"
             shown = f"{groups} of {self.config.groups}" if self.config.groups else whole
             active = billions(active_parameters(self.config, mode.groups))
-            thinking = mode.thinking
+            thinking: str = mode.thinking
             if mode.auto:
                 words = meaning(mode, self.config.groups)
                 shown, thinking, active = words["groups"], words["thinking"], "-"
