@@ -30,6 +30,8 @@ def counted(trees: list[Tree], requests: int) -> list[Tree]:
     Raises:
         ValueError: it is not.
     """
+    if not isinstance(trees, list | tuple) or not all(isinstance(tree, Tree) for tree in trees):
+        raise ValueError(f"the drafter proposed {trees!r:.60}, and a list of Tree is needed")
     if len(trees) != requests:
         raise ValueError(f"the drafter proposed {len(trees)} trees for {requests} requests")
     return trees

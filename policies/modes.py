@@ -31,10 +31,13 @@ def builtin_modes(groups: int) -> dict[str, Mode]:
             name="fast",
             groups=few,
             thinking="off",
-            description="mostly shared experts, no thinking: low latency",
+            description=f"{'mostly shared experts, ' if groups else ''}no thinking: low latency",
         ),
         "deep": Mode(
-            name="deep", groups=None, thinking="on", description="all expert groups, thinking on"
+            name="deep",
+            groups=None,
+            thinking="on",
+            description=f"{'all expert groups, ' if groups else ''}thinking on",
         ),
         "auto": Mode(
             name="auto",

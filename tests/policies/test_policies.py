@@ -231,3 +231,7 @@ def test_modes_are_found_by_name_or_given() -> None:
         find_mode("fats", modes, 8)
     with pytest.raises(ValueError, match=r"must be a name or a Mode, not int$"):
         find_mode(5, modes, 8)  # type: ignore[arg-type]
+
+
+def test_a_dense_models_modes_do_not_speak_of_experts() -> None:
+    assert not any("expert" in mode.description for mode in builtin_modes(0).values())

@@ -18,7 +18,9 @@ from head_tools import tiny_weights, write_head
 from tokenizers_tiny import write_bpe
 
 from fastslow.handle import RequestHandle
+from fastslow.tools.cli.answer_options import GenerateOptions
 from fastslow.tools.cli.app import main
+from fastslow.tools.cli.prompt_file import PromptFile
 
 ASKED = "What is 4827 + 396?"  # abacus thinks it out and says 5223
 ABACUS = ("--model", "abacus", "--kv-memory", "4MiB")
@@ -385,3 +387,27 @@ def test_bytes_that_are_no_text_are_refused(
     monkeypatch.setattr("sys.stdin", io.StringIO(lone))
     assert generate("-") == 2
     assert "standard input is no text in UTF-8" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_finished_answers_behind_an_unfinished_one(tmp_path: Path) -> None:
+    class Handle:
+        def __init__(self, done: bool) -> None:
+            self.done = done
+
+        def result(self) -> Handle:
+            if not self.done:
+                raise KeyboardInterrupt
+            return self
+
+        def cancel(self) -> None: ...
+
+    handles = [Handle(done) for done in (True, False, True, False)]
+    left = iter(handles)
+    llm: Any = type("Engine", (), {"submit": lambda *_, **__: next(left)})()
+    path = write_lines(tmp_path / "p.txt", *"abcd")
+    answers = PromptFile(path, GenerateOptions(), raw=False)._run(llm, [("a", {})] * 4)
+    shown = []
+    with pytest.raises(KeyboardInterrupt):
+        for index, _ in answers:
+            shown.append(index)
+    assert shown == [0, 2]

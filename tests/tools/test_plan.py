@@ -11,7 +11,7 @@ import pytest
 from checkpoints import MOGE
 from typer.testing import CliRunner
 
-from fastslow.tools.cli.app import app
+from fastslow.tools.cli.app import app, main
 from fastslow.tools.plan import device as device_module
 from fastslow.tools.plan.device import DEVICES, THIS_CPU, Device, find_device
 from fastslow.tools.plan.published import LARGE, ROWS, SMALL, calibrate, config_of
@@ -224,3 +224,12 @@ def test_without_a_number_it_takes_the_fewest_cards_that_hold_the_model() -> Non
         assert s.memory(batch, context) <= room < setting(cards=s.cards - 1).memory(batch, context)
     alone = Device(THIS_CPU, 1e9, 1e9, 1e9, 1e9)
     assert fewest_cards(replace(setting(cards=1), device=alone), 2048).cards == 1, "it has no links"
+
+
+def test_a_picture_without_a_folder_is_refused_before_planning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "--picture", str(tmp_path / "no" / "p.html")])
+    assert end.value.code == 2
+    assert "cannot be written" in capsys.readouterr().err

@@ -197,5 +197,9 @@ class GenerateOptions(AnswerOptions):
 
     n: Annotated[int | None, option("Answers to each prompt; default 1.", DRAW)] = None
     logprobs: Annotated[
-        int | None, option("Log-probabilities of so many tokens, with --json or --file.", DRAW)
+        int | None,
+        option(
+            "Log-probabilities of the N likeliest tokens at each place; needs --json or --file.",
+            DRAW,
+        ),
     ] = None

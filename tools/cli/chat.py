@@ -29,7 +29,7 @@ HELP = """\
 /reset         forget the conversation
 /help          this text
 /quit          leave (as Ctrl-D does, or Ctrl-C twice)
-Ctrl-C stops an answer; what has come of it stays in the conversation."""
+Ctrl-C stops an answer; the text that has come of it (not a thought) stays in the conversation."""
 
 
 @expand_options

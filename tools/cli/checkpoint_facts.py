@@ -104,14 +104,18 @@ class CheckpointFacts:
             whole = "dense" if self.config.pangu_v2 is None else "one"
             shown = f"{groups} of {self.config.groups}" if self.config.groups else whole
             active = billions(active_parameters(self.config, mode.groups))
-            modes.add_row(mode.name, shown, mode.thinking, active, mode.description)
+            thinking: str = mode.thinking
+            if mode.auto:
+                words = meaning(mode, self.config.groups)
+                shown, thinking, active = words["groups"], words["thinking"], "-"
+            modes.add_row(mode.name, shown, thinking, active, mode.description)
         yield modes
 
     def _shape(self) -> dict[str, str]:
         c = self.config
         lines = {
             "architecture": c.architecture,
-            "layers": f"{c.layers} of {c.hidden_size}",
+            "layers": f"{c.layers} layers of width {c.hidden_size}",
             "attention": f"{c.heads} heads over {c.kv_heads} KV heads of {c.head_dim}",
         }
         if c.groups:

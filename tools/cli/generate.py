@@ -29,7 +29,7 @@ def generate(
         Path | None,
         typer.Option(
             help="Many prompts: a text file with one a line, or JSON lines (.jsonl) with prompt or "
-            "messages, and if they like with mode and sampling.",
+            "messages; mode and sampling of a line are optional.",
             show_default=False,
         ),
     ] = None,
@@ -134,7 +134,7 @@ def _answer_file(file: Path, options: GenerateOptions, raw: bool, as_json: bool)
 
     prompts, failed = PromptFile(file, options, raw), False
     with options.load() as llm:
-        for index, output in enumerate(prompts.answers(llm)):
+        for index, output in prompts.answers(llm):
             _write({"index": index, **(_record(output) if as_json else record_of(output))})
             failed |= any(choice.error is not None for choice in output.choices)
     if failed:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastslow.tools.cli.options import expand_options, shown_option
+from fastslow.tools.cli.options import check_writable, expand_options, shown_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +35,9 @@ def plan(
         shown_option("Cards that share the model; default: the fewest that hold it.", min=1),
     ] = None,
     sequence: Annotated[
-        int, shown_option("Tokens of a request, prompt and answer so far.", min=1)
-    ] = 2048,
+        int | None,
+        shown_option("Tokens of a request, prompt and answer; default 2048 or its context.", min=1),
+    ] = None,
     latency_ms: Annotated[
         float, shown_option("Milliseconds per token, at most.", min=0.001)
     ] = 100.0,
@@ -81,10 +82,13 @@ def plan(
     from fastslow.tools.plan.step import HOST, ForwardWork, Precision, Setting
 
     quiet_log()
+    if picture is not None:
+        check_writable(picture)
     spelled = weights if weights != "auto" else "bf16" if device == THIS_CPU else "w8a8"
     precision = Precision.of(spelled, kv)
     drafting = DraftCost.of(acceptance, drafter)
     config = config_of(model)
+    sequence = min(2048, config.context) if sequence is None else sequence
     if sequence > config.context:
         raise ValueError(
             f"sequence={sequence} must be at most {config.context}, the model's context"

@@ -15,6 +15,7 @@ from fastslow.tools.prompts import FIELDS, Record, conversation, json_object, na
 
 if TYPE_CHECKING:
     from fastslow.call import Prompt
+    from fastslow.handle import RequestHandle
     from fastslow.llm import LLM
 
 NOTES = (
@@ -55,8 +56,9 @@ class PromptFile:
         if not self._lines:
             raise ValueError(f"prompts file {str(path)!r} has no prompt")
 
-    def answers(self, llm: LLM) -> Iterator[Output]:
-        """The answers in the order of the file, each as soon as those before it are there too.
+    def answers(self, llm: LLM) -> Iterator[tuple[int, Output]]:
+        """The answers and their numbers in the order of the file, each as soon as those before it are
+        there too; after Ctrl-C those that are finished.
 
         Raises:
             ValueError: a line does not fit the model; nothing has run then.
@@ -70,14 +72,22 @@ class PromptFile:
             jobs.append((line.prompt, call))
         return self._run(llm, jobs)
 
-    def _run(self, llm: LLM, jobs: Sequence[tuple[Prompt, dict[str, Any]]]) -> Iterator[Output]:
+    def _run(
+        self, llm: LLM, jobs: Sequence[tuple[Prompt, dict[str, Any]]]
+    ) -> Iterator[tuple[int, Output]]:
         handles = [llm.submit(prompt, **call) for prompt, call in jobs]
         try:
-            for handle in handles if sys.stdout.isatty() else bar(handles, "Answering"):
-                try:
-                    yield handle.result()
-                except GenerationError as error:  # its line tells; the others go on
-                    yield error.outputs[0]
+            shown = 0
+            try:
+                for handle in handles if sys.stdout.isatty() else bar(handles, "Answering"):
+                    output = _result(handle)
+                    shown += 1
+                    yield shown - 1, output
+            except KeyboardInterrupt:
+                for index, handle in enumerate(handles[shown:], shown):
+                    if handle.done:
+                        yield index, _result(handle)
+                raise
         finally:  # after Ctrl-C
             for handle in handles:
                 handle.cancel()
@@ -111,6 +121,13 @@ class PromptFile:
         """The conversation, behind the system message of the command line if it has none."""
         own = turns[0]["role"] == "system"
         return turns if own else [*self._options.conversation(), *turns]
+
+
+def _result(handle: RequestHandle) -> Output:
+    try:
+        return handle.result()
+    except GenerationError as error:  # its line tells; the others go on
+        return error.outputs[0]
 
 
 def _check_fields(record: Record) -> None:
