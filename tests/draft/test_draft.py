@@ -15,7 +15,7 @@ from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.router import DrafterRouter
-from fastslow.draft.several import FallbackDrafter
+from fastslow.draft.several import FallbackDrafter, counted
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.params import Speculation
@@ -229,3 +229,9 @@ def test_drafters_are_built_by_name() -> None:
     assert isinstance(either, AdaptiveDrafter)
     assert [type(d) for d in either.drafters] == [SuffixDraft, ModelDraft]
     assert isinstance(build("auto"), SuffixDraft)
+
+
+@pytest.mark.parametrize("made", [None, [[1, 2]]])
+def test_what_is_no_list_of_trees_is_refused(made: Any) -> None:
+    with pytest.raises(ValueError, match="and a list of Tree is needed"):
+        counted(made, 1)
