@@ -10,8 +10,7 @@ from typing import Any
 import jinja2
 from loguru import logger
 
-from fastslow.engine.host.files import shown
-from fastslow.engine.params import Thinking
+from fastslow.engine.params import Thinking, shown
 from fastslow.engine.text.sandbox import Sandbox, limited
 from fastslow.engine.text.settings import Settings, check_size, read_settings
 from fastslow.engine.text.vocabulary import TURN_CLOSE, TURN_OPEN, Tokenizer, is_pangu

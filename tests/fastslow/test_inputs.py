@@ -477,7 +477,8 @@ def test_requests_in_flight_do_not_notice_a_refused_one(llm: LLM) -> None:
 @pytest.mark.parametrize("field", ["name", "base", "closing", "description"])
 def test_texts_of_a_mode_are_bounded(field: str) -> None:
     most = 256 if field in ("name", "base") else 1000
-    assert getattr(Mode(**{field: "x" * most}), field) == "x" * most
+    most_of: dict[str, Any] = {field: "x" * most}
+    assert getattr(Mode(**most_of), field) == "x" * most
     long = rf"^{field}='x+\.\.\. must have at most {most} characters$"
     refused(long, Mode, **{field: "x" * (most + 1)})
     refused(rf"^{field}='a\\ud800' must be a valid string", Mode, **{field: "a\ud800"})
