@@ -19,13 +19,12 @@ from pydantic import (
     field_validator,
 )
 
-from fastslow.engine.host.files import shown
-
 Number = StrictFloat  # takes an int too, but neither a bool nor text
 Thinking = Literal["off", "on", "auto"]
 TokenId = Annotated[StrictInt, Field(ge=0)]
 MOST_STOPS, LONGEST_STOP = 64, 1000
 LONGEST_NAME, LONGEST_TEXT = 256, 1000
+SHOWN = 80  # characters of a value in a message
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Stops = tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)], ...]
@@ -281,6 +280,15 @@ class Mode(Params):
         if self.base is None and self.thinking_soft > (most or 0):
             limit = "needs a thinking_budget" if most is None else f"exceeds thinking_budget={most}"
             raise ValueError(f"thinking_soft={self.thinking_soft} {limit}")
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: of a long one only the beginning."""
+    try:
+        text = repr(value).replace("\n", " ")  # an array's has lines
+    except Exception:  # noqa: BLE001 - its own, or of a number with thousands of digits
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

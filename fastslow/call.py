@@ -7,8 +7,7 @@ from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import Any, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeGuard, TypeVar
 
-from fastslow.engine.host.files import shown
-from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest
+from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest, shown
 from fastslow.engine.text.templates import Message
 from fastslow.engine.types import Chooser
 

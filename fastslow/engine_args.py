@@ -11,12 +11,11 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 
 from fastslow.call import refuse_unknown
-from fastslow.engine.host.files import shown
 from fastslow.engine.kv.budget import page_budget, too_much
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.parallel.sharding import Parallel
-from fastslow.engine.params import Speculation
+from fastslow.engine.params import Speculation, shown
 from fastslow.engine.types import Chooser
 from fastslow.policies.auto import checkpoint_selector, read_selector
 

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, NoReturn
 
 from fastslow.call import as_wait
-from fastslow.engine.host.files import shown
+from fastslow.engine.params import shown
 from fastslow.job import PromptJob, start
 from fastslow.output import Output, Piece
 

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 from loguru import logger
 
 from fastslow.call import Prompt
-from fastslow.engine.host.files import shown
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.params import Mode, SamplingParams
+from fastslow.engine.params import Mode, SamplingParams, shown
 from fastslow.engine.text.marks import Marks, chat_parts
 from fastslow.engine.text.templates import (
     ChatTemplate,

@@ -23,9 +23,8 @@ from fastslow.choice import Candidate, ChoiceHandle
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
-from fastslow.engine.host.files import shown
 from fastslow.engine.host.process import HomeProcess
-from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.params import Mode, SamplingParams, Speculation, shown
 from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.accept.exact import Rule
 from fastslow.engine.sampling.accept.lossy import LossyStepwise

@@ -11,6 +11,8 @@ from fastslow.engine.core.scheduler import Scheduler
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.sampling.stop import Reason
 
+MOST_DRAFTERS = 64  # counted by name: requests may join names as they like
+
 
 @dataclass(slots=True)
 class DrafterStats:
@@ -48,7 +50,10 @@ class EngineTotals:
             self.prompt_tokens += request.prompt_length
             self.cached_tokens += tally.cached
         if tally.drafted:
-            drafts = self.drafters[request.speculation.drafter]
+            name = request.speculation.drafter
+            if name not in self.drafters and len(self.drafters) >= MOST_DRAFTERS:
+                name = "other"
+            drafts = self.drafters[name]
             drafts.offered += tally.drafted
             drafts.accepted += tally.accepted
 
@@ -86,7 +91,7 @@ class EngineStats:
     pages_free: int
     pages_cached: int  # kept for prompts to come, given up where others need them
     ended: dict[Reason, int]  # requests by finish_reason
-    drafters: dict[str, DrafterStats]  # by the name that requests gave
+    drafters: dict[str, DrafterStats]  # by the name that requests gave; after 64 of them "other"
 
     @property
     def prefix_hit_rate(self) -> float:

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fastslow.engine.params import shown as shown  # noqa: PLC0414 - readers take it from here
+
 MOST_BYTES = 64 << 20  # of a JSON file; an index of 140,000 tensors has a quarter of them
 MOST_DEPTH = 64  # lists and objects inside each other
 MOST_DIGITS = 40  # of a whole number; tokenizer_config.json often has one of 31
 READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-SHOWN = 80  # characters of a value in a message
 
 
 def cache_folder() -> Path:
@@ -104,15 +105,6 @@ def _check_depth(value: Any) -> None:
         if not level:
             return
     raise RecursionError
-
-
-def shown(value: object) -> str:
-    """A value as a message shows it: of a long one only the beginning."""
-    try:
-        text = repr(value).replace("\n", " ")  # an array's has lines
-    except Exception:  # noqa: BLE001 - its own, or of a number with thousands of digits
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import re
 
 import torch
 
-from fastslow.engine.host.files import shown
 from fastslow.engine.host.machine import free_memory, whole_memory
+from fastslow.engine.params import shown
 
 DEFAULT_SHARE = 0.3  # of the memory that is free once the weights are loaded
 

@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 from loguru import logger
 
-from fastslow.engine.host.files import is_file, shown
-from fastslow.engine.params import Thinking
+from fastslow.engine.host.files import is_file
+from fastslow.engine.params import Thinking, shown
 from fastslow.engine.text.sandbox import Sandbox, limited
 from fastslow.engine.text.settings import Settings, read_data, read_settings
 from fastslow.engine.text.vocabulary import TURN_CLOSE, TURN_OPEN, Tokenizer, is_pangu

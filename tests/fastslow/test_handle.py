@@ -33,6 +33,7 @@ from fastslow import (
     as_completed,
 )
 from fastslow.call import PromptCall
+from fastslow.engine.core import stats
 from fastslow.handle import PieceStream
 
 VOCAB = 320
@@ -659,3 +660,14 @@ def test_a_stream_that_was_never_made_is_silent(monkeypatch: pytest.MonkeyPatch)
     PieceStream.__new__(PieceStream)
     gc.collect()
     assert not said
+
+
+def test_names_of_drafters_are_counted_up_to_a_limit(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats, "MOST_DRAFTERS", 1)
+    monkeypatch.setattr(llm._core, "_totals", stats.EngineTotals())
+    prompt = [5, 6, 7, 5, 6, 7, 5, 6]
+    for name in ("ngram", "ngram+ngram", "ngram+ngram+ngram"):
+        llm.generate(prompt, LONG, speculation=name)
+    assert set(llm.stats().drafters) == {"ngram", "other"}

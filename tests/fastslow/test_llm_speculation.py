@@ -163,7 +163,7 @@ def test_a_call_learns_nothing_of_the_calls_with_other_keys(folder: Path) -> Non
 @pytest.mark.parametrize("key", ["", "k" * 257, 5], ids=str)
 def test_a_memory_key_is_a_short_text(folder: Path, key: Any) -> None:
     with open_llm(folder) as llm:
-        with pytest.raises(ValueError, match=r"^memory_key='.*' must be text of 1 to 256 char"):
+        with pytest.raises(ValueError, match=r"^memory_key=.* must be text of 1 to 256 char"):
             llm.generate("The", TEN, memory_key=key)
         with pytest.raises(ValueError, match=r"^memory_key has 1 entries for 2 prompts$"):
             llm.generate(["The", "A"], TEN, memory_key=["a"])
