@@ -44,6 +44,7 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.torchrun import join
+from fastslow.engine.params import shown
 from fastslow.engine.types import Chooser
 from fastslow.engine_args import checks_arguments, chooser_of, context_length, kv_pages
 from fastslow.handle import PieceStream, RequestHandle, as_completed
@@ -138,7 +139,7 @@ class LLM:
             join()
         for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
             if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+                raise ValueError(f"{name}={shown(value)} must be at least 1")
         memory = AnswerMemory(common=remember is True) if remember else None
         folder = resolve_model(model)
         load: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}

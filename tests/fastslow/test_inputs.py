@@ -507,6 +507,7 @@ def test_numbers_of_thousands_of_digits(llm: LLM) -> None:
     for timeout in (10**400, 10**5000):
         refused("^timeout=.* must be seconds", llm.submit, "hello", timeout=timeout)
     refused("^max_tokens=<int> must be", SamplingParams, max_tokens=10**5000)
+    refused("^prompt_rows=<int> must be", LLM, "x", prompt_rows=-(10**5000))
 
 
 def test_a_memory_key_is_named_as_it_is(llm: LLM) -> None:
