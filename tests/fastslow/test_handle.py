@@ -670,4 +670,5 @@ def test_names_of_drafters_are_counted_up_to_a_limit(
     prompt = [5, 6, 7, 5, 6, 7, 5, 6]
     for name in ("ngram", "ngram+ngram", "ngram+ngram+ngram"):
         llm.generate(prompt, LONG, speculation=name)
-    assert set(llm.stats().drafters) == {"ngram", "other"}
+    names = set(llm.stats().drafters)  # a request of another test may have ended meanwhile
+    assert "other" in names and len(names) == 2
