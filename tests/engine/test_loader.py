@@ -244,7 +244,11 @@ print(max(peak, anonymous()) - before)
 def test_peak_memory_stays_near_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, kernels: str
 ) -> None:
-    """Anonymous pages only: those of the mapped files belong to the system, and can be dropped."""
+    """Anonymous pages only: those of the mapped files belong to the system, and can be dropped.
+
+    What is packed passes through float32. At most three such copies of the largest matrix live at once,
+    the head's; whether the watcher sees all three is a matter of time.
+    """
     if kernels != "off":
         compiled = cache_folder() / "kernels"
         build(kernels)
@@ -265,7 +269,7 @@ def test_peak_memory_stays_near_the_model(
     assert size > 150 << 20
     script = [sys.executable, "-c", MEMORY, str(folder)]
     used = int(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
-    assert 0.9 * size < used < 1.2 * size
+    assert 0.9 * size < used < 1.05 * size + 3 * 8192 * 512 * 4
     if kernels != "off":
         assert list((tmp_path / "cache" / "packed").iterdir())
 
