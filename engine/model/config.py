@@ -40,11 +40,14 @@ ARCHITECTURES = (MOGE, MOE, EMBEDDED, LLAMA)
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies are stretched: `kind` is "linear", "dynamic" or "llama3".
+    """How rotary frequencies are stretched: `kind` is "linear", "dynamic", "llama3" or "yarn".
 
-    The last three fields belong to llama3: wavelengths above original_max_positions /
-    low_frequency_factor are stretched by `factor`, those below original_max_positions /
-    high_frequency_factor are left alone, and those between are blended.
+    llama3: wavelengths above original_max_positions / low_frequency_factor are stretched by `factor`,
+    those below original_max_positions / high_frequency_factor are left alone, and those between are
+    blended. yarn (Peng et al., arXiv 2309.00071): pairs that turn more than `fast_turns` times in
+    original_max_positions are left alone, those that turn less than `slow_turns` times are stretched,
+    and those between are blended, between whole pairs where `whole_pairs`; cosines and sines are
+    multiplied by `attention_factor`.
     """
 
     kind: str
@@ -52,6 +55,36 @@ class RopeScaling:
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     original_max_positions: int = 8192
+    fast_turns: float = 32.0
+    slow_turns: float = 1.0
+    whole_pairs: bool = True
+    attention_factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """How a token chooses its routed experts in a mixture without groups.
+
+    kind: "softmax": probabilities over all experts, of which the `top_k` largest are chosen; "chosen":
+    the `top_k` largest logits are chosen, and softmax is over these; "sigmoid": of each logit, and what
+    `choice_bias` adds counts for the choice alone. normed: the chosen weights are divided by their sum.
+    scale: what they are multiplied with then. bias: added to the logits.
+    """
+
+    kind: str
+    top_k: int
+    normed: bool = True
+    scale: float = 1.0
+    bias: bool = False
+    choice_bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClampedSwiglu:
+    """gate * sigmoid(alpha * gate) * (up + 1), with gate at most `limit` and up within +-`limit`."""
+
+    alpha: float = 1.702
+    limit: float = 7.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +92,15 @@ class ModelConfig:
     """The shape of a decoder. Sizes are in elements, positions in tokens.
 
     `groups` is 0 where there are no groups to choose among: a dense model, or one whose experts are
-    all one group (`pangu_v2`). A MoGE model runs one routed expert per group and token.
+    all one group (`router`). A MoGE model runs one routed expert per group and token.
     `intermediate_size` is the width of dense MLPs (0 where no layer has one), `dtype` the
     checkpoint's own, as config.json spells it.
+
+    query_norm, key_norm: every head is normed before it is rotated (RMSNorm, weight [head_dim], one for
+    all heads). windows: of each layer, how many tokens a row sees, itself and those just before it; 0
+    sees all; empty: all layers see all. unrotated: layers whose queries and keys are not rotated.
+    sink_logits: every query head has a learned logit that takes its share of the softmax, and no value.
+    expert_bias: routed experts have biases. swiglu: None is silu(gate) * up.
     """
 
     architecture: str
@@ -82,11 +121,20 @@ class ModelConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
-    attention_bias: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
     mlp_bias: bool = False
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     dtype: str | None = None
+    query_norm: bool = False
+    key_norm: bool = False
+    windows: tuple[int, ...] = ()
+    unrotated: frozenset[int] = frozenset()
+    sink_logits: bool = False
+    router: Router | None = None
+    expert_bias: bool = False
+    swiglu: ClampedSwiglu | None = None
     pangu_v2: PanguV2Config | None = None
 
     @classmethod
@@ -129,6 +177,12 @@ class ModelConfig:
         if not isinstance(rope, Mapping):
             raise ValueError(f"rope_scaling must be an object, got {shown(rope)}")
         llama = architecture == LLAMA
+        attention_bias = (
+            boolean(raw, "attention_bias", False)
+            if llama
+            else architecture != MOE and boolean(raw, "bias", True)
+        )
+        second = PanguV2Config.of(raw, head_dim) if architecture == MOE else None
         config = cls(
             architecture=architecture,
             vocab_size=integer(raw, "vocab_size"),
@@ -154,16 +208,23 @@ class ModelConfig:
             ),
             rope_scaling=_scaling(rope),
             tie_word_embeddings=boolean(raw, "tie_word_embeddings", False),
-            attention_bias=(
-                boolean(raw, "attention_bias", False)
-                if llama
-                else architecture != MOE and boolean(raw, "bias", True)
-            ),
+            qkv_bias=attention_bias,
+            out_bias=attention_bias,
             mlp_bias=llama and boolean(raw, "mlp_bias", False),
             bos_id=next(iter(integers(raw, "bos_token_id")), None),
             eos_ids=integers(raw, "eos_token_id"),
             dtype=text(raw, "dtype", default=text(raw, "torch_dtype", default=None)),
-            pangu_v2=PanguV2Config.of(raw, head_dim) if architecture == MOE else None,
+            key_norm=second is not None,
+            router=None
+            if second is None
+            else Router(
+                "sigmoid",
+                second.top_k,
+                second.expert_norm,
+                second.expert_scale,
+                choice_bias=second.expert_bias,
+            ),
+            pangu_v2=second,
         )
         config._check()
         return config
@@ -213,11 +274,15 @@ class ModelConfig:
     @property
     def chosen(self) -> int:
         """Routed experts that a token runs in a layer that has any; 0 for a dense model."""
-        return self.groups if self.pangu_v2 is None else self.pangu_v2.top_k
+        return self.groups if self.router is None else self.router.top_k
 
     def routed(self, layer: int) -> bool:
         """Whether this layer's MLP has routed experts."""
         return self.experts > 0 and layer not in self.mlp_only_layers
+
+    def window(self, layer: int) -> int:
+        """Tokens that a row of this layer sees, itself included; 0: all."""
+        return self.windows[layer] if self.windows else 0
 
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
         """Bytes of keys and values of one token, over all layers."""

@@ -59,7 +59,7 @@ def layer_shapes(config: ModelConfig, n: int) -> Shapes:
     )
     for name, rows, columns in sides:
         shapes[f"{layer}.self_attn.{name}_proj.weight"] = (rows, columns)
-        if config.attention_bias:
+        if config.out_bias if name == "o" else config.qkv_bias:
             shapes[f"{layer}.self_attn.{name}_proj.bias"] = (rows,)
     shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
     if not config.routed(n):

@@ -110,14 +110,14 @@ class Weights:
         )
 
     def _attention(self, prefix: str) -> Attention:
-        bias = self.config.attention_bias
+        c = self.config
         return Attention(
-            self.config,
+            c,
             self.ops,
             self._matrix(prefix, "q", "k", "v"),
-            self._bias(prefix, "q", "k", "v") if bias else None,
+            self._bias(prefix, "q", "k", "v") if c.qkv_bias else None,
             self._matrix(prefix, "o"),
-            self._bias(prefix, "o") if bias else None,
+            self._bias(prefix, "o") if c.out_bias else None,
         )
 
     def _mlp(self, prefix: str, bias: bool) -> Mlp:

@@ -82,7 +82,7 @@ def test_pangu_embedded_has_attention_biases_unless_told_otherwise(
     tmp_path: Path, bias: bool | None
 ) -> None:
     folder = checkpoints.write_dense(tmp_path, "PanguEmbeddedForCausalLM", bias=bias)
-    assert load_model(folder).config.attention_bias is (bias is not False)
+    assert load_model(folder).config.qkv_bias is (bias is not False)
     assert_same_probs(folder)
 
 

@@ -99,12 +99,12 @@ class Stacked:
         return DeviceMatrix(weight_IO.to(self.device), None, scale_O.to(self.device))
 
     def _layer(self, n: int) -> StackedLayer:
-        prefix, bias = f"model.layers.{n}", self.config.attention_bias
+        prefix, c = f"model.layers.{n}", self.config
         attention = f"{prefix}.self_attn"
         return StackedLayer(
             self._plain(f"{prefix}.input_layernorm.weight"),
-            self._matrix(*(f"{attention}.{x}_proj" for x in "qkv"), bias=bias),
-            self._matrix(f"{attention}.o_proj", bias=bias),
+            self._matrix(*(f"{attention}.{x}_proj" for x in "qkv"), bias=c.qkv_bias),
+            self._matrix(f"{attention}.o_proj", bias=c.out_bias),
             self._plain(f"{prefix}.post_attention_layernorm.weight"),
             self._moge(f"{prefix}.mlp")
             if self.config.routed(n)

@@ -221,10 +221,10 @@ def _layer(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
     yield Vector(f"{n}.attention_norm", hidden, f32, (f"{name}.input_layernorm.weight",))
     heads = heads_order(c.heads + 2 * c.kv_heads, c.head_dim)
     qkv = [f"{name}.self_attn.{x}_proj" for x in "qkv"]
-    yield from _matrix(f"{n}.qkv", formats, hidden, heads, qkv, c.attention_bias)
+    yield from _matrix(f"{n}.qkv", formats, hidden, heads, qkv, c.qkv_bias)
     out = [f"{name}.self_attn.o_proj"]
     width = c.heads * c.head_dim
-    yield from _matrix(f"{n}.out", formats, width, plain_order(hidden), out, c.attention_bias)
+    yield from _matrix(f"{n}.out", formats, width, plain_order(hidden), out, c.out_bias)
     yield Vector(f"{n}.mlp_norm", hidden, f32, (f"{name}.post_attention_layernorm.weight",))
     mlp = f"{name}.mlp"
     if not c.routed(n):
