@@ -35,7 +35,16 @@ class IkLlama:
 
     def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
         batch, room = len(prompts), len(prompts) * (len(prompts[0]) + tokens)
-        sizes = ["-npp", len(prompts[0]), "-ntg", tokens, "-npl", batch, "-c", room]
+        sizes: list[str | int] = [
+            "-npp",
+            len(prompts[0]),
+            "-ntg",
+            tokens,
+            "-npl",
+            batch,
+            "-c",
+            room,
+        ]
         text = self._output("llama-batched-bench", *sizes, "-b", 512, "-ub", 512, "-rtr")
         # |    PP |     TG |    B |   N_KV |   T_PP s | S_PP t/s |   T_TG s | S_TG t/s | ...
         rows = [line.split("|") for line in text.splitlines() if line.startswith("|")]
@@ -53,7 +62,7 @@ class IkLlama:
         raise RuntimeError("its programs have no prompt lookup")
 
     def _rows(self, program: str, prompt: int, tokens: int) -> list[dict[str, Any]]:
-        asked = ["-p", prompt, "-n", tokens, "-r", 1, "-o", "json", "-rtr", 1]
+        asked: list[str | int] = ["-p", prompt, "-n", tokens, "-r", 1, "-o", "json", "-rtr", 1]
         found: list[dict[str, Any]] = json.loads(self._output(program, *asked))
         return found
 
