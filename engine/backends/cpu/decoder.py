@@ -98,8 +98,8 @@ class CpuDecoder:
         return dict(zip(library.PARTS, seconds.tolist()))
 
     def bytes_for(self, groups: int | None = None) -> int:
-        """Bytes of weights that a greedy token's step reads, with so many routed groups."""
-        running = self.config.groups if groups is None else min(groups, self.config.groups)
+        """Bytes of weights that a greedy token's step reads, with so many routed groups or experts."""
+        running = self.config.chosen if groups is None else min(groups, self.config.chosen)
         return self._bytes(running * self._routed_layers, running > 0, self.formats.screens)
 
     def bytes_read(self) -> int:
