@@ -57,22 +57,19 @@ def choose_best(
 ) -> RoutedExperts:
     """The `count` experts of the largest sigmoid plus bias, the lower number on an exact tie.
 
-    Their weights are the sigmoids alone, divided by their sum if `normed`, times `factor`. wanted:
-    int64 [P], ALL_GROUPS, or 0 for a row that runs none.
-
-    Raises:
-        ValueError: a row that wants some of them: they are one group.
+    wanted: int64 [P], how many of them run for each row, the best first; ALL_GROUPS or `count` and more
+    mean all. The weights are the sigmoids alone, divided by the sum of those that run if `normed`,
+    times `factor`.
     """
-    if ((wanted > 0) & (wanted < count)).any():
-        few = int(wanted[(wanted > 0) & (wanted < count)][0])
-        raise ValueError(f"groups={few} must be None: all experts of this model are one group")
     scores = logits_PE.neg().exp_().add_(1).reciprocal_()
     order = (scores + bias_E).sort(dim=-1, descending=True, stable=True).indices
     experts = order[:, :count].contiguous()
-    weights = scores.gather(-1, experts)
+    running = np.where(wanted < 0, count, wanted)
+    runs = np.arange(count) < running[:, None]
+    weights = scores.gather(-1, experts).mul_(torch.from_numpy(runs).to(scores.device))
     if normed:
-        weights = weights / weights.sum(-1, keepdim=True)
-    runs = np.repeat((wanted != 0)[:, None], count, axis=1)
+        whole = weights.sum(-1, keepdim=True)
+        weights = weights / whole.where(whole > 0, 1)
     return RoutedExperts(experts, weights * factor, runs)
 
 
