@@ -52,9 +52,7 @@ class ReferenceDecoder:
             return self._linear(f"{name}.down_proj", gate * gate.sigmoid() * up)
         gate = gate.clamp(max=clamped.limit)
         up = up.clamp(-clamped.limit, clamped.limit)
-        return self._linear(
-            f"{name}.down_proj", gate * (clamped.alpha * gate).sigmoid() * (up + 1)
-        )
+        return self._linear(f"{name}.down_proj", gate * (clamped.alpha * gate).sigmoid() * (up + 1))
 
     def _experts(self, name: str, x: Tensor, running: int | None) -> Tensor:
         router: Router | None = self.config.router

@@ -116,9 +116,7 @@ class CMatrix(Checked):
     _fields_ = _fields((c_void_p, "tiles bias"), (c_int32, "format inputs outputs unused"))
 
 
-def head_matrices(
-    whole: CMatrix, heads: int, kv_heads: int, head_rows: int
-) -> dict[str, CMatrix]:
+def head_matrices(whole: CMatrix, heads: int, kv_heads: int, head_rows: int) -> dict[str, CMatrix]:
     """Queries, keys and values of one packed matrix, which lie in this order, `head_rows` rows a head."""
     found, first = {}, 0
     for name, count in (("queries", heads), ("keys", kv_heads), ("values", kv_heads)):
