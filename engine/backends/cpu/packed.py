@@ -18,8 +18,8 @@ from fastslow.engine.backends.cpu.orders import gate_up_order, heads_order, plai
 from fastslow.engine.backends.cpu.sink_tiles import SinkTiles
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.families.pangu_v2 import rotary_order
-from fastslow.engine.model.families.pangu_v2_config import PanguV2Config
 from fastslow.engine.model.int8 import QuantLinear, ReadQuant
+from fastslow.engine.model.shape import PanguV2Config
 from fastslow.engine.types import Ints
 
 Bytes = NDArray[np.uint8]

@@ -53,8 +53,9 @@ class SinkTiles:
             given = given * size * sources.read(self.norm).float()
         if self.dims:
             given = given[..., list(self.dims)]
-        tiles = np.zeros((-(-self.sinks // LANES) * LANES, self.kv_heads, self.dim), np.float32)
-        tiles[: self.sinks, :, : given.shape[-1]] = given.numpy()
-        tiles = tiles.reshape(-1, LANES, self.kv_heads, self.dim)
+        count = -(-self.sinks // LANES) * LANES
+        padded = np.zeros((count, self.kv_heads, self.dim), np.float32)
+        padded[: self.sinks, :, : given.shape[-1]] = given.numpy()
+        tiles = padded.reshape(-1, LANES, self.kv_heads, self.dim)
         order = (0, 2, 3, 1) if self.dims else (0, 2, 1, 3)
         into.view(np.float32)[:] = tiles.transpose(order).ravel()
