@@ -56,9 +56,9 @@ struct Shape {
     int32_t sinks;                            // learned keys before every text
     float eps;
     int32_t embedding_format;
-    const void* embedding;  // [V, H] in float32 or bfloat16, or tiles in int8, which may be the head's
+    const void* embedding;  // [V, H] in float32 or bfloat16; or tiles in any format, which may be the head's
     int64_t embedding_at;   // where the first row begins in a file, if `embedding` is null
-    int32_t embedding_file, embedding_rows;
+    int32_t embedding_file, embedding_rows, embedding_tiles;
     const float* norm;
     Matrix head;
     Matrix screen;              // the head in int8, or nothing
