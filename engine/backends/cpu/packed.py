@@ -242,7 +242,9 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
     if formats.tiles is None:
         yield Vector("embedding", vocabulary * hidden, formats.embedding, (EMBEDDING,))
     elif not tied:
-        yield PackedMatrix("embedding", formats.tiles, hidden, plain_order(vocabulary), (EMBEDDING,))
+        yield PackedMatrix(
+            "embedding", formats.tiles, hidden, plain_order(vocabulary), (EMBEDDING,)
+        )
 
 
 def _layer(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
