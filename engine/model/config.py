@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fastslow.engine.host.files import read_object
-from fastslow.engine.model.families.catalog import family_of
+from fastslow.engine.model.families.catalog import architecture_in, family_in
 from fastslow.engine.model.families.config_json import ConfigJson
 from fastslow.engine.model.rope_scaling import RopeScaling
 from fastslow.engine.model.shape import ClampedSwiglu, DecoderShape, Router
@@ -37,10 +37,8 @@ class ModelConfig(DecoderShape):
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
         """From the fields of a config.json. ValueError names the field, its value, the limit."""
-        names = raw.get("architectures")
-        architecture = names[0] if isinstance(names, list) and names else names
-        family = family_of(architecture)
-        known = ConfigJson(family.spelled(raw), architecture)
+        family = family_in(raw)
+        known = ConfigJson(family.spelled(raw), architecture_in(raw))
         shape = family.read(known)
         known.check_rest()
         shape.check()
