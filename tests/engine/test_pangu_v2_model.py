@@ -139,12 +139,6 @@ def test_the_best_of_fewer_experts(tmp_path: Path, normed: bool) -> None:
     assert len({float(logits[-1, 0]) for logits in found[:4]}) == 4
 
 
-def test_a_quantization_is_refused(tmp_path: Path) -> None:
-    write_moe(tmp_path)
-    with pytest.raises(ValueError, match="they do not know PanguProMoEV2ForCausalLM"):
-        load_model(tmp_path, quantization="int8")
-
-
 def test_inspect_names_its_experts(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(MOE))
     shown = CliRunner().invoke(app, ["inspect", str(tmp_path)]).output
