@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import family_models
 import numpy as np
+import pangu_v2_tools
 import pytest
 import texts
 import torch
@@ -16,8 +19,11 @@ from torch import Tensor
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
+from fastslow.engine.backends.accelerator.pangu_v2 import stacked_class
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.device import DeviceChoice, paged_ops_for
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.model.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Rows, Segment
 
@@ -122,3 +128,36 @@ def test_mixtures_in_bfloat16_are_recorded(name: str) -> None:
     assert model.recorder.replays == 39
     wanted = PlainModel(FAMILIES[name], table).logits(TOKENS[:80])
     assert (found - wanted).abs().mean() < 0.1 * wanted.std()
+
+
+V2: dict[str, dict[str, Any]] = {
+    "all": {},
+    "narrow values": {"v_channels": 8, "rotary_layout": "halves-last"},
+    "wide heads": {"qk_nope_dim": 128, "qk_rope_dim": 64, "v_channels": 128},
+    "no sinks": {"param_sink_number": 0, "sandwich_norm": False},
+    "keys alone": {"param_sink_with_value": False, "router_enable_expert_bias": False},
+}
+
+
+@pytest.mark.parametrize("name", V2)
+def test_pangu_v2(name: str, ops: PagedOps, tmp_path: Path) -> None:
+    folder = pangu_v2_tools.write_moe(tmp_path, **V2[name])
+    config = ModelConfig.from_folder(folder)
+    tokens = TOKENS[:60]
+    if name == "wide heads" and not ops.merges:
+        with pytest.raises(ValueError, match="need head_dim of at most 128, not 192"):
+            ops.check(config, torch.float32)
+        return
+    with floats(folder, config) as read:
+        model = PagedDecoder(stacked_class(config)(config, ops, torch.float32, CPU, read))
+    plain = load_model(folder, "float64", "cpu")
+    for wanted in (None, 1, 0):
+        found = texts.logits(model, tokens, [40, *[1] * 10, 10], groups=wanted)
+        near(found, texts.logits(plain, tokens, groups=wanted).double())
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_pangu_v2_is_loaded(chip: str, tmp_path: Path) -> None:
+    folder = pangu_v2_tools.write_moe(tmp_path)
+    with simulated(chip):
+        assert isinstance(load_model(folder, "float32", "npu"), PagedDecoder)

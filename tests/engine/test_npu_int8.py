@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
-from fastslow.engine.backends.accelerator.weights import Stacked, Mixture
+from fastslow.engine.backends.accelerator.weights import Mixture, Stacked
 from fastslow.engine.backends.device import choose_device, paged_ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.checkpoint import Checkpoint

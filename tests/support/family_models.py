@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fastslow.engine.model.config import ClampedSwiglu, ModelConfig, Router
+from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.rope import inverse_frequencies
+from fastslow.engine.model.shape import ClampedSwiglu, Router
 
 BASE = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -166,7 +167,7 @@ class PlainModel:
                 total = 1.0
             y = torch.zeros_like(row)
             if self.config.shared_intermediate_size:
-                y = self._mlp(f"{name}.shared_expert", row, True)
+                y = self._mlp(f"{name}.shared_expert", row, False)
             for e in running:
                 weight = float(scores[e]) / total * router.scale
                 y = y + weight * self._mlp(f"{name}.experts.{e}", row, True)

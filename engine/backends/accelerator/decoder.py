@@ -196,9 +196,8 @@ class PagedDecoder(LayeredModel[Stacked]):
         if shared is None:
             y_TH = torch.zeros_like(x_TH)
         else:
-            y_TH = self.ops.linear(
-                self.ops.gated(self.ops.linear(x_TH, shared.gate_up)), shared.down
-            )
+            inner_TF = self.ops.silu_product(self.ops.linear(x_TH, shared.gate_up))
+            y_TH = self.ops.linear(inner_TF, shared.down)
         if isinstance(mlp, DeviceMlp) or not step.routed:
             return y_TH
         return self.ops.experts(x_TH, self._choose(x_TH, mlp, step.groups), mlp.experts, y_TH)

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BlockStorage
 from fastslow.engine.backends.accelerator.layout import BlockTables
-from fastslow.engine.model.config import ClampedSwiglu, ModelConfig
+from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import wide
+from fastslow.engine.model.shape import ClampedSwiglu
 from fastslow.engine.types import Ints
 
 
@@ -179,7 +180,7 @@ class PagedOps(ABC):
         """The norm of x + residual, and x + residual."""
 
     def gated(self, gate_up_T2F: Tensor) -> Tensor:
-        """The inner rows of an MLP [T, F], by the model's gate."""
+        """The inner rows of routed experts [T, F], by the model's gate."""
         if self.swiglu is None:
             return self.silu_product(gate_up_T2F)
         gate, up = gate_up_T2F.to(wide(gate_up_T2F.dtype)).chunk(2, -1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.backends.accelerator.ops import ExpertChoice
-from fastslow.engine.model.config import Router
+from fastslow.engine.model.shape import Router
 
 
 def choose_on_device(
@@ -42,25 +42,19 @@ def choose_best_on_device(
 
     wanted_T: how many of them run for each row; the weights are divided by the sum of those.
     """
-    count = logits_TE.shape[1]
-    scores = _scores(logits_TE, router)
+    count, sigmoid = logits_TE.shape[1], router.kind == "sigmoid"
+    scores = logits_TE.sigmoid() if sigmoid else logits_TE  # a softmax keeps their order
     ranked = scores if choice_bias_E is None else scores + choice_bias_E
     order = ranked.sort(dim=-1, descending=True, stable=True).indices
     experts = order[:, : router.top_k]
-    place = torch.arange(router.top_k, device=experts.device)
-    runs = place < wanted_T[:, None]
-    found = scores.gather(-1, experts)
-    if router.kind == "chosen":
-        found = (found - found[:, :1]).exp()
-    weights = found.masked_fill(~runs, 0)
+    runs = torch.arange(router.top_k, device=experts.device) < wanted_T[:, None]
+    as_they_are = router.kind == "softmax" and not router.normed
+    weights = (logits_TE.softmax(-1) if as_they_are else scores).gather(-1, experts)
+    if not sigmoid and not as_they_are:  # of the chosen alone: what the others have cancels out
+        weights = (weights - weights[:, :1]).exp()
+    weights = weights.masked_fill(~runs, 0)
     if router.normed or router.kind == "chosen":
         # a row that runs none divides nothing by one
         weights = weights / weights.sum(-1, keepdim=True).masked_fill(~runs[:, :1], 1)
     numbers = torch.where(runs, experts, count).to(torch.int32)
     return ExpertChoice(numbers, weights * router.scale)
-
-
-def _scores(logits_TE: Tensor, router: Router) -> Tensor:
-    if router.kind == "softmax":
-        return logits_TE.softmax(-1)
-    return logits_TE.sigmoid() if router.kind == "sigmoid" else logits_TE
