@@ -19,14 +19,14 @@ class Parallel(Params):
 
     Attention is cut by heads over ep * tp ranks, or over tp where the heads do not divide, and runs
     that many times side by side on requests of its own. Routed experts are cut by whole groups over
-    ep, and inside each expert over tp * dp; shared experts, dense MLPs, embedding and head over all
+    ep, or by number where there are no groups, and inside each expert over tp * dp; shared experts, dense MLPs, embedding and head over all
     ranks. Pangu Pro MoE's layout on eight devices (H2P: attention DP2 x TP4, experts EP4 x TP2,
     shared TP8; arXiv 2505.21411) is Parallel(ep=4, dp=2).
     """
 
     ep: Annotated[StrictInt, Field(ge=1)] = Field(
         default=1,
-        description="expert parallel: ranks among which the groups of experts are divided",
+        description="expert parallel: ranks among which the experts are divided, by whole groups",
     )
     tp: Annotated[StrictInt, Field(ge=1)] = Field(
         default=1, description="tensor parallel: ranks that share every head split and every expert"
@@ -117,8 +117,8 @@ class RankShard:
     @property
     def experts(self) -> range:
         """Experts that this rank holds, whole or in part."""
-        size = self.config.experts // self.config.groups if self.config.groups else 0
-        return range(self.groups.start * size, self.groups.stop * size)
+        size = self.config.experts // self.parallel.ep
+        return range(self._expert_place * size, (self._expert_place + 1) * size)
 
     @property
     def local(self) -> ModelConfig:
@@ -135,6 +135,12 @@ class RankShard:
             moe_intermediate_size=c.moe_intermediate_size // inner,
             shared_intermediate_size=c.shared_intermediate_size // ranks,
         )
+
+    @property
+    def inner(self) -> int:
+        """This rank's place among those that share its experts, each of which has a part of each."""
+        tp = self.parallel.tp
+        return self.rank // (tp * self.parallel.ep) * tp + self.rank % tp
 
     def vocabulary(self) -> range:
         """Token ids whose embedding and logits this rank holds: even shares, the last may be short."""
@@ -159,8 +165,10 @@ class RankShard:
             return whole if self.rank == 0 else None
         if over is Over.FIRST_OF_HEADS:
             return whole if self.rank % self.attention == 0 else None
-        if over is Over.EXPERTS and expert_of(name) not in self.experts:
+        if over in (Over.EXPERTS, Over.FIRST_OF_EXPERTS) and expert_of(name) not in self.experts:
             return None
+        if over is Over.FIRST_OF_EXPERTS:
+            return None if self.inner else whole
         if axis is None:
             return whole
         first, last = self._range(name, over, shape[axis])
@@ -175,9 +183,7 @@ class RankShard:
             first = at * c.kv_heads // self.attention
             return first * unit, (first + self.kv_heads) * unit
         if over is Over.EXPERTS:
-            tp = self.parallel.tp
-            copy = self.rank // (tp * self.parallel.ep)
-            return _even(size, tp * self.parallel.dp, copy * tp + self.rank % tp)
+            return _even(size, self.parallel.tp * self.parallel.dp, self.inner)
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
             ids = self.vocabulary()
             return ids.start, ids.stop
@@ -204,12 +210,13 @@ def attention_ranks(config: ModelConfig, parallel: Parallel) -> int:
 
 
 def usual(config: ModelConfig, ranks: int) -> Parallel:
-    """So many ranks for a model: as many as can hold whole groups of experts, the rest by tensors.
+    """So many ranks for a model: as many as can hold whole groups of experts, or experts where there are
+    no groups, the rest by tensors.
 
     Raises:
         ValueError: neither heads nor rows can be shared so.
     """
-    ep = gcd(config.groups, ranks) if config.groups else 1
+    ep = gcd(config.groups or config.experts or 1, ranks)
     choices = (Parallel(ep=ep, tp=ranks // ep), Parallel(ep=ep, dp=ranks // ep))
     for choice in choices:
         try:
@@ -226,13 +233,17 @@ def _check(config: ModelConfig, parallel: Parallel) -> None:
     ep, inner, ranks = parallel.ep, parallel.tp * parallel.dp, parallel.ranks
     if config.pangu_v2 is not None:
         raise ValueError(f"{config.architecture} runs on one rank only: leave parallel out")
-    if ep > 1 and not config.groups:
+    if ep > 1 and not config.experts:
         raise ValueError(
-            f"ep={ep} needs a model with routed groups, this one is dense: use tp or dp"
+            f"ep={ep} needs a model with routed experts, this one is dense: use tp or dp"
         )
     if config.groups % ep:
         raise ValueError(
             f"ep={ep} does not divide the {config.groups} groups of experts: a rank holds whole ones"
+        )
+    if config.experts % ep:
+        raise ValueError(
+            f"ep={ep} does not divide the {config.experts} experts: a rank holds whole ones"
         )
     attention_ranks(config, parallel)
     for name, size, by, count in (

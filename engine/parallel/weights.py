@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -70,9 +70,14 @@ def shard_weights(
         if not isinstance(layer.mlp, Moge):
             if shard.rank:
                 layer.mlp.down_bias = None
-        elif shard.parallel.ep > 1:
+            continue
+        if shard.inner:
+            layer.mlp.experts = replace(layer.mlp.experts, down_bias=None)
+        if shard.parallel.ep > 1 and shard.config.groups:
             layer.mlp.groups = shard.config.groups
             layer.mlp.held_groups = shard.groups
+        elif shard.parallel.ep > 1:
+            layer.mlp.held_experts = shard.experts
     return weights
 
 

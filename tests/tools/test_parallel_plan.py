@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import DENSE, MOGE
+from checkpoints import DENSE, FAMILIES, MOGE
 from pangu_v2_tools import MOE
 from test_cli import PANGU_72B, run
 
@@ -43,11 +43,11 @@ def config_of(raw: dict[str, object]) -> ModelConfig:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["moge", "dense"])
+@pytest.mark.parametrize("kind", ["moge", "dense", "qwen3_moe", "gpt_oss", "qwen3"])
 def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
-    config = config_of(MIXED if kind == "moge" else BIASED)
+    config = config_of({"moge": MIXED, "dense": BIASED, **FAMILIES}[kind])
     parallel = Parallel.parse(layout)
-    if kind == "dense" and parallel.ep > 1:
+    if not config.experts and parallel.ep > 1:
         return
     places = RankShard.all(config, parallel)
     a, dp_ranks = places[0].attention, places[0].dp_ranks
@@ -59,6 +59,7 @@ def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
         Over.EXPERTS: 1,
         Over.FIRST_OF_ALL: 1,
         Over.FIRST_OF_HEADS: dp_ranks,
+        Over.FIRST_OF_EXPERTS: 1,
     }
     for name, shape in tensor_shapes(config).items():
         held = np.zeros(shape, dtype=np.int64)
@@ -117,6 +118,16 @@ def test_the_72b_is_planned_and_cut_without_its_weights(layout: str) -> None:
     assert first.kv_per_token == {"ep=8": 24576, "ep=4,dp=2": 49152}[layout]
     per_row = sum(plan.layer_traffic(8).values()) / 8
     assert per_row == 2 * 5120 * 2 * {"ep=8": 8 + 8 - 2, "ep=4,dp=2": 4 + 8 - 2}[layout]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_experts_without_groups_are_shared_by_number(family: str, layout: str) -> None:
+    """And what a rank of them holds and reads is planned to the byte."""
+    config, parallel = config_of(FAMILIES[family]), Parallel.parse(layout)
+    for share in ShardPlan.of(config, parallel, torch.bfloat16).shares:
+        assert len(share.place.experts) == 8 // parallel.ep and not share.place.groups
+        assert part_on_meta(share.place) == (share.weights, 2 * share.elements)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "npu"])
