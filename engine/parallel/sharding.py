@@ -153,41 +153,55 @@ class RankShard:
         """Token ids of a rank's share."""
         return -(-self.config.vocab_size // self.parallel.ranks)
 
-    def slices(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...] | None:
-        """What of a tensor this rank holds, None = nothing.
+    def parts(self, name: str, shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
+        """What of a tensor this rank holds, below each other along the cut axis; empty = nothing.
 
         Raises:
             ValueError: the tensor has no rule.
         """
         over, axis = cut_of(name)
         whole = tuple(slice(0, size) for size in shape)
-        if over is Over.FIRST_OF_ALL:
-            return whole if self.rank == 0 else None
-        if over is Over.FIRST_OF_HEADS:
-            return whole if self.rank % self.attention == 0 else None
         if over in (Over.EXPERTS, Over.FIRST_OF_EXPERTS) and expert_of(name) not in self.experts:
-            return None
-        if over is Over.FIRST_OF_EXPERTS:
-            return None if self.inner else whole
+            return []
+        place = {
+            Over.FIRST_OF_ALL: self.rank,
+            Over.FIRST_OF_HEADS: self.rank % self.attention,
+            Over.FIRST_OF_EXPERTS: self.inner,
+        }.get(over, 0)
+        if place:
+            return []
         if axis is None:
-            return whole
-        first, last = self._range(name, over, shape[axis])
-        return *whole[:axis], slice(first, last), *whole[axis + 1 :]
+            return [whole]
+        return [
+            (*whole[:axis], slice(first, last), *whole[axis + 1 :])
+            for first, last in self._ranges(name, over, shape[axis])
+        ]
 
-    def _range(self, name: str, over: Over, size: int) -> tuple[int, int]:
+    def _ranges(self, name: str, over: Over, size: int) -> list[tuple[int, int]]:
         c, at = self.config, self.rank % self.attention
         if over is Over.HEADS:
-            return _even(size, self.attention, at)
+            return [_even(size, self.attention, at)]
         if over is Over.KV_HEADS:
-            unit = size // c.kv_heads
-            first = at * c.kv_heads // self.attention
-            return first * unit, (first + self.kv_heads) * unit
+            return [self._kv_range(0, size)]
+        if over is Over.QKV:
+            queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
+            return [
+                _even(queries, self.attention, at),
+                self._kv_range(queries, keys),
+                self._kv_range(queries + keys, size - queries - keys),
+            ]
         if over is Over.EXPERTS:
-            return _even(size, self.parallel.tp * self.parallel.dp, self.inner)
+            return [_even(size, self.parallel.tp * self.parallel.dp, self.inner)]
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
             ids = self.vocabulary()
-            return ids.start, ids.stop
-        return _even(size, self.parallel.ranks, self.rank)
+            return [(ids.start, ids.stop)]
+        return [_even(size, self.parallel.ranks, self.rank)]
+
+    def _kv_range(self, start: int, size: int) -> tuple[int, int]:
+        """Of all KV heads, `size` numbers from `start` on."""
+        unit = size // self.config.kv_heads
+        first = self.rank % self.attention * self.config.kv_heads // self.attention
+        return start + first * unit, start + (first + self.kv_heads) * unit
 
     @property
     def _expert_place(self) -> int:
@@ -231,8 +245,6 @@ def usual(config: ModelConfig, ranks: int) -> Parallel:
 def _check(config: ModelConfig, parallel: Parallel) -> None:
     """ValueError in one sentence if the model cannot be shared so."""
     ep, inner, ranks = parallel.ep, parallel.tp * parallel.dp, parallel.ranks
-    if config.pangu_v2 is not None:
-        raise ValueError(f"{config.architecture} runs on one rank only: leave parallel out")
     if ep > 1 and not config.experts:
         raise ValueError(
             f"ep={ep} needs a model with routed experts, this one is dense: use tp or dp"

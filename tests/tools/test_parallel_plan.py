@@ -35,6 +35,7 @@ from fastslow.tools.plan.shards import ShardPlan
 
 MIXED = {**MOGE, "mlp_only_layers": [1], "vocab_size": 97}
 BIASED = {**DENSE, "attention_bias": True, "mlp_bias": True}
+V2 = {**MOE, "num_experts": 12, "v_channels": 8}
 LAYOUTS = ("ep=2", "tp=2", "dp=2", "ep=4", "tp=4", "ep=2,tp=2", "dp=2,tp=2", "ep=2,dp=2", "dp=4")
 
 
@@ -43,9 +44,9 @@ def config_of(raw: dict[str, object]) -> ModelConfig:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["moge", "dense", "qwen3_moe", "gpt_oss", "qwen3"])
+@pytest.mark.parametrize("kind", ["moge", "dense", "qwen3_moe", "gpt_oss", "qwen3", "pangu_v2"])
 def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
-    config = config_of({"moge": MIXED, "dense": BIASED, **FAMILIES}[kind])
+    config = config_of({"moge": MIXED, "dense": BIASED, "pangu_v2": V2, **FAMILIES}[kind])
     parallel = Parallel.parse(layout)
     if not config.experts and parallel.ep > 1:
         return
@@ -64,9 +65,13 @@ def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
     for name, shape in tensor_shapes(config).items():
         held = np.zeros(shape, dtype=np.int64)
         for place in places:
-            if (part := place.slices(name, shape)) is not None:
+            for part in place.parts(name, shape):
                 held[part] += 1
-        assert (held == copies[cut_of(name).over]).all(), name
+        over, queries = cut_of(name).over, config.heads * config.head_dim
+        if over is Over.QKV:
+            assert (held[:queries] == copies[Over.HEADS]).all(), name
+            held, over = held[queries:], Over.KV_HEADS
+        assert (held == copies[over]).all(), name
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -175,18 +180,13 @@ def test_ranks_of_a_torchrun_are_used_as_well_as_the_model_allows() -> None:
     )
     with pytest.raises(ValueError, match="5 ranks cannot share this model"):
         usual(moge, 5)
-    with pytest.raises(ValueError, match="2 ranks cannot share this model: PanguProMoEV2"):
-        usual(config_of(MOE), 2)
-
-
-@pytest.mark.parametrize("layout", ["tp=2", "ep=2", "dp=2"])
-def test_an_architecture_of_one_rank_is_refused_before_ranks_start(layout: str) -> None:
-    with pytest.raises(ValueError, match="PanguProMoEV2ForCausalLM runs on one rank only"):
-        RankShard.all(config_of(MOE), Parallel.parse(layout))
+    assert usual(config_of(MOE), 2) == Parallel(ep=2)
+    with pytest.raises(ValueError, match="ep=3 does not divide the 10 experts"):
+        RankShard.all(config_of(MOE), Parallel(ep=3))
 
 
 def test_names_without_a_rule_are_refused() -> None:
-    for name in ("model.layers.0.self_attn.k_layernorm.weight", "x", "model.layers.0.mlp.bias"):
+    for name in ("model.layers.0.self_attn.g_norm.weight", "x", "model.layers.0.mlp.bias"):
         with pytest.raises(ValueError, match="has no rule by which several ranks could share it"):
             cut_of(name)
     with pytest.raises(ValueError, match="is none of an expert"):

@@ -64,8 +64,8 @@ class ShardPlan:
         for place in RankShard.all(config, parallel):
             weights = elements = 0
             for name, shape in shapes.items():
-                part = place.slices(name, shape)
-                count = 0 if part is None else prod(s.stop - s.start for s in part)
+                parts = place.parts(name, shape)
+                count = sum(prod(s.stop - s.start for s in part) for part in parts)
                 kept = wide(dtype) if _WIDE.fullmatch(name) else dtype
                 weights += count * kept.itemsize * (2 if twice and name == EMBEDDING else 1)
                 elements += count
