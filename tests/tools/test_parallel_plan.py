@@ -162,6 +162,11 @@ def test_inspect_shows_the_shares(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run("inspect", tmp_path, "--parallel", "ep=4,dp=2") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "a row of a layer sends 200.0 KiB between ranks" in shown and "17.5 GiB" in shown
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["qwen3_moe"]))
+    assert run("inspect", tmp_path, "--parallel", "ep=4", "--json") == 0
+    ranks = json.loads(capsys.readouterr().out)["parallel"]["ranks"]
+    assert [rank["experts"] for rank in ranks] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    (tmp_path / "config.json").write_text(json.dumps(PANGU_72B))
     assert run("inspect", tmp_path, "--parallel", "ep=3") == 2
     assert "ep=3 does not divide the 8 groups" in capsys.readouterr().err
 
