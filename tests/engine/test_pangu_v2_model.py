@@ -125,16 +125,6 @@ def test_configs_that_do_not_fit(tmp_path: Path, fields: dict[str, Any], message
         ModelConfig.from_folder(tmp_path)
 
 
-def test_fewer_groups_are_refused_and_so_is_a_quantization(tmp_path: Path) -> None:
-    model = load_model(write_moe(tmp_path))
-    with pytest.raises(
-        ValueError, match="groups=1 must be None: all experts of this model are one"
-    ):
-        texts.logits(model, [3, 4], groups=1)
-    with pytest.raises(ValueError, match="they do not know PanguProMoEV2ForCausalLM"):
-        load_model(tmp_path, quantization="int8")
-
-
 def test_inspect_names_its_experts(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(MOE))
     shown = CliRunner().invoke(app, ["inspect", str(tmp_path)]).output

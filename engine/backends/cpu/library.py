@@ -116,11 +116,24 @@ class CMatrix(Checked):
     _fields_ = _fields((c_void_p, "tiles bias"), (c_int32, "format inputs outputs unused"))
 
 
+def head_matrices(whole: CMatrix, heads: int, kv_heads: int, head_rows: int) -> dict[str, CMatrix]:
+    """Queries, keys and values of one packed matrix, which lie in this order, `head_rows` rows a head."""
+    found, first = {}, 0
+    for name, count in (("queries", heads), ("keys", kv_heads), ("values", kv_heads)):
+        tiles = whole.tiles + first // TILE * tile_bytes(whole.format, whole.inputs)
+        bias = whole.bias + 4 * first if whole.bias else None
+        found[name] = CMatrix(tiles, bias, whole.format, whole.inputs, count * head_rows)
+        first += count * head_rows
+    return found
+
+
 class CLayer(Checked):
     _fields_ = _fields(
-        (c_void_p, "attention_norm mlp_norm"),
-        (CMatrix, "qkv out gate_up down router"),
-        (c_void_p, "router_scale"),
+        (c_void_p, "attention_norm mlp_norm attention_post_norm mlp_post_norm"),
+        (c_void_p, "query_norm key_norm sink_logits sink_keys sink_values"),
+        (c_int32, "window unrotated"),
+        (CMatrix, "queries keys values out gate_up down router"),
+        (c_void_p, "router_scale choice_bias"),
         (CMatrix, "expert_gate_up expert_down"),
         (c_int64, "expert_bytes"),
     )
@@ -128,8 +141,10 @@ class CLayer(Checked):
 
 class CShape(Checked):
     _fields_ = _fields(
-        (c_int32, "layers hidden heads kv_heads head_dim neurons vocabulary experts groups"),
-        (c_int32, "expert_neurons"),
+        (c_int32, "layers hidden heads kv_heads head_dim value_dim neurons vocabulary"),
+        (c_int32, "experts chosen expert_neurons router router_normed"),
+        (c_float, "router_factor swiglu_alpha swiglu_limit"),
+        (c_int32, "sinks"),
         (c_float, "eps"),
         (c_int32, "embedding_format"),
         (c_void_p, "embedding"),

@@ -32,7 +32,7 @@ void multiply_rows(Step& step, int thread, int& phase, const Matrix& m, const fl
                                       format_of(m.format), m.inputs, model.ready_bytes, model.space.ready,
                                       model.scratch[thread].ready,
                                       [&](int i) { return rows + (size_t)i * width; });
-    step.add_to_x(thread, phase, m, ready, model.ready_bytes, -1, next);
+    step.add_to_x(thread, phase, m, ready, model.ready_bytes, -1, nullptr, next);
 }
 
 }  // namespace
@@ -68,7 +68,7 @@ void run_entry(Step& step, int thread, int& phase) {
                         [&](int t) { norm(t, s.hidden_norm, pair(t) + s.hidden); });
     }
     multiply_rows(step, thread, phase, s.entry, model.space.pair, model.pair_width,
-                  stream(model.layers[0].qkv));
+                  qkv_stream(model.layers[0]).slice(thread, step.threads));
 }
 
 }  // namespace fastslow
