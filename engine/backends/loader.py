@@ -27,10 +27,9 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint, blocks
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.families.pangu_v2 import PanguV2Weights
+from fastslow.engine.model.families.weights import weights_class
 from fastslow.engine.model.int8 import no_int8
 from fastslow.engine.model.quantised import Scheme
-from fastslow.engine.model.weights import Weights
 
 W8A8 = "w8a8"
 KV_DTYPES = ("auto", "int8", "model")
@@ -104,7 +103,7 @@ def load_model(
         int8 = tensors.linear if quantization == W8A8 else no_int8
         if ops is not None and config.pangu_v2 is None and picked != torch.float64:
             return PagedDecoder(Stacked(config, ops, picked, where, tensors.read, int8))
-        kind = Weights if config.pangu_v2 is None else PanguV2Weights
+        kind = weights_class(config)
         return Decoder(kind(config, ops_for(place.kind), picked, where, tensors.read, int8))
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear
-from fastslow.engine.model.tensors import Shapes, tensor_shapes
+from fastslow.engine.model.layer_shapes import Shapes
+from fastslow.engine.model.tensors import tensor_shapes
 
 DESCRIPTION = "quant_model_description.json"
 METHOD = "ascend"

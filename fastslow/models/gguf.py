@@ -15,7 +15,8 @@ from tokenizers.pre_tokenizers import PreTokenizer
 
 from fastslow.engine.host.files import no_panic, shown
 from fastslow.engine.model.checkpoint import BLOCKS
-from fastslow.engine.model.config import LLAMA, ModelConfig
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.families import llama
 from fastslow.engine.model.fields import boolean, integer, number, text
 from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.models.dense import OFFICIAL
@@ -64,7 +65,7 @@ def config_json(meta: dict[str, Any], tied: bool) -> dict[str, Any]:
     last = vocab - 1
     epsilon = number(meta, "llama.attention.layer_norm_rms_epsilon")
     return {
-        "architectures": [LLAMA],
+        "architectures": [*llama.FAMILY.architectures],
         "model_type": "llama",
         "vocab_size": vocab,
         "hidden_size": hidden,

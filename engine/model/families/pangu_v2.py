@@ -19,10 +19,11 @@ from torch import Tensor
 from fastslow.engine.model.attention import Attention
 from fastslow.engine.model.checkpoint import Checkpoint, floats
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.families.pangu_v2_config import FIRST, PanguV2Config
+from fastslow.engine.model.families.pangu_v2_config import FIRST
 from fastslow.engine.model.moge import BestOfAll, Moge
 from fastslow.engine.model.ops import Ops, Sinks, wide
 from fastslow.engine.model.rope import rotation
+from fastslow.engine.model.shape import PanguV2Config
 from fastslow.engine.model.tensors import mtp_shapes
 from fastslow.engine.model.weights import LayerWeights, Weights
 from fastslow.engine.types import ALL_GROUPS, Ints
