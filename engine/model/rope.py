@@ -41,6 +41,8 @@ def inverse_frequencies(config: ModelConfig, max_len: int = 0) -> Tensor:
         return frequencies
     if scaling.kind == "linear":
         return frequencies / scaling.factor
+    if scaling.kind == "factors":
+        return frequencies / torch.tensor(scaling.factors, dtype=torch.float64)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     turns = scaling.original_max_positions * frequencies / (2 * math.pi)
     keep = ((turns - low) / (high - low)).clamp(0, 1)
