@@ -21,7 +21,10 @@ extern "C" {
 struct Matrix {
     const uint8_t* tiles;
     const float* bias;  // in the order of the packed outputs, padded to whole tiles; may be null
-    int32_t format, inputs, outputs, unused;
+    int32_t format, inputs, outputs;
+    // Of a matrix whose outputs come in up to three runs, each in a format of its own: how many come after
+    // the first, the tiles that these begin with, and their formats. All are read with the same rows.
+    int32_t runs, first_tile[2], run_format[2];
 };
 
 struct Layer {
@@ -42,9 +45,9 @@ struct Shape {
     int32_t experts, groups, expert_neurons;
     float eps;
     int32_t embedding_format;
-    const void* embedding;  // [V, H] in float32 or bfloat16, or tiles in int8, which may be the head's
+    const void* embedding;  // [V, H] in float32 or bfloat16; or tiles in any format, which may be the head's
     int64_t embedding_at;   // where the first row begins in a file, if `embedding` is null
-    int32_t embedding_file, embedding_rows;
+    int32_t embedding_file, embedding_rows, embedding_tiles;
     const float* norm;
     Matrix head;
     Matrix screen;              // the head in int8, or nothing

@@ -120,10 +120,11 @@ void Step::embed_row(int thread, int i) {
     if (!s.embedding) row = model.file_rows[thread].find(s.embedding_file, s.embedding_at, token);
     if (!row)
         unreadable.store(true, std::memory_order_relaxed);
-    else if (s.embedding_format == INT8)
-        unpack_int8((const uint8_t*)s.embedding + token / TILE * int8_format.tile_bytes(s.hidden),
-                    s.hidden, (int)(token % TILE), x);
-    else if (wide)
+    else if (s.embedding_tiles) {
+        const Format& format = format_of(s.embedding_format);
+        format.unpack((const uint8_t*)s.embedding + token / TILE * format.tile_bytes(s.hidden), s.hidden,
+                      (int)(token % TILE), x);
+    } else if (wide)
         std::memcpy(x, row, sizeof(float) * s.hidden);
     else
         for (int k = 0; k < s.hidden; k++) x[k] = widen(((const uint16_t*)row)[k]);
