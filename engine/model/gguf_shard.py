@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize, quantize
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +21,8 @@ from fastslow.engine.model.fields import MOST_EXPERTS
 from fastslow.engine.model.gguf_config import ROPE_FACTORS, family_of_file
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+PIECE = 4 << 20  # bytes that are quantised again at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,14 @@ def _floats(data: NDArray[np.uint8], kind: GGMLQuantizationType) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(dequantize(data, kind), dtype=np.float32))
 
 
+def _as_q8_0(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[np.uint8]:
+    """A few rows at a time: all of them in float32 may be larger than the file."""
+    step = max(1, PIECE // rows.shape[1])
+    each = (dequantize(rows[n : n + step], kind) for n in range(0, len(rows), step))
+    with np.errstate(all="ignore"):
+        return np.concatenate([quantize(some, GGMLQuantizationType.Q8_0) for some in each])
+
+
 class GgufShard:
     """ValueError for a tensor that its architecture does not have."""
 
@@ -105,10 +115,18 @@ class GgufShard:
     def get_tensor(self, name: str) -> Tensor:
         return self._slices[name][:]
 
-    def blocks(self, name: str) -> NDArray[np.uint8] | None:
-        """The bytes of a matrix of blocks, [outputs, bytes of a row]; None for one of floats."""
+    def blocks(self, name: str, own: Container[str], again: bool) -> NDArray[np.uint8] | None:
+        """The bytes of a matrix of blocks, [outputs, bytes of a row]; None for one of floats.
+
+        own: types that are given as they are. again: others are quantised again, as Q8_0, which no type
+        of fewer bits loses much in; else None.
+        """
         found = self._slices[name]
-        return None if found.kind.name in FLOATS else found.rows()
+        if found.kind.name in FLOATS:
+            return None
+        if found.kind.name in own:
+            return found.rows()
+        return _as_q8_0(found.rows(), found.kind) if again else None
 
     def types(self) -> dict[str, str]:
         """ggml's type of every matrix."""

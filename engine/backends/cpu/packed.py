@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +55,12 @@ ReadBlocks = Callable[[str], "NDArray[np.uint8] | None"]
 @dataclass(frozen=True, slots=True)
 class Sources:
     """How a checkpoint's tensors are read by name: as floats; and as 4-bit blocks or in int8, where it
-    has them so."""
+    has them so. at_once: pieces that are packed at a time; more than 1 where reading makes no copies."""
 
     read: Read
     blocks: ReadBlocks
     linear: ReadQuant
+    at_once: int = 1
 
 
 ALIGN = 64
@@ -337,12 +339,18 @@ class Arena:
                 hot = at = -(-at // PAGE) * PAGE
             offsets[key] = at
             at += -(-found[key].nbytes // ALIGN) * ALIGN
-        return cls(found, offsets, hot, at)
+        return cls(found, offsets, hot or at, at)  # all is hot where nothing is cold
 
     def write(self, into: Bytes, sources: Sources) -> None:
         """Fill memory of `nbytes` bytes that begins on a cache line."""
-        for key, piece in self.pieces.items():
+
+        def write(key: str) -> None:
+            piece = self.pieces[key]
             piece.write(into[self.offsets[key] :][: piece.nbytes], sources)
+
+        with ThreadPoolExecutor(sources.at_once, "fastslow-pack") as pool:
+            for _ in pool.map(write, self.pieces):
+                pass
 
 
 def _ordered(rows: NDArray[Any], picked: Ints) -> NDArray[Any]:
