@@ -94,7 +94,9 @@ def load_model(
         formats = _formats(picked, quantization, config, scheme, shard)
         if shard is not None and not formats.types:
             logger.info(
-                "{} runs as {}, not in its own numbers, since that was asked for", folder, formats.name
+                "{} runs as {}, not in its own numbers, since that was asked for",
+                folder,
+                formats.name,
             )
         logger.debug("running {} on the CPU kernels ({})", formats.name, level())
         storage = _storage(kv_dtype, config, quantization, scheme)

@@ -7,7 +7,6 @@ several files, NAME-00001-of-00003.gguf and on: the first has the fields, and ea
 from __future__ import annotations
 
 import mmap
-import os
 import re
 import struct
 from collections.abc import Iterator

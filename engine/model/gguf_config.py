@@ -44,7 +44,9 @@ def header_config(path: Path) -> dict[str, Any]:
         elif owner == names.architecture and name not in HARMLESS and _says_something(value):
             raise ValueError(f"{key} {shown(value)} changes the model in a way that is not known")
     for name, value in names.given.items():
-        if "." not in name or name.partition(".")[0] in raw:  # nothing is given of what is not there
+        if (
+            "." not in name or name.partition(".")[0] in raw
+        ):  # nothing is given of what is not there
             _put(raw, name, value)
     _add_tensors(raw, tensors)
     _check_heads(raw, file.fields, names.architecture)

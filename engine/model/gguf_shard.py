@@ -151,7 +151,9 @@ def _slices(file: GgufFile) -> Iterator[tuple[str, GgufSlice]]:
 def _parts(tensor: GgufTensor) -> NDArray[np.uint8]:
     """Of each expert; a bias has a row for each."""
     if len(tensor.shape) < 2 or len(tensor.data) > MOST_EXPERTS:
-        raise ValueError(f"tensor {tensor.name:.99} must have an axis of at most {MOST_EXPERTS} experts")
+        raise ValueError(
+            f"tensor {tensor.name:.99} must have an axis of at most {MOST_EXPERTS} experts"
+        )
     return tensor.data
 
 

@@ -124,8 +124,10 @@ class DecoderShape:
     def check(self) -> None:
         """ValueError in one sentence where parts do not fit each other."""
         scaling = self.rope_scaling
-        if scaling is not None and scaling.kind == "factors" and (
-            len(scaling.factors) != self.head_dim // 2
+        if (
+            scaling is not None
+            and scaling.kind == "factors"
+            and (len(scaling.factors) != self.head_dim // 2)
         ):
             raise ValueError(
                 f"rope_scaling has {len(scaling.factors)} factors, but half a head of {self.head_dim} rotates"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastslow.engine.host.files import shown
 from fastslow.engine.host.gguf_file import Texts, is_gguf, read_gguf
@@ -19,7 +20,11 @@ ENDS = frozenset(  # marks that end an answer in whatever vocabulary has them
     + ("<|call|>",)
 )
 PREFIX = "tokenizer.ggml."
-LLAMA3 = ("llama-bpe", "llama3", "llama-v3")  # kinds whose texts begin with a bos unless the header denies it
+LLAMA3 = (
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+)  # kinds whose texts begin with a bos unless the header denies it
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +51,7 @@ class GgufVocabulary:
         fields = read_gguf(path).fields
         model = _text(fields, "model")
         if model not in ("llama", "gpt2"):
-            raise ValueError(
-                f"{PREFIX}model {shown(model)} is not one of the known llama, gpt2"
-            )
+            raise ValueError(f"{PREFIX}model {shown(model)} is not one of the known llama, gpt2")
         tokens = texts_of(fields, "tokens")
         types = numbers_of(fields, "token_type", len(tokens), np.integer)
         return cls(model, _text(fields, "pre") or "default", tokens, types.tolist(), fields)
@@ -126,11 +129,14 @@ def texts_of(fields: Mapping[str, Any], name: str) -> list[str]:
     return found.read()
 
 
-def numbers_of(fields: Mapping[str, Any], name: str, count: int, kind: type[np.number[Any]]) -> Any:
+def numbers_of(fields: Mapping[str, Any], name: str, count: int, kind: Any) -> NDArray[Any]:
     """An array of so many numbers that must be there."""
     found = fields.get(f"{PREFIX}{name}")
-    fits = isinstance(found, np.ndarray) and len(found) == count
-    if not fits or not np.issubdtype(found.dtype, kind):
+    if (
+        not isinstance(found, np.ndarray)
+        or len(found) != count
+        or not np.issubdtype(found.dtype, kind)
+    ):
         raise ValueError(f"{PREFIX}{name} {shown(found)} must be a list of {count} numbers")
     return found
 

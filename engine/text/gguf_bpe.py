@@ -20,7 +20,14 @@ from tokenizers import (
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from fastslow.engine.host.files import shown
-from fastslow.engine.text.gguf import CONTROL, LLAMA3, PREFIX, USER_DEFINED, GgufVocabulary, texts_of
+from fastslow.engine.text.gguf import (
+    CONTROL,
+    LLAMA3,
+    PREFIX,
+    USER_DEFINED,
+    GgufVocabulary,
+    texts_of,
+)
 
 SHORT_FORMS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -39,7 +46,10 @@ PATTERNS = {
     "gpt-4o": rf"{CASED}|{TRIPLES}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}",
 }
 PLAIN = ("gpt-2", "gpt2", "default")  # as GPT-2 splits
-WHOLE_WORDS = (*LLAMA3, "gpt-4o")  # kinds that take a word that is a token without merging its parts
+WHOLE_WORDS = (
+    *LLAMA3,
+    "gpt-4o",
+)  # kinds that take a word that is a token without merging its parts
 
 
 def pre_tokenizer(kind: str) -> PreTokenizer:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from mmap import mmap
+from threading import Lock
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -244,7 +246,9 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
     if formats.tiles is None:
         yield Vector("embedding", vocabulary * hidden, formats.embedding, (EMBEDDING,))
     elif not tied:
-        yield PackedMatrix("embedding", formats.tiles, hidden, plain_order(vocabulary), (EMBEDDING,))
+        yield PackedMatrix(
+            "embedding", formats.tiles, hidden, plain_order(vocabulary), (EMBEDDING,)
+        )
 
 
 def _layer(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
@@ -348,6 +352,23 @@ class Arena:
             piece = self.pieces[key]
             piece.write(into[self.offsets[key] :][: piece.nbytes], sources)
 
+        self._each(write, sources)
+
+    def save(self, file: BinaryIO, sources: Sources) -> None:
+        """Fill a file, piece by piece: in a mapped one each page would be a fault, 40 times slower."""
+        turn = Lock()
+
+        def save(key: str) -> None:
+            piece = self.pieces[key]
+            made = np.frombuffer(mmap(-1, max(piece.nbytes, 1)), np.uint8)[: piece.nbytes]
+            piece.write(made, sources)
+            with turn:
+                file.seek(self.offsets[key])
+                file.write(made.data)
+
+        self._each(save, sources)
+
+    def _each(self, write: Callable[[str], None], sources: Sources) -> None:
         with ThreadPoolExecutor(sources.at_once, "fastslow-pack") as pool:
             for _ in pool.map(write, self.pieces):
                 pass

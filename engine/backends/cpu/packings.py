@@ -51,7 +51,7 @@ def _packings() -> Iterator[Packing]:
         except (OSError, ValueError):  # gone meanwhile; or a record that cannot be read
             continue
         found = Path(model) if isinstance(model, str) else None
-        yield Packing(path, found, rest.rpartition("-")[0], facts.st_size, facts.st_mtime)
+        yield Packing(path, found, rest.rpartition("-")[0], facts.st_size, facts.st_atime)
 
 
 def limit() -> int:

@@ -141,7 +141,8 @@ def load(path: Path | None, arena: Arena) -> PackedFile | None:
         if mapped is not None and _sum(path, arena, hot) == mapped[arena.nbytes :].tobytes():
             if hot is None:
                 return PackedFile(mapped[: arena.hot], mapped[arena.hot : arena.nbytes])
-            os.utime(path)  # when it was used last
+            facts = path.stat()  # the time of reading says when it was used last
+            os.utime(path, ns=(time.time_ns(), facts.st_mtime_ns))
             cold = OpenFile(path) if arena.cold_rows else mapped[arena.hot : arena.nbytes]
             return PackedFile(hot, cold)
     except (OSError, ValueError):  # gone meanwhile, or another user's
@@ -200,16 +201,15 @@ def create(
     size, work = arena.nbytes + SEAL, ExitStack()
     try:
         made = work.enter_context(unfinished(path))
-        with made.open("xb") as file:
+        with made.open("x+b") as file:
             if hasattr(os, "posix_fallocate"):  # a full disk shows now, not while packing
                 os.posix_fallocate(file.fileno(), 0, size)
             file.truncate(size)
-        logger.info("packing weights, once, into {}", path)
-        whole = np.memmap(made, dtype=np.uint8, mode="r+")
-        arena.write(whole[: arena.nbytes], sources)
-        whole[arena.nbytes :] = np.frombuffer(_sum(made, arena, None), dtype=np.uint8)
-        whole.flush()
-        del whole
+            logger.info("packing weights, once, into {}", path)
+            arena.save(file, sources)
+            file.flush()
+            file.seek(arena.nbytes)
+            file.write(_sum(made, arena, None))
         made.chmod(0o644)
         if now is not None and now() != path:
             raise OSError("the checkpoint was changed while it was packed")
