@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -18,16 +18,17 @@ from torch import Tensor
 from fastslow.engine.host.files import is_file, no_panic, read_object, shown
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.expected import Expected
+from fastslow.engine.model.fused import Fused, ReadExpert
 from fastslow.engine.model.gguf_shard import GgufShard
 from fastslow.engine.model.quantised import (
-    Expected,
     QuantReader,
     Scheme,
     expected_tensors,
     quantised_tensors,
 )
 from fastslow.engine.model.row_file import RowFile
-from fastslow.engine.model.tensors import canonical, mtp_shapes, tensor_shapes
+from fastslow.engine.model.tensors import canonical, fused_tensors, mtp_shapes, tensor_shapes
 from fastslow.engine.model.weights import Read
 
 SINGLE = "model.safetensors"
@@ -48,6 +49,7 @@ class Checkpoint:
     files: dict[Path, list[str]]
     scheme: Scheme | None = None
     stored: dict[str, str] = field(default_factory=dict)  # name -> its spelling in the file
+    fused: dict[str, Fused] = field(default_factory=dict)  # by names of tensors that lie in others
 
     @classmethod
     def open(cls, folder: Path, config: ModelConfig, scheme: Scheme | None = None) -> Checkpoint:
@@ -63,7 +65,8 @@ class Checkpoint:
         shapes = mtp_shapes(config)
         drafts = {name: Expected((shape,)) for name, shape in shapes.items()}
         drafts |= quantised_tensors(shapes, scheme and scheme.only(shapes))
-        known = expected | drafts
+        layouts = list(fused_tensors(config))
+        known = expected | drafts | {n: x for fused in layouts for n, x in fused.tensors.items()}
         stored: dict[str, str] = {}
         files: dict[Path, list[str]] = {}
         holders: dict[str, Path] = {}
@@ -89,11 +92,16 @@ class Checkpoint:
                             f"{path} has an unexpected tensor {name:.99}, which "
                             f"{config.architecture} does not use"
                         )
-        if missing := [n for n, x in expected.items() if n not in holders and not x.optional]:
+        inside = _inside_others(folder, layouts, holders)
+        there = holders.keys() | inside.keys()
+        if missing := [n for n, x in expected.items() if n not in there and not x.optional]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            shape = list(expected[missing[0]].shape)
-            raise ValueError(f"{folder} lacks tensor {missing[0]} of shape {shape}{more}")
-        return cls(files, scheme, stored)
+            name = next(
+                (next(iter(x.tensors)) for x in layouts if missing[0] in x.parts), missing[0]
+            )
+            shape = list(known[name].shape)
+            raise ValueError(f"{folder} lacks tensor {name} of shape {shape}{more}")
+        return cls(files, scheme, stored, inside)
 
     @classmethod
     def own(cls, folder: Path, config: ModelConfig) -> Checkpoint:
@@ -102,8 +110,8 @@ class Checkpoint:
 
     @property
     def names(self) -> set[str]:
-        """The tensors that are there."""
-        return {name for names in self.files.values() for name in names}
+        """The tensors that are there, those inside others, too."""
+        return {name for names in self.files.values() for name in names} | self.fused.keys()
 
     @contextmanager
     def reader(self, progress: bool) -> Iterator[Read]:
@@ -115,10 +123,24 @@ class Checkpoint:
 
             def read(name: str) -> Tensor:
                 advance()
+                if name in self.fused:
+                    return self.fused[name].read(name, _by_expert(shards))
                 tensor: Tensor = shards[name].get_tensor(self.stored.get(name, name))
                 return tensor
 
             yield read
+
+    @contextmanager
+    def mxfp4(self) -> Iterator[Callable[[str], Tensor | None]]:
+        """A function that reads a matrix as rows of MXFP4 blocks, uint8 [outputs, inputs / 32 * 17], laid
+        out as in GGUF files; None for one that is held otherwise."""
+        with self._open_files() as shards:
+
+            def rows(name: str) -> Tensor | None:
+                fused = self.fused.get(name)
+                return None if fused is None else fused.read_packed(name, _by_expert(shards))
+
+            yield rows
 
     def rows(self, name: str) -> RowFile | None:
         """A matrix to read single rows of; None where they cannot be read so (see `RowFile`)."""
@@ -135,7 +157,9 @@ class Checkpoint:
 
             def read(name: str, part: tuple[slice, ...]) -> Tensor:
                 advance()
-                tensor: Tensor = shards[name].get_slice(name)[part]
+                if name in self.fused:
+                    return self.fused[name].read(name, _by_expert(shards))[part]
+                tensor: Tensor = shards[name].get_slice(self.stored.get(name, name))[part]
                 return tensor
 
             yield read
@@ -154,7 +178,7 @@ class Checkpoint:
     @contextmanager
     def quantised(self, progress: bool) -> Iterator[QuantReader]:
         """The same, for tensors that may be in int8."""
-        held = {name for names in self.files.values() for name in names}
+        held = self.names
         with self.reader(progress) as read:
             yield QuantReader(lambda n: read(n) if n in held else None, self.scheme or Scheme({}))
 
@@ -203,6 +227,32 @@ def floats(folder: Path, config: ModelConfig, progress: bool = False) -> Iterato
         yield tensors.read
 
 
+def _by_expert(shards: dict[str, Any]) -> ReadExpert:
+    def part(name: str, expert: int) -> Tensor:
+        tensor: Tensor = shards[name].get_slice(name)[expert]
+        return tensor
+
+    return part
+
+
+def _inside_others(
+    folder: Path, layouts: Iterable[Fused], holders: Mapping[str, Path]
+) -> dict[str, Fused]:
+    """The model's tensors that lie in others of the files; ValueError where one of those is missing, or
+    a tensor is there twice."""
+    found: dict[str, Fused] = {}
+    for fused in layouts:
+        there = [name for name in fused.tensors if name in holders]
+        if not there:
+            continue
+        if absent := [name for name in fused.tensors if name not in holders]:
+            raise ValueError(f"{folder} has tensor {there[0]}, but lacks {absent[0]}")
+        if twice := [name for name in fused.parts if name in holders or name in found]:
+            raise ValueError(f"{folder} has tensor {twice[0]} twice: {there[0]} holds it, too")
+        found |= dict.fromkeys(fused.parts, fused)
+    return found
+
+
 @contextmanager
 def _bar(progress: bool, total: int) -> Iterator[Callable[[], None]]:
     console = Console(stderr=True)
@@ -242,7 +292,8 @@ def _check(path: Path, name: str, found: Any, expected: Expected) -> None:
 def _check_count(folder: Path, config: ModelConfig, shards: Iterable[Path]) -> None:
     """ValueError where the config asks for far more tensors than the files' headers have room for: their
     names alone could fill the memory."""
-    routed = config.layers - len(config.mlp_only_layers) if config.experts else 0
+    alone = next(fused_tensors(config), None) is None  # else experts may lie in one tensor
+    routed = config.layers - len(config.mlp_only_layers) if config.experts and alone else 0
     least = config.layers + 3 * config.experts * routed
     room = sum(map(_room, shards))
     if least > room:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from fastslow.engine.host.files import read_object
 from fastslow.engine.host.gguf_file import is_gguf
-from fastslow.engine.model.families.catalog import family_of
+from fastslow.engine.model.families.catalog import architecture_in, family_in
 from fastslow.engine.model.families.config_json import ConfigJson
 from fastslow.engine.model.gguf_config import header_config
 from fastslow.engine.model.rope_scaling import RopeScaling
@@ -46,10 +46,8 @@ class ModelConfig(DecoderShape):
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
         """From the fields of a config.json. ValueError names the field, its value, the limit."""
-        names = raw.get("architectures")
-        architecture = names[0] if isinstance(names, list) and names else names
-        family = family_of(architecture)
-        known = ConfigJson(family.spelled(raw), architecture)
+        family = family_in(raw)
+        known = ConfigJson(family.spelled(raw), architecture_in(raw))
         shape = family.read(known)
         known.check_rest()
         shape.check()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from math import prod
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.cuts import DECODER_CUTS, EXPERT, Cut
 from fastslow.engine.model.families.catalog import FAMILIES, family_of
+from fastslow.engine.model.fused import Fused
 from fastslow.engine.model.layer_shapes import Shapes
 
 
@@ -51,6 +53,11 @@ def layer_shapes(config: ModelConfig, n: int) -> Shapes:
 def mtp_shapes(config: ModelConfig) -> Shapes:
     """What a checkpoint may hold besides: a layer that predicts the token after the next one."""
     return family_of(config.architecture).draft_shapes(config)
+
+
+def fused_tensors(config: ModelConfig) -> Iterator[Fused]:
+    """Layouts in which a file may hold several of the tensors in one."""
+    return family_of(config.architecture).fused(config)
 
 
 def canonical(name: str, config: ModelConfig) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.families import (
     gpt_oss,
@@ -43,6 +46,17 @@ def family_of(architecture: object) -> Family:
         known = ", ".join(_BY_NAME)
         raise ValueError(f"architecture {shown(architecture)} is not one of the known {known}")
     return family
+
+
+def family_in(raw: Mapping[str, Any]) -> Family:
+    """The family of a config.json. ValueError where it is not known."""
+    return family_of(architecture_in(raw))
+
+
+def architecture_in(raw: Mapping[str, Any]) -> object:
+    """The first of `architectures`."""
+    names = raw.get("architectures")
+    return names[0] if isinstance(names, list) and names else names
 
 
 def gguf_family(architecture: str) -> Family:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastslow.engine.model.cuts import Cuts
 from fastslow.engine.model.families.config_json import ConfigJson
+from fastslow.engine.model.fused import Fused
 from fastslow.engine.model.layer_shapes import Shapes, decoder_layer
 from fastslow.engine.model.shape import DecoderShape
 
@@ -83,6 +84,11 @@ def as_named(name: str) -> str:
     return name
 
 
+def not_fused(shape: DecoderShape) -> Iterator[Fused]:
+    """Files hold the model's tensors one by one."""
+    return iter(())
+
+
 def no_shapes(shape: DecoderShape) -> Shapes:
     """Nothing beside the decoder."""
     return {}
@@ -101,6 +107,8 @@ class Family:
         canonical: a tensor's name in one spelling.
         layer_shapes: a layer's tensors.
         draft_shapes: tensors of a layer behind the others that drafts.
+        fused: layouts of a file that hold several tensors in one.
+        packings: values of `quantization_config.quant_method` that `fused` reads.
     """
 
     architectures: tuple[str, ...]
@@ -111,3 +119,5 @@ class Family:
     canonical: Callable[[str], str] = as_named
     layer_shapes: Callable[[DecoderShape, int], Shapes] = decoder_layer
     draft_shapes: Callable[[DecoderShape], Shapes] = no_shapes
+    fused: Callable[[DecoderShape], Iterator[Fused]] = not_fused
+    packings: tuple[str, ...] = ()

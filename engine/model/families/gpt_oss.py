@@ -3,9 +3,12 @@ all layers the best of many experts, with biases and a clamped SwiGLU."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+from fastslow.engine.model import mxfp4
 from fastslow.engine.model.cuts import ATTENTION, EXPERT, MLP, Cut, Over
+from fastslow.engine.model.expected import Expected
 from fastslow.engine.model.families.config_json import ConfigJson
 from fastslow.engine.model.families.decoder import (
     FULL,
@@ -16,6 +19,7 @@ from fastslow.engine.model.families.decoder import (
 )
 from fastslow.engine.model.families.family import GGUF_EXPERTS, GGUF_LAYER, Family, GgufNames
 from fastslow.engine.model.fields import MOST_EXPERTS, MOST_WIDTH, boolean, integer, number
+from fastslow.engine.model.fused import Fused
 from fastslow.engine.model.rope_scaling import RopeScaling
 from fastslow.engine.model.shape import ClampedSwiglu, DecoderShape, Router
 
@@ -61,6 +65,45 @@ def canonical(name: str) -> str:
     return name.replace(".mlp.router.", ".mlp.gate.")
 
 
+def fused(shape: DecoderShape) -> Iterator[Fused]:
+    """All experts of a layer in one tensor, gates and ups in turn: in floats [experts, in, out], or as
+    MXFP4 [experts, out, in / 32, 16] with exponents; and their biases."""
+    hidden, inner, experts = shape.hidden_size, shape.moe_intermediate_size, shape.experts
+    for n in range(shape.layers):
+        prefix = f"model.layers.{n}.mlp.experts"
+        for stem, sides, inputs, outputs in (
+            ("gate_up_proj", ("gate", "up"), hidden, 2 * inner),
+            ("down_proj", ("down",), inner, hidden),
+        ):
+            weights, biases = (
+                {
+                    f"{prefix}.{e}.{side}_proj.{kind}": (e, slice(place, None, len(sides)))
+                    for e in range(experts)
+                    for place, side in enumerate(sides)
+                }
+                for kind in ("weight", "bias")
+            )
+            name = f"{prefix}.{stem}"
+            blocks = (experts, outputs, inputs // mxfp4.BLOCK)
+            yield Fused(
+                {name: Expected(((experts, inputs, outputs),))},
+                weights,
+                lambda x, at: x[0][:, at].T,
+            )
+            yield Fused(
+                {
+                    f"{name}_blocks": Expected(((*blocks, 16),), ("U8",)),
+                    f"{name}_scales": Expected((blocks,), ("U8",)),
+                },
+                weights,
+                lambda x, at: mxfp4.dequantised(x[0][at], x[1][at]),
+                lambda x, at: mxfp4.gguf_rows(x[0][at], x[1][at]),
+            )
+            yield Fused(
+                {f"{name}_bias": Expected(((experts, outputs),))}, biases, lambda x, at: x[0][at]
+            )
+
+
 FAMILY = Family(
     ("GptOssForCausalLM",),
     read,
@@ -87,4 +130,6 @@ FAMILY = Family(
         (EXPERT + r"down_proj\.bias", Cut(Over.FIRST_OF_EXPERTS)),
     ),
     canonical=canonical,
+    fused=fused,
+    packings=("mxfp4",),
 )
