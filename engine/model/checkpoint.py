@@ -65,7 +65,7 @@ class Checkpoint:
         shapes = mtp_shapes(config)
         drafts = {name: Expected((shape,)) for name, shape in shapes.items()}
         drafts |= quantised_tensors(shapes, scheme and scheme.only(shapes))
-        layouts = list(fused_tensors(config))
+        layouts = [] if is_gguf(folder) else list(fused_tensors(config))
         known = expected | drafts | {n: x for fused in layouts for n, x in fused.tensors.items()}
         stored: dict[str, str] = {}
         files: dict[Path, list[str]] = {}

@@ -62,7 +62,7 @@ def test_a_file_is_the_folder_that_it_was_made_from(tmp_path: Path, name: str) -
             at = tuple(slice(1, 9) for _ in expected(tensor).shape)
             assert torch.equal(part(tensor, at), expected(tensor)[at]), tensor
     assert torch.equal(answers(file), answers(folder))
-    assert model_digest(file) == model_digest(file) != model_digest(folder)
+    assert model_digest(file) == model_digest(folder)
 
 
 @compiled
