@@ -63,8 +63,9 @@ def limit() -> int:
     """
     given = os.environ.get(LIMIT_VARIABLE)
     if given is None:
-        ours = sum(packing.size for packing in packings())
-        return int(min(USUAL_LIMIT * GB, (shutil.disk_usage(cache_folder()).free + ours) / 2))
+        ours, folder = sum(packing.size for packing in packings()), cache_folder().absolute()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        return int(min(USUAL_LIMIT * GB, (shutil.disk_usage(there).free + ours) / 2))
     try:
         most = float(given)
     except ValueError:

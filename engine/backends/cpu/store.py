@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fastslow.engine.backends.cpu.library import checksum
 from fastslow.engine.backends.cpu.packed import Arena, Sources
-from fastslow.engine.backends.cpu.packings import DIGESTS, PACKED, SUFFIX, shrink
+from fastslow.engine.backends.cpu.packings import DIGESTS, PACKED, SUFFIX, limit, shrink
 from fastslow.engine.host.files import cache_folder, read_object
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
 from fastslow.engine.host.unfinished import unfinished
@@ -198,6 +198,7 @@ def create(
     """
     if path is None:
         return _in_memory(arena, sources)
+    limit()  # refuses what is no number before anything is packed
     size, work = arena.nbytes + SEAL, ExitStack()
     try:
         made = work.enter_context(unfinished(path))
