@@ -13,6 +13,8 @@ from loguru import logger
 from torch import Tensor
 
 from fastslow.draft.head.config import HeadConfig, read_head, read_metadata
+from fastslow.draft.head.eagle import EagleHead
+from fastslow.draft.head.eagle_file import embedding_of, read_eagle
 from fastslow.draft.head.head import DraftHead, TrainedHead
 from fastslow.draft.head.kv import HeadKV
 from fastslow.draft.head.state import DraftVocab, RequestVocab
@@ -221,11 +223,14 @@ def made_for(target: Path, heads: Iterable[Path]) -> Path | None:
 
 
 def load_head(path: Path, target: Path) -> HeadRunner:
-    """The head in a file, for the target in a checkpoint folder; on the CPU, wherever the target runs.
+    """The head in a file, or a published one in a folder, for the target in a checkpoint folder; on the
+    CPU, wherever the target runs.
 
     Raises:
         ValueError: one sentence about a file that is no head, or one of another target.
     """
+    if path.is_dir():
+        return _load_published(path, target)
     config, weights = read_head(path)
     theirs = read_metadata(path).get("target")
     if theirs is not None and theirs != fingerprint(target):
@@ -244,6 +249,11 @@ def load_head(path: Path, target: Path) -> HeadRunner:
             f"of at least {largest + 1}; this one has {ends.embedding.shape[1]} and {known}"
         )
     return runner_of(config, weights, ends)
+
+
+def _load_published(folder: Path, target: Path) -> HeadRunner:
+    config, weights = read_eagle(folder, ModelConfig.from_folder(target))
+    return TorchRunner(EagleHead(config, weights, embedding_of(folder, config, target)))
 
 
 def runner_of(
