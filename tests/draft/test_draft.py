@@ -194,7 +194,7 @@ def test_bad_names(settings: dict[str, Any], groups: int, pattern: str) -> None:
 
 def test_drafters_are_built_by_name() -> None:
     cpu = torch.device("cpu")
-    target: Any = SimpleNamespace(config=SimpleNamespace(groups=8), device=cpu)
+    target: Any = SimpleNamespace(config=SimpleNamespace(groups=8, vocab_size=90), device=cpu)
     cache: Any = SimpleNamespace(storage=SimpleNamespace(device=cpu))
     loaded: list[str] = []
 
