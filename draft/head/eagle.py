@@ -56,7 +56,6 @@ class EagleHead(DraftHead):
         if together := self._eagle.normed_together:
             parts = level.view(len(level), -1, together)
             level = F.rms_norm(parts, (together,), eps=self.config.eps).flatten(1)
-            level = level * self._small["features_norm"]
         return self._linear("fuse", level)
 
     def _project(self, hidden: Tensor, after: Sequence[int], at: Sequence[int]) -> Projected:

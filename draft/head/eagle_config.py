@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastslow.draft.head.config import HeadConfig
+from fastslow.engine.backends.cpu.draft_head import PairedEntry
 from fastslow.engine.backends.cpu.library import LIMITS
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.config import LLAMA, ModelConfig
 from fastslow.engine.model.fields import MOST_WIDTH, boolean, integer, integers
+from fastslow.engine.model.rope import inverse_frequencies
 
 ORIGINAL = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", LLAMA)
 MODEL_TYPE = "speculators_model_type"
@@ -34,8 +36,8 @@ class EagleConfig:
         target_hidden: H of the target.
         target_vocab: V of the target.
         head_norms: every head of queries and keys is normed before it is rotated.
-        normed_together: features that are normed together in front of `fc`, the target's H or all of
-            them; 0: they are not normed.
+        normed_together: features that are divided by their root mean square together, the target's H
+            or all of them; 0: none.
         normed_residual: the layer adds to the normed hidden state, not to the state itself.
         normed_output: the next step reads the normed output (EAGLE 3.1).
         prefix: of the layer's tensors.
@@ -55,6 +57,18 @@ class EagleConfig:
     def features(self) -> int:
         """F, numbers that are read of a row."""
         return len(self.shape.layers) * self.target_hidden
+
+    def paired(self) -> PairedEntry | None:
+        """For the kernels; None where they do not have what the layer does."""
+        scaling = self.layer.rope_scaling
+        if self.head_norms or (scaling is not None and scaling.attention_factor != 1):
+            return None
+        return PairedEntry(
+            inverse_frequencies(self.layer, self.layer.context),
+            self.normed_together,
+            self.normed_residual,
+            self.normed_output,
+        )
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], target: ModelConfig) -> EagleConfig:

@@ -137,6 +137,8 @@ def _read(config: EagleConfig, file: Any) -> dict[str, Tensor]:
     for part, shapes in found.items():
         tensors = [_typed(file, name, FLOATS, "floats") for name in shapes]
         weights[part] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+    if config.normed_together:  # what the norm multiplies features with, `fc` may do
+        weights["fuse"] = weights["fuse"].float() * weights.pop("features_norm").float()
     weights["tokens"] = _tokens(config, file, names)
     return weights
 

@@ -18,10 +18,17 @@ from fastslow.draft.head.eagle_file import embedding_of, read_eagle
 from fastslow.draft.head.head import DraftHead, TrainedHead
 from fastslow.draft.head.kv import HeadKV
 from fastslow.draft.head.state import DraftVocab, RequestVocab
-from fastslow.draft.head.target import Ends, StoredEnds, fingerprint, read_ends, stored_ends
+from fastslow.draft.head.target import (
+    Ends,
+    HeadlessEnds,
+    StoredEnds,
+    fingerprint,
+    read_ends,
+    stored_ends,
+)
 from fastslow.draft.head.tree import GrowingTree, grow_trees
 from fastslow.engine.backends.cpu import library
-from fastslow.engine.backends.cpu.draft_head import DraftKernels, NewRows, TreeLimits
+from fastslow.engine.backends.cpu.draft_head import DraftKernels, NewRows, PairedEntry, TreeLimits
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Floats, Ints, Tree
@@ -82,11 +89,12 @@ class KernelRunner(DraftKernels):
         self,
         config: HeadConfig,
         weights: dict[str, Tensor],
-        ends: Ends | StoredEnds,
+        ends: Ends | StoredEnds | HeadlessEnds,
         form: Format = Format.INT4,
+        paired: PairedEntry | None = None,
     ) -> None:
         tokens = weights["tokens"].long()
-        super().__init__(config, weights, ends.head, tokens, ends.embedding, form)
+        super().__init__(config, weights, ends.head, tokens, ends.embedding, form, paired)
         self.config = config
         self.vocab_size = len(ends.embedding)
         self._shared = DraftVocab(tokens, ends.head)
@@ -253,7 +261,13 @@ def load_head(path: Path, target: Path) -> HeadRunner:
 
 def _load_published(folder: Path, target: Path) -> HeadRunner:
     config, weights = read_eagle(folder, ModelConfig.from_folder(target))
-    return TorchRunner(EagleHead(config, weights, embedding_of(folder, config, target)))
+    embedding = embedding_of(folder, config, target)
+    if library.available():
+        if (paired := config.paired()) is not None:
+            ends = HeadlessEnds(embedding)
+            return KernelRunner(config.shape, weights, ends, paired=paired)
+        logger.info("the draft head runs in plain torch: its layer is none of the kernels'")
+    return TorchRunner(EagleHead(config, weights, embedding))
 
 
 def runner_of(

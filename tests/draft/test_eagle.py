@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from eagle_tools import ReferenceEagle, eagle_config, eagle_text, exact_head, write_eagle
+from eagle_tools import SHAPES, ReferenceEagle, eagle_config, eagle_text, exact_head, write_eagle
 from engine_tools import write_kin
 
 from fastslow.draft.head.eagle_config import EagleConfig
@@ -19,16 +19,6 @@ from fastslow.engine.model.config import ModelConfig
 
 FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
 LAYOUTS = ("original", "speculators")
-SHAPES: list[dict[str, Any]] = [
-    {},
-    {"norm_before_residual": True},
-    {"norm_before_fc": True, "norm_output": True},
-    {"fc_norm": True},
-    {"attention_bias": True, "mlp_bias": True},
-    {"eagle_aux_hidden_state_layer_ids": [2]},
-    {"embedding": True, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 6},
-    {"draft": 12, "rope_theta": 500.0},
-]
 
 
 @pytest.fixture(scope="module")

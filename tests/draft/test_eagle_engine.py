@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from distributions import chi_square_fits, plain_probs, text_probs
-from eagle_tools import write_eagle
+from eagle_tools import exact_head, write_eagle
 from engine_tools import PLENTY, Ask, Bench, Make, Setting, answer, write_kin
 from reference_model import ReferenceModel
 
 from fastslow.draft.head.draft import HeadDraft
-from fastslow.draft.head.runner import load_head
+from fastslow.draft.head.runner import TorchRunner, load_head
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import only_best, probs_at
 
 FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
 PROMPTS = [tuple(np.random.default_rng(n).integers(3, 12, n).tolist()) for n in (3, 21, 9, 14, 6)]
-KINDS = ("original chain", "original best chain", "speculators tree", "narrow tree")
+KINDS = ("original chain", "original best chain", "speculators tree", "narrow tree", "torch tree")
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +36,19 @@ def bench(folder: Path) -> Bench:
     original = runner("original")
     other = runner("speculators", layout="speculators", norm_before_residual=True, embedding=True)
     narrow = runner("narrow", draft=3, seed=1)
+    plain = TorchRunner(exact_head(folder.parent / "original", folder))
     drafters: dict[str, Make] = {
         "original chain": lambda kv: HeadDraft(original, probs_at),
         "original best chain": lambda kv: HeadDraft(original, probs_at, only_best=only_best),
         "speculators tree": lambda kv: HeadDraft(other, probs_at, width=3, depth=3),
         "narrow tree": lambda kv: HeadDraft(narrow, probs_at, width=3, depth=3),
+        "torch tree": lambda kv: HeadDraft(plain, probs_at, width=3, depth=3),
     }
     return Bench(load_model(folder, "float32", "cpu", progress=False), drafters)
 
 
 def asks(kind: str | None = None, **params: Any) -> list[Ask]:
-    kinds = (*KINDS, "off") if kind is None else [kind] * len(PROMPTS)
+    kinds = (*KINDS[:4], "off") if kind is None else [kind] * len(PROMPTS)
     settings = {"max_tokens": 20, "ignore_eos": True, **params}
     return [
         Ask(prompt, SamplingParams(**settings), name, seed=n)

@@ -27,6 +27,16 @@ LAYER: dict[str, Any] = {
     "rope_theta": 10000.0,
     "max_position_embeddings": 256,
 }
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"norm_before_residual": True},
+    {"norm_before_fc": True, "norm_output": True},
+    {"fc_norm": True},
+    {"attention_bias": True, "mlp_bias": True},
+    {"eagle_aux_hidden_state_layer_ids": [2]},
+    {"embedding": True, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 6},
+    {"draft": 12, "rope_theta": 500.0},
+]
 TOP = (
     *("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "target_hidden_size"),
     "eagle_aux_hidden_state_layer_ids",

@@ -114,11 +114,13 @@ void check_model(const Shape& s, const Layer* layers) {
     check(limits::RATIO, s.heads / s.kv_heads);
     const int64_t width = (int64_t)s.heads * s.head_dim, head = padded(s.head_dim, TILE);
     check(limits::INPUTS, width);
+    const bool paired = s.fuse.outputs && !s.entry.outputs;
     for (int n = 0; n < s.layers; n++) {
         const Layer& l = layers[n];
-        check_vector("attention_norm", l.attention_norm);
+        const bool reads_pair = paired && n == 0;
+        if (!reads_pair) check_vector("attention_norm", l.attention_norm);
         check_vector("mlp_norm", l.mlp_norm);
-        check_matrix("qkv", l.qkv, s.hidden, ((int64_t)s.heads + 2 * s.kv_heads) * head);
+        check_matrix("qkv", l.qkv, (reads_pair ? 2 : 1) * (int64_t)s.hidden, ((int64_t)s.heads + 2 * s.kv_heads) * head);
         check_matrix("out", l.out, width, padded(s.hidden, TILE));
         check_mlp(s, l);
     }
@@ -130,12 +132,13 @@ void check_model(const Shape& s, const Layer* layers) {
         check_matrix("screen", s.screen, s.hidden, tokens);
         check_vector("screen_norms", s.screen_norms);
     }
-    if (!s.entry.outputs) return;
+    if (!s.fuse.outputs) return;
     check_vector("embedding_norm", s.embedding_norm);
     check_vector("hidden_norm", s.hidden_norm);
-    check_matrix("entry", s.entry, 2 * (int64_t)s.hidden, padded(s.hidden, TILE));
+    if (!paired) check_matrix("entry", s.entry, 2 * (int64_t)s.hidden, padded(s.hidden, TILE));
     check_matrix("fuse", s.fuse, s.fuse.inputs, padded(s.hidden, TILE));
-    if (s.fuse.inputs % s.hidden) refuse("features of %d are no multiple of hidden=%d", s.fuse.inputs, s.hidden);
+    if (s.level < 0 || (s.level && s.fuse.inputs % s.level))
+        refuse("features of %d are no multiple of level=%d", s.fuse.inputs, s.level);
 }
 
 void check_step(const Model& model, const StepArgs& a) {

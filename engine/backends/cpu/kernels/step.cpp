@@ -131,7 +131,7 @@ void Step::embed_row(int thread, int i) {
 }
 
 void Step::embed(int thread, int& phase) {
-    if (model.shape.entry.outputs) return run_entry(*this, thread, phase);
+    if (model.shape.fuse.outputs) return run_entry(*this, thread, phase);
     phases.run(phase++, thread, args.rows, [&](int t) { embed_row(thread, t); },
                stream_of(model.layers[0].qkv).slice(thread, threads));
 }
@@ -261,8 +261,11 @@ void Step::project(int thread, int n, int& phase) {
     const int heads = s.heads + 2 * s.kv_heads, tiles = (s.head_dim + TILE - 1) / TILE;
     Scratch& own = model.scratch[thread];
     const uint8_t* rows =
-        ready(thread, phase, heads, args.rows, narrow(), format_of(l.qkv.format), s.hidden, model.ready_bytes,
-              model.space.ready, own.ready, [&](int i) { return normed(thread, i, l.attention_norm); });
+        ready(thread, phase, heads, args.rows, narrow(), format_of(l.qkv.format), l.qkv.inputs,
+              model.ready_bytes, model.space.ready, own.ready, [&](int i) {
+                  if (l.qkv.inputs == s.hidden) return normed(thread, i, l.attention_norm);
+                  return (const float*)model.space.pair + (size_t)i * model.pair_width;
+              });
     const size_t bytes = tile_bytes(l.qkv);
     phases.run(phase++, thread, heads, [&](int head) {
         float* whole = own.head;  // [rows of a block][tiles * TILE]
