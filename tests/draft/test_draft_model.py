@@ -257,7 +257,8 @@ def test_a_batch_of_short_texts_takes_one_forward_a_token() -> None:
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_vocabulary_of_other_padding_drafts_the_same_tokens(columns: int, width: int) -> None:
     """Five tokens are in both; the model has VOCAB of them, the target `columns`."""
-    model, text = Digest(), [3, 4, 1, 3]
+    model: Any = Digest()
+    text = [3, 4, 1, 3]
     kv, padded = OwnKV(cache_for(model)), PaddedTokens(VOCAB, columns)
     drafter = ModelDraft(
         model, kv, probs_at, width=width, vocab_map=padded, only_best=lambda request: True
@@ -266,7 +267,7 @@ def test_a_vocabulary_of_other_padding_drafts_the_same_tokens(columns: int, widt
     sampled = request(text, 2, temperature=1.0)
     chosen, unread, drawn = drafter.propose([*wanted, sampled], [4, 4, 4])
     assert len(chosen.tokens) == 4 and max(chosen.tokens) < min(columns, VOCAB)
-    best = torch.cat([next_logits(text)[: min(columns, VOCAB)]]).argmax()
+    best = next_logits(text)[: min(columns, VOCAB)].argmax()
     assert chosen.tokens[0] == best
     assert bool(unread.tokens) == (columns - 1 < VOCAB), "a token that the model does not have"
     assert drawn.probs is not None and drawn.probs.shape == (len(drawn.tokens), columns)
