@@ -156,6 +156,7 @@ class CShape(Checked):
         (c_void_p, "screen_norms"),
         (CMatrix, "fuse entry"),
         (c_void_p, "embedding_norm hidden_norm"),
+        (c_int32, "level normed_residual normed_output"),
     )
 
 
@@ -195,7 +196,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fs_screened": (c_int, [c_void_p]),
     "fs_draft_new": (
         c_int,
-        [POINTER(CShape), POINTER(CLayer), c_void_p, Int64, c_double, POINTER(c_void_p)],
+        [POINTER(CShape), POINTER(CLayer), c_void_p, Int64, c_void_p, POINTER(c_void_p)],
     ),
     "fs_draft_delete": (None, [c_void_p]),
     "fs_draft_open": (c_int64, TEXT),
