@@ -102,7 +102,7 @@ def _levels(texts: Callable[[str], list[str | None]], source: str) -> tuple[str,
     if any(UNHEARD in (text or "").lower() for text in texts(UNHEARD)):
         return USUAL
     found: dict[tuple[str | None, ...], str] = {}
-    for level in LEVELS:
+    for level in ("medium", *LEVELS):  # the first stands for those that the template does not name
         text, named = tuple(texts(level)), f"'{level}'" in source or f'"{level}"' in source
         if any(part is not None for part in text) and (named or text not in found):
             found[text] = level
@@ -110,10 +110,11 @@ def _levels(texts: Callable[[str], list[str | None]], source: str) -> tuple[str,
 
 
 def _knows(render: Render, chat: Chat, word: str) -> bool:
-    """Whether a word in the first message does more than to be written."""
+    """Whether a word in the first message does more than to be written, or to be left out."""
     first, *rest = chat
     said = f"{SAID} {word}"
     plain, asked = render(chat, {}), render([{**first, "content": said}, *rest], {})
     if plain is None or asked is None:
         return False
-    return asked not in (plain, plain.replace(SAID, said), plain.replace(SAID, said, 1))
+    ways = plain, plain.replace(SAID, said), plain.replace(SAID, said, 1)
+    return "".join(asked.split()) not in ("".join(way.split()) for way in ways)
