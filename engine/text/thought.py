@@ -116,10 +116,10 @@ def find_tags(
 def tags_for(tokenizer: Tokenizer, template: ChatTemplate | None = None) -> ThoughtTags | None:
     """The tags of a model that declares none.
 
-    These are the channels of gpt-oss, if the vocabulary has the marks; else the first of these pairs whose
-    tags are tokens, or, failing that, stand in the template: openPangu's `[unused16]`/`[unused17]`,
-    `<think>`/`</think>`, `[THINK]`/`[/THINK]`, then what the template or a special token closes with a
-    name of such a kind, as `</seed:think>`. None: the model does not think.
+    These are the channels of gpt-oss, if the vocabulary has the marks; else one of these pairs: openPangu's
+    `[unused16]`/`[unused17]`, `<think>`/`</think>`, `[THINK]`/`[/THINK]`, and what the template or a
+    special token closes with a name of such a kind, as `</seed:think>`. A pair of tokens that the template
+    writes is taken before other tokens, and these before words of the template. None: no pair is either.
     """
     if all(tokenizer.token_id(mark) is not None for tag in HARMONY for mark in MARK.findall(tag)):
         return HARMONY
@@ -127,9 +127,13 @@ def tags_for(tokenizer: Tokenizer, template: ChatTemplate | None = None) -> Thou
     special = (tokenizer.piece(number) for number in sorted(tokenizer.special_ids))
     closing = CLOSES.finditer("\n".join([source, *filter(None, special)]))
     named = [ThoughtTags(f"{tag[1]}{tag[2]}{tag[3]}", tag[0]) for tag in closing]
-    pairs = dict.fromkeys((*KNOWN, *named))
-    single = next((tags for tags in pairs if tags.single(tokenizer)), None)
-    return single or next((tags for tags in pairs if all(tag in source for tag in tags)), None)
+
+    def known(tags: ThoughtTags) -> tuple[bool, bool, bool]:
+        single, written = tags.single(tokenizer), all(tag in source for tag in tags)
+        return single and written, single, written
+
+    best = max((*KNOWN, *named), key=known)  # the first of those that are known best
+    return best if any(known(best)) else None
 
 
 class ThoughtSplitter:
