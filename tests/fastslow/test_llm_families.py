@@ -124,11 +124,11 @@ def test_gpt_oss_thinks_less_in_fast_and_more_in_deep(llms: dict[str, LLM]) -> N
 
 
 def test_an_earlier_answer_is_written_as_final(llms: dict[str, LLM]) -> None:
-    chat = [*USER, {"role": "assistant", "content": "so"}, *USER]
+    chat: list[Any] = [*USER, {"role": "assistant", "content": "so"}, *USER]
     out = llms["gpt-oss"].chat(chat, TWENTY)
     assert out.prompt is not None
     assert "<|start|>assistant<|channel|>final<|message|>so<|end|>" in out.prompt
-    begun = [*USER, {"role": "assistant", "content": "It is", "prefix": True}]
+    begun: list[Any] = [*USER, {"role": "assistant", "content": "It is", "prefix": True}]
     out = llms["gpt-oss"].chat(begun, TWENTY)
     assert out.prompt is not None and out.prompt.endswith("final<|message|>It is")
     assert out.text and not out.reasoning
