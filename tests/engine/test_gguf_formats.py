@@ -235,7 +235,7 @@ def test_a_mixture_of_types_runs_as_its_numbers_do(
     made = Made(tmp_path, mixture, tied)
     decoder = made.decoder()
     qkv = decoder._arena.pieces["0.qkv"]
-    assert isinstance(qkv, PackedMatrix if mixture == "in floats" else MatrixRuns)
+    assert isinstance(qkv, MatrixRuns)
     tokens = texts.tokens_of(40)
     found = texts.logits(decoder, tokens)
     want = texts.logits(load_model(made.folder, "float32"), tokens)
