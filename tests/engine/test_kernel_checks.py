@@ -168,11 +168,11 @@ def test_the_kernels_hold_the_limits_that_python_reads(model: CpuDecoder, field:
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("hidden", 65, "matrix queries is .* by 64, not .* by 65"),
-        ("heads", 6, "matrix queries is"),
+        ("hidden", 65, "matrix qkv is .* by 64, not .* by 65"),
+        ("heads", 6, "matrix qkv is"),
         ("heads", 5, "heads=5 must be a multiple of kv_heads=2"),
         ("heads", 130, r"heads_per_kv_head=65 must be in 1\.\.64"),
-        ("head_dim", 48, "matrix queries is"),
+        ("head_dim", 48, "matrix qkv is"),
         ("head_dim", 15, "head_dim=15 even"),
         ("neurons", 8, "a layer has 64 neurons, not 1 to 8"),
         ("vocabulary", 1000, "matrix head is 96 by 64, not 1024 by 64"),
@@ -234,8 +234,8 @@ def test_memory_that_is_too_small_is_not_packed_into() -> None:
         library.pack(whole, Format.INT8, rows.astype(np.float64))
     with pytest.raises(ValueError, match="scales must be 40 of float32, not 39"):
         library.pack_int8(whole, Format.INT8, rows.astype(np.int8), np.zeros(39, np.float32))
-    with pytest.raises(ValueError, match="4-bit blocks must be 1600 of uint8, not 1560"):
-        library.pack_q4_1(whole, Format.INT4, np.zeros((40, 39), np.uint8), 64)
+    with pytest.raises(ValueError, match="rows of blocks must be 1600 of uint8, not 1560"):
+        library.pack_gguf(whole, Format.INT4, [np.zeros((40, 39), np.uint8)], np.arange(32), 64)
 
 
 def test_a_model_that_the_kernels_have_no_room_for_runs_in_torch(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,13 +17,13 @@ from fastslow.engine.backends.cpu.library import (
     BOOL,
     FLOAT32,
     INT64,
+    TILE,
     UINT8,
     UINT64,
     address,
     tensor_address,
 )
-from fastslow.engine.backends.cpu.orders import plain_order
-from fastslow.engine.backends.cpu.packed import Arena, PackedMatrix
+from fastslow.engine.backends.cpu.packed import Arena, MatrixRuns, PackedMatrix
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.model.base import check_layers, check_step
@@ -214,11 +215,21 @@ class CpuDecoder:
 
     def _matrix(self, key: str) -> library.CMatrix:
         piece = self._arena.pieces.get(key)
-        if not isinstance(piece, PackedMatrix):
+        if not isinstance(piece, (PackedMatrix, MatrixRuns)):
             return library.CMatrix()
-        return library.CMatrix(
-            self._at(key), self._at(f"{key}_bias"), piece.format, piece.inputs, piece.outputs
+        first, *more = piece.runs
+        tiles = accumulate(run.outputs // TILE for run in piece.runs)
+        found = library.CMatrix(
+            tiles=self._at(key),
+            bias=self._at(f"{key}_bias"),
+            format=first.format,
+            inputs=first.inputs,
+            outputs=piece.outputs,
+            runs=len(more),
         )
+        for i, (run, tile) in enumerate(zip(more, tiles)):
+            found.first_tile[i], found.run_format[i] = tile, run.format
+        return found
 
     def _layer(self, n: int) -> library.CLayer:
         c, routed = self.config, self.config.routed(n)
@@ -230,17 +241,15 @@ class CpuDecoder:
             expert_gate_up=self._matrix(f"{n}.expert0.gate_up"),
             expert_down=self._matrix(f"{n}.expert0.down"),
             expert_bytes=second - first if routed and first and second else 0,
-            **library.head_matrices(
-                self._matrix(f"{n}.qkv"), c.heads, c.kv_heads, len(plain_order(c.head_dim))
-            ),
-            **{k: self._matrix(f"{n}.{k}") for k in ("out", "router", "gate_up", "down")},
+            **{k: self._matrix(f"{n}.{k}") for k in ("qkv", "out", "router", "gate_up", "down")},
         )
 
     def _shape(self) -> library.CShape:
         c, cold, second = self.config, self._memory.cold, self.config.pangu_v2
         router, swiglu = c.router, c.swiglu
         own = "embedding" in self._arena.offsets  # else the head's tiles have it
-        form = Format.INT8 if self.formats.int8_embedding else float_format(self.formats.embedding)
+        tiles = self.formats.tiles
+        form = float_format(self.formats.embedding) if tiles is None else tiles
         return library.CShape(
             layers=len(self.layers),
             hidden=c.hidden_size,
@@ -265,6 +274,7 @@ class CpuDecoder:
             embedding_at=self._arena.offsets["embedding"] if own else 0,
             embedding_file=cold.number if isinstance(cold, OpenFile) else -1,
             embedding_rows=c.vocab_size,
+            embedding_tiles=tiles is not None,
             norm=self._at("norm"),
             head=self._matrix("head"),
             screen=self._matrix("screen"),

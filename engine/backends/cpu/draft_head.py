@@ -149,12 +149,7 @@ class DraftKernels:
         layer = library.CLayer(
             attention_norm=self._vector(weights["attention_norm"]),
             mlp_norm=self._vector(weights["mlp_norm"]),
-            **library.head_matrices(
-                pack("qkv", heads, shape.hidden),
-                shape.heads,
-                shape.kv_heads,
-                len(orders.plain_order(shape.head_dim)),
-            ),
+            qkv=pack("qkv", heads, shape.hidden),
             out=pack("out", plain, inner),
             gate_up=pack("gate_up", gate_up, shape.hidden),
             down=pack("down", plain, shape.neurons),

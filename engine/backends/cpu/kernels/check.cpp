@@ -21,7 +21,22 @@ void check_matrix(const char* name, const Matrix& m, int64_t inputs, int64_t out
         refuse("matrix %s is %d by %d, not %lld by %lld", name, m.outputs, m.inputs, (long long)outputs,
                (long long)inputs);
     check(limits::INPUTS, inputs);
-    if (m.format < F32 || m.format > INT4) refuse("format %d of matrix %s is unknown", m.format, name);
+    if (m.runs < 0 || m.runs > 2) refuse("matrix %s has %d runs", name, m.runs);
+    const Format& first = format_of(m.format);
+    for (int i = -1, tile = 0; i < m.runs; i++) {
+        const int format = i < 0 ? m.format : m.run_format[i];
+        if (format < F32 || format >= FORMATS) refuse("format %d of matrix %s is unknown", format, name);
+        if (i < 0) continue;
+        if (format_of(format).prepare != first.prepare || format_of(format).rows != first.rows)
+            refuse("formats %d and %d of matrix %s read different rows", m.format, format, name);
+        if (m.first_tile[i] < tile || m.first_tile[i] > tiles_of(m)) refuse("a run of matrix %s is not in it", name);
+        tile = m.first_tile[i];
+    }
+    for (int i = -1; i < m.runs; i++) {
+        const Format& format = format_of(i < 0 ? m.format : m.run_format[i]);
+        if (format.block_inputs && !format.pack && inputs % format.block_inputs)
+            refuse("%lld inputs of matrix %s are no multiple of %d", (long long)inputs, name, format.block_inputs);
+    }
     if (!m.tiles || (uintptr_t)m.tiles % 64) refuse("matrix %s does not begin on a cache line", name);
 }
 
@@ -31,8 +46,9 @@ void check_vector(const char* name, const void* numbers) {
 
 void check_embedding(const Shape& s) {
     check(limits::VOCABULARY, s.embedding_rows);
-    const bool floats = s.embedding_format == F32 || s.embedding_format == BF16;
-    if (!floats && s.embedding_format != INT8) refuse("format %d of the embedding is unknown", s.embedding_format);
+    const bool floats = !s.embedding_tiles && (s.embedding_format == F32 || s.embedding_format == BF16);
+    if (!floats && (!s.embedding_tiles || s.embedding_format < F32 || s.embedding_format >= FORMATS))
+        refuse("format %d of the embedding is unknown", s.embedding_format);
     if (!s.embedding && (!floats || s.embedding_file < 0 || s.embedding_at < 0))
         refuse("the embedding is neither in memory nor in a file");
 }
@@ -63,9 +79,7 @@ void check_layer(const Shape& s, const Layer& l) {
     const int64_t head = padded(s.head_dim, TILE);
     check_vector("attention_norm", l.attention_norm);
     check_vector("mlp_norm", l.mlp_norm);
-    const char* names[] = {"queries", "keys", "values"};
-    for (int part = 0; part < 3; part++)
-        check_matrix(names[part], l.qkv[part], s.hidden, (part ? s.kv_heads : s.heads) * head);
+    check_matrix("qkv", l.qkv, s.hidden, ((int64_t)s.heads + 2 * s.kv_heads) * head);
     check_matrix("out", l.out, (int64_t)s.heads * s.value_dim, padded(s.hidden, TILE));
     if (l.window < 0) refuse("window=%d must be at least 0", l.window);
     if (s.sinks) {

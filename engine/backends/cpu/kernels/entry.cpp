@@ -68,7 +68,7 @@ void run_entry(Step& step, int thread, int& phase) {
                         [&](int t) { norm(t, s.hidden_norm, pair(t) + s.hidden); });
     }
     multiply_rows(step, thread, phase, s.entry, model.space.pair, model.pair_width,
-                  qkv_stream(model.layers[0]).slice(thread, step.threads));
+                  stream(model.layers[0].qkv));
 }
 
 }  // namespace fastslow

@@ -30,8 +30,7 @@ Model::Model(const Shape& shape, const Layer* given)
         const auto known = std::find(windows.begin(), windows.end(), l.window);
         window_of.push_back((int)(known - windows.begin()));
         if (known == windows.end()) windows.push_back(l.window);
-        for (const Matrix& m : l.qkv) most(m);
-        for (const Matrix* m : {&l.out, &l.gate_up, &l.down, &l.expert_gate_up}) most(*m);
+        for (const Matrix* m : {&l.qkv, &l.out, &l.gate_up, &l.down, &l.expert_gate_up}) most(*m);
         if (!l.router.outputs) continue;
         const Matrix& down = l.expert_down;
         ready_expert_bytes =

@@ -21,7 +21,10 @@ extern "C" {
 struct Matrix {
     const uint8_t* tiles;
     const float* bias;  // in the order of the packed outputs, padded to whole tiles; may be null
-    int32_t format, inputs, outputs, unused;
+    int32_t format, inputs, outputs;
+    // Of a matrix whose outputs come in up to three runs, each in a format of its own: how many come after
+    // the first, the tiles that these begin with, and their formats. All are read with the same rows.
+    int32_t runs, first_tile[2], run_format[2];
 };
 
 struct Layer {
@@ -32,7 +35,7 @@ struct Layer {
     const float *sink_keys, *sink_values;  // float32 tiles, see tile.h, that every row sees before its text
     int32_t window;     // keys that a row sees, itself the last; 0 = all
     int32_t unrotated;  // queries and keys are not turned
-    Matrix qkv[3];   // queries, keys, values: a head at a time, each padded to whole tiles
+    Matrix qkv;      // a head at a time, each padded to whole tiles
     Matrix out;      // bias included
     Matrix gate_up;  // tiles of 16 gates and their 16 ups; a routed layer's shared experts, if it has any
     Matrix down;
@@ -56,9 +59,9 @@ struct Shape {
     int32_t sinks;                            // learned keys before every text
     float eps;
     int32_t embedding_format;
-    const void* embedding;  // [V, H] in float32 or bfloat16, or tiles in int8, which may be the head's
+    const void* embedding;  // [V, H] in float32 or bfloat16; or tiles in any format, which may be the head's
     int64_t embedding_at;   // where the first row begins in a file, if `embedding` is null
-    int32_t embedding_file, embedding_rows;
+    int32_t embedding_file, embedding_rows, embedding_tiles;
     const float* norm;
     Matrix head;
     Matrix screen;              // the head in int8, or nothing
