@@ -52,6 +52,7 @@ VOCABULARY = ("tests/fastslow/test_vocabulary.py::test_what_the_template_writes_
 STOP_STRINGS = ("tests/engine/test_stop.py",)
 LOADER = ("tests/engine/test_loader.py",)
 UNFINISHED = ("tests/engine/test_unfinished.py",)
+GGUF_FORMATS = ("tests/engine/test_gguf_formats.py",)
 GGUF = ("tests/engine/test_gguf_file.py",)
 SHIPPED_HEAD = ("tests/fastslow/test_llm_speculation.py",)
 STOPS = ("tests/engine/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
@@ -776,6 +777,34 @@ MUTATIONS = (
         "fitting.get(fingerprint(target)) if fitting else None",
         "next(iter(fitting.values()), None)",
         SHIPPED_HEAD,
+    ),
+    swap(
+        "a file's numbers keep what their zero adds",
+        "engine/backends/cpu/kernels/file_kernel.h",
+        "return less << Form::ZERO;",
+        "return less;",
+        GGUF_FORMATS,
+    ),
+    swap(
+        "the second half of a Q6_K block has the first's scale",
+        "engine/backends/cpu/kernels/file_kernel.h",
+        "scales.d[b * PARTS + i * PARTS / BLOCK][output]",
+        "scales.d[b * PARTS][output]",
+        GGUF_FORMATS,
+    ),
+    swap(
+        "every run of a matrix is read as the first",
+        "engine/backends/cpu/kernels/step.h",
+        "if (m.runs) at = run_at(",
+        "if (m.runs > 2) at = run_at(",
+        GGUF_FORMATS,
+    ),
+    swap(
+        "a row of zeros is the file's first",
+        "engine/backends/cpu/library.py",
+        "np.where(order < 0, 0, rows[order])",
+        "rows[np.maximum(order, 0)]",
+        GGUF_FORMATS,
     ),
 )
 
