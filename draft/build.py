@@ -76,7 +76,8 @@ def check_drafter(settings: Speculation, units: RoutedUnits, has_head: bool = Fa
 
     Raises:
         ValueError: an unknown name (the message gives the nearest known one), "self" on a dense model
-            without `layers` or with too many groups or experts, "model" without a path, "head" without a head.
+            without `layers` or with too many groups or experts, "model" without a path, "head" without
+            a head.
     """
     if settings.drafter == "auto":
         return ["suffix", "head"] if has_head or settings.head is not None else ["suffix"]

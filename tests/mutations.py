@@ -255,6 +255,27 @@ MUTATIONS = (
         MIXED,
     ),
     swap(
+        "a mode's experts do not run",
+        "fastslow/request_builder.py",
+        "groups=mode.routed,",
+        "groups=mode.groups,",
+        ("tests/fastslow/test_experts.py",),
+    ),
+    swap(
+        "a latency target leaves nothing to run",
+        "engine/core/engine_core.py",
+        "max(n, units.least) for n in",
+        "max(n, 0) for n in",
+        ("tests/engine/test_experts.py", "-k", "latency"),
+    ),
+    swap(
+        "a model without shared experts may run none",
+        "engine/model/routed_units.py",
+        "config.chosen, int(lonely))",
+        "config.chosen, 0)",
+        ("tests/fastslow/test_experts.py",),
+    ),
+    swap(
         "stop inside a run not cut",
         "engine/core/engine_core.py",
         "else request.stopper.scan(result.tokens[b])",

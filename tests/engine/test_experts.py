@@ -53,7 +53,7 @@ def load(folder: Path, kind: str, form: str) -> Model:
     else:
         family = "qwen3_moe" if kind == "not normed" else kind
         write_family(folder, family, vocab=VOCAB, **fields)
-    model = load_model(folder, device="cpu", progress=False, **FORMS[form])  # type: ignore[arg-type]
+    model = load_model(folder, device="cpu", progress=False, **FORMS[form])
     assert isinstance(model, CpuDecoder) == (form != "plain torch")
     return model
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkpoints import write_moge
+from checkpoints import write_family, write_moge
 from pangu_v2_tools import write_moe
 from tokenizers_tiny import write_bpe
 
@@ -135,6 +135,26 @@ def test_groups_have_their_own_field(tmp_path: Path) -> None:
         assert (out.metrics.groups, out.metrics.experts) == (1, None)
 
 
+def test_inspect_and_modes_say_what_each_mode_uses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_family(tmp_path, "qwen3_moe", num_experts_per_tok=CHOSEN)
+    for command in (["inspect", str(tmp_path)], ["modes", str(tmp_path)]):
+        with pytest.raises(SystemExit):
+            main([*command, "--json"])
+    record, modes = map(json.loads, capsys.readouterr().out.splitlines())
+    assert record["modes"] == modes
+    fast, deep = (modes[name]["active_parameters"] for name in ("fast", "deep"))
+    routed_layers, expert = 3, 3 * 64 * 32
+    assert deep - fast == routed_layers * 2 * expert
+    assert modes["fast"]["words"]["experts"] == "2 of 4" and modes["fast"]["experts"] == 2
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "best 4 of 8, each of 32; none shared; dense layers: 1" in said
+    assert "2 of 4" in said and "4 of 4" in said
+
+
 def test_a_file_of_modes_and_the_command_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,3 +181,22 @@ def test_a_file_of_modes_and_the_command_line(
     assert "are both given" in capsys.readouterr().err
     assert run("generate", "Hello", *common, "--max-tokens", "4", "--mode", "fast") == 0
     assert "tokens/s | 2 experts" in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_shared_experts_one_is_the_fewest(tmp_path: Path) -> None:
+    write_bpe(tmp_path, None, VOCAB)
+    write_family(tmp_path, "qwen3_moe", vocab=VOCAB, num_experts_per_tok=8)
+    with LLM(tmp_path, kv_memory="8MiB", progress=False) as llm:
+        plain = llm.generate(list(TEXTS), PARAMS, mode=experts(1), speculation="off")
+        drafted = llm.generate(list(TEXTS), PARAMS, mode=experts(1), speculation="self")
+        assert [o.token_ids for o in drafted] == [o.token_ids for o in plain]
+        assert llm.generate(TEXTS[0], PARAMS, speculation="self").metrics.experts == 8
+        drafters = llm._drafters.made.values()
+        assert 2 in [getattr(d, "_groups", None) for d in drafters], "a quarter of 8"
+        assert llm.modes["fast"].experts == 4
+        with pytest.raises(
+            ValueError, match=r"experts=0 is outside 1\.\.8: no shared expert would"
+        ):
+            llm.generate(TEXTS[0], PARAMS, mode=experts(0))
+        with pytest.raises(ValueError, match=r"^speculation experts=0 is outside 1\.\.8"):
+            llm.generate(TEXTS[0], PARAMS, speculation={"drafter": "self", "experts": 0})

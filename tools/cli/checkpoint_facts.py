@@ -120,10 +120,11 @@ class CheckpointFacts:
                 f"shared {c.shared_intermediate_size}"
             )
         elif c.router is not None:
+            shared = f"shared {c.shared_intermediate_size}"
             dense = f"; dense layers: {len(c.mlp_only_layers)}" if c.mlp_only_layers else ""
             lines["experts"] = (
                 f"best {c.chosen} of {c.experts}, each of {c.moe_intermediate_size}; "
-                f"shared {c.shared_intermediate_size}{dense}"
+                f"{shared if c.shared_intermediate_size else 'none shared'}{dense}"
             )
         else:
             lines["MLP"] = f"dense, {c.intermediate_size}"
