@@ -125,6 +125,15 @@ def test_configs_that_do_not_fit(tmp_path: Path, fields: dict[str, Any], message
         ModelConfig.from_folder(tmp_path)
 
 
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("normed", [True, False])
+def test_fewer_experts_run(tmp_path: Path, count: int, normed: bool) -> None:
+    folder, tokens = write_moe(tmp_path, norm_topk_prob=normed), texts.tokens_of(9)
+    expected = ReferenceMoe(folder).logits(tokens, count).log_softmax(-1)
+    got = texts.logits(load_model(folder, "float32"), tokens, groups=count).double().log_softmax(-1)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
 def test_inspect_names_its_experts(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(MOE))
     shown = CliRunner().invoke(app, ["inspect", str(tmp_path)]).output
