@@ -190,11 +190,9 @@ def loaded(device: str, folder: Path) -> Iterator[LLM]:
             yield llm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(
-    "family",
-    ["gpt_oss", *(pytest.param(x, marks=pytest.mark.slow) for x in ("qwen3_moe", "mistral"))],
-)
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe", "mistral"])
 def test_drafts_change_no_token(family: str, device: str, tmp_path: Path) -> None:
     """Chains and trees in one batch with plain decoding, prompts in chunks, a prefix that is known."""
     write_bpe(tmp_path, TEMPLATE, 320)
@@ -202,22 +200,22 @@ def test_drafts_change_no_token(family: str, device: str, tmp_path: Path) -> Non
     sampling = SamplingParams(max_tokens=24, ignore_eos=True)
     known = texts.tokens_of(150, vocab=300)
     prompts: list[Prompt] = [[5, 6, 7, 5, 6, 7, 5, 6], known, [*known[:140], 9], texts.tokens_of(9)]
-    drafters = ("off", "ngram", "self", "suffix")
-    layers = (0, 1) if family == "mistral" else None
+    settings = [
+        Speculation(drafter="off"),
+        Speculation(drafter="model", model=str(folder), nodes=4),
+        Speculation(drafter="model", model=str(folder), width=3, nodes=9),
+        Speculation(drafter="self", layers=(0, 1), width=3, nodes=9),
+    ]
     with LLM(folder, dtype="float32", device="cpu", progress=False, kv_memory="64MiB") as llm:
         plain = llm.generate(prompts, sampling, mode="deep", speculation="off", progress=False)
     with loaded(device, folder) as llm:
         found = llm.generate(
-            [p for p in prompts for _ in drafters],
+            [prompt for prompt in prompts for _ in settings],
             sampling,
             mode="deep",
-            speculation=[
-                Speculation(drafter=x, layers=layers if x == "self" else None)
-                for _ in prompts
-                for x in drafters
-            ],
+            speculation=[x for _ in prompts for x in settings],
             progress=False,
         )
-    wanted = [x.choices[0].token_ids for x in plain for _ in drafters]
+    wanted = [x.choices[0].token_ids for x in plain for _ in settings]
     assert [x.choices[0].token_ids for x in found] == wanted
-    assert sum(x.choices[0].metrics.accepted for x in found) > 0
+    assert sum(x.choices[0].metrics.accepted for x in found) > 40
