@@ -19,7 +19,8 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.types import Rows
 
 LAYERS = 5
-DENSE_SMALL = {key: value for key, value in SMALL.items() if key != "num_experts"}
+EXPERTS = ("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size")
+DENSE_SMALL = {key: value for key, value in SMALL.items() if key not in EXPERTS}
 FORMS: dict[str, dict[str, Any]] = {
     "float64": {"dtype": "float64"},
     "bfloat16": {"dtype": "bfloat16"},

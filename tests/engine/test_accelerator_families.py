@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ import pangu_v2_tools
 import pytest
 import texts
 import torch
+from checkpoints import write_family
 from family_models import FAMILIES, PlainModel
 from npu_tools import CHIPS, simulated
+from test_cli import TEMPLATE
 from test_cuda_ops import RecordingOps
+from tokenizers_tiny import write_bpe
 from torch import Tensor
 
+from fastslow import LLM, SamplingParams, Speculation
+from fastslow.call import Prompt
+from fastslow.engine.backends import device as device_file
+from fastslow.engine.backends.accelerator import cuda
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
 from fastslow.engine.backends.accelerator.pangu_v2 import stacked_class
@@ -31,6 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 TOKENS = texts.tokens_of(170)
 DEVICES = ("cuda", *CHIPS)
+LONG: dict[str, Any] = {"max_position_embeddings": 1024}
 
 
 @pytest.fixture(params=DEVICES)
@@ -161,3 +170,52 @@ def test_pangu_v2_is_loaded(chip: str, tmp_path: Path) -> None:
     folder = pangu_v2_tools.write_moe(tmp_path)
     with simulated(chip):
         assert isinstance(load_model(folder, "float32", "npu"), PagedDecoder)
+
+
+@contextmanager
+def loaded(device: str, folder: Path) -> Iterator[LLM]:
+    """The public face on a device that there is not."""
+    with ExitStack() as stack:
+        if device != "cuda":
+            stack.enter_context(simulated(device))
+        else:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(torch.cuda, "device_count", lambda: 1)
+            patch.setattr(device_file, "_named", lambda name: CPU)
+            patch.setattr(device_file, "_numbered", lambda place: place)
+            patch.setattr(cuda, "CudaOps", RecordingOps)
+        kind = "cuda" if device == "cuda" else "npu"
+        with LLM(folder, dtype="float32", device=kind, progress=False, kv_memory="64MiB") as llm:
+            assert isinstance(llm.model, PagedDecoder)
+            yield llm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe", "mistral"])
+def test_drafts_change_no_token(family: str, device: str, tmp_path: Path) -> None:
+    """Chains and trees in one batch with plain decoding, prompts in chunks, a prefix that is known."""
+    write_bpe(tmp_path, TEMPLATE, 320)
+    folder = write_family(tmp_path, family, vocab=320, eos_token_id=None, **LONG)
+    sampling = SamplingParams(max_tokens=24, ignore_eos=True)
+    known = texts.tokens_of(150, vocab=300)
+    prompts: list[Prompt] = [[5, 6, 7, 5, 6, 7, 5, 6], known, [*known[:140], 9], texts.tokens_of(9)]
+    settings = [
+        Speculation(drafter="off"),
+        Speculation(drafter="model", model=str(folder), nodes=4),
+        Speculation(drafter="model", model=str(folder), width=3, nodes=9),
+        Speculation(drafter="self", layers=(0, 1), width=3, nodes=9),
+    ]
+    with LLM(folder, dtype="float32", device="cpu", progress=False, kv_memory="64MiB") as llm:
+        plain = llm.generate(prompts, sampling, mode="deep", speculation="off", progress=False)
+    with loaded(device, folder) as llm:
+        found = llm.generate(
+            [prompt for prompt in prompts for _ in settings],
+            sampling,
+            mode="deep",
+            speculation=[x for _ in prompts for x in settings],
+            progress=False,
+        )
+    wanted = [x.choices[0].token_ids for x in plain for _ in settings]
+    assert [x.choices[0].token_ids for x in found] == wanted
+    assert sum(x.choices[0].metrics.accepted for x in found) > 40

@@ -65,6 +65,7 @@ def test_the_cpu_passes(tmp_path: Path) -> None:
     assert 0 < one["figures"]["w8a8_apart"] < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chip", CHIPS)
 def test_families_on_a_simulated_npu(
     chip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -92,7 +92,9 @@ def families(plan: CheckPlan) -> Finding:
         0, f"{len(names)} families; {worst} differs most, by {apart[worst]:.2%} (limit {limit:.1%})"
     )
     found.figures = {"apart": apart, "limit": limit}
-    found.advice = "this device computes these families wrongly: report this file, and run them on 'cpu'"
+    found.advice = (
+        "this device computes these families wrongly: report this file, and run them on 'cpu'"
+    )
     return found
 
 
