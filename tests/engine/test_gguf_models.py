@@ -258,7 +258,7 @@ def dequantised(file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, tor
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     table = {}
     for name, tensor in checkpoints.random_tensors(config).items():
-        values = np.asarray(found[names.get_name(name, (".weight",))]).reshape(tensor.shape)
+        values = np.asarray(found[str(names.get_name(name, (".weight",)))]).reshape(tensor.shape)
         for side, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
             if side in name:
                 pairs = values.reshape(config[heads], -1, 2, values.shape[-1])
