@@ -207,7 +207,9 @@ class Made:
         self.blocks: dict[str, Array] = {}
         for seed, (key, name) in enumerate(self.names.items()):
             if name in TYPES:
-                self.blocks[key] = gguf_rows.like_weights(name, *table[key].shape, seed)
+                self.blocks[key] = gguf_rows.like_weights(
+                    name, len(table[key]), table[key].shape[1], seed
+                )
                 table[key] = torch.from_numpy(gguf_rows.floats(name, self.blocks[key]))
             else:
                 dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[name]

@@ -98,12 +98,9 @@ template <class Form> struct FileKernel {
     // Dots begin with what takes the numbers' ZERO back.
     INLINE static vi begin(const uint8_t* x, int part) {
         if constexpr (!Form::ZERO) return vi{};
-        vi sum = splat(load<int32_t>(x + FileRow::SUM));
-        if constexpr (PARTS == 2) {
-            const vi first = splat(load<int32_t>(x + FileRow::FIRST));
-            sum = part ? sum - first : first;
-        }
-        return -(sum << Form::ZERO);
+        vi less = splat(load<int32_t>(x + FileRow::LESS + 4 * part));
+        if constexpr (PARTS == 1) less += splat(load<int32_t>(x + FileRow::LESS + 4));
+        return less << Form::ZERO;
     }
 
     INLINE static vf finish(vf sum, vi dot, vf d, const float* m, const uint8_t* x, int part) {

@@ -6,14 +6,13 @@
 
 namespace fastslow {
 
-// 32 inputs in int8, their scale, scale times sum, their sum, and the sum of their first half.
+// 32 inputs in int8, their scale, scale times sum, and the sums of both halves, negated.
 struct FileRow {
     static constexpr int QUAD = 4;
     static constexpr int SCALE = BLOCK;
     static constexpr int SCALED = SCALE + 4;
-    static constexpr int SUM = SCALED + 4;
-    static constexpr int FIRST = SUM + 4;
-    static constexpr int BYTES = FIRST + 4;
+    static constexpr int LESS = SCALED + 4;
+    static constexpr int BYTES = LESS + 2 * 4;
     static constexpr int STEP = 2 * BLOCK;  // inputs: some formats read two blocks at a time
 
     static size_t row_bytes(int inputs) { return to64((size_t)BYTES * (padded(inputs, STEP) / BLOCK)); }
@@ -30,11 +29,23 @@ struct FileRow {
             int32_t first = 0;
             for (int i = 0; i < HALF; i++) first += (int8_t)row[i];
             store(row + SCALED, load<float>(row + SCALE) * (float)total);
-            store(row + SUM, total);
-            store(row + FIRST, first);
+            store(row + LESS, -first);
+            store(row + LESS + 4, first - total);
         }
     }
 };
+
+// W signed bytes as words; compilers take their own conversion apart.
+static inline vi load_bytes(const uint8_t* at) {
+#if defined(FASTSLOW_AVX512)
+    return (vi)_mm512_cvtepi8_epi32(load<__m128i>(at));
+#elif defined(FASTSLOW_AVX2)
+    return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)at));
+#else
+    typedef int8_t vb __attribute__((vector_size(W)));
+    return __builtin_convertvector(load<vb>(at), vi);
+#endif
+}
 
 #if !defined(FASTSLOW_VNNI)
 typedef int16_t vs __attribute__((vector_size(4 * W)));

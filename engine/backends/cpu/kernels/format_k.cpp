@@ -69,10 +69,9 @@ struct Q6K : Planes<2> {
     static constexpr bool MINIMA = false;
 
     template <class To> INLINE static void scales(To& to, const uint8_t* group, int v) {
-        typedef int8_t vb __attribute__((vector_size(W)));
         const vf d = from_half(load<vh>(group + 2 * W * v));
         UNROLL for (int n = 0; n < BLOCKS * PARTS; n++) {
-            const vi number = __builtin_convertvector(load<vb>(group + 2 * TILE + TILE * n + W * v), vi);
+            const vi number = load_bytes(group + 2 * TILE + TILE * n + W * v);
             store(to.d[n] + v * W, to_float(number) * d);
         }
     }

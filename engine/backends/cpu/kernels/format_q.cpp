@@ -81,9 +81,8 @@ struct Mxfp4 : Planes<0> {
 
     // Half of 2^(e - 127), since the table is doubled; the two smallest are below normal numbers.
     template <class To> INLINE static void scales(To& to, const uint8_t* group, int v) {
-        typedef uint8_t vb __attribute__((vector_size(W)));
         UNROLL for (int b = 0; b < BLOCKS; b++) {
-            const vu e = __builtin_convertvector(load<vb>(group + TILE * b + W * v), vu);
+            const vu e = (vu)load_bytes(group + TILE * b + W * v) & 0xffu;
             const vu tiny = splat(0x00200000u) << (e & 1u);
             store(to.d[b] + v * W, e < 2u ? tiny : (e - 1u) << 23);
         }
