@@ -41,6 +41,7 @@ from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.host.progress import bar
 from fastslow.engine.model.base import Model
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.torchrun import join
@@ -151,7 +152,7 @@ class LLM:
         chooser = chooser_of(auto, folder)
         if modes is None and isinstance(auto, str | Path):
             modes = auto  # the presets that it chooses between
-        self.modes = load_modes(folder, self.model.config.groups, modes)
+        self.modes = load_modes(folder, RoutedUnits.of(self.model.config), modes)
         self.tokenizer = find_tokenizer(folder)
         self._inputs = inputs = InputProcessor(
             folder, self.model.config, self.tokenizer, context, thinking_tags

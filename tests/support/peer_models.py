@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from functools import cache
 from pathlib import Path
@@ -138,7 +139,7 @@ def _numbers(label: str, weight: Tensor, random: torch.Generator) -> Tensor:
     if label.endswith("sinks"):
         return numbers
     gain = 1.5 if ".layers." in label else 3.0
-    return gain * numbers * weight.shape[-1] ** -0.5
+    return numbers * (gain / math.sqrt(weight.shape[-1]))
 
 
 def logprobs(model: Any, tokens: list[int]) -> Tensor:

@@ -12,6 +12,7 @@ from rich.table import Table
 from fastslow.engine.backends.loader import DTYPES
 from fastslow.engine.kv.budget import format_bytes
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
@@ -59,17 +60,17 @@ class CheckpointFacts:
             name: ModeCost(weights * DTYPES[name].itemsize, config.kv_bytes_per_token(DTYPES[name]))
             for name in SHOWN
         }
-        modes = load_modes(folder, config.groups, own_modes)
+        modes = load_modes(folder, RoutedUnits.of(config), own_modes)
         return cls(config, tokenizer, modes, weights, memory)
 
     def record(self) -> dict[str, Any]:
         """For programs: sizes in bytes, counts in parameters."""
-        c = self.config
+        c, units = self.config, RoutedUnits.of(self.config)
         modes = {
             name: {
                 **mode.model_dump(exclude={"name"}),
-                "active_parameters": active_parameters(c, mode.groups),
-                "words": meaning(mode, c.groups),
+                "active_parameters": active_parameters(c, mode.routed),
+                "words": meaning(mode, units),
             }
             for name, mode in self.modes.items()
         }
@@ -93,16 +94,16 @@ class CheckpointFacts:
             sizes = (cost.weights, cost.kv_per_token, cost.kv_per_token * self.config.context)
             memory.add_row(name + own, *map(format_bytes, sizes))
         yield memory
-        modes = Table("mode", "groups", "thinking", "active per token", "description")
+        units = RoutedUnits.of(self.config)
+        modes = Table("mode", units.name, "thinking", "active per token", "description")
         for mode in self.modes.values():
-            groups = self.config.groups if mode.groups is None else mode.groups
-            whole = "dense" if self.config.pangu_v2 is None else "one"
-            shown = f"{groups} of {self.config.groups}" if self.config.groups else whole
-            active = billions(active_parameters(self.config, mode.groups))
+            running = units.running(mode.routed)
+            shown = f"{running[units.name]} of {units.most}" if running else "dense"
+            active = billions(active_parameters(self.config, mode.routed))
             thinking: str = mode.thinking
             if mode.auto:
-                words = meaning(mode, self.config.groups)
-                shown, thinking, active = words["groups"], words["thinking"], "-"
+                words = meaning(mode, units)
+                shown, thinking, active = words[units.name], words["thinking"], "-"
             modes.add_row(mode.name, shown, thinking, active, mode.description)
         yield modes
 
@@ -118,7 +119,7 @@ class CheckpointFacts:
                 f"{c.groups} groups of {c.experts // c.groups}, each of {c.moe_intermediate_size}; "
                 f"shared {c.shared_intermediate_size}"
             )
-        elif c.pangu_v2 is not None:
+        elif c.router is not None:
             dense = f"; dense layers: {len(c.mlp_only_layers)}" if c.mlp_only_layers else ""
             lines["experts"] = (
                 f"best {c.chosen} of {c.experts}, each of {c.moe_intermediate_size}; "
