@@ -15,6 +15,7 @@ from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
 from fastslow.engine.backends.accelerator.pangu_v2 import stacked_class
 from fastslow.engine.backends.cpu import library, store
+from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.decoder import CpuDecoder, unsupported
 from fastslow.engine.backends.cpu.formats import (
     EMBEDDING,
@@ -25,7 +26,7 @@ from fastslow.engine.backends.cpu.formats import (
 )
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.cpu.library import level
-from fastslow.engine.backends.cpu.packed import Arena, ReadBlocks, Sources
+from fastslow.engine.backends.cpu.packed import ReadBlocks, Sources
 from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
 from fastslow.engine.host.files import is_file, shown
 from fastslow.engine.host.gguf_file import is_gguf

@@ -267,7 +267,7 @@ def test_sentencepiece_ids_are_those_of_the_model(tmp_path: Path) -> None:
         ids = tokenizer.encode(plain, add_special=False)
         assert tokenizer.decode(ids) == library.decode(ids)
     assert tokenizer.encode("a<|im_end|>", add_special=False)[-1] == end
-    assert (tokenizer.bos_id, tokenizer.eos_ids) == (1, {2, end})
+    assert tokenizer.bos_id == 1 and tokenizer.eos_ids == {2, end}
     assert {0, 1, 2, end} == tokenizer.special_ids
 
 

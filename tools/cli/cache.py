@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,7 +47,7 @@ def show(
     every = packings()
     if as_json:
         for one in every:
-            record = {"path": str(one.path), "model": one.model and str(one.model)}
+            record: dict[str, Any] = {"path": str(one.path), "model": one.model and str(one.model)}
             record |= {"format": one.format, "size": one.size, "used": one.used}
             typer.echo(json.dumps(record))
         return

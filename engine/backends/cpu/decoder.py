@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.formats import Format, Formats, float_format
 from fastslow.engine.backends.cpu.kv import TiledStorage
 from fastslow.engine.backends.cpu.library import (
@@ -22,7 +23,7 @@ from fastslow.engine.backends.cpu.library import (
     tensor_address,
 )
 from fastslow.engine.backends.cpu.orders import plain_order
-from fastslow.engine.backends.cpu.packed import Arena, MatrixRuns, PackedMatrix
+from fastslow.engine.backends.cpu.packed import MatrixRuns, PackedMatrix
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.model.base import check_layers, check_step

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from mmap import mmap
-from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +38,6 @@ class Sources:
     at_once: int = 1
 
 
-ALIGN = 64
-PAGE = 4096
 TOO_SMALL = 1e-36  # a row whose largest weight is no larger is zeros in int8, see kernels/blocks.h
 SMALLEST = 2.0**-126  # of normal float32
 
@@ -341,64 +336,6 @@ def _matrix(
 def _bias(key: str, rows: Ints, sources: Sequence[str]) -> Vector:
     names = tuple(f"{source}.bias" for source in sources)
     return Vector(f"{key}_bias", len(rows), torch.float32, names, rows)
-
-
-@dataclass(frozen=True, slots=True)
-class Arena:
-    """Where each piece lies in one run of memory.
-
-    hot: bytes that every step reads from; the rest, from a page of its own on, is cold.
-    """
-
-    pieces: dict[str, Piece]
-    offsets: dict[str, int]
-    hot: int
-    nbytes: int
-
-    @property
-    def cold_rows(self) -> bool:
-        """Whether all that is cold has rows that lie in one piece each."""
-        return all(isinstance(self.pieces[key], Vector) for key in COLD if key in self.pieces)
-
-    @classmethod
-    def of(cls, config: ModelConfig, formats: Formats) -> Arena:
-        """Lay the pieces one after the other, each on a cache line of its own."""
-        found = {piece.key: piece for piece in pieces(config, formats)}
-        offsets, at, hot = {}, 0, 0
-        for key in sorted(found, key=lambda key: key in COLD):  # stable: else in a step's order
-            if key in COLD and not hot:
-                hot = at = -(-at // PAGE) * PAGE
-            offsets[key] = at
-            at += -(-found[key].nbytes // ALIGN) * ALIGN
-        return cls(found, offsets, hot or at, at)  # all is hot where nothing is cold
-
-    def write(self, into: Bytes, sources: Sources) -> None:
-        """Fill memory of `nbytes` bytes that begins on a cache line."""
-
-        def write(key: str) -> None:
-            piece = self.pieces[key]
-            piece.write(into[self.offsets[key] :][: piece.nbytes], sources)
-
-        self._each(write, sources)
-
-    def save(self, file: BinaryIO, sources: Sources) -> None:
-        """Fill a file, piece by piece: in a mapped one each page would be a fault, 40 times slower."""
-        turn = Lock()
-
-        def save(key: str) -> None:
-            piece = self.pieces[key]
-            made = np.frombuffer(mmap(-1, max(piece.nbytes, 1)), np.uint8)[: piece.nbytes]
-            piece.write(made, sources)
-            with turn:
-                file.seek(self.offsets[key])
-                file.write(made.data)
-
-        self._each(save, sources)
-
-    def _each(self, write: Callable[[str], None], sources: Sources) -> None:
-        with ThreadPoolExecutor(sources.at_once, "fastslow-pack") as pool:
-            for _ in pool.map(write, self.pieces):
-                pass
 
 
 def _ordered(rows: NDArray[Any], picked: Ints) -> NDArray[Any]:

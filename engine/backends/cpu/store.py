@@ -22,8 +22,9 @@ import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
 
+from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.library import checksum
-from fastslow.engine.backends.cpu.packed import Arena, Sources
+from fastslow.engine.backends.cpu.packed import Sources
 from fastslow.engine.backends.cpu.packings import DIGESTS, PACKED, SUFFIX, limit, shrink
 from fastslow.engine.host.files import cache_folder, read_object
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
