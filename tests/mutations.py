@@ -37,6 +37,9 @@ PROMPTS = ("tests/draft/test_head_prompt.py",)
 STREAMS = ("tests/engine/test_accept.py",)
 PROBS = ("tests/engine/test_probs.py",)
 EXACT = ("tests/engine/test_exact.py",)
+PEERS = ("tests/engine/test_families.py",)
+FAMILY_ROWS = ("tests/engine/test_family_rows.py",)
+CONFIGS = ("tests/engine/test_model_config.py",)
 KEYS = ("tests/engine/test_exact.py::test_a_draft_models_keys_follow_what_was_accepted",)
 DRAFTS = ("tests/draft/test_draft_model.py",)
 ACROSS = ("tests/draft/test_draft_across.py",)
@@ -176,6 +179,69 @@ MUTATIONS = (
         "int(parents[path[-1]])",
         "path[-1] - 1",
         ("tests/engine/test_model_rows.py",),  # in float64: elsewhere the kernels run
+    ),
+    swap(
+        "a window one token too wide",
+        "engine/model/attention.py",
+        "places < seen - window",
+        "places < seen - window - 1",
+        PEERS,
+    ),
+    swap(
+        "keys before a window cut off inside a block",
+        "engine/model/attention.py",
+        "- window) // block * block if window",
+        "- window) if window",
+        FAMILY_ROWS,
+    ),
+    swap(
+        "queries not normed",
+        "engine/model/attention.py",
+        "(self.query_norm, self.key_norm)",
+        "(None, self.key_norm)",
+        PEERS,
+    ),
+    swap(
+        "a layer that should not rotate does",
+        "engine/model/weights.py",
+        "rotates=n not in c.unrotated",
+        "rotates=True",
+        PEERS,
+    ),
+    swap(
+        "sink logits take no share",
+        "engine/backends/torch/reference.py",
+        "total = total + (sinks - top).exp_()[:, :, 0]",
+        "pass",
+        PEERS,
+    ),
+    swap(
+        "yarn's factor of attention left out",
+        "engine/model/rope.py",
+        "config.rope_scaling.attention_factor != 1",
+        "config.rope_scaling.attention_factor < 0",
+        PEERS,
+    ),
+    swap(
+        "weights of fewer experts not divided by their own sum",
+        "engine/model/moge.py",
+        "weights.masked_fill(idle, -torch.inf).softmax(-1)",
+        "weights.softmax(-1)",
+        FAMILY_ROWS,
+    ),
+    swap(
+        "gates and ups of a fused tensor in one order",
+        "engine/model/families/gpt_oss.py",
+        "slice(place, None, len(sides))",
+        "slice(place * inner, (place + 1) * inner)",
+        PEERS,
+    ),
+    swap(
+        "an unknown field that changes the forward passes",
+        "engine/model/families/config_json.py",
+        "if self._strict or CHANGES.search(str(name).lower()):",
+        "if self._strict:",
+        CONFIGS,
     ),
     swap(
         "sibling seen in the tree lists of the kernels",

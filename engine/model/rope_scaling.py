@@ -40,7 +40,8 @@ class RopeScaling:
     @classmethod
     def read(cls, rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
         """From the object `rope_scaling` or `rope_parameters`; None where it stretches nothing."""
-        kind = rope.get("rope_type") or rope.get("type") or "default"
+        older = rope.get("type")
+        kind = rope.get("rope_type") or older or "default"
         if kind == "default":
             return None
         if kind not in KINDS:
@@ -57,7 +58,10 @@ class RopeScaling:
             raise ValueError(f"rope_scaling factor {factor} must be at least 1")
         if kind == "llama3":
             return cls._llama3(rope, factor)
-        return cls._yarn(rope, factor, max_positions) if kind == "yarn" else cls(kind, factor)
+        if kind == "yarn":
+            return cls._yarn(rope, factor, max_positions)
+        rope.get("original_max_position_embeddings")  # often there, and means nothing
+        return cls(kind, factor)
 
     @classmethod
     def _llama3(cls, rope: Mapping[str, Any], factor: float) -> RopeScaling:
