@@ -216,6 +216,10 @@ static inline bool same_rows(const Matrix& a, const Matrix& b) {
     return format_of(a.format).prepare == format_of(b.format).prepare;
 }
 
+// RMS norm of `count` numbers, to `to`, which may be x; behind them x has zeros up to `width`.
+// Zhang and Sennrich, arXiv 1910.07467.
+void norm(const float* x, int count, int width, const float* weight, float eps, float* to);
+
 // 16 neurons from their gates and ups: silu(gate) * up (SwiGLU, Shazeer, arXiv 2002.05202); where there is a
 // limit, gate * sigmoid(alpha * gate) * (up + 1) with gate at most the limit and up within +- it.
 void activate(const Shape& s, const float* gate_up, float* h);
