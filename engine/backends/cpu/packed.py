@@ -30,15 +30,14 @@ ReadBlocks = Callable[[str], "NDArray[np.uint8] | None"]
 @dataclass(frozen=True, slots=True)
 class Sources:
     """How a checkpoint's tensors are read by name: as floats; and as 4-bit blocks or in int8, where it
-    has them so."""
+    has them so. at_once: pieces that are packed at a time; more than 1 where reading makes no copies."""
 
     read: Read
     blocks: ReadBlocks
     linear: ReadQuant
+    at_once: int = 1
 
 
-ALIGN = 64
-PAGE = 4096
 TOO_SMALL = 1e-36  # a row whose largest weight is no larger is zeros in int8, see kernels/blocks.h
 SMALLEST = 2.0**-126  # of normal float32
 
@@ -70,10 +69,6 @@ class PackedMatrix:
     inputs: int
     order: Ints
     sources: tuple[str, ...]
-
-    @property
-    def runs(self) -> tuple[PackedMatrix, ...]:
-        return (self,)
 
     @property
     def outputs(self) -> int:
@@ -110,7 +105,7 @@ class PackedMatrix:
 
 @dataclass(frozen=True, slots=True)
 class MatrixRuns:
-    """Matrices below each other, each in a format of its own; all formats read the same rows."""
+    """Matrices below each other, each in a format of its own."""
 
     key: str
     runs: tuple[PackedMatrix, ...]
@@ -341,41 +336,6 @@ def _matrix(
 def _bias(key: str, rows: Ints, sources: Sequence[str]) -> Vector:
     names = tuple(f"{source}.bias" for source in sources)
     return Vector(f"{key}_bias", len(rows), torch.float32, names, rows)
-
-
-@dataclass(frozen=True, slots=True)
-class Arena:
-    """Where each piece lies in one run of memory.
-
-    hot: bytes that every step reads from; the rest, from a page of its own on, is cold.
-    """
-
-    pieces: dict[str, Piece]
-    offsets: dict[str, int]
-    hot: int
-    nbytes: int
-
-    @property
-    def cold_rows(self) -> bool:
-        """Whether all that is cold has rows that lie in one piece each."""
-        return all(isinstance(self.pieces[key], Vector) for key in COLD if key in self.pieces)
-
-    @classmethod
-    def of(cls, config: ModelConfig, formats: Formats) -> Arena:
-        """Lay the pieces one after the other, each on a cache line of its own."""
-        found = {piece.key: piece for piece in pieces(config, formats)}
-        offsets, at, hot = {}, 0, 0
-        for key in sorted(found, key=lambda key: key in COLD):  # stable: else in a step's order
-            if key in COLD and not hot:
-                hot = at = -(-at // PAGE) * PAGE
-            offsets[key] = at
-            at += -(-found[key].nbytes // ALIGN) * ALIGN
-        return cls(found, offsets, hot, at)
-
-    def write(self, into: Bytes, sources: Sources) -> None:
-        """Fill memory of `nbytes` bytes that begins on a cache line."""
-        for key, piece in self.pieces.items():
-            piece.write(into[self.offsets[key] :][: piece.nbytes], sources)
 
 
 def _ordered(rows: NDArray[Any], picked: Ints) -> NDArray[Any]:
