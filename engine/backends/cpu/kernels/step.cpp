@@ -7,10 +7,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "blocks.h"
 #include "entry.h"
+#include "head_rows.h"
 #include "simd.h"
-#include "tile.h"
 
 namespace fastslow {
 
@@ -42,9 +41,7 @@ void add_bias(const float* bias, int tile, int rows, float* out) {
         for (int j = 0; j < TILE; j++) out[i * TILE + j] += bias[tile * TILE + j];
 }
 
-// RMS norm of `count` numbers, to `to`, which may be x; behind them x has zeros up to `width`.
-// Zhang and Sennrich, arXiv 1910.07467.
-static void norm(const float* x, int count, int width, const float* weight, float eps, float* to) {
+void norm(const float* x, int count, int width, const float* weight, float eps, float* to) {
     vf squares{};
     for (int k = 0; k < width; k += W) {
         vf v = load<vf>(x + k);
@@ -175,106 +172,6 @@ void Step::layer(int thread, int n, int& phase) {
     else
         dense(thread, n, phase);
     mark(thread, DOWN);
-}
-
-static vf as_kept(vf x, float) { return x; }
-static vh as_kept(vf x, uint16_t) { return narrow(x); }
-static float as_kept(float x, float) { return x; }
-static uint16_t as_kept(float x, uint16_t) { return narrow(x); }
-
-// Write one head of a key or value to its lane of a tile.
-template <class T>
-static void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head, const Shape& s) {
-    const int dim = s.head_dim, lane = slot % LANES;
-    T* tile = layer + Tile<T>::value_start(slot, kv_head, s.kv_heads, dim);  // keys start there, too
-    for (int d = 0; d < dim; d += W) {
-        T some[W];
-        const int count = std::min(W, dim - d);
-        if (count == W) store(some, as_kept(load<vf>(v + d), T()));
-        else
-            for (int i = 0; i < count; i++) some[i] = as_kept(v[d + i], T());
-        for (int i = 0; i < count; i++)
-            tile[value ? Tile<T>::value(lane, d + i, dim) : Tile<T>::key(lane, d + i)] = some[i];
-    }
-}
-
-// Ask for the lines that a head of a key or value is written to: a key's words lie a line apart.
-template <class T>
-static void ask(const void* layer, bool value, int64_t slot, int kv_head, const Shape& s) {
-    const int dim = s.head_dim, lane = slot % LANES;
-    const T* tile = (const T*)layer + (value ? Tile<T>::value_start(slot, kv_head, s.kv_heads, dim)
-                                             : Tile<T>::key_start(slot, kv_head, s.kv_heads, dim));
-    const char* from = (const char*)(tile + (value ? Tile<T>::value(lane, 0, dim) : 0));
-    const size_t bytes = value ? 4 * (size_t)dim : sizeof(T) * Tile<T>::key_size(dim);
-    for (size_t at = 0; at < bytes; at += 64) prefetch_to_write(from + at);
-}
-
-// The same in int8: the lane's bytes, and its scale among the keys'.
-static void keep_int8(const float* v, uint8_t* keys, uint8_t* values, bool value, int64_t slot, int kv_head,
-                      const Shape& s) {
-    using ByteTile = Tile<uint8_t>;
-    const int dim = s.head_dim, lane = slot % LANES;
-    uint8_t* key_tile = keys + ByteTile::key_start(slot, kv_head, s.kv_heads, dim);
-    uint8_t* tile = value ? values + ByteTile::value_start(slot, kv_head, s.kv_heads, dim) : key_tile;
-    float most = 0.0f;
-    for (int d = 0; d < dim; d++) {
-        const float magnitude = std::fabs(v[d]);
-        if (!(magnitude <= most)) most = magnitude;  // a NaN stays
-        if (most != most) break;
-    }
-    const float inverse = steps(most);
-    store(key_tile + ByteTile::scale(lane, dim, value), step_of(most));
-    for (int d = 0; d < dim; d++) {
-        const int number = inverse == 0.0f ? 0 : (int)std::lrintf(v[d] * inverse);
-        tile[value ? ByteTile::value(lane, d, dim) : ByteTile::key(lane, d)] = (uint8_t)(number + 128);
-    }
-}
-
-// One head of q, k or v of a row, with zeros up to whole tiles: norm and turn it, and keep it or write it to
-// its page.
-static void place_head(const Step& step, int layer, int head, int row, float* v) {
-    const Shape& s = step.model.shape;
-    const Layer& l = step.model.layers[layer];
-    const StepArgs& a = step.args;
-    const int dim = s.head_dim, half = dim / 2;
-    const float* weight = head < s.heads ? l.query_norm : head < s.heads + s.kv_heads ? l.key_norm : nullptr;
-    if (weight) norm(v, dim, padded(dim, TILE), weight, s.eps, v);
-    if (head < s.heads + s.kv_heads && !l.unrotated) {
-        const float *cos = a.cos + (size_t)row * half, *sin = a.sin + (size_t)row * half;
-        for (int d = 0; d < half; d++) {
-            float x = v[d], y = v[d + half];
-            v[d] = x * cos[d] - y * sin[d];
-            v[d + half] = y * cos[d] + x * sin[d];
-        }
-    }
-    if (head < s.heads) {
-        float* q = step.model.space.q + ((size_t)row * s.heads + head) * dim;
-        const float scale = 1.0f / std::sqrt((float)dim);
-        for (int d = 0; d < dim; d++) q[d] = v[d] * scale;
-        return;
-    }
-    const bool value = head >= s.heads + s.kv_heads;
-    const int kv_head = head - s.heads - (value ? s.kv_heads : 0);
-    void* cache = (value ? a.values : a.keys)[layer];
-    if (a.kv_format == INT8)
-        keep_int8(v, (uint8_t*)a.keys[layer], (uint8_t*)a.values[layer], value, a.slots[row], kv_head, s);
-    else if (a.kv_format == F32)
-        keep(v, (float*)cache, value, a.slots[row], kv_head, s);
-    else
-        keep(v, (uint16_t*)cache, value, a.slots[row], kv_head, s);
-}
-
-// Before the product: stores to lines that are far away would hold up the stores after them.
-static void ask_place(const Step& step, int layer, int head, int row) {
-    const Shape& s = step.model.shape;
-    const StepArgs& a = step.args;
-    if (head < s.heads) return;
-    const bool value = head >= s.heads + s.kv_heads;
-    const int kv_head = head - s.heads - (value ? s.kv_heads : 0);
-    const void* cache = (value ? a.values : a.keys)[layer];
-    if (a.kv_format == INT8) ask<uint8_t>(cache, value, a.slots[row], kv_head, s);
-    else if (a.kv_format == F32) ask<float>(cache, value, a.slots[row], kv_head, s);
-    else ask<uint16_t>(cache, value, a.slots[row], kv_head, s);
 }
 
 void Step::project(int thread, int n, int& phase) {

@@ -196,6 +196,10 @@ static inline Stream qkv_stream(const Layer& l) {
     return in_a_row ? Stream{first.from, (size_t)(last.from - first.from) + last.bytes} : first;
 }
 
+// RMS norm of `count` numbers, to `to`, which may be x; behind them x has zeros up to `width`.
+// Zhang and Sennrich, arXiv 1910.07467.
+void norm(const float* x, int count, int width, const float* weight, float eps, float* to);
+
 // 16 neurons from their gates and ups: silu(gate) * up (SwiGLU, Shazeer, arXiv 2002.05202); where there is a
 // limit, gate * sigmoid(alpha * gate) * (up + 1) with gate at most the limit and up within +- it.
 void activate(const Shape& s, const float* gate_up, float* h);

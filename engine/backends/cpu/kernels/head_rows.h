@@ -1,0 +1,15 @@
+// A row's queries, keys and values, a head at a time, on their way from the product to where attention reads them.
+#pragma once
+
+namespace fastslow {
+
+struct Step;
+
+// One head of q, k or v of a row, with zeros up to whole tiles: norm and turn it, and keep it or write it to
+// its page.
+void place_head(const Step& step, int layer, int head, int row, float* v);
+
+// Before the product: stores to lines that are far away would hold up the stores after them.
+void ask_place(const Step& step, int layer, int head, int row);
+
+}  // namespace fastslow
