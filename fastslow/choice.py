@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastslow.engine.core.request import Listener, Request
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
 from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags
@@ -37,6 +38,7 @@ class ChoiceHandle:
             first where its confidence falls. Nothing of the first is streamed while it may still be
             replaced.
         tags: the model's thinking tags, if it has any.
+        units: what the model's modes may run fewer of.
         decision: why this mode, for the metrics.
         called: when the call came, of `time.monotonic`.
 
@@ -52,10 +54,12 @@ class ChoiceHandle:
         self,
         candidates: Callable[[Listener], list[Candidate]],
         tags: ThoughtTags | None,
+        units: RoutedUnits,
         decision: str,
         called: float,
     ) -> None:
         self._tags = tags
+        self._units = units
         self._decision = decision
         self._called = called
         self.streaming = False
@@ -184,6 +188,7 @@ class ChoiceHandle:
             thinking_ended=ended,
             prompt_tokens=request.prompt_length,
             run_seconds=max(0.0, tally.last_token - tally.began),
+            **self._units.running(request.groups),
         )
 
     def _thought(self, thinking: Thinking | None) -> tuple[int, Ended | Literal["length"] | None]:

@@ -24,6 +24,7 @@ from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
 from fastslow.engine.host.process import HomeProcess
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams, Speculation, shown
 from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.accept.exact import Rule
@@ -87,6 +88,7 @@ class RequestBuilder:
         self._modes = modes
         self._chooser = chooser
         self._config = core.model.config
+        self._units = RoutedUnits.of(self._config)
         self._tokenizer = inputs.tokenizer
         self._thoughts = inputs.thoughts
         own_ids = inputs.tokenizer.eos_ids if inputs.tokenizer else frozenset[int]()
@@ -177,6 +179,7 @@ class RequestBuilder:
             ChoiceHandle(
                 partial(self._candidates, calls, escalated, sibling_seed(seed, i)),
                 self.inputs.tags,
+                self._units,
                 decision,
                 call.called,
             )
@@ -187,7 +190,7 @@ class RequestBuilder:
         """The mode that a call names or gives; one that chooses, where it gives a function."""
         if callable(wish):
             return Mode(auto=True)
-        return find_mode("deep" if wish is None else wish, self._modes, self._config.groups)
+        return find_mode("deep" if wish is None else wish, self._modes, self._units)
 
     def _parse(self, call: PromptCall, mode: Mode) -> _ParsedCall:
         params = sampling_in(mode, call.sampling)
@@ -206,7 +209,7 @@ class RequestBuilder:
         if first.mode.escalate is not None and escalated is not None:
             keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
             thinking = None if later else self._thinking(first, escalated)
-            escalation = Escape(escalated.name, escalated.groups, keep, thinking, successor)
+            escalation = Escape(escalated.name, escalated.routed, keep, thinking, successor)
         requests = [self._request(first, seed, listener, escalation), *later]
         return [Candidate(r, one.prompt, one.mode) for r, one in zip(requests, calls)]
 
@@ -260,7 +263,7 @@ class RequestBuilder:
             speculation=drafter,
             policy=self._controller.policy(settings if drafts else drafter, drafter),
             stopper=Stopper(params, end_ids, room, self._detokenizer(prompt)),
-            groups=mode.groups,
+            groups=mode.routed,
             seed=seed,
             max_len=max_len,
             rope_length=self._config.rope_length(max_len),
@@ -274,7 +277,7 @@ class RequestBuilder:
             deadline=deadline,
             target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,
-            may_cut_groups="groups" in mode.may_shorten,
+            may_cut_groups=self._units.name in mode.may_shorten,
             confidence=confidence,
             escape=escalation,
         )

@@ -53,7 +53,7 @@ STOP_STRINGS = ("tests/engine/test_stop.py",)
 LOADER = ("tests/engine/test_loader.py",)
 UNFINISHED = ("tests/engine/test_unfinished.py",)
 GGUF_FORMATS = ("tests/engine/test_gguf_formats.py",)
-GGUF = ("tests/fastslow/test_gguf_file.py",)
+GGUF = ("tests/engine/test_gguf_file.py",)
 SHIPPED_HEAD = ("tests/fastslow/test_llm_speculation.py",)
 STOPS = ("tests/engine/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
 
@@ -738,7 +738,7 @@ MUTATIONS = (
     ),
     swap(
         "tensors of a GGUF file may overlap",
-        "fastslow/models/gguf_file.py",
+        "engine/host/gguf_file.py",
         "if begin < end:",
         "if begin < 0:",
         GGUF,

@@ -9,7 +9,8 @@ from typing import Annotated
 from pydantic import Field, StrictInt
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.tensors import Over, cut_of, expert_of
+from fastslow.engine.model.cuts import Over
+from fastslow.engine.model.tensors import cut_of, expert_of
 from fastslow.engine.params import Number, Params, nearest
 
 

@@ -11,9 +11,11 @@ import jinja2
 from loguru import logger
 
 from fastslow.engine.host.files import is_file
+from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.params import Thinking, shown
+from fastslow.engine.text.gguf import settings_of
 from fastslow.engine.text.sandbox import Sandbox, limited
-from fastslow.engine.text.settings import Settings, read_data, read_settings
+from fastslow.engine.text.settings import Settings, read_data
 from fastslow.engine.text.vocabulary import TURN_CLOSE, TURN_OPEN, Tokenizer, is_pangu
 
 Message = Mapping[str, object]  # role, content, and whatever else a template may know
@@ -165,7 +167,7 @@ def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = 
     """
 
     folder = Path(folder)
-    settings = read_settings(folder)
+    settings = settings_of(folder)
     template: ChatTemplate
     if (found := _find(folder, settings)) is not None:
         source, name = found
@@ -190,6 +192,7 @@ def _find(folder: Path, settings: Settings) -> tuple[str, str] | None:
         except UnicodeDecodeError:
             raise ValueError(f"{path} is not UTF-8 text") from None
     name = "tokenizer_config.json: chat_template"
+    name = "tokenizer.chat_template" if is_gguf(folder) else name
     found = settings.chat_template
     if isinstance(found, list):
         each = [item for item in found if isinstance(item, dict)]

@@ -18,6 +18,7 @@ from fastslow.draft.router import DrafterRouter
 from fastslow.draft.several import FallbackDrafter, counted
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.draft.suffix.sources import AnswerMemory
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
@@ -189,12 +190,15 @@ def test_a_wrong_number_of_trees_is_told(
 )
 def test_bad_names(settings: dict[str, Any], groups: int, pattern: str) -> None:
     with pytest.raises(ValueError, match=pattern):
-        check_drafter(Speculation(**settings), groups)
+        check_drafter(Speculation(**settings), RoutedUnits("groups", groups))
 
 
 def test_drafters_are_built_by_name() -> None:
     cpu = torch.device("cpu")
-    target: Any = SimpleNamespace(config=SimpleNamespace(groups=8), device=cpu)
+    target: Any = SimpleNamespace(
+        config=SimpleNamespace(groups=8, chosen=8, router=None, shared_intermediate_size=8),
+        device=cpu,
+    )
     cache: Any = SimpleNamespace(storage=SimpleNamespace(device=cpu))
     loaded: list[str] = []
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from kernel_tools import compiled
 
 from fastslow.engine.backends.cpu import library, store
+from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.formats import EMBEDDING, GGUF_FORMATS, Format, Formats
-from fastslow.engine.backends.cpu.packed import Arena, MatrixRuns, PackedMatrix, Sources
+from fastslow.engine.backends.cpu.packed import MatrixRuns, PackedMatrix, Sources
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig

@@ -140,7 +140,7 @@ def test_keys_and_values_of_another_model_are_refused(model: CpuDecoder) -> None
 SIZES = {
     "layers": "layers", "hidden": "hidden", "heads": "heads", "kv_heads": "kv_heads",
     "head_dim": "head_dim", "neurons": "neurons", "vocabulary": "vocabulary", "experts": "experts",
-    "groups": "groups", "expert_neurons": "expert_neurons", "embedding_rows": "vocabulary",
+    "chosen": "chosen", "expert_neurons": "expert_neurons", "embedding_rows": "vocabulary",
 }  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def test_the_kernels_hold_the_limits_that_python_reads(model: CpuDecoder, field:
         ("neurons", 8, "a layer has 64 neurons, not 1 to 8"),
         ("vocabulary", 1000, "matrix head is 96 by 64, not 1024 by 64"),
         ("experts", 100, "matrix router is"),
-        ("groups", 3, "16 experts are no multiple of 3 groups"),
+        ("chosen", 3, "16 experts are no multiple of 3 groups"),
         ("expert_neurons", 64, "matrix expert_gate_up is"),
         ("embedding_format", 7, "format 7 of the embedding is unknown"),
         ("embedding", None, "the embedding is neither in memory nor in a file"),

@@ -125,14 +125,13 @@ def test_configs_that_do_not_fit(tmp_path: Path, fields: dict[str, Any], message
         ModelConfig.from_folder(tmp_path)
 
 
-def test_fewer_groups_are_refused_and_so_is_a_quantization(tmp_path: Path) -> None:
-    model = load_model(write_moe(tmp_path))
-    with pytest.raises(
-        ValueError, match="groups=1 must be None: all experts of this model are one"
-    ):
-        texts.logits(model, [3, 4], groups=1)
-    with pytest.raises(ValueError, match="they do not know PanguProMoEV2ForCausalLM"):
-        load_model(tmp_path, quantization="int8")
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("normed", [True, False])
+def test_fewer_experts_run(tmp_path: Path, count: int, normed: bool) -> None:
+    folder, tokens = write_moe(tmp_path, norm_topk_prob=normed), texts.tokens_of(9)
+    expected = ReferenceMoe(folder).logits(tokens, count).log_softmax(-1)
+    got = texts.logits(load_model(folder, "float32"), tokens, groups=count).double().log_softmax(-1)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
 def test_inspect_names_its_experts(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from test_cli import PANGU_72B, run
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.tensors import Over, cut_of, expert_of, parameters, tensor_shapes
+from fastslow.engine.model.cuts import Over
+from fastslow.engine.model.tensors import cut_of, expert_of, parameters, tensor_shapes
 from fastslow.engine.parallel.commands import (
     Command,
     CommandKind,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.formats import Format, Formats, float_format
 from fastslow.engine.backends.cpu.kv import TiledStorage
 from fastslow.engine.backends.cpu.library import (
@@ -23,7 +24,7 @@ from fastslow.engine.backends.cpu.library import (
     address,
     tensor_address,
 )
-from fastslow.engine.backends.cpu.packed import Arena, MatrixRuns, PackedMatrix
+from fastslow.engine.backends.cpu.packed import MatrixRuns, PackedMatrix
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.model.base import check_layers, check_step
@@ -101,7 +102,7 @@ class CpuDecoder:
 
     def bytes_for(self, groups: int | None = None) -> int:
         """Bytes of weights that a greedy token's step reads, with so many routed groups."""
-        running = self.config.groups if groups is None else min(groups, self.config.groups)
+        running = self.config.chosen if groups is None else min(groups, self.config.chosen)
         return self._bytes(running * self._routed_layers, running > 0, self.formats.screens)
 
     def bytes_read(self) -> int:
@@ -232,20 +233,21 @@ class CpuDecoder:
         return found
 
     def _layer(self, n: int) -> library.CLayer:
-        routed = self.config.routed(n)
+        c, routed = self.config, self.config.routed(n)
         first, second = self._at(f"{n}.expert0.gate_up"), self._at(f"{n}.expert1.gate_up")
         return library.CLayer(
-            attention_norm=self._at(f"{n}.attention_norm"),
-            mlp_norm=self._at(f"{n}.mlp_norm"),
-            router_scale=self._at(f"{n}.router_scale"),
+            window=c.window(n),
+            unrotated=n in c.unrotated,
+            **{k: self._at(f"{n}.{k}") for k in VECTORS},
             expert_gate_up=self._matrix(f"{n}.expert0.gate_up"),
             expert_down=self._matrix(f"{n}.expert0.down"),
             expert_bytes=second - first if routed and first and second else 0,
-            **{k: self._matrix(f"{n}.{k}") for k in ("qkv", "out", "router", *MLP)},
+            **{k: self._matrix(f"{n}.{k}") for k in ("qkv", "out", "router", "gate_up", "down")},
         )
 
     def _shape(self) -> library.CShape:
-        c, cold = self.config, self._memory.cold
+        c, cold, second = self.config, self._memory.cold, self.config.pangu_v2
+        router, swiglu = c.router, c.swiglu
         own = "embedding" in self._arena.offsets  # else the head's tiles have it
         tiles = self.formats.tiles
         form = float_format(self.formats.embedding) if tiles is None else tiles
@@ -255,11 +257,18 @@ class CpuDecoder:
             heads=c.heads,
             kv_heads=c.kv_heads,
             head_dim=c.head_dim,
-            neurons=max(c.intermediate_size, c.shared_intermediate_size),
+            value_dim=c.head_dim if second is None else second.value_dim,
+            neurons=_neurons(c),
             vocabulary=c.vocab_size,
             experts=c.experts,
-            groups=c.groups,
+            chosen=c.chosen,
             expert_neurons=c.moe_intermediate_size,
+            router=ROUTERS[None if router is None else router.kind],
+            router_normed=router is not None and router.normed,
+            router_factor=1.0 if router is None else router.scale,
+            swiglu_alpha=1.0 if swiglu is None else swiglu.alpha,
+            swiglu_limit=0.0 if swiglu is None else swiglu.limit,
+            sinks=0 if second is None else second.sinks,
             eps=c.rms_norm_eps,
             embedding_format=form,
             embedding=self._at("embedding") if own else self._at("head"),
@@ -274,10 +283,13 @@ class CpuDecoder:
         )
 
 
+def _neurons(config: ModelConfig) -> int:
+    """Of the widest MLP that every row runs; 1 where there is none."""
+    return max(config.intermediate_size, config.shared_intermediate_size, 1)
+
+
 def unsupported(config: ModelConfig) -> str | None:
     """What about a model the kernels cannot run; None = they run it."""
-    if config.pangu_v2 is not None:
-        return f"they do not know {config.architecture}"
     try:
         library.check_limits(
             layers=config.layers,
@@ -287,10 +299,11 @@ def unsupported(config: ModelConfig) -> str | None:
             heads_per_kv_head=config.heads // config.kv_heads,
             head_dim=config.head_dim,
             inputs=config.heads * config.head_dim,
-            neurons=max(config.intermediate_size, config.shared_intermediate_size),
+            neurons=_neurons(config),
             vocabulary=config.vocab_size,
             experts=config.experts,
-            groups=config.groups,
+            chosen=config.chosen,
+            sinks=0 if config.pangu_v2 is None else config.pangu_v2.sinks,
             expert_neurons=config.moe_intermediate_size,
         )
     except ValueError as error:
@@ -303,5 +316,9 @@ KV_FORMATS = {
     torch.bfloat16: Format.BFLOAT16,
     torch.int8: Format.INT8,
 }
-MLP = ("gate_up", "down")
+VECTORS = (
+    *("attention_norm", "attention_post_norm", "query_norm", "key_norm", "sink_logits"),
+    *("sink_keys", "sink_values", "mlp_norm", "mlp_post_norm", "router_scale", "choice_bias"),
+)
+ROUTERS = {None: 0, "softmax": 1, "chosen": 2, "sigmoid": 3}  # by Router.kind, see kernels/model.h
 NOTHING = torch.empty(0, 0)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastslow.engine.backends.cpu import library, packed
+from fastslow.engine.backends.cpu import library, orders, packed
 from fastslow.engine.backends.cpu.formats import Format, float_format
 from fastslow.engine.backends.cpu.library import FLOAT32, INT64, address, tensor_address
 from fastslow.engine.host.files import shown
@@ -138,10 +138,10 @@ class DraftKernels:
         self._ids: Ints = ids.numpy().astype(np.int64)
         self._memory: list[NDArray[np.generic]] = [self._ids]  # what the kernels point to
         inner = shape.heads * shape.head_dim
-        heads = packed.heads_order(shape.heads + 2 * shape.kv_heads, shape.head_dim)
-        plain, head_rows = packed.plain_order(shape.hidden), packed.plain_order(len(self._ids))
+        heads = orders.heads_order(shape.heads + 2 * shape.kv_heads, shape.head_dim)
+        plain, head_rows = orders.plain_order(shape.hidden), orders.plain_order(len(self._ids))
         head_rows[head_rows >= 0] = self._ids
-        gate_up = packed.gate_up_order(shape.neurons)
+        gate_up = orders.gate_up_order(shape.neurons)
 
         def pack(name: str, rows: Ints, inputs: int) -> library.CMatrix:
             return self._pack(weights[name], rows, inputs)
@@ -160,6 +160,7 @@ class DraftKernels:
             heads=shape.heads,
             kv_heads=shape.kv_heads,
             head_dim=shape.head_dim,
+            value_dim=shape.head_dim,
             neurons=shape.neurons,
             vocabulary=len(self._ids),
             eps=shape.eps,

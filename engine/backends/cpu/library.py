@@ -123,9 +123,11 @@ class CMatrix(Checked):
 
 class CLayer(Checked):
     _fields_ = _fields(
-        (c_void_p, "attention_norm mlp_norm"),
+        (c_void_p, "attention_norm mlp_norm attention_post_norm mlp_post_norm"),
+        (c_void_p, "query_norm key_norm sink_logits sink_keys sink_values"),
+        (c_int32, "window unrotated"),
         (CMatrix, "qkv out gate_up down router"),
-        (c_void_p, "router_scale"),
+        (c_void_p, "router_scale choice_bias"),
         (CMatrix, "expert_gate_up expert_down"),
         (c_int64, "expert_bytes"),
     )
@@ -133,8 +135,10 @@ class CLayer(Checked):
 
 class CShape(Checked):
     _fields_ = _fields(
-        (c_int32, "layers hidden heads kv_heads head_dim neurons vocabulary experts groups"),
-        (c_int32, "expert_neurons"),
+        (c_int32, "layers hidden heads kv_heads head_dim value_dim neurons vocabulary"),
+        (c_int32, "experts chosen expert_neurons router router_normed"),
+        (c_float, "router_factor swiglu_alpha swiglu_limit"),
+        (c_int32, "sinks"),
         (c_float, "eps"),
         (c_int32, "embedding_format"),
         (c_void_p, "embedding"),

@@ -53,22 +53,42 @@ void check_embedding(const Shape& s) {
         refuse("the embedding is neither in memory nor in a file");
 }
 
-void check_mlp(const Shape& s, const Layer& l) {
+void check_dense(const Shape& s, const Layer& l) {
     const int inner = l.down.inputs;
     if (inner < 1 || inner > s.neurons) refuse("a layer has %d neurons, not 1 to %d", inner, s.neurons);
     check_matrix("gate_up", l.gate_up, s.hidden, 2 * padded(inner, TILE / 2));
     check_matrix("down", l.down, inner, padded(s.hidden, TILE));
-    if (!l.router.outputs) return;
-    if (s.groups < 1 || s.experts < 1 || s.experts % s.groups)
-        refuse("%d experts are no multiple of %d groups", s.experts, s.groups);
+}
+
+void check_routed(const Shape& s, const Layer& l) {
+    if (s.router < GROUPED || s.router > SIGMOID) refuse("router %d is unknown", s.router);
+    if (s.chosen < 1 || s.chosen > s.experts) refuse("%d of %d experts cannot be chosen", s.chosen, s.experts);
+    if (s.router == GROUPED && s.experts % s.chosen)
+        refuse("%d experts are no multiple of %d groups", s.experts, s.chosen);
     check_matrix("router", l.router, s.hidden, padded(s.experts, TILE));
-    check_vector("router_scale", l.router_scale);
+    if (s.router == GROUPED) check_vector("router_scale", l.router_scale);
     if (l.router.format != F32) refuse("the router is not float32");
     check_matrix("expert_gate_up", l.expert_gate_up, s.hidden, 2 * padded(s.expert_neurons, TILE / 2));
     check_matrix("expert_down", l.expert_down, s.expert_neurons, padded(s.hidden, TILE));
     for (const Matrix* m : {&l.expert_gate_up, &l.expert_down})
         if (s.experts > 1 && (l.expert_bytes % 64 || l.expert_bytes < (int64_t)(tiles_of(*m) * tile_bytes(*m))))
             refuse("experts lie %lld bytes apart, less than they take", (long long)l.expert_bytes);
+}
+
+void check_layer(const Shape& s, const Layer& l) {
+    const int64_t head = padded(s.head_dim, TILE);
+    check_vector("attention_norm", l.attention_norm);
+    check_vector("mlp_norm", l.mlp_norm);
+    check_matrix("qkv", l.qkv, s.hidden, ((int64_t)s.heads + 2 * s.kv_heads) * head);
+    check_matrix("out", l.out, (int64_t)s.heads * s.value_dim, padded(s.hidden, TILE));
+    if (l.window < 0) refuse("window=%d must be at least 0", l.window);
+    if (s.sinks) {
+        check_vector("sink_keys", l.sink_keys);
+        check_vector("sink_values", l.sink_values);
+    }
+    const bool routed = l.router.outputs > 0;
+    if (!routed || l.down.outputs > 0) check_dense(s, l);
+    if (routed) check_routed(s, l);
 }
 
 // Request b owns rows starts[b] : starts[b + 1].
@@ -123,21 +143,16 @@ void check_model(const Shape& s, const Layer* layers) {
     check(limits::NEURONS, s.neurons);
     check(limits::VOCABULARY, s.vocabulary);
     check(limits::EXPERTS, s.experts);
-    check(limits::GROUPS, s.groups);
+    check(limits::CHOSEN, s.chosen);
+    check(limits::SINKS, s.sinks);
     check(limits::EXPERT_NEURONS, s.expert_neurons);
     if (s.heads % s.kv_heads || s.head_dim % 2)
         refuse("heads=%d must be a multiple of kv_heads=%d, and head_dim=%d even", s.heads, s.kv_heads, s.head_dim);
     check(limits::RATIO, s.heads / s.kv_heads);
-    const int64_t width = (int64_t)s.heads * s.head_dim, head = padded(s.head_dim, TILE);
-    check(limits::INPUTS, width);
-    for (int n = 0; n < s.layers; n++) {
-        const Layer& l = layers[n];
-        check_vector("attention_norm", l.attention_norm);
-        check_vector("mlp_norm", l.mlp_norm);
-        check_matrix("qkv", l.qkv, s.hidden, ((int64_t)s.heads + 2 * s.kv_heads) * head);
-        check_matrix("out", l.out, width, padded(s.hidden, TILE));
-        check_mlp(s, l);
-    }
+    if (s.value_dim < 1 || s.value_dim > s.head_dim)
+        refuse("value_dim=%d must be in 1..%d, head_dim", s.value_dim, s.head_dim);
+    check(limits::INPUTS, (int64_t)s.heads * s.head_dim);
+    for (int n = 0; n < s.layers; n++) check_layer(s, layers[n]);
     check_embedding(s);
     check_vector("norm", s.norm);
     const int64_t tokens = padded(s.vocabulary, TILE);
@@ -165,6 +180,9 @@ void check_step(const Model& model, const StepArgs& a) {
     check_all("token", a.tokens, a.rows, 0, s.embedding_rows);
     check_all("slot", a.slots, a.rows, 0, a.slot_count);
     check_all("routed groups", a.groups, a.rows, -1, INT64_MAX);
+    if (!model.shares)
+        for (int t = 0; t < a.rows; t++)
+            if (!a.groups[t]) refuse("row %d runs no expert, and the model has no shared ones", t);
     check_starts(a);
     check_all("length of a context", a.context_lengths, a.requests, 0, INT32_MAX);
     for (int b = 0; b < a.requests; b++)
