@@ -149,6 +149,20 @@ def test_a_row_that_is_not_finite_shows_it_alone(name: str, bits: int) -> None:
     assert (product(name, tiles, 40, 0 * np.nan_to_num(x)) == 0).all()
 
 
+def test_q4_1_and_int4_are_the_same_products() -> None:
+    """A 4-bit file makes the tokens that its blocks made as an int4 model."""
+    blocks = gguf_rows.like_weights("Q4_1", 64, 96)
+    tiles = gguf_rows.packed("Q4_1", blocks, 96)
+    x = np.random.default_rng(1).standard_normal((9, 96)).astype(np.float32)
+    found = product("Q4_1", tiles, 64, x)
+    library.pack_gguf(tiles, Format.INT4, [blocks], np.arange(64), 96)
+    out = np.empty_like(found)
+    library.kernels().fs_product(
+        Format.INT4, tiles.ctypes.data, 64, 96, x.ctypes.data, len(x), out.ctypes.data
+    )
+    assert (found.view(np.int32) == out.view(np.int32)).all()
+
+
 def test_what_is_no_row_of_blocks_is_refused() -> None:
     blocks = gguf_rows.rows("Q4_K", 40, 512)
     tiles = gguf_rows.packed("Q4_K", blocks, 512)
@@ -162,15 +176,15 @@ def test_what_is_no_row_of_blocks_is_refused() -> None:
     ]:
         with pytest.raises(ValueError, match=sentence):
             library.pack_gguf(tiles, *wrong)
-    with pytest.raises(ValueError, match="format 7 has numbers of a file's only"):
+    with pytest.raises(ValueError, match="format 8 has numbers of a file's only"):
         library.pack(tiles, Format.Q4_K, np.zeros((32, 512), np.float32))
 
 
 # Types of a layer's q, k, v, o, gate, up and down, and of the head or the embedding.
 MIXTURES = {
     "Q4_K_M": ("Q4_K", "Q4_K", "Q6_K", "Q4_K", "Q4_K", "Q4_K", "Q6_K", "Q6_K"),
-    "all unlike": ("Q8_0", "Q5_0", "MXFP4", "Q5_K", "Q4_0", "Q4_0", "F16", "Q4_K"),
-    "in floats": ("Q4_1", "Q4_0", "BF16", "F32", "Q4_K", "Q5_K", "Q8_0", "F16"),
+    "all unlike": ("Q4_1", "Q5_0", "MXFP4", "Q5_K", "Q4_0", "Q4_0", "F16", "Q4_K"),
+    "in floats": ("Q4_1", "F16", "BF16", "F32", "Q4_K", "Q5_K", "Q8_0", "F16"),
 }
 PARTS = (
     "self_attn.q",

@@ -12,15 +12,15 @@ from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.formats import GGUF_FORMATS
 
 Array = NDArray[Any]
-# Where a block has scales in half precision.
-HALVES = {
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q8_0": (0,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
+# Where a block has scales in half precision, and their sizes where its weights are about zero.
+HALVES: dict[str, dict[int, float]] = {
+    "Q4_0": {0: 1},
+    "Q4_1": {0: 1, 2: -7.5},
+    "Q5_0": {0: 1},
+    "Q8_0": {0: 1},
+    "Q4_K": {0: 1, 2: 7.5},
+    "Q5_K": {0: 1, 2: 15.5},
+    "Q6_K": {208: 1},
 }
 TYPES = (*HALVES, "MXFP4")
 
@@ -35,12 +35,12 @@ def rows(name: str, outputs: int, inputs: int, seed: int = 0, scales: Array | No
     step, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
     count = inputs // step
     found = random.integers(0, 256, (outputs, count, size), dtype=np.uint8)
-    for at in HALVES.get(name, ()):
+    for at, factor in HALVES.get(name, {}).items():
         # from below half precision's normal numbers to its largest
         exponents = random.uniform(-8, 4.8, (outputs, count, 1))
         some = random.choice([-1, 1], exponents.shape) * 10.0**exponents
         found[:, :, at : at + 2] = (
-            (some if scales is None else scales).astype(np.float16).view(np.uint8)
+            (some if scales is None else factor * scales).astype(np.float16).view(np.uint8)
         )
     if name == "MXFP4" and scales is not None:
         found[:, :, 0] = np.round(np.log2(scales[..., 0])) + 128

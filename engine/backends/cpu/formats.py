@@ -22,13 +22,14 @@ class Format(IntEnum):
     INT4 = 3  # groups of 32 inputs with a scale and a minimum, as in Q4_1; activations as INT8
     # The numbers of a GGUF file as they are; activations as INT8.
     Q4_0 = 4
-    Q5_0 = 5
-    Q8_0 = 6
-    Q4_K = 7
-    Q5_K = 8
-    Q6_K = 9
-    MXFP4 = 10
-    FLOAT16 = 11  # of weights; activations in float32
+    Q4_1 = 5
+    Q5_0 = 6
+    Q8_0 = 7
+    Q4_K = 8
+    Q5_K = 9
+    Q6_K = 10
+    MXFP4 = 11
+    FLOAT16 = 12  # of weights; activations in float32
 
 
 # GGUF's types that run as they are.
@@ -36,7 +37,6 @@ GGUF_FORMATS = {
     "F32": Format.FLOAT32,
     "F16": Format.FLOAT16,
     "BF16": Format.BFLOAT16,
-    "Q4_1": Format.INT4,
     **{form.name: form for form in Format if Format.Q4_0 <= form <= Format.MXFP4},
 }
 

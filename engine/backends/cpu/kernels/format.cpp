@@ -4,12 +4,12 @@
 
 namespace fastslow {
 
-extern const Format f32_format, bf16_format, int8_format, int4_format, q4_0_format, q5_0_format, q8_0_format,
-    q4_k_format, q5_k_format, q6_k_format, mxfp4_format, f16_format;
+extern const Format f32_format, bf16_format, int8_format, int4_format, q4_0_format, q4_1_format, q5_0_format,
+    q8_0_format, q4_k_format, q5_k_format, q6_k_format, mxfp4_format, f16_format;
 
 const Format& format_of(int id) {
     static const Format* const formats[] = {
-        &f32_format,  &bf16_format, &int8_format, &int4_format, &q4_0_format,  &q5_0_format,
+        &f32_format,  &bf16_format, &int8_format, &int4_format, &q4_0_format,  &q4_1_format, &q5_0_format,
         &q8_0_format, &q4_k_format, &q5_k_format, &q6_k_format, &mxfp4_format, &f16_format,
     };
     static_assert(std::size(formats) == FORMATS, "in the order of FormatId");

@@ -47,8 +47,8 @@ struct Format {
     int block_inputs, block_bytes;
 };
 
-// Mirror of formats.py. INT4 is GGUF's Q4_1 too.
-enum FormatId { F32, BF16, INT8, INT4, Q4_0, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K, MXFP4, F16, FORMATS };
+// Mirror of formats.py.
+enum FormatId { F32, BF16, INT8, INT4, Q4_0, Q4_1, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K, MXFP4, F16, FORMATS };
 
 const Format& format_of(int id);
 

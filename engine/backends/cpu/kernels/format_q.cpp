@@ -1,4 +1,4 @@
-// GGUF's formats of 32 weights with a scale: Q4_0, Q5_0, Q8_0 and MXFP4.
+// GGUF's formats of 32 weights with a scale: Q4_0, Q4_1, Q5_0, Q8_0 and MXFP4.
 #include "file_kernel.h"
 
 namespace fastslow {
@@ -29,6 +29,23 @@ void nibbles(const uint8_t* from, uint32_t* quads) {
 struct Q40 : HalfScales, Planes<0> {
     static constexpr int ZERO = 3, FILE_BYTES = 18;
     static void numbers(const uint8_t* from, int, uint32_t* quads) { nibbles(from + 2, quads); }
+};
+
+// Its zero is a minimum of each block.
+struct Q41 : Planes<0> {
+    static constexpr int BLOCKS = 1, PARTS = 1, FILE_BLOCKS = 1, SCALES = 4 * TILE;
+    static constexpr int ZERO = 0, FILE_BYTES = 20;
+    static constexpr bool MINIMA = true;
+
+    template <class To> INLINE static void scales(To& to, const uint8_t* group, int v) {
+        store(to.d[0] + v * W, from_half(load<vh>(group + 2 * W * v)));
+        store(to.m[0] + v * W, from_half(load<vh>(group + 2 * TILE + 2 * W * v)));
+    }
+    static void put_scales(uint8_t* group, int, int o, const uint8_t* from) {
+        std::memcpy(group + 2 * o, from, 2);
+        std::memcpy(group + 2 * TILE + 2 * o, from + 2, 2);
+    }
+    static void numbers(const uint8_t* from, int, uint32_t* quads) { nibbles(from + 4, quads); }
 };
 
 struct Q50 : HalfScales, Planes<1> {
@@ -93,6 +110,7 @@ struct Mxfp4 : Planes<0> {
 }  // namespace
 
 extern const Format q4_0_format = FileKernel<Q40>::format();
+extern const Format q4_1_format = FileKernel<Q41>::format();
 extern const Format q5_0_format = FileKernel<Q50>::format();
 extern const Format q8_0_format = FileKernel<Q80>::format();
 extern const Format mxfp4_format = FileKernel<Mxfp4>::format();
