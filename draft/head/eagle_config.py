@@ -10,10 +10,11 @@ from fastslow.draft.head.config import HeadConfig
 from fastslow.engine.backends.cpu.draft_head import PairedEntry
 from fastslow.engine.backends.cpu.library import LIMITS
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.config import LLAMA, ModelConfig
+from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.fields import MOST_WIDTH, boolean, integer, integers
 from fastslow.engine.model.rope import inverse_frequencies
 
+LLAMA = "LlamaForCausalLM"  # whose layer it is, but for what `EagleConfig` names
 ORIGINAL = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", LLAMA)
 MODEL_TYPE = "speculators_model_type"
 IDS = "eagle_aux_hidden_state_layer_ids"
