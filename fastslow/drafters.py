@@ -25,6 +25,7 @@ from fastslow.engine.host.machine import give_back
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.families.pangu_v2 import has_mtp_layer
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Speculation
 from fastslow.engine.text.tokenizer import same_vocabulary
 from fastslow.engine.text.vocabulary import Tokenizer
@@ -94,6 +95,7 @@ class DrafterFactory:
         self._corpora: WeakValueDictionary[Path, Corpus] = WeakValueDictionary()
         self._own_head = own_head(folder)
         self._has_mtp = has_mtp_layer(folder)
+        self._units = RoutedUnits.of(target.config)
         self._deps = DrafterDeps(
             target=target,
             cache=kv,
@@ -121,7 +123,7 @@ class DrafterFactory:
             return OFF
         if self._closed:
             raise RuntimeError("this LLM is closed; make a new one")
-        names = check_drafter(settings, self._deps.target.config.groups, self._deps.has_head)
+        names = check_drafter(settings, self._units, self._deps.has_head)
         # it matters whether the length is fixed, not how long it is
         nodes = None if settings.nodes is None else 0
         usual = {"nodes": nodes, "accept": "auto", "step_score": Speculation().step_score}

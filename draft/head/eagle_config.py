@@ -14,8 +14,7 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.fields import MOST_WIDTH, boolean, integer, integers
 from fastslow.engine.model.rope import inverse_frequencies
 
-LLAMA = "LlamaForCausalLM"  # whose layer it is, but for what `EagleConfig` names
-ORIGINAL = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", LLAMA)
+ORIGINAL = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "LlamaForCausalLM")
 MODEL_TYPE = "speculators_model_type"
 IDS = "eagle_aux_hidden_state_layer_ids"
 LAYER_FIELDS = (
@@ -90,7 +89,7 @@ class EagleConfig:
             raise ValueError(f"num_hidden_layers {layers} is not supported, only 1 is")
         fields = {name: inner[name] for name in LAYER_FIELDS if name in inner}
         fields.setdefault("max_position_embeddings", POSITIONS)
-        layer = ModelConfig.from_json({**fields, "architectures": [LLAMA], "num_hidden_layers": 1})
+        layer = ModelConfig.from_json({**fields, "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1})
         theirs = integer(raw, "target_hidden_size", layer.hidden_size, most=MOST_WIDTH)
         if theirs != target.hidden_size:
             raise ValueError(

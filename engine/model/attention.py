@@ -8,7 +8,7 @@ between them in the step, so its sums run in the order of plain decoding.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +31,12 @@ class Line:
     rows: Ints
     slots: Ints
     seen: Ints
+
+    def within(self, window: int, block: int) -> Line:
+        """Without the whole blocks of keys that lie before the window of its first row: a row's sums run
+        over the same blocks whichever row is the first."""
+        unseen = max(0, int(self.seen[0]) - window) // block * block if window else 0
+        return Line(self.rows, self.slots[unseen:], self.seen - unseen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +88,21 @@ def _paths(parents: Ints) -> Iterator[tuple[Ints, int]]:
 
 
 def layout(
-    rows: Rows, padded: int, ops: Ops, group: int, dtype: torch.dtype, device: torch.device
+    rows: Rows,
+    padded: int,
+    ops: Ops,
+    group: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    window: int = 0,
 ) -> list[Lines]:
-    """The calls of attention that a step makes, alike for every layer.
+    """The calls of attention that a step makes, alike for every layer of this window (0: sees all).
 
     padded: rows of the step with padding. group: query heads per KV head. dtype: of the scores.
     """
     alike: dict[tuple[int, int], list[Line]] = defaultdict(list)
-    for line in lines_of(rows):
+    for whole in lines_of(rows):
+        line = whole.within(window, ops.block)
         size = len(line.rows) + -len(line.rows) % ops.rows
         alike[size, -(-len(line.slots) // ops.block)].append(line)
     calls: list[Lines] = []
@@ -97,7 +110,7 @@ def layout(
         most = max(1, MAX_SCORES // (size * blocks * ops.block))
         for i in range(0, len(lines), most):
             some = lines[i : i + most]
-            keys = _keys(some, size, blocks, ops.block, group, dtype, device)
+            keys = _keys(some, size, blocks, ops.block, group, dtype, device, window)
             if size == padded and np.array_equal(some[0].rows, np.arange(len(rows.tokens))):
                 return [Lines(1, None, None, None, keys)]
             calls.append(_scattered(some, size, keys, device))
@@ -124,10 +137,14 @@ def _keys(
     group: int,
     dtype: torch.dtype,
     device: torch.device,
+    window: int,
 ) -> Keys:
     # a padding row sees one key; a padding key is the line's own, so that masked ones stay finite
     seen = np.stack([np.pad(x.seen, (0, size - len(x.seen)), constant_values=1) for x in lines])
-    hidden = np.arange(blocks * block).reshape(blocks, 1, block) >= seen[:, None, :, None]
+    places, seen = np.arange(blocks * block).reshape(blocks, 1, block), seen[:, None, :, None]
+    hidden = places >= seen
+    if window:
+        hidden |= places < seen - window
     bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(torch.from_numpy(hidden), -torch.inf)
     bias = bias.repeat_interleave(group, dim=2)[:, None].to(device)
     if len(lines) == 1 and (run := as_run(lines[0].slots)) is not None:
@@ -154,7 +171,7 @@ class Step:
     slots: slice | Tensor  # int64 [T], or the run that they are
     cos: Tensor
     sin: Tensor
-    lines: Sequence[Lines]
+    lines: Mapping[int, Sequence[Lines]]  # by window
 
     @classmethod
     def of(
@@ -170,7 +187,11 @@ class Step:
         sums, spare = wide(dtype), (0, padded - len(rows.tokens))
         max_len = np.pad(np.repeat(rows.max_len, np.diff(rows.starts)), spare)
         cos, sin = rotation(config, np.pad(rows.positions, spare), max_len, sums, device)
-        lines = layout(rows, padded, ops, config.heads // config.kv_heads, sums, device)
+        group = config.heads // config.kv_heads
+        lines = {
+            window: layout(rows, padded, ops, group, sums, device, window)
+            for window in set(config.windows) or {0}
+        }
         run = as_run(rows.slots)
         slots = torch.from_numpy(rows.slots).to(device) if run is None else run
         return cls(len(rows.tokens), slots, cos, sin, lines)
@@ -186,8 +207,12 @@ class Attention:
     qkv_bias: Tensor | None
     out: Tensor
     out_bias: Tensor | None
-    key_norm: Tensor | None = None  # [head_dim], before rotation
+    query_norm: Tensor | None = None  # [head_dim], before rotation
+    key_norm: Tensor | None = None
     sinks: Sinks | None = None  # keys and values before every text
+    sink_logits: Tensor | None = None  # [heads], float32 (float64 for float64)
+    window: int = 0
+    rotates: bool = True
 
     def __call__(self, x_PH: Tensor, k_SKD: Tensor, v_SKD: Tensor, step: Step) -> Tensor:
         """[P, hidden]. Writes the rows' keys and values at their slots, then attends."""
@@ -200,14 +225,17 @@ class Attention:
 
     def project(self, x_PH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [P, heads, head_dim], keys and values [P, kv_heads, head_dim] of rows; the first two
-        rotated and in float32 (float64 for float64)."""
+        rotated, where the layer does so, and in float32 (float64 for float64)."""
         c = self.config
         mixed = self.ops.linear(x_PH, self.qkv, self.qkv_bias)
         mixed = mixed.view(-1, c.heads + 2 * c.kv_heads, c.head_dim)
-        if self.key_norm is not None:
-            keys = mixed[:, c.heads : c.heads + c.kv_heads]
-            keys.copy_(self.ops.rms_norm(keys.contiguous(), self.key_norm, c.rms_norm_eps))
-        turned = self.ops.rotate(mixed[:, : c.heads + c.kv_heads].to(wide(x_PH.dtype)), cos, sin)
+        sides = mixed.split((c.heads, c.kv_heads, c.kv_heads), 1)
+        for side, norm in zip(sides, (self.query_norm, self.key_norm), strict=False):
+            if norm is not None:
+                side.copy_(self.ops.rms_norm(side.contiguous(), norm, c.rms_norm_eps))
+        turned = mixed[:, : c.heads + c.kv_heads].to(wide(x_PH.dtype))
+        if self.rotates:
+            turned = self.ops.rotate(turned, cos, sin)
         return turned[:, : c.heads], turned[:, c.heads :], mixed[:, c.heads + c.kv_heads :]
 
     def out_proj(self, seen_PI: Tensor) -> Tensor:
@@ -215,11 +243,12 @@ class Attention:
         return self.ops.linear(seen_PI, self.out, self.out_bias)
 
     def _attend(self, q_PHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, step: Step) -> Tensor:
-        first = step.lines[0]
+        several = step.lines[self.window]
+        first = several[0]
         if first.gather is None:
             return self.ops.attend(q_PHD[None], k_SKD, v_SKD, self._with_sinks(first.keys))[0]
         out = q_PHD.new_zeros(q_PHD.shape[0], q_PHD[0].numel())
-        for lines in step.lines:
+        for lines in several:
             assert lines.gather is not None and lines.rows is not None
             assert lines.scatter is not None
             q = q_PHD.index_select(0, lines.gather).view(lines.count, -1, *q_PHD.shape[1:])
@@ -228,7 +257,9 @@ class Attention:
         return out
 
     def _with_sinks(self, keys: Keys) -> Keys:
-        return keys if self.sinks is None else replace(keys, sinks=self.sinks)
+        if self.sinks is None and self.sink_logits is None:
+            return keys
+        return replace(keys, sinks=self.sinks, sink_logits=self.sink_logits)
 
 
 def _store(cache_SKD: Tensor, step: Step, fresh_PKD: Tensor) -> None:

@@ -1,10 +1,10 @@
-"""The safetensors files of a folder, checked against a config before any weight is read."""
+"""The safetensors files of a folder, or a GGUF file, checked against a config before any weight is read."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,16 +16,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastslow.engine.host.files import is_file, no_panic, read_object, shown
+from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.expected import Expected
+from fastslow.engine.model.fused import Fused, ReadExpert
+from fastslow.engine.model.gguf_shard import GgufShard
 from fastslow.engine.model.quantised import (
-    Expected,
     QuantReader,
     Scheme,
     expected_tensors,
     quantised_tensors,
 )
 from fastslow.engine.model.row_file import RowFile
-from fastslow.engine.model.tensors import canonical, mtp_shapes, tensor_shapes
+from fastslow.engine.model.tensors import canonical, fused_tensors, mtp_shapes, tensor_shapes
 from fastslow.engine.model.weights import Read
 
 SINGLE = "model.safetensors"
@@ -46,6 +49,7 @@ class Checkpoint:
     files: dict[Path, list[str]]
     scheme: Scheme | None = None
     stored: dict[str, str] = field(default_factory=dict)  # name -> its spelling in the file
+    fused: dict[str, Fused] = field(default_factory=dict)  # by names of tensors that lie in others
 
     @classmethod
     def open(cls, folder: Path, config: ModelConfig, scheme: Scheme | None = None) -> Checkpoint:
@@ -61,12 +65,13 @@ class Checkpoint:
         shapes = mtp_shapes(config)
         drafts = {name: Expected((shape,)) for name, shape in shapes.items()}
         drafts |= quantised_tensors(shapes, scheme and scheme.only(shapes))
-        known = expected | drafts
+        layouts = [] if is_gguf(folder) else list(fused_tensors(config))
+        known = expected | drafts | {n: x for fused in layouts for n, x in fused.tensors.items()}
         stored: dict[str, str] = {}
         files: dict[Path, list[str]] = {}
         holders: dict[str, Path] = {}
         for path, listed in shards.items():
-            with _reading(path) as shard:
+            with open_shard(path) as shard:
                 names = set(shard.keys())
                 if listed is not None and (absent := sorted(listed - names)):
                     raise ValueError(
@@ -87,11 +92,16 @@ class Checkpoint:
                             f"{path} has an unexpected tensor {name:.99}, which "
                             f"{config.architecture} does not use"
                         )
-        if missing := [n for n, x in expected.items() if n not in holders and not x.optional]:
+        inside = _inside_others(folder, layouts, holders)
+        there = holders.keys() | inside.keys()
+        if missing := [n for n, x in expected.items() if n not in there and not x.optional]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            shape = list(expected[missing[0]].shape)
-            raise ValueError(f"{folder} lacks tensor {missing[0]} of shape {shape}{more}")
-        return cls(files, scheme, stored)
+            name = next(
+                (next(iter(x.tensors)) for x in layouts if missing[0] in x.parts), missing[0]
+            )
+            shape = list(known[name].shape)
+            raise ValueError(f"{folder} lacks tensor {name} of shape {shape}{more}")
+        return cls(files, scheme, stored, inside)
 
     @classmethod
     def own(cls, folder: Path, config: ModelConfig) -> Checkpoint:
@@ -100,8 +110,8 @@ class Checkpoint:
 
     @property
     def names(self) -> set[str]:
-        """The tensors that are there."""
-        return {name for names in self.files.values() for name in names}
+        """The tensors that are there, those inside others, too."""
+        return {name for names in self.files.values() for name in names} | self.fused.keys()
 
     @contextmanager
     def reader(self, progress: bool) -> Iterator[Read]:
@@ -113,15 +123,29 @@ class Checkpoint:
 
             def read(name: str) -> Tensor:
                 advance()
+                if name in self.fused:
+                    return self.fused[name].read(name, _by_expert(shards))
                 tensor: Tensor = shards[name].get_tensor(self.stored.get(name, name))
                 return tensor
 
             yield read
 
+    @contextmanager
+    def mxfp4(self) -> Iterator[Callable[[str], Tensor | None]]:
+        """A function that reads a matrix as rows of MXFP4 blocks, uint8 [outputs, inputs / 32 * 17], laid
+        out as in GGUF files; None for one that is held otherwise."""
+        with self._open_files() as shards:
+
+            def rows(name: str) -> Tensor | None:
+                fused = self.fused.get(name)
+                return None if fused is None else fused.read_packed(name, _by_expert(shards))
+
+            yield rows
+
     def rows(self, name: str) -> RowFile | None:
         """A matrix to read single rows of; None where they cannot be read so (see `RowFile`)."""
         path = next(path for path, names in self.files.items() if name in names)
-        return RowFile.of_tensor(path, self.stored.get(name, name))
+        return None if is_gguf(path) else RowFile.of_tensor(path, self.stored.get(name, name))
 
     @contextmanager
     def slicer(self, progress: bool, total: int) -> Iterator[ReadPart]:
@@ -133,7 +157,9 @@ class Checkpoint:
 
             def read(name: str, part: tuple[slice, ...]) -> Tensor:
                 advance()
-                tensor: Tensor = shards[name].get_slice(name)[part]
+                if name in self.fused:
+                    return self.fused[name].read(name, _by_expert(shards))[part]
+                tensor: Tensor = shards[name].get_slice(self.stored.get(name, name))[part]
                 return tensor
 
             yield read
@@ -145,16 +171,21 @@ class Checkpoint:
             yield {
                 name: shard
                 for path, names in self.files.items()
-                for shard in [stack.enter_context(_reading(path))]
+                for shard in [stack.enter_context(open_shard(path))]
                 for name in names
             }
 
     @contextmanager
     def quantised(self, progress: bool) -> Iterator[QuantReader]:
         """The same, for tensors that may be in int8."""
-        held = {name for names in self.files.values() for name in names}
+        held = self.names
         with self.reader(progress) as read:
             yield QuantReader(lambda n: read(n) if n in held else None, self.scheme or Scheme({}))
+
+
+def gguf_shard(path: Path) -> GgufShard | None:
+    """The file's tensors as it has them; None for a folder."""
+    return GgufShard(path) if is_gguf(path) else None
 
 
 @contextmanager
@@ -171,7 +202,7 @@ def blocks(folder: Path, config: ModelConfig) -> Iterator[Callable[[str], Tensor
     shapes = {
         name: shape for name, shape in tensor_shapes(config).items() if _packable(name, shape)
     }
-    with _reading(path) as file:
+    with open_shard(path) as file:
         names = set(file.keys())
         for name in sorted(names):
             if name not in shapes:
@@ -196,6 +227,32 @@ def floats(folder: Path, config: ModelConfig, progress: bool = False) -> Iterato
         yield tensors.read
 
 
+def _by_expert(shards: dict[str, Any]) -> ReadExpert:
+    def part(name: str, expert: int) -> Tensor:
+        tensor: Tensor = shards[name].get_slice(name)[expert]
+        return tensor
+
+    return part
+
+
+def _inside_others(
+    folder: Path, layouts: Iterable[Fused], holders: Mapping[str, Path]
+) -> dict[str, Fused]:
+    """The model's tensors that lie in others of the files; ValueError where one of those is missing, or
+    a tensor is there twice."""
+    found: dict[str, Fused] = {}
+    for fused in layouts:
+        there = [name for name in fused.tensors if name in holders]
+        if not there:
+            continue
+        if absent := [name for name in fused.tensors if name not in holders]:
+            raise ValueError(f"{folder} has tensor {there[0]}, but lacks {absent[0]}")
+        if twice := [name for name in fused.parts if name in holders or name in found]:
+            raise ValueError(f"{folder} has tensor {twice[0]} twice: {there[0]} holds it, too")
+        found |= dict.fromkeys(fused.parts, fused)
+    return found
+
+
 @contextmanager
 def _bar(progress: bool, total: int) -> Iterator[Callable[[], None]]:
     console = Console(stderr=True)
@@ -207,7 +264,11 @@ def _bar(progress: bool, total: int) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Any]:
+def open_shard(path: Path) -> Iterator[Any]:
+    """A file of tensors: safetensors, or a GGUF file under the usual names."""
+    if path.suffix == ".gguf":
+        yield GgufShard(path)
+        return
     try:
         with no_panic(path), safe_open(path, framework="pt") as shard:
             yield shard
@@ -223,23 +284,29 @@ def _check(path: Path, name: str, found: Any, expected: Expected) -> None:
         )
     if tuple(found.get_shape()) not in expected.shapes:
         raise ValueError(
-            f"{path}: tensor {name} has shape {shown(found.get_shape())}, but config.json asks for "
-            f"{list(expected.shape)}"
+            f"{path}: tensor {name} has shape {shown(found.get_shape())}, but "
+            f"{'its header' if path.suffix == '.gguf' else 'config.json'} asks for {list(expected.shape)}"
         )
 
 
 def _check_count(folder: Path, config: ModelConfig, shards: Iterable[Path]) -> None:
     """ValueError where the config asks for far more tensors than the files' headers have room for: their
     names alone could fill the memory."""
-    routed = config.layers - len(config.mlp_only_layers) if config.experts else 0
+    alone = next(fused_tensors(config), None) is None  # else experts may lie in one tensor
+    routed = config.layers - len(config.mlp_only_layers) if config.experts and alone else 0
     least = config.layers + 3 * config.experts * routed
-    room = sum(_header_bytes(path) for path in shards) // ENTRY
+    room = sum(map(_room, shards))
     if least > room:
         experts = f" and num_experts {config.experts}" if config.experts else ""
         raise ValueError(
             f"{folder / 'config.json'}: num_hidden_layers {config.layers}{experts} ask for at least "
             f"{least} tensors, but the files of weights have room for the names of {room} only"
         )
+
+
+def _room(path: Path) -> int:
+    """How many tensors a file may hold."""
+    return len(GgufShard(path).keys()) if is_gguf(path) else _header_bytes(path) // ENTRY
 
 
 def _header_bytes(path: Path) -> int:
@@ -269,6 +336,8 @@ def _post_normed(config: ModelConfig) -> Callable[[str], bool]:
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:
     """The files to read, and the tensors that the index puts in each (None without an index)."""
+    if is_gguf(folder):
+        return {folder: None}
     if is_file(folder / SINGLE):
         return {folder / SINGLE: None}
     index = folder / INDEX

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastslow.engine.model.ops import Dispatch, Ops, wide
+from fastslow.engine.model.ops import Dispatch, Experts, Ops, wide
+from fastslow.engine.model.shape import Router
 from fastslow.engine.types import Ints
 
 
@@ -28,6 +29,12 @@ class RoutedExperts(NamedTuple):
         own = slice(groups.start, groups.stop)
         firsts = groups.start * size
         return RoutedExperts(self.experts[:, own] - firsts, self.weights[:, own], self.runs[:, own])
+
+    def among(self, held: range) -> RoutedExperts:
+        """Only these experts, counted from the first."""
+        numbers = self.experts.cpu().numpy()
+        runs = self.runs & (numbers >= held.start) & (numbers < held.stop)
+        return RoutedExperts(self.experts - held.start, self.weights, runs)
 
 
 def choose(logits_PE: Tensor, scale_E: Tensor, groups: int, wanted: Ints) -> RoutedExperts:
@@ -53,27 +60,40 @@ def choose(logits_PE: Tensor, scale_E: Tensor, groups: int, wanted: Ints) -> Rou
 
 
 def choose_best(
-    logits_PE: Tensor, bias_E: Tensor, count: int, normed: bool, factor: float, wanted: Ints
+    logits_PE: Tensor, router: Router, choice_bias_E: Tensor | None, wanted: Ints
 ) -> RoutedExperts:
-    """The `count` experts of the largest sigmoid plus bias, the lower number on an exact tie.
+    """The `router.top_k` best experts of each row, the lower number first on an exact tie.
 
-    Their weights are the sigmoids alone, divided by their sum if `normed`, times `factor`. wanted:
-    int64 [P], ALL_GROUPS, or 0 for a row that runs none.
-
-    Raises:
-        ValueError: a row that wants some of them: they are one group.
+    choice_bias_E: counts for the choice alone. wanted: int64 [P], how many of them run for each row, the
+    best first; ALL_GROUPS or `top_k` and more mean all. Where the router divides weights by their
+    sum, or takes a softmax of the chosen, it is that of those that run.
     """
-    if ((wanted > 0) & (wanted < count)).any():
-        few = int(wanted[(wanted > 0) & (wanted < count)][0])
-        raise ValueError(f"groups={few} must be None: all experts of this model are one group")
-    scores = logits_PE.neg().exp_().add_(1).reciprocal_()
-    order = (scores + bias_E).sort(dim=-1, descending=True, stable=True).indices
-    experts = order[:, :count].contiguous()
+    scores = router_scores(logits_PE, router)
+    ranked = scores if choice_bias_E is None else scores + choice_bias_E
+    order = ranked.sort(dim=-1, descending=True, stable=True).indices
+    experts = order[:, : router.top_k].contiguous()
+    limits = np.where(wanted < 0, router.top_k, wanted)
+    runs = np.arange(router.top_k) < limits[:, None]
+    idle = torch.from_numpy(~runs).to(logits_PE.device)
     weights = scores.gather(-1, experts)
-    if normed:
-        weights = weights / weights.sum(-1, keepdim=True)
-    runs = np.repeat((wanted != 0)[:, None], count, axis=1)
-    return RoutedExperts(experts, weights * factor, runs)
+    if router.kind == "softmax" and not router.normed:
+        weights = logits_PE.softmax(-1).gather(-1, experts)
+    elif router.kind in (
+        "softmax",
+        "chosen",
+    ):  # of the chosen alone: what the others have cancels out
+        weights = weights.masked_fill(idle, -torch.inf).softmax(-1)
+    elif router.normed:
+        kept = weights.masked_fill(idle, 0.0)
+        weights = kept / kept.sum(-1, keepdim=True)
+    return RoutedExperts(experts, (weights * router.scale).masked_fill(idle, 0.0), runs)
+
+
+def router_scores(logits_PE: Tensor, router: Router) -> Tensor:
+    """What experts are chosen by, but for a bias of the choice; a softmax keeps the order of logits."""
+    if router.kind != "sigmoid":
+        return logits_PE
+    return logits_PE.neg().exp_().add_(1).reciprocal_()
 
 
 @dataclass(slots=True)
@@ -99,33 +119,36 @@ class Mlp:
 class Moge:
     """y = shared(x) + sum over the groups that run of weight * expert(x), in group order.
 
-    The router runs in float32 (float64 for a float64 model). The gate and up of an expert are stacked
-    into one matrix [2F, H]; down is [H, F]. `watch` is shown each router's input and logits.
-    `held_groups`: those whose experts are held, where other ranks hold the others; None = all.
+    The router, `gate`, runs in float32 (float64 for a float64 model). shared: None is no shared expert.
+    `watch` is shown each router's input and logits. `held_groups`, `held_experts`: the groups whose
+    experts, or the experts that are held, where other ranks hold the others; None = all.
     """
 
     ops: Ops
     groups: int
-    router: Tensor  # [E, H] float32
-    scale: Tensor  # [E] float32
-    gate_up: list[Tensor]
-    down: list[Tensor]
-    shared: Mlp
+    gate: Tensor  # [E, H] float32
+    experts: Experts
+    shared: Mlp | None
+    scale: Tensor | None  # [E] float32
+    gate_bias: Tensor | None = field(default=None, kw_only=True)  # [E] float32
     watch: Callable[[Tensor, Tensor], None] | None = field(default=None, kw_only=True)
     held_groups: range | None = field(default=None, kw_only=True)
+    held_experts: range | None = field(default=None, kw_only=True)
 
     def __call__(self, x_PH: Tensor, wanted: Ints) -> Tensor:
         """[P, H] in the dtype of x. wanted: int64 [P], groups to run per row."""
-        y_PH = self.shared(x_PH)
+        y_PH = torch.zeros_like(x_PH) if self.shared is None else self.shared(x_PH)
         if not wanted.any():
             return y_PH
         sums = wide(x_PH.dtype)
-        logits_PE = self.ops.linear(x_PH.to(sums), self.router)
+        logits_PE = self.ops.linear(x_PH.to(sums), self.gate, self.gate_bias)
         if self.watch is not None:
             self.watch(x_PH, logits_PE)
         choice = self._choose(logits_PE, wanted)
         if self.held_groups is not None:
             choice = choice.within(self.held_groups, logits_PE.shape[1] // self.groups)
+        elif self.held_experts is not None:
+            choice = choice.among(self.held_experts)
         groups = choice.runs.shape[1]
         entries = np.flatnonzero(choice.runs)  # in [P * G], row by row
         if not len(entries):
@@ -133,11 +156,11 @@ class Moge:
         dispatch, places = _dispatch(
             choice.experts.flatten().cpu().numpy()[entries],
             entries // groups,
-            len(self.gate_up),
+            len(self.experts.gate_up),
             self.ops.rows,
             x_PH.device,
         )
-        out_RH = self.ops.experts(x_PH, self.gate_up, self.down, dispatch)
+        out_RH = self.ops.experts(x_PH, self.experts, dispatch)
         parts = torch.zeros(choice.runs.size, x_PH.shape[1], dtype=sums, device=x_PH.device)
         picked = out_RH.index_select(0, places).to(sums)
         parts.index_copy_(0, torch.from_numpy(entries).to(x_PH.device), picked)
@@ -153,24 +176,23 @@ class Moge:
         return logits_PE
 
     def _choose(self, logits_PE: Tensor, wanted: Ints) -> RoutedExperts:
+        assert self.scale is not None
         return choose(logits_PE, self.scale, self.groups, wanted)
 
 
 @dataclass(slots=True)
 class BestOfAll(Moge):
-    """The same with one group, of which a token runs the best `groups` experts.
+    """The same with one group, of which a token runs the best `groups` experts. `scale` holds what is
+    added to an expert's score for the choice alone, if anything is."""
 
-    `scale` holds what is added to an expert's score for the choice alone.
-    """
-
-    normed: bool
-    factor: float
+    router: Router
 
     def ranks_by(self, logits_PE: Tensor) -> Tensor:
-        return logits_PE.sigmoid() + self.scale
+        scores = router_scores(logits_PE, self.router)
+        return scores if self.scale is None else scores + self.scale
 
     def _choose(self, logits_PE: Tensor, wanted: Ints) -> RoutedExperts:
-        return choose_best(logits_PE, self.scale, self.groups, self.normed, self.factor, wanted)
+        return choose_best(logits_PE, self.router, self.scale, wanted)
 
 
 def _dispatch(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastslow.engine.model.int8 import QuantLinear
+from fastslow.engine.model.shape import ClampedSwiglu
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -48,12 +49,28 @@ class Keys:
     slots: a slice where L is 1 and the slots are one run, else int64 [L * S], S a multiple of the
     attention block. bias: [L, 1, blocks, P * G, block], 0 where a row sees the key and -inf where
     it does not; every row sees at least one. P rows of a line, G query heads per KV head. sinks:
-    what stands before the text in this layer.
+    what stands before the text in this layer. sink_logits: [heads] in the dtype of scores, what every
+    row has beside its keys, without a value.
     """
 
     slots: slice | Tensor
     bias: Tensor
     sinks: Sinks | None = None
+    sink_logits: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """Routed experts of a layer: weights of each, as `Ops.pack` gave them, gates and ups below each other.
+
+    gate_up_bias, down_bias: [E, 2F] and [E, H]. swiglu: None is silu(gate) * up.
+    """
+
+    gate_up: Sequence[Tensor]
+    down: Sequence[Tensor]
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    swiglu: ClampedSwiglu | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +113,4 @@ class Ops(Protocol):
 
     def attend(self, q_LPHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, keys: Keys) -> Tensor: ...
 
-    def experts(
-        self,
-        x_TH: Tensor,
-        gate_up_2FH: Sequence[Tensor],
-        down_HF: Sequence[Tensor],
-        dispatch: Dispatch,
-    ) -> Tensor: ...
+    def experts(self, x_TH: Tensor, experts: Experts, dispatch: Dispatch) -> Tensor: ...

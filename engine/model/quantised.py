@@ -13,8 +13,11 @@ from torch import Tensor
 
 from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.expected import FLOATS, Expected
+from fastslow.engine.model.families.catalog import family_in
 from fastslow.engine.model.int8 import QuantLinear
-from fastslow.engine.model.tensors import Shapes, tensor_shapes
+from fastslow.engine.model.layer_shapes import Shapes
+from fastslow.engine.model.tensors import tensor_shapes
 
 DESCRIPTION = "quant_model_description.json"
 METHOD = "ascend"
@@ -43,10 +46,13 @@ class Scheme:
 
         ValueError in one sentence for a quantisation that is not supported.
         """
-        section = read_object(folder / "config.json").get("quantization_config")
+        raw = read_object(folder / "config.json")
+        section = raw.get("quantization_config")
         described = _description(folder)
         if section is not None:
             method = section.get("quant_method") if isinstance(section, dict) else section
+            if method in family_in(raw).packings:
+                return None  # the family reads its tensors itself
             if method != METHOD:
                 raise ValueError(
                     f"{folder / 'config.json'}: quantization_config has quant_method {shown(method)}, "
@@ -116,23 +122,6 @@ def _description(folder: Path) -> Path:
             f"{folder} has {others[0].name} and {others[1].name}: one must describe it"
         )
     return others[0] if others else usual
-
-
-FLOATS = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """One tensor: the shapes and dtypes it may have, and whether it may be missing."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[str, ...] = FLOATS
-    optional: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The usual one."""
-        return self.shapes[0]
 
 
 def expected_tensors(config: ModelConfig, scheme: Scheme | None) -> dict[str, Expected]:

@@ -1,7 +1,7 @@
 """Rotary position embedding: inverse frequencies and their scalings, and angles by position.
 
-RoPE: Su et al., arXiv 2104.09864. Dynamic NTK and Llama 3 scaling as the public checkpoints that
-carry those names define them.
+RoPE: Su et al., arXiv 2104.09864. YaRN: Peng et al., arXiv 2309.00071. Dynamic NTK and Llama 3 scaling
+as the public checkpoints that carry those names define them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.rope_scaling import RopeScaling
 from fastslow.engine.types import Floats, Ints, Rows
 
 FIRST = 1024  # positions of the first table
@@ -41,10 +42,32 @@ def inverse_frequencies(config: ModelConfig, max_len: int = 0) -> Tensor:
         return frequencies
     if scaling.kind == "linear":
         return frequencies / scaling.factor
+    if scaling.kind == "factors":
+        return frequencies / torch.tensor(scaling.factors, dtype=torch.float64)
+    if scaling.kind == "yarn":
+        return _yarn(frequencies, theta, scaling)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     turns = scaling.original_max_positions * frequencies / (2 * math.pi)
     keep = ((turns - low) / (high - low)).clamp(0, 1)
     return frequencies * keep + frequencies / scaling.factor * (1 - keep)
+
+
+def _yarn(frequencies: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
+    """Pairs before the first place keep their frequency, those behind the last are stretched."""
+    dim = 2 * len(frequencies)
+    first, last = (
+        dim
+        * math.log(scaling.original_max_positions / (turns * 2 * math.pi))
+        / (2 * math.log(theta))
+        for turns in (scaling.fast_turns, scaling.slow_turns)
+    )
+    if scaling.whole_pairs:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, dim - 1)
+    width = last - first or 0.001
+    places = torch.arange(len(frequencies), dtype=torch.float64)
+    stretched = ((places - first) / width).clamp(0, 1)
+    return frequencies * (1 - stretched) + frequencies / scaling.factor * stretched
 
 
 def rotation(
@@ -53,12 +76,18 @@ def rotation(
     """Cosines and signed sines, each [T, 1, head_dim] in `dtype` (float32 or float64).
 
     positions and max_len: int64 [T], per row. The first half of the sines is negated, so that a
-    rotation is `x * cos + roll(x, head_dim / 2) * sin` (half-split "rotate_half").
+    rotation is `x * cos + roll(x, head_dim / 2) * sin` (half-split "rotate_half"). Both are multiplied by
+    yarn's attention factor.
     """
     max_lens = max_len.tolist() if config.dynamic_rope else [0]
     frequencies = torch.stack([inverse_frequencies(config, r) for r in max_lens]).to(device, dtype)
     angles = torch.from_numpy(positions).to(device, dtype)[:, None] * frequencies
     cos, sin = angles.cos(), angles.sin()
+    if config.rope_scaling is not None and config.rope_scaling.attention_factor != 1:
+        cos, sin = (
+            cos * config.rope_scaling.attention_factor,
+            sin * config.rope_scaling.attention_factor,
+        )
     return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from fastslow.engine.model.attention import Attention
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear, ReadQuant, no_int8
-from fastslow.engine.model.moge import Mlp, Moge
-from fastslow.engine.model.ops import Ops, wide
+from fastslow.engine.model.moge import BestOfAll, Mlp, Moge
+from fastslow.engine.model.ops import Experts, Ops, wide
 
 Read = Callable[[str], Tensor]
 
@@ -102,15 +102,20 @@ class Weights:
         prefix = f"model.layers.{n}"
         return LayerWeights(
             self._plain(f"{prefix}.input_layernorm.weight"),
-            self._attention(f"{prefix}.self_attn"),
+            self._attention(f"{prefix}.self_attn", n),
             self._plain(f"{prefix}.post_attention_layernorm.weight"),
             self._moge(f"{prefix}.mlp")
             if self.config.routed(n)
             else self._mlp(f"{prefix}.mlp", self.config.mlp_bias),
         )
 
-    def _attention(self, prefix: str) -> Attention:
+    def _attention(self, prefix: str, n: int) -> Attention:
         c = self.config
+        query_norm, key_norm = (
+            self._plain(f"{prefix}.{side}_norm.weight") if normed else None
+            for side, normed in (("q", c.query_norm), ("k", c.key_norm))
+        )
+        sums = wide(self.dtype)
         return Attention(
             c,
             self.ops,
@@ -118,6 +123,11 @@ class Weights:
             self._bias(prefix, "q", "k", "v") if c.qkv_bias else None,
             self._matrix(prefix, "o"),
             self._bias(prefix, "o") if c.out_bias else None,
+            query_norm,
+            key_norm,
+            sink_logits=self._plain(f"{prefix}.sinks", dtype=sums) if c.sink_logits else None,
+            window=c.window(n),
+            rotates=n not in c.unrotated,
         )
 
     def _mlp(self, prefix: str, bias: bool) -> Mlp:
@@ -129,18 +139,33 @@ class Weights:
             self._bias(prefix, "down") if bias else None,
         )
 
-    def _moge(self, prefix: str) -> Moge:
-        experts = [f"{prefix}.experts.{e}" for e in range(self.config.experts)]
-        sums = wide(self.dtype)
-        return Moge(
-            self.ops,
-            self.config.groups,
-            self.ops.pack(self._plain(f"{prefix}.gate.weight", dtype=sums)),
-            self._plain(f"{prefix}.router_scale", dtype=sums).flatten(),
-            [self._matrix(expert, "gate", "up") for expert in experts],
-            [self._matrix(expert, "down") for expert in experts],
-            self._mlp(f"{prefix}.shared_expert", bias=False),
+    def _moge(self, prefix: str, shared: str = "shared_expert") -> Moge:
+        c, sums = self.config, wide(self.dtype)
+        gate = self.ops.pack(self._plain(f"{prefix}.gate.weight", dtype=sums))
+        experts = self._experts([f"{prefix}.experts.{e}" for e in range(c.experts)])
+        common = self._mlp(f"{prefix}.{shared}", bias=False) if c.shared_intermediate_size else None
+        if c.router is None:
+            scale = self._plain(f"{prefix}.router_scale", dtype=sums).flatten()
+            return Moge(self.ops, c.groups, gate, experts, common, scale)
+        choice_bias, bias = None, None
+        if c.router.choice_bias:
+            choice_bias = self._plain(f"{prefix}.gate.e_score_correction_bias", dtype=sums)
+        if c.router.bias:
+            bias = self._plain(f"{prefix}.gate.bias", dtype=sums)
+        return BestOfAll(
+            self.ops, c.router.top_k, gate, experts, common, choice_bias, c.router, gate_bias=bias
         )
+
+    def _experts(self, prefixes: list[str]) -> Experts:
+        gate_up = [self._matrix(prefix, "gate", "up") for prefix in prefixes]
+        down = [self._matrix(prefix, "down") for prefix in prefixes]
+        if not self.config.expert_bias:
+            return Experts(gate_up, down, swiglu=self.config.swiglu)
+        gate_up_bias, down_bias = (
+            torch.stack([self._bias(prefix, *parts) for prefix in prefixes])
+            for parts in (("gate", "up"), ("down",))
+        )
+        return Experts(gate_up, down, gate_up_bias, down_bias, self.config.swiglu)
 
 
 def _fill(whole: Tensor, parts: list[Tensor]) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.model.checkpoint import floats
-from fastslow.engine.model.config import EMBEDDED, LLAMA, ModelConfig
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.families import llama, pangu_embedded
 from fastslow.engine.model.tensors import tensor_shapes
 
 OFFICIAL = {
@@ -21,6 +22,7 @@ OFFICIAL = {
     "down": "mlp.down_proj",
 }
 LINEARS = tuple(OFFICIAL)
+PLAIN = (*llama.FAMILY.architectures, *pangu_embedded.FAMILY.architectures)
 
 
 def dense_config(folder: Path) -> ModelConfig:
@@ -31,9 +33,9 @@ def dense_config(folder: Path) -> ModelConfig:
     """
     config = ModelConfig.from_folder(folder)
     path = folder / "config.json"
-    if config.architecture not in (LLAMA, EMBEDDED):
+    if config.architecture not in PLAIN:
         raise ValueError(
-            f"{path}: architectures must be {LLAMA} or {EMBEDDED}, got {config.architecture}"
+            f"{path}: architectures must be {' or '.join(PLAIN)}, got {config.architecture}"
         )
     if config.rope_scaling is not None:
         raise ValueError(f"{path}: rope_scaling must be absent, got {config.rope_scaling.kind!r}")

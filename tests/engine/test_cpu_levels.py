@@ -16,6 +16,8 @@ from fastslow.engine.backends.cpu import library as library_module
 ROOT = Path(__file__).parents[2]
 KERNEL_TESTS = [
     "engine/test_cpu_formats.py",
+    "engine/test_family_kernels.py",
+    "engine/test_gguf_formats.py",
     "engine/test_model.py",
     "engine/test_only_best.py",
     "engine/test_head_screen.py",

@@ -13,7 +13,7 @@ from fastslow.engine.backends.device import choose_device, ops_for
 from fastslow.engine.backends.torch import reference
 from fastslow.engine.backends.torch.reference import OneDnnOps, ReferenceOps
 from fastslow.engine.model.moge import choose
-from fastslow.engine.model.ops import Dispatch, Ops
+from fastslow.engine.model.ops import Dispatch, Experts, Ops
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-12}
@@ -83,7 +83,9 @@ def test_experts_run_their_own_rows(ops: Ops, dtype: torch.dtype) -> None:
     gate_up = [torch.randn(64, 32).to(dtype) / 6 for _ in range(3)]
     down = [torch.randn(32, 32).to(dtype) / 6 for _ in range(3)]
     dispatch = Dispatch(torch.tensor([5, 0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0]), [(2, 0, 4), (0, 4, 12)])
-    got = ops.experts(x, [ops.pack(w) for w in gate_up], [ops.pack(w) for w in down], dispatch)
+    got = ops.experts(
+        x, Experts([ops.pack(w) for w in gate_up], [ops.pack(w) for w in down]), dispatch
+    )
     for place, row, e in ((0, 5, 2), (4, 1, 0), (8, 5, 0)):
         gate, up = (gate_up[e].double() @ x[row].double()).chunk(2)
         expected = down[e].double() @ (F.silu(gate) * up)

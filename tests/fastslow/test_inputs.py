@@ -14,6 +14,7 @@ import pytest
 from checkpoints import write_dense, write_moge
 from tokenizers_tiny import write_bpe
 
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, Params, SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.policies.modes import builtin_modes, find_mode
@@ -384,9 +385,10 @@ SELF = {"speculation": "self"}
 
 @pytest.mark.parametrize("groups", [0, 1, 8])
 def test_every_number_of_groups_up_to_all_is_taken(groups: int) -> None:
-    taken = find_mode(Mode(groups=groups), builtin_modes(8), 8)
+    units = RoutedUnits("groups", 8)
+    taken = find_mode(Mode(groups=groups), builtin_modes(units), units)
     assert taken.groups == (None if groups == 8 else groups)
-    refused(r"groups=9 is outside 0\.\.8$", find_mode, Mode(groups=9), builtin_modes(8), 8)
+    refused(r"groups=9 is outside 0\.\.8$", find_mode, Mode(groups=9), builtin_modes(units), units)
 
 
 def test_a_draft_model_with_another_vocabulary(llm: LLM, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import sentencepiece
 import torch
 from safetensors.torch import save_file
 
@@ -20,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import checkpoints
 import eagle_tools
+import gguf_tools
 import head_tools
 import pangu_v2_tools
 import quant_tools
@@ -249,6 +251,32 @@ def _gguf(folder: Path) -> None:
     writer.close()
 
 
+def _gguf_mixture(folder: Path) -> None:
+    """Experts in one tensor, rows in Q8_0, and a SentencePiece vocabulary."""
+    write_spm(folder.with_name("text"))
+    model = sentencepiece.SentencePieceProcessor(str(folder.with_name("text") / "tokenizer.model"))
+    every = range(model.piece_size())
+    wide = {"hidden_size": 32, "moe_intermediate_size": 32, "head_dim": 16, "num_hidden_layers": 2}
+    source = checkpoints.write_family(
+        folder.with_name("source"), "qwen3_moe", vocab=len(every), mlp_only_layers=[], **wide
+    )
+
+    def vocabulary(writer: gguf.GGUFWriter) -> None:
+        kinds = {2: model.is_unknown, 3: model.is_control, 6: model.is_byte}
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list([model.id_to_piece(n) for n in every])
+        writer.add_token_scores([model.get_score(n) for n in every])
+        writer.add_token_types([next((k for k, of in kinds.items() if of(n)), 1) for n in every])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_chat_template(MARKS)
+
+    kind = gguf_tools.matrices(gguf.GGMLQuantizationType.Q8_0)
+    gguf_tools.write_gguf(source, folder.with_name("m.gguf"), kind, vocabulary)
+    for name in ("text", "source"):
+        _drop(folder.with_name(name))
+
+
 def _gguf_shapes(vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield from (("token_embd.weight", (vocab, 32)), ("output_norm.weight", (32,)))
     for name in ("attn_norm", "ffn_norm"):
@@ -288,6 +316,7 @@ KINDS: dict[str, Kind] = {
     ),
     "unigram": Kind(_unigram),
     "gguf": Kind(_gguf, target="m.gguf"),
+    "gguf-mixture": Kind(_gguf_mixture, target="m.gguf"),
     "odd": Kind(_chatty, odd=odd_model),
     "odd-int8": Kind(_chatty, options=(("quantization", "int8"),), odd=odd_model),
     "odd-int4": Kind(_chatty, options=(("quantization", "int4"),), odd=odd_model),

@@ -10,6 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.tensors import tensor_shapes
+
 MOGE: dict[str, Any] = {
     "architectures": ["PanguProMoEForCausalLM"],
     "model_type": "PanguProMoE",
@@ -52,6 +55,77 @@ DENSE: dict[str, Any] = {
     "eos_token_id": 2,
     "torch_dtype": "float32",
 }
+ROTATED = {k: v for k, v in DENSE.items() if k != "architectures"} | {"num_hidden_layers": 4}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+FAMILIES: dict[
+    str, dict[str, Any]
+] = {  # one config of every family without groups, by a short name
+    "llama": {**ROTATED, "architectures": ["LlamaForCausalLM"]},
+    "mistral": {**ROTATED, "architectures": ["MistralForCausalLM"], "sliding_window": 7},
+    "qwen2": {
+        **ROTATED,
+        "architectures": ["Qwen2ForCausalLM"],
+        "use_sliding_window": True,
+        "sliding_window": 9,
+        "max_window_layers": 2,
+    },
+    "qwen3": {**ROTATED, "architectures": ["Qwen3ForCausalLM"], "head_dim": 24},
+    "smollm3": {
+        **ROTATED,
+        "architectures": ["SmolLM3ForCausalLM"],
+        "no_rope_layer_interval": 2,
+        "tie_word_embeddings": True,
+    },
+    "qwen3_moe": {
+        **ROTATED,
+        **EXPERTS,
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    },
+    "gpt_oss": {
+        **ROTATED,
+        "architectures": ["GptOssForCausalLM"],
+        "intermediate_size": 32,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "sliding_window": 8,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 128,
+        },
+    },
+}
+
+
+def write_family(
+    folder: Path, family: str, seed: int = 0, vocab: int = 96, **overrides: Any
+) -> Path:
+    """A checkpoint of a family of FAMILIES; `overrides` are config.json fields (None removes one)."""
+    config = _config(FAMILIES[family], vocab, overrides)
+    return write(folder, config, random_tensors(config, seed))
+
+
+def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
+    """Random weights of any config.json that is known, by the names of `tensor_shapes`."""
+    random = torch.Generator().manual_seed(seed)
+    dtype = getattr(torch, config["torch_dtype"])
+    table = {}
+    for name, shape in tensor_shapes(ModelConfig.from_json(config)).items():
+        numbers = torch.randn(shape, generator=random)
+        if name.endswith("norm.weight"):
+            numbers = 1 + 0.2 * numbers
+        elif name.endswith(".bias"):
+            numbers *= 0.3
+        elif not name.endswith(".sinks"):
+            gain = 3.0 if len(name.split(".")) < 4 else 1.5  # embedding and head
+            numbers *= gain * shape[-1] ** -0.5
+        table[name] = numbers.to(dtype)
+    return table
 
 
 def write_moge(

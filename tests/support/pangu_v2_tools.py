@@ -133,16 +133,16 @@ class ReferenceMoe(ReferenceModel):
                 x = x + moved
                 y = self._norm(f"{layer}.post_attention_layernorm", x)
             dense = n in self.config["mlp_only_layers"]
-            y = self._mlp(f"{layer}.mlp", y) if dense else self._experts(f"{layer}.mlp", y)
+            y = self._mlp(f"{layer}.mlp", y) if dense else self._experts(f"{layer}.mlp", y, groups)
             out.append(x + (self._norm(f"{layer}.post_mlp_layernorm", y) if sandwich else y))
         return out
 
-    def _experts(self, name: str, x: Tensor) -> Tensor:
+    def _experts(self, name: str, x: Tensor, running: int | None) -> Tensor:
         scores = [1 / (1 + math.exp(-float(s))) for s in self.tensors[f"{name}.gate.weight"] @ x]
         bias = self.tensors.get(f"{name}.gate.e_score_correction_bias")
         shifted = [s + (0.0 if bias is None else float(bias[e])) for e, s in enumerate(scores)]
         order = sorted(range(len(scores)), key=lambda e: -shifted[e])
-        chosen = order[: self.config["num_experts_per_tok"]]
+        chosen = order[: self.config["num_experts_per_tok"]][:running]
         total = sum(scores[e] for e in chosen) if self.config["norm_topk_prob"] else 1.0
         y = self._mlp(f"{name}.shared_experts", x)
         for e in chosen:

@@ -12,7 +12,7 @@ from abacus.tasks import held_out
 from typer.testing import CliRunner
 
 from fastslow import LLM, Mode, Output, SamplingParams, Speculation
-from fastslow.engine.model.config import EMBEDDED, MOGE, ModelConfig
+from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import parameters
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
 from fastslow.models.locate import SHIPPED, builtin_path
@@ -41,8 +41,8 @@ def ask(llm: LLM, mode: str | Mode, tasks: list[Task] = TASKS) -> list[Output]:
 
 def test_they_are_small_and_of_the_official_layout() -> None:
     assert [ModelConfig.from_folder(builtin_path(name)).architecture for name in SHIPPED] == [
-        MOGE,
-        EMBEDDED,
+        "PanguProMoEForCausalLM",
+        "PanguEmbeddedForCausalLM",
     ]
     files = [path for name in SHIPPED for path in builtin_path(name).iterdir()]
     assert sum(path.stat().st_size for path in files) < 12e6

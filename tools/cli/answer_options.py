@@ -18,10 +18,10 @@ SAMPLING = (
     *("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
     *("seed", "stop", "n", "logprobs"),
 )  # fields of the same names; not every command has all of them
-MODE = ("groups", "thinking", "thinking_budget")  # of the mode, if given
+MODE = ("groups", "experts", "thinking", "thinking_budget")  # of the mode, if given
 SPECULATION = {  # option -> field
     **{name: name for name in ("nodes", "head", "corpus")},
-    **{f"draft_{name}": name for name in ("model", "groups")},
+    **{f"draft_{name}": name for name in ("model", "groups", "experts")},
 }
 USES = {"head": "head", "corpus": "suffix"}  # the drafter that an option is for
 
@@ -43,6 +43,9 @@ class AnswerOptions(ModelOptions):
     ] = None
     groups: Annotated[
         int | None, option("Routed groups to run instead of the mode's; 0 = shared only.", HOW)
+    ] = None
+    experts: Annotated[
+        int | None, option("Experts to run instead of the mode's, in a model without groups.", HOW)
     ] = None
     thinking: Annotated[
         str | None, option("off, on or auto (the model decides), instead of the mode's.", HOW)
@@ -68,6 +71,9 @@ class AnswerOptions(ModelOptions):
     ] = None
     draft_groups: Annotated[
         int | None, option("Groups that drafter self runs; default 0.", HOW)
+    ] = None
+    draft_experts: Annotated[
+        int | None, option("Experts that drafter self runs, in a model without groups.", HOW)
     ] = None
     head: Annotated[
         str | None,
@@ -131,19 +137,20 @@ class AnswerOptions(ModelOptions):
                 these fields do not say otherwise; None = the mode that the command line says.
 
         Raises:
-            ValueError: there is no such preset, or the model has fewer groups.
+            ValueError: there is no such preset, or the model has fewer groups or experts.
         """
+        from fastslow.engine.model.routed_units import RoutedUnits
         from fastslow.policies.modes import find_mode
 
-        groups, changes = llm.model.config.groups, self._mode_changes()
+        units, changes = RoutedUnits.of(llm.model.config), self._mode_changes()
         named: str | Mapping[str, Any] = self.mode if asked is None else asked
         given = {"base": named} if isinstance(named, str) else named
         changes = {name: value for name, value in changes.items() if name not in given}
         if asked is not None:
-            plain = find_mode(asked, llm.modes, groups).thinking
+            plain = find_mode(asked, llm.modes, units).thinking
             if given.get("thinking", changes.get("thinking", plain)) == "off":
                 changes.pop("thinking_budget", None)  # off is a budget of 0
-        mode = find_mode({**given, **changes} if changes else named, llm.modes, groups)
+        mode = find_mode({**given, **changes} if changes else named, llm.modes, units)
         return {"sampling": self._sampling(), "mode": mode, "speculation": self._speculation(mode)}
 
     def _speculation(self, mode: Mode) -> str | Speculation:

@@ -14,9 +14,8 @@ from fastslow.engine.backends.device import ops_for
 from fastslow.engine.model.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.families.pangu_v2 import PanguV2Weights
+from fastslow.engine.model.families.weights import weights_class
 from fastslow.engine.model.moge import Moge
-from fastslow.engine.model.weights import Weights
 from fastslow.tools.forward import forward_texts
 
 
@@ -55,7 +54,7 @@ class Scores:
 def load_decoder(folder: Path, progress: bool = True) -> Decoder:
     """The model of a checkpoint folder in float32 on the torch path, which lets others see its routers."""
     config = ModelConfig.from_folder(folder)
-    kind = Weights if config.pangu_v2 is None else PanguV2Weights
+    kind = weights_class(config)
     cpu = torch.device("cpu")
     with floats(folder, config, progress) as read:
         return Decoder(kind(config, ops_for("cpu"), torch.float32, cpu, read))

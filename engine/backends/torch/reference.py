@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.model.int8 import QuantLinear, int8_product, pack_int8
-from fastslow.engine.model.ops import Dispatch, Keys, wide
+from fastslow.engine.model.ops import Dispatch, Experts, Keys, wide
+from fastslow.engine.model.shape import ClampedSwiglu
 
 
 class ReferenceOps:
@@ -66,6 +67,13 @@ class ReferenceOps:
         gate, up = gate_up_T2F.to(wide(gate_up_T2F.dtype)).chunk(2, -1)
         return gate.neg().exp_().add_(1).reciprocal_().mul_(gate).mul_(up).to(gate_up_T2F.dtype)
 
+    def clamped_product(self, gate_up_T2F: Tensor, swiglu: ClampedSwiglu) -> Tensor:
+        """The same with a clamped SwiGLU."""
+        gate, up = gate_up_T2F.to(wide(gate_up_T2F.dtype)).chunk(2, -1)
+        gate, up = gate.clamp(max=swiglu.limit), up.clamp(-swiglu.limit, swiglu.limit)
+        glu = gate.mul(-swiglu.alpha).exp_().add_(1).reciprocal_().mul_(gate)
+        return glu.mul_(up + 1).to(gate_up_T2F.dtype)
+
     def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         """Half-split rotary embedding; the sines come with their first half negated."""
         return (x_TND * cos_T1D).add_(x_TND.roll(x_TND.shape[-1] // 2, -1).mul_(sin_T1D))
@@ -92,7 +100,12 @@ class ReferenceOps:
         q = q.reshape(lines, kv_heads, 1, group, dim).expand(-1, -1, blocks, -1, -1)
         scores = torch.bmm(q.reshape(-1, group, dim), k.transpose(1, 2))
         scores = scores.view(lines, kv_heads, blocks, group, self.block).add_(bias)
-        mass = scores.sub_(scores.amax((2, 4), keepdim=True)).exp_()
+        top = scores.amax((2, 4), keepdim=True)
+        if keys.sink_logits is not None:
+            sinks = keys.sink_logits.view(kv_heads, 1, -1).expand(-1, rows, -1)
+            sinks = sinks.reshape(1, kv_heads, 1, group, 1)
+            top = torch.maximum(top, sinks)
+        mass = scores.sub_(top).exp_()
         totals = mass.sum(-1, keepdim=True)
         parts = torch.bmm(mass.view(-1, group, self.block), v)
         parts = parts.view(lines, kv_heads, blocks, group, dim)
@@ -100,6 +113,8 @@ class ReferenceOps:
         for i in range(1, blocks):
             out += parts[:, :, i]
             total += totals[:, :, i]
+        if keys.sink_logits is not None:
+            total = total + (sinks - top).exp_()[:, :, 0]
         out = (out / total).view(lines, kv_heads, rows, -1, dim)
         return out.transpose(1, 2).reshape(lines, rows, heads * dim)
 
@@ -124,21 +139,25 @@ class ReferenceOps:
             out.copy_(picked.transpose(1, 2))
         return out
 
-    def experts(
-        self,
-        x_TH: Tensor,
-        gate_up_2FH: Sequence[Tensor],
-        down_HF: Sequence[Tensor],
-        dispatch: Dispatch,
-    ) -> Tensor:
-        """Every sorted row through its own expert's gated MLP: [R, H], in the dtype of x.
-
-        Weights per expert, as `pack` gave them.
-        """
+    def experts(self, x_TH: Tensor, experts: Experts, dispatch: Dispatch) -> Tensor:
+        """Every sorted row through its own expert's gated MLP: [R, H], in the dtype of x."""
         x_RH = x_TH.index_select(0, dispatch.rows)
-        inner = [self._product(x_RH[i:j], gate_up_2FH[e], None) for e, i, j in dispatch.runs]
-        h_RF = self.silu_product(torch.cat(inner))
-        return torch.cat([self._product(h_RF[i:j], down_HF[e], None) for e, i, j in dispatch.runs])
+        inner = self._grouped(x_RH, experts.gate_up, experts.gate_up_bias, dispatch)
+        if experts.swiglu is None:
+            h_RF = self.silu_product(inner)
+        else:
+            h_RF = self.clamped_product(inner, experts.swiglu)
+        return self._grouped(h_RF, experts.down, experts.down_bias, dispatch)
+
+    def _grouped(
+        self, x_RI: Tensor, weights: Sequence[Tensor], bias_EO: Tensor | None, dispatch: Dispatch
+    ) -> Tensor:
+        return torch.cat(
+            [
+                self._product(x_RI[i:j], weights[e], None if bias_EO is None else bias_EO[e])
+                for e, i, j in dispatch.runs
+            ]
+        )
 
 
 def _post_normed(sinks_KFD: Tensor, own_LKSD: Tensor) -> Tensor:

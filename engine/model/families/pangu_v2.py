@@ -19,10 +19,11 @@ from torch import Tensor
 from fastslow.engine.model.attention import Attention
 from fastslow.engine.model.checkpoint import Checkpoint, floats
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.families.pangu_v2_config import FIRST, PanguV2Config
-from fastslow.engine.model.moge import BestOfAll, Moge
+from fastslow.engine.model.families.pangu_v2_config import FIRST
+from fastslow.engine.model.moge import Moge
 from fastslow.engine.model.ops import Ops, Sinks, wide
 from fastslow.engine.model.rope import rotation
+from fastslow.engine.model.shape import PanguV2Config
 from fastslow.engine.model.tensors import mtp_shapes
 from fastslow.engine.model.weights import LayerWeights, Weights
 from fastslow.engine.types import ALL_GROUPS, Ints
@@ -58,9 +59,11 @@ class PanguV2Weights(Weights):
         )
         layer = LayerWeights(
             first,
-            self._attention(f"{prefix}.self_attn"),
+            self._attention(f"{prefix}.self_attn", n),
             second,
-            self._mlp(mlp, bias=False) if n in self.config.mlp_only_layers else self._best(mlp),
+            self._mlp(mlp, bias=False)
+            if n in self.config.mlp_only_layers
+            else self._moge(mlp, "shared_experts"),
         )
         if self.family.sandwich:
             layer.mlp_norm = self._plain(f"{prefix}.pre_mlp_layernorm.weight")
@@ -68,7 +71,7 @@ class PanguV2Weights(Weights):
             layer.mlp_post_norm = self._plain(f"{prefix}.post_mlp_layernorm.weight")
         return layer
 
-    def _attention(self, prefix: str) -> Attention:
+    def _attention(self, prefix: str, n: int) -> Attention:
         c, missing = self.config, self.config.head_dim - self.family.value_dim
         order = rotary_order(c.head_dim, self.family)
         turned = (c.heads + c.kv_heads) * c.head_dim
@@ -85,8 +88,8 @@ class PanguV2Weights(Weights):
             None,
             self._pack([F.pad(out, (0, missing)).flatten(1)]),
             None,
-            key_norm,
-            self._sinks(prefix, order, key_norm) if self.family.sinks else None,
+            key_norm=key_norm,
+            sinks=self._sinks(prefix, order, key_norm) if self.family.sinks else None,
         )
 
     def _sinks(self, prefix: str, order: list[int], key_norm: Tensor) -> Sinks:
@@ -99,25 +102,6 @@ class PanguV2Weights(Weights):
             values = self._plain(f"{prefix}.param_sink_value")
             values = F.pad(values, (0, c.head_dim - family.value_dim))
         return Sinks.of(keys, values, self.ops.block, wide(self.dtype))
-
-    def _best(self, prefix: str) -> BestOfAll:
-        family, sums = self.family, wide(self.dtype)
-        experts = [f"{prefix}.experts.{e}" for e in range(self.config.experts)]
-        gate = self._plain(f"{prefix}.gate.weight", dtype=sums)
-        bias = torch.zeros(len(gate), dtype=sums, device=self.device)
-        if family.expert_bias:
-            bias = self._plain(f"{prefix}.gate.e_score_correction_bias", dtype=sums)
-        return BestOfAll(
-            self.ops,
-            family.top_k,
-            self.ops.pack(gate),
-            bias,
-            [self._matrix(expert, "gate", "up") for expert in experts],
-            [self._matrix(expert, "down") for expert in experts],
-            self._mlp(f"{prefix}.shared_experts", bias=False),
-            family.expert_norm,
-            family.expert_scale,
-        )
 
 
 @dataclass(slots=True)

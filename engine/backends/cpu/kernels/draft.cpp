@@ -89,6 +89,7 @@ void DraftHead::add_words(int64_t context, const int64_t* ids, const float* rows
     check_tokens(ids, count);
     check(limits::VOCABULARY, (int64_t)own.ids.size() + count + 1);
     const Format& format = format_of(shape().head.format);
+    if (!format.pack) refuse("no word can be added to a head in format %d", shape().head.format);
     const int hidden = shape().hidden;
     const size_t bytes = format.tile_bytes(hidden);
     for (int i = 0; i < count; i++) {

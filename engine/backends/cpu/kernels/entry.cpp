@@ -32,7 +32,7 @@ void multiply_rows(Step& step, int thread, int& phase, const Matrix& m, const fl
                                       format_of(m.format), m.inputs, model.ready_bytes, model.space.ready,
                                       model.scratch[thread].ready,
                                       [&](int i) { return rows + (size_t)i * width; });
-    step.add_to_x(thread, phase, m, ready, model.ready_bytes, -1, next);
+    step.add_to_x(thread, phase, m, ready, model.ready_bytes, -1, nullptr, next);
 }
 
 }  // namespace
@@ -42,8 +42,8 @@ void run_entry(Step& step, int thread, int& phase) {
     const Shape& s = model.shape;
     const StepArgs& a = step.args;
     const bool paired = !s.entry.outputs;  // the layer reads the pair itself
-    const Matrix& after = paired ? model.layers[0].qkv : s.entry;
-    auto stream = [&](const Matrix& m) { return stream_of(m).slice(thread, step.threads); };
+    const Stream layer = qkv_stream(model.layers[0]).slice(thread, step.threads);
+    const Stream after = paired ? layer : stream_of(s.entry).slice(thread, step.threads);
     auto row = [&](int t) { return model.space.x + (size_t)t * model.hidden_pad; };
     auto pair = [&](int t) { return model.space.pair + (size_t)t * model.pair_width; };
     // The row's norm goes to one half of the pair, and x is cleared for what is added to it next;
@@ -74,14 +74,14 @@ void run_entry(Step& step, int thread, int& phase) {
             if (s.normed_output) std::copy_n(step.normed(thread, t, s.norm), s.hidden, row(t));
             norm_hidden(t);
         }
-    }, stream(a.fused ? s.fuse : after));
+    }, a.fused ? stream_of(s.fuse).slice(thread, step.threads) : after);
     if (a.fused) {
-        multiply_rows(step, thread, phase, s.fuse, model.space.level, model.level_width, stream(after));
+        multiply_rows(step, thread, phase, s.fuse, model.space.level, model.level_width, after);
         step.phases.run(phase++, thread, a.rows, norm_hidden);
     }
     if (paired) return;
     multiply_rows(step, thread, phase, s.entry, model.space.pair, model.pair_width,
-                  stream(model.layers[0].qkv));
+                  layer);
 }
 
 }  // namespace fastslow

@@ -1,0 +1,35 @@
+"""openPangu Pro MoE (72B): a shared expert, and routed ones in groups of which each runs one.
+
+MoGE: Tang et al., arXiv 2505.21411.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fastslow.engine.model.cuts import MLP, Cut, Over
+from fastslow.engine.model.families.config_json import ConfigJson
+from fastslow.engine.model.families.decoder import decoder, dense_layers
+from fastslow.engine.model.families.family import Family
+from fastslow.engine.model.fields import MOST_EXPERTS, MOST_WIDTH, boolean, integer
+from fastslow.engine.model.shape import DecoderShape
+
+
+def read(raw: ConfigJson) -> DecoderShape:
+    """`num_experts_per_tok` is the number of groups."""
+    dense, bias = dense_layers(raw), boolean(raw, "bias", True)
+    return replace(
+        decoder(raw, dense=bool(dense)),
+        qkv_bias=bias,
+        out_bias=bias,
+        groups=integer(raw, "num_experts_per_tok"),
+        experts=integer(raw, "num_experts", most=MOST_EXPERTS),
+        moe_intermediate_size=integer(raw, "moe_intermediate_size", most=MOST_WIDTH),
+        shared_intermediate_size=integer(raw, "shared_expert_intermediate_size", most=MOST_WIDTH),
+        mlp_only_layers=dense,
+    )
+
+
+FAMILY = Family(
+    ("PanguProMoEForCausalLM",), read, cuts=((MLP + r"router_scale", Cut(Over.NOBODY)),)
+)
