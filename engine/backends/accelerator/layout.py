@@ -117,7 +117,7 @@ def attention_layout(
                 chains.append((last - first, known + last - skipped, table))
             if trunk:
                 chain_rows.append(np.arange(start, start + trunk))
-        request = _Request(
+        seen = _SeenText(
             start,
             slots,
             np.concatenate((np.arange(len(context)), rows.positions[start:stop])),
@@ -127,9 +127,9 @@ def attention_layout(
         )
         for first in range(0, 0 if chained else trunk, LINE):
             last = min(first + LINE, trunk)
-            lines.append(request.line(first, last, known + first if merged else 0))
+            lines.append(seen.line(first, last, known + first if merged else 0))
         if trunk < stop - start:
-            lines.append(request.line(trunk, stop - start, len(text) if merged else 0))
+            lines.append(seen.line(trunk, stop - start, len(text) if merged else 0))
     laid = BlockTables.of(chains, window) if chains else None
     if not lines:
         return AttentionLayout(None, laid, None)
@@ -138,7 +138,7 @@ def attention_layout(
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
+class _SeenText:
     """What a request's rows see. start: its first row. slots, positions: of its committed tokens and
     then of its rows. parents: of the rows."""
 
