@@ -214,7 +214,9 @@ def test_what_drafter_self_cannot_run(
 def test_drafters_are_built_by_name() -> None:
     cpu = torch.device("cpu")
     target: Any = SimpleNamespace(
-        config=SimpleNamespace(groups=8, chosen=8, router=None, shared_intermediate_size=8),
+        config=SimpleNamespace(
+            groups=8, chosen=8, router=None, shared_intermediate_size=8, vocab_size=90
+        ),
         device=cpu,
     )
     cache: Any = SimpleNamespace(storage=SimpleNamespace(device=cpu))

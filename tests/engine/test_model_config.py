@@ -63,7 +63,11 @@ def test_counts_of_a_dense_model_do_not_know_groups() -> None:
         ("rms_norm_eps", float("nan"), "rms_norm_eps nan must be a finite number"),
         ("rope_theta", "big", "rope_theta 'big' must be a number"),
         ("tie_word_embeddings", "yes", "tie_word_embeddings 'yes' must be true or false"),
-        ("rope_scaling", {"type": "longrope", "factor": 2.0}, "type 'longrope' is not one of the known"),
+        (
+            "rope_scaling",
+            {"type": "longrope", "factor": 2.0},
+            "type 'longrope' is not one of the known",
+        ),
         ("rope_scaling", {"type": "linear"}, "factor is missing"),
         ("rope_scaling", {"type": "linear", "factor": 0.5}, "factor 0.5 must be at least 1"),
         ("rope_scaling", "linear", "rope_scaling must be an object"),

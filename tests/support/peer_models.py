@@ -1,0 +1,179 @@
+"""Tiny random models made and run by transformers, whose answers ours are compared with."""
+
+from __future__ import annotations
+
+import math
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "original_max_position_embeddings": 64}
+LATE = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}
+MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "head_dim": 24}
+OSS = {"num_local_experts": 8, "num_experts_per_tok": 3, "head_dim": 16, "sliding_window": 8}
+TYPES = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+
+# Class of transformers, and the fields of each shape; the first of a class runs by default.
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama biases tied": (
+        "Llama",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "llama linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0}}),
+    "llama yarn": ("Llama", {"rope_parameters": {**YARN, "factor": 8.0}}),
+    "llama yarn factor": (
+        "Llama",
+        {"rope_parameters": {**YARN, "factor": 4.0, "attention_factor": 0.7, "truncate": False}},
+    ),
+    "llama yarn mscale": (
+        "Llama",
+        {
+            "rope_parameters": {
+                **YARN,
+                "factor": 6.0,
+                "mscale": 0.9,
+                "mscale_all_dim": 0.4,
+                "beta_fast": 20.0,
+                "beta_slow": 2.0,
+            }
+        },
+    ),
+    "mistral": ("Mistral", {"sliding_window": 7}),
+    "mistral no window": ("Mistral", {"sliding_window": None, "head_dim": 24}),
+    "mistral window of one": ("Mistral", {"sliding_window": 1, "tie_word_embeddings": True}),
+    "qwen2": ("Qwen2", LATE),
+    "qwen2 tied": ("Qwen2", {"tie_word_embeddings": True, "sliding_window": 9}),
+    "qwen2 types": ("Qwen2", {**LATE, "layer_types": TYPES}),
+    "qwen2 yarn": ("Qwen2", {"rope_parameters": {**YARN, "factor": 4.0}}),
+    "qwen3": ("Qwen3", {"head_dim": 24, "tie_word_embeddings": True}),
+    "qwen3 biases": ("Qwen3", {"head_dim": 16, "attention_bias": True}),
+    "qwen3 windows": ("Qwen3", {"head_dim": 32, **LATE}),
+    "qwen3 yarn": ("Qwen3", {"head_dim": 16, "rope_parameters": {**YARN, "factor": 4.0}}),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
+    "smollm3 list": (
+        "SmolLM3",
+        {"no_rope_layers": [0, 1, 1, 0], "tie_word_embeddings": False, "attention_bias": True},
+    ),
+    "smollm3 windows": (
+        "SmolLM3",
+        {"use_sliding_window": True, "sliding_window": 6, "mlp_bias": True},
+    ),
+    "qwen3_moe": ("Qwen3Moe", {**MOE, "norm_topk_prob": True, "mlp_only_layers": [1]}),
+    "qwen3_moe as they are": ("Qwen3Moe", {**MOE, "norm_topk_prob": False}),
+    "qwen3_moe step": (
+        "Qwen3Moe",
+        {**MOE, "norm_topk_prob": False, "decoder_sparse_step": 2, "tie_word_embeddings": True},
+    ),
+    "qwen3_moe step and list": (
+        "Qwen3Moe",
+        {**MOE, "norm_topk_prob": True, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
+    ),
+    "qwen3_moe windows": (
+        "Qwen3Moe",
+        {**MOE, "use_sliding_window": True, "sliding_window": 5, "attention_bias": True},
+    ),
+    "gpt_oss": ("GptOss", OSS),
+    "gpt_oss types": (
+        "GptOss",
+        {**OSS, "layer_types": TYPES, "swiglu_limit": 1.5, "tie_word_embeddings": True},
+    ),
+    "gpt_oss one expert": ("GptOss", {**OSS, "num_experts_per_tok": 1, "attention_bias": False}),
+    "gpt_oss plain rotary": (
+        "GptOss",
+        {**OSS, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    ),
+}
+FIRST = tuple({kind: name for name, (kind, _) in reversed(SHAPES.items())}.values())
+
+
+@cache
+def transformers() -> Any:
+    """The library, without a torchaudio that was built for a GPU and cannot be loaded here."""
+    sys.modules.setdefault("torchaudio", None)  # type: ignore[arg-type]
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def build(name: str, seed: int = 0, **fields: Any) -> Any:
+    """A random model of transformers, float32, whose logits spread over several units."""
+    library, (kind, own) = transformers(), SHAPES[name]
+    config = getattr(library, f"{kind}Config")(**{**SMALL, **own, **fields})
+    config._attn_implementation = "eager"
+    model = getattr(library, f"{kind}ForCausalLM")(config).eval()
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for label, weight in model.named_parameters():
+            weight.copy_(_numbers(label, weight, random))
+    model.tie_weights()
+    return model
+
+
+def _numbers(label: str, weight: Tensor, random: torch.Generator) -> Tensor:
+    numbers = torch.randn(weight.shape, generator=random)
+    if label.endswith("norm.weight"):
+        return 1 + 0.2 * numbers
+    if label.endswith("bias"):
+        return 0.3 * numbers
+    if label.endswith("sinks"):
+        return numbers
+    gain = 1.5 if ".layers." in label else 3.0
+    return numbers * (gain / math.sqrt(weight.shape[-1]))
+
+
+def logprobs(model: Any, tokens: list[int]) -> Tensor:
+    """float64 [T, V]."""
+    with torch.no_grad():
+        logits: Tensor = model(torch.tensor([tokens])).logits[0]
+    return logits.double().log_softmax(-1)
+
+
+def write(folder: Path, model: Any) -> Path:
+    """As transformers saves it."""
+    model.save_pretrained(folder)
+    return folder
+
+
+def pack_experts(folder: Path, model: Any, seed: int = 0) -> None:
+    """Give a gpt-oss model experts that MXFP4 can hold, and its folder these in MXFP4."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    random = torch.Generator().manual_seed(seed)
+    packed: dict[str, Tensor] = {}
+    for n, layer in enumerate(model.model.layers):
+        experts = layer.mlp.experts
+        for stem in ("gate_up_proj", "down_proj"):
+            weight = getattr(experts, stem)
+            count, inputs, outputs = weight.shape
+            shape = (count, outputs, inputs // 32)
+            blocks = torch.randint(256, (*shape, 16), generator=random, dtype=torch.uint8)
+            scales = torch.randint(122, 125, shape, generator=random, dtype=torch.uint8)
+            floats = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+            weight.data.copy_(floats)
+            name = f"model.layers.{n}.mlp.experts.{stem}"
+            packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    file = folder / "model.safetensors"
+    dropped = {name.removesuffix("_blocks") for name in packed}
+    kept = {name: tensor for name, tensor in load_file(file).items() if name not in dropped}
+    save_file(kept | packed, file, {"format": "pt"})
