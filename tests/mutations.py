@@ -880,10 +880,10 @@ MUTATIONS = (
         GGUF_FORMATS,
     ),
     swap(
-        "every run of a matrix is read as the first",
-        "engine/backends/cpu/kernels/step.h",
-        "if (m.runs) at = run_at(",
-        "if (m.runs > 2) at = run_at(",
+        "values are read as if they were in the keys' format",
+        "engine/backends/cpu/decoder.py",
+        "found[name] = library.CMatrix(tiles, bias, run.format,",
+        "found[name] = library.CMatrix(tiles, bias, piece.runs[1].format,",
         GGUF_FORMATS,
     ),
     swap(

@@ -122,9 +122,9 @@ def head_matrices(whole: CMatrix, heads: int, kv_heads: int, head_rows: int) -> 
     found, first, counts = {}, 0, (heads, kv_heads, kv_heads)
     for name, count in zip(("queries", "keys", "values"), counts):
         tiles = whole.tiles + first // TILE * tile_bytes(whole.format, whole.inputs)
-        bias = whole.bias + 4 * first if whole.bias else None
-        found[name] = CMatrix(tiles, bias, whole.format, whole.inputs, count * head_rows)
-        first += count * head_rows
+        bias, outputs = whole.bias and whole.bias + 4 * first, count * head_rows
+        found[name] = CMatrix(tiles, bias, whole.format, whole.inputs, outputs)
+        first += outputs
     return found
 
 
@@ -388,9 +388,7 @@ def read_bandwidth(block: NDArray[Any], threads: int) -> float:
 def available() -> bool:
     """Whether the kernels run on this machine; if not, one line in the log says what that costs and why."""
     if level() == "off":
-        logger.info(
-            "the CPU kernels are switched off, plain torch runs instead, several times slower"
-        )
+        logger.info("the CPU kernels are switched off, plain torch runs, several times slower")
         return False
     try:
         kernels()
