@@ -173,7 +173,7 @@ class DraftKernels:
         layer = library.CLayer(
             attention_norm=None if paired else self._vector(weights["attention_norm"]),
             mlp_norm=self._vector(weights["mlp_norm"]),
-            **library.head_matrices(
+            **orders.head_matrices(
                 pack("qkv", heads, 2 * shape.hidden if paired else shape.hidden),
                 shape.heads,
                 shape.kv_heads,

@@ -117,17 +117,6 @@ class CMatrix(Checked):
     _fields_ = _fields((c_void_p, "tiles bias"), (c_int32, "format inputs outputs unused"))
 
 
-def head_matrices(whole: CMatrix, heads: int, kv_heads: int, head_rows: int) -> dict[str, CMatrix]:
-    """Queries, keys and values of one packed matrix, which lie in this order, `head_rows` rows a head."""
-    found, first, counts = {}, 0, (heads, kv_heads, kv_heads)
-    for name, count in zip(("queries", "keys", "values"), counts):
-        tiles = whole.tiles + first // TILE * tile_bytes(whole.format, whole.inputs)
-        bias, outputs = whole.bias and whole.bias + 4 * first, count * head_rows
-        found[name] = CMatrix(tiles, bias, whole.format, whole.inputs, outputs)
-        first += outputs
-    return found
-
-
 class CLayer(Checked):
     _fields_ = _fields(
         (c_void_p, "attention_norm mlp_norm attention_post_norm mlp_post_norm"),

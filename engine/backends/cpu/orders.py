@@ -1,9 +1,10 @@
-"""In which order the kernels want the rows of a matrix, by number; -1 is a row of zeros."""
+"""In which order the kernels want the rows of a matrix, by number; -1 is a row of zeros. And where heads lie then."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.library import TILE
 from fastslow.engine.types import Ints
 
@@ -23,6 +24,19 @@ def heads_order(count: int, dim: int, dims: Ints | None = None, first: int = 0) 
     """
     own = _padded(np.arange(dim) if dims is None else dims, TILE)
     return np.concatenate([np.where(own < 0, -1, own + first + n * dim) for n in range(count)])
+
+
+def head_matrices(
+    whole: library.CMatrix, heads: int, kv_heads: int, head_rows: int
+) -> dict[str, library.CMatrix]:
+    """Queries, keys and values of one packed matrix, which lie in this order, `head_rows` rows a head."""
+    found, first, counts = {}, 0, (heads, kv_heads, kv_heads)
+    for name, count in zip(("queries", "keys", "values"), counts):
+        tiles = whole.tiles + first // TILE * library.tile_bytes(whole.format, whole.inputs)
+        bias = whole.bias + 4 * first if whole.bias else None
+        found[name] = library.CMatrix(tiles, bias, whole.format, whole.inputs, count * head_rows)
+        first += count * head_rows
+    return found
 
 
 def gate_up_order(neurons: int) -> Ints:

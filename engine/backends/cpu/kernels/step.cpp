@@ -14,7 +14,8 @@
 namespace fastslow {
 
 // The most that a layer takes: qkv, attention, merge, out, shared and routed experts, down, two norms behind
-// them, and seven times rows made ready; keys and values of other formats than queries, twice two more. The rest: embedding or entry, and the head with its rows.
+// them, and seven times rows made ready; keys and values of other formats than queries, twice two more. The
+// rest: embedding or entry, and the head with its rows.
 constexpr int LAYER_PHASES = 20, OTHER_PHASES = 2 + ENTRY_PHASES;
 
 int tiles_per_chunk(int tiles, int threads) {
