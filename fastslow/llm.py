@@ -208,6 +208,8 @@ class LLM:
                 None: among all calls without one, but for answers of `remember="by_key"`. Or a list.
             allow_special: special tokens that a prompt spells, such as <|im_end|>, are marks; otherwise
                 they are text, since a user may have written them. Or a list.
+            chat_template_kwargs: variables of the chat template, such as {"reasoning_effort": "medium"};
+                they win over what the mode asks for. Or a list.
             progress: for a list of prompts, draw a bar on a terminal: how many are answered.
 
         Returns:
@@ -260,7 +262,7 @@ class LLM:
         self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
     ) -> PieceStream:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Options are
-        those of `generate`: mode, speculation, timeout, memory_key, allow_special.
+        those of `generate`: mode, speculation, timeout, memory_key, allow_special, chat_template_kwargs.
 
         Everything is checked before this returns, and the first `next` starts the request. Leaving
         the loop early, or `close`, ends it; the stream's `output` then has the answer so far.

@@ -22,6 +22,7 @@ from typing import Any
 from peer.child import Run, serve
 
 WHERE = "IK_LLAMA_BIN"
+SPARE = 512  # tokens of context that its program asks for besides
 
 
 class IkLlama:
@@ -34,7 +35,7 @@ class IkLlama:
         return {"versions": {"ik_llama.cpp": self._rows("llama-bench", 8, 0)[0]["build_commit"]}}
 
     def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
-        batch, room = len(prompts), len(prompts) * (len(prompts[0]) + tokens)
+        batch, room = len(prompts), len(prompts) * (len(prompts[0]) + tokens) + SPARE
         sizes: list[str | int] = [
             "-npp",
             len(prompts[0]),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
-from fastslow.engine.backends.accelerator.weights import Stacked
+from fastslow.engine.backends.accelerator.pangu_v2 import stacked_class
 from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.decoder import CpuDecoder, unsupported
@@ -120,8 +120,9 @@ def load_model(
         raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which cannot run")
     with checkpoint.quantised(progress) as tensors:
         int8 = tensors.linear if quantization == W8A8 else no_int8
-        if ops is not None and config.pangu_v2 is None and picked != torch.float64:
-            return PagedDecoder(Stacked(config, ops, picked, where, tensors.read, int8))
+        if ops is not None and picked != torch.float64:
+            stacked = stacked_class(config)
+            return PagedDecoder(stacked(config, ops, picked, where, tensors.read, int8))
         kind = weights_class(config)
         return Decoder(kind(config, ops_for(place.kind), picked, where, tensors.read, int8))
 
@@ -206,8 +207,6 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
                 f"quantization {quantization!r} needs the CPU kernels, which are not available "
                 "on this machine; the log says why"
             )
-    if config.pangu_v2 is not None and device == "npu":
-        raise ValueError(f"{config.architecture} does not run on 'npu' yet: use 'cpu' or 'cuda'")
     reason = unsupported(config)
     if quantization not in ("none", OWN, W8A8) and reason is not None:
         raise ValueError(f"quantization {quantization!r} needs the CPU kernels, but {reason}")

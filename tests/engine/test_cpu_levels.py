@@ -25,6 +25,7 @@ KERNEL_TESTS = [
     "engine/test_kv_tiles.py",
     "engine/test_kv_int8.py",
     "draft/test_draft_kernels.py",
+    "draft/test_eagle_kernels.py",
     "draft/test_head_checks.py",
     "draft/test_suffix.py",
 ]

@@ -19,7 +19,7 @@ from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.formats import EMBEDDING, GGUF_FORMATS, Format, Formats
-from fastslow.engine.backends.cpu.packed import MatrixRuns, PackedMatrix, Sources
+from fastslow.engine.backends.cpu.packed import MatrixRuns, Sources
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
@@ -250,7 +250,7 @@ def test_a_mixture_of_types_runs_as_its_numbers_do(
     made = Made(tmp_path, mixture, tied)
     decoder = made.decoder()
     qkv = decoder._arena.pieces["0.qkv"]
-    assert isinstance(qkv, PackedMatrix if mixture == "in floats" else MatrixRuns)
+    assert isinstance(qkv, MatrixRuns)
     tokens = texts.tokens_of(40)
     found = texts.logits(decoder, tokens)
     want = texts.logits(load_model(made.folder, "float32"), tokens)

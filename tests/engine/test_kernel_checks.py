@@ -168,11 +168,11 @@ def test_the_kernels_hold_the_limits_that_python_reads(model: CpuDecoder, field:
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("hidden", 65, "matrix qkv is .* by 64, not .* by 65"),
-        ("heads", 6, "matrix qkv is"),
+        ("hidden", 65, "matrix queries is .* by 64, not .* by 65"),
+        ("heads", 6, "matrix queries is"),
         ("heads", 5, "heads=5 must be a multiple of kv_heads=2"),
         ("heads", 130, r"heads_per_kv_head=65 must be in 1\.\.64"),
-        ("head_dim", 48, "matrix qkv is"),
+        ("head_dim", 48, "matrix queries is"),
         ("head_dim", 15, "head_dim=15 even"),
         ("neurons", 8, "a layer has 64 neurons, not 1 to 8"),
         ("vocabulary", 1000, "matrix head is 96 by 64, not 1024 by 64"),

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import checkpoints
+import eagle_tools
 import gguf_tools
 import head_tools
 import pangu_v2_tools
@@ -150,6 +151,12 @@ def _with_head(folder: Path) -> Path:
     config, weights = head_tools.tiny_weights(target, (0, 1), 10)
     head_tools.write_head(target / "draft_head.safetensors", config, weights)
     return target
+
+
+def _with_eagle(folder: Path, layout: str, **fields: Any) -> None:
+    """A published head beside the target."""
+    _chatty(folder)
+    eagle_tools.write_eagle(folder.with_name("eagle"), folder, layout, 40, **fields)
 
 
 def _with_draft(folder: Path) -> None:
@@ -290,6 +297,14 @@ KINDS: dict[str, Kind] = {
     "dynamic": Kind(lambda f: _exported(f, "W8A8_DYNAMIC")),
     "static": Kind(lambda f: _exported(f, "W8A8")),
     "head": Kind(_with_head, drafters=({"drafter": "head", "nodes": 4, "width": 2},)),
+    "eagle": Kind(
+        lambda f: _with_eagle(f, "original", attention_bias=True),
+        drafters=({"drafter": "head", "head": "@eagle", "nodes": 4, "width": 2},),
+    ),
+    "eagle-library": Kind(
+        lambda f: _with_eagle(f, "speculators", embedding=True, fc_norm=True, norm_output=True),
+        drafters=({"drafter": "head", "head": "@eagle", "nodes": 4},),
+    ),
     "draft": Kind(_with_draft, drafters=({"drafter": "model", "model": "@draft"},)),
     "across": Kind(_across, drafters=({"drafter": "model", "model": "@draft"},)),
     "blocks": Kind(_with_blocks),

@@ -120,10 +120,11 @@ class CheckpointFacts:
                 f"shared {c.shared_intermediate_size}"
             )
         elif c.router is not None:
+            shared = f"shared {c.shared_intermediate_size}"
             dense = f"; dense layers: {len(c.mlp_only_layers)}" if c.mlp_only_layers else ""
             lines["experts"] = (
                 f"best {c.chosen} of {c.experts}, each of {c.moe_intermediate_size}; "
-                f"shared {c.shared_intermediate_size}{dense}"
+                f"{shared if c.shared_intermediate_size else 'none shared'}{dense}"
             )
         else:
             lines["MLP"] = f"dense, {c.intermediate_size}"
@@ -158,14 +159,16 @@ def shards_table(plan: ShardPlan) -> Table:
     """A line a rank, and what a row of a layer costs in bytes sent."""
     name, sent = str(plan.dtype).removeprefix("torch."), format_bytes(_sent(plan))
     title = f"{plan.parallel} in {name}; a row of a layer sends {sent} between ranks"
-    titles = ("rank", "dp rank", "heads", "KV heads", "groups", "weights", "KV per token")
+    routed = "groups" if plan.config.groups else "experts"
+    titles = ("rank", "dp rank", "heads", "KV heads", routed, "weights", "KV per token")
     table = Table(*titles, title=title)
     for share in plan.shares:
         place = share.place
-        groups = f"{place.groups.start}-{place.groups.stop - 1}" if place.groups else "-"
+        held = place.groups or place.experts
+        shown = f"{held.start}-{held.stop - 1}" if held else "-"
         counts = map(str, (place.rank, place.dp_rank, place.heads, place.kv_heads))
         sizes = map(format_bytes, (share.weights, share.kv_per_token))
-        table.add_row(*counts, groups, *sizes)
+        table.add_row(*counts, shown, *sizes)
     return table
 
 
@@ -178,6 +181,7 @@ def shards_record(plan: ShardPlan) -> dict[str, Any]:
             {
                 **{n: getattr(share.place, n) for n in ("rank", "dp_rank", "heads", "kv_heads")},
                 "groups": list(share.place.groups),
+                "experts": list(share.place.experts),
                 "weights": share.weights,
                 "kv_per_token": share.kv_per_token,
             }

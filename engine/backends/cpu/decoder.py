@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +17,12 @@ from fastslow.engine.backends.cpu.library import (
     BOOL,
     FLOAT32,
     INT64,
-    TILE,
     UINT8,
     UINT64,
     address,
     tensor_address,
 )
+from fastslow.engine.backends.cpu.orders import plain_order
 from fastslow.engine.backends.cpu.packed import MatrixRuns, PackedMatrix
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
@@ -216,20 +215,24 @@ class CpuDecoder:
 
     def _matrix(self, key: str) -> library.CMatrix:
         piece = self._arena.pieces.get(key)
-        if not isinstance(piece, (PackedMatrix, MatrixRuns)):
+        if not isinstance(piece, PackedMatrix):
             return library.CMatrix()
-        first, *more = piece.runs
-        tiles = accumulate(run.outputs // TILE for run in piece.runs)
-        found = library.CMatrix(
-            tiles=self._at(key),
-            bias=self._at(f"{key}_bias"),
-            format=first.format,
-            inputs=first.inputs,
-            outputs=piece.outputs,
-            runs=len(more),
+        return library.CMatrix(
+            self._at(key), self._at(f"{key}_bias"), piece.format, piece.inputs, piece.outputs
         )
-        for i, (run, tile) in enumerate(zip(more, tiles)):
-            found.first_tile[i], found.run_format[i] = tile, run.format
+
+    def _heads(self, key: str) -> dict[str, library.CMatrix]:
+        """Queries, keys and values, from one matrix, or from one for each behind each other."""
+        c, piece = self.config, self._arena.pieces[key]
+        if not isinstance(piece, MatrixRuns):
+            rows = len(plain_order(c.head_dim))
+            return library.head_matrices(self._matrix(key), c.heads, c.kv_heads, rows)
+        found, tiles, bias = {}, self._at(key), self._at(f"{key}_bias")
+        assert tiles is not None
+        for name, run in zip(("queries", "keys", "values"), piece.runs, strict=True):
+            found[name] = library.CMatrix(tiles, bias, run.format, run.inputs, run.outputs)
+            tiles += run.nbytes
+            bias = None if bias is None else bias + 4 * run.outputs
         return found
 
     def _layer(self, n: int) -> library.CLayer:
@@ -242,7 +245,8 @@ class CpuDecoder:
             expert_gate_up=self._matrix(f"{n}.expert0.gate_up"),
             expert_down=self._matrix(f"{n}.expert0.down"),
             expert_bytes=second - first if routed and first and second else 0,
-            **{k: self._matrix(f"{n}.{k}") for k in ("qkv", "out", "router", "gate_up", "down")},
+            **self._heads(f"{n}.qkv"),
+            **{k: self._matrix(f"{n}.{k}") for k in ("out", "router", "gate_up", "down")},
         )
 
     def _shape(self) -> library.CShape:

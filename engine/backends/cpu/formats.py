@@ -20,7 +20,7 @@ class Format(IntEnum):
     BFLOAT16 = 1
     INT8 = 2  # a scale per output; activations in int8, a scale per 32
     INT4 = 3  # groups of 32 inputs with a scale and a minimum, as in Q4_1; activations as INT8
-    # The numbers of a GGUF file as they are; activations as INT8. These share rows, see MatrixRuns.
+    # The numbers of a GGUF file as they are; activations as INT8.
     Q4_0 = 4
     Q4_1 = 5
     Q5_0 = 6
@@ -78,9 +78,8 @@ class Formats:
         return Format.INT8 if self.kept.issuperset(names) else self.layers
 
     def apart(self, names: Sequence[str]) -> bool:
-        """Whether matrices below each other are unlike, and can still be one matrix in runs."""
-        found = {self.types.get(name, self.layers) for name in names}
-        return len(found) > 1 and all(Format.Q4_0 <= form <= Format.MXFP4 for form in found)
+        """Whether matrices below each other are unlike."""
+        return len({self.matrix((name,)) for name in names}) > 1
 
     def alike(self, prefixes: Iterable[str]) -> Formats:
         """The same with all gates, ups and downs below the prefixes in one format.

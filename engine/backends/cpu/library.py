@@ -114,11 +114,18 @@ def _fields(*groups: tuple[Any, str]) -> list[tuple[str, Any]]:
 
 
 class CMatrix(Checked):
-    _fields_ = _fields(
-        (c_void_p, "tiles bias"),
-        (c_int32, "format inputs outputs runs"),
-        (c_int32 * 2, "first_tile run_format"),
-    )
+    _fields_ = _fields((c_void_p, "tiles bias"), (c_int32, "format inputs outputs unused"))
+
+
+def head_matrices(whole: CMatrix, heads: int, kv_heads: int, head_rows: int) -> dict[str, CMatrix]:
+    """Queries, keys and values of one packed matrix, which lie in this order, `head_rows` rows a head."""
+    found, first, counts = {}, 0, (heads, kv_heads, kv_heads)
+    for name, count in zip(("queries", "keys", "values"), counts):
+        tiles = whole.tiles + first // TILE * tile_bytes(whole.format, whole.inputs)
+        bias = whole.bias + 4 * first if whole.bias else None
+        found[name] = CMatrix(tiles, bias, whole.format, whole.inputs, count * head_rows)
+        first += count * head_rows
+    return found
 
 
 class CLayer(Checked):
@@ -126,7 +133,7 @@ class CLayer(Checked):
         (c_void_p, "attention_norm mlp_norm attention_post_norm mlp_post_norm"),
         (c_void_p, "query_norm key_norm sink_logits sink_keys sink_values"),
         (c_int32, "window unrotated"),
-        (CMatrix, "qkv out gate_up down router"),
+        (CMatrix, "queries keys values out gate_up down router"),
         (c_void_p, "router_scale choice_bias"),
         (CMatrix, "expert_gate_up expert_down"),
         (c_int64, "expert_bytes"),
@@ -149,6 +156,7 @@ class CShape(Checked):
         (c_void_p, "screen_norms"),
         (CMatrix, "fuse entry"),
         (c_void_p, "embedding_norm hidden_norm"),
+        (c_int32, "level normed_residual normed_output"),
     )
 
 
@@ -188,7 +196,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fs_screened": (c_int, [c_void_p]),
     "fs_draft_new": (
         c_int,
-        [POINTER(CShape), POINTER(CLayer), c_void_p, Int64, c_double, POINTER(c_void_p)],
+        [POINTER(CShape), POINTER(CLayer), c_void_p, Int64, c_void_p, POINTER(c_void_p)],
     ),
     "fs_draft_delete": (None, [c_void_p]),
     "fs_draft_open": (c_int64, TEXT),

@@ -71,10 +71,6 @@ class PackedMatrix:
     sources: tuple[str, ...]
 
     @property
-    def runs(self) -> tuple[PackedMatrix, ...]:
-        return (self,)
-
-    @property
     def outputs(self) -> int:
         return len(self.order)
 
@@ -109,7 +105,7 @@ class PackedMatrix:
 
 @dataclass(frozen=True, slots=True)
 class MatrixRuns:
-    """Matrices below each other, each in a format of its own; all formats read the same rows."""
+    """Matrices below each other, each in a format of its own."""
 
     key: str
     runs: tuple[PackedMatrix, ...]

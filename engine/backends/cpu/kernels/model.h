@@ -21,10 +21,7 @@ extern "C" {
 struct Matrix {
     const uint8_t* tiles;
     const float* bias;  // in the order of the packed outputs, padded to whole tiles; may be null
-    int32_t format, inputs, outputs;
-    // Of a matrix whose outputs come in up to three runs, each in a format of its own: how many come after
-    // the first, the tiles that these begin with, and their formats. All are read with the same rows.
-    int32_t runs, first_tile[2], run_format[2];
+    int32_t format, inputs, outputs, unused;
 };
 
 struct Layer {
@@ -35,7 +32,7 @@ struct Layer {
     const float *sink_keys, *sink_values;  // float32 tiles, see tile.h, that every row sees before its text
     int32_t window;     // keys that a row sees, itself the last; 0 = all
     int32_t unrotated;  // queries and keys are not turned
-    Matrix qkv;      // a head at a time, each padded to whole tiles
+    Matrix qkv[3];   // queries, keys, values: a head at a time, each padded to whole tiles
     Matrix out;      // bias included
     Matrix gate_up;  // tiles of 16 gates and their 16 ups; a routed layer's shared experts, if it has any
     Matrix down;
@@ -66,10 +63,13 @@ struct Shape {
     Matrix head;
     Matrix screen;              // the head in int8, or nothing
     const float* screen_norms;  // [2, V padded to tiles] norms of the head's rows, and of their errors
-    // A draft head's entry, see entry.h; without outputs, a row begins with its token's embedding.
+    // A draft head's entry, see entry.h; without `fuse`, a row begins with its token's embedding.
     Matrix fuse;   // features of a target's layers, side by side -> H
-    Matrix entry;  // embedding and hidden state -> H
+    Matrix entry;  // embedding and hidden state -> H; without outputs, the layer's qkv reads both
     const float *embedding_norm, *hidden_norm;
+    int32_t level;  // so many features are divided by their root mean square together; 0: none
+    int32_t normed_residual;  // without `entry`: the layer adds to the normed hidden state
+    int32_t normed_output;    // what the head put out before is normed when it comes in again
 };
 }
 

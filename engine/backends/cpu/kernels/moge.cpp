@@ -225,7 +225,7 @@ void combine(Step& step, int thread, int n, int& phase) {
     const size_t bytes = sharing ? tile_bytes(l.down) : 0, expert_bytes = tile_bytes(l.expert_down);
     float* into = step.sums(l.mlp_post_norm);
     const bool last_layer = n + 1 == model.shape.layers;
-    Stream next = last_layer ? step.head_stream() : stream_of(model.layers[n + 1].qkv);
+    Stream next = last_layer ? step.head_stream() : qkv_stream(model.layers[n + 1]);
     // an expert's run is short: what is asked for meanwhile is that of an expert some jobs later, and in
     // the end of the first ones in the next chunk
     const int later = (int)(AHEAD / (tiles_at_once * expert_bytes)) + 1;

@@ -15,8 +15,8 @@
 namespace fastslow {
 
 // The most that a layer takes: qkv, attention, merge, out, shared and routed experts, down, two norms behind
-// them, and seven times rows made ready. The rest: embedding or entry, and the head with its rows.
-constexpr int LAYER_PHASES = 16, OTHER_PHASES = 2 + ENTRY_PHASES;
+// them, and seven times rows made ready; keys and values of other formats than queries, twice two more. The rest: embedding or entry, and the head with its rows.
+constexpr int LAYER_PHASES = 20, OTHER_PHASES = 2 + ENTRY_PHASES;
 
 int tiles_per_chunk(int tiles, int threads) {
     return std::clamp(tiles / (threads * 16), 1, 8);
@@ -148,9 +148,9 @@ void Step::embed_row(int thread, int i) {
 }
 
 void Step::embed(int thread, int& phase) {
-    if (model.shape.entry.outputs) return run_entry(*this, thread, phase);
+    if (model.shape.fuse.outputs) return run_entry(*this, thread, phase);
     phases.run(phase++, thread, args.rows, [&](int t) { embed_row(thread, t); },
-               stream_of(model.layers[0].qkv).slice(thread, threads));
+               qkv_stream(model.layers[0]).slice(thread, threads));
 }
 
 void Step::layer(int thread, int n, int& phase) {
@@ -278,17 +278,34 @@ static void ask_place(const Step& step, int layer, int head, int row) {
 }
 
 void Step::project(int thread, int n, int& phase) {
+    const Matrix* parts = model.layers[n].qkv;
+    for (int first = 0, last = 1; first < 3; first = last++) {  // at once what takes the same rows
+        while (last < 3 && same_rows(parts[first], parts[last])) last++;
+        project(thread, n, phase, first, last);
+    }
+}
+
+// Queries (0), keys (1) and values (2) from first to before last, whose rows are alike.
+void Step::project(int thread, int n, int& phase, int first_part, int last_part) {
     const Layer& l = model.layers[n];
     const Shape& s = model.shape;
-    const int heads = s.heads + 2 * s.kv_heads, tiles = (s.head_dim + TILE - 1) / TILE;
+    const int ends[] = {0, s.heads, s.heads + s.kv_heads, s.heads + 2 * s.kv_heads};
+    const int first_head = ends[first_part], heads = ends[last_part] - first_head;
+    const int tiles = (s.head_dim + TILE - 1) / TILE;
     Scratch& own = model.scratch[thread];
+    const int width = l.qkv[first_part].inputs;
     const uint8_t* rows =
-        ready(thread, phase, heads, args.rows, narrow(), format_of(l.qkv.format), s.hidden, model.ready_bytes,
-              model.space.ready, own.ready, [&](int i) { return normed(thread, i, l.attention_norm); });
-    const size_t bytes = tile_bytes(l.qkv);
-    phases.run(phase++, thread, heads, [&](int head) {
+        ready(thread, phase, heads, args.rows, narrow(), format_of(l.qkv[first_part].format), width,
+              model.ready_bytes, model.space.ready, own.ready, [&](int i) {
+                  if (width == s.hidden) return normed(thread, i, l.attention_norm);
+                  return (const float*)model.space.pair + (size_t)i * model.pair_width;
+              });
+    phases.run(phase++, thread, heads, [&](int c) {
+        const int head = first_head + c, part = head < ends[1] ? 0 : head < ends[2] ? 1 : 2;
+        const Matrix& m = l.qkv[part];
+        const size_t bytes = tile_bytes(m);
         float* whole = own.head;  // [rows of a block][tiles * TILE]
-        const Format& format = format_of(l.qkv.format);
+        const Format& format = format_of(m.format);
         // a block of rows through all tiles of the head, so that the head is whole when it is turned
         int blocks = (args.rows + format.rows - 1) / format.rows;
         for (int b = 0; b < blocks; b++) {
@@ -297,10 +314,10 @@ void Step::project(int thread, int n, int& phase) {
             if (narrow())
                 for (int i = 0; i < count; i++) ask_place(*this, n, head, first + i);
             for (int t = 0; t < tiles; t++) {
-                int tile = head * tiles + t;
-                multiply(l.qkv, l.qkv.tiles + tile * bytes, rows + first * model.ready_bytes,
+                int tile = (head - ends[part]) * tiles + t;
+                multiply(m, m.tiles + tile * bytes, rows + first * model.ready_bytes,
                          model.ready_bytes, nullptr, count, [&](int, int got, float* out) {
-                             add_bias(l.qkv.bias, tile, got, out);
+                             add_bias(m.bias, tile, got, out);
                              for (int i = 0; i < got; i++)
                                  std::memcpy(whole + ((size_t)i * tiles + t) * TILE, out + i * TILE,
                                              sizeof(float) * TILE);
@@ -401,7 +418,7 @@ void Step::dense(int thread, int n, int& phase) {
                  model.ready_bytes, model.space.ready, own.ready,
                  [&](int i) { return model.space.h + (size_t)i * model.neurons_pad; });
     const bool last = n + 1 == s.layers;
-    Stream next = last ? head_stream() : stream_of(model.layers[n + 1].qkv);
+    Stream next = last ? head_stream() : qkv_stream(model.layers[n + 1]);
     add_to_x(thread, phase, l.down, rows, model.ready_bytes, n, l.mlp_post_norm, next.slice(thread, threads));
 }
 

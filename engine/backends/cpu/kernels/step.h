@@ -133,33 +133,18 @@ struct Step : Task {
 private:
     void layer(int thread, int n, int& phase);
     void project(int thread, int n, int& phase);
+    void project(int thread, int n, int& phase, int first, int last);
     void close_attention(int thread, int n, int& phase);
     void dense(int thread, int n, int& phase);
     void embed(int thread, int& phase);
 };
 
 static inline int tiles_of(const Matrix& m) { return (m.outputs + TILE - 1) / TILE; }
-// Of a matrix in runs, what its tiles would take if all were as the first.
 static inline size_t tile_bytes(const Matrix& m) { return format_of(m.format).tile_bytes(m.inputs); }
-
-// The run that a tile of a matrix is in.
-struct RunAt {
-    const Format* format;
-    const uint8_t* tile;
-};
-static inline RunAt run_at(const Matrix& m, int tile) {
-    RunAt at{&format_of(m.format), m.tiles};
-    int first = 0;
-    for (int i = 0; i < m.runs && m.first_tile[i] <= tile; i++) {
-        at.tile += (m.first_tile[i] - first) * at.format->tile_bytes(m.inputs);
-        at.format = &format_of(m.run_format[i]);
-        first = m.first_tile[i];
-    }
-    at.tile += (tile - first) * at.format->tile_bytes(m.inputs);
-    return at;
-}
-static inline Stream stream_of(const Matrix& m) {
-    return {m.tiles, (size_t)(run_at(m, tiles_of(m)).tile - m.tiles)};
+static inline Stream stream_of(const Matrix& m) { return {m.tiles, tiles_of(m) * tile_bytes(m)}; }
+// Whether two matrices multiply rows that are made ready in the same way.
+static inline bool same_rows(const Matrix& a, const Matrix& b) {
+    return format_of(a.format).prepare == format_of(b.format).prepare;
 }
 
 // How many tiles make a chunk: enough chunks for the threads, none so small that taking it costs.
@@ -176,7 +161,8 @@ struct Run {
 // A run of tiles times rows at base + index * stride: done(tile of the run, first row, rows, out[rows][TILE]).
 template <class Done>
 void multiply_run(const Matrix& m, const Run& run, const uint8_t* base, size_t stride, const int* index,
-                  int count, Done done, const Format& format) {
+                  int count, Done done) {
+    const Format& format = format_of(m.format);
     alignas(64) float out[MOST_ROWS * TILE];
     const uint8_t* rows[MOST_ROWS];
     auto some = [&](int first, int last) {
@@ -194,26 +180,20 @@ void multiply_run(const Matrix& m, const Run& run, const uint8_t* base, size_t s
         some((int)((int64_t)count * b / blocks), (int)((int64_t)count * (b + 1) / blocks));
 }
 
-template <class Done>
-void multiply_run(const Matrix& m, const Run& run, const uint8_t* base, size_t stride, const int* index,
-                  int count, Done done) {
-    multiply_run(m, run, base, stride, index, count, done, format_of(m.format));
-}
-
-// One tile of many: done(first row, rows, out[rows][TILE]). In a matrix of runs, `tile` is where it would
-// lie if all were as the first.
+// One tile of many: done(first row, rows, out[rows][TILE]).
 template <class Done>
 void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t stride, const int* index,
               int count, Done done) {
-    RunAt at{&format_of(m.format), tile};
-    if (m.runs) at = run_at(m, (int)((size_t)(tile - m.tiles) / tile_bytes(m)));
-    multiply_run(m, Run{at.tile, 1, 0, at.tile + AHEAD}, base, stride, index, count,
-                 [&](int, int first, int got, float* out) { done(first, got, out); }, *at.format);
+    multiply_run(m, Run{tile, 1, 0, tile + AHEAD}, base, stride, index, count,
+                 [&](int, int first, int got, float* out) { done(first, got, out); });
 }
 
-// Whether two matrices multiply rows that are made ready in the same way.
-static inline bool same_rows(const Matrix& a, const Matrix& b) {
-    return format_of(a.format).prepare == format_of(b.format).prepare;
+// Queries, keys and values, which mostly lie in a row.
+static inline Stream qkv_stream(const Layer& l) {
+    const Stream first = stream_of(l.qkv[0]), last = stream_of(l.qkv[2]);
+    const size_t all = first.bytes + stream_of(l.qkv[1]).bytes + last.bytes;
+    const bool in_a_row = last.from > first.from && (size_t)(last.from - first.from) + last.bytes <= 2 * all;
+    return in_a_row ? Stream{first.from, (size_t)(last.from - first.from) + last.bytes} : first;
 }
 
 // 16 neurons from their gates and ups: silu(gate) * up (SwiGLU, Shazeer, arXiv 2002.05202); where there is a
