@@ -61,7 +61,7 @@ class EagleConfig:
     def paired(self) -> PairedEntry | None:
         """For the kernels; None where they do not have what the layer does."""
         scaling = self.layer.rope_scaling
-        if self.head_norms or (scaling is not None and scaling.attention_factor != 1):
+        if scaling is not None and scaling.attention_factor != 1:
             return None
         return PairedEntry(
             inverse_frequencies(self.layer, self.layer.context),
@@ -89,7 +89,9 @@ class EagleConfig:
             raise ValueError(f"num_hidden_layers {layers} is not supported, only 1 is")
         fields = {name: inner[name] for name in LAYER_FIELDS if name in inner}
         fields.setdefault("max_position_embeddings", POSITIONS)
-        layer = ModelConfig.from_json({**fields, "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1})
+        layer = ModelConfig.from_json(
+            {**fields, "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1}
+        )
         theirs = integer(raw, "target_hidden_size", layer.hidden_size, most=MOST_WIDTH)
         if theirs != target.hidden_size:
             raise ValueError(

@@ -37,7 +37,9 @@ def on_kernels(folder: Path, target: Path, form: Format) -> KernelRunner:
 
 @pytest.mark.parametrize("form", [Format.FLOAT32, Format.INT4])
 @pytest.mark.parametrize(
-    "fields", [*SHAPES, {"rope_scaling": {"type": "linear", "factor": 4.0}}], ids=str
+    "fields",
+    [*SHAPES, {"model_type": "qwen3"}, {"rope_scaling": {"type": "linear", "factor": 4.0}}],
+    ids=str,
 )
 def test_logits_along_a_chain(
     tmp_path: Path, target: Path, fields: dict[str, Any], form: Format
@@ -100,7 +102,8 @@ def test_a_texts_bits_are_its_own(tmp_path: Path, target: Path) -> None:
 def test_what_the_kernels_do_not_have_runs_in_torch(tmp_path: Path, target: Path) -> None:
     folder = write_eagle(tmp_path / "head", target, "speculators")
     assert type(load_head(folder, target)) is KernelRunner
-    folder = write_eagle(tmp_path / "normed", target, "speculators", model_type="qwen3")
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    folder = write_eagle(tmp_path / "yarn", target, "speculators", rope_scaling=yarn)
     lines: list[str] = []
     sink = logger.add(lambda message: lines.append(message.record["message"]), level="INFO")
     try:

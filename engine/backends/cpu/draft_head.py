@@ -124,7 +124,7 @@ class DraftKernels:
         weights: matrices "fuse" [H, F], "entry" [H, 2H], "qkv", "out", "gate_up", "down"; vectors [H]
             "embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm". With `paired`:
             "qkv" of [.., 2H], no "entry" and no "attention_norm", "head" [D, H]; and any matrix may
-            have a bias, such as "qkv_bias".
+            have a bias, such as "qkv_bias". Where heads are normed: "query_norm", "key_norm".
         head: [V, H], of which the rows `ids` are taken; None: the weights have one.
         ids: int64 [D], the tokens of the head's rows.
         embedding: [V, H], float32 or bfloat16; not copied. A file's rows are read as they are needed.
@@ -173,6 +173,8 @@ class DraftKernels:
         layer = library.CLayer(
             attention_norm=None if paired else self._vector(weights["attention_norm"]),
             mlp_norm=self._vector(weights["mlp_norm"]),
+            query_norm=self._head_norm(weights.get("query_norm")),
+            key_norm=self._head_norm(weights.get("key_norm")),
             **orders.head_matrices(
                 pack("qkv", heads, 2 * shape.hidden if paired else shape.hidden),
                 shape.heads,
@@ -349,11 +351,12 @@ class DraftKernels:
         biases = address("biases", added, FLOAT32, len(rows))
         return library.CMatrix(at, biases, self.form, inputs, len(rows))
 
-    def _vector(self, values: Tensor) -> int:
-        if len(values) != self.shape.hidden:
-            raise ValueError(
-                f"a vector of the head has {len(values)} numbers, not hidden={self.shape.hidden}"
-            )
+    def _head_norm(self, values: Tensor | None) -> int | None:
+        return None if values is None else self._vector(values, "head_dim")
+
+    def _vector(self, values: Tensor, size: str = "hidden") -> int:
+        if len(values) != (wanted := getattr(self.shape, size)):
+            raise ValueError(f"a vector of the head has {len(values)} numbers, not {size}={wanted}")
         memory = self._room(4 * len(values)).view(np.float32)
         memory[:] = values.float().numpy()
         return address("vector", memory, FLOAT32, len(values))
