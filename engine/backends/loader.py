@@ -85,14 +85,16 @@ def load_model(
     picked = pick_dtype(dtype, config, place, ops)
     shard = gguf_shard(Path(folder))
     if quantization == "auto":
-        quantization = _own_quantization(Path(folder), config, dtype, place.kind, scheme)
+        quantization = _own_quantization(
+            Path(folder), config, dtype, place.kind, scheme, checkpoint
+        )
     if quantization == W8A8 and scheme is None:
         raise ValueError(
             f"quantization {W8A8!r} runs checkpoints that are quantised so, and {folder} is not: "
             "see fastslow quantize"
         )
     if _on_kernels(config, picked, place.kind, quantization):
-        formats = _formats(picked, quantization, config, scheme, shard)
+        formats = _formats(picked, quantization, config, scheme, shard, checkpoint)
         if shard is not None and not formats.types:
             logger.info(
                 "{} runs as {}, not in its own numbers, since that was asked for",
@@ -107,7 +109,7 @@ def load_model(
         if memory is None:  # packed on first use
             with (
                 checkpoint.quantised(progress) as tensors,
-                _blocks(Path(folder), config, formats, shard) as packed,
+                _blocks(Path(folder), config, formats, shard, checkpoint) as packed,
             ):
                 memory = store.create(
                     path,
@@ -133,24 +135,24 @@ def _formats(
     config: ModelConfig,
     scheme: Scheme | None,
     shard: GgufShard | None,
+    checkpoint: Checkpoint,
 ) -> Formats:
-    if quantization == OWN:
-        assert shard is not None  # else nothing is its own
-        return _own_formats(shard, dtype, config)
+    head = EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
+    if quantization == OWN and shard is None:
+        return Formats.of_file(dict.fromkeys(checkpoint.mxfp4_names, Format.MXFP4), dtype, head)
+    if quantization == OWN and shard is not None:
+        return _own_formats(shard, dtype, head)
     if quantization != W8A8 or scheme is None:
         return Formats.of(dtype, quantization)
-    head = EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
     return Formats.w8a8(dtype, scheme.kinds, head)
 
 
-def _own_formats(shard: GgufShard, dtype: torch.dtype, config: ModelConfig) -> Formats:
+def _own_formats(shard: GgufShard, dtype: torch.dtype, head: str) -> Formats:
     """Of a GGUF file's matrices; those of types that the kernels do not know run as Q8_0."""
     types = {n: GGUF_FORMATS.get(kind, Format.Q8_0) for n, kind in shard.types().items()}
     if others := sorted({kind for kind in shard.types().values() if kind not in GGUF_FORMATS}):
         logger.info("matrices of type {} are packed as Q8_0, once", ", ".join(others))
-    return Formats.of_file(
-        types, dtype, EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
-    )
+    return Formats.of_file(types, dtype, head)
 
 
 def _storage(
@@ -176,13 +178,13 @@ def _own_quantization(
     dtype: str | torch.dtype,
     device: str,
     scheme: Scheme | None,
+    checkpoint: Checkpoint,
 ) -> str:
-    if is_gguf(folder):
-        kernels = device == "cpu" and library.available() and unsupported(config) is None
+    kernels = device == "cpu" and library.available() and unsupported(config) is None
+    if is_gguf(folder) or checkpoint.mxfp4_names:
         return OWN if dtype == "auto" and kernels else "none"
     if dtype == "auto" and scheme is not None:
-        finer = device == "cpu" and library.available() and unsupported(config) is None
-        inputs = ", inputs per 32, which is finer than per token" if finer else ""
+        inputs = ", inputs per 32, which is finer than per token" if kernels else ""
         logger.info(
             "the weights of {} are W8A8 and run so: {}{}", folder.name, scheme.sentence, inputs
         )
@@ -243,17 +245,21 @@ def pick_dtype(
 
 @contextmanager
 def _blocks(
-    folder: Path, config: ModelConfig, formats: Formats, shard: GgufShard | None
+    folder: Path,
+    config: ModelConfig,
+    formats: Formats,
+    shard: GgufShard | None,
+    checkpoint: Checkpoint,
 ) -> Iterator[ReadBlocks]:
     if shard is not None:
         own = GGUF_FORMATS if formats.types else {"Q4_1": Format.INT4}
         again = bool(formats.types)
         yield lambda name: shard.blocks(name, own, again)
         return
-    if formats.layers is not Format.INT4:
+    if formats.layers is not Format.INT4 and not formats.types:
         yield lambda name: None
         return
-    with blocks(folder, config) as read:
+    with checkpoint.mxfp4() if formats.types else blocks(folder, config) as read:
 
         def array(name: str) -> NDArray[np.uint8] | None:
             found = read(name)

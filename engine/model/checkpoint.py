@@ -130,6 +130,11 @@ class Checkpoint:
 
             yield read
 
+    @property
+    def mxfp4_names(self) -> frozenset[str]:
+        """The matrices that `mxfp4` reads."""
+        return frozenset(n for n, fused in self.fused.items() if fused.take_packed is not None)
+
     @contextmanager
     def mxfp4(self) -> Iterator[Callable[[str], Tensor | None]]:
         """A function that reads a matrix as rows of MXFP4 blocks, uint8 [outputs, inputs / 32 * 17], laid
