@@ -94,7 +94,7 @@ class Judge:
         assert self._high is not None
         config = self._high.config
         mlps = (layer.mlp for layer in self._high.weights.layers)
-        scales = [mlp.scale for mlp in mlps if isinstance(mlp, moge.Moge)]
+        scales = [x.scale for x in mlps if isinstance(x, moge.Moge) and x.scale is not None]
         found: list[Nudge] = []
         for n, (low_TE, high_TE) in enumerate(zip(low, high, strict=True)):
             allowed = SLACK * float((low_TE - high_TE).abs().amax(-1).median())

@@ -12,6 +12,7 @@ from fastslow.draft.head.runner import HeadRunner
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.model.retokenized import model_draft_across
+from fastslow.draft.model.vocab import PaddedTokens
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.several import FallbackDrafter
 from fastslow.draft.suffix.corpus import Corpus
@@ -19,6 +20,7 @@ from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Speculation, nearest
 from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.text.vocabulary import Tokenizer
@@ -64,17 +66,18 @@ class DrafterDeps:
     marginal_value: Callable[[Sequence[RequestView]], MarginalValue] | None = None
 
 
-def check_drafter(settings: Speculation, groups: int, has_head: bool = False) -> list[str]:
+def check_drafter(settings: Speculation, units: RoutedUnits, has_head: bool = False) -> list[str]:
     """The drafters that `settings.drafter` names, in order; see `build_drafter`.
 
     Args:
         settings: what a request asked for.
-        groups: routed groups of the target, 0 for a dense model.
+        units: what the target may run fewer of.
         has_head: whether a head belongs to the target.
 
     Raises:
         ValueError: an unknown name (the message gives the nearest known one), "self" on a dense model
-            without `layers` or with too many groups, "model" without a path, "head" without a head.
+            without `layers` or with too many groups or experts, "model" without a path, "head" without
+            a head.
     """
     if settings.drafter == "auto":
         return ["suffix", "head"] if has_head or settings.head is not None else ["suffix"]
@@ -85,19 +88,21 @@ def check_drafter(settings: Speculation, groups: int, has_head: bool = False) ->
             raise ValueError(f"drafter={settings.drafter!r} is unknown{hint}")
     if "+" in settings.drafter and "|" in settings.drafter:
         raise ValueError(f"drafter={settings.drafter!r} must join names by + or by |, not by both")
-    if "self" in names and not groups and settings.layers is None:
+    if "self" in names and not units.most and settings.layers is None:
         raise ValueError(
-            "drafter='self' needs a model with routed groups, or layers=(...) to keep; "
-            "this one is dense, or its experts are one group"
+            "drafter='self' needs a model with routed groups or experts, or layers=(...) to keep; "
+            "this one is dense"
         )
-    if "self" in names and settings.groups > groups:
-        raise ValueError(f"speculation groups={settings.groups} is outside 0..{groups}")
+    if "self" in names:
+        units.checked("speculation ", settings.groups or None, settings.experts)
     if "model" in names and not settings.model:
-        raise ValueError("drafter='model' needs model=PATH, the folder of the draft model")
+        raise ValueError(
+            "drafter='model' needs model=PATH, a folder or GGUF file, or a built-in name"
+        )
     if "head" in names and not has_head and settings.head is None:
         raise ValueError(
             "drafter='head' needs head=PATH, a head trained for this model by "
-            "`fastslow train-draft`"
+            "`fastslow train-draft`, or the folder of a published EAGLE-3 head"
         )
     return names
 
@@ -114,7 +119,7 @@ def build_drafter(settings: Speculation, deps: DrafterDeps) -> Drafter:
         settings: what a request asked for.
         deps: the engine's parts; its loaders raise ValueError if something does not fit.
     """
-    names = check_drafter(settings, deps.target.config.groups, deps.has_head)
+    names = check_drafter(settings, RoutedUnits.of(deps.target.config), deps.has_head)
     made = [DRAFTERS[name](settings, deps) for name in names]
     if len(made) == 1:
         return made[0]
@@ -138,17 +143,29 @@ def _head(settings: Speculation, deps: DrafterDeps) -> Drafter:
 def _self(settings: Speculation, deps: DrafterDeps) -> Drafter:
     target, width = deps.target, settings.width
     model = target if settings.layers is None else target.layer_subset(settings.layers)
-    groups = settings.groups if target.config.groups else None
     kv = BorrowedKV(deps.cache)
-    return ModelDraft(model, kv, probs_at, groups, width, only_best=only_best)
+    routed = _routed(settings, RoutedUnits.of(target.config))
+    return ModelDraft(model, kv, probs_at, routed, width, only_best=only_best)
+
+
+def _routed(settings: Speculation, units: RoutedUnits) -> int | None:
+    """Groups or experts that run where the target drafts for itself; None for a dense one."""
+    if not units.most:
+        return None
+    if units.name == "groups":
+        return settings.groups
+    return units.drafted if settings.experts is None else settings.experts
 
 
 def _model(settings: Speculation, deps: DrafterDeps) -> Drafter:
     loaded, width = deps.load_model(str(settings.model)), settings.width
     kv = OwnKV(loaded.cache)
+    own, columns = (model.config.vocab_size for model in (loaded.model, deps.target))
     if loaded.tokenizers is None:
-        return ModelDraft(loaded.model, kv, probs_at, width=width, only_best=only_best)
-    columns = deps.target.config.vocab_size
+        padded = None if own == columns else PaddedTokens(own, columns)
+        return ModelDraft(
+            loaded.model, kv, probs_at, width=width, vocab_map=padded, only_best=only_best
+        )
     return model_draft_across(loaded.model, kv, probs_at, *loaded.tokenizers, columns, width)
 
 

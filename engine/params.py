@@ -169,12 +169,19 @@ class Speculation(Params):
     groups: Annotated[StrictInt, Field(ge=0, le=MOST)] = Field(
         default=0, description="routed groups that drafter 'self' runs; 0 = shared experts only"
     )
+    experts: Annotated[StrictInt, Field(ge=0, le=MOST)] | None = Field(
+        default=None,
+        description="the same for a model whose experts are in no groups; None = shared experts only, "
+        "or a quarter of the routed ones where there are none",
+    )
     layers: (
         Annotated[tuple[Annotated[StrictInt, Field(ge=0, le=MOST)], ...], Field(max_length=10_000)]
         | None
     ) = Field(default=None, description="layers that drafter 'self' runs; None = all")
     head: str | Path | None = Field(
-        default=None, description="the trained head's file; None = the one of the model"
+        default=None,
+        description="a trained head's file, or the folder of a published EAGLE-3 head; "
+        "None = the one of the model",
     )
     corpus: str | Path | None = Field(
         default=None, description="stored answers for drafter 'suffix', see `fastslow corpus`"
@@ -182,6 +189,9 @@ class Speculation(Params):
     width: Annotated[StrictInt, Field(ge=1, le=8)] = Field(
         default=1, description="children of a node, for drafters head, self and model; 1 = chains"
     )
+
+    def model_post_init(self, _context: object) -> None:
+        _one_of(self.groups or None, self.experts)
 
 
 class Escalation(Params):
@@ -197,7 +207,7 @@ class Escalation(Params):
     to: Name = Field(default="deep", description="the mode to go on in")
     how: Literal["recompute", "keep", "restart"] = Field(
         default="recompute",
-        description="recompute: the text is read again under the other mode's groups, which is exact; "
+        description="recompute: the text is read again with the other mode's experts, which is exact; "
         "keep: the KV of the first mode stays, which is lossy; restart: the answer is dropped and the "
         "other mode begins anew, with its thinking",
     )
@@ -216,7 +226,7 @@ class Escalation(Params):
 
 
 class Mode(Params):
-    """How a request thinks: which groups of experts run, whether it reasons, its defaults.
+    """How a request thinks: how many experts run, whether it reasons, its defaults.
 
     With `base` it is another mode with some fields changed: `Mode(base="deep", thinking_budget=64)`.
     Fields that are not given are then those of the base.
@@ -233,6 +243,11 @@ class Mode(Params):
     )
     groups: Annotated[StrictInt, Field(ge=0, le=MOST)] | None = Field(
         default=None, description="routed groups per token; None = all, 0 = shared experts only"
+    )
+    experts: Annotated[StrictInt, Field(ge=0, le=MOST)] | None = Field(
+        default=None,
+        description="routed experts per token of a model without groups; None = all that its router "
+        "chooses, 0 = shared experts only, where it has some",
     )
     thinking: Thinking = Field(default="auto", description="off, on, or auto: the model decides")
     thinking_budget: Annotated[StrictInt, Field(ge=0, le=MOST)] | None = Field(
@@ -259,8 +274,10 @@ class Mode(Params):
         default=None,
         description="target of the time to the first token, and of each after it, in milliseconds",
     )
-    may_shorten: tuple[Literal["draft", "groups"], ...] = Field(
-        default=(), description="what may be cut to keep the target; groups is lossy"
+    may_shorten: tuple[Literal["draft", "groups", "experts"], ...] = Field(
+        default=(),
+        description="what may be cut to keep the target; groups, and experts of a model without "
+        "groups, are lossy",
     )
     escalate: Escalation | None = Field(
         default=None, description="go on in another mode where the model is unsure; None = never"
@@ -275,11 +292,26 @@ class Mode(Params):
             raise ValueError(f"a target should be from {least} to {most}")
         return value
 
+    @property
+    def routed(self) -> int | None:
+        """Routed groups, or in a model without groups routed experts, that run per token; None = all."""
+        return self.experts if self.groups is None else self.groups
+
     def model_post_init(self, _context: object) -> None:
+        _one_of(self.groups, self.experts)
         most = self.thinking_budget
         if self.base is None and self.thinking_soft > (most or 0):
             limit = "needs a thinking_budget" if most is None else f"exceeds thinking_budget={most}"
             raise ValueError(f"thinking_soft={self.thinking_soft} {limit}")
+
+
+def _one_of(groups: int | None, experts: int | None) -> None:
+    """Refuse two counts of what runs, of which every model has one."""
+    if groups is not None and experts is not None:
+        raise ValueError(
+            f"groups={groups} and experts={experts} are both given: groups is for models whose experts "
+            "are in groups, experts for all others"
+        )
 
 
 def shown(value: object) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-ALL_GROUPS = -1  # in Rows.groups: every routed group runs
+ALL_GROUPS = -1  # in Rows.groups: every routed group runs, or every expert that a router chooses
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Segment:
     parents: Sequence[int]  # [t] row of this segment it follows; -1 follows the context
     slots: Ints  # [t] KV slot that each row writes
     context: Ints  # [c] KV slots of the committed tokens, in order, that every row reads
-    groups: int | None = None  # routed groups to run; None = all, 0 = shared experts only
+    groups: int | None = None  # routed groups to run, or without groups experts; None = all
     outputs: Sequence[int] = ()  # rows of this segment whose logits are wanted
     max_len: int = 0  # the longest text this request may become (rotary scaling may depend on it)
     only_best: bool = False  # of the outputs' logits, the likeliest token is enough
@@ -132,7 +132,9 @@ class Rows:
     positions: Ints  # [T]
     slots: Ints  # [T]
     parents: Ints  # [T] row index inside the request's own segment, or -1
-    groups: Ints  # [T] routed groups to run for this row, ALL_GROUPS = all
+    groups: (
+        Ints  # [T] routed groups (without groups: experts) to run for this row, ALL_GROUPS = all
+    )
     starts: Ints  # [B+1] request b owns rows starts[b] : starts[b+1]
     outputs: Ints  # [M] rows whose logits are wanted
     only_best: NDArray[np.bool_]  # [M] of these, the likeliest token is enough
@@ -380,7 +382,7 @@ class StepCostModel(Protocol):
         """What a step took, and what it made."""
 
     def seconds(self, groups: int | None, rows: int) -> float:
-        """What a step of so many rows takes, if none runs more than so many routed groups."""
+        """What a step of so many rows takes, if none runs more than so many routed groups or experts."""
 
     def draft_seconds(self, drafter: object) -> float | None:
         """What a drafter takes for a node of depth; None: unknown, or nothing."""

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastslow.engine.core.request import Listener, Request
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
-from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags
+from fastslow.engine.text.channels import splitter
+from fastslow.engine.text.thought import ThoughtTags
 from fastslow.input_processor import EncodedPrompt
 from fastslow.output import Completion, Metrics, Output, Piece
 
@@ -37,6 +39,7 @@ class ChoiceHandle:
             first where its confidence falls. Nothing of the first is streamed while it may still be
             replaced.
         tags: the model's thinking tags, if it has any.
+        units: what the model's modes may run fewer of.
         decision: why this mode, for the metrics.
         called: when the call came, of `time.monotonic`.
 
@@ -52,10 +55,12 @@ class ChoiceHandle:
         self,
         candidates: Callable[[Listener], list[Candidate]],
         tags: ThoughtTags | None,
+        units: RoutedUnits,
         decision: str,
         called: float,
     ) -> None:
         self._tags = tags
+        self._units = units
         self._decision = decision
         self._called = called
         self.streaming = False
@@ -96,8 +101,8 @@ class ChoiceHandle:
         if self._tags is not None and asked and self._tags.strayed(stopper.text):
             opened = True
             thinking = thinking and thinking.reopened()
-        splitter = ThoughtSplitter(self._tags, opened)
-        parts = [splitter.push(stopper.text), splitter.finish()]
+        whole = splitter(self._tags, opened)
+        parts = [whole.push(stopper.text), whole.finish()]
         return Completion(
             text="".join(text for _, text in parts),
             reasoning="".join(reasoning for reasoning, _ in parts),
@@ -110,7 +115,7 @@ class ChoiceHandle:
         )
 
     def _begin(self) -> None:
-        self._splitter = ThoughtSplitter(self._tags, self.prompt.opened)
+        self._splitter = splitter(self._tags, self.prompt.opened)
         self._sent = self.request.prompt_length
 
     def _on_step(self, request: Request) -> None:
@@ -184,6 +189,7 @@ class ChoiceHandle:
             thinking_ended=ended,
             prompt_tokens=request.prompt_length,
             run_seconds=max(0.0, tally.last_token - tally.began),
+            **self._units.running(request.groups),
         )
 
     def _thought(self, thinking: Thinking | None) -> tuple[int, Ended | Literal["length"] | None]:

@@ -25,6 +25,7 @@ from fastslow.engine.host.machine import give_back
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.families.pangu_v2 import has_mtp_layer
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Speculation
 from fastslow.engine.text.tokenizer import same_vocabulary
 from fastslow.engine.text.vocabulary import Tokenizer
@@ -94,6 +95,7 @@ class DrafterFactory:
         self._corpora: WeakValueDictionary[Path, Corpus] = WeakValueDictionary()
         self._own_head = own_head(folder)
         self._has_mtp = has_mtp_layer(folder)
+        self._units = RoutedUnits.of(target.config)
         self._deps = DrafterDeps(
             target=target,
             cache=kv,
@@ -121,7 +123,7 @@ class DrafterFactory:
             return OFF
         if self._closed:
             raise RuntimeError("this LLM is closed; make a new one")
-        names = check_drafter(settings, self._deps.target.config.groups, self._deps.has_head)
+        names = check_drafter(settings, self._units, self._deps.has_head)
         # it matters whether the length is fixed, not how long it is
         nodes = None if settings.nodes is None else 0
         usual = {"nodes": nodes, "accept": "auto", "step_score": Speculation().step_score}
@@ -213,26 +215,27 @@ class DrafterFactory:
     def _load_model(self, path: str) -> tuple[Model, tuple[Tokenizer, Tokenizer] | None]:
         folder = resolve_model(path)
         theirs = find_tokenizer(folder)
-        tokenizers = None
+        both = None
         if self._tokenizer is not None and theirs is not None:
-            differs = same_vocabulary(self._tokenizer, theirs)
-            if differs:
-                logger.info("draft model {} has tokens of its own: {}", path, differs)
-                tokenizers = (self._tokenizer, theirs)
+            both = self._tokenizer, theirs
+        differs = None if both is None else same_vocabulary(*both)
+        if differs:
+            logger.info("draft model {} has tokens of its own: {}", path, differs)
         model = load_model(folder, **self._options)
         ours = self._deps.target.config.vocab_size
-        for one, size in zip(tokenizers or (), (ours, model.config.vocab_size)):
-            if one.vocab_size > size:
+        padded = model.config.vocab_size != ours  # alone, where the tokenizers do not differ
+        for one, size in zip(both or (), (ours, model.config.vocab_size)):
+            if (differs or padded) and one.vocab_size > size:
                 raise ValueError(
                     f"draft model {path!r} cannot draft for this target: token ids reach to "
                     f"{one.vocab_size - 1}, and a vocab_size is {size}"
                 )
-        if tokenizers is None and model.config.vocab_size != ours:
+        if padded and both is None:
             raise ValueError(
                 f"draft model {path!r} cannot draft for this target: its vocab_size is "
                 f"{model.config.vocab_size}, the target's {ours}"
             )
-        return model, tokenizers
+        return model, both if differs else None
 
     def _load_head(self, path: Path | None) -> HeadRunner:
         if path is None and self._own_head is None and self._has_mtp:

@@ -40,6 +40,8 @@ class Metrics:
     thinking_ended: Ended | Literal["length"] | None = None
     prompt_tokens: int = 0
     run_seconds: float = 0.0  # from the start of the first step to the last token
+    groups: int | None = None  # routed groups that ran for a token, at the end; None = it has none
+    experts: int | None = None  # routed experts that ran, in a model without groups
 
     @property
     def mean_accepted(self) -> float:
@@ -185,7 +187,7 @@ CAUSES = {
     "ngram": "the answers repeat little of their texts",
     "suffix": "the answers repeat little that was said before",
     "head": "the head was trained for another model, or on other texts and modes",
-    "self": "the groups or layers it keeps say other things than the whole model",
+    "self": "the experts or layers it keeps say other things than the whole model",
     "model": "the draft model says other things, as when it follows another chat template",
 }
 

@@ -24,6 +24,7 @@ from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
 from fastslow.engine.host.process import HomeProcess
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams, Speculation, shown
 from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.accept.exact import Rule
@@ -87,6 +88,7 @@ class RequestBuilder:
         self._modes = modes
         self._chooser = chooser
         self._config = core.model.config
+        self._units = RoutedUnits.of(self._config)
         self._tokenizer = inputs.tokenizer
         self._thoughts = inputs.thoughts
         own_ids = inputs.tokenizer.eos_ids if inputs.tokenizer else frozenset[int]()
@@ -152,6 +154,7 @@ class RequestBuilder:
         as_key(call.memory_key)
         if not isinstance(call.allow_special, bool):
             raise ValueError(f"allow_special={shown(call.allow_special)} must be True or False")
+        self.inputs.variables(call.chat_template_kwargs)
         call.deadline  # noqa: B018 - it may be refused
 
     def build(self, call: PromptCall) -> list[ChoiceHandle]:
@@ -177,6 +180,7 @@ class RequestBuilder:
             ChoiceHandle(
                 partial(self._candidates, calls, escalated, sibling_seed(seed, i)),
                 self.inputs.tags,
+                self._units,
                 decision,
                 call.called,
             )
@@ -187,12 +191,14 @@ class RequestBuilder:
         """The mode that a call names or gives; one that chooses, where it gives a function."""
         if callable(wish):
             return Mode(auto=True)
-        return find_mode("deep" if wish is None else wish, self._modes, self._config.groups)
+        return find_mode("deep" if wish is None else wish, self._modes, self._units)
 
     def _parse(self, call: PromptCall, mode: Mode) -> _ParsedCall:
         params = sampling_in(mode, call.sampling)
         self.inputs.check_params(params)
-        encoded = self.inputs.encode(call.prompt, mode, call.allow_special)
+        encoded = self.inputs.encode(
+            call.prompt, mode, call.allow_special, call.chat_template_kwargs
+        )
         settings = self.speculation(call.speculation, mode)
         return _ParsedCall(encoded, params, mode, settings, call.deadline, as_key(call.memory_key))
 
@@ -206,7 +212,7 @@ class RequestBuilder:
         if first.mode.escalate is not None and escalated is not None:
             keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
             thinking = None if later else self._thinking(first, escalated)
-            escalation = Escape(escalated.name, escalated.groups, keep, thinking, successor)
+            escalation = Escape(escalated.name, escalated.routed, keep, thinking, successor)
         requests = [self._request(first, seed, listener, escalation), *later]
         return [Candidate(r, one.prompt, one.mode) for r, one in zip(requests, calls)]
 
@@ -260,7 +266,7 @@ class RequestBuilder:
             speculation=drafter,
             policy=self._controller.policy(settings if drafts else drafter, drafter),
             stopper=Stopper(params, end_ids, room, self._detokenizer(prompt)),
-            groups=mode.groups,
+            groups=mode.routed,
             seed=seed,
             max_len=max_len,
             rope_length=self._config.rope_length(max_len),
@@ -274,7 +280,7 @@ class RequestBuilder:
             deadline=deadline,
             target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,
-            may_cut_groups="groups" in mode.may_shorten,
+            may_cut_groups=self._units.name in mode.may_shorten,
             confidence=confidence,
             escape=escalation,
         )
@@ -314,7 +320,7 @@ class RequestBuilder:
                     "name them in fastslow.json or as thinking_tags"
                 )
             return None
-        if most is None and mode.thinking == "off" and prompt.chat:
+        if most is None and self.inputs.silences(mode) and prompt.chat:
             most, phrase = 0, ""
         bounded = most is not None or mode.early_exit
         policy = ThinkingBudget(most, mode.thinking_soft, mode.early_exit) if bounded else None

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 
 THINKING = {"off": "off", "on": "on, where the model can", "auto": "as the model likes"}
 CHOSEN = "as the preset that is taken"
 
 
-def meaning(mode: Mode, groups: int) -> dict[str, str]:
+def meaning(mode: Mode, units: RoutedUnits) -> dict[str, str]:
     """What a mode does, in a few words for people.
 
     Args:
         mode: checked against the model (see `find_mode`).
-        groups: routed groups of the model; 0 = dense.
+        units: of the model.
 
     Returns:
-        groups, thinking, budget, sampling, drafter, latency, escalation -> text, "-" for nothing.
+        groups (experts, where there are no groups), thinking, budget, sampling, drafter, latency,
+        escalation -> text, "-" for nothing.
     """
-    own = mode.model_fields_set if mode.auto else {"groups", "thinking"}
+    own = mode.model_fields_set if mode.auto else {units.name, "thinking"}
     return {
-        "groups": _groups(mode.groups, groups) if "groups" in own else CHOSEN,
+        units.name: _running(mode.routed, units.most) if units.name in own else CHOSEN,
         "thinking": _thinking(mode) if "thinking" in own else CHOSEN,
         "budget": _budget(mode),
         "sampling": _sampling(mode.sampling),
@@ -30,12 +32,12 @@ def meaning(mode: Mode, groups: int) -> dict[str, str]:
     }
 
 
-def _groups(chosen: int | None, groups: int) -> str:
-    if not groups:
+def _running(count: int | None, most: int) -> str:
+    if not most:
         return "dense"
-    if chosen is None:
-        return f"all {groups}"
-    return f"{chosen} of {groups}" if chosen else f"shared experts only, 0 of {groups}"
+    if count is None:
+        return f"all {most}"
+    return f"{count} of {most}" if count else f"shared experts only, 0 of {most}"
 
 
 def _thinking(mode: Mode) -> str:
@@ -79,8 +81,7 @@ def _drafter(speculation: Speculation | None) -> str:
 def _latency(mode: Mode) -> str:
     if mode.latency_ms is None:
         return "-"
-    lossy = {"groups": "groups (lossy)"}
-    cuts = " and ".join(lossy.get(part, part) for part in mode.may_shorten)
+    cuts = " and ".join(p if p == "draft" else f"{p} (lossy)" for p in mode.may_shorten)
     return f"{mode.latency_ms:g} ms" + (f", cutting {cuts} if need be" if cuts else "")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.identity import check_model
+from fastslow.engine.model.routed_units import FIELDS, RoutedUnits
 from fastslow.engine.params import Mode, Params, nearest
 
 NESTED = "sampling", "speculation", "escalate"  # fields that have fields of their own
@@ -19,25 +20,31 @@ CHANGED = "*"  # ends the name of a preset that a call changed
 Fields = Mapping[str, Any]
 
 
-def builtin_modes(groups: int) -> dict[str, Mode]:
+def builtin_modes(units: RoutedUnits) -> dict[str, Mode]:
     """The presets that every checkpoint has.
 
+    "fast" runs a quarter of the groups, or half of the experts of a model without groups; modes of a
+    dense one differ in thinking only.
+
     Args:
-        groups: routed groups of the model; 0 = a dense model, whose modes differ in thinking only.
+        units: of the model.
     """
-    few = groups // 4 if groups else None
+    share, few, whole = 4, "mostly shared experts", "all expert groups"
+    if units.name == "experts":
+        share, few, whole = 2, "half of the experts", "all experts that the router chooses"
+    count = max(units.least, units.most // share)
+    fewer: dict[str, Any] = {units.name: count} if count < units.most else {}
     return {
         "fast": Mode(
             name="fast",
-            groups=few,
+            **fewer,
             thinking="off",
-            description=f"{'mostly shared experts, ' if groups else ''}no thinking: low latency",
+            description=f"{few + ', ' if fewer else ''}no thinking: low latency",
         ),
         "deep": Mode(
             name="deep",
-            groups=None,
             thinking="on",
-            description=f"{'all expert groups, ' if groups else ''}thinking on",
+            description=f"{whole + ', ' if units.most else ''}thinking on",
         ),
         "auto": Mode(
             name="auto",
@@ -48,7 +55,7 @@ def builtin_modes(groups: int) -> dict[str, Mode]:
 
 
 def load_modes(
-    folder: Path, groups: int, own: str | Path | Mapping[str, Mode | Fields] | None = None
+    folder: Path, units: RoutedUnits, own: str | Path | Mapping[str, Mode | Fields] | None = None
 ) -> dict[str, Mode]:
     """Built-in presets, changed and joined by the checkpoint's, and these by the user's.
 
@@ -58,31 +65,31 @@ def load_modes(
 
     Args:
         folder: of the checkpoint.
-        groups: its routed groups.
+        units: what its modes may run fewer of.
         own: the user's: a JSON file, or name -> `Mode` or its fields.
 
     Raises:
         ValueError: a file is not JSON, a field is unknown or out of range, a base is unknown or goes
             round in a circle; the user's file was found with another model.
     """
-    modes = builtin_modes(groups)
+    modes = builtin_modes(units)
     if is_file(path := folder / "fastslow.json"):
-        modes = _read(path, modes, groups)
+        modes = _read(path, modes, units)
     if isinstance(own, str | Path):
-        return _read(Path(own), modes, groups, folder)
+        return _read(Path(own), modes, units, folder)
     try:
-        return modes if own is None else _joined(modes, own, groups)
+        return modes if own is None else _joined(modes, own, units)
     except ValueError as error:
         raise ValueError(f"modes: {error}") from None
 
 
-def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], groups: int) -> Mode:
+def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], units: RoutedUnits) -> Mode:
     """A mode by name, or the caller's own, checked against the model. A preset with changes and without
     a name of its own has the preset's name and a star.
 
     Raises:
         ValueError: an unknown name (the message gives the nearest), a field that does not fit, or
-            groups outside 0..`groups`.
+            a number of groups or experts that the model does not have.
     """
     if isinstance(mode, str):
         return _named(mode, presets)
@@ -91,8 +98,8 @@ def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], groups: in
     given = _given(mode, "mode")
     base = given.get("base")
     if base is None:
-        return check_groups(mode if isinstance(mode, Mode) else Mode(**given), groups)
-    return check_groups(_over(_named(base, presets), {"name": f"{base}{CHANGED}", **given}), groups)
+        return check_units(mode if isinstance(mode, Mode) else Mode(**given), units)
+    return check_units(_over(_named(base, presets), {"name": f"{base}{CHANGED}", **given}), units)
 
 
 def in_either(taken: Mode, auto: Mode) -> Mode:
@@ -101,16 +108,18 @@ def in_either(taken: Mode, auto: Mode) -> Mode:
     return _over(taken, {**own, "name": taken.name}) if own else taken
 
 
-def check_groups(mode: Mode, groups: int) -> Mode:
-    """The mode, with "all groups" always written as None."""
-    if mode.groups is None:
-        return mode
-    if mode.groups > groups:
-        limit = (
-            f"0..{groups}" if groups else "None: this model is dense, or its experts are one group"
+def check_units(mode: Mode, units: RoutedUnits) -> Mode:
+    """The mode, with "all groups" or "all experts" always written as None."""
+    what = f"mode {shown(mode.name)}: "
+    count = units.checked(what, mode.groups, mode.experts)
+    other = "experts" if units.name == "groups" else "groups"
+    if units.most and other in mode.may_shorten:
+        raise ValueError(
+            f"{what}may_shorten={other!r} must be {units.name!r}: {FIELDS[units.name]}"
         )
-        raise ValueError(f"mode {shown(mode.name)}: groups={mode.groups} is outside {limit}")
-    return mode.model_copy(update={"groups": None}) if mode.groups == groups else mode
+    if count == mode.routed:
+        return mode
+    return mode.model_copy(update={"experts" if mode.groups is None else "groups": None})
 
 
 def fields_of(mode: Params | Fields) -> dict[str, Any]:
@@ -138,6 +147,9 @@ def _named(name: Any, presets: Mapping[str, Mode]) -> Mode:
 def _over(base: Mode, fields: Fields) -> Mode:
     """A mode with these fields, and the base's where none is given."""
     below = fields_of(base)
+    for name, other in (("groups", "experts"), ("experts", "groups")):
+        if fields.get(name) is not None:
+            below.pop(other, None)
     if fields["name"] != base.name:
         below.pop("description", None)  # it describes the base
     for name in NESTED:
@@ -152,21 +164,21 @@ def _over(base: Mode, fields: Fields) -> Mode:
 
 
 def _read(
-    path: Path, modes: Mapping[str, Mode], groups: int, folder: Path | None = None
+    path: Path, modes: Mapping[str, Mode], units: RoutedUnits, folder: Path | None = None
 ) -> dict[str, Mode]:
     """folder: of the model that the presets must be for."""
     if not path.is_file():
         raise ValueError(f"presets in {path} cannot be read: there is no such file")
     try:
         record = read_object(path)
-        found = _joined(modes, record.get("modes", {}), groups)
+        found = _joined(modes, record.get("modes", {}), units)
     except ValueError as error:
         raise ValueError(f"presets in {path} cannot be read: {error}") from None
     check_model(record, folder, f"presets file {str(path)!r}")
     return found
 
 
-def _joined(modes: Mapping[str, Mode], layer: Any, groups: int) -> dict[str, Mode]:
+def _joined(modes: Mapping[str, Mode], layer: Any, units: RoutedUnits) -> dict[str, Mode]:
     """The presets with those of a layer on top."""
     if not isinstance(layer, Mapping):
         raise ValueError(f"modes={shown(layer)} must be a valid dictionary")
@@ -179,7 +191,7 @@ def _joined(modes: Mapping[str, Mode], layer: Any, groups: int) -> dict[str, Mod
         given[name] = _given(fields, f"modes.{name}")
     made = dict(modes)
     for name in given:
-        made[name] = check_groups(_made(name, given, modes, ()), groups)
+        made[name] = check_units(_made(name, given, modes, ()), units)
     return made
 
 

@@ -55,7 +55,8 @@ VOCABULARY = ("tests/fastslow/test_vocabulary.py::test_what_the_template_writes_
 STOP_STRINGS = ("tests/engine/test_stop.py",)
 LOADER = ("tests/engine/test_loader.py",)
 UNFINISHED = ("tests/engine/test_unfinished.py",)
-GGUF = ("tests/fastslow/test_gguf_file.py",)
+GGUF_FORMATS = ("tests/engine/test_gguf_formats.py",)
+GGUF = ("tests/engine/test_gguf_file.py",)
 SHIPPED_HEAD = ("tests/fastslow/test_llm_speculation.py",)
 STOPS = ("tests/engine/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
 
@@ -320,6 +321,27 @@ MUTATIONS = (
         MIXED,
     ),
     swap(
+        "a mode's experts do not run",
+        "fastslow/request_builder.py",
+        "groups=mode.routed,",
+        "groups=mode.groups,",
+        ("tests/fastslow/test_experts.py",),
+    ),
+    swap(
+        "a latency target leaves nothing to run",
+        "engine/core/engine_core.py",
+        "max(n, units.least) for n in",
+        "max(n, 0) for n in",
+        ("tests/engine/test_experts.py", "-k", "latency"),
+    ),
+    swap(
+        "a model without shared experts may run none",
+        "engine/model/routed_units.py",
+        "config.chosen, int(lonely))",
+        "config.chosen, 0)",
+        ("tests/fastslow/test_experts.py",),
+    ),
+    swap(
         "stop inside a run not cut",
         "engine/core/engine_core.py",
         "else request.stopper.scan(result.tokens[b])",
@@ -518,9 +540,37 @@ MUTATIONS = (
     swap(
         "thinking off does not close thoughts",
         "fastslow/request_builder.py",
-        'if most is None and mode.thinking == "off" and prompt.chat:',
-        'if most is None and mode.thinking == "never" and prompt.chat:',
+        "if most is None and self.inputs.silences(mode) and prompt.chat:",
+        "if most is None and self.inputs.silences(mode) and not prompt.chat:",
         ("tests/fastslow/test_llm_thinking.py",),
+    ),
+    swap(
+        "a model that cannot do without a thought is denied one",
+        "fastslow/input_processor.py",
+        'return mode.thinking == "off" and not self.switch.lessens',
+        'return mode.thinking == "off"',
+        ("tests/fastslow/test_llm_families.py",),
+    ),
+    swap(
+        "the least effort is the most",
+        "engine/text/switches.py",
+        "self.levels[-1 if on else 0]",
+        "self.levels[-1]",
+        ("tests/engine/test_text_switches.py",),
+    ),
+    swap(
+        "a word that is only left out is a switch",
+        "engine/text/switches.py",
+        "ways = plain, plain.replace",
+        "ways = plain.replace(SAID, said), plain.replace",
+        ("tests/engine/test_text_switches.py",),
+    ),
+    swap(
+        "commentary is the answer",
+        "engine/text/channels.py",
+        'not in ([], ["final"])',
+        '== ["analysis"]',
+        ("tests/engine/test_text_channels.py",),
     ),
     Mutation(
         "a preempted request keeps what was computed",
@@ -803,7 +853,7 @@ MUTATIONS = (
     ),
     swap(
         "tensors of a GGUF file may overlap",
-        "fastslow/models/gguf_file.py",
+        "engine/host/gguf_file.py",
         "if begin < end:",
         "if begin < 0:",
         GGUF,
@@ -814,6 +864,34 @@ MUTATIONS = (
         "fitting.get(fingerprint(target)) if fitting else None",
         "next(iter(fitting.values()), None)",
         SHIPPED_HEAD,
+    ),
+    swap(
+        "a file's numbers keep what their zero adds",
+        "engine/backends/cpu/kernels/file_kernel.h",
+        "return less << Form::ZERO;",
+        "return less;",
+        GGUF_FORMATS,
+    ),
+    swap(
+        "the second half of a Q6_K block has the first's scale",
+        "engine/backends/cpu/kernels/file_kernel.h",
+        "scales.d[b * PARTS + i * PARTS / BLOCK][output]",
+        "scales.d[b * PARTS][output]",
+        GGUF_FORMATS,
+    ),
+    swap(
+        "every run of a matrix is read as the first",
+        "engine/backends/cpu/kernels/step.h",
+        "if (m.runs) at = run_at(",
+        "if (m.runs > 2) at = run_at(",
+        GGUF_FORMATS,
+    ),
+    swap(
+        "a row of zeros is the file's first",
+        "engine/backends/cpu/library.py",
+        "np.where(order < 0, 0, rows[order])",
+        "rows[np.maximum(order, 0)]",
+        GGUF_FORMATS,
     ),
 )
 

@@ -35,7 +35,7 @@ class Peer:
 # "file" is the GGUF as it is; other formats of llama.cpp and OpenVINO are rounded from it.
 PEERS = {
     "fastslow": Peer(
-        "ours", "fastslow", ("bfloat16", "int8", "int4"), ("float32", "float16", "auto"),
+        "ours", "fastslow", ("bfloat16", "int8", "int4"), ("float32", "float16", "auto", "file"),
         makes_files=True,
     ),
     "llama.cpp": Peer(
@@ -43,6 +43,7 @@ PEERS = {
         # Many minutes. Native: the instructions of this very processor.
         {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": "2"}, makes_files=True,
     ),
+    "ik_llama.cpp": Peer("ik", "json", ("file",)),  # its programs are built by hand, see there
     "openvino": Peer(
         "vino", "openvino_genai", ("file",), ("q8_0", "f16"),
         ("openvino-genai==2026.4.1.0", "numpy"),

@@ -97,8 +97,8 @@ class ModelDraft(LockstepDraft):
         model, kv: see `LockstepDraft`; for self-speculation the model is the target, or
             `target.layer_subset(layers)`.
         target_probs: logits -> probabilities under a request's parameters.
-        groups: routed groups to run; None = all, 0 = shared experts only. A request that runs fewer
-            groups itself drafts with its own number.
+        groups: routed groups to run, or without groups experts; None = all, 0 = shared experts only. A
+            request that runs fewer itself drafts with its own number.
         width: most children of a node; 1 = chains.
         vocab_map: between the models' tokens, where their vocabularies differ.
         only_best: whether the largest logit alone decides a request's tokens, which a model may find

@@ -23,6 +23,7 @@ from fastslow.engine.core.target_probs import (
 )
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.sampling.accept.accept import accept
 from fastslow.engine.sampling.accept.exact import Accepted, Place, Rule, TargetProbsAt
 from fastslow.engine.sampling.rng import Purpose, stream
@@ -171,16 +172,19 @@ class EngineCore:
         self.drafter.forget()
 
     def _cut_groups(self, request: Request, target: float) -> None:
-        """Run fewer groups where the request's own would miss its latency target: lossy."""
-        own = self.model.config.groups if request.groups is None else request.groups
+        """Run fewer groups, or experts, where the request's own would miss its latency target: lossy."""
+        units = RoutedUnits.of(self.model.config)
+        own = units.most if request.groups is None else request.groups
         rows = len(self.scheduler.running) + 1
-        for groups in dict.fromkeys((own, own // 2, own // 4, 0)):
+        for groups in dict.fromkeys(max(n, units.least) for n in (own, own // 2, own // 4, 0)):
             asked = request.groups if groups == own else groups
             if self.cost_model.seconds(asked, rows) <= SHARE * target:
                 break
         if asked != request.groups:
             request.groups = asked
-            request.notes.append(f"{asked} of {own} groups to keep {1000 * target:g} ms (lossy)")
+            request.notes.append(
+                f"{asked} of {own} {units.name} to keep {1000 * target:g} ms (lossy)"
+            )
 
     def _nodes(self, request: Request, among: int) -> int:
         """How many nodes a request may draft, pages reserved; `among` requests draft in this step."""

@@ -87,7 +87,7 @@ class Request:
     speculation: Speculation
     policy: Policy
     stopper: Stopper
-    groups: int | None
+    groups: int | None  # that run, or experts of a model without groups; None = all
     seed: int
     max_len: int  # the longest text whose rows may run: all that it may become but the last token
     rope_length: int = 0  # what decides its rotary base, see `ModelConfig.rope_length`

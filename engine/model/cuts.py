@@ -13,6 +13,7 @@ class Over(Enum):
     ALL = "all ranks"
     HEADS = "the ranks of one replica of attention, whole query heads each"
     KV_HEADS = "the ranks of one replica of attention, whole KV heads each"
+    QKV = "as query heads and KV heads, which lie below each other in one matrix"
     EXPERTS = "the ranks that hold the expert's group; the others hold nothing of it"
     FIRST_OF_ALL = "held by the first rank alone, since it is added once"
     FIRST_OF_HEADS = "held by the first rank of each replica of attention alone"

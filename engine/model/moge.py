@@ -30,6 +30,12 @@ class RoutedExperts(NamedTuple):
         firsts = groups.start * size
         return RoutedExperts(self.experts[:, own] - firsts, self.weights[:, own], self.runs[:, own])
 
+    def among(self, held: range) -> RoutedExperts:
+        """Only these experts, counted from the first."""
+        numbers = self.experts.cpu().numpy()
+        runs = self.runs & (numbers >= held.start) & (numbers < held.stop)
+        return RoutedExperts(self.experts - held.start, self.weights, runs)
+
 
 def choose(logits_PE: Tensor, scale_E: Tensor, groups: int, wanted: Ints) -> RoutedExperts:
     """Softmax over all experts, then the likeliest of each group (the first on an exact tie).
@@ -54,7 +60,7 @@ def choose(logits_PE: Tensor, scale_E: Tensor, groups: int, wanted: Ints) -> Rou
 
 
 def choose_best(
-    logits_PE: Tensor, router: Router, choice_bias_E: Tensor, wanted: Ints
+    logits_PE: Tensor, router: Router, choice_bias_E: Tensor | None, wanted: Ints
 ) -> RoutedExperts:
     """The `router.top_k` best experts of each row, the lower number first on an exact tie.
 
@@ -63,7 +69,8 @@ def choose_best(
     sum, or takes a softmax of the chosen, it is that of those that run.
     """
     scores = router_scores(logits_PE, router)
-    order = (scores + choice_bias_E).sort(dim=-1, descending=True, stable=True).indices
+    ranked = scores if choice_bias_E is None else scores + choice_bias_E
+    order = ranked.sort(dim=-1, descending=True, stable=True).indices
     experts = order[:, : router.top_k].contiguous()
     limits = np.where(wanted < 0, router.top_k, wanted)
     runs = np.arange(router.top_k) < limits[:, None]
@@ -112,8 +119,9 @@ class Mlp:
 class Moge:
     """y = shared(x) + sum over the groups that run of weight * expert(x), in group order.
 
-    The router, `gate`, runs in float32 (float64 for a float64 model). shared: None is no shared expert. `watch` is shown each router's input and logits.
-    `held_groups`: those whose experts are held, where other ranks hold the others; None = all.
+    The router, `gate`, runs in float32 (float64 for a float64 model). shared: None is no shared expert.
+    `watch` is shown each router's input and logits. `held_groups`, `held_experts`: the groups whose
+    experts, or the experts that are held, where other ranks hold the others; None = all.
     """
 
     ops: Ops
@@ -121,10 +129,11 @@ class Moge:
     gate: Tensor  # [E, H] float32
     experts: Experts
     shared: Mlp | None
-    scale: Tensor  # [E] float32
+    scale: Tensor | None  # [E] float32
     gate_bias: Tensor | None = field(default=None, kw_only=True)  # [E] float32
     watch: Callable[[Tensor, Tensor], None] | None = field(default=None, kw_only=True)
     held_groups: range | None = field(default=None, kw_only=True)
+    held_experts: range | None = field(default=None, kw_only=True)
 
     def __call__(self, x_PH: Tensor, wanted: Ints) -> Tensor:
         """[P, H] in the dtype of x. wanted: int64 [P], groups to run per row."""
@@ -138,6 +147,8 @@ class Moge:
         choice = self._choose(logits_PE, wanted)
         if self.held_groups is not None:
             choice = choice.within(self.held_groups, logits_PE.shape[1] // self.groups)
+        elif self.held_experts is not None:
+            choice = choice.among(self.held_experts)
         groups = choice.runs.shape[1]
         entries = np.flatnonzero(choice.runs)  # in [P * G], row by row
         if not len(entries):
@@ -165,18 +176,20 @@ class Moge:
         return logits_PE
 
     def _choose(self, logits_PE: Tensor, wanted: Ints) -> RoutedExperts:
+        assert self.scale is not None
         return choose(logits_PE, self.scale, self.groups, wanted)
 
 
 @dataclass(slots=True)
 class BestOfAll(Moge):
     """The same with one group, of which a token runs the best `groups` experts. `scale` holds what is
-    added to an expert's score for the choice alone."""
+    added to an expert's score for the choice alone, if anything is."""
 
     router: Router
 
     def ranks_by(self, logits_PE: Tensor) -> Tensor:
-        return router_scores(logits_PE, self.router) + self.scale
+        scores = router_scores(logits_PE, self.router)
+        return scores if self.scale is None else scores + self.scale
 
     def _choose(self, logits_PE: Tensor, wanted: Ints) -> RoutedExperts:
         return choose_best(logits_PE, self.router, self.scale, wanted)

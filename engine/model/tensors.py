@@ -35,7 +35,7 @@ def parameters(config: ModelConfig) -> int:
 def active_parameters(config: ModelConfig, groups: int | None = None) -> int:
     """Weights in use for one token: `parameters` less the experts that do not run.
 
-    groups: routed groups that run; None = all, 0 = shared experts only.
+    groups: routed groups that run, or without groups experts; None = all, 0 = shared experts only.
     """
     running = config.chosen if groups is None else min(groups, config.chosen)
     expert = 3 * config.hidden_size * config.moe_intermediate_size

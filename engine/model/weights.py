@@ -147,13 +147,13 @@ class Weights:
         if c.router is None:
             scale = self._plain(f"{prefix}.router_scale", dtype=sums).flatten()
             return Moge(self.ops, c.groups, gate, experts, common, scale)
-        scale, bias = torch.zeros(c.experts, dtype=sums, device=self.device), None
+        choice_bias, bias = None, None
         if c.router.choice_bias:
-            scale = self._plain(f"{prefix}.gate.e_score_correction_bias", dtype=sums)
+            choice_bias = self._plain(f"{prefix}.gate.e_score_correction_bias", dtype=sums)
         if c.router.bias:
             bias = self._plain(f"{prefix}.gate.bias", dtype=sums)
         return BestOfAll(
-            self.ops, c.router.top_k, gate, experts, common, scale, c.router, gate_bias=bias
+            self.ops, c.router.top_k, gate, experts, common, choice_bias, c.router, gate_bias=bias
         )
 
     def _experts(self, prefixes: list[str]) -> Experts:

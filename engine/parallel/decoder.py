@@ -138,7 +138,8 @@ class ShardDecoder:
             else:
                 part_PH = layer.attention(_pad(fresh_PH, ops.rows), kv.k[n], kv.v[n], step)
             part_PH = part_PH[: len(fresh_PH)]
-            x_nH = x_nH + self.dp_group.reduce_scatter(part_PH, "attention reduce-scatter")
+            moved_nH = self.dp_group.reduce_scatter(part_PH, "attention reduce-scatter")
+            x_nH = x_nH + self._post_normed(moved_nH, layer.attention_post_norm)
             fresh = ops.rms_norm(x_nH, layer.mlp_norm, eps)
             fresh_PH = self.everyone.all_gather(fresh, "mlp all-gather")
             padded_PH = _pad(fresh_PH, ops.rows)
@@ -148,13 +149,20 @@ class ShardDecoder:
             else:
                 part_PH = layer.mlp(padded_PH)
             part_PH = part_PH[: len(fresh_PH)]
-            x_nH = x_nH + self.everyone.reduce_scatter(part_PH, "mlp reduce-scatter")
+            moved_nH = self.everyone.reduce_scatter(part_PH, "mlp reduce-scatter")
+            x_nH = x_nH + self._post_normed(moved_nH, layer.mlp_post_norm)
             if n in features:
                 taken[n] = x_nH.index_select(0, mine_seen)
         known = None
         if features:
             known = self._features(torch.cat([taken[n] for n in features], -1), looked[0])
         return self._output(x_nH.index_select(0, mine), known, wanted[0], rows.only_best)
+
+    def _post_normed(self, moved_nH: Tensor, norm_H: Tensor | None) -> Tensor:
+        """What all ranks add in sum, normed where the model does so."""
+        if norm_H is None:
+            return moved_nH
+        return self.weights.ops.rms_norm(moved_nH, norm_H, self.weights.config.rms_norm_eps)
 
     def _embed(self, partition: RowPartition) -> Tensor:
         """[n, H]: every rank looks up the tokens of its own vocabulary, the rest are zeros."""

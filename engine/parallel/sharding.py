@@ -19,14 +19,14 @@ class Parallel(Params):
 
     Attention is cut by heads over ep * tp ranks, or over tp where the heads do not divide, and runs
     that many times side by side on requests of its own. Routed experts are cut by whole groups over
-    ep, and inside each expert over tp * dp; shared experts, dense MLPs, embedding and head over all
+    ep, or by number where there are no groups, and inside each expert over tp * dp; shared experts, dense MLPs, embedding and head over all
     ranks. Pangu Pro MoE's layout on eight devices (H2P: attention DP2 x TP4, experts EP4 x TP2,
     shared TP8; arXiv 2505.21411) is Parallel(ep=4, dp=2).
     """
 
     ep: Annotated[StrictInt, Field(ge=1)] = Field(
         default=1,
-        description="expert parallel: ranks among which the groups of experts are divided",
+        description="expert parallel: ranks among which the experts are divided, by whole groups",
     )
     tp: Annotated[StrictInt, Field(ge=1)] = Field(
         default=1, description="tensor parallel: ranks that share every head split and every expert"
@@ -117,8 +117,8 @@ class RankShard:
     @property
     def experts(self) -> range:
         """Experts that this rank holds, whole or in part."""
-        size = self.config.experts // self.config.groups if self.config.groups else 0
-        return range(self.groups.start * size, self.groups.stop * size)
+        size = self.config.experts // self.parallel.ep
+        return range(self._expert_place * size, (self._expert_place + 1) * size)
 
     @property
     def local(self) -> ModelConfig:
@@ -136,6 +136,12 @@ class RankShard:
             shared_intermediate_size=c.shared_intermediate_size // ranks,
         )
 
+    @property
+    def inner(self) -> int:
+        """This rank's place among those that share its experts, each of which has a part of each."""
+        tp = self.parallel.tp
+        return self.rank // (tp * self.parallel.ep) * tp + self.rank % tp
+
     def vocabulary(self) -> range:
         """Token ids whose embedding and logits this rank holds: even shares, the last may be short."""
         size = self.vocabulary_size
@@ -147,41 +153,55 @@ class RankShard:
         """Token ids of a rank's share."""
         return -(-self.config.vocab_size // self.parallel.ranks)
 
-    def slices(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...] | None:
-        """What of a tensor this rank holds, None = nothing.
+    def parts(self, name: str, shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
+        """What of a tensor this rank holds, below each other along the cut axis; empty = nothing.
 
         Raises:
             ValueError: the tensor has no rule.
         """
         over, axis = cut_of(name)
         whole = tuple(slice(0, size) for size in shape)
-        if over is Over.FIRST_OF_ALL:
-            return whole if self.rank == 0 else None
-        if over is Over.FIRST_OF_HEADS:
-            return whole if self.rank % self.attention == 0 else None
-        if over is Over.EXPERTS and expert_of(name) not in self.experts:
-            return None
+        if over in (Over.EXPERTS, Over.FIRST_OF_EXPERTS) and expert_of(name) not in self.experts:
+            return []
+        place = {
+            Over.FIRST_OF_ALL: self.rank,
+            Over.FIRST_OF_HEADS: self.rank % self.attention,
+            Over.FIRST_OF_EXPERTS: self.inner,
+        }.get(over, 0)
+        if place:
+            return []
         if axis is None:
-            return whole
-        first, last = self._range(name, over, shape[axis])
-        return *whole[:axis], slice(first, last), *whole[axis + 1 :]
+            return [whole]
+        return [
+            (*whole[:axis], slice(first, last), *whole[axis + 1 :])
+            for first, last in self._ranges(name, over, shape[axis])
+        ]
 
-    def _range(self, name: str, over: Over, size: int) -> tuple[int, int]:
+    def _ranges(self, name: str, over: Over, size: int) -> list[tuple[int, int]]:
         c, at = self.config, self.rank % self.attention
         if over is Over.HEADS:
-            return _even(size, self.attention, at)
+            return [_even(size, self.attention, at)]
         if over is Over.KV_HEADS:
-            unit = size // c.kv_heads
-            first = at * c.kv_heads // self.attention
-            return first * unit, (first + self.kv_heads) * unit
+            return [self._kv_range(0, size)]
+        if over is Over.QKV:
+            queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
+            return [
+                _even(queries, self.attention, at),
+                self._kv_range(queries, keys),
+                self._kv_range(queries + keys, size - queries - keys),
+            ]
         if over is Over.EXPERTS:
-            tp = self.parallel.tp
-            copy = self.rank // (tp * self.parallel.ep)
-            return _even(size, tp * self.parallel.dp, copy * tp + self.rank % tp)
+            return [_even(size, self.parallel.tp * self.parallel.dp, self.inner)]
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
             ids = self.vocabulary()
-            return ids.start, ids.stop
-        return _even(size, self.parallel.ranks, self.rank)
+            return [(ids.start, ids.stop)]
+        return [_even(size, self.parallel.ranks, self.rank)]
+
+    def _kv_range(self, start: int, size: int) -> tuple[int, int]:
+        """Of all KV heads, `size` numbers from `start` on."""
+        unit = size // self.config.kv_heads
+        first = self.rank % self.attention * self.config.kv_heads // self.attention
+        return start + first * unit, start + (first + self.kv_heads) * unit
 
     @property
     def _expert_place(self) -> int:
@@ -204,12 +224,13 @@ def attention_ranks(config: ModelConfig, parallel: Parallel) -> int:
 
 
 def usual(config: ModelConfig, ranks: int) -> Parallel:
-    """So many ranks for a model: as many as can hold whole groups of experts, the rest by tensors.
+    """So many ranks for a model: as many as can hold whole groups of experts, or experts where there are
+    no groups, the rest by tensors.
 
     Raises:
         ValueError: neither heads nor rows can be shared so.
     """
-    ep = gcd(config.groups, ranks) if config.groups else 1
+    ep = gcd(config.groups or config.experts or 1, ranks)
     choices = (Parallel(ep=ep, tp=ranks // ep), Parallel(ep=ep, dp=ranks // ep))
     for choice in choices:
         try:
@@ -224,15 +245,17 @@ def usual(config: ModelConfig, ranks: int) -> Parallel:
 def _check(config: ModelConfig, parallel: Parallel) -> None:
     """ValueError in one sentence if the model cannot be shared so."""
     ep, inner, ranks = parallel.ep, parallel.tp * parallel.dp, parallel.ranks
-    if config.pangu_v2 is not None:
-        raise ValueError(f"{config.architecture} runs on one rank only: leave parallel out")
-    if ep > 1 and not config.groups:
+    if ep > 1 and not config.experts:
         raise ValueError(
-            f"ep={ep} needs a model with routed groups, this one is dense: use tp or dp"
+            f"ep={ep} needs a model with routed experts, this one is dense: use tp or dp"
         )
     if config.groups % ep:
         raise ValueError(
             f"ep={ep} does not divide the {config.groups} groups of experts: a rank holds whole ones"
+        )
+    if config.experts % ep:
+        raise ValueError(
+            f"ep={ep} does not divide the {config.experts} experts: a rank holds whole ones"
         )
     attention_ranks(config, parallel)
     for name, size, by, count in (

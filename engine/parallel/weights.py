@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastslow.engine.model.checkpoint import Checkpoint, ReadPart
+from fastslow.engine.model.families.weights import weights_class
 from fastslow.engine.model.moge import Moge
 from fastslow.engine.model.ops import Ops
 from fastslow.engine.model.tensors import tensor_shapes
@@ -44,10 +45,10 @@ class ShardReader:
             before, number, after = match.groups()
             name = f"{before}{int(number) + self._shard.experts.start}{after}"
         shape = self._shapes[name]
-        slices = self._shard.slices(name, shape)
-        if slices is None:
+        parts = [self._read(name, part) for part in self._shard.parts(name, shape)]
+        if not parts:
             return torch.zeros(shape)  # a bias that another rank adds
-        tensor = self._read(name, slices)
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         self.nbytes += tensor.numel() * tensor.element_size()
         return tensor
 
@@ -63,16 +64,21 @@ def shard_weights(
     shard: RankShard, ops: Ops, dtype: torch.dtype, device: torch.device, read: Read
 ) -> Weights:
     """The weights of a rank's shard; `read` as `ShardReader` gives them."""
-    weights = Weights(shard.local, ops, dtype, device, read)
+    weights = weights_class(shard.local)(shard.local, ops, dtype, device, read)
     for layer in weights.layers:
         if shard.rank % shard.attention:
             layer.attention.out_bias = None
         if not isinstance(layer.mlp, Moge):
             if shard.rank:
                 layer.mlp.down_bias = None
-        elif shard.parallel.ep > 1:
+            continue
+        if shard.inner:
+            layer.mlp.experts = replace(layer.mlp.experts, down_bias=None)
+        if shard.parallel.ep > 1 and shard.config.groups:
             layer.mlp.groups = shard.config.groups
             layer.mlp.held_groups = shard.groups
+        elif shard.parallel.ep > 1:
+            layer.mlp.held_experts = shard.experts
     return weights
 
 
@@ -97,4 +103,4 @@ def _collect(value: Any, found: dict[int, Tensor]) -> None:
 
 def _held(shard: RankShard) -> int:
     shapes = tensor_shapes(shard.config)
-    return sum(shard.slices(name, shape) is not None for name, shape in shapes.items())
+    return sum(len(shard.parts(name, shape)) for name, shape in shapes.items())

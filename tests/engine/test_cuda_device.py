@@ -25,10 +25,10 @@ from fastslow.engine.backends.accelerator import decoder as decoder_module
 from fastslow.engine.backends.accelerator.cuda import CudaOps
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.kv import BLOCK
-from fastslow.engine.backends.accelerator.layout import BlockTables, attention_layout
+from fastslow.engine.backends.accelerator.layout import BlockTables
 from fastslow.engine.backends.accelerator.ops import AttentionShape, LayerKV
 from fastslow.engine.backends.accelerator.staging import Staging
-from fastslow.engine.backends.accelerator.step import PagedStep, device_tables
+from fastslow.engine.backends.accelerator.step import PagedStep, StepPlan, device_tables
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.device import choose_device
 from fastslow.engine.backends.loader import DTYPES, load_model
@@ -347,10 +347,9 @@ class Crossings(TorchDispatchMode):
 
 
 def laid(case: str = "all kinds") -> PagedStep:
-    ops, rows = CudaOps(CPU), Rows.of(CASES[case])
-    layout = attention_layout(rows, BLOCK, 16, True)
+    plan, rows = StepPlan(CudaOps(CPU), (0, 40), (0, 1, 0), 4, (True, True)), Rows.of(CASES[case])
     angle = np.ones((len(rows.tokens), 8), dtype=np.float32)
-    return PagedStep.of(rows, (angle, angle), layout, ops, 4)
+    return PagedStep.of(rows, (angle, angle), plan.layouts(rows, 16), plan)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import npu_sim
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.cuda import CudaOps
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
+from fastslow.engine.backends.accelerator.layout import BlockTables
 from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp, ExpertChoice, Graph
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.loader import DTYPES, load_model
@@ -36,7 +37,7 @@ class Recording:
         with npu_sim.graph(self._graph):
             run()
 
-    def replay(self, query_ends: list[int], seq_lens: list[int]) -> None:
+    def replay(self, runs: Sequence[BlockTables]) -> None:
         self._graph.replay()
 
 
@@ -45,7 +46,7 @@ class RecordingOps(CudaOps):
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().check(config, dtype)
-        self.records = not config.groups or self._grouped(dtype)
+        self.records = not config.chosen or self._grouped(dtype)
 
     def record(self, run: Callable[[], None]) -> Graph:
         return Recording(run)

@@ -140,7 +140,7 @@ def test_keys_and_values_of_another_model_are_refused(model: CpuDecoder) -> None
 SIZES = {
     "layers": "layers", "hidden": "hidden", "heads": "heads", "kv_heads": "kv_heads",
     "head_dim": "head_dim", "neurons": "neurons", "vocabulary": "vocabulary", "experts": "experts",
-    "groups": "groups", "expert_neurons": "expert_neurons", "embedding_rows": "vocabulary",
+    "chosen": "chosen", "expert_neurons": "expert_neurons", "embedding_rows": "vocabulary",
 }  # fmt: skip
 
 
@@ -168,16 +168,16 @@ def test_the_kernels_hold_the_limits_that_python_reads(model: CpuDecoder, field:
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("hidden", 65, "matrix qkv is .* by 64, not .* by 65"),
-        ("heads", 6, "matrix qkv is"),
+        ("hidden", 65, "matrix queries is .* by 64, not .* by 65"),
+        ("heads", 6, "matrix queries is"),
         ("heads", 5, "heads=5 must be a multiple of kv_heads=2"),
         ("heads", 130, r"heads_per_kv_head=65 must be in 1\.\.64"),
-        ("head_dim", 48, "matrix qkv is"),
+        ("head_dim", 48, "matrix queries is"),
         ("head_dim", 15, "head_dim=15 even"),
         ("neurons", 8, "a layer has 64 neurons, not 1 to 8"),
         ("vocabulary", 1000, "matrix head is 96 by 64, not 1024 by 64"),
         ("experts", 100, "matrix router is"),
-        ("groups", 3, "16 experts are no multiple of 3 groups"),
+        ("chosen", 3, "16 experts are no multiple of 3 groups"),
         ("expert_neurons", 64, "matrix expert_gate_up is"),
         ("embedding_format", 7, "format 7 of the embedding is unknown"),
         ("embedding", None, "the embedding is neither in memory nor in a file"),
@@ -234,8 +234,8 @@ def test_memory_that_is_too_small_is_not_packed_into() -> None:
         library.pack(whole, Format.INT8, rows.astype(np.float64))
     with pytest.raises(ValueError, match="scales must be 40 of float32, not 39"):
         library.pack_int8(whole, Format.INT8, rows.astype(np.int8), np.zeros(39, np.float32))
-    with pytest.raises(ValueError, match="4-bit blocks must be 1600 of uint8, not 1560"):
-        library.pack_q4_1(whole, Format.INT4, np.zeros((40, 39), np.uint8), 64)
+    with pytest.raises(ValueError, match="rows of blocks must be 1600 of uint8, not 1560"):
+        library.pack_gguf(whole, Format.INT4, [np.zeros((40, 39), np.uint8)], np.arange(32), 64)
 
 
 def test_a_model_that_the_kernels_have_no_room_for_runs_in_torch(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_an_unknown_chip_is_refused(folder: Path) -> None:
     ("fields", "dtype", "pattern"),
     [
         ({}, "float32", "need dtype bfloat16 or float16, not float32"),
-        ({"head_dim": 256}, "bfloat16", "need head_dim of at most 128, not 256"),
+        ({"head_dim": 256}, "bfloat16", "need head_dim of at most 192, not 256"),
         ({"moe_intermediate_size": 40}, "bfloat16", "need moe_intermediate_size to be a multiple"),
     ],
 )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
-from fastslow.engine.backends.accelerator.weights import Stacked, StackedMoge
+from fastslow.engine.backends.accelerator.weights import Mixture, Stacked
 from fastslow.engine.backends.device import choose_device, paged_ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.checkpoint import Checkpoint
@@ -65,7 +65,7 @@ def test_int8_errs_as_its_rounding_of_rows_does(
         found = texts.logits(model, TOKENS, [50, *[1] * 10])
         plain = texts.logits(load_model(folder, "bfloat16", "npu"), TOKENS)
     moge = model.weights.layers[0].mlp
-    assert isinstance(moge, StackedMoge)
+    assert isinstance(moge, Mixture)
     assert model.weights.layers[0].qkv.weight.dtype == torch.int8
     assert moge.experts.gate_up.weight.dtype == torch.int8
     assert npu_kernels.calls["npu_quant_matmul"] > 0 and model.recorder.replays == 9

@@ -120,7 +120,7 @@ def test_an_llm_that_cannot_be_built_leaves_no_rank(
         ("tp=8", {}, "tp=8 does not divide the 4 heads"),
         (Parallel(dp=64), {}, "moe_intermediate_size 32 must be a multiple of tp \\* dp"),
         ("dp=3", {"moe_intermediate_size": 48}, "shared_expert_intermediate_size 64 must be a mul"),
-        ("ep=2", {"dense": True}, "ep=2 needs a model with routed groups, this one is dense"),
+        ("ep=2", {"dense": True}, "ep=2 needs a model with routed experts, this one is dense"),
         ("dp=7", {"dense": True}, "intermediate_size 96 must be a multiple of the ranks"),
         ("ep=0", {}, "ep=0 must be greater than or equal to 1"),
         ("ep=2,pp=2", {}, "names 'pp'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fastslow.engine.backends.accelerator import layout as layout_file
 from fastslow.engine.backends.accelerator.layout import (
     AttentionLayout,
     BlockTables,
@@ -26,7 +27,10 @@ def segment(slots: Ints, context: int, parents: list[int] | None = None) -> Segm
     """Rows behind a context, in a chain if nothing is said."""
     size = len(slots) - context
     parents = list(range(-1, size - 1)) if parents is None else parents
-    return Segment([1] * size, [0] * size, parents, slots[context:], slots[:context])
+    positions: list[int] = []
+    for parent in parents:
+        positions.append(context if parent < 0 else positions[parent] + 1)
+    return Segment([1] * size, positions, parents, slots[context:], slots[:context])
 
 
 def seen_slots(rows: Rows, layout: AttentionLayout) -> dict[int, list[int]]:
@@ -39,7 +43,8 @@ def seen_slots(rows: Rows, layout: AttentionLayout) -> dict[int, list[int]]:
             lying = text(table.tolist(), keys) if keys else np.empty(0, dtype=np.int64)
             for i in range(first, last):
                 cut = len(lying) - (last - 1 - i) if causal else len(lying)
-                found.setdefault(int(places[i]), []).extend(lying[:cut].tolist())
+                low = max(cut - runs.window, 0) if runs.window else 0
+                found.setdefault(int(places[i]), []).extend(lying[low:cut].tolist())
             first = last
         assert first == len(places)
 
@@ -63,7 +68,7 @@ def seen_slots(rows: Rows, layout: AttentionLayout) -> dict[int, list[int]]:
     return found
 
 
-def should_see(rows: Rows) -> dict[int, list[int]]:
+def should_see(rows: Rows, window: int = 0) -> dict[int, list[int]]:
     wanted = {}
     for b, context in enumerate(rows.contexts):
         start = int(rows.starts[b])
@@ -72,7 +77,7 @@ def should_see(rows: Rows) -> dict[int, list[int]]:
             while row >= 0:
                 path.append(int(rows.slots[start + row]))
                 row = int(rows.parents[start + row])
-            wanted[i] = sorted([*context.tolist(), *path])
+            wanted[i] = sorted([*context.tolist(), *path[::-1]][-window:])
     return wanted
 
 
@@ -111,6 +116,34 @@ def test_each_row_sees_its_own(name: str, most: int, merged: bool) -> None:
         assert max(np.diff([0, *layout.chains.query_ends])) <= most
     if not merged and layout.tail is not None:
         assert layout.tail.runs is None
+
+
+@pytest.mark.parametrize(
+    ("merged", "chained"), [(True, True), (True, False), (False, True), (False, False)]
+)
+@pytest.mark.parametrize("window", [1, 3, 7, 8, 9, 15, 100])
+@pytest.mark.parametrize("name", CASES)
+def test_each_row_sees_its_window(name: str, window: int, merged: bool, chained: bool) -> None:
+    """And no run reads a block that none of its rows sees a key of."""
+    rows = Rows.of(CASES[name])
+    layout = attention_layout(rows, BLOCK, 4, merged, window, chained)
+    found = {row: sorted(slots) for row, slots in seen_slots(rows, layout).items()}
+    wanted = should_see(rows, window)
+    assert found == {row: sorted(slots) for row, slots in wanted.items()}
+    assert chained or layout.chains is None
+    read = [] if layout.chains is None else layout.chains.seq_lens
+    assert all(keys <= window + 4 - 1 + BLOCK - 1 for keys in read)
+
+
+def test_long_chains_in_the_tail_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout_file, "LINE", 5)
+    rows = Rows.of(CASES["a first chunk"])
+    layout = attention_layout(rows, BLOCK, 4, True, 6, False)
+    assert layout.tail is not None and layout.tail.gather.shape == (5, 5)
+    assert layout.tail.runs is not None, "what every row of a line sees is read in blocks"
+    assert {row: sorted(x) for row, x in seen_slots(rows, layout).items()} == {
+        row: sorted(x) for row, x in should_see(rows, 6).items()
+    }
 
 
 def test_chains_are_not_in_the_tail() -> None:

@@ -14,6 +14,7 @@ import pytest
 from checkpoints import write_dense, write_moge
 from tokenizers_tiny import write_bpe
 
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, Params, SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.policies.modes import builtin_modes, find_mode
@@ -384,9 +385,10 @@ SELF = {"speculation": "self"}
 
 @pytest.mark.parametrize("groups", [0, 1, 8])
 def test_every_number_of_groups_up_to_all_is_taken(groups: int) -> None:
-    taken = find_mode(Mode(groups=groups), builtin_modes(8), 8)
+    units = RoutedUnits("groups", 8)
+    taken = find_mode(Mode(groups=groups), builtin_modes(units), units)
     assert taken.groups == (None if groups == 8 else groups)
-    refused(r"groups=9 is outside 0\.\.8$", find_mode, Mode(groups=9), builtin_modes(8), 8)
+    refused(r"groups=9 is outside 0\.\.8$", find_mode, Mode(groups=9), builtin_modes(units), units)
 
 
 def test_a_draft_model_with_another_vocabulary(llm: LLM, tmp_path: Path) -> None:
@@ -402,6 +404,25 @@ def test_a_draft_model_with_another_vocabulary(llm: LLM, tmp_path: Path) -> None
     drafted = llm.generate("The quick", few, speculation=wish)
     assert drafted.token_ids == llm.generate("The quick", few, speculation="off").token_ids
     assert drafted.metrics.drafted > 0
+
+
+def test_a_draft_model_of_another_family_and_other_padding(llm: LLM, tmp_path: Path) -> None:
+    """Dense beside a mixture; one tokenizer, so every token is drafted as it is."""
+    write_bpe(tmp_path / "wide", vocab_size=320)
+    write_dense(tmp_path / "wide", vocab=VOCAB + 64, num_hidden_layers=1)
+    few = SamplingParams(max_tokens=6)
+    for width in (1, 3):
+        wish = Speculation(drafter="model", model=str(tmp_path / "wide"), nodes=3, width=width)
+        drafted = llm.generate("The quick", few, speculation=wish)
+        assert drafted.token_ids == llm.generate("The quick", few, speculation="off").token_ids
+        assert drafted.metrics.drafted > 0
+    (tmp_path / "narrow").mkdir()
+    write_bpe(tmp_path / "narrow", vocab_size=320)
+    write_dense(tmp_path / "narrow", vocab=300, num_hidden_layers=1)
+    wish = Speculation(drafter="model", model=str(tmp_path / "narrow"))
+    refused_long(
+        "^draft model .*narrow' cannot draft .*: token ids reach to 319, and .* is 300", llm, wish
+    )
 
 
 def refused_long(pattern: str, llm: LLM, wish: Speculation) -> None:

@@ -11,6 +11,7 @@ from loguru import logger
 from tune_tools import write_model, write_prompts
 
 from fastslow.engine.model.identity import model_digest
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.policies.auto import BUILT_IN, read_selector
@@ -18,6 +19,7 @@ from fastslow.policies.modes import load_modes
 from fastslow.settings import add_settings, read_settings, write_settings
 from fastslow.tools.cli.app import main
 
+FOUR = RoutedUnits("groups", 4)
 NGRAM = Speculation(drafter="ngram", nodes=2)
 
 
@@ -79,14 +81,14 @@ def test_every_part_of_a_file_is_checked(mine: Path, other: Path, tmp_path: Path
     path = tmp_path / "tuned.json"
     add_settings(path, "mine", mine, auto=BUILT_IN.model_dump(mode="json"))
     add_settings(path, "mine", mine, modes={"bot": {"base": "fast"}}, speculation=dict(NGRAM))
-    assert "bot" in load_modes(mine, 4, path)
+    assert "bot" in load_modes(mine, FOUR, path)
     assert read_selector(path, mine) == BUILT_IN
     assert read_settings(path, mine) == NGRAM
     for read in (read_selector, read_settings):
         with pytest.raises(ValueError, match="found with model 'mine'"):
             read(path, other)
     with pytest.raises(ValueError, match="found with model 'mine'"):
-        load_modes(other, 4, path)
+        load_modes(other, FOUR, path)
     before = path.read_text("utf-8")
     with pytest.raises(ValueError, match="found with model 'mine'"):
         add_settings(path, "other", other, modes={"bot": {"base": "deep"}})
@@ -114,7 +116,7 @@ def test_presets_written_by_hand_fit_any_model(mine: Path, other: Path, tmp_path
     lines: list[str] = []
     sink = logger.add(lines.append, format="{message}")
     try:
-        assert "bot" in load_modes(mine, 4, path) and "bot" in load_modes(other, 4, path)
+        assert "bot" in load_modes(mine, FOUR, path) and "bot" in load_modes(other, FOUR, path)
     finally:
         logger.remove(sink)
     assert lines == []

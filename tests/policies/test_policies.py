@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.types import Policy, Tree
 from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import builtin_modes, find_mode, load_modes
 from fastslow.policies.speculation.planner import FixedLength
+
+GROUPS, DENSE = RoutedUnits("groups", 8), RoutedUnits("groups", 0)
+EXPERTS, LONELY = RoutedUnits("experts", 8), RoutedUnits("experts", 8, least=1)
 
 
 def test_a_fixed_length_plans_the_same_whatever_runs() -> None:
@@ -26,10 +30,10 @@ def test_a_fixed_length_plans_the_same_whatever_runs() -> None:
 
 
 def test_fast_runs_a_quarter_of_the_groups_and_deep_all() -> None:
-    modes = builtin_modes(8)
+    modes = builtin_modes(GROUPS)
     assert (modes["fast"].groups, modes["fast"].thinking) == (2, "off")
     assert (modes["deep"].groups, modes["deep"].thinking) == (None, "on")
-    assert builtin_modes(0)["fast"].groups is None, "a dense model has no groups to leave out"
+    assert builtin_modes(DENSE)["fast"].groups is None, "a dense model has no groups to leave out"
 
 
 def presets(folder: Path, content: object) -> Path:
@@ -39,7 +43,7 @@ def presets(folder: Path, content: object) -> Path:
 
 
 def test_without_a_file_there_are_the_builtin_ones(tmp_path: Path) -> None:
-    assert load_modes(tmp_path, 8) == builtin_modes(8)
+    assert load_modes(tmp_path, GROUPS) == builtin_modes(GROUPS)
 
 
 def test_a_checkpoint_changes_and_adds_presets(tmp_path: Path) -> None:
@@ -58,14 +62,14 @@ def test_a_checkpoint_changes_and_adds_presets(tmp_path: Path) -> None:
             },
         },
     )
-    modes = load_modes(folder, 8)
+    modes = load_modes(folder, GROUPS)
     assert set(modes) == {"fast", "deep", "auto", "careful"}
-    assert modes["fast"] == builtin_modes(8)["fast"].model_copy(update={"groups": 4})
+    assert modes["fast"] == builtin_modes(GROUPS)["fast"].model_copy(update={"groups": 4})
     careful = modes["careful"]
     assert careful.name == "careful"
     assert careful.sampling == SamplingParams(temperature=0.5, max_tokens=9)
     assert careful.speculation == Speculation(drafter="self", nodes=2)
-    assert find_mode("careful", modes, 8).groups is None, "all 8 of 8 is written as None"
+    assert find_mode("careful", modes, GROUPS).groups is None, "all 8 of 8 is written as None"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +87,7 @@ def test_a_checkpoint_changes_and_adds_presets(tmp_path: Path) -> None:
 )
 def test_a_broken_file_is_refused(tmp_path: Path, content: object, pattern: str) -> None:
     with pytest.raises(ValueError, match=pattern) as caught:
-        load_modes(presets(tmp_path, content), 8)
+        load_modes(presets(tmp_path, content), GROUPS)
     assert "\n" not in str(caught.value)
 
 
@@ -94,7 +98,7 @@ def test_the_users_presets_come_last(tmp_path: Path) -> None:
         "slow": Mode(base="fast", thinking="on", sampling=SamplingParams(temperature=0.5)),
         "fast": {"latency_ms": 80},
     }
-    modes = load_modes(folder, 8, own)
+    modes = load_modes(folder, GROUPS, own)
     assert set(modes) == {"fast", "deep", "auto", "bot", "slow"}
     assert (modes["fast"].groups, modes["fast"].latency_ms, modes["fast"].thinking) == (
         4,
@@ -109,8 +113,8 @@ def test_the_users_presets_come_last(tmp_path: Path) -> None:
     assert bot.description == "", "the base's own would not be true"
     path = tmp_path / "my.json"
     path.write_text(json.dumps({"modes": {"bot": {"base": "deep", "thinking_budget": 9}}}))
-    assert load_modes(tmp_path, 8, str(path))["bot"].thinking_budget == 9
-    assert load_modes(tmp_path, 8, path)["bot"].thinking == "on"
+    assert load_modes(tmp_path, GROUPS, str(path))["bot"].thinking_budget == 9
+    assert load_modes(tmp_path, GROUPS, path)["bot"].thinking == "on"
 
 
 @pytest.mark.parametrize(
@@ -140,50 +144,52 @@ def test_the_users_presets_come_last(tmp_path: Path) -> None:
 )
 def test_presets_that_do_not_fit(tmp_path: Path, own: Any, pattern: str) -> None:
     with pytest.raises(ValueError, match=pattern) as caught:
-        load_modes(tmp_path, 8, own)
+        load_modes(tmp_path, GROUPS, own)
     assert "\n" not in str(caught.value)
 
 
 def test_a_call_changes_any_field_of_a_preset() -> None:
-    modes = builtin_modes(8)
-    changed = find_mode({"base": "deep", "thinking_budget": 64}, modes, 8)
+    modes = builtin_modes(GROUPS)
+    changed = find_mode({"base": "deep", "thinking_budget": 64}, modes, GROUPS)
     assert changed == modes["deep"].model_copy(
         update={"name": "deep*", "thinking_budget": 64, "description": ""}
     )
-    same = find_mode(Mode(base="deep", thinking_budget=64, name="mine"), modes, 8)
+    same = find_mode(Mode(base="deep", thinking_budget=64, name="mine"), modes, GROUPS)
     assert (same.name, same.thinking, same.thinking_budget) == ("mine", "on", 64)
-    assert find_mode({"groups": 2}, modes, 8) == Mode(groups=2)
+    assert find_mode({"groups": 2}, modes, GROUPS) == Mode(groups=2)
     hot = {"deep": Mode(name="deep", sampling=SamplingParams(temperature=0.7, top_p=0.9))}
-    cooler = find_mode({"base": "deep", "sampling": {"temperature": 0.1}}, hot, 8)
+    cooler = find_mode({"base": "deep", "sampling": {"temperature": 0.1}}, hot, GROUPS)
     assert cooler.sampling == SamplingParams(temperature=0.1, top_p=0.9)
-    assert find_mode(Mode(base="deep", sampling=None), hot, 8).sampling is None
-    assert find_mode({"base": "deep", "groups": 8}, modes, 8).groups is None
+    assert find_mode(Mode(base="deep", sampling=None), hot, GROUPS).sampling is None
+    assert find_mode({"base": "deep", "groups": 8}, modes, GROUPS).groups is None
     with pytest.raises(ValueError, match=r"^mode 'fast\*': groups=9 is outside 0\.\.8$"):
-        find_mode({"base": "fast", "groups": 9}, modes, 8)
+        find_mode({"base": "fast", "groups": 9}, modes, GROUPS)
 
 
 def test_a_call_changes_fields_of_what_a_preset_has_set(tmp_path: Path) -> None:
     careful = Mode(name="bot", escalate=Escalation(below=0.4, window=9), thinking_budget=9)
     soft = careful.model_copy(update={"name": "soft", "thinking_soft": 6})
     modes = {"bot": careful, "soft": soft}
-    changed = find_mode({"base": "bot", "escalate": {"window": 2}}, modes, 8).escalate
+    changed = find_mode({"base": "bot", "escalate": {"window": 2}}, modes, GROUPS).escalate
     assert changed == Escalation(below=0.4, window=2)
-    assert find_mode({"base": "bot", "escalate": None}, modes, 8).escalate is None
+    assert find_mode({"base": "bot", "escalate": None}, modes, GROUPS).escalate is None
     for most, left in ((4, 4), (20, 6), (None, 0), (0, 0)):
-        mode = find_mode({"base": "soft", "thinking_budget": most}, modes, 8)
+        mode = find_mode({"base": "soft", "thinking_budget": most}, modes, GROUPS)
         assert (mode.thinking_budget, mode.thinking_soft) == (most, left)
     with pytest.raises(ValueError, match="thinking_soft=6 exceeds thinking_budget=4"):
-        find_mode({"base": "soft", "thinking_budget": 4, "thinking_soft": 6}, modes, 8)
+        find_mode({"base": "soft", "thinking_budget": 4, "thinking_soft": 6}, modes, GROUPS)
     for wrong in ({5: 1}, {"base": 5}, {"base": ["bot"]}):
         with pytest.raises(ValueError, match="must"):
-            find_mode(wrong, modes, 8)  # type: ignore[arg-type]
+            find_mode(wrong, modes, GROUPS)  # type: ignore[arg-type]
     own = {"bot": {"base": "fast", "sampling": SamplingParams(seed=3)}}
     folder = presets(tmp_path, {"modes": {"fast": {"sampling": {"temperature": 0.5}}}})
-    assert load_modes(folder, 8, own)["bot"].sampling == SamplingParams(temperature=0.5, seed=3)
+    assert load_modes(folder, GROUPS, own)["bot"].sampling == SamplingParams(
+        temperature=0.5, seed=3
+    )
 
 
 def test_a_mode_in_words() -> None:
-    plain = meaning(builtin_modes(8)["fast"], 8)
+    plain = meaning(builtin_modes(GROUPS)["fast"], GROUPS)
     assert plain["groups"] == "2 of 8" and plain["budget"] == plain["escalation"] == "-"
     assert "closed as soon as it opens" in plain["thinking"]
     own = Mode(
@@ -199,7 +205,7 @@ def test_a_mode_in_words() -> None:
         may_shorten=("draft", "groups"),
         escalate=Escalation(below=0.4, how="keep"),
     )
-    assert meaning(own, 8) == {
+    assert meaning(own, GROUPS) == {
         "groups": "shared experts only, 0 of 8",
         "thinking": "on, where the model can",
         "budget": "at most 64 tokens of thought; over the last 16 the model closes more readily; "
@@ -209,29 +215,107 @@ def test_a_mode_in_words() -> None:
         "latency": "200 ms, cutting draft and groups (lossy) if need be",
         "escalation": "to deep where the confidence over 16 tokens is below 0.4 (keep, lossy)",
     }
-    assert meaning(Mode(), 0)["groups"] == "dense"
+    assert meaning(Mode(), DENSE)["groups"] == "dense"
     lossy = Speculation(drafter="self", accept="lossy-stepwise")
     doubt = Escalation(below=0.4, window=1, within=9, how="restart")
-    other = meaning(Mode(speculation=lossy, escalate=doubt), 8)
+    other = meaning(Mode(speculation=lossy, escalate=doubt), GROUPS)
     assert other["drafter"] == "self, lossy-stepwise"
     assert other["escalation"] == (
         "to deep where the confidence over a token is below 0.4, in the first 9 (restart)"
     )
-    auto = meaning(builtin_modes(8)["auto"], 8)
+    auto = meaning(builtin_modes(GROUPS)["auto"], GROUPS)
     assert auto["groups"] == auto["thinking"] == "as the preset that is taken"
-    assert meaning(Mode(auto=True, groups=2), 8)["groups"] == "2 of 8", "it holds in either"
+    assert meaning(Mode(auto=True, groups=2), GROUPS)["groups"] == "2 of 8", "it holds in either"
 
 
 def test_modes_are_found_by_name_or_given() -> None:
-    modes = builtin_modes(8)
-    assert find_mode("fast", modes, 8) is modes["fast"]
+    modes = builtin_modes(GROUPS)
+    assert find_mode("fast", modes, GROUPS) is modes["fast"]
     own = Mode(name="mine", groups=3)
-    assert find_mode(own, modes, 8) is own
+    assert find_mode(own, modes, GROUPS) is own
     with pytest.raises(ValueError, match=r"^mode='fats' is unknown; did you mean 'fast'\?$"):
-        find_mode("fats", modes, 8)
+        find_mode("fats", modes, GROUPS)
     with pytest.raises(ValueError, match=r"must be a name or a Mode, not int$"):
-        find_mode(5, modes, 8)  # type: ignore[arg-type]
+        find_mode(5, modes, GROUPS)  # type: ignore[arg-type]
 
 
 def test_a_dense_models_modes_do_not_speak_of_experts() -> None:
-    assert not any("expert" in mode.description for mode in builtin_modes(0).values())
+    assert not any("expert" in mode.description for mode in builtin_modes(DENSE).values())
+
+
+def test_without_groups_fast_runs_half_of_the_experts() -> None:
+    for units in (EXPERTS, LONELY):
+        modes = builtin_modes(units)
+        assert (modes["fast"].experts, modes["fast"].groups, modes["fast"].routed) == (4, None, 4)
+        assert modes["fast"].thinking == "off" and modes["deep"].routed is None
+        assert "experts" in modes["fast"].description and "experts" in modes["deep"].description
+        words = meaning(modes["fast"], units)
+        assert words["experts"] == "4 of 8" and "groups" not in words
+        assert meaning(modes["deep"], units)["experts"] == "all 8"
+        assert meaning(modes["auto"], units)["experts"] == "as the preset that is taken"
+    assert builtin_modes(RoutedUnits("experts", 1, least=1))["fast"].routed is None
+    assert builtin_modes(RoutedUnits("experts", 1))["fast"].experts == 0
+
+
+@pytest.mark.parametrize(
+    ("units", "fields", "says"),
+    [
+        (
+            EXPERTS,
+            {"groups": 2},
+            r"^mode 'x': groups=2 must be None: this model has no groups, and ",
+        ),
+        (
+            GROUPS,
+            {"experts": 2},
+            r"^mode 'x': experts=2 must be None: .* in groups, and the field g",
+        ),
+        (DENSE, {"experts": 2}, r"^mode 'x': experts=2 is outside None: this model is dense$"),
+        (EXPERTS, {"experts": 9}, r"^mode 'x': experts=9 is outside 0\.\.8$"),
+        (LONELY, {"experts": 0}, r"^mode 'x': experts=0 is outside 1\.\.8: no shared expert would"),
+        (
+            EXPERTS,
+            {"experts": 2, "groups": 2},
+            r"^groups=2 and experts=2 are both given: groups is",
+        ),
+        (LONELY, {"may_shorten": ["groups"]}, r"^mode 'x': may_shorten='groups' must be 'experts'"),
+        (
+            GROUPS,
+            {"may_shorten": ["experts"]},
+            r"^mode 'x': may_shorten='experts' must be 'groups'",
+        ),
+    ],
+    ids=str,
+)
+def test_counts_that_do_not_fit(
+    tmp_path: Path, units: RoutedUnits, fields: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        find_mode({"name": "x", **fields}, builtin_modes(units), units)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=says[1:]):
+        load_modes(presets(tmp_path, {"modes": {"x": fields}}), units)
+
+
+def test_a_count_of_all_experts_is_none() -> None:
+    modes = builtin_modes(LONELY)
+    for count in (1, 7):
+        assert find_mode({"base": "fast", "experts": count}, modes, LONELY).routed == count
+    assert find_mode({"base": "fast", "experts": 8}, modes, LONELY).experts is None
+    assert find_mode({"base": "fast", "experts": None}, modes, LONELY).experts is None
+    with pytest.raises(ValueError, match=r"^mode 'fast\*': groups=2 must be None"):
+        find_mode({"base": "fast", "groups": 2}, modes, LONELY)
+    cut = Mode(latency_ms=9, may_shorten=("experts",))
+    assert "experts (lossy)" in meaning(cut, LONELY)["latency"]
+
+
+def test_counts_to_compare() -> None:
+    assert RoutedUnits("groups", 12).steps == list(range(13))
+    assert LONELY.steps == [1, 2, 3, 4, 5, 6, 7, 8] and EXPERTS.steps[:2] == [0, 1]
+    assert RoutedUnits("experts", 22, least=1).steps == [1, 2, 4, 8, 16, 22]
+    assert RoutedUnits("experts", 16).steps == [0, 1, 2, 4, 8, 16]
+    assert (LONELY.drafted, EXPERTS.drafted, RoutedUnits("experts", 2, least=1).drafted) == (
+        2,
+        0,
+        1,
+    )

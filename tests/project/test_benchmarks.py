@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import probe
 import pytest
 import texts
@@ -16,6 +17,7 @@ import torch
 from checkpoints import write_dense, write_moge
 from drafting import layers_of
 from figures import middle
+from gguf import GGUFReader, dequantize
 from head_tools import tiny_weights, write_head
 from kernel_tools import compiled
 from near_tie import Judge
@@ -118,7 +120,7 @@ PRINTED = {
         ["suffix", "head", "auto"],
     ),
 }
-OWN = {"checkouts", "lookups", "perplexity", "peers"}  # have tests of their own
+OWN = {"checkouts", "lookups", "perplexity", "peers", "shapes"}  # have tests of their own
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +324,24 @@ def test_two_checkouts_are_compared_on_prompts_of_every_kind(place: Place) -> No
     assert list(found) == ["import, s", *(f"none {name}" for name in ["first token, s", *cells])]
     assert len(found["none auto turns"]["pairs"]) == 2
     assert all(row["old"] > 0 < row["new"] for row in found.values())
+
+
+@pytest.mark.parametrize("wanted", ["q4_k_m", "q5_k", "q8_0", "q4_1", "mxfp4", "bf16"])
+@pytest.mark.parametrize("experts", [None, (4, 2, 256)])
+def test_random_files_have_the_shape_of_real_ones(
+    wanted: str, experts: tuple[int, int, int] | None, tmp_path: Path
+) -> None:
+    shapes = importlib.import_module("shapes")
+    arch = "llama" if experts is None else "qwen3moe"
+    shape = shapes.Shape(arch, 256, 8, 4, 2, 64, 512, 300, experts is None, 1e4, 512, experts)
+    shapes.write(shape, wanted, tmp_path / "random.gguf", 0)
+    read = GGUFReader(tmp_path / "random.gguf")
+    found = {t.name: (tuple(t.shape.tolist()[::-1]), t.tensor_type) for t in read.tensors}
+    assert found == {name: (sizes, kind) for name, sizes, kind in shapes.tensors(shape, wanted)}
+    for tensor in read.tensors:
+        weights = dequantize(tensor.data, tensor.tensor_type)
+        assert 0.01 < weights.std() < 0.05 and np.isfinite(weights).all()
+        assert abs(weights.mean() - ("norm" in tensor.name)) < 0.01
 
 
 def test_an_engine_is_measured_in_a_process_of_its_own(

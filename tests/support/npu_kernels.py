@@ -278,10 +278,11 @@ def npu_fused_infer_attention_score(
     assert set(given) <= known, set(given) - known
     assert query.dtype in CHIP.floats() and key.dtype == value.dtype == query.dtype
     assert layout == "TND" and query.dim() == 3 and query.shape[1] == heads
-    assert query.shape[2] == 128, "without rope TND takes a width of 128 only"
+    width = query.shape[2]
+    assert width in (128, 192), "without rope TND takes these widths only"
     assert heads % kv_heads == 0 and heads // kv_heads <= 64 and heads <= 256
     assert size % 128 == 0 and 128 <= size <= 512
-    assert key.dim() == 3 and key.shape[1:] == (size, kv_heads * 128)
+    assert key.dim() == 3 and key.shape[1:] == (size, kv_heads * width)
     assert table.dtype == torch.int32 and len(table) == len(lengths) == len(ends) <= 4096
     assert all(type(n) is int for n in (*ends, *lengths)), "lengths are host integers"
     assert ends[-1] == len(query) and all(b > a for a, b in zip([0, *ends], ends))
@@ -300,8 +301,8 @@ def npu_fused_infer_attention_score(
         assert rows <= 16 and (mode == 0 or count >= rows)
         blocks = table[run, : -(-count // size)].long()
         assert int(blocks.min()) >= 0 and int(blocks.max()) < len(key)
-        keys = key[blocks].reshape(-1, kv_heads, 128)[:count]
-        values = value[blocks].reshape(-1, kv_heads, 128)[:count]
+        keys = key[blocks].reshape(-1, kv_heads, width)[:count]
+        values = value[blocks].reshape(-1, kv_heads, width)[:count]
         found, weight = _softmax(query[first:last], keys, values, given["scale"], mode == 3)
         out[first:last], weights[first:last] = found.to(query.dtype), weight
         first = last

@@ -17,10 +17,15 @@ from typer.testing import CliRunner
 from fastslow.draft.build import DRAFTERS
 from fastslow.engine.backends import device as device_module
 from fastslow.engine.backends.accelerator import cuda as cuda_module
+from fastslow.engine.backends.accelerator import decoder as decoder_module
+from fastslow.engine.backends.accelerator.ops import ExpertChoice
+from fastslow.engine.backends.accelerator.routing import choose_best_on_device
 from fastslow.engine.backends.accelerator.step import PagedStep
+from fastslow.engine.model.families.catalog import FAMILIES
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.tools.check_device import __main__ as command
+from fastslow.tools.check_device import families as families_file
 from fastslow.tools.check_device import layer
 from fastslow.tools.check_device.exactness import drafters, exactness
 from fastslow.tools.check_device.recorded_steps import recorded_steps
@@ -48,7 +53,8 @@ def test_the_cpu_passes(tmp_path: Path) -> None:
     assert code == 0 and f"cpu passed\nreport in {path}" in text, text
     report = json.loads(path.read_text("utf-8"))
     assert report["passed"] and report["complete"] and report["versions"]["torch"]
-    exact, recorded, memory, speed, one = report["parts"]
+    exact, every, recorded, memory, speed, one = report["parts"]
+    assert set(every["figures"]["apart"]) == set(families_file.FAMILIES)
     assert exact["figures"]["answers"] == 2 * 3 * len(drafters(Path("head")))
     assert exact["figures"]["wrong"] == [] and exact["figures"]["accepted"] > 100
     assert recorded["passed"] is None and "no step is recorded" in recorded["lines"][0]
@@ -57,6 +63,33 @@ def test_the_cpu_passes(tmp_path: Path) -> None:
     times = one["figures"]["times"]
     assert set(times) == {"bfloat16", "w8a8"} and set(times["w8a8"]) == {"1", "8", "64"}
     assert 0 < one["figures"]["w8a8_apart"] < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+def test_families_on_a_simulated_npu(
+    chip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that gives experts the wrong weights is found out."""
+
+    def halved(*asked: Any) -> ExpertChoice:
+        right = choose_best_on_device(*asked)
+        return right._replace(weights=right.weights / 2)
+
+    with simulated(chip, exact=False):
+        found = families_file.families(plan_for(tmp_path / "right", "npu"))
+        assert found.passed, found.text()
+        monkeypatch.setattr(decoder_module, "choose_best_on_device", halved)
+        wrong = families_file.families(plan_for(tmp_path / "wrong", "npu")).lines[1:]
+    assert [x.split()[1] for x in wrong] == [
+        "PanguProMoEV2ForCausalLM",
+        "Qwen3MoeForCausalLM",
+        "GptOssForCausalLM",
+    ]
+
+
+def test_every_family_is_checked() -> None:
+    assert set(families_file.FAMILIES) == {x for f in FAMILIES for x in f.architectures}
 
 
 def test_every_drafter_with_a_name_is_checked() -> None:
@@ -75,7 +108,7 @@ def test_a_simulated_npu_passes(chip: str, tmp_path: Path, monkeypatch: pytest.M
     with simulated(chip, exact=False):
         code, text = check("npu", "--quick", "--json", str(path))
     assert code == 0, text
-    _, recorded, *_ = json.loads(path.read_text("utf-8"))["parts"]
+    _, _, recorded, *_ = json.loads(path.read_text("utf-8"))["parts"]
     assert recorded["passed"] and recorded["figures"]["replays"] == 9
 
 
@@ -93,7 +126,7 @@ def test_a_simulated_gpu_passes(gpu: None, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     code, text = check("cuda", "--quick", "--json", str(path))
     assert code == 0, text
-    _, recorded, *_ = json.loads(path.read_text("utf-8"))["parts"]
+    _, _, recorded, *_ = json.loads(path.read_text("utf-8"))["parts"]
     assert recorded["passed"] and recorded["figures"]["replays"] == 9
 
 

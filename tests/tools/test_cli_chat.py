@@ -21,7 +21,11 @@ class Engine:
     """Stands in for an LLM: answers with what the test says, and remembers what it was asked."""
 
     def __init__(self, *answers: str | BaseException) -> None:
-        self.model = SimpleNamespace(config=SimpleNamespace(groups=8, context=1024))
+        self.model = SimpleNamespace(
+            config=SimpleNamespace(
+                groups=8, chosen=8, router=None, shared_intermediate_size=8, context=1024
+            )
+        )
         self.modes = {name: Mode(name=name) for name in ("deep", "fast")}
         self.asked: list[list[dict[str, str]]] = []
         self.used: list[str] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import DENSE, MOGE
+from checkpoints import DENSE, FAMILIES, MOGE
 from pangu_v2_tools import MOE
 from test_cli import PANGU_72B, run
 
@@ -35,6 +35,7 @@ from fastslow.tools.plan.shards import ShardPlan
 
 MIXED = {**MOGE, "mlp_only_layers": [1], "vocab_size": 97}
 BIASED = {**DENSE, "attention_bias": True, "mlp_bias": True}
+V2 = {**MOE, "num_experts": 12, "v_channels": 8}
 LAYOUTS = ("ep=2", "tp=2", "dp=2", "ep=4", "tp=4", "ep=2,tp=2", "dp=2,tp=2", "ep=2,dp=2", "dp=4")
 
 
@@ -43,11 +44,11 @@ def config_of(raw: dict[str, object]) -> ModelConfig:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["moge", "dense"])
+@pytest.mark.parametrize("kind", ["moge", "dense", "qwen3_moe", "gpt_oss", "qwen3", "pangu_v2"])
 def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
-    config = config_of(MIXED if kind == "moge" else BIASED)
+    config = config_of({"moge": MIXED, "dense": BIASED, "pangu_v2": V2, **FAMILIES}[kind])
     parallel = Parallel.parse(layout)
-    if kind == "dense" and parallel.ep > 1:
+    if not config.experts and parallel.ep > 1:
         return
     places = RankShard.all(config, parallel)
     a, dp_ranks = places[0].attention, places[0].dp_ranks
@@ -59,13 +60,18 @@ def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
         Over.EXPERTS: 1,
         Over.FIRST_OF_ALL: 1,
         Over.FIRST_OF_HEADS: dp_ranks,
+        Over.FIRST_OF_EXPERTS: 1,
     }
     for name, shape in tensor_shapes(config).items():
         held = np.zeros(shape, dtype=np.int64)
         for place in places:
-            if (part := place.slices(name, shape)) is not None:
+            for part in place.parts(name, shape):
                 held[part] += 1
-        assert (held == copies[cut_of(name).over]).all(), name
+        over, queries = cut_of(name).over, config.heads * config.head_dim
+        if over is Over.QKV:
+            assert (held[:queries] == copies[Over.HEADS]).all(), name
+            held, over = held[queries:], Over.KV_HEADS
+        assert (held == copies[over]).all(), name
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -119,6 +125,16 @@ def test_the_72b_is_planned_and_cut_without_its_weights(layout: str) -> None:
     assert per_row == 2 * 5120 * 2 * {"ep=8": 8 + 8 - 2, "ep=4,dp=2": 4 + 8 - 2}[layout]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_experts_without_groups_are_shared_by_number(family: str, layout: str) -> None:
+    """And what a rank of them holds and reads is planned to the byte."""
+    config, parallel = config_of(FAMILIES[family]), Parallel.parse(layout)
+    for share in ShardPlan.of(config, parallel, torch.bfloat16).shares:
+        assert len(share.place.experts) == 8 // parallel.ep and not share.place.groups
+        assert part_on_meta(share.place) == (share.weights, 2 * share.elements)
+
+
 @pytest.mark.parametrize("kind", ["cpu", "npu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_tied_head_counts_as_it_lies(kind: str, dtype: torch.dtype) -> None:
@@ -146,6 +162,11 @@ def test_inspect_shows_the_shares(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run("inspect", tmp_path, "--parallel", "ep=4,dp=2") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "a row of a layer sends 200.0 KiB between ranks" in shown and "17.5 GiB" in shown
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["qwen3_moe"]))
+    assert run("inspect", tmp_path, "--parallel", "ep=4", "--json") == 0
+    ranks = json.loads(capsys.readouterr().out)["parallel"]["ranks"]
+    assert [rank["experts"] for rank in ranks] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    (tmp_path / "config.json").write_text(json.dumps(PANGU_72B))
     assert run("inspect", tmp_path, "--parallel", "ep=3") == 2
     assert "ep=3 does not divide the 8 groups" in capsys.readouterr().err
 
@@ -164,18 +185,13 @@ def test_ranks_of_a_torchrun_are_used_as_well_as_the_model_allows() -> None:
     )
     with pytest.raises(ValueError, match="5 ranks cannot share this model"):
         usual(moge, 5)
-    with pytest.raises(ValueError, match="2 ranks cannot share this model: PanguProMoEV2"):
-        usual(config_of(MOE), 2)
-
-
-@pytest.mark.parametrize("layout", ["tp=2", "ep=2", "dp=2"])
-def test_an_architecture_of_one_rank_is_refused_before_ranks_start(layout: str) -> None:
-    with pytest.raises(ValueError, match="PanguProMoEV2ForCausalLM runs on one rank only"):
-        RankShard.all(config_of(MOE), Parallel.parse(layout))
+    assert usual(config_of(MOE), 2) == Parallel(ep=2)
+    with pytest.raises(ValueError, match="ep=3 does not divide the 10 experts"):
+        RankShard.all(config_of(MOE), Parallel(ep=3))
 
 
 def test_names_without_a_rule_are_refused() -> None:
-    for name in ("model.layers.0.self_attn.k_layernorm.weight", "x", "model.layers.0.mlp.bias"):
+    for name in ("model.layers.0.self_attn.g_norm.weight", "x", "model.layers.0.mlp.bias"):
         with pytest.raises(ValueError, match="has no rule by which several ranks could share it"):
             cut_of(name)
     with pytest.raises(ValueError, match="is none of an expert"):

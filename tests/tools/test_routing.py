@@ -133,7 +133,7 @@ def test_the_best_of_all_are_those_that_run(tmp_path: Path) -> None:
     """With the bias that is added for the choice alone."""
     model = load_decoder(write_moe(tmp_path, mlp_only_layers=[]), progress=False)
     mlp = model.weights.layers[0].mlp
-    assert isinstance(mlp, BestOfAll)
+    assert isinstance(mlp, BestOfAll) and mlp.scale is not None
     mlp.scale[7] = 5.0
     tokens = texts.tokens_of(20)
     scores = next(router_scores(model, [(tokens, 20)], None)).logits

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tune_tools import write_model, write_prompts
 
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 from fastslow.tools.cli.app import main
@@ -87,6 +88,35 @@ def test_groups(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert llm.modes["fast"].thinking == "off", "other fields are the built-in ones"
 
 
+def test_experts_of_a_model_without_groups(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pangu_v2_tools import write_moe
+    from tokenizers_tiny import write_bpe
+
+    model, out, report = tmp_path / "model", tmp_path / "tuned.json", tmp_path / "tuned.html"
+    model.mkdir()
+    write_bpe(model, None, 320)
+    write_moe(model, vocab_size=320, num_hidden_layers=2)
+    out.write_text(json.dumps({"version": 1} | FITTED), "utf-8")
+    code = tune(
+        *("--experts", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", model),
+        *("--limit", 2, "--tokens", 4, "-o", out, "--report", report, "--kv-memory", "4MiB"),
+    )
+    said = " ".join(capsys.readouterr().out.split())
+    assert code == 0 and "experts" in said and "groups" not in said.replace("tuned-groups", "")
+    kept = json.loads(out.read_text("utf-8"))
+    rows = kept["measured_experts"]["experts"]
+    assert [row["experts"] for row in rows] == [0, 1, 2, 3]
+    assert rows[0]["divergence"] > rows[-1]["divergence"] == pytest.approx(0, abs=1e-6)
+    proposed = kept["modes"]["fast"]["experts"]
+    assert ("measured_modes" in kept) == (proposed == 1), "fast runs one of three by itself"
+    html = report.read_text("utf-8")
+    assert "routed experts a token" in html and "all groups" not in html
+    with LLM(model, modes=str(out), kv_memory="4MiB", progress=False) as llm:
+        assert llm.modes["fast"].routed == (None if proposed == 3 else proposed)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -116,7 +146,7 @@ def test_logprobs_of_a_text_are_those_that_answered_it(folder: Path) -> None:
         out = llm.generate("one two three", SamplingParams(max_tokens=6, logprobs=1))
         first = len(out.prompt_token_ids)
         text = [*out.prompt_token_ids, *out.token_ids]
-        logprobs_TV = TextReader(llm).logprobs(text, first, llm.model.config.groups)
+        logprobs_TV = TextReader(llm).logprobs(text, first, llm.model.config.chosen)
         assert logprobs_TV.shape == (6, llm.model.config.vocab_size)
         assert logprobs_TV.argmax(-1).tolist() == out.token_ids
         theirs = [table[x] for table, x in zip(out.logprobs or (), out.token_ids)]
@@ -140,17 +170,17 @@ def test_a_dense_model_has_no_groups(folder: Path, tmp_path: Path) -> None:
 
 def found(*rows: tuple[float, float, float | None]) -> GroupsFound:
     made = [GroupsRow(n, a, 1 - a, s, score) for n, (a, s, score) in enumerate(rows)]
-    return GroupsFound("m", made, 100, 4, 0, keep=0.9)
+    return GroupsFound("m", RoutedUnits("groups", len(rows) - 1), made, 100, 4, 0, keep=0.9)
 
 
 def test_what_is_proposed() -> None:
     by_agreement = found((0.5, 1.0, None), (0.92, 1.5, None), (1.0, 2.0, None))
-    assert by_agreement.proposed.groups == 1
+    assert by_agreement.proposed.count == 1
     by_tasks = found((0.5, 1.0, 0.58), (0.92, 1.5, 0.3), (1.0, 2.0, 0.6))
-    assert by_tasks.proposed.groups == 0
+    assert by_tasks.proposed.count == 0
     no_time = found((0.5, 1.0, None), (0.92, 1.99, None), (1.0, 2.0, None))
-    assert no_time.proposed.groups == 2 and "should run all 2" in headline(no_time)
+    assert no_time.proposed.count == 2 and "should run all 2" in headline(no_time)
     never_right = found((0.5, 1.0, 0.0), (0.92, 1.5, 0.0), (1.0, 2.0, 0.0))
-    assert never_right.proposed.groups == 1, "a score of nothing says nothing"
+    assert never_right.proposed.count == 1, "a score of nothing says nothing"
     html = page(by_tasks, "tuned.json")
     assert html.count("<svg") == 3 and "tasks right" in html and headline(by_tasks) in html

@@ -16,6 +16,7 @@ import typer
 from fastslow.engine.backends.device import choose_device
 from fastslow.engine.backends.loader import DTYPES
 from fastslow.tools.check_device.exactness import exactness
+from fastslow.tools.check_device.families import families
 from fastslow.tools.check_device.layer import layer_72b
 from fastslow.tools.check_device.recorded_steps import recorded_steps
 from fastslow.tools.check_device.report import CheckPlan, Finding, report_of
@@ -26,6 +27,7 @@ from fastslow.tools.progress import progress_bar, silent
 
 PARTS: tuple[Callable[[CheckPlan], Finding], ...] = (
     exactness,
+    families,
     recorded_steps,
     memory,
     speed,
@@ -48,6 +50,7 @@ def check_device(
 
     \b
     exact     every drafter says what plain decoding says, in fast and deep mode, in mixed batches
+    families  a small model of every family computes what plain torch computes
     recorded  recorded steps (CUDA graphs, NPU graphs) compute what steps kernel by kernel compute
     memory    what weights, keys and values take, and that nothing stays when they are let go
     speed     tokens per second at 1, 8 and 64 requests, beside transformers if that is installed

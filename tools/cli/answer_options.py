@@ -18,10 +18,10 @@ SAMPLING = (
     *("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
     *("seed", "stop", "n", "logprobs"),
 )  # fields of the same names; not every command has all of them
-MODE = ("groups", "thinking", "thinking_budget")  # of the mode, if given
+MODE = ("groups", "experts", "thinking", "thinking_budget")  # of the mode, if given
 SPECULATION = {  # option -> field
     **{name: name for name in ("nodes", "head", "corpus")},
-    **{f"draft_{name}": name for name in ("model", "groups")},
+    **{f"draft_{name}": name for name in ("model", "groups", "experts")},
 }
 USES = {"head": "head", "corpus": "suffix"}  # the drafter that an option is for
 
@@ -44,6 +44,9 @@ class AnswerOptions(ModelOptions):
     groups: Annotated[
         int | None, option("Routed groups to run instead of the mode's; 0 = shared only.", HOW)
     ] = None
+    experts: Annotated[
+        int | None, option("Experts to run instead of the mode's, in a model without groups.", HOW)
+    ] = None
     thinking: Annotated[
         str | None, option("off, on or auto (the model decides), instead of the mode's.", HOW)
     ] = None
@@ -64,13 +67,17 @@ class AnswerOptions(ModelOptions):
         int | None, option("Most tokens drafted per step; default: as many as pay.", HOW)
     ] = None
     draft_model: Annotated[
-        str | None, option("Small model that drafts (folder); means --drafter model.", HOW)
+        str | None, option("Small model that drafts, as --model; means --drafter model.", HOW)
     ] = None
     draft_groups: Annotated[
         int | None, option("Groups that drafter self runs; default 0.", HOW)
     ] = None
+    draft_experts: Annotated[
+        int | None, option("Experts that drafter self runs, in a model without groups.", HOW)
+    ] = None
     head: Annotated[
-        str | None, option("Draft head of `fastslow train-draft`; default: the model's own.", HOW)
+        str | None,
+        option("File of `fastslow train-draft` or EAGLE-3 folder; default: the model's own.", HOW),
     ] = None
     corpus: Annotated[
         str | None, option("Stored answers of `fastslow corpus`, for drafter suffix.", HOW)
@@ -130,19 +137,20 @@ class AnswerOptions(ModelOptions):
                 these fields do not say otherwise; None = the mode that the command line says.
 
         Raises:
-            ValueError: there is no such preset, or the model has fewer groups.
+            ValueError: there is no such preset, or the model has fewer groups or experts.
         """
+        from fastslow.engine.model.routed_units import RoutedUnits
         from fastslow.policies.modes import find_mode
 
-        groups, changes = llm.model.config.groups, self._mode_changes()
+        units, changes = RoutedUnits.of(llm.model.config), self._mode_changes()
         named: str | Mapping[str, Any] = self.mode if asked is None else asked
         given = {"base": named} if isinstance(named, str) else named
         changes = {name: value for name, value in changes.items() if name not in given}
         if asked is not None:
-            plain = find_mode(asked, llm.modes, groups).thinking
+            plain = find_mode(asked, llm.modes, units).thinking
             if given.get("thinking", changes.get("thinking", plain)) == "off":
                 changes.pop("thinking_budget", None)  # off is a budget of 0
-        mode = find_mode({**given, **changes} if changes else named, llm.modes, groups)
+        mode = find_mode({**given, **changes} if changes else named, llm.modes, units)
         return {"sampling": self._sampling(), "mode": mode, "speculation": self._speculation(mode)}
 
     def _speculation(self, mode: Mode) -> str | Speculation:

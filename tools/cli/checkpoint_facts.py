@@ -12,11 +12,11 @@ from rich.table import Table
 from fastslow.engine.backends.loader import DTYPES
 from fastslow.engine.kv.budget import format_bytes
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
-from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.models.locate import resolve_model
+from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import load_modes
 from fastslow.tools.plan.shards import ShardPlan
@@ -53,28 +53,24 @@ class CheckpointFacts:
     def of(cls, model: str, own_modes: str | None = None) -> CheckpointFacts:
         """Read a checkpoint's small files, of a GGUF file the header, and the user's presets. ValueError
         in one sentence for what does not fit."""
-        folder = Path(model)
-        if folder.suffix == ".gguf" and folder.is_file():
-            config, tokenizer = _gguf(folder)
-        else:
-            folder = resolve_model(model)
-            config, tokenizer = ModelConfig.from_folder(folder), _tokenizer(folder)
+        folder = resolve_model(model)
+        config, tokenizer = ModelConfig.from_folder(folder), _tokenizer(folder)
         weights = parameters(config)
         memory = {
             name: ModeCost(weights * DTYPES[name].itemsize, config.kv_bytes_per_token(DTYPES[name]))
             for name in SHOWN
         }
-        modes = load_modes(folder, config.groups, own_modes)
+        modes = load_modes(folder, RoutedUnits.of(config), own_modes)
         return cls(config, tokenizer, modes, weights, memory)
 
     def record(self) -> dict[str, Any]:
         """For programs: sizes in bytes, counts in parameters."""
-        c = self.config
+        c, units = self.config, RoutedUnits.of(self.config)
         modes = {
             name: {
                 **mode.model_dump(exclude={"name"}),
-                "active_parameters": active_parameters(c, mode.groups),
-                "words": meaning(mode, c.groups),
+                "active_parameters": active_parameters(c, mode.routed),
+                "words": meaning(mode, units),
             }
             for name, mode in self.modes.items()
         }
@@ -98,16 +94,16 @@ class CheckpointFacts:
             sizes = (cost.weights, cost.kv_per_token, cost.kv_per_token * self.config.context)
             memory.add_row(name + own, *map(format_bytes, sizes))
         yield memory
-        modes = Table("mode", "groups", "thinking", "active per token", "description")
+        units = RoutedUnits.of(self.config)
+        modes = Table("mode", units.name, "thinking", "active per token", "description")
         for mode in self.modes.values():
-            groups = self.config.groups if mode.groups is None else mode.groups
-            whole = "dense" if self.config.pangu_v2 is None else "one"
-            shown = f"{groups} of {self.config.groups}" if self.config.groups else whole
-            active = billions(active_parameters(self.config, mode.groups))
+            running = units.running(mode.routed)
+            shown = f"{running[units.name]} of {units.most}" if running else "dense"
+            active = billions(active_parameters(self.config, mode.routed))
             thinking: str = mode.thinking
             if mode.auto:
-                words = meaning(mode, self.config.groups)
-                shown, thinking, active = words["groups"], words["thinking"], "-"
+                words = meaning(mode, units)
+                shown, thinking, active = words[units.name], words["thinking"], "-"
             modes.add_row(mode.name, shown, thinking, active, mode.description)
         yield modes
 
@@ -123,11 +119,12 @@ class CheckpointFacts:
                 f"{c.groups} groups of {c.experts // c.groups}, each of {c.moe_intermediate_size}; "
                 f"shared {c.shared_intermediate_size}"
             )
-        elif c.pangu_v2 is not None:
+        elif c.router is not None:
+            shared = f"shared {c.shared_intermediate_size}"
             dense = f"; dense layers: {len(c.mlp_only_layers)}" if c.mlp_only_layers else ""
             lines["experts"] = (
                 f"best {c.chosen} of {c.experts}, each of {c.moe_intermediate_size}; "
-                f"shared {c.shared_intermediate_size}{dense}"
+                f"{shared if c.shared_intermediate_size else 'none shared'}{dense}"
             )
         else:
             lines["MLP"] = f"dense, {c.intermediate_size}"
@@ -144,29 +141,13 @@ def billions(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
-def _gguf(path: Path) -> tuple[ModelConfig, str]:
-    """Config and tokenizer, from the header alone."""
-    from fastslow.models.gguf import config_json  # late: it needs a library that folders do without
-    from fastslow.models.gguf_file import GgufFile
-
-    file = GgufFile.read(path)
-    try:
-        tied = all(tensor.name != "output.weight" for tensor in file.tensors)
-        config = ModelConfig.from_json(config_json(file.fields, tied))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    tokens = file.fields["tokenizer.ggml.tokens"]
-    ends = ", ".join(repr(tokens[number]) for number in config.eos_ids)
-    return config, f"of the file, {len(tokens)} ids, an answer ends at {ends or 'nothing'}"
-
-
 def _tokenizer(folder: Path) -> str:
-    for name in ("tokenizer.json", "tokenizer.model"):
-        if (folder / name).is_file():
-            tokenizer = load_tokenizer(folder)
-            ends = ", ".join(repr(tokenizer.piece(number)) for number in sorted(tokenizer.eos_ids))
-            return f"{name}, {tokenizer.vocab_size} ids, an answer ends at {ends or 'nothing'}"
-    return "none: prompts are token ids"
+    if (tokenizer := find_tokenizer(folder)) is None:
+        return "none: prompts are token ids"
+    known = (name for name in ("tokenizer.json", "tokenizer.model") if (folder / name).is_file())
+    ends = ", ".join(repr(tokenizer.piece(number)) for number in sorted(tokenizer.eos_ids))
+    name = next(known, "of the file")
+    return f"{name}, {tokenizer.vocab_size} ids, an answer ends at {ends or 'nothing'}"
 
 
 def shard_plan(config: ModelConfig, layout: str) -> ShardPlan:
@@ -178,14 +159,16 @@ def shards_table(plan: ShardPlan) -> Table:
     """A line a rank, and what a row of a layer costs in bytes sent."""
     name, sent = str(plan.dtype).removeprefix("torch."), format_bytes(_sent(plan))
     title = f"{plan.parallel} in {name}; a row of a layer sends {sent} between ranks"
-    titles = ("rank", "dp rank", "heads", "KV heads", "groups", "weights", "KV per token")
+    routed = "groups" if plan.config.groups else "experts"
+    titles = ("rank", "dp rank", "heads", "KV heads", routed, "weights", "KV per token")
     table = Table(*titles, title=title)
     for share in plan.shares:
         place = share.place
-        groups = f"{place.groups.start}-{place.groups.stop - 1}" if place.groups else "-"
+        held = place.groups or place.experts
+        shown = f"{held.start}-{held.stop - 1}" if held else "-"
         counts = map(str, (place.rank, place.dp_rank, place.heads, place.kv_heads))
         sizes = map(format_bytes, (share.weights, share.kv_per_token))
-        table.add_row(*counts, groups, *sizes)
+        table.add_row(*counts, shown, *sizes)
     return table
 
 
@@ -198,6 +181,7 @@ def shards_record(plan: ShardPlan) -> dict[str, Any]:
             {
                 **{n: getattr(share.place, n) for n in ("rank", "dp_rank", "heads", "kv_heads")},
                 "groups": list(share.place.groups),
+                "experts": list(share.place.experts),
                 "weights": share.weights,
                 "kv_per_token": share.kv_per_token,
             }

@@ -29,7 +29,7 @@ def modes(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Say what each mode of a model means: groups, thinking, budget, sampling, drafts. Reads no weights.
+    """Say what each mode of a model means: experts, thinking, budget, sampling, drafts. Reads no weights.
 
     Presets are built in, changed and joined by the checkpoint's fastslow.json, and these by a file
     of your own:
@@ -61,19 +61,21 @@ def _table(facts: CheckpointFacts, presets: Sequence[Mode]) -> Table:
     """A column for each mode, a row for each side of it."""
     from rich.table import Column, Table
 
+    from fastslow.engine.model.routed_units import RoutedUnits
     from fastslow.engine.model.tensors import active_parameters
     from fastslow.policies.meaning import meaning
     from fastslow.tools.cli.checkpoint_facts import billions
 
-    words = [meaning(mode, facts.config.groups) for mode in presets]
+    units = RoutedUnits.of(facts.config)
+    words = [meaning(mode, units) for mode in presets]
     names = (Column(mode.name, overflow="fold") for mode in presets)
     table = Table(Column(no_wrap=True), *names, show_lines=True)
     if any(mode.description for mode in presets):
         table.add_row("", *(mode.description or "-" for mode in presets))
     for side in words[0]:
         table.add_row(side, *(each[side] for each in words))
-        if side == "groups":
-            active = [active_parameters(facts.config, mode.groups) for mode in presets]
+        if side == units.name:
+            active = [active_parameters(facts.config, mode.routed) for mode in presets]
             shares = [
                 "-" if mode.auto else f"{billions(n)}, {n / facts.parameters:.0%} of all"
                 for mode, n in zip(presets, active)

@@ -61,13 +61,15 @@ def complain(error: Exception) -> None:
 def figures(answer: Output | Completion, context: int) -> str:
     """How an answer came about, in one line. context: most tokens of a prompt and its answer."""
     metrics = answer.metrics
+    counts = {"groups": metrics.groups, "experts": metrics.experts}
+    ran = "".join(f" | {count} {name}" for name, count in counts.items() if count is not None)
     why = f" | why: {metrics.decision}" if metrics.decision else ""
     ended = f" ({metrics.thinking_ended})" if metrics.thinking_ended else ""
     thought = f" | {metrics.thinking_tokens} tokens of thought{ended}" if ended else ""
     return (
         f"mode {metrics.mode} | drafter {metrics.drafter} | drafted {metrics.drafted} | "
         f"accepted {metrics.accepted} | {metrics.tokens_per_step:.2f} tokens/step | "
-        f"{metrics.tokens_per_second:.1f} tokens/s{thought}{_cut(answer, context)}{why}"
+        f"{metrics.tokens_per_second:.1f} tokens/s{ran}{thought}{_cut(answer, context)}{why}"
     )
 
 

@@ -1,4 +1,4 @@
-"""`fastslow tune`: the best drafter and length for the user's own prompts, when to think, with how many groups."""
+"""`fastslow tune`: the best drafter and length for the user's own prompts, when to think, with how many experts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,12 @@ def tune(
         bool, typer.Option("--modes", help="Tune the choice between fast and deep instead.")
     ] = False,
     groups: Annotated[
-        bool, typer.Option("--groups", help="Tune the groups of the fast mode instead.")
+        bool,
+        typer.Option(
+            "--groups",
+            "--experts",
+            help="Tune how many groups, or experts, the fast mode runs instead.",
+        ),
     ] = False,
     tasks: Annotated[
         Path | None, option("Graded tasks: JSON lines with prompt and answer.")
@@ -72,7 +77,7 @@ def tune(
     ] = None,
 ) -> None:
     """Find the drafter and the length that answer your prompts fastest; with --modes when to think, with
-    --groups how many groups of experts the fast mode needs.
+    --groups how many groups of experts the fast mode needs, or experts where the model has no groups.
 
     Examples:
       fastslow tune --prompts mine.jsonl
@@ -167,16 +172,16 @@ def _tune_groups(
     from fastslow.tools.tune.groups_report import headline, page
 
     found = tune_groups(llm, options.model, asked, graded, **how)
-    chosen, fitted = found.proposed.groups, llm.modes["fast"].groups
+    noun, chosen, fitted = found.units.name, found.proposed.count, llm.modes["fast"].routed
     said = headline(found)
-    parts: dict[str, Any] = {"measured_groups": found.record()}
+    parts: dict[str, Any] = {f"measured_{noun}": found.record()}
     old = check_settings(out, options.model, options.folder)
-    if "auto" in old and chosen != (found.all.groups if fitted is None else fitted):
+    if "auto" in old and chosen != (found.all.count if fitted is None else fitted):
         parts["measured_modes"] = None
         said += (
-            f"\nThe auto of {out} was fitted to a fast mode with other groups: its measured figures are "
+            f"\nThe auto of {out} was fitted to a fast mode with other {noun}: its measured figures are "
             "taken out; `fastslow tune --modes` fits it again."
         )
-    modes = {"fast": {"groups": chosen}}
+    modes = {"fast": {noun: chosen}}
     add_settings(out, options.model, options.folder, modes=modes, **parts)
     return TuningOutcome(said, page(found, out.name), found.stopped)

@@ -16,7 +16,7 @@ from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.engine.parallel.sharding import Parallel, RankShard
 
 EMBEDDING = "model.embed_tokens.weight"
-_ROUTER = re.compile(r".*\.mlp\.(gate\.weight|router_scale)")  # kept in float32
+_WIDE = re.compile(r".*\.(mlp\.gate\..*|mlp\.router_scale|self_attn\.sinks)")  # kept in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Share:
     """One rank's part of a model. Sizes in bytes.
 
     Attributes:
-        weights: of the rank's tensors as it runs them, the router in float32.
+        weights: of the rank's tensors as it runs them, the router and sinks in float32.
         kv_per_token: keys and values of one token, on each rank of the token's data-parallel rank.
         elements: of the checkpoint that the rank reads.
     """
@@ -64,9 +64,9 @@ class ShardPlan:
         for place in RankShard.all(config, parallel):
             weights = elements = 0
             for name, shape in shapes.items():
-                part = place.slices(name, shape)
-                count = 0 if part is None else prod(s.stop - s.start for s in part)
-                kept = wide(dtype) if _ROUTER.fullmatch(name) else dtype
+                parts = place.parts(name, shape)
+                count = sum(prod(s.stop - s.start for s in part) for part in parts)
+                kept = wide(dtype) if _WIDE.fullmatch(name) else dtype
                 weights += count * kept.itemsize * (2 if twice and name == EMBEDDING else 1)
                 elements += count
             kv = place.local.kv_bytes_per_token(dtype)

@@ -1,4 +1,4 @@
-"""How many groups of experts the fast mode needs: agreement with all groups, and time, for each number."""
+"""How many groups, or experts, the fast mode needs: agreement with all of them, and time, for each number."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import kv_cache_for
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.engine.types import Rows
 from fastslow.llm import LLM
@@ -24,15 +25,15 @@ from fastslow.tools.tasks import Task
 from fastslow.tools.tune.candidates import PLAIN, check_limits
 
 CHUNK = 128  # rows of text read at a time
-ROUNDS = 30  # single steps for each number of groups, interleaved
-ENOUGH_SAVED = 0.97  # of the time of all groups: a smaller saving is not enough
+ROUNDS = 30  # single steps for each number, interleaved
+ENOUGH_SAVED = 0.97  # of the time of all: a smaller saving is not enough
 
 
 @dataclass(slots=True)
 class GroupsRow:
-    """One number of groups, against all of them."""
+    """One number of groups or experts, against all of them."""
 
-    groups: int
+    count: int
     agreement: float = 0.0  # share of places where the likeliest token is the same
     divergence: float = 0.0  # mean KL(all || these) of the next token, nats
     seconds: float = 0.0  # a token at batch 1, median
@@ -41,9 +42,10 @@ class GroupsRow:
 
 @dataclass(slots=True)
 class GroupsFound:
-    """What was measured, 0 groups first, all of them last."""
+    """What was measured, the fewest groups or experts first, all of them last."""
 
     model: str
+    units: RoutedUnits
     rows: list[GroupsRow]
     places: int  # tokens that were compared
     prompts: int
@@ -55,13 +57,13 @@ class GroupsFound:
 
     @property
     def all(self) -> GroupsRow:
-        """All groups."""
+        """All of them."""
         return self.rows[-1]
 
     @property
     def proposed(self) -> GroupsRow:
-        """For the fast mode: the fewest groups that keep `keep` of the score of all groups, or without
-        tasks agree with them at that share of places; all groups if that saves next to no time."""
+        """For the fast mode: the fewest that keep `keep` of the score of all, or without tasks agree
+        with them at that share of places; all of them if that saves next to no time."""
         able = [row for row in self.rows if self._keeps(row)]
         fewest = able[0]
         return fewest if fewest.seconds <= ENOUGH_SAVED * self.all.seconds else self.all
@@ -70,9 +72,13 @@ class GroupsFound:
         """For the settings file."""
         return {
             **{name: getattr(self, name) for name in ("prompts", "places", "tasks", "keep")},
-            "groups": [asdict(row) for row in self.rows],
+            self.units.name: [self._named(row) for row in self.rows],
             **self.circumstances,
         }
+
+    def _named(self, row: GroupsRow) -> dict[str, Any]:
+        figures = asdict(row)
+        return {self.units.name: figures.pop("count"), **figures}
 
     def _keeps(self, row: GroupsRow) -> bool:
         if self.all.score and row.score is not None:
@@ -91,10 +97,11 @@ def tune_groups(
     minutes: float = 10.0,
     report: Report,
 ) -> GroupsFound:
-    """Compare every number of groups with all of them on the user's prompts.
+    """Compare numbers of groups, or of experts in a model without groups, with all of them on the user's
+    prompts.
 
-    The model answers each prompt with all groups, without thinking. The same texts are then read with
-    fewer groups, and the probabilities of each next token compared.
+    The model answers each prompt with all of them, without thinking. The same texts are then read with
+    fewer, and the probabilities of each next token compared.
 
     Args:
         llm: the model; no other caller may use it meanwhile.
@@ -107,12 +114,12 @@ def tune_groups(
         ValueError: a dense model, something out of range, a prompt that does not fit.
         KeyboardInterrupt: before a prompt was compared.
     """
-    groups = llm.model.config.groups
-    if not groups:
-        raise ValueError(f"{model} is dense: it has no routed groups to choose from")
+    units = RoutedUnits.of(llm.model.config)
+    if not units.most:
+        raise ValueError(f"{model} is dense: it has no routed experts to choose from")
     check_limits(minutes, keep)
     started = time.monotonic()
-    found = GroupsFound(model, [GroupsRow(g) for g in range(groups + 1)], 0, 0, 0, keep)
+    found = GroupsFound(model, units, [GroupsRow(n) for n in units.steps], 0, 0, 0, keep)
     texts = TextReader(llm)
     try:
         _time(texts, found, llm, prompts[0], sampling)
@@ -141,36 +148,37 @@ class TextReader:
         self.model = llm.model
         self._kv: KVCache | None = None
 
-    def logprobs(self, text: Sequence[int], first: int, groups: int) -> torch.Tensor:
-        """Log-probabilities f32 [len(text) - first, V] of the tokens from place `first` on."""
+    def logprobs(self, text: Sequence[int], first: int, count: int) -> torch.Tensor:
+        """Log-probabilities f32 [len(text) - first, V] of the tokens from place `first` on, where so
+        many groups or experts run."""
         found = []
         for start in range(0, len(text) - 1, CHUNK):
             stop = min(start + CHUNK, len(text) - 1)
             wanted = [i - start for i in range(max(start, first - 1), stop)]
-            out = self._run(text, start, stop, groups, outputs=wanted)
+            out = self._run(text, start, stop, count, outputs=wanted)
             if wanted:
                 found.append(torch.log_softmax(out, dim=-1))
         return torch.cat(found)
 
-    def step(self, text: Sequence[int], groups: int) -> float:
+    def step(self, text: Sequence[int], count: int) -> float:
         """Seconds of the last token's row alone; the text before it was read."""
         started = time.perf_counter()
-        self._run(text, len(text) - 1, len(text), groups, outputs=[0], only_best=True)
+        self._run(text, len(text) - 1, len(text), count, outputs=[0], only_best=True)
         return time.perf_counter() - started
 
     def _run(
-        self, text: Sequence[int], start: int, stop: int, groups: int, **how: Any
+        self, text: Sequence[int], start: int, stop: int, count: int, **how: Any
     ) -> torch.Tensor:
         if self._kv is None or self._kv.pages * self._kv.page_size < len(text):
             self._kv = kv_cache_for(self.model, -(-len(text) // 16), prefix_caching=False)
-        how["groups"] = None if groups == self.model.config.groups else groups
+        how["groups"] = None if count == self.model.config.chosen else count
         rows = Rows.of([chain(text, np.arange(len(text)), start, stop, **how)])
         return self.model.forward(rows, self._kv.storage).logits.float()
 
 
 def _answer(llm: LLM, prompt: Conversation, sampling: SamplingParams) -> tuple[list[int], int]:
     """Prompt and answer as tokens, and where the answer begins."""
-    mode = Mode(name="all groups", thinking="off")
+    mode = Mode(name="all", thinking="off")
     out = llm.generate(prompt, sampling, mode=mode, speculation=PLAIN)
     return [*out.prompt_token_ids, *out.token_ids], len(out.prompt_token_ids)
 
@@ -179,23 +187,23 @@ def _time(
     texts: TextReader, found: GroupsFound, llm: LLM, prompt: Conversation, sampling: SamplingParams
 ) -> None:
     text, first = _answer(llm, prompt, sampling)
-    texts.logprobs(text, first, found.all.groups)
-    taken: dict[int, list[float]] = {row.groups: [] for row in found.rows}
+    texts.logprobs(text, first, found.all.count)
+    taken: dict[int, list[float]] = {row.count: [] for row in found.rows}
     for turn in range(ROUNDS):
         for row in found.rows if turn % 2 else reversed(found.rows):
-            taken[row.groups].append(texts.step(text, row.groups))
+            taken[row.count].append(texts.step(text, row.count))
     for row in found.rows:
-        row.seconds = median(taken[row.groups])
+        row.seconds = median(taken[row.count])
 
 
 def _compare(
     texts: TextReader, found: GroupsFound, llm: LLM, prompt: Conversation, sampling: SamplingParams
 ) -> None:
     text, first = _answer(llm, prompt, sampling)
-    all_TV = texts.logprobs(text, first, found.all.groups)
+    all_TV = texts.logprobs(text, first, found.all.count)
     sums = []
     for row in found.rows:
-        these_TV = texts.logprobs(text, first, row.groups)
+        these_TV = texts.logprobs(text, first, row.count)
         same = (these_TV.argmax(-1) == all_TV.argmax(-1)).sum()
         divergence = (all_TV.exp() * (all_TV - these_TV)).sum(-1).clamp_min(0).sum()
         sums.append((float(same), float(divergence)))
@@ -214,19 +222,19 @@ def _grade(
     end: float,
     report: Report,
 ) -> None:
-    right: dict[int, list[bool]] = {row.groups: [] for row in found.rows}
+    right: dict[int, list[bool]] = {row.count: [] for row in found.rows}
     for number, task in enumerate(tasks):
         if number and time.monotonic() > end:
             break
         report(0.5 + 0.5 * number / len(tasks), f"task {number + 1} of {len(tasks)}")
         graded = []
         for row in found.rows:
-            groups = None if row is found.all else row.groups
-            mode = Mode(name=f"{row.groups} groups", groups=groups, thinking="off")
+            which: dict[str, Any] = found.units.running(row.count)
+            mode = Mode(name=f"{row.count} {found.units.name}", thinking="off", **which)
             out = llm.generate(task.prompt, sampling, mode=mode, speculation=PLAIN)
             graded.append(task.right(out.text))
         for row, one in zip(found.rows, graded):
-            right[row.groups].append(one)
+            right[row.count].append(one)
         found.tasks += 1
         for row in found.rows:
-            row.score = fmean(right[row.groups])
+            row.score = fmean(right[row.count])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,9 +19,11 @@ from fastslow.engine.backends.accelerator.ops import (
     DeviceTables,
     Event,
     ExpertChoice,
+    Front,
     Graph,
     LayerKV,
     PagedOps,
+    add_bias,
     only_run,
 )
 from fastslow.engine.model.config import ModelConfig
@@ -31,6 +33,7 @@ from fastslow.engine.types import Ints
 WIDEST = 1 << 18  # keys that are gathered at once, over all runs
 WIDE = 64  # blocks of each text whose weight is found at once
 SCORES = 1 << 26  # products of queries and keys at once: 256 MiB in float32
+FRONT = 16  # places in front of a text are a multiple of it, as fused kernels want rows of a mask
 ALIGNMENT = 16  # bytes, of rows in a grouped product
 FAST = (9, 10)  # majors of compute capabilities whose grouped products read the sizes on the device
 
@@ -40,6 +43,7 @@ class CudaOps(PagedOps):
 
     storage = BlockStorage
     most_rows = 128
+    windows = True
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -69,7 +73,7 @@ class CudaOps(PagedOps):
         super().check(config, dtype)
         widths = (config.hidden_size, config.moe_intermediate_size)
         self._aligned = not any(size * dtype.itemsize % ALIGNMENT for size in widths)
-        grouped = not config.groups or self._grouped(dtype)
+        grouped = not config.chosen or self._grouped(dtype)
         self.records = self._on_gpu and grouped
         if not grouped:
             why = self._why or (
@@ -107,9 +111,11 @@ class CudaOps(PagedOps):
         order = flat.argsort(stable=True)
         known = torch.arange(count, device=flat.device, dtype=flat.dtype)
         ends = torch.searchsorted(flat[order], known, right=True).to(torch.int32)
-        sorted_RH = x_TH.index_select(0, order // groups)
-        inner_RF = self.silu_product(self._product(sorted_RH, mlp.gate_up.weight, ends))
-        out_RH = only_run(self._product(inner_RF, mlp.down.weight, ends), ends[-1])
+        sorted_RH, experts = x_TH.index_select(0, order // groups), flat[order]
+        both_R2F = self._product(sorted_RH, mlp.gate_up.weight, ends)
+        inner_RF = self.gated(add_bias(both_R2F, mlp.gate_up.bias, experts))
+        out_RH = self._product(inner_RF, mlp.down.weight, ends)
+        out_RH = only_run(add_bias(out_RH, mlp.down.bias, experts), ends[-1])
         parts = torch.empty_like(out_RH).index_copy_(0, order, out_RH)
         sums = chosen.weights.dtype
         parts_TGH = parts.view(*chosen.numbers.shape, -1).to(sums)
@@ -150,7 +156,9 @@ class CudaOps(PagedOps):
         place = owner * most + np.arange(rows) - starts[owner]
         return runs.tables, side, np.broadcast_to(lengths, side.shape).copy(), causal, place
 
-    def attend(self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables) -> Tensor:
+    def attend(
+        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables, front: Front | None = None
+    ) -> Tensor:
         tables, side, whole, ends, place = blocks.tensors
         q = self._folded(q_THD, side)
         out = torch.empty_like(q)
@@ -158,15 +166,48 @@ class CudaOps(PagedOps):
         key = torch.arange(keys, device=q.device)
         for some, rows in self._parts(side, keys):
             k, v = (self._texts(x, tables[some], whole[some]) for x in kv)
+            if front is not None:
+                k, v = self._behind_front(k, v, front)
             for few in rows:
-                last = ends[some, few, None].expand(-1, -1, self.group).flatten(1)
-                seen = key < last[:, None, :, None]
+                last = ends[some, few, None].expand(-1, -1, self.group).flatten(1)[:, None, :, None]
+                seen = key < last
+                if blocks.window:
+                    seen = seen & (key >= last - blocks.window)
                 part = q[some, :, self._folds(few)]
+                if front is not None:
+                    seen = self._front_bias(seen, front, part)
                 # heads are rows here: no key is repeated, and a fused kernel takes the mask
                 out[some, :, self._folds(few)] = F.scaled_dot_product_attention(
                     part, k, v, attn_mask=seen, scale=self.shape.scale
                 )
         return self._unfolded(out, q_THD.shape).index_select(0, place)
+
+    def _behind_front(self, k: Tensor, v: Tensor, front: Front) -> tuple[Tensor, Tensor]:
+        """Keys and values of texts behind what every row sees first, in a multiple of `FRONT` places."""
+        count = 1 if front.keys is None else len(front.keys)
+        room = -(-count // FRONT) * FRONT
+        sides = []
+        for texts, known in ((k, front.keys), (v, front.values)):
+            first = texts.new_zeros(len(texts), texts.shape[1], room, texts.shape[-1])
+            if known is not None:
+                first[:, :, :count] = known.transpose(0, 1)
+            sides.append(torch.cat((first, texts), 2))
+        return sides[0], sides[1]
+
+    def _front_bias(self, seen: Tensor, front: Front, q: Tensor) -> Tensor:
+        """What is added to the scores: `_behind_front`, and then where a text is seen."""
+        count = 1 if front.keys is None else len(front.keys)
+        room = -(-count // FRONT) * FRONT
+        bias = q.new_full((len(q), q.shape[1], q.shape[2], room + seen.shape[-1]), -torch.inf)
+        if front.logits is None:
+            bias[..., :count] = 0
+        else:
+            rows = front.logits.view(1, q.shape[1], 1, -1).expand(
+                1, -1, q.shape[2] // self.group, -1
+            )
+            bias[..., 0] = rows.flatten(2)
+        bias[..., room:].masked_fill_(seen, 0)
+        return bias
 
     @property
     def group(self) -> int:
@@ -266,7 +307,7 @@ class CudaGraph(Graph):
             torch.cuda.set_stream(before)  # torch leaves the other one where a capture fails
             raise
 
-    def replay(self, query_ends: list[int], seq_lens: list[int]) -> None:
+    def replay(self, runs: Sequence[BlockTables]) -> None:
         self._graph.replay()
 
 

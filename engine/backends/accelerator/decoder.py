@@ -9,45 +9,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage
-from fastslow.engine.backends.accelerator.layout import Tail, attention_layout
-from fastslow.engine.backends.accelerator.ops import DeviceMlp, DeviceTables, ExpertChoice, LayerKV
+from fastslow.engine.backends.accelerator.kv import BlockStorage
+from fastslow.engine.backends.accelerator.layout import Tail
+from fastslow.engine.backends.accelerator.ops import (
+    DeviceMlp,
+    DeviceTables,
+    ExpertChoice,
+    Front,
+    LayerKV,
+    merged,
+)
 from fastslow.engine.backends.accelerator.recorded import Recorder
+from fastslow.engine.backends.accelerator.routing import choose_best_on_device, choose_on_device
 from fastslow.engine.backends.accelerator.staging import Staging
-from fastslow.engine.backends.accelerator.step import PagedStep, Result
-from fastslow.engine.backends.accelerator.weights import Stacked, StackedLayer, StackedMoge
+from fastslow.engine.backends.accelerator.step import DeviceLayout, PagedStep, Result, StepPlan
+from fastslow.engine.backends.accelerator.weights import Mixture, Stacked, StackedLayer
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import LayeredModel, check_step
 from fastslow.engine.model.rope import Rotary
 from fastslow.engine.types import ModelOutput, Rows
 
 TAIL = 1 << 16  # slots that a tail reads at once
-
-
-def choose_on_device(
-    logits_TE: Tensor, scale_E: Tensor, groups: int, wanted_T: Tensor
-) -> ExpertChoice:
-    """As `engine.model.moge.choose`, all of it on the device: experts int32 [T, G], weights [T, G].
-
-    wanted_T: integer [T], how many groups run for each row. What does not run has the number E, one
-    more than there are, and no weight. Ties are broken by comparing, not by a library's order.
-    """
-    probs = logits_TE.softmax(-1)
-    count = probs.shape[1]
-    size = count // groups
-    each = probs.view(-1, groups, size)
-    best = each.amax(-1, keepdim=True)
-    number = torch.arange(size, dtype=torch.int32, device=probs.device)
-    first = torch.where(each == best, number, size - 1).amin(-1)
-    offsets = torch.arange(0, count, size, dtype=torch.int32, device=probs.device)
-    experts = first + offsets
-    weights = best[..., 0] * scale_E.index_select(0, experts.flatten()).view(experts.shape)
-    # a group's rank: how many weigh more, or as much and come first
-    mine, theirs = weights[:, :, None], weights[:, None, :]
-    place = torch.arange(groups, device=probs.device)
-    ahead = (theirs > mine) | ((theirs == mine) & (place[None, :] < place[:, None]))
-    runs = ahead.sum(-1) < wanted_T[:, None]
-    return ExpertChoice(torch.where(runs, experts, count), torch.where(runs, weights, 0.0))
 
 
 class PagedDecoder(LayeredModel[Stacked]):
@@ -66,7 +48,8 @@ class PagedDecoder(LayeredModel[Stacked]):
         c = weights.config
         self._rotary = Rotary(c)
         self._staging = Staging(self.ops)
-        self.recorder = Recorder(self.ops, self._staging, c.context, c.groups)
+        self._plan = StepPlan.of(c, self.layers, self.ops)
+        self.recorder = Recorder(self._plan, self._staging, c.context)
 
     @property
     def storage(self) -> type[KVStorage]:
@@ -81,8 +64,8 @@ class PagedDecoder(LayeredModel[Stacked]):
         with self.ops.active():
             found = self.recorder.replay(self._run, rows, angles, kv, features)
             if found is None:
-                layout = attention_layout(rows, BLOCK, self.ops.most_rows, self.ops.merges)
-                step = PagedStep.of(rows, angles, layout, self.ops, self.config.groups)
+                layouts = self._plan.layouts(rows, self.ops.most_rows)
+                step = PagedStep.of(rows, angles, layouts, self._plan)
                 found = self._run(step.to(self.device, self._staging), kv, features)
             best = np.where(rows.only_best, found.best.cpu().numpy(), -1)
             logits = found.logits[:0] if rows.only_best.all() else found.logits
@@ -97,11 +80,17 @@ class PagedDecoder(LayeredModel[Stacked]):
         first, *others = self.layers
         fresh_TH = self.ops.rms_norm(x_TH, w.layers[first].attention_norm, eps)
         norms = [*(w.layers[n].attention_norm for n in others), w.norm]
-        for n, next_norm in zip(self.layers, norms, strict=True):
-            layer = w.layers[n]
-            mixed_TH = self._attention(fresh_TH, layer, LayerKV(kv.k[n], kv.v[n]), step)
+        for n, place, next_norm in zip(self.layers, self._plan.layers, norms, strict=True):
+            layer, layout = w.layers[n], step.layouts[place]
+            turns = n not in self.config.unrotated
+            q_THD, k_TKD, v_TKD = self._project(fresh_TH, layer, step, turns)
+            pair = LayerKV(kv.k[n], kv.v[n])
+            self.ops.store(k_TKD, v_TKD, pair, step.slots)
+            seen_THD = self._attend(q_THD, pair, layout, layer.front)[..., : self.config.head_dim]
+            mixed_TH = self.ops.linear(seen_THD.reshape(len(x_TH), -1), layer.out)
+            mixed_TH = self._post_normed(mixed_TH, layer.attention_post_norm)
             fresh_TH, x_TH = self.ops.add_rms_norm(mixed_TH, x_TH, layer.mlp_norm, eps)
-            moved_TH = self._mlp(fresh_TH, layer.mlp, step)
+            moved_TH = self._post_normed(self._mlp(fresh_TH, layer.mlp, step), layer.mlp_post_norm)
             fresh_TH, x_TH = self.ops.add_rms_norm(moved_TH, x_TH, next_norm, eps)
             if n in features:
                 taken[n] = x_TH.index_select(0, step.feature_rows)
@@ -111,56 +100,75 @@ class PagedDecoder(LayeredModel[Stacked]):
         joined = torch.cat([taken[n] for n in features], -1) if features else last_MH[:, :0]
         return Result(logits_MV, _first_best(logits_MV), joined)
 
-    def _attention(self, x_TH: Tensor, layer: StackedLayer, kv: LayerKV, step: PagedStep) -> Tensor:
-        c = self.config
+    def _project(
+        self, x_TH: Tensor, layer: StackedLayer, step: PagedStep, turns: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of rows, the first two rotated where the layer does so."""
+        c, eps = self.config, self.config.rms_norm_eps
         mixed = self.ops.linear(x_TH, layer.qkv).view(len(x_TH), -1, c.head_dim)
-        turning = mixed[:, : c.heads + c.kv_heads].to(step.cos.dtype)
-        turned = self.ops.rotate(turning, step.cos, step.sin).to(x_TH.dtype)
-        k_TKD = self._widened(turned[:, c.heads :])
-        v_TKD = self._widened(mixed[:, c.heads + c.kv_heads :])
-        self.ops.store(k_TKD, v_TKD, kv, step.slots)
-        q_THD = self._widened(turned[:, : c.heads])
-        seen_THD = self._attend(q_THD, kv, step)[..., : c.head_dim]
-        return self.ops.linear(seen_THD.reshape(len(x_TH), -1), layer.out)
+        sides = list(mixed.split((c.heads, c.kv_heads, c.kv_heads), 1))
+        for i, norm in enumerate((layer.query_norm, layer.key_norm)):
+            if norm is not None:
+                sides[i] = self.ops.rms_norm(sides[i].contiguous(), norm, eps)
+        q_THD, k_TKD, v_TKD = sides
+        if turns:
+            normed = layer.query_norm is not None or layer.key_norm is not None
+            both = torch.cat((q_THD, k_TKD), 1) if normed else mixed[:, : c.heads + c.kv_heads]
+            turned = self.ops.rotate(both.to(step.cos.dtype), step.cos, step.sin).to(x_TH.dtype)
+            q_THD, k_TKD = turned.split((c.heads, c.kv_heads), 1)
+        return self._widened(q_THD), self._widened(k_TKD), self._widened(v_TKD)
+
+    def _post_normed(self, moved_TH: Tensor, norm_H: Tensor | None) -> Tensor:
+        """What a sublayer adds, normed where the model does so."""
+        if norm_H is None:
+            return moved_TH
+        return self.ops.rms_norm(moved_TH, norm_H, self.config.rms_norm_eps)
 
     def _widened(self, x_TND: Tensor) -> Tensor:
         """Filled up with zeros to the width of the cache; they add nothing to any product."""
         room = self.storage.width(self.config.head_dim) - self.config.head_dim
         return F.pad(x_TND, (0, room)) if room else x_TND
 
-    def _attend(self, q_THD: Tensor, kv: LayerKV, step: PagedStep) -> Tensor:
-        if step.tail is None:
-            assert step.chains is not None
-            return self.ops.attend(q_THD, kv, step.chains)
+    def _attend(
+        self, q_THD: Tensor, kv: LayerKV, layout: DeviceLayout, front: Front | None
+    ) -> Tensor:
+        if layout.tail is None:
+            assert layout.chains is not None
+            return self.ops.attend(q_THD, kv, layout.chains, front)
         out_THD = torch.empty_like(q_THD)
-        if step.chains is not None:
-            assert step.rows is not None
-            q = q_THD.index_select(0, step.rows)
-            seen = self.ops.attend(q, kv, step.chains)
-            out_THD.index_copy_(0, step.rows, seen)
-        q = q_THD.index_select(0, step.tail.rows)
-        seen = self._attend_tail(q, kv, step.tail)
-        return out_THD.index_copy_(0, step.tail.rows, seen)
+        if layout.chains is not None:
+            assert layout.rows is not None
+            q = q_THD.index_select(0, layout.rows)
+            seen = self.ops.attend(q, kv, layout.chains, front)
+            out_THD.index_copy_(0, layout.rows, seen)
+        q = q_THD.index_select(0, layout.tail.rows)
+        seen = self._attend_tail(q, kv, layout.tail, front)
+        return out_THD.index_copy_(0, layout.tail.rows, seen)
 
-    def _attend_tail(self, q_RHD: Tensor, kv: LayerKV, tail: Tail[Tensor, DeviceTables]) -> Tensor:
-        """A few keys by plain products; what blocks hold joins them by its weight."""
+    def _attend_tail(
+        self,
+        q_RHD: Tensor,
+        kv: LayerKV,
+        tail: Tail[Tensor, DeviceTables],
+        front: Front | None,
+    ) -> Tensor:
+        """A few keys by plain products; what blocks hold, and what is in front, join them by their weights."""
         lines, width = tail.slots.shape
         q = q_RHD.index_select(0, tail.gather.flatten()).view(lines, -1, *q_RHD.shape[1:])
         each = max(1, TAIL // width)
         some = [slice(i, i + each) for i in range(0, lines, each)]
-        parts = [self._attend_slots(q[i], kv, tail.slots[i], tail.hidden[i]) for i in some]
+        slots = [self._attend_slots(q[i], kv, tail.slots[i], tail.hidden[i]) for i in some]
         own, own_weight = (
-            torch.cat(x).flatten(0, 1).index_select(0, tail.places) for x in zip(*parts)
+            torch.cat(x).flatten(0, 1).index_select(0, tail.places) for x in zip(*slots)
         )
-        if tail.runs is None:
-            return own.to(q_RHD.dtype)
-        text, text_weight = self.ops.attend_in_part(q_RHD, kv, tail.runs)
-        blind = tail.blind[:, None, None]  # such a row's run read unused slots, maybe NaN
-        text, text_weight = text.masked_fill(blind, 0), text_weight.masked_fill(blind, -torch.inf)
-        most = torch.maximum(own_weight, text_weight)
-        own_weight, text_weight = (own_weight - most).exp(), (text_weight - most).exp()
-        total = own * own_weight + text.to(own.dtype) * text_weight
-        return (total / (own_weight + text_weight)).to(q_RHD.dtype)
+        parts = [(own, own_weight)]
+        if tail.runs is not None:
+            text, text_weight = self.ops.attend_in_part(q_RHD, kv, tail.runs)
+            blind = tail.blind[:, None, None]  # such a row's run read unused slots, maybe NaN
+            parts.append((text.masked_fill(blind, 0), text_weight.masked_fill(blind, -torch.inf)))
+        if front is not None:
+            parts.append(self.ops.attend_front(q_RHD, front))
+        return own.to(q_RHD.dtype) if len(parts) == 1 else merged(parts, q_RHD.dtype)
 
     def _attend_slots(
         self, q_BQHD: Tensor, kv: LayerKV, slots_BW: Tensor, hidden_BQW: Tensor
@@ -183,15 +191,25 @@ class PagedDecoder(LayeredModel[Stacked]):
         both = (x.permute(0, 3, 1, 2, 4).flatten(2, 3) for x in (out, weight))
         return next(both), next(both)
 
-    def _mlp(self, x_TH: Tensor, mlp: DeviceMlp | StackedMoge, step: PagedStep) -> Tensor:
-        shared = mlp.shared if isinstance(mlp, StackedMoge) else mlp
-        inner = self.ops.silu_product(self.ops.linear(x_TH, shared.gate_up))
-        y_TH = self.ops.linear(inner, shared.down)
+    def _mlp(self, x_TH: Tensor, mlp: DeviceMlp | Mixture, step: PagedStep) -> Tensor:
+        shared = mlp.shared if isinstance(mlp, Mixture) else mlp
+        if shared is None:
+            y_TH = torch.zeros_like(x_TH)
+        else:
+            inner_TF = self.ops.silu_product(self.ops.linear(x_TH, shared.gate_up))
+            y_TH = self.ops.linear(inner_TF, shared.down)
         if isinstance(mlp, DeviceMlp) or not step.routed:
             return y_TH
+        return self.ops.experts(x_TH, self._choose(x_TH, mlp, step.groups), mlp.experts, y_TH)
+
+    def _choose(self, x_TH: Tensor, mlp: Mixture, wanted_T: Tensor) -> ExpertChoice:
         logits_TE = self.ops.route(x_TH, mlp.router)
-        choice = choose_on_device(logits_TE, mlp.scale, self.config.groups, step.groups)
-        return self.ops.experts(x_TH, choice, mlp.experts, y_TH)
+        if mlp.router_bias is not None:
+            logits_TE = logits_TE + mlp.router_bias
+        if self.config.router is not None:
+            return choose_best_on_device(logits_TE, mlp.choice_bias, self.config.router, wanted_T)
+        assert mlp.scale is not None
+        return choose_on_device(logits_TE, mlp.scale, self.config.groups, wanted_T)
 
 
 def _fetched(values: Tensor) -> Tensor:

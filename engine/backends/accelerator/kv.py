@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -46,15 +48,19 @@ class BlockStorage(KVStorage):
 
 
 class WideStorage(BlockStorage):
-    """Blocks whose rows are padded with zeros to 128, the only width that some kernels read."""
+    """Blocks whose rows are padded with zeros to the widths that some kernels read."""
+
+    widths: ClassVar[tuple[int, ...]] = (128, 192)
 
     @classmethod
     def width(cls, head_dim: int) -> int:
-        return max(head_dim, 128)
+        return next((width for width in cls.widths if width >= head_dim), head_dim)
 
 
 class FractalStorage(WideStorage):
     """Blocks in the fractal order (NZ) of small NPUs: [blocks, kv_heads * width / 16, 128, 16]."""
+
+    widths = (128,)
 
     def _block_shape(self, blocks: int, kv_heads: int, width: int) -> tuple[int, ...]:
         return blocks, kv_heads * width // 16, BLOCK, 16

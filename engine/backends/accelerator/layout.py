@@ -22,22 +22,27 @@ class BlockTables:
     """n runs of rows, each over the blocks of one text.
 
     query_ends: rows up to and with each run's. seq_lens: keys that each run's last row sees. tables:
-    int64 [n, W], the numbers of the blocks, filled up with 0.
+    int64 [n, W], the numbers of the blocks, filled up with 0. window: how many of these keys a row
+    sees, itself and those just before it; 0 = all.
     """
 
     query_ends: list[int]
     seq_lens: list[int]
     tables: Ints
+    window: int = 0
 
     @classmethod
-    def of(cls, runs: list[tuple[int, int, Ints]]) -> BlockTables:
+    def of(cls, runs: list[tuple[int, int, Ints]], window: int = 0) -> BlockTables:
         """From (rows, keys, blocks) of each run."""
         tables = np.zeros((len(runs), max(len(blocks) for *_, blocks in runs)), dtype=np.int64)
         for table, (_, _, blocks) in zip(tables, runs, strict=True):
             table[: len(blocks)] = blocks
         query_ends = np.cumsum([rows for rows, *_ in runs]).tolist()
-        return cls(query_ends, [keys for _, keys, _ in runs], tables)
+        return cls(query_ends, [keys for _, keys, _ in runs], tables, window)
 
+
+LINE = 128  # rows of a tail's line that are a chain
+_NONE = np.empty(0, dtype=np.int64)
 
 Array = TypeVar("Array")
 Tables = TypeVar("Tables")
@@ -81,48 +86,87 @@ class AttentionLayout:
     tail: Tail[NDArray[Any], BlockTables] | None
 
 
-def attention_layout(rows: Rows, block: int, most: int, merged: bool) -> AttentionLayout:
+def attention_layout(
+    rows: Rows, block: int, most: int, merged: bool, window: int = 0, chained: bool = True
+) -> AttentionLayout:
     """Lay out a step.
 
     block: slots of a block. most: rows of a run. merged: whether the device can merge what a
-    tail's row sees in blocks and in single slots; else all is among the slots.
+    tail's row sees in blocks and in single slots; else all is among the slots. window: how many
+    tokens a row sees, 0 = all; no block in front of it is read. chained: whether the device runs
+    chains of such rows; else all rows are the tail's.
     """
     chain_rows: list[Ints] = []
     chains: list[tuple[int, int, Ints]] = []
     lines: list[_Line] = []
     for b, context in enumerate(rows.contexts):
         start, stop = int(rows.starts[b]), int(rows.starts[b + 1])
-        slots, parents = rows.slots[start:stop], rows.parents[start:stop]
+        parents = rows.parents[start:stop]
+        slots = np.concatenate((context, rows.slots[start:stop]))
         known, trunk = _aligned(context, block), 0
         if known == len(context):
-            head = context[known - known % block :]
-            trunk = _aligned(np.concatenate((head, slots[: _trunk(parents)])), block) - len(head)
-            trunk = max(trunk, 0)
-        text = np.concatenate((context[:known], slots[:trunk]))
-        table = text[::block] // block
-        for first in range(0, trunk, most):
-            last = min(first + most, trunk)
-            keys = known + last
-            chains.append((last - first, keys, table[: -(-keys // block)]))
-        if trunk:
-            chain_rows.append(np.arange(start, start + trunk))
+            head = known - known % block
+            trunk = max(_aligned(slots[head : known + _trunk(parents)], block) - (known - head), 0)
+        text = slots[: known + trunk]
+        if chained:
+            for first in range(0, trunk, most):
+                last = min(first + most, trunk)
+                unseen = (known + first + 1 - window) // block if window else 0
+                skipped = max(unseen, 0) * block
+                table = text[skipped : known + last : block] // block
+                chains.append((last - first, known + last - skipped, table))
+            if trunk:
+                chain_rows.append(np.arange(start, start + trunk))
+        request = _Request(
+            start,
+            slots,
+            np.concatenate((np.arange(len(context)), rows.positions[start:stop])),
+            parents,
+            window,
+            block,
+        )
+        for first in range(0, 0 if chained else trunk, LINE):
+            last = min(first + LINE, trunk)
+            lines.append(request.line(first, last, known + first if merged else 0))
         if trunk < stop - start:
-            before = context[known:] if merged else np.concatenate((context, slots[:trunk]))
-            lines.append(
-                _Line(
-                    np.arange(start + trunk, stop),
-                    table if merged else table[:0],
-                    len(text) if merged else 0,
-                    np.concatenate((before, slots[trunk:])),
-                    _seen(parents[trunk:] - trunk, len(before)),
-                )
-            )
+            lines.append(request.line(trunk, stop - start, len(text) if merged else 0))
+    laid = BlockTables.of(chains, window) if chains else None
     if not lines:
-        return AttentionLayout(None, BlockTables.of(chains), None)
+        return AttentionLayout(None, laid, None)
     tail = _tail(lines, most, merged)
-    if not chains:
-        return AttentionLayout(np.empty(0, dtype=np.int64), None, tail)
-    return AttentionLayout(np.concatenate(chain_rows), BlockTables.of(chains), tail)
+    return AttentionLayout(np.concatenate([*chain_rows, _NONE]), laid, tail)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What a request's rows see. start: its first row. slots, positions: of its committed tokens and
+    then of its rows. parents: of the rows."""
+
+    start: int
+    slots: Ints
+    positions: Ints
+    parents: Ints
+    window: int
+    block: int
+
+    def line(self, first: int, last: int, text: int) -> _Line:
+        """Of rows first .. last, which see all of the first `text` slots, the ones that lie in blocks,
+        if these are in their windows."""
+        before = len(self.slots) - len(self.parents)
+        own = np.arange(text, before + last)
+        seen = _seen(self.parents[first:last] - first, before + first - text)
+        rows, low = np.arange(self.start + first, self.start + last), 0
+        if self.window:
+            firsts = self.positions[before + first : before + last] - self.window + 1
+            low = min(-(-max(int(firsts.max()), 0) // self.block) * self.block, text)
+            front = np.arange(min(max(int(firsts.min()), 0), low), low)
+            own = np.concatenate((front, own))
+            seen = np.pad(seen, ((0, 0), (len(front), 0)), constant_values=True)
+            seen &= self.positions[own] >= firsts[:, None]
+            kept = seen.any(0)
+            own, seen = own[kept], seen[:, kept]
+        table = self.slots[low : text : self.block] // self.block
+        return _Line(rows, table, text - low, self.slots[own], seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +203,7 @@ def _tail(lines: list[_Line], most: int, merged: bool) -> Tail[NDArray[Any], Blo
             runs.append((min(most, size - i), max(line.keys, 1), blocks))
     return Tail(
         np.concatenate([x.rows for x in lines]),
-        BlockTables.of(runs) if merged else None,
+        BlockTables.of(runs) if merged and any(x.keys for x in lines) else None,
         np.concatenate([np.full(len(x.rows), not x.keys) for x in lines]),
         gather,
         np.concatenate(places),

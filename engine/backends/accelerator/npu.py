@@ -8,8 +8,9 @@ always given.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
 
 import torch
 import torch_npu
@@ -23,9 +24,12 @@ from fastslow.engine.backends.accelerator.ops import (
     DeviceTables,
     Event,
     ExpertChoice,
+    Front,
     Graph,
     LayerKV,
     PagedOps,
+    add_bias,
+    merged,
     only_run,
 )
 from fastslow.engine.model.config import ModelConfig
@@ -65,10 +69,14 @@ class NpuGraph(Graph):
             torch_npu.npu.set_stream(before)  # the other one stays where a capture fails
             raise
 
-    def replay(self, query_ends: list[int], seq_lens: list[int]) -> None:
+    def replay(self, runs: Sequence[BlockTables]) -> None:
         # the update rewrites what a replay that still runs would read
         torch_npu.npu.current_stream().synchronize()
-        renewed = {"actual_seq_lengths": query_ends, "actual_seq_lengths_kv": seq_lens}
+        # one for all calls of attention: layers with windows are not recorded
+        renewed = {
+            "actual_seq_lengths": runs[0].query_ends,
+            "actual_seq_lengths_kv": runs[0].seq_lens,
+        }
         self._graph.update(cpu_update_input=[renewed])
         self._graph.replay()
 
@@ -76,7 +84,7 @@ class NpuGraph(Graph):
 class NpuOps(PagedOps):
     """bfloat16 or float16; attention over paged keys by one fused kernel."""
 
-    storage = WideStorage
+    storage: ClassVar[type[WideStorage]] = WideStorage
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
     most_rows = 16
     runs_int8 = True
@@ -112,7 +120,8 @@ class NpuOps(PagedOps):
         super().check(config, dtype)
         names = " or ".join(str(d).removeprefix("torch.") for d in self.dtypes)
         need(dtype in self.dtypes, f"dtype {names}, not {str(dtype).removeprefix('torch.')}")
-        need(config.head_dim <= 128, f"head_dim of at most 128, not {config.head_dim}")
+        most = self.storage.widths[-1]
+        need(config.head_dim <= most, f"head_dim of at most {most}, not {config.head_dim}")
         need(
             config.heads // config.kv_heads <= 64,
             f"at most 64 heads for a key head, not {config.heads // config.kv_heads}",
@@ -174,7 +183,8 @@ class NpuOps(PagedOps):
 
     def experts(self, x_TH: Tensor, chosen: ExpertChoice, mlp: DeviceMlp, y_TH: Tensor) -> Tensor:
         sorted_RH, places, counts_E = self._sorted(x_TH, chosen.numbers, len(mlp.gate_up.weight))
-        out_RH = self._grouped(sorted_RH, counts_E, mlp, 1)
+        experts_R = self._sorted_numbers(mlp, chosen.numbers, places)
+        out_RH = self._grouped(sorted_RH, counts_E, mlp, 1, experts_R)
         need(chosen.weights.dtype == torch.float32, "float32 weights of experts")
         # all of one dtype: that of the router's weights, which are not rounded
         # 2: `places` row by row, nothing dropped
@@ -216,9 +226,19 @@ class NpuOps(PagedOps):
         )
         return out[0], out[1], out[2][:count]
 
-    def _grouped(self, x_RH: Tensor, groups_E: Tensor, mlp: DeviceMlp, kind: int) -> Tensor:
-        inner_RF = self.silu_product(self._product(x_RH, mlp.gate_up, groups_E, kind))
-        return self._product(inner_RF, mlp.down, groups_E, kind)
+    def _grouped(
+        self, x_RH: Tensor, groups_E: Tensor, mlp: DeviceMlp, kind: int, experts_R: Tensor
+    ) -> Tensor:
+        both_R2F = self._product(x_RH, mlp.gate_up, groups_E, kind)
+        inner_RF = self.gated(add_bias(both_R2F, mlp.gate_up.bias, experts_R))
+        out_RH = self._product(inner_RF, mlp.down, groups_E, kind)
+        return add_bias(out_RH, mlp.down.bias, experts_R)
+
+    def _sorted_numbers(self, mlp: DeviceMlp, numbers_TG: Tensor, places: Tensor) -> Tensor:
+        """The experts of sorted rows, which only biases need."""
+        if mlp.down.bias is None:
+            return places
+        return torch.empty_like(places).index_copy_(0, places.long(), numbers_TG.flatten())
 
     def _product(self, x_RI: Tensor, matrix: DeviceMatrix, groups_E: Tensor, kind: int) -> Tensor:
         """Sorted rows by their experts' matrices; rows behind the last group's hold anything.
@@ -257,21 +277,35 @@ class NpuOps(PagedOps):
     def attention_metadata(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
         return (runs.tables.astype("int32"),)
 
-    def attend(self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables) -> Tensor:
-        return self._fused(q_THD, kv, blocks, causal=True)[0]
+    def attend(
+        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables, front: Front | None = None
+    ) -> Tensor:
+        need(not blocks.window, "rows with windows in the tail")
+        if front is None:
+            return self._fused(q_THD, kv, blocks, causal=True)[0]
+        text = self._fused(q_THD, kv, blocks, causal=True, weighed=True)
+        return merged([text, self.attend_front(q_THD, front)], q_THD.dtype)
 
     def attend_in_part(
         self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables
     ) -> tuple[Tensor, Tensor]:
-        return self._fused(q_THD, kv, blocks, causal=False)
+        return self._fused(q_THD, kv, blocks, causal=False, weighed=True)
 
     def _fused(
-        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables, causal: bool
+        self,
+        q_THD: Tensor,
+        kv: LayerKV,
+        blocks: DeviceTables,
+        causal: bool,
+        weighed: bool = False,
     ) -> tuple[Tensor, Tensor]:
         (table,) = blocks.tensors
         rows = [b - a for a, b in zip([0, *blocks.query_ends], blocks.query_ends)]
         need(q_THD.dtype in self.dtypes, f"queries of {self.dtypes}, not {q_THD.dtype}")
-        need(q_THD.shape[-1] == 128, f"queries of width 128, not {q_THD.shape[-1]}")
+        need(
+            q_THD.shape[-1] in self.storage.widths,
+            f"queries of another width than {q_THD.shape[-1]}",
+        )
         need(len(rows) <= MOST_RUNS, f"at most {MOST_RUNS} runs of rows, not {len(rows)}")
         need(blocks.query_ends[-1] == len(q_THD), "runs that end with the rows")
         need(min(rows) > 0 and max(rows) <= self.most_rows, f"runs of 1 to {self.most_rows} rows")
@@ -294,7 +328,7 @@ class NpuOps(PagedOps):
             sparse_mode=3 if causal else 0,  # 3: the last row sees the last key
             inner_precise=0,
             block_size=BLOCK,
-            softmax_lse_flag=not causal,
+            softmax_lse_flag=weighed,
         )
         return out, weight
 

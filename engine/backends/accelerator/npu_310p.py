@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch_npu
@@ -16,6 +18,7 @@ from fastslow.engine.backends.accelerator.ops import (
     DeviceMlp,
     DeviceTables,
     ExpertChoice,
+    Front,
     LayerKV,
     only_run,
 )
@@ -31,7 +34,7 @@ class Npu310pGraph(NpuGraph):
 
     renewed = False
 
-    def replay(self, query_ends: list[int], seq_lens: list[int]) -> None:
+    def replay(self, runs: Sequence[BlockTables]) -> None:
         self._graph.replay()
 
 
@@ -98,7 +101,8 @@ class Npu310pOps(NpuOps):
         need(x_TH.shape[-1] % 16 == 0, "hidden_size to be a multiple of 16")
         # this chip gives running totals, whatever is asked for
         sorted_RH, places, ends_E = self._sorted(x_TH, chosen.numbers, len(mlp.gate_up.weight))
-        out_RH = self._grouped(sorted_RH, ends_E, mlp, 0)
+        experts_R = self._sorted_numbers(mlp, chosen.numbers, places)
+        out_RH = self._grouped(sorted_RH, ends_E, mlp, 0, experts_R)
         need(chosen.weights.dtype == torch.float32, "float32 weights of experts")
         # by plain operators: no document says in which dtypes this chip's fused sum runs
         run_RH = only_run(out_RH, ends_E[-1]).index_select(0, places)
@@ -123,7 +127,10 @@ class Npu310pOps(NpuOps):
     def attention_metadata(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
         return (runs.tables.astype("int32"), np.array(runs.seq_lens, dtype=np.int32))
 
-    def attend(self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables) -> Tensor:
+    def attend(
+        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables, front: Front | None = None
+    ) -> Tensor:
+        need(front is None and not blocks.window, "such rows in the tail")
         table, lengths = blocks.tensors
         rows = [b - a for a, b in zip([0, *blocks.query_ends], blocks.query_ends)]
         need(q_THD.dtype in self.dtypes, f"queries of float16, not {q_THD.dtype}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from fastslow.engine.backends.accelerator.kv import BlockStorage
 from fastslow.engine.backends.accelerator.layout import BlockTables
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ops import wide
+from fastslow.engine.model.shape import ClampedSwiglu
 from fastslow.engine.types import Ints
 
 
@@ -33,12 +35,13 @@ class DeviceMatrix(NamedTuple):
 class DeviceTables:
     """Runs on the device: what the kernels want as host integers, and as tensors.
 
-    tensors: what `PagedOps.attention_metadata` gave. query_ends, seq_lens: see `BlockTables`.
+    tensors: what `PagedOps.attention_metadata` gave. query_ends, seq_lens, window: see `BlockTables`.
     """
 
     query_ends: list[int]
     seq_lens: list[int]
     tensors: tuple[Tensor, ...]
+    window: int = 0
 
 
 class DeviceMlp(NamedTuple):
@@ -56,6 +59,17 @@ class ExpertChoice(NamedTuple):
 
     numbers: Tensor
     weights: Tensor
+
+
+class Front(NamedTuple):
+    """What every row of a layer sees before its text, without a place in it.
+
+    logits: float32 [heads], weight without a value; or keys and values [N, kv_heads, D].
+    """
+
+    logits: Tensor | None = None
+    keys: Tensor | None = None
+    values: Tensor | None = None
 
 
 class LayerKV(NamedTuple):
@@ -76,8 +90,9 @@ class AttentionShape(NamedTuple):
 class Graph(Protocol):
     """A recorded run of kernels on tensors that stay where they are."""
 
-    def replay(self, query_ends: list[int], seq_lens: list[int]) -> None:
-        """Run again, with these in the place of the recorded runs' host integers."""
+    def replay(self, runs: Sequence[BlockTables]) -> None:
+        """Run again, with the host integers of these in the place of the recorded ones: one for each
+        call of `attend`, in order."""
 
 
 class Event(Protocol):
@@ -116,7 +131,11 @@ class PagedOps(ABC):
     tail_dtype: ClassVar[torch.dtype | None] = torch.float32
     """In which the few keys of a tail are multiplied; None: the model's."""
 
+    windows: ClassVar[bool] = False
+    """Whether `attend` hides what is before a row's window."""
+
     shape: AttentionShape
+    swiglu: ClampedSwiglu | None = None
 
     def active(self) -> AbstractContextManager[object]:
         """While a step runs: the device is the current one of the calling thread."""
@@ -137,6 +156,7 @@ class PagedOps(ABC):
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         """ValueError in one sentence for a model that the kernels cannot run."""
         self.shape = AttentionShape(config.heads, config.kv_heads, config.head_dim**-0.5)
+        self.swiglu = config.swiglu
 
     def pack(self, weight_OI: Tensor) -> Tensor:
         """A matrix in the order that `linear` reads."""
@@ -158,6 +178,16 @@ class PagedOps(ABC):
         self, x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         """The norm of x + residual, and x + residual."""
+
+    def gated(self, gate_up_T2F: Tensor) -> Tensor:
+        """The inner rows of routed experts [T, F], by the model's gate."""
+        if self.swiglu is None:
+            return self.silu_product(gate_up_T2F)
+        gate, up = gate_up_T2F.to(wide(gate_up_T2F.dtype)).chunk(2, -1)
+        limit = self.swiglu.limit
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        inner = gate * torch.sigmoid(gate * self.swiglu.alpha) * (up + 1)
+        return inner.to(gate_up_T2F.dtype)
 
     @abstractmethod
     def silu_product(self, gate_up_T2F: Tensor) -> Tensor: ...
@@ -192,8 +222,29 @@ class PagedOps(ABC):
         runs, the number of rows and the width of the tables alone."""
 
     @abstractmethod
-    def attend(self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables) -> Tensor:
-        """[T, heads, D]. Row i of a run's n sees all keys but the last n - 1 - i."""
+    def attend(
+        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables, front: Front | None = None
+    ) -> Tensor:
+        """[T, heads, D]. Row i of a run's n sees all keys but the last n - 1 - i, and of these those in
+        its window, which is only there where `windows`; and what is in front, only where `merges`."""
+
+    def attend_front(self, q_THD: Tensor, front: Front) -> tuple[Tensor, Tensor]:
+        """Rows over what is in front, and how much weight it has, as `attend_in_part`."""
+        sums = wide(q_THD.dtype)
+        if front.logits is not None:
+            weight = front.logits.to(sums).expand(len(q_THD), -1)[..., None]
+            return torch.zeros_like(q_THD), weight
+        assert front.keys is not None and front.values is not None
+        group = self.shape.heads // self.shape.kv_heads
+        q = (q_THD.to(sums) * self.shape.scale).transpose(0, 1)
+        k, v = (
+            x.to(sums).transpose(0, 1).repeat_interleave(group, 0)
+            for x in (front.keys, front.values)
+        )
+        scores = q @ k.transpose(-1, -2)  # [heads, T, N]
+        weight = scores.logsumexp(-1, keepdim=True)
+        out = (scores - weight).exp() @ v
+        return out.transpose(0, 1), weight.transpose(0, 1)
 
     @abstractmethod
     def attend_in_part(
@@ -209,6 +260,23 @@ class PagedOps(ABC):
         Raises:
             RuntimeError: it cannot be recorded.
         """
+
+
+def merged(parts: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
+    """What rows see in all, from what they see of several parts and the logarithms of their weights."""
+    most = parts[0][1]
+    for _, weight in parts[1:]:
+        most = torch.maximum(most, weight)
+    shares = [(weight - most).exp() for _, weight in parts]
+    seen = torch.stack([out.to(most.dtype) * share for (out, _), share in zip(parts, shares)])
+    return (seen.sum(0) / torch.stack(shares).sum(0)).to(dtype)
+
+
+def add_bias(rows_RO: Tensor, bias_EO: Tensor | None, experts_R: Tensor) -> Tensor:
+    """Rows that experts gave, each with its own one's bias; the number E stands for none."""
+    if bias_EO is None:
+        return rows_RO
+    return rows_RO + bias_EO.index_select(0, experts_R.clamp(max=len(bias_EO) - 1))
 
 
 def only_run(rows_RH: Tensor, count: Tensor) -> Tensor:

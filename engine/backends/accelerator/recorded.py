@@ -22,14 +22,10 @@ from loguru import logger
 from numpy.typing import NDArray
 
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage
-from fastslow.engine.backends.accelerator.layout import (
-    AttentionLayout,
-    BlockTables,
-    attention_layout,
-)
-from fastslow.engine.backends.accelerator.ops import Graph, PagedOps
+from fastslow.engine.backends.accelerator.layout import AttentionLayout, BlockTables
+from fastslow.engine.backends.accelerator.ops import Graph
 from fastslow.engine.backends.accelerator.staging import Staging
-from fastslow.engine.backends.accelerator.step import PagedStep, Result
+from fastslow.engine.backends.accelerator.step import PagedStep, Result, StepPlan
 from fastslow.engine.types import Floats, Rows
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # of rows, and of runs
@@ -39,7 +35,7 @@ MOST_BYTES = 1 << 30  # of what recordings read and write, most of it logits; th
 
 T = TypeVar("T", bound=np.generic)
 Run = Callable[[PagedStep, BlockStorage, tuple[int, ...]], Result]
-Key = tuple[int, int, int, tuple[int, ...], bool]
+Key = tuple[int, int, tuple[int, ...], tuple[int, ...], bool]
 
 
 @dataclass(slots=True)
@@ -71,10 +67,9 @@ class Recorder:
     """Records and replays the steps of one decoder.
 
     Args:
-        ops: the device's kernels.
+        plan: how steps are laid out.
         staging: takes a step's numbers to the device.
         context: the longest text.
-        groups: the model's.
 
     Attributes:
         enabled: whether steps are recorded and replayed.
@@ -83,15 +78,15 @@ class Recorder:
         failed: how many sizes could not be recorded.
     """
 
-    def __init__(self, ops: PagedOps, staging: Staging, context: int, groups: int) -> None:
-        self.enabled = ops.records
+    def __init__(self, plan: StepPlan, staging: Staging, context: int) -> None:
+        self.enabled = plan.ops.records
         self.replays = 0
         self.recorded = 0
         self.failed = 0
-        self._ops = ops
+        self._plan = plan
+        self._ops = plan.ops
         self._staging = staging
         self._context = context
-        self._groups = groups
         self._told = False
         # recordings hold addresses of the cache that they were made with
         self._sizes: WeakKeyDictionary[BlockStorage, dict[Key, StepSize]] = WeakKeyDictionary()
@@ -119,38 +114,44 @@ class Recorder:
             return None
         if int(np.diff(rows.starts).max()) > MOST_CHUNK:
             return None
-        layout = attention_layout(rows, BLOCK, self._ops.graph_rows, self._ops.merges)
-        if layout.tail is not None or layout.chains is None:
+        layouts = self._plan.layouts(rows, self._ops.graph_rows)
+        runs = [x.chains for x in layouts if x.chains is not None and x.tail is None]
+        if len(runs) < len(layouts):
             return None
-        shape = padded_size(len(layout.chains.seq_lens), count, self._ops.graph_rows)
+        shape = padded_size(len(runs[0].seq_lens), count, self._ops.graph_rows)
         if shape is None:
             return None
-        most = min(-(-self._context // BLOCK), kv.spare // BLOCK)
-        width = self._ops.width(layout.chains.tables.shape[1], max(most, 1))
-        routed = bool(rows.groups.any()) and self._groups > 0
+        widths = tuple(self._width(some, kv) for some in runs)
+        routed = bool(rows.groups.any()) and self._plan.chosen > 0
         size = self._sizes.setdefault(kv, {}).setdefault(
-            (*shape, width, features, routed), StepSize()
+            (*shape, widths, features, routed), StepSize()
         )
         size.seen += 1
         if size.recording is None and size.seen < size.wait:
             return None
-        chains = fill_runs(layout.chains, shape, width, kv.spare)
+        chains = [fill_runs(some, shape, width, kv.spare) for some, width in zip(runs, widths)]
         filled = fill_rows(rows, shape[1], kv.spare)
         angles = (_filled(angles[0], shape[1]), _filled(angles[1], shape[1]))
-        step = PagedStep.of(
-            filled, angles, AttentionLayout(None, chains, None), self._ops, self._groups
-        )
+        laid = [AttentionLayout(None, some, None) for some in chains]
+        step = PagedStep.of(filled, angles, laid, self._plan)
         recording = size.recording or self._record(run, size, step, kv, features)
         if recording is None:
             return None
         recording.step.fill(step, self._staging)
-        recording.graph.replay(chains.query_ends, chains.seq_lens)
+        recording.graph.replay([chains[place] for place in self._plan.layers])
         self.replays += 1
         size.used = self.replays
         found, count = recording.result, len(rows.outputs)
         return Result(
             found.logits[:count], found.best[:count], found.features[: len(rows.feature_rows)]
         )
+
+    def _width(self, runs: BlockTables, kv: BlockStorage) -> int:
+        """Of the tables of a recorded step: those of windows are never wider than what a row sees."""
+        most = max(min(-(-self._context // BLOCK), kv.spare // BLOCK), 1)
+        if runs.window:
+            most = min(most, -(-(runs.window + self._ops.graph_rows) // BLOCK) + 1)
+        return self._ops.width(runs.tables.shape[1], most)
 
     def _record(
         self,
@@ -224,7 +225,7 @@ def fill_runs(runs: BlockTables, size: tuple[int, int], width: int, spare: int) 
         *runs.query_ends,
         *(runs.query_ends[-1] + np.cumsum(shares, dtype=np.int64)).tolist(),
     ]
-    return BlockTables(query_ends, [*runs.seq_lens, *shares], tables)
+    return BlockTables(query_ends, [*runs.seq_lens, *shares], tables, runs.window)
 
 
 def fill_rows(rows: Rows, count: int, spare: int) -> Rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,9 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastslow.engine.backends.accelerator.layout import AttentionLayout, BlockTables, Tail
+from fastslow.engine.backends.accelerator.kv import BLOCK
+from fastslow.engine.backends.accelerator.layout import (
+    AttentionLayout,
+    BlockTables,
+    Tail,
+    attention_layout,
+)
 from fastslow.engine.backends.accelerator.ops import DeviceTables, PagedOps
 from fastslow.engine.backends.accelerator.staging import Staging, room
+from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Floats, Rows
 
 
@@ -26,13 +33,83 @@ class Result(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class StepPlan:
+    """How the steps of a model are laid out: once for each window of its layers.
+
+    Attributes:
+        windows: those that there are.
+        layers: of every layer that runs, the place of its window among these.
+        chosen: routed groups of a token, or experts where the model has no groups.
+        chained: of each window, whether the device runs chains of rows.
+    """
+
+    ops: PagedOps
+    windows: tuple[int, ...]
+    layers: tuple[int, ...]
+    chosen: int
+    chained: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, config: ModelConfig, layers: Sequence[int], ops: PagedOps) -> StepPlan:
+        """For a model of which these layers run."""
+        windows = tuple(dict.fromkeys(config.window(n) for n in layers))
+        places = tuple(windows.index(config.window(n)) for n in layers)
+        fronts = ops.merges or not (
+            config.sink_logits or (config.pangu_v2 is not None and config.pangu_v2.sinks > 0)
+        )
+        chained = tuple(fronts and (ops.windows or not window) for window in windows)
+        return cls(ops, windows, places, config.chosen, chained)
+
+    def layouts(self, rows: Rows, most: int) -> list[AttentionLayout]:
+        """Of a step, for each window, in runs of at most `most` rows."""
+        return [
+            attention_layout(rows, BLOCK, most, self.ops.merges, window, chained)
+            for window, chained in zip(self.windows, self.chained)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLayout:
+    """An `AttentionLayout` of tensors."""
+
+    rows: Tensor | None
+    chains: DeviceTables | None
+    tail: Tail[Tensor, DeviceTables] | None
+
+    @classmethod
+    def of(cls, layout: AttentionLayout, ops: PagedOps) -> DeviceLayout:
+        """On the CPU."""
+
+        def tables(runs: BlockTables) -> DeviceTables:
+            return device_tables(runs, ops)
+
+        return cls(
+            None if layout.rows is None else _tensor(layout.rows),
+            None if layout.chains is None else tables(layout.chains),
+            None if layout.tail is None else layout.tail.mapped(_tensor, tables),
+        )
+
+    def mapped(self, moved: Callable[[Tensor], Tensor]) -> DeviceLayout:
+        """The same with other tensors."""
+
+        def tables(some: DeviceTables) -> DeviceTables:
+            return replace(some, tensors=tuple(map(moved, some.tensors)))
+
+        return DeviceLayout(
+            None if self.rows is None else moved(self.rows),
+            None if self.chains is None else tables(self.chains),
+            None if self.tail is None else self.tail.mapped(moved, tables),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class PagedStep:
     """T rows, M of whose logits and S of whose features are wanted.
 
     tokens int64 [T], slots int32 [T], groups int32 [T] (how many run, never ALL_GROUPS), cos and sin
-    float32 [T, 1, head_dim], outputs int64 [M], feature_rows int64 [S]. rows, chains, tail: see
-    `AttentionLayout`. routed: whether any row runs a routed expert. memory: what all tensors lie in,
-    on a device.
+    float32 [T, 1, head_dim], outputs int64 [M], feature_rows int64 [S]. layouts: who sees what, for each
+    of the model's windows. routed: whether any row runs a routed expert. memory: what all tensors lie
+    in, on a device.
     """
 
     tokens: Tensor
@@ -42,9 +119,7 @@ class PagedStep:
     sin: Tensor
     outputs: Tensor
     feature_rows: Tensor
-    rows: Tensor | None
-    chains: DeviceTables | None
-    tail: Tail[Tensor, DeviceTables] | None
+    layouts: tuple[DeviceLayout, ...]
     routed: bool
     memory: Tensor | None = None
 
@@ -53,17 +128,12 @@ class PagedStep:
         cls,
         rows: Rows,
         angles: tuple[Floats, Floats],
-        layout: AttentionLayout,
-        ops: PagedOps,
-        groups: int,
+        layouts: Sequence[AttentionLayout],
+        plan: StepPlan,
     ) -> PagedStep:
-        """On the CPU. angles: cosines and sines [T, head_dim / 2]. groups: the model's."""
-
-        def tables(runs: BlockTables) -> DeviceTables:
-            return device_tables(runs, ops)
-
+        """On the CPU. angles: cosines and sines [T, head_dim / 2]."""
         cos, sin = (_tensor(np.concatenate((x, x), -1))[:, None] for x in angles)
-        running = np.where(rows.groups < 0, groups, np.minimum(rows.groups, groups))
+        running = np.where(rows.groups < 0, plan.chosen, np.minimum(rows.groups, plan.chosen))
         return cls(
             _tensor(rows.tokens),
             _tensor(rows.slots).int(),
@@ -72,9 +142,7 @@ class PagedStep:
             sin,
             _tensor(rows.outputs),
             _tensor(rows.feature_rows),
-            None if layout.rows is None else _tensor(layout.rows),
-            None if layout.chains is None else tables(layout.chains),
-            None if layout.tail is None else layout.tail.mapped(_tensor, tables),
+            tuple(DeviceLayout.of(layout, plan.ops) for layout in layouts),
             bool(running.any()),
         )
 
@@ -102,17 +170,8 @@ class PagedStep:
         return found
 
     def _mapped(self, moved: Callable[[Tensor], Tensor]) -> PagedStep:
-        def tables(some: DeviceTables) -> DeviceTables:
-            return replace(some, tensors=tuple(map(moved, some.tensors)))
-
         plain: dict[str, Any] = {name: moved(getattr(self, name)) for name in PLAIN}
-        return replace(
-            self,
-            rows=None if self.rows is None else moved(self.rows),
-            chains=None if self.chains is None else tables(self.chains),
-            tail=None if self.tail is None else self.tail.mapped(moved, tables),
-            **plain,
-        )
+        return replace(self, layouts=tuple(x.mapped(moved) for x in self.layouts), **plain)
 
 
 PLAIN = ("tokens", "slots", "groups", "cos", "sin", "outputs", "feature_rows")
@@ -121,7 +180,7 @@ PLAIN = ("tokens", "slots", "groups", "cos", "sin", "outputs", "feature_rows")
 def device_tables(runs: BlockTables, ops: PagedOps) -> DeviceTables:
     """Runs as a device wants them, on the CPU."""
     laid = ops.attention_metadata(runs, runs.query_ends[-1])
-    return DeviceTables(runs.query_ends, runs.seq_lens, tuple(map(_tensor, laid)))
+    return DeviceTables(runs.query_ends, runs.seq_lens, tuple(map(_tensor, laid)), runs.window)
 
 
 def _tensor(values: NDArray[np.generic]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp, PagedOps
+from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp, Front, PagedOps
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import ReadQuant, no_int8
 from fastslow.engine.model.ops import wide
@@ -17,24 +17,33 @@ from fastslow.engine.model.weights import Read
 
 
 @dataclass(frozen=True, slots=True)
-class StackedMoge:
-    """router, scale: [E, H] and [E], float32."""
+class Mixture:
+    """Routed experts, and the shared one where there is one. router: [E, H]; router_bias is added to its
+    logits, choice_bias to what an expert is chosen by, and a MoGE's scale multiplies its weight; each [E],
+    all float32."""
 
     router: Tensor
-    scale: Tensor
     experts: DeviceMlp
-    shared: DeviceMlp
+    shared: DeviceMlp | None = None
+    scale: Tensor | None = None
+    router_bias: Tensor | None = None
+    choice_bias: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StackedLayer:
-    """q, k and v in one matrix."""
+    """q, k and v in one matrix. query_norm, key_norm: of heads. Post norms are of what is added."""
 
     attention_norm: Tensor
     qkv: DeviceMatrix
     out: DeviceMatrix
     mlp_norm: Tensor
-    mlp: DeviceMlp | StackedMoge
+    mlp: DeviceMlp | Mixture
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None
+    front: Front | None = None
+    attention_post_norm: Tensor | None = None
+    mlp_post_norm: Tensor | None = None
 
 
 class Stacked:
@@ -106,9 +115,14 @@ class Stacked:
             self._matrix(*(f"{attention}.{x}_proj" for x in "qkv"), bias=c.qkv_bias),
             self._matrix(f"{attention}.o_proj", bias=c.out_bias),
             self._plain(f"{prefix}.post_attention_layernorm.weight"),
-            self._moge(f"{prefix}.mlp")
+            self._mixture(f"{prefix}.mlp", "shared_expert")
             if self.config.routed(n)
             else self._mlp(f"{prefix}.mlp", self.config.mlp_bias),
+            self._plain(f"{attention}.q_norm.weight") if c.query_norm else None,
+            self._plain(f"{attention}.k_norm.weight") if c.key_norm else None,
+            Front(logits=self._plain(f"{attention}.sinks", dtype=wide(self.dtype)))
+            if c.sink_logits
+            else None,
         )
 
     def _mlp(self, prefix: str, bias: bool = False) -> DeviceMlp:
@@ -117,13 +131,17 @@ class Stacked:
             self._matrix(f"{prefix}.down_proj", bias=bias),
         )
 
-    def _moge(self, prefix: str) -> StackedMoge:
-        sums = wide(self.dtype)
-        return StackedMoge(
+    def _mixture(self, prefix: str, shared: str) -> Mixture:
+        c, sums = self.config, wide(self.dtype)
+        r = c.router
+        named = f"{prefix}.gate.e_score_correction_bias"
+        return Mixture(
             self._plain(f"{prefix}.gate.weight", dtype=sums),
-            self._plain(f"{prefix}.router_scale", dtype=sums).flatten(),
             DeviceMlp(self._experts(prefix, "gate", "up"), self._experts(prefix, "down")),
-            self._mlp(f"{prefix}.shared_expert"),
+            self._mlp(f"{prefix}.{shared}") if c.shared_intermediate_size else None,
+            self._plain(f"{prefix}.router_scale", dtype=sums).flatten() if r is None else None,
+            self._plain(f"{prefix}.gate.bias", dtype=sums) if r is not None and r.bias else None,
+            self._plain(named, dtype=sums) if r is not None and r.choice_bias else None,
         )
 
     def _experts(self, prefix: str, *parts: str) -> DeviceMatrix:
@@ -145,6 +163,14 @@ class Stacked:
                 raise ValueError(f"{prefix}: some experts are int8 and some are not")
             whole[e].copy_(one_IO)
         assert whole is not None
+        bias = self._expert_biases(prefix, *parts) if self.config.expert_bias else None
         if scales:
-            return DeviceMatrix(whole, None, torch.stack(scales))
-        return DeviceMatrix(self.ops.pack_experts(whole))
+            return DeviceMatrix(whole, bias, torch.stack(scales))
+        return DeviceMatrix(self.ops.pack_experts(whole), bias)
+
+    def _expert_biases(self, prefix: str, *parts: str) -> Tensor:
+        """[E, O]."""
+        experts = (f"{prefix}.experts.{e}" for e in range(self.config.experts))
+        return torch.stack(
+            [self._plain(*(f"{expert}.{part}_proj.bias" for part in parts)) for expert in experts]
+        )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.formats import Format, Formats, float_format
 from fastslow.engine.backends.cpu.kv import TiledStorage
 from fastslow.engine.backends.cpu.library import (
@@ -21,7 +22,8 @@ from fastslow.engine.backends.cpu.library import (
     address,
     tensor_address,
 )
-from fastslow.engine.backends.cpu.packed import Arena, PackedMatrix
+from fastslow.engine.backends.cpu.orders import plain_order
+from fastslow.engine.backends.cpu.packed import MatrixRuns, PackedMatrix
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.model.base import check_layers, check_step
@@ -99,7 +101,7 @@ class CpuDecoder:
 
     def bytes_for(self, groups: int | None = None) -> int:
         """Bytes of weights that a greedy token's step reads, with so many routed groups."""
-        running = self.config.groups if groups is None else min(groups, self.config.groups)
+        running = self.config.chosen if groups is None else min(groups, self.config.chosen)
         return self._bytes(running * self._routed_layers, running > 0, self.formats.screens)
 
     def bytes_read(self) -> int:
@@ -219,40 +221,65 @@ class CpuDecoder:
             self._at(key), self._at(f"{key}_bias"), piece.format, piece.inputs, piece.outputs
         )
 
+    def _heads(self, key: str) -> dict[str, library.CMatrix]:
+        """Queries, keys and values, from one matrix, or from one for each behind each other."""
+        c, piece = self.config, self._arena.pieces[key]
+        if not isinstance(piece, MatrixRuns):
+            rows = len(plain_order(c.head_dim))
+            return library.head_matrices(self._matrix(key), c.heads, c.kv_heads, rows)
+        found, tiles, bias = {}, self._at(key), self._at(f"{key}_bias")
+        assert tiles is not None
+        for name, run in zip(("queries", "keys", "values"), piece.runs, strict=True):
+            found[name] = library.CMatrix(tiles, bias, run.format, run.inputs, run.outputs)
+            tiles += run.nbytes
+            bias = None if bias is None else bias + 4 * run.outputs
+        return found
+
     def _layer(self, n: int) -> library.CLayer:
-        routed = self.config.routed(n)
+        c, routed = self.config, self.config.routed(n)
         first, second = self._at(f"{n}.expert0.gate_up"), self._at(f"{n}.expert1.gate_up")
         return library.CLayer(
-            attention_norm=self._at(f"{n}.attention_norm"),
-            mlp_norm=self._at(f"{n}.mlp_norm"),
-            router_scale=self._at(f"{n}.router_scale"),
+            window=c.window(n),
+            unrotated=n in c.unrotated,
+            **{k: self._at(f"{n}.{k}") for k in VECTORS},
             expert_gate_up=self._matrix(f"{n}.expert0.gate_up"),
             expert_down=self._matrix(f"{n}.expert0.down"),
             expert_bytes=second - first if routed and first and second else 0,
-            **{k: self._matrix(f"{n}.{k}") for k in ("qkv", "out", "router", *MLP)},
+            **self._heads(f"{n}.qkv"),
+            **{k: self._matrix(f"{n}.{k}") for k in ("out", "router", "gate_up", "down")},
         )
 
     def _shape(self) -> library.CShape:
-        c, cold = self.config, self._memory.cold
+        c, cold, second = self.config, self._memory.cold, self.config.pangu_v2
+        router, swiglu = c.router, c.swiglu
         own = "embedding" in self._arena.offsets  # else the head's tiles have it
-        form = Format.INT8 if self.formats.int8_embedding else float_format(self.formats.embedding)
+        tiles = self.formats.tiles
+        form = float_format(self.formats.embedding) if tiles is None else tiles
         return library.CShape(
             layers=len(self.layers),
             hidden=c.hidden_size,
             heads=c.heads,
             kv_heads=c.kv_heads,
             head_dim=c.head_dim,
-            neurons=max(c.intermediate_size, c.shared_intermediate_size),
+            value_dim=c.head_dim if second is None else second.value_dim,
+            neurons=_neurons(c),
             vocabulary=c.vocab_size,
             experts=c.experts,
-            groups=c.groups,
+            chosen=c.chosen,
             expert_neurons=c.moe_intermediate_size,
+            router=ROUTERS[None if router is None else router.kind],
+            router_normed=router is not None and router.normed,
+            router_factor=1.0 if router is None else router.scale,
+            swiglu_alpha=1.0 if swiglu is None else swiglu.alpha,
+            swiglu_limit=0.0 if swiglu is None else swiglu.limit,
+            sinks=0 if second is None else second.sinks,
             eps=c.rms_norm_eps,
             embedding_format=form,
             embedding=self._at("embedding") if own else self._at("head"),
             embedding_at=self._arena.offsets["embedding"] if own else 0,
             embedding_file=cold.number if isinstance(cold, OpenFile) else -1,
             embedding_rows=c.vocab_size,
+            embedding_tiles=tiles is not None,
             norm=self._at("norm"),
             head=self._matrix("head"),
             screen=self._matrix("screen"),
@@ -260,10 +287,13 @@ class CpuDecoder:
         )
 
 
+def _neurons(config: ModelConfig) -> int:
+    """Of the widest MLP that every row runs; 1 where there is none."""
+    return max(config.intermediate_size, config.shared_intermediate_size, 1)
+
+
 def unsupported(config: ModelConfig) -> str | None:
     """What about a model the kernels cannot run; None = they run it."""
-    if config.pangu_v2 is not None:
-        return f"they do not know {config.architecture}"
     try:
         library.check_limits(
             layers=config.layers,
@@ -273,10 +303,11 @@ def unsupported(config: ModelConfig) -> str | None:
             heads_per_kv_head=config.heads // config.kv_heads,
             head_dim=config.head_dim,
             inputs=config.heads * config.head_dim,
-            neurons=max(config.intermediate_size, config.shared_intermediate_size),
+            neurons=_neurons(config),
             vocabulary=config.vocab_size,
             experts=config.experts,
-            groups=config.groups,
+            chosen=config.chosen,
+            sinks=0 if config.pangu_v2 is None else config.pangu_v2.sinks,
             expert_neurons=config.moe_intermediate_size,
         )
     except ValueError as error:
@@ -289,5 +320,9 @@ KV_FORMATS = {
     torch.bfloat16: Format.BFLOAT16,
     torch.int8: Format.INT8,
 }
-MLP = ("gate_up", "down")
+VECTORS = (
+    *("attention_norm", "attention_post_norm", "query_norm", "key_norm", "sink_logits"),
+    *("sink_keys", "sink_values", "mlp_norm", "mlp_post_norm", "router_scale", "choice_bias"),
+)
+ROUTERS = {None: 0, "softmax": 1, "chosen": 2, "sigmoid": 3}  # by Router.kind, see kernels/model.h
 NOTHING = torch.empty(0, 0)

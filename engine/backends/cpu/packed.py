@@ -14,39 +14,15 @@ from torch import Tensor
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.formats import EMBEDDING, Format, Formats
 from fastslow.engine.backends.cpu.library import TILE
+from fastslow.engine.backends.cpu.orders import gate_up_order, heads_order, plain_order
+from fastslow.engine.backends.cpu.sink_tiles import SinkTiles
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.families.pangu_v2 import rotary_order
 from fastslow.engine.model.int8 import QuantLinear, ReadQuant
+from fastslow.engine.model.shape import PanguV2Config
 from fastslow.engine.types import Ints
 
-HALF = TILE // 2
 Bytes = NDArray[np.uint8]
-
-
-def plain_order(rows: int) -> Ints:
-    """As they are, up to whole tiles."""
-    return _padded(np.arange(rows), TILE)
-
-
-def heads_order(count: int, dim: int) -> Ints:
-    """Every head padded to whole tiles, so that a kernel holds a head at a time."""
-    parts = [_padded(np.arange(dim) + n * dim, TILE) for n in range(count)]
-    return np.concatenate(parts)
-
-
-def gate_up_order(neurons: int) -> Ints:
-    """Sixteen gates and then their sixteen ups: a tile holds both sides of a product.
-
-    The source has all gates and then all ups.
-    """
-    gates = _padded(np.arange(neurons), HALF).reshape(-1, 1, HALF)
-    ups = np.where(gates < 0, -1, gates + neurons)
-    return np.concatenate([gates, ups], axis=1).reshape(-1)
-
-
-def _padded(rows: Ints, step: int) -> Ints:
-    return np.pad(rows, (0, -len(rows) % step), constant_values=-1)
-
-
 Read = Callable[[str], Tensor]
 ReadBlocks = Callable[[str], "NDArray[np.uint8] | None"]
 
@@ -54,15 +30,14 @@ ReadBlocks = Callable[[str], "NDArray[np.uint8] | None"]
 @dataclass(frozen=True, slots=True)
 class Sources:
     """How a checkpoint's tensors are read by name: as floats; and as 4-bit blocks or in int8, where it
-    has them so."""
+    has them so. at_once: pieces that are packed at a time; more than 1 where reading makes no copies."""
 
     read: Read
     blocks: ReadBlocks
     linear: ReadQuant
+    at_once: int = 1
 
 
-ALIGN = 64
-PAGE = 4096
 TOO_SMALL = 1e-36  # a row whose largest weight is no larger is zeros in int8, see kernels/blocks.h
 SMALLEST = 2.0**-126  # of normal float32
 
@@ -110,12 +85,15 @@ class PackedMatrix:
             if len(matrices) == len(self.sources):
                 self._keep(into, QuantLinear.stack(matrices))
                 return
-        if self.format is Format.INT4:
-            parts = [sources.blocks(name) for name in self.sources]
-            if all(part is not None for part in parts):
-                rows = _ordered(np.concatenate([p for p in parts if p is not None]), self.order)
-                library.pack_q4_1(into, self.format, rows, self.inputs)
+        if library.block_of(self.format)[0]:
+            found = [(name, sources.blocks(name)) for name in self.sources]
+            parts = [part for _, part in found if part is not None]
+            if len(parts) == len(found):
+                library.pack_gguf(into, self.format, parts, self.order, self.inputs)
                 return
+            if self.format is not Format.INT4:  # which floats are packed in, too
+                missing = ", ".join(name for name, part in found if part is None)
+                raise ValueError(f"{missing}: not in {self.format.name} in the file")
         whole = torch.cat([sources.read(name) for name in self.sources])
         pack_rows(into, self.format, self.inputs, self.order, whole.__getitem__)
 
@@ -123,6 +101,29 @@ class PackedMatrix:
         rows = _ordered(matrix.weight_OI.numpy(), self.order)
         scales = _ordered(matrix.scale_O.numpy(), self.order)
         library.pack_int8(into, self.format, rows, scales)
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixRuns:
+    """Matrices below each other, each in a format of its own."""
+
+    key: str
+    runs: tuple[PackedMatrix, ...]
+
+    @property
+    def outputs(self) -> int:
+        return sum(run.outputs for run in self.runs)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(run.nbytes for run in self.runs)
+
+    def write(self, into: Bytes, sources: Sources) -> None:
+        """Pack one behind the other."""
+        at = 0
+        for run in self.runs:
+            run.write(into[at : at + run.nbytes], sources)
+            at += run.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,7 @@ def _lengths(rows: Tensor) -> Tensor:
     return torch.where(exact == 0, 0.0, exact.clamp_min(SMALLEST)).nan_to_num(torch.inf).float()
 
 
-Piece = PackedMatrix | Vector | ScreenNorms
+Piece = PackedMatrix | MatrixRuns | Vector | ScreenNorms | SinkTiles
 COLD = ("embedding",)  # read a row at a time: it can stay in the file
 
 
@@ -209,37 +210,109 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
         yield PackedMatrix("screen", Format.INT8, hidden, plain_order(vocabulary), (head,))
         yield ScreenNorms("screen_norms", vocabulary, head)
     yield PackedMatrix("head", formats.head, hidden, plain_order(vocabulary), (head,))
-    if not formats.int8_embedding:
+    if formats.tiles is None:
         yield Vector("embedding", vocabulary * hidden, formats.embedding, (EMBEDDING,))
     elif not tied:
-        yield PackedMatrix("embedding", Format.INT8, hidden, plain_order(vocabulary), (EMBEDDING,))
+        yield PackedMatrix(
+            "embedding", formats.tiles, hidden, plain_order(vocabulary), (EMBEDDING,)
+        )
 
 
 def _layer(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
-    name, f32 = f"model.layers.{n}", torch.float32
-    hidden = c.hidden_size
-    yield Vector(f"{n}.attention_norm", hidden, f32, (f"{name}.input_layernorm.weight",))
-    heads = heads_order(c.heads + 2 * c.kv_heads, c.head_dim)
-    qkv = [f"{name}.self_attn.{x}_proj" for x in "qkv"]
-    yield from _matrix(f"{n}.qkv", formats, hidden, heads, qkv, c.qkv_bias)
-    out = [f"{name}.self_attn.o_proj"]
-    width = c.heads * c.head_dim
-    yield from _matrix(f"{n}.out", formats, width, plain_order(hidden), out, c.out_bias)
-    yield Vector(f"{n}.mlp_norm", hidden, f32, (f"{name}.post_attention_layernorm.weight",))
-    mlp = f"{name}.mlp"
-    if not c.routed(n):
-        yield from _mlp(n, "", formats, hidden, c.intermediate_size, mlp, c.mlp_bias)
+    name, second = f"model.layers.{n}", c.pangu_v2
+    sandwich = second is not None and second.sandwich
+
+    def norm(key: str, source: str) -> Piece:
+        weight = (f"{name}.{source}_layernorm.weight",)
+        return Vector(f"{n}.{key}_norm", c.hidden_size, torch.float32, weight)
+
+    yield norm("attention", "input")
+    yield from _attention(c, formats, n)
+    if sandwich:
+        yield norm("attention_post", "post_attention")
+    yield norm("mlp", "pre_mlp" if sandwich else "post_attention")
+    if c.routed(n):
+        yield from _routed(c, formats, n)
+    else:
+        inner = c.intermediate_size
+        yield from _mlp(n, "", formats, c.hidden_size, inner, f"{name}.mlp", c.mlp_bias)
+    if sandwich:
+        yield norm("mlp_post", "post_mlp")
+
+
+def _attention(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
+    if c.pangu_v2 is not None:
+        yield from _attention_v2(c, formats, n, c.pangu_v2)
         return
-    experts = plain_order(c.experts)
-    yield PackedMatrix(f"{n}.router", Format.FLOAT32, hidden, experts, (f"{mlp}.gate.weight",))
-    scale = (f"{mlp}.router_scale",)
-    yield Vector(f"{n}.router_scale", len(experts), f32, scale, experts)
-    shared = f"{mlp}.shared_expert"
-    yield from _mlp(n, "", formats, hidden, c.shared_intermediate_size, shared, False)
-    experts_alike = formats.alike(f"{mlp}.experts.{e}" for e in range(c.experts))
+    prefix, f32 = f"model.layers.{n}.self_attn", torch.float32
+    for side, normed in (("query", c.query_norm), ("key", c.key_norm)):
+        if normed:
+            yield Vector(f"{n}.{side}_norm", c.head_dim, f32, (f"{prefix}.{side[0]}_norm.weight",))
+    if c.sink_logits:
+        yield Vector(f"{n}.sink_logits", c.heads, f32, (f"{prefix}.sinks",))
+    yield from _qkv(c, formats, n)
+    width, rows = c.heads * c.head_dim, plain_order(c.hidden_size)
+    yield from _matrix(f"{n}.out", formats, width, rows, [f"{prefix}.o_proj"], c.out_bias)
+
+
+def _attention_v2(
+    c: ModelConfig, formats: Formats, n: int, family: PanguV2Config
+) -> Iterator[Piece]:
+    prefix, dim, narrow = f"model.layers.{n}.self_attn", c.head_dim, family.value_dim
+    dims = np.array(rotary_order(dim, family))
+    key_norm, turned = f"{prefix}.k_layernorm.weight", c.heads + c.kv_heads
+    yield Vector(f"{n}.key_norm", dim, torch.float32, (key_norm,), dims)
+    if family.sinks:
+        size, order = (family.sinks, c.kv_heads, dim), tuple(dims.tolist())
+        keys, eps = f"{prefix}.param_sink_key", c.rms_norm_eps
+        yield SinkTiles(f"{n}.sink_keys", *size, keys, order, key_norm, eps)
+        values = f"{prefix}.param_sink_value" if family.sink_values else ""
+        yield SinkTiles(f"{n}.sink_values", *size, values)
+    # values are narrower than keys: what they lack is zeros
+    wide = np.pad(np.arange(narrow), (0, dim - narrow), constant_values=-1)
+    heads = [heads_order(turned, dim, dims), heads_order(c.kv_heads, narrow, wide, turned * dim)]
+    qkv = [f"{prefix}.qkv_proj"]
+    yield from _matrix(f"{n}.qkv", formats, c.hidden_size, np.concatenate(heads), qkv, False)
+    width, rows = c.heads * narrow, plain_order(c.hidden_size)
+    yield from _matrix(f"{n}.out", formats, width, rows, [f"{prefix}.o_proj"], False)
+
+
+def _routed(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
+    mlp, hidden, f32 = f"model.layers.{n}.mlp", c.hidden_size, torch.float32
+    experts, gate = plain_order(c.experts), f"{mlp}.gate"
+    yield PackedMatrix(f"{n}.router", Format.FLOAT32, hidden, experts, (f"{gate}.weight",))
+    if c.router is None:
+        scale = (f"{mlp}.router_scale",)
+        yield Vector(f"{n}.router_scale", len(experts), f32, scale, experts)
+    elif c.router.bias:
+        yield Vector(f"{n}.router_bias", len(experts), f32, (f"{gate}.bias",), experts)
+    if c.router is not None and c.router.choice_bias:
+        source = (f"{gate}.e_score_correction_bias",)
+        yield Vector(f"{n}.choice_bias", len(experts), f32, source, experts)
+    if inner := c.shared_intermediate_size:
+        shared = f"{mlp}.shared_expert" if c.pangu_v2 is None else f"{mlp}.shared_experts"
+        yield from _mlp(n, "", formats, hidden, inner, shared, False)
+    alike = formats.alike(f"{mlp}.experts.{e}" for e in range(c.experts))
     for e in range(c.experts):
         expert, inner = f"{mlp}.experts.{e}", c.moe_intermediate_size
-        yield from _mlp(n, f"expert{e}.", experts_alike, hidden, inner, expert, False)
+        yield from _mlp(n, f"expert{e}.", alike, hidden, inner, expert, c.expert_bias)
+
+
+def _qkv(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
+    counts, hidden = (c.heads, c.kv_heads, c.kv_heads), c.hidden_size
+    sources = [f"model.layers.{n}.self_attn.{x}_proj" for x in "qkv"]
+    names, heads = [f"{source}.weight" for source in sources], heads_order(sum(counts), c.head_dim)
+    if not formats.apart(names):
+        yield from _matrix(f"{n}.qkv", formats, hidden, heads, sources, c.qkv_bias)
+        return
+    orders = [heads_order(count, c.head_dim) for count in counts]
+    runs = (
+        PackedMatrix("", formats.matrix((name,)), hidden, order, (name,))
+        for name, order in zip(names, orders)
+    )
+    yield MatrixRuns(f"{n}.qkv", tuple(runs))
+    if c.qkv_bias:
+        yield _bias(f"{n}.qkv", heads, sources)
 
 
 def _mlp(
@@ -257,43 +330,12 @@ def _matrix(
     names = tuple(f"{s}.weight" for s in sources)
     yield PackedMatrix(key, formats.matrix(names), inputs, rows, names)
     if bias:
-        biases = tuple(f"{s}.bias" for s in sources)
-        yield Vector(f"{key}_bias", len(rows), torch.float32, biases, rows)
+        yield _bias(key, rows, sources)
 
 
-@dataclass(frozen=True, slots=True)
-class Arena:
-    """Where each piece lies in one run of memory.
-
-    hot: bytes that every step reads from; the rest, from a page of its own on, is cold.
-    """
-
-    pieces: dict[str, Piece]
-    offsets: dict[str, int]
-    hot: int
-    nbytes: int
-
-    @property
-    def cold_rows(self) -> bool:
-        """Whether all that is cold has rows that lie in one piece each."""
-        return all(isinstance(self.pieces[key], Vector) for key in COLD if key in self.pieces)
-
-    @classmethod
-    def of(cls, config: ModelConfig, formats: Formats) -> Arena:
-        """Lay the pieces one after the other, each on a cache line of its own."""
-        found = {piece.key: piece for piece in pieces(config, formats)}
-        offsets, at, hot = {}, 0, 0
-        for key in sorted(found, key=lambda key: key in COLD):  # stable: else in a step's order
-            if key in COLD and not hot:
-                hot = at = -(-at // PAGE) * PAGE
-            offsets[key] = at
-            at += -(-found[key].nbytes // ALIGN) * ALIGN
-        return cls(found, offsets, hot, at)
-
-    def write(self, into: Bytes, sources: Sources) -> None:
-        """Fill memory of `nbytes` bytes that begins on a cache line."""
-        for key, piece in self.pieces.items():
-            piece.write(into[self.offsets[key] :][: piece.nbytes], sources)
+def _bias(key: str, rows: Ints, sources: Sequence[str]) -> Vector:
+    names = tuple(f"{source}.bias" for source in sources)
+    return Vector(f"{key}_bias", len(rows), torch.float32, names, rows)
 
 
 def _ordered(rows: NDArray[Any], picked: Ints) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastslow.engine.host.files import shown
+from fastslow.engine.model.cuts import ATTENTION, LAYER, MLP, Cut, Over
 from fastslow.engine.model.families.config_json import ConfigJson
 from fastslow.engine.model.families.decoder import decoder, dense_layers
 from fastslow.engine.model.families.family import Family
@@ -174,4 +175,13 @@ FAMILY = Family(
     canonical=canonical,
     layer_shapes=layer_shapes,
     draft_shapes=draft_shapes,
+    cuts=(
+        (LAYER + r"(pre|post)_mlp_layernorm\.weight", Cut(Over.NOBODY)),
+        (ATTENTION + r"qkv_proj\.weight", Cut(Over.QKV, 0)),
+        (ATTENTION + r"k_layernorm\.weight", Cut(Over.NOBODY)),
+        (ATTENTION + r"param_sink_(key|value)", Cut(Over.KV_HEADS, 1)),
+        (MLP + r"gate\.e_score_correction_bias", Cut(Over.NOBODY)),
+        (MLP + r"shared_experts\.(gate|up)_proj\.weight", Cut(Over.ALL, 0)),
+        (MLP + r"shared_experts\.down_proj\.weight", Cut(Over.ALL, 1)),
+    ),
 )

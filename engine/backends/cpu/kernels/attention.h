@@ -19,29 +19,43 @@ constexpr int MOST_QUERIES = 64;  // of a chunk: rows times query heads
 struct RowGroup {
     int request, first, count;
     int64_t longest;  // keys that its last row sees
+    int64_t least;    // the first place that some row sees
+
+    // The key blocks that some row sees, by their places in the text.
+    int first_block() const { return (int)(least / KEY_BLOCK); }
+    int blocks() const { return (int)((longest + KEY_BLOCK - 1) / KEY_BLOCK) - first_block(); }
 };
 
-// How a step's attention is cut into chunks. The cut decides who works, never a sum's order.
+// How a step's attention is cut into chunks, in layers of one window. The cut decides who works, never a sum's
+// order: blocks of keys begin at fixed places of the text, and learned sinks come before them.
 struct AttentionPlan {
-    void plan(const StepArgs& args, const Shape& shape);
+    void plan(const StepArgs& args, const Shape& shape, int window);
     int chunks(int kv_heads) const {
         return (int)(split ? items.size() : groups.size()) * (kv_heads / heads_at_once);
     }
 
     struct Item {
-        int group, block;
+        int group, part;
     };
 
+    // Parts of the softmax of a group's rows: blocks of learned sinks, and then of keys.
+    int parts(const RowGroup& group) const { return sink_blocks + group.blocks(); }
+
+    // The first place that a row sees which sees so many keys.
+    int64_t first(int64_t sees) const { return window && sees > window ? sees - window : 0; }
+
+    int window = 0;  // keys that a row sees at most; 0 = all
+    int sink_blocks = 0;
     std::vector<RowGroup> groups;
-    std::vector<Item> items;  // where split: every key block of every group
-    bool split = false;       // too few groups for the threads: key blocks run apart, merged after
+    std::vector<Item> items;  // where split: every part of every group
+    bool split = false;       // too few groups for the threads: parts run apart, merged after
     int heads_at_once = 1;    // KV heads of a chunk: all, so that a page is one stream, or one
-    int most_blocks = 1;
+    int most_parts = 1;
     std::size_t partial_floats = 0;
 };
 
 // One chunk of a layer's attention; and, where split, one chunk of merging.
 void attend(Step& step, int thread, int layer, int chunk);
-void merge(Step& step, int thread, int chunk);
+void merge(Step& step, int thread, int layer, int chunk);
 
 }  // namespace fastslow

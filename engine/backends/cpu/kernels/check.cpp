@@ -21,7 +21,10 @@ void check_matrix(const char* name, const Matrix& m, int64_t inputs, int64_t out
         refuse("matrix %s is %d by %d, not %lld by %lld", name, m.outputs, m.inputs, (long long)outputs,
                (long long)inputs);
     check(limits::INPUTS, inputs);
-    if (m.format < F32 || m.format > INT4) refuse("format %d of matrix %s is unknown", m.format, name);
+    if (m.format < F32 || m.format >= FORMATS) refuse("format %d of matrix %s is unknown", m.format, name);
+    const Format& format = format_of(m.format);
+    if (format.block_inputs && !format.pack && inputs % format.block_inputs)
+        refuse("%lld inputs of matrix %s are no multiple of %d", (long long)inputs, name, format.block_inputs);
     if (!m.tiles || (uintptr_t)m.tiles % 64) refuse("matrix %s does not begin on a cache line", name);
 }
 
@@ -31,28 +34,51 @@ void check_vector(const char* name, const void* numbers) {
 
 void check_embedding(const Shape& s) {
     check(limits::VOCABULARY, s.embedding_rows);
-    const bool floats = s.embedding_format == F32 || s.embedding_format == BF16;
-    if (!floats && s.embedding_format != INT8) refuse("format %d of the embedding is unknown", s.embedding_format);
+    const bool floats = !s.embedding_tiles && (s.embedding_format == F32 || s.embedding_format == BF16);
+    if (!floats && (!s.embedding_tiles || s.embedding_format < F32 || s.embedding_format >= FORMATS))
+        refuse("format %d of the embedding is unknown", s.embedding_format);
     if (!s.embedding && (!floats || s.embedding_file < 0 || s.embedding_at < 0))
         refuse("the embedding is neither in memory nor in a file");
 }
 
-void check_mlp(const Shape& s, const Layer& l) {
+void check_dense(const Shape& s, const Layer& l) {
     const int inner = l.down.inputs;
     if (inner < 1 || inner > s.neurons) refuse("a layer has %d neurons, not 1 to %d", inner, s.neurons);
     check_matrix("gate_up", l.gate_up, s.hidden, 2 * padded(inner, TILE / 2));
     check_matrix("down", l.down, inner, padded(s.hidden, TILE));
-    if (!l.router.outputs) return;
-    if (s.groups < 1 || s.experts < 1 || s.experts % s.groups)
-        refuse("%d experts are no multiple of %d groups", s.experts, s.groups);
+}
+
+void check_routed(const Shape& s, const Layer& l) {
+    if (s.router < GROUPED || s.router > SIGMOID) refuse("router %d is unknown", s.router);
+    if (s.chosen < 1 || s.chosen > s.experts) refuse("%d of %d experts cannot be chosen", s.chosen, s.experts);
+    if (s.router == GROUPED && s.experts % s.chosen)
+        refuse("%d experts are no multiple of %d groups", s.experts, s.chosen);
     check_matrix("router", l.router, s.hidden, padded(s.experts, TILE));
-    check_vector("router_scale", l.router_scale);
+    if (s.router == GROUPED) check_vector("router_scale", l.router_scale);
     if (l.router.format != F32) refuse("the router is not float32");
     check_matrix("expert_gate_up", l.expert_gate_up, s.hidden, 2 * padded(s.expert_neurons, TILE / 2));
     check_matrix("expert_down", l.expert_down, s.expert_neurons, padded(s.hidden, TILE));
     for (const Matrix* m : {&l.expert_gate_up, &l.expert_down})
         if (s.experts > 1 && (l.expert_bytes % 64 || l.expert_bytes < (int64_t)(tiles_of(*m) * tile_bytes(*m))))
             refuse("experts lie %lld bytes apart, less than they take", (long long)l.expert_bytes);
+}
+
+void check_layer(const Shape& s, const Layer& l, bool reads_pair) {
+    const int64_t head = padded(s.head_dim, TILE), inputs = (reads_pair ? 2 : 1) * (int64_t)s.hidden;
+    if (!reads_pair) check_vector("attention_norm", l.attention_norm);
+    check_vector("mlp_norm", l.mlp_norm);
+    const char* names[] = {"queries", "keys", "values"};
+    for (int part = 0; part < 3; part++)
+        check_matrix(names[part], l.qkv[part], inputs, (part ? s.kv_heads : s.heads) * head);
+    check_matrix("out", l.out, (int64_t)s.heads * s.value_dim, padded(s.hidden, TILE));
+    if (l.window < 0) refuse("window=%d must be at least 0", l.window);
+    if (s.sinks) {
+        check_vector("sink_keys", l.sink_keys);
+        check_vector("sink_values", l.sink_values);
+    }
+    const bool routed = l.router.outputs > 0;
+    if (!routed || l.down.outputs > 0) check_dense(s, l);
+    if (routed) check_routed(s, l);
 }
 
 // Request b owns rows starts[b] : starts[b + 1].
@@ -107,21 +133,17 @@ void check_model(const Shape& s, const Layer* layers) {
     check(limits::NEURONS, s.neurons);
     check(limits::VOCABULARY, s.vocabulary);
     check(limits::EXPERTS, s.experts);
-    check(limits::GROUPS, s.groups);
+    check(limits::CHOSEN, s.chosen);
+    check(limits::SINKS, s.sinks);
     check(limits::EXPERT_NEURONS, s.expert_neurons);
     if (s.heads % s.kv_heads || s.head_dim % 2)
         refuse("heads=%d must be a multiple of kv_heads=%d, and head_dim=%d even", s.heads, s.kv_heads, s.head_dim);
     check(limits::RATIO, s.heads / s.kv_heads);
-    const int64_t width = (int64_t)s.heads * s.head_dim, head = padded(s.head_dim, TILE);
-    check(limits::INPUTS, width);
-    for (int n = 0; n < s.layers; n++) {
-        const Layer& l = layers[n];
-        check_vector("attention_norm", l.attention_norm);
-        check_vector("mlp_norm", l.mlp_norm);
-        check_matrix("qkv", l.qkv, s.hidden, ((int64_t)s.heads + 2 * s.kv_heads) * head);
-        check_matrix("out", l.out, width, padded(s.hidden, TILE));
-        check_mlp(s, l);
-    }
+    if (s.value_dim < 1 || s.value_dim > s.head_dim)
+        refuse("value_dim=%d must be in 1..%d, head_dim", s.value_dim, s.head_dim);
+    check(limits::INPUTS, (int64_t)s.heads * s.head_dim);
+    const bool paired = s.fuse.outputs && !s.entry.outputs;  // the first layer reads a pair
+    for (int n = 0; n < s.layers; n++) check_layer(s, layers[n], paired && !n);
     check_embedding(s);
     check_vector("norm", s.norm);
     const int64_t tokens = padded(s.vocabulary, TILE);
@@ -130,12 +152,13 @@ void check_model(const Shape& s, const Layer* layers) {
         check_matrix("screen", s.screen, s.hidden, tokens);
         check_vector("screen_norms", s.screen_norms);
     }
-    if (!s.entry.outputs) return;
+    if (!s.fuse.outputs) return;
     check_vector("embedding_norm", s.embedding_norm);
     check_vector("hidden_norm", s.hidden_norm);
-    check_matrix("entry", s.entry, 2 * (int64_t)s.hidden, padded(s.hidden, TILE));
+    if (!paired) check_matrix("entry", s.entry, 2 * (int64_t)s.hidden, padded(s.hidden, TILE));
     check_matrix("fuse", s.fuse, s.fuse.inputs, padded(s.hidden, TILE));
-    if (s.fuse.inputs % s.hidden) refuse("features of %d are no multiple of hidden=%d", s.fuse.inputs, s.hidden);
+    if (s.level < 0 || (s.level && s.fuse.inputs % s.level))
+        refuse("features of %d are no multiple of level=%d", s.fuse.inputs, s.level);
 }
 
 void check_step(const Model& model, const StepArgs& a) {
@@ -149,6 +172,9 @@ void check_step(const Model& model, const StepArgs& a) {
     check_all("token", a.tokens, a.rows, 0, s.embedding_rows);
     check_all("slot", a.slots, a.rows, 0, a.slot_count);
     check_all("routed groups", a.groups, a.rows, -1, INT64_MAX);
+    if (!model.shares)
+        for (int t = 0; t < a.rows; t++)
+            if (!a.groups[t]) refuse("row %d runs no expert, and the model has no shared ones", t);
     check_starts(a);
     check_all("length of a context", a.context_lengths, a.requests, 0, INT32_MAX);
     for (int b = 0; b < a.requests; b++)

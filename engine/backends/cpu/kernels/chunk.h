@@ -15,12 +15,13 @@ namespace fastslow {
 // row, then head.
 template <class T> struct Chunk {
     const Step& step;
+    const AttentionPlan& plan;
     const RowGroup& group;
     int layer, kv_head, kv_heads;
 
     // The group whose chunks come next; the last one's are its own.
     const RowGroup& following() const {
-        return &group == &step.attention.groups.back() ? group : *(&group + 1);
+        return &group == &plan.groups.back() ? group : *(&group + 1);
     }
 
     const Shape& shape() const { return step.model.shape; }
@@ -30,6 +31,7 @@ template <class T> struct Chunk {
     bool chain() const { return step.args.chains[group.request]; }
     int64_t context() const { return step.args.context_lengths[group.request]; }
     int64_t sees(int row) const { return context() + step.args.tail_lengths[row]; }
+    int64_t first(int row) const { return plan.first(sees(row)); }
     int row(int query) const { return group.first + query % each() / ratio(); }
     int head(int query) const { return (kv_head + query / each()) * ratio() + query % ratio(); }
 

@@ -163,7 +163,7 @@ static void whole_head(Step& step, int thread, int& phase) {
                          }
                      });
         }
-    }, stream_of(step.model.layers[0].qkv).slice(thread, step.threads));
+    }, qkv_stream(step.model.layers[0]).slice(thread, step.threads));
 }
 
 // Screened logits, and below which none of them can be the best.
@@ -235,7 +235,7 @@ static void rescore(Step& step, int thread, int& phase, const Slack* slacks) {
                                   tile * TILE, size);
                      });
         }
-    }, stream_of(step.model.layers[0].qkv).slice(thread, step.threads));
+    }, qkv_stream(step.model.layers[0]).slice(thread, step.threads));
 }
 
 void run_head(Step& step, int thread, int& phase) {

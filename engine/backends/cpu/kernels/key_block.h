@@ -20,6 +20,7 @@ constexpr int TILES = KEY_BLOCK / LANES;
 struct KeyBlock {
     int64_t from;
     int count, tiles;
+    int first;   // the first tile that some row sees
     int shared;  // leading tiles that are the same for all rows of the group
     Places places[TILES];
     int64_t next[TILES_AHEAD];  // slots with which the first tiles start that are read after these,
@@ -32,15 +33,16 @@ template <class T> void find_block(const Chunk<T>& c, int64_t from, int64_t to, 
     block.count = (int)(to - from);
     block.tiles = (block.count + LANES - 1) / LANES;
     // the last row of a chain sees all its keys, so its list serves the rows before it
+    block.first = (int)(std::max<int64_t>(c.group.least - from, 0) / LANES);
     const int64_t alike = c.chain() ? block.tiles : (c.context() - from) / LANES;
     block.shared = (int)std::clamp<int64_t>(alike, 0, block.tiles);
-    for (int t = 0; t < block.tiles; t++) c.find(last, from + t * LANES, block.places[t]);
+    for (int t = block.first; t < block.tiles; t++) c.find(last, from + t * LANES, block.places[t]);
     // the text's next block; else the next chunk's first: other heads of this text, or another text
     const bool on = to < c.group.longest, heads = c.kv_head + c.kv_heads < c.shape().kv_heads;
     const RowGroup& next = on || heads ? c.group : c.following();
-    const Chunk<T> soon{c.step, next, c.layer, c.kv_head, c.kv_heads};
+    const Chunk<T> soon{c.step, c.plan, next, c.layer, c.kv_head, c.kv_heads};
     const int row = next.first + next.count - 1;
-    const int64_t first = on ? from + KEY_BLOCK : 0, end = soon.sees(row) - 1;
+    const int64_t first = on ? from + KEY_BLOCK : next.least, end = soon.sees(row) - 1;
     for (int i = 0; i < TILES_AHEAD; i++) block.next[i] = soon.slot(row, std::min(first + i * LANES, end));
     block.next_head = on ? 0 : heads ? c.kv_heads : -c.kv_head;
 }
@@ -50,7 +52,7 @@ template <class T> void find_block(const Chunk<T>& c, int64_t from, int64_t to, 
 template <class T> const char* after_keys(const Chunk<T>& c, const KeyBlock& block, int t, int head) {
     const int later = t + TILES_AHEAD;
     if (later < block.tiles) return (const char*)c.key_tile(block.places[later].slots[0], head);
-    const int value = std::min(later - block.tiles, block.tiles - 1);
+    const int value = std::min(block.first + later - block.tiles, block.tiles - 1);
     return (const char*)c.value_tile(block.places[value].slots[0], head);
 }
 
@@ -77,7 +79,7 @@ template <class T> void score_block(const Chunk<T>& c, const KeyBlock& block, Sc
     const typename Inner<T>::Query* q[MOST_QUERIES];
     float* out[MOST_QUERIES];
     turn_queries(c, own, q);
-    for (int t = 0; t < block.tiles; t++) {
+    for (int t = block.first; t < block.tiles; t++) {
         for (int i = 0; i < c.queries(); i++) out[i] = own.scores + (size_t)i * KEY_BLOCK + t * LANES;
         const int at_once = t < block.shared ? each : ratio;
         for (int i = 0; i < c.queries(); i += at_once) {
@@ -102,10 +104,10 @@ template <class T> void score_block(const Chunk<T>& c, const KeyBlock& block, Sc
 // The values of the tiles that all rows share, weighted; read once for as many queries as fit. A
 // page of values serves all heads before the next one is read.
 template <class T>
-void weigh_shared(const Chunk<T>& c, const KeyBlock& block, const int* seen, Scratch& own,
+void weigh_shared(const Chunk<T>& c, const KeyBlock& block, const int* low, const int* seen, Scratch& own,
                   const typename Inner<T>::Mass* const* mass, float* const* out) {
     const int dim = c.shape().head_dim, each = c.each(), span = c.kv_heads > 1 ? 1 : TILES;
-    for (int first = 0; first < block.shared; first += span) {
+    for (int first = block.first; first < block.shared; first += span) {
         const int count = std::min(span, block.shared - first), from = first * LANES;
         for (int head = 0; head < c.kv_heads; head++) {
             const T* tiles[TILES];
@@ -117,20 +119,25 @@ void weigh_shared(const Chunk<T>& c, const KeyBlock& block, const int* seen, Scr
             }
             for (int i = head * each; i < (head + 1) * each;)
                 i += few<Inner<T>::AT_ONCE>((head + 1) * each - i, [&](auto n) {
-                    int least = seen[i];
-                    for (int j = i + 1; j < i + n(); j++) least = std::min(least, seen[j]);
-                    const int both = std::clamp((least - from) / LANES, 0, count);  // all see them whole
+                    int least = seen[i], most = low[i];
+                    for (int j = i + 1; j < i + n(); j++) {
+                        least = std::min(least, seen[j]);
+                        most = std::max(most, low[j]);
+                    }
+                    // all see them whole
+                    const int both = most > from ? 0 : std::clamp((least - from) / LANES, 0, count);
                     const int done = both * LANES;
                     if (both) Inner<T>::template weigh_all<n()>(tiles, done, dim, mass + i, from, out + i, soon);
                     if (both == count) return;
                     for (int j = i; j < i + n();) {
                         int alike = 1;  // see the same keys
-                        while (j + alike < i + n() && seen[j + alike] == seen[j]) alike++;
+                        while (j + alike < i + n() && seen[j + alike] == seen[j] && low[j + alike] == low[j]) alike++;
                         const int real = std::min(seen[j] - from, count * LANES);
+                        const int start = std::max(done, low[j] - from), tile = start / LANES;
                         j += few<n()>(alike, [&](auto m) {
-                            if (real > done)
-                                Inner<T>::template weigh_all<m()>(tiles + both, real - done, dim, mass + j,
-                                                                  from + done, out + j, soon + both);
+                            if (real > start)
+                                Inner<T>::template weigh_all<m()>(tiles + tile, real - start, dim, mass + j,
+                                                                  from + start, out + j, soon + tile);
                         });
                     }
                 });
@@ -140,11 +147,11 @@ void weigh_shared(const Chunk<T>& c, const KeyBlock& block, const int* seen, Scr
 
 // The values on each row's own path.
 template <class T>
-void weigh_apart(const Chunk<T>& c, const KeyBlock& block, Scratch& own, const typename Inner<T>::Mass* const* mass,
-                 float* const* out) {
+void weigh_apart(const Chunk<T>& c, const KeyBlock& block, const int* low, Scratch& own,
+                 const typename Inner<T>::Mass* const* mass, float* const* out) {
     const int dim = c.shape().head_dim, each = c.each(), ratio = c.ratio();
     for (int i = 0; i < c.queries(); i += ratio)
-        for (int t = block.shared; t < block.tiles; t++) {
+        for (int t = std::max(block.shared, low[i] / LANES); t < block.tiles; t++) {
             Places places;
             c.find(c.row(i), block.from + t * LANES, places);
             if (!places.count) break;
@@ -166,17 +173,19 @@ void run_block(const Chunk<T>& c, int64_t from, int64_t to, Scratch& own, float*
     KeyBlock block;
     find_block(c, from, to, block);
     score_block(c, block, own);
-    int seen[MOST_QUERIES];
+    int low[MOST_QUERIES], seen[MOST_QUERIES];  // where the first tile that a query sees begins; the end
     const typename Inner<T>::Mass* mass[MOST_QUERIES];
     float *sums[MOST_QUERIES], steps[MOST_QUERIES];
     for (int i = 0; i < c.queries(); i++) {
         seen[i] = (int)std::clamp<int64_t>(c.sees(c.row(i)) - from, 0, block.count);
+        const int first = (int)std::clamp<int64_t>(c.first(c.row(i)) - from, 0, seen[i]);
+        low[i] = first / LANES * LANES;
         total[i] = 0.0f;
         sums[i] = out + (size_t)i * width;
-        mass[i] = Inner<T>::soften(own, i, seen[i], most[i], total[i], sums[i], width, steps[i]);
+        mass[i] = Inner<T>::soften(own, i, first, seen[i], most[i], total[i], sums[i], width, steps[i]);
     }
-    weigh_shared(c, block, seen, own, mass, sums);
-    weigh_apart(c, block, own, mass, sums);
+    weigh_shared(c, block, low, seen, own, mass, sums);
+    weigh_apart(c, block, low, own, mass, sums);
     for (int i = 0; i < c.queries(); i++) Inner<T>::settle(sums[i], width, steps[i]);
 }
 

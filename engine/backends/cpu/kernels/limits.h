@@ -23,7 +23,8 @@ constexpr Limit HEAD_DIM{"head_dim", 2, 1024};      // sums of int8 attention fi
 constexpr Limit NEURONS{"neurons", 1, 1048576};
 constexpr Limit VOCABULARY{"vocabulary", 1, 8388608};
 constexpr Limit EXPERTS{"experts", 0, 16384};
-constexpr Limit GROUPS{"groups", 0, 1024};
+constexpr Limit CHOSEN{"chosen", 0, 1024};
+constexpr Limit SINKS{"sinks", 0, 65536};
 constexpr Limit EXPERT_NEURONS{"expert_neurons", 0, 1048576};
 constexpr Limit INPUTS{"inputs", 1, 1048576};  // of any matrix
 constexpr Limit WINDOW{"window", 1, 16777216};  // rows that a draft head's attention sees

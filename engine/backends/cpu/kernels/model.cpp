@@ -17,8 +17,8 @@ Model::Model(const Shape& shape, const Layer* given)
     hidden_pad = padded(shape.hidden, TILE);
     neurons_pad = padded(shape.neurons, TILE / 2);
     expert_pad = padded(std::max(shape.expert_neurons, 1), TILE / 2);
-    attention_width = padded(shape.heads * shape.head_dim, TILE);
-    pair_width = shape.entry.outputs ? padded(shape.entry.inputs, TILE) : 0;
+    attention_width = padded(shape.heads * shape.value_dim, TILE);
+    pair_width = shape.fuse.outputs ? padded(2 * shape.hidden, TILE) : 0;
     level_width = shape.fuse.outputs ? padded(shape.fuse.inputs, TILE) : 0;
     auto most = [&](const Matrix& m) {
         if (m.outputs) ready_bytes = std::max(ready_bytes, spread(format_of(m.format).row_bytes(m.inputs)));
@@ -26,7 +26,12 @@ Model::Model(const Shape& shape, const Layer* given)
     ready_bytes = 64;
     ready_expert_bytes = 64;
     for (const Layer& l : layers) {
-        for (const Matrix* m : {&l.qkv, &l.out, &l.gate_up, &l.down}) most(*m);
+        if (l.router.outputs && !l.down.outputs) shares = false;
+        const auto known = std::find(windows.begin(), windows.end(), l.window);
+        window_of.push_back((int)(known - windows.begin()));
+        if (known == windows.end()) windows.push_back(l.window);
+        for (const Matrix& m : l.qkv) most(m);
+        for (const Matrix* m : {&l.out, &l.gate_up, &l.down, &l.expert_gate_up}) most(*m);
         if (!l.router.outputs) continue;
         const Matrix& down = l.expert_down;
         ready_expert_bytes =
@@ -71,10 +76,13 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     release();
     space = Workspace{};  // should memory run out below, nothing points to what is gone
     scratch.clear();
-    const size_t entries = (size_t)rows * std::max(shape.groups, 1);
+    const size_t entries = (size_t)rows * std::max(shape.chosen, 1);
     auto floats = [&](size_t count) { return (float*)take(count * sizeof(float)); };
     auto bytes = [&](size_t count) { return (uint8_t*)take(count); };
     space.x = floats((size_t)rows * hidden_pad);
+    const bool moved = std::any_of(layers.begin(), layers.end(),
+                                   [](const Layer& l) { return l.attention_post_norm || l.mlp_post_norm; });
+    space.moved = floats(moved ? (size_t)rows * hidden_pad : 0);
     space.q = floats((size_t)rows * shape.heads * shape.head_dim);
     space.seen = floats((size_t)rows * attention_width);
     space.h = floats((size_t)rows * neurons_pad);
@@ -99,7 +107,7 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     for (Scratch& own : own_memory) {
         own.ready = bytes(NARROW * ready_bytes);
         own.ready_router = bytes(NARROW * ready_router_bytes);
-        own.ready_expert = bytes((size_t)NARROW * std::max(shape.groups, 1) * ready_expert_bytes);
+        own.ready_expert = bytes((size_t)NARROW * std::max(shape.chosen, 1) * ready_expert_bytes);
         own.row = floats(hidden_pad);
         own.head = floats(MOST_ROWS * width);
         own.acc = floats((size_t)rows * TILE * TILES_AT_ONCE);

@@ -26,40 +26,57 @@ struct Matrix {
 
 struct Layer {
     const float *attention_norm, *mlp_norm;
-    Matrix qkv;      // a head at a time, each padded to whole tiles
+    const float *attention_post_norm, *mlp_post_norm;  // of what a sublayer adds; may be null
+    const float *query_norm, *key_norm;  // [D] of every head before it is turned; may be null
+    const float* sink_logits;            // [heads] what a head's softmax has beside its keys; may be null
+    const float *sink_keys, *sink_values;  // float32 tiles, see tile.h, that every row sees before its text
+    int32_t window;     // keys that a row sees, itself the last; 0 = all
+    int32_t unrotated;  // queries and keys are not turned
+    Matrix qkv[3];   // queries, keys, values: a head at a time, each padded to whole tiles
     Matrix out;      // bias included
-    Matrix gate_up;  // tiles of 16 gates and their 16 ups; a routed layer's shared experts
+    Matrix gate_up;  // tiles of 16 gates and their 16 ups; a routed layer's shared experts, if it has any
     Matrix down;
-    Matrix router;           // float32; outputs 0 in a dense layer
-    const float* router_scale;
-    Matrix expert_gate_up;  // of expert 0; the others lie behind it at a fixed distance
+    Matrix router;               // float32; outputs 0 in a dense layer
+    const float* router_scale;   // [E] of a router by groups
+    const float* choice_bias;    // [E] what only the choice of experts sees; may be null
+    Matrix expert_gate_up;  // of expert 0; the others, and their biases, lie behind it at a fixed distance
     Matrix expert_down;
     int64_t expert_bytes;
 };
 
+// How the routed experts of a row are chosen; see `Router` in engine/model/config.py.
+enum RouterKind { GROUPED, SOFTMAX, CHOSEN, SIGMOID };
+
 struct Shape {
-    int32_t layers, hidden, heads, kv_heads, head_dim, neurons, vocabulary;
-    int32_t experts, groups, expert_neurons;
+    int32_t layers, hidden, heads, kv_heads, head_dim, value_dim, neurons, vocabulary;
+    int32_t experts, chosen, expert_neurons;  // chosen: a row's most, one of each group or the best of all
+    int32_t router, router_normed;            // a RouterKind; weights are divided by their sum
+    float router_factor;                      // and then multiplied by this
+    float swiglu_alpha, swiglu_limit;         // see `activate`
+    int32_t sinks;                            // learned keys before every text
     float eps;
     int32_t embedding_format;
-    const void* embedding;  // [V, H] in float32 or bfloat16, or tiles in int8, which may be the head's
+    const void* embedding;  // [V, H] in float32 or bfloat16; or tiles in any format, which may be the head's
     int64_t embedding_at;   // where the first row begins in a file, if `embedding` is null
-    int32_t embedding_file, embedding_rows;
+    int32_t embedding_file, embedding_rows, embedding_tiles;
     const float* norm;
     Matrix head;
     Matrix screen;              // the head in int8, or nothing
     const float* screen_norms;  // [2, V padded to tiles] norms of the head's rows, and of their errors
-    // A draft head's entry, see entry.h; without outputs, a row begins with its token's embedding.
+    // A draft head's entry, see entry.h; without `fuse`, a row begins with its token's embedding.
     Matrix fuse;   // features of a target's layers, side by side -> H
-    Matrix entry;  // embedding and hidden state -> H
+    Matrix entry;  // embedding and hidden state -> H; without outputs, the layer's qkv reads both
     const float *embedding_norm, *hidden_norm;
+    int32_t level;  // so many features are divided by their root mean square together; 0: none
+    int32_t normed_residual;  // without `entry`: the layer adds to the normed hidden state
+    int32_t normed_output;    // what the head put out before is normed when it comes in again
 };
 }
 
 // Memory that the threads share during a step, for a number of rows.
 struct Workspace {
     int rows = 0;
-    float *x, *q, *seen, *h, *expert_h, *router_logits, *partial, *pair, *level;
+    float *x, *moved, *q, *seen, *h, *expert_h, *router_logits, *partial, *pair, *level;
     uint8_t *ready, *ready_router, *ready_expert;
     size_t partial_floats = 0;
 };
@@ -114,6 +131,9 @@ struct Model {
 
     Shape shape;
     std::vector<Layer> layers;
+    bool shares = true;         // every layer with routed experts has shared ones
+    std::vector<int> windows;   // all that layers have
+    std::vector<int> window_of;  // layer -> which of them
     int hidden_pad, neurons_pad, expert_pad, attention_width, pair_width, level_width;
     size_t ready_bytes, ready_expert_bytes, ready_router_bytes;  // of one row
     Workspace space;

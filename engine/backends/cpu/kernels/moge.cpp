@@ -8,48 +8,99 @@
 
 namespace fastslow {
 
-void Choice::reserve(int rows_count, int experts, int group_count, int width) {
-    const size_t entries = (size_t)rows_count * group_count;
+void Choice::reserve(int rows_count, const Shape& s) {
+    const size_t entries = (size_t)rows_count * s.chosen;
     expert_.reserve(entries);
     weight_.reserve(entries);
     rows.reserve(entries);
     weights.reserve(entries);
-    sizes_.reserve(experts + 1);
-    probs_.reserve(width);
-    jobs.reserve(experts);
+    sizes_.reserve(s.experts + 1);
+    probs_.reserve(padded(s.experts, TILE));
+    jobs.reserve(s.experts);
 }
 
-void Choice::choose(const float* logits, int width, int experts, int group_count, const float* scale,
-                    const std::vector<int64_t>& groups) {
-    const int rows_count = (int)groups.size(), size = experts / group_count;
-    expert_.assign((size_t)rows_count * group_count, -1);
+void Choice::choose(const float* logits, const Shape& s, const Layer& l, const std::vector<int64_t>& groups) {
+    const int rows_count = (int)groups.size(), width = padded(s.experts, TILE);
+    expert_.assign((size_t)rows_count * s.chosen, -1);
     weight_.resize(expert_.size());
-    sizes_.assign(experts + 1, 0);
     probs_.resize(width);
     for (int t = 0; t < rows_count; t++) {
         if (!groups[t]) continue;
+        const size_t at = (size_t)t * s.chosen;
+        const int64_t running = groups[t] < 0 ? s.chosen : std::min<int64_t>(groups[t], s.chosen);
         const float* row = logits + (size_t)t * width;
-        float most = *std::max_element(row, row + experts), total = 0.0f;
-        for (int e = 0; e < width; e += W) store(&probs_[e], exp(load<vf>(row + e) - splat(most)));
-        for (int e = 0; e < experts; e++) total += probs_[e];
-        int* chosen = &expert_[(size_t)t * group_count];
-        float* weight = &weight_[(size_t)t * group_count];
-        for (int g = 0; g < group_count; g++) {
-            const float* first = &probs_[g * size];
-            chosen[g] = (int)(std::max_element(first, first + size) - &probs_[0]);
-            weight[g] = probs_[chosen[g]] / total * scale[chosen[g]];
-        }
-        if (groups[t] > 0 && groups[t] < group_count) {
-            for (int g = 0; g < group_count; g++) {
-                int ahead = 0;  // groups that run before this one
-                for (int o = 0; o < group_count; o++)
-                    ahead += weight[o] > weight[g] || (weight[o] == weight[g] && o < g);
-                if (ahead >= groups[t]) chosen[g] = -1 - chosen[g];
-            }
-        }
-        for (int g = 0; g < group_count; g++)
-            if (chosen[g] >= 0) sizes_[chosen[g] + 1]++;
+        if (s.router == GROUPED)
+            by_group(row, s, l.router_scale, running, &expert_[at], &weight_[at]);
+        else
+            best_of_all(row, s, l.choice_bias, running, &expert_[at], &weight_[at]);
     }
+    gather(rows_count, s.experts, s.chosen);
+}
+
+// Softmax over all experts, the likeliest of each group (the first on a tie), and of those the `running` of
+// largest weight (the lower group on a tie). Nothing is renormalised.
+void Choice::by_group(const float* logits, const Shape& s, const float* scale, int64_t running, int* chosen,
+                      float* weight) {
+    const int size = s.experts / s.chosen;
+    const float most = *std::max_element(logits, logits + s.experts);
+    float total = 0.0f;
+    for (size_t e = 0; e < probs_.size(); e += W) store(&probs_[e], exp(load<vf>(logits + e) - splat(most)));
+    for (int e = 0; e < s.experts; e++) total += probs_[e];
+    for (int g = 0; g < s.chosen; g++) {
+        const float* first = &probs_[g * size];
+        chosen[g] = (int)(std::max_element(first, first + size) - &probs_[0]);
+        weight[g] = probs_[chosen[g]] / total * scale[chosen[g]];
+    }
+    if (running == s.chosen) return;
+    for (int g = 0; g < s.chosen; g++) {
+        int ahead = 0;  // groups that run before this one
+        for (int o = 0; o < s.chosen; o++) ahead += weight[o] > weight[g] || (weight[o] == weight[g] && o < g);
+        if (ahead >= running) chosen[g] = -1 - chosen[g];
+    }
+}
+
+// The `running` best of all, the lower number on a tie: by the logits, or by their sigmoids and the bias. Their
+// weights are probabilities over all, over themselves, or the sigmoids.
+void Choice::best_of_all(const float* logits, const Shape& s, const float* bias, int64_t running, int* chosen,
+                         float* weight) {
+    const float* by = logits;
+    if (s.router == SIGMOID) {
+        for (size_t e = 0; e < probs_.size(); e += W)
+            store(&probs_[e], splat(1.0f) / (exp(-load<vf>(logits + e)) + 1.0f));
+        by = probs_.data();
+    }
+    int count = 0;
+    for (int e = 0; e < s.experts; e++) {
+        const float score = bias ? by[e] + bias[e] : by[e];
+        if (count == running && !(score > weight[count - 1])) continue;
+        int at = count < running ? count++ : count - 1;
+        for (; at > 0 && score > weight[at - 1]; at--) {
+            chosen[at] = chosen[at - 1];
+            weight[at] = weight[at - 1];
+        }
+        chosen[at] = e;
+        weight[at] = score;
+    }
+    float total = 0.0f;
+    if (s.router == SIGMOID) {
+        for (int i = 0; i < count; i++) weight[i] = probs_[chosen[i]];
+    } else {
+        const float most = *std::max_element(logits, logits + s.experts);
+        for (size_t e = 0; e < probs_.size(); e += W) store(&probs_[e], exp(load<vf>(logits + e) - splat(most)));
+        for (int i = 0; i < count; i++) weight[i] = probs_[chosen[i]];
+        if (s.router == SOFTMAX && !s.router_normed)
+            for (int e = 0; e < s.experts; e++) total += probs_[e];
+    }
+    if (s.router_normed || s.router == CHOSEN)
+        for (int i = 0; i < count; i++) total += weight[i];
+    for (int i = 0; i < count; i++)
+        weight[i] = (total == 0.0f ? weight[i] : weight[i] / total) * s.router_factor;
+}
+
+void Choice::gather(int rows_count, int experts, int most) {
+    sizes_.assign(experts + 1, 0);
+    for (const int expert : expert_)
+        if (expert >= 0) sizes_[expert + 1]++;
     for (int e = 0; e < experts; e++) sizes_[e + 1] += sizes_[e];
     jobs.clear();
     for (int e = 0; e < experts; e++)
@@ -57,8 +108,8 @@ void Choice::choose(const float* logits, int width, int experts, int group_count
     rows.resize(sizes_[experts]);
     weights.resize(rows.size());
     for (int t = 0; t < rows_count; t++)
-        for (int g = 0; g < group_count; g++) {
-            const size_t at = (size_t)t * group_count + g;
+        for (int i = 0; i < most; i++) {
+            const size_t at = (size_t)t * most + i;
             if (expert_[at] < 0) continue;
             const int entry = sizes_[expert_[at]]++;
             rows[entry] = t;
@@ -68,7 +119,13 @@ void Choice::choose(const float* logits, int width, int experts, int group_count
 
 namespace {
 
-// Router logits, and the shared experts' gates and ups; the thread that ends the router makes the choice.
+// An expert's bias of a matrix; null where it has none.
+const float* bias_of(const Matrix& m, const Layer& l, int expert) {
+    return m.bias ? (const float*)((const uint8_t*)m.bias + expert * l.expert_bytes) : nullptr;
+}
+
+// Router logits, and gates and ups: of the shared experts, where there are any, and of those that the thread
+// which ends the router then finds chosen.
 void route(Step& step, int thread, int n, int& phase) {
     Model& model = step.model;
     const Layer& l = model.layers[n];
@@ -84,23 +141,24 @@ void route(Step& step, int thread, int n, int& phase) {
     const uint8_t* exact = step.ready(thread, phase, chunks, rows_count, few, format_of(F32), s.hidden,
                                       model.ready_router_bytes, model.space.ready_router,
                                       own.ready_router, norm);
-    auto ready_rows = [&](int readers) {
-        return step.ready(thread, phase, readers, rows_count, few, format_of(l.gate_up.format), s.hidden,
+    auto ready_rows = [&](int readers, const Matrix& m) {
+        return step.ready(thread, phase, readers, rows_count, few, format_of(m.format), s.hidden,
                           model.ready_bytes, model.space.ready, own.ready, norm);
     };
-    const uint8_t* rows = ready_rows(chunks);
-    const size_t router_bytes = tile_bytes(l.router), bytes = tile_bytes(l.gate_up);
+    const bool sharing = tiles > 0, alike = !sharing || same_rows(l.gate_up, l.expert_gate_up);
+    const uint8_t* rows = ready_rows(chunks, sharing ? l.gate_up : l.expert_gate_up);
+    const size_t router_bytes = tile_bytes(l.router), bytes = sharing ? tile_bytes(l.gate_up) : 0;
     step.phases.run(phase++, thread, chunks, [&](int c) {
         if (c < router_tiles) {
             multiply(l.router, l.router.tiles + c * router_bytes, exact, model.ready_router_bytes,
                      nullptr, rows_count, [&](int first, int got, float* out) {
+                         add_bias(l.router.bias, c, got, out);
                          for (int i = 0; i < got; i++)
                              std::copy(out + i * TILE, out + (i + 1) * TILE,
                                        model.space.router_logits + (size_t)(first + i) * width + c * TILE);
                      });
             if (choice.tiles_done.fetch_add(1, std::memory_order_acq_rel) + 1 == router_tiles)
-                choice.choose(model.space.router_logits, width, s.experts, s.groups, l.router_scale,
-                              step.groups);
+                choice.choose(model.space.router_logits, s, l, step.groups);
             return;
         }
         c -= router_tiles;
@@ -108,9 +166,9 @@ void route(Step& step, int thread, int n, int& phase) {
             multiply(l.gate_up, l.gate_up.tiles + tile * bytes, rows, model.ready_bytes, nullptr,
                      rows_count, [&](int first, int got, float* out) {
                          for (int i = 0; i < got; i++)
-                             gate(out + i * TILE, model.space.h +
-                                                      (size_t)(first + i) * model.neurons_pad +
-                                                      tile * (TILE / 2));
+                             activate(s, out + i * TILE, model.space.h +
+                                                             (size_t)(first + i) * model.neurons_pad +
+                                                             tile * (TILE / 2));
                      });
     });
     const int expert_tiles = tiles_of(l.expert_gate_up);
@@ -122,8 +180,8 @@ void route(Step& step, int thread, int n, int& phase) {
                c % per_job * TILES_AT_ONCE * expert_bytes;
     };
     step.mark(thread, GATE_UP);
-    // the experts read the same rows; a thread that came too late for the shared ones lacks them
-    if (!rows) rows = ready_rows(count);
+    // the experts mostly read the same rows; a thread that came too late for the shared ones lacks them
+    if (!rows || !alike) rows = ready_rows(count, l.expert_gate_up);
     step.phases.run(phase++, thread, count, [&](int c) {
         if (c + 1 < count) fetch(start(c + 1), AHEAD);
         const Job& job = choice.jobs[c / per_job];
@@ -133,28 +191,30 @@ void route(Step& step, int thread, int n, int& phase) {
             multiply(l.expert_gate_up, start(c) + (tile - first_tile) * expert_bytes, rows,
                      model.ready_bytes, &choice.rows[job.start], job.count,
                      [&](int first, int got, float* out) {
+                         add_bias(bias_of(l.expert_gate_up, l, job.expert), tile, got, out);
                          for (int i = 0; i < got; i++)
-                             gate(out + i * TILE,
-                                  model.space.expert_h +
-                                      (size_t)(job.start + first + i) * model.expert_pad +
-                                      tile * (TILE / 2));
+                             activate(s, out + i * TILE,
+                                      model.space.expert_h +
+                                          (size_t)(job.start + first + i) * model.expert_pad +
+                                          tile * (TILE / 2));
                      });
     }, stream_of(l.down).slice(thread, step.threads));
 }
 
-// x += shared + the sum over experts of weight * expert, experts in order: groups are too.
+// x += shared, if there is any, + the sum over experts of weight * expert, experts in order: groups are too.
 void combine(Step& step, int thread, int n, int& phase) {
     Model& model = step.model;
     const Layer& l = model.layers[n];
     Scratch& own = model.scratch[thread];
     const Choice& choice = *step.choices[n];
-    const int rows_count = step.args.rows, tiles = tiles_of(l.down);
+    const int rows_count = step.args.rows, tiles = tiles_of(l.expert_down);
     const int entries = (int)choice.rows.size(), jobs = (int)choice.jobs.size();
     const bool few = step.narrow();
     // tiles of an expert lie in a row, so that few rows read longer runs
     const int tiles_at_once = few ? std::clamp(tiles / (step.threads * 3), 1, TILES_AT_ONCE) : 1;
     const int chunks = (tiles + tiles_at_once - 1) / tiles_at_once;
-    const uint8_t* shared =
+    const bool sharing = l.down.outputs > 0;
+    const uint8_t* shared = !sharing ? nullptr :
         step.ready(thread, phase, chunks, rows_count, few, format_of(l.down.format), l.down.inputs,
                    model.ready_bytes, model.space.ready, own.ready,
                    [&](int i) { return model.space.h + (size_t)i * model.neurons_pad; });
@@ -162,9 +222,10 @@ void combine(Step& step, int thread, int n, int& phase) {
         thread, phase, chunks, entries, few, format_of(l.expert_down.format), l.expert_down.inputs,
         model.ready_expert_bytes, model.space.ready_expert, own.ready_expert,
         [&](int i) { return model.space.expert_h + (size_t)i * model.expert_pad; });
-    const size_t bytes = tile_bytes(l.down), expert_bytes = tile_bytes(l.expert_down);
+    const size_t bytes = sharing ? tile_bytes(l.down) : 0, expert_bytes = tile_bytes(l.expert_down);
+    float* into = step.sums(l.mlp_post_norm);
     const bool last_layer = n + 1 == model.shape.layers;
-    Stream next = last_layer ? step.head_stream() : stream_of(model.layers[n + 1].qkv);
+    Stream next = last_layer ? step.head_stream() : qkv_stream(model.layers[n + 1]);
     // an expert's run is short: what is asked for meanwhile is that of an expert some jobs later, and in
     // the end of the first ones in the next chunk
     const int later = (int)(AHEAD / (tiles_at_once * expert_bytes)) + 1;
@@ -179,12 +240,15 @@ void combine(Step& step, int thread, int n, int& phase) {
             return own.acc + ((size_t)(tile - first_tile) * rows_count + row) * TILE;
         };
         for (int tile = first_tile; tile < last_tile && few; tile++)
-            for (int i = 0; i < rows_count; i++) step.ask_columns(i, tile);
+            for (int i = 0; i < rows_count; i++) step.ask_columns(into, i, tile);
         for (int tile = first_tile; tile < last_tile; tile++)
-            multiply(l.down, l.down.tiles + tile * bytes, shared, model.ready_bytes, nullptr, rows_count,
-                     [&](int first, int got, float* out) {
-                         std::copy(out, out + got * TILE, sums(tile, first));
-                     });
+            if (sharing)
+                multiply(l.down, l.down.tiles + tile * bytes, shared, model.ready_bytes, nullptr, rows_count,
+                         [&](int first, int got, float* out) {
+                             std::copy(out, out + got * TILE, sums(tile, first));
+                         });
+            else
+                std::fill_n(sums(tile, 0), (size_t)rows_count * TILE, 0.0f);
         for (int j = 0; j < jobs; j++) {
             const Job& job = choice.jobs[j];
             const int* row = &choice.rows[job.start];
@@ -195,6 +259,7 @@ void combine(Step& step, int thread, int n, int& phase) {
             multiply_run(l.expert_down, run, routed + job.start * model.ready_expert_bytes,
                          model.ready_expert_bytes, nullptr, job.count,
                          [&](int t, int first, int got, float* out) {
+                             add_bias(bias_of(l.expert_down, l, job.expert), first_tile + t, got, out);
                              for (int i = 0; i < got; i++) {
                                  float* acc = sums(first_tile + t, row[first + i]);
                                  const vf weight = splat(weights[first + i]);
@@ -206,13 +271,14 @@ void combine(Step& step, int thread, int n, int& phase) {
         }
         for (int tile = first_tile; tile < last_tile; tile++) {
             for (int i = 0; i < rows_count; i++) {
-                float* x = step.columns(i, tile);
+                float* x = step.columns(into, i, tile);
                 for (int k = 0; k < TILE; k += W)
                     store(x + k, load<vf>(x + k) + load<vf>(sums(tile, i) + k));
             }
-            step.note_features(n, tile);
+            if (!l.mlp_post_norm) step.note_features(n, tile);
         }
     }, next.slice(thread, step.threads));
+    step.add_normed(thread, phase, n, l.mlp_post_norm, next.slice(thread, step.threads));
 }
 
 }  // namespace

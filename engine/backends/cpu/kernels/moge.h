@@ -1,4 +1,4 @@
-// Routing decisions of one layer. MoGE: Pangu Pro MoE, arXiv 2505.21411.
+// Routing decisions of one layer, and the MLP that follows them. MoGE: Pangu Pro MoE, arXiv 2505.21411.
 #pragma once
 
 #include <atomic>
@@ -8,6 +8,8 @@
 namespace fastslow {
 
 struct Step;
+struct Shape;
+struct Layer;
 
 constexpr int TILES_AT_ONCE = 4;  // most tiles of an expert in one chunk
 
@@ -16,23 +18,30 @@ struct Job {
     int expert, start, count;
 };
 
-// Entries are (row, group) pairs, sorted by expert and then by row.
+// Entries are (row, expert) pairs, sorted by expert and then by row.
 struct Choice {
     std::vector<Job> jobs;
     std::vector<int> rows;       // row of each entry
-    std::vector<float> weights;  // probability times router scale
+    std::vector<float> weights;  // that the expert's output is multiplied by
     std::atomic<int> tiles_done{0};
 
     // Memory for a step's decisions, so that making them needs none.
-    void reserve(int rows, int experts, int group_count, int width);
+    void reserve(int rows, const Shape& shape);
 
-    // From router logits [T, width]: softmax over all experts, the likeliest of each group (the
-    // first on a tie), and of those the `groups[t]` of largest weight (the lower group on a tie);
-    // -1 is all. Nothing is renormalised.
-    void choose(const float* logits, int width, int experts, int group_count, const float* scale,
-                const std::vector<int64_t>& groups);
+    // From router logits [T, experts padded to tiles]: the experts of each row, of which `groups[t]` run; -1 is
+    // all that the model chooses.
+    void choose(const float* logits, const Shape& shape, const Layer& layer, const std::vector<int64_t>& groups);
 
 private:
+    // One row's: `chosen` gets their numbers, less than 0 for those that do not run, and `weight` what each
+    // counts.
+    void by_group(const float* logits, const Shape& shape, const float* scale, int64_t running, int* chosen,
+                  float* weight);
+    void best_of_all(const float* logits, const Shape& shape, const float* bias, int64_t running, int* chosen,
+                     float* weight);
+    // Sorts what the rows chose.
+    void gather(int rows, int experts, int most);
+
     std::vector<int> expert_, sizes_;
     std::vector<float> weight_, probs_;
 };

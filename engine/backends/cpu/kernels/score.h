@@ -131,22 +131,23 @@ void score(const T* keys, int dim, const Scalar<T>* const* q, float* const* out,
     }
 }
 
-// Turns scores to masses e^(score - max) in their place, as the values' scalars: the first `count`
-// are real, the rest of the last tile get 0. Returns the max and the sum.
-template <class T> void soften(float* scores, int count, float& most, float& total) {
+// Turns scores to masses e^(score - max) in their place, as the values' scalars: those from `first` to before
+// `count` are real, the rest of their tiles get 0. Returns the max and the sum.
+template <class T> void soften(float* scores, int first, int count, float& most, float& total) {
     vf top = splat(-INFINITY);
     vi lane;
     for (int i = 0; i < W; i++) lane[i] = i;
-    const int padded = (count + LANES - 1) / LANES * LANES;
-    for (int k = 0; k < padded; k += W) {
-        vf s = lane + k < count ? load<vf>(scores + k) : splat(-INFINITY);
+    const int start = first / LANES * LANES, padded = (count + LANES - 1) / LANES * LANES;
+    auto real = [&](int k) { return (vu)(lane + (k - first)) < splat((uint32_t)(count - first)); };
+    for (int k = start; k < padded; k += W) {
+        vf s = real(k) ? load<vf>(scores + k) : splat(-INFINITY);
         store(scores + k, s);
         top = max(s, top);
     }
     most = largest(top);
     vf sums{};
-    for (int k = 0; k < padded; k += W) {
-        vf mass = lane + k < count ? exp(load<vf>(scores + k) - splat(most)) : vf{};
+    for (int k = start; k < padded; k += W) {
+        vf mass = real(k) ? exp(load<vf>(scores + k) - splat(most)) : vf{};
         WordMath<T>::keep((Scalar<T>*)scores, k, mass);  // behind what is still to be read
         sums = sums + WordMath<T>::kept(mass);
     }
@@ -202,11 +203,11 @@ template <class T> struct Inner {
         fastslow::score<T, N>(keys, dim, q, out, soon);
     }
 
-    // Masses of the first `count` scores of query i, in the scores' place; sums start at 0.
-    static const Mass* soften(Scratch& own, int i, int count, float& most, float& total, float* sums,
+    // Masses of the scores first .. count - 1 of query i, in the scores' place; sums start at 0.
+    static const Mass* soften(Scratch& own, int i, int first, int count, float& most, float& total, float* sums,
                               int width, float&) {
         float* scores = own.scores + (size_t)i * KEY_BLOCK;
-        if (count) fastslow::soften<T>(scores, count, most, total);
+        if (first < count) fastslow::soften<T>(scores, first, count, most, total);
         std::fill(sums, sums + width, 0.0f);
         return (const Mass*)scores;
     }

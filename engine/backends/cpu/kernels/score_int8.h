@@ -108,21 +108,23 @@ template <> struct Inner<uint8_t> {
         }
     }
 
-    static const Mass* soften(Scratch& own, int i, int count, float& most, float& total, float* sums,
+    static const Mass* soften(Scratch& own, int i, int first, int count, float& most, float& total, float* sums,
                               int width, float& step) {
         uint8_t* mass = own.masses + (size_t)i * DIGITS * MASS_SIDE;
         int32_t start = 0;
         step = 0.0f;
-        if (count) {
+        if (first < count) {
             float* scores = own.scores + (size_t)i * KEY_BLOCK;
             const float* scales = own.value_scales + (size_t)i * KEY_BLOCK;
-            fastslow::soften<float>(scores, count, most, total);
+            fastslow::soften<float>(scores, first, count, most, total);
             vi lane;
             for (int k = 0; k < W; k++) lane[k] = k;
-            const int all = padded(count, LANES);
-            for (int k = 0; k < all; k += W)
-                store(scores + k, lane + k < count ? load<vf>(scores + k) * load<vf>(scales + k) : vf{});
-            const Split found = split(scores, all, mass, MASS_SIDE);
+            const int from = first / LANES * LANES, all = padded(count, LANES);
+            for (int k = from; k < all; k += W) {
+                const vi real = (vu)(lane + (k - first)) < splat((uint32_t)(count - first));
+                store(scores + k, real ? load<vf>(scores + k) * load<vf>(scales + k) : vf{});
+            }
+            const Split found = split(scores + from, all - from, mass + from * DIGIT_BYTES, MASS_SIDE);
             step = found.step;
             start = -128 * found.total;
         }

@@ -14,41 +14,52 @@
 
 namespace fastslow {
 
-// The most that a layer takes: qkv, attention, merge, out, shared and routed experts, down, and six
-// times rows made ready. The rest: embedding or entry, and the head with its rows.
-constexpr int LAYER_PHASES = 13, OTHER_PHASES = 2 + ENTRY_PHASES;
+// The most that a layer takes: qkv, attention, merge, out, shared and routed experts, down, two norms behind
+// them, and seven times rows made ready; keys and values of other formats than queries, twice two more. The rest: embedding or entry, and the head with its rows.
+constexpr int LAYER_PHASES = 20, OTHER_PHASES = 2 + ENTRY_PHASES;
 
 int tiles_per_chunk(int tiles, int threads) {
     return std::clamp(tiles / (threads * 16), 1, 8);
 }
 
-void gate(const float* gate_up, float* h) {
+void activate(const Shape& s, const float* gate_up, float* h) {
     for (int i = 0; i < TILE / 2; i += W) {
         vf g = load<vf>(gate_up + i), up = load<vf>(gate_up + TILE / 2 + i);
-        store(h + i, g / (exp(-g) + 1.0f) * up);
+        if (s.swiglu_limit > 0.0f) {  // a NaN passes min and max on their right
+            const vf limit = splat(s.swiglu_limit);
+            g = min(limit, g);
+            up = max(-limit, min(limit, up));
+            store(h + i, g / (exp(-(g * splat(s.swiglu_alpha))) + 1.0f) * (up + 1.0f));
+        } else {
+            store(h + i, g / (exp(-g) + 1.0f) * up);
+        }
     }
 }
 
-static void add_bias(const Matrix& m, int tile, int rows, float* out) {
-    if (!m.bias) return;
+void add_bias(const float* bias, int tile, int rows, float* out) {
+    if (!bias) return;
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < TILE; j++) out[i * TILE + j] += m.bias[tile * TILE + j];
+        for (int j = 0; j < TILE; j++) out[i * TILE + j] += bias[tile * TILE + j];
 }
 
-const float* Step::normed(int thread, int i, const float* weight) const {
-    const int hidden = model.shape.hidden, width = model.hidden_pad;
-    const float* x = model.space.x + (size_t)i * width;
-    float* row = model.scratch[thread].row;
+// RMS norm of `count` numbers, to `to`, which may be x; behind them x has zeros up to `width`.
+// Zhang and Sennrich, arXiv 1910.07467.
+static void norm(const float* x, int count, int width, const float* weight, float eps, float* to) {
     vf squares{};
     for (int k = 0; k < width; k += W) {
         vf v = load<vf>(x + k);
         squares = fma(v, v, squares);
     }
-    vf scale = splat(1.0f / std::sqrt(sum(squares) / (float)hidden + model.shape.eps));
+    vf scale = splat(1.0f / std::sqrt(sum(squares) / (float)count + eps));
     int k = 0;
-    for (; k + W <= hidden; k += W)
-        store(row + k, load<vf>(x + k) * scale * load<vf>(weight + k));
-    for (; k < hidden; k++) row[k] = x[k] * scale[0] * weight[k];
+    for (; k + W <= count; k += W) store(to + k, load<vf>(x + k) * scale * load<vf>(weight + k));
+    for (; k < count; k++) to[k] = x[k] * scale[0] * weight[k];
+}
+
+const float* Step::normed(int thread, int i, const float* weight) const {
+    const int width = model.hidden_pad;
+    float* row = model.scratch[thread].row;
+    norm(model.space.x + (size_t)i * width, model.shape.hidden, width, weight, model.shape.eps, row);
     return row;
 }
 
@@ -58,13 +69,18 @@ void Step::prepare(const StepArgs& given) {
     threads = given.threads;
     groups.assign(given.groups, given.groups + given.rows);
     routed = std::any_of(groups.begin(), groups.end(), [](int64_t g) { return g != 0; });
-    attention.plan(args, model.shape);
+    plans.resize(model.windows.size());
+    partial_floats = 0;
+    for (size_t i = 0; i < plans.size(); i++) {
+        plans[i].plan(args, model.shape, model.windows[i]);
+        partial_floats = std::max(partial_floats, plans[i].partial_floats);
+    }
     if (routed) {
         choices.resize(model.layers.size());
         for (size_t n = 0; n < choices.size(); n++) {
             if (!choices[n]) choices[n].reset(new Choice);
             const Shape& s = model.shape;
-            choices[n]->reserve(args.rows, s.experts, s.groups, padded(s.experts, TILE));
+            choices[n]->reserve(args.rows, s);
             choices[n]->tiles_done.store(0, std::memory_order_relaxed);
         }
     }
@@ -78,7 +94,7 @@ void run_step(Model& model, const StepArgs& args) {
     Step& step = *model.steps[model.turn++ % Crew::TASKS];
     crew.reclaim(step);
     step.prepare(args);
-    model.make_room(args.rows, args.threads, step.attention.partial_floats);
+    model.make_room(args.rows, args.threads, step.partial_floats);
     crew.run(step);
     if (step.unreadable.load(std::memory_order_relaxed)) throw Unreadable();
     step.head_plan.finish(step);
@@ -120,10 +136,11 @@ void Step::embed_row(int thread, int i) {
     if (!s.embedding) row = model.file_rows[thread].find(s.embedding_file, s.embedding_at, token);
     if (!row)
         unreadable.store(true, std::memory_order_relaxed);
-    else if (s.embedding_format == INT8)
-        unpack_int8((const uint8_t*)s.embedding + token / TILE * int8_format.tile_bytes(s.hidden),
-                    s.hidden, (int)(token % TILE), x);
-    else if (wide)
+    else if (s.embedding_tiles) {
+        const Format& format = format_of(s.embedding_format);
+        format.unpack((const uint8_t*)s.embedding + token / TILE * format.tile_bytes(s.hidden), s.hidden,
+                      (int)(token % TILE), x);
+    } else if (wide)
         std::memcpy(x, row, sizeof(float) * s.hidden);
     else
         for (int k = 0; k < s.hidden; k++) x[k] = widen(((const uint16_t*)row)[k]);
@@ -131,9 +148,9 @@ void Step::embed_row(int thread, int i) {
 }
 
 void Step::embed(int thread, int& phase) {
-    if (model.shape.entry.outputs) return run_entry(*this, thread, phase);
+    if (model.shape.fuse.outputs) return run_entry(*this, thread, phase);
     phases.run(phase++, thread, args.rows, [&](int t) { embed_row(thread, t); },
-               stream_of(model.layers[0].qkv).slice(thread, threads));
+               qkv_stream(model.layers[0]).slice(thread, threads));
 }
 
 void Step::layer(int thread, int n, int& phase) {
@@ -142,12 +159,13 @@ void Step::layer(int thread, int n, int& phase) {
     mark(thread, QKV);
     // only the keys and values of the last layer are read
     if (n + 1 == model.shape.layers && !routed && !args.outputs && !args.seen_rows) return;
+    const AttentionPlan& attention = plan(n);
     const int chunks = attention.chunks(model.shape.kv_heads);
     phases.run(phase++, thread, chunks, [&](int c) { attend(*this, thread, n, c); },
                stream_of(l.out).slice(thread, threads));
     if (attention.split) {
         int merges = (int)attention.groups.size() * model.shape.kv_heads;
-        phases.run(phase++, thread, merges, [&](int c) { merge(*this, thread, c); });
+        phases.run(phase++, thread, merges, [&](int c) { merge(*this, thread, n, c); });
     }
     mark(thread, ATTENTION);
     close_attention(thread, n, phase);
@@ -212,12 +230,16 @@ static void keep_int8(const float* v, uint8_t* keys, uint8_t* values, bool value
     }
 }
 
-// One head of q, k or v for some rows: rotate it, and keep it or write it to its page.
+// One head of q, k or v of a row, with zeros up to whole tiles: norm and turn it, and keep it or write it to
+// its page.
 static void place_head(const Step& step, int layer, int head, int row, float* v) {
     const Shape& s = step.model.shape;
+    const Layer& l = step.model.layers[layer];
     const StepArgs& a = step.args;
     const int dim = s.head_dim, half = dim / 2;
-    if (head < s.heads + s.kv_heads) {
+    const float* weight = head < s.heads ? l.query_norm : head < s.heads + s.kv_heads ? l.key_norm : nullptr;
+    if (weight) norm(v, dim, padded(dim, TILE), weight, s.eps, v);
+    if (head < s.heads + s.kv_heads && !l.unrotated) {
         const float *cos = a.cos + (size_t)row * half, *sin = a.sin + (size_t)row * half;
         for (int d = 0; d < half; d++) {
             float x = v[d], y = v[d + half];
@@ -256,17 +278,34 @@ static void ask_place(const Step& step, int layer, int head, int row) {
 }
 
 void Step::project(int thread, int n, int& phase) {
+    const Matrix* parts = model.layers[n].qkv;
+    for (int first = 0, last = 1; first < 3; first = last++) {  // at once what takes the same rows
+        while (last < 3 && same_rows(parts[first], parts[last])) last++;
+        project(thread, n, phase, first, last);
+    }
+}
+
+// Queries (0), keys (1) and values (2) from first to before last, whose rows are alike.
+void Step::project(int thread, int n, int& phase, int first_part, int last_part) {
     const Layer& l = model.layers[n];
     const Shape& s = model.shape;
-    const int heads = s.heads + 2 * s.kv_heads, tiles = (s.head_dim + TILE - 1) / TILE;
+    const int ends[] = {0, s.heads, s.heads + s.kv_heads, s.heads + 2 * s.kv_heads};
+    const int first_head = ends[first_part], heads = ends[last_part] - first_head;
+    const int tiles = (s.head_dim + TILE - 1) / TILE;
     Scratch& own = model.scratch[thread];
+    const int width = l.qkv[first_part].inputs;
     const uint8_t* rows =
-        ready(thread, phase, heads, args.rows, narrow(), format_of(l.qkv.format), s.hidden, model.ready_bytes,
-              model.space.ready, own.ready, [&](int i) { return normed(thread, i, l.attention_norm); });
-    const size_t bytes = tile_bytes(l.qkv);
-    phases.run(phase++, thread, heads, [&](int head) {
+        ready(thread, phase, heads, args.rows, narrow(), format_of(l.qkv[first_part].format), width,
+              model.ready_bytes, model.space.ready, own.ready, [&](int i) {
+                  if (width == s.hidden) return normed(thread, i, l.attention_norm);
+                  return (const float*)model.space.pair + (size_t)i * model.pair_width;
+              });
+    phases.run(phase++, thread, heads, [&](int c) {
+        const int head = first_head + c, part = head < ends[1] ? 0 : head < ends[2] ? 1 : 2;
+        const Matrix& m = l.qkv[part];
+        const size_t bytes = tile_bytes(m);
         float* whole = own.head;  // [rows of a block][tiles * TILE]
-        const Format& format = format_of(l.qkv.format);
+        const Format& format = format_of(m.format);
         // a block of rows through all tiles of the head, so that the head is whole when it is turned
         int blocks = (args.rows + format.rows - 1) / format.rows;
         for (int b = 0; b < blocks; b++) {
@@ -275,10 +314,10 @@ void Step::project(int thread, int n, int& phase) {
             if (narrow())
                 for (int i = 0; i < count; i++) ask_place(*this, n, head, first + i);
             for (int t = 0; t < tiles; t++) {
-                int tile = head * tiles + t;
-                multiply(l.qkv, l.qkv.tiles + tile * bytes, rows + first * model.ready_bytes,
+                int tile = (head - ends[part]) * tiles + t;
+                multiply(m, m.tiles + tile * bytes, rows + first * model.ready_bytes,
                          model.ready_bytes, nullptr, count, [&](int, int got, float* out) {
-                             add_bias(l.qkv, tile, got, out);
+                             add_bias(m.bias, tile, got, out);
                              for (int i = 0; i < got; i++)
                                  std::memcpy(whole + ((size_t)i * tiles + t) * TILE, out + i * TILE,
                                              sizeof(float) * TILE);
@@ -291,21 +330,37 @@ void Step::project(int thread, int n, int& phase) {
 }
 
 void Step::add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows, size_t stride,
-                    int layer, Stream next) {
+                    int layer, const float* post_norm, Stream next) {
     const size_t bytes = tile_bytes(m);
+    float* into = sums(post_norm);
     phases.run(phase++, thread, tiles_of(m), [&](int tile) {
         if (narrow())  // others have read it since, so it is not this core's to write
-            for (int i = 0; i < args.rows; i++) ask_columns(i, tile);
+            for (int i = 0; i < args.rows; i++) ask_columns(into, i, tile);
         multiply(m, m.tiles + tile * bytes, rows, stride, nullptr, args.rows,
                  [&](int first, int got, float* out) {
-                     add_bias(m, tile, got, out);
+                     add_bias(m.bias, tile, got, out);
                      for (int i = 0; i < got; i++) {
-                         float* x = columns(first + i, tile);
+                         float* x = columns(into, first + i, tile);
                          for (int j = 0; j < TILE; j += W)
                              store(x + j, load<vf>(x + j) + load<vf>(out + i * TILE + j));
                      }
                  });
-        if (layer >= 0) note_features(layer, tile);
+        if (layer >= 0 && !post_norm) note_features(layer, tile);
+    }, next);
+    add_normed(thread, phase, layer, post_norm, next);
+}
+
+void Step::add_normed(int thread, int& phase, int layer, const float* post_norm, Stream next) {
+    if (!post_norm) return;
+    const int hidden = model.shape.hidden, width = model.hidden_pad;
+    phases.run(phase++, thread, args.rows, [&](int i) {
+        float *moved = columns(model.space.moved, i, 0), *x = columns(model.space.x, i, 0);
+        norm(moved, hidden, width, post_norm, model.shape.eps, moved);
+        for (int k = 0; k < width; k += W) {
+            store(x + k, load<vf>(x + k) + load<vf>(moved + k));
+            store(moved + k, vf{});
+        }
+        if (layer >= 0) note_features(layer, i, 0, hidden);
     }, next);
 }
 
@@ -313,11 +368,12 @@ Stream Step::head_stream() const {
     return stream_of(head_plan.screened ? model.shape.screen : model.shape.head);
 }
 
-void Step::note_features(int layer, int tile) {
-    const int hidden = model.shape.hidden, first = tile * TILE, last = std::min(first + TILE, hidden);
+void Step::note_features(int layer, int row, int first, int last) {
+    const int hidden = model.shape.hidden;
     for (int f = 0; f < args.features; f++) {
         if (args.feature_layers[f] != layer) continue;
         for (int m = 0; m < args.seen_rows; m++) {
+            if (row >= 0 && args.seen[m] != row) continue;
             const float* x = model.space.x + (size_t)args.seen[m] * model.hidden_pad;
             float* to = args.feature_values + ((size_t)m * args.features + f) * hidden;
             std::copy(x + first, x + last, to + first);
@@ -331,7 +387,7 @@ void Step::close_attention(int thread, int n, int& phase) {
         thread, phase, tiles_of(l.out), args.rows, narrow(), format_of(l.out.format), l.out.inputs,
         model.ready_bytes, model.space.ready, model.scratch[thread].ready,
         [&](int i) { return model.space.seen + (size_t)i * model.attention_width; });
-    add_to_x(thread, phase, l.out, rows, model.ready_bytes, -1,
+    add_to_x(thread, phase, l.out, rows, model.ready_bytes, -1, l.attention_post_norm,
              stream_of(l.gate_up).slice(thread, threads));
 }
 
@@ -350,9 +406,9 @@ void Step::dense(int thread, int n, int& phase) {
         for (int tile = c * batch; tile < tiles && tile < (c + 1) * batch; tile++)
             multiply(l.gate_up, l.gate_up.tiles + tile * bytes, rows, model.ready_bytes, nullptr,
                      args.rows, [&](int first, int got, float* out) {
-                         add_bias(l.gate_up, tile, got, out);
+                         add_bias(l.gate_up.bias, tile, got, out);
                          for (int i = 0; i < got; i++)
-                             gate(out + i * TILE, model.space.h +
+                             activate(s, out + i * TILE, model.space.h +
                                                       (size_t)(first + i) * model.neurons_pad +
                                                       tile * (TILE / 2));
                      });
@@ -362,8 +418,8 @@ void Step::dense(int thread, int n, int& phase) {
                  model.ready_bytes, model.space.ready, own.ready,
                  [&](int i) { return model.space.h + (size_t)i * model.neurons_pad; });
     const bool last = n + 1 == s.layers;
-    Stream next = last ? head_stream() : stream_of(model.layers[n + 1].qkv);
-    add_to_x(thread, phase, l.down, rows, model.ready_bytes, n, next.slice(thread, threads));
+    Stream next = last ? head_stream() : qkv_stream(model.layers[n + 1]);
+    add_to_x(thread, phase, l.down, rows, model.ready_bytes, n, l.mlp_post_norm, next.slice(thread, threads));
 }
 
 }  // namespace fastslow

@@ -1,6 +1,7 @@
 // One forward of a model: the rows of a step through all layers.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -83,17 +84,24 @@ struct Step : Task {
     // The embedding of row i's token, into x.
     void embed_row(int thread, int i);
 
-    // A tile of columns of row i of x; and ask for it, before the product that is added to it.
-    float* columns(int i, int tile) const {
-        return model.space.x + (size_t)i * model.hidden_pad + tile * TILE;
+    // What a sublayer adds to: x; or, where its sum is normed before x gets it, zeros.
+    float* sums(const float* post_norm) const { return post_norm ? model.space.moved : model.space.x; }
+
+    // A tile of columns of row i of such sums; and ask for it, before the product that is added to it.
+    float* columns(float* sums, int i, int tile) const {
+        return sums + (size_t)i * model.hidden_pad + tile * TILE;
     }
-    void ask_columns(int i, int tile) const {
-        for (int j = 0; j < TILE; j += 16) prefetch_to_write(columns(i, tile) + j);
+    void ask_columns(float* sums, int i, int tile) const {
+        for (int j = 0; j < TILE; j += 16) prefetch_to_write(columns(sums, i, tile) + j);
     }
 
-    // x += a matrix times the rows, a tile of columns at a time; `layer` has features to note, or is -1.
+    // x += a matrix times the rows, a tile of columns at a time, normed where there is a norm for it; `layer`
+    // has features to note, or is -1.
     void add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows, size_t stride, int layer,
-                  Stream next);
+                  const float* post_norm, Stream next);
+
+    // The rows' sums, normed, go to x, and are zeros again; nothing is done without a norm.
+    void add_normed(int thread, int& phase, int layer, const float* post_norm, Stream next);
 
     // Books the time since the last call on this part.
     void mark(int thread, Part part) {
@@ -103,26 +111,41 @@ struct Step : Task {
     // What the head reads first.
     Stream head_stream() const;
 
-    // Copy a tile of columns of x to the features, if they want this layer.
-    void note_features(int layer, int tile);
+    // Copy columns first .. last - 1 of x to the features, if they want this layer: of one row, or of all (-1).
+    void note_features(int layer, int row, int first, int last);
+    void note_features(int layer, int tile) {
+        note_features(layer, -1, tile * TILE, std::min((tile + 1) * TILE, (int)model.shape.hidden));
+    }
+
+    const AttentionPlan& plan(int layer) const { return plans[model.window_of[layer]]; }
 
     Model& model;
     StepArgs args{};
     Phases phases;
-    AttentionPlan attention;
+    std::vector<AttentionPlan> plans;  // of attention, for each of the model's windows
     HeadPlan head_plan;
     std::vector<int64_t> groups;                   // late threads read these, so they are copies
     std::vector<std::unique_ptr<Choice>> choices;  // of each layer: late threads read these too
     bool routed = false;                           // some row runs routed experts
+    std::size_t partial_floats = 0;                // that its attention needs
     std::atomic<bool> unreadable{false};           // the file of the embedding
 
 private:
     void layer(int thread, int n, int& phase);
     void project(int thread, int n, int& phase);
+    void project(int thread, int n, int& phase, int first, int last);
     void close_attention(int thread, int n, int& phase);
     void dense(int thread, int n, int& phase);
     void embed(int thread, int& phase);
 };
+
+static inline int tiles_of(const Matrix& m) { return (m.outputs + TILE - 1) / TILE; }
+static inline size_t tile_bytes(const Matrix& m) { return format_of(m.format).tile_bytes(m.inputs); }
+static inline Stream stream_of(const Matrix& m) { return {m.tiles, tiles_of(m) * tile_bytes(m)}; }
+// Whether two matrices multiply rows that are made ready in the same way.
+static inline bool same_rows(const Matrix& a, const Matrix& b) {
+    return format_of(a.format).prepare == format_of(b.format).prepare;
+}
 
 // How many tiles make a chunk: enough chunks for the threads, none so small that taking it costs.
 int tiles_per_chunk(int tiles, int threads);
@@ -165,11 +188,19 @@ void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t 
                  [&](int, int first, int got, float* out) { done(first, got, out); });
 }
 
-static inline int tiles_of(const Matrix& m) { return (m.outputs + TILE - 1) / TILE; }
-static inline size_t tile_bytes(const Matrix& m) { return format_of(m.format).tile_bytes(m.inputs); }
-static inline Stream stream_of(const Matrix& m) { return {m.tiles, tiles_of(m) * tile_bytes(m)}; }
+// Queries, keys and values, which mostly lie in a row.
+static inline Stream qkv_stream(const Layer& l) {
+    const Stream first = stream_of(l.qkv[0]), last = stream_of(l.qkv[2]);
+    const size_t all = first.bytes + stream_of(l.qkv[1]).bytes + last.bytes;
+    const bool in_a_row = last.from > first.from && (size_t)(last.from - first.from) + last.bytes <= 2 * all;
+    return in_a_row ? Stream{first.from, (size_t)(last.from - first.from) + last.bytes} : first;
+}
 
-// silu(gate) * up for 16 neurons: SwiGLU, Shazeer, arXiv 2002.05202.
-void gate(const float* gate_up, float* h);
+// 16 neurons from their gates and ups: silu(gate) * up (SwiGLU, Shazeer, arXiv 2002.05202); where there is a
+// limit, gate * sigmoid(alpha * gate) * (up + 1) with gate at most the limit and up within +- it.
+void activate(const Shape& s, const float* gate_up, float* h);
+
+// Add a bias to a tile of outputs of some rows; null adds nothing.
+void add_bias(const float* bias, int tile, int rows, float* out);
 
 }  // namespace fastslow

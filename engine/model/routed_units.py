@@ -1,0 +1,71 @@
+"""What a request may run fewer of: routed groups, or routed experts in a mixture without groups."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from fastslow.engine.model.config import ModelConfig
+
+Unit = Literal["groups", "experts"]
+
+FIELDS = {
+    "groups": "this model's experts are in groups, and the field groups says how many run",
+    "experts": "this model has no groups, and the field experts says how many experts run",
+}
+EVERY_STEP = 8  # up to so many experts, each count is worth a comparison; then powers of two
+
+
+class RoutedUnits(NamedTuple):
+    """The field of a mode that counts what runs for a token, and its range.
+
+    name: "experts" where a token takes the best of all experts, else "groups". most: what the model
+    itself runs, 0 for a dense one. least: 1 where there is no shared expert to run alone.
+    """
+
+    name: Unit
+    most: int
+    least: int = 0
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> RoutedUnits:
+        """Those of a model."""
+        lonely = config.chosen > 0 and not config.shared_intermediate_size
+        return cls("groups" if config.router is None else "experts", config.chosen, int(lonely))
+
+    @property
+    def drafted(self) -> int:
+        """How many run where the model drafts for itself and nobody says: none beside the shared
+        experts, or a quarter where there are no shared ones."""
+        return max(1, self.most // 4) if self.least else 0
+
+    @property
+    def steps(self) -> list[int]:
+        """Counts that are worth a comparison, `most` last."""
+        numbers = range(self.least, self.most + 1)
+        if self.name == "groups" or self.most <= EVERY_STEP:
+            return list(numbers)
+        return [n for n in numbers if n & (n - 1) == 0 or n == self.most]
+
+    def running(self, count: int | None) -> dict[str, int]:
+        """The count under its name, None spelled out; nothing for a dense model."""
+        return {self.name: self.most if count is None else count} if self.most else {}
+
+    def checked(self, what: str, groups: int | None, experts: int | None) -> int | None:
+        """The count that is given in either field; None = all.
+
+        what: whose fields they are, for the message.
+
+        Raises:
+            ValueError: it is given in the other kind's field, or out of range.
+        """
+        name: Unit = "experts" if groups is None else "groups"
+        count = experts if groups is None else groups
+        if count is None:
+            return None
+        if self.most and name != self.name:
+            raise ValueError(f"{what}{name}={count} must be None: {FIELDS[self.name]}")
+        if not self.least <= count <= self.most:
+            limit = f"{self.least}..{self.most}" if self.most else "None: this model is dense"
+            why = ": no shared expert would run instead" if count < self.least else ""
+            raise ValueError(f"{what}{name}={count} is outside {limit}{why}")
+        return None if count == self.most else count

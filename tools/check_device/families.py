@@ -1,0 +1,135 @@
+"""A small random model of every family on a device, against plain torch in float64."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastslow.engine.backends.loader import DTYPES, load_model
+from fastslow.engine.model.base import Model, kv_cache_for
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.tensors import tensor_shapes
+from fastslow.engine.types import Rows
+from fastslow.tools.check_device.report import CheckPlan, Finding
+from fastslow.tools.forward import chain
+
+APART = {torch.bfloat16: 0.1, torch.float16: 0.06, torch.float32: 1e-3, torch.float64: 1e-3}
+"""Of the logits' own spread, on average. What a device does wrongly moves them by about all of it."""
+ROWS = 190  # longer than every window, and than a block of keys
+SIZES = (150, *[1] * 20, 20)
+COMMON: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+}
+EXPERTS = {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 64}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {},
+    "PanguEmbeddedForCausalLM": {},
+    "PanguProMoEForCausalLM": {**EXPERTS, "shared_expert_intermediate_size": 64},
+    "PanguProMoEV2ForCausalLM": {
+        **EXPERTS,
+        "qk_nope_dim": 32,
+        "qk_rope_dim": 16,
+        "v_channels": 32,
+        "head_dim": None,
+        "mlp_only_layers": [0],
+        "shared_expert_intermediate_size": 64,
+        "router_enable_expert_bias": True,
+        "sandwich_norm": True,
+        "param_sink_number": 5,
+        "param_sink_with_value": True,
+    },
+    "MistralForCausalLM": {"sliding_window": 140},
+    "Qwen2ForCausalLM": {},
+    "Qwen3ForCausalLM": {},
+    "SmolLM3ForCausalLM": {"no_rope_layer_interval": 2},
+    "Qwen3MoeForCausalLM": {**EXPERTS, "norm_topk_prob": True, "mlp_only_layers": [1]},
+    "GptOssForCausalLM": {
+        "intermediate_size": 64,
+        "num_local_experts": 16,
+        "num_experts_per_tok": 4,
+        "sliding_window": 20,
+    },
+}
+
+
+def families(plan: CheckPlan) -> Finding:
+    """The logits of a text, in one long step, in steps of one row and in a short one."""
+    found = Finding("families: a small model of every kind against plain torch")
+    names = list(FAMILIES)
+    apart: dict[str, float] = {}
+    for n, name in enumerate(names):
+        plan.say(n / len(names), name)
+        folder = write_random(plan.folder / name, name)
+        dtype = DTYPES.get(plan.dtype, "auto")
+        model = load_model(folder, dtype, plan.device, progress=False)
+        wanted = logits(load_model(folder, torch.float64, "cpu", progress=False))
+        apart[name] = float((logits(model).double() - wanted).abs().mean() / wanted.std())
+        if not apart[name] <= APART[model.dtype]:
+            found.passed = False
+            found.lines.append(f"wrong: {name} differs by {apart[name]:.1%}")
+        limit = APART[model.dtype]
+    worst = max(apart, key=apart.__getitem__)
+    found.lines.insert(
+        0, f"{len(names)} families; {worst} differs most, by {apart[worst]:.2%} (limit {limit:.1%})"
+    )
+    found.figures = {"apart": apart, "limit": limit}
+    found.advice = (
+        "this device computes these families wrongly: report this file, and run them on 'cpu'"
+    )
+    return found
+
+
+def write_random(folder: Path, architecture: str) -> Path:
+    """A checkpoint of random weights."""
+    fields = {"architectures": [architecture], **COMMON, **FAMILIES[architecture]}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    random = torch.Generator().manual_seed(0)
+    table: dict[str, Tensor] = {}
+    for name, shape in tensor_shapes(ModelConfig.from_json(fields)).items():
+        numbers = torch.randn(shape, generator=random)
+        if name.endswith("norm.weight"):
+            numbers = 1 + 0.2 * numbers
+        elif name.endswith("router_scale"):
+            numbers = 1 + numbers.abs()
+        elif name.endswith("bias"):
+            numbers *= 0.2
+        elif len(shape) == 2:
+            numbers *= shape[-1] ** -0.5
+        table[name] = numbers.bfloat16()
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(fields), "utf-8")
+    save_file(table, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def logits(model: Model) -> Tensor:
+    """[ROWS, V] of a text."""
+    tokens = np.random.default_rng(0).integers(5, model.config.vocab_size, ROWS).tolist()
+    page = max(16, model.storage.page_size)
+    kv = kv_cache_for(model, -(-ROWS // page), page, False).storage
+    slots, start = np.arange(ROWS), 0
+    parts = []
+    for size in SIZES:
+        rows = Rows.of([chain(tokens, slots, start, start + size, outputs=range(size))])
+        parts.append(model.forward(rows, kv).logits.cpu())
+        start += size
+    return torch.cat(parts)
