@@ -12,7 +12,7 @@ from fastslow.engine.backends.cpu.decoder import unsupported
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 
-KERNELS = (False,)  # what tests of families run on
+KERNELS = (False, True)  # what tests of families run on
 
 
 def load(folder: Path, kernels: bool, form: str = "float32") -> Model:
