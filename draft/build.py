@@ -12,6 +12,7 @@ from fastslow.draft.head.runner import HeadRunner
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.model.retokenized import model_draft_across
+from fastslow.draft.model.vocab import PaddedTokens
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.several import FallbackDrafter
 from fastslow.draft.suffix.corpus import Corpus
@@ -75,7 +76,8 @@ def check_drafter(settings: Speculation, units: RoutedUnits, has_head: bool = Fa
 
     Raises:
         ValueError: an unknown name (the message gives the nearest known one), "self" on a dense model
-            without `layers` or with too many groups or experts, "model" without a path, "head" without a head.
+            without `layers` or with too many groups or experts, "model" without a path, "head" without
+            a head.
     """
     if settings.drafter == "auto":
         return ["suffix", "head"] if has_head or settings.head is not None else ["suffix"]
@@ -94,11 +96,13 @@ def check_drafter(settings: Speculation, units: RoutedUnits, has_head: bool = Fa
     if "self" in names:
         units.checked("speculation ", settings.groups or None, settings.experts)
     if "model" in names and not settings.model:
-        raise ValueError("drafter='model' needs model=PATH, the folder of the draft model")
+        raise ValueError(
+            "drafter='model' needs model=PATH, a folder or GGUF file, or a built-in name"
+        )
     if "head" in names and not has_head and settings.head is None:
         raise ValueError(
             "drafter='head' needs head=PATH, a head trained for this model by "
-            "`fastslow train-draft`"
+            "`fastslow train-draft`, or the folder of a published EAGLE-3 head"
         )
     return names
 
@@ -156,9 +160,12 @@ def _routed(settings: Speculation, units: RoutedUnits) -> int | None:
 def _model(settings: Speculation, deps: DrafterDeps) -> Drafter:
     loaded, width = deps.load_model(str(settings.model)), settings.width
     kv = OwnKV(loaded.cache)
+    own, columns = (model.config.vocab_size for model in (loaded.model, deps.target))
     if loaded.tokenizers is None:
-        return ModelDraft(loaded.model, kv, probs_at, width=width, only_best=only_best)
-    columns = deps.target.config.vocab_size
+        padded = None if own == columns else PaddedTokens(own, columns)
+        return ModelDraft(
+            loaded.model, kv, probs_at, width=width, vocab_map=padded, only_best=only_best
+        )
     return model_draft_across(loaded.model, kv, probs_at, *loaded.tokenizers, columns, width)
 
 

@@ -179,7 +179,9 @@ class Speculation(Params):
         | None
     ) = Field(default=None, description="layers that drafter 'self' runs; None = all")
     head: str | Path | None = Field(
-        default=None, description="the trained head's file; None = the one of the model"
+        default=None,
+        description="a trained head's file, or the folder of a published EAGLE-3 head; "
+        "None = the one of the model",
     )
     corpus: str | Path | None = Field(
         default=None, description="stored answers for drafter 'suffix', see `fastslow corpus`"

@@ -47,6 +47,7 @@ class CallOptions(TypedDict, total=False):
     timeout: float | None
     memory_key: str | None
     allow_special: bool
+    chat_template_kwargs: Mapping[str, object] | None
 
 
 class PromptOptions(CallOptions, total=False):
@@ -63,6 +64,7 @@ class BatchOptions(TypedDict, total=False):
     timeout: float | None | Sequence[float | None]
     memory_key: str | None | Sequence[str | None]
     allow_special: bool | Sequence[bool]
+    chat_template_kwargs: Mapping[str, object] | None | Sequence[Mapping[str, object] | None]
     progress: bool
 
 
@@ -81,6 +83,7 @@ class PromptCall(NamedTuple):
     timeout: float | None = None
     memory_key: str | None = None
     allow_special: bool = False
+    chat_template_kwargs: Mapping[str, object] | None = None
 
     @property
     def deadline(self) -> float | None:

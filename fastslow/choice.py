@@ -11,7 +11,8 @@ from fastslow.engine.core.request import Listener, Request
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
-from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags
+from fastslow.engine.text.channels import splitter
+from fastslow.engine.text.thought import ThoughtTags
 from fastslow.input_processor import EncodedPrompt
 from fastslow.output import Completion, Metrics, Output, Piece
 
@@ -100,8 +101,8 @@ class ChoiceHandle:
         if self._tags is not None and asked and self._tags.strayed(stopper.text):
             opened = True
             thinking = thinking and thinking.reopened()
-        splitter = ThoughtSplitter(self._tags, opened)
-        parts = [splitter.push(stopper.text), splitter.finish()]
+        whole = splitter(self._tags, opened)
+        parts = [whole.push(stopper.text), whole.finish()]
         return Completion(
             text="".join(text for _, text in parts),
             reasoning="".join(reasoning for reasoning, _ in parts),
@@ -114,7 +115,7 @@ class ChoiceHandle:
         )
 
     def _begin(self) -> None:
-        self._splitter = ThoughtSplitter(self._tags, self.prompt.opened)
+        self._splitter = splitter(self._tags, self.prompt.opened)
         self._sent = self.request.prompt_length
 
     def _on_step(self, request: Request) -> None:

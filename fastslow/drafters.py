@@ -215,26 +215,27 @@ class DrafterFactory:
     def _load_model(self, path: str) -> tuple[Model, tuple[Tokenizer, Tokenizer] | None]:
         folder = resolve_model(path)
         theirs = find_tokenizer(folder)
-        tokenizers = None
+        both = None
         if self._tokenizer is not None and theirs is not None:
-            differs = same_vocabulary(self._tokenizer, theirs)
-            if differs:
-                logger.info("draft model {} has tokens of its own: {}", path, differs)
-                tokenizers = (self._tokenizer, theirs)
+            both = self._tokenizer, theirs
+        differs = None if both is None else same_vocabulary(*both)
+        if differs:
+            logger.info("draft model {} has tokens of its own: {}", path, differs)
         model = load_model(folder, **self._options)
         ours = self._deps.target.config.vocab_size
-        for one, size in zip(tokenizers or (), (ours, model.config.vocab_size)):
-            if one.vocab_size > size:
+        padded = model.config.vocab_size != ours  # alone, where the tokenizers do not differ
+        for one, size in zip(both or (), (ours, model.config.vocab_size)):
+            if (differs or padded) and one.vocab_size > size:
                 raise ValueError(
                     f"draft model {path!r} cannot draft for this target: token ids reach to "
                     f"{one.vocab_size - 1}, and a vocab_size is {size}"
                 )
-        if tokenizers is None and model.config.vocab_size != ours:
+        if padded and both is None:
             raise ValueError(
                 f"draft model {path!r} cannot draft for this target: its vocab_size is "
                 f"{model.config.vocab_size}, the target's {ours}"
             )
-        return model, tokenizers
+        return model, both if differs else None
 
     def _load_head(self, path: Path | None) -> HeadRunner:
         if path is None and self._own_head is None and self._has_mtp:

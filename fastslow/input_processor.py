@@ -13,10 +13,12 @@ from fastslow.call import Prompt
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Mode, SamplingParams, shown
 from fastslow.engine.text.marks import Marks, chat_parts
+from fastslow.engine.text.switches import ThinkingSwitch
 from fastslow.engine.text.templates import (
     ChatTemplate,
     Message,
     PlainTemplate,
+    Variables,
     check_messages,
     load_template,
 )
@@ -49,6 +51,7 @@ class InputProcessor:
         tags: the model's thinking tags, instead of the checkpoint's own.
 
     Attributes:
+        switch: what the chat template offers to turn thinking off.
         tags: None = the model does not think.
         thoughts: the tags in the model's tokens.
 
@@ -68,14 +71,21 @@ class InputProcessor:
         self.context = context
         self.tags: ThoughtTags | None = None
         self.thoughts: TagTokens | None = None
+        self.switch = ThinkingSwitch()
         self._config = config
         self._template: ChatTemplate | None = None
         self._warned: set[str] = set()
         if tokenizer is not None:
             self._check_vocabulary(folder, tokenizer)
             self._template = load_template(folder, tokenizer, config.architecture)
+            self.switch = self._template.switch
             self._set_tags(tokenizer, find_tags(folder, tokenizer, self._template, tags), tags)
             self._marks = Marks(tokenizer, self.tags)
+
+    def silences(self, mode: Mode) -> bool:
+        """Whether a chat in this mode has no thought: one that is opened is closed at once. It may have one
+        where the model has levels of effort and none of them is "none"."""
+        return mode.thinking == "off" and not self.switch.lessens
 
     def advise(self, prompt: EncodedPrompt, answer: Completion) -> None:
         """Say once what to call where a chat model was given a plain text and ended at once."""
@@ -124,23 +134,46 @@ class InputProcessor:
             else:
                 self._measure_text(sum(map(_characters, prompt)))
 
-    def encode(self, prompt: Prompt, mode: Mode, allow_special: bool = False) -> EncodedPrompt:
+    def encode(
+        self,
+        prompt: Prompt,
+        mode: Mode,
+        allow_special: bool = False,
+        chat_template_kwargs: Variables | None = None,
+    ) -> EncodedPrompt:
         """Token ids of one prompt; messages go through the chat template.
 
         Where a chat must not think, but its template opens a thought, the prompt closes the thought.
         Texts and token ids are taken as they are. `allow_special`: special tokens that a text or a
-        message spells are marks, not text.
+        message spells are marks, not text. `chat_template_kwargs`: variables of the template.
 
         Raises:
             ValueError: empty, of the wrong type, ids outside the vocabulary, or too long.
         """
         if not isinstance(allow_special, bool):
             raise ValueError(f"allow_special={shown(allow_special)} must be True or False")
-        encoded = self._encoded(prompt, mode, allow_special)
+        variables = self.variables(chat_template_kwargs)
+        encoded = self._encoded(prompt, mode, allow_special, variables)
+        if variables and not encoded.chat:
+            raise ValueError("chat_template_kwargs are for messages, and this prompt is none")
         if not encoded.tokens:
             raise ValueError(f"prompt={shown(prompt)} is empty: give at least one token")
         self._measure_tokens(len(encoded.tokens))
         return encoded
+
+    def variables(self, given: object) -> Variables:
+        """Those that a call gives the chat template.
+
+        Raises:
+            ValueError: no names and values.
+        """
+        if given is None:
+            return {}
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise ValueError(
+                f"chat_template_kwargs={shown(given)} must be a dict of the chat template's variables"
+            )
+        return given
 
     def check_params(self, params: SamplingParams) -> None:
         """Token ids must be in the model's vocabulary; stop strings need a tokenizer."""
@@ -203,7 +236,9 @@ class InputProcessor:
             )
         return ids
 
-    def _encoded(self, prompt: Prompt, mode: Mode, allow_special: bool) -> EncodedPrompt:
+    def _encoded(
+        self, prompt: Prompt, mode: Mode, allow_special: bool, variables: Variables
+    ) -> EncodedPrompt:
         if isinstance(prompt, BYTES):
             raise ValueError(
                 f"prompt must be text, token ids or messages, not {type(prompt).__name__}"
@@ -221,27 +256,47 @@ class InputProcessor:
                 )
             return EncodedPrompt(self._text_ids(parts), prompt, opened=opened)
         if all(isinstance(part, Mapping) for part in prompt) and prompt:
-            return self._chat(list(prompt), mode, allow_special)  # type: ignore[arg-type]
+            return self._chat(list(prompt), mode, allow_special, variables)  # type: ignore[arg-type]
         ids = self._ids(prompt)
         return EncodedPrompt(ids, None, opened=self._ends_in_thought(ids))
 
-    def _chat(self, messages: list[Message], mode: Mode, allow_special: bool) -> EncodedPrompt:
+    def _chat(
+        self, messages: list[Message], mode: Mode, allow_special: bool, variables: Variables
+    ) -> EncodedPrompt:
         self._need_tokenizer()
         assert self._template is not None  # loaded with the tokenizer
         turns = check_messages(messages)
         marks = None if allow_special else self._marks
-        *begun, end = chat_parts(self._template, turns, mode.thinking, marks)
+        *begun, end = chat_parts(self._template, turns, mode.thinking, marks, variables)
         prefix, opened = turns[-1].get("prefix") is True, False
+        opens = False
         if self.tags is not None:
             opened = self.tags.opened_by(end) or not self.tags.open
             if prefix:
                 opened = self.tags.open_in(turns[-1]["content"])
-            if mode.thinking == "off" and opened:
+            opens = opened
+            if self.silences(mode) and opened:
                 end, opened = self.tags.shut(end) if self.tags.open else end, False
+        if mode.thinking == "off" and self.switch.kind == "none":
+            self._say_switchless(mode.name, opens)
         parts = [*begun, end]
         self._measure_text(sum(map(len, parts)))  # a template may write more than the messages hold
         ids = self._text_ids(parts, self._template.add_special)
         return EncodedPrompt(ids, "".join(parts), True, opened, prefix)
+
+    def _say_switchless(self, mode: str, opens: bool) -> None:
+        """Say once that nothing in the template turns thinking off; `opens`: it opens a thought itself."""
+        source = "" if self._template is None else self._template.source
+        if opens or any(tag in source for tag in self.tags or () if tag):
+            self._warn_once(
+                f"mode {mode!r} asks for no thinking, but the chat template has no switch for it: a thought "
+                "is closed as soon as it is opened"
+            )
+        elif "" not in self._warned:
+            self._warned.add("")
+            logger.info(
+                "the chat template has no thinking switch: mode {!r} changes no prompt", mode
+            )
 
     def _measure_tokens(self, count: int) -> None:
         if count >= self.context:

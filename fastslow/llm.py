@@ -75,12 +75,12 @@ class LLM:
     RuntimeError, and a new LLM is made there. An LLM that nobody holds any more is closed.
 
     Args:
-        model: a checkpoint folder, a GGUF file of a llama model, or a built-in name: smollm2-moge,
+        model: a checkpoint folder, a GGUF file (any one of a split model), or a built-in name: smollm2-moge,
             smollm2.
         dtype: "auto" (the checkpoint's own), "bfloat16", "float32", "float16".
         quantization: "int8" or "int4" weights, on the CPU; "w8a8" for a checkpoint that is quantised
-            so; "none" runs the dtype; "auto" runs such a checkpoint, or a 4-bit file, as it is if no
-            dtype is asked for.
+            so; "none" runs the dtype; "auto" runs such a checkpoint, or a GGUF file, in its own numbers if
+            no dtype is asked for.
         device: "auto", "cpu", "cuda" or "npu".
         kv_dtype: of keys and values: "int8" halves them (a scale per token and head, on the CPU), "model"
             keeps the model's own, "auto" is int8 for w8a8 checkpoints that are made for it.
@@ -208,6 +208,8 @@ class LLM:
                 None: among all calls without one, but for answers of `remember="by_key"`. Or a list.
             allow_special: special tokens that a prompt spells, such as <|im_end|>, are marks; otherwise
                 they are text, since a user may have written them. Or a list.
+            chat_template_kwargs: variables of the chat template, such as {"reasoning_effort": "medium"};
+                they win over what the mode asks for. Or a list.
             progress: for a list of prompts, draw a bar on a terminal: how many are answered.
 
         Returns:
@@ -260,7 +262,7 @@ class LLM:
         self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
     ) -> PieceStream:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Options are
-        those of `generate`: mode, speculation, timeout, memory_key, allow_special.
+        those of `generate`: mode, speculation, timeout, memory_key, allow_special, chat_template_kwargs.
 
         Everything is checked before this returns, and the first `next` starts the request. Leaving
         the loop early, or `close`, ends it; the stream's `output` then has the answer so far.

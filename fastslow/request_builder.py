@@ -154,6 +154,7 @@ class RequestBuilder:
         as_key(call.memory_key)
         if not isinstance(call.allow_special, bool):
             raise ValueError(f"allow_special={shown(call.allow_special)} must be True or False")
+        self.inputs.variables(call.chat_template_kwargs)
         call.deadline  # noqa: B018 - it may be refused
 
     def build(self, call: PromptCall) -> list[ChoiceHandle]:
@@ -195,7 +196,9 @@ class RequestBuilder:
     def _parse(self, call: PromptCall, mode: Mode) -> _ParsedCall:
         params = sampling_in(mode, call.sampling)
         self.inputs.check_params(params)
-        encoded = self.inputs.encode(call.prompt, mode, call.allow_special)
+        encoded = self.inputs.encode(
+            call.prompt, mode, call.allow_special, call.chat_template_kwargs
+        )
         settings = self.speculation(call.speculation, mode)
         return _ParsedCall(encoded, params, mode, settings, call.deadline, as_key(call.memory_key))
 
@@ -317,7 +320,7 @@ class RequestBuilder:
                     "name them in fastslow.json or as thinking_tags"
                 )
             return None
-        if most is None and mode.thinking == "off" and prompt.chat:
+        if most is None and self.inputs.silences(mode) and prompt.chat:
             most, phrase = 0, ""
         bounded = most is not None or mode.early_exit
         policy = ThinkingBudget(most, mode.thinking_soft, mode.early_exit) if bounded else None

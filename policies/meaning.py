@@ -17,7 +17,8 @@ def meaning(mode: Mode, units: RoutedUnits) -> dict[str, str]:
         units: of the model.
 
     Returns:
-        groups (experts, where there are no groups), thinking, budget, sampling, drafter, latency, escalation -> text, "-" for nothing.
+        groups (experts, where there are no groups), thinking, budget, sampling, drafter, latency,
+        escalation -> text, "-" for nothing.
     """
     own = mode.model_fields_set if mode.auto else {units.name, "thinking"}
     return {

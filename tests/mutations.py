@@ -37,6 +37,9 @@ PROMPTS = ("tests/draft/test_head_prompt.py",)
 STREAMS = ("tests/engine/test_accept.py",)
 PROBS = ("tests/engine/test_probs.py",)
 EXACT = ("tests/engine/test_exact.py",)
+PEERS = ("tests/engine/test_families.py",)
+FAMILY_ROWS = ("tests/engine/test_family_rows.py",)
+CONFIGS = ("tests/engine/test_model_config.py",)
 KEYS = ("tests/engine/test_exact.py::test_a_draft_models_keys_follow_what_was_accepted",)
 DRAFTS = ("tests/draft/test_draft_model.py",)
 ACROSS = ("tests/draft/test_draft_across.py",)
@@ -52,7 +55,8 @@ VOCABULARY = ("tests/fastslow/test_vocabulary.py::test_what_the_template_writes_
 STOP_STRINGS = ("tests/engine/test_stop.py",)
 LOADER = ("tests/engine/test_loader.py",)
 UNFINISHED = ("tests/engine/test_unfinished.py",)
-GGUF = ("tests/fastslow/test_gguf_file.py",)
+GGUF_FORMATS = ("tests/engine/test_gguf_formats.py",)
+GGUF = ("tests/engine/test_gguf_file.py",)
 SHIPPED_HEAD = ("tests/fastslow/test_llm_speculation.py",)
 STOPS = ("tests/engine/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
 
@@ -177,6 +181,69 @@ MUTATIONS = (
         ("tests/engine/test_model_rows.py",),  # in float64: elsewhere the kernels run
     ),
     swap(
+        "a window one token too wide",
+        "engine/model/attention.py",
+        "places < seen - window",
+        "places < seen - window - 1",
+        PEERS,
+    ),
+    swap(
+        "keys before a window cut off inside a block",
+        "engine/model/attention.py",
+        "- window) // block * block if window",
+        "- window) if window",
+        FAMILY_ROWS,
+    ),
+    swap(
+        "queries not normed",
+        "engine/model/attention.py",
+        "(self.query_norm, self.key_norm)",
+        "(None, self.key_norm)",
+        PEERS,
+    ),
+    swap(
+        "a layer that should not rotate does",
+        "engine/model/weights.py",
+        "rotates=n not in c.unrotated",
+        "rotates=True",
+        PEERS,
+    ),
+    swap(
+        "sink logits take no share",
+        "engine/backends/torch/reference.py",
+        "total = total + (sinks - top).exp_()[:, :, 0]",
+        "pass",
+        PEERS,
+    ),
+    swap(
+        "yarn's factor of attention left out",
+        "engine/model/rope.py",
+        "config.rope_scaling.attention_factor != 1",
+        "config.rope_scaling.attention_factor < 0",
+        PEERS,
+    ),
+    swap(
+        "weights of fewer experts not divided by their own sum",
+        "engine/model/moge.py",
+        "weights.masked_fill(idle, -torch.inf).softmax(-1)",
+        "weights.softmax(-1)",
+        FAMILY_ROWS,
+    ),
+    swap(
+        "gates and ups of a fused tensor in one order",
+        "engine/model/families/gpt_oss.py",
+        "slice(place, None, len(sides))",
+        "slice(place * inner, (place + 1) * inner)",
+        PEERS,
+    ),
+    swap(
+        "an unknown field that changes the forward passes",
+        "engine/model/families/config_json.py",
+        "if self._strict or CHANGES.search(str(name).lower()):",
+        "if self._strict:",
+        CONFIGS,
+    ),
+    swap(
         "sibling seen in the tree lists of the kernels",
         "engine/backends/cpu/step.py",
         "*(tails[parent] if parent >= 0 else ())",
@@ -252,6 +319,27 @@ MUTATIONS = (
         "return groups, self.rope_length, self.memory_key",
         "return 0, self.rope_length, self.memory_key",
         MIXED,
+    ),
+    swap(
+        "a mode's experts do not run",
+        "fastslow/request_builder.py",
+        "groups=mode.routed,",
+        "groups=mode.groups,",
+        ("tests/fastslow/test_experts.py",),
+    ),
+    swap(
+        "a latency target leaves nothing to run",
+        "engine/core/engine_core.py",
+        "max(n, units.least) for n in",
+        "max(n, 0) for n in",
+        ("tests/engine/test_experts.py", "-k", "latency"),
+    ),
+    swap(
+        "a model without shared experts may run none",
+        "engine/model/routed_units.py",
+        "config.chosen, int(lonely))",
+        "config.chosen, 0)",
+        ("tests/fastslow/test_experts.py",),
     ),
     swap(
         "stop inside a run not cut",
@@ -452,9 +540,37 @@ MUTATIONS = (
     swap(
         "thinking off does not close thoughts",
         "fastslow/request_builder.py",
-        'if most is None and mode.thinking == "off" and prompt.chat:',
-        'if most is None and mode.thinking == "never" and prompt.chat:',
+        "if most is None and self.inputs.silences(mode) and prompt.chat:",
+        "if most is None and self.inputs.silences(mode) and not prompt.chat:",
         ("tests/fastslow/test_llm_thinking.py",),
+    ),
+    swap(
+        "a model that cannot do without a thought is denied one",
+        "fastslow/input_processor.py",
+        'return mode.thinking == "off" and not self.switch.lessens',
+        'return mode.thinking == "off"',
+        ("tests/fastslow/test_llm_families.py",),
+    ),
+    swap(
+        "the least effort is the most",
+        "engine/text/switches.py",
+        "self.levels[-1 if on else 0]",
+        "self.levels[-1]",
+        ("tests/engine/test_text_switches.py",),
+    ),
+    swap(
+        "a word that is only left out is a switch",
+        "engine/text/switches.py",
+        "ways = plain, plain.replace",
+        "ways = plain.replace(SAID, said), plain.replace",
+        ("tests/engine/test_text_switches.py",),
+    ),
+    swap(
+        "commentary is the answer",
+        "engine/text/channels.py",
+        'not in ([], ["final"])',
+        '== ["analysis"]',
+        ("tests/engine/test_text_channels.py",),
     ),
     Mutation(
         "a preempted request keeps what was computed",
@@ -737,7 +853,7 @@ MUTATIONS = (
     ),
     swap(
         "tensors of a GGUF file may overlap",
-        "fastslow/models/gguf_file.py",
+        "engine/host/gguf_file.py",
         "if begin < end:",
         "if begin < 0:",
         GGUF,
@@ -748,6 +864,34 @@ MUTATIONS = (
         "fitting.get(fingerprint(target)) if fitting else None",
         "next(iter(fitting.values()), None)",
         SHIPPED_HEAD,
+    ),
+    swap(
+        "a file's numbers keep what their zero adds",
+        "engine/backends/cpu/kernels/file_kernel.h",
+        "return less << Form::ZERO;",
+        "return less;",
+        GGUF_FORMATS,
+    ),
+    swap(
+        "the second half of a Q6_K block has the first's scale",
+        "engine/backends/cpu/kernels/file_kernel.h",
+        "scales.d[b * PARTS + i * PARTS / BLOCK][output]",
+        "scales.d[b * PARTS][output]",
+        GGUF_FORMATS,
+    ),
+    swap(
+        "every run of a matrix is read as the first",
+        "engine/backends/cpu/kernels/step.h",
+        "if (m.runs) at = run_at(",
+        "if (m.runs > 2) at = run_at(",
+        GGUF_FORMATS,
+    ),
+    swap(
+        "a row of zeros is the file's first",
+        "engine/backends/cpu/library.py",
+        "np.where(order < 0, 0, rows[order])",
+        "rows[np.maximum(order, 0)]",
+        GGUF_FORMATS,
     ),
 )
 

@@ -88,8 +88,8 @@ class HeadConfig(DraftShape):
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """OSError or SafetensorError where it cannot be read."""
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; OSError or SafetensorError where it cannot be read."""
     open_file(path).close()  # the library would wait for a FIFO
     with safe_open(path, framework="pt") as file:
         yield file
@@ -97,7 +97,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """A head file's metadata: kind, config, target (a fingerprint), provenance."""
-    with _opened(path) as file:
+    with opened(path) as file:
         return dict(file.metadata() or {})
 
 
@@ -108,7 +108,7 @@ def read_head(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
         ValueError: one sentence about what is wrong with the file.
     """
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             config = HeadConfig.from_metadata(file.metadata())
             names = set(file.keys())
             weights = {name: file.get_tensor(name) for name in config.shapes() if name in names}

@@ -156,7 +156,7 @@ class MtpHead(DraftHead):
         c = layer.config
         self._layer = layer
         self.vocab_size = c.vocab_size
-        self.vocab = DraftVocab(torch.arange(c.vocab_size), torch.empty(0, c.hidden_size))
+        self.vocab = DraftVocab(torch.arange(c.vocab_size), None)
         self.config = HeadConfig(
             hidden=c.hidden_size,
             heads=c.heads,

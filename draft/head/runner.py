@@ -13,13 +13,22 @@ from loguru import logger
 from torch import Tensor
 
 from fastslow.draft.head.config import HeadConfig, read_head, read_metadata
+from fastslow.draft.head.eagle import EagleHead
+from fastslow.draft.head.eagle_file import embedding_of, read_eagle
 from fastslow.draft.head.head import DraftHead, TrainedHead
 from fastslow.draft.head.kv import HeadKV
 from fastslow.draft.head.state import DraftVocab, RequestVocab
-from fastslow.draft.head.target import Ends, StoredEnds, fingerprint, read_ends, stored_ends
+from fastslow.draft.head.target import (
+    Ends,
+    HeadlessEnds,
+    StoredEnds,
+    fingerprint,
+    read_ends,
+    stored_ends,
+)
 from fastslow.draft.head.tree import GrowingTree, grow_trees
 from fastslow.engine.backends.cpu import library
-from fastslow.engine.backends.cpu.draft_head import DraftKernels, NewRows, TreeLimits
+from fastslow.engine.backends.cpu.draft_head import DraftKernels, NewRows, PairedEntry, TreeLimits
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Floats, Ints, Tree
@@ -80,11 +89,12 @@ class KernelRunner(DraftKernels):
         self,
         config: HeadConfig,
         weights: dict[str, Tensor],
-        ends: Ends | StoredEnds,
+        ends: Ends | StoredEnds | HeadlessEnds,
         form: Format = Format.INT4,
+        paired: PairedEntry | None = None,
     ) -> None:
         tokens = weights["tokens"].long()
-        super().__init__(config, weights, ends.head, tokens, ends.embedding, form)
+        super().__init__(config, weights, ends.head, tokens, ends.embedding, form, paired)
         self.config = config
         self.vocab_size = len(ends.embedding)
         self._shared = DraftVocab(tokens, ends.head)
@@ -221,11 +231,14 @@ def made_for(target: Path, heads: Iterable[Path]) -> Path | None:
 
 
 def load_head(path: Path, target: Path) -> HeadRunner:
-    """The head in a file, for the target in a checkpoint folder; on the CPU, wherever the target runs.
+    """The head in a file, or a published one in a folder, for the target in a checkpoint folder; on the
+    CPU, wherever the target runs.
 
     Raises:
         ValueError: one sentence about a file that is no head, or one of another target.
     """
+    if path.is_dir():
+        return _load_published(path, target)
     config, weights = read_head(path)
     theirs = read_metadata(path).get("target")
     if theirs is not None and theirs != fingerprint(target):
@@ -244,6 +257,17 @@ def load_head(path: Path, target: Path) -> HeadRunner:
             f"of at least {largest + 1}; this one has {ends.embedding.shape[1]} and {known}"
         )
     return runner_of(config, weights, ends)
+
+
+def _load_published(folder: Path, target: Path) -> HeadRunner:
+    config, weights = read_eagle(folder, ModelConfig.from_folder(target))
+    embedding = embedding_of(folder, config, target)
+    if library.available():
+        if (paired := config.paired()) is not None:
+            ends = HeadlessEnds(embedding)
+            return KernelRunner(config.shape, weights, ends, paired=paired)
+        logger.info("the draft head runs in plain torch: its layer is none of the kernels'")
+    return TorchRunner(EagleHead(config, weights, embedding))
 
 
 def runner_of(

@@ -19,10 +19,11 @@ class DraftVocab:
 
     Args:
         ids: int64 [D], its tokens.
-        head: [V, H], the target's; rows are read from it when a text needs them.
+        head: [V, H], the target's; rows are read from it when a text needs them. None: no other tokens
+            can be drafted.
     """
 
-    def __init__(self, ids: Tensor, head: Tensor | RowFile) -> None:
+    def __init__(self, ids: Tensor, head: Tensor | RowFile | None) -> None:
         self.ids = ids
         self.known = frozenset(ids.tolist())
         self.head = head
@@ -40,10 +41,12 @@ class RequestVocab:
         self._shared = shared
         self._own: dict[int, None] = {}
         self.ids = shared.ids
-        self.rows = torch.empty(0, shared.head.shape[1])
+        self.rows = torch.empty(0, 0 if shared.head is None else shared.head.shape[1])
 
     def add(self, tokens: Iterable[int]) -> int:
         """Add tokens of the text; gives how many were new."""
+        if self._shared.head is None:
+            return 0
         before = len(self._own)
         for token in tokens:
             if token not in self._shared.known and len(self._own) < MAX_OWN:

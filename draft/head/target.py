@@ -36,6 +36,14 @@ class StoredEnds:
     head: RowFile
 
 
+@dataclass(frozen=True, slots=True)
+class HeadlessEnds:
+    """Of a draft head that has a head of its own."""
+
+    embedding: Tensor | RowFile
+    head: None = None
+
+
 def stored_ends(folder: Path) -> StoredEnds | None:
     """The ends of the model in a checkpoint folder; None where they have to be read whole."""
     config = ModelConfig.from_folder(folder)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastslow.engine.text.vocabulary import Tokenizer
@@ -118,6 +119,26 @@ class VocabMap:
 
     def release(self, requests: Collection[int]) -> None:
         """These request ids are gone."""
+
+
+class PaddedTokens(VocabMap):
+    """One tokenizer, and models whose vocabularies are padded to different sizes: `own` logits of the
+    draft model's, `columns` of the target's."""
+
+    def __init__(self, own: int, columns: int) -> None:
+        self._own = own
+        self._columns = columns
+
+    def text(self, request: RequestView) -> Sequence[int]:
+        """Nothing where the draft model cannot read the text, which has tokens of the padding."""
+        return request.tokens if max(request.tokens) < self._own else ()
+
+    def token(self, token: int) -> int | None:
+        return token if token < self._own else None
+
+    def logits(self, logits_MV: Tensor) -> Tensor:
+        room = max(0, self._columns - self._own)
+        return F.pad(logits_MV[:, : self._columns], (0, room), value=NO_MASS)
 
 
 class SharedTokens(VocabMap):

@@ -1,4 +1,4 @@
-"""Loading a checkpoint folder: config.json and safetensors."""
+"""Loading a checkpoint: a folder of config.json and safetensors, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -15,23 +15,34 @@ from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
 from fastslow.engine.backends.accelerator.pangu_v2 import stacked_class
 from fastslow.engine.backends.cpu import library, store
+from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.decoder import CpuDecoder, unsupported
-from fastslow.engine.backends.cpu.formats import EMBEDDING, QUANTIZATIONS, Format, Formats
+from fastslow.engine.backends.cpu.formats import (
+    EMBEDDING,
+    GGUF_FORMATS,
+    QUANTIZATIONS,
+    Format,
+    Formats,
+)
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.cpu.library import level
-from fastslow.engine.backends.cpu.packed import Arena, ReadBlocks, Sources
+from fastslow.engine.backends.cpu.packed import ReadBlocks, Sources
 from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
 from fastslow.engine.host.files import is_file, shown
+from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint, blocks
+from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint, blocks, gguf_shard
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.families.weights import weights_class
+from fastslow.engine.model.gguf_shard import GgufShard
 from fastslow.engine.model.int8 import no_int8
 from fastslow.engine.model.quantised import Scheme
 
 W8A8 = "w8a8"
+OWN = "gguf"  # a file's own numbers
+PACKERS = 2  # threads that pack a file's blocks
 KV_DTYPES = ("auto", "int8", "model")
 
 DTYPES = {
@@ -50,13 +61,14 @@ def load_model(
     quantization: str = "none",
     kv_dtype: str = "auto",
 ) -> Model:
-    """The model in `folder`, ready to run.
+    """The model in `folder`, or of a GGUF file, ready to run.
 
     dtype: "bfloat16", "float16", "float32", "float64", the torch dtype, or "auto": the
     checkpoint's own. device: "cpu", "cuda", "npu", or "auto": an accelerator where there is one.
     progress: draw a bar on a terminal while reading. quantization: "int8" or "int4" weights, on the
     CPU; "w8a8" for a checkpoint that is quantised so; "none" runs the dtype; "auto" is w8a8 or int4
-    where the folder is quantised so, or came from a 4-bit file, and no dtype is asked for, else none.
+    where the folder is quantised so, or came from a 4-bit file, and no dtype is asked for, a GGUF file's own
+    numbers where no dtype is asked for either, else none.
     kv_dtype: of keys and values: "int8" (a scale per token and head, on the CPU kernels), "model" (the
     model's own), or "auto": int8 for a w8a8 checkpoint that is made for it, else the model's. Raises
     ValueError in one sentence, before any weight is allocated, for a folder that
@@ -71,6 +83,7 @@ def load_model(
     checkpoint = Checkpoint.open(Path(folder), config, scheme)
     ops = paged_ops_for(place) if place.kind != "cpu" else None
     picked = pick_dtype(dtype, config, place, ops)
+    shard = gguf_shard(Path(folder))
     if quantization == "auto":
         quantization = _own_quantization(Path(folder), config, dtype, place.kind, scheme)
     if quantization == W8A8 and scheme is None:
@@ -79,7 +92,13 @@ def load_model(
             "see fastslow quantize"
         )
     if _on_kernels(config, picked, place.kind, quantization):
-        formats = _formats(picked, quantization, config, scheme)
+        formats = _formats(picked, quantization, config, scheme, shard)
+        if shard is not None and not formats.types:
+            logger.info(
+                "{} runs as {}, not in its own numbers, since that was asked for",
+                folder,
+                formats.name,
+            )
         logger.debug("running {} on the CPU kernels ({})", formats.name, level())
         storage = _storage(kv_dtype, config, quantization, scheme)
         arena = Arena.of(config, formats)
@@ -88,12 +107,12 @@ def load_model(
         if memory is None:  # packed on first use
             with (
                 checkpoint.quantised(progress) as tensors,
-                _blocks(Path(folder), config, formats) as packed,
+                _blocks(Path(folder), config, formats, shard) as packed,
             ):
                 memory = store.create(
                     path,
                     arena,
-                    Sources(tensors.read, packed, tensors.linear),
+                    Sources(tensors.read, packed, tensors.linear, PACKERS if shard else 1),
                     lambda: store.packed_path(Path(folder), formats.name, arena),
                 )
         return CpuDecoder(config, formats, arena, memory, storage=storage)
@@ -109,12 +128,29 @@ def load_model(
 
 
 def _formats(
-    dtype: torch.dtype, quantization: str, config: ModelConfig, scheme: Scheme | None
+    dtype: torch.dtype,
+    quantization: str,
+    config: ModelConfig,
+    scheme: Scheme | None,
+    shard: GgufShard | None,
 ) -> Formats:
+    if quantization == OWN:
+        assert shard is not None  # else nothing is its own
+        return _own_formats(shard, dtype, config)
     if quantization != W8A8 or scheme is None:
         return Formats.of(dtype, quantization)
     head = EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
     return Formats.w8a8(dtype, scheme.kinds, head)
+
+
+def _own_formats(shard: GgufShard, dtype: torch.dtype, config: ModelConfig) -> Formats:
+    """Of a GGUF file's matrices; those of types that the kernels do not know run as Q8_0."""
+    types = {n: GGUF_FORMATS.get(kind, Format.Q8_0) for n, kind in shard.types().items()}
+    if others := sorted({kind for kind in shard.types().values() if kind not in GGUF_FORMATS}):
+        logger.info("matrices of type {} are packed as Q8_0, once", ", ".join(others))
+    return Formats.of_file(
+        types, dtype, EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
+    )
 
 
 def _storage(
@@ -141,6 +177,9 @@ def _own_quantization(
     device: str,
     scheme: Scheme | None,
 ) -> str:
+    if is_gguf(folder):
+        kernels = device == "cpu" and library.available() and unsupported(config) is None
+        return OWN if dtype == "auto" and kernels else "none"
     if dtype == "auto" and scheme is not None:
         finer = device == "cpu" and library.available() and unsupported(config) is None
         inputs = ", inputs per 32, which is finer than per token" if finer else ""
@@ -157,7 +196,7 @@ def _own_quantization(
 
 def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantization: str) -> bool:
     """Whether the CPU kernels run this; ValueError for a quantization that nothing runs."""
-    if quantization not in ("none", W8A8):
+    if quantization not in ("none", OWN, W8A8):
         if quantization not in QUANTIZATIONS:
             known = ", ".join(("auto", "none", *QUANTIZATIONS, W8A8))
             raise ValueError(f"quantization {quantization!r} is not one of {known}")
@@ -169,7 +208,7 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
                 "on this machine; the log says why"
             )
     reason = unsupported(config)
-    if quantization not in ("none", W8A8) and reason is not None:
+    if quantization not in ("none", OWN, W8A8) and reason is not None:
         raise ValueError(f"quantization {quantization!r} needs the CPU kernels, but {reason}")
     if device != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return False
@@ -203,7 +242,14 @@ def pick_dtype(
 
 
 @contextmanager
-def _blocks(folder: Path, config: ModelConfig, formats: Formats) -> Iterator[ReadBlocks]:
+def _blocks(
+    folder: Path, config: ModelConfig, formats: Formats, shard: GgufShard | None
+) -> Iterator[ReadBlocks]:
+    if shard is not None:
+        own = GGUF_FORMATS if formats.types else {"Q4_1": Format.INT4}
+        again = bool(formats.types)
+        yield lambda name: shard.blocks(name, own, again)
+        return
     if formats.layers is not Format.INT4:
         yield lambda name: None
         return

@@ -1,4 +1,4 @@
-"""The safetensors files of a folder, checked against a config before any weight is read."""
+"""The safetensors files of a folder, or a GGUF file, checked against a config before any weight is read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastslow.engine.host.files import is_file, no_panic, read_object, shown
+from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.expected import Expected
 from fastslow.engine.model.fused import Fused, ReadExpert
+from fastslow.engine.model.gguf_shard import GgufShard
 from fastslow.engine.model.quantised import (
     QuantReader,
     Scheme,
@@ -63,13 +65,13 @@ class Checkpoint:
         shapes = mtp_shapes(config)
         drafts = {name: Expected((shape,)) for name, shape in shapes.items()}
         drafts |= quantised_tensors(shapes, scheme and scheme.only(shapes))
-        layouts = list(fused_tensors(config))
+        layouts = [] if is_gguf(folder) else list(fused_tensors(config))
         known = expected | drafts | {n: x for fused in layouts for n, x in fused.tensors.items()}
         stored: dict[str, str] = {}
         files: dict[Path, list[str]] = {}
         holders: dict[str, Path] = {}
         for path, listed in shards.items():
-            with _reading(path) as shard:
+            with open_shard(path) as shard:
                 names = set(shard.keys())
                 if listed is not None and (absent := sorted(listed - names)):
                     raise ValueError(
@@ -143,7 +145,7 @@ class Checkpoint:
     def rows(self, name: str) -> RowFile | None:
         """A matrix to read single rows of; None where they cannot be read so (see `RowFile`)."""
         path = next(path for path, names in self.files.items() if name in names)
-        return RowFile.of_tensor(path, self.stored.get(name, name))
+        return None if is_gguf(path) else RowFile.of_tensor(path, self.stored.get(name, name))
 
     @contextmanager
     def slicer(self, progress: bool, total: int) -> Iterator[ReadPart]:
@@ -169,7 +171,7 @@ class Checkpoint:
             yield {
                 name: shard
                 for path, names in self.files.items()
-                for shard in [stack.enter_context(_reading(path))]
+                for shard in [stack.enter_context(open_shard(path))]
                 for name in names
             }
 
@@ -179,6 +181,11 @@ class Checkpoint:
         held = self.names
         with self.reader(progress) as read:
             yield QuantReader(lambda n: read(n) if n in held else None, self.scheme or Scheme({}))
+
+
+def gguf_shard(path: Path) -> GgufShard | None:
+    """The file's tensors as it has them; None for a folder."""
+    return GgufShard(path) if is_gguf(path) else None
 
 
 @contextmanager
@@ -195,7 +202,7 @@ def blocks(folder: Path, config: ModelConfig) -> Iterator[Callable[[str], Tensor
     shapes = {
         name: shape for name, shape in tensor_shapes(config).items() if _packable(name, shape)
     }
-    with _reading(path) as file:
+    with open_shard(path) as file:
         names = set(file.keys())
         for name in sorted(names):
             if name not in shapes:
@@ -257,7 +264,11 @@ def _bar(progress: bool, total: int) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Any]:
+def open_shard(path: Path) -> Iterator[Any]:
+    """A file of tensors: safetensors, or a GGUF file under the usual names."""
+    if path.suffix == ".gguf":
+        yield GgufShard(path)
+        return
     try:
         with no_panic(path), safe_open(path, framework="pt") as shard:
             yield shard
@@ -273,8 +284,8 @@ def _check(path: Path, name: str, found: Any, expected: Expected) -> None:
         )
     if tuple(found.get_shape()) not in expected.shapes:
         raise ValueError(
-            f"{path}: tensor {name} has shape {shown(found.get_shape())}, but config.json asks for "
-            f"{list(expected.shape)}"
+            f"{path}: tensor {name} has shape {shown(found.get_shape())}, but "
+            f"{'its header' if path.suffix == '.gguf' else 'config.json'} asks for {list(expected.shape)}"
         )
 
 
@@ -284,13 +295,18 @@ def _check_count(folder: Path, config: ModelConfig, shards: Iterable[Path]) -> N
     alone = next(fused_tensors(config), None) is None  # else experts may lie in one tensor
     routed = config.layers - len(config.mlp_only_layers) if config.experts and alone else 0
     least = config.layers + 3 * config.experts * routed
-    room = sum(_header_bytes(path) for path in shards) // ENTRY
+    room = sum(map(_room, shards))
     if least > room:
         experts = f" and num_experts {config.experts}" if config.experts else ""
         raise ValueError(
             f"{folder / 'config.json'}: num_hidden_layers {config.layers}{experts} ask for at least "
             f"{least} tensors, but the files of weights have room for the names of {room} only"
         )
+
+
+def _room(path: Path) -> int:
+    """How many tensors a file may hold."""
+    return len(GgufShard(path).keys()) if is_gguf(path) else _header_bytes(path) // ENTRY
 
 
 def _header_bytes(path: Path) -> int:
@@ -320,6 +336,8 @@ def _post_normed(config: ModelConfig) -> Callable[[str], bool]:
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:
     """The files to read, and the tensors that the index puts in each (None without an index)."""
+    if is_gguf(folder):
+        return {folder: None}
     if is_file(folder / SINGLE):
         return {folder / SINGLE: None}
     index = folder / INDEX

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from fastslow.engine.host.files import read_object
+from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.model.families.catalog import architecture_in, family_in
 from fastslow.engine.model.families.config_json import ConfigJson
+from fastslow.engine.model.gguf_config import header_config
 from fastslow.engine.model.rope_scaling import RopeScaling
 from fastslow.engine.model.shape import ClampedSwiglu, DecoderShape, Router
 
@@ -22,7 +24,14 @@ class ModelConfig(DecoderShape):
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """Read `folder`/config.json. ValueError in one sentence for whatever does not fit."""
+        """Read `folder`/config.json, or the header of a GGUF file. ValueError in one sentence for whatever does
+        not fit."""
+        if is_gguf(folder):
+            try:
+                return cls.from_json(header_config(folder))
+            except ValueError as error:
+                said = str(error)
+                raise ValueError(said if str(folder) in said else f"{folder}: {said}") from None
         path = folder / "config.json"
         if not folder.is_dir():
             raise ValueError(f"model folder {folder} does not exist")

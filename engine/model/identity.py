@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from loguru import logger
-from safetensors import safe_open
 
-from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
+from fastslow.engine.model.checkpoint import Checkpoint, open_shard
 from fastslow.engine.model.config import ModelConfig
 
 SAMPLED, ROWS = 512, 4  # tensors, spread over all of them, and the first rows of each
@@ -28,6 +28,7 @@ def model_digest(folder: Path) -> str:
         ValueError: the folder holds no weights that fit its config.
     """
     files = sorted((*folder.glob("*.safetensors"), folder / "config.json"))
+    files = gguf_parts(folder) if is_gguf(folder) else files
     facts = [(path, path.stat()) for path in files if path.is_file()]
     return _digest(folder, tuple((p.name, f.st_size, f.st_mtime_ns) for p, f in facts))
 
@@ -71,7 +72,7 @@ def _digest(folder: Path, _state: tuple[tuple[str, int, int], ...]) -> str:
     chosen = {every[i * len(every) // SAMPLED][0] for i in range(SAMPLED)}
     parts: dict[str, bytes] = {}
     for path, names in checkpoint.files.items():
-        with safe_open(path, framework="pt") as shard:
+        with open_shard(path) as shard:
             for name in names:
                 found = shard.get_slice(checkpoint.stored.get(name, name))
                 shape = found.get_shape()

@@ -42,6 +42,8 @@ def inverse_frequencies(config: ModelConfig, max_len: int = 0) -> Tensor:
         return frequencies
     if scaling.kind == "linear":
         return frequencies / scaling.factor
+    if scaling.kind == "factors":
+        return frequencies / torch.tensor(scaling.factors, dtype=torch.float64)
     if scaling.kind == "yarn":
         return _yarn(frequencies, theta, scaling)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor

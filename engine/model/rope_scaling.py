@@ -10,19 +10,20 @@ from typing import Any
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.fields import MOST_STRETCH, boolean, integer, number
 
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
 
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies are stretched: `kind` is "linear", "dynamic", "llama3" or "yarn".
+    """How rotary frequencies are stretched: `kind` is "linear", "dynamic", "llama3", "yarn" or "factors".
 
     llama3: wavelengths above original_max_positions / low_frequency_factor are stretched by `factor`,
     those below original_max_positions / high_frequency_factor are left alone, and those between are
     blended. yarn (Peng et al., arXiv 2309.00071): pairs that turn more than `fast_turns` times in
     original_max_positions are left alone, those that turn less than `slow_turns` times are stretched,
     and those between are blended, between whole pairs where `whole_pairs`; cosines and sines are
-    multiplied by `attention_factor`.
+    multiplied by `attention_factor`. factors: each pair's frequency is divided by its own, as a GGUF file
+    has them of a model scaled in the way of llama3.
     """
 
     kind: str
@@ -34,23 +35,33 @@ class RopeScaling:
     slow_turns: float = 1.0
     whole_pairs: bool = True
     attention_factor: float = 1.0
+    factors: tuple[float, ...] = ()
 
     @classmethod
     def read(cls, rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
         """From the object `rope_scaling` or `rope_parameters`; None where it stretches nothing."""
-        kind = rope.get("rope_type") or rope.get("type") or "default"
+        older = rope.get("type")
+        kind = rope.get("rope_type") or older or "default"
         if kind == "default":
             return None
         if kind not in KINDS:
             raise ValueError(
                 f"rope_scaling type {shown(kind)} is not one of the known {', '.join(KINDS)}"
             )
+        if kind == "factors":
+            each = rope.get("factors")
+            some = each if isinstance(each, list) else []
+            read = [number({"factors": x}, "factors", most=MOST_STRETCH) for x in some]
+            return cls(kind, 1.0, factors=tuple(read))
         factor = number(rope, "factor", most=MOST_STRETCH)
         if factor < 1:
             raise ValueError(f"rope_scaling factor {factor} must be at least 1")
         if kind == "llama3":
             return cls._llama3(rope, factor)
-        return cls._yarn(rope, factor, max_positions) if kind == "yarn" else cls(kind, factor)
+        if kind == "yarn":
+            return cls._yarn(rope, factor, max_positions)
+        rope.get("original_max_position_embeddings")  # often there, and means nothing
+        return cls(kind, factor)
 
     @classmethod
     def _llama3(cls, rope: Mapping[str, Any], factor: float) -> RopeScaling:

@@ -123,6 +123,15 @@ class DecoderShape:
 
     def check(self) -> None:
         """ValueError in one sentence where parts do not fit each other."""
+        scaling = self.rope_scaling
+        if (
+            scaling is not None
+            and scaling.kind == "factors"
+            and (len(scaling.factors) != self.head_dim // 2)
+        ):
+            raise ValueError(
+                f"rope_scaling has {len(scaling.factors)} factors, but half a head of {self.head_dim} rotates"
+            )
         if self.context > MOST:
             raise ValueError(
                 f"max_position_embeddings {self.max_positions}, times the rope_scaling factor, must be "
@@ -165,7 +174,7 @@ class DecoderShape:
         """The longest text in tokens; linear and dynamic scaling multiply max_positions, and yarn
         what the model was trained for before."""
         scaling = self.rope_scaling
-        if scaling is None or scaling.kind == "llama3":
+        if scaling is None or scaling.kind in ("llama3", "factors"):
             return self.max_positions
         if scaling.kind == "yarn":
             return max(self.max_positions, int(scaling.original_max_positions * scaling.factor))

@@ -62,5 +62,5 @@ def wanted(parallel: str | Parallel | None, folder: Path) -> Parallel | None:
     if isinstance(parallel, str):
         launched = Launched.from_environment()
         ranks = 1 if launched is None else launched.ranks
-        parallel = usual(ModelConfig.from_folder(folder), ranks)
+        parallel = None if ranks == 1 else usual(ModelConfig.from_folder(folder), ranks)
     return None if parallel is None or parallel.ranks == 1 else parallel

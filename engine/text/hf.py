@@ -97,7 +97,8 @@ def _growth(step: object) -> tuple[int, int]:
 class HfTokenizer(Tokenizer):
     """A `tokenizers` model of any kind whose decoder joins bytes (see PieceDecoder)."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
+    @classmethod
+    def read(cls, path: Path, settings: Settings) -> HfTokenizer:
         """Raises ValueError if the file at `path` is not a usable tokenizer.json."""
         _check_parts(path)
         try:
@@ -107,6 +108,10 @@ class HfTokenizer(Tokenizer):
             read_object(path)  # says it better where it is no JSON
             raise
         give_back()  # twice what is kept was taken to read the file
+        return cls(library, settings)
+
+    def __init__(self, library: tokenizers.Tokenizer, settings: Settings) -> None:
+        """Raises ValueError for a model that cannot be streamed."""
         # May be left over in the file; they would cut a prompt silently.
         library.no_truncation()
         library.no_padding()

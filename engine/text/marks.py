@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from fastslow.engine.params import Thinking
-from fastslow.engine.text.templates import ChatTemplate, Turn
+from fastslow.engine.text.templates import ChatTemplate, Turn, Variables
 from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
 
@@ -57,7 +58,11 @@ class Marks:
 
 
 def chat_parts(
-    template: ChatTemplate, messages: Sequence[Turn], thinking: Thinking, marks: Marks | None
+    template: ChatTemplate,
+    messages: Sequence[Turn],
+    thinking: Thinking,
+    marks: Marks | None,
+    variables: Variables = MappingProxyType({}),
 ) -> list[str]:
     """A chat as the template writes it, cut where messages spell `marks`.
 
@@ -66,6 +71,7 @@ def chat_parts(
     Args:
         messages: as `check_messages` returns them.
         marks: None = what is spelled is a mark too.
+        variables: of the template; what they spell is text as well.
 
     Raises:
         ValueError: the template refuses the messages, or does not write the prefix as it stands.
@@ -77,22 +83,23 @@ def chat_parts(
         return text
 
     try:
-        _each_text(messages, seen)
+        _each_text([messages, variables], seen)
     except RecursionError:
         raise ValueError("messages nest too deep") from None
     spare = (chr(number) for number in SPARE if not any(chr(number) in text for text in texts))
     cut, end = next(spare), next(spare)
     if marks is not None:
         messages = [marks.cut(message, cut) for message in messages]
+        variables = _each_text(variables, lambda text: cut.join(marks.parts(text)))
     *before, last = messages
     begun = last.get("prefix")
     if begun is not None:
         last = {name: value for name, value in last.items() if name != "prefix"}
     if not begun:
-        text = template.render([*before, last], thinking)
+        text = template.render([*before, last], thinking, variables=variables)
     else:
         last = {**last, "content": last["content"] + end}
-        whole = template.render([*before, last], thinking, add_generation_prompt=False)
+        whole = template.render([*before, last], thinking, False, variables)
         text, *rest = whole.split(end)
         if len(rest) != 1:
             raise ValueError(

@@ -24,14 +24,18 @@ EVERY = 2**31  # spaces: more than any text starts with
 class SpmTokenizer(Tokenizer):
     """A SentencePiece model, with the pieces that tokenizer_config.json adds to it."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
+    @classmethod
+    def read(cls, path: Path, settings: Settings) -> SpmTokenizer:
         """Raises ValueError if the file at `path` is not a SentencePiece model."""
-        file = read_data(path)
-        library = sentencepiece.SentencePieceProcessor()
         try:
-            library.LoadFromSerializedProto(file)
-        except RuntimeError as error:
+            return cls(read_data(path), settings)
+        except (RuntimeError, UnicodeDecodeError) as error:  # it reads pieces that are no text
             raise ValueError(f"{path} is not a SentencePiece model: {error}") from None
+
+    def __init__(self, file: bytes, settings: Settings) -> None:
+        """Raises RuntimeError or UnicodeDecodeError for bytes that are not a SentencePiece model."""
+        library = sentencepiece.SentencePieceProcessor()
+        library.LoadFromSerializedProto(file)
         pieces = [library.id_to_piece(number) for number in range(library.piece_size())]
         ids = {piece: number for number, piece in enumerate(pieces)}
         added = {p: number for p, number in settings.added.items() if number >= len(pieces)}

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import jinja2
+from jinja2 import meta
 from loguru import logger
 
 from fastslow.engine.host.files import is_file
+from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.params import Thinking, shown
+from fastslow.engine.text.gguf import settings_of
 from fastslow.engine.text.sandbox import Sandbox, limited
-from fastslow.engine.text.settings import Settings, read_data, read_settings
+from fastslow.engine.text.settings import Settings, read_data
+from fastslow.engine.text.switches import ThinkingSwitch, find_switch
 from fastslow.engine.text.vocabulary import TURN_CLOSE, TURN_OPEN, Tokenizer, is_pangu
 
 Message = Mapping[str, object]  # role, content, and whatever else a template may know
 Turn = Mapping[str, Any]  # the same, checked: its content is text
+Variables = Mapping[str, object]  # of a template, by name
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -84,33 +91,50 @@ class ChatTemplate(ABC):
         add_special: what `Tokenizer.encode` is to be given with the rendered text: False if the
             template writes its own bos.
         source: the text of a template file, "" for built-in templates.
+        names: variables that a caller may give it; those of a chat are not among them.
     """
 
     add_special = True
     source = ""
+    names: frozenset[str] = frozenset()
+
+    @property
+    def switch(self) -> ThinkingSwitch:
+        """What "off" and "on" turn."""
+        return ThinkingSwitch()
 
     def render(
         self,
         messages: Sequence[Turn],
         thinking: Thinking = "auto",
         add_generation_prompt: bool = True,
+        variables: Variables = MappingProxyType({}),
     ) -> str:
         """The prompt's text.
 
         `messages`: at least one; see `check_messages`.
         `thinking`: "off" and "on" ask the model for it in the model's own way, if it has one;
         "auto" leaves the model its default. `add_generation_prompt`: end where the assistant's
-        answer begins. Raises ValueError for bad messages, with the template's own words if it is
-        the template that refuses them.
+        answer begins. `variables`: the caller's, which win over those of the switch. Raises ValueError
+        for bad messages, with the template's own words if it is the template that refuses them, and
+        for variables that it does not read.
         """
-        return self._render(check_messages(messages), thinking, add_generation_prompt)
+        for name in variables:
+            if name not in self.names:
+                known = ", ".join(sorted(self.names)) or "none"
+                raise ValueError(
+                    f"chat_template_kwargs: the chat template reads no variable {shown(name)}; it reads {known}"
+                )
+        return self._render(check_messages(messages), thinking, add_generation_prompt, variables)
 
     @abstractmethod
-    def _render(self, messages: Sequence[Turn], thinking: Thinking, prompted: bool) -> str: ...
+    def _render(
+        self, messages: Sequence[Turn], thinking: Thinking, prompted: bool, variables: Variables
+    ) -> str: ...
 
 
 LONGEST = 2**17  # characters of a template: several times the longest one so far
-SWITCHES = "enable_thinking", "thinking"  # Qwen's name and DeepSeek's; a template has one or none
+GIVEN = {"messages", "add_generation_prompt", "bos_token", "eos_token"}  # a chat's own variables
 
 
 class JinjaTemplate(ChatTemplate):
@@ -118,7 +142,7 @@ class JinjaTemplate(ChatTemplate):
 
     It runs in a `Sandbox`. It sees
     `messages`, `add_generation_prompt`, `bos_token`, `eos_token`, empty `tools` and `documents`,
-    and the switch `enable_thinking`, which some call `thinking`, unless thinking is "auto".
+    and the variables of its switch, unless thinking is "auto".
     """
 
     add_special = False
@@ -140,15 +164,37 @@ class JinjaTemplate(ChatTemplate):
             line = f" line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise ValueError(f"{name}{line}: {_said(error)}") from None
 
-    def _render(self, messages: Sequence[Turn], thinking: Thinking, prompted: bool) -> str:
-        given: dict[str, Any] = {"messages": messages, "tools": None, "documents": None}
-        if thinking != "auto":
-            given |= dict.fromkeys(SWITCHES, thinking == "on")
+    @cached_property
+    def names(self) -> frozenset[str]:  # type: ignore[override]
+        sandbox = Sandbox()
+        read = meta.find_undeclared_variables(sandbox.parse(self.source))
+        return frozenset(read - GIVEN - sandbox.globals.keys())
+
+    @cached_property
+    def switch(self) -> ThinkingSwitch:
+        def text(messages: Sequence[Turn], variables: Variables) -> str | None:
+            try:
+                return self._written(messages, True, {"strftime_now": str, **variables})
+            except Exception:  # noqa: BLE001 - it refuses some of what is tried
+                return None
+
+        with limited():  # once for all that is tried
+            return find_switch(text, self.source)
+
+    def _render(
+        self, messages: Sequence[Turn], thinking: Thinking, prompted: bool, variables: Variables
+    ) -> str:
+        given = {**self.switch.variables(thinking), **variables}
         try:
-            with limited(messages):
-                return self._template.render(**self._given, **given, add_generation_prompt=prompted)
+            with limited([messages, given]):
+                return self._written(messages, prompted, given)
         except Exception as error:  # noqa: BLE001 - a template is a program: it may raise anything
             raise ValueError(f"{self._name}: {_said(error)}") from None
+
+    def _written(self, messages: Sequence[Turn], prompted: bool, variables: Variables) -> str:
+        empty = {"tools": None, "documents": None}
+        chat = {"messages": messages, "add_generation_prompt": prompted}
+        return self._template.render(self._given | empty | {**variables} | chat)
 
 
 def _said(error: Exception) -> str:
@@ -165,7 +211,7 @@ def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = 
     """
 
     folder = Path(folder)
-    settings = read_settings(folder)
+    settings = settings_of(folder)
     template: ChatTemplate
     if (found := _find(folder, settings)) is not None:
         source, name = found
@@ -177,7 +223,9 @@ def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = 
         template = PlainTemplate()
     # openPangu's published template leaves the switch to the user's turn.
     if is_pangu(tokenizer) and "no_think" not in template.source:
-        return PanguSwitch(template, architecture)
+        return WordSwitch(template, NO_THINK, architecture.startswith("PanguEmbedded"))
+    if template.switch.kind == "word":
+        return WordSwitch(template, f" {template.switch.names[0]}", role=template.switch.role)
     return template
 
 
@@ -190,6 +238,7 @@ def _find(folder: Path, settings: Settings) -> tuple[str, str] | None:
         except UnicodeDecodeError:
             raise ValueError(f"{path} is not UTF-8 text") from None
     name = "tokenizer_config.json: chat_template"
+    name = "tokenizer.chat_template" if is_gguf(folder) else name
     found = settings.chat_template
     if isinstance(found, list):
         each = [item for item in found if isinstance(item, dict)]
@@ -209,7 +258,9 @@ def _find(folder: Path, settings: Settings) -> tuple[str, str] | None:
 class PlainTemplate(ChatTemplate):
     """`User: ...` and `Assistant: ...`, one line to a turn. It knows no way to ask for thinking."""
 
-    def _render(self, messages: Sequence[Turn], thinking: Thinking, prompted: bool) -> str:
+    def _render(
+        self, messages: Sequence[Turn], thinking: Thinking, prompted: bool, variables: Variables
+    ) -> str:
         lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
         return "\n".join([*lines, "Assistant:"] if prompted else lines)
 
@@ -224,7 +275,9 @@ class PanguTemplate(ChatTemplate):
     openPangu thinks slowly unless told otherwise, so "on" needs no switch.
     """
 
-    def _render(self, messages: Sequence[Turn], thinking: Thinking, prompted: bool) -> str:
+    def _render(
+        self, messages: Sequence[Turn], thinking: Thinking, prompted: bool, variables: Variables
+    ) -> str:
         turns = [(NAMES[message["role"]], message["content"]) for message in messages]
         if messages[0]["role"] != "system":
             turns.insert(0, (NAMES["system"], ""))
@@ -232,29 +285,47 @@ class PanguTemplate(ChatTemplate):
         return text + (f"{TURN_OPEN}{NAMES['assistant']}：" if prompted else "")
 
 
-class PanguSwitch(ChatTemplate):
-    """Another template, with openPangu's thinking switch at the end of the last user's turn."""
+class WordSwitch(ChatTemplate):
+    """Another template, with a word at the end of the latest message of a role: openPangu's switch, and
+    that of templates which look for such a word."""
 
-    def __init__(self, inner: ChatTemplate, architecture: str) -> None:
-        """`architecture`: config.json's; only PanguEmbedded models know " /auto_think"."""
+    def __init__(
+        self,
+        inner: ChatTemplate,
+        off: str,
+        auto: bool = False,
+        role: Literal["user", "system"] = "user",
+    ) -> None:
+        """`off`: the word, with the space before it. `auto`: the model knows " /auto_think" too, as
+        openPangu's Embedded ones do. `role`: whose message it is; a chat without it gets one of the
+        system, but none of the user."""
         self._inner = inner
         self.add_special = inner.add_special
         self.source = inner.source
-        self._switches: Mapping[Thinking, str] = {"off": NO_THINK}
-        if architecture.startswith("PanguEmbedded"):
-            self._switches = {"off": NO_THINK, "auto": AUTO_THINK}
+        self.names = inner.names
+        self._words: dict[Thinking, str] = {"off": off}
+        if auto:
+            self._words["auto"] = AUTO_THINK
+        self._switch = ThinkingSwitch("word", (off.strip(),), role=role)
 
-    def _render(self, messages: Sequence[Turn], thinking: Thinking, prompted: bool) -> str:
-        """A switch that the user wrote is not doubled, and "auto" does not overrule it."""
-        switch = self._switches.get(thinking, "")
+    @property
+    def switch(self) -> ThinkingSwitch:
+        return self._switch
+
+    def _render(
+        self, messages: Sequence[Turn], thinking: Thinking, prompted: bool, variables: Variables
+    ) -> str:
+        """A switch that the caller wrote is not doubled, and "auto" does not overrule it."""
+        word, role = self._words.get(thinking, ""), self._switch.role
         turns = [dict(message) for message in messages]
-        user = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
-        if user is not None and not _switched(user["content"], thinking):
-            user["content"] += switch
-        return self._inner.render(turns, thinking, prompted)
+        turn = next((turn for turn in reversed(turns) if turn["role"] == role), None)
+        if turn is None and role == "system" and word:
+            turns.insert(0, {"role": role, "content": word.strip()})
+        elif turn is not None and not self._switched(turn["content"], thinking):
+            turn["content"] += word
+        return self._inner.render(turns, thinking, prompted, variables)
 
-
-def _switched(content: str, thinking: Thinking) -> bool:
-    ending = content.rstrip()
-    written = [switch for switch in (NO_THINK, AUTO_THINK) if ending.endswith(switch.strip())]
-    return bool(written) if thinking == "auto" else NO_THINK in written
+    def _switched(self, content: str, thinking: Thinking) -> bool:
+        ending, off = content.rstrip(), self._words["off"]
+        written = [word for word in (off, AUTO_THINK) if ending.endswith(word.strip())]
+        return bool(written) if thinking == "auto" else off in written

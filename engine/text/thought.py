@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,10 +52,15 @@ class ThoughtTags(NamedTuple):
         return cls(*pair)
 
     def ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Ids of those tags that are single tokens: what `Detokenizer(keep=...)` has to show, since
-        a splitter looks for the tags in the text and a special token has none by default."""
-        found = (tokenizer.token_id(tag) for tag in self)
+        """Ids of the tags, and of special tokens in them: what `Detokenizer(keep=...)` has to show,
+        since a splitter looks for the tags in the text and a special token has none by default."""
+        parts = [*self, *(mark for tag in self for mark in MARK.findall(tag))]
+        found = (tokenizer.token_id(part) for part in parts if part)
         return frozenset(number for number in found if number is not None)
+
+    def single(self, tokenizer: Tokenizer) -> bool:
+        """Whether each of them is one token."""
+        return all(tag and tokenizer.token_id(tag) is not None for tag in self)
 
     def opened_by(self, prompt: str) -> bool:
         """Whether a prompt ends with the open tag, so that the model starts inside a thought."""
@@ -75,7 +81,16 @@ class ThoughtTags(NamedTuple):
         return place >= 0 and not (self.open and 0 <= text.find(self.open) < place)
 
 
-KNOWN = (ThoughtTags("[unused16]", "[unused17]"), ThoughtTags("<think>", "</think>"))
+HARMONY = ThoughtTags(  # gpt-oss's: its thought and its answer are two messages
+    "<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"
+)
+KNOWN = (
+    ThoughtTags("[unused16]", "[unused17]"),
+    ThoughtTags("<think>", "</think>"),
+    ThoughtTags("[THINK]", "[/THINK]"),
+)
+CLOSES = re.compile(r"([<\[])/([\w:]*(?:think|thought|reason)[\w:]*)([>\]])", re.IGNORECASE)
+MARK = re.compile(r"<\|\w+\|>")
 
 
 def find_tags(
@@ -99,14 +114,26 @@ def find_tags(
 
 
 def tags_for(tokenizer: Tokenizer, template: ChatTemplate | None = None) -> ThoughtTags | None:
-    """The tags of a model that declares none: openPangu's `[unused16]`/`[unused17]` or
-    `<think>`/`</think>`, whichever are tokens of its vocabulary or, failing that, are written in its
-    template; else None."""
-    for tags in KNOWN:
-        if len(tags.ids(tokenizer)) == len(tags):
-            return tags
+    """The tags of a model that declares none.
+
+    These are the channels of gpt-oss, if the vocabulary has the marks; else one of these pairs: openPangu's
+    `[unused16]`/`[unused17]`, `<think>`/`</think>`, `[THINK]`/`[/THINK]`, and what the template or a
+    special token closes with a name of such a kind, as `</seed:think>`. A pair of tokens that the template
+    writes is taken before other tokens, and these before words of the template. None: no pair is either.
+    """
+    if all(tokenizer.token_id(mark) is not None for tag in HARMONY for mark in MARK.findall(tag)):
+        return HARMONY
     source = "" if template is None else template.source
-    return next((tags for tags in KNOWN if all(tag in source for tag in tags)), None)
+    special = (tokenizer.piece(number) for number in sorted(tokenizer.special_ids))
+    closing = CLOSES.finditer("\n".join([source, *filter(None, special)]))
+    named = [ThoughtTags(f"{tag[1]}{tag[2]}{tag[3]}", tag[0]) for tag in closing]
+
+    def known(tags: ThoughtTags) -> tuple[bool, bool, bool]:
+        single, written = tags.single(tokenizer), all(tag in source for tag in tags)
+        return single and written, single, written
+
+    best = max((*KNOWN, *named), key=known)  # the first of those that are known best
+    return best if any(known(best)) else None
 
 
 class ThoughtSplitter:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastslow.engine.host.files import is_file
+from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.host.machine import give_back
+from fastslow.engine.text.gguf import GgufVocabulary, read_vocabulary
 from fastslow.engine.text.settings import read_settings
 from fastslow.engine.text.vocabulary import Tokenizer
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint folder: `tokenizer.json` if there is one, else the
-    SentencePiece `tokenizer.model`. Only data is read: no pickle, no code from the folder.
+    SentencePiece `tokenizer.model`; or of a GGUF file. Only data is read: no pickle, no code.
 
     Raises ValueError if there is neither, or if a file is broken.
     """
@@ -23,19 +25,33 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 def _load(folder: Path) -> Tokenizer:
     # Imported late: a run needs one of the two libraries.
+    if is_gguf(folder):
+        made: Tokenizer = read_vocabulary(folder, _of_gguf)
+        return made
     if is_file(path := folder / "tokenizer.json"):
         from fastslow.engine.text.hf import HfTokenizer
 
-        return HfTokenizer(path, read_settings(folder))
+        return HfTokenizer.read(path, read_settings(folder))
     if is_file(path := folder / "tokenizer.model"):
         from fastslow.engine.text.spm import SpmTokenizer
 
-        settings = read_settings(folder)
-        try:
-            return SpmTokenizer(path, settings)
-        except UnicodeDecodeError as error:  # the library reads pieces that are no text
-            raise ValueError(f"{path} is not a SentencePiece model: {error}") from None
+        return SpmTokenizer.read(path, read_settings(folder))
     raise ValueError(f"{folder} has neither tokenizer.json nor tokenizer.model")
+
+
+def _of_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
+    if vocabulary.model == "gpt2":
+        from fastslow.engine.text.gguf_bpe import build_bpe
+        from fastslow.engine.text.hf import HfTokenizer
+
+        return HfTokenizer(build_bpe(vocabulary), vocabulary.settings())
+    from fastslow.engine.text.gguf_spm import build_spm
+    from fastslow.engine.text.spm import SpmTokenizer
+
+    try:
+        return SpmTokenizer(build_spm(vocabulary), vocabulary.settings())
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise ValueError(f"its tokens are no SentencePiece model: {error}") from None
 
 
 def same_vocabulary(a: Tokenizer, b: Tokenizer) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from loguru import logger
 
 from fastslow.engine.host.files import cache_folder, is_file, shown
+from fastslow.engine.host.gguf_file import gguf_parts, is_gguf, read_gguf
 from fastslow.engine.host.unfinished import sweep, unfinished
 from fastslow.engine.params import nearest
 from fastslow.engine.text.tokenizer import load_tokenizer
@@ -36,8 +37,8 @@ FORMAT = 2  # raise it when conversion writes something else from the same recip
 
 
 def resolve_model(model: str | Path) -> Path:
-    """The folder of a model given by path or by a built-in name; a GGUF file is converted once. What killed
-    processes left unfinished in the cache goes before.
+    """A model's folder or GGUF file, given by path or by a built-in name. What killed processes left
+    unfinished in the cache goes before.
 
     Raises:
         ValueError: neither a folder, a GGUF file nor a built-in name (the message gives the nearest).
@@ -51,7 +52,7 @@ def resolve_model(model: str | Path) -> Path:
     if folder:
         return path
     if file and path.suffix == ".gguf":
-        return gguf_path(path)
+        return gguf_parts(path)[0]
     if str(model) in BUILTIN:
         return builtin_path(str(model))
     raise ValueError(
@@ -60,7 +61,10 @@ def resolve_model(model: str | Path) -> Path:
 
 
 def find_tokenizer(folder: Path) -> Tokenizer | None:
-    """The folder's tokenizer; a checkpoint without one takes token ids only."""
+    """The tokenizer of a folder or a GGUF file; a checkpoint without one takes token ids only."""
+    if is_gguf(folder):
+        named = "tokenizer.ggml.model" in read_gguf(folder).fields
+        return load_tokenizer(folder) if named else None
     if any(is_file(folder / name) for name in ("tokenizer.json", "tokenizer.model")):
         return load_tokenizer(folder)
     return None
@@ -102,23 +106,6 @@ def builtin_path(name: str) -> Path:
         logger.info("making the built-in model smollm2-moge in {}", moge)
         write_moge(dense, Recipe.load(RECIPE), moge, fast=FAST_GROUPS)
     return moge
-
-
-def gguf_path(file: Path) -> Path:
-    """Checkpoint folder of a GGUF file, made on first use; a changed file gives a new folder.
-
-    Raises:
-        ValueError: the file holds no llama model.
-    """
-    facts = file.stat()
-    state = f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns}"
-    folder = cache_folder() / f"{file.stem}-{_version(state.encode())}"
-    if not _complete(folder):
-        from fastslow.models.gguf import gguf_to_dense  # late: only a conversion needs it
-
-        logger.info("converting {} into {}", file, folder)
-        gguf_to_dense(file, folder)
-    return folder
 
 
 def builtin_gguf() -> Path:

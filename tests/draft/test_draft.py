@@ -193,10 +193,30 @@ def test_bad_names(settings: dict[str, Any], groups: int, pattern: str) -> None:
         check_drafter(Speculation(**settings), RoutedUnits("groups", groups))
 
 
+@pytest.mark.parametrize(
+    ("units", "fields", "pattern"),
+    [
+        (RoutedUnits("experts", 8), {"groups": 2}, r"^speculation groups=2 must be None"),
+        (RoutedUnits("groups", 8), {"experts": 2}, r"^speculation experts=2 must be None"),
+        (RoutedUnits("experts", 8), {"experts": 9}, r"^speculation experts=9 is outside 0\.\.8$"),
+        (RoutedUnits("experts", 8, 1), {"experts": 0}, r"^speculation experts=0 is outside 1\.\.8"),
+        (RoutedUnits("experts", 0), {"experts": 1, "layers": (0,)}, r"is outside None: .* dense$"),
+    ],
+    ids=str,
+)
+def test_what_drafter_self_cannot_run(
+    units: RoutedUnits, fields: dict[str, Any], pattern: str
+) -> None:
+    with pytest.raises(ValueError, match=pattern):
+        check_drafter(Speculation(drafter="self", **fields), units)
+
+
 def test_drafters_are_built_by_name() -> None:
     cpu = torch.device("cpu")
     target: Any = SimpleNamespace(
-        config=SimpleNamespace(groups=8, chosen=8, router=None, shared_intermediate_size=8),
+        config=SimpleNamespace(
+            groups=8, chosen=8, router=None, shared_intermediate_size=8, vocab_size=90
+        ),
         device=cpu,
     )
     cache: Any = SimpleNamespace(storage=SimpleNamespace(device=cpu))

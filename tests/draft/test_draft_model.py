@@ -16,6 +16,7 @@ from engine_tools import cache_for
 from fastslow.draft.model.draft import READ_ROWS, ModelDraft
 from fastslow.draft.model.kv import OwnKV
 from fastslow.draft.model.runs import WARM
+from fastslow.draft.model.vocab import PaddedTokens
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
@@ -250,6 +251,30 @@ def test_a_batch_of_short_texts_takes_one_forward_a_token() -> None:
     drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at)
     drafter.propose([request(TEXT, n) for n in range(4)], [2, 3, 1, 3])
     assert model.forwards == [20, 3, 2]
+
+
+@pytest.mark.parametrize("columns", [5, 12])
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_vocabulary_of_other_padding_drafts_the_same_tokens(columns: int, width: int) -> None:
+    """Five tokens are in both; the model has VOCAB of them, the target `columns`."""
+    model: Any = Digest()
+    text = [3, 4, 1, 3]
+    kv, padded = OwnKV(cache_for(model)), PaddedTokens(VOCAB, columns)
+    drafter = ModelDraft(
+        model, kv, probs_at, width=width, vocab_map=padded, only_best=lambda request: True
+    )
+    wanted = [request(text), request([*text, columns - 1], 1)]
+    sampled = request(text, 2, temperature=1.0)
+    chosen, unread, drawn = drafter.propose([*wanted, sampled], [4, 4, 4])
+    assert len(chosen.tokens) == 4 and max(chosen.tokens) < min(columns, VOCAB)
+    best = next_logits(text)[: min(columns, VOCAB)].argmax()
+    assert chosen.tokens[0] == best
+    assert bool(unread.tokens) == (columns - 1 < VOCAB), "a token that the model does not have"
+    assert drawn.probs is not None and drawn.probs.shape == (len(drawn.tokens), columns)
+    assert not drawn.probs[:, VOCAB:].any()
+    kept = next_logits(text)[:columns].double()
+    assert np.allclose(drawn.probs[0, : len(kept)], torch.softmax(kept, 0).numpy(), atol=1e-6)
+    drafter.release([0, 1, 2])
 
 
 def test_a_full_context_is_not_drafted_for() -> None:

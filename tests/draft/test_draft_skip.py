@@ -19,6 +19,8 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.types import Rows
 
 LAYERS = 5
+EXPERTS = ("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size")
+DENSE_SMALL = {key: value for key, value in SMALL.items() if key not in EXPERTS}
 FORMS: dict[str, dict[str, Any]] = {
     "float64": {"dtype": "float64"},
     "bfloat16": {"dtype": "bfloat16"},
@@ -28,9 +30,9 @@ TOKENS = texts.tokens_of(23)
 
 
 def shape(kind: str, layers: int) -> dict[str, Any]:
-    base = MOGE if kind == "moge" else DENSE
+    base = {**MOGE, **SMALL} if kind == "moge" else {**DENSE, **DENSE_SMALL}
     routed = {"mlp_only_layers": [1]} if kind == "moge" and layers > 1 else {}
-    return {**base, **SMALL, "num_hidden_layers": layers, **routed}
+    return {**base, "num_hidden_layers": layers, **routed}
 
 
 def load(folder: Path, form: str) -> Model:

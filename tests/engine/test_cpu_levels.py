@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 KERNEL_TESTS = [
     "engine/test_cpu_formats.py",
     "engine/test_family_kernels.py",
+    "engine/test_gguf_formats.py",
     "engine/test_model.py",
     "engine/test_only_best.py",
     "engine/test_head_screen.py",
@@ -24,6 +25,7 @@ KERNEL_TESTS = [
     "engine/test_kv_tiles.py",
     "engine/test_kv_int8.py",
     "draft/test_draft_kernels.py",
+    "draft/test_eagle_kernels.py",
     "draft/test_head_checks.py",
     "draft/test_suffix.py",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import checkpoints
 import numpy as np
 import pytest
@@ -89,3 +91,23 @@ def test_a_row_that_runs_no_expert_has_numbers(model: Model, counts: list[int | 
     """As rows of padding do; where there is no shared expert, only the hidden state is left."""
     groups = 0 if len(counts) > 1 else None
     assert texts.logits(model, texts.tokens_of(5), groups=groups).isfinite().all()
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [("qwen3_moe", {}), ("qwen3_moe", {"norm_topk_prob": False}), ("gpt_oss", {})],
+    ids=str,
+)
+def test_fewer_experts_are_a_model_that_has_no_more(
+    tmp_path: Path, family: str, fields: dict[str, bool], count: int, kernels: bool
+) -> None:
+    """The best of the row, their weights divided by their own sum where the model does so."""
+    tokens = texts.tokens_of(30)
+    wide = checkpoints.write_family(tmp_path / "wide", family, **fields)
+    narrow = checkpoints.write_family(
+        tmp_path / "narrow", family, **fields, num_experts_per_tok=count
+    )
+    got = texts.logits(load(wide, kernels), tokens, groups=count)
+    torch.testing.assert_close(got, texts.logits(load(narrow, kernels), tokens), rtol=0, atol=1e-4)

@@ -22,7 +22,7 @@ from fastslow.engine.host.files import (
     parse_object,
     read_object,
 )
-from fastslow.models.gguf_file import GgufFile
+from fastslow.engine.host.gguf_file import GgufFile
 
 
 def nested(depth: int) -> str:

@@ -234,8 +234,8 @@ def test_memory_that_is_too_small_is_not_packed_into() -> None:
         library.pack(whole, Format.INT8, rows.astype(np.float64))
     with pytest.raises(ValueError, match="scales must be 40 of float32, not 39"):
         library.pack_int8(whole, Format.INT8, rows.astype(np.int8), np.zeros(39, np.float32))
-    with pytest.raises(ValueError, match="4-bit blocks must be 1600 of uint8, not 1560"):
-        library.pack_q4_1(whole, Format.INT4, np.zeros((40, 39), np.uint8), 64)
+    with pytest.raises(ValueError, match="rows of blocks must be 1600 of uint8, not 1560"):
+        library.pack_gguf(whole, Format.INT4, [np.zeros((40, 39), np.uint8)], np.arange(32), 64)
 
 
 def test_a_model_that_the_kernels_have_no_room_for_runs_in_torch(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import checkpoints
 import pytest
 import torch
+from loguru import logger
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import active_parameters, parameters
@@ -63,7 +65,11 @@ def test_counts_of_a_dense_model_do_not_know_groups() -> None:
         ("rms_norm_eps", float("nan"), "rms_norm_eps nan must be a finite number"),
         ("rope_theta", "big", "rope_theta 'big' must be a number"),
         ("tie_word_embeddings", "yes", "tie_word_embeddings 'yes' must be true or false"),
-        ("rope_scaling", {"type": "longrope", "factor": 2.0}, "type 'longrope' is not one of the known"),
+        (
+            "rope_scaling",
+            {"type": "longrope", "factor": 2.0},
+            "type 'longrope' is not one of the known",
+        ),
         ("rope_scaling", {"type": "linear"}, "factor is missing"),
         ("rope_scaling", {"type": "linear", "factor": 0.5}, "factor 0.5 must be at least 1"),
         ("rope_scaling", "linear", "rope_scaling must be an object"),
@@ -76,6 +82,170 @@ def test_refusals_name_field_value_and_limit(field: str, value: Any, message: st
     with pytest.raises(ValueError, match=message) as caught:
         ModelConfig.from_json({**checkpoints.MOGE, field: value})
     assert "\n" not in str(caught.value)
+
+
+# As openPangu-R-7B-2512 says: the name of Embedded, and another network.
+R_7B: dict[str, Any] = {
+    "architectures": ["PanguEmbeddedForCausalLM"],
+    "vocab_size": 153376,
+    "hidden_size": 4096,
+    "intermediate_size": 12800,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "qk_rope_dim": 32,
+    "param_sink_number": 128,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 128,
+}
+SAID = ("qk_rope_dim", "param_sink_number", "layer_types", "sliding_window")
+
+
+@pytest.mark.parametrize("field", SAID)
+def test_a_network_that_only_has_the_name_is_refused_for_each_field_alone(field: str) -> None:
+    with pytest.raises(ValueError, match=r"changes the model .* PanguEmbeddedForCausalLM"):
+        ModelConfig.from_json(R_7B)
+    rest = {name: value for name, value in R_7B.items() if name not in SAID}
+    assert ModelConfig.from_json(rest).layers == 27
+    with pytest.raises(ValueError, match=rf"{field} .*changes the model"):
+        ModelConfig.from_json({**rest, field: R_7B[field]})
+
+
+CHANGED: list[tuple[str, Any]] = [
+    ("sliding_window", 4096),
+    ("layer_types", ["full_attention", "linear_attention"]),
+    ("rope_interleaved", True),
+    ("hidden_activation", "gelu"),
+    ("attn_output_gate", True),
+    ("use_qk_norm", True),
+    ("final_logit_softcapping", 30.0),
+    ("embedding_multiplier", 12.0),
+    ("logits_scaling", 8.0),
+    ("num_experts", 8),
+    ("kv_lora_rank", 512),
+    ("qkv_bias", True),
+    ("no_rope_layers", [1, 0]),
+    ("conv_kernel_size", 4),
+    ("rope_scaling", {"rope_type": "linear", "factor": 2.0, "mrope_section": [1, 2]}),
+    ("rope_parameters", {"full_attention": {"rope_theta": 1e4}}),
+    ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+    ("rope_scaling", {"rope_type": "longrope", "factor": 2.0}),
+]
+NAMED = ("mrope_section", "full_attention", "partial_rotary_factor", "longrope")
+NEUTRAL: list[tuple[str, Any]] = [
+    ("sliding_window", None),
+    ("use_sliding_window", False),
+    ("param_sink_number", 0),
+    ("layer_types", ["full_attention"] * 2),
+    ("rope_interleaved", False),
+    ("logits_scaling", 1.0),
+    ("use_qk_norm", False),
+    ("rope_scaling", {"type": "linear", "rope_type": "linear", "factor": 1.0}),
+    ("rope_scaling", {"type": "yarn", "factor": 16.0, "finetuned": True}),
+    ("rope_parameters", {"rope_type": "default", "rope_theta": 1e4}),
+    ("attention_dropout", 0.1),
+    ("initializer_range", 0.02),
+    ("pretraining_tp", 1),
+]
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    yield lines
+    logger.remove(sink)
+
+
+@pytest.mark.parametrize(("field", "value"), CHANGED)
+def test_a_field_that_changes_the_forward_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ValueError) as caught:
+        ModelConfig.from_json({**checkpoints.DENSE, field: value})
+    assert any(name in str(caught.value) for name in (field, *NAMED))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("field", "value"), NEUTRAL)
+def test_a_field_that_does_nothing_is_not(field: str, value: Any, logged: list[str]) -> None:
+    ModelConfig.from_json({**checkpoints.DENSE, field: value})
+    assert not logged
+
+
+def test_a_name_that_says_nothing_is_logged(logged: list[str]) -> None:
+    config = ModelConfig.from_json({**checkpoints.DENSE, "merged_from": "a+b"})
+    assert logged == ["fields of config.json that nothing reads: merged_from\n"]
+    assert config == ModelConfig.from_json(checkpoints.DENSE)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "message"),
+    [
+        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types .* must be a list of 4"),
+        ("qwen2", {"layer_types": ["chunked_attention"] * 4}, "'chunked_attention', which is not"),
+        (
+            "qwen2",
+            {"use_sliding_window": False, "layer_types": ["sliding_attention"] * 4},
+            "no sliding_window is in use",
+        ),
+        ("qwen2", {"sliding_window": 0}, "sliding_window 0 must be a whole number of at least 1"),
+        ("qwen2", {"qk_norm": True}, "qk_norm True changes the model"),
+        ("mistral", {"attention_bias": True}, "attention_bias True changes the model"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers .* for each of 4 layers"),
+        ("smollm3", {"no_rope_layers": [1, 0, 2, 0]}, "must be a list of 0 and 1"),
+        ("qwen3", {"num_experts": 4}, "num_experts 4 changes the model"),
+        ("qwen3_moe", {"num_experts_per_tok": 9}, "num_experts_per_tok 9 must be at most num_exp"),
+        ("qwen3_moe", {"mlp_only_layers": [7]}, r"mlp_only_layers .*7.* must be below"),
+        ("qwen3_moe", {"shared_expert_intermediate_size": 32}, "shared_expert_intermediate_size"),
+        ("qwen3_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step 0 must be"),
+        (
+            "qwen3_moe",
+            {"use_sliding_window": True, "max_window_layers": 2},
+            "max_window_layers must be 0 where use_sliding_window is true",
+        ),
+        ("gpt_oss", {"swiglu_limit": -1.0}, "swiglu_limit -1.0 must be"),
+        ("gpt_oss", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ("gpt_oss", {"rope_scaling": {"rope_type": "yarn"}}, "factor is missing"),
+        (
+            "gpt_oss",
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2}},
+            "beta_fast 1.0 must be above beta_slow 2.0",
+        ),
+    ],
+)
+def test_families_refuse_what_does_not_fit(
+    family: str, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_json({**checkpoints.FAMILIES[family], **fields})
+
+
+def test_what_is_missing_is_as_in_transformers() -> None:
+    plain = {**checkpoints.DENSE, "num_hidden_layers": 8}
+
+    def read(name: str, **fields: Any) -> ModelConfig:
+        raw = {**plain, "architectures": [f"{name}ForCausalLM"], **fields}
+        return ModelConfig.from_json({k: v for k, v in raw.items() if v is not None})
+
+    assert read("Mistral").windows == (4096,) * 8
+    assert read("Qwen2").windows == ()
+    assert read("Qwen2").qkv_bias
+    late = read("Qwen2", use_sliding_window=True, sliding_window=5, max_window_layers=6)
+    assert late.windows == (0,) * 6 + (5, 5)
+    assert late.window(7) == 5
+    assert read("Qwen3", head_dim=None).head_dim == 128
+    smol = read("SmolLM3", tie_word_embeddings=None, rope_theta=None)
+    assert smol.unrotated == frozenset((3, 7))
+    assert (smol.tie_word_embeddings, smol.rope_theta) == (True, 2e6)
+    oss = read("GptOss", num_local_experts=8, rope_theta=None)
+    assert (oss.windows, oss.rope_theta, oss.context) == ((128, 0) * 4, 150000, 131072)
+    assert oss.rope_scaling is not None
+    assert not oss.rope_scaling.whole_pairs
+    experts = {"num_experts": 8, "moe_intermediate_size": 32, "num_experts_per_tok": 2}
+    moe = read("Qwen3Moe", **experts, decoder_sparse_step=3)
+    assert [moe.routed(n) for n in range(8)] == [n in (2, 5) for n in range(8)]
+    assert moe.router is not None
+    assert not moe.router.normed
 
 
 def test_hidden_size_must_split_into_heads_when_head_dim_is_missing() -> None:

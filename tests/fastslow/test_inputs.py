@@ -406,6 +406,25 @@ def test_a_draft_model_with_another_vocabulary(llm: LLM, tmp_path: Path) -> None
     assert drafted.metrics.drafted > 0
 
 
+def test_a_draft_model_of_another_family_and_other_padding(llm: LLM, tmp_path: Path) -> None:
+    """Dense beside a mixture; one tokenizer, so every token is drafted as it is."""
+    write_bpe(tmp_path / "wide", vocab_size=320)
+    write_dense(tmp_path / "wide", vocab=VOCAB + 64, num_hidden_layers=1)
+    few = SamplingParams(max_tokens=6)
+    for width in (1, 3):
+        wish = Speculation(drafter="model", model=str(tmp_path / "wide"), nodes=3, width=width)
+        drafted = llm.generate("The quick", few, speculation=wish)
+        assert drafted.token_ids == llm.generate("The quick", few, speculation="off").token_ids
+        assert drafted.metrics.drafted > 0
+    (tmp_path / "narrow").mkdir()
+    write_bpe(tmp_path / "narrow", vocab_size=320)
+    write_dense(tmp_path / "narrow", vocab=300, num_hidden_layers=1)
+    wish = Speculation(drafter="model", model=str(tmp_path / "narrow"))
+    refused_long(
+        "^draft model .*narrow' cannot draft .*: token ids reach to 319, and .* is 300", llm, wish
+    )
+
+
 def refused_long(pattern: str, llm: LLM, wish: Speculation) -> None:
     with pytest.raises(ValueError, match=pattern) as caught:
         llm.generate("hello", speculation=wish)

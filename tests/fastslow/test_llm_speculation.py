@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from checkpoints import write_dense, write_moge
+from eagle_tools import write_eagle
 from head_tools import tiny_weights
 from loguru import logger
 from safetensors.torch import save_file
@@ -67,6 +68,23 @@ def test_a_seed_says_the_same_whatever_is_drafted(folder: Path, rule: str) -> No
                 assert out.token_ids == plain
                 drafted, accepted = drafted + out.metrics.drafted, accepted + out.metrics.accepted
         assert 0 < accepted < drafted
+
+
+@pytest.mark.parametrize("layout", ["original", "speculators"])
+def test_a_published_head_drafts(folder: Path, tmp_path: Path, layout: str) -> None:
+    head = write_eagle(tmp_path / "head", folder, layout, draft=200)
+    other = write_eagle(tmp_path / "other", folder, layout, draft=200, vocab_size=VOCAB + 1)
+    long = SamplingParams(max_tokens=40, ignore_eos=True)
+    with open_llm(folder) as llm:
+        plain = llm.generate("The quick", long, speculation="off").token_ids
+        for name, width in (("head", 1), ("head", 3), ("suffix|head", 3), ("auto", 1)):
+            wish = Speculation(drafter=name, head=head, width=width, nodes=4)
+            out = llm.generate("The quick", long, speculation=wish)
+            assert out.token_ids == plain and out.metrics.drafted > 0
+        with pytest.raises(
+            ValueError, match=f"^head {other}: .* vocab_size 321, this one has 320$"
+        ):
+            llm.generate("The", TEN, speculation=Speculation(drafter="head", head=other))
 
 
 @pytest.mark.parametrize("rule", ["token", "block", "lossy-typical"])

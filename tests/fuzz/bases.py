@@ -12,6 +12,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import sentencepiece
 import torch
 from safetensors.torch import save_file
 
@@ -19,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import checkpoints
+import eagle_tools
+import gguf_tools
 import head_tools
 import pangu_v2_tools
 import quant_tools
@@ -150,6 +153,12 @@ def _with_head(folder: Path) -> Path:
     return target
 
 
+def _with_eagle(folder: Path, layout: str, **fields: Any) -> None:
+    """A published head beside the target."""
+    _chatty(folder)
+    eagle_tools.write_eagle(folder.with_name("eagle"), folder, layout, 40, **fields)
+
+
 def _with_draft(folder: Path) -> None:
     _chatty(folder)
     _dense(folder.with_name("draft"), seed=1, num_hidden_layers=1, max_position_embeddings=64)
@@ -242,6 +251,32 @@ def _gguf(folder: Path) -> None:
     writer.close()
 
 
+def _gguf_mixture(folder: Path) -> None:
+    """Experts in one tensor, rows in Q8_0, and a SentencePiece vocabulary."""
+    write_spm(folder.with_name("text"))
+    model = sentencepiece.SentencePieceProcessor(str(folder.with_name("text") / "tokenizer.model"))
+    every = range(model.piece_size())
+    wide = {"hidden_size": 32, "moe_intermediate_size": 32, "head_dim": 16, "num_hidden_layers": 2}
+    source = checkpoints.write_family(
+        folder.with_name("source"), "qwen3_moe", vocab=len(every), mlp_only_layers=[], **wide
+    )
+
+    def vocabulary(writer: gguf.GGUFWriter) -> None:
+        kinds = {2: model.is_unknown, 3: model.is_control, 6: model.is_byte}
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list([model.id_to_piece(n) for n in every])
+        writer.add_token_scores([model.get_score(n) for n in every])
+        writer.add_token_types([next((k for k, of in kinds.items() if of(n)), 1) for n in every])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_chat_template(MARKS)
+
+    kind = gguf_tools.matrices(gguf.GGMLQuantizationType.Q8_0)
+    gguf_tools.write_gguf(source, folder.with_name("m.gguf"), kind, vocabulary)
+    for name in ("text", "source"):
+        _drop(folder.with_name(name))
+
+
 def _gguf_shapes(vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield from (("token_embd.weight", (vocab, 32)), ("output_norm.weight", (32,)))
     for name in ("attn_norm", "ffn_norm"):
@@ -262,6 +297,14 @@ KINDS: dict[str, Kind] = {
     "dynamic": Kind(lambda f: _exported(f, "W8A8_DYNAMIC")),
     "static": Kind(lambda f: _exported(f, "W8A8")),
     "head": Kind(_with_head, drafters=({"drafter": "head", "nodes": 4, "width": 2},)),
+    "eagle": Kind(
+        lambda f: _with_eagle(f, "original", attention_bias=True),
+        drafters=({"drafter": "head", "head": "@eagle", "nodes": 4, "width": 2},),
+    ),
+    "eagle-library": Kind(
+        lambda f: _with_eagle(f, "speculators", embedding=True, fc_norm=True, norm_output=True),
+        drafters=({"drafter": "head", "head": "@eagle", "nodes": 4},),
+    ),
     "draft": Kind(_with_draft, drafters=({"drafter": "model", "model": "@draft"},)),
     "across": Kind(_across, drafters=({"drafter": "model", "model": "@draft"},)),
     "blocks": Kind(_with_blocks),
@@ -273,6 +316,7 @@ KINDS: dict[str, Kind] = {
     ),
     "unigram": Kind(_unigram),
     "gguf": Kind(_gguf, target="m.gguf"),
+    "gguf-mixture": Kind(_gguf_mixture, target="m.gguf"),
     "odd": Kind(_chatty, odd=odd_model),
     "odd-int8": Kind(_chatty, options=(("quantization", "int8"),), odd=odd_model),
     "odd-int4": Kind(_chatty, options=(("quantization", "int4"),), odd=odd_model),

@@ -241,3 +241,81 @@ def test_modes_are_found_by_name_or_given() -> None:
 
 def test_a_dense_models_modes_do_not_speak_of_experts() -> None:
     assert not any("expert" in mode.description for mode in builtin_modes(DENSE).values())
+
+
+def test_without_groups_fast_runs_half_of_the_experts() -> None:
+    for units in (EXPERTS, LONELY):
+        modes = builtin_modes(units)
+        assert (modes["fast"].experts, modes["fast"].groups, modes["fast"].routed) == (4, None, 4)
+        assert modes["fast"].thinking == "off" and modes["deep"].routed is None
+        assert "experts" in modes["fast"].description and "experts" in modes["deep"].description
+        words = meaning(modes["fast"], units)
+        assert words["experts"] == "4 of 8" and "groups" not in words
+        assert meaning(modes["deep"], units)["experts"] == "all 8"
+        assert meaning(modes["auto"], units)["experts"] == "as the preset that is taken"
+    assert builtin_modes(RoutedUnits("experts", 1, least=1))["fast"].routed is None
+    assert builtin_modes(RoutedUnits("experts", 1))["fast"].experts == 0
+
+
+@pytest.mark.parametrize(
+    ("units", "fields", "says"),
+    [
+        (
+            EXPERTS,
+            {"groups": 2},
+            r"^mode 'x': groups=2 must be None: this model has no groups, and ",
+        ),
+        (
+            GROUPS,
+            {"experts": 2},
+            r"^mode 'x': experts=2 must be None: .* in groups, and the field g",
+        ),
+        (DENSE, {"experts": 2}, r"^mode 'x': experts=2 is outside None: this model is dense$"),
+        (EXPERTS, {"experts": 9}, r"^mode 'x': experts=9 is outside 0\.\.8$"),
+        (LONELY, {"experts": 0}, r"^mode 'x': experts=0 is outside 1\.\.8: no shared expert would"),
+        (
+            EXPERTS,
+            {"experts": 2, "groups": 2},
+            r"^groups=2 and experts=2 are both given: groups is",
+        ),
+        (LONELY, {"may_shorten": ["groups"]}, r"^mode 'x': may_shorten='groups' must be 'experts'"),
+        (
+            GROUPS,
+            {"may_shorten": ["experts"]},
+            r"^mode 'x': may_shorten='experts' must be 'groups'",
+        ),
+    ],
+    ids=str,
+)
+def test_counts_that_do_not_fit(
+    tmp_path: Path, units: RoutedUnits, fields: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        find_mode({"name": "x", **fields}, builtin_modes(units), units)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=says[1:]):
+        load_modes(presets(tmp_path, {"modes": {"x": fields}}), units)
+
+
+def test_a_count_of_all_experts_is_none() -> None:
+    modes = builtin_modes(LONELY)
+    for count in (1, 7):
+        assert find_mode({"base": "fast", "experts": count}, modes, LONELY).routed == count
+    assert find_mode({"base": "fast", "experts": 8}, modes, LONELY).experts is None
+    assert find_mode({"base": "fast", "experts": None}, modes, LONELY).experts is None
+    with pytest.raises(ValueError, match=r"^mode 'fast\*': groups=2 must be None"):
+        find_mode({"base": "fast", "groups": 2}, modes, LONELY)
+    cut = Mode(latency_ms=9, may_shorten=("experts",))
+    assert "experts (lossy)" in meaning(cut, LONELY)["latency"]
+
+
+def test_counts_to_compare() -> None:
+    assert RoutedUnits("groups", 12).steps == list(range(13))
+    assert LONELY.steps == [1, 2, 3, 4, 5, 6, 7, 8] and EXPERTS.steps[:2] == [0, 1]
+    assert RoutedUnits("experts", 22, least=1).steps == [1, 2, 4, 8, 16, 22]
+    assert RoutedUnits("experts", 16).steps == [0, 1, 2, 4, 8, 16]
+    assert (LONELY.drafted, EXPERTS.drafted, RoutedUnits("experts", 2, least=1).drafted) == (
+        2,
+        0,
+        1,
+    )

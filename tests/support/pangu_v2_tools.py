@@ -137,14 +137,12 @@ class ReferenceMoe(ReferenceModel):
             out.append(x + (self._norm(f"{layer}.post_mlp_layernorm", y) if sandwich else y))
         return out
 
-    def _experts(self, name: str, x: Tensor, count: int | None) -> Tensor:
-        """count: how many of the chosen run, None = all."""
+    def _experts(self, name: str, x: Tensor, running: int | None) -> Tensor:
         scores = [1 / (1 + math.exp(-float(s))) for s in self.tensors[f"{name}.gate.weight"] @ x]
         bias = self.tensors.get(f"{name}.gate.e_score_correction_bias")
         shifted = [s + (0.0 if bias is None else float(bias[e])) for e, s in enumerate(scores)]
         order = sorted(range(len(scores)), key=lambda e: -shifted[e])
-        most = self.config["num_experts_per_tok"]
-        chosen = order[: most if count is None else min(count, most)]
+        chosen = order[: self.config["num_experts_per_tok"]][:running]
         total = sum(scores[e] for e in chosen) if self.config["norm_topk_prob"] else 1.0
         y = self._mlp(f"{name}.shared_experts", x)
         for e in chosen:

@@ -88,6 +88,35 @@ def test_groups(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert llm.modes["fast"].thinking == "off", "other fields are the built-in ones"
 
 
+def test_experts_of_a_model_without_groups(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pangu_v2_tools import write_moe
+    from tokenizers_tiny import write_bpe
+
+    model, out, report = tmp_path / "model", tmp_path / "tuned.json", tmp_path / "tuned.html"
+    model.mkdir()
+    write_bpe(model, None, 320)
+    write_moe(model, vocab_size=320, num_hidden_layers=2)
+    out.write_text(json.dumps({"version": 1} | FITTED), "utf-8")
+    code = tune(
+        *("--experts", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", model),
+        *("--limit", 2, "--tokens", 4, "-o", out, "--report", report, "--kv-memory", "4MiB"),
+    )
+    said = " ".join(capsys.readouterr().out.split())
+    assert code == 0 and "experts" in said and "groups" not in said.replace("tuned-groups", "")
+    kept = json.loads(out.read_text("utf-8"))
+    rows = kept["measured_experts"]["experts"]
+    assert [row["experts"] for row in rows] == [0, 1, 2, 3]
+    assert rows[0]["divergence"] > rows[-1]["divergence"] == pytest.approx(0, abs=1e-6)
+    proposed = kept["modes"]["fast"]["experts"]
+    assert ("measured_modes" in kept) == (proposed == 1), "fast runs one of three by itself"
+    html = report.read_text("utf-8")
+    assert "routed experts a token" in html and "all groups" not in html
+    with LLM(model, modes=str(out), kv_memory="4MiB", progress=False) as llm:
+        assert llm.modes["fast"].routed == (None if proposed == 3 else proposed)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -12,9 +12,10 @@ import torch
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.cpu import library, store
+from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.formats import Formats
-from fastslow.engine.backends.cpu.packed import Arena, Sources
+from fastslow.engine.backends.cpu.packed import Sources
 from fastslow.engine.backends.device import choose_device, ops_for, paged_ops_for
 from fastslow.engine.host.machine import free_memory
 from fastslow.engine.kv.budget import format_bytes

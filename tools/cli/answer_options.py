@@ -67,7 +67,7 @@ class AnswerOptions(ModelOptions):
         int | None, option("Most tokens drafted per step; default: as many as pay.", HOW)
     ] = None
     draft_model: Annotated[
-        str | None, option("Small model that drafts (folder); means --drafter model.", HOW)
+        str | None, option("Small model that drafts, as --model; means --drafter model.", HOW)
     ] = None
     draft_groups: Annotated[
         int | None, option("Groups that drafter self runs; default 0.", HOW)
@@ -76,7 +76,8 @@ class AnswerOptions(ModelOptions):
         int | None, option("Experts that drafter self runs, in a model without groups.", HOW)
     ] = None
     head: Annotated[
-        str | None, option("Draft head of `fastslow train-draft`; default: the model's own.", HOW)
+        str | None,
+        option("File of `fastslow train-draft` or EAGLE-3 folder; default: the model's own.", HOW),
     ] = None
     corpus: Annotated[
         str | None, option("Stored answers of `fastslow corpus`, for drafter suffix.", HOW)

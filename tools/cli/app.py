@@ -10,6 +10,7 @@ import typer
 from loguru import logger
 
 from fastslow.tools.cli.bench import bench
+from fastslow.tools.cli.cache import cache
 from fastslow.tools.cli.chat import chat
 from fastslow.tools.cli.convert import convert
 from fastslow.tools.cli.corpus import corpus
@@ -34,6 +35,7 @@ JOBS = (generate, chat, inspect, modes, convert, quantize, bench, tune, train_dr
 for command in JOBS:
     app.command()(command)
 app.add_typer(corpus)
+app.add_typer(cache)
 
 
 def _version(wanted: bool) -> None:
@@ -59,7 +61,7 @@ def _about(
       fastslow inspect path/to/checkpoint
       fastslow tune --prompts mine.jsonl
 
-    A model is a checkpoint folder (config.json, safetensors, tokenizer) or a built-in name:
+    A model is a checkpoint folder (config.json, safetensors, tokenizer), a GGUF file or a built-in name:
     smollm2-moge, made on first use from a 93 MB download, or smollm2, its dense original.
     """
 

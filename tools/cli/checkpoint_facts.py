@@ -16,8 +16,7 @@ from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
-from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.models.locate import resolve_model
+from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import load_modes
 from fastslow.tools.plan.shards import ShardPlan
@@ -54,12 +53,8 @@ class CheckpointFacts:
     def of(cls, model: str, own_modes: str | None = None) -> CheckpointFacts:
         """Read a checkpoint's small files, of a GGUF file the header, and the user's presets. ValueError
         in one sentence for what does not fit."""
-        folder = Path(model)
-        if folder.suffix == ".gguf" and folder.is_file():
-            config, tokenizer = _gguf(folder)
-        else:
-            folder = resolve_model(model)
-            config, tokenizer = ModelConfig.from_folder(folder), _tokenizer(folder)
+        folder = resolve_model(model)
+        config, tokenizer = ModelConfig.from_folder(folder), _tokenizer(folder)
         weights = parameters(config)
         memory = {
             name: ModeCost(weights * DTYPES[name].itemsize, config.kv_bytes_per_token(DTYPES[name]))
@@ -125,10 +120,11 @@ class CheckpointFacts:
                 f"shared {c.shared_intermediate_size}"
             )
         elif c.router is not None:
+            shared = f"shared {c.shared_intermediate_size}"
             dense = f"; dense layers: {len(c.mlp_only_layers)}" if c.mlp_only_layers else ""
             lines["experts"] = (
                 f"best {c.chosen} of {c.experts}, each of {c.moe_intermediate_size}; "
-                f"shared {c.shared_intermediate_size}{dense}"
+                f"{shared if c.shared_intermediate_size else 'none shared'}{dense}"
             )
         else:
             lines["MLP"] = f"dense, {c.intermediate_size}"
@@ -145,29 +141,13 @@ def billions(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
-def _gguf(path: Path) -> tuple[ModelConfig, str]:
-    """Config and tokenizer, from the header alone."""
-    from fastslow.models.gguf import config_json  # late: it needs a library that folders do without
-    from fastslow.models.gguf_file import GgufFile
-
-    file = GgufFile.read(path)
-    try:
-        tied = all(tensor.name != "output.weight" for tensor in file.tensors)
-        config = ModelConfig.from_json(config_json(file.fields, tied))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    tokens = file.fields["tokenizer.ggml.tokens"]
-    ends = ", ".join(repr(tokens[number]) for number in config.eos_ids)
-    return config, f"of the file, {len(tokens)} ids, an answer ends at {ends or 'nothing'}"
-
-
 def _tokenizer(folder: Path) -> str:
-    for name in ("tokenizer.json", "tokenizer.model"):
-        if (folder / name).is_file():
-            tokenizer = load_tokenizer(folder)
-            ends = ", ".join(repr(tokenizer.piece(number)) for number in sorted(tokenizer.eos_ids))
-            return f"{name}, {tokenizer.vocab_size} ids, an answer ends at {ends or 'nothing'}"
-    return "none: prompts are token ids"
+    if (tokenizer := find_tokenizer(folder)) is None:
+        return "none: prompts are token ids"
+    known = (name for name in ("tokenizer.json", "tokenizer.model") if (folder / name).is_file())
+    ends = ", ".join(repr(tokenizer.piece(number)) for number in sorted(tokenizer.eos_ids))
+    name = next(known, "of the file")
+    return f"{name}, {tokenizer.vocab_size} ids, an answer ends at {ends or 'nothing'}"
 
 
 def shard_plan(config: ModelConfig, layout: str) -> ShardPlan:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastslow.engine.host.files import read_object
+from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import nearest
 from fastslow.models.locate import BUILTIN, builtin_path
@@ -25,7 +26,7 @@ KNOWN: dict[str, dict[str, Any]] = json.loads(  # the fields of public config.js
 
 
 def config_of(model: str) -> ModelConfig:
-    """A known name, a checkpoint folder, a config.json, or a built-in model.
+    """A known name, a checkpoint folder, a GGUF file, a config.json, or a built-in model.
 
     Raises:
         ValueError: none of them, or a config.json that does not fit.
@@ -33,7 +34,7 @@ def config_of(model: str) -> ModelConfig:
     if model in KNOWN:
         return ModelConfig.from_json(KNOWN[model])
     path = Path(model)
-    if path.is_dir():
+    if path.is_dir() or is_gguf(path):
         return ModelConfig.from_folder(path)
     if path.is_file():
         try:

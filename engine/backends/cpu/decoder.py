@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.formats import Format, Formats, float_format
 from fastslow.engine.backends.cpu.kv import TiledStorage
 from fastslow.engine.backends.cpu.library import (
@@ -22,7 +23,7 @@ from fastslow.engine.backends.cpu.library import (
     tensor_address,
 )
 from fastslow.engine.backends.cpu.orders import plain_order
-from fastslow.engine.backends.cpu.packed import Arena, PackedMatrix
+from fastslow.engine.backends.cpu.packed import MatrixRuns, PackedMatrix
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.model.base import check_layers, check_step
@@ -220,6 +221,20 @@ class CpuDecoder:
             self._at(key), self._at(f"{key}_bias"), piece.format, piece.inputs, piece.outputs
         )
 
+    def _heads(self, key: str) -> dict[str, library.CMatrix]:
+        """Queries, keys and values, from one matrix, or from one for each behind each other."""
+        c, piece = self.config, self._arena.pieces[key]
+        if not isinstance(piece, MatrixRuns):
+            rows = len(plain_order(c.head_dim))
+            return library.head_matrices(self._matrix(key), c.heads, c.kv_heads, rows)
+        found, tiles, bias = {}, self._at(key), self._at(f"{key}_bias")
+        assert tiles is not None
+        for name, run in zip(("queries", "keys", "values"), piece.runs, strict=True):
+            found[name] = library.CMatrix(tiles, bias, run.format, run.inputs, run.outputs)
+            tiles += run.nbytes
+            bias = None if bias is None else bias + 4 * run.outputs
+        return found
+
     def _layer(self, n: int) -> library.CLayer:
         c, routed = self.config, self.config.routed(n)
         first, second = self._at(f"{n}.expert0.gate_up"), self._at(f"{n}.expert1.gate_up")
@@ -230,9 +245,7 @@ class CpuDecoder:
             expert_gate_up=self._matrix(f"{n}.expert0.gate_up"),
             expert_down=self._matrix(f"{n}.expert0.down"),
             expert_bytes=second - first if routed and first and second else 0,
-            **library.head_matrices(
-                self._matrix(f"{n}.qkv"), c.heads, c.kv_heads, len(plain_order(c.head_dim))
-            ),
+            **self._heads(f"{n}.qkv"),
             **{k: self._matrix(f"{n}.{k}") for k in ("out", "router", "gate_up", "down")},
         )
 
@@ -240,7 +253,8 @@ class CpuDecoder:
         c, cold, second = self.config, self._memory.cold, self.config.pangu_v2
         router, swiglu = c.router, c.swiglu
         own = "embedding" in self._arena.offsets  # else the head's tiles have it
-        form = Format.INT8 if self.formats.int8_embedding else float_format(self.formats.embedding)
+        tiles = self.formats.tiles
+        form = float_format(self.formats.embedding) if tiles is None else tiles
         return library.CShape(
             layers=len(self.layers),
             hidden=c.hidden_size,
@@ -265,6 +279,7 @@ class CpuDecoder:
             embedding_at=self._arena.offsets["embedding"] if own else 0,
             embedding_file=cold.number if isinstance(cold, OpenFile) else -1,
             embedding_rows=c.vocab_size,
+            embedding_tiles=tiles is not None,
             norm=self._at("norm"),
             head=self._matrix("head"),
             screen=self._matrix("screen"),

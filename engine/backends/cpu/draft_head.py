@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastslow.engine.backends.cpu import library, orders, packed
 from fastslow.engine.backends.cpu.formats import Format, float_format
-from fastslow.engine.backends.cpu.library import FLOAT32, INT64, address, tensor_address
+from fastslow.engine.backends.cpu.library import FLOAT32, FLOAT64, INT64, address, tensor_address
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.row_file import RowFile
 from fastslow.engine.types import Floats, Ints, Tree
@@ -64,6 +64,23 @@ class DraftShape:
                 )
 
 
+class PairedEntry(NamedTuple):
+    """What an EAGLE-3 head does in front of its layer, whose "qkv" reads the normed embedding and the
+    normed hidden state side by side.
+
+    Attributes:
+        frequencies: float64 [head_dim / 2], radians per position.
+        level: so many features are divided by their root mean square together; 0: none.
+        normed_residual: the layer adds to the normed hidden state.
+        normed_output: the head's output is normed when the next step reads it.
+    """
+
+    frequencies: Tensor
+    level: int = 0
+    normed_residual: bool = False
+    normed_output: bool = False
+
+
 class NewRows(NamedTuple):
     """Rows to add to texts.
 
@@ -105,10 +122,13 @@ class DraftKernels:
     Args:
         shape: of the layer.
         weights: matrices "fuse" [H, F], "entry" [H, 2H], "qkv", "out", "gate_up", "down"; vectors [H]
-            "embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm".
-        head: [V, H], of which the rows `ids` are taken.
+            "embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm". With `paired`:
+            "qkv" of [.., 2H], no "entry" and no "attention_norm", "head" [D, H]; and any matrix may
+            have a bias, such as "qkv_bias".
+        head: [V, H], of which the rows `ids` are taken; None: the weights have one.
         ids: int64 [D], the tokens of the head's rows.
         embedding: [V, H], float32 or bfloat16; not copied. A file's rows are read as they are needed.
+        paired: of an EAGLE-3 head.
         form: of the matrices. Between two drafts the target's weights pass through the caches, so
             the bytes of a head are most of its time: int4 took three quarters of int8's.
 
@@ -122,10 +142,11 @@ class DraftKernels:
         self,
         shape: DraftShape,
         weights: Mapping[str, Tensor],
-        head: Tensor | RowFile,
+        head: Tensor | RowFile | None,
         ids: Tensor,
         embedding: Tensor | RowFile,
         form: Format = Format.INT4,
+        paired: PairedEntry | None = None,
     ) -> None:
         shape.check()
         self.shape = shape
@@ -140,17 +161,20 @@ class DraftKernels:
         inner = shape.heads * shape.head_dim
         heads = orders.heads_order(shape.heads + 2 * shape.kv_heads, shape.head_dim)
         plain, head_rows = orders.plain_order(shape.hidden), orders.plain_order(len(self._ids))
-        head_rows[head_rows >= 0] = self._ids
+        if head is not None:
+            head_rows[head_rows >= 0] = self._ids
+        powers = torch.arange(0, shape.head_dim, 2, dtype=torch.float64) / shape.head_dim
+        turning = shape.rope_theta**-powers if paired is None else paired.frequencies
         gate_up = orders.gate_up_order(shape.neurons)
 
         def pack(name: str, rows: Ints, inputs: int) -> library.CMatrix:
-            return self._pack(weights[name], rows, inputs)
+            return self._pack(weights[name], rows, inputs, weights.get(f"{name}_bias"))
 
         layer = library.CLayer(
-            attention_norm=self._vector(weights["attention_norm"]),
+            attention_norm=None if paired else self._vector(weights["attention_norm"]),
             mlp_norm=self._vector(weights["mlp_norm"]),
             **library.head_matrices(
-                pack("qkv", heads, shape.hidden),
+                pack("qkv", heads, 2 * shape.hidden if paired else shape.hidden),
                 shape.heads,
                 shape.kv_heads,
                 len(orders.plain_order(shape.head_dim)),
@@ -173,11 +197,14 @@ class DraftKernels:
             embedding_rows=len(embedding),
             **_place(embedding, shape.hidden),
             norm=self._vector(weights["norm"]),
-            head=self._pack(head, head_rows, shape.hidden),
+            head=self._pack(weights["head"] if head is None else head, head_rows, shape.hidden),
             fuse=pack("fuse", plain, self.features),
-            entry=pack("entry", plain, 2 * shape.hidden),
+            entry=library.CMatrix() if paired else pack("entry", plain, 2 * shape.hidden),
             embedding_norm=self._vector(weights["embedding_norm"]),
             hidden_norm=self._vector(weights["hidden_norm"]),
+            level=shape.hidden if paired is None else paired.level,
+            normed_residual=paired is not None and paired.normed_residual,
+            normed_output=paired is not None and paired.normed_output,
         )
         made = ctypes.c_void_p()
         failed = self._kernels.fs_draft_new(
@@ -185,7 +212,7 @@ class DraftKernels:
             ctypes.byref(layer),
             address("ids", self._ids, INT64, len(self._ids)),
             shape.window,
-            shape.rope_theta,
+            address("frequencies", turning.numpy(), FLOAT64, shape.head_dim // 2),
             ctypes.byref(made),
         )
         library.check(failed, "making the draft head")
@@ -309,11 +336,18 @@ class DraftKernels:
         tensor_address("features", values, len(tokens) * self.features)
         return tokens, values
 
-    def _pack(self, matrix: Tensor | RowFile, rows: Ints, inputs: int) -> library.CMatrix:
+    def _pack(
+        self, matrix: Tensor | RowFile, rows: Ints, inputs: int, bias: Tensor | None = None
+    ) -> library.CMatrix:
         tiles = self._room(len(rows) // library.TILE * library.tile_bytes(self.form, inputs))
         packed.pack_rows(tiles, self.form, inputs, rows, matrix.__getitem__)
         at = address("packed rows", tiles, tiles.dtype, tiles.size)
-        return library.CMatrix(at, None, self.form, inputs, len(rows))
+        if bias is None:
+            return library.CMatrix(at, None, self.form, inputs, len(rows))
+        added = self._room(4 * len(rows)).view(np.float32)
+        added[rows >= 0] = bias.float().numpy()[rows[rows >= 0]]
+        biases = address("biases", added, FLOAT32, len(rows))
+        return library.CMatrix(at, biases, self.form, inputs, len(rows))
 
     def _vector(self, values: Tensor) -> int:
         if len(values) != self.shape.hidden:

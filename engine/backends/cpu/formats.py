@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import torch
+from loguru import logger
 
 QUANTIZATIONS = ("int8", "int4")
 EMBEDDING = "model.embed_tokens.weight"
@@ -19,6 +20,25 @@ class Format(IntEnum):
     BFLOAT16 = 1
     INT8 = 2  # a scale per output; activations in int8, a scale per 32
     INT4 = 3  # groups of 32 inputs with a scale and a minimum, as in Q4_1; activations as INT8
+    # The numbers of a GGUF file as they are; activations as INT8.
+    Q4_0 = 4
+    Q5_0 = 5
+    Q8_0 = 6
+    Q4_K = 7
+    Q5_K = 8
+    Q6_K = 9
+    MXFP4 = 10
+    FLOAT16 = 11  # of weights; activations in float32
+
+
+# GGUF's types that run as they are.
+GGUF_FORMATS = {
+    "F32": Format.FLOAT32,
+    "F16": Format.FLOAT16,
+    "BF16": Format.BFLOAT16,
+    "Q4_1": Format.INT4,
+    **{form.name: form for form in Format if Format.Q4_0 <= form <= Format.MXFP4},
+}
 
 
 def float_format(dtype: torch.dtype) -> Format:
@@ -31,7 +51,9 @@ class Formats:
     """What a model is packed in. Norms, biases and the router stay float32 in all of them.
 
     kv: of keys and values, which is also the dtype that the model shows. kept: names of matrices
-    that the checkpoint itself has in int8, and that are packed as they are.
+    that the checkpoint itself has in int8, and that are packed as they are. types: formats of the
+    matrices of a GGUF file, by name. tiles: that of the embedding where it is read from tiles, which are
+    the head's where it is tied; None where its rows are plain numbers.
     """
 
     name: str
@@ -40,10 +62,24 @@ class Formats:
     embedding: torch.dtype
     kv: torch.dtype
     kept: frozenset[str] = frozenset()
+    types: Mapping[str, Format] = field(default_factory=dict, hash=False)
+    tiles: Format | None = None
 
-    def matrix(self, names: Iterable[str]) -> Format:
-        """Of matrices below each other: a checkpoint's int8 only where all of them are."""
+    def matrix(self, names: Sequence[str]) -> Format:
+        """Of matrices below each other: a checkpoint's own only where all of them have it.
+
+        Those of a file that are unlike each other are taken to float32, which has all their numbers.
+        """
+        if self.types:
+            found = {self.types.get(name, self.layers) for name in names}
+            if len(found) > 1:
+                logger.info("{} are of unlike types: they run in float32", " and ".join(names))
+            return found.pop() if len(found) == 1 else Format.FLOAT32
         return Format.INT8 if self.kept.issuperset(names) else self.layers
+
+    def apart(self, names: Sequence[str]) -> bool:
+        """Whether matrices below each other are unlike."""
+        return len({self.matrix((name,)) for name in names}) > 1
 
     def alike(self, prefixes: Iterable[str]) -> Formats:
         """The same with all gates, ups and downs below the prefixes in one format.
@@ -55,14 +91,12 @@ class Formats:
         return self if names <= self.kept else replace(self, kept=self.kept - names)
 
     @property
-    def int8_embedding(self) -> bool:
-        """Whether the embedding is read from int8 tiles; those of the head where it is tied."""
-        return EMBEDDING in self.kept
-
-    @property
     def screens(self) -> bool:
-        """Whether the head has an int8 copy, read first where only the best token is wanted."""
-        return self.head is Format.BFLOAT16
+        """Whether the head has an int8 copy, read first where only the best token is wanted.
+
+        A file's head runs as it is, with no copy.
+        """
+        return self.head is Format.BFLOAT16 and not self.types
 
     @classmethod
     def of(cls, dtype: torch.dtype, quantization: str) -> Formats:
@@ -85,4 +119,21 @@ class Formats:
         plain = cls.of(dtype, "none")
         own = frozenset(kept)
         form = Format.INT8 if head in own else plain.head
-        return cls(f"w8a8-{plain.name}", plain.layers, form, dtype, dtype, own)
+        tiles = Format.INT8 if EMBEDDING in own else None
+        return cls(f"w8a8-{plain.name}", plain.layers, form, dtype, dtype, own, tiles=tiles)
+
+    @classmethod
+    def of_file(cls, types: Mapping[str, Format], dtype: torch.dtype, head: str) -> Formats:
+        """For a GGUF file whose matrices have these formats; any other is in dtype.
+
+        head: the name of the head's matrix; the embedding's where they are tied, which is then read from
+        the head's tiles.
+        """
+        plain = cls.of(dtype, "none")
+        own = types.get(EMBEDDING, plain.layers)
+        rows = own in (Format.FLOAT32, Format.BFLOAT16) and head != EMBEDDING
+        embedding = torch.float32 if own is Format.FLOAT32 else torch.bfloat16
+        form = types.get(head, plain.head)
+        tiles = None if rows else own
+        name = f"gguf-{plain.name}"
+        return cls(name, plain.layers, form, embedding, dtype, types=dict(types), tiles=tiles)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import operator
 import re
+from collections.abc import Sequence
 from ctypes import (
     POINTER,
     Structure,
@@ -118,8 +119,8 @@ class CMatrix(Checked):
 
 def head_matrices(whole: CMatrix, heads: int, kv_heads: int, head_rows: int) -> dict[str, CMatrix]:
     """Queries, keys and values of one packed matrix, which lie in this order, `head_rows` rows a head."""
-    found, first = {}, 0
-    for name, count in (("queries", heads), ("keys", kv_heads), ("values", kv_heads)):
+    found, first, counts = {}, 0, (heads, kv_heads, kv_heads)
+    for name, count in zip(("queries", "keys", "values"), counts):
         tiles = whole.tiles + first // TILE * tile_bytes(whole.format, whole.inputs)
         bias = whole.bias + 4 * first if whole.bias else None
         found[name] = CMatrix(tiles, bias, whole.format, whole.inputs, count * head_rows)
@@ -149,12 +150,13 @@ class CShape(Checked):
         (c_int32, "embedding_format"),
         (c_void_p, "embedding"),
         (c_int64, "embedding_at"),
-        (c_int32, "embedding_file embedding_rows"),
+        (c_int32, "embedding_file embedding_rows embedding_tiles"),
         (c_void_p, "norm"),
         (CMatrix, "head screen"),
         (c_void_p, "screen_norms"),
         (CMatrix, "fuse entry"),
         (c_void_p, "embedding_norm hidden_norm"),
+        (c_int32, "level normed_residual normed_output"),
     )
 
 
@@ -194,7 +196,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fs_screened": (c_int, [c_void_p]),
     "fs_draft_new": (
         c_int,
-        [POINTER(CShape), POINTER(CLayer), c_void_p, Int64, c_double, POINTER(c_void_p)],
+        [POINTER(CShape), POINTER(CLayer), c_void_p, Int64, c_void_p, POINTER(c_void_p)],
     ),
     "fs_draft_delete": (None, [c_void_p]),
     "fs_draft_open": (c_int64, TEXT),
@@ -216,9 +218,12 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fs_dot_instructions": (c_int, []),
     "fs_read_bandwidth": (c_double, [c_void_p, Int64, Int32]),
     "fs_tile_bytes": (c_size_t, [Int32, Int32]),
+    "fs_packs": (c_int, [Int32]),
     "fs_pack": (None, [Int32, c_void_p, c_void_p, Int32, Int32]),
     "fs_pack_int8": (None, [c_void_p, c_void_p, c_void_p, Int32, Int32]),
-    "fs_pack_q4_1": (None, [c_void_p, c_void_p, Int32, Int32]),
+    "fs_block": (None, [Int32, POINTER(c_int), POINTER(c_int)]),
+    "fs_pack_blocks": (None, [Int32, c_void_p, c_void_p, Int32, Int32]),
+    "fs_unpack": (None, [Int32, c_void_p, Int32, Int32, c_void_p]),
     "fs_product": (c_int, [Int32, c_void_p, Int32, Int32, c_void_p, Int32, c_void_p]),
 }
 
@@ -295,6 +300,8 @@ def _room(into: NDArray[np.uint8], form: int, rows: NDArray[Any], inputs: int) -
 def pack(into: NDArray[np.uint8], form: int, rows: NDArray[np.float32]) -> None:
     """Pack rows [outputs, inputs] in a format."""
     outputs, inputs = rows.shape
+    if not kernels().fs_packs(form):
+        raise ValueError(f"format {form} has numbers of a file's only: floats are not packed in it")
     at = _room(into, form, rows, inputs)
     kernels().fs_pack(form, at, address("rows", rows, FLOAT32, outputs * inputs), outputs, inputs)
 
@@ -311,13 +318,54 @@ def pack_int8(
     )
 
 
-def pack_q4_1(into: NDArray[np.uint8], form: int, blocks: NDArray[np.uint8], inputs: int) -> None:
-    """Pack Q4_1 blocks [outputs, inputs / 32 * 20], bit for bit."""
-    if inputs % 32:
-        raise ValueError(f"inputs={inputs} of 4-bit blocks must be a multiple of 32")
-    at = _room(into, form, blocks, inputs)
-    data = address("4-bit blocks", blocks, UINT8, len(blocks) * (inputs // 32) * 20)
-    kernels().fs_pack_q4_1(at, data, len(blocks), inputs)
+@cache
+def block_of(form: int) -> tuple[int, int]:
+    """Inputs and bytes of a block of GGUF that a format is packed from; zeros where there is none."""
+    inputs, size = c_int(), c_int()
+    kernels().fs_block(form, ctypes.byref(inputs), ctypes.byref(size))
+    return inputs.value, size.value
+
+
+def block_bytes(form: int, inputs: int) -> int:
+    """Bytes of a row of blocks."""
+    step, size = block_of(form)
+    if not step:
+        raise ValueError(f"format {form} has no blocks")
+    if inputs % step:
+        raise ValueError(f"inputs={inputs} must be a multiple of {step}, which a block has")
+    return inputs // step * size
+
+
+def pack_gguf(
+    into: NDArray[np.uint8],
+    form: int,
+    parts: Sequence[NDArray[np.uint8]],
+    order: NDArray[np.int64],
+    inputs: int,
+) -> None:
+    """Pack rows of blocks, bit for bit, without a copy of them.
+
+    parts: each [outputs, bytes of a row], one below the other. order: which of all their rows, whole tiles
+    of them; -1 is a row of zeros.
+    """
+    size = block_bytes(form, inputs)
+    found = [address("rows of blocks", part, UINT8, len(part) * size) for part in parts]
+    at = _room(into, form, order, inputs)
+    rows = np.concatenate([first + size * np.arange(len(p)) for first, p in zip(found, parts)])
+    if len(order) % TILE or (len(order) and not -1 <= order.min() <= order.max() < len(rows)):
+        raise ValueError(f"{len(order)} rows to pack are not whole tiles of {len(rows)} rows")
+    picked = np.where(order < 0, 0, rows[order]).astype(np.uint64)
+    kernels().fs_pack_blocks(
+        form, at, address("rows", picked, UINT64, len(order)), len(order), inputs
+    )
+
+
+def unpack(tiles: NDArray[np.uint8], form: int, outputs: int, inputs: int) -> NDArray[np.float32]:
+    """What packed tiles mean, [outputs, inputs]."""
+    out = np.empty((outputs, inputs), dtype=np.float32)
+    at = _room(tiles, form, out, inputs)
+    kernels().fs_unpack(form, at, outputs, inputs, address("floats", out, FLOAT32, out.size))
+    return out
 
 
 def checksum(

@@ -30,15 +30,14 @@ ReadBlocks = Callable[[str], "NDArray[np.uint8] | None"]
 @dataclass(frozen=True, slots=True)
 class Sources:
     """How a checkpoint's tensors are read by name: as floats; and as 4-bit blocks or in int8, where it
-    has them so."""
+    has them so. at_once: pieces that are packed at a time; more than 1 where reading makes no copies."""
 
     read: Read
     blocks: ReadBlocks
     linear: ReadQuant
+    at_once: int = 1
 
 
-ALIGN = 64
-PAGE = 4096
 TOO_SMALL = 1e-36  # a row whose largest weight is no larger is zeros in int8, see kernels/blocks.h
 SMALLEST = 2.0**-126  # of normal float32
 
@@ -86,12 +85,15 @@ class PackedMatrix:
             if len(matrices) == len(self.sources):
                 self._keep(into, QuantLinear.stack(matrices))
                 return
-        if self.format is Format.INT4:
-            parts = [sources.blocks(name) for name in self.sources]
-            if all(part is not None for part in parts):
-                rows = _ordered(np.concatenate([p for p in parts if p is not None]), self.order)
-                library.pack_q4_1(into, self.format, rows, self.inputs)
+        if library.block_of(self.format)[0]:
+            found = [(name, sources.blocks(name)) for name in self.sources]
+            parts = [part for _, part in found if part is not None]
+            if len(parts) == len(found):
+                library.pack_gguf(into, self.format, parts, self.order, self.inputs)
                 return
+            if self.format is not Format.INT4:  # which floats are packed in, too
+                missing = ", ".join(name for name, part in found if part is None)
+                raise ValueError(f"{missing}: not in {self.format.name} in the file")
         whole = torch.cat([sources.read(name) for name in self.sources])
         pack_rows(into, self.format, self.inputs, self.order, whole.__getitem__)
 
@@ -99,6 +101,29 @@ class PackedMatrix:
         rows = _ordered(matrix.weight_OI.numpy(), self.order)
         scales = _ordered(matrix.scale_O.numpy(), self.order)
         library.pack_int8(into, self.format, rows, scales)
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixRuns:
+    """Matrices below each other, each in a format of its own."""
+
+    key: str
+    runs: tuple[PackedMatrix, ...]
+
+    @property
+    def outputs(self) -> int:
+        return sum(run.outputs for run in self.runs)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(run.nbytes for run in self.runs)
+
+    def write(self, into: Bytes, sources: Sources) -> None:
+        """Pack one behind the other."""
+        at = 0
+        for run in self.runs:
+            run.write(into[at : at + run.nbytes], sources)
+            at += run.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +194,7 @@ def _lengths(rows: Tensor) -> Tensor:
     return torch.where(exact == 0, 0.0, exact.clamp_min(SMALLEST)).nan_to_num(torch.inf).float()
 
 
-Piece = PackedMatrix | Vector | ScreenNorms | SinkTiles
+Piece = PackedMatrix | MatrixRuns | Vector | ScreenNorms | SinkTiles
 COLD = ("embedding",)  # read a row at a time: it can stay in the file
 
 
@@ -185,10 +210,12 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
         yield PackedMatrix("screen", Format.INT8, hidden, plain_order(vocabulary), (head,))
         yield ScreenNorms("screen_norms", vocabulary, head)
     yield PackedMatrix("head", formats.head, hidden, plain_order(vocabulary), (head,))
-    if not formats.int8_embedding:
+    if formats.tiles is None:
         yield Vector("embedding", vocabulary * hidden, formats.embedding, (EMBEDDING,))
     elif not tied:
-        yield PackedMatrix("embedding", Format.INT8, hidden, plain_order(vocabulary), (EMBEDDING,))
+        yield PackedMatrix(
+            "embedding", formats.tiles, hidden, plain_order(vocabulary), (EMBEDDING,)
+        )
 
 
 def _layer(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
@@ -223,9 +250,7 @@ def _attention(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
             yield Vector(f"{n}.{side}_norm", c.head_dim, f32, (f"{prefix}.{side[0]}_norm.weight",))
     if c.sink_logits:
         yield Vector(f"{n}.sink_logits", c.heads, f32, (f"{prefix}.sinks",))
-    heads = heads_order(c.heads + 2 * c.kv_heads, c.head_dim)
-    qkv = [f"{prefix}.{x}_proj" for x in "qkv"]
-    yield from _matrix(f"{n}.qkv", formats, c.hidden_size, heads, qkv, c.qkv_bias)
+    yield from _qkv(c, formats, n)
     width, rows = c.heads * c.head_dim, plain_order(c.hidden_size)
     yield from _matrix(f"{n}.out", formats, width, rows, [f"{prefix}.o_proj"], c.out_bias)
 
@@ -273,6 +298,23 @@ def _routed(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
         yield from _mlp(n, f"expert{e}.", alike, hidden, inner, expert, c.expert_bias)
 
 
+def _qkv(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
+    counts, hidden = (c.heads, c.kv_heads, c.kv_heads), c.hidden_size
+    sources = [f"model.layers.{n}.self_attn.{x}_proj" for x in "qkv"]
+    names, heads = [f"{source}.weight" for source in sources], heads_order(sum(counts), c.head_dim)
+    if not formats.apart(names):
+        yield from _matrix(f"{n}.qkv", formats, hidden, heads, sources, c.qkv_bias)
+        return
+    orders = [heads_order(count, c.head_dim) for count in counts]
+    runs = (
+        PackedMatrix("", formats.matrix((name,)), hidden, order, (name,))
+        for name, order in zip(names, orders)
+    )
+    yield MatrixRuns(f"{n}.qkv", tuple(runs))
+    if c.qkv_bias:
+        yield _bias(f"{n}.qkv", heads, sources)
+
+
 def _mlp(
     n: int, key: str, formats: Formats, hidden: int, inner: int, prefix: str, bias: bool
 ) -> Iterator[Piece]:
@@ -288,43 +330,12 @@ def _matrix(
     names = tuple(f"{s}.weight" for s in sources)
     yield PackedMatrix(key, formats.matrix(names), inputs, rows, names)
     if bias:
-        biases = tuple(f"{s}.bias" for s in sources)
-        yield Vector(f"{key}_bias", len(rows), torch.float32, biases, rows)
+        yield _bias(key, rows, sources)
 
 
-@dataclass(frozen=True, slots=True)
-class Arena:
-    """Where each piece lies in one run of memory.
-
-    hot: bytes that every step reads from; the rest, from a page of its own on, is cold.
-    """
-
-    pieces: dict[str, Piece]
-    offsets: dict[str, int]
-    hot: int
-    nbytes: int
-
-    @property
-    def cold_rows(self) -> bool:
-        """Whether all that is cold has rows that lie in one piece each."""
-        return all(isinstance(self.pieces[key], Vector) for key in COLD if key in self.pieces)
-
-    @classmethod
-    def of(cls, config: ModelConfig, formats: Formats) -> Arena:
-        """Lay the pieces one after the other, each on a cache line of its own."""
-        found = {piece.key: piece for piece in pieces(config, formats)}
-        offsets, at, hot = {}, 0, 0
-        for key in sorted(found, key=lambda key: key in COLD):  # stable: else in a step's order
-            if key in COLD and not hot:
-                hot = at = -(-at // PAGE) * PAGE
-            offsets[key] = at
-            at += -(-found[key].nbytes // ALIGN) * ALIGN
-        return cls(found, offsets, hot, at)
-
-    def write(self, into: Bytes, sources: Sources) -> None:
-        """Fill memory of `nbytes` bytes that begins on a cache line."""
-        for key, piece in self.pieces.items():
-            piece.write(into[self.offsets[key] :][: piece.nbytes], sources)
+def _bias(key: str, rows: Ints, sources: Sequence[str]) -> Vector:
+    names = tuple(f"{source}.bias" for source in sources)
+    return Vector(f"{key}_bias", len(rows), torch.float32, names, rows)
 
 
 def _ordered(rows: NDArray[Any], picked: Ints) -> NDArray[Any]:

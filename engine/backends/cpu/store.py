@@ -22,9 +22,12 @@ import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
 
+from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.library import checksum
-from fastslow.engine.backends.cpu.packed import Arena, Sources
+from fastslow.engine.backends.cpu.packed import Sources
+from fastslow.engine.backends.cpu.packings import DIGESTS, PACKED, SUFFIX, limit, shrink
 from fastslow.engine.host.files import cache_folder, read_object
+from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
 from fastslow.engine.host.unfinished import unfinished
 from fastslow.engine.model.row_file import OpenFile
 
@@ -38,30 +41,39 @@ SETTLED = 2 * 10**9  # nanoseconds after which another edit of a file gets anoth
 
 
 def packed_path(folder: Path, format_name: str, arena: Arena) -> Path | None:
-    """Where the packed form of a checkpoint folder is kept, named by its contents; None where it is too small."""
+    """Where the packed form of a checkpoint folder or a GGUF file is kept, named by its contents; None where
+    it is too small."""
     if arena.nbytes < SMALL:
         return None
     where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-    record = cache_folder() / "digests" / f"{where}.json"
+    record = cache_folder() / DIGESTS / f"{where}.json"
     known = _known(record)
-    found = {
-        path.name: _digest(path, known.get(path.name))
-        for path in sorted(path for path in folder.iterdir() if path.is_file())
-        if path.suffix in (".safetensors", ".json") and not path.name.endswith("_report.json")
-    }
+    found = {path.name: _digest(path, known.get(path.name)) for path in _sources(folder)}
     if found != known:
-        _keep(record, found)
+        _keep(record, {"model": str(folder.resolve()), "files": found})
     state = json.dumps([LAYOUT, [[name, entry[-1]] for name, entry in found.items()]])
     digest = hashlib.sha256(state.encode()).hexdigest()[:16]
-    return cache_folder() / "packed" / f"{where}-{format_name}-{digest}.packed"
+    return cache_folder() / PACKED / f"{where}-{format_name}-{digest}{SUFFIX}"
+
+
+def _sources(folder: Path) -> list[Path]:
+    """What a packing is made from."""
+    if is_gguf(folder):
+        return gguf_parts(folder)
+    return [
+        path
+        for path in sorted(path for path in folder.iterdir() if path.is_file())
+        if path.suffix in (".safetensors", ".json") and not path.name.endswith("_report.json")
+    ]
 
 
 def _known(record: Path) -> dict[str, list[Any]]:
     """File name -> identity and digest; what cannot be read is not known."""
     try:
-        return read_object(record)
+        files = read_object(record).get("files")
     except ValueError:
         return {}
+    return files if isinstance(files, dict) else {}
 
 
 def _digest(path: Path, known: object) -> list[Any]:
@@ -82,7 +94,7 @@ def _digest(path: Path, known: object) -> list[Any]:
     return [*identity, "" if total is None else total.tobytes().hex()]
 
 
-def _keep(record: Path, found: dict[str, list[Any]]) -> None:
+def _keep(record: Path, found: dict[str, Any]) -> None:
     try:
         with unfinished(record) as made:
             made.write_text(json.dumps(found), "utf-8")
@@ -130,6 +142,8 @@ def load(path: Path | None, arena: Arena) -> PackedFile | None:
         if mapped is not None and _sum(path, arena, hot) == mapped[arena.nbytes :].tobytes():
             if hot is None:
                 return PackedFile(mapped[: arena.hot], mapped[arena.hot : arena.nbytes])
+            facts = path.stat()  # the time of reading says when it was used last
+            os.utime(path, ns=(time.time_ns(), facts.st_mtime_ns))
             cold = OpenFile(path) if arena.cold_rows else mapped[arena.hot : arena.nbytes]
             return PackedFile(hot, cold)
     except (OSError, ValueError):  # gone meanwhile, or another user's
@@ -185,19 +199,19 @@ def create(
     """
     if path is None:
         return _in_memory(arena, sources)
+    limit()  # refuses what is no number before anything is packed
     size, work = arena.nbytes + SEAL, ExitStack()
     try:
         made = work.enter_context(unfinished(path))
-        with made.open("xb") as file:
+        with made.open("x+b") as file:
             if hasattr(os, "posix_fallocate"):  # a full disk shows now, not while packing
                 os.posix_fallocate(file.fileno(), 0, size)
             file.truncate(size)
-        logger.info("packing weights, once, into {}", path)
-        whole = np.memmap(made, dtype=np.uint8, mode="r+")
-        arena.write(whole[: arena.nbytes], sources)
-        whole[arena.nbytes :] = np.frombuffer(_sum(made, arena, None), dtype=np.uint8)
-        whole.flush()
-        del whole
+            logger.info("packing weights, once, into {}", path)
+            arena.save(file, sources)
+            file.flush()
+            file.seek(arena.nbytes)
+            file.write(_sum(made, arena, None))
         made.chmod(0o644)
         if now is not None and now() != path:
             raise OSError("the checkpoint was changed while it was packed")
@@ -205,6 +219,7 @@ def create(
         for old in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
             if old != path:
                 old.unlink(missing_ok=True)  # who has it mapped keeps it
+        shrink(path)
     except OSError as error:
         logger.warning("packed weights cannot be kept, so each start packs anew: {}", error)
     finally:

@@ -11,103 +11,27 @@ from loguru import logger
 from fastslow.engine.host.files import shown
 
 # Fields that change no forward of any family, whatever their value: names, files, training, sampling.
-HARMLESS = frozenset(
-    [
-        "architectures",
-        "model_type",
-        "_name_or_path",
-        "name_or_path",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "auto_map",
-        "tokenizer_class",
-        "processor_class",
-        "task_specific_params",
-        "id2label",
-        "label2id",
-        "is_encoder_decoder",
-        "initializer_range",
-        "use_cache",
-        "pretraining_tp",
-        "return_dict",
-        "output_hidden_states",
-        "output_attentions",
-        "output_router_logits",
-        "router_aux_loss_coef",
-        "router_jitter_noise",
-        "attention_dropout",
-        "hidden_dropout",
-        "embd_pdrop",
-        "resid_pdrop",
-        "attn_pdrop",
-        "classifier_dropout",
-        "rope_interleaved",
-        "vocab_size",
-        "attn_implementation",
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "_attn_implementation_internal",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "unk_token_id",
-        "sep_token_id",
-        "decoder_start_token_id",
-        "tie_encoder_decoder",
-        "tied_weights_keys",
-        "num_nextn_predict_layers",
-        "num_mtp_layers",
-        "quantization_config",
-        "compression_config",
-        "unsloth_version",
-        "unsloth_fixed",
-        "gradient_checkpointing",
-        "temperature",
-        "top_k",
-        "top_p",
-        "typical_p",
-        "repetition_penalty",
-        "length_penalty",
-        "no_repeat_ngram_size",
-        "max_length",
-        "min_length",
-        "max_new_tokens",
-        "num_beams",
-        "num_beam_groups",
-        "num_return_sequences",
-        "do_sample",
-        "early_stopping",
-        "diversity_penalty",
-        "bad_words_ids",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "remove_invalid_values",
-        "exponential_decay_length_penalty",
-        "encoder_no_repeat_ngram_size",
-        "is_decoder",
-        "add_cross_attention",
-        "cross_attention_hidden_size",
-        "chunk_size_feed_forward",
-        "prefix",
-        "finetuning_task",
-        "problem_type",
-        "pruned_heads",
-        "torchscript",
-        "use_bfloat16",
-        "tf_legacy_loss",
-        "output_scores",
-        "return_dict_in_generate",
-        "is_llama_config",
-        "transformers.js_config",
-        "intermediate_size",
-        "max_window_layers",
-        "ep_size",
-        "num_key_value_groups",
-    ]
-)
+_NAMES = """
+architectures model_type _name_or_path name_or_path transformers_version torch_dtype dtype auto_map
+tokenizer_class processor_class task_specific_params id2label label2id is_encoder_decoder is_decoder
+initializer_range use_cache pretraining_tp return_dict output_hidden_states output_attentions
+output_router_logits router_aux_loss_coef router_jitter_noise attention_dropout hidden_dropout
+embd_pdrop resid_pdrop attn_pdrop classifier_dropout attention_probs_dropout_prob
+attention_softmax_in_fp32 attn_implementation _attn_implementation _attn_implementation_autoset
+_attn_implementation_internal use_flash_attn use_flash_attention _flash_attn_2_enabled
+bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id
+tie_encoder_decoder tied_weights_keys num_nextn_predict_layers num_mtp_layers
+quantization_config compression_config unsloth_version unsloth_fixed gradient_checkpointing finetuned
+temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+max_length min_length max_new_tokens num_beams num_beam_groups num_return_sequences do_sample
+early_stopping diversity_penalty bad_words_ids suppress_tokens begin_suppress_tokens
+forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
+encoder_no_repeat_ngram_size chunk_size_feed_forward prefix finetuning_task problem_type
+pruned_heads torchscript use_bfloat16 tf_legacy_loss output_scores return_dict_in_generate
+is_llama_config transformers.js_config intermediate_size max_window_layers ep_size
+num_key_value_groups initial_context_length
+"""
+HARMLESS = frozenset(_NAMES.split())
 # Words that names of fields have which do change one. A name that has none of them is only warned of.
 CHANGES = re.compile(
     r"sink|sliding|window|layer_type|layers_type|layer_pattern|rope|rotary|yarn|qk_|q_norm|k_norm|softcap|"
@@ -117,7 +41,7 @@ CHANGES = re.compile(
     r"decoder_sparse|dense_layer|first_k_dense|no_rope|nope|partial|swiglu|alpha|temperature|kv_|per_layer"
 )
 RATIO = re.compile(r"multiplier|scal(e|ing)|factor")  # 1 does nothing
-NOTHING = ("", "default", "none", "null")
+NOTHING = ("", "default", "none", "null", "silu", "rope", "full_attention")  # what all do
 
 
 class ConfigJson(Mapping[str, Any]):
@@ -186,4 +110,6 @@ def _neutral(name: str, value: object) -> bool:
     """Whether the value says that the field does nothing."""
     if isinstance(value, str):
         return value.lower() in NOTHING
+    if isinstance(value, list):
+        return all(isinstance(one, str) and one in NOTHING for one in value)
     return not value or (value == 1 and RATIO.search(name.lower()) is not None)

@@ -84,11 +84,11 @@ def _rope(raw: ConfigJson, theta: float, positions: int) -> tuple[float, RopeSca
     """The base and the scaling, from fields in the old place or in `rope_parameters`."""
     places = [raw.inside(name) for name in ("rope_scaling", "rope_parameters")]
     rope = places[0] or places[1]
-    based = next((place for place in (*places, raw) if "rope_theta" in place), raw)
+    based = [place for place in (*places, raw) if "rope_theta" in place] or [raw]
     partial = number(rope, "partial_rotary_factor", default=1.0)
     if partial != 1:
         raise ValueError(f"partial_rotary_factor {partial} is not supported, only 1 is")
-    base = number(based, "rope_theta", theta, LEAST_THETA, MOST_THETA)
+    base = number(based[0], "rope_theta", theta, LEAST_THETA, MOST_THETA)
     scaling = RopeScaling.read(rope, positions)
     rope.check_rest()
     return base, scaling

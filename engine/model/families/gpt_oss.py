@@ -32,19 +32,19 @@ YARN = {
     "truncate": False,
     "original_max_position_embeddings": 4096,
 }
-LOOSE = ("experts_per_token", "initial_context_length")  # the same numbers under older names
 
 
 def read(raw: ConfigJson) -> DecoderShape:
     """Softmax over the logits of the chosen experts. Missing fields have the values of transformers."""
-    for name in LOOSE:
-        raw.get(name)
     shape = decoder(raw, theta=THETA, head_dim=64, dense=False)
     if not (raw.get("rope_scaling") or raw.get("rope_parameters")):
         shape = replace(shape, rope_scaling=RopeScaling.read(YARN, shape.max_positions))
     window = window_of(raw, 128)
     usual = [FULL if n % 2 else SLIDING for n in range(shape.layers)]
     bias = boolean(raw, "attention_bias", True)
+    top_k = integer(raw, "num_experts_per_tok", 4)
+    if integer(raw, "experts_per_token", top_k) != top_k:
+        raise ValueError(f"experts_per_token must be num_experts_per_tok {top_k}")
     experts = "num_local_experts" if "num_local_experts" in raw else "num_experts"
     return replace(
         shape,
@@ -54,7 +54,7 @@ def read(raw: ConfigJson) -> DecoderShape:
         sink_logits=True,
         experts=integer(raw, experts, most=MOST_EXPERTS),
         moe_intermediate_size=integer(raw, "intermediate_size", most=MOST_WIDTH),
-        router=Router("chosen", integer(raw, "num_experts_per_tok", 4), bias=True),
+        router=Router("chosen", top_k, bias=True),
         expert_bias=True,
         swiglu=ClampedSwiglu(number(raw, "swiglu_alpha", 1.702), number(raw, "swiglu_limit", 7.0)),
     )

@@ -21,14 +21,14 @@ extern "C" {
 
 // `shape` and `layer` are copied; what they and `ids` point to must outlive the head, which is written to
 // `head`.
-int fs_draft_new(const Shape* shape, const Layer* layer, const int64_t* ids, int64_t window, double theta,
-                 void** head) {
+int fs_draft_new(const Shape* shape, const Layer* layer, const int64_t* ids, int64_t window,
+                 const double* frequencies, void** head) {
     return caught([&] {
         check_model(*shape, layer);
-        if (!shape->entry.outputs) refuse("matrix entry is missing");
+        if (!shape->fuse.outputs) refuse("matrix fuse is missing");
         check(limits::WINDOW, window);
         check_all("drafted token", ids, shape->vocabulary, 0, shape->embedding_rows);
-        *head = new DraftHead(*shape, *layer, ids, window, theta);
+        *head = new DraftHead(*shape, *layer, ids, window, frequencies);
     });
 }
 

@@ -35,6 +35,9 @@ extern "C" {
 
 size_t fs_tile_bytes(int id, int inputs) { return format_of(id).tile_bytes(inputs); }
 
+// Whether floats can be packed in a format.
+int fs_packs(int id) { return format_of(id).pack != nullptr; }
+
 // weights: [outputs][inputs], contiguous. tile: room for ceil(outputs / 32) tiles.
 void fs_pack(int id, uint8_t* tile, const float* weights, int outputs, int inputs) {
     const Format& format = format_of(id);
@@ -45,20 +48,33 @@ void fs_pack(int id, uint8_t* tile, const float* weights, int outputs, int input
     }
 }
 
-// blocks: [outputs][inputs / 32] blocks of Q4_1, 20 bytes each; inputs is a multiple of 32.
-void fs_pack_q4_1(uint8_t* tile, const uint8_t* blocks, int outputs, int inputs) {
-    const uint8_t* rows[TILE];
-    for (int i = 0; i < tiles_of(outputs); i++, tile += int4_format.tile_bytes(inputs)) {
-        rows_of(rows, blocks, i, outputs, (size_t)inputs / 32 * 20);
-        pack_q4_1(tile, rows, inputs);
-    }
+// Inputs and bytes of a block of GGUF that a format is packed from; 0 where there is none.
+void fs_block(int id, int* inputs, int* bytes) {
+    *inputs = format_of(id).block_inputs;
+    *bytes = format_of(id).block_bytes;
+}
+
+// rows: [outputs] of blocks, each of a whole number of blocks, or null for a row of zeros; `outputs` is a
+// multiple of 32.
+void fs_pack_blocks(int id, uint8_t* tile, const uint8_t* const* rows, int outputs, int inputs) {
+    const Format& format = format_of(id);
+    for (int first = 0; first < outputs; first += TILE, tile += format.tile_bytes(inputs))
+        format.pack_blocks(tile, rows + first, inputs);
+}
+
+// out: [outputs][inputs], contiguous: what packed tiles mean.
+void fs_unpack(int id, const uint8_t* tile, int outputs, int inputs, float* out) {
+    const Format& format = format_of(id);
+    for (int o = 0; o < outputs; o++, out += inputs)
+        format.unpack(tile + o / TILE * format.tile_bytes(inputs), inputs, o % TILE, out);
 }
 
 // weights: [outputs][inputs] bytes, scales: [outputs], contiguous.
 void fs_pack_int8(uint8_t* tile, const int8_t* weights, const float* scales, int outputs, int inputs) {
     const int8_t* rows[TILE];
     const float* steps[TILE];
-    for (int i = 0; i < tiles_of(outputs); i++, tile += int8_format.tile_bytes(inputs)) {
+    const size_t bytes = format_of(INT8).tile_bytes(inputs);
+    for (int i = 0; i < tiles_of(outputs); i++, tile += bytes) {
         rows_of(rows, weights, i, outputs, (size_t)inputs);
         rows_of(steps, scales, i, outputs, 1);
         pack_int8(tile, rows, steps, inputs);

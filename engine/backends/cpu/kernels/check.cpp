@@ -21,7 +21,10 @@ void check_matrix(const char* name, const Matrix& m, int64_t inputs, int64_t out
         refuse("matrix %s is %d by %d, not %lld by %lld", name, m.outputs, m.inputs, (long long)outputs,
                (long long)inputs);
     check(limits::INPUTS, inputs);
-    if (m.format < F32 || m.format > INT4) refuse("format %d of matrix %s is unknown", m.format, name);
+    if (m.format < F32 || m.format >= FORMATS) refuse("format %d of matrix %s is unknown", m.format, name);
+    const Format& format = format_of(m.format);
+    if (format.block_inputs && !format.pack && inputs % format.block_inputs)
+        refuse("%lld inputs of matrix %s are no multiple of %d", (long long)inputs, name, format.block_inputs);
     if (!m.tiles || (uintptr_t)m.tiles % 64) refuse("matrix %s does not begin on a cache line", name);
 }
 
@@ -31,8 +34,9 @@ void check_vector(const char* name, const void* numbers) {
 
 void check_embedding(const Shape& s) {
     check(limits::VOCABULARY, s.embedding_rows);
-    const bool floats = s.embedding_format == F32 || s.embedding_format == BF16;
-    if (!floats && s.embedding_format != INT8) refuse("format %d of the embedding is unknown", s.embedding_format);
+    const bool floats = !s.embedding_tiles && (s.embedding_format == F32 || s.embedding_format == BF16);
+    if (!floats && (!s.embedding_tiles || s.embedding_format < F32 || s.embedding_format >= FORMATS))
+        refuse("format %d of the embedding is unknown", s.embedding_format);
     if (!s.embedding && (!floats || s.embedding_file < 0 || s.embedding_at < 0))
         refuse("the embedding is neither in memory nor in a file");
 }
@@ -59,13 +63,13 @@ void check_routed(const Shape& s, const Layer& l) {
             refuse("experts lie %lld bytes apart, less than they take", (long long)l.expert_bytes);
 }
 
-void check_layer(const Shape& s, const Layer& l) {
-    const int64_t head = padded(s.head_dim, TILE);
-    check_vector("attention_norm", l.attention_norm);
+void check_layer(const Shape& s, const Layer& l, bool reads_pair) {
+    const int64_t head = padded(s.head_dim, TILE), inputs = (reads_pair ? 2 : 1) * (int64_t)s.hidden;
+    if (!reads_pair) check_vector("attention_norm", l.attention_norm);
     check_vector("mlp_norm", l.mlp_norm);
     const char* names[] = {"queries", "keys", "values"};
     for (int part = 0; part < 3; part++)
-        check_matrix(names[part], l.qkv[part], s.hidden, (part ? s.kv_heads : s.heads) * head);
+        check_matrix(names[part], l.qkv[part], inputs, (part ? s.kv_heads : s.heads) * head);
     check_matrix("out", l.out, (int64_t)s.heads * s.value_dim, padded(s.hidden, TILE));
     if (l.window < 0) refuse("window=%d must be at least 0", l.window);
     if (s.sinks) {
@@ -138,7 +142,8 @@ void check_model(const Shape& s, const Layer* layers) {
     if (s.value_dim < 1 || s.value_dim > s.head_dim)
         refuse("value_dim=%d must be in 1..%d, head_dim", s.value_dim, s.head_dim);
     check(limits::INPUTS, (int64_t)s.heads * s.head_dim);
-    for (int n = 0; n < s.layers; n++) check_layer(s, layers[n]);
+    const bool paired = s.fuse.outputs && !s.entry.outputs;  // the first layer reads a pair
+    for (int n = 0; n < s.layers; n++) check_layer(s, layers[n], paired && !n);
     check_embedding(s);
     check_vector("norm", s.norm);
     const int64_t tokens = padded(s.vocabulary, TILE);
@@ -147,12 +152,13 @@ void check_model(const Shape& s, const Layer* layers) {
         check_matrix("screen", s.screen, s.hidden, tokens);
         check_vector("screen_norms", s.screen_norms);
     }
-    if (!s.entry.outputs) return;
+    if (!s.fuse.outputs) return;
     check_vector("embedding_norm", s.embedding_norm);
     check_vector("hidden_norm", s.hidden_norm);
-    check_matrix("entry", s.entry, 2 * (int64_t)s.hidden, padded(s.hidden, TILE));
+    if (!paired) check_matrix("entry", s.entry, 2 * (int64_t)s.hidden, padded(s.hidden, TILE));
     check_matrix("fuse", s.fuse, s.fuse.inputs, padded(s.hidden, TILE));
-    if (s.fuse.inputs % s.hidden) refuse("features of %d are no multiple of hidden=%d", s.fuse.inputs, s.hidden);
+    if (s.level < 0 || (s.level && s.fuse.inputs % s.level))
+        refuse("features of %d are no multiple of level=%d", s.fuse.inputs, s.level);
 }
 
 void check_step(const Model& model, const StepArgs& a) {

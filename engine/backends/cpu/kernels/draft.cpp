@@ -23,8 +23,10 @@ const uint8_t* OwnWords::packed() const {
     return (const uint8_t*)(((uintptr_t)tiles.data() + 63) / 64 * 64);
 }
 
-DraftHead::DraftHead(const Shape& shape, const Layer& layer, const int64_t* ids, int64_t window, double theta)
-    : model_(shape, &layer), ids_(ids), window_(window), theta_(theta), pool_(block_bytes(shape)) {}
+DraftHead::DraftHead(const Shape& shape, const Layer& layer, const int64_t* ids, int64_t window,
+                     const double* frequencies)
+    : model_(shape, &layer), ids_(ids), window_(window),
+      frequencies_(frequencies, frequencies + shape.head_dim / 2), pool_(block_bytes(shape)) {}
 
 int64_t DraftHead::open(int64_t position) {
     check(limits::POSITION, position);
@@ -87,6 +89,7 @@ void DraftHead::add_words(int64_t context, const int64_t* ids, const float* rows
     check_tokens(ids, count);
     check(limits::VOCABULARY, (int64_t)own.ids.size() + count + 1);
     const Format& format = format_of(shape().head.format);
+    if (!format.pack) refuse("no word can be added to a head in format %d", shape().head.format);
     const int hidden = shape().hidden;
     const size_t bytes = format.tile_bytes(hidden);
     for (int i = 0; i < count; i++) {
@@ -111,7 +114,7 @@ void DraftHead::turn(int64_t position) {
     const int half = shape().head_dim / 2;
     for (int64_t p = (int64_t)cos_.size() / half; p <= position; p++)
         for (int k = 0; k < half; k++) {
-            const double angle = (double)p * std::pow(theta_, -2.0 * k / shape().head_dim);
+            const double angle = (double)p * frequencies_[k];
             cos_.push_back((float)std::cos(angle));
             sin_.push_back((float)std::sin(angle));
         }

@@ -57,8 +57,9 @@ struct DraftContext {
 class DraftHead {
 public:
     // `layer` is the head's own; `ids` are the D tokens. They and what `shape` points to must outlive
-    // the head. `window`: how many rows attention sees.
-    DraftHead(const Shape& shape, const Layer& layer, const int64_t* ids, int64_t window, double theta);
+    // the head. `window`: how many rows attention sees. `frequencies` [D / 2]: radians per position.
+    DraftHead(const Shape& shape, const Layer& layer, const int64_t* ids, int64_t window,
+              const double* frequencies);
 
     int64_t open(int64_t position);
     // A text that begins as another one did, without its last `drop` rows.
@@ -106,7 +107,7 @@ private:
     Model model_;
     const int64_t* ids_;
     int64_t window_;
-    double theta_;
+    std::vector<double> frequencies_;
     Pool pool_;
     std::unordered_map<int64_t, std::unique_ptr<DraftContext>> contexts_;
     int64_t next_ = 0;

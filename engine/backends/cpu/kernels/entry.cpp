@@ -41,34 +41,47 @@ void run_entry(Step& step, int thread, int& phase) {
     Model& model = step.model;
     const Shape& s = model.shape;
     const StepArgs& a = step.args;
-    auto stream = [&](const Matrix& m) { return stream_of(m).slice(thread, step.threads); };
+    const bool paired = !s.entry.outputs;  // the layer reads the pair itself
+    const Stream layer = qkv_stream(model.layers[0]).slice(thread, step.threads);
+    const Stream after = paired ? layer : stream_of(s.entry).slice(thread, step.threads);
     auto row = [&](int t) { return model.space.x + (size_t)t * model.hidden_pad; };
     auto pair = [&](int t) { return model.space.pair + (size_t)t * model.pair_width; };
-    // The row's norm goes to one half of the pair, and x is cleared for what is added to it next.
+    // The row's norm goes to one half of the pair, and x is cleared for what is added to it next;
     auto norm = [&](int t, const float* weight, float* to) {
         std::copy_n(step.normed(thread, t, weight), s.hidden, to);
         std::fill_n(row(t), model.hidden_pad, 0.0f);
+    };
+    // but where the layer reads the pair, x is what the layer adds to.
+    auto norm_hidden = [&](int t) {
+        if (!paired) return norm(t, s.hidden_norm, pair(t) + s.hidden);
+        const float* normed = step.normed(thread, t, s.hidden_norm);
+        std::copy_n(normed, s.hidden, pair(t) + s.hidden);
+        if (s.normed_residual) std::copy_n(normed, s.hidden, row(t));
     };
     // What the caller owns is read inside chunks only: a late thread finds none.
     step.phases.run(phase++, thread, a.rows, [&](int t) {
         step.embed_row(thread, t);
         norm(t, s.embedding_norm, pair(t));
         if (a.fused) {
-            for (int at = 0; at < s.fuse.inputs; at += s.hidden)
-                even_out(a.fused + (size_t)t * s.fuse.inputs + at, s.hidden, s.eps,
-                         model.space.level + (size_t)t * model.level_width + at);
+            const float* from = a.fused + (size_t)t * s.fuse.inputs;
+            float* to = model.space.level + (size_t)t * model.level_width;
+            if (!s.level) std::copy_n(from, s.fuse.inputs, to);
+            else
+                for (int at = 0; at < s.fuse.inputs; at += s.level)
+                    even_out(from + at, s.level, s.eps, to + at);
         } else {
             std::copy_n(a.hidden + (size_t)t * s.hidden, s.hidden, row(t));
-            norm(t, s.hidden_norm, pair(t) + s.hidden);
+            if (s.normed_output) std::copy_n(step.normed(thread, t, s.norm), s.hidden, row(t));
+            norm_hidden(t);
         }
-    }, stream(a.fused ? s.fuse : s.entry));
+    }, a.fused ? stream_of(s.fuse).slice(thread, step.threads) : after);
     if (a.fused) {
-        multiply_rows(step, thread, phase, s.fuse, model.space.level, model.level_width, stream(s.entry));
-        step.phases.run(phase++, thread, a.rows,
-                        [&](int t) { norm(t, s.hidden_norm, pair(t) + s.hidden); });
+        multiply_rows(step, thread, phase, s.fuse, model.space.level, model.level_width, after);
+        step.phases.run(phase++, thread, a.rows, norm_hidden);
     }
+    if (paired) return;
     multiply_rows(step, thread, phase, s.entry, model.space.pair, model.pair_width,
-                  qkv_stream(model.layers[0]).slice(thread, step.threads));
+                  layer);
 }
 
 }  // namespace fastslow

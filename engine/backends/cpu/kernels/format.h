@@ -30,29 +30,31 @@ struct Format {
     size_t (*tile_bytes)(int inputs);
     size_t (*row_bytes)(int inputs);
 
-    // Pack 32 rows of a matrix, each `inputs` floats; a null pointer is a row of zeros.
+    // Pack 32 rows of a matrix, each `inputs` floats; a null pointer is a row of zeros. Null where a
+    // format has numbers of a file's only.
     void (*pack)(uint8_t* tile, const float* const* weights, int inputs);
 
     // Prepare one row of `inputs` floats. Both sides of the product are 64-byte aligned.
     void (*prepare)(uint8_t* row, const float* x, int inputs);
+
+    // One row of a tile as floats.
+    void (*unpack)(const uint8_t* tile, int inputs, int output, float* out);
+
+    // Pack 32 rows that are blocks of a GGUF file, bit for bit, each block of so many inputs in so many
+    // bytes; a null pointer is a row of zeros. `inputs` is a multiple of a block's. Null where a format
+    // has none.
+    void (*pack_blocks)(uint8_t* tile, const uint8_t* const* rows, int inputs);
+    int block_inputs, block_bytes;
 };
 
-enum FormatId { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
-
-extern const Format f32_format, bf16_format, int8_format, int4_format;
+// Mirror of formats.py. INT4 is GGUF's Q4_1 too.
+enum FormatId { F32, BF16, INT8, INT4, Q4_0, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K, MXFP4, F16, FORMATS };
 
 const Format& format_of(int id);
-
-// Pack 32 rows that are Q4_1 blocks of GGUF as an INT4 tile, bit for bit; a null pointer is a row
-// of zeros. `inputs` is a multiple of 32.
-void pack_q4_1(uint8_t* tile, const uint8_t* const* rows, int inputs);
 
 // Pack 32 rows of `inputs` bytes and their scales as an INT8 tile, bit for bit; a null pointer is a row of
 // zeros, whose scale is not read.
 void pack_int8(uint8_t* tile, const int8_t* const* rows, const float* const* scales, int inputs);
-
-// One row of an INT8 tile as floats.
-void unpack_int8(const uint8_t* tile, int inputs, int output, float* out);
 
 static inline int padded(int inputs, int step) { return (inputs + step - 1) / step * step; }
 static inline size_t to64(size_t bytes) { return (bytes + 63) / 64 * 64; }

@@ -35,7 +35,7 @@ struct Pairs {
     static constexpr int PARTS = 2;  // the pair's first, then its second
 
     static vf half(vu pair, int part) { return (vf)(part ? pair & 0xffff0000u : pair << 16); }
-    static vf part(const uint8_t* at, int part) { return half(load<vu>(at), part); }
+    static vf part(const uint8_t* w, int v, int part) { return half(load<vu>(w + sizeof(vu) * v), part); }
     static vf times(vu pair, const uint8_t* x, int part, vf sum) {
         return fma(half(pair, part), splat(load<float>(x + INPUT * part)), sum);
     }
@@ -97,10 +97,16 @@ void prepare(uint8_t* row, const float* x, int inputs) {
     }
 }
 
+void unpack(const uint8_t* tile, int inputs, int output, float* out) {
+    for (int k = 0; k < inputs; k++)
+        out[k] = widen(load<uint16_t>(tile + 4 * ((size_t)(k / 2) * TILE + output) + 2 * (k % 2)));
+}
+
 }  // namespace
 
 extern const Format bf16_format = {
-    STEP, MOST, Products<Kernel>::table, tile_bytes, row_bytes, pack, prepare,
+    STEP, MOST, Products<Kernel>::table, tile_bytes, row_bytes, pack, prepare, unpack,
+    nullptr, 0, 0,
 };
 
 }  // namespace fastslow

@@ -203,14 +203,21 @@ void prepare(uint8_t* row, const float* x, int inputs) {
     });
 }
 
-}  // namespace
+void unpack(const uint8_t* tile, int inputs, int output, float* out) {
+    const int n = padded(inputs, STEP);
+    for (int first = 0; first < inputs; first += BLOCK, tile += GROUP) {
+        const uint8_t* affine = tile + (n - first < BLOCK ? HALF : BLOCK) / 8 * PAIR_BYTES + 2 * output;
+        const float d = from_half(load<uint16_t>(affine)), m = from_half(load<uint16_t>(affine + 2 * TILE));
+        for (int k = 0; k < BLOCK && first + k < inputs; k++) {
+            const int both = tile[k / 8 * PAIR_BYTES + 4 * output + k % 4];
+            out[first + k] = d * (float)(k & 4 ? both >> 4 : both & 15) + m;
+        }
+    }
+}
 
-extern const Format int4_format = {
-    STEP, ROWS, Products<Kernel>::table, tile_bytes, Nibbles::row_bytes, pack, prepare,
-};
+constexpr int FROM = 4 + BLOCK / 2;  // bytes of a block of Q4_1: d, m, then elements k and k + 16
 
-void pack_q4_1(uint8_t* tile, const uint8_t* const* rows, int inputs) {
-    constexpr int FROM = 4 + BLOCK / 2;  // bytes of a block: d, m, then elements k and k + 16
+void pack_blocks(uint8_t* tile, const uint8_t* const* rows, int inputs) {
     std::memset(tile, 0, tile_bytes(inputs));
     for (int b = 0; b < inputs / BLOCK; b++, tile += GROUP)
         for (int o = 0; o < TILE; o++) {
@@ -225,5 +232,12 @@ void pack_q4_1(uint8_t* tile, const uint8_t* const* rows, int inputs) {
             }
         }
 }
+
+}  // namespace
+
+extern const Format int4_format = {
+    STEP, ROWS, Products<Kernel>::table, tile_bytes, Nibbles::row_bytes, pack, prepare, unpack,
+    pack_blocks, BLOCK, FROM,
+};
 
 }  // namespace fastslow

@@ -144,6 +144,12 @@ void prepare(uint8_t* row, const float* x, int inputs) {
     });
 }
 
+void unpack(const uint8_t* tile, int inputs, int output, float* out) {
+    const float scale = load<float>(tile + (size_t)TILE * padded(inputs, STEP) + 4 * output);
+    for (int k = 0; k < inputs; k++)
+        out[k] = scale * (float)(tile[(size_t)(k / 4) * QUAD_BYTES + 4 * output + k % 4] - 128);
+}
+
 }  // namespace
 
 void pack_int8(uint8_t* tile, const int8_t* const* rows, const float* const* scales, int inputs) {
@@ -156,14 +162,9 @@ void pack_int8(uint8_t* tile, const int8_t* const* rows, const float* const* sca
     }
 }
 
-void unpack_int8(const uint8_t* tile, int inputs, int output, float* out) {
-    const float scale = load<float>(tile + (size_t)TILE * padded(inputs, STEP) + 4 * output);
-    for (int k = 0; k < inputs; k++)
-        out[k] = scale * (float)(tile[(size_t)(k / 4) * QUAD_BYTES + 4 * output + k % 4] - 128);
-}
-
 extern const Format int8_format = {
-    STEP, MOST, Products<Kernel>::table, tile_bytes, Bytes::row_bytes, pack, prepare,
+    STEP, MOST, Products<Kernel>::table, tile_bytes, Bytes::row_bytes, pack, prepare, unpack,
+    nullptr, 0, 0,
 };
 
 }  // namespace fastslow

@@ -56,17 +56,20 @@ struct Shape {
     int32_t sinks;                            // learned keys before every text
     float eps;
     int32_t embedding_format;
-    const void* embedding;  // [V, H] in float32 or bfloat16, or tiles in int8, which may be the head's
+    const void* embedding;  // [V, H] in float32 or bfloat16; or tiles in any format, which may be the head's
     int64_t embedding_at;   // where the first row begins in a file, if `embedding` is null
-    int32_t embedding_file, embedding_rows;
+    int32_t embedding_file, embedding_rows, embedding_tiles;
     const float* norm;
     Matrix head;
     Matrix screen;              // the head in int8, or nothing
     const float* screen_norms;  // [2, V padded to tiles] norms of the head's rows, and of their errors
-    // A draft head's entry, see entry.h; without outputs, a row begins with its token's embedding.
+    // A draft head's entry, see entry.h; without `fuse`, a row begins with its token's embedding.
     Matrix fuse;   // features of a target's layers, side by side -> H
-    Matrix entry;  // embedding and hidden state -> H
+    Matrix entry;  // embedding and hidden state -> H; without outputs, the layer's qkv reads both
     const float *embedding_norm, *hidden_norm;
+    int32_t level;  // so many features are divided by their root mean square together; 0: none
+    int32_t normed_residual;  // without `entry`: the layer adds to the normed hidden state
+    int32_t normed_output;    // what the head put out before is normed when it comes in again
 };
 }
 

@@ -48,7 +48,7 @@ template <int T> struct Sums {
 };
 
 // Passes of a format whose rows are floats. A turn takes PARTS inputs, whose weights lie side by side:
-// Weights::part(at, p) is those of input p, for a vector of outputs. One part of all vectors at a time, so
+// Weights::part(w, v, p) is those of input p, for vector v of outputs. One part of all vectors at a time, so
 // that weights take few registers.
 template <class Weights> struct FloatPasses {
     static constexpr int PASS_ROWS = 6;  // 12 sums, 2 weights, an input
@@ -66,7 +66,7 @@ template <class Weights> struct FloatPasses {
             UNROLL for (int part = 0; part < Weights::PARTS; part++) {
                 vf weights[PASS_VECTORS];
                 UNROLL for (int v = 0; v < PASS_VECTORS; v++)
-                    weights[v] = Weights::part(w + sizeof(vf) * (FIRST + v), part);
+                    weights[v] = Weights::part(w, FIRST + v, part);
                 UNROLL for (int t = 0; t < T; t++)
                     sums.add(t, weights, load<float>(x[t] + k + sizeof(float) * part));
             }

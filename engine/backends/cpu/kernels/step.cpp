@@ -136,10 +136,11 @@ void Step::embed_row(int thread, int i) {
     if (!s.embedding) row = model.file_rows[thread].find(s.embedding_file, s.embedding_at, token);
     if (!row)
         unreadable.store(true, std::memory_order_relaxed);
-    else if (s.embedding_format == INT8)
-        unpack_int8((const uint8_t*)s.embedding + token / TILE * int8_format.tile_bytes(s.hidden),
-                    s.hidden, (int)(token % TILE), x);
-    else if (wide)
+    else if (s.embedding_tiles) {
+        const Format& format = format_of(s.embedding_format);
+        format.unpack((const uint8_t*)s.embedding + token / TILE * format.tile_bytes(s.hidden), s.hidden,
+                      (int)(token % TILE), x);
+    } else if (wide)
         std::memcpy(x, row, sizeof(float) * s.hidden);
     else
         for (int k = 0; k < s.hidden; k++) x[k] = widen(((const uint16_t*)row)[k]);
@@ -147,7 +148,7 @@ void Step::embed_row(int thread, int i) {
 }
 
 void Step::embed(int thread, int& phase) {
-    if (model.shape.entry.outputs) return run_entry(*this, thread, phase);
+    if (model.shape.fuse.outputs) return run_entry(*this, thread, phase);
     phases.run(phase++, thread, args.rows, [&](int t) { embed_row(thread, t); },
                qkv_stream(model.layers[0]).slice(thread, threads));
 }
@@ -292,9 +293,13 @@ void Step::project(int thread, int n, int& phase, int first_part, int last_part)
     const int first_head = ends[first_part], heads = ends[last_part] - first_head;
     const int tiles = (s.head_dim + TILE - 1) / TILE;
     Scratch& own = model.scratch[thread];
-    const uint8_t* rows = ready(thread, phase, heads, args.rows, narrow(), format_of(l.qkv[first_part].format),
-                                s.hidden, model.ready_bytes, model.space.ready, own.ready,
-                                [&](int i) { return normed(thread, i, l.attention_norm); });
+    const int width = l.qkv[first_part].inputs;
+    const uint8_t* rows =
+        ready(thread, phase, heads, args.rows, narrow(), format_of(l.qkv[first_part].format), width,
+              model.ready_bytes, model.space.ready, own.ready, [&](int i) {
+                  if (width == s.hidden) return normed(thread, i, l.attention_norm);
+                  return (const float*)model.space.pair + (size_t)i * model.pair_width;
+              });
     phases.run(phase++, thread, heads, [&](int c) {
         const int head = first_head + c, part = head < ends[1] ? 0 : head < ends[2] ? 1 : 2;
         const Matrix& m = l.qkv[part];

@@ -139,6 +139,14 @@ private:
     void embed(int thread, int& phase);
 };
 
+static inline int tiles_of(const Matrix& m) { return (m.outputs + TILE - 1) / TILE; }
+static inline size_t tile_bytes(const Matrix& m) { return format_of(m.format).tile_bytes(m.inputs); }
+static inline Stream stream_of(const Matrix& m) { return {m.tiles, tiles_of(m) * tile_bytes(m)}; }
+// Whether two matrices multiply rows that are made ready in the same way.
+static inline bool same_rows(const Matrix& a, const Matrix& b) {
+    return format_of(a.format).prepare == format_of(b.format).prepare;
+}
+
 // How many tiles make a chunk: enough chunks for the threads, none so small that taking it costs.
 int tiles_per_chunk(int tiles, int threads);
 
@@ -179,14 +187,6 @@ void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t 
     multiply_run(m, Run{tile, 1, 0, tile + AHEAD}, base, stride, index, count,
                  [&](int, int first, int got, float* out) { done(first, got, out); });
 }
-
-static inline int tiles_of(const Matrix& m) { return (m.outputs + TILE - 1) / TILE; }
-// Whether two matrices multiply rows that are made ready in the same way.
-static inline bool same_rows(const Matrix& a, const Matrix& b) {
-    return format_of(a.format).prepare == format_of(b.format).prepare;
-}
-static inline size_t tile_bytes(const Matrix& m) { return format_of(m.format).tile_bytes(m.inputs); }
-static inline Stream stream_of(const Matrix& m) { return {m.tiles, tiles_of(m) * tile_bytes(m)}; }
 
 // Queries, keys and values, which mostly lie in a row.
 static inline Stream qkv_stream(const Layer& l) {

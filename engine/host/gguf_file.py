@@ -1,14 +1,17 @@
 """A GGUF file's header and tensors, every number checked against the file's size before it is used.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3. A model may lie in
+several files, NAME-00001-of-00003.gguf and on: the first has the fields, and each has some of the tensors.
 """
 
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -33,6 +36,58 @@ MOST_TEXT, MOST_NAME = 16 << 20, 1000  # bytes of a value, and of a field's or a
 MOST_ITEMS = 4_000_000  # of all arrays
 MOST_FIELDS, MOST_TENSORS = 10_000, 100_000
 MOST_ALIGNMENT = 1 << 20
+PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+SIZE = struct.Struct("<Q")
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a model's path is that of a GGUF file, and not of a folder."""
+    return path.suffix == ".gguf" and path.is_file()
+
+
+def gguf_parts(path: Path) -> list[Path]:
+    """The files of a model of which `path` is one. ValueError where one is missing."""
+    named = PART.fullmatch(path.name)
+    if named is None:
+        return [path]
+    count = int(named[3])
+    names = (f"{named[1]}-{n:05}-of-{count:05}.gguf" for n in range(1, count + 1))
+    parts = [path.with_name(name) for name in names]
+    for part in parts:
+        if not part.is_file():
+            raise ValueError(f"{path} is one of {count} files, of which {part.name} is missing")
+    return parts
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """A model's header and tensors, of all its files. What is read of a file lasts until it changes.
+
+    Raises:
+        ValueError: one sentence, for a file that is missing, damaged, or of another model.
+    """
+    parts = gguf_parts(path)
+    try:
+        facts = [(str(part), part.stat()) for part in parts]
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    return _read(tuple((n, f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for n, f in facts))
+
+
+@lru_cache(maxsize=2)  # opening a model asks for it several times
+def _read(parts: tuple[tuple[str, int, int, int, int], ...]) -> GgufFile:
+    paths = [Path(name) for name, *_ in parts]
+    files = [GgufFile.read(path) for path in paths]
+    for number, (path, file) in enumerate(zip(paths, files)):
+        said = file.fields.get("split.count", 1), file.fields.get("split.no", 0)
+        if said != (len(files), number):
+            raise ValueError(
+                f"{path}: split.count {shown(said[0])} and split.no {shown(said[1])} are not those of "
+                f"file {number} of {len(files)}"
+            )
+    tensors = [tensor for file in files for tensor in file.tensors]
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        raise ValueError(f"{paths[0]}: two of its files have a tensor of the same name")
+    return replace(files[0], tensors=tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +100,32 @@ class GgufTensor:
     data: NDArray[np.uint8]
 
 
+class Texts:
+    """An array of texts in a file, read when they are asked for: a vocabulary has 400,000 of them."""
+
+    def __init__(self, memory: mmap.mmap, key: str, first: int, count: int) -> None:
+        self._memory, self._key, self._first, self._count = memory, key, first, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self) -> list[str]:
+        """ValueError where one is not UTF-8."""
+        found, at = [], self._first
+        try:
+            for _ in range(self._count):
+                end = at + SIZE.size + SIZE.unpack_from(self._memory, at)[0]
+                found.append(self._memory[at + SIZE.size : end].decode("utf-8"))
+                at = end
+        except UnicodeDecodeError:
+            raise ValueError(f"text {len(found)} of field {self._key:.99} is not UTF-8") from None
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """fields: the header's values by key, as Python has them; arrays of numbers are views of the file."""
+    """fields: the header's values by key, as Python has them; arrays of numbers are views of the file, and
+    arrays of texts are `Texts`."""
 
     fields: dict[str, Any]
     tensors: list[GgufTensor]
@@ -146,7 +224,11 @@ class _Reader:
         if kind == TEXT:
             self._room(count, LEAST_TEXT, most, f"texts of field {key:.99}")
             self._items += count
-            return [self._text(f"field {key:.99}") for _ in range(count)]
+            first = self._at
+            for _ in range(count):
+                (size,) = self._numbers("Q", f"field {key:.99}")
+                self._skip(size, MOST_TEXT, f"field {key:.99}")
+            return Texts(self._memory, key, first, count)
         dtype = np.dtype(f"<{self._letter(kind, key)}")
         self._room(count, dtype.itemsize, most, f"numbers of field {key:.99}")
         self._items += count

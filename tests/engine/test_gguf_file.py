@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from fastslow.models import gguf_file
+from fastslow.engine.host import gguf_file
+from fastslow.engine.host.gguf_file import GgufFile, Texts
 from fastslow.models.gguf import gguf_to_dense
-from fastslow.models.gguf_file import GgufFile
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +61,14 @@ NAME = "llama.block_count"
         (f"{NAME} length", 2**62, "a field's name reaches past the end"),
         (f"{NAME} type", 77, "field llama.block_count is of the unknown type 77"),
         (f"{NAME} value", 50_000_000, "num_hidden_layers 50000000 must be at most 4096"),
-        (f"{NAME} value", 2, "the file lacks tensor model.layers.1"),
+        (f"{NAME} value", 2, "lacks tensor model.layers.1"),
         ("tokenizer.ggml.tokens count", 2**60, "texts of field tokenizer.ggml.tokens are more"),
         ("tokenizer.ggml.tokens element", 9, "of the unknown type 9"),
         ("tokenizer.ggml.tokens value", 2**63, "field tokenizer.ggml.tokens reaches past the end"),
         ("tokenizer.ggml.token_type count", 2**62, "numbers of field tokenizer.ggml.token_type"),
         ("tokenizer.ggml.eos_token_id value", 3 * 10**9, "eos_token_id 3000000000 must be at most"),
-        ("llama.attention.head_count value", 0, "head_count 0 must be a whole number"),
-        ("llama.embedding_length value", 64, r"has shape \[261, 32\], but the header asks for"),
+        ("llama.attention.head_count value", 0, "num_attention_heads 0 must be a whole number"),
+        ("llama.embedding_length value", 64, r"has shape \[261, 32\], but its header asks"),
         ("blk.0.attn_q.weight axes", 2**31, "has 2147483648 axes, not 1 to 4"),
         ("blk.0.attn_q.weight size", 2**62, "ends at byte"),
         ("blk.0.attn_q.weight size", 33, "last size must be a multiple of 32"),
@@ -90,9 +90,15 @@ def test_a_number_that_cannot_be(
         (lambda data: data[:100], "no sound GGUF file"),
         (lambda data: data[:-1], "ends at byte"),
         (lambda data: data.replace(b"llama.block_count", b"llama.block_cou\xff\xff"), "not UTF-8"),
-        (lambda data: data.replace(b"llama.block_count", b"llama.block_coun_"), "count is missing"),
+        (
+            lambda data: data.replace(b"llama.block_count", b"llama.block_coun_"),
+            "block_coun_ 1 changes the model",
+        ),
         (lambda data: data.replace(b"blk.0.attn_q", b"blk.0.attn_k"), "have the same name"),
-        (lambda data: data.replace(b"blk.0.attn_q", b"blk.1.attn_q"), "is not one of the model"),
+        (
+            lambda data: data.replace(b"blk.0.attn_q", b"blk.1.attn_q"),
+            "unexpected tensor model.layers.1",
+        ),
         (lambda data: data.replace(b"h e", b"h_e"), "'h_e' must have a space in it"),
         (lambda data: data.replace(b"h e", b"h q"), "tokenizer.ggml.merges: .*out of vocabulary"),
     ],
@@ -106,14 +112,17 @@ def test_a_text_or_an_end_that_cannot_be(
 def test_a_type_that_is_not_known_to_the_library(tmp_path: Path, good: bytes) -> None:
     """64-bit integers are no weights."""
     data = number(good, "output_norm.weight type", int(gguf.GGMLQuantizationType.I32))
-    refused(tmp_path / "bad.gguf", data, "model.safetensors cannot be read")
+    refused(tmp_path / "bad.gguf", data, "is of dtype I32, which is not one of")
 
 
 def test_what_the_library_reads_is_read(tmp_path: Path, good: bytes) -> None:
     """Every field and tensor as in gguf's own reader."""
     (tmp_path / "good.gguf").write_bytes(good)
     ours, theirs = GgufFile.read(tmp_path / "good.gguf"), gguf.GGUFReader(tmp_path / "good.gguf")
-    plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in ours.fields.items()}
+    plain = {
+        k: v.tolist() if isinstance(v, np.ndarray) else v.read() if isinstance(v, Texts) else v
+        for k, v in ours.fields.items()
+    }
     assert {k: v for k, v in plain.items() if k != "general.architecture"} == {
         name: field.contents()
         for name, field in theirs.fields.items()

@@ -1,0 +1,287 @@
+// Weights as GGUF keeps them: whole numbers of few bits in blocks of 32 inputs, with the file's own scales.
+//
+// A Form says how: a tile is a row of groups, a group is its scales and then its blocks, and has exactly as
+// many bytes as in the file. Numbers are unsigned, `1 << ZERO` above what they mean where there is a ZERO.
+//
+// A block's numbers come in planes of quads of inputs: [4 pairs of quads][32 outputs][4] bytes with a quad in
+// either half, then HIGH more bits of each number; or [8 quads][32 outputs][4] whole bytes.
+#pragma once
+
+#include "file_rows.h"
+#include "half.h"
+#include "passes.h"
+
+namespace fastslow {
+
+constexpr int PAIRS = QUADS / 2;
+constexpr int PLANE = 4 * TILE;  // bytes of a quad of whole bytes, or of a pair of halves
+
+// Half bytes and HIGH bits more.
+template <int HIGH> struct Planes {
+    static constexpr int WEIGHTS = (PAIRS + HIGH) * PLANE;
+    static constexpr bool WIDE = false;
+
+    // The quads 2p and 2p + 1 for a vector of outputs.
+    INLINE static void pair(const uint8_t* block, int p, int v, vu& low, vu& high) {
+        const vu both = load<vu>(block + PLANE * p + sizeof(vu) * v);
+        low = both & 0x0f0f0f0fu;
+        high = both >> 4 & 0x0f0f0f0fu;
+        if constexpr (HIGH == 1) {
+            const vu bits = load<vu>(block + PLANE * PAIRS + sizeof(vu) * v) >> (2 * p);
+            low |= bits << 4 & 0x10101010u;
+            high |= bits << 3 & 0x10101010u;
+        } else if constexpr (HIGH == 2) {
+            const vu bits = load<vu>(block + PLANE * (PAIRS + p / 2) + sizeof(vu) * v) >> (p % 2 * 4);
+            low |= bits << 4 & 0x30303030u;
+            high |= bits << 2 & 0x30303030u;
+        }
+    }
+
+    // Put the quads of an output into a block that is clear.
+    static void put(uint8_t* block, int o, const uint32_t* quads) {
+        uint32_t more[2] = {};
+        for (int q = 0; q < QUADS; q++) {
+            if (HIGH == 1) more[0] |= (quads[q] >> 4 & 0x01010101u) << q;
+            if (HIGH == 2) more[q / 4] |= (quads[q] >> 4 & 0x03030303u) << (2 * (q % 4));
+        }
+        for (int p = 0; p < PAIRS; p++)
+            store(block + PLANE * p + 4 * o,
+                  (quads[2 * p] & 0x0f0f0f0fu) | (quads[2 * p + 1] & 0x0f0f0f0fu) << 4);
+        for (int h = 0; h < HIGH; h++) store(block + PLANE * (PAIRS + h) + 4 * o, more[h]);
+    }
+
+    // Number k of an output.
+    static int at(const uint8_t* block, int o, int k) {
+        const int q = k / 4, place = 4 * o + k % 4;
+        int number = block[PLANE * (q / 2) + place] >> (4 * (q % 2)) & 15;
+        if (HIGH == 1) number |= (block[PLANE * PAIRS + place] >> q & 1) << 4;
+        if (HIGH == 2) number |= (block[PLANE * (PAIRS + q / 4) + place] >> (2 * (q % 4)) & 3) << 4;
+        return number;
+    }
+};
+
+// Whole bytes.
+struct ByteQuads {
+    static constexpr int WEIGHTS = QUADS * PLANE;
+    static constexpr bool WIDE = true;
+
+    INLINE static void pair(const uint8_t* block, int p, int v, vu& low, vu& high) {
+        low = load<vu>(block + 2 * PLANE * p + sizeof(vu) * v);
+        high = load<vu>(block + 2 * PLANE * p + PLANE + sizeof(vu) * v);
+    }
+    static void put(uint8_t* block, int o, const uint32_t* quads) {
+        for (int q = 0; q < QUADS; q++) store(block + PLANE * q + 4 * o, quads[q]);
+    }
+    static int at(const uint8_t* block, int o, int k) { return block[PLANE * (k / 4) + 4 * o + k % 4]; }
+};
+
+// A group's scales as floats: of each part of each block, and what is added for each input, if anything.
+template <class Form> struct Scales {
+    alignas(64) float d[Form::BLOCKS * Form::PARTS][TILE];
+    alignas(64) float m[Form::MINIMA ? Form::BLOCKS : 1][TILE];
+
+    INLINE explicit Scales(const uint8_t* group) {
+        UNROLL for (int v = 0; v < VECTORS; v++) Form::scales(*this, group, v);
+    }
+};
+
+template <class Form> struct FileKernel {
+    static constexpr int BLOCKS = Form::BLOCKS, PARTS = Form::PARTS;
+    static constexpr int STEP = BLOCKS * BLOCK;  // inputs of a group
+    static constexpr int GROUP = Form::SCALES + BLOCKS * Form::WEIGHTS;
+    static constexpr int EACH = GROUP / BLOCKS;  // bytes that a block stands for
+    static constexpr int FEW = 3;  // so many rows' sums stay in registers; with more, weights do
+    static_assert(FileRow::STEP % STEP == 0 || STEP % FileRow::STEP == 0);
+
+    static size_t tile_bytes(int inputs) { return to64((size_t)(padded(inputs, STEP) / STEP) * GROUP); }
+
+    // Dots begin with what takes the numbers' ZERO back.
+    INLINE static vi begin(const uint8_t* x, int part) {
+        if constexpr (!Form::ZERO) return vi{};
+        vi less = splat(load<int32_t>(x + FileRow::LESS + 4 * part));
+        if constexpr (PARTS == 1) less += splat(load<int32_t>(x + FileRow::LESS + 4));
+        return less << Form::ZERO;
+    }
+
+    INLINE static vf finish(vf sum, vi dot, vf d, const float* m, const uint8_t* x, int part) {
+        sum = fma(to_float(dot), d * splat(load<float>(x + FileRow::SCALE)), sum);
+        if constexpr (Form::MINIMA)
+            if (part + 1 == PARTS) sum = fma(load<vf>(m), splat(load<float>(x + FileRow::SCALED)), sum);
+        return sum;
+    }
+
+    // Few rows: each row's sums stay in registers, and weights pass by.
+    template <int T>
+    INLINE static void few(const uint8_t* w, const uint8_t* soon, const Scales<Form>& scales, int b,
+                           const uint8_t* const* x, size_t at, vf (*sum)[VECTORS]) {
+        constexpr int LINES = (EACH + LINE - 1) / LINE;
+        UNROLL for (int part = 0; part < PARTS; part++) {
+            vi dot[T][VECTORS];
+            UNROLL for (int t = 0; t < T; t++)
+                UNROLL for (int v = 0; v < VECTORS; v++) dot[t][v] = begin(x[t] + at, part);
+            UNROLL_QUADS for (int i = 0; i < PAIRS / PARTS; i++) {
+                const int p = part * (PAIRS / PARTS) + i;
+                for (int line = LINES * p / PAIRS; line < LINES * (p + 1) / PAIRS; line++)
+                    prefetch(soon + LINE * line);
+                UNROLL for (int v = 0; v < VECTORS; v++) {
+                    vu low, high;
+                    Form::pair(w, p, v, low, high);
+                    UNROLL for (int t = 0; t < T; t++)
+                        dot[t][v] = add_quads<Form::WIDE>(dot[t][v], low, high,
+                                                          x[t] + at + 2 * FileRow::QUAD * p);
+                }
+            }
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                const vf d = load<vf>(scales.d[b * PARTS + part] + v * W);
+                UNROLL for (int t = 0; t < T; t++)
+                    sum[t][v] = finish(sum[t][v], dot[t][v], d, scales.m[Form::MINIMA ? b : 0] + v * W,
+                                       x[t] + at, part);
+            }
+        }
+    }
+
+    // Many rows: the block's weights stay in registers, and rows pass by, their sums in `out`.
+    template <int T>
+    INLINE static void many(const uint8_t* w, const uint8_t* soon, const Scales<Form>& scales, int b,
+                            const uint8_t* const* x, size_t at, float* out) {
+        vu low[PAIRS][VECTORS], high[PAIRS][VECTORS];
+        UNROLL for (int p = 0; p < PAIRS; p++)
+            UNROLL for (int v = 0; v < VECTORS; v++) Form::pair(w, p, v, low[p][v], high[p][v]);
+        constexpr int SHARE = to_share(EACH + LINE - 1, T);
+        for (int t = 0; t < T; t++) {
+            prefetch_lines<SHARE>(soon + SHARE * t);
+            const uint8_t* block = x[t] + at;
+            vf total[VECTORS];
+            UNROLL for (int v = 0; v < VECTORS; v++) total[v] = load<vf>(out + t * TILE + v * W);
+            UNROLL for (int part = 0; part < PARTS; part++) {
+                vi even[VECTORS], odd[VECTORS];  // one chain of dots would be waited for
+                UNROLL for (int v = 0; v < VECTORS; v++) even[v] = begin(block, part), odd[v] = vi{};
+                UNROLL for (int i = 0; i < PAIRS / PARTS; i++) {
+                    const int p = part * (PAIRS / PARTS) + i;
+                    UNROLL for (int v = 0; v < VECTORS; v++) {
+                        vi& chain = i % 2 ? odd[v] : even[v];
+                        chain = add_quads<Form::WIDE>(chain, low[p][v], high[p][v],
+                                                      block + 2 * FileRow::QUAD * p);
+                    }
+                }
+                UNROLL for (int v = 0; v < VECTORS; v++)
+                    total[v] = finish(total[v], even[v] + odd[v],
+                                      load<vf>(scales.d[b * PARTS + part] + v * W),
+                                      scales.m[Form::MINIMA ? b : 0] + v * W, block, part);
+            }
+            UNROLL for (int v = 0; v < VECTORS; v++) store(out + t * TILE + v * W, total[v]);
+        }
+    }
+
+#if defined(FASTSLOW_AVX2)
+    static constexpr int PASS_ROWS = 4;  // 8 dots, 2 vectors of weights in halves, inputs
+    static constexpr int STRETCH_BLOCKS = 8;
+    static constexpr size_t STRETCH = STRETCH_BLOCKS * EACH, STRETCH_INPUTS = STRETCH_BLOCKS * FileRow::BYTES;
+
+    template <int T, int FIRST>
+    static void pass(const uint8_t* w, const uint8_t* end, Fetch soon, const uint8_t* const* rows, size_t at,
+                     float* out) {
+        constexpr int TURNS = (EACH + TURN - 1) / TURN;
+        const uint8_t* x[T];
+        UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
+        while (w + GROUP <= end) {
+            const Scales<Form> scales(w);
+            w += Form::SCALES;
+            for (int b = 0; b < BLOCKS; b++, w += Form::WEIGHTS, at += FileRow::BYTES) {
+                move_on(out);
+                UNROLL for (int part = 0; part < PARTS; part++) {
+                    vi dot[T][PASS_VECTORS];
+                    UNROLL for (int t = 0; t < T; t++)
+                        UNROLL for (int v = 0; v < PASS_VECTORS; v++) dot[t][v] = begin(x[t] + at, part);
+                    UNROLL_QUADS for (int i = 0; i < PAIRS / PARTS; i++) {
+                        const int p = part * (PAIRS / PARTS) + i;
+                        for (int turn = TURNS * p / PAIRS; turn < TURNS * (p + 1) / PAIRS; turn++) soon.next();
+                        UNROLL for (int v = 0; v < PASS_VECTORS; v++) {
+                            vu low, high;
+                            Form::pair(w, p, FIRST + v, low, high);
+                            UNROLL for (int t = 0; t < T; t++)
+                                dot[t][v] = add_quads<Form::WIDE>(dot[t][v], low, high,
+                                                                  x[t] + at + 2 * FileRow::QUAD * p);
+                        }
+                    }
+                    UNROLL for (int v = 0; v < PASS_VECTORS; v++) {
+                        const vf d = load<vf>(scales.d[b * PARTS + part] + (FIRST + v) * W);
+                        UNROLL for (int t = 0; t < T; t++) {
+                            float* to = out + t * TILE + (FIRST + v) * W;
+                            store(to, finish(load<vf>(to), dot[t][v], d,
+                                             scales.m[Form::MINIMA ? b : 0] + (FIRST + v) * W, x[t] + at,
+                                             part));
+                        }
+                    }
+                }
+            }
+        }
+    }
+#endif
+
+    template <int T>
+    static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
+                        const uint8_t* const* rows, float* __restrict out) {
+        const int groups = padded(inputs, STEP) / STEP;
+        if constexpr (T > INTEGERS_AT_ONCE)
+            return in_passes<FileKernel, T>(tile, soon, (size_t)groups * GROUP, rows, out);
+        const ptrdiff_t ahead = soon - tile;
+        const uint8_t* x[T];
+        UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
+        vf sum[T <= FEW ? T : 1][VECTORS] = {};
+        if (T > FEW) std::memset(out, 0, T * TILE * sizeof(float));
+        const uint8_t* group = tile;
+        size_t at = 0;
+        for (int g = 0; g < groups; g++, group += GROUP) {
+            const Scales<Form> scales(group);
+            for (int b = 0; b < BLOCKS; b++, at += FileRow::BYTES) {
+                const uint8_t *w = group + Form::SCALES + b * Form::WEIGHTS, *then = group + b * EACH + ahead;
+                if constexpr (T <= FEW) few<T>(w, then, scales, b, x, at, sum);
+                else many<T>(w, then, scales, b, x, at, out);
+            }
+        }
+        if constexpr (T <= FEW)
+            UNROLL for (int t = 0; t < T; t++)
+                UNROLL for (int v = 0; v < VECTORS; v++) store(out + t * TILE + v * W, sum[t][v]);
+    }
+
+    // Rows of `inputs` numbers in the file's blocks, as a tile; a null pointer is a row of zeros.
+    static void pack(uint8_t* tile, const uint8_t* const* rows, int inputs) {
+        constexpr int EVERY = Form::FILE_BLOCKS;
+        std::memset(tile, 0, tile_bytes(inputs));
+        for (int n = 0; n < inputs / BLOCK; n++) {
+            uint8_t *group = tile + (size_t)(n / BLOCKS) * GROUP, *block = group + Form::SCALES;
+            block += n % BLOCKS * Form::WEIGHTS;
+            for (int o = 0; o < TILE; o++) {
+                const uint8_t zero[Form::FILE_BYTES] = {};
+                const uint8_t* from = rows[o] ? rows[o] + (size_t)(n / EVERY) * Form::FILE_BYTES : zero;
+                uint32_t quads[QUADS];
+                Form::numbers(from, n % EVERY, quads);
+                Form::put(block, o, quads);
+                if (n % EVERY == 0) Form::put_scales(group, n % BLOCKS, o, from);
+            }
+        }
+    }
+
+    // One row of a tile as floats: what the file's blocks mean.
+    static void unpack(const uint8_t* tile, int inputs, int output, float* out) {
+        for (int k = 0; k < inputs; tile += GROUP) {
+            const Scales<Form> scales(tile);
+            for (int b = 0; b < BLOCKS && k < inputs; b++) {
+                const uint8_t* block = tile + Form::SCALES + b * Form::WEIGHTS;
+                for (int i = 0; i < BLOCK; i++, k++) {
+                    const int number = Form::at(block, output, i) - (Form::ZERO ? 1 << Form::ZERO : 0);
+                    out[k] = scales.d[b * PARTS + i * PARTS / BLOCK][output] * (float)number;
+                    if (Form::MINIMA) out[k] += scales.m[b][output];
+                }
+            }
+        }
+    }
+
+    static constexpr Format format() {
+        return {FileRow::STEP, ROWS,    Products<FileKernel>::table, tile_bytes, FileRow::row_bytes,
+                nullptr,       FileRow::prepare, unpack, pack, Form::FILE_BLOCKS * BLOCK, Form::FILE_BYTES};
+    }
+};
+
+}  // namespace fastslow

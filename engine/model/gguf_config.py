@@ -1,0 +1,110 @@
+"""A GGUF header as the fields of a config.json, which the family then reads as it reads any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastslow.engine.host.files import shown
+from fastslow.engine.host.gguf_file import GgufFile, GgufTensor, read_gguf
+from fastslow.engine.model.families.catalog import gguf_family
+from fastslow.engine.model.families.family import GGUF_FIELDS, Family, GgufNames
+from fastslow.engine.text.gguf import GgufVocabulary
+
+ARCHITECTURE = "general.architecture"
+ROPE_FACTORS = "rope_freqs.weight"  # float32 [head_dim / 2]: what rotary frequencies are divided by
+OWN_DTYPES = {"F32": "float32", "F16": "float16"}  # a file of other numbers runs as bfloat16 does
+HARMLESS = (  # fields behind the architecture's name that are checked elsewhere, or change nothing
+    *("vocab_size", "rope.dimension_count", "attention.value_length", "rope.scaling.finetuned"),
+    *("tensor_data_layout", "attention.causal", "rope.scaling.attn_factor"),
+)
+
+
+def family_of_file(file: GgufFile) -> tuple[Family, GgufNames]:
+    """ValueError for an architecture that no family has."""
+    family = gguf_family(str(file.fields.get(ARCHITECTURE)))
+    assert family.gguf is not None  # it was found by that
+    return family, family.gguf
+
+
+def header_config(path: Path) -> dict[str, Any]:
+    """The fields of config.json that a file's header stands for. ValueError in one sentence."""
+    file = read_gguf(path)
+    family, names = family_of_file(file)
+    tensors = {tensor.name: tensor for tensor in file.tensors}
+    known = {**GGUF_FIELDS, **names.fields}
+    raw: dict[str, Any] = {"architectures": list(family.architectures[:1])}
+    for key, value in file.fields.items():
+        owner, _, name = key.partition(".")
+        if owner == names.architecture and name in known:
+            _put(raw, known[name], _plain(value))
+        elif owner == names.architecture and name not in HARMLESS and _says_something(value):
+            raise ValueError(f"{key} {shown(value)} changes the model in a way that is not known")
+    for name, value in names.given.items():
+        if (
+            "." not in name or name.partition(".")[0] in raw
+        ):  # nothing is given of what is not there
+            _put(raw, name, value)
+    _add_tensors(raw, tensors)
+    _check_heads(raw, file.fields, names.architecture)
+    if "tokenizer.ggml.model" in file.fields:
+        said = GgufVocabulary.read(path).settings()
+        raw |= {"bos_token_id": said.bos_id, "eos_token_id": sorted(said.eos_ids)}
+    return raw
+
+
+def _add_tensors(raw: dict[str, Any], tensors: Mapping[str, GgufTensor]) -> None:
+    """What only the tensors say."""
+    if (embedding := tensors.get("token_embd.weight")) is None:
+        raise ValueError("the file lacks tensor token_embd.weight")
+    raw["vocab_size"] = embedding.shape[0]
+    raw["tie_word_embeddings"] = "output.weight" not in tensors
+    raw["torch_dtype"] = OWN_DTYPES.get(
+        tensors.get("blk.0.attn_q.weight", embedding).kind.name, "bfloat16"
+    )
+    if "blk.0.attn_output.bias" in tensors:
+        raw["attention_bias"] = True
+    if "blk.0.ffn_down.bias" in tensors:
+        raw["mlp_bias"] = True
+    if (factors := tensors.get(ROPE_FACTORS)) is not None:
+        if factors.kind.name != "F32":
+            raise ValueError(f"tensor {ROPE_FACTORS} is of type {factors.kind.name}, not F32")
+        values = factors.data.reshape(-1).view(np.float32).tolist()
+        raw["rope_scaling"] = {"rope_type": "factors", "factors": values}
+
+
+def _check_heads(raw: Mapping[str, Any], fields: Mapping[str, Any], architecture: str) -> None:
+    """ValueError for heads that rotate in part, or whose values have another size."""
+    dim = raw.get("head_dim")
+    hidden, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
+    if dim is None and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
+        dim = hidden // heads
+    for name in ("rope.dimension_count", "attention.value_length"):
+        value = fields.get(f"{architecture}.{name}", dim)
+        if dim is not None and value != dim:
+            raise ValueError(
+                f"{architecture}.{name} {shown(value)} must be the {dim} numbers of a head"
+            )
+
+
+def _put(raw: dict[str, Any], name: str, value: Any) -> None:
+    """Set a field; "a.b" is field b of object a."""
+    outer, point, inner = name.partition(".")
+    if point:
+        raw.setdefault(outer, {})[inner] = value
+    else:
+        raw[name] = value
+
+
+def _plain(value: Any) -> Any:
+    """A header's value as JSON would have it: the shortest number that float32 reads as this one."""
+    if isinstance(value, float) and np.isfinite(value):
+        return float(str(np.float32(value)))
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _says_something(value: Any) -> bool:
+    return not (isinstance(value, bool | int | float | str) and value in (0, "", "none"))

@@ -1,0 +1,120 @@
+"""How a chat template is asked to think, or not to: found by rendering it both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from fastslow.engine.params import Thinking
+
+FLAGS = "enable_thinking", "thinking"  # variables: Qwen's name and DeepSeek's
+EFFORT = "reasoning_effort"
+LEVELS = "none", "minimal", "low", "medium", "high"
+USUAL = "low", "medium", "high"  # of a template that writes whatever it is given
+WORDS = "/no_think", "/nothink"
+ROLES: tuple[Literal["user", "system"], ...] = "user", "system"
+
+SAID, UNHEARD = "Qzx7", "qzx8"  # texts that no template has
+USER = {"role": "user", "content": SAID}
+CHATS = ([USER], [{"role": "system", "content": SAID}, USER])
+
+Chat = Sequence[Mapping[str, Any]]
+Render = Callable[[Chat, Mapping[str, object]], str | None]
+
+
+class ThinkingSwitch(NamedTuple):
+    """What a template offers to turn thinking off, or down.
+
+    Attributes:
+        kind: "flag": variables that are true or false; "effort": a variable with levels; "word": a
+            word in a message; "none": nothing.
+        names: of the variables, or the word.
+        levels: from the least effort to the most.
+        role: whose latest message gets the word.
+    """
+
+    kind: Literal["flag", "effort", "word", "none"] = "none"
+    names: tuple[str, ...] = ()
+    levels: tuple[str, ...] = ()
+    role: Literal["user", "system"] = "user"
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "flag":
+                return f"{' and '.join(self.names)}: true or false"
+            case "effort":
+                return f"{self.names[0]}: {', '.join(self.levels)}"
+            case "word":
+                return f"{self.names[0]} in the {self.role} message"
+        return "none"
+
+    @property
+    def lessens(self) -> bool:
+        """Whether "off" asks for a shorter thought: the model does not do without."""
+        return self.kind == "effort" and self.levels[0] != "none"
+
+    def variables(self, thinking: Thinking) -> dict[str, object]:
+        """What the template is given; "auto" leaves it the template's default."""
+        if thinking == "auto" or self.kind not in ("flag", "effort"):
+            return {}
+        on = thinking == "on"
+        return dict.fromkeys(
+            self.names, on if self.kind == "flag" else self.levels[-1 if on else 0]
+        )
+
+
+def find_switch(render: Render, source: str) -> ThinkingSwitch:
+    """The switch of a template: what changes its text. A flag is taken before levels, and these before
+    a word.
+
+    Args:
+        render: messages and variables to text; None where the template refuses them.
+        source: the template's; what it does not name is not tried.
+    """
+
+    def texts(variables: Mapping[str, object]) -> list[str | None]:
+        return [render(chat, variables) for chat in CHATS]
+
+    def flips(name: str) -> bool:
+        return _differ(texts({name: True}), texts({name: False}))
+
+    flags = tuple(name for name in FLAGS if name in source and flips(name))
+    if flags:
+        return ThinkingSwitch("flag", flags)
+    if EFFORT in source:
+        levels = _levels(lambda level: texts({EFFORT: level}), source)
+        if levels:
+            return ThinkingSwitch("effort", (EFFORT,), levels)
+    for word in (word for word in WORDS if word in source):
+        for role, chat in zip(ROLES, CHATS):
+            if _knows(render, chat, word):
+                return ThinkingSwitch("word", (word,), role=role)
+    return ThinkingSwitch()
+
+
+def _differ(some: Iterable[str | None], others: Iterable[str | None]) -> bool:
+    """Whether a chat is written in two ways; one that is refused is not written."""
+    return any(a != b for a, b in zip(some, others) if a is not None and b is not None)
+
+
+def _levels(texts: Callable[[str], list[str | None]], source: str) -> tuple[str, ...]:
+    """Levels of effort that a template tells apart."""
+    if any(UNHEARD in (text or "").lower() for text in texts(UNHEARD)):
+        return USUAL
+    found: dict[tuple[str | None, ...], str] = {}
+    for level in ("medium", *LEVELS):  # the first stands for those that the template does not name
+        text, named = tuple(texts(level)), f"'{level}'" in source or f'"{level}"' in source
+        if any(part is not None for part in text) and (named or text not in found):
+            found[text] = level
+    return tuple(level for level in LEVELS if level in found.values()) if len(found) > 1 else ()
+
+
+def _knows(render: Render, chat: Chat, word: str) -> bool:
+    """Whether a word in the first message does more than to be written, or to be left out."""
+    first, *rest = chat
+    said = f"{SAID} {word}"
+    plain, asked = render(chat, {}), render([{**first, "content": said}, *rest], {})
+    if plain is None or asked is None:
+        return False
+    ways = plain, plain.replace(SAID, said), plain.replace(SAID, said, 1)
+    return "".join(asked.split()) not in ("".join(way.split()) for way in ways)

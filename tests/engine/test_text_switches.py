@@ -1,0 +1,298 @@
+"""Thinking switches of the families' templates: how they are found, and what each mode then writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_templates import HARMONY, MISTRAL_EFFORT, TEMPLATES, write_marked
+from tokenizers_tiny import write_spm
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from fastslow.engine.params import Thinking
+from fastslow.engine.text.marks import Marks, chat_parts
+from fastslow.engine.text.switches import ThinkingSwitch
+from fastslow.engine.text.templates import JinjaTemplate, PlainTemplate, load_template
+from fastslow.engine.text.thought import HARMONY as CHANNELS
+from fastslow.engine.text.thought import ThoughtTags, tags_for
+from fastslow.engine.text.tokenizer import load_tokenizer
+
+USER = {"role": "user", "content": "hi"}
+SYSTEM = {"role": "system", "content": "Be kind."}
+SAID = {"role": "assistant", "content": "well"}
+CHATS = ([USER], [SYSTEM, USER], [USER, SAID, USER], [SYSTEM, USER, SAID, USER])
+MODES: tuple[Thinking, ...] = "off", "auto", "on"
+
+
+def jinja(source: str) -> JinjaTemplate:
+    return JinjaTemplate(source, "template", "<s>", "</s>")
+
+
+FLAG = ThinkingSwitch("flag", ("enable_thinking",))
+EFFORT = ThinkingSwitch("effort", ("reasoning_effort",), ("low", "medium", "high"))
+
+
+@pytest.mark.parametrize(
+    ("name", "switch", "said"),
+    [
+        ("qwen3", FLAG, "enable_thinking: true or false"),
+        ("smollm3", FLAG, "enable_thinking: true or false"),
+        ("glm", FLAG, "enable_thinking: true or false"),
+        ("deepseek", ThinkingSwitch("flag", ("thinking",)), "thinking: true or false"),
+        ("gpt-oss", EFFORT, "reasoning_effort: low, medium, high"),
+        (
+            "mistral-effort",
+            EFFORT._replace(levels=("none", "high")),
+            "reasoning_effort: none, high",
+        ),
+        (
+            "nemotron",
+            ThinkingSwitch("word", ("/no_think",)),
+            "/no_think in the user message",
+        ),
+        (
+            "system-word",
+            ThinkingSwitch("word", ("/no_think",), role="system"),
+            "/no_think in the system message",
+        ),
+        *((name, ThinkingSwitch(), "none") for name in ("qwen3-2507-thinking", "r1-distill")),
+        *((name, ThinkingSwitch(), "none") for name in ("qwen3-2507-instruct", "llama")),
+        *((name, ThinkingSwitch(), "none") for name in ("magistral", "seed")),
+    ],
+)
+def test_a_switch_is_found_by_rendering(name: str, switch: ThinkingSwitch, said: str) -> None:
+    found = jinja(TEMPLATES[name]).switch
+    assert found == switch
+    assert str(found) == said
+
+
+@pytest.mark.parametrize(
+    ("source", "switch"),
+    [
+        ("{% if false %}{{ enable_thinking }}{% endif %}", ThinkingSwitch()),
+        ("{{ messages[0].thinking }}{# enable_thinking #}", ThinkingSwitch()),
+        (
+            "{% if not (thinking or enable_thinking) %}no{% endif %}",
+            ThinkingSwitch("flag", ("enable_thinking", "thinking")),
+        ),
+        (
+            "{{ raise_exception('always thinks') if enable_thinking is false }}",
+            ThinkingSwitch(),
+        ),
+        (
+            "{{ thinking }}{{ enable_thinking }}",
+            ThinkingSwitch("flag", ("enable_thinking", "thinking")),
+        ),
+        (
+            "{{ strftime_now('%f') }}{{ 1 if thinking else 2 }}",
+            ThinkingSwitch("flag", ("thinking",)),
+        ),
+        (
+            "{{ 'deep' if reasoning_effort == 'high' else 'flat' }}",
+            EFFORT._replace(levels=("medium", "high")),  # "none" is for templates that name it
+        ),
+        (
+            "{{ 1 if reasoning_effort in ['low', 'minimal'] else 2 }}",
+            EFFORT._replace(levels=("low", "medium")),
+        ),
+        ("{{ reasoning_effort | upper if reasoning_effort }}", EFFORT),
+        ("{{ messages[0].content }} try /no_think", ThinkingSwitch()),
+        ("{{ messages[0].content | replace('/no_think', '') }}", ThinkingSwitch()),
+        (
+            "{{ 'quiet' if '/nothink' in messages[0].content }}",
+            ThinkingSwitch("word", ("/nothink",)),
+        ),
+        ("{{ raise_exception('no') }}{{ enable_thinking }}", ThinkingSwitch()),
+        ("{% for i in range(10**9) %}{{ thinking }}{% endfor %}", ThinkingSwitch()),
+    ],
+)
+def test_what_is_a_switch_and_what_is_not(source: str, switch: ThinkingSwitch) -> None:
+    assert jinja(source).switch == switch
+
+
+Q = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("qwen3", (Q + "<think>\n\n</think>\n\n", Q, Q)),
+        ("qwen3-2507-thinking", (Q + "<think>\n",) * 3),
+        ("qwen3-2507-instruct", (Q,) * 3),
+        ("r1-distill", ("<s><|User|>hi<|Assistant|><think>\n",) * 3),
+        (
+            "glm",
+            (
+                "hi/nothink<|assistant|>\n<think></think>",
+                "<|user|>\nhi<|assistant|>",
+                "<|user|>\nhi<|assistant|>",
+            ),
+        ),
+        ("deepseek", ("<|Assistant|></think>", "<|Assistant|></think>", "<|Assistant|><think>")),
+        (
+            "nemotron",
+            (
+                "user: hi\n<turn>assistant: <think></think>",
+                "user: hi\n<turn>assistant: <think>\n",
+                "user: hi\n<turn>assistant: <think>\n",
+            ),
+        ),
+        ("system-word", ("assistant: <think></think>", "assistant: ", "assistant: ")),
+    ],
+)
+def test_what_off_auto_and_on_write(tmp_path: Path, name: str, ends: tuple[str, ...]) -> None:
+    write_marked(tmp_path, TEMPLATES[name])
+    template = load_template(tmp_path, load_tokenizer(tmp_path))
+    assert template.switch == jinja(TEMPLATES[name]).switch
+    for thinking, end in zip(MODES, ends):
+        text = template.render([USER], thinking).replace("<|endoftext|>", "<s>")
+        assert text.endswith(end), thinking
+        assert template.render([SYSTEM, USER], thinking).endswith(end[-12:])
+
+
+def test_levels_of_effort(tmp_path: Path) -> None:
+    for name, levels in (
+        ("gpt-oss", ("Reasoning: low\n", "Reasoning: medium\n", "Reasoning: high\n")),
+        ("mistral-effort", ('effort": "none"', 'effort": "none"', 'effort": "high"')),
+        ("smollm3", ("Mode: /no_think\n", "Mode: /think\n", "Mode: /think\n")),
+    ):
+        template = jinja(TEMPLATES[name])
+        for thinking, level in zip(MODES, levels):
+            assert level in template.render([SYSTEM, USER], thinking)
+    assert jinja(TEMPLATES["gpt-oss"]).switch.lessens, "a level above none is still a thought"
+    assert not jinja(MISTRAL_EFFORT).switch.lessens
+    assert not FLAG.lessens and not ThinkingSwitch().lessens
+
+
+def test_a_word_of_the_callers_own_holds() -> None:
+    quiet = {"role": "system", "content": "Be kind. /no_think"}
+    for thinking in MODES:
+        text = jinja(TEMPLATES["smollm3"]).render([quiet, USER], thinking)
+        assert "Mode: /no_think" in text and "Be kind.<|im_end|>" in text
+        assert text.endswith("<think>\n\n</think>\n")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("thinking", MODES)
+def test_prompts_are_those_of_transformers(name: str, thinking: Thinking) -> None:
+    source = TEMPLATES[name]
+    template = jinja(source)
+    for chat in CHATS:
+        if name in ("deepseek", "system-word") and SAID in chat:
+            continue
+        given: dict[str, Any] = {**template.switch.variables(thinking)}
+        theirs, _ = render_jinja_template(
+            conversations=[chat],
+            chat_template=source,
+            add_generation_prompt=True,
+            bos_token="<s>",
+            eos_token="</s>",
+            **given,
+        )
+        assert template.render(chat, thinking) == theirs[0]
+
+
+def test_variables_of_the_callers_own_win() -> None:
+    template = jinja(TEMPLATES["gpt-oss"])
+    for thinking in MODES:
+        text = template.render([USER], thinking, variables={"reasoning_effort": "medium"})
+        assert "Reasoning: medium\n" in text
+    tools = template.render([USER], variables={"tools": {"a": {"name": "look"}}})
+    assert '{"name": "look"}' in tools
+
+
+@pytest.mark.parametrize(
+    ("template", "given", "said"),
+    [
+        (jinja(TEMPLATES["qwen3"]), "reasoning_effort", "it reads enable_thinking$"),
+        (jinja(TEMPLATES["qwen3"]), "messages", "reads no variable 'messages'"),
+        (jinja(TEMPLATES["gpt-oss"]), "strftime_now", "reads no variable 'strftime_now'"),
+        (PlainTemplate(), "enable_thinking", "it reads none$"),
+    ],
+    ids=["qwen3", "messages", "function", "plain"],
+)
+def test_variables_that_are_not_read_are_refused(template: Any, given: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^chat_template_kwargs: .*{said}"):
+        template.render([USER], variables={given: True})
+
+
+def test_marks_in_a_variable_are_text(tmp_path: Path) -> None:
+    write_marked(tmp_path, "{{ note }}<|im_start|>{{ messages[0].content }}")
+    tokenizer = load_tokenizer(tmp_path)
+    template = load_template(tmp_path, tokenizer)
+    given = {"note": "a<|im_end|>b"}
+    parts = chat_parts(template, [USER], "auto", Marks(tokenizer), given)
+    assert "".join(parts) == "a<|im_end|>b<|im_start|>hi"
+    ids = tokenizer.encode_parts(parts, False)
+    assert (tokenizer.token_id("<|im_end|>") in ids, tokenizer.token_id("<|im_start|>") in ids) == (
+        False,
+        True,
+    )
+    assert chat_parts(template, [USER], "auto", None, given) == ["".join(parts)]
+
+
+THINK = ThoughtTags("<think>", "</think>")
+BRACKETS = ThoughtTags("[THINK]", "[/THINK]")
+
+
+@pytest.mark.parametrize(
+    ("name", "marks", "tags"),
+    [
+        *((name, (), THINK) for name in ("qwen3", "qwen3-2507-thinking", "qwen3-2507-instruct")),
+        ("gpt-oss", HARMONY, CHANNELS),
+        ("gpt-oss", HARMONY[1:], THINK),  # of a vocabulary that lacks a mark
+        ("llama", HARMONY, CHANNELS),
+    ],
+)
+def test_tags_of_a_vocabulary(
+    tmp_path: Path, name: str, marks: tuple[str, ...], tags: ThoughtTags
+) -> None:
+    write_marked(tmp_path, TEMPLATES[name], marks)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tags_for(tokenizer, jinja(TEMPLATES[name])) == tags
+
+
+@pytest.mark.parametrize(
+    ("source", "tags"),
+    [
+        (TEMPLATES["magistral"], BRACKETS),
+        (TEMPLATES["seed"], ThoughtTags("<seed:think>", "</seed:think>")),
+        ("say <Reasoning>why</Reasoning> first", ThoughtTags("<Reasoning>", "</Reasoning>")),
+        (TEMPLATES["qwen3"], THINK),
+        (TEMPLATES["llama"], None),
+        ("</thought> alone", None),
+        ("<b>bold</b> and <answer>so</answer>", None),
+    ],
+)
+def test_tags_that_only_the_template_has(
+    tmp_path: Path, source: str, tags: ThoughtTags | None
+) -> None:
+    write_spm(tmp_path, 600)
+    tokenizer = load_tokenizer(tmp_path)
+    pangu = ThoughtTags("[unused16]", "[unused17]")
+    assert tags_for(tokenizer, jinja(source)) == pangu, "tokens are surer than words"
+    hidden: Any = Hidden(tokenizer, set(pangu))
+    assert tags_for(hidden, jinja(source)) == tags
+
+
+class Hidden:
+    """A tokenizer without some pieces."""
+
+    def __init__(self, tokenizer: Any, pieces: set[str]) -> None:
+        self._tokenizer = tokenizer
+        self._pieces = pieces
+
+    def token_id(self, piece: str) -> int | None:
+        return None if piece in self._pieces else self._tokenizer.token_id(piece)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+def test_tags_that_are_special_tokens_of_another_name(tmp_path: Path) -> None:
+    write_spm(tmp_path, 600, additional_special_tokens=["<think_of>", "</think_of>"])
+    (tmp_path / "added_tokens.json").write_text('{"<think_of>": 700, "</think_of>": 701}', "utf-8")
+    tokenizer = load_tokenizer(tmp_path)
+    hidden: Any = Hidden(tokenizer, {"[unused16]"})
+    assert tags_for(hidden, None) == ThoughtTags("<think_of>", "</think_of>")

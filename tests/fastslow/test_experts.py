@@ -1,0 +1,202 @@
+"""`Mode(experts=...)`: what a call may ask for, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkpoints import write_family, write_moge
+from pangu_v2_tools import write_moe
+from tokenizers_tiny import write_bpe
+
+from fastslow import LLM, Mode, SamplingParams, Speculation
+from fastslow.engine.params import Escalation
+from fastslow.tools.cli.app import main
+
+VOCAB, CHOSEN = 320, 4
+PARAMS = SamplingParams(max_tokens=20, ignore_eos=True)
+TEXTS = ("one two three two one", "four two four two")
+OWN = Speculation(drafter="self", experts=1, nodes=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("experts") / "model"
+    path.mkdir()
+    write_bpe(path, None, VOCAB)
+    return write_moe(path, vocab_size=VOCAB, num_experts_per_tok=CHOSEN, num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    with LLM(folder, kv_memory="8MiB", progress=False) as made:
+        yield made
+
+
+def experts(count: int | None) -> Mode:
+    return Mode(experts=count, thinking="off")
+
+
+def test_a_count_for_each_request_of_a_batch(llm: LLM) -> None:
+    counts = [None, 0, 1, 2, 3, 4]
+    plain = {c: llm.generate(TEXTS[0], PARAMS, mode=experts(c), speculation="off") for c in counts}
+    assert plain[4].token_ids == plain[None].token_ids, "as many as the router chooses"
+    assert len({tuple(out.token_ids) for out in plain.values()}) == 5
+    handles = [llm.submit(TEXTS[0], PARAMS, mode=experts(c), speculation=OWN) for c in counts]
+    for count, handle in zip(counts, handles, strict=True):
+        out = handle.result()
+        assert out.token_ids == plain[count].token_ids, count
+        assert out.metrics.drafted > 0
+        assert (out.metrics.experts, out.metrics.groups) == (
+            CHOSEN if count is None else count,
+            None,
+        )
+
+
+def test_fast_runs_half_of_the_experts(llm: LLM) -> None:
+    fast, deep = (llm.generate(TEXTS[1], PARAMS, mode=mode) for mode in ("fast", "deep"))
+    assert (fast.metrics.experts, deep.metrics.experts) == (2, 4)
+    assert fast.token_ids == llm.generate(TEXTS[1], PARAMS, mode=experts(2)).token_ids
+    assert deep.token_ids != fast.token_ids
+
+
+@pytest.mark.parametrize("how", ["recompute", "restart", "keep"])
+def test_an_answer_goes_on_with_more_experts(llm: LLM, how: str) -> None:
+    unsure = Escalation(below=1, window=2, to="deep", how=how)  # type: ignore[arg-type]
+    mode = Mode(base="fast", escalate=unsure)
+    out = llm.generate(TEXTS[0], PARAMS, mode=mode, speculation=OWN)
+    fast, deep = (llm.generate(TEXTS[0], PARAMS, mode=mode) for mode in ("fast", "deep"))
+    assert out.metrics.escalated_at == 2 and out.metrics.experts == CHOSEN
+    same = out.token_ids == llm.generate(TEXTS[0], PARAMS, mode=mode, speculation="off").token_ids
+    assert same
+    if how == "restart":
+        assert out.token_ids == deep.token_ids
+    else:
+        assert out.token_ids[:2] == fast.token_ids[:2]
+    if how == "recompute":
+        text = [*out.prompt_token_ids, *out.token_ids[:2]]
+        rest = SamplingParams(max_tokens=18, ignore_eos=True)
+        assert out.token_ids[2:] == llm.generate(text, rest, mode="deep").token_ids
+
+
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        (Mode(experts=5), r"^mode 'custom': experts=5 is outside 0\.\.4$"),
+        (Mode(groups=2), r"^mode 'custom': groups=2 must be None: .* no groups, .* field experts"),
+        (Mode(base="fast", groups=2), r"^mode 'fast\*': groups=2 must be None"),
+        ({"groups": 1, "experts": 2}, r"^groups=1 and experts=2 are both given"),
+        ({"experts": -1}, r"^experts=-1 must be greater than or equal to 0$"),
+        ({"experts": True}, r"^experts=True must be a valid integer$"),
+        (Mode(may_shorten=("groups",)), r"^mode 'custom': may_shorten='groups' must be 'experts'"),
+    ],
+    ids=str,
+)
+def test_what_a_mode_may_not_say(llm: LLM, mode: Mode, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        llm.generate(TEXTS[0], PARAMS, mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"experts": 5}, r"^speculation experts=5 is outside 0\.\.4$"),
+        ({"groups": 2}, r"^speculation groups=2 must be None: .* field experts"),
+        ({"groups": 2, "experts": 2}, r"^groups=2 and experts=2 are both given"),
+    ],
+    ids=str,
+)
+def test_what_drafter_self_may_not_run(llm: LLM, fields: dict[str, int], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        llm.generate(TEXTS[0], PARAMS, speculation={"drafter": "self", **fields})
+
+
+def test_drafter_self_runs_shared_experts_alone_by_default(llm: LLM) -> None:
+    plain = llm.generate(list(TEXTS), PARAMS, speculation="off")
+    for wish in ("self", OWN, {"drafter": "self", "experts": 0, "width": 3}):
+        drafted = llm.generate(list(TEXTS), PARAMS, speculation=wish)
+        assert [o.token_ids for o in drafted] == [o.token_ids for o in plain]
+        assert sum(o.metrics.drafted for o in drafted) > 0
+    drafters = llm._drafters.made.values()
+    assert {getattr(d, "_groups", None) for d in drafters} >= {0, 1}
+
+
+def test_groups_have_their_own_field(tmp_path: Path) -> None:
+    write_bpe(tmp_path, None, VOCAB)
+    write_moge(tmp_path, vocab=VOCAB, num_hidden_layers=1)
+    with LLM(tmp_path, kv_memory="8MiB", progress=False) as llm:
+        with pytest.raises(ValueError, match=r"experts=2 must be None: .* field groups"):
+            llm.generate(TEXTS[0], PARAMS, mode=Mode(experts=2))
+        with pytest.raises(ValueError, match=r"^speculation experts=2 must be None"):
+            llm.generate(TEXTS[0], PARAMS, speculation=OWN.model_copy(update={"experts": 2}))
+        out = llm.generate(TEXTS[0], PARAMS, mode="fast")
+        assert (out.metrics.groups, out.metrics.experts) == (1, None)
+
+
+def test_inspect_and_modes_say_what_each_mode_uses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_family(tmp_path, "qwen3_moe", num_experts_per_tok=CHOSEN)
+    for command in (["inspect", str(tmp_path)], ["modes", str(tmp_path)]):
+        with pytest.raises(SystemExit):
+            main([*command, "--json"])
+    record, modes = map(json.loads, capsys.readouterr().out.splitlines())
+    assert record["modes"] == modes
+    fast, deep = (modes[name]["active_parameters"] for name in ("fast", "deep"))
+    routed_layers, expert = 3, 3 * 64 * 32
+    assert deep - fast == routed_layers * 2 * expert
+    assert modes["fast"]["words"]["experts"] == "2 of 4" and modes["fast"]["experts"] == 2
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "best 4 of 8, each of 32; none shared; dense layers: 1" in said
+    assert "2 of 4" in said and "4 of 4" in said
+
+
+def test_a_file_of_modes_and_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"modes": {"fast": {"experts": 3}, "bot": {"base": "fast"}}}))
+
+    def run(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as end:
+            main(list(arguments))
+        return int(str(end.value.code))
+
+    common = ["--model", str(folder), "--kv-memory", "8MiB"]
+    asked = ["generate", "Hello", *common, "--max-tokens", "4", "--json", "--modes", str(own)]
+
+    def ran(*options: str) -> int:
+        assert run(*asked, *options) == 0
+        return int(json.loads(capsys.readouterr().out)["metrics"]["experts"])
+
+    assert ran("--mode", "bot") == 3
+    assert ran("--mode", "bot", "--experts", "1", "--drafter", "self", "--draft-experts", "1") == 1
+    assert run(*asked, "--groups", "1") == 2
+    assert "the field experts says how many" in " ".join(capsys.readouterr().err.split())
+    assert run(*asked, "--groups", "1", "--experts", "1") == 2
+    assert "are both given" in capsys.readouterr().err
+    assert run("generate", "Hello", *common, "--max-tokens", "4", "--mode", "fast") == 0
+    assert "tokens/s | 2 experts" in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_shared_experts_one_is_the_fewest(tmp_path: Path) -> None:
+    write_bpe(tmp_path, None, VOCAB)
+    write_family(tmp_path, "qwen3_moe", vocab=VOCAB, num_experts_per_tok=8)
+    with LLM(tmp_path, kv_memory="8MiB", progress=False) as llm:
+        plain = llm.generate(list(TEXTS), PARAMS, mode=experts(1), speculation="off")
+        drafted = llm.generate(list(TEXTS), PARAMS, mode=experts(1), speculation="self")
+        assert [o.token_ids for o in drafted] == [o.token_ids for o in plain]
+        assert llm.generate(TEXTS[0], PARAMS, speculation="self").metrics.experts == 8
+        drafters = llm._drafters.made.values()
+        assert 2 in [getattr(d, "_groups", None) for d in drafters], "a quarter of 8"
+        assert llm.modes["fast"].experts == 4
+        with pytest.raises(
+            ValueError, match=r"experts=0 is outside 1\.\.8: no shared expert would"
+        ):
+            llm.generate(TEXTS[0], PARAMS, mode=experts(0))
+        with pytest.raises(ValueError, match=r"^speculation experts=0 is outside 1\.\.8"):
+            llm.generate(TEXTS[0], PARAMS, speculation={"drafter": "self", "experts": 0})

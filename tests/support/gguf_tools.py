@@ -1,0 +1,156 @@
+"""Writes GGUF files as llama.cpp's converter does, from tensors and a config.json under Hugging Face's names.
+
+Names of tensors and header keys are those of the `gguf` library.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import MODEL_ARCH
+from gguf import GGMLQuantizationType as Kind
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+ARCHES = {
+    "LlamaForCausalLM": MODEL_ARCH.LLAMA,
+    "Qwen2ForCausalLM": MODEL_ARCH.QWEN2,
+    "Qwen3ForCausalLM": MODEL_ARCH.QWEN3,
+    "Qwen3MoeForCausalLM": MODEL_ARCH.QWEN3MOE,
+    "SmolLM3ForCausalLM": MODEL_ARCH.SMOLLM3,
+    "GptOssForCausalLM": MODEL_ARCH.GPT_OSS,
+}
+INTERLEAVED = (MODEL_ARCH.LLAMA, MODEL_ARCH.SMOLLM3)
+EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(.*)")
+Pick = Callable[[str, tuple[int, ...]], Kind]
+Change = Callable[[gguf.GGUFWriter], object]
+
+
+def f32(name: str, shape: tuple[int, ...]) -> Kind:
+    return Kind.F32
+
+
+def matrices(kind: Kind) -> Pick:
+    """Matrices with rows of whole blocks in a type; the rest, and routers, in F32."""
+
+    def pick(name: str, shape: tuple[int, ...]) -> Kind:
+        block = gguf.GGML_QUANT_SIZES[kind][0]
+        plain = len(shape) < 2 or shape[-1] % block or "ffn_gate_inp" in name or "bias" in name
+        return Kind.F32 if plain else kind
+
+    return pick
+
+
+def write_gguf(
+    folder: Path, path: Path, pick: Pick = f32, change: Change | None = None, parts: int = 1
+) -> Path:
+    """The checkpoint in a folder as a GGUF file.
+
+    Args:
+        folder: with config.json and model.safetensors.
+        path: of the file; for several parts, of the first.
+        pick: the type of each tensor, by its GGUF name and shape.
+        change: adds to the header, such as a tokenizer.
+        parts: files to divide the tensors among.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    arch = ARCHES[config["architectures"][0]]
+    every = list(arranged(load_file(folder / "model.safetensors"), config, arch).items())
+    for n in range(parts):
+        writer = gguf.GGUFWriter(part_path(path, n, parts), gguf.MODEL_ARCH_NAMES[arch])
+        if not n:
+            add_header(writer, config, arch)
+            if change is not None:
+                change(writer)
+        if parts > 1:
+            writer.add_uint16("split.no", n)
+            writer.add_uint16("split.count", parts)
+            writer.add_int32("split.tensors.count", len(every))
+        for name, values in every[n::parts]:
+            kind = pick(name, values.shape)
+            if kind is Kind.F32:
+                writer.add_tensor(name, values)
+            else:
+                data = gguf.quants.quantize(values, kind)
+                writer.add_tensor(name, data, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return part_path(path, 0, parts)
+
+
+def part_path(path: Path, n: int, parts: int) -> Path:
+    return path if parts == 1 else path.with_name(f"{path.stem}-{n + 1:05}-of-{parts:05}.gguf")
+
+
+def arranged(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], arch: MODEL_ARCH
+) -> dict[str, NDArray[np.float32]]:
+    """float32 arrays by GGUF name: experts joined, rows of q and k interleaved where the family's are."""
+    names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
+    found: dict[str, NDArray[np.float32]] = {}
+    experts: dict[str, dict[int, NDArray[np.float32]]] = {}
+    heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
+    for name, tensor in tensors.items():
+        values = tensor.float().numpy()
+        if (part := EXPERT.fullmatch(name)) is not None:
+            experts.setdefault(f"{part[1]}.{part[3]}", {})[int(part[2])] = values
+            continue
+        if arch in INTERLEAVED and (side := re.search(r"self_attn\.([qk])_proj", name)):
+            count = heads[side[1]]
+            values = values.reshape(count, 2, -1, *values.shape[1:]).swapaxes(1, 2)
+            values = np.ascontiguousarray(values).reshape(tensor.shape)
+        found[_named(names, name, arch)] = values
+    for name, each in experts.items():
+        joined = np.stack([each[e] for e in range(len(each))])
+        found[_named(names, name, arch)] = joined
+    return found
+
+
+def _named(names: gguf.TensorNameMap, name: str, arch: MODEL_ARCH) -> str:
+    if arch is MODEL_ARCH.GPT_OSS:
+        name = name.replace(".mlp.gate.", ".mlp.router.")
+    if name.endswith(".sinks"):
+        name += ".weight"
+    found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    assert found is not None, name
+    return found
+
+
+def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_ARCH) -> None:
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_file_type(7)
+    writer.add_quantization_version(2)
+    writer.add_feed_forward_length(config["intermediate_size"])
+    if arch in (MODEL_ARCH.QWEN3MOE, MODEL_ARCH.GPT_OSS):
+        writer.add_expert_count(config.get("num_experts") or config["num_local_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        width = config.get("moe_intermediate_size", config["intermediate_size"])
+        writer.add_expert_feed_forward_length(width)
+    if arch is MODEL_ARCH.GPT_OSS:
+        writer.add_sliding_window(config["sliding_window"])
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type") in ("yarn", "linear"):
+        kind = gguf.RopeScalingType.YARN if scaling["rope_type"] == "yarn" else "linear"
+        writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+        writer.add_rope_scaling_factor(scaling["factor"])
+        if "original_max_position_embeddings" in scaling:
+            writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])

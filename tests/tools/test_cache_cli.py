@@ -1,0 +1,119 @@
+"""`fastslow cache`: what is listed, what goes, and the limit on it all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import pytest
+from kernel_tools import compiled
+from loguru import logger
+
+from fastslow.engine.backends.cpu import library, packings, store
+from fastslow.engine.backends.loader import load_model
+from fastslow.tools.cli.app import main
+
+pytestmark = compiled
+DAY = 24 * 3600
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Three packed models, the first used ten days ago, the second five, the third now."""
+    library.kernels()
+    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(packings.LIMIT_VARIABLE, raising=False)
+    monkeypatch.setattr(store, "SMALL", 0)
+    folders = [checkpoints.write_dense(tmp_path / f"model{n}", seed=n) for n in range(3)]
+    for folder, days in zip(folders, (10, 5, 0)):
+        load_model(folder, "float32")
+        (made,) = (one for one in packings.packings() if one.model == folder)
+        facts, then = made.path.stat(), time.time() - days * DAY
+        os.utime(made.path, (then, facts.st_mtime))
+    return folders
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(message.record["message"]), level="INFO")
+    yield lines
+    logger.remove(sink)
+
+
+def run(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["cache", *arguments])
+    assert not end.value.code
+
+
+def kept() -> list[Path | None]:
+    return [one.model for one in packings.packings()]
+
+
+def records(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    run("list", "--json")
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_all_are_listed_by_when_they_were_used(
+    models: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = records(capsys)
+    assert [record["model"] for record in found] == [str(path) for path in reversed(models)]
+    for record in found:
+        assert record["format"] == "float32"
+        assert record["size"] == Path(record["path"]).stat().st_size
+    assert 4.9 * DAY < found[0]["used"] - found[1]["used"] < 5.1 * DAY
+    run("list")
+    said = "".join(capsys.readouterr().out.replace("│", "").split())  # a long path is folded
+    assert "10.0daysago" in said and "ofatmost" in said
+    load_model(models[0], "float32")
+    assert kept() == [models[0], models[2], models[1]]
+
+
+def test_what_is_old_or_gone_is_pruned(
+    models: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("prune")
+    assert kept() == models[::-1]
+    shutil.rmtree(models[2])
+    run("prune", "--older-than", "7", "--dry-run")
+    assert len(kept()) == 3
+    run("prune", "--older-than", "7")
+    assert kept() == [models[1]]
+    said = capsys.readouterr().out
+    assert f"removed {models[2]} (gone) in float32" in said and "KiB freed" in said
+    run("prune", "--all")
+    assert kept() == []
+
+
+def test_the_ones_used_longest_ago_go_for_the_limit(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    size = packings.packings()[0].size
+    monkeypatch.setenv(packings.LIMIT_VARIABLE, str(2.5 * size / 1e9))
+    new = checkpoints.write_dense(tmp_path / "new", seed=9)
+    load_model(new, "float32")
+    assert set(kept()) == {new, models[2]}
+    (line,) = (line for line in log if "removed for the limit" in line)
+    assert line.endswith("model0, model1")
+    monkeypatch.setenv(packings.LIMIT_VARIABLE, "0.000000001")  # the one in use stays
+    load_model(models[0], "float32")
+    assert kept() == [models[0]]
+
+
+@pytest.mark.parametrize("given", ["many", "0", "-3", "nan", "inf"])
+def test_a_limit_that_is_no_number_is_refused(
+    models: list[Path], monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv(packings.LIMIT_VARIABLE, given)
+    with pytest.raises(ValueError, match=f"FASTSLOW_CACHE_LIMIT='{given}' must be a number of gig"):
+        packings.limit()

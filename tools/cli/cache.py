@@ -1,0 +1,103 @@
+"""`fastslow cache`: packed weights and other things that were made once and kept."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastslow.tools.cli.options import expand_options
+
+if TYPE_CHECKING:
+    from fastslow.engine.backends.cpu.packings import Packing
+
+DAY = 24 * 3600.0
+
+cache = typer.Typer(
+    name="cache",
+    help="List and remove packed weights, which are made at a model's first start.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+
+@cache.command("list")
+@expand_options
+def show(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Packed weights by when they were used last: of which model, in which format, how large.
+
+    All of them together take no more than FASTSLOW_CACHE_LIMIT (in GB; 100, or half of the free disk if that is
+    less): the ones used longest ago go when a new one is made.
+
+    Example:
+      fastslow cache list
+    """
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastslow.engine.backends.cpu.packings import limit, packings
+    from fastslow.engine.host.files import cache_folder
+    from fastslow.engine.kv.budget import format_bytes
+
+    every = packings()
+    if as_json:
+        for one in every:
+            record: dict[str, Any] = {"path": str(one.path), "model": one.model and str(one.model)}
+            record |= {"format": one.format, "size": one.size, "used": one.used}
+            typer.echo(json.dumps(record))
+        return
+    table = Table("model", "format", "size", "used last")
+    for one in every:
+        days = f"{(time.time() - one.used) / DAY:.1f} days ago"
+        table.add_row(_model(one), one.format, format_bytes(one.size), days)
+    console = Console()
+    console.print(table)
+    total = format_bytes(sum(one.size for one in every))
+    console.print(f"{total} of at most {format_bytes(limit())} in {cache_folder()}", soft_wrap=True)
+
+
+def _model(one: Packing) -> str:
+    if one.model is None:
+        return "unknown"
+    return str(one.model) + ("" if one.model.exists() else " (gone)")
+
+
+@cache.command()
+@expand_options
+def prune(
+    older_than: Annotated[
+        float | None, typer.Option(min=0, help="Also those not used for so many days.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
+) -> None:
+    """Remove packed weights whose model is gone, and what killed processes left unfinished.
+
+    A model whose packed weights are removed packs them again at its next start; what runs now goes on.
+
+    Example:
+      fastslow cache prune --older-than 30
+    """
+    from fastslow.engine.backends.cpu.packings import packings
+    from fastslow.engine.host.files import cache_folder
+    from fastslow.engine.host.unfinished import sweep
+    from fastslow.engine.kv.budget import format_bytes
+
+    if not dry_run:
+        sweep(cache_folder())
+    latest = time.time() - (older_than or 0) * DAY
+    freed = 0
+    for one in packings():
+        gone = one.model is None or not one.model.exists()
+        if not (everything or gone or (older_than is not None and one.used <= latest)):
+            continue
+        if not dry_run:
+            one.path.unlink(missing_ok=True)
+        freed += one.size
+        typer.echo(f"{'would remove' if dry_run else 'removed'} {_model(one)} in {one.format}")
+    typer.echo(f"{format_bytes(freed)} {'would be ' if dry_run else ''}freed")
