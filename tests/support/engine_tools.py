@@ -193,7 +193,8 @@ def write_kin(
 
     jitter: relative size of what is added to every tensor. routed: how much routed experts say.
     """
-    full = {**(config or MOGE), **SMALL, **fields}
+    base = config or MOGE
+    full = {**base, **{name: size for name, size in SMALL.items() if name in base}, **fields}
     table = tensors(full, seed=3)
     random = torch.Generator().manual_seed(4)
     for name, tensor in table.items():
