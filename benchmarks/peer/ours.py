@@ -17,19 +17,21 @@ from fastslow.models.locate import resolve_model
 
 
 class Fastslow:
-    """`format`: a dtype, or the name of a quantization."""
+    """`format`: a dtype, the name of a quantization, or "file": the GGUF as it is."""
 
     def load(self, options: dict[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(options["threads"])
-        format, config = options["format"], ModelConfig.from_folder(resolve_model(options["model"]))
+        format = options["format"]
+        model = options["file"] if format == "file" else options["model"]
+        config = ModelConfig.from_folder(resolve_model(model))
         # As much room as every other engine gets, so that their memory can be compared.
         kept = torch.float32 if format == "float32" else torch.bfloat16
         self.llm = LLM(
-            options["model"],
+            model,
             max_model_len=options["context"],
             kv_memory=options["room"] * config.kv_bytes_per_token(kept),
             progress=False,
-            **options_of(format),
+            **({} if format == "file" else options_of(format)),
         )
         return {
             "versions": {"fastslow": fastslow.__version__, "torch": torch.__version__},

@@ -16,6 +16,7 @@ from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
+from fastslow.engine.text.templates import load_template
 from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import load_modes
@@ -40,11 +41,12 @@ class ModeCost:
 class CheckpointFacts:
     """A checkpoint's config, tokenizer and presets.
 
-    `tokenizer` is one line for people; `memory` maps dtype names to bytes.
+    `tokenizer` and `switch` (of thinking) are one line each for people; `memory` maps dtype names to bytes.
     """
 
     config: ModelConfig
     tokenizer: str
+    switch: str
     modes: dict[str, Mode]
     parameters: int
     memory: dict[str, ModeCost]
@@ -61,7 +63,8 @@ class CheckpointFacts:
             for name in SHOWN
         }
         modes = load_modes(folder, RoutedUnits.of(config), own_modes)
-        return cls(config, tokenizer, modes, weights, memory)
+        switch = _switch(folder, config.architecture)
+        return cls(config, tokenizer, switch, modes, weights, memory)
 
     def record(self) -> dict[str, Any]:
         """For programs: sizes in bytes, counts in parameters."""
@@ -77,6 +80,7 @@ class CheckpointFacts:
         return {
             **{name: getattr(c, name) for name in RECORDED},
             "tokenizer": self.tokenizer,
+            "thinking_switch": self.switch,
             "parameters": self.parameters,
             "memory": {name: asdict(cost) for name, cost in self.memory.items()},
             "modes": modes,
@@ -132,6 +136,7 @@ class CheckpointFacts:
         lines["context"] = f"{c.context} tokens{scaling}"
         lines["vocabulary"] = str(c.vocab_size)
         lines["tokenizer"] = self.tokenizer
+        lines["thinking switch"] = self.switch
         lines["parameters"] = billions(self.parameters)
         return lines
 
@@ -148,6 +153,15 @@ def _tokenizer(folder: Path) -> str:
     ends = ", ".join(repr(tokenizer.piece(number)) for number in sorted(tokenizer.eos_ids))
     name = next(known, "of the file")
     return f"{name}, {tokenizer.vocab_size} ids, an answer ends at {ends or 'nothing'}"
+
+
+def _switch(folder: Path, architecture: str) -> str:
+    if (tokenizer := find_tokenizer(folder)) is None:
+        return "none"
+    try:
+        return str(load_template(folder, tokenizer, architecture).switch)
+    except ValueError as error:
+        return f"unknown, {error}"
 
 
 def shard_plan(config: ModelConfig, layout: str) -> ShardPlan:
