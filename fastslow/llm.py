@@ -146,6 +146,7 @@ class LLM:
         load: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
         load |= {"kv_dtype": kv_dtype, "progress": progress}
         self._ranks = ExitStack()
+        self.tokenizer = find_tokenizer(folder)  # refused before any weight is packed
         self.model = open_model(folder, parallel, self._ranks, **load)
 
         context = context_length(max_model_len, self.model.config.context)
@@ -153,7 +154,6 @@ class LLM:
         if modes is None and isinstance(auto, str | Path):
             modes = auto  # the presets that it chooses between
         self.modes = load_modes(folder, RoutedUnits.of(self.model.config), modes)
-        self.tokenizer = find_tokenizer(folder)
         self._inputs = inputs = InputProcessor(
             folder, self.model.config, self.tokenizer, context, thinking_tags
         )

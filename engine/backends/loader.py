@@ -39,6 +39,7 @@ from fastslow.engine.model.families.weights import weights_class
 from fastslow.engine.model.gguf_shard import GgufShard
 from fastslow.engine.model.int8 import no_int8
 from fastslow.engine.model.quantised import Scheme
+from fastslow.engine.model.tensors import canonical
 
 W8A8 = "w8a8"
 OWN = "gguf"  # a file's own numbers
@@ -80,6 +81,8 @@ def load_model(
     place = choose_device(device)
     where = place.device
     scheme = Scheme.from_folder(Path(folder))
+    if scheme is not None:  # pieces are packed by the usual names
+        scheme = scheme.renamed(lambda name: canonical(name, config))
     checkpoint = Checkpoint.open(Path(folder), config, scheme)
     ops = paged_ops_for(place) if place.kind != "cpu" else None
     picked = pick_dtype(dtype, config, place, ops)

@@ -36,7 +36,9 @@ class ModelConfig(DecoderShape):
         if not folder.is_dir():
             raise ValueError(f"model folder {folder} does not exist")
         if not path.is_file():
-            raise ValueError(f"{folder} has no config.json")
+            inside = sorted(folder.glob("*.gguf"))
+            more = f"; for the GGUF file in it give {inside[0]}" if inside else ""
+            raise ValueError(f"{folder} has no config.json{more}")
         raw = read_object(path)
         try:
             return cls.from_json(raw)

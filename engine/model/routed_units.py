@@ -63,9 +63,10 @@ class RoutedUnits(NamedTuple):
         if count is None:
             return None
         if self.most and name != self.name:
-            raise ValueError(f"{what}{name}={count} must be None: {FIELDS[self.name]}")
+            raise ValueError(f"{what}{name}={count} must be left out: {FIELDS[self.name]}")
         if not self.least <= count <= self.most:
-            limit = f"{self.least}..{self.most}" if self.most else "None: this model is dense"
+            if not self.most:
+                raise ValueError(f"{what}{name}={count} must be left out: this model is dense")
             why = ": no shared expert would run instead" if count < self.least else ""
-            raise ValueError(f"{what}{name}={count} is outside {limit}{why}")
+            raise ValueError(f"{what}{name}={count} is outside {self.least}..{self.most}{why}")
         return None if count == self.most else count

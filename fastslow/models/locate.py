@@ -55,8 +55,12 @@ def resolve_model(model: str | Path) -> Path:
         return gguf_parts(path)[0]
     if str(model) in BUILTIN:
         return builtin_path(str(model))
+    if file:
+        raise ValueError(
+            f"model={shown(str(model))} is a file, but no GGUF file: its name must end in .gguf"
+        )
     raise ValueError(
-        f"model={shown(str(model))} is no folder and no built-in{nearest(str(model), BUILTIN)}"
+        f"model={shown(str(model))} is no folder, no GGUF file and no built-in{nearest(str(model), BUILTIN)}"
     )
 
 

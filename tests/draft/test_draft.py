@@ -196,11 +196,11 @@ def test_bad_names(settings: dict[str, Any], groups: int, pattern: str) -> None:
 @pytest.mark.parametrize(
     ("units", "fields", "pattern"),
     [
-        (RoutedUnits("experts", 8), {"groups": 2}, r"^speculation groups=2 must be None"),
-        (RoutedUnits("groups", 8), {"experts": 2}, r"^speculation experts=2 must be None"),
+        (RoutedUnits("experts", 8), {"groups": 2}, r"^speculation groups=2 must be left out"),
+        (RoutedUnits("groups", 8), {"experts": 2}, r"^speculation experts=2 must be left out"),
         (RoutedUnits("experts", 8), {"experts": 9}, r"^speculation experts=9 is outside 0\.\.8$"),
         (RoutedUnits("experts", 8, 1), {"experts": 0}, r"^speculation experts=0 is outside 1\.\.8"),
-        (RoutedUnits("experts", 0), {"experts": 1, "layers": (0,)}, r"is outside None: .* dense$"),
+        (RoutedUnits("experts", 0), {"experts": 1, "layers": (0,)}, r"must be left out: .* dense$"),
     ],
     ids=str,
 )

@@ -62,4 +62,4 @@ def test_experts_in_mxfp4_are_packed_as_they_are(tmp_path: Path) -> None:
     matrix = model._matrix("0.expert1.down")
     assert matrix.format == Format.MXFP4
     found = texts.logits(model, tokens).log_softmax(-1)
-    assert (found - expected).std() < 0.05 * expected.std()  # activations are in int8
+    assert (found - expected).std() < 0.15 * expected.std()  # activations are in int8

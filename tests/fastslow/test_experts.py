@@ -85,8 +85,11 @@ def test_an_answer_goes_on_with_more_experts(llm: LLM, how: str) -> None:
     ("mode", "says"),
     [
         (Mode(experts=5), r"^mode 'custom': experts=5 is outside 0\.\.4$"),
-        (Mode(groups=2), r"^mode 'custom': groups=2 must be None: .* no groups, .* field experts"),
-        (Mode(base="fast", groups=2), r"^mode 'fast\*': groups=2 must be None"),
+        (
+            Mode(groups=2),
+            r"^mode 'custom': groups=2 must be left out: .* no groups, .* field experts",
+        ),
+        (Mode(base="fast", groups=2), r"^mode 'fast\*': groups=2 must be left out"),
         ({"groups": 1, "experts": 2}, r"^groups=1 and experts=2 are both given"),
         ({"experts": -1}, r"^experts=-1 must be greater than or equal to 0$"),
         ({"experts": True}, r"^experts=True must be a valid integer$"),
@@ -103,7 +106,7 @@ def test_what_a_mode_may_not_say(llm: LLM, mode: Mode, says: str) -> None:
     ("fields", "says"),
     [
         ({"experts": 5}, r"^speculation experts=5 is outside 0\.\.4$"),
-        ({"groups": 2}, r"^speculation groups=2 must be None: .* field experts"),
+        ({"groups": 2}, r"^speculation groups=2 must be left out: .* field experts"),
         ({"groups": 2, "experts": 2}, r"^groups=2 and experts=2 are both given"),
     ],
     ids=str,
@@ -127,9 +130,9 @@ def test_groups_have_their_own_field(tmp_path: Path) -> None:
     write_bpe(tmp_path, None, VOCAB)
     write_moge(tmp_path, vocab=VOCAB, num_hidden_layers=1)
     with LLM(tmp_path, kv_memory="8MiB", progress=False) as llm:
-        with pytest.raises(ValueError, match=r"experts=2 must be None: .* field groups"):
+        with pytest.raises(ValueError, match=r"experts=2 must be left out: .* field groups"):
             llm.generate(TEXTS[0], PARAMS, mode=Mode(experts=2))
-        with pytest.raises(ValueError, match=r"^speculation experts=2 must be None"):
+        with pytest.raises(ValueError, match=r"^speculation experts=2 must be left out"):
             llm.generate(TEXTS[0], PARAMS, speculation=OWN.model_copy(update={"experts": 2}))
         out = llm.generate(TEXTS[0], PARAMS, mode="fast")
         assert (out.metrics.groups, out.metrics.experts) == (1, None)

@@ -270,7 +270,7 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
         ),
         (
             {"speculation": Speculation(drafter="model", model="/no/such/folder")},
-            r"^model='/no/such/folder' is no folder and no built-in",
+            r"^model='/no/such/folder' is no folder, no GGUF file and no built-in",
         ),
     ],
     ids=lambda value: str(value)[:50],
@@ -376,7 +376,7 @@ def test_what_a_dense_model_without_a_tokenizer_cannot_do(dense: LLM) -> None:
     refused(r"has no tokenizer", dense.chat, "text")
     refused(r"^stop strings need a tokenizer", dense.generate, [5], SamplingParams(stop=("x",)))
     refused(r"^drafter='self' needs a model with routed groups", dense.generate, [5], **SELF)
-    refused(r"groups=3 is outside None", dense.generate, [5], mode=Mode(groups=3))
+    refused(r"groups=3 must be left out", dense.generate, [5], mode=Mode(groups=3))
     assert dense.generate([5], SamplingParams(max_tokens=2), mode="fast").text == ""
 
 

@@ -263,14 +263,14 @@ def test_without_groups_fast_runs_half_of_the_experts() -> None:
         (
             EXPERTS,
             {"groups": 2},
-            r"^mode 'x': groups=2 must be None: this model has no groups, and ",
+            r"^mode 'x': groups=2 must be left out: this model has no groups, and ",
         ),
         (
             GROUPS,
             {"experts": 2},
-            r"^mode 'x': experts=2 must be None: .* in groups, and the field g",
+            r"^mode 'x': experts=2 must be left out: .* in groups, and the field g",
         ),
-        (DENSE, {"experts": 2}, r"^mode 'x': experts=2 is outside None: this model is dense$"),
+        (DENSE, {"experts": 2}, r"^mode 'x': experts=2 must be left out: this model is dense$"),
         (EXPERTS, {"experts": 9}, r"^mode 'x': experts=9 is outside 0\.\.8$"),
         (LONELY, {"experts": 0}, r"^mode 'x': experts=0 is outside 1\.\.8: no shared expert would"),
         (
@@ -303,7 +303,7 @@ def test_a_count_of_all_experts_is_none() -> None:
         assert find_mode({"base": "fast", "experts": count}, modes, LONELY).routed == count
     assert find_mode({"base": "fast", "experts": 8}, modes, LONELY).experts is None
     assert find_mode({"base": "fast", "experts": None}, modes, LONELY).experts is None
-    with pytest.raises(ValueError, match=r"^mode 'fast\*': groups=2 must be None"):
+    with pytest.raises(ValueError, match=r"^mode 'fast\*': groups=2 must be left out"):
         find_mode({"base": "fast", "groups": 2}, modes, LONELY)
     cut = Mode(latency_ms=9, may_shorten=("experts",))
     assert "experts (lossy)" in meaning(cut, LONELY)["latency"]

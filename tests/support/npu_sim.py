@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -145,6 +146,7 @@ def torch_npu() -> ModuleType:
     """The module, and in it the part `npu` that is also `torch.npu`."""
     npu_kernels.define()
     module = ModuleType("torch_npu")
+    module.__spec__ = ModuleSpec("torch_npu", None)  # other libraries look for it
     device = ModuleType("torch_npu.npu")
     attributes: dict[str, Callable[..., Any]] = {
         "NPUGraph": NPUGraph,

@@ -26,7 +26,9 @@ corpus = typer.Typer(
 AnswerFile = Annotated[
     Path, typer.Argument(help='JSON lines: {"text": ...}, {"answer": ...} or {"messages": [...]}.')
 ]
-Model = Annotated[str, typer.Option(help="Checkpoint folder or built-in name: its tokenizer.")]
+Model = Annotated[
+    str, typer.Option(help="Checkpoint folder, GGUF file or built-in name: its tokenizer.")
+]
 Most = Annotated[
     int, typer.Option("--most-tokens", min=1, help="Keep so many tokens: the oldest answers go.")
 ]

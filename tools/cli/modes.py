@@ -22,7 +22,7 @@ SIDES, COLUMN = 20, 20  # characters: of the first column, and of a preset's at 
 @expand_options
 def modes(
     model: Annotated[
-        str, typer.Argument(help="Checkpoint folder or built-in name.")
+        str, typer.Argument(help="Checkpoint folder, GGUF file or built-in name.")
     ] = "smollm2-moge",
     own: Annotated[
         str | None, typer.Option("--modes", help="JSON file with presets of your own.")

@@ -104,7 +104,7 @@ class ModelOptions:
     """Which model, and how it is run."""
 
     model: Annotated[
-        str, option("Checkpoint folder or built-in name; default smollm2-moge.", MODEL)
+        str, option("Checkpoint folder, GGUF file or built-in name; default smollm2-moge.", MODEL)
     ] = "smollm2-moge"
     dtype: DType = "auto"
     quantization: Quantization = "auto"

@@ -21,7 +21,7 @@ DATA, TRAINING = "Data", "Training"
 
 @expand_options
 def train_draft(
-    target: Annotated[str, typer.Option(help="Checkpoint folder or built-in name.")],
+    target: Annotated[str, typer.Option(help="Checkpoint folder, GGUF file or built-in name.")],
     data: Annotated[
         Path, typer.Option(help="Prompts, JSON Lines: prompt, question, turns or messages.")
     ],
