@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_dense, write_moge
+from checkpoints import write_dense, write_family, write_moge
+from gguf import GGMLQuantizationType
+from gguf_tools import matrices, write_gguf
 from tokenizers_tiny import write_bpe
 
 from fastslow.output import Completion, Metrics, Piece
@@ -160,6 +162,19 @@ def test_inspect_counts_the_72b_without_weights(
     assert "16.50 B" in shown
     assert "8 groups of 8" in shown
     assert "token ids" in shown
+
+
+def test_inspect_says_what_a_gguf_file_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_family(tmp_path / "model", "qwen3")
+    file = write_gguf(folder, tmp_path / "m.gguf", matrices(GGMLQuantizationType.Q8_0))
+    assert run("inspect", file, "--json") == 0
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    assert memory["gguf"]["weights"] == file.stat().st_size < memory["float32"]["weights"]
+    assert run("inspect", file) == 0
+    shown = capsys.readouterr().out
+    assert "gguf (its own)" in shown and "bfloat16 (its own)" not in shown
 
 
 def test_inspect_shows_tokenizer_and_own_presets(

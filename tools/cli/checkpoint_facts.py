@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from fastslow.engine.backends.loader import DTYPES
+from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
 from fastslow.engine.kv.budget import format_bytes
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.routed_units import RoutedUnits
@@ -22,6 +23,7 @@ from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import load_modes
 from fastslow.tools.plan.shards import ShardPlan
 
+FILE = "gguf"
 SHOWN = ("float32", "bfloat16", "float16")
 RECORDED = (
     *("architecture", "layers", "hidden_size", "heads", "kv_heads", "head_dim"),
@@ -62,6 +64,10 @@ class CheckpointFacts:
             name: ModeCost(weights * DTYPES[name].itemsize, config.kv_bytes_per_token(DTYPES[name]))
             for name in SHOWN
         }
+        if is_gguf(folder):  # runs in the file's own numbers
+            size = sum(part.stat().st_size for part in gguf_parts(folder))
+            kept = memory[config.dtype if config.dtype in SHOWN else "bfloat16"].kv_per_token
+            memory = {FILE: ModeCost(size, kept), **memory}
         modes = load_modes(folder, RoutedUnits.of(config), own_modes)
         switch = _switch(folder, config.architecture)
         return cls(config, tokenizer, switch, modes, weights, memory)
@@ -94,7 +100,9 @@ class CheckpointFacts:
         yield shape
         memory = Table("dtype", "weights", "KV per token", "KV of a full context")
         for name, cost in self.memory.items():
-            own = " (its own)" if name == self.config.dtype else ""
+            own = (
+                " (its own)" if name == (FILE if FILE in self.memory else self.config.dtype) else ""
+            )
             sizes = (cost.weights, cost.kv_per_token, cost.kv_per_token * self.config.context)
             memory.add_row(name + own, *map(format_bytes, sizes))
         yield memory
