@@ -19,8 +19,14 @@ ROPE_FACTORS = "rope_freqs.weight"  # float32 [head_dim / 2]: what rotary freque
 OWN_DTYPES = {"F32": "float32", "F16": "float16"}  # a file of other numbers runs as bfloat16 does
 HARMLESS = (  # fields behind the architecture's name that are checked elsewhere, or change nothing
     *("vocab_size", "rope.dimension_count", "attention.value_length", "rope.scaling.finetuned"),
-    *("tensor_data_layout", "attention.causal", "rope.scaling.attn_factor"),
+    "tensor_data_layout",
 )
+NEUTRAL = {  # the only values that change nothing here
+    "attention.causal": True,
+    "rope.scaling.attn_factor": 1.0,
+    "expert_weights_norm": True,
+    "expert_weights_scale": 1.0,
+}
 
 
 def family_of_file(file: GgufFile) -> tuple[Family, GgufNames]:
@@ -41,7 +47,9 @@ def header_config(path: Path) -> dict[str, Any]:
         owner, _, name = key.partition(".")
         if owner == names.architecture and name in known:
             _put(raw, known[name], _plain(value))
-        elif owner == names.architecture and name not in HARMLESS and _says_something(value):
+        elif owner != names.architecture or name in HARMLESS or NEUTRAL.get(name) == value:
+            continue
+        elif name in NEUTRAL or _says_something(value):
             raise ValueError(f"{key} {shown(value)} changes the model in a way that is not known")
     for name, value in names.given.items():
         if (
@@ -49,6 +57,9 @@ def header_config(path: Path) -> dict[str, Any]:
         ):  # nothing is given of what is not there
             _put(raw, name, value)
     _add_tensors(raw, tensors)
+    raw.setdefault(
+        "rope_scaling", {"rope_type": "default"}
+    )  # what a header leaves out is not there
     _check_heads(raw, file.fields, names.architecture)
     if "tokenizer.ggml.model" in file.fields:
         said = GgufVocabulary.read(path).settings()
@@ -72,6 +83,8 @@ def _add_tensors(raw: dict[str, Any], tensors: Mapping[str, GgufTensor]) -> None
     if (factors := tensors.get(ROPE_FACTORS)) is not None:
         if factors.kind.name != "F32":
             raise ValueError(f"tensor {ROPE_FACTORS} is of type {factors.kind.name}, not F32")
+        if raw.get("rope_scaling", {}).get("rope_type", "none") != "none":
+            raise ValueError(f"tensor {ROPE_FACTORS} beside rope.scaling.type is not supported")
         values = factors.data.reshape(-1).view(np.float32).tolist()
         raw["rope_scaling"] = {"rope_type": "factors", "factors": values}
 

@@ -42,7 +42,7 @@ class RopeScaling:
         """From the object `rope_scaling` or `rope_parameters`; None where it stretches nothing."""
         older = rope.get("type")
         kind = rope.get("rope_type") or older or "default"
-        if kind == "default":
+        if kind in ("default", "none"):
             return None
         if kind not in KINDS:
             raise ValueError(

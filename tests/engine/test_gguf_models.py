@@ -144,6 +144,8 @@ def add(key: str, value: float) -> Callable[[gguf.GGUFWriter], None]:
         ("llama.expert_count", 8, "llama.expert_count 8 changes the model in a way"),
         ("llama.attention.sliding_window", 128, "sliding_window 128 changes the model"),
         ("llama.logit_scale", 0.5, "llama.logit_scale 0.5 changes the model"),
+        ("llama.rope.scaling.attn_factor", 1.5, "attn_factor 1.5 changes the model"),
+        ("llama.attention.causal", 0, "llama.attention.causal .* changes the model"),
     ],
 )
 def test_a_field_that_changes_the_forward_is_refused(
@@ -153,6 +155,19 @@ def test_a_field_that_changes_the_forward_is_refused(
     with pytest.raises(ValueError, match=message):
         load_model(write_gguf(folder, tmp_path / "m.gguf", change=add(key, value)))
     load_model(write_gguf(folder, tmp_path / "m.gguf", change=add("llama.expert_count", 0)))
+
+
+def test_what_a_header_leaves_out_is_not_there(tmp_path: Path) -> None:
+    """Other than in config.json, where gpt-oss has yarn by itself."""
+    folder = checkpoints.write_family(tmp_path / "model", "gpt_oss", rope_scaling=None)
+    config = ModelConfig.from_folder(write_gguf(folder, tmp_path / "m.gguf"))
+    assert config.rope_scaling is None and config.context == config.max_positions
+    none = write_gguf(
+        folder,
+        tmp_path / "n.gguf",
+        change=lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.NONE),
+    )
+    assert ModelConfig.from_folder(none).rope_scaling is None
 
 
 def without(name: str) -> Callable[..., dict[str, Any]]:

@@ -203,6 +203,8 @@ def test_a_name_that_says_nothing_is_logged(logged: list[str]) -> None:
             {"use_sliding_window": True, "max_window_layers": 2},
             "max_window_layers must be 0 where use_sliding_window is true",
         ),
+        ("qwen3_moe", {"use_qk_norm": False}, "use_qk_norm false is not known"),
+        ("llama", {"is_causal": False}, "is_causal false is not supported"),
         ("gpt_oss", {"swiglu_limit": -1.0}, "swiglu_limit -1.0 must be"),
         ("gpt_oss", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ("gpt_oss", {"rope_scaling": {"rope_type": "yarn"}}, "factor is missing"),
@@ -218,6 +220,12 @@ def test_families_refuse_what_does_not_fit(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig.from_json({**checkpoints.FAMILIES[family], **fields})
+
+
+def test_what_published_configs_say_without_need_is_read() -> None:
+    said = {"use_qk_norm": True, "qkv_bias": False, "shared_expert_intermediate_size": 0}
+    raw = checkpoints.FAMILIES["qwen3_moe"]
+    assert ModelConfig.from_json({**raw, **said}) == ModelConfig.from_json(raw)
 
 
 def test_what_is_missing_is_as_in_transformers() -> None:

@@ -38,6 +38,8 @@ def decoder(
     theta, tied, head_dim: what holds where config.json is silent; head_dim None is hidden_size / heads.
     dense: some layer has a dense MLP.
     """
+    if not boolean(raw, "is_causal", True):
+        raise ValueError("is_causal false is not supported: a row sees no later one")
     architectures = raw.get("architectures")
     name = architectures[0] if isinstance(architectures, list) else architectures
     activation = raw.get("hidden_act", "silu")

@@ -26,6 +26,8 @@ def read(raw: ConfigJson) -> DecoderShape:
 
 def normed(raw: ConfigJson, dense: bool) -> DecoderShape:
     """The layers of Qwen3, all of whose rows see all."""
+    if not boolean(raw, "use_qk_norm", True):  # some configs say it
+        raise ValueError("use_qk_norm false is not known here")
     bias = boolean(raw, "attention_bias", False)
     shape = decoder(raw, head_dim=128, dense=dense)
     return replace(shape, qkv_bias=bias, out_bias=bias, query_norm=True, key_norm=True)
