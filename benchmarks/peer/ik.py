@@ -75,7 +75,7 @@ class IkLlama:
         )
         if made.returncode:
             raise RuntimeError(f"{program} ended with code {made.returncode}: {made.stderr[-300:]}")
-        return made.stdout
+        return made.stdout or made.stderr  # one of its programs prints its table there
 
 
 if __name__ == "__main__":
