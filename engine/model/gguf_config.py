@@ -52,14 +52,12 @@ def header_config(path: Path) -> dict[str, Any]:
         elif name in NEUTRAL or _says_something(value):
             raise ValueError(f"{key} {shown(value)} changes the model in a way that is not known")
     for name, value in names.given.items():
-        if (
-            "." not in name or name.partition(".")[0] in raw
-        ):  # nothing is given of what is not there
+        outer, point, _ = name.partition(".")
+        if not point or outer in raw:  # nothing is given of an object that is not there
             _put(raw, name, value)
     _add_tensors(raw, tensors)
-    raw.setdefault(
-        "rope_scaling", {"rope_type": "default"}
-    )  # what a header leaves out is not there
+    # a header says all: what config.json's reader would assume where nothing is said does not hold
+    raw.setdefault("rope_scaling", {"rope_type": "default"})
     _check_heads(raw, file.fields, names.architecture)
     if "tokenizer.ggml.model" in file.fields:
         said = GgufVocabulary.read(path).settings()

@@ -70,17 +70,8 @@ def test_a_trees_scores_are_those_of_its_paths(tmp_path: Path, target: Path, lay
     number = runner.open(0)
     rows = NewRows([number], [len(after)], after, features)
     tree = runner.grow(rows, TreeLimits([14], 3, 4, [0.0]))[0]
-    assert len(tree.tokens) == 14 and len(set(tree.parents)) > 4 and tree.scores is not None
-    for node, score in enumerate(tree.scores):
-        path: list[int] = []
-        at = node
-        while at >= 0:
-            path.insert(0, tree.tokens[at])
-            at = tree.parents[at]
-        log_q = torch.log_softmax(plain.chain(features, after, path[:-1]), -1)
-        places = [plain.tokens.index(token) for token in path]
-        chance = float(log_q[range(len(path)), places].sum().exp())
-        assert score == pytest.approx(chance, rel=1e-3)
+    assert len(tree.tokens) == 14 and len(set(tree.parents)) > 4
+    plain.check_scores(tree, features, after, rel=1e-3)
 
 
 def test_as_it_runs_it_says_nearly_the_same(tmp_path: Path, target: Path) -> None:

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import PLENTY, Ask, Bench, Make, Setting, answer, finish, write_kin
-from head_tools import tiny_runner
+from head_tools import check_sampled_answers, tiny_runner
 from kernel_tools import wanted
-from reference_model import ReferenceModel
 
 from fastslow.draft.head.draft import MAX_WAITING, MIN_SCORE, HeadDraft
 from fastslow.draft.ngram import NgramDraft
@@ -109,17 +107,7 @@ def test_a_seed_gives_one_answer_in_any_batch(
 def test_sampled_answers_have_the_targets_probabilities(
     bench: Bench, folder: Path, kind: str
 ) -> None:
-    params = SamplingParams(max_tokens=5, temperature=1.0, ignore_eos=True)
-    prompt = PROMPTS[4]
-    plain = ReferenceModel(folder)
-
-    def probs(begun: tuple[int, ...]) -> Any:
-        text = [*prompt, *begun]
-        return plain_probs(plain.logits(text, None)[-1].tolist(), text, len(prompt), params)
-
-    runs = [Ask(prompt, params, kind, nodes=4, seed=seed) for seed in range(400)]
-    texts = [tuple(answer(r)[:3]) for r in bench.run(runs, Setting(pages=4000))]
-    chi_square_fits(text_probs(probs, 12, 3), texts)
+    check_sampled_answers(bench, folder, kind, PROMPTS[4])
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,7 @@ from torch import Tensor
 from fastslow.draft.head.eagle import EagleHead
 from fastslow.draft.head.eagle_file import embedding_of, read_eagle
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.types import Tree
 
 LAYER: dict[str, Any] = {
     "hidden_act": "silu",
@@ -181,6 +183,20 @@ class ReferenceEagle:
             outs.append(self._row(outs[-1], token, keys, values))
         normed = outs if self._top.get("norm_output") else [self._norm("norm", x) for x in outs]
         return torch.stack([self._w["lm_head.weight"] @ x for x in normed])
+
+    def check_scores(self, tree: Tree, features: Tensor, after: list[int], rel: float) -> None:
+        """Every node's score is the chance of its path, up to `rel` of it."""
+        assert tree.scores is not None
+        for node, score in enumerate(tree.scores):
+            path: list[int] = []
+            at = node
+            while at >= 0:
+                path.insert(0, tree.tokens[at])
+                at = tree.parents[at]
+            log_q = torch.log_softmax(self.chain(features, after, path[:-1]), -1)
+            places = [self.tokens.index(token) for token in path]
+            chance = float(log_q[range(len(path)), places].sum().exp())
+            assert score == pytest.approx(chance, rel=rel)
 
     def _fused(self, row: Tensor) -> Tensor:
         if self._top.get("norm_before_fc"):

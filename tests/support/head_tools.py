@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from distributions import chi_square_fits, plain_probs, text_probs
+from engine_tools import Ask, Bench, Setting, answer
+from reference_model import ReferenceModel
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,6 +18,7 @@ from fastslow.draft.head.head import TrainedHead
 from fastslow.draft.head.layer import HeadLayer
 from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
 from fastslow.draft.head.target import read_ends
+from fastslow.engine.params import SamplingParams
 from fastslow.tools.train_head.untrained import draft_vocabulary, first_weights
 
 
@@ -55,3 +60,17 @@ def exact_layer(config: HeadConfig, weights: dict[str, Tensor], head_DH: Tensor)
 def write_head(path: Path, config: HeadConfig, weights: dict[str, Tensor]) -> Path:
     save_file(weights, path, config.metadata())
     return path
+
+
+def check_sampled_answers(bench: Bench, folder: Path, kind: str, prompt: tuple[int, ...]) -> None:
+    """Three sampled tokens, 400 times: their distribution is the target's, of all 12 tokens."""
+    params = SamplingParams(max_tokens=5, temperature=1.0, ignore_eos=True)
+    plain = ReferenceModel(folder)
+
+    def probs(begun: tuple[int, ...]) -> Any:
+        text = [*prompt, *begun]
+        return plain_probs(plain.logits(text, None)[-1].tolist(), text, len(prompt), params)
+
+    runs = [Ask(prompt, params, kind, nodes=4, seed=seed) for seed in range(400)]
+    texts = [tuple(answer(r)[:3]) for r in bench.run(runs, Setting(pages=4000))]
+    chi_square_fits(text_probs(probs, 12, 3), texts)

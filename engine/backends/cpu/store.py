@@ -31,7 +31,7 @@ from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
 from fastslow.engine.host.unfinished import unfinished
 from fastslow.engine.model.row_file import OpenFile
 
-LAYOUT = 3  # raise it when packed bytes change their meaning
+LAYOUT = 4  # raise it when packed bytes change their meaning
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PAGE = 2 << 20
 SMALL = 64 << 20  # packing less than this is so quick that no file is written
