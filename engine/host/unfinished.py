@@ -68,7 +68,8 @@ def _new_lock(parent: Path) -> tuple[Path, int | None]:
             os.close(handle)
             lock.unlink(missing_ok=True)
             return lock, None
-        os.close(handle)  # somebody swept it before it was locked
+        os.close(handle)  # a sweep had it first, and leaves an empty lock of unknown age
+        lock.unlink(missing_ok=True)
 
 
 def _take(lock: Path, handle: int) -> bool:

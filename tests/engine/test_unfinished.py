@@ -101,6 +101,21 @@ def test_another_machine_has_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert names(tmp_path) == [""]
 
 
+def test_a_lock_that_a_sweep_took_first_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep may look at a new lock before its maker has it. The maker then makes another one."""
+    take, refused = module._take, [False]
+
+    def late(lock: Path, handle: int) -> bool:
+        return take(lock, handle) if not refused or refused.pop() else False
+
+    monkeypatch.setattr(module, "_take", late)
+    with unfinished(tmp_path / "made"):
+        assert not refused and len(list(tmp_path.iterdir())) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
@@ -134,7 +149,6 @@ def test_many_make_and_sweep_at_once(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    sweep(tmp_path)  # a lock that was made anew while its file went is left for the next sweep
     assert not lost and len(list(tmp_path.iterdir())) == 120
 
 
