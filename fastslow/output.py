@@ -158,6 +158,7 @@ class Piece:
     token_ids: list[int] = field(default_factory=list)
     output: Output | None = None
     logprobs: list[dict[int, float]] | None = None  # of `token_ids`, where they were asked for
+    index: int = 0  # which of n answers
 
 
 class GenerationError(RuntimeError):

@@ -29,7 +29,8 @@ FLOORS = (
     ("engine.core",),
     ("draft", "policies"),
     ("fastslow",),
-    ("tools", "serve"),
+    ("serve",),
+    ("tools",),
 )
 PLACES = {place: floor for floor, places in enumerate(FLOORS) for place in places}
 

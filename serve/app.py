@@ -1,0 +1,14 @@
+"""The FastAPI application."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from fastslow.serve.engine import Engine
+
+
+def create_app(engine: Engine) -> FastAPI:
+    """The server in front of an engine. Its routes find the engine as `request.app.state.engine`."""
+    app = FastAPI(title="fastslow", docs_url=None, redoc_url=None)
+    app.state.engine = engine
+    return app

@@ -1,0 +1,39 @@
+"""What a client asks, in the words of no protocol: plain JSON values that also go to another process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastslow.engine.text.templates import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One prompt and how it is to be answered. Every protocol makes this; the engine checks it.
+
+    Attributes:
+        id: names the request, as in DELETE /v1/requests/{id}.
+        prompt: text, token ids or messages, as `LLM.generate` takes them.
+        sampling: fields of `SamplingParams` that the client gave.
+        mode: a preset's name, or the fields of a `Mode`; None = "deep".
+        speculation: a drafter's name, or the fields of a `Speculation`; None = "auto".
+        timeout: seconds after which it ends with what it has; None = never.
+        memory_key: whose remembered answers and cached prefixes it shares.
+        chat_template_kwargs: variables of the chat template, `tools` among them.
+        priority: requests with a smaller number go first.
+        prediction: text that the answer probably repeats; it is drafted from.
+    """
+
+    id: str
+    prompt: str | Sequence[int] | Sequence[Message]
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    mode: str | Mapping[str, Any] | None = None
+    speculation: str | Mapping[str, Any] | None = None
+    timeout: float | None = None
+    memory_key: str | None = None
+    allow_special: bool = False
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    priority: int = 0
+    prediction: str | None = None

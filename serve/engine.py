@@ -1,0 +1,83 @@
+"""What the server needs of an engine, whether it runs in this process or in one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fastslow.output import Piece
+from fastslow.serve.ask import Ask
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What clients may know of the model."""
+
+    name: str
+    created: int  # seconds since 1970, when it was loaded
+    context: int  # most tokens of prompt plus answer
+    modes: Mapping[str, Mapping[str, Any]]  # presets, as the fields of a `Mode`
+    units: str  # what a mode may run fewer of: "groups", "experts", or "" for a dense model
+    most: int  # of these, in every layer
+    thinks: bool  # it has thinking tags
+    has_head: bool  # a trained draft head
+
+
+class Busy(RuntimeError):
+    """The queue is full: HTTP 429, and try again later."""
+
+
+class NotReady(RuntimeError):
+    """The engine is not there: it starts, drains, or ended in the middle of a request. HTTP 503."""
+
+
+class Engine(Protocol):
+    """Answers. All methods belong to one event loop."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Raises `NotReady` before the model is loaded."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests now."""
+
+    def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        """The answer in pieces, in the order in which they are made; the last one has the `output`. With n
+        above 1 pieces of several answers mix; `Piece.index` tells them apart. Whoever leaves the loop cancels.
+
+        Raises:
+            ValueError: one sentence about what does not fit; before the first piece.
+            Busy, NotReady: see there.
+            GenerationError: the engine failed on the request.
+        """
+
+    async def cancel(self, id: str) -> bool:
+        """End a request with what it has. False: no such request runs or waits."""
+
+    async def stop_thinking(self, id: str) -> bool:
+        """Close the thought of a request now, so that it answers. False: as `cancel`, or it has no thought."""
+
+    async def trace(self, id: str) -> Mapping[str, Any] | None:
+        """What each step of a request did, while it runs and for a while after; None: unknown."""
+
+    async def stats(self) -> Mapping[str, Any]:
+        """`EngineStats.to_dict()`."""
+
+    async def tokenize(self, ask: Ask) -> list[int]:
+        """The token ids of an ask's prompt, in its mode.
+
+        Raises:
+            ValueError: as `stream`.
+        """
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        """Their text, special tokens too.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+
+    async def close(self, drain: float = 0.0) -> None:
+        """Take no more requests, let those that run go on for so many seconds, then end."""
