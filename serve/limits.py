@@ -64,7 +64,9 @@ class Slot:
 
     limits: Limits
     caller: Caller
-    headers: dict[str, str] = field(default_factory=dict)  # what is left, as OpenAI's answers tell it
+    headers: dict[str, str] = field(
+        default_factory=dict
+    )  # what is left, as OpenAI's answers tell it
     held: bool = True
 
     def give_back(self) -> None:
@@ -102,7 +104,9 @@ class Limits:
         now, use = self._clock(), self._use(caller)
         headers = _headers(use, now)
         if self._concurrent is not None and self._running >= self._concurrent:
-            said = f"the server answers {self._concurrent} requests already, the most at the same time"
+            said = (
+                f"the server answers {self._concurrent} requests already, the most at the same time"
+            )
             raise Refused(429, said, "rate_limit_error", "server_busy", SOON, headers)
         self._check(caller, use, now, headers)
         if use.requests is not None:

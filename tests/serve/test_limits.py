@@ -178,9 +178,16 @@ async def call(app: FastAPI, path: str, pieces_until_gone: int) -> list[dict[str
 
     asked: list[int] = []
     scope: dict[str, Any] = {
-        **{"type": "http", "method": "POST", "path": path, "raw_path": path.encode()},
-        **{"query_string": b"", "headers": [], "http_version": "1.1", "scheme": "http"},
-        **{"asgi": {"version": "3.0", "spec_version": "2.3"}, "client": ("127.0.0.1", 1)},
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [],
+        "http_version": "1.1",
+        "scheme": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "client": ("127.0.0.1", 1),
     }
     await app(scope, receive, send)
     return sent
