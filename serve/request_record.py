@@ -110,6 +110,7 @@ class RequestRecords:
                 await self._app(scope, watched_receive, watched_send)
         except Exception:
             raised = True
+            record.status = record.status or 500  # as it is answered further out
             raise
         finally:
             CURRENT.reset(token)

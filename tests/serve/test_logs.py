@@ -17,7 +17,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from loguru import logger
-from serve_tools import FakeEngine
+from fake_engine import FakeEngine
 
 from fastslow.output import Piece
 from fastslow.serve import log_writer

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
-from serve_tools import FakeEngine, in_pieces, output
+from fake_engine import FakeEngine, in_pieces, output
 
 from fastslow.engine.core.tally import DraftCounts
 from fastslow.output import Piece

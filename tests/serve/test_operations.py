@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import pytest
 from fastapi import Depends, FastAPI, Request
 from fastapi.testclient import TestClient
-from serve_tools import FakeEngine
+from fake_engine import FakeEngine
 
 from fastslow.serve.ask import Ask
 from fastslow.serve.caller import Caller, caller
@@ -22,6 +22,7 @@ CHAT = "/v1/chat/completions"
 
 def application(settings: OperationSettings) -> FastAPI:
     app = FastAPI()
+    app.state.error_shapes = {}
     engine = install_operations(app, FakeEngine(), settings)
 
     @app.post(CHAT)

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import StatusCode
-from serve_tools import FakeEngine, in_pieces
+from fake_engine import FakeEngine, in_pieces
 
 from fastslow.output import Piece
 from fastslow.serve.ask import Ask

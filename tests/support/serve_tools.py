@@ -1,111 +1,74 @@
-"""What tests of the server share."""
+"""A server in front of a tiny checkpoint, for tests."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from fastslow.engine.core.tally import DraftCounts
-from fastslow.engine.sampling.stop import Reason
-from fastslow.output import Completion, Metrics, Output, Piece
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import ModelCard
+import httpx
+import uvicorn
+from checkpoints import write_moge
+from fastapi import FastAPI
+from tokenizers_tiny import write_bpe
 
-TINY = ModelCard(
-    "tiny", 1_764_000_000, 512, {"fast": {}, "deep": {}, "auto": {}}, "groups", 4, True, False
+from fastslow.llm import LLM
+
+VOCAB = 320
+NAME = "tiny"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+    "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
 )
+MODES = {"modes": {"brief": {"thinking": "off", "sampling": {"max_tokens": 3, "temperature": 0}}}}
 
 
-def metrics(**fields: Any) -> Metrics:
-    """Figures of an answer of six tokens in three steps, of which two drafted."""
-    usual: dict[str, Any] = {
-        "mode": "deep",
-        "drafter": "suffix",
-        "ttft": 0.2,
-        "tpot": 0.1,
-        "tokens": 6,
-        "steps": 3,
-        "drafted": 5,
-        "accepted": 3,
-        "cut": 0,
-        "runs": [2, 1, 0],
-        "draft_seconds": 0.0,
-        "verify_seconds": 0.0,
-        "acceptance": [0.66, 0.5],
-        "cached_tokens": 4,
-        "preemptions": 0,
-        "prompt_tokens": 10,
-        "run_seconds": 0.6,
-        "queue_seconds": 0.1,
-        "by_drafter": {"suffix": DraftCounts(5, 3, [3, 2], [2, 1])},
-    }
-    return Metrics(**{**usual, **fields})
+def write_tiny(folder: Path) -> Path:
+    """A random checkpoint with a tokenizer, a chat template that can think, and a mode of its own."""
+    write_bpe(folder, TEMPLATE, VOCAB)
+    (folder / "fastslow.json").write_text(json.dumps(MODES), "utf-8")
+    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
 
 
-def output(text: str = "an answer", reason: Reason = "stop", **fields: Any) -> Output:
-    """A whole answer."""
-    figures = metrics(**fields)
-    ids = list(range(figures.tokens))
-    failed = "it broke" if reason == "error" else None
-    made = Completion(text, "", ids, reason, None, None, figures, failed)
-    return Output("a prompt", list(range(figures.prompt_tokens)), [made])
+def open_tiny(folder: Path, **options: Any) -> LLM:
+    """The checkpoint of `write_tiny`."""
+    return LLM(folder, **{"kv_memory": "8MiB", "progress": False, **options})
 
 
-Script = Callable[[Ask], AsyncGenerator[Piece, None]]
+def client_of(app: FastAPI) -> httpx.AsyncClient:
+    """A client of an application that runs in this process."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=True)
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
 
 
-async def in_pieces(ask: Ask) -> AsyncGenerator[Piece, None]:
-    """An answer in three pieces."""
-    for n in range(3):
-        yield Piece(text=f"part {n} ", token_ids=[n, n])
-    yield Piece(output=output("part 0 part 1 part 2 "))
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """A real server of an application on a free port of 127.0.0.1; gives its address."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+        if not thread.is_alive():
+            raise RuntimeError("the server did not start")
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
 
 
-class FakeEngine:
-    """An `Engine` that answers by a script, and remembers what it was asked."""
-
-    def __init__(self, script: Script = in_pieces) -> None:
-        self.script = script
-        self.asked: list[Ask] = []
-        self.cancelled: list[str] = []
-        self.restarts = 0
-        self.figures: dict[str, Any] = {
-            **{"running": 2, "waiting": 1, "steps": 5, "tokens": 30, "prompt_tokens": 40},
-            **{"cached_tokens": 8, "pages": 10, "pages_used": 4, "pages_free": 5},
-            **{"pages_cached": 1, "ended": {}, "drafters": {}},
-        }
-
-    @property
-    def card(self) -> ModelCard:
-        return TINY
-
-    @property
-    def ready(self) -> bool:
-        return True
-
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
-        self.asked.append(ask)
-        async for piece in self.script(ask):
-            yield piece
-
-    async def cancel(self, id: str) -> bool:
-        self.cancelled.append(id)
-        return True
-
-    async def stop_thinking(self, id: str) -> bool:
-        return True
-
-    async def trace(self, id: str) -> Mapping[str, Any] | None:
-        return {"steps": []}
-
-    async def stats(self) -> Mapping[str, Any]:
-        return self.figures
-
-    async def tokenize(self, ask: Ask) -> list[int]:
-        return [1, 2, 3]
-
-    async def detokenize(self, tokens: list[int]) -> str:
-        return "text"
-
-    async def close(self, drain: float = 0.0) -> None:
-        return None
+def events_of(text: str) -> list[Any]:
+    """The data of server-sent events, without comments; the last one must be [DONE]."""
+    blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
+    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    *data, done = [block.removeprefix("data: ") for block in blocks]
+    assert done == "[DONE]"
+    return [json.loads(one) for one in data]
