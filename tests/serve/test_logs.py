@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_engine import FakeEngine
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from loguru import logger
-from fake_engine import FakeEngine
 
 from fastslow.output import Piece
 from fastslow.serve import log_writer

@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from fake_engine import FakeEngine, in_pieces, output
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
-from fake_engine import FakeEngine, in_pieces, output
 
 from fastslow.engine.core.tally import DraftCounts
 from fastslow.output import Piece
@@ -159,7 +159,7 @@ def test_what_fails_in_the_middle_counts_what_was_sent() -> None:
     assert found["vllm:time_to_first_token_seconds_count", ()] == 1
     assert found[
         "fastslow:http_requests_total",
-        (("method", "POST"), ("route", "/v1/ask/{name}"), ("status", "0")),
+        (("method", "POST"), ("route", "/v1/ask/{name}"), ("status", "500")),
     ]
 
 

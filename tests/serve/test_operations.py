@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from fake_engine import FakeEngine
 from fastapi import Depends, FastAPI, Request
 from fastapi.testclient import TestClient
-from fake_engine import FakeEngine
 
 from fastslow.serve.ask import Ask
 from fastslow.serve.caller import Caller, caller

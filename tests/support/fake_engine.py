@@ -70,9 +70,18 @@ class FakeEngine:
         self.cancelled: list[str] = []
         self.restarts = 0
         self.figures: dict[str, Any] = {
-            **{"running": 2, "waiting": 1, "steps": 5, "tokens": 30, "prompt_tokens": 40},
-            **{"cached_tokens": 8, "pages": 10, "pages_used": 4, "pages_free": 5},
-            **{"pages_cached": 1, "ended": {}, "drafters": {}},
+            "running": 2,
+            "waiting": 1,
+            "steps": 5,
+            "tokens": 30,
+            "prompt_tokens": 40,
+            "cached_tokens": 8,
+            "pages": 10,
+            "pages_used": 4,
+            "pages_free": 5,
+            "pages_cached": 1,
+            "ended": {},
+            "drafters": {},
         }
 
     @property
