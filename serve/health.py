@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib.metadata import version
 
 from fastapi import APIRouter, Request
@@ -62,10 +63,9 @@ async def ready(request: Request) -> JSONResponse:
 async def versions(request: Request) -> Versions:
     """Versions of fastslow, torch and Python, the model's name and its device."""
     engine: Engine = request.app.state.engine
-    try:
+    model = device = None
+    with suppress(NotReady):
         model, device = engine.card.name, engine.card.device
-    except NotReady:
-        model = device = None
     return Versions(
         fastslow=fastslow.__version__,
         torch=version("torch"),

@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -112,7 +113,8 @@ async def serve(
             await engine.start()
         ready(engine.card)
         if isinstance(engine, EngineProcess):
-            await asyncio.wait([serving, engine.gave_up], return_when=asyncio.FIRST_COMPLETED)
+            either: list[asyncio.Future[Any]] = [serving, engine.gave_up]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if engine.gave_up.done():
                 failure = RuntimeError(engine.gave_up.result())
     except Exception as error:  # noqa: BLE001 - raised below, once the server has ended

@@ -147,7 +147,8 @@ def test_the_command_serves_at_a_unix_socket(folder: Path, where: list[str]) -> 
         assert server.stderr is not None
         said = ""
         while "A first request" not in said:
-            assert (read := server.stderr.readline())
+            read = server.stderr.readline()
+            assert read, said
             said += read
         assert f"is served at unix:{path}, on cpu" in said
         transport = httpx.HTTPTransport(uds=str(path))
