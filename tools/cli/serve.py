@@ -63,6 +63,7 @@ async def _serve(options: ServeOptions, listener: socket.socket) -> None:
     from fastslow.serve.listen import address_of
     from fastslow.serve.process.engine_process import EngineProcess
     from fastslow.serve.server import serve as serve_app
+    from fastslow.serve.settings import ServerSettings
     from fastslow.tools.cli.screen import errors
 
     address = address_of(listener)
@@ -76,7 +77,8 @@ async def _serve(options: ServeOptions, listener: socket.socket) -> None:
     def announce(card: ModelCard) -> None:
         errors().print(_usage(address, card), soft_wrap=True)
 
-    await serve_app(create_app(engine), engine, listener, options.drain_seconds, announce)
+    app = create_app(engine, ServerSettings(default_mode=options.default_mode))
+    await serve_app(app, engine, listener, options.drain_seconds, announce)
 
 
 def _usage(address: str, card: ModelCard) -> str:
