@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from fastslow.serve import health
 from fastslow.serve.engine import Busy, Engine, NotReady
 from fastslow.serve.errors import as_api_error, error_response
 from fastslow.serve.openai import chat, completions, models, requests, tokenize
@@ -15,7 +16,14 @@ from fastslow.serve.requests import Requests
 from fastslow.serve.settings import ServerSettings
 from fastslow.serve.token_table import TokenTable
 
-ROUTERS = (chat.router, completions.router, models.router, tokenize.router, requests.router)
+ROUTERS = (
+    health.router,
+    chat.router,
+    completions.router,
+    models.router,
+    tokenize.router,
+    requests.router,
+)
 
 
 def create_app(

@@ -22,6 +22,7 @@ class ModelCard:
     most: int  # of these, in every layer
     thinks: bool  # it has thinking tags
     has_head: bool  # a trained draft head
+    device: str = "cpu"
     efforts: tuple[str, ...] = ()  # levels of `reasoning_effort` that the chat template knows
     # the template's variable that keeps thoughts of earlier turns, and the value that does; None: it has none
     keeps_thoughts: tuple[str, bool] | None = None
@@ -45,6 +46,10 @@ class Engine(Protocol):
     @property
     def ready(self) -> bool:
         """Whether it takes requests now."""
+
+    @property
+    def why_not_ready(self) -> str:
+        """One sentence; "" while it is ready."""
 
     def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """The answer in pieces, in the order in which they are made; the last one has the `output`. With n

@@ -35,6 +35,7 @@ class LocalEngine:
             most=units.most,
             thinks=inputs.tags is not None,
             has_head=llm.has_head,
+            device=str(llm.model.device),
             efforts=switch.levels if switch.kind == "effort" else (),
         )
 
@@ -45,6 +46,10 @@ class LocalEngine:
     @property
     def ready(self) -> bool:
         return self._open
+
+    @property
+    def why_not_ready(self) -> str:
+        return "" if self._open else "the server is closing"
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         if not self._open:

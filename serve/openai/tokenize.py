@@ -6,19 +6,18 @@ import secrets
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from pydantic import Field, StrictBool, StrictInt
+from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST
+from fastslow.serve.ask import Ask
 from fastslow.serve.body import json_router
 from fastslow.serve.caller import Caller, caller
 from fastslow.serve.errors import refused
 from fastslow.serve.fields import Fields
 from fastslow.serve.mode_fields import ModeFields
-from fastslow.serve.openai.messages import ChatMessage, as_turns, characters
 from fastslow.serve.openai.fields import served_mode
-from fastslow.serve.ask import Ask
+from fastslow.serve.openai.messages import ChatMessage, as_turns, characters
 from fastslow.serve.settings import ServerSettings
-from pydantic import BaseModel
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]
@@ -58,7 +57,7 @@ async def tokenize(asked: TokenizeRequest, request: Request, who: Who) -> Tokeni
     try:
         tokens = await engine.tokenize(_ask(asked, request, settings))
     except ValueError as error:
-        raise refused(error) from None
+        raise refused(error, type(asked).model_fields) from None
     texts = None
     if asked.return_token_strs:
         await request.app.state.tokens.learn(tokens)
@@ -76,7 +75,7 @@ async def detokenize(asked: DetokenizeRequest, request: Request, who: Who) -> De
     try:
         return Detokenized(prompt=await engine.detokenize(asked.tokens))
     except ValueError as error:
-        raise refused(error) from None
+        raise refused(error, type(asked).model_fields) from None
 
 
 def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> Ask:
