@@ -249,7 +249,7 @@ def test_lines_are_whole_or_counted_wherever_the_disk_is_full(
         left[0] -= len(part)
         return len(part)
 
-    monkeypatch.setattr(log_writer.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     monkeypatch.setattr(log_writer, "EVERY", 1000.0)  # nothing is written before the end
     writer = LogWriter(-1)
     for n in range(4):
