@@ -59,9 +59,6 @@ class LocalEngine:
         )
         self._running[ask.id] = handle
         try:
-            if sampling is not None and sampling.n > 1:
-                yield Piece(output=await handle)
-                return
             async for piece in handle:
                 yield piece
         finally:
