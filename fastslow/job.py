@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from threading import Condition
 from typing import NoReturn
 
@@ -14,6 +13,7 @@ from fastslow.choice import ChoiceHandle
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.process import HomeProcess
 from fastslow.output import GenerationError, Output, Piece
+from fastslow.wakeups import LoopWakeups
 
 
 class PromptJob:
@@ -25,6 +25,8 @@ class PromptJob:
         build: checks the prompt and makes its choices.
         gather: makes the output of choices that are over.
         worker: runs them.
+        wakeups: wakes event loops that wait.
+        count: choices that it will have, as far as that is known before the prompt is read.
     """
 
     def __init__(
@@ -32,10 +34,14 @@ class PromptJob:
         build: Callable[[], list[ChoiceHandle]],
         gather: Callable[[Sequence[ChoiceHandle]], Output],
         worker: Worker,
+        wakeups: LoopWakeups,
+        count: int = 1,
     ) -> None:
         self._build = build
         self._gather = gather
         self.worker = worker
+        self._wakeups = wakeups
+        self.count = count
         self._home = HomeProcess()
         self.done = False
         self._queued = self._cancelled = self._streaming = False
@@ -44,7 +50,7 @@ class PromptJob:
         self._output: Output | None = None
         self._error: BaseException | None = None  # why it did not get to the engine
         self._news = Condition()  # its lock is reentrant: a stream may be collected inside it
-        self._waiters: list[Callable[[], None]] = []  # called once, with the next news
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._watchers: list[Callable[[], None]] = []  # called once, when it is done
 
     def prepare(self) -> None:
@@ -142,6 +148,13 @@ class PromptJob:
 
     async def next_in_loop(self, ready: Callable[[], bool]) -> Piece | None:
         """The same in an event loop."""
+        with suppress(
+            IndexError
+        ):  # what has arrived needs no lock: most of a loop's time is spent here
+            piece = self._pieces.popleft()
+            if piece.output is None:
+                return piece
+            self._pieces.appendleft(piece)
         while True:
             await self.arrival(ready)
             with self._news:
@@ -156,17 +169,15 @@ class PromptJob:
             with self._news:
                 if ready():
                     return
-                future = loop.create_future()
-                call = partial(_wake_loop, loop, future)
-                self._waiters.append(call)
+                waiter = loop, loop.create_future()
+                self._waiters.append(waiter)
             try:
-                await future
+                await waiter[1]
             except BaseException:  # the task is cancelled, or its loop is gone
+                with self._news, suppress(ValueError):
+                    self._waiters.remove(waiter)
                 self.cancel()
                 raise
-            finally:
-                with self._news, suppress(ValueError):
-                    self._waiters.remove(call)
 
     def arrived(self) -> bool:
         """Whether there is a piece to take, or no more will come."""
@@ -220,15 +231,19 @@ class PromptJob:
 
     def _wake(self) -> None:
         """Tell who waits that there is news."""
+        calls: list[Callable[[], None]] = []
         with self._news:
-            over = [choice.over for choice in self._choices]
-            self.done = self.done or self._error is not None or (bool(over) and all(over))
+            choices = self._choices
+            over = bool(choices) and all(choice.over for choice in choices)
+            self.done = self.done or self._error is not None or over
             self._news.notify_all()
-            calls, self._waiters = self._waiters, []
+            waiters, self._waiters = self._waiters, []
             if self.done:
-                calls, self._watchers = calls + self._watchers, []
-                for choice in self._choices:  # a circle would keep a dropped LLM until a collection
+                calls, self._watchers = self._watchers, []
+                for choice in choices:  # a circle would keep a dropped LLM until a collection
                     choice.news = _nothing
+        for loop, future in waiters:
+            self._wakeups.wake(loop, future)
         for call in calls:
             call()
 
@@ -255,13 +270,3 @@ def start(jobs: Sequence[PromptJob]) -> None:
 
 def _spent(*_: object) -> NoReturn:
     raise AssertionError("this was done before")
-
-
-def _wake_loop(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-    with suppress(RuntimeError):  # the loop is closed: nobody waits there now
-        loop.call_soon_threadsafe(_arrive, future)
-
-
-def _arrive(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
