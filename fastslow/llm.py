@@ -202,6 +202,8 @@ class LLM:
                 they are text, since a user may have written them. Or a list.
             chat_template_kwargs: variables of the chat template, such as {"reasoning_effort": "medium"};
                 they win over what the mode asks for. Or a list.
+            priority: -1000 to 1000; requests with a smaller number start before others that wait, and lose
+                their pages after them. 0 is usual. No token depends on it. Or a list.
             progress: for a list of prompts, draw a bar on a terminal: how many are answered.
 
         Returns:

@@ -17,6 +17,7 @@ from fastslow.call import (
     PromptCall,
     SpeculationLike,
     as_key,
+    as_priority,
     sampling_in,
 )
 from fastslow.choice import Candidate, ChoiceHandle
@@ -56,6 +57,7 @@ class _ParsedCall(NamedTuple):
     settings: Speculation
     deadline: float | None
     memory_key: str | None
+    priority: int
 
 
 class RequestBuilder:
@@ -154,6 +156,7 @@ class RequestBuilder:
         if not isinstance(call.speculation, str | Speculation | None):
             self.speculation(call.speculation, Mode())
         as_key(call.memory_key)
+        as_priority(call.priority)
         if not isinstance(call.allow_special, bool):
             raise ValueError(f"allow_special={shown(call.allow_special)} must be True or False")
         self.inputs.variables(call.chat_template_kwargs)
@@ -214,7 +217,8 @@ class RequestBuilder:
         self.inputs.check_params(params)
         encoded = self._encode(call, mode)
         settings = self.speculation(call.speculation, mode)
-        return _ParsedCall(encoded, params, mode, settings, call.deadline, as_key(call.memory_key))
+        key, priority = as_key(call.memory_key), as_priority(call.priority)
+        return _ParsedCall(encoded, params, mode, settings, call.deadline, key, priority)
 
     def _candidates(
         self, calls: Sequence[_ParsedCall], escalated: Mode | None, seed: int, listener: Listener
@@ -253,7 +257,7 @@ class RequestBuilder:
     def _request(
         self, call: _ParsedCall, seed: int, listener: Listener, escalation: Escape | None = None
     ) -> Request:
-        prompt, params, mode, settings, deadline, memory_key = call
+        prompt, params, mode, settings, deadline, memory_key, priority = call
         room = self._room(call)
         max_len = len(prompt.tokens) + room - 1
         kv = self._core.kv
@@ -291,6 +295,7 @@ class RequestBuilder:
             scored=settings.accept == STEPWISE,
             thinking=self._thinking(call, mode),
             listener=listener,
+            priority=priority,
             deadline=deadline,
             target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,

@@ -100,4 +100,5 @@ def _options(ask: Ask) -> dict[str, Any]:
         "memory_key": ask.memory_key,
         "allow_special": ask.allow_special,
         "chat_template_kwargs": ask.chat_template_kwargs,
+        "priority": ask.priority,
     }

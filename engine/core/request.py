@@ -104,6 +104,7 @@ class Request:
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     error: BaseException | None = None
     listener: Listener | None = None  # called after every step of the request
+    priority: int = 0  # smaller goes first; the scheduler lowers that of one that waited for long
     deadline: float | None = None  # of `time.monotonic`: it ends then, whether it runs or waits
     arrival: int = -1  # its place in the order in which requests came
     target: float | None = None  # seconds to the first token, and for each later one
