@@ -20,8 +20,8 @@ class RequestHandle:
     Any thread may use it, and any event loop:
 
     - `handle.result()` waits for the `Output`, and so does `await handle` in asyncio.
-    - `for piece in handle` and `async for piece in handle` take the answer in pieces, where n is 1. The
-      first one holds all that is there by then. Two loops over one handle share its pieces.
+    - `for piece in handle` and `async for piece in handle` take the answer in pieces. The first one holds
+      all that is there by then. Two loops over one handle share its pieces.
     - Whoever leaves such a loop early, or is cancelled while awaiting, cancels the request. A handle that
       is dropped does not: its request runs on.
     """
@@ -75,7 +75,7 @@ class RequestHandle:
 
 class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
     """The pieces of an answer as they are made, for `for` and for `async for`. The last one carries the
-    `output`.
+    `output`. With n above 1 pieces of all answers mix; `Piece.index` says whose one is.
 
     The first `next` starts the request, unless `submit` did. Leaving the stream ends it: `close`, or
     letting go of it. Any thread may close it while another one iterates, and that loop then ends.
@@ -113,8 +113,7 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
         """Wait for the next piece.
 
         Raises:
-            ValueError: n is more than 1; and as `RequestHandle.result`.
-            GenerationError, RuntimeError: as `RequestHandle.result`.
+            ValueError, GenerationError, RuntimeError: as `RequestHandle.result`.
         """
         if not self._left:
             start([self._job])

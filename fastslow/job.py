@@ -40,7 +40,6 @@ class PromptJob:
         self.done = False
         self._queued = self._cancelled = self._streaming = False
         self._choices: list[ChoiceHandle] = []
-        self.count = 1
         self._pieces: deque[Piece] = deque()
         self._output: Output | None = None
         self._error: BaseException | None = None  # why it did not get to the engine
@@ -56,9 +55,10 @@ class PromptJob:
         """
         choices, self._build = self._build(), _spent
         with self._news:
-            self._choices, self.count, self._pieces = choices, len(choices), choices[0].pieces
+            self._choices = choices
             for choice in choices:
-                choice.news, choice.streaming = self._wake, self._streaming
+                choice.pieces, choice.news = self._pieces, self._wake
+                choice.streaming = self._streaming
 
     def run(self) -> None:
         """Prepare and start it, in a pool's thread: what is wrong is kept for who waits."""
@@ -176,13 +176,12 @@ class PromptJob:
         """The next piece that arrived; None: that was all.
 
         Raises:
-            ValueError: n is more than 1; and see `outcome`.
+            ValueError, RuntimeError: it did not get to the engine.
+            GenerationError: the engine failed on it, and all pieces were taken.
         """
         with self._news:
             if self._error is not None:
                 raise self._error
-            if self.count > 1:
-                raise ValueError(f"n={self.count} cannot be streamed; use result, or n=1")
             if self.done:
                 self.finished()
             piece = self._pieces.popleft() if self._pieces else None
@@ -192,10 +191,8 @@ class PromptJob:
         """The output of a job that is done and was given to the engine, whatever came of it."""
         with self._news:
             if self._output is None:
-                with suppress(Exception):  # of a text that cannot be split: `gather` says so
-                    rest = self._choices[0].rest()
-                    if rest.text or rest.reasoning or rest.token_ids:
-                        self._pieces.append(rest)
+                for choice in self._choices:
+                    choice.end_pieces()
                 self._output = self._gather(self._choices)
                 self._pieces.append(Piece(output=self._output))
                 self._choices, self._gather = [], _spent  # which hold on to the model

@@ -261,20 +261,18 @@ class LLM:
     def stream(
         self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
     ) -> PieceStream:
-        """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Options are
-        those of `generate`: mode, speculation, timeout, memory_key, allow_special, chat_template_kwargs.
+        """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Pieces of n
+        answers mix; `Piece.index` tells them apart. Options are those of `generate`, but for lists.
 
         Everything is checked before this returns, and the first `next` starts the request. Leaving
         the loop early, or `close`, ends it; the stream's `output` then has the answer so far.
 
         Raises:
-            ValueError: as `generate`; also for a list of prompts, or n > 1.
+            ValueError: as `generate`; also for a list of prompts.
             GenerationError: while iterating, if the engine failed on the request.
         """
         job = self._one("stream", prompt, sampling, options)
         job.prepare()
-        if job.count > 1:
-            raise ValueError(f"n={job.count} cannot be streamed; use generate, or n=1")
         return PieceStream(job)
 
     def stream_chat(

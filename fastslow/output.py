@@ -149,8 +149,8 @@ class Output:
 class Piece:
     """A piece of a streamed answer. The last one carries the whole `output`.
 
-    All `text` and `reasoning` joined are those of the output, except for a thought that is closed and
-    was never opened: it is streamed as text, while the output has it in `reasoning`.
+    All `text` and `reasoning` of one `index` joined are those of that answer, except for a thought that is
+    closed and was never opened: it is streamed as text, while the output has it in `reasoning`.
     """
 
     text: str = ""

@@ -183,6 +183,7 @@ class RequestBuilder:
                 self._units,
                 decision,
                 call.called,
+                i,
             )
             for i in range(drawn.n)
         ]

@@ -62,7 +62,7 @@ class LocalEngine:
         )
         self._running[ask.id] = handle
         try:
-            if sampling.n > 1 or not ask.streamed:
+            if not ask.streamed:
                 yield Piece(output=await handle)
                 return
             async for piece in handle:
