@@ -57,7 +57,8 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
     stop_token_ids: Annotated[list[Tokens], Field(max_length=1000)] | None = None
     ignore_eos: StrictBool | None = None
     prompt_logprobs: Annotated[StrictInt, Field(ge=0)] | None = Field(
-        default=None, description="log-probabilities of so many likeliest tokens at each of the prompt's"
+        default=None,
+        description="log-probabilities of so many likeliest tokens at each of the prompt's",
     )
 
     def as_ask(
@@ -102,7 +103,9 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
 
     def _sampling(self, settings: ServerSettings) -> dict[str, Any]:
         names = ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos")
-        given = {name: getattr(self, name) for name in (*names, "stop_token_ids", "prompt_logprobs")}
+        given = {
+            name: getattr(self, name) for name in (*names, "stop_token_ids", "prompt_logprobs")
+        }
         return {**given, "grammar": self.grammar(settings.grammar_bytes)}
 
     def _seconds(self, settings: ServerSettings) -> float:

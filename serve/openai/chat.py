@@ -74,7 +74,8 @@ async def chat_completions(
         "created": created,
         "model": engine.card.name,
         "choices": [
-            _choice(i, one, shown, ask, state.tokens, parsers) for i, one in enumerate(output.choices)
+            _choice(i, one, shown, ask, state.tokens, parsers)
+            for i, one in enumerate(output.choices)
         ],
         "usage": usage_of([output]),
         "metrics": metrics_of(output.choices[0]),
@@ -101,7 +102,9 @@ def _ask(
     asked.check_stream()
     turns = as_turns(asked.messages)
     if len(turns) > settings.messages:
-        raise ValueError(f"messages has {len(turns)} entries; at most {settings.messages} are taken")
+        raise ValueError(
+            f"messages has {len(turns)} entries; at most {settings.messages} are taken"
+        )
     if (size := characters(turns)) > settings.prompt_characters:
         most = settings.prompt_characters
         raise ValueError(f"messages hold {size} characters; at most {most} are taken")

@@ -6,19 +6,18 @@ import secrets
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from pydantic import Field, StrictBool, StrictInt
+from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST
+from fastslow.serve.ask import Ask
 from fastslow.serve.body import json_router
 from fastslow.serve.caller import Caller, caller
 from fastslow.serve.errors import refused
 from fastslow.serve.fields import Fields
 from fastslow.serve.mode_fields import ModeFields
-from fastslow.serve.openai.messages import ChatMessage, as_turns, characters
 from fastslow.serve.openai.fields import served_mode
-from fastslow.serve.ask import Ask
+from fastslow.serve.openai.messages import ChatMessage, as_turns, characters
 from fastslow.serve.settings import ServerSettings
-from pydantic import BaseModel
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]
@@ -44,9 +43,7 @@ class Tokenized(BaseModel):
 
 class DetokenizeRequest(Fields):
     model: Annotated[str, Field(max_length=256)] | None = None
-    tokens: Annotated[
-        list[Annotated[StrictInt, Field(ge=0, le=MOST)]], Field(max_length=MOST_IDS)
-    ]
+    tokens: Annotated[list[Annotated[StrictInt, Field(ge=0, le=MOST)]], Field(max_length=MOST_IDS)]
 
 
 class Detokenized(BaseModel):
@@ -96,7 +93,9 @@ def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> 
         raise ValueError("chat_template_kwargs are for chats, and this prompt is none")
     size = len(prompt) if isinstance(prompt, str) else characters(prompt)
     if size > settings.prompt_characters:
-        raise ValueError(f"the prompt has {size} characters; at most {settings.prompt_characters} are taken")
+        raise ValueError(
+            f"the prompt has {size} characters; at most {settings.prompt_characters} are taken"
+        )
     return Ask(
         id=f"tokenize-{secrets.token_hex(8)}",
         prompt=prompt,
