@@ -25,6 +25,7 @@ class ModelCard:
     efforts: tuple[str, ...] = ()  # levels of `reasoning_effort` that the chat template knows
     # the template's variable that keeps thoughts of earlier turns, and the value that does; None: it has none
     keeps_thoughts: tuple[str, bool] | None = None
+    device: str = "cpu"
 
 
 class Busy(RuntimeError):
@@ -45,6 +46,10 @@ class Engine(Protocol):
     @property
     def ready(self) -> bool:
         """Whether it takes requests now."""
+
+    @property
+    def why_not_ready(self) -> str:
+        """One sentence; "" while it is ready."""
 
     def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """The answer in pieces, in the order in which they are made; the last one has the `output`. With n

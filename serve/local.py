@@ -36,6 +36,7 @@ class LocalEngine:
             thinks=inputs.tags is not None,
             has_head=llm.has_head,
             efforts=switch.levels if switch.kind == "effort" else (),
+            device=str(llm.model.device),
         )
 
     @property
@@ -45,6 +46,10 @@ class LocalEngine:
     @property
     def ready(self) -> bool:
         return self._open
+
+    @property
+    def why_not_ready(self) -> str:
+        return "" if self._open else "the server is closing"
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         if not self._open:
