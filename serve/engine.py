@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fastslow.output import Piece
@@ -22,6 +22,10 @@ class ModelCard:
     most: int  # of these, in every layer
     thinks: bool  # it has thinking tags
     has_head: bool  # a trained draft head
+    tool_format: str = "generic"  # a name of `engine.text.tool_formats`
+    tool_tokens: Mapping[str, int] = field(
+        default_factory=dict
+    )  # its marks that are special tokens
 
 
 class Busy(RuntimeError):

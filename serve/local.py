@@ -33,6 +33,8 @@ class LocalEngine:
             most=units.most,
             thinks=False,
             has_head=llm.has_head,
+            tool_format=llm.tool_calls.form.name,
+            tool_tokens=llm.tool_calls.tokens,
         )
 
     @property
