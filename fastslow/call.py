@@ -8,7 +8,7 @@ from threading import TIMEOUT_MAX
 from typing import Any, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeGuard, TypeVar
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest, shown
-from fastslow.engine.text.templates import Message
+from fastslow.engine.text.messages import Message
 from fastslow.engine.types import Chooser
 
 Prompt = str | Sequence[SupportsIndex] | Sequence[Message]

@@ -112,7 +112,7 @@ class ChoiceHandle:
         if self._tags is not None and asked and self._tags.strayed(stopper.text):
             opened = True
             thinking = thinking and thinking.reopened()
-        whole = splitter(self._tags, opened)
+        whole = splitter(self._tags, opened, self.prompt.tools)
         parts = [whole.push(stopper.text), whole.finish()]
         return Completion(
             text="".join(text for _, text in parts),
@@ -127,7 +127,7 @@ class ChoiceHandle:
         )
 
     def _begin(self) -> None:
-        self._splitter = splitter(self._tags, self.prompt.opened)
+        self._splitter = splitter(self._tags, self.prompt.opened, self.prompt.tools)
         self._sent = self.request.prompt_length
 
     def _on_step(self, request: Request) -> None:

@@ -46,6 +46,7 @@ from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.params import shown
+from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine.types import Chooser
 from fastslow.engine_args import checks_arguments, chooser_of, context_length, kv_pages
 from fastslow.handle import PieceStream, RequestHandle, as_completed
@@ -322,6 +323,11 @@ class LLM:
             core.forget_prompts()
 
         self._worker.between_steps(forget)
+
+    @property
+    def tool_calls(self) -> ToolCalls:
+        """How the model writes them."""
+        return self._inputs.tool_calls
 
     @property
     def has_head(self) -> bool:

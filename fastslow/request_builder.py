@@ -34,7 +34,7 @@ from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.templates import check_messages
+from fastslow.engine.text.messages import check_messages
 from fastslow.engine.types import Chooser, Situation
 from fastslow.input_processor import EncodedPrompt, InputProcessor
 from fastslow.policies.auto import choose
@@ -312,6 +312,8 @@ class RequestBuilder:
         if self._tokenizer is None:
             return None
         shown = self.inputs.tags.ids(self._tokenizer) if self.inputs.tags else frozenset[int]()
+        if prompt.tools:
+            shown |= frozenset(self.inputs.tool_calls.tokens.values())
         before = prompt.tokens[-8:] if prompt.goes_on else []
         return Detokenizer(self._tokenizer, keep=shown, after=before)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastslow.engine.text.templates import Message
+from fastslow.engine.text.messages import Message
 
 
 @dataclass(frozen=True, slots=True)

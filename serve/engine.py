@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fastslow.output import Piece
@@ -26,6 +26,10 @@ class ModelCard:
     # the template's variable that keeps thoughts of earlier turns, and the value that does; None: it has none
     keeps_thoughts: tuple[str, bool] | None = None
     device: str = "cpu"
+    tool_format: str = "generic"  # a name of `engine.text.tool_formats`
+    tool_tokens: Mapping[str, int] = field(
+        default_factory=dict
+    )  # its marks that are special tokens
 
 
 class Busy(RuntimeError):

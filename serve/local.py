@@ -37,6 +37,8 @@ class LocalEngine:
             has_head=llm.has_head,
             efforts=switch.levels if switch.kind == "effort" else (),
             device=str(llm.model.device),
+            tool_format=llm.tool_calls.form.name,
+            tool_tokens=llm.tool_calls.tokens,
         )
 
     @property
