@@ -187,7 +187,7 @@ def sampling_in(mode: Mode, params: SamplingParams | None) -> SamplingParams:
     if params is None or mode.sampling is None:
         return params or mode.sampling or SamplingParams()
     own, asked = ({f: getattr(p, f) for f in p.model_fields_set} for p in (mode.sampling, params))
-    return SamplingParams(**{**own, **asked})
+    return type(params)(**{**own, **asked})  # whose class may have defaults of its own
 
 
 def _are_seconds(value: object) -> TypeGuard[float]:
