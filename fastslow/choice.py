@@ -112,6 +112,7 @@ class ChoiceHandle:
             logprobs=None if request.params.logprobs is None else request.logprobs,
             metrics=self._metrics(thinking),
             error=None if request.error is None else _said(request.error),
+            sources=list(request.sources),
         )
 
     def _begin(self) -> None:
@@ -147,7 +148,8 @@ class ChoiceHandle:
         logprobs = None
         if request.params.logprobs is not None:
             logprobs = request.logprobs[first - request.prompt_length :]
-        return Piece(text, reasoning, request.tokens[first:], logprobs=logprobs)
+        sources = request.sources[first - request.prompt_length :]
+        return Piece(text, reasoning, request.tokens[first:], logprobs=logprobs, sources=sources)
 
     def _mode(self) -> str:
         """The mode that answered; both, where a text went on in another one."""
@@ -189,6 +191,8 @@ class ChoiceHandle:
             thinking_ended=ended,
             prompt_tokens=request.prompt_length,
             run_seconds=max(0.0, tally.last_token - tally.began),
+            queue_seconds=max(0.0, tally.began - self._called),
+            by_drafter=tally.by_drafter,
             **self._units.running(request.groups),
         )
 

@@ -56,6 +56,7 @@ class _ParsedCall(NamedTuple):
     settings: Speculation
     deadline: float | None
     memory_key: str | None
+    called: float
 
 
 class RequestBuilder:
@@ -200,7 +201,8 @@ class RequestBuilder:
             call.prompt, mode, call.allow_special, call.chat_template_kwargs
         )
         settings = self.speculation(call.speculation, mode)
-        return _ParsedCall(encoded, params, mode, settings, call.deadline, as_key(call.memory_key))
+        key = as_key(call.memory_key)
+        return _ParsedCall(encoded, params, mode, settings, call.deadline, key, call.called)
 
     def _candidates(
         self, calls: Sequence[_ParsedCall], escalated: Mode | None, seed: int, listener: Listener
@@ -239,7 +241,7 @@ class RequestBuilder:
     def _request(
         self, call: _ParsedCall, seed: int, listener: Listener, escalation: Escape | None = None
     ) -> Request:
-        prompt, params, mode, settings, deadline, memory_key = call
+        prompt, params, mode, settings = call[:4]
         room = self._room(call)
         max_len = len(prompt.tokens) + room - 1
         kv = self._core.kv
@@ -264,20 +266,23 @@ class RequestBuilder:
             prompt_length=len(prompt.tokens),
             params=params,
             speculation=drafter,
+            own_drafter=self._drafters.alone(drafter),
+            mode=mode.name,
+            called=call.called,
             policy=self._controller.policy(settings if drafts else drafter, drafter),
             stopper=Stopper(params, end_ids, room, self._detokenizer(prompt)),
             groups=mode.routed,
             seed=seed,
             max_len=max_len,
             rope_length=self._config.rope_length(max_len),
-            memory_key=memory_key,
+            memory_key=call.memory_key,
             end_ids=end_ids,
             rule=self._rule(settings, reproducible),
             reproducible=reproducible,
             scored=settings.accept == STEPWISE,
             thinking=self._thinking(call, mode),
             listener=listener,
-            deadline=deadline,
+            deadline=call.deadline,
             target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,
             may_cut_groups=self._units.name in mode.may_shorten,
