@@ -24,6 +24,7 @@ class Ask:
         chat_template_kwargs: variables of the chat template, `tools` among them.
         priority: requests with a smaller number go first.
         prediction: text that the answer probably repeats; it is drafted from.
+        trace: whether its steps are noted, for `Engine.trace`.
     """
 
     id: str
@@ -37,3 +38,4 @@ class Ask:
     chat_template_kwargs: Mapping[str, Any] | None = None
     priority: int = 0
     prediction: str | None = None
+    trace: bool = False
