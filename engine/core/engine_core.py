@@ -13,8 +13,8 @@ from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEveryth
 from fastslow.engine.core.layout import lay_rows
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
-from fastslow.engine.core.step_trace import trace_step
 from fastslow.engine.core.stats import EngineStats, EngineTotals
+from fastslow.engine.core.step_trace import trace_step
 from fastslow.engine.core.target_probs import (
     committed_features,
     cut_where_unsure,
