@@ -23,6 +23,7 @@ from fastslow.choice import Candidate, ChoiceHandle
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
+from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams, Speculation, shown
@@ -57,6 +58,7 @@ class _ParsedCall(NamedTuple):
     deadline: float | None
     memory_key: str | None
     called: float
+    trace: bool
 
 
 class RequestBuilder:
@@ -155,6 +157,8 @@ class RequestBuilder:
         as_key(call.memory_key)
         if not isinstance(call.allow_special, bool):
             raise ValueError(f"allow_special={shown(call.allow_special)} must be True or False")
+        if not isinstance(call.trace, bool):
+            raise ValueError(f"trace={shown(call.trace)} must be True or False")
         self.inputs.variables(call.chat_template_kwargs)
         call.deadline  # noqa: B018 - it may be refused
 
@@ -203,20 +207,24 @@ class RequestBuilder:
         )
         settings = self.speculation(call.speculation, mode)
         key = as_key(call.memory_key)
-        return _ParsedCall(encoded, params, mode, settings, call.deadline, key, call.called)
+        return _ParsedCall(
+            encoded, params, mode, settings, call.deadline, key, call.called, call.trace
+        )
 
     def _candidates(
         self, calls: Sequence[_ParsedCall], escalated: Mode | None, seed: int, listener: Listener
     ) -> list[Candidate]:
         """The request, and the one that replaces it where its confidence falls, if the mode restarts."""
         first, *others = calls
-        later = [self._request(one, successor_seed(seed), listener) for one in others]
+        trace = StepTrace(self._units) if first.trace else None
+        own = partial(self._request, listener=listener, trace=trace)
+        later = [own(one, successor_seed(seed)) for one in others]
         escalation = None
         if first.mode.escalate is not None and escalated is not None:
             keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
             thinking = None if later else self._thinking(first, escalated)
             escalation = Escape(escalated.name, escalated.routed, keep, thinking, successor)
-        requests = [self._request(first, seed, listener, escalation), *later]
+        requests = [own(first, seed, escalation=escalation), *later]
         return [Candidate(r, one.prompt, one.mode) for r, one in zip(requests, calls)]
 
     def _situation(self, prompt: Prompt, latency_ms: float | None) -> Situation:
@@ -240,7 +248,12 @@ class RequestBuilder:
         return min(call.params.max_tokens, self.inputs.context - len(call.prompt.tokens))
 
     def _request(
-        self, call: _ParsedCall, seed: int, listener: Listener, escalation: Escape | None = None
+        self,
+        call: _ParsedCall,
+        seed: int,
+        listener: Listener,
+        trace: StepTrace | None,
+        escalation: Escape | None = None,
     ) -> Request:
         prompt, params, mode, settings = call[:4]
         room = self._room(call)
@@ -283,6 +296,7 @@ class RequestBuilder:
             scored=settings.accept == STEPWISE,
             thinking=self._thinking(call, mode),
             listener=listener,
+            trace=trace,
             deadline=call.deadline,
             target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,

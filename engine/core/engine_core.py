@@ -14,6 +14,7 @@ from fastslow.engine.core.layout import lay_rows
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.stats import EngineStats, EngineTotals
+from fastslow.engine.core.step_trace import trace_step
 from fastslow.engine.core.target_probs import (
     committed_features,
     cut_where_unsure,
@@ -112,6 +113,9 @@ class EngineCore:
         confidences = cut_where_unsure(ready, layout, result, out.logits)
         _truncate(ready, result)
         note_logprobs(work, ready, layout, result, out.logits)
+        if any(request.trace is not None for request, _ in work):
+            seconds = drafted - started, verified - drafted
+            trace_step(work, trees, verdicts, result, len(layout.rows.tokens), seconds)
         self._commit(work, ready, trees, verdicts, result)
         shown = read_features(out, layout)
         if shown is not None:
@@ -191,12 +195,15 @@ class EngineCore:
     def _nodes(self, request: Request, among: int) -> int:
         """How many nodes a request may draft, pages reserved; `among` requests draft in this step."""
         try:
-            nodes = request.policy.plan(request, len(self.scheduler.running))
-            nodes = self.scheduler.latency_budget.nodes(request, nodes, among)
+            planned = request.policy.plan(request, len(self.scheduler.running))
+            fits = self.scheduler.latency_budget.nodes(request, planned, among)
         except Exception as error:  # noqa: BLE001 - its own settings: the others go on
             request.fail(error)
             return 0
-        return self.scheduler.room(request, nodes)
+        nodes = self.scheduler.room(request, fits)
+        if request.trace is not None:
+            request.trace.plan(request, planned, fits, nodes)
+        return nodes
 
     def _admitted(
         self, work: Sequence[ScheduledChunk], ready: Sequence[Request], trees: list[Tree]
@@ -211,6 +218,8 @@ class EngineCore:
         kept = self.cost_model.admit(ready, survival, [len(tree.tokens) for tree in trees], rows)
         for request, tree, nodes in zip(ready, trees, kept, strict=True):
             request.tally.cut += len(tree.tokens) - len(nodes)
+            if request.trace is not None:
+                request.trace.cut("cost_model", len(tree.tokens) - len(nodes))
         return [tree.only(nodes) for tree, nodes in zip(trees, kept)]
 
     def _wanted(self, work: Sequence[ScheduledChunk]) -> list[range]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from loguru import logger
 
+from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.core.tally import Tally
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Rule, tokenwise
@@ -70,6 +71,7 @@ class Request:
     tally: Tally = field(default_factory=Tally)
     own_drafter: str = ""  # the name of what its speculation means, where that is one drafter
     sources: list[str] = field(default_factory=list)  # of the answer's tokens, see `token_sources`
+    trace: StepTrace | None = None  # where its steps are noted
     logprobs: list[dict[int, float]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     error: BaseException | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -238,9 +237,25 @@ def test_colours_say_where_tokens_came_from(chat: Chat) -> None:
     chat.ask("echo one two three four five six seven eight nine ten")
     chat.ended()
     kinds = [span.get_attribute("class") for span in chat.all(".answer .coloured span")]
-    expected = "target suffix suffix target head head head target target prediction".split()
+    expected = [
+        "target",
+        "suffix",
+        "suffix",
+        "target",
+        "head",
+        "head",
+        "head",
+        "target",
+        "target",
+        "prediction",
+    ]
     assert kinds == [f"s-{name}" for name in expected]
-    assert [s.text for s in chat.all("#legend > span")] == ["target", "suffix", "head", "prediction"]
+    assert [s.text for s in chat.all("#legend > span")] == [
+        "target",
+        "suffix",
+        "head",
+        "prediction",
+    ]
     chat.run("document.querySelectorAll('.coloured')[1].focus()")
     for _ in range(3):
         chat.press(ARROW_RIGHT)
@@ -363,14 +378,21 @@ def test_hostile_text_stays_text(chat: Chat, colours: bool) -> None:
     inside = "#turns script, #turns img, #turns iframe, #turns svg, #turns a, #turns b b"
     assert chat.all(inside) == []
     assert chat.run("return window.hurt ?? null") is None
-    policy = "try { document.body.innerHTML = '<b>x</b>'; return 'set' } catch (e) { return e.name }"
+    policy = (
+        "try { document.body.innerHTML = '<b>x</b>'; return 'set' } catch (e) { return e.name }"
+    )
     assert chat.run(policy) == "TypeError"
 
 
 STORED: dict[str, Any] = {
     "no list": {"a": 1},
     "null": None,
-    "wrong kinds": [1, None, {"asked": 3}, {"asked": "x", "answers": [{"text": {}, "marks": ["<b>"]}]}],
+    "wrong kinds": [
+        1,
+        None,
+        {"asked": 3},
+        {"asked": "x", "answers": [{"text": {}, "marks": ["<b>"]}]},
+    ],
     "hostile": [
         {
             "asked": "<img src=x onerror=window.hurt=1>",
@@ -399,7 +421,10 @@ STORED: dict[str, Any] = {
 @pytest.mark.parametrize("name", STORED)
 def test_a_stored_conversation_is_not_trusted(chat: Chat, name: str) -> None:
     for colours in (False, True):
-        stored = {"turns": STORED[name], "preferences": {"colours": colours, "mode": 5, "settings": []}}
+        stored = {
+            "turns": STORED[name],
+            "preferences": {"colours": colours, "mode": 5, "settings": []},
+        }
         for key, value in stored.items():
             chat.driver.execute_script(
                 "localStorage.setItem('fastslow.' + arguments[0], JSON.stringify(arguments[1]))",
