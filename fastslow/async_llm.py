@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import NoReturn, Self, Unpack
 
 from fastslow.admission import Admission
-from fastslow.call import CallOptions, Conversation, Prompt, Sampling, as_messages, as_wait
+from fastslow.call import Conversation, HandleOptions, Prompt, Sampling, as_messages, as_wait
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.params import shown
 from fastslow.engine_args import LLMOptions
@@ -99,7 +99,7 @@ class AsyncLLM:
         return self._open and self._llm is not None
 
     async def generate(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
     ) -> Output:
         """Answer one prompt. A task that is cancelled meanwhile cancels the request.
 
@@ -112,13 +112,13 @@ class AsyncLLM:
         return await self.submit(prompt, sampling, **options)
 
     async def chat(
-        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[HandleOptions]
     ) -> Output:
         """`generate` for a conversation, or one user message given as text."""
         return await self.submit(as_messages(messages), sampling, **options)
 
     def stream(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
     ) -> PieceStream:
         """One prompt's answer in pieces, for `async for`; the request starts now. Leaving the loop, `aclose`
         and cancelling the task end it.
@@ -130,13 +130,13 @@ class AsyncLLM:
         return aiter(self.submit(prompt, sampling, **options))
 
     def stream_chat(
-        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[HandleOptions]
     ) -> PieceStream:
         """`stream` for a conversation, or one user message given as text."""
         return self.stream(as_messages(messages), sampling, **options)
 
     def submit(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
     ) -> RequestHandle:
         """Start to answer one prompt; the handle can be awaited, iterated over and cancelled.
 

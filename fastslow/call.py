@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeGuar
 
 from fastslow.engine.core.scheduler import MOST_PRIORITY
 from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest, shown
-from fastslow.engine.text.templates import Message
+from fastslow.engine.text.messages import Message
 from fastslow.engine.types import Chooser
 
 Prompt = str | Sequence[SupportsIndex] | Sequence[Message]
@@ -52,6 +52,12 @@ class CallOptions(TypedDict, total=False):
     priority: int
 
 
+class HandleOptions(CallOptions, total=False):
+    """The same for `submit` and `stream`, which return while the engine answers."""
+
+    trace: bool
+
+
 class PromptOptions(CallOptions, total=False):
     """The same for `generate` and `chat`, which take lists, too."""
 
@@ -76,7 +82,7 @@ Samplings = Sampling | Sequence[Sampling]
 
 
 class PromptCall(NamedTuple):
-    """One prompt as it was asked, not checked yet. The last fields are those of `CallOptions`."""
+    """One prompt as it was asked, not checked yet. The last fields are those of `HandleOptions`."""
 
     called: float  # when, of `time.monotonic`
     prompt: Prompt
@@ -88,6 +94,7 @@ class PromptCall(NamedTuple):
     allow_special: bool = False
     chat_template_kwargs: Mapping[str, object] | None = None
     priority: int = 0
+    trace: bool = False
 
     @property
     def deadline(self) -> float | None:
@@ -205,7 +212,7 @@ def sampling_in(mode: Mode, params: SamplingParams | None) -> SamplingParams:
     if params is None or mode.sampling is None:
         return params or mode.sampling or SamplingParams()
     own, asked = ({f: getattr(p, f) for f in p.model_fields_set} for p in (mode.sampling, params))
-    return SamplingParams(**{**own, **asked})
+    return type(params)(**{**own, **asked})  # whose class may have defaults of its own
 
 
 def _are_seconds(value: object) -> TypeGuard[float]:

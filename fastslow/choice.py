@@ -112,7 +112,7 @@ class ChoiceHandle:
         if self._tags is not None and asked and self._tags.strayed(stopper.text):
             opened = True
             thinking = thinking and thinking.reopened()
-        whole = splitter(self._tags, opened)
+        whole = splitter(self._tags, opened, self.prompt.tools)
         parts = [whole.push(stopper.text), whole.finish()]
         return Completion(
             text="".join(text for _, text in parts),
@@ -123,10 +123,11 @@ class ChoiceHandle:
             logprobs=None if request.params.logprobs is None else request.logprobs,
             metrics=self._metrics(thinking),
             error=None if request.error is None else _said(request.error),
+            sources=list(request.sources),
         )
 
     def _begin(self) -> None:
-        self._splitter = splitter(self._tags, self.prompt.opened)
+        self._splitter = splitter(self._tags, self.prompt.opened, self.prompt.tools)
         self._sent = self.request.prompt_length
 
     def _on_step(self, request: Request) -> None:
@@ -160,8 +161,8 @@ class ChoiceHandle:
         logprobs = None
         if request.params.logprobs is not None:
             logprobs = request.logprobs[first - request.prompt_length :]
-        tokens = request.tokens[first:]
-        return Piece(text, reasoning, tokens, logprobs=logprobs, index=self._index)
+        tokens, sources = request.tokens[first:], request.sources[first - request.prompt_length :]
+        return Piece(text, reasoning, tokens, logprobs=logprobs, index=self._index, sources=sources)
 
     def _mode(self) -> str:
         """The mode that answered; both, where a text went on in another one."""
@@ -203,6 +204,8 @@ class ChoiceHandle:
             thinking_ended=ended,
             prompt_tokens=request.prompt_length,
             run_seconds=max(0.0, tally.last_token - tally.began),
+            queue_seconds=max(0.0, tally.began - self._called),
+            by_drafter=tally.by_drafter,
             **self._units.running(request.groups),
         )
 

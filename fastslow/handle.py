@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any, NoReturn
 
 from fastslow.call import as_wait
+from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.params import shown
 from fastslow.job import PromptJob, start
 from fastslow.output import Output, Piece
@@ -55,6 +56,24 @@ class RequestHandle:
         """End the request, unless it is over. `result` then gives the answer so far, with finish_reason
         "cancelled", once the step that runs is over."""
         self._job.cancel()
+
+    def trace(self, index: int = 0) -> dict[str, Any] | None:
+        """What each step has done so far, where the call said `trace=True`; else None, and before the
+        engine has the request.
+
+        Args:
+            index: which of n answers.
+
+        Returns:
+            `steps`, the first and the last 500, and how many were `left_out` between them. The guide
+            says what a step has.
+        """
+        return self._job.traced(index)
+
+    @property
+    def step_traces(self) -> Sequence[StepTrace]:
+        """The same for all n answers, for who keeps traces longer than handles."""
+        return tuple(self._job.traces)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a RequestHandle cannot be pickled; send its result")
@@ -106,6 +125,19 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
         if not self._left and not self._job.done:
             return None
         return RequestHandle(self._job).result()
+
+    def trace(self, index: int = 0) -> dict[str, Any] | None:
+        """What each step has done so far, where the call said `trace=True`; else None, and before the
+        engine has the request.
+
+        Args:
+            index: which of n answers.
+
+        Returns:
+            `steps`, the first and the last 500, and how many were `left_out` between them. The guide
+            says what a step has.
+        """
+        return self._job.traced(index)
 
     def __iter__(self) -> PieceStream:
         return self

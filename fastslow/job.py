@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Condition
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastslow.choice import ChoiceHandle
+from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.process import HomeProcess
+from fastslow.engine.params import shown
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.wakeups import LoopWakeups
 
@@ -46,6 +48,7 @@ class PromptJob:
         self.done = False
         self._queued = self._cancelled = self._streaming = False
         self._choices: list[ChoiceHandle] = []
+        self.traces: list[StepTrace] = []  # of every choice, where the call asks for it
         self._pieces: deque[Piece] = deque()
         self._output: Output | None = None
         self._error: BaseException | None = None  # why it did not get to the engine
@@ -62,6 +65,8 @@ class PromptJob:
         choices, self._build = self._build(), _spent
         with self._news:
             self._choices = choices
+            traces = (choice.request.trace for choice in choices)
+            self.traces = [trace for trace in traces if trace is not None]
             for choice in choices:
                 choice.pieces, choice.news = self._pieces, self._wake
                 choice.streaming = self._streaming
@@ -223,6 +228,19 @@ class PromptJob:
         if wrong is not None:
             raise GenerationError(f"the request failed: {wrong}", [output])
         return output
+
+    def traced(self, index: int) -> dict[str, Any] | None:
+        """The steps of one of the answers, where they are noted.
+
+        Raises:
+            ValueError: there is no such answer.
+        """
+        traces = self.traces
+        if not traces:
+            return None
+        if index not in range(len(traces)):
+            raise ValueError(f"index={shown(index)} is outside 0..{len(traces) - 1}")
+        return traces[index].to_dict()
 
     def _abandon(self) -> None:
         for choice in self._choices:

@@ -14,8 +14,8 @@ from typing import Any, Literal, NoReturn, Self, SupportsIndex, Unpack, cast, ov
 from fastslow.advice import AdvisedOutput
 from fastslow.call import (
     BatchOptions,
-    CallOptions,
     Conversation,
+    HandleOptions,
     ListOf,
     Presets,
     Prompt,
@@ -43,6 +43,7 @@ from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.params import shown
+from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine.types import Chooser
 from fastslow.engine_args import checks_arguments, chooser_of, context_length, kv_pages
 from fastslow.handle import PieceStream, RequestHandle, answer_all
@@ -244,10 +245,11 @@ class LLM:
         return self.generate(as_prompts(messages), sampling, **options)
 
     def stream(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
     ) -> PieceStream:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Pieces of n
-        answers mix; `Piece.index` tells them apart. Options are those of `generate`, but for lists.
+        answers mix; `Piece.index` tells them apart. Options are those of `generate`, but for lists; and
+        `trace`, whether its steps are noted, for `PieceStream.trace`.
 
         Everything is checked before this returns, and the first `next` starts the request. Leaving
         the loop early, or `close`, ends it; the stream's `output` then has the answer so far.
@@ -261,13 +263,13 @@ class LLM:
         return PieceStream(job)
 
     def stream_chat(
-        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[HandleOptions]
     ) -> PieceStream:
         """`stream` for a conversation, or one user message given as text."""
         return self.stream(as_messages(messages), sampling, **options)
 
     def submit(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
     ) -> RequestHandle:
         """Start to answer one prompt, and return at once: the way to ask from an event loop.
 
@@ -307,6 +309,11 @@ class LLM:
         self._worker.between_steps(forget)
 
     @property
+    def tool_calls(self) -> ToolCalls:
+        """How the model writes them."""
+        return self._inputs.tool_calls
+
+    @property
     def has_head(self) -> bool:
         """Whether a trained draft head belongs to the model."""
         return self._drafters.has_head
@@ -316,7 +323,7 @@ class LLM:
         """Whether the model has thinking tags."""
         return self._requests.inputs.tags is not None
 
-    def tokenize(self, prompt: Prompt, **options: Unpack[CallOptions]) -> list[int]:
+    def tokenize(self, prompt: Prompt, **options: Unpack[HandleOptions]) -> list[int]:
         """The token ids that a call with this prompt and these options would read; nothing runs.
 
         Raises:
@@ -355,15 +362,15 @@ class LLM:
         self.close()
 
     def _one(
-        self, taker: str, prompt: Prompt, sampling: Sampling, options: CallOptions
+        self, taker: str, prompt: Prompt, sampling: Sampling, options: HandleOptions
     ) -> PromptJob:
         """The job of a call that takes one prompt."""
         return self._job(self._call(taker, prompt, sampling, options))
 
     def _call(
-        self, taker: str, prompt: Prompt, sampling: Sampling, options: CallOptions
+        self, taker: str, prompt: Prompt, sampling: Sampling, options: HandleOptions
     ) -> PromptCall:
-        refuse_unknown(options, CallOptions.__annotations__)
+        refuse_unknown(options, HandleOptions.__annotations__)
         (asked, *_), single = self._requests.inputs.split(prompt)
         if not single:
             raise ValueError(f"{taker} takes one prompt; give a list to generate")

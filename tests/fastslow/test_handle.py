@@ -662,13 +662,12 @@ def test_a_stream_that_was_never_made_is_silent(monkeypatch: pytest.MonkeyPatch)
     assert not said
 
 
-def test_names_of_drafters_are_counted_up_to_a_limit(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stats, "MOST_DRAFTERS", 1)
+def test_names_are_counted_up_to_a_limit(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "MOST_NAMES", 1)
     monkeypatch.setattr(llm._core, "_totals", stats.EngineTotals())
     prompt = [5, 6, 7, 5, 6, 7, 5, 6]
-    for name in ("ngram", "ngram+ngram", "ngram+ngram+ngram"):
-        llm.generate(prompt, LONG, speculation=name)
-    names = set(llm.stats().drafters)  # a request of another test may have ended meanwhile
-    assert "other" in names and len(names) == 2
+    for name in ("ngram", "self", "ngram+self"):
+        llm.generate(prompt, LONG, speculation=name, mode=Mode(name=name))
+    now = llm.stats()  # a request of another test may have ended meanwhile
+    for names in (set(now.drafters), set(now.modes)):
+        assert "other" in names and len(names) == 2
