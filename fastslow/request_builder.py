@@ -7,6 +7,7 @@ import operator
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from itertools import takewhile
 from typing import NamedTuple, SupportsIndex
 
 from loguru import logger
@@ -192,6 +193,28 @@ class RequestBuilder:
             for i in range(drawn.n)
         ]
 
+    def prefix(self, call: PromptCall) -> tuple[list[int], Mode]:
+        """The tokens that all prompts begin with which go on from this one, and the mode that reads them.
+
+        A chat template writes more behind the messages than it does where others follow. So what two
+        different chats share is taken, which begin with these messages.
+
+        Raises:
+            ValueError: as `build`; also for a mode that chooses.
+        """
+        self._home.check()
+        self.inputs.measure(call.prompt)
+        mode = self._given_mode(call.mode)
+        if mode.auto:
+            raise ValueError("pin needs one mode, and this one chooses: name a preset")
+        alone = {"escalate": None, "latency_ms": None}  # it reads, and does nothing else
+        each = [
+            self.inputs.encode(prompt, mode, call.allow_special, call.chat_template_kwargs).tokens
+            for prompt in _going_on(call.prompt)
+        ]
+        tokens = [a for a, *_ in takewhile(lambda x: len(set(x)) == 1, zip(*each))]
+        return tokens, mode.model_copy(update=alone)
+
     def _given_mode(self, wish: ModeLike | None) -> Mode:
         """The mode that a call names or gives; one that chooses, where it gives a function."""
         if callable(wish):
@@ -359,3 +382,13 @@ class RequestBuilder:
         if warning not in self._warned:
             self._warned.add(warning)
             logger.warning(warning)
+
+
+def _going_on(prompt: Prompt) -> list[Prompt]:
+    """Two chats that begin with these messages and differ then; a text, or token ids, as they are."""
+    messages = list(prompt)
+    if not messages or not all(isinstance(part, Mapping) for part in messages):
+        return [prompt]
+    if messages[-1].get("role") == "user":  # type: ignore[union-attr]
+        messages.append({"role": "assistant", "content": "."})  # type: ignore[arg-type]
+    return [[*messages, {"role": "user", "content": text}] for text in ("A", "b")]  # type: ignore[list-item]
