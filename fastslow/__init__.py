@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 if TYPE_CHECKING:
+    from fastslow.admission import Busy
     from fastslow.api import chat, generate
+    from fastslow.async_llm import AsyncLLM
     from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
     from fastslow.engine.core.stats import EngineStats
     from fastslow.engine.parallel.sharding import Parallel
@@ -31,6 +33,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
+    "Busy",
     "Chooser",
     "Completion",
     "Conversation",
@@ -61,7 +65,9 @@ __all__ = [
 ]
 
 _MODULES = {
+    "admission": "Busy",
     "api": "chat generate",
+    "async_llm": "AsyncLLM",
     "call": "Conversation ModeLike Presets Prompt SpeculationLike",
     "handle": "PieceStream RequestHandle as_completed",
     "llm": "LLM",

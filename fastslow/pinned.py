@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Self
+from itertools import takewhile
+from typing import Any, Self
 
-from fastslow.call import PromptCall
+from fastslow.call import Prompt, PromptCall
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.params import SamplingParams
 from fastslow.job import PromptJob, start
@@ -70,16 +71,20 @@ class PrefixPinner:
         """Read a prefix, and pin it before other requests can take its pages.
 
         Args:
-            call: its prompt, mode and memory key; without a sampling.
+            call: its prompt, mode and memory key, without speculation.
             make: a job of a call.
 
         Raises:
             ValueError, GenerationError, RuntimeError: see `LLM.pin`.
         """
         self._requests.check(call)
-        tokens, mode = self._requests.prefix(call)
+        mode, chosen = self._requests.mode(call.mode, call.prompt)
+        if chosen:
+            raise ValueError("pin needs one mode, and this one chooses: name a preset")
+        tokens = self._shared(call._replace(mode=mode))
         tokens = tokens[: self._whole_pages(len(tokens))]
-        alone = {"mode": mode, "speculation": "off", "chat_template_kwargs": None}
+        reads = mode.model_copy(update={"escalate": None, "latency_ms": None})  # and does no more
+        alone: dict[str, Any] = {"mode": reads, "chat_template_kwargs": None}
         job = make(call._replace(prompt=tokens, sampling=ONE_TOKEN, **alone))
         job.prepare()
         root, number = job.root, next(self._numbers)
@@ -103,6 +108,16 @@ class PrefixPinner:
             raise RuntimeError("the prefix was forgotten while it was read; pin it again")
         return PinnedPrefix(found, self._kv.pages_for(found), release)
 
+    def _shared(self, call: PromptCall) -> list[int]:
+        """The tokens that all prompts begin with which go on from this one.
+
+        A chat template writes more behind the last message than it does where others follow. So that is
+        taken which two different chats share that begin with these messages.
+        """
+        calls = (call._replace(prompt=prompt) for prompt in _going_on(call.prompt))
+        each = [self._requests.encoded(one).tokens for one in calls]
+        return [alike[0] for alike in takewhile(lambda x: len(set(x)) == 1, zip(*each))]
+
     def _whole_pages(self, size: int) -> int:
         """How many of so many tokens can be pinned: those of full pages.
 
@@ -118,3 +133,13 @@ class PrefixPinner:
             )
         self._kv.check_pin(size // page, self._spare)
         return size // page * page
+
+
+def _going_on(prompt: Prompt) -> list[Prompt]:
+    """Two chats that begin with these messages and differ then; a text, or token ids, as they are."""
+    messages = [part for part in prompt if isinstance(part, Mapping)]
+    if not messages:
+        return [prompt]
+    if messages[-1].get("role") == "user":
+        messages.append({"role": "assistant", "content": "."})
+    return [[*messages, {"role": "user", "content": text}] for text in ("A", "b")]

@@ -7,7 +7,6 @@ import operator
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from itertools import takewhile
 from typing import NamedTuple, SupportsIndex
 
 from loguru import logger
@@ -143,8 +142,9 @@ class RequestBuilder:
         self._drafters.make(settings)
         return settings
 
-    def check(self, call: PromptCall) -> None:
-        """Refuse what is seen to be wrong at a glance: nothing is tokenised and no file is read.
+    def check(self, call: PromptCall) -> int:
+        """Refuse what is seen to be wrong at a glance: nothing is tokenised and no file is read. Returns
+        how many answers are asked for, by the mode that is given.
 
         Raises:
             ValueError: one sentence about what does not fit.
@@ -152,7 +152,8 @@ class RequestBuilder:
         """
         self._home.check()
         self.inputs.measure(call.prompt)
-        self.inputs.check_params(sampling_in(self._given_mode(call.mode), call.sampling))
+        params = sampling_in(self._given_mode(call.mode), call.sampling)
+        self.inputs.check_params(params)
         if not isinstance(call.speculation, str | Speculation | None):
             self.speculation(call.speculation, Mode())
         as_key(call.memory_key)
@@ -162,6 +163,7 @@ class RequestBuilder:
             raise ValueError(f"trace={shown(call.trace)} must be True or False")
         self.inputs.variables(call.chat_template_kwargs)
         call.deadline  # noqa: B018 - it may be refused
+        return params.n
 
     def build(self, call: PromptCall) -> list[ChoiceHandle]:
         """Check a prompt, and make one handle for each of its n answers.
@@ -189,31 +191,22 @@ class RequestBuilder:
                 self._units,
                 decision,
                 call.called,
+                i,
             )
             for i in range(drawn.n)
         ]
 
-    def prefix(self, call: PromptCall) -> tuple[list[int], Mode]:
-        """The tokens that all prompts begin with which go on from this one, and the mode that reads them.
-
-        A chat template writes more behind the messages than it does where others follow. So what two
-        different chats share is taken, which begin with these messages.
+    def encoded(self, call: PromptCall) -> EncodedPrompt:
+        """The prompt of a call alone, as the request would read it.
 
         Raises:
-            ValueError: as `build`; also for a mode that chooses.
+            ValueError: one sentence about what does not fit.
         """
-        self._home.check()
-        self.inputs.measure(call.prompt)
-        mode = self._given_mode(call.mode)
-        if mode.auto:
-            raise ValueError("pin needs one mode, and this one chooses: name a preset")
-        alone = {"escalate": None, "latency_ms": None}  # it reads, and does nothing else
-        each = [
-            self.inputs.encode(prompt, mode, call.allow_special, call.chat_template_kwargs).tokens
-            for prompt in _going_on(call.prompt)
-        ]
-        tokens = [a for a, *_ in takewhile(lambda x: len(set(x)) == 1, zip(*each))]
-        return tokens, mode.model_copy(update=alone)
+        mode, _ = self.mode(call.mode, call.prompt)
+        return self._encode(call, mode)
+
+    def _encode(self, call: PromptCall, mode: Mode) -> EncodedPrompt:
+        return self.inputs.encode(call.prompt, mode, call.allow_special, call.chat_template_kwargs)
 
     def _given_mode(self, wish: ModeLike | None) -> Mode:
         """The mode that a call names or gives; one that chooses, where it gives a function."""
@@ -224,9 +217,7 @@ class RequestBuilder:
     def _parse(self, call: PromptCall, mode: Mode) -> _ParsedCall:
         params = sampling_in(mode, call.sampling)
         self.inputs.check_params(params)
-        encoded = self.inputs.encode(
-            call.prompt, mode, call.allow_special, call.chat_template_kwargs
-        )
+        encoded = self._encode(call, mode)
         settings = self.speculation(call.speculation, mode)
         key = as_key(call.memory_key)
         return _ParsedCall(
@@ -382,13 +373,3 @@ class RequestBuilder:
         if warning not in self._warned:
             self._warned.add(warning)
             logger.warning(warning)
-
-
-def _going_on(prompt: Prompt) -> list[Prompt]:
-    """Two chats that begin with these messages and differ then; a text, or token ids, as they are."""
-    messages = list(prompt)
-    if not messages or not all(isinstance(part, Mapping) for part in messages):
-        return [prompt]
-    if messages[-1].get("role") == "user":  # type: ignore[union-attr]
-        messages.append({"role": "assistant", "content": "."})  # type: ignore[arg-type]
-    return [[*messages, {"role": "user", "content": text}] for text in ("A", "b")]  # type: ignore[list-item]

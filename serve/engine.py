@@ -6,8 +6,11 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fastslow.admission import Busy
 from fastslow.output import Piece
 from fastslow.serve.ask import Ask
+
+__all__ = ["Busy", "Engine", "ModelCard", "NotReady"]  # Busy: HTTP 429, with its `retry_after`
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +25,6 @@ class ModelCard:
     most: int  # of these, in every layer
     thinks: bool  # it has thinking tags
     has_head: bool  # a trained draft head
-
-
-class Busy(RuntimeError):
-    """The queue is full: HTTP 429, and try again later."""
 
 
 class NotReady(RuntimeError):

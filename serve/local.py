@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 
+from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import SamplingParams
 from fastslow.handle import RequestHandle
@@ -18,22 +20,27 @@ from fastslow.serve.traces import TraceLog
 
 
 class LocalEngine:
-    """`Engine` of an `LLM`, which it closes."""
+    """`Engine` of an `LLM`, which it closes.
 
-    def __init__(self, llm: LLM, name: str) -> None:
-        self._llm = llm
+    Args:
+        llm: what answers.
+        name: of the model, for clients.
+        max_waiting: as `AsyncLLM` takes it.
+    """
+
+    def __init__(self, llm: LLM, name: str, max_waiting: int = MAX_WAITING) -> None:
+        self._llm = AsyncLLM.around(llm, max_waiting)
         self._running: dict[str, RequestHandle] = {}
         self._traces = TraceLog()
-        self._open = True
         units = RoutedUnits.of(llm.model.config)
         self._card = ModelCard(
             name=name,
             created=int(time.time()),
-            context=llm.model.config.context,
+            context=llm.max_model_len,
             modes={name: mode.model_dump(mode="json") for name, mode in llm.modes.items()},
             units=units.name,
             most=units.most,
-            thinks=False,
+            thinks=llm.thinks,
             has_head=llm.has_head,
         )
 
@@ -43,34 +50,22 @@ class LocalEngine:
 
     @property
     def ready(self) -> bool:
-        return self._open
+        return self._llm.accepting
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
-        if not self._open:
+        if not self.ready:
             raise NotReady("the server is closing")
         sampling = SamplingParams(**ask.sampling) if ask.sampling else None
-        handle = self._llm.submit(
-            ask.prompt,
-            sampling,
-            mode=ask.mode,
-            speculation=ask.speculation,
-            timeout=ask.timeout,
-            memory_key=ask.memory_key,
-            allow_special=ask.allow_special,
-            chat_template_kwargs=ask.chat_template_kwargs,
-            trace=ask.trace,
-        )
+        handle = self._llm.submit(ask.prompt, sampling, trace=ask.trace, **_options(ask))
         self._running[ask.id] = handle
         try:
-            if sampling is not None and sampling.n > 1:
-                yield Piece(output=await handle)
-                return
-            async for piece in handle:
-                yield piece
+            async with aclosing(aiter(handle)) as pieces:
+                async for piece in pieces:
+                    yield piece
         finally:
-            self._running.pop(ask.id, None)
             self._traces.keep(ask.id, handle)
-            handle.cancel()
+            if self._running.get(ask.id) is handle:
+                del self._running[ask.id]
 
     async def cancel(self, id: str) -> bool:
         handle = self._running.get(id)
@@ -88,14 +83,24 @@ class LocalEngine:
         return self._llm.stats().to_dict()
 
     async def tokenize(self, ask: Ask) -> list[int]:
-        raise NotImplementedError
+        llm = self._llm.llm
+        return await asyncio.to_thread(llm.tokenize, ask.prompt, **_options(ask))
 
     async def detokenize(self, tokens: list[int]) -> str:
-        raise NotImplementedError
+        return await asyncio.to_thread(self._llm.llm.detokenize, tokens)
 
     async def close(self, drain: float = 0.0) -> None:
-        self._open = False
-        end = time.monotonic() + drain
-        while self._running and time.monotonic() < end:
-            await asyncio.sleep(0.05)
-        self._llm.close()
+        await self._llm.drain(drain)
+        await self._llm.close()
+
+
+def _options(ask: Ask) -> dict[str, Any]:
+    """How an ask is answered, as `LLM.generate` takes it."""
+    return {
+        "mode": ask.mode,
+        "speculation": ask.speculation,
+        "timeout": ask.timeout,
+        "memory_key": ask.memory_key,
+        "allow_special": ask.allow_special,
+        "chat_template_kwargs": ask.chat_template_kwargs,
+    }

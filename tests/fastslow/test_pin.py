@@ -56,7 +56,8 @@ def flood(llm: LLM) -> None:
 
 
 def cached(llm: LLM, prompt: Any, **options: Any) -> int:
-    return llm.generate(prompt, TEN, speculation="off", **options).metrics.cached_tokens
+    tokens: int = llm.generate(prompt, TEN, speculation="off", **options).metrics.cached_tokens
+    return tokens
 
 
 def test_a_pinned_prefix_is_never_evicted(llm: LLM) -> None:
@@ -118,7 +119,9 @@ def test_a_pin_leaves_room_for_others(llm: LLM) -> None:
     pages = llm.stats().pages
     assert pages == 60  # so that at most half, 30, may be pinned
     pins = [llm.pin([n] * 160) for n in range(20, 23)]
-    wrong = r"^the prefix needs 10 KV pages; 30 are pinned already, and of 60 pages at most 30 may be "
+    wrong = (
+        r"^the prefix needs 10 KV pages; 30 are pinned already, and of 60 pages at most 30 may be "
+    )
     with pytest.raises(ValueError, match=wrong):
         llm.pin([30] * 160)
     assert llm.stats().pages_pinned == 30
@@ -132,20 +135,27 @@ def test_a_pin_leaves_room_for_others(llm: LLM) -> None:
 
 
 def test_what_cannot_be_pinned(llm: LLM, folder: Path) -> None:
-    with pytest.raises(ValueError, match="^the prefix has 5 tokens, and the least to pin is a page"):
+    with pytest.raises(
+        ValueError, match="^the prefix has 5 tokens, and the least to pin is a page"
+    ):
         llm.pin([5, 6, 7, 8, 9])
-    with pytest.raises(ValueError, match="^pin needs one mode, and this one chooses: name a preset$"):
+    with pytest.raises(
+        ValueError, match="^pin needs one mode, and this one chooses: name a preset$"
+    ):
         llm.pin(PREFIX, mode="auto")
     with pytest.raises(ValueError, match="^option 'timeout' is unknown"):
         llm.pin(PREFIX, timeout=3)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match=r"is 1000000, not an id in"):
         llm.pin([10**6] * 20)
-    with open_llm(folder, kv_memory=16 * 16 * 256 * 2) as tight:  # one request's, and no more
-        with pytest.raises(ValueError, match="of 16 pages at most 0 may be pinned"):
-            tight.pin(PREFIX)
-    with open_llm(folder, prefix_caching=False) as uncached:
-        with pytest.raises(ValueError, match="^pin needs prefix_caching=True$"):
-            uncached.pin(PREFIX)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"kv_memory": 16 * 16 * 256 * 2}, "of 16 pages at most 0 may be pinned")
+    ]
+    wrong += [({"prefix_caching": False}, "^pin needs prefix_caching=True$")]
+    for options, said in wrong:
+        with open_llm(folder, **options) as other, pytest.raises(ValueError, match=said):
+            other.pin(PREFIX)
+    with pytest.raises(ValueError, match="^pin takes one prompt"):
+        llm.pin(["a", "b"])  # type: ignore[arg-type]
 
 
 def test_forgetting_and_closing_let_go_of_it(folder: Path) -> None:
@@ -161,9 +171,7 @@ def test_forgetting_and_closing_let_go_of_it(folder: Path) -> None:
         llm.pin(PREFIX)
 
 
-def test_evicted_modes_are_counted_up_to_a_limit(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evicted_modes_are_counted_up_to_a_limit(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastslow.engine.kv.cache.MOST_MODES", 1)
     for n in range(20):
         llm.generate([100 + n] * 200, TEN, speculation="off", mode=Mode(name=f"m{n % 3}"))
