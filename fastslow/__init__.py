@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastslow.handle import PieceStream, RequestHandle, as_completed
     from fastslow.llm import LLM
     from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
+    from fastslow.pinned import PinnedPrefix
     from fastslow.warning import FastslowWarning
 
 logger.disable("fastslow")
@@ -51,6 +52,7 @@ __all__ = [
     "Parallel",
     "Piece",
     "PieceStream",
+    "PinnedPrefix",
     "Presets",
     "Prompt",
     "RequestHandle",
@@ -71,6 +73,7 @@ _MODULES = {
     "call": "Conversation ModeLike Presets Prompt SpeculationLike",
     "handle": "PieceStream RequestHandle as_completed",
     "llm": "LLM",
+    "pinned": "PinnedPrefix",
     "output": "Completion GenerationError Metrics Output Piece",
     "engine.core.stats": "EngineStats",
     "engine.parallel.sharding": "Parallel",

@@ -58,6 +58,15 @@ class HandleOptions(CallOptions, total=False):
     trace: bool
 
 
+class PinOptions(TypedDict, total=False):
+    """What decides which requests find a pinned prefix; and how its prompt is read."""
+
+    mode: ModeLike | None
+    memory_key: str | None
+    allow_special: bool
+    chat_template_kwargs: Mapping[str, object] | None
+
+
 class PromptOptions(CallOptions, total=False):
     """The same for `generate` and `chat`, which take lists, too."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from threading import Condition
 from typing import Any, NoReturn
@@ -228,6 +228,11 @@ class PromptJob:
         if wrong is not None:
             raise GenerationError(f"the request failed: {wrong}", [output])
         return output
+
+    @property
+    def root(self) -> Hashable:
+        """Of a job that is prepared: whatever besides the tokens changes the KV of its prompt."""
+        return self._choices[0].request.root
 
     def traced(self, index: int) -> dict[str, Any] | None:
         """The steps of one of the answers, where they are noted.

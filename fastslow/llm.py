@@ -17,6 +17,7 @@ from fastslow.call import (
     Conversation,
     HandleOptions,
     ListOf,
+    PinOptions,
     Presets,
     Prompt,
     PromptCall,
@@ -51,6 +52,7 @@ from fastslow.input_processor import InputProcessor
 from fastslow.job import PromptJob
 from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.output import GenerationError, Output
+from fastslow.pinned import PinnedPrefix, PrefixPinner
 from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.request_builder import RequestBuilder
@@ -167,7 +169,8 @@ class LLM:
         self._output = AdvisedOutput(inputs)
         self._wakeups = LoopWakeups()
         self._worker = Worker(self._core, self._drafters.clear, self._wakeups)
-        self._drafters.between_steps = self._worker.between_steps
+        between = self._drafters.between_steps = self._worker.between_steps
+        self._pinner = PrefixPinner(self._requests, self._kv, context, between)
         self._tokenising = ThreadPoolExecutor(TOKENISERS, "fastslow-tokenise")
         weakref.finalize(self, let_go, self._worker, self._drafters).atexit = False
 
@@ -292,6 +295,21 @@ class LLM:
         """
         return self._core.stats()
 
+    def pin(self, prompt: Prompt, **options: Unpack[PinOptions]) -> PinnedPrefix:
+        """Read a prefix now, such as a system prompt, and keep it in the prefix cache: requests of the
+        same mode and memory_key that begin with it read only the rest. Of messages that is pinned which
+        all chats share that go on from them. At most half of all pages may be pinned.
+
+        Raises:
+            ValueError: as `generate`; also where the mode chooses, or it has no full page, or too many.
+            GenerationError: the engine failed to read it.
+            RuntimeError: this LLM is closed, or texts were forgotten meanwhile.
+        """
+        refuse_unknown(options, PinOptions.__annotations__)
+        plain: HandleOptions = {"speculation": "off", **options}  # type: ignore[typeddict-item]
+        call = self._call("pin", prompt, None, plain)
+        return self._pinner.pin(call, self._job)
+
     def forget_prompts(self) -> None:
         """Forget the texts of all calls so far: the prefix cache, answers that are kept to draft from,
         and what drafters know of texts that are over. A corpus stays, and so does the share of drafts
@@ -348,7 +366,7 @@ class LLM:
         self._tokenising.shutdown(wait=False)
         if not isinstance(self.model, Closed):
             device = self.model.device
-            self.model = self._kv = self._core = self._requests = cast(Any, Closed())
+            self.model = self._kv = self._core = self._requests = self._pinner = cast(Any, Closed())
             self._drafters.clear()
             give_back(device)
 
