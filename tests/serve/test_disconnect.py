@@ -70,10 +70,13 @@ def test_a_client_that_leaves_while_it_waits(
     endless: str, engine: Endless, path: str, stream: bool
 ) -> None:
     asked = {"messages": CHAT} if "chat" in path else {"prompt": ["a", "b"]}
-    with httpx.Client(base_url=endless, timeout=0.3) as client, pytest.raises(httpx.TimeoutException):
+    with (
+        httpx.Client(base_url=endless, timeout=0.3) as client,
+        pytest.raises(httpx.TimeoutException),
+    ):
         with client.stream("POST", path, json={**asked, "stream": stream}) as answer:
             for line in answer.iter_lines():
-                assert stream and not line.startswith("data: {\"error")
+                assert stream and not line.startswith('data: {"error')
                 if engine.begun and line == ": waiting":
                     raise httpx.ReadTimeout("seen enough")
     until(lambda: engine.begun >= 1 and engine.running == 0)
@@ -82,7 +85,9 @@ def test_a_client_that_leaves_while_it_waits(
 def test_a_client_that_leaves_in_the_middle(endless: str, engine: Endless) -> None:
     engine.first = 0.0
     with httpx.Client(base_url=endless) as client:
-        with client.stream("POST", "/v1/completions", json={"prompt": "a", "stream": True}) as answer:
+        with client.stream(
+            "POST", "/v1/completions", json={"prompt": "a", "stream": True}
+        ) as answer:
             for number, _ in enumerate(answer.iter_lines()):
                 if number == 20:
                     break
