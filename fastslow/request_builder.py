@@ -36,6 +36,7 @@ from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.templates import check_messages
 from fastslow.engine.types import Chooser, Situation
+from fastslow.grammars import Grammars
 from fastslow.input_processor import EncodedPrompt, InputProcessor
 from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
@@ -97,6 +98,7 @@ class RequestBuilder:
         if ends > self._eos_ids:
             outside = sorted(ends - self._eos_ids)
             logger.warning("end tokens {} are outside the vocabulary: no answer has them", outside)
+        self._grammars = Grammars(inputs, self._config.vocab_size, self._eos_ids)
         self._ids = itertools.count()
         self._home = HomeProcess()
         self._warned: set[str] = set()
@@ -251,6 +253,9 @@ class RequestBuilder:
         end_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             end_ids |= self._eos_ids
+        grammar = None
+        if params.grammar_spec is not None:
+            grammar = self._grammars.grammar(params.grammar_spec, prompt, mode, end_ids)
         drafter = self._drafters.make(settings)
         drafts = drafter.drafter != "off"
         reproducible = settings.accept == "reproducible"
@@ -276,6 +281,7 @@ class RequestBuilder:
             reproducible=reproducible,
             scored=settings.accept == STEPWISE,
             thinking=self._thinking(call, mode),
+            grammar=grammar,
             listener=listener,
             deadline=deadline,
             target=None if mode.latency_ms is None else mode.latency_ms / 1000,

@@ -18,20 +18,20 @@ class ChannelSplitter(ThoughtSplitter):
     belongs to an answer, and a budget counts it among the thought. A text without a header is answer.
     """
 
-    def __init__(self, opened: bool = False) -> None:
-        """`opened`: the text begins in the body of `analysis`."""
-        super().__init__(HARMONY, opened)
+    def __init__(self, opened: bool = False, once: bool = False) -> None:
+        """`opened`: the text begins in the body of `analysis`. `once`: see `ThoughtSplitter`."""
+        super().__init__(HARMONY, opened, once)
         self._header: str | None = None  # that is being read
         self._reasoned = False  # there was some
 
     def push(self, text: str) -> tuple[str, str]:
         parts: tuple[list[str], list[str]] = ([], [])
         rest = self._held + text
-        while found := [(rest.find(mark), mark) for mark in MARKS if mark in rest]:
+        while not self._over and (found := [(rest.find(m), m) for m in MARKS if m in rest]):
             before, mark, rest = rest.partition(min(found)[1])
             self._put(before, parts)
             self._pass(mark, parts)
-        cut = len(rest) - hold_back(rest, MARKS)
+        cut = len(rest) if self._over else len(rest) - hold_back(rest, MARKS)
         self._put(rest[:cut], parts)
         self._held = rest[cut:]
         return "".join(parts[0]), "".join(parts[1])
@@ -41,6 +41,7 @@ class ChannelSplitter(ThoughtSplitter):
         if mark == BODY and header is not None:
             channel = header.rpartition(CHANNEL)[2].split() if CHANNEL in header else []
             self._thinking, self._header = channel[:1] not in ([], ["final"]), None
+            self._over = self._once and not self._thinking
             if self._thinking and self._reasoned:
                 parts[0].append(BREAK)
         elif mark == START or (mark == CHANNEL and header is None):
@@ -58,6 +59,9 @@ class ChannelSplitter(ThoughtSplitter):
         parts[not self._thinking].append(text)
 
 
-def splitter(tags: ThoughtTags | None, opened: bool) -> ThoughtSplitter:
-    """What splits the answers of a model with these tags; `opened`: an answer begins inside a thought."""
-    return ChannelSplitter(opened) if tags == HARMONY else ThoughtSplitter(tags, opened)
+def splitter(tags: ThoughtTags | None, opened: bool, once: bool = False) -> ThoughtSplitter:
+    """What splits the answers of a model with these tags; `opened`: an answer begins inside a thought;
+    `once`: where it has begun, all is answer."""
+    if tags == HARMONY:
+        return ChannelSplitter(opened, once)
+    return ThoughtSplitter(tags, opened, once)
