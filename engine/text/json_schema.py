@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastslow.engine.checked import nearest, shown
 
 DEEPEST = 64  # schemas inside each other
-MOST_KEYWORDS = 50_000
+MOST_KEYWORDS = 10_000
 
 OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")  # name -> schema
 SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
@@ -93,9 +93,32 @@ def check_schema(text: str) -> None:
             if keyword not in KNOWN and (keyword == "x-guidance" or not keyword.startswith("x-")):
                 place = f"{where}.{keyword}".lstrip(".")
                 raise ValueError(f"schema keyword {shown(place)} is not supported{_hint(keyword)}")
+        _check_range(where or "the schema", one)
         if isinstance(one.get("items"), list) and "prefixItems" in one:
             raise ValueError(f"{where or 'the schema'} has items as a list, and prefixItems")
         todo += [(f"{where}.{name}".lstrip("."), part, depth + 1) for name, part in _parts(one)]
+
+
+def _check_range(where: str, schema: Mapping[str, Any]) -> None:
+    """Refuse a range of numbers inside one unit whose whole end is excluded: llguidance 1.9 allows it."""
+    least, most = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    below = [most, schema.get("maximum")]
+    above = [least, schema.get("minimum")]
+    narrow = _whole(least) and any(_number(x) and least < x < least + 1 for x in below)
+    narrow |= _whole(most) and any(_number(x) and most - 1 < x < most for x in above)
+    if narrow:
+        raise ValueError(
+            f"{where} has a range inside one unit and excludes its whole end, which cannot be held: give "
+            "minimum and maximum"
+        )
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: Any) -> bool:
+    return _number(value) and value == value // 1
 
 
 def _hint(keyword: str) -> str:
