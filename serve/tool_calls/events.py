@@ -5,19 +5,21 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 LETTERS = string.ascii_letters + string.digits
 
 
-class Content(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Content:
     """More of what is said."""
 
     text: str
 
 
-class CallBegun(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CallBegun:
     """A call of a function that was offered."""
 
     index: int
@@ -25,7 +27,8 @@ class CallBegun(NamedTuple):
     name: str
 
 
-class CallMore(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CallMore:
     """More of a call's arguments, which are JSON text."""
 
     index: int
@@ -85,16 +88,17 @@ def new_id(length: int = 0) -> str:
 
 def joined(events: Iterable[Event]) -> list[Event]:
     """The same with neighbours of one kind made one, and nothing empty."""
-    groups: list[tuple[Event, list[str]]] = []
-    for event in events:
-        if isinstance(event, CallBegun):
-            groups.append((event, []))
-            continue
-        if not event.text:
-            continue
-        last = groups[-1][0] if groups else None
-        if type(last) is type(event) and getattr(last, "index", 0) == getattr(event, "index", 0):
-            groups[-1][1].append(event.text)
-        else:
-            groups.append((event, [event.text]))
-    return [event._replace(text="".join(t)) if t else event for event, t in groups]  # type: ignore[union-attr, call-arg]
+    made: list[Event] = []
+    for _, group in groupby(events, key=_kind):
+        first, *others = group
+        if isinstance(first, CallBegun):
+            made += [first, *others]
+        elif text := "".join(
+            event.text for event in (first, *others) if not isinstance(event, CallBegun)
+        ):
+            made.append(replace(first, text=text))
+    return made
+
+
+def _kind(event: Event) -> tuple[type, int]:
+    return type(event), -1 if isinstance(event, Content) else event.index

@@ -265,13 +265,15 @@ def test_names_come_first_and_arguments_as_they_are_written() -> None:
     parser = parser_of(BY_NAME["hermes"], FUNCTIONS)
     assert parser.push('<tool_call>{"name": "f", "arguments": ') == []
     first = parser.push('{"b"')
-    assert first == [CallBegun(0, first[0].id, "f"), CallMore(0, '{"b"')]  # type: ignore[union-attr]
+    assert isinstance(first[0], CallBegun)
+    assert first == [CallBegun(0, first[0].id, "f"), CallMore(0, '{"b"')]
     assert not parser.complete
     assert parser.push(": 5") == [CallMore(0, ": 5")]
     assert parser.push("}}") == [CallMore(0, "}")]
     assert parser.complete
     second = parser.push(f"</tool_call><tool_call>{G}")
-    assert second == [CallBegun(1, second[0].id, "get_it-2"), CallMore(1, GA)]  # type: ignore[union-attr]
+    assert isinstance(second[0], CallBegun)
+    assert second == [CallBegun(1, second[0].id, "get_it-2"), CallMore(1, GA)]
     assert parser.finish() == []
 
 
