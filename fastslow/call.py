@@ -50,6 +50,12 @@ class CallOptions(TypedDict, total=False):
     chat_template_kwargs: Mapping[str, object] | None
 
 
+class HandleOptions(CallOptions, total=False):
+    """The same for `submit` and `stream`, which return while the engine answers."""
+
+    trace: bool
+
+
 class PromptOptions(CallOptions, total=False):
     """The same for `generate` and `chat`, which take lists, too."""
 
@@ -73,7 +79,7 @@ Samplings = Sampling | Sequence[Sampling]
 
 
 class PromptCall(NamedTuple):
-    """One prompt as it was asked, not checked yet. The last fields are those of `CallOptions`."""
+    """One prompt as it was asked, not checked yet. The last fields are those of `HandleOptions`."""
 
     called: float  # when, of `time.monotonic`
     prompt: Prompt
@@ -84,6 +90,7 @@ class PromptCall(NamedTuple):
     memory_key: str | None = None
     allow_special: bool = False
     chat_template_kwargs: Mapping[str, object] | None = None
+    trace: bool = False
 
     @property
     def deadline(self) -> float | None:
@@ -187,7 +194,7 @@ def sampling_in(mode: Mode, params: SamplingParams | None) -> SamplingParams:
     if params is None or mode.sampling is None:
         return params or mode.sampling or SamplingParams()
     own, asked = ({f: getattr(p, f) for f in p.model_fields_set} for p in (mode.sampling, params))
-    return SamplingParams(**{**own, **asked})
+    return type(params)(**{**own, **asked})  # whose class may have defaults of its own
 
 
 def _are_seconds(value: object) -> TypeGuard[float]:

@@ -171,7 +171,7 @@ class InputProcessor:
             return {}
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
             raise ValueError(
-                f"chat_template_kwargs={shown(given)} must be a dict of the chat template's variables"
+                f"chat_template_kwargs={shown(given)} must be a dict of the chat template's variables by name"
             )
         return given
 

@@ -24,6 +24,9 @@ class Ask:
         chat_template_kwargs: variables of the chat template, `tools` among them.
         priority: requests with a smaller number go first.
         prediction: text that the answer probably repeats; it is drafted from.
+        defaults: fields of `SamplingParams` that hold where neither the client nor the mode gives them.
+        streamed: whether pieces are wanted as they are made, or only the last one, with the output.
+        trace: whether its steps are noted, for `Engine.trace`.
     """
 
     id: str
@@ -37,3 +40,6 @@ class Ask:
     chat_template_kwargs: Mapping[str, Any] | None = None
     priority: int = 0
     prediction: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    streamed: bool = True
+    trace: bool = False
