@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 from loguru import logger
 
@@ -160,6 +160,14 @@ class InputProcessor:
             raise ValueError(f"prompt={shown(prompt)} is empty: give at least one token")
         self._measure_tokens(len(encoded.tokens))
         return encoded
+
+    def text(self, tokens: Sequence[SupportsIndex]) -> str:
+        """The text of token ids, with that of special tokens.
+
+        Raises:
+            ValueError: an id is outside the vocabulary, or there is no tokenizer.
+        """
+        return self._need_tokenizer().decode(self._ids(tokens), skip_special=False)
 
     def variables(self, given: object) -> Variables:
         """Those that a call gives the chat template.

@@ -1,4 +1,4 @@
-"""What a caller gets back, and advice where drafts are hardly ever accepted."""
+"""What a caller gets back."""
 
 from __future__ import annotations
 
@@ -185,27 +185,3 @@ def _plain(
         None if p is None else {str(t): x if math.isfinite(x) else None for t, x in p.items()}
         for p in places
     ]
-
-
-ENOUGH = 100  # nodes, before anything is said
-POOR = 0.02  # of them accepted
-
-CAUSES = {
-    "ngram": "the answers repeat little of their texts",
-    "suffix": "the answers repeat little that was said before",
-    "head": "the head was trained for another model, or on other texts and modes",
-    "self": "the experts or layers it keeps say other things than the whole model",
-    "model": "the draft model says other things, as when it follows another chat template",
-}
-
-
-def advice(metrics: Metrics) -> str | None:
-    """One sentence where acceptance stays near zero, with its likely cause; else None."""
-    if metrics.drafted < ENOUGH or metrics.accepted >= POOR * metrics.drafted:
-        return None
-    names = metrics.drafter.replace("auto", "suffix").replace("|", "+").split("+")
-    causes = "; or ".join(CAUSES[name] for name in names if name in CAUSES)
-    return (
-        f"drafter {metrics.drafter}: {metrics.accepted} of {metrics.drafted} drafted tokens were "
-        f"accepted. Probably {causes}. Try `fastslow tune` on your prompts, or speculation='off'"
-    )

@@ -17,6 +17,7 @@ from fastslow.call import (
     PromptCall,
     SpeculationLike,
     as_key,
+    as_priority,
     sampling_in,
 )
 from fastslow.choice import Candidate, ChoiceHandle
@@ -57,6 +58,7 @@ class _ParsedCall(NamedTuple):
     settings: Speculation
     deadline: float | None
     memory_key: str | None
+    priority: int
     called: float
     trace: bool
 
@@ -142,8 +144,9 @@ class RequestBuilder:
         self._drafters.make(settings)
         return settings
 
-    def check(self, call: PromptCall) -> None:
-        """Refuse what is seen to be wrong at a glance: nothing is tokenised and no file is read.
+    def check(self, call: PromptCall) -> int:
+        """Refuse what is seen to be wrong at a glance: nothing is tokenised and no file is read. Returns
+        how many answers are asked for, by the mode that is given.
 
         Raises:
             ValueError: one sentence about what does not fit.
@@ -151,16 +154,19 @@ class RequestBuilder:
         """
         self._home.check()
         self.inputs.measure(call.prompt)
-        self.inputs.check_params(sampling_in(self._given_mode(call.mode), call.sampling))
+        params = sampling_in(self._given_mode(call.mode), call.sampling)
+        self.inputs.check_params(params)
         if not isinstance(call.speculation, str | Speculation | None):
             self.speculation(call.speculation, Mode())
         as_key(call.memory_key)
+        as_priority(call.priority)
         if not isinstance(call.allow_special, bool):
             raise ValueError(f"allow_special={shown(call.allow_special)} must be True or False")
         if not isinstance(call.trace, bool):
             raise ValueError(f"trace={shown(call.trace)} must be True or False")
         self.inputs.variables(call.chat_template_kwargs)
         call.deadline  # noqa: B018 - it may be refused
+        return params.n
 
     def build(self, call: PromptCall) -> list[ChoiceHandle]:
         """Check a prompt, and make one handle for each of its n answers.
@@ -193,6 +199,18 @@ class RequestBuilder:
             for i in range(drawn.n)
         ]
 
+    def encoded(self, call: PromptCall) -> EncodedPrompt:
+        """The prompt of a call alone, as the request would read it.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+        """
+        mode, _ = self.mode(call.mode, call.prompt)
+        return self._encode(call, mode)
+
+    def _encode(self, call: PromptCall, mode: Mode) -> EncodedPrompt:
+        return self.inputs.encode(call.prompt, mode, call.allow_special, call.chat_template_kwargs)
+
     def _given_mode(self, wish: ModeLike | None) -> Mode:
         """The mode that a call names or gives; one that chooses, where it gives a function."""
         if callable(wish):
@@ -202,14 +220,11 @@ class RequestBuilder:
     def _parse(self, call: PromptCall, mode: Mode) -> _ParsedCall:
         params = sampling_in(mode, call.sampling)
         self.inputs.check_params(params)
-        encoded = self.inputs.encode(
-            call.prompt, mode, call.allow_special, call.chat_template_kwargs
-        )
+        encoded = self._encode(call, mode)
         settings = self.speculation(call.speculation, mode)
-        key = as_key(call.memory_key)
-        return _ParsedCall(
-            encoded, params, mode, settings, call.deadline, key, call.called, call.trace
-        )
+        key, priority = as_key(call.memory_key), as_priority(call.priority)
+        more = priority, call.called, call.trace
+        return _ParsedCall(encoded, params, mode, settings, call.deadline, key, *more)
 
     def _candidates(
         self, calls: Sequence[_ParsedCall], escalated: Mode | None, seed: int, listener: Listener
@@ -297,6 +312,7 @@ class RequestBuilder:
             thinking=self._thinking(call, mode),
             listener=listener,
             trace=trace,
+            priority=call.priority,
             deadline=call.deadline,
             target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,

@@ -114,8 +114,8 @@ class EngineCore:
         _truncate(ready, result)
         note_logprobs(work, ready, layout, result, out.logits)
         if any(request.trace is not None for request, _ in work):
-            seconds = drafted - started, verified - drafted
-            trace_step(work, trees, verdicts, result, len(layout.rows.tokens), seconds)
+            took = drafted - started, verified - drafted
+            trace_step(work, trees, verdicts, result, len(layout.rows.tokens), took)
         self._commit(work, ready, trees, verdicts, result)
         shown = read_features(out, layout)
         if shown is not None:

@@ -47,7 +47,7 @@ async def chat_completions(
     try:
         ask, parsers = _ask(asked, id, who, engine, settings)
     except ValueError as error:
-        raise refused(error) from None
+        raise refused(error, type(asked).model_fields) from None
     created, ids = int(time.time()), [id, request_id(request.scope)]
     shown = settings.thoughts_as if asked.shows_thought else ()
     if asked.stream:

@@ -57,7 +57,7 @@ async def tokenize(asked: TokenizeRequest, request: Request, who: Who) -> Tokeni
     try:
         tokens = await engine.tokenize(_ask(asked, request, settings))
     except ValueError as error:
-        raise refused(error) from None
+        raise refused(error, type(asked).model_fields) from None
     texts = None
     if asked.return_token_strs:
         await request.app.state.tokens.learn(tokens)
@@ -75,7 +75,7 @@ async def detokenize(asked: DetokenizeRequest, request: Request, who: Who) -> De
     try:
         return Detokenized(prompt=await engine.detokenize(asked.tokens))
     except ValueError as error:
-        raise refused(error) from None
+        raise refused(error, type(asked).model_fields) from None
 
 
 def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> Ask:

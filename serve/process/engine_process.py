@@ -145,15 +145,20 @@ class EngineProcess:
             with suppress(asyncio.CancelledError):
                 await self._supervisor
             self._supervisor = None
-        child, self._child = self._child, None
+        child = self._child
         if child is None:
             return
-        with suppress(NotReady):
-            child.link.send(Drain(drain))
-            await asyncio.wait([child.link.lost], timeout=drain + GRACE)
-        child.link.end(self._why)
-        self._link = None
-        await child.end()
+        try:
+            with suppress(NotReady):
+                child.link.send(Drain(drain))
+                await asyncio.wait([child.link.lost], timeout=drain + GRACE)
+        except asyncio.CancelledError:
+            child.kill()
+            raise
+        finally:
+            self._link = self._child = None
+            child.link.end(self._why)
+            await child.end()
 
     def _ready_link(self) -> EngineLink:
         if self._link is None or self._closing:
