@@ -9,12 +9,13 @@ from starlette.exceptions import HTTPException
 from fastslow.serve.engine import Busy, Engine, NotReady
 from fastslow.serve.errors import as_api_error, error_response
 from fastslow.serve.openai import chat, completions, models, requests, tokenize
+from fastslow.serve.page import route as page
 from fastslow.serve.request_id import RequestIds, request_id
 from fastslow.serve.requests import Requests
 from fastslow.serve.settings import ServerSettings
 from fastslow.serve.token_table import TokenTable
 
-ROUTERS = (chat.router, completions.router, models.router, tokenize.router, requests.router)
+ROUTERS = (chat.router, completions.router, models.router, tokenize.router, requests.router, page.router)
 
 
 def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAPI:
