@@ -10,7 +10,7 @@ from threading import Condition
 from typing import Any, NoReturn
 
 from fastslow.choice import ChoiceHandle
-from fastslow.engine.core.step_trace import StepTrace
+from fastslow.engine.core.request import StepNotes
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.params import shown
@@ -48,7 +48,7 @@ class PromptJob:
         self.done = False
         self._queued = self._cancelled = self._streaming = False
         self._choices: list[ChoiceHandle] = []
-        self.traces: list[StepTrace] = []  # of every choice, where the call asks for it
+        self.traces: list[StepNotes] = []  # of every choice, where the call asks for it
         self._pieces: deque[Piece] = deque()
         self._output: Output | None = None
         self._error: BaseException | None = None  # why it did not get to the engine

@@ -34,6 +34,7 @@ from fastslow.closing import Closed, curve_of, let_go
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
+from fastslow.engine.choosing import Chooser
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.core.worker import Worker
@@ -45,7 +46,6 @@ from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.params import shown
 from fastslow.engine.text.tool_formats import ToolCalls
-from fastslow.engine.types import Chooser
 from fastslow.engine_args import checks_arguments, chooser_of, context_length, kv_pages
 from fastslow.handle import PieceStream, RequestHandle, answer_all
 from fastslow.input_processor import InputProcessor

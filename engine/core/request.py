@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from loguru import logger
 
-from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.core.tally import Tally
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Rule, tokenwise
@@ -15,7 +15,7 @@ from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.grammar import Grammar, GrammarError
 from fastslow.engine.sampling.stop import Reason, Stopper
 from fastslow.engine.sampling.thinking import Thinking
-from fastslow.engine.types import Policy
+from fastslow.engine.types import Policy, Tree
 
 Listener = Callable[["Request"], None]
 
@@ -46,6 +46,24 @@ class KVHistory:
     length: int
 
 
+class StepNotes(Protocol):
+    """Takes down what the steps of a request did; see `StepTrace`."""
+
+    def plan(self, request: Request, planned: int, fits: int, nodes: int) -> None: ...
+    def cut(self, why: str, nodes: int) -> None: ...
+    def read(self, request: Request, rows: int, step: dict[str, Any]) -> None: ...
+    def verified(
+        self,
+        request: Request,
+        chunk: int,
+        tree: Tree,
+        accepted: Sequence[int],
+        tokens: Sequence[int],
+        step: dict[str, Any],
+    ) -> None: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class Request:
     """`0 <= computed <= len(tokens)`; a request that decodes has exactly one token not computed."""
@@ -73,7 +91,7 @@ class Request:
     tally: Tally = field(default_factory=Tally)
     own_drafter: str = ""  # the name of what its speculation means, where that is one drafter
     sources: list[str] = field(default_factory=list)  # of the answer's tokens, see `token_sources`
-    trace: StepTrace | None = None  # where its steps are noted
+    trace: StepNotes | None = None  # where its steps are noted
     logprobs: list[dict[int, float]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     error: BaseException | None = None
