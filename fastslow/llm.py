@@ -208,6 +208,8 @@ class LLM:
                 they win over what the mode asks for. Or a list.
             priority: -1000 to 1000; requests with a smaller number start before others that wait, and lose
                 their pages after them. 0 is usual. No token depends on it. Or a list.
+            prediction: text, or for `submit` and `stream` token ids, that the answer probably repeats, such as a
+                file that is to be edited. It is drafted from, for this request alone. Or a list of texts.
             progress: for a list of prompts, draw a bar on a terminal: how many are answered.
 
         Returns:

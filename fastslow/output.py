@@ -44,6 +44,9 @@ class Metrics:
     groups: int | None = None  # routed groups that ran for a token, at the end; None = it has none
     experts: int | None = None  # routed experts that ran, in a model without groups
     queue_seconds: float = 0.0  # from the call to the start of its first step
+    # tokens drafted from the call's prediction, see `LLM.generate`: those accepted, and all others
+    prediction_accepted: int = 0
+    prediction_rejected: int = 0
     by_drafter: dict[str, DraftCounts] = field(default_factory=dict)  # of the drafted tokens
 
     @property

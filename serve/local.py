@@ -124,4 +124,5 @@ def _options(ask: Ask) -> dict[str, Any]:
         "allow_special": ask.allow_special,
         "chat_template_kwargs": ask.chat_template_kwargs,
         "priority": ask.priority,
+        "prediction": ask.prediction,
     }

@@ -96,6 +96,7 @@ class Request:
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     error: BaseException | None = None
     listener: Listener | None = None  # called after every step of the request
+    prediction: Sequence[int] = ()  # of its answer, by the caller
     priority: int = 0  # smaller goes first; the scheduler lowers that of one that waited for long
     deadline: float | None = None  # of `time.monotonic`: it ends then, whether it runs or waits
     mode: str = ""  # the name of the one that it was asked in
