@@ -10,7 +10,7 @@ import torch
 from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.several import columns, counted, on_each, union
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
+from fastslow.engine.types import FORCED, AcceptResult, Drafter, RequestView, Tree
 
 
 class DrafterRouter:
@@ -115,4 +115,5 @@ class DrafterRouter:
 def _forced(request: RequestView, nodes: int) -> Tree:
     """The next tokens that a thinking budget forces, at most `nodes`."""
     ahead = () if request.thinking is None else request.thinking.ahead(request.tokens)[:nodes]
-    return Tree.chain(ahead, scores=[1.0] * len(ahead))
+    sources = [FORCED] * len(ahead)
+    return Tree(ahead, range(-1, len(ahead) - 1), scores=[1.0] * len(ahead), sources=sources)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
+TARGET = "target"  # where a token came from: the model itself
+FORCED = "forced"  # no other token could come there, as where a thinking budget ends a thought
 ALL_GROUPS = -1  # in Rows.groups: every routed group runs, or every expert that a router chooses
 
 
@@ -35,6 +37,7 @@ class Tree:
     gives none. Scores of sampled nodes must not depend on what was sampled.
     `by`: which of several drafters made a node, as any number; acceptance is learnt for every number
     apart. None: there is one drafter.
+    `sources`: the name of every node's drafter. None: the one that the request asked for made all.
     """
 
     tokens: Sequence[int] = ()
@@ -42,6 +45,7 @@ class Tree:
     probs: Floats | None = None
     scores: Sequence[float] | None = None
     by: Sequence[int] | None = None
+    sources: Sequence[str] | None = None
 
     @classmethod
     def chain(
@@ -81,6 +85,7 @@ class Tree:
             None if self.probs is None else self.probs[list(nodes)],
             None if self.scores is None else [self.scores[i] for i in nodes],
             None if self.by is None else [self.by[i] for i in nodes],
+            None if self.sources is None else [self.sources[i] for i in nodes],
         )
 
 

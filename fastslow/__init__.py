@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastslow.engine.core.stats import EngineStats
     from fastslow.engine.parallel.sharding import Parallel
     from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
-    from fastslow.engine.text.templates import Message
+    from fastslow.engine.text.messages import Message
     from fastslow.engine.types import Chooser, ModeChoice, Situation
     from fastslow.handle import PieceStream, RequestHandle, as_completed
     from fastslow.llm import LLM
@@ -69,7 +69,7 @@ _MODULES = {
     "engine.core.stats": "EngineStats",
     "engine.parallel.sharding": "Parallel",
     "engine.params": "Escalation Mode SamplingParams Speculation",
-    "engine.text.templates": "Message",
+    "engine.text.messages": "Message",
     "engine.types": "ModeChoice Chooser Situation",
     "warning": "FastslowWarning",
 }

@@ -8,7 +8,7 @@ from threading import TIMEOUT_MAX
 from typing import Any, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeGuard, TypeVar
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest, shown
-from fastslow.engine.text.templates import Message
+from fastslow.engine.text.messages import Message
 from fastslow.engine.types import Chooser
 
 Prompt = str | Sequence[SupportsIndex] | Sequence[Message]
@@ -50,6 +50,12 @@ class CallOptions(TypedDict, total=False):
     chat_template_kwargs: Mapping[str, object] | None
 
 
+class HandleOptions(CallOptions, total=False):
+    """The same for `submit` and `stream`, which return while the engine answers."""
+
+    trace: bool
+
+
 class PromptOptions(CallOptions, total=False):
     """The same for `generate` and `chat`, which take lists, too."""
 
@@ -73,7 +79,7 @@ Samplings = Sampling | Sequence[Sampling]
 
 
 class PromptCall(NamedTuple):
-    """One prompt as it was asked, not checked yet. The last fields are those of `CallOptions`."""
+    """One prompt as it was asked, not checked yet. The last fields are those of `HandleOptions`."""
 
     called: float  # when, of `time.monotonic`
     prompt: Prompt
@@ -84,6 +90,7 @@ class PromptCall(NamedTuple):
     memory_key: str | None = None
     allow_special: bool = False
     chat_template_kwargs: Mapping[str, object] | None = None
+    trace: bool = False
 
     @property
     def deadline(self) -> float | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, NoReturn
 
 from fastslow.call import as_wait
+from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.params import shown
 from fastslow.job import PromptJob, start
 from fastslow.output import Output, Piece
@@ -20,8 +21,8 @@ class RequestHandle:
     Any thread may use it, and any event loop:
 
     - `handle.result()` waits for the `Output`, and so does `await handle` in asyncio.
-    - `for piece in handle` and `async for piece in handle` take the answer in pieces, where n is 1. The
-      first one holds all that is there by then. Two loops over one handle share its pieces.
+    - `for piece in handle` and `async for piece in handle` take the answer in pieces. The first one holds
+      all that is there by then. Two loops over one handle share its pieces.
     - Whoever leaves such a loop early, or is cancelled while awaiting, cancels the request. A handle that
       is dropped does not: its request runs on.
     """
@@ -56,6 +57,24 @@ class RequestHandle:
         "cancelled", once the step that runs is over."""
         self._job.cancel()
 
+    def trace(self, index: int = 0) -> dict[str, Any] | None:
+        """What each step has done so far, where the call said `trace=True`; else None, and before the
+        engine has the request.
+
+        Args:
+            index: which of n answers.
+
+        Returns:
+            `steps`, the first and the last 500, and how many were `left_out` between them. The guide
+            says what a step has.
+        """
+        return self._job.traced(index)
+
+    @property
+    def step_traces(self) -> Sequence[StepTrace]:
+        """The same for all n answers, for who keeps traces longer than handles."""
+        return tuple(self._job.traces)
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a RequestHandle cannot be pickled; send its result")
 
@@ -75,7 +94,7 @@ class RequestHandle:
 
 class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
     """The pieces of an answer as they are made, for `for` and for `async for`. The last one carries the
-    `output`.
+    `output`. With n above 1 pieces of all answers mix; `Piece.index` says whose one is.
 
     The first `next` starts the request, unless `submit` did. Leaving the stream ends it: `close`, or
     letting go of it. Any thread may close it while another one iterates, and that loop then ends.
@@ -103,6 +122,19 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
             return None
         return RequestHandle(self._job).result()
 
+    def trace(self, index: int = 0) -> dict[str, Any] | None:
+        """What each step has done so far, where the call said `trace=True`; else None, and before the
+        engine has the request.
+
+        Args:
+            index: which of n answers.
+
+        Returns:
+            `steps`, the first and the last 500, and how many were `left_out` between them. The guide
+            says what a step has.
+        """
+        return self._job.traced(index)
+
     def __iter__(self) -> PieceStream:
         return self
 
@@ -113,8 +145,7 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
         """Wait for the next piece.
 
         Raises:
-            ValueError: n is more than 1; and as `RequestHandle.result`.
-            GenerationError, RuntimeError: as `RequestHandle.result`.
+            ValueError, GenerationError, RuntimeError: as `RequestHandle.result`.
         """
         if not self._left:
             start([self._job])

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from threading import Condition
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastslow.choice import ChoiceHandle
+from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.process import HomeProcess
+from fastslow.engine.params import shown
 from fastslow.output import GenerationError, Output, Piece
 
 
@@ -40,7 +42,7 @@ class PromptJob:
         self.done = False
         self._queued = self._cancelled = self._streaming = False
         self._choices: list[ChoiceHandle] = []
-        self.count = 1
+        self.traces: list[StepTrace] = []  # of every choice, where the call asks for it
         self._pieces: deque[Piece] = deque()
         self._output: Output | None = None
         self._error: BaseException | None = None  # why it did not get to the engine
@@ -56,9 +58,12 @@ class PromptJob:
         """
         choices, self._build = self._build(), _spent
         with self._news:
-            self._choices, self.count, self._pieces = choices, len(choices), choices[0].pieces
+            self._choices = choices
+            traces = (choice.request.trace for choice in choices)
+            self.traces = [trace for trace in traces if trace is not None]
             for choice in choices:
-                choice.news, choice.streaming = self._wake, self._streaming
+                choice.pieces, choice.news = self._pieces, self._wake
+                choice.streaming = self._streaming
 
     def run(self) -> None:
         """Prepare and start it, in a pool's thread: what is wrong is kept for who waits."""
@@ -176,13 +181,12 @@ class PromptJob:
         """The next piece that arrived; None: that was all.
 
         Raises:
-            ValueError: n is more than 1; and see `outcome`.
+            ValueError, RuntimeError: it did not get to the engine.
+            GenerationError: the engine failed on it, and all pieces were taken.
         """
         with self._news:
             if self._error is not None:
                 raise self._error
-            if self.count > 1:
-                raise ValueError(f"n={self.count} cannot be streamed; use result, or n=1")
             if self.done:
                 self.finished()
             piece = self._pieces.popleft() if self._pieces else None
@@ -192,10 +196,8 @@ class PromptJob:
         """The output of a job that is done and was given to the engine, whatever came of it."""
         with self._news:
             if self._output is None:
-                with suppress(Exception):  # of a text that cannot be split: `gather` says so
-                    rest = self._choices[0].rest()
-                    if rest.text or rest.reasoning or rest.token_ids:
-                        self._pieces.append(rest)
+                for choice in self._choices:
+                    choice.end_pieces()
                 self._output = self._gather(self._choices)
                 self._pieces.append(Piece(output=self._output))
                 self._choices, self._gather = [], _spent  # which hold on to the model
@@ -215,6 +217,19 @@ class PromptJob:
         if wrong is not None:
             raise GenerationError(f"the request failed: {wrong}", [output])
         return output
+
+    def traced(self, index: int) -> dict[str, Any] | None:
+        """The steps of one of the answers, where they are noted.
+
+        Raises:
+            ValueError: there is no such answer.
+        """
+        traces = self.traces
+        if not traces:
+            return None
+        if index not in range(len(traces)):
+            raise ValueError(f"index={shown(index)} is outside 0..{len(traces) - 1}")
+        return traces[index].to_dict()
 
     def _abandon(self) -> None:
         for choice in self._choices:

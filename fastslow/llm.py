@@ -15,8 +15,8 @@ from loguru import logger
 
 from fastslow.call import (
     BatchOptions,
-    CallOptions,
     Conversation,
+    HandleOptions,
     ListOf,
     Presets,
     Prompt,
@@ -46,6 +46,7 @@ from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.params import shown
+from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine.types import Chooser
 from fastslow.engine_args import checks_arguments, chooser_of, context_length, kv_pages
 from fastslow.handle import PieceStream, RequestHandle, as_completed
@@ -259,32 +260,31 @@ class LLM:
         return self.generate(as_prompts(messages), sampling, **options)
 
     def stream(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
     ) -> PieceStream:
-        """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Options are
-        those of `generate`: mode, speculation, timeout, memory_key, allow_special, chat_template_kwargs.
+        """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Pieces of n
+        answers mix; `Piece.index` tells them apart. Options are those of `generate`, but for lists; and
+        `trace`, whether its steps are noted, for `PieceStream.trace`.
 
         Everything is checked before this returns, and the first `next` starts the request. Leaving
         the loop early, or `close`, ends it; the stream's `output` then has the answer so far.
 
         Raises:
-            ValueError: as `generate`; also for a list of prompts, or n > 1.
+            ValueError: as `generate`; also for a list of prompts.
             GenerationError: while iterating, if the engine failed on the request.
         """
         job = self._one("stream", prompt, sampling, options)
         job.prepare()
-        if job.count > 1:
-            raise ValueError(f"n={job.count} cannot be streamed; use generate, or n=1")
         return PieceStream(job)
 
     def stream_chat(
-        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[HandleOptions]
     ) -> PieceStream:
         """`stream` for a conversation, or one user message given as text."""
         return self.stream(as_messages(messages), sampling, **options)
 
     def submit(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
     ) -> RequestHandle:
         """Start to answer one prompt, and return at once: the way to ask from an event loop.
 
@@ -326,6 +326,11 @@ class LLM:
         self._worker.between_steps(forget)
 
     @property
+    def tool_calls(self) -> ToolCalls:
+        """How the model writes them."""
+        return self._inputs.tool_calls
+
+    @property
     def has_head(self) -> bool:
         """Whether a trained draft head belongs to the model."""
         return self._drafters.has_head
@@ -351,10 +356,10 @@ class LLM:
         self.close()
 
     def _one(
-        self, taker: str, prompt: Prompt, sampling: Sampling, options: CallOptions
+        self, taker: str, prompt: Prompt, sampling: Sampling, options: HandleOptions
     ) -> PromptJob:
         """The job of a call that takes one prompt."""
-        refuse_unknown(options, CallOptions.__annotations__)
+        refuse_unknown(options, HandleOptions.__annotations__)
         (asked, *_), single = self._requests.inputs.split(prompt)
         if not single:
             raise ValueError(f"{taker} takes one prompt; give a list to generate")

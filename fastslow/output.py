@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from fastslow.engine.core.tally import DraftCounts
 from fastslow.engine.sampling.stop import Reason
 from fastslow.engine.sampling.thinking import Ended
 
@@ -42,6 +43,8 @@ class Metrics:
     run_seconds: float = 0.0  # from the start of the first step to the last token
     groups: int | None = None  # routed groups that ran for a token, at the end; None = it has none
     experts: int | None = None  # routed experts that ran, in a model without groups
+    queue_seconds: float = 0.0  # from the call to the start of its first step
+    by_drafter: dict[str, DraftCounts] = field(default_factory=dict)  # of the drafted tokens
 
     @property
     def mean_accepted(self) -> float:
@@ -85,6 +88,8 @@ class Completion:
     logprobs: list[dict[int, float]] | None
     metrics: Metrics
     error: str | None = None
+    # of each token: "target", the name of the drafter that drafted it, or "forced"
+    sources: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; in log-probabilities token ids are texts, and minus infinity is null."""
@@ -149,8 +154,8 @@ class Output:
 class Piece:
     """A piece of a streamed answer. The last one carries the whole `output`.
 
-    All `text` and `reasoning` joined are those of the output, except for a thought that is closed and
-    was never opened: it is streamed as text, while the output has it in `reasoning`.
+    All `text` and `reasoning` of one `index` joined are those of that answer, except for a thought that is
+    closed and was never opened: it is streamed as text, while the output has it in `reasoning`.
     """
 
     text: str = ""
@@ -159,6 +164,7 @@ class Piece:
     output: Output | None = None
     logprobs: list[dict[int, float]] | None = None  # of `token_ids`, where they were asked for
     index: int = 0  # which of n answers
+    sources: list[str] = field(default_factory=list)  # of `token_ids`, as `Completion.sources`
 
 
 class GenerationError(RuntimeError):

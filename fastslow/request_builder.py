@@ -23,6 +23,7 @@ from fastslow.choice import Candidate, ChoiceHandle
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
+from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams, Speculation, shown
@@ -34,7 +35,7 @@ from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.templates import check_messages
+from fastslow.engine.text.messages import check_messages
 from fastslow.engine.types import Chooser, Situation
 from fastslow.input_processor import EncodedPrompt, InputProcessor
 from fastslow.policies.auto import choose
@@ -56,6 +57,8 @@ class _ParsedCall(NamedTuple):
     settings: Speculation
     deadline: float | None
     memory_key: str | None
+    called: float
+    trace: bool
 
 
 class RequestBuilder:
@@ -154,6 +157,8 @@ class RequestBuilder:
         as_key(call.memory_key)
         if not isinstance(call.allow_special, bool):
             raise ValueError(f"allow_special={shown(call.allow_special)} must be True or False")
+        if not isinstance(call.trace, bool):
+            raise ValueError(f"trace={shown(call.trace)} must be True or False")
         self.inputs.variables(call.chat_template_kwargs)
         call.deadline  # noqa: B018 - it may be refused
 
@@ -183,6 +188,7 @@ class RequestBuilder:
                 self._units,
                 decision,
                 call.called,
+                i,
             )
             for i in range(drawn.n)
         ]
@@ -200,20 +206,25 @@ class RequestBuilder:
             call.prompt, mode, call.allow_special, call.chat_template_kwargs
         )
         settings = self.speculation(call.speculation, mode)
-        return _ParsedCall(encoded, params, mode, settings, call.deadline, as_key(call.memory_key))
+        key = as_key(call.memory_key)
+        return _ParsedCall(
+            encoded, params, mode, settings, call.deadline, key, call.called, call.trace
+        )
 
     def _candidates(
         self, calls: Sequence[_ParsedCall], escalated: Mode | None, seed: int, listener: Listener
     ) -> list[Candidate]:
         """The request, and the one that replaces it where its confidence falls, if the mode restarts."""
         first, *others = calls
-        later = [self._request(one, successor_seed(seed), listener) for one in others]
+        trace = StepTrace(self._units) if first.trace else None
+        own = partial(self._request, listener=listener, trace=trace)
+        later = [own(one, successor_seed(seed)) for one in others]
         escalation = None
         if first.mode.escalate is not None and escalated is not None:
             keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
             thinking = None if later else self._thinking(first, escalated)
             escalation = Escape(escalated.name, escalated.routed, keep, thinking, successor)
-        requests = [self._request(first, seed, listener, escalation), *later]
+        requests = [own(first, seed, escalation=escalation), *later]
         return [Candidate(r, one.prompt, one.mode) for r, one in zip(requests, calls)]
 
     def _situation(self, prompt: Prompt, latency_ms: float | None) -> Situation:
@@ -237,9 +248,14 @@ class RequestBuilder:
         return min(call.params.max_tokens, self.inputs.context - len(call.prompt.tokens))
 
     def _request(
-        self, call: _ParsedCall, seed: int, listener: Listener, escalation: Escape | None = None
+        self,
+        call: _ParsedCall,
+        seed: int,
+        listener: Listener,
+        trace: StepTrace | None,
+        escalation: Escape | None = None,
     ) -> Request:
-        prompt, params, mode, settings, deadline, memory_key = call
+        prompt, params, mode, settings = call[:4]
         room = self._room(call)
         max_len = len(prompt.tokens) + room - 1
         kv = self._core.kv
@@ -264,20 +280,24 @@ class RequestBuilder:
             prompt_length=len(prompt.tokens),
             params=params,
             speculation=drafter,
+            own_drafter=self._drafters.alone(drafter),
+            mode=mode.name,
+            called=call.called,
             policy=self._controller.policy(settings if drafts else drafter, drafter),
             stopper=Stopper(params, end_ids, room, self._detokenizer(prompt)),
             groups=mode.routed,
             seed=seed,
             max_len=max_len,
             rope_length=self._config.rope_length(max_len),
-            memory_key=memory_key,
+            memory_key=call.memory_key,
             end_ids=end_ids,
             rule=self._rule(settings, reproducible),
             reproducible=reproducible,
             scored=settings.accept == STEPWISE,
             thinking=self._thinking(call, mode),
             listener=listener,
-            deadline=deadline,
+            trace=trace,
+            deadline=call.deadline,
             target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,
             may_cut_groups=self._units.name in mode.may_shorten,
@@ -306,6 +326,8 @@ class RequestBuilder:
         if self._tokenizer is None:
             return None
         shown = self.inputs.tags.ids(self._tokenizer) if self.inputs.tags else frozenset[int]()
+        if prompt.tools:
+            shown |= frozenset(self.inputs.tool_calls.tokens.values())
         before = prompt.tokens[-8:] if prompt.goes_on else []
         return Detokenizer(self._tokenizer, keep=shown, after=before)
 

@@ -14,6 +14,7 @@ from fastslow.output import Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import ModelCard, NotReady
 from fastslow.serve.sampling import sampling_of
+from fastslow.serve.traces import TraceLog
 
 
 class LocalEngine:
@@ -22,6 +23,7 @@ class LocalEngine:
     def __init__(self, llm: LLM, name: str) -> None:
         self._llm = llm
         self._running: dict[str, RequestHandle] = {}
+        self._traces = TraceLog()
         self._open = True
         units = RoutedUnits.of(llm.model.config)
         inputs = llm._requests.inputs
@@ -36,6 +38,9 @@ class LocalEngine:
             thinks=inputs.tags is not None,
             has_head=llm.has_head,
             efforts=switch.levels if switch.kind == "effort" else (),
+            device=str(llm.model.device),
+            tool_format=llm.tool_calls.form.name,
+            tool_tokens=llm.tool_calls.tokens,
         )
 
     @property
@@ -45,6 +50,10 @@ class LocalEngine:
     @property
     def ready(self) -> bool:
         return self._open
+
+    @property
+    def why_not_ready(self) -> str:
+        return "" if self._open else "the server is closing"
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         if not self._open:
@@ -59,16 +68,18 @@ class LocalEngine:
             memory_key=ask.memory_key,
             allow_special=ask.allow_special,
             chat_template_kwargs=ask.chat_template_kwargs,
+            trace=ask.trace,
         )
         self._running[ask.id] = handle
         try:
-            if sampling.n > 1 or not ask.streamed:
+            if not ask.streamed:
                 yield Piece(output=await handle)
                 return
             async for piece in handle:
                 yield piece
         finally:
             self._running.pop(ask.id, None)
+            self._traces.keep(ask.id, handle)
             handle.cancel()
 
     async def cancel(self, id: str) -> bool:
@@ -81,7 +92,7 @@ class LocalEngine:
         return False
 
     async def trace(self, id: str) -> Mapping[str, Any] | None:
-        return None
+        return self._traces.of(id, self._running.get(id))
 
     async def stats(self) -> Mapping[str, Any]:
         return self._llm.stats().to_dict()

@@ -14,6 +14,7 @@ from fastslow.engine.core.layout import lay_rows
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.stats import EngineStats, EngineTotals
+from fastslow.engine.core.step_trace import trace_step
 from fastslow.engine.core.target_probs import (
     committed_features,
     cut_where_unsure,
@@ -21,6 +22,7 @@ from fastslow.engine.core.target_probs import (
     read_features,
     target_probs,
 )
+from fastslow.engine.core.token_sources import token_sources
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.routed_units import RoutedUnits
@@ -107,10 +109,14 @@ class EngineCore:
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
             [_guarded(request) for request in ready],
         )
+        verdicts = list(result.accepted_nodes)  # whole, also where the answer ends inside a run
         confidences = cut_where_unsure(ready, layout, result, out.logits)
         _truncate(ready, result)
         note_logprobs(work, ready, layout, result, out.logits)
-        self._commit(work, ready, trees, result)
+        if any(request.trace is not None for request, _ in work):
+            seconds = drafted - started, verified - drafted
+            trace_step(work, trees, verdicts, result, len(layout.rows.tokens), seconds)
+        self._commit(work, ready, trees, verdicts, result)
         shown = read_features(out, layout)
         if shown is not None:
             self.drafter.read([request for request, _ in work], read, shown)
@@ -189,12 +195,15 @@ class EngineCore:
     def _nodes(self, request: Request, among: int) -> int:
         """How many nodes a request may draft, pages reserved; `among` requests draft in this step."""
         try:
-            nodes = request.policy.plan(request, len(self.scheduler.running))
-            nodes = self.scheduler.latency_budget.nodes(request, nodes, among)
+            planned = request.policy.plan(request, len(self.scheduler.running))
+            fits = self.scheduler.latency_budget.nodes(request, planned, among)
         except Exception as error:  # noqa: BLE001 - its own settings: the others go on
             request.fail(error)
             return 0
-        return self.scheduler.room(request, nodes)
+        nodes = self.scheduler.room(request, fits)
+        if request.trace is not None:
+            request.trace.plan(request, planned, fits, nodes)
+        return nodes
 
     def _admitted(
         self, work: Sequence[ScheduledChunk], ready: Sequence[Request], trees: list[Tree]
@@ -209,6 +218,8 @@ class EngineCore:
         kept = self.cost_model.admit(ready, survival, [len(tree.tokens) for tree in trees], rows)
         for request, tree, nodes in zip(ready, trees, kept, strict=True):
             request.tally.cut += len(tree.tokens) - len(nodes)
+            if request.trace is not None:
+                request.trace.cut("cost_model", len(tree.tokens) - len(nodes))
         return [tree.only(nodes) for tree, nodes in zip(trees, kept)]
 
     def _wanted(self, work: Sequence[ScheduledChunk]) -> list[range]:
@@ -222,6 +233,7 @@ class EngineCore:
         work: Sequence[ScheduledChunk],
         ready: Sequence[Request],
         trees: Sequence[Tree],
+        verdicts: Sequence[list[int]],
         result: AcceptResult,
     ) -> None:
         now = time.monotonic()
@@ -229,14 +241,16 @@ class EngineCore:
             if chunk < request.pending:
                 request.computed += chunk
                 self.kv.advance(request.id, request.computed, request.tokens)
-        for request, tree, nodes, tokens in zip(ready, trees, result.accepted_nodes, result.tokens):
+        for b, (request, tree) in enumerate(zip(ready, trees, strict=True)):
+            nodes, tokens = result.accepted_nodes[b], result.tokens[b]
             base = len(request.tokens)
+            request.sources += token_sources(request, tree, verdicts[b], tokens)
             request.tokens.extend(tokens)
             request.computed = base + len(nodes)
             self.kv.commit(request.id, base, nodes, request.tokens)
             if request.error is None:
                 _record(request, tree, nodes)
-            request.tally.add(len(tree.tokens), max(tree.depths, default=0), len(nodes))
+            request.tally.add(request.drafter, tree, nodes)
             request.tally.first_token = request.tally.first_token or now
             request.tally.last_token = now
 
@@ -362,4 +376,8 @@ def _check(trees: Sequence[Tree], nodes: Sequence[int], vocab_size: int) -> None
         if len(parents) != len(tree.tokens) or any(not -1 <= p < i for i, p in enumerate(parents)):
             raise ValueError(
                 f"the drafter proposed parents {list(parents)}: each must come earlier"
+            )
+        if tree.sources is not None and len(tree.sources) != len(tree.tokens):
+            raise ValueError(
+                f"the drafter named {len(tree.sources)} sources for {len(tree.tokens)} nodes"
             )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from loguru import logger
 
+from fastslow.engine.core.step_trace import StepTrace
+from fastslow.engine.core.tally import Tally
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Rule, tokenwise
 from fastslow.engine.sampling.confidence import Confidence
@@ -15,39 +17,6 @@ from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.types import Policy
 
 Listener = Callable[["Request"], None]
-
-
-@dataclass(slots=True)
-class Tally:
-    """What speculation did for one request."""
-
-    steps: int = 0  # forwards that gave tokens
-    drafted: int = 0  # nodes that were verified
-    accepted: int = 0
-    cut: int = 0  # nodes that were proposed and not verified: they would not have paid
-    runs: list[int] = field(default_factory=list)  # accepted in each step
-    offered_at: list[int] = field(default_factory=list)  # steps whose draft was this deep
-    accepted_at: list[int] = field(default_factory=list)  # of them, accepted to this depth
-    preemptions: int = 0
-    cached: int = 0  # prompt tokens found in the prefix cache
-    draft_seconds: float = 0.0  # of steps that this request was part of
-    verify_seconds: float = 0.0
-    began: float = 0.0  # when it first ran, in seconds of `time.monotonic`
-    first_token: float = 0.0
-    last_token: float = 0.0
-
-    def add(self, drafted: int, depth: int, accepted: int) -> None:
-        """One step: nodes drafted, depth of their tree, nodes accepted."""
-        self.steps += 1
-        self.drafted += drafted
-        self.accepted += accepted
-        self.runs.append(accepted)
-        missing = depth - len(self.offered_at)
-        self.offered_at += [0] * missing
-        self.accepted_at += [0] * missing
-        for d in range(depth):
-            self.offered_at[d] += 1
-            self.accepted_at[d] += d < accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +69,16 @@ class Request:
     thinking: Thinking | None = None  # of a model that has thinking tags
     computed: int = 0
     tally: Tally = field(default_factory=Tally)
+    own_drafter: str = ""  # the name of what its speculation means, where that is one drafter
+    sources: list[str] = field(default_factory=list)  # of the answer's tokens, see `token_sources`
+    trace: StepTrace | None = None  # where its steps are noted
     logprobs: list[dict[int, float]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     error: BaseException | None = None
     listener: Listener | None = None  # called after every step of the request
     deadline: float | None = None  # of `time.monotonic`: it ends then, whether it runs or waits
+    mode: str = ""  # the name of the one that it was asked in
+    called: float = 0.0  # when its call came, of `time.monotonic`
     arrival: int = -1  # its place in the order in which requests came
     target: float | None = None  # seconds to the first token, and for each later one
     may_cut_draft: bool = True  # where a target would be missed
@@ -114,6 +88,11 @@ class Request:
     confidence: Confidence | None = None  # of a request that may go on in another mode
     escape: Escape | None = None  # that mode
     kept: KVHistory | None = None  # the beginning of a text that changed its groups and kept its KV
+
+    @property
+    def drafter(self) -> str:
+        """The name of its drafter, for drafts that do not name one."""
+        return self.own_drafter or self.speculation.drafter
 
     @property
     def current_groups(self) -> int | None:

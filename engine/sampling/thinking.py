@@ -70,6 +70,11 @@ class Thinking:
         self._state = self._judged(_State(opened), False)
         self._drafts: dict[tuple[int, ...], _State] = {(): self._state}
 
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a policy that may force tokens."""
+        return self._policy is not None
+
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> OneHot | LogitBoost | None:
         if self._policy is None:
             return None
