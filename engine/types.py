@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from fastslow.engine.params import SamplingParams, Speculation
+    from fastslow.engine.sampling.token_mask import GrammarRule
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -297,9 +298,9 @@ class RequestView(Protocol):
         may draw its nodes with the numbers of acceptance instead, and say they are chosen."""
 
     @property
-    def thinking(self) -> ThinkingRule | None:
-        """How its thoughts are bounded; None = not at all."""
-
+    def thinking(self) -> ThinkingRule | None: ...  # how its thoughts are bounded
+    @property
+    def grammar(self) -> GrammarRule | None: ...  # what its answer has to look like
     @property
     def groups(self) -> int | None: ...
     @property

@@ -38,6 +38,7 @@ from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.messages import check_messages
 from fastslow.engine.types import Chooser, Situation
+from fastslow.grammars import Grammars
 from fastslow.input_processor import EncodedPrompt, InputProcessor
 from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
@@ -102,6 +103,7 @@ class RequestBuilder:
         if ends > self._eos_ids:
             outside = sorted(ends - self._eos_ids)
             logger.warning("end tokens {} are outside the vocabulary: no answer has them", outside)
+        self._grammars = Grammars(inputs, self._config.vocab_size, self._eos_ids)
         self._ids = itertools.count()
         self._home = HomeProcess()
         self._warned: set[str] = set()
@@ -282,6 +284,9 @@ class RequestBuilder:
         end_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             end_ids |= self._eos_ids
+        grammar = None
+        if params.grammar_spec is not None:
+            grammar = self._grammars.grammar(params.grammar_spec, prompt, mode, end_ids)
         drafter = self._drafters.make(settings)
         drafts = drafter.drafter != "off"
         reproducible = settings.accept == "reproducible"
@@ -310,6 +315,7 @@ class RequestBuilder:
             reproducible=reproducible,
             scored=settings.accept == STEPWISE,
             thinking=self._thinking(call, mode),
+            grammar=grammar,
             listener=listener,
             trace=trace,
             priority=call.priority,

@@ -11,6 +11,7 @@ from loguru import logger
 
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import lay_rows
+from fastslow.engine.core.mask_maker import MaskMaker
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.stats import EngineStats, EngineTotals
@@ -28,8 +29,10 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.sampling.accept.accept import accept
 from fastslow.engine.sampling.accept.exact import Accepted, Place, Rule, TargetProbsAt
+from fastslow.engine.sampling.grammar import FURTHEST
 from fastslow.engine.sampling.rng import Purpose, stream
 from fastslow.engine.sampling.stop import Reason
+from fastslow.engine.sampling.token_mask import CERTAIN
 from fastslow.engine.types import AcceptResult, Drafter, StepCostModel, Stepped, Tree
 
 
@@ -59,6 +62,7 @@ class EngineCore:
         self.kv = kv
         self.drafter = drafter
         self.scheduler = Scheduler(kv, prompt_rows, max_running, LatencyBudget(self.cost_model))
+        self._masks = MaskMaker()
         self._totals = EngineTotals()
         self._next_deadline = math.inf  # no request's is before it
         self._untold: dict[int, Request] = {}  # whose callers do not know yet that they are over
@@ -100,7 +104,8 @@ class EngineCore:
         drafted = time.perf_counter()
         read = self._wanted(work)
         layout = lay_rows(work, trees, self.kv, read)
-        out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
+        with self._masks.beside(ready, trees):
+            out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
         verified = time.perf_counter()
         target = target_probs(ready, trees, layout, out)
         result = accept(
@@ -196,6 +201,7 @@ class EngineCore:
         """How many nodes a request may draft, pages reserved; `among` requests draft in this step."""
         try:
             planned = request.policy.plan(request, len(self.scheduler.running))
+            planned = max(planned, _certain(request))
             fits = self.scheduler.latency_budget.nodes(request, planned, among)
         except Exception as error:  # noqa: BLE001 - its own settings: the others go on
             request.fail(error)
@@ -322,9 +328,25 @@ class EngineCore:
                 self._untold.pop(request.id, None)
 
 
+def _certain(request: Request) -> int:
+    """How many of the next tokens a grammar leaves no choice of: they pay whatever the policy says, where
+    it is free to draft."""
+    speculation = request.speculation
+    if request.grammar is None or speculation.drafter == "off" or speculation.nodes is not None:
+        return 0
+    return len(request.grammar.ahead(request.tokens, (), FURTHEST))
+
+
 def _survival(request: Request, tree: Tree) -> Sequence[float] | None:
     try:
-        return request.policy.survival(tree)
+        chances = request.policy.survival(tree)
+        if chances is None or tree.by is None or CERTAIN not in tree.by:
+            return chances
+        chances = list(chances)
+        for node, (parent, by) in enumerate(zip(tree.parents, tree.by)):
+            if by == CERTAIN:
+                chances[node] = 1.0 if parent < 0 else chances[parent]
+        return chances
     except Exception as error:  # noqa: BLE001 - its own settings: the others go on
         request.fail(error)
         return None
@@ -356,7 +378,10 @@ def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
     for b, request in enumerate(ready):
         if request.error is not None:
             request.stopper.finish("error")
-        kept = 0 if request.error is not None else request.stopper.scan(result.tokens[b])
+        run, whole_at = result.tokens[b], None
+        if request.grammar is not None:
+            whole_at = request.grammar.whole_at(request.tokens, run)
+        kept = 0 if request.error is not None else request.stopper.scan(run, whole_at)
         result.cut(b, kept)
 
 

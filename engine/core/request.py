@@ -12,6 +12,7 @@ from fastslow.engine.core.tally import Tally
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Rule, tokenwise
 from fastslow.engine.sampling.confidence import Confidence
+from fastslow.engine.sampling.grammar import Grammar, GrammarError
 from fastslow.engine.sampling.stop import Reason, Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.types import Policy
@@ -67,6 +68,7 @@ class Request:
     reproducible: bool = False
     scored: bool = False  # its rule wants `OneHot.probs`
     thinking: Thinking | None = None  # of a model that has thinking tags
+    grammar: Grammar | None = None  # what its answer has to look like
     computed: int = 0
     tally: Tally = field(default_factory=Tally)
     own_drafter: str = ""  # the name of what its speculation means, where that is one drafter
@@ -148,7 +150,7 @@ class Request:
         """The step that runs ends this request alone, with the first error."""
         if self.error is None:
             self.error = error
-            if not isinstance(error, FloatingPointError):  # which the caller reads
+            if not isinstance(error, FloatingPointError | GrammarError):  # which the caller reads
                 logger.opt(exception=error).error("request {} fails in a step", self.id)
 
     def end(self, reason: Reason, error: BaseException | None) -> None:

@@ -25,7 +25,8 @@ class ChatEvents:
         n: how many answers there are.
         thoughts_as: fields of a delta that hold the thought; none = it is left out.
         logprobs: how many likeliest tokens are told with each token; None = no log-probabilities.
-        sources: each delta has its tokens, and who drafted them.
+        sources: each delta has its tokens, their texts ("" where an answer does not show them), and who
+            drafted them.
         usage: a last chunk has the usage.
         parsers: finds tool calls in the answers.
     """
@@ -57,6 +58,8 @@ class ChatEvents:
         if self._logprobs is not None:
             for _, piece in pieces:
                 await self._table.learn(tokens_in(piece.logprobs, piece.token_ids))
+        if self._sources:
+            await self._table.learn(token for _, piece in pieces for token in piece.token_ids)
         return "".join([self._piece(piece) for _, piece in pieces])
 
     def end(self) -> str:
@@ -91,7 +94,9 @@ class ChatEvents:
         more = logprobs = ""
         if self._sources:
             sources = list(getattr(piece, "sources", []))
-            more = f'"token_ids":{dumped(piece.token_ids)},"sources":{dumped(sources)}'
+            ids, table = piece.token_ids, self._table
+            texts = [table.text_of(token) if table.shows(token) else "" for token in ids]
+            more = f'"token_ids":{dumped(ids)},"token_texts":{dumped(texts)},"sources":{dumped(sources)}'
         if places:
             top = self._logprobs or 0
             logprobs = dumped(

@@ -84,13 +84,13 @@ def test_a_client_that_leaves_while_it_waits(
 
 def test_a_client_that_leaves_in_the_middle(endless: str, engine: Endless) -> None:
     engine.first = 0.0
-    with httpx.Client(base_url=endless) as client:
-        with client.stream(
-            "POST", "/v1/completions", json={"prompt": "a", "stream": True}
-        ) as answer:
-            for number, _ in enumerate(answer.iter_lines()):
-                if number == 20:
-                    break
+    with (
+        httpx.Client(base_url=endless) as client,
+        client.stream("POST", "/v1/completions", json={"prompt": "a", "stream": True}) as answer,
+    ):
+        for number, _ in enumerate(answer.iter_lines()):
+            if number == 20:
+                break
     until(lambda: engine.begun == 1 and engine.running == 0)
 
 
