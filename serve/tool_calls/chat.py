@@ -13,10 +13,13 @@ from fastslow.serve.tool_calls.parse import parser_of
 from fastslow.serve.tool_calls.prepare import Prepared, prepare
 from fastslow.serve.tool_calls.protocols import openai_choice, openai_tools
 
+Parsers = Callable[[], OpenAICalls]
+"""Makes the reader of one answer."""
+
 
 def chat_tools(
     ask: Ask, tools: list[Any] | None, tool_choice: Any, parallel: bool, card: ModelCard
-) -> tuple[Ask, Callable[[], OpenAICalls] | None]:
+) -> tuple[Ask, Parsers | None]:
     """The ask with its tools, and what makes the reader of each answer; None: no calls are looked for.
 
     Raises:
