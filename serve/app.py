@@ -15,7 +15,14 @@ from fastslow.serve.requests import Requests
 from fastslow.serve.settings import ServerSettings
 from fastslow.serve.token_table import TokenTable
 
-ROUTERS = (chat.router, completions.router, models.router, tokenize.router, requests.router, page.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    models.router,
+    tokenize.router,
+    requests.router,
+    page.router,
+)
 
 
 def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAPI:

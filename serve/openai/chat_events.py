@@ -99,7 +99,10 @@ class ChatEvents:
         if places:
             top = self._logprobs or 0
             logprobs = dumped(
-                {"content": chat_logprobs(piece.token_ids, places, top, self._table), "refusal": None}
+                {
+                    "content": chat_logprobs(piece.token_ids, places, top, self._table),
+                    "refusal": None,
+                }
             )
         first, *others = made or ['"content":""']
         text = self._chunk(index, f"{first},{more}" if more else first, logprobs or "null")

@@ -128,7 +128,8 @@ def test_a_question_is_answered(chat: Chat) -> None:
     assert len(chat.all(".answer li")) == 5
     assert "96 of 120" in chat.text(".strip") and "42 ms" in chat.text(".strip")
     assert "1: 84%" in chat.all(".strip .bars")[-1].get_attribute("aria-label")
-    assert "Mode deep" in chat.text(".why")
+    assert "Mode deep, as you chose." in chat.text(".why")
+    assert "Drafts accepted: suffix 44 of 96, head 43 of 61." in chat.text(".why")
     body = chat.engine.bodies[-1]
     assert body["mode"] == "deep"
     assert body["messages"] == [{"role": "user", "content": "Explain binary search"}]
@@ -239,9 +240,25 @@ def test_colours_say_where_tokens_came_from(chat: Chat) -> None:
     chat.ask("echo one two three four five six seven eight nine ten")
     chat.ended()
     kinds = [span.get_attribute("class") for span in chat.all(".answer .coloured span")]
-    expected = "target suffix suffix target head head head target target prediction".split()
+    expected = [
+        "target",
+        "suffix",
+        "suffix",
+        "target",
+        "head",
+        "head",
+        "head",
+        "target",
+        "target",
+        "prediction",
+    ]
     assert kinds == [f"s-{name}" for name in expected]
-    assert [s.text for s in chat.all("#legend > span")] == ["target", "suffix", "head", "prediction"]
+    assert [s.text for s in chat.all("#legend > span")] == [
+        "target",
+        "suffix",
+        "head",
+        "prediction",
+    ]
     chat.run("document.querySelectorAll('.coloured')[1].focus()")
     for _ in range(3):
         chat.press(ARROW_RIGHT)
@@ -364,7 +381,9 @@ def test_hostile_text_stays_text(chat: Chat, colours: bool) -> None:
     inside = "#turns script, #turns img, #turns iframe, #turns svg, #turns a, #turns b b"
     assert chat.all(inside) == []
     assert chat.run("return window.hurt ?? null") is None
-    policy = "try { document.body.innerHTML = '<b>x</b>'; return 'set' } catch (e) { return e.name }"
+    policy = (
+        "try { document.body.innerHTML = '<b>x</b>'; return 'set' } catch (e) { return e.name }"
+    )
     assert chat.run(policy) == "TypeError"
     chat.driver.get_log("browser")  # that was an error, and the test's own
 
@@ -372,7 +391,12 @@ def test_hostile_text_stays_text(chat: Chat, colours: bool) -> None:
 STORED: dict[str, Any] = {
     "no list": {"a": 1},
     "null": None,
-    "wrong kinds": [1, None, {"asked": 3}, {"asked": "x", "answers": [{"text": {}, "marks": ["<b>"]}]}],
+    "wrong kinds": [
+        1,
+        None,
+        {"asked": 3},
+        {"asked": "x", "answers": [{"text": {}, "marks": ["<b>"]}]},
+    ],
     "hostile": [
         {
             "asked": "<img src=x onerror=window.hurt=1>",
@@ -401,7 +425,10 @@ STORED: dict[str, Any] = {
 @pytest.mark.parametrize("name", STORED)
 def test_a_stored_conversation_is_not_trusted(chat: Chat, name: str) -> None:
     for colours in (False, True):
-        stored = {"turns": STORED[name], "preferences": {"colours": colours, "mode": 5, "settings": []}}
+        stored = {
+            "turns": STORED[name],
+            "preferences": {"colours": colours, "mode": 5, "settings": []},
+        }
         for key, value in stored.items():
             chat.driver.execute_script(
                 "localStorage.setItem('fastslow.' + arguments[0], JSON.stringify(arguments[1]))",

@@ -52,7 +52,9 @@ def test_it_loads_nothing() -> None:
     without_data = re.sub(r'"data:image/svg\+xml,[^"]*"', "", TEXT)
     addresses = set(re.findall(r"\b(?:https?|wss?):/*[^\s\"'`)]*", without_data))
     assert addresses == {"http://www.w3.org/2000/svg"}  # a namespace, which nobody loads
-    assert not re.search(r"@import|\burl\(|<(?:link rel=\"(?!icon)|img|iframe|object|embed)\b", TEXT)
+    assert not re.search(
+        r"@import|\burl\(|<(?:link rel=\"(?!icon)|img|iframe|object|embed)\b", TEXT
+    )
     assert not re.search(r"<script[^>]+src|\bimport\s*\(|\bimport\s+[\w{*]", TEXT)
 
 

@@ -70,7 +70,9 @@ def test_a_long_answer_stays_smooth(
     driver, _ = window
     end = "const b = document.getElementById('scroll'); return b.scrollHeight - b.scrollTop - b.clientHeight"
     assert driver.execute_script(end) < 48  # its end is in view
-    shown = driver.execute_script("return document.querySelector('.answer > div').textContent.length")
+    shown = driver.execute_script(
+        "return document.querySelector('.answer > div').textContent.length"
+    )
     said = driver.execute_script("return turns[0].answers[0].text.length")
     assert shown >= 0.9 * said  # Markdown's marks are not shown
 

@@ -29,7 +29,18 @@ MODES = {
     "auto": {"description": "fast or deep, by what is asked; metrics.decision says why"},
 }
 CARD = {"id": "fake-moge", "object": "model", "modes": MODES, "has_head": True}
-SOURCES = ["target", "suffix", "suffix", "target", "head", "head", "head", "target", "target", "prediction"]
+SOURCES = [
+    "target",
+    "suffix",
+    "suffix",
+    "target",
+    "head",
+    "head",
+    "head",
+    "target",
+    "target",
+    "prediction",
+]
 
 
 @dataclass
@@ -82,7 +93,10 @@ def figures_at(call: int) -> dict[str, Any]:
         "pages_free": max(0, 1024 - used - 6 * call),
         "ended": {"stop": 44 * call, "length": 4 * call, "cancelled": 2 * call},
         "drafters": {
-            "suffix": {"offered": suffix, "accepted": int(suffix * 0.46 - 500 * math.cos(call / 7))},
+            "suffix": {
+                "offered": suffix,
+                "accepted": int(suffix * 0.46 - 500 * math.cos(call / 7)),
+            },
             "head": {"offered": head, "accepted": int(head * 0.71)},
         },
         "modes": {
@@ -217,15 +231,17 @@ async def stream(name: str, answer: Answer, mode: str) -> AsyncIterator[str]:
     yield ending(name, answer, mode, sent, min(sent, len(thought)), ended)
 
 
-def ending(
-    name: str, answer: Answer, mode: str, sent: int, thought: int, ended: str | None
-) -> str:
+def ending(name: str, answer: Answer, mode: str, sent: int, thought: int, ended: str | None) -> str:
     """The last events: why it ended, the usage, the metrics."""
     ran = ("deep" if thought else "fast") if mode == "auto" else mode
     metrics = {
         "mode": ran,
         "decision": "the question asks for a proof" if mode == "auto" else "",
         "drafter": "suffix+head",
+        "by_drafter": {
+            "suffix": {"drafted": 96, "accepted": 44},
+            "head": {"drafted": 61, "accepted": 43},
+        },
         "ttft": 0.042,
         "tokens": sent,
         "tokens_per_step": 2.5,

@@ -50,10 +50,41 @@ HOSTILE = """<img src=x onerror="window.hurt=1"><script>window.hurt=2</script>
 |---|---|
 | </td><script>window.hurt=8</script> | __proto__ |
 """
-WORDS = (
-    "the scheduler takes what waits, runs one step for all requests, and gives each its tokens; a draft "
-    "that the model would have said itself costs one row and saves one step. "
-).split(" ")
+WORDS = [
+    "the",
+    "scheduler",
+    "takes",
+    "what",
+    "waits,",
+    "runs",
+    "one",
+    "step",
+    "for",
+    "all",
+    "requests,",
+    "and",
+    "gives",
+    "each",
+    "its",
+    "tokens;",
+    "a",
+    "draft",
+    "that",
+    "the",
+    "model",
+    "would",
+    "have",
+    "said",
+    "itself",
+    "costs",
+    "one",
+    "row",
+    "and",
+    "saves",
+    "one",
+    "step.",
+    "",
+]
 
 
 def prose(tokens: int) -> str:
@@ -75,7 +106,9 @@ def prose(tokens: int) -> str:
     return "".join(parts).strip()
 
 
-CODE = "```python\n" + "\n".join(f"x_{i} = compute({i}, x_{i - 1})" for i in range(1, 600)) + "\n```\n"
+CODE = (
+    "```python\n" + "\n".join(f"x_{i} = compute({i}, x_{i - 1})" for i in range(1, 600)) + "\n```\n"
+)
 
 
 def tokens_of(text: str) -> list[str]:
