@@ -34,7 +34,9 @@ class GrammarFields(BaseModel):
     guided_choice: list[str] | None = Field(
         default=None, min_length=1, max_length=1000, description="one of these texts"
     )
-    guided_grammar: str | None = Field(default=None, description="a grammar, in Lark's or GBNF's form")
+    guided_grammar: str | None = Field(
+        default=None, description="a grammar, in Lark's or GBNF's form"
+    )
     structured_outputs: dict[str, Any] | None = Field(
         default=None, description="one of json, regex, choice, grammar, and json_object: true"
     )
@@ -64,7 +66,9 @@ class GrammarFields(BaseModel):
             ValueError: a field of `structured_outputs` is unknown.
         """
         given = ((name, kind, getattr(self, name)) for name, kind in GUIDED.items())
-        found = [(name, _one(name, kind, value)) for name, kind, value in given if value is not None]
+        found = [
+            (name, _one(name, kind, value)) for name, kind, value in given if value is not None
+        ]
         for name, value in (self.structured_outputs or {}).items():
             where = f"structured_outputs.{name[:60]}"
             if name not in STRUCTURED:

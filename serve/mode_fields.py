@@ -43,7 +43,9 @@ class Reasoning(BaseModel):
     effort: Effort | None = None
     max_tokens: Tokens | None = None
     enabled: StrictBool | None = None
-    exclude: StrictBool | None = Field(default=None, description="leave the thought out of the answer")
+    exclude: StrictBool | None = Field(
+        default=None, description="leave the thought out of the answer"
+    )
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
@@ -114,7 +116,10 @@ class ModeFields(BaseModel):
 
     def _effort(self) -> Effort | None:
         other = None if self.reasoning is None else self.reasoning.effort
-        wishes: dict[str, Any] = {"reasoning_effort": self.reasoning_effort, "reasoning.effort": other}
+        wishes: dict[str, Any] = {
+            "reasoning_effort": self.reasoning_effort,
+            "reasoning.effort": other,
+        }
         effort: Effort | None = _same(wishes)
         return effort
 
@@ -132,7 +137,9 @@ class ModeFields(BaseModel):
         for name in SWITCHES:
             value = (self.chat_template_kwargs or {}).get(name)
             if not isinstance(value, bool | None):
-                raise ValueError(f"chat_template_kwargs.{name}={shown(value)} must be true or false")
+                raise ValueError(
+                    f"chat_template_kwargs.{name}={shown(value)} must be true or false"
+                )
             wishes[f"chat_template_kwargs.{name}"] = value
         if self.thinking is not None and self.thinking.type != "adaptive":
             wishes["thinking.type"] = self.thinking.type == "enabled"
@@ -168,9 +175,13 @@ def _fields(mode: str | Mapping[str, Any]) -> dict[str, Any]:
         return {"base": mode}
     for name in mode:
         if name in OWN:
-            raise ValueError(f"mode.{name} must be left out: a request has fields of its own for it")
+            raise ValueError(
+                f"mode.{name} must be left out: a request has fields of its own for it"
+            )
         if name not in Mode.model_fields:
-            raise ValueError(f"mode.{shown(name)[1:-1]} is unknown{nearest(name, Mode.model_fields)}")
+            raise ValueError(
+                f"mode.{shown(name)[1:-1]} is unknown{nearest(name, Mode.model_fields)}"
+            )
     if "base" in mode and not isinstance(mode["base"], str):
         raise ValueError(f"mode.base={shown(mode['base'])} must be a preset's name")
     return {name: value for name, value in mode.items() if value is not None or name != "base"}
@@ -221,4 +232,4 @@ def _nearest_level(effort: Effort, levels: tuple[str, ...]) -> str:
     place = EFFORTS.index(effort)
     if not known:
         return levels[-1] if place >= EFFORTS.index("high") else levels[0]
-    return min(reversed(known), key=lambda level: abs(EFFORTS.index(level) - place))  # type: ignore[arg-type]
+    return min(reversed(known), key=lambda level: abs(EFFORTS.index(level) - place))

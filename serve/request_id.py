@@ -47,7 +47,7 @@ class RequestIds:
 
         try:
             await self._app(scope, receive, named)
-        except Exception as error:  # noqa: BLE001 - clients get an answer, whatever it was
+        except Exception as error:
             if started:
                 logger.opt(exception=error).error("request {} failed in its answer", name)
                 raise

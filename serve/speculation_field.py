@@ -45,5 +45,7 @@ def speculation_of(wish: str | Mapping[str, Any] | None) -> str | dict[str, Any]
 
 def _drafter(field: str, name: object) -> str:
     if not isinstance(name, str) or len(name) > 100 or not NAMES.fullmatch(name):
-        raise ValueError(f"{field}={shown(name)} must be a drafter's name, such as 'suffix' or 'off'")
+        raise ValueError(
+            f"{field}={shown(name)} must be a drafter's name, such as 'suffix' or 'off'"
+        )
     return name

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self
 
 from fastslow.engine.text.thought import TagTokens
-from fastslow.engine.types import Ending, LogitBoost, OneHot, ThinkingPolicy, Thought
+from fastslow.engine.thoughts import Ending, ThinkingPolicy, Thought
+from fastslow.engine.types import LogitBoost, OneHot
 
 FURTHEST = 64  # tokens that one step may add: most nodes of a draft
 Ended = Literal["model", "budget", "loop", "settled"]
@@ -92,6 +93,9 @@ class Thinking:
             return False
         spent = self._after(tokens, ()).spent
         return self._policy.lifts(range(spent, spent + FURTHEST + 1))
+
+    def inside(self, tokens: Sequence[int]) -> bool:
+        return self._after(tokens, ()).thinking
 
     def outcome(self, tokens: Sequence[int]) -> tuple[int, Ended | None, bool]:
         """Of a whole text: tokens of thought, what ended the latest one, whether one is still open."""

@@ -10,9 +10,10 @@ from fastslow.serve.answer import PlacedPiece
 from fastslow.serve.errors import ApiError, openai_shape
 from fastslow.serve.openai.chunks import DONE, ChunkFrame, dumped, event, quoted
 from fastslow.serve.openai.logprobs import chat_logprobs, tokens_in
-from fastslow.serve.openai.tool_seam import CallParser, Parsers
 from fastslow.serve.openai.usage import FINISH, metrics_of, usage_of
 from fastslow.serve.token_table import TokenTable
+from fastslow.serve.tool_calls.chat import Parsers
+from fastslow.serve.tool_calls.openai_calls import OpenAICalls
 
 
 class ChatEvents:
@@ -44,7 +45,7 @@ class ChatEvents:
         self._frame, self._table, self._n = frame, table, n
         self._thoughts = [f'"{name}":' for name in thoughts_as]
         self._logprobs, self._sources, self._usage = logprobs, sources, usage
-        self._parsers: list[CallParser] | None = None
+        self._parsers: list[OpenAICalls] | None = None
         if parsers is not None:
             self._parsers = [parsers() for _ in range(n)]
         self._shown: set[int] = set()  # answers of which something was streamed

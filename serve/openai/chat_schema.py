@@ -50,7 +50,9 @@ class Prediction(BaseModel):
             return self.content
         for place, part in enumerate(self.content):
             if part.type != "text" or part.text is None:
-                raise ValueError(f"prediction.content[{place}] must be of type 'text' and have a text")
+                raise ValueError(
+                    f"prediction.content[{place}] must be of type 'text' and have a text"
+                )
         return "".join(part.text or "" for part in self.content)
 
 

@@ -23,7 +23,9 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    include_usage: StrictBool | None = Field(default=None, description="a last chunk with the usage")
+    include_usage: StrictBool | None = Field(
+        default=None, description="a last chunk with the usage"
+    )
     include_sources: StrictBool | None = Field(
         default=None, description="each delta has its token_ids and, in `sources`, who drafted them"
     )
@@ -47,7 +49,8 @@ class OpenAIFields(FastslowFields):
     frequency_penalty: Penalty | None = None
     logit_bias: (
         dict[
-            Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[Number, Field(ge=-100, le=100)]
+            Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
+            Annotated[Number, Field(ge=-100, le=100)],
         ]
         | None
     ) = None

@@ -72,7 +72,9 @@ def _turn(place: int, message: ChatMessage) -> dict[str, Any]:
         if message.tool_calls:
             turn["tool_calls"] = message.tool_calls
     elif message.tool_calls:
-        raise ValueError(f"{where}.tool_calls belongs to the assistant, not to role {message.role!r}")
+        raise ValueError(
+            f"{where}.tool_calls belongs to the assistant, not to role {message.role!r}"
+        )
     if role == "tool" and message.tool_call_id is not None:
         turn["tool_call_id"] = message.tool_call_id
     if message.prefix is not None:

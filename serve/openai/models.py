@@ -40,17 +40,13 @@ class ModelList(BaseModel):
 
 
 @router.get("/v1/models")
-async def list_models(
-    request: Request, who: Annotated[Caller, Depends(caller)]
-) -> ModelList:
+async def list_models(request: Request, who: Annotated[Caller, Depends(caller)]) -> ModelList:
     """All names."""
     return ModelList(data=_models(request.app.state.engine.card, request.app.state.settings))
 
 
 @router.get("/v1/models/{name:path}")
-async def get_model(
-    name: str, request: Request, who: Annotated[Caller, Depends(caller)]
-) -> Model:
+async def get_model(name: str, request: Request, who: Annotated[Caller, Depends(caller)]) -> Model:
     """One of them."""
     for model in _models(request.app.state.engine.card, request.app.state.settings):
         if model.id == name:

@@ -6,19 +6,19 @@ import secrets
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from pydantic import Field, StrictBool, StrictInt
+from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST
+from fastslow.serve.ask import Ask
 from fastslow.serve.body import json_router
 from fastslow.serve.caller import Caller, caller
 from fastslow.serve.errors import refused
 from fastslow.serve.fields import Fields
 from fastslow.serve.mode_fields import ModeFields
-from fastslow.serve.openai.messages import ChatMessage, as_turns, characters
 from fastslow.serve.openai.fields import served_mode
-from fastslow.serve.ask import Ask
+from fastslow.serve.openai.messages import ChatMessage, as_turns, characters
 from fastslow.serve.settings import ServerSettings
-from pydantic import BaseModel
+from fastslow.serve.tool_calls.protocols import openai_tools
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]
@@ -44,9 +44,7 @@ class Tokenized(BaseModel):
 
 class DetokenizeRequest(Fields):
     model: Annotated[str, Field(max_length=256)] | None = None
-    tokens: Annotated[
-        list[Annotated[StrictInt, Field(ge=0, le=MOST)]], Field(max_length=MOST_IDS)
-    ]
+    tokens: Annotated[list[Annotated[StrictInt, Field(ge=0, le=MOST)]], Field(max_length=MOST_IDS)]
 
 
 class Detokenized(BaseModel):
@@ -60,7 +58,7 @@ async def tokenize(asked: TokenizeRequest, request: Request, who: Who) -> Tokeni
     try:
         tokens = await engine.tokenize(_ask(asked, request, settings))
     except ValueError as error:
-        raise refused(error) from None
+        raise refused(error, type(asked).model_fields) from None
     texts = None
     if asked.return_token_strs:
         await request.app.state.tokens.learn(tokens)
@@ -78,7 +76,7 @@ async def detokenize(asked: DetokenizeRequest, request: Request, who: Who) -> De
     try:
         return Detokenized(prompt=await engine.detokenize(asked.tokens))
     except ValueError as error:
-        raise refused(error) from None
+        raise refused(error, type(asked).model_fields) from None
 
 
 def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> Ask:
@@ -86,9 +84,10 @@ def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> 
     named = served_mode(asked.model, card, settings)
     if (asked.prompt is None) == (asked.messages is None):
         raise ValueError("give one of prompt and messages")
-    if asked.tools:
-        raise ValueError("tools are not supported yet")
+    tools = [tool.as_variable() for tool in openai_tools(asked.tools)]
     mode, variables = asked.mode_and_variables(card, settings, named or settings.default_mode)
+    if tools:
+        variables = {**variables, "tools": tools}
     prompt: Any = asked.prompt
     if asked.messages is not None:
         prompt = as_turns(asked.messages)
@@ -96,7 +95,9 @@ def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> 
         raise ValueError("chat_template_kwargs are for chats, and this prompt is none")
     size = len(prompt) if isinstance(prompt, str) else characters(prompt)
     if size > settings.prompt_characters:
-        raise ValueError(f"the prompt has {size} characters; at most {settings.prompt_characters} are taken")
+        raise ValueError(
+            f"the prompt has {size} characters; at most {settings.prompt_characters} are taken"
+        )
     return Ask(
         id=f"tokenize-{secrets.token_hex(8)}",
         prompt=prompt,
