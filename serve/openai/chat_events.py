@@ -89,8 +89,7 @@ class ChatEvents:
             return ""
         more = logprobs = ""
         if self._sources:
-            sources = list(getattr(piece, "sources", []))
-            more = f'"token_ids":{dumped(piece.token_ids)},"sources":{dumped(sources)}'
+            more = f'"token_ids":{dumped(piece.token_ids)},"sources":{dumped(piece.sources)}'
         if places:
             top = self._logprobs or 0
             logprobs = dumped(

@@ -55,14 +55,25 @@ def _ask(url: str, operation: Any, mode: GenerationMode, cases: int) -> Counter[
             for name, most in MOST.items():
                 if isinstance(case.body.get(name), int):
                     case.body[name] = min(case.body[name], most)
-            if operation.label in ASKING and mode is GenerationMode.POSITIVE:
-                case.body.setdefault("max_tokens", 2)
+            if mode is GenerationMode.POSITIVE:
+                _make_likely(case.body, operation.label in ASKING)
         answer = case.call(base_url=url)
         seen[f"{answer.status_code // 100}xx"] += 1
         case.validate_response(answer, checks=CHECKS)
 
     ask()
     return seen
+
+
+def _make_likely(body: dict[str, Any], asking: bool) -> None:
+    """Every other body gets no more than its first few fields, and the model that there is: else hardly any
+    names a mode, a drafter or a grammar that exists."""
+    if sum(map(len, body)) % 2:
+        needed = {"prompt", "messages", "tokens"}
+        for name in [name for name in body if name not in needed][3:] + ["model", "mode"]:
+            body.pop(name, None)
+    if asking:
+        body.setdefault("max_tokens", 2)
 
 
 def test_200_cases(url: str) -> None:
