@@ -66,12 +66,13 @@ def _ask(url: str, operation: Any, mode: GenerationMode, cases: int) -> Counter[
 
 
 def _make_likely(body: dict[str, Any], asking: bool) -> None:
-    """Every other body gets no more than its first few fields, and the model that there is: else hardly any
-    names a mode, a drafter or a grammar that exists."""
-    if sum(map(len, body)) % 2:
-        needed = {"prompt", "messages", "tokens"}
+    """Two of three bodies get a plain prompt and no more than three of their fields, and name no model and
+    no mode: else hardly any case is answered."""
+    if sum(map(len, body)) % 3:
+        needed = {"prompt": "hi", "messages": [{"role": "user", "content": "hi"}], "tokens": [80]}
         for name in [name for name in body if name not in needed][3:] + ["model", "mode"]:
             body.pop(name, None)
+        body.update({name: value for name, value in needed.items() if name in body})
     if asking:
         body.setdefault("max_tokens", 2)
 
