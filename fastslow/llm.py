@@ -211,8 +211,8 @@ class LLM:
                 they win over what the mode asks for. Or a list.
             priority: -1000 to 1000; requests with a smaller number start before others that wait, and lose
                 their pages after them. 0 is usual. No token depends on it. Or a list.
-            prediction: text, or for `submit` and `stream` token ids, that the answer probably repeats, such as a
-                file that is to be edited. It is drafted from, for this request alone. Or a list of texts.
+            prediction: text or token ids that the answer probably repeats, such as a file that is to be
+                edited. It is drafted from, for this request alone. For a list of prompts, a text or a list.
             progress: for a list of prompts, draw a bar on a terminal: how many are answered.
 
         Returns:
@@ -226,6 +226,8 @@ class LLM:
         refuse_unknown(options, BatchOptions.__annotations__)
         batch, single = self._requests.inputs.split(prompts)
         options["sampling"] = sampling
+        if single and "prediction" in options:  # which may be token ids
+            options["prediction"] = [options["prediction"]]
         each = [spread(name, value, len(batch)) for name, value in options.items()]
         asked = [dict(zip(options, one)) for one in zip(*each)]
         jobs = [self._job(PromptCall(called, p, **one)) for p, one in zip(batch, asked)]
