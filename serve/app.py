@@ -11,6 +11,7 @@ from fastslow.serve.engine import Busy, Engine, NotReady
 from fastslow.serve.errors import as_api_error, error_response
 from fastslow.serve.openai import chat, completions, models, requests, tokenize
 from fastslow.serve.operations import OperationSettings, install_operations
+from fastslow.serve.page import route as page
 from fastslow.serve.request_id import RequestIds, request_id
 from fastslow.serve.requests import Requests
 from fastslow.serve.settings import ServerSettings
@@ -23,6 +24,7 @@ ROUTERS = (
     models.router,
     tokenize.router,
     requests.router,
+    page.router,
 )
 
 

@@ -94,6 +94,7 @@ def test_bodies_that_are_no_json(http: httpx.Client, content: bytes, said: str) 
         ({"groups": 99}, None, "groups=99 is outside 0..4"),
         ({"temprature": 1}, None, "field 'temprature' is unknown; did you mean 'temperature'"),
         ({"zzz": 1}, None, "field 'zzz' is unknown"),
+        ({"stream_options": {"zzz": 1}}, "stream_options.zzz", "'stream_options.zzz' is unknown"),
         ({"x" * 100_000: 1}, None, "is unknown"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "contradict"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "unless stream is true"),
@@ -189,7 +190,13 @@ def broken(failing: Failing) -> Iterator[httpx.Client]:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("late", [False, True])
 def test_what_the_engine_raises(
-    broken: httpx.Client, failing: Failing, error: Exception, status: int, kind: str, stream: bool, late: bool
+    broken: httpx.Client,
+    failing: Failing,
+    error: Exception,
+    status: int,
+    kind: str,
+    stream: bool,
+    late: bool,
 ) -> None:
     failing.error, failing.late = error, late
     body = {"messages": CHAT, "stream": stream}
@@ -227,7 +234,9 @@ def test_settings_name_the_models_that_are_taken() -> None:
         engine.error = Busy("full")
         async with client_of(create_app(engine, settings)) as client:  # type: ignore[arg-type]
             return [
-                (await client.post("/v1/completions", json={"prompt": "a", "model": name})).status_code
+                (
+                    await client.post("/v1/completions", json={"prompt": "a", "model": name})
+                ).status_code
                 for name in ("m", "gpt-4o", "m:deep", "gpt-4o:deep", "other")
             ]
 
