@@ -38,7 +38,8 @@ def opened(folder: Path, names: Sequence[str]) -> Iterator[tuple[TestClient, dic
         try:
             yield client, keys
         finally:
-            engine._llm.close()
+            assert client.portal is not None
+            client.portal.call(engine.close)
 
 
 def ask(client: TestClient, key: str, **fields: Any) -> dict[str, Any]:
