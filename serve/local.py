@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import Any
 
 from fastslow.engine.model.routed_units import RoutedUnits
@@ -15,6 +15,9 @@ from fastslow.serve.ask import Ask
 from fastslow.serve.engine import ModelCard, NotReady
 from fastslow.serve.sampling import sampling_of
 from fastslow.serve.traces import TraceLog
+
+# What templates call the variable that keeps thoughts of earlier turns, and the value that does.
+KEEPING = {"clear_thinking": False, "preserve_thinking": True}
 
 
 class LocalEngine:
@@ -38,6 +41,7 @@ class LocalEngine:
             thinks=inputs.tags is not None,
             has_head=llm.has_head,
             efforts=switch.levels if switch.kind == "effort" else (),
+            keeps_thoughts=_switch_of_thoughts(inputs.template_names),
             device=str(llm.model.device),
             tool_format=llm.tool_calls.form.name,
             tool_tokens=llm.tool_calls.tokens,
@@ -127,3 +131,8 @@ class LocalEngine:
         while self._running and time.monotonic() < end:
             await asyncio.sleep(0.05)
         self._llm.close()
+
+
+def _switch_of_thoughts(names: Collection[str]) -> tuple[str, bool] | None:
+    """The variable of a template that keeps old thoughts; None: it reads none."""
+    return next((switch for switch in KEEPING.items() if switch[0] in names), None)

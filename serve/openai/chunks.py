@@ -17,7 +17,9 @@ def quoted(text: str) -> str:
 
 def dumped(value: Any) -> str:
     """A value as JSON, on one line and without spaces."""
-    return _on_one_line(json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+    return _on_one_line(
+        json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    )
 
 
 def event(value: Any) -> str:
