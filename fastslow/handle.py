@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, NoReturn
 
 from fastslow.call import as_wait
-from fastslow.engine.core.step_trace import StepTrace
+from fastslow.engine.core.request import StepNotes
 from fastslow.engine.params import shown
 from fastslow.job import PromptJob, start
 from fastslow.output import Output, Piece
@@ -71,9 +71,19 @@ class RequestHandle:
         return self._job.traced(index)
 
     @property
-    def step_traces(self) -> Sequence[StepTrace]:
+    def step_traces(self) -> Sequence[StepNotes]:
         """The same for all n answers, for who keeps traces longer than handles."""
         return tuple(self._job.traces)
+
+    def stop_thinking(self) -> bool:
+        """Have the thought that runs closed from the next step on, as a thinking budget does, so that the
+        answer comes. It waits until the step that runs is over; in asyncio ask `AsyncLLM.stop_thinking`.
+        False: there is no open thought, not yet or not any more.
+
+        Raises:
+            RuntimeError: the engine broke, or this is a forked process.
+        """
+        return self._job.stop_thinking().result()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a RequestHandle cannot be pickled; send its result")
@@ -102,13 +112,21 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
 
     def __init__(self, job: PromptJob) -> None:
         self._job = job
-        self._left = False
+        self._left = self._begun = False
         job.stream()
 
     def close(self) -> None:
         """End the request, unless it is over. No more pieces come."""
         self._left = True
         self._job.cancel()
+
+    def stop_thinking(self) -> bool:
+        """As `RequestHandle.stop_thinking`."""
+        return RequestHandle(self._job).stop_thinking()
+
+    async def aclose(self) -> None:
+        """`close`, as asynchronous generators have it."""
+        self.close()
 
     @property
     def output(self) -> Output | None:
@@ -147,16 +165,14 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
         Raises:
             ValueError, GenerationError, RuntimeError: as `RequestHandle.result`.
         """
-        if not self._left:
-            start([self._job])
+        self._begin()
         piece = self._job.next(self._ready)
         if piece is None or self._left:
             raise StopIteration
         return piece
 
     async def __anext__(self) -> Piece:
-        if not self._left:
-            start([self._job])
+        self._begin()
         piece = await self._job.next_in_loop(self._ready)
         if piece is None or self._left:
             raise StopAsyncIteration
@@ -169,8 +185,40 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
     def __reduce__(self) -> NoReturn:
         raise TypeError("a PieceStream cannot be pickled; send its pieces")
 
+    def _begin(self) -> None:
+        if not self._begun and not self._left:
+            self._begun = True
+            start([self._job])
+
     def _ready(self) -> bool:
         return self._left or self._job.arrived()
+
+
+def answer_all(
+    jobs: Sequence[PromptJob],
+    watch: Callable[[Iterable[RequestHandle]], Iterable[object]] = iter,
+) -> list[Output]:
+    """Run jobs as one batch, and wait. The outputs may hold errors.
+
+    Args:
+        jobs: not prepared yet.
+        watch: goes through the handles, which come as they are done.
+
+    Raises:
+        ValueError: one sentence about the first thing that does not fit; nothing has run then.
+        RuntimeError: the LLM is closed.
+    """
+    for job in jobs:
+        job.prepare()
+    try:
+        start(jobs)
+        for _ in watch(as_completed(map(RequestHandle, jobs))):
+            pass
+        return [job.finished() for job in jobs]
+    except BaseException:  # Ctrl-C too: no caller waits for the answers now
+        for job in jobs:
+            job.cancel()
+        raise
 
 
 def as_completed(

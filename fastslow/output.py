@@ -1,4 +1,4 @@
-"""What a caller gets back, and advice where drafts are hardly ever accepted."""
+"""What a caller gets back."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Metrics:
     target_ms: float | None = None  # of the time to the first token, and of the mean of all others
     target_kept: bool | None = None  # None without a target
     thinking_tokens: int = 0  # between the thinking tags, without them and without a closing phrase
-    # what ended the thinking: the model, its budget, early exit (loop, settled), or length (max_tokens
+    # what ended the thinking: the model, its budget, early exit (loop, settled), its caller, or length (max_tokens
     # was met inside a thought). None: there was no thought, or the answer ended otherwise inside one
     thinking_ended: Ended | Literal["length"] | None = None
     prompt_tokens: int = 0
@@ -44,6 +44,9 @@ class Metrics:
     groups: int | None = None  # routed groups that ran for a token, at the end; None = it has none
     experts: int | None = None  # routed experts that ran, in a model without groups
     queue_seconds: float = 0.0  # from the call to the start of its first step
+    # tokens drafted from the call's prediction, see `LLM.generate`: those accepted, and all others
+    prediction_accepted: int = 0
+    prediction_rejected: int = 0
     by_drafter: dict[str, DraftCounts] = field(default_factory=dict)  # of the drafted tokens
 
     @property
@@ -185,27 +188,3 @@ def _plain(
         None if p is None else {str(t): x if math.isfinite(x) else None for t, x in p.items()}
         for p in places
     ]
-
-
-ENOUGH = 100  # nodes, before anything is said
-POOR = 0.02  # of them accepted
-
-CAUSES = {
-    "ngram": "the answers repeat little of their texts",
-    "suffix": "the answers repeat little that was said before",
-    "head": "the head was trained for another model, or on other texts and modes",
-    "self": "the experts or layers it keeps say other things than the whole model",
-    "model": "the draft model says other things, as when it follows another chat template",
-}
-
-
-def advice(metrics: Metrics) -> str | None:
-    """One sentence where acceptance stays near zero, with its likely cause; else None."""
-    if metrics.drafted < ENOUGH or metrics.accepted >= POOR * metrics.drafted:
-        return None
-    names = metrics.drafter.replace("auto", "suffix").replace("|", "+").split("+")
-    causes = "; or ".join(CAUSES[name] for name in names if name in CAUSES)
-    return (
-        f"drafter {metrics.drafter}: {metrics.accepted} of {metrics.drafted} drafted tokens were "
-        f"accepted. Probably {causes}. Try `fastslow tune` on your prompts, or speculation='off'"
-    )

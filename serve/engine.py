@@ -6,8 +6,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from fastslow.admission import Busy
 from fastslow.output import Piece
 from fastslow.serve.ask import Ask
+
+__all__ = ["Busy", "Engine", "ModelCard", "NotReady"]  # Busy: HTTP 429, with its `retry_after`
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,6 @@ class ModelCard:
     tool_tokens: Mapping[str, int] = field(
         default_factory=dict
     )  # its marks that are special tokens
-
-
-class Busy(RuntimeError):
-    """The queue is full: HTTP 429, and try again later."""
 
 
 class NotReady(RuntimeError):

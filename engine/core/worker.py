@@ -6,9 +6,9 @@ import atexit
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from loguru import logger
 
@@ -17,6 +17,8 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.parallel.rank_group import RankError
 from fastslow.engine.sampling.stop import Reason
+
+T = TypeVar("T")
 
 PAUSE = 0.1  # seconds of idleness before pages are checked
 
@@ -40,11 +42,18 @@ class Worker:
     Args:
         core: what the thread steps.
         closed: called in the thread when it ends because `close` or `end` was called.
+        around: entered before each step, and before each thing that a caller asks; left behind it.
     """
 
-    def __init__(self, core: EngineCore, closed: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        core: EngineCore,
+        closed: Callable[[], object] = lambda: None,
+        around: AbstractContextManager[object] | None = None,
+    ) -> None:
         self._core = core
         self._closed = closed
+        self._around = around or nullcontext()
         self._home = HomeProcess()
         self._inbox: SimpleQueue[_Errand] = SimpleQueue()
         self._errand = _Errand(lambda: None)  # the latest
@@ -77,21 +86,27 @@ class Worker:
             RuntimeError: the worker is closed, or was made in another process.
             Exception: what the action raised.
         """
-        if threading.current_thread() is self._thread:
-            action()
-            return
-        over = Future[None]()
+        self.ask(action).result()
+
+    def ask(self, action: Callable[[], T]) -> Future[T]:
+        """The same without waiting: a future of what the action returns, or raises.
+
+        Raises:
+            RuntimeError: the worker is closed, or was made in another process.
+        """
+        over = Future[T]()
 
         def run() -> None:
             try:
-                action()
+                over.set_result(action())
             except Exception as error:  # noqa: BLE001 - it is the caller's
                 over.set_exception(error)
-            else:
-                over.set_result(None)
 
-        self._put(_Errand(run, lambda error: over.set_exception(error or self._gone())))
-        over.result()
+        if threading.current_thread() is self._thread:
+            run()
+        else:
+            self._put(_Errand(run, lambda error: over.set_exception(error or self._gone())))
+        return over
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """End requests that are not over yet; a closed worker has ended all of them."""
@@ -162,14 +177,15 @@ class Worker:
                 every.callback(errand.refuse, self._failure)
 
     def _step(self) -> None:
-        try:
-            self._core.step()
-        except Exception as error:  # noqa: BLE001 - whatever it was, the engine must go on
-            said = "a step failed; its {} request(s) end with this error"
-            # an error of another rank was logged there, and has no traceback in this process
-            known = isinstance(error, RankError)
-            failed = self._core.fail(error)
-            logger.opt(exception=None if known else error).error(said, failed)
+        with self._around:
+            try:
+                self._core.step()
+            except Exception as error:  # noqa: BLE001 - whatever it was, the engine must go on
+                said = "a step failed; its {} request(s) end with this error"
+                # an error of another rank was logged there, and has no traceback in this process
+                known = isinstance(error, RankError)
+                failed = self._core.fail(error)
+                logger.opt(exception=None if known else error).error(said, failed)
         self._unchecked = True
 
     def _read_inbox(self) -> None:
@@ -180,7 +196,8 @@ class Worker:
 
     def _do(self, errand: _Errand) -> None:
         self._errand = errand  # if it ends the thread, it is refused
-        errand.run()
+        with self._around:
+            errand.run()
         self._errand = _Errand(lambda: None)
 
     def _sleep(self) -> _Errand:

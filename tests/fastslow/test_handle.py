@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
+from gate import SOON, Gate, SlowTokenizer, settled
 from tokenizers_tiny import write_bpe
 
 from fastslow import (
@@ -37,7 +38,6 @@ from fastslow.engine.core import stats
 from fastslow.handle import PieceStream
 
 VOCAB = 320
-SOON = 20.0  # seconds in which all of a test should be over
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
 LONG = SamplingParams(max_tokens=400, ignore_eos=True)
 
@@ -55,47 +55,12 @@ def llm(folder: Path) -> Iterator[LLM]:
         yield llm
 
 
-class Gate:
-    """Steps of the engine, let through one by one or all."""
-
-    def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._forward = llm.model.forward
-        self._passes = threading.Semaphore(0)
-        self._open = False
-        self.reached = threading.Semaphore(0)
-        monkeypatch.setattr(llm.model, "forward", self._wait)
-
-    def _wait(self, *arguments: Any) -> Any:
-        if not self._open:
-            self.reached.release()
-            assert self._passes.acquire(timeout=SOON)
-        return self._forward(*arguments)
-
-    def steps(self, count: int = 1) -> None:
-        """Let so many steps through, and wait until the next one is reached."""
-        for _ in range(count):
-            self._passes.release()
-            assert self.reached.acquire(timeout=SOON)
-
-    def open(self) -> None:
-        self._open = True
-        self._passes.release()
-
-
 @pytest.fixture
 def gate(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate(llm, monkeypatch)
     yield gate
     gate.open()
     assert settled(llm)
-
-
-def settled(llm: LLM) -> bool:
-    """Wait until nothing runs; whether all pages are back."""
-    deadline = time.monotonic() + SOON
-    while time.monotonic() < deadline and not (llm._core.idle and llm._kv.requests == 0):
-        time.sleep(0.005)
-    return llm._kv.requests == 0 and llm._kv.free_pages == llm._kv.pages
 
 
 def test_a_handle_gives_what_generate_gives(llm: LLM) -> None:
@@ -284,21 +249,6 @@ def test_another_thread_cancels_while_one_iterates(llm: LLM, gate: Gate) -> None
         gate.open()
         *_, last = pieces.result(SOON)
     assert last.output is not None and last.output.finish_reason == "cancelled"
-
-
-class SlowTokenizer:
-    """Has `encode` wait until it is let go."""
-
-    def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert llm.tokenizer is not None
-        self._encode = llm.tokenizer.encode
-        self.reached, self.go = threading.Event(), threading.Event()
-        monkeypatch.setattr(llm.tokenizer, "encode", self.encode)
-
-    def encode(self, text: str, *arguments: Any) -> list[int]:
-        self.reached.set()
-        assert self.go.wait(SOON)
-        return self._encode(text, *arguments)
 
 
 def test_a_prompt_may_be_cancelled_while_it_is_tokenised(
