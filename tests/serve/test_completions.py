@@ -92,7 +92,7 @@ def test_vllm_s_prompt_logprobs(http: httpx.Client) -> None:
         ({"prompt": "a", "n": 17}, "n=17 must be at most 16"),
         ({"prompt": ["a"] * 9, "n": 2}, "n=2 for each of 9 prompts must be at most 16"),
         ({"prompt": [99999]}, "prompt token 0"),
-        ({"prompt": [99999], "echo": True}, "is outside the vocabulary"),
+        ({"prompt": [99999], "echo": True}, "99999"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs are for chats"),
     ],
 )
