@@ -87,6 +87,11 @@ class InputProcessor:
         where the model has levels of effort and none of them is "none"."""
         return mode.thinking == "off" and not self.switch.lessens
 
+    @property
+    def template_names(self) -> frozenset[str]:
+        """Variables that the chat template reads."""
+        return frozenset() if self._template is None else self._template.names
+
     def advise(self, prompt: EncodedPrompt, answer: Completion) -> None:
         """Say once what to call where a chat model was given a plain text and ended at once."""
         chats = self._template is not None and not isinstance(self._template, PlainTemplate)

@@ -12,8 +12,8 @@ from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 
 CHAT = [{"role": "user", "content": "The quick brown fox"}]
-GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
-SAMPLED = {"temperature": 1.0, "seed": 11, "max_tokens": 24, "ignore_eos": True}
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "seed": 11, "max_tokens": 24, "ignore_eos": True}
 
 
 def ask(http: httpx.Client, **fields: Any) -> dict[str, Any]:
@@ -186,3 +186,16 @@ def test_acceptance_is_told_in_vllm_s_shape_too(http: httpx.Client) -> None:
     assert sum(told["acceptance_histogram"]) == told["num_spec_steps"] == metrics["steps"]
     assert sum(i * n for i, n in enumerate(told["acceptance_histogram"])) == metrics["accepted"]
     assert metrics["drafter"] == "self" and "runs" not in metrics
+
+
+def test_a_prediction_is_drafted_and_changes_no_token(http: httpx.Client) -> None:
+    letters = {str(token): 30.0 for token in range(72, 97)}  # so that the text reads back as its tokens
+    fields = {**GREEDY, "mode": "fast", "speculation": {"drafter": "ngram", "nodes": 4}}
+    fields |= {"logit_bias": letters, "cache_salt": "prediction"}
+    plain = ask(http, **fields)
+    said = plain["choices"][0]["message"]["content"]
+    made = ask(http, **fields, prediction={"type": "content", "content": said})
+    assert made["choices"][0]["message"] == plain["choices"][0]["message"]
+    details = made["usage"]["completion_tokens_details"]
+    assert details["accepted_prediction_tokens"] > 0
+    assert plain["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] == 0
