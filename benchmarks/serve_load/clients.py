@@ -114,6 +114,7 @@ async def ask(
         TimeoutError: it hangs.
     """
     loop, where = asyncio.get_running_loop(), urlsplit(address)
+    assert where.hostname is not None and where.port is not None
     _, stream = await loop.create_connection(
         lambda: Stream(request_of(body), leave_after), where.hostname, where.port
     )

@@ -58,6 +58,11 @@ class Detokenize(Struct, tag=True, array_like=True):
     tokens: list[int]
 
 
+class GetTokenBytes(Struct, tag=True, array_like=True):
+    number: int
+    tokens: list[int]
+
+
 class Drain(Struct, tag=True, array_like=True):
     """Take no more requests, and end once those that run are over, or the time is."""
 
@@ -104,6 +109,6 @@ class CallResult(Struct, tag=True, array_like=True):
     failure: Failure | None = None
 
 
-Call = Cancel | StopThinking | GetTrace | GetStats | Tokenize | Detokenize
+Call = Cancel | StopThinking | GetTrace | GetStats | Tokenize | Detokenize | GetTokenBytes
 ToEngine = Start | StartAnswer | LeaveAnswer | Call | Drain
 ToServer = Ready | NotLoaded | Answers | CallResult

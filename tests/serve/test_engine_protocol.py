@@ -167,6 +167,18 @@ def test_cancel_by_id_gives_the_answer_so_far(engine: Engine, run: Run) -> None:
     assert not run(engine.stop_thinking("named")) and run(engine.trace("nobody")) is None
 
 
+def test_prompts_and_tokens_as_text(engine: Engine, run: Run) -> None:
+    tokens = run(engine.tokenize(asked(prompt="one two")))
+    assert run(engine.detokenize(tokens)) == "one two"
+    with pytest.raises(ValueError, match="99999"):
+        run(engine.detokenize([99999]))
+    with pytest.raises(ValueError, match="'dep' is unknown"):
+        run(engine.tokenize(asked(mode="dep")))
+    parts = run(engine.token_bytes([*tokens, 2]))
+    assert b"".join(data for data, shown in parts if shown) == b"one two"
+    assert parts[-1] == (b"<|im_end|>", False)
+
+
 def test_many_answers_at_once(engine: Engine, other: Engine, run: Run) -> None:
     async def all_of(engine: Engine) -> list[list[int]]:
         asks = [asked(str(n), 5 + n, f"one two {n}") for n in range(12)]
