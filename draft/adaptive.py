@@ -48,6 +48,7 @@ class AdaptiveDrafter(SeveralDrafters):
         drafters: in the order in which they are asked, the cheapest first; at least one.
         selection: decides which drafters are asked for which requests.
         now: seconds, as of `time.perf_counter`.
+        names: of the drafters, for the `sources` of their nodes.
 
     Attributes:
         features: the layers that the drafters read which may be asked now or soon.
@@ -58,10 +59,12 @@ class AdaptiveDrafter(SeveralDrafters):
         drafters: Sequence[Drafter],
         selection: DrafterSelection,
         now: Callable[[], float] = time.perf_counter,
+        names: Sequence[str] = (),
     ) -> None:
         super().__init__(drafters)
         self.selection = selection
         self._now = now
+        self._names = names
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         def ask(drafter: int, most: Sequence[int]) -> tuple[list[Tree], float]:
@@ -71,7 +74,10 @@ class AdaptiveDrafter(SeveralDrafters):
 
         proposals = self.selection.collect(batch, nodes, ask)
         self.features = union(d for i, d in enumerate(self.drafters) if self.selection.awake(i))
-        return [merge_trees(own, most) if own else Tree() for own, most in zip(proposals, nodes)]
+        return [
+            merge_trees(own, most, self._names) if own else Tree()
+            for own, most in zip(proposals, nodes)
+        ]
 
     def commit(
         self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None

@@ -124,8 +124,8 @@ def build_drafter(settings: Speculation, deps: DrafterDeps) -> Drafter:
     if len(made) == 1:
         return made[0]
     if "+" in settings.drafter:
-        return FallbackDrafter(*made)
-    return AdaptiveDrafter(made, deps.selection(len(made), settings))
+        return FallbackDrafter(*made, names=names)
+    return AdaptiveDrafter(made, deps.selection(len(made), settings), names=names)
 
 
 def _suffix(settings: Speculation, deps: DrafterDeps) -> Drafter:

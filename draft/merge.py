@@ -35,7 +35,7 @@ def likeliest_first(
     return laid
 
 
-def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int) -> Tree:
+def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int, names: Sequence[str] = ()) -> Tree:
     """One tree of the likeliest nodes of all trees: where they agree a node is surer, else it branches.
 
     Where several hold a node, its chance is that not all of them err, if errors are independent; where
@@ -46,10 +46,13 @@ def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int) -> Tree:
         trees: of chosen nodes with scores, each with the number of its drafter, below MAX_DRAFTERS; one
             alone is returned with its number.
         nodes: most nodes.
+        names: of the drafters by number, for the tree's `sources`: of those who hold a node the first.
     """
     if len(trees) == 1:
         number, tree = trees[0]
-        return replace(tree, by=[1 << number] * len(tree.tokens))
+        size = len(tree.tokens)
+        sources = [names[number]] * size if names else None
+        return replace(tree, by=[1 << number] * size, sources=sources)
     place: dict[tuple[int, int], int] = {}  # (parent, token) -> node
     wrong: list[float] = []  # chance that all who hold it err, given its parent
     holders: list[int] = []
@@ -84,4 +87,10 @@ def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int) -> Tree:
         [at[parents[node]] for node in kept],
         scores=[scores[node] for node in kept],
         by=[holders[node] | other << MAX_DRAFTERS for node, other in zip(kept, others)],
+        sources=[names[_first(holders[node])] for node in kept] if names else None,
     )
+
+
+def _first(drafters: int) -> int:
+    """The lowest number of those encoded."""
+    return (drafters & -drafters).bit_length() - 1

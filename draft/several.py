@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -102,16 +103,25 @@ class SeveralDrafters:
 
 
 class FallbackDrafter(SeveralDrafters):
-    """Asks drafters in turn; the first non-empty draft of a request is used."""
+    """Asks drafters in turn; the first non-empty draft of a request is used.
 
-    def __init__(self, *drafters: Drafter) -> None:
+    Args:
+        drafters: in the order in which they are asked.
+        names: theirs, for the `sources` of their nodes.
+    """
+
+    def __init__(self, *drafters: Drafter, names: Sequence[str] = ()) -> None:
         super().__init__(drafters)
+        self._names = names
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         trees = [Tree()] * len(batch)
-        for drafter in self.drafters:
+        for number, drafter in enumerate(self.drafters):
             left = [0 if tree.tokens else n for tree, n in zip(trees, nodes)]
             own = counted(drafter.propose(batch, left), len(batch))
+            if self._names:
+                name = self._names[number]
+                own = [replace(tree, sources=[name] * len(tree.tokens)) for tree in own]
             trees = [tree if tree.tokens else own[b] for b, tree in enumerate(trees)]
         return trees
 

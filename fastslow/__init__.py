@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 if TYPE_CHECKING:
+    from fastslow.admission import Busy
     from fastslow.api import chat, generate
+    from fastslow.async_llm import AsyncLLM
     from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
+    from fastslow.engine.choosing import Chooser, ModeChoice, Situation
     from fastslow.engine.core.stats import EngineStats
     from fastslow.engine.parallel.sharding import Parallel
     from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
-    from fastslow.engine.text.templates import Message
-    from fastslow.engine.types import Chooser, ModeChoice, Situation
+    from fastslow.engine.text.messages import Message
     from fastslow.handle import PieceStream, RequestHandle, as_completed
     from fastslow.llm import LLM
     from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
+    from fastslow.pinned import PinnedPrefix
     from fastslow.warning import FastslowWarning
 
 logger.disable("fastslow")
@@ -31,6 +34,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
+    "Busy",
     "Chooser",
     "Completion",
     "Conversation",
@@ -47,6 +52,7 @@ __all__ = [
     "Parallel",
     "Piece",
     "PieceStream",
+    "PinnedPrefix",
     "Presets",
     "Prompt",
     "RequestHandle",
@@ -61,15 +67,18 @@ __all__ = [
 ]
 
 _MODULES = {
+    "admission": "Busy",
     "api": "chat generate",
+    "async_llm": "AsyncLLM",
     "call": "Conversation ModeLike Presets Prompt SpeculationLike",
     "handle": "PieceStream RequestHandle as_completed",
     "llm": "LLM",
+    "pinned": "PinnedPrefix",
     "output": "Completion GenerationError Metrics Output Piece",
     "engine.core.stats": "EngineStats",
     "engine.parallel.sharding": "Parallel",
     "engine.params": "Escalation Mode SamplingParams Speculation",
-    "engine.text.templates": "Message",
+    "engine.text.messages": "Message",
     "engine.types": "ModeChoice Chooser Situation",
     "warning": "FastslowWarning",
 }

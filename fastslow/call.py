@@ -7,9 +7,10 @@ from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import Any, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeGuard, TypeVar
 
+from fastslow.engine.choosing import Chooser
+from fastslow.engine.core.scheduler import MOST_PRIORITY
 from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest, shown
-from fastslow.engine.text.templates import Message
-from fastslow.engine.types import Chooser
+from fastslow.engine.text.messages import Message
 
 Prompt = str | Sequence[SupportsIndex] | Sequence[Message]
 """Text (without a template), token ids, or chat messages (put through the template)."""
@@ -48,6 +49,23 @@ class CallOptions(TypedDict, total=False):
     memory_key: str | None
     allow_special: bool
     chat_template_kwargs: Mapping[str, object] | None
+    priority: int
+    prediction: str | Sequence[SupportsIndex] | None
+
+
+class HandleOptions(CallOptions, total=False):
+    """The same for `submit` and `stream`, which return while the engine answers."""
+
+    trace: bool
+
+
+class PinOptions(TypedDict, total=False):
+    """What decides which requests find a pinned prefix; and how its prompt is read."""
+
+    mode: ModeLike | None
+    memory_key: str | None
+    allow_special: bool
+    chat_template_kwargs: Mapping[str, object] | None
 
 
 class PromptOptions(CallOptions, total=False):
@@ -65,6 +83,8 @@ class BatchOptions(TypedDict, total=False):
     memory_key: str | None | Sequence[str | None]
     allow_special: bool | Sequence[bool]
     chat_template_kwargs: Mapping[str, object] | None | Sequence[Mapping[str, object] | None]
+    priority: int | Sequence[int]
+    prediction: str | None | Sequence[str | Sequence[SupportsIndex] | None]
     progress: bool
 
 
@@ -73,7 +93,7 @@ Samplings = Sampling | Sequence[Sampling]
 
 
 class PromptCall(NamedTuple):
-    """One prompt as it was asked, not checked yet. The last fields are those of `CallOptions`."""
+    """One prompt as it was asked, not checked yet. The last fields are those of `HandleOptions`."""
 
     called: float  # when, of `time.monotonic`
     prompt: Prompt
@@ -84,6 +104,9 @@ class PromptCall(NamedTuple):
     memory_key: str | None = None
     allow_special: bool = False
     chat_template_kwargs: Mapping[str, object] | None = None
+    priority: int = 0
+    prediction: str | Sequence[SupportsIndex] | None = None
+    trace: bool = False
 
     @property
     def deadline(self) -> float | None:
@@ -174,6 +197,20 @@ def as_key(memory_key: object) -> str | None:
     if isinstance(memory_key, str) and memory_key:
         limit += f", and has {len(memory_key)}"
     raise ValueError(f"memory_key={shown(memory_key)} {limit}")
+
+
+def as_priority(priority: object) -> int:
+    """How urgent a call is.
+
+    Raises:
+        ValueError: it is no whole number, or outside the range.
+    """
+    whole = isinstance(priority, int) and not isinstance(priority, bool)
+    if whole and -MOST_PRIORITY <= priority <= MOST_PRIORITY:  # type: ignore[operator]
+        return priority  # type: ignore[return-value]
+    raise ValueError(
+        f"priority={shown(priority)} must be a whole number from {-MOST_PRIORITY} to {MOST_PRIORITY}"
+    )
 
 
 def sampling_in(mode: Mode, params: SamplingParams | None) -> SamplingParams:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from fastslow.engine.core.request import Listener, Request
+from fastslow.engine.core.tally import DraftCounts
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
 from fastslow.engine.text.channels import splitter
 from fastslow.engine.text.thought import ThoughtTags
+from fastslow.engine.types import PREDICTION
 from fastslow.input_processor import EncodedPrompt
 from fastslow.output import Completion, Metrics, Output, Piece
 
@@ -42,11 +45,12 @@ class ChoiceHandle:
         units: what the model's modes may run fewer of.
         decision: why this mode, for the metrics.
         called: when the call came, of `time.monotonic`.
+        index: which of the prompt's answers this is.
 
     Attributes:
         requests: of all candidates; the caller submits the first one.
         streaming: a piece is made in every step from now on. The first one holds all so far.
-        pieces: those that were not taken yet.
+        pieces: those that were not taken yet; several answers may share one queue.
         over: nothing more comes.
         news: is called in the engine's thread when there is a piece, and when it is over.
     """
@@ -58,11 +62,14 @@ class ChoiceHandle:
         units: RoutedUnits,
         decision: str,
         called: float,
+        index: int = 0,
     ) -> None:
         self._tags = tags
         self._units = units
         self._decision = decision
         self._called = called
+        self._index = index
+        self._ended = False  # its last piece was made
         self.streaming = False
         self.pieces: deque[Piece] = deque()
         self.over = False
@@ -86,11 +93,17 @@ class ChoiceHandle:
         self.request.stopper.finish("cancelled")
         self.over = True
 
-    def rest(self) -> Piece:
-        """Of an answer that is over: what no piece held."""
-        reasoning, text = self._splitter.push(self.request.stopper.news())
-        last_reasoning, last_text = self._splitter.finish()
-        return self._piece(text + last_text, reasoning + last_reasoning)
+    def end_pieces(self) -> None:
+        """Make a piece of what no other one held of an answer that is over; later calls do nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        with suppress(Exception):  # of a text that cannot be split: `completion` says so
+            reasoning, text = self._splitter.push(self.request.stopper.news())
+            last_reasoning, last_text = self._splitter.finish()
+            piece = self._piece(text + last_text, reasoning + last_reasoning)
+            if piece.text or piece.reasoning or piece.token_ids:
+                self.pieces.append(piece)
 
     def completion(self) -> Completion:
         """The whole answer of a request that is over."""
@@ -98,10 +111,11 @@ class ChoiceHandle:
         stopper = request.stopper
         opened, thinking = self.prompt.opened, request.thinking
         asked = self._candidates[0].mode.thinking != "off" and not opened
-        if self._tags is not None and asked and self._tags.strayed(stopper.text):
+        held = request.grammar is not None  # where its answer begins is known
+        if self._tags is not None and asked and not held and self._tags.strayed(stopper.text):
             opened = True
             thinking = thinking and thinking.reopened()
-        whole = splitter(self._tags, opened)
+        whole = splitter(self._tags, opened, self.prompt.tools, held)
         parts = [whole.push(stopper.text), whole.finish()]
         return Completion(
             text="".join(text for _, text in parts),
@@ -112,10 +126,12 @@ class ChoiceHandle:
             logprobs=None if request.params.logprobs is None else request.logprobs,
             metrics=self._metrics(thinking),
             error=None if request.error is None else _said(request.error),
+            sources=list(request.sources),
         )
 
     def _begin(self) -> None:
-        self._splitter = splitter(self._tags, self.prompt.opened)
+        held = self.request.grammar is not None
+        self._splitter = splitter(self._tags, self.prompt.opened, self.prompt.tools, held)
         self._sent = self.request.prompt_length
 
     def _on_step(self, request: Request) -> None:
@@ -129,6 +145,8 @@ class ChoiceHandle:
                 return
             request = self.request
         if request.done:
+            if self.streaming:
+                self.end_pieces()
             self.over = True
             self.news()
             return
@@ -147,7 +165,8 @@ class ChoiceHandle:
         logprobs = None
         if request.params.logprobs is not None:
             logprobs = request.logprobs[first - request.prompt_length :]
-        return Piece(text, reasoning, request.tokens[first:], logprobs=logprobs)
+        tokens, sources = request.tokens[first:], request.sources[first - request.prompt_length :]
+        return Piece(text, reasoning, tokens, logprobs=logprobs, index=self._index, sources=sources)
 
     def _mode(self) -> str:
         """The mode that answered; both, where a text went on in another one."""
@@ -165,6 +184,7 @@ class ChoiceHandle:
         kept = None if first.target is None else bool(tokens) and max(ttft, tpot) <= first.target
         notes = (note for one in self.requests for note in one.notes)
         thought, ended = self._thought(thinking)
+        predicted = tally.by_drafter.get(PREDICTION, DraftCounts())
         return Metrics(
             mode=self._mode(),
             drafter=request.speculation.drafter,
@@ -189,6 +209,10 @@ class ChoiceHandle:
             thinking_ended=ended,
             prompt_tokens=request.prompt_length,
             run_seconds=max(0.0, tally.last_token - tally.began),
+            queue_seconds=max(0.0, tally.began - self._called),
+            prediction_accepted=predicted.accepted,
+            prediction_rejected=predicted.drafted - predicted.accepted,
+            by_drafter=tally.by_drafter,
             **self._units.running(request.groups),
         )
 
@@ -196,7 +220,10 @@ class ChoiceHandle:
         """Tokens of thought, and what ended it."""
         if thinking is None:
             return 0, None
-        count, ended, still_open = thinking.outcome(self.request.tokens)
+        tokens: Sequence[int] = self.request.tokens
+        if self.request.grammar is not None:  # an answer may spell a tag
+            tokens = self.request.grammar.thought(tokens)
+        count, ended, still_open = thinking.outcome(tokens)
         if not still_open:
             return count, ended
         return count, "length" if self.request.stopper.reason == "length" else None

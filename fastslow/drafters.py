@@ -140,6 +140,13 @@ class DrafterFactory:
             self.made[key] = drafter
         return key
 
+    def alone(self, settings: Speculation) -> str:
+        """The name of the drafter that settings mean; "" where that is none, or several."""
+        if settings.drafter == "off":
+            return ""
+        names = check_drafter(settings, self._units, self._deps.has_head)
+        return names[0] if len(names) == 1 else ""
+
     def use(self, key: Speculation, request: Request) -> None:
         """A request has the drafter with this key, until it is over."""
         with self._building:

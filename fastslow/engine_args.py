@@ -6,20 +6,41 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import torch
 
-from fastslow.call import refuse_unknown
+from fastslow.call import Presets, SpeculationLike, refuse_unknown
+from fastslow.engine.choosing import Chooser
 from fastslow.engine.kv.budget import page_budget, too_much
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Speculation, shown
-from fastslow.engine.types import Chooser
 from fastslow.policies.auto import checkpoint_selector, read_selector
 
 Build = TypeVar("Build", bound=Callable[..., None])
+
+
+class LLMOptions(TypedDict, total=False):
+    """The keyword arguments of `LLM`, for what passes them on; that says what they mean."""
+
+    dtype: str
+    quantization: str
+    device: str
+    kv_dtype: str
+    kv_memory: float | str | None
+    max_model_len: int | None
+    prompt_rows: int
+    max_running: int
+    prefix_caching: bool
+    speculation: SpeculationLike | None
+    auto: Chooser | str | Path | None
+    remember: bool | Literal["by_key"]
+    modes: Presets | None
+    thinking_tags: tuple[str, str] | None
+    progress: bool
+    parallel: str | Parallel | None
 
 
 class Kind(NamedTuple):

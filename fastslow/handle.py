@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, NoReturn
 
 from fastslow.call import as_wait
+from fastslow.engine.core.request import StepNotes
 from fastslow.engine.params import shown
 from fastslow.job import PromptJob, start
 from fastslow.output import Output, Piece
@@ -20,8 +21,8 @@ class RequestHandle:
     Any thread may use it, and any event loop:
 
     - `handle.result()` waits for the `Output`, and so does `await handle` in asyncio.
-    - `for piece in handle` and `async for piece in handle` take the answer in pieces, where n is 1. The
-      first one holds all that is there by then. Two loops over one handle share its pieces.
+    - `for piece in handle` and `async for piece in handle` take the answer in pieces. The first one holds
+      all that is there by then. Two loops over one handle share its pieces.
     - Whoever leaves such a loop early, or is cancelled while awaiting, cancels the request. A handle that
       is dropped does not: its request runs on.
     """
@@ -56,6 +57,24 @@ class RequestHandle:
         "cancelled", once the step that runs is over."""
         self._job.cancel()
 
+    def trace(self, index: int = 0) -> dict[str, Any] | None:
+        """What each step has done so far, where the call said `trace=True`; else None, and before the
+        engine has the request.
+
+        Args:
+            index: which of n answers.
+
+        Returns:
+            `steps`, the first and the last 500, and how many were `left_out` between them. The guide
+            says what a step has.
+        """
+        return self._job.traced(index)
+
+    @property
+    def step_traces(self) -> Sequence[StepNotes]:
+        """The same for all n answers, for who keeps traces longer than handles."""
+        return tuple(self._job.traces)
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a RequestHandle cannot be pickled; send its result")
 
@@ -75,7 +94,7 @@ class RequestHandle:
 
 class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
     """The pieces of an answer as they are made, for `for` and for `async for`. The last one carries the
-    `output`.
+    `output`. With n above 1 pieces of all answers mix; `Piece.index` says whose one is.
 
     The first `next` starts the request, unless `submit` did. Leaving the stream ends it: `close`, or
     letting go of it. Any thread may close it while another one iterates, and that loop then ends.
@@ -83,13 +102,17 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
 
     def __init__(self, job: PromptJob) -> None:
         self._job = job
-        self._left = False
+        self._left = self._begun = False
         job.stream()
 
     def close(self) -> None:
         """End the request, unless it is over. No more pieces come."""
         self._left = True
         self._job.cancel()
+
+    async def aclose(self) -> None:
+        """`close`, as asynchronous generators have it."""
+        self.close()
 
     @property
     def output(self) -> Output | None:
@@ -103,6 +126,19 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
             return None
         return RequestHandle(self._job).result()
 
+    def trace(self, index: int = 0) -> dict[str, Any] | None:
+        """What each step has done so far, where the call said `trace=True`; else None, and before the
+        engine has the request.
+
+        Args:
+            index: which of n answers.
+
+        Returns:
+            `steps`, the first and the last 500, and how many were `left_out` between them. The guide
+            says what a step has.
+        """
+        return self._job.traced(index)
+
     def __iter__(self) -> PieceStream:
         return self
 
@@ -113,19 +149,16 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
         """Wait for the next piece.
 
         Raises:
-            ValueError: n is more than 1; and as `RequestHandle.result`.
-            GenerationError, RuntimeError: as `RequestHandle.result`.
+            ValueError, GenerationError, RuntimeError: as `RequestHandle.result`.
         """
-        if not self._left:
-            start([self._job])
+        self._begin()
         piece = self._job.next(self._ready)
         if piece is None or self._left:
             raise StopIteration
         return piece
 
     async def __anext__(self) -> Piece:
-        if not self._left:
-            start([self._job])
+        self._begin()
         piece = await self._job.next_in_loop(self._ready)
         if piece is None or self._left:
             raise StopAsyncIteration
@@ -138,8 +171,40 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
     def __reduce__(self) -> NoReturn:
         raise TypeError("a PieceStream cannot be pickled; send its pieces")
 
+    def _begin(self) -> None:
+        if not self._begun and not self._left:
+            self._begun = True
+            start([self._job])
+
     def _ready(self) -> bool:
         return self._left or self._job.arrived()
+
+
+def answer_all(
+    jobs: Sequence[PromptJob],
+    watch: Callable[[Iterable[RequestHandle]], Iterable[object]] = iter,
+) -> list[Output]:
+    """Run jobs as one batch, and wait. The outputs may hold errors.
+
+    Args:
+        jobs: not prepared yet.
+        watch: goes through the handles, which come as they are done.
+
+    Raises:
+        ValueError: one sentence about the first thing that does not fit; nothing has run then.
+        RuntimeError: the LLM is closed.
+    """
+    for job in jobs:
+        job.prepare()
+    try:
+        start(jobs)
+        for _ in watch(as_completed(map(RequestHandle, jobs))):
+            pass
+        return [job.finished() for job in jobs]
+    except BaseException:  # Ctrl-C too: no caller waits for the answers now
+        for job in jobs:
+            job.cancel()
+        raise
 
 
 def as_completed(

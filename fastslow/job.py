@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from functools import partial
 from threading import Condition
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastslow.choice import ChoiceHandle
+from fastslow.engine.core.request import StepNotes
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.process import HomeProcess
+from fastslow.engine.params import shown
 from fastslow.output import GenerationError, Output, Piece
+from fastslow.wakeups import LoopWakeups
 
 
 class PromptJob:
@@ -25,6 +27,8 @@ class PromptJob:
         build: checks the prompt and makes its choices.
         gather: makes the output of choices that are over.
         worker: runs them.
+        wakeups: wakes event loops that wait.
+        count: choices that it will have, as far as that is known before the prompt is read.
     """
 
     def __init__(
@@ -32,20 +36,24 @@ class PromptJob:
         build: Callable[[], list[ChoiceHandle]],
         gather: Callable[[Sequence[ChoiceHandle]], Output],
         worker: Worker,
+        wakeups: LoopWakeups,
+        count: int = 1,
     ) -> None:
         self._build = build
         self._gather = gather
         self.worker = worker
+        self._wakeups = wakeups
+        self.count = count
         self._home = HomeProcess()
         self.done = False
         self._queued = self._cancelled = self._streaming = False
         self._choices: list[ChoiceHandle] = []
-        self.count = 1
+        self.traces: list[StepNotes] = []  # of every choice, where the call asks for it
         self._pieces: deque[Piece] = deque()
         self._output: Output | None = None
         self._error: BaseException | None = None  # why it did not get to the engine
         self._news = Condition()  # its lock is reentrant: a stream may be collected inside it
-        self._waiters: list[Callable[[], None]] = []  # called once, with the next news
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._watchers: list[Callable[[], None]] = []  # called once, when it is done
 
     def prepare(self) -> None:
@@ -56,9 +64,12 @@ class PromptJob:
         """
         choices, self._build = self._build(), _spent
         with self._news:
-            self._choices, self.count, self._pieces = choices, len(choices), choices[0].pieces
+            self._choices = choices
+            traces = (choice.request.trace for choice in choices)
+            self.traces = [trace for trace in traces if trace is not None]
             for choice in choices:
-                choice.news, choice.streaming = self._wake, self._streaming
+                choice.pieces, choice.news = self._pieces, self._wake
+                choice.streaming = self._streaming
 
     def run(self) -> None:
         """Prepare and start it, in a pool's thread: what is wrong is kept for who waits."""
@@ -142,6 +153,13 @@ class PromptJob:
 
     async def next_in_loop(self, ready: Callable[[], bool]) -> Piece | None:
         """The same in an event loop."""
+        with suppress(
+            IndexError
+        ):  # what has arrived needs no lock: most of a loop's time is spent here
+            piece = self._pieces.popleft()
+            if piece.output is None:
+                return piece
+            self._pieces.appendleft(piece)
         while True:
             await self.arrival(ready)
             with self._news:
@@ -156,17 +174,15 @@ class PromptJob:
             with self._news:
                 if ready():
                     return
-                future = loop.create_future()
-                call = partial(_wake_loop, loop, future)
-                self._waiters.append(call)
+                waiter = loop, loop.create_future()
+                self._waiters.append(waiter)
             try:
-                await future
+                await waiter[1]
             except BaseException:  # the task is cancelled, or its loop is gone
+                with self._news, suppress(ValueError):
+                    self._waiters.remove(waiter)
                 self.cancel()
                 raise
-            finally:
-                with self._news, suppress(ValueError):
-                    self._waiters.remove(call)
 
     def arrived(self) -> bool:
         """Whether there is a piece to take, or no more will come."""
@@ -176,13 +192,12 @@ class PromptJob:
         """The next piece that arrived; None: that was all.
 
         Raises:
-            ValueError: n is more than 1; and see `outcome`.
+            ValueError, RuntimeError: it did not get to the engine.
+            GenerationError: the engine failed on it, and all pieces were taken.
         """
         with self._news:
             if self._error is not None:
                 raise self._error
-            if self.count > 1:
-                raise ValueError(f"n={self.count} cannot be streamed; use result, or n=1")
             if self.done:
                 self.finished()
             piece = self._pieces.popleft() if self._pieces else None
@@ -192,10 +207,8 @@ class PromptJob:
         """The output of a job that is done and was given to the engine, whatever came of it."""
         with self._news:
             if self._output is None:
-                with suppress(Exception):  # of a text that cannot be split: `gather` says so
-                    rest = self._choices[0].rest()
-                    if rest.text or rest.reasoning or rest.token_ids:
-                        self._pieces.append(rest)
+                for choice in self._choices:
+                    choice.end_pieces()
                 self._output = self._gather(self._choices)
                 self._pieces.append(Piece(output=self._output))
                 self._choices, self._gather = [], _spent  # which hold on to the model
@@ -216,6 +229,24 @@ class PromptJob:
             raise GenerationError(f"the request failed: {wrong}", [output])
         return output
 
+    @property
+    def root(self) -> Hashable:
+        """Of a job that is prepared: whatever besides the tokens changes the KV of its prompt."""
+        return self._choices[0].request.root
+
+    def traced(self, index: int) -> dict[str, Any] | None:
+        """The steps of one of the answers, where they are noted.
+
+        Raises:
+            ValueError: there is no such answer.
+        """
+        traces = self.traces
+        if not traces:
+            return None
+        if index not in range(len(traces)):
+            raise ValueError(f"index={shown(index)} is outside 0..{len(traces) - 1}")
+        return traces[index].to_dict()
+
     def _abandon(self) -> None:
         for choice in self._choices:
             choice.abandon()
@@ -223,15 +254,19 @@ class PromptJob:
 
     def _wake(self) -> None:
         """Tell who waits that there is news."""
+        calls: list[Callable[[], None]] = []
         with self._news:
-            over = [choice.over for choice in self._choices]
-            self.done = self.done or self._error is not None or (bool(over) and all(over))
+            choices = self._choices
+            over = bool(choices) and all(choice.over for choice in choices)
+            self.done = self.done or self._error is not None or over
             self._news.notify_all()
-            calls, self._waiters = self._waiters, []
+            waiters, self._waiters = self._waiters, []
             if self.done:
-                calls, self._watchers = calls + self._watchers, []
-                for choice in self._choices:  # a circle would keep a dropped LLM until a collection
+                calls, self._watchers = self._watchers, []
+                for choice in choices:  # a circle would keep a dropped LLM until a collection
                     choice.news = _nothing
+        for loop, future in waiters:
+            self._wakeups.wake(loop, future)
         for call in calls:
             call()
 
@@ -258,13 +293,3 @@ def start(jobs: Sequence[PromptJob]) -> None:
 
 def _spent(*_: object) -> NoReturn:
     raise AssertionError("this was done before")
-
-
-def _wake_loop(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-    with suppress(RuntimeError):  # the loop is closed: nobody waits there now
-        loop.call_soon_threadsafe(_arrive, future)
-
-
-def _arrive(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal, NoReturn, Self, Unpack, cast, overload
+from typing import Any, Literal, NoReturn, Self, SupportsIndex, Unpack, cast, overload
 
-from loguru import logger
-
+from fastslow.advice import AdvisedOutput
 from fastslow.call import (
     BatchOptions,
-    CallOptions,
     Conversation,
+    HandleOptions,
     ListOf,
+    PinOptions,
     Presets,
     Prompt,
     PromptCall,
@@ -30,42 +30,35 @@ from fastslow.call import (
     refuse_unknown,
     spread,
 )
-from fastslow.choice import ChoiceHandle, gathered
+from fastslow.closing import Closed, curve_of, let_go
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
-from fastslow.engine.core.cost_curve import step_seconds
+from fastslow.engine.choosing import Chooser
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.host.progress import bar
-from fastslow.engine.model.base import Model
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.params import shown
-from fastslow.engine.types import Chooser
+from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine_args import checks_arguments, chooser_of, context_length, kv_pages
-from fastslow.handle import PieceStream, RequestHandle, as_completed
+from fastslow.handle import PieceStream, RequestHandle, answer_all
 from fastslow.input_processor import InputProcessor
-from fastslow.job import PromptJob, start
+from fastslow.job import PromptJob
 from fastslow.models.locate import find_tokenizer, resolve_model
-from fastslow.output import GenerationError, Output, advice
+from fastslow.output import GenerationError, Output
+from fastslow.pinned import PinnedPrefix, PrefixPinner
 from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
-from fastslow.policies.speculation.step_cost import StepCostCurve
 from fastslow.request_builder import RequestBuilder
+from fastslow.wakeups import LoopWakeups
 
 TOKENISERS = 2  # threads that tokenise what is submitted
-
-
-class Closed:
-    """Stands in for the parts of a closed LLM; every access raises RuntimeError."""
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise RuntimeError("this LLM is closed; make a new one")
 
 
 class LLM:
@@ -162,7 +155,7 @@ class LLM:
         self._kv = pages(self.model, prefix_caching)
         identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
         identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
-        controller = SpeculationController(partial(_curve, weakref.ref(self.model), identity))
+        controller = SpeculationController(partial(curve_of, weakref.ref(self.model), identity))
         self._drafters = DrafterFactory(
             folder, self.model, self._kv, self.tokenizer, load, pages, memory, controller
         )
@@ -172,11 +165,14 @@ class LLM:
         self._requests = RequestBuilder(
             inputs, self._core, self._drafters, controller, self.modes, chooser, speculation
         )
-        self._advised: set[str] = set()
-        self._worker = Worker(self._core, self._drafters.clear)
-        self._drafters.between_steps = self._worker.between_steps
+        self.max_running, self.max_model_len = max_running, context
+        self._output = AdvisedOutput(inputs)
+        self._wakeups = LoopWakeups()
+        self._worker = Worker(self._core, self._drafters.clear, self._wakeups)
+        between = self._drafters.between_steps = self._worker.between_steps
+        self._pinner = PrefixPinner(self._requests, self._kv, context, between)
         self._tokenising = ThreadPoolExecutor(TOKENISERS, "fastslow-tokenise")
-        weakref.finalize(self, _let_go, self._worker, self._drafters).atexit = False
+        weakref.finalize(self, let_go, self._worker, self._drafters).atexit = False
 
     @overload
     def generate(
@@ -210,6 +206,10 @@ class LLM:
                 they are text, since a user may have written them. Or a list.
             chat_template_kwargs: variables of the chat template, such as {"reasoning_effort": "medium"};
                 they win over what the mode asks for. Or a list.
+            priority: -1000 to 1000; requests with a smaller number start before others that wait, and lose
+                their pages after them. 0 is usual. No token depends on it. Or a list.
+            prediction: text, or for `submit` and `stream` token ids, that the answer probably repeats, such as a
+                file that is to be edited. It is drafted from, for this request alone. Or a list of texts.
             progress: for a list of prompts, draw a bar on a terminal: how many are answered.
 
         Returns:
@@ -226,18 +226,9 @@ class LLM:
         each = [spread(name, value, len(batch)) for name, value in options.items()]
         asked = [dict(zip(options, one)) for one in zip(*each)]
         jobs = [self._job(PromptCall(called, p, **one)) for p, one in zip(batch, asked)]
-        for job in jobs:
-            job.prepare()
-        try:
-            start(jobs)
-            over: Iterable[RequestHandle] = as_completed(map(RequestHandle, jobs))
-            for _ in bar(over, "Answering", len(jobs)) if progress and not single else over:
-                pass
-            outputs = [job.finished() for job in jobs]
-        except BaseException:  # Ctrl-C too: no caller waits for the answers now
-            for job in jobs:
-                job.cancel()
-            raise
+        draw = progress and not single
+        drawn = (lambda over: bar(over, "Answering", len(jobs))) if draw else iter
+        outputs = answer_all(jobs, drawn)
         errors = [c.error for o in outputs for c in o.choices if c.error is not None]
         if errors:
             raise GenerationError(f"{len(errors)} request(s) failed: {errors[0]}", outputs)
@@ -259,32 +250,31 @@ class LLM:
         return self.generate(as_prompts(messages), sampling, **options)
 
     def stream(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
     ) -> PieceStream:
-        """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Options are
-        those of `generate`: mode, speculation, timeout, memory_key, allow_special, chat_template_kwargs.
+        """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Pieces of n
+        answers mix; `Piece.index` tells them apart. Options are those of `generate`, but for lists; and
+        `trace`, whether its steps are noted, for `PieceStream.trace`.
 
         Everything is checked before this returns, and the first `next` starts the request. Leaving
         the loop early, or `close`, ends it; the stream's `output` then has the answer so far.
 
         Raises:
-            ValueError: as `generate`; also for a list of prompts, or n > 1.
+            ValueError: as `generate`; also for a list of prompts.
             GenerationError: while iterating, if the engine failed on the request.
         """
         job = self._one("stream", prompt, sampling, options)
         job.prepare()
-        if job.count > 1:
-            raise ValueError(f"n={job.count} cannot be streamed; use generate, or n=1")
         return PieceStream(job)
 
     def stream_chat(
-        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[HandleOptions]
     ) -> PieceStream:
         """`stream` for a conversation, or one user message given as text."""
         return self.stream(as_messages(messages), sampling, **options)
 
     def submit(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[CallOptions]
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
     ) -> RequestHandle:
         """Start to answer one prompt, and return at once: the way to ask from an event loop.
 
@@ -297,9 +287,7 @@ class LLM:
                 keywords, a prompt much too long. For all else `RequestHandle.result` raises it.
             RuntimeError: this LLM is closed.
         """
-        job = self._one("submit", prompt, sampling, options)
-        self._tokenising.submit(job.run)
-        return RequestHandle(job)
+        return self._started(self._one("submit", prompt, sampling, options))
 
     def stats(self) -> EngineStats:
         """What the engine does and has done: its queue, pages, prefix hits and drafts. It never waits.
@@ -308,6 +296,21 @@ class LLM:
             RuntimeError: this LLM is closed.
         """
         return self._core.stats()
+
+    def pin(self, prompt: Prompt, **options: Unpack[PinOptions]) -> PinnedPrefix:
+        """Read a prefix now, such as a system prompt, and keep it in the prefix cache: requests of the
+        same mode and memory_key that begin with it read only the rest. Of messages that is pinned which
+        all chats share that go on from them. At most half of all pages may be pinned.
+
+        Raises:
+            ValueError: as `generate`; also where the mode chooses, or it has no full page, or too many.
+            GenerationError: the engine failed to read it.
+            RuntimeError: this LLM is closed, or texts were forgotten meanwhile.
+        """
+        refuse_unknown(options, PinOptions.__annotations__)
+        plain: HandleOptions = {"speculation": "off", **options}  # type: ignore[typeddict-item]
+        call = self._call("pin", prompt, None, plain)
+        return self._pinner.pin(call, self._job)
 
     def forget_prompts(self) -> None:
         """Forget the texts of all calls so far: the prefix cache, answers that are kept to draft from,
@@ -326,9 +329,37 @@ class LLM:
         self._worker.between_steps(forget)
 
     @property
+    def tool_calls(self) -> ToolCalls:
+        """How the model writes them."""
+        return self._inputs.tool_calls
+
+    @property
     def has_head(self) -> bool:
         """Whether a trained draft head belongs to the model."""
         return self._drafters.has_head
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model has thinking tags."""
+        return self._requests.inputs.tags is not None
+
+    def tokenize(self, prompt: Prompt, **options: Unpack[HandleOptions]) -> list[int]:
+        """The token ids that a call with this prompt and these options would read; nothing runs.
+
+        Raises:
+            ValueError: as `generate`.
+        """
+        call = self._call("tokenize", prompt, None, options)
+        self._requests.check(call)
+        return self._requests.encoded(call).tokens
+
+    def detokenize(self, tokens: Sequence[SupportsIndex]) -> str:
+        """The text of token ids, with that of special tokens.
+
+        Raises:
+            ValueError: an id is outside the vocabulary, or the model has no tokenizer.
+        """
+        return self._requests.inputs.text(tokens)
 
     def close(self) -> None:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
@@ -337,7 +368,7 @@ class LLM:
         self._tokenising.shutdown(wait=False)
         if not isinstance(self.model, Closed):
             device = self.model.device
-            self.model = self._kv = self._core = self._requests = cast(Any, Closed())
+            self.model = self._kv = self._core = self._requests = self._pinner = cast(Any, Closed())
             self._drafters.clear()
             give_back(device)
 
@@ -351,40 +382,25 @@ class LLM:
         self.close()
 
     def _one(
-        self, taker: str, prompt: Prompt, sampling: Sampling, options: CallOptions
+        self, taker: str, prompt: Prompt, sampling: Sampling, options: HandleOptions
     ) -> PromptJob:
         """The job of a call that takes one prompt."""
-        refuse_unknown(options, CallOptions.__annotations__)
+        return self._job(self._call(taker, prompt, sampling, options))
+
+    def _call(
+        self, taker: str, prompt: Prompt, sampling: Sampling, options: HandleOptions
+    ) -> PromptCall:
+        refuse_unknown(options, HandleOptions.__annotations__)
         (asked, *_), single = self._requests.inputs.split(prompt)
         if not single:
             raise ValueError(f"{taker} takes one prompt; give a list to generate")
-        return self._job(PromptCall(monotonic(), asked, sampling, **options))
+        return PromptCall(monotonic(), asked, sampling, **options)
 
     def _job(self, call: PromptCall) -> PromptJob:
-        self._requests.check(call)
-        return PromptJob(lambda: self._requests.build(call), self._output, self._worker)
+        count = self._requests.check(call)
+        build = partial(self._requests.build, call)
+        return PromptJob(build, self._output, self._worker, self._wakeups, count)
 
-    def _output(self, each: Sequence[ChoiceHandle]) -> Output:
-        output = gathered(each)
-        for choice in output.choices:
-            hint = advice(choice.metrics)
-            if hint is not None and choice.metrics.drafter not in self._advised:
-                self._advised.add(choice.metrics.drafter)  # once for a drafter
-                logger.warning(hint)
-        self._inputs.advise(each[0].prompt, output.choices[0])
-        return output
-
-
-def _let_go(worker: Worker, drafters: DrafterFactory) -> None:
-    """An LLM was dropped. This may be any thread, in the middle of anything: nothing is waited for."""
-    worker.end()
-    if worker.ended:  # else it lets go of the drafters when it ends
-        drafters.clear()
-
-
-def _curve(model: weakref.ref[Model], identity: str, groups: int | None) -> StepCostCurve:
-    """What steps take. The model is not held: policies of requests that are over have this, too."""
-    target = model()
-    if target is None:
-        raise RuntimeError("this LLM is closed; make a new one")
-    return StepCostCurve(*step_seconds(target, groups, identity))
+    def _started(self, job: PromptJob) -> RequestHandle:
+        self._tokenising.submit(job.run)
+        return RequestHandle(job)

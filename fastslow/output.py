@@ -1,4 +1,4 @@
-"""What a caller gets back, and advice where drafts are hardly ever accepted."""
+"""What a caller gets back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from fastslow.engine.core.tally import DraftCounts
 from fastslow.engine.sampling.stop import Reason
 from fastslow.engine.sampling.thinking import Ended
 
@@ -42,6 +43,11 @@ class Metrics:
     run_seconds: float = 0.0  # from the start of the first step to the last token
     groups: int | None = None  # routed groups that ran for a token, at the end; None = it has none
     experts: int | None = None  # routed experts that ran, in a model without groups
+    queue_seconds: float = 0.0  # from the call to the start of its first step
+    # tokens drafted from the call's prediction, see `LLM.generate`: those accepted, and all others
+    prediction_accepted: int = 0
+    prediction_rejected: int = 0
+    by_drafter: dict[str, DraftCounts] = field(default_factory=dict)  # of the drafted tokens
 
     @property
     def mean_accepted(self) -> float:
@@ -85,6 +91,8 @@ class Completion:
     logprobs: list[dict[int, float]] | None
     metrics: Metrics
     error: str | None = None
+    # of each token: "target", the name of the drafter that drafted it, or "forced"
+    sources: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; in log-probabilities token ids are texts, and minus infinity is null."""
@@ -149,8 +157,8 @@ class Output:
 class Piece:
     """A piece of a streamed answer. The last one carries the whole `output`.
 
-    All `text` and `reasoning` joined are those of the output, except for a thought that is closed and
-    was never opened: it is streamed as text, while the output has it in `reasoning`.
+    All `text` and `reasoning` of one `index` joined are those of that answer, except for a thought that is
+    closed and was never opened: it is streamed as text, while the output has it in `reasoning`.
     """
 
     text: str = ""
@@ -159,6 +167,7 @@ class Piece:
     output: Output | None = None
     logprobs: list[dict[int, float]] | None = None  # of `token_ids`, where they were asked for
     index: int = 0  # which of n answers
+    sources: list[str] = field(default_factory=list)  # of `token_ids`, as `Completion.sources`
 
 
 class GenerationError(RuntimeError):
@@ -179,27 +188,3 @@ def _plain(
         None if p is None else {str(t): x if math.isfinite(x) else None for t, x in p.items()}
         for p in places
     ]
-
-
-ENOUGH = 100  # nodes, before anything is said
-POOR = 0.02  # of them accepted
-
-CAUSES = {
-    "ngram": "the answers repeat little of their texts",
-    "suffix": "the answers repeat little that was said before",
-    "head": "the head was trained for another model, or on other texts and modes",
-    "self": "the experts or layers it keeps say other things than the whole model",
-    "model": "the draft model says other things, as when it follows another chat template",
-}
-
-
-def advice(metrics: Metrics) -> str | None:
-    """One sentence where acceptance stays near zero, with its likely cause; else None."""
-    if metrics.drafted < ENOUGH or metrics.accepted >= POOR * metrics.drafted:
-        return None
-    names = metrics.drafter.replace("auto", "suffix").replace("|", "+").split("+")
-    causes = "; or ".join(CAUSES[name] for name in names if name in CAUSES)
-    return (
-        f"drafter {metrics.drafter}: {metrics.accepted} of {metrics.drafted} drafted tokens were "
-        f"accepted. Probably {causes}. Try `fastslow tune` on your prompts, or speculation='off'"
-    )

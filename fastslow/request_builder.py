@@ -17,12 +17,15 @@ from fastslow.call import (
     PromptCall,
     SpeculationLike,
     as_key,
+    as_priority,
     sampling_in,
 )
 from fastslow.choice import Candidate, ChoiceHandle
 from fastslow.drafters import DrafterFactory
+from fastslow.engine.choosing import Chooser, Situation
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
+from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams, Speculation, shown
@@ -32,17 +35,16 @@ from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
-from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.templates import check_messages
-from fastslow.engine.types import Chooser, Situation
+from fastslow.engine.text.messages import check_messages
+from fastslow.grammars import Grammars
 from fastslow.input_processor import EncodedPrompt, InputProcessor
 from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
 from fastslow.policies.modes import find_mode, in_either
 from fastslow.policies.speculation.controller import SpeculationController
-from fastslow.policies.thinking_budget import ThinkingBudget
 from fastslow.settings import read_settings
+from fastslow.thinking_rules import ThinkingRules
 
 STEPWISE = "lossy-stepwise"
 
@@ -56,6 +58,10 @@ class _ParsedCall(NamedTuple):
     settings: Speculation
     deadline: float | None
     memory_key: str | None
+    priority: int
+    prediction: tuple[int, ...]
+    called: float
+    trace: bool
 
 
 class RequestBuilder:
@@ -90,16 +96,16 @@ class RequestBuilder:
         self._config = core.model.config
         self._units = RoutedUnits.of(self._config)
         self._tokenizer = inputs.tokenizer
-        self._thoughts = inputs.thoughts
+        self._thinking = ThinkingRules(inputs, self._config.vocab_size)
         own_ids = inputs.tokenizer.eos_ids if inputs.tokenizer else frozenset[int]()
         ends = own_ids | frozenset(self._config.eos_ids)
         self._eos_ids = frozenset(token for token in ends if token < self._config.vocab_size)
         if ends > self._eos_ids:
             outside = sorted(ends - self._eos_ids)
             logger.warning("end tokens {} are outside the vocabulary: no answer has them", outside)
+        self._grammars = Grammars(inputs, self._config.vocab_size, self._eos_ids)
         self._ids = itertools.count()
         self._home = HomeProcess()
-        self._warned: set[str] = set()
         self._usual = self.speculation(usual, Mode(speculation=Speculation()))
 
     def mode(self, wish: ModeLike | None, prompt: Prompt) -> tuple[Mode, str]:
@@ -139,8 +145,9 @@ class RequestBuilder:
         self._drafters.make(settings)
         return settings
 
-    def check(self, call: PromptCall) -> None:
-        """Refuse what is seen to be wrong at a glance: nothing is tokenised and no file is read.
+    def check(self, call: PromptCall) -> int:
+        """Refuse what is seen to be wrong at a glance: nothing is tokenised and no file is read. Returns
+        how many answers are asked for, by the mode that is given.
 
         Raises:
             ValueError: one sentence about what does not fit.
@@ -148,14 +155,19 @@ class RequestBuilder:
         """
         self._home.check()
         self.inputs.measure(call.prompt)
-        self.inputs.check_params(sampling_in(self._given_mode(call.mode), call.sampling))
+        params = sampling_in(self._given_mode(call.mode), call.sampling)
+        self.inputs.check_params(params)
         if not isinstance(call.speculation, str | Speculation | None):
             self.speculation(call.speculation, Mode())
         as_key(call.memory_key)
+        as_priority(call.priority)
         if not isinstance(call.allow_special, bool):
             raise ValueError(f"allow_special={shown(call.allow_special)} must be True or False")
+        if not isinstance(call.trace, bool):
+            raise ValueError(f"trace={shown(call.trace)} must be True or False")
         self.inputs.variables(call.chat_template_kwargs)
         call.deadline  # noqa: B018 - it may be refused
+        return params.n
 
     def build(self, call: PromptCall) -> list[ChoiceHandle]:
         """Check a prompt, and make one handle for each of its n answers.
@@ -183,9 +195,22 @@ class RequestBuilder:
                 self._units,
                 decision,
                 call.called,
+                i,
             )
             for i in range(drawn.n)
         ]
+
+    def encoded(self, call: PromptCall) -> EncodedPrompt:
+        """The prompt of a call alone, as the request would read it.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+        """
+        mode, _ = self.mode(call.mode, call.prompt)
+        return self._encode(call, mode)
+
+    def _encode(self, call: PromptCall, mode: Mode) -> EncodedPrompt:
+        return self.inputs.encode(call.prompt, mode, call.allow_special, call.chat_template_kwargs)
 
     def _given_mode(self, wish: ModeLike | None) -> Mode:
         """The mode that a call names or gives; one that chooses, where it gives a function."""
@@ -196,24 +221,27 @@ class RequestBuilder:
     def _parse(self, call: PromptCall, mode: Mode) -> _ParsedCall:
         params = sampling_in(mode, call.sampling)
         self.inputs.check_params(params)
-        encoded = self.inputs.encode(
-            call.prompt, mode, call.allow_special, call.chat_template_kwargs
-        )
+        encoded = self._encode(call, mode)
         settings = self.speculation(call.speculation, mode)
-        return _ParsedCall(encoded, params, mode, settings, call.deadline, as_key(call.memory_key))
+        key, priority = as_key(call.memory_key), as_priority(call.priority)
+        more = priority, self.inputs.prediction(call.prediction), call.called, call.trace
+        return _ParsedCall(encoded, params, mode, settings, call.deadline, key, *more)
 
     def _candidates(
         self, calls: Sequence[_ParsedCall], escalated: Mode | None, seed: int, listener: Listener
     ) -> list[Candidate]:
         """The request, and the one that replaces it where its confidence falls, if the mode restarts."""
         first, *others = calls
-        later = [self._request(one, successor_seed(seed), listener) for one in others]
+        trace = StepTrace(self._units) if first.trace else None
+        own = partial(self._request, listener=listener, trace=trace)
+        later = [own(one, successor_seed(seed)) for one in others]
         escalation = None
         if first.mode.escalate is not None and escalated is not None:
             keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
-            thinking = None if later else self._thinking(first, escalated)
+            room = self._room(first)
+            thinking = None if later else self._thinking.make(first.prompt, room, escalated)
             escalation = Escape(escalated.name, escalated.routed, keep, thinking, successor)
-        requests = [self._request(first, seed, listener, escalation), *later]
+        requests = [own(first, seed, escalation=escalation), *later]
         return [Candidate(r, one.prompt, one.mode) for r, one in zip(requests, calls)]
 
     def _situation(self, prompt: Prompt, latency_ms: float | None) -> Situation:
@@ -237,9 +265,14 @@ class RequestBuilder:
         return min(call.params.max_tokens, self.inputs.context - len(call.prompt.tokens))
 
     def _request(
-        self, call: _ParsedCall, seed: int, listener: Listener, escalation: Escape | None = None
+        self,
+        call: _ParsedCall,
+        seed: int,
+        listener: Listener,
+        trace: StepTrace | None,
+        escalation: Escape | None = None,
     ) -> Request:
-        prompt, params, mode, settings, deadline, memory_key = call
+        prompt, params, mode, settings = call[:4]
         room = self._room(call)
         max_len = len(prompt.tokens) + room - 1
         kv = self._core.kv
@@ -251,6 +284,9 @@ class RequestBuilder:
         end_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             end_ids |= self._eos_ids
+        grammar = None
+        if params.grammar_spec is not None:
+            grammar = self._grammars.grammar(params.grammar_spec, prompt, mode, end_ids)
         drafter = self._drafters.make(settings)
         drafts = drafter.drafter != "off"
         reproducible = settings.accept == "reproducible"
@@ -264,20 +300,29 @@ class RequestBuilder:
             prompt_length=len(prompt.tokens),
             params=params,
             speculation=drafter,
-            policy=self._controller.policy(settings if drafts else drafter, drafter),
+            own_drafter=self._drafters.alone(drafter),
+            mode=mode.name,
+            called=call.called,
+            policy=self._controller.policy(
+                settings if drafts else drafter, drafter, bool(call.prediction)
+            ),
             stopper=Stopper(params, end_ids, room, self._detokenizer(prompt)),
             groups=mode.routed,
             seed=seed,
             max_len=max_len,
             rope_length=self._config.rope_length(max_len),
-            memory_key=memory_key,
+            memory_key=call.memory_key,
             end_ids=end_ids,
             rule=self._rule(settings, reproducible),
             reproducible=reproducible,
             scored=settings.accept == STEPWISE,
-            thinking=self._thinking(call, mode),
+            thinking=self._thinking.make(prompt, room, mode),
+            grammar=grammar,
             listener=listener,
-            deadline=deadline,
+            trace=trace,
+            prediction=call.prediction if drafts else (),
+            priority=call.priority,
+            deadline=call.deadline,
             target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,
             may_cut_groups=self._units.name in mode.may_shorten,
@@ -306,37 +351,7 @@ class RequestBuilder:
         if self._tokenizer is None:
             return None
         shown = self.inputs.tags.ids(self._tokenizer) if self.inputs.tags else frozenset[int]()
+        if prompt.tools:
+            shown |= frozenset(self.inputs.tool_calls.tokens.values())
         before = prompt.tokens[-8:] if prompt.goes_on else []
         return Detokenizer(self._tokenizer, keep=shown, after=before)
-
-    def _thinking(self, call: _ParsedCall, mode: Mode) -> Thinking | None:
-        """A chat in a mode without thinking and without a budget has a budget of 0."""
-        prompt, room = call.prompt, self._room(call)
-        most, phrase = mode.thinking_budget, mode.closing or ""
-        if self._thoughts is None:
-            if most is not None or mode.early_exit:
-                self._warn_once(
-                    f"mode {mode.name!r} bounds its thoughts, but this model has no thinking tags: "
-                    "name them in fastslow.json or as thinking_tags"
-                )
-            return None
-        if most is None and self.inputs.silences(mode) and prompt.chat:
-            most, phrase = 0, ""
-        bounded = most is not None or mode.early_exit
-        policy = ThinkingBudget(most, mode.thinking_soft, mode.early_exit) if bounded else None
-        closing = self._thoughts.closing(phrase)
-        if (outside := max(closing)) >= self._config.vocab_size:
-            raise ValueError(
-                f"closing={shown(phrase)} holds token id {outside}, outside the vocabulary"
-            )
-        if most and most + len(closing) >= room:
-            self._warn_once(
-                f"mode {mode.name!r}: thinking_budget={most} leaves no room for an answer within "
-                f"max_tokens={room}"
-            )
-        return Thinking(self._thoughts, prompt.opened, len(prompt.tokens), policy, closing)
-
-    def _warn_once(self, warning: str) -> None:
-        if warning not in self._warned:
-            self._warned.add(warning)
-            logger.warning(warning)

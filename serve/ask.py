@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastslow.engine.text.templates import Message
+from fastslow.engine.text.messages import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Ask:
         prediction: text that the answer probably repeats; it is drafted from.
         defaults: fields of `SamplingParams` that hold where neither the client nor the mode gives them.
         streamed: whether pieces are wanted as they are made, or only the last one, with the output.
+        trace: whether its steps are noted, for `Engine.trace`.
     """
 
     id: str
@@ -41,3 +42,4 @@ class Ask:
     prediction: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     streamed: bool = True
+    trace: bool = False

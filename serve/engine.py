@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from fastslow.admission import Busy
 from fastslow.output import Piece
 from fastslow.serve.ask import Ask
+
+__all__ = ["Busy", "Engine", "ModelCard", "NotReady"]  # Busy: HTTP 429, with its `retry_after`
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +25,14 @@ class ModelCard:
     most: int  # of these, in every layer
     thinks: bool  # it has thinking tags
     has_head: bool  # a trained draft head
-    device: str = "cpu"
     efforts: tuple[str, ...] = ()  # levels of `reasoning_effort` that the chat template knows
     # the template's variable that keeps thoughts of earlier turns, and the value that does; None: it has none
     keeps_thoughts: tuple[str, bool] | None = None
-
-
-class Busy(RuntimeError):
-    """The queue is full: HTTP 429, and try again later."""
+    device: str = "cpu"
+    tool_format: str = "generic"  # a name of `engine.text.tool_formats`
+    tool_tokens: Mapping[str, int] = field(
+        default_factory=dict
+    )  # its marks that are special tokens
 
 
 class NotReady(RuntimeError):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 from fastslow.engine.params import MOST, Number, nearest, shown
-from fastslow.engine.text.templates import Message
+from fastslow.engine.text.messages import Message
 from fastslow.serve.ask import Ask
 from fastslow.serve.caller import Caller
 from fastslow.serve.engine import ModelCard

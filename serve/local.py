@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
+from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.handle import RequestHandle
 from fastslow.llm import LLM
@@ -14,29 +16,38 @@ from fastslow.output import Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import ModelCard, NotReady
 from fastslow.serve.sampling import sampling_of
+from fastslow.serve.traces import TraceLog
 
 
 class LocalEngine:
-    """`Engine` of an `LLM`, which it closes."""
+    """`Engine` of an `LLM`, which it closes.
 
-    def __init__(self, llm: LLM, name: str) -> None:
-        self._llm = llm
+    Args:
+        llm: what answers.
+        name: of the model, for clients.
+        max_waiting: as `AsyncLLM` takes it.
+    """
+
+    def __init__(self, llm: LLM, name: str, max_waiting: int = MAX_WAITING) -> None:
+        self._llm = AsyncLLM.around(llm, max_waiting)
         self._running: dict[str, RequestHandle] = {}
-        self._open = True
+        self._traces = TraceLog()
         units = RoutedUnits.of(llm.model.config)
         inputs = llm._requests.inputs
         switch = inputs.switch
         self._card = ModelCard(
             name=name,
             created=int(time.time()),
-            context=inputs.context,
+            context=llm.max_model_len,
             modes={name: mode.model_dump(mode="json") for name, mode in llm.modes.items()},
             units=units.name,
             most=units.most,
-            thinks=inputs.tags is not None,
+            thinks=llm.thinks,
             has_head=llm.has_head,
-            device=str(llm.model.device),
             efforts=switch.levels if switch.kind == "effort" else (),
+            device=str(llm.model.device),
+            tool_format=llm.tool_calls.form.name,
+            tool_tokens=llm.tool_calls.tokens,
         )
 
     @property
@@ -45,35 +56,28 @@ class LocalEngine:
 
     @property
     def ready(self) -> bool:
-        return self._open
+        return self._llm.accepting
 
     @property
     def why_not_ready(self) -> str:
-        return "" if self._open else "the server is closing"
+        return "" if self.ready else "the server is closing"
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
-        if not self._open:
-            raise NotReady("the server is closing")
-        sampling = sampling_of(ask)
-        handle = self._llm.submit(
-            ask.prompt,
-            sampling,
-            mode=ask.mode,
-            speculation=ask.speculation,
-            timeout=ask.timeout,
-            memory_key=ask.memory_key,
-            allow_special=ask.allow_special,
-            chat_template_kwargs=ask.chat_template_kwargs,
-        )
+        if not self.ready:
+            raise NotReady(self.why_not_ready)
+        handle = self._llm.submit(ask.prompt, sampling_of(ask), **_options(ask), trace=ask.trace)
         self._running[ask.id] = handle
         try:
-            if sampling.n > 1 or not ask.streamed:
+            if not ask.streamed:
                 yield Piece(output=await handle)
                 return
-            async for piece in handle:
-                yield piece
+            async with aclosing(aiter(handle)) as pieces:
+                async for piece in pieces:
+                    yield piece
         finally:
-            self._running.pop(ask.id, None)
+            if self._running.get(ask.id) is handle:
+                del self._running[ask.id]
+            self._traces.keep(ask.id, handle)
             handle.cancel()
 
     async def cancel(self, id: str) -> bool:
@@ -86,38 +90,39 @@ class LocalEngine:
         return False
 
     async def trace(self, id: str) -> Mapping[str, Any] | None:
-        return None
+        return self._traces.of(id, self._running.get(id))
 
     async def stats(self) -> Mapping[str, Any]:
         return self._llm.stats().to_dict()
 
     async def tokenize(self, ask: Ask) -> list[int]:
-        requests = self._llm._requests
-        mode, _ = requests.mode(ask.mode, ask.prompt)
-        requests.inputs.measure(ask.prompt)
-        options = ask.allow_special, ask.chat_template_kwargs
-        encoded = await asyncio.to_thread(requests.inputs.encode, ask.prompt, mode, *options)
-        return encoded.tokens
+        llm = self._llm.llm
+        return await asyncio.to_thread(llm.tokenize, ask.prompt, **_options(ask))
 
     async def detokenize(self, tokens: list[int]) -> str:
-        tokenizer, last = self._llm.tokenizer, self._llm.model.config.vocab_size - 1
-        for place, token in enumerate(tokens):
-            if token > last:
-                raise ValueError(f"tokens[{place}]={token} is outside the vocabulary 0..{last}")
-        if tokenizer is None:
-            raise ValueError("this checkpoint has no tokenizer")
-        return tokenizer.decode(tokens, skip_special=False)
+        return await asyncio.to_thread(self._llm.llm.detokenize, tokens)
 
     async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
-        tokenizer = self._llm.tokenizer
+        tokenizer = self._llm.llm.tokenizer
         if tokenizer is None:
             return [(b"", False)] * len(tokens)
         hidden = tokenizer.special_ids
         return [(tokenizer.token_bytes(token), token not in hidden) for token in tokens]
 
     async def close(self, drain: float = 0.0) -> None:
-        self._open = False
-        end = time.monotonic() + drain
-        while self._running and time.monotonic() < end:
-            await asyncio.sleep(0.05)
-        self._llm.close()
+        await self._llm.drain(drain)
+        await self._llm.close()
+
+
+def _options(ask: Ask) -> dict[str, Any]:
+    """How an ask is answered, as `LLM.generate` takes it."""
+    return {
+        "mode": ask.mode,
+        "speculation": ask.speculation,
+        "timeout": ask.timeout,
+        "memory_key": ask.memory_key,
+        "allow_special": ask.allow_special,
+        "chat_template_kwargs": ask.chat_template_kwargs,
+        "priority": ask.priority,
+        "prediction": ask.prediction,
+    }

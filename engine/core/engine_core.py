@@ -9,11 +9,14 @@ from contextlib import ExitStack, suppress
 
 from loguru import logger
 
+from fastslow.engine.core.guarded import guarded_rule, record, survival_of
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import lay_rows
+from fastslow.engine.core.mask_maker import MaskMaker
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.stats import EngineStats, EngineTotals
+from fastslow.engine.core.step_trace import trace_step
 from fastslow.engine.core.target_probs import (
     committed_features,
     cut_where_unsure,
@@ -21,11 +24,12 @@ from fastslow.engine.core.target_probs import (
     read_features,
     target_probs,
 )
+from fastslow.engine.core.token_sources import token_sources
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.sampling.accept.accept import accept
-from fastslow.engine.sampling.accept.exact import Accepted, Place, Rule, TargetProbsAt
+from fastslow.engine.sampling.grammar import FURTHEST
 from fastslow.engine.sampling.rng import Purpose, stream
 from fastslow.engine.sampling.stop import Reason
 from fastslow.engine.types import AcceptResult, Drafter, StepCostModel, Stepped, Tree
@@ -57,6 +61,7 @@ class EngineCore:
         self.kv = kv
         self.drafter = drafter
         self.scheduler = Scheduler(kv, prompt_rows, max_running, LatencyBudget(self.cost_model))
+        self._masks = MaskMaker()
         self._totals = EngineTotals()
         self._next_deadline = math.inf  # no request's is before it
         self._untold: dict[int, Request] = {}  # whose callers do not know yet that they are over
@@ -98,19 +103,24 @@ class EngineCore:
         drafted = time.perf_counter()
         read = self._wanted(work)
         layout = lay_rows(work, trees, self.kv, read)
-        out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
+        with self._masks.beside(ready, trees):
+            out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
         verified = time.perf_counter()
         target = target_probs(ready, trees, layout, out)
         result = accept(
             trees,
             target,
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
-            [_guarded(request) for request in ready],
+            [guarded_rule(request) for request in ready],
         )
+        verdicts = list(result.accepted_nodes)  # whole, also where the answer ends inside a run
         confidences = cut_where_unsure(ready, layout, result, out.logits)
         _truncate(ready, result)
         note_logprobs(work, ready, layout, result, out.logits)
-        self._commit(work, ready, trees, result)
+        if any(request.trace is not None for request, _ in work):
+            took = drafted - started, verified - drafted
+            trace_step(work, trees, verdicts, result, len(layout.rows.tokens), took)
+        self._commit(work, ready, trees, verdicts, result)
         shown = read_features(out, layout)
         if shown is not None:
             self.drafter.read([request for request, _ in work], read, shown)
@@ -189,12 +199,16 @@ class EngineCore:
     def _nodes(self, request: Request, among: int) -> int:
         """How many nodes a request may draft, pages reserved; `among` requests draft in this step."""
         try:
-            nodes = request.policy.plan(request, len(self.scheduler.running))
-            nodes = self.scheduler.latency_budget.nodes(request, nodes, among)
+            planned = request.policy.plan(request, len(self.scheduler.running))
+            planned = max(planned, _certain(request))
+            fits = self.scheduler.latency_budget.nodes(request, planned, among)
         except Exception as error:  # noqa: BLE001 - its own settings: the others go on
             request.fail(error)
             return 0
-        return self.scheduler.room(request, nodes)
+        nodes = self.scheduler.room(request, fits)
+        if request.trace is not None:
+            request.trace.plan(request, planned, fits, nodes)
+        return nodes
 
     def _admitted(
         self, work: Sequence[ScheduledChunk], ready: Sequence[Request], trees: list[Tree]
@@ -202,13 +216,15 @@ class EngineCore:
         """The drafts, cut to what pays over the whole batch."""
         if not any(tree.tokens for tree in trees):
             return trees
-        survival = [_survival(r, tree) if tree.tokens else () for r, tree in zip(ready, trees)]
+        survival = [survival_of(r, tree) if tree.tokens else () for r, tree in zip(ready, trees)]
         if not any(survival):  # all of fixed length
             return trees
         rows = sum(chunk for _, chunk in work)
         kept = self.cost_model.admit(ready, survival, [len(tree.tokens) for tree in trees], rows)
         for request, tree, nodes in zip(ready, trees, kept, strict=True):
             request.tally.cut += len(tree.tokens) - len(nodes)
+            if request.trace is not None:
+                request.trace.cut("cost_model", len(tree.tokens) - len(nodes))
         return [tree.only(nodes) for tree, nodes in zip(trees, kept)]
 
     def _wanted(self, work: Sequence[ScheduledChunk]) -> list[range]:
@@ -222,6 +238,7 @@ class EngineCore:
         work: Sequence[ScheduledChunk],
         ready: Sequence[Request],
         trees: Sequence[Tree],
+        verdicts: Sequence[list[int]],
         result: AcceptResult,
     ) -> None:
         now = time.monotonic()
@@ -229,14 +246,16 @@ class EngineCore:
             if chunk < request.pending:
                 request.computed += chunk
                 self.kv.advance(request.id, request.computed, request.tokens)
-        for request, tree, nodes, tokens in zip(ready, trees, result.accepted_nodes, result.tokens):
+        for b, (request, tree) in enumerate(zip(ready, trees, strict=True)):
+            nodes, tokens = result.accepted_nodes[b], result.tokens[b]
             base = len(request.tokens)
+            request.sources += token_sources(request, tree, verdicts[b], tokens)
             request.tokens.extend(tokens)
             request.computed = base + len(nodes)
             self.kv.commit(request.id, base, nodes, request.tokens)
             if request.error is None:
-                _record(request, tree, nodes)
-            request.tally.add(len(tree.tokens), max(tree.depths, default=0), len(nodes))
+                record(request, tree, nodes)
+            request.tally.add(request.drafter, tree, nodes)
             request.tally.first_token = request.tally.first_token or now
             request.tally.last_token = now
 
@@ -308,33 +327,13 @@ class EngineCore:
                 self._untold.pop(request.id, None)
 
 
-def _survival(request: Request, tree: Tree) -> Sequence[float] | None:
-    try:
-        return request.policy.survival(tree)
-    except Exception as error:  # noqa: BLE001 - its own settings: the others go on
-        request.fail(error)
-        return None
-
-
-def _guarded(request: Request) -> Rule:
-    """The request's rule; where that raises, this request alone ends."""
-
-    def rule(tree: Tree, target_probs: TargetProbsAt, place: Place) -> Accepted:
-        try:
-            return request.rule(tree, target_probs, place)
-        except Exception as error:  # noqa: BLE001 - its own settings: the others go on
-            request.fail(error)
-            return [], 0
-
-    return rule
-
-
-def _record(request: Request, tree: Tree, nodes: Sequence[int]) -> None:
-    try:
-        request.policy.record(tree, nodes)
-    except Exception as error:  # noqa: BLE001 - its own settings: the others go on
-        request.fail(error)
-        request.stopper.finish("error")
+def _certain(request: Request) -> int:
+    """How many of the next tokens a grammar leaves no choice of: they pay whatever the policy says, where
+    it is free to draft."""
+    speculation = request.speculation
+    if request.grammar is None or speculation.drafter == "off" or speculation.nodes is not None:
+        return 0
+    return len(request.grammar.ahead(request.tokens, (), FURTHEST))
 
 
 def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
@@ -342,7 +341,10 @@ def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
     for b, request in enumerate(ready):
         if request.error is not None:
             request.stopper.finish("error")
-        kept = 0 if request.error is not None else request.stopper.scan(result.tokens[b])
+        run, whole_at = result.tokens[b], None
+        if request.grammar is not None:
+            whole_at = request.grammar.whole_at(request.tokens, run)
+        kept = 0 if request.error is not None else request.stopper.scan(run, whole_at)
         result.cut(b, kept)
 
 
@@ -362,4 +364,8 @@ def _check(trees: Sequence[Tree], nodes: Sequence[int], vocab_size: int) -> None
         if len(parents) != len(tree.tokens) or any(not -1 <= p < i for i, p in enumerate(parents)):
             raise ValueError(
                 f"the drafter proposed parents {list(parents)}: each must come earlier"
+            )
+        if tree.sources is not None and len(tree.sources) != len(tree.tokens):
+            raise ValueError(
+                f"the drafter named {len(tree.sources)} sources for {len(tree.tokens)} nodes"
             )

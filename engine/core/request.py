@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from loguru import logger
 
+from fastslow.engine.core.tally import Tally
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Rule, tokenwise
 from fastslow.engine.sampling.confidence import Confidence
+from fastslow.engine.sampling.grammar import Grammar, GrammarError
 from fastslow.engine.sampling.stop import Reason, Stopper
 from fastslow.engine.sampling.thinking import Thinking
-from fastslow.engine.types import Policy
+from fastslow.engine.types import Policy, Tree
 
 Listener = Callable[["Request"], None]
-
-
-@dataclass(slots=True)
-class Tally:
-    """What speculation did for one request."""
-
-    steps: int = 0  # forwards that gave tokens
-    drafted: int = 0  # nodes that were verified
-    accepted: int = 0
-    cut: int = 0  # nodes that were proposed and not verified: they would not have paid
-    runs: list[int] = field(default_factory=list)  # accepted in each step
-    offered_at: list[int] = field(default_factory=list)  # steps whose draft was this deep
-    accepted_at: list[int] = field(default_factory=list)  # of them, accepted to this depth
-    preemptions: int = 0
-    cached: int = 0  # prompt tokens found in the prefix cache
-    draft_seconds: float = 0.0  # of steps that this request was part of
-    verify_seconds: float = 0.0
-    began: float = 0.0  # when it first ran, in seconds of `time.monotonic`
-    first_token: float = 0.0
-    last_token: float = 0.0
-
-    def add(self, drafted: int, depth: int, accepted: int) -> None:
-        """One step: nodes drafted, depth of their tree, nodes accepted."""
-        self.steps += 1
-        self.drafted += drafted
-        self.accepted += accepted
-        self.runs.append(accepted)
-        missing = depth - len(self.offered_at)
-        self.offered_at += [0] * missing
-        self.accepted_at += [0] * missing
-        for d in range(depth):
-            self.offered_at[d] += 1
-            self.accepted_at[d] += d < accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +46,24 @@ class KVHistory:
     length: int
 
 
+class StepNotes(Protocol):
+    """Takes down what the steps of a request did; see `StepTrace`."""
+
+    def plan(self, request: Request, planned: int, fits: int, nodes: int) -> None: ...
+    def cut(self, why: str, nodes: int) -> None: ...
+    def read(self, request: Request, rows: int, step: dict[str, Any]) -> None: ...
+    def verified(
+        self,
+        request: Request,
+        chunk: int,
+        tree: Tree,
+        accepted: Sequence[int],
+        tokens: Sequence[int],
+        step: dict[str, Any],
+    ) -> None: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class Request:
     """`0 <= computed <= len(tokens)`; a request that decodes has exactly one token not computed."""
@@ -98,13 +86,21 @@ class Request:
     reproducible: bool = False
     scored: bool = False  # its rule wants `OneHot.probs`
     thinking: Thinking | None = None  # of a model that has thinking tags
+    grammar: Grammar | None = None  # what its answer has to look like
     computed: int = 0
     tally: Tally = field(default_factory=Tally)
+    own_drafter: str = ""  # the name of what its speculation means, where that is one drafter
+    sources: list[str] = field(default_factory=list)  # of the answer's tokens, see `token_sources`
+    trace: StepNotes | None = None  # where its steps are noted
     logprobs: list[dict[int, float]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     error: BaseException | None = None
     listener: Listener | None = None  # called after every step of the request
+    prediction: Sequence[int] = ()  # of its answer, by the caller
+    priority: int = 0  # smaller goes first; the scheduler lowers that of one that waited for long
     deadline: float | None = None  # of `time.monotonic`: it ends then, whether it runs or waits
+    mode: str = ""  # the name of the one that it was asked in
+    called: float = 0.0  # when its call came, of `time.monotonic`
     arrival: int = -1  # its place in the order in which requests came
     target: float | None = None  # seconds to the first token, and for each later one
     may_cut_draft: bool = True  # where a target would be missed
@@ -114,6 +110,11 @@ class Request:
     confidence: Confidence | None = None  # of a request that may go on in another mode
     escape: Escape | None = None  # that mode
     kept: KVHistory | None = None  # the beginning of a text that changed its groups and kept its KV
+
+    @property
+    def drafter(self) -> str:
+        """The name of its drafter, for drafts that do not name one."""
+        return self.own_drafter or self.speculation.drafter
 
     @property
     def current_groups(self) -> int | None:
@@ -168,7 +169,7 @@ class Request:
         """The step that runs ends this request alone, with the first error."""
         if self.error is None:
             self.error = error
-            if not isinstance(error, FloatingPointError):  # which the caller reads
+            if not isinstance(error, FloatingPointError | GrammarError):  # which the caller reads
                 logger.opt(exception=error).error("request {} fails in a step", self.id)
 
     def end(self, reason: Reason, error: BaseException | None) -> None:

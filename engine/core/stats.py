@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import Scheduler
+from fastslow.engine.core.tally import DraftCounts
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.sampling.stop import Reason
 
-MOST_DRAFTERS = 64  # counted by name: requests may join names as they like
+MOST_NAMES = 64  # drafters and modes counted by name: requests may name their own
+OTHER = "other"  # all that come later
+MOST_PLACES = 64  # positions of drafts that are counted
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -20,11 +27,88 @@ class DrafterStats:
 
     offered: int = 0  # draft tokens that were verified
     accepted: int = 0
+    offered_at: list[int] = field(default_factory=list)  # by position, the first 64
+    accepted_at: list[int] = field(default_factory=list)
 
     @property
     def acceptance_rate(self) -> float:
         """Share of the offered tokens that were accepted."""
         return self.accepted / self.offered if self.offered else 0.0
+
+    def add(self, counts: DraftCounts) -> None:
+        """Those of a request."""
+        self.offered += counts.drafted
+        self.accepted += counts.accepted
+        _add_places(self.offered_at, counts.offered_at)
+        _add_places(self.accepted_at, counts.accepted_at)
+
+
+@dataclass(slots=True)
+class Times:
+    """Seconds that were measured, added up."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        return self.seconds / self.count if self.count else 0.0
+
+    def add(self, seconds: float, count: int = 1) -> None:
+        """So many more, which together took this long."""
+        self.count += count
+        self.seconds += max(0.0, seconds)
+
+
+@dataclass(slots=True)
+class ModeStats:
+    """Requests of one mode that are over. One that escalated counts where it began; one that was begun
+    again in another mode counts there, too."""
+
+    requests: int = 0
+    escalated: int = 0
+    tokens: int = 0
+    steps: int = 0  # forwards that gave tokens, of each request
+    drafts: int = 0  # of them, with a draft
+    drafted: int = 0
+    accepted: int = 0
+    offered_at: list[int] = field(default_factory=list)  # drafts so deep, the first 64 positions
+    accepted_at: list[int] = field(default_factory=list)  # of them, accepted to there
+    prompt_tokens: int = 0  # of requests that began to run
+    cached_tokens: int = 0  # of these, found in the prefix cache
+    prefix_hits: int = 0  # requests that found some
+    evicted_pages: int = 0  # that its requests had read, of cached ones
+    preemptions: int = 0
+    queued: Times = field(default_factory=Times)  # from the call to the first step
+    first_token: Times = field(default_factory=Times)  # from the call
+    each_token: Times = field(default_factory=Times)  # after the first
+    whole: Times = field(default_factory=Times)  # from the call to the last token
+
+    def add(self, request: Request) -> None:
+        """A request of the mode is over."""
+        tally = request.tally
+        tokens = len(request.tokens) - request.prompt_length
+        self.requests += 1
+        self.escalated += request.escalated
+        self.tokens += tokens
+        self.steps += tally.steps
+        self.drafted += tally.drafted
+        self.accepted += tally.accepted
+        self.preemptions += tally.preemptions
+        if tally.drafted:
+            offered = tally.offered_at
+            self.drafts += offered[0]
+            _add_places(self.offered_at, offered)
+            _add_places(self.accepted_at, tally.accepted_at)
+        if tally.began:
+            self.prompt_tokens += request.prompt_length
+            self.cached_tokens += tally.cached
+            self.prefix_hits += tally.cached > 0
+            self.queued.add(tally.began - request.called)
+        if tokens:
+            self.first_token.add(tally.first_token - request.called)
+            self.each_token.add(tally.last_token - tally.first_token, tokens - 1)
+            self.whole.add(tally.last_token - request.called)
 
 
 @dataclass(slots=True)
@@ -36,9 +120,8 @@ class EngineTotals:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     ended: Counter[Reason] = field(default_factory=Counter)
-    drafters: defaultdict[str, DrafterStats] = field(
-        default_factory=lambda: defaultdict(DrafterStats)
-    )
+    drafters: dict[str, DrafterStats] = field(default_factory=dict)
+    modes: dict[str, ModeStats] = field(default_factory=dict)
 
     def add(self, request: Request) -> None:
         """A request that ran or waited is over."""
@@ -49,17 +132,16 @@ class EngineTotals:
         if tally.began:
             self.prompt_tokens += request.prompt_length
             self.cached_tokens += tally.cached
-        if tally.drafted:
-            name = request.speculation.drafter
-            if name not in self.drafters and len(self.drafters) >= MOST_DRAFTERS:
-                name = "other"
-            drafts = self.drafters[name]
-            drafts.offered += tally.drafted
-            drafts.accepted += tally.accepted
+        for name, counts in tally.by_drafter.items():
+            _named(self.drafters, name, DrafterStats).add(counts)
+        _named(self.modes, request.mode, ModeStats).add(request)
 
     def snapshot(self, scheduler: Scheduler, kv: KVCache) -> EngineStats:
         """The counters now, with the queue and the pages."""
         pages, free, empty = kv.pages, kv.free_pages, kv.empty_pages
+        modes = _copied(self.modes)
+        for name, evicted in dict(kv.evicted).items():
+            modes.setdefault(name, ModeStats()).evicted_pages = evicted
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -72,7 +154,9 @@ class EngineTotals:
             pages_free=empty,
             pages_cached=free - empty,
             ended=dict(self.ended),
-            drafters={name: replace(drafts) for name, drafts in dict(self.drafters).items()},
+            drafters=_copied(self.drafters),
+            modes=modes,
+            pages_pinned=kv.pinned_pages,
         )
 
 
@@ -87,11 +171,13 @@ class EngineStats:
     prompt_tokens: int  # of prompts that began to run
     cached_tokens: int  # of these, found in the prefix cache
     pages: int  # of keys and values; the next three add up to it
-    pages_used: int  # by requests
+    pages_used: int  # by requests and pinned prefixes
     pages_free: int
     pages_cached: int  # kept for prompts to come, given up where others need them
     ended: dict[Reason, int]  # requests by finish_reason
-    drafters: dict[str, DrafterStats]  # by the name that requests gave; after 64 of them "other"
+    drafters: dict[str, DrafterStats]  # by the drafter that drafted; after 64 names "other"
+    modes: dict[str, ModeStats]  # by the mode that was asked for; after 64 names "other"
+    pages_pinned: int = 0  # kept for prefixes, whether a request uses them or not
 
     @property
     def prefix_hit_rate(self) -> float:
@@ -105,3 +191,25 @@ class EngineStats:
             for name, drafts in self.drafters.items()
         }
         return asdict(self) | {"drafters": rates, "prefix_hit_rate": self.prefix_hit_rate}
+
+
+def _named(table: dict[str, T], name: str, kind: type[T]) -> T:
+    """The entry of a name, or of the rest where there are enough names."""
+    found = table.get(name)
+    if found is None:
+        name = name if len(table) < MOST_NAMES else OTHER
+        found = table.setdefault(name, kind())
+    return found
+
+
+def _copied(table: Mapping[str, T]) -> dict[str, T]:
+    """The entries as they are now; the engine's thread goes on to change its own."""
+    return {name: deepcopy(entry) for name, entry in dict(table).items()}
+
+
+def _add_places(total: list[int], counts: Sequence[int]) -> None:
+    """Add counts by position, as far as positions are counted."""
+    counts = counts[:MOST_PLACES]
+    total += [0] * (len(counts) - len(total))
+    for place, count in enumerate(counts):
+        total[place] += count

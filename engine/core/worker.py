@@ -6,7 +6,7 @@ import atexit
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
@@ -40,11 +40,18 @@ class Worker:
     Args:
         core: what the thread steps.
         closed: called in the thread when it ends because `close` or `end` was called.
+        around: entered before each step, and before each thing that a caller asks; left behind it.
     """
 
-    def __init__(self, core: EngineCore, closed: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        core: EngineCore,
+        closed: Callable[[], object] = lambda: None,
+        around: AbstractContextManager[object] | None = None,
+    ) -> None:
         self._core = core
         self._closed = closed
+        self._around = around or nullcontext()
         self._home = HomeProcess()
         self._inbox: SimpleQueue[_Errand] = SimpleQueue()
         self._errand = _Errand(lambda: None)  # the latest
@@ -162,14 +169,15 @@ class Worker:
                 every.callback(errand.refuse, self._failure)
 
     def _step(self) -> None:
-        try:
-            self._core.step()
-        except Exception as error:  # noqa: BLE001 - whatever it was, the engine must go on
-            said = "a step failed; its {} request(s) end with this error"
-            # an error of another rank was logged there, and has no traceback in this process
-            known = isinstance(error, RankError)
-            failed = self._core.fail(error)
-            logger.opt(exception=None if known else error).error(said, failed)
+        with self._around:
+            try:
+                self._core.step()
+            except Exception as error:  # noqa: BLE001 - whatever it was, the engine must go on
+                said = "a step failed; its {} request(s) end with this error"
+                # an error of another rank was logged there, and has no traceback in this process
+                known = isinstance(error, RankError)
+                failed = self._core.fail(error)
+                logger.opt(exception=None if known else error).error(said, failed)
         self._unchecked = True
 
     def _read_inbox(self) -> None:
@@ -180,7 +188,8 @@ class Worker:
 
     def _do(self, errand: _Errand) -> None:
         self._errand = errand  # if it ends the thread, it is refused
-        errand.run()
+        with self._around:
+            errand.run()
         self._errand = _Errand(lambda: None)
 
     def _sleep(self) -> _Errand:

@@ -18,6 +18,7 @@ from fastslow.serve.mode_fields import ModeFields
 from fastslow.serve.openai.fields import served_mode
 from fastslow.serve.openai.messages import ChatMessage, as_turns, characters
 from fastslow.serve.settings import ServerSettings
+from fastslow.serve.tool_calls.protocols import openai_tools
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]
@@ -83,9 +84,10 @@ def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> 
     named = served_mode(asked.model, card, settings)
     if (asked.prompt is None) == (asked.messages is None):
         raise ValueError("give one of prompt and messages")
-    if asked.tools:
-        raise ValueError("tools are not supported yet")
+    tools = [tool.as_variable() for tool in openai_tools(asked.tools)]
     mode, variables = asked.mode_and_variables(card, settings, named or settings.default_mode)
+    if tools:
+        variables = {**variables, "tools": tools}
     prompt: Any = asked.prompt
     if asked.messages is not None:
         prompt = as_turns(asked.messages)

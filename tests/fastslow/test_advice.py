@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from fastslow.output import CAUSES, Metrics, advice
+from fastslow.advice import CAUSES, advice
+from fastslow.output import Metrics
 
 GOOD = Metrics("deep", "suffix", 0.1, 0.01, 50, 50, 200, 100, 0, [2] * 50, 0.0, 0.5, [0.5], 0, 0)
 

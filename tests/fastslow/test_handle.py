@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
+from gate import SOON, Gate, SlowTokenizer, settled
 from tokenizers_tiny import write_bpe
 
 from fastslow import (
@@ -37,7 +38,6 @@ from fastslow.engine.core import stats
 from fastslow.handle import PieceStream
 
 VOCAB = 320
-SOON = 20.0  # seconds in which all of a test should be over
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
 LONG = SamplingParams(max_tokens=400, ignore_eos=True)
 
@@ -55,47 +55,12 @@ def llm(folder: Path) -> Iterator[LLM]:
         yield llm
 
 
-class Gate:
-    """Steps of the engine, let through one by one or all."""
-
-    def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._forward = llm.model.forward
-        self._passes = threading.Semaphore(0)
-        self._open = False
-        self.reached = threading.Semaphore(0)
-        monkeypatch.setattr(llm.model, "forward", self._wait)
-
-    def _wait(self, *arguments: Any) -> Any:
-        if not self._open:
-            self.reached.release()
-            assert self._passes.acquire(timeout=SOON)
-        return self._forward(*arguments)
-
-    def steps(self, count: int = 1) -> None:
-        """Let so many steps through, and wait until the next one is reached."""
-        for _ in range(count):
-            self._passes.release()
-            assert self.reached.acquire(timeout=SOON)
-
-    def open(self) -> None:
-        self._open = True
-        self._passes.release()
-
-
 @pytest.fixture
 def gate(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate(llm, monkeypatch)
     yield gate
     gate.open()
     assert settled(llm)
-
-
-def settled(llm: LLM) -> bool:
-    """Wait until nothing runs; whether all pages are back."""
-    deadline = time.monotonic() + SOON
-    while time.monotonic() < deadline and not (llm._core.idle and llm._kv.requests == 0):
-        time.sleep(0.005)
-    return llm._kv.requests == 0 and llm._kv.free_pages == llm._kv.pages
 
 
 def test_a_handle_gives_what_generate_gives(llm: LLM) -> None:
@@ -144,10 +109,60 @@ def test_pieces_of_an_answer_that_is_there(llm: LLM) -> None:
     assert (text.text, text.token_ids, last.output) == (out.text, out.token_ids, out)
 
 
-def test_n_answers_have_no_pieces(llm: LLM) -> None:
-    handle = llm.submit("The", SamplingParams(max_tokens=2, n=2))
-    with pytest.raises(ValueError, match="^n=2 cannot be streamed; use result, or n=1$"):
-        list(handle)
+@pytest.mark.parametrize("wish", ["off", "ngram"])
+def test_pieces_of_n_answers_mix(llm: LLM, wish: str) -> None:
+    params = SamplingParams(
+        max_tokens=40, n=3, temperature=1.0, seed=5, logprobs=1, stop_token_ids=list(range(80))
+    )
+    whole = llm.generate("The quick", params, speculation=wish)
+    lengths = {len(choice.token_ids) for choice in whole.choices}
+    assert len(lengths) > 1, "they end in different steps"
+
+    async def in_a_loop() -> list[Piece]:
+        return [piece async for piece in llm.submit("The quick", params, speculation=wish)]
+
+    done = llm.submit("The quick", params, speculation=wish)
+    done.result(SOON)
+    for *pieces, last in (
+        list(llm.stream("The quick", params, speculation=wish)),
+        list(llm.submit("The quick", params, speculation=wish)),
+        asyncio.run(in_a_loop()),
+        list(done),
+    ):
+        assert last.output is not None and not last.token_ids
+        assert all(piece.output is None for piece in pieces)
+        for index, choice in enumerate(whole.choices):
+            assert last.output.choices[index].token_ids == choice.token_ids
+            mine = [piece for piece in pieces if piece.index == index]
+            assert "".join(piece.text for piece in mine) == choice.text
+            assert [t for piece in mine for t in piece.token_ids] == choice.token_ids
+            assert [p for piece in mine for p in piece.logprobs or ()] == choice.logprobs
+
+
+def test_an_answer_that_is_over_is_told_before_the_others_end(llm: LLM, gate: Gate) -> None:
+    """A stop text may be held back: what is left of it comes when that answer ends."""
+    params = SamplingParams(max_tokens=6, n=2, ignore_eos=True)
+    handle = llm.submit([5, 6], params, speculation="off")
+    assert gate.reached.acquire(timeout=SOON)
+    pieces = iter(handle)
+    first = handle._job._choices[0]
+    first.request.stopper.finish("length")  # as though it had met its own end
+    gate.steps()
+    told = [next(pieces) for _ in range(2)]
+    assert {piece.index for piece in told} == {0, 1} and first.over and not handle.done
+    gate.open()
+    *_, last = pieces
+    assert last.output is not None
+    assert [len(choice.token_ids) for choice in last.output.choices][1] == 6
+
+
+def test_leaving_a_stream_of_n_answers_ends_all(llm: LLM) -> None:
+    stream = llm.stream("The quick", LONG.model_copy(update={"n": 3}))
+    next(stream)
+    stream.close()
+    assert stream.output is not None
+    assert [c.finish_reason for c in stream.output.choices] == ["cancelled"] * 3
+    assert settled(llm)
 
 
 @pytest.mark.parametrize("wish", ["off", "ngram"])
@@ -234,21 +249,6 @@ def test_another_thread_cancels_while_one_iterates(llm: LLM, gate: Gate) -> None
         gate.open()
         *_, last = pieces.result(SOON)
     assert last.output is not None and last.output.finish_reason == "cancelled"
-
-
-class SlowTokenizer:
-    """Has `encode` wait until it is let go."""
-
-    def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert llm.tokenizer is not None
-        self._encode = llm.tokenizer.encode
-        self.reached, self.go = threading.Event(), threading.Event()
-        monkeypatch.setattr(llm.tokenizer, "encode", self.encode)
-
-    def encode(self, text: str, *arguments: Any) -> list[int]:
-        self.reached.set()
-        assert self.go.wait(SOON)
-        return self._encode(text, *arguments)
 
 
 def test_a_prompt_may_be_cancelled_while_it_is_tokenised(
@@ -662,13 +662,12 @@ def test_a_stream_that_was_never_made_is_silent(monkeypatch: pytest.MonkeyPatch)
     assert not said
 
 
-def test_names_of_drafters_are_counted_up_to_a_limit(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stats, "MOST_DRAFTERS", 1)
+def test_names_are_counted_up_to_a_limit(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "MOST_NAMES", 1)
     monkeypatch.setattr(llm._core, "_totals", stats.EngineTotals())
     prompt = [5, 6, 7, 5, 6, 7, 5, 6]
-    for name in ("ngram", "ngram+ngram", "ngram+ngram+ngram"):
-        llm.generate(prompt, LONG, speculation=name)
-    names = set(llm.stats().drafters)  # a request of another test may have ended meanwhile
-    assert "other" in names and len(names) == 2
+    for name in ("ngram", "self", "ngram+self"):
+        llm.generate(prompt, LONG, speculation=name, mode=Mode(name=name))
+    now = llm.stats()  # a request of another test may have ended meanwhile
+    for names in (set(now.drafters), set(now.modes)):
+        assert "other" in names and len(names) == 2

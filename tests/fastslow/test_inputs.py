@@ -366,9 +366,8 @@ def test_lists_must_be_as_long_as_the_prompts(llm: LLM) -> None:
         )
 
 
-def test_streams_take_one_prompt_and_one_answer(llm: LLM) -> None:
+def test_streams_take_one_prompt(llm: LLM) -> None:
     refused(r"^stream takes one prompt", llm.stream, ["a", "b"])
-    refused(r"^n=2 cannot be streamed", llm.stream, "a", SamplingParams(n=2))
 
 
 def test_what_a_dense_model_without_a_tokenizer_cannot_do(dense: LLM) -> None:

@@ -62,6 +62,8 @@ MISTAKES = (
     'llm.submit("one", max_tokens=5)',
     'llm.stream_chat("one", max_tokens=5)',
     'llm.generate("one", timeout="5")',
+    "fastslow.AsyncLLM(max_runing=5)",
+    'fastslow.AsyncLLM().stream(["one", "two"])',
 )
 
 

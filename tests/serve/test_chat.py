@@ -91,7 +91,11 @@ def test_chunks_come_in_the_order_that_clients_expect(http: httpx.Client) -> Non
 
 
 def test_cached_tokens_are_told_and_0_on_a_miss(http: httpx.Client) -> None:
-    salted = {**GREEDY, "cache_salt": "a salt of its own", "messages": [{"role": "user", "content": "x " * 40}]}
+    salted = {
+        **GREEDY,
+        "cache_salt": "a salt of its own",
+        "messages": [{"role": "user", "content": "x " * 40}],
+    }
     details = [ask(http, **salted)["usage"]["prompt_tokens_details"] for _ in range(2)]
     assert details[0] == {"cached_tokens": 0} and details[1]["cached_tokens"] > 0
     other = ask(http, **{**salted, "cache_salt": "another"})
@@ -122,9 +126,10 @@ def test_logprobs_have_the_exact_bytes_of_every_token(http: httpx.Client, llm: L
         for entry in (choice["logprobs"] or {"content": []})["content"]
     ]
     assert [one["bytes"] for one in streamed] == [one["bytes"] for one in content]
-    assert ask(http, **fields, logprobs=True)["choices"][0]["logprobs"]["content"][0][
-        "top_logprobs"
-    ] == []
+    assert (
+        ask(http, **fields, logprobs=True)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        == []
+    )
 
 
 def test_every_message_of_a_conversation_is_read(http: httpx.Client, llm: LLM) -> None:
@@ -153,7 +158,9 @@ def test_what_neither_client_nor_mode_says_is_the_server_s(http: httpx.Client) -
     brief = ask(http, mode="brief", ignore_eos=True)
     assert brief["usage"]["completion_tokens"] == 3, "the mode's own max_tokens"
     again = ask(http, model="tiny:brief", ignore_eos=True)
-    assert again["choices"][0]["message"] == brief["choices"][0]["message"], "greedy, as the mode says"
+    assert again["choices"][0]["message"] == brief["choices"][0]["message"], (
+        "greedy, as the mode says"
+    )
     unseeded = {ask(http, max_tokens=8)["choices"][0]["message"]["reasoning"] for _ in range(4)}
     assert len(unseeded) > 1, "without a mode's or client's word, the temperature is 1"
 

@@ -70,10 +70,13 @@ def test_a_client_that_leaves_while_it_waits(
     endless: str, engine: Endless, path: str, stream: bool
 ) -> None:
     asked = {"messages": CHAT} if "chat" in path else {"prompt": ["a", "b"]}
-    with httpx.Client(base_url=endless, timeout=0.3) as client, pytest.raises(httpx.TimeoutException):
+    with (
+        httpx.Client(base_url=endless, timeout=0.3) as client,
+        pytest.raises(httpx.TimeoutException),
+    ):
         with client.stream("POST", path, json={**asked, "stream": stream}) as answer:
             for line in answer.iter_lines():
-                assert stream and not line.startswith("data: {\"error")
+                assert stream and not line.startswith('data: {"error')
                 if engine.begun and line == ": waiting":
                     raise httpx.ReadTimeout("seen enough")
     until(lambda: engine.begun >= 1 and engine.running == 0)
@@ -81,11 +84,13 @@ def test_a_client_that_leaves_while_it_waits(
 
 def test_a_client_that_leaves_in_the_middle(endless: str, engine: Endless) -> None:
     engine.first = 0.0
-    with httpx.Client(base_url=endless) as client:
-        with client.stream("POST", "/v1/completions", json={"prompt": "a", "stream": True}) as answer:
-            for number, _ in enumerate(answer.iter_lines()):
-                if number == 20:
-                    break
+    with (
+        httpx.Client(base_url=endless) as client,
+        client.stream("POST", "/v1/completions", json={"prompt": "a", "stream": True}) as answer,
+    ):
+        for number, _ in enumerate(answer.iter_lines()):
+            if number == 20:
+                break
     until(lambda: engine.begun == 1 and engine.running == 0)
 
 
@@ -116,12 +121,11 @@ def test_requests_are_ended_by_name(http: httpx.Client) -> None:
     body = {"prompt": "The quick", "stream": True, "max_tokens": 480, "ignore_eos": True}
     named = {"x-request-id": "to-be-ended"}
     with http.stream("POST", "/v1/completions", json=body, headers=named) as answer:
-        lines = answer.iter_lines()
-        first = next(lines)
+        parts = answer.iter_text()
+        first = next(parts)
         assert http.post("/v1/requests/to-be-ended/stop_thinking").json()["done"] is False
         ended = http.delete("/v1/requests/to-be-ended")
         assert ended.json() == {"id": "to-be-ended", "done": True}
-        text = "\n".join([first, *lines])
-    last = events_of(text + "\n\n" if not text.endswith("\n\n") else text)[-1]
+        last = events_of("".join([first, *parts]))[-1]
     assert last["metrics"]["finish_reason"] == "cancelled"
     assert last["choices"][0]["finish_reason"] == "length"

@@ -189,7 +189,13 @@ def broken(failing: Failing) -> Iterator[httpx.Client]:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("late", [False, True])
 def test_what_the_engine_raises(
-    broken: httpx.Client, failing: Failing, error: Exception, status: int, kind: str, stream: bool, late: bool
+    broken: httpx.Client,
+    failing: Failing,
+    error: Exception,
+    status: int,
+    kind: str,
+    stream: bool,
+    late: bool,
 ) -> None:
     failing.error, failing.late = error, late
     body = {"messages": CHAT, "stream": stream}
@@ -227,7 +233,9 @@ def test_settings_name_the_models_that_are_taken() -> None:
         engine.error = Busy("full")
         async with client_of(create_app(engine, settings)) as client:  # type: ignore[arg-type]
             return [
-                (await client.post("/v1/completions", json={"prompt": "a", "model": name})).status_code
+                (
+                    await client.post("/v1/completions", json={"prompt": "a", "model": name})
+                ).status_code
                 for name in ("m", "gpt-4o", "m:deep", "gpt-4o:deep", "other")
             ]
 

@@ -104,7 +104,12 @@ def test_errors_are_the_client_s_own_kinds(client: openai.OpenAI) -> None:
 
 def test_many_at_once(url: str) -> None:
     async def one(client: openai.AsyncOpenAI, seed: int) -> tuple[str, str]:
-        asked: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8, "seed": seed}
+        asked: dict[str, Any] = {
+            "model": "tiny",
+            "messages": MESSAGES,
+            "max_tokens": 8,
+            "seed": seed,
+        }
         whole = await client.chat.completions.create(**asked)
         stream = await client.chat.completions.create(**asked, stream=True)
         deltas = [choice.delta async for chunk in stream for choice in chunk.choices]

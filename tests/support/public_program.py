@@ -11,6 +11,8 @@ from typing import assert_type
 import fastslow
 from fastslow import (
     LLM,
+    AsyncLLM,
+    Busy,
     Completion,
     EngineStats,
     Escalation,
@@ -52,6 +54,21 @@ async def loop(llm: LLM, talk: Sequence[Message]) -> str:
             assert_type(p, Piece) async for p in llm.submit("Hello", mode=None, speculation=None)
         ]
     return one.text + "".join(output.text for output in both) + pieces[-1].text
+
+
+async def served(model: str) -> int:
+    async with AsyncLLM(model, max_waiting=8, kv_memory="64MiB") as llm:
+        out = assert_type(await llm.generate("Hello", SamplingParams(max_tokens=4)), Output)
+        chat = assert_type(await llm.chat("Hello", timeout=30.0, mode="fast"), Output)
+        pieces = assert_type(llm.stream_chat("Hello", SamplingParams(max_tokens=4)), PieceStream)
+        texts = [assert_type(piece, Piece).text async for piece in pieces]
+        try:
+            handle = assert_type(llm.submit([5, 6]), RequestHandle)
+        except Busy as busy:
+            return round(assert_type(busy.retry_after, float))
+        handle.cancel()
+        await llm.drain(1.0)
+    return len(out.text) + len(chat.text) + len(texts)
 
 
 def several(llm: LLM, prompts: Sequence[str], timeouts: Sequence[float | None]) -> list[str]:
@@ -96,6 +113,7 @@ def main(model: str) -> None:
         for piece in llm.submit(talk):
             print(assert_type(piece, Piece).text)
         print(asyncio.run(loop(llm, [message, *talk])), several(llm, ["One", "Two"], [9, None]))
+        print(asyncio.run(served(model)))
         stats = assert_type(llm.stats(), EngineStats)
         print(stats.prefix_hit_rate, stats.drafters, json.dumps(stats.to_dict()))
     try:

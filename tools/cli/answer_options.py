@@ -96,6 +96,10 @@ class AnswerOptions(ModelOptions):
         list[str] | None, option("Text that ends the answer; may be repeated.", DRAW)
     ] = None
     system: Annotated[str | None, option("System message.")] = None
+    template_kwargs: Annotated[
+        str | None,
+        option('Variables of the chat template, as JSON: \'{"reasoning_effort": "low"}\'.', HOW),
+    ] = None
     kv_dtype: KVDtype = "auto"
     parallel: Annotated[
         str,
@@ -108,6 +112,7 @@ class AnswerOptions(ModelOptions):
 
         for text in (self.system or "", *(getattr(self, "stop", None) or ())):
             check_text(text, "--system" if text == self.system else "--stop")
+        self._variables()
         Mode(**self._mode_changes())
         Speculation(**self._draft_changes())
         self._sampling()
@@ -152,7 +157,21 @@ class AnswerOptions(ModelOptions):
             if given.get("thinking", changes.get("thinking", plain)) == "off":
                 changes.pop("thinking_budget", None)  # off is a budget of 0
         mode = find_mode({**given, **changes} if changes else named, llm.modes, units)
-        return {"sampling": self._sampling(), "mode": mode, "speculation": self._speculation(mode)}
+        call = {"sampling": self._sampling(), "mode": mode, "speculation": self._speculation(mode)}
+        return call | {"chat_template_kwargs": self._variables()}
+
+    def _variables(self) -> dict[str, Any] | None:
+        """Those of the chat template.
+
+        Raises:
+            ValueError: the text is no JSON object.
+        """
+        from fastslow.tools.prompts import json_object, naming
+
+        if self.template_kwargs is None:
+            return None
+        with naming("--template-kwargs"):
+            return dict(json_object(self.template_kwargs))
 
     def _speculation(self, mode: Mode) -> str | Speculation:
         """What the command line says about drafts, else "auto"."""

@@ -16,6 +16,7 @@ from fastslow.tools.cli.convert import convert
 from fastslow.tools.cli.corpus import corpus
 from fastslow.tools.cli.generate import generate
 from fastslow.tools.cli.inspect import inspect
+from fastslow.tools.cli.keys import keys
 from fastslow.tools.cli.modes import modes
 from fastslow.tools.cli.options import INTERRUPTED
 from fastslow.tools.cli.plan import plan
@@ -37,6 +38,7 @@ for command in JOBS:
     app.command()(command)
 app.add_typer(corpus)
 app.add_typer(cache)
+app.add_typer(keys)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,116 @@
+"""What speculation did for one request: counts, by drafter and by position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from fastslow.engine.types import Tree
+
+
+@dataclass(slots=True)
+class DraftCounts:
+    """What one drafter drafted, and what the target accepted of it.
+
+    A node that several drafters proposed counts for the one that was asked first.
+    """
+
+    drafted: int = 0  # nodes that were verified
+    accepted: int = 0
+    offered_at: list[int] = field(default_factory=list)  # steps with a node at this position
+    accepted_at: list[int] = field(default_factory=list)  # of them, accepted to this position
+
+    def add_chain(self, drafted: int, depth: int, accepted: int) -> None:
+        """A draft that is all its own: nodes, depth of the tree, nodes accepted."""
+        self.drafted += drafted
+        self.accepted += accepted
+        self._reach(depth)
+        for place in range(depth):
+            self.offered_at[place] += 1
+        for place in range(accepted):
+            self.accepted_at[place] += 1
+
+    def add_nodes(self, depths: Sequence[int], accepted: Iterable[int]) -> None:
+        """Its part of a draft of several: depths of its nodes, and of those that were accepted."""
+        self.drafted += len(depths)
+        self._reach(max(depths))
+        for depth in set(depths):
+            self.offered_at[depth - 1] += 1
+        for depth in accepted:
+            self.accepted += 1
+            self.accepted_at[depth - 1] += 1
+
+    def _reach(self, depth: int) -> None:
+        missing = depth - len(self.offered_at)
+        if missing > 0:
+            self.offered_at += [0] * missing
+            self.accepted_at += [0] * missing
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened to one request."""
+
+    steps: int = 0  # forwards that gave tokens
+    drafted: int = 0  # nodes that were verified
+    accepted: int = 0
+    cut: int = 0  # nodes that were proposed and not verified: they would not have paid
+    runs: list[int] = field(default_factory=list)  # accepted in each step
+    depths: list[int] = field(default_factory=list)  # of the draft in each step
+    by_drafter: dict[str, DraftCounts] = field(default_factory=dict)
+    preemptions: int = 0
+    cached: int = 0  # prompt tokens found in the prefix cache
+    draft_seconds: float = 0.0  # of steps that this request was part of
+    verify_seconds: float = 0.0
+    began: float = 0.0  # when it first ran, in seconds of `time.monotonic`
+    first_token: float = 0.0
+    last_token: float = 0.0
+
+    @property
+    def offered_at(self) -> list[int]:
+        """Steps whose draft was so deep, by position."""
+        return _at_least(self.depths)
+
+    @property
+    def accepted_at(self) -> list[int]:
+        """Of them, those in which it was accepted to there."""
+        reached = _at_least(self.runs)
+        return reached + [0] * (max(self.depths, default=0) - len(reached))
+
+    def add(self, drafter: str, tree: Tree, accepted: Sequence[int]) -> None:
+        """One step: what was drafted, by which drafter where the tree does not say, and the nodes
+        that were accepted."""
+        self.steps += 1
+        self.runs.append(len(accepted))
+        if not tree.tokens:
+            self.depths.append(0)
+            return
+        depth = max(tree.depths)
+        self.depths.append(depth)
+        self.drafted += len(tree.tokens)
+        self.accepted += len(accepted)
+        sources = tree.sources
+        if sources is not None and sources.count(sources[0]) == len(sources):  # as mostly
+            drafter, sources = sources[0], None
+        if sources is None:
+            self._of(drafter).add_chain(len(tree.tokens), depth, len(accepted))
+            return
+        for name in set(sources):
+            mine = [d for d, source in zip(tree.depths, sources, strict=True) if source == name]
+            taken = (tree.depths[node] for node in accepted if sources[node] == name)
+            self._of(name).add_nodes(mine, taken)
+
+    def _of(self, name: str) -> DraftCounts:
+        counts = self.by_drafter.get(name)
+        if counts is None:
+            counts = self.by_drafter[name] = DraftCounts()
+        return counts
+
+
+def _at_least(values: Sequence[int]) -> list[int]:
+    """How many of the values are at least 1, at least 2, and so on to the largest."""
+    counts = [0] * (max(values, default=0) + 1)
+    for value in values:
+        counts[value] += 1
+    return list(accumulate(reversed(counts[1:])))[::-1]

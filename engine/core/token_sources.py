@@ -1,0 +1,30 @@
+"""Where each token of an answer came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastslow.engine.core.request import Request
+from fastslow.engine.types import FORCED, TARGET, OneHot, Tree
+
+
+def token_sources(
+    request: Request, tree: Tree, nodes: Sequence[int], tokens: Sequence[int]
+) -> list[str]:
+    """Of the tokens that a step gives a request, which does not hold them yet.
+
+    nodes: those that the target accepted, root to leaf, also if the answer ends inside the run.
+    """
+    drafted = nodes[: len(tokens)]
+    if tree.sources is None:
+        found = [request.drafter] * len(drafted)
+    else:
+        found = [tree.sources[node] for node in drafted]
+    if len(found) < len(tokens):
+        found.append(TARGET)
+    thinking = request.thinking
+    if thinking is not None and thinking.bounded:
+        for i in range(len(tokens)):
+            if isinstance(thinking.at(request.tokens, tokens[:i]), OneHot):
+                found[i] = FORCED
+    return found

@@ -1,0 +1,56 @@
+"""Advice to the log where drafts are hardly ever accepted, or a prompt has the wrong form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loguru import logger
+
+from fastslow.choice import ChoiceHandle, gathered
+from fastslow.input_processor import InputProcessor
+from fastslow.output import Metrics, Output
+
+ENOUGH = 100  # nodes, before anything is said
+POOR = 0.02  # of them accepted
+
+CAUSES = {
+    "ngram": "the answers repeat little of their texts",
+    "suffix": "the answers repeat little that was said before",
+    "head": "the head was trained for another model, or on other texts and modes",
+    "self": "the experts or layers it keeps say other things than the whole model",
+    "model": "the draft model says other things, as when it follows another chat template",
+}
+
+
+def advice(metrics: Metrics) -> str | None:
+    """One sentence where acceptance stays near zero, with its likely cause; else None."""
+    if metrics.drafted < ENOUGH or metrics.accepted >= POOR * metrics.drafted:
+        return None
+    names = metrics.drafter.replace("auto", "suffix").replace("|", "+").split("+")
+    causes = "; or ".join(CAUSES[name] for name in names if name in CAUSES)
+    return (
+        f"drafter {metrics.drafter}: {metrics.accepted} of {metrics.drafted} drafted tokens were "
+        f"accepted. Probably {causes}. Try `fastslow tune` on your prompts, or speculation='off'"
+    )
+
+
+class AdvisedOutput:
+    """Makes the output of choices that are over, and says what its callers may want to know; once each.
+
+    Args:
+        inputs: read the prompts.
+    """
+
+    def __init__(self, inputs: InputProcessor) -> None:
+        self._inputs = inputs
+        self._advised: set[str] = set()  # drafters
+
+    def __call__(self, each: Sequence[ChoiceHandle]) -> Output:
+        output = gathered(each)
+        for choice in output.choices:
+            hint = advice(choice.metrics)
+            if hint is not None and choice.metrics.drafter not in self._advised:
+                self._advised.add(choice.metrics.drafter)
+                logger.warning(hint)
+        self._inputs.advise(each[0].prompt, output.choices[0])
+        return output

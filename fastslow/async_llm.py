@@ -1,0 +1,217 @@
+"""`AsyncLLM`: the same engine for event loops, with a queue that does not grow without end."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import NoReturn, Self, Unpack
+
+from fastslow.admission import Admission
+from fastslow.call import Conversation, HandleOptions, Prompt, Sampling, as_messages, as_wait
+from fastslow.engine.core.stats import EngineStats
+from fastslow.engine.params import shown
+from fastslow.engine_args import LLMOptions
+from fastslow.handle import PieceStream, RequestHandle
+from fastslow.llm import LLM
+from fastslow.output import Output
+
+MAX_WAITING = 256
+PAUSE = 0.02  # seconds between two looks at whether all is over
+
+
+class AsyncLLM:
+    """An `LLM` for asyncio: nothing that it does stops the event loop.
+
+    `async with AsyncLLM(model) as llm:` loads the model in a thread and closes it at the end, and so does
+    `llm = await AsyncLLM.load(model)`, without the end. Prompts are tokenised in threads, too. Any number
+    of tasks may ask. Calls belong to one event loop; handles that `submit` gives may be awaited in others.
+
+    Args:
+        model: as `LLM` takes it.
+        max_waiting: most answers that may wait beside those that run (`max_running`); a call beyond them
+            raises `Busy`. Each of n answers counts.
+        options: keyword arguments of `LLM`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "smollm2-moge",
+        *,
+        max_waiting: int = MAX_WAITING,
+        **options: Unpack[LLMOptions],
+    ) -> None:
+        if isinstance(max_waiting, bool) or not isinstance(max_waiting, int) or max_waiting < 0:
+            raise ValueError(f"max_waiting={shown(max_waiting)} must be a whole number, 0 or more")
+        self._make = partial(LLM, model, **options)
+        self._max_waiting = max_waiting
+        self._llm: LLM | None = None
+        self._admission = Admission(0, 0)
+        self._handles: set[RequestHandle] = set()  # not over yet
+        self._open = True
+
+    @classmethod
+    async def load(
+        cls,
+        model: str | Path = "smollm2-moge",
+        *,
+        max_waiting: int = MAX_WAITING,
+        **options: Unpack[LLMOptions],
+    ) -> Self:
+        """Load a model in a thread.
+
+        Raises:
+            ValueError, RuntimeError: as `LLM`.
+        """
+        return await cls(model, max_waiting=max_waiting, **options).__aenter__()
+
+    @classmethod
+    def around(cls, llm: LLM, max_waiting: int = MAX_WAITING) -> Self:
+        """The same for an `LLM` that is loaded. Other callers of that do not count as waiting here."""
+        made = cls(max_waiting=max_waiting)
+        made._begin(llm)
+        return made
+
+    @property
+    def llm(self) -> LLM:
+        """What answers.
+
+        Raises:
+            RuntimeError: it is not loaded yet.
+        """
+        if self._llm is None:
+            raise RuntimeError(
+                "this AsyncLLM is not loaded: use `async with AsyncLLM(...) as llm`, or "
+                "`llm = await AsyncLLM.load(...)`"
+            )
+        return self._llm
+
+    @property
+    def answers(self) -> int:
+        """Answers that were asked for and are not over: they are tokenised, wait or run."""
+        return self._admission.answers
+
+    @property
+    def accepting(self) -> bool:
+        """Whether it is loaded, and neither closed nor drained."""
+        return self._open and self._llm is not None
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
+    ) -> Output:
+        """Answer one prompt. A task that is cancelled meanwhile cancels the request.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+            Busy: too many wait; nothing was done.
+            GenerationError: the engine failed on the request.
+            RuntimeError: it is not loaded, is drained, or closed.
+        """
+        return await self.submit(prompt, sampling, **options)
+
+    async def chat(
+        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[HandleOptions]
+    ) -> Output:
+        """`generate` for a conversation, or one user message given as text."""
+        return await self.submit(as_messages(messages), sampling, **options)
+
+    def stream(
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
+    ) -> PieceStream:
+        """One prompt's answer in pieces, for `async for`; the request starts now. Leaving the loop, `aclose`
+        and cancelling the task end it.
+
+        Raises:
+            ValueError, Busy, RuntimeError: now, as `submit`.
+            ValueError, GenerationError, RuntimeError: in the loop, as `generate`.
+        """
+        return aiter(self.submit(prompt, sampling, **options))
+
+    def stream_chat(
+        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[HandleOptions]
+    ) -> PieceStream:
+        """`stream` for a conversation, or one user message given as text."""
+        return self.stream(as_messages(messages), sampling, **options)
+
+    def submit(
+        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
+    ) -> RequestHandle:
+        """Start to answer one prompt; the handle can be awaited, iterated over and cancelled.
+
+        Raises:
+            ValueError: for what is seen without a tokenizer; awaiting the handle raises it for all else.
+            Busy: too many wait; nothing was done.
+            RuntimeError: it is not loaded, is drained, or closed.
+        """
+        llm = self.llm
+        if not self._open:
+            raise RuntimeError("this AsyncLLM takes no more requests: it is drained or closed")
+        job = llm._one("submit", prompt, sampling, options)
+        count = job.count
+        self._admission.enter(count)
+        try:
+            handle = llm._started(job)
+            self._handles.add(handle)
+            job.when_done(partial(self._over, handle, count))
+        except BaseException:
+            self._admission.leave(count)
+            raise
+        return handle
+
+    def stats(self) -> EngineStats:
+        """As `LLM.stats`."""
+        return self.llm.stats()
+
+    async def forget_prompts(self) -> None:
+        """As `LLM.forget_prompts`."""
+        await asyncio.to_thread(self.llm.forget_prompts)
+
+    async def drain(self, seconds: float | None = None) -> None:
+        """Take no more requests, let those that wait and run go on for so many seconds (None = until they
+        are over), then cancel what is left, and wait until all is over.
+
+        Raises:
+            ValueError: no number of seconds.
+        """
+        wait = as_wait(seconds)
+        self._open = False
+        end = None if wait is None else monotonic() + wait
+        while self._handles and (end is None or monotonic() < end):
+            await asyncio.sleep(PAUSE if end is None else min(PAUSE, max(0.0, end - monotonic())))
+        for handle in list(self._handles):
+            handle.cancel()
+        while self._handles:
+            await asyncio.sleep(PAUSE)
+
+    async def close(self) -> None:
+        """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
+        self._open = False
+        if self._llm is not None:
+            await asyncio.to_thread(self._llm.close)
+
+    async def __aenter__(self) -> Self:
+        if self._llm is None:
+            self._begin(await asyncio.to_thread(self._make))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an AsyncLLM cannot be pickled; make one in each process")
+
+    def _begin(self, llm: LLM) -> None:
+        self._llm = llm
+        self._admission = Admission(llm.max_running, self._max_waiting)
+
+    def _over(self, handle: RequestHandle, count: int) -> None:
+        """Called from any thread, in the engine's most of the time."""
+        self._handles.discard(handle)
+        self._admission.leave(count)

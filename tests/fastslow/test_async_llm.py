@@ -1,0 +1,340 @@
+"""`AsyncLLM`: many callers in an event loop, a bounded queue, leaving, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import pickle
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_moge
+from gate import SOON, Gate, SlowTokenizer, settled
+from tokenizers_tiny import write_bpe
+
+from fastslow import LLM, AsyncLLM, Busy, GenerationError, Output, Piece, SamplingParams
+from fastslow.admission import Admission
+from fastslow.engine_args import LLMOptions
+
+TEN = SamplingParams(max_tokens=10, ignore_eos=True)
+LONG = SamplingParams(max_tokens=400, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moge")
+    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
+    return write_moge(folder, vocab=320, num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    with LLM(folder, kv_memory="8MiB", progress=False, max_running=2) as llm:
+        yield llm
+
+
+@pytest.fixture
+def gate(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate(llm, monkeypatch)
+    yield gate
+    gate.open()
+    assert settled(llm)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SOON):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
+def test_it_answers_as_an_llm_does(llm: LLM) -> None:
+    chat = [{"role": "user", "content": "The quick"}]
+
+    async def main() -> None:
+        served = AsyncLLM.around(llm)
+        out = await served.generate("The quick", TEN, mode="fast")
+        assert out.token_ids == llm.generate("The quick", TEN, mode="fast").token_ids
+        assert (await served.chat("The quick", TEN)).token_ids == (llm.chat(chat, TEN).token_ids)
+        pieces = [piece async for piece in served.stream("The quick", TEN, mode="fast")]
+        assert "".join(piece.text for piece in pieces) == out.text
+        pieces = [piece async for piece in served.stream_chat(chat, TEN)]
+        assert pieces[-1].output is not None
+        many = await asyncio.gather(*(served.generate([5, i], TEN) for i in range(30)))
+        assert [out.prompt_token_ids for out in many] == [[5, i] for i in range(30)]
+        assert served.answers == 0 and served.stats().ended["length"] >= 30
+
+    asyncio.run(main())
+    assert settled(llm)
+
+
+def test_it_is_loaded_in_a_thread_and_closed(folder: Path) -> None:
+    async def main() -> None:
+        unloaded = AsyncLLM(folder)
+        assert not unloaded.accepting
+        with pytest.raises(RuntimeError, match="^this AsyncLLM is not loaded: use `async with"):
+            await unloaded.generate("The")
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.001)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        async with AsyncLLM(folder, kv_memory="4MiB", progress=False) as served:
+            assert ticks > 3, "the loop went on"
+            assert (await served.generate("The", TEN)).finish_reason == "length"
+        ticking.cancel()
+        assert not served.accepting
+        with pytest.raises(RuntimeError, match="^this AsyncLLM takes no more requests"):
+            served.submit("The")
+        served = await AsyncLLM.load(folder, kv_memory="4MiB", progress=False)
+        assert served.accepting
+        await served.close()
+        await served.close()
+        with pytest.raises(ValueError, match="did you mean 'max_running'"):
+            await AsyncLLM.load(folder, max_runing=3)  # type: ignore[call-arg]
+
+    asyncio.run(main())
+
+
+def test_its_options_are_those_of_an_llm() -> None:
+    asked = inspect.signature(LLM).parameters
+    assert list(LLMOptions.__annotations__) == [name for name in asked if name != "model"]
+    for name, kind in LLMOptions.__annotations__.items():
+        assert asked[name].annotation == kind.__forward_arg__
+
+
+@pytest.mark.parametrize("wrong", [-1, True, 1.5, "x"])
+def test_max_waiting_is_a_number(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="^max_waiting=.* must be a whole number, 0 or more$"):
+        AsyncLLM(max_waiting=wrong)
+
+
+# Leaving
+
+
+def test_leaving_in_any_way_cancels(llm: LLM, gate: Gate) -> None:
+    async def main() -> None:
+        served = AsyncLLM.around(llm)
+
+        async def read() -> list[Piece]:
+            return [piece async for piece in served.stream("The quick", LONG)]
+
+        async for _ in ended(gate, served.stream("The quick", LONG, speculation="off")):
+            break
+        await until(lambda: served.answers == 0)
+        stream = served.stream("The quick", LONG, speculation="off")
+        await stream.aclose()
+        await until(lambda: served.answers == 0)
+        for ask in (read(), served.generate("The quick", LONG)):
+            task = asyncio.create_task(ask)
+            await asyncio.sleep(0.02)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await until(lambda: served.answers == 0)
+        dropped = served.stream("The quick", LONG)
+        del dropped
+        gc.collect()
+        await until(lambda: served.answers == 0)
+
+    async def ended(gate: Gate, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+        async for piece in pieces:
+            yield piece
+
+    before = llm.stats().ended.get("cancelled", 0)
+    gate.open()
+    asyncio.run(main())
+    assert settled(llm)
+    assert llm.stats().ended["cancelled"] >= before + 3
+
+
+# Backpressure
+
+
+def test_a_full_queue_says_so_before_anything_is_done(llm: LLM, gate: Gate) -> None:
+    async def main() -> None:
+        served = AsyncLLM.around(llm, max_waiting=1)  # and two run
+        first, second = served.submit([5, 6], LONG), served.submit([5, 7], TEN)
+        await until(lambda: gate.reached.acquire(blocking=False))
+        several = SamplingParams(n=2, max_tokens=4)
+        with pytest.raises(Busy, match="^2 answers are being made or wait, and at most 3 may: try"):
+            served.submit([5, 8], several)
+        third = served.submit([5, 8], TEN)
+        built: list[object] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(llm._requests, "build", built.append)
+            with pytest.raises(Busy) as busy:
+                served.stream([5, 9], TEN)
+            assert busy.value.retry_after > 0 and not built
+        with pytest.raises(ValueError, match="^n=4 is more than the 3 answers"):
+            await served.generate([5], SamplingParams(n=4))
+        with pytest.raises(ValueError, match="^prompt"):
+            await served.generate(5)  # type: ignore[arg-type]
+        first.cancel()
+        gate.open()
+        await first
+        await until(lambda: served.answers < 3)
+        outs = [await second, await third, await served.generate([5, 9], TEN)]
+        assert all(out.finish_reason == "length" for out in outs)
+        await until(lambda: served.answers == 0)
+
+    asyncio.run(main())
+
+
+def test_prompts_that_are_tokenised_count(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowTokenizer(llm, monkeypatch)
+
+    async def main() -> None:
+        served = AsyncLLM.around(llm, max_waiting=0)
+        handles = [served.submit("The quick", TEN) for _ in range(2)]
+        with pytest.raises(Busy):
+            served.submit([5, 6], TEN)
+        slow.go.set()
+        await asyncio.gather(*handles)
+        await until(lambda: served.answers == 0)
+        bad = served.submit("a\ud800b")
+        with pytest.raises(ValueError, match="lone surrogate"):
+            await bad
+        assert served.answers == 0, "what is refused counts no more"
+
+    asyncio.run(main())
+
+
+def test_when_to_ask_again() -> None:
+    now = [100.0]
+    admission = Admission(2, 2, lambda: now[0])
+    for _ in range(4):
+        admission.enter(1)
+    with pytest.raises(Busy) as busy:
+        admission.enter(1)
+    assert busy.value.retry_after == 1.0, "nothing is known yet"
+    for now[0] in (101.0, 103.0):
+        admission.leave(1)
+        admission.enter(1)
+    with pytest.raises(Busy) as busy:
+        admission.enter(2)
+    assert busy.value.retry_after == pytest.approx(2 * 2.0 / 2)
+    now[0] = 105.0
+    with pytest.raises(Busy) as busy:
+        admission.enter(3)
+    assert busy.value.retry_after == pytest.approx(3 * 4.0 / 2), "two ended in four seconds"
+    assert pickle.loads(pickle.dumps(busy.value)).retry_after == busy.value.retry_after
+    now[0] = 1e6
+    with pytest.raises(Busy, match="try again in 60.0 seconds$"):
+        admission.enter(1)
+
+
+# The end
+
+
+def test_draining_lets_what_runs_finish_and_then_cancels(llm: LLM, gate: Gate) -> None:
+    async def main() -> None:
+        served = AsyncLLM.around(llm)
+        short = [served.submit([5, i], TEN) for i in range(3)]
+        draining = asyncio.create_task(served.drain())
+        await asyncio.sleep(0.03)
+        assert not draining.done() and not served.accepting
+        with pytest.raises(RuntimeError, match="takes no more requests"):
+            served.stream("The")
+        gate.open()
+        async with asyncio.timeout(SOON):
+            await draining
+        assert all(handle.result(0).finish_reason == "length" for handle in short)
+
+    asyncio.run(main())
+
+
+def test_draining_cancels_what_is_left(llm: LLM, gate: Gate) -> None:
+    async def main() -> None:
+        served = AsyncLLM.around(llm)
+        handle = served.submit([5, 6], LONG)
+        draining = asyncio.create_task(served.drain(0.05))
+        await asyncio.sleep(0.1)
+        gate.open()
+        async with asyncio.timeout(SOON):
+            await draining
+        assert (await handle).finish_reason == "cancelled"
+        with pytest.raises(ValueError, match="^timeout="):
+            await served.drain("x")  # type: ignore[arg-type]
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_fails_and_one_that_is_closed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the device is gone")
+
+    async def main() -> None:
+        async with running(folder) as served:
+            with monkeypatch.context() as patch:
+                patch.setattr(served.llm.model, "forward", fail)
+                with pytest.raises(GenerationError, match="the device is gone"):
+                    await served.generate("hello", TEN)
+            left: list[Awaitable[Output]] = [served.submit([5, i], LONG) for i in range(5)]
+        for handle in left:
+            try:
+                assert (await handle).finish_reason in ("cancelled", "length")
+            except RuntimeError as error:  # the engine did not have it yet
+                assert "this LLM is closed" in str(error)
+        with pytest.raises(TypeError, match="^an AsyncLLM cannot be pickled"):
+            pickle.dumps(served)
+
+    asyncio.run(main())
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[AsyncLLM]:
+    async with AsyncLLM(folder, kv_memory="4MiB", progress=False) as served:
+        yield served
+
+
+# The loop
+
+
+def test_a_step_wakes_a_loop_once(llm: LLM, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        served = AsyncLLM.around(llm)
+        got: list[Piece] = []
+
+        async def read(token: int) -> None:
+            async for piece in served.stream([5, token], LONG, speculation="off"):
+                got.append(piece)
+
+        async def step() -> None:
+            gate._passes.release()
+            await until(lambda: gate.reached.acquire(blocking=False))
+
+        tasks = [asyncio.create_task(read(token)) for token in (6, 7)]
+        await until(lambda: gate.reached.acquire(blocking=False))
+        while llm.stats().running < 2 or len(got) < 3:  # both have told of their first token
+            await step()
+            await asyncio.sleep(0.005)
+        loop, calls = asyncio.get_running_loop(), 0
+        call = loop.call_soon_threadsafe
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += threading.current_thread() is not threading.main_thread()
+            return call(*arguments, **options)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+        got.clear()
+        await step()
+        await until(lambda: len(got) == 2)
+        assert calls == 1
+        gate.open()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    asyncio.run(main())

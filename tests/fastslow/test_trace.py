@@ -1,0 +1,152 @@
+"""What each step of a request did, told to whoever asks for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_moge
+from tokenizers_tiny import write_bpe
+
+from fastslow.engine.core import step_trace
+from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
+from fastslow.llm import LLM
+
+VOCAB = 320
+LONG = SamplingParams(max_tokens=40, ignore_eos=True)
+PROMPT = [5, 6, 7, 8] * 6
+SELF = Speculation(drafter="self", groups=3, nodes=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moge")
+    write_bpe(folder, vocab_size=VOCAB)
+    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
+
+
+def open_llm(folder: Path, **options: Any) -> LLM:
+    return LLM(folder, **{"kv_memory": "4MiB", "progress": False, **options})
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    with open_llm(folder) as llm:
+        yield llm
+
+
+def traced(llm: LLM, prompt: Any, params: SamplingParams, **options: Any) -> tuple[Any, list[Any]]:
+    handle = llm.submit(prompt, params, trace=True, **options)
+    out = handle.result()
+    trace = json.loads(json.dumps(handle.trace()))
+    assert trace["left_out"] == 0
+    return out, trace["steps"]
+
+
+@pytest.mark.parametrize("wish", ["off", "suffix", SELF, "ngram+self", "suffix|self"])
+def test_every_step_is_told(llm: LLM, wish: Any) -> None:
+    out, steps = traced(llm, PROMPT, LONG, speculation=wish)
+    choice, metrics = out.choices[0], out.metrics
+    assert len(steps) == metrics.steps and steps[0]["read"] == 24 - metrics.cached_tokens
+    assert [t for step in steps for t in step["tokens"]] == out.token_ids
+    assert [s for step in steps for s in step["sources"]] == choice.sources
+    assert [len(step["accepted"]) for step in steps] == metrics.runs
+    assert sum(len(step["drafted"]) for step in steps) == metrics.drafted
+    assert sum(step["cut"].get("cost_model", 0) for step in steps) == metrics.cut
+    for step in steps:
+        size = len(step["drafted"])
+        assert size == len(step["parents"]) == len(step["by"])
+        assert step["rows"] == step["read"] + size <= step["step_rows"] and step["running"] >= 1
+        assert step["groups"] == metrics.groups
+        assert step["draft_ms"] >= 0 and step["verify_ms"] > 0
+        leaf = step["accepted"][-1] if step["accepted"] else -1
+        after = [t for t, p in zip(step["drafted"], step["parents"]) if p == leaf]
+        if step["ended"] == "refused":
+            assert step["refused"] == after and step["tokens"][-1] not in after
+        else:
+            assert step["refused"] == [] and step["ended"] in {"length", "draft_ended", "no_draft"}
+            assert step["ended"] != "no_draft" or not size
+            assert step["ended"] != "draft_ended" or (size and not after)
+    assert steps[-1]["ended"] == "length"
+
+
+def test_what_was_cut_and_why(llm: LLM, folder: Path) -> None:
+    _, steps = traced(llm, PROMPT, LONG, speculation=SELF)
+    assert all(step["planned"] == 5 for step in steps)
+    left = 40  # a step gives a token more than it drafts
+    for step in steps:
+        assert step["cut"] == ({"max_len": 6 - left} if left < 6 else {})
+        assert len(step["drafted"]) == min(5, left - 1) or (left == 40 and not step["drafted"])
+        left -= len(step["tokens"])
+    assert left == 0
+    own = llm.generate(PROMPT, LONG).token_ids
+    stop = next(n for n in range(5, 40) if own[n] not in own[:n])
+    ends = LONG.model_copy(update={"stop_token_ids": [own[stop]]})
+    _, steps = traced(llm, PROMPT, ends, speculation=SELF)
+    assert steps[-1]["ended"] == "stop" and steps[-1]["tokens"][-1] == own[stop]
+
+
+def test_prompts_that_take_several_steps_and_tight_pages(folder: Path) -> None:
+    with open_llm(folder, prompt_rows=16, max_model_len=96, kv_memory=6 * 16 * 512 * 4) as llm:
+        llm._core.scheduler.latency_budget.nodes = lambda request, nodes, among: nodes // 2  # type: ignore[method-assign]
+        prompt = list(range(10, 60))
+        other = llm.submit(prompt[::-1], LONG, speculation=SELF)
+        out, steps = traced(llm, prompt, LONG, speculation=SELF)
+        other.result()
+    reads = [step for step in steps if "tokens" not in step]
+    assert sum(step["read"] for step in steps if step["read"] > 1) >= 50 and len(reads) >= 3
+    assert all(step["rows"] == step["read"] <= 16 for step in reads)
+    made = [step for step in steps if "tokens" in step]
+    assert [t for step in made for t in step["tokens"]] == out.token_ids
+    assert all(step["cut"]["latency_target"] == 3 for step in made)
+
+
+def test_a_long_answer_keeps_its_first_and_last_steps(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_trace, "FIRST", 3)
+    monkeypatch.setattr(step_trace, "LAST", 4)
+    handle = llm.submit(PROMPT, LONG, speculation="off", trace=True)
+    ids = handle.result().token_ids
+    trace = handle.trace()
+    assert trace is not None and trace["left_out"] == 33
+    assert [step["tokens"] for step in trace["steps"]] == [[t] for t in ids[:3] + ids[-4:]]
+
+
+def test_it_is_there_while_the_answer_comes_and_not_unless_asked(llm: LLM) -> None:
+    stream = llm.stream(PROMPT, LONG, trace=True)
+    piece = next(stream)
+    trace = stream.trace()
+    assert trace is not None
+    told = [t for step in trace["steps"] for t in step["tokens"]]
+    assert told[: len(piece.token_ids)] == piece.token_ids
+    stream.close()
+    handle = llm.submit(PROMPT, LONG)
+    handle.result()
+    assert handle.trace() is None
+    several = llm.submit(PROMPT, LONG.model_copy(update={"n": 2}), trace=True)
+    out = several.result()
+    for n, choice in enumerate(out.choices):
+        one = several.trace(n)
+        assert one is not None
+        assert [t for step in one["steps"] for t in step["tokens"]] == choice.token_ids
+    with pytest.raises(ValueError, match=r"^index=2 is outside 0\.\.1$"):
+        several.trace(2)
+    with pytest.raises(ValueError, match="^trace=1 must be True or False$"):
+        llm.submit(PROMPT, LONG, trace=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["restart", "recompute", "keep"])
+def test_an_answer_that_changes_its_mode_has_the_steps_of_both(llm: LLM, how: Any) -> None:
+    up = Escalation(to="deep", below=1.0, window=4, how=how)
+    mode = Mode(name="quick", groups=1, escalate=up)
+    out, steps = traced(llm, PROMPT, LONG, mode=mode, speculation=SELF)
+    assert out.metrics.escalated_at is not None
+    tokens = [t for step in steps for t in step.get("tokens", [])]
+    assert tokens[-len(out.token_ids) :] == out.token_ids
+    assert (len(tokens) > 40) == (how == "restart")
+    assert any(step.get("ended") in ("unsure", "escalated") for step in steps) or how == "restart"
+    assert {step["groups"] for step in steps} == {1, out.metrics.groups}

@@ -1,0 +1,63 @@
+"""An engine that is held up where a test wants it: before each step, or while a prompt is tokenised."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from fastslow import LLM
+
+SOON = 20.0  # seconds in which all of a test should be over
+
+
+class Gate:
+    """Steps of the engine, let through one by one or all."""
+
+    def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._forward = llm.model.forward
+        self._passes = threading.Semaphore(0)
+        self._open = False
+        self.reached = threading.Semaphore(0)
+        monkeypatch.setattr(llm.model, "forward", self._wait)
+
+    def _wait(self, *arguments: Any) -> Any:
+        if not self._open:
+            self.reached.release()
+            assert self._passes.acquire(timeout=SOON)
+        return self._forward(*arguments)
+
+    def steps(self, count: int = 1) -> None:
+        """Let so many steps through, and wait until the next one is reached."""
+        for _ in range(count):
+            self._passes.release()
+            assert self.reached.acquire(timeout=SOON)
+
+    def open(self) -> None:
+        self._open = True
+        self._passes.release()
+
+
+class SlowTokenizer:
+    """Has `encode` wait until it is let go."""
+
+    def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert llm.tokenizer is not None
+        self._encode = llm.tokenizer.encode
+        self.reached, self.go = threading.Event(), threading.Event()
+        monkeypatch.setattr(llm.tokenizer, "encode", self.encode)
+
+    def encode(self, text: str, *arguments: Any) -> list[int]:
+        self.reached.set()
+        assert self.go.wait(SOON)
+        return self._encode(text, *arguments)
+
+
+def settled(llm: LLM) -> bool:
+    """Wait until nothing runs; whether all pages are back."""
+    deadline = time.monotonic() + SOON
+    while time.monotonic() < deadline and not (llm._core.idle and llm._kv.requests == 0):
+        time.sleep(0.005)
+    return llm._kv.requests == 0 and llm._kv.free_pages == llm._kv.pages
