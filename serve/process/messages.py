@@ -70,11 +70,12 @@ class Drain(Struct, tag=True, array_like=True):
 
 
 class Failure(Struct, array_like=True):
-    """An error: the name of its kind, its sentence, and the outputs of a `GenerationError`."""
+    """An error: the name of its kind, its sentence, and what some kinds have besides."""
 
     kind: str
     sentence: str
-    outputs: list[Output] = []
+    outputs: list[Output] = []  # of a `GenerationError`
+    retry_after: float = 0.0  # of `Busy`
 
 
 class Ready(Struct, tag=True, array_like=True):

@@ -21,7 +21,7 @@ from serve_engines import (
 )
 
 from fastslow.serve.ask import Ask
-from fastslow.serve.engine import Engine, NotReady
+from fastslow.serve.engine import Busy, Engine, NotReady
 from fastslow.serve.process.engine_process import EngineProcess
 
 Run = Callable[[Any], Any]
@@ -185,6 +185,20 @@ def test_many_answers_at_once(engine: Engine, other: Engine, run: Run) -> None:
         return [o.token_ids for o in await asyncio.gather(*(answer_of(engine, a) for a in asks))]
 
     assert run(all_of(engine)) == run(all_of(other))
+
+
+def test_a_full_queue_is_busy(engine: Engine, run: Run) -> None:
+    async def crowd() -> Busy:
+        tasks = [asyncio.create_task(answer_of(engine, asked(str(n), LONG))) for n in range(40)]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            task.cancel()
+        busy = [error for task in done if isinstance(error := task.exception(), Busy)]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await until(lambda: idle(engine))
+        return busy[0]
+
+    assert run(crowd()).retry_after > 0
 
 
 def test_statistics(engine: Engine, run: Run) -> None:

@@ -72,7 +72,7 @@ def test_what_no_message_can_hold_is_one_sentence() -> None:
     "error",
     [
         ValueError("a=1 must be 2"),
-        Busy("64 requests wait"),
+        Busy("64 requests wait", 2.5),
         NotReady("the server is closing"),
         GenerationError("1 request failed", [OUTPUT]),
         TimeoutError("late"),
@@ -82,7 +82,8 @@ def test_what_no_message_can_hold_is_one_sentence() -> None:
 def test_errors_keep_their_kind_and_sentence(error: Exception) -> None:
     found = error_of(failure_of(error))
     assert type(found) is type(error) and str(found) == str(error)
-    assert getattr(found, "outputs", None) == getattr(error, "outputs", None)
+    for name in ("outputs", "retry_after"):
+        assert getattr(found, name, None) == getattr(error, name, None)
 
 
 def test_errors_of_other_kinds_are_named() -> None:
