@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -125,3 +128,12 @@ def test_a_stream_keeps_few_pieces() -> None:
             await stream.take()
 
     asyncio.run(fill())
+
+
+def test_the_server_has_no_torch() -> None:
+    """Which takes memory and time: only the engine's process needs it."""
+    said = "import sys, fastslow.serve.app, fastslow.serve.server; sys.exit('torch' in sys.modules)"
+    paths = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", said], env=environment, check=False)
+    assert done.returncode == 0
