@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 
 from fastslow.output import Completion, Metrics, Output
-from fastslow.policies.modes import CHANGED
+from fastslow.engine.params import CHANGED
 from fastslow.serve.engine import Engine, NotReady
 from fastslow.serve.limits import Limits
 from fastslow.serve.metric_registry import MetricRegistry

@@ -74,7 +74,9 @@ async def _serve(
 
     address = address_of(listener)
     around = operations.settings(None if options.unix_socket else options.host, options.name, log)
-    settings = EngineSettings(options.model, options.name, options.llm_options())
+    settings = EngineSettings(
+        options.model, options.name, options.llm_options(), options.max_waiting
+    )
     if options.in_process:
         engine: Engine = await settings.open()
     else:
