@@ -216,6 +216,19 @@ class BehindTags:
         return self._newlines.past(said[end + len(self._close) :], NEWLINES)
 
 
+class BehindAnalysis(BehindTags):
+    """The answer is all messages behind the analysis, with their headers: a call is one of its own.
+
+    Args:
+        spellings: of a model with channels.
+        opened: the text begins inside the analysis.
+    """
+
+    def __init__(self, spellings: Spellings, opened: bool) -> None:
+        super().__init__(spellings, opened)
+        self._close = END.encode()
+
+
 class BehindChannels:
     """The answer is the body of a turn in channel "final", or without a channel.
 
