@@ -7,10 +7,10 @@ from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import Any, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeGuard, TypeVar
 
+from fastslow.engine.choosing import Chooser
 from fastslow.engine.core.scheduler import MOST_PRIORITY
 from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest, shown
 from fastslow.engine.text.messages import Message
-from fastslow.engine.types import Chooser
 
 Prompt = str | Sequence[SupportsIndex] | Sequence[Message]
 """Text (without a template), token ids, or chat messages (put through the template)."""
@@ -50,6 +50,7 @@ class CallOptions(TypedDict, total=False):
     allow_special: bool
     chat_template_kwargs: Mapping[str, object] | None
     priority: int
+    prediction: str | Sequence[SupportsIndex] | None
 
 
 class HandleOptions(CallOptions, total=False):
@@ -83,6 +84,7 @@ class BatchOptions(TypedDict, total=False):
     allow_special: bool | Sequence[bool]
     chat_template_kwargs: Mapping[str, object] | None | Sequence[Mapping[str, object] | None]
     priority: int | Sequence[int]
+    prediction: str | None | Sequence[str | Sequence[SupportsIndex] | None]
     progress: bool
 
 
@@ -103,6 +105,7 @@ class PromptCall(NamedTuple):
     allow_special: bool = False
     chat_template_kwargs: Mapping[str, object] | None = None
     priority: int = 0
+    prediction: str | Sequence[SupportsIndex] | None = None
     trace: bool = False
 
     @property

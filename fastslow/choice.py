@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastslow.engine.core.request import Listener, Request
+from fastslow.engine.core.tally import DraftCounts
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
 from fastslow.engine.text.channels import splitter
 from fastslow.engine.text.thought import ThoughtTags
+from fastslow.engine.types import PREDICTION
 from fastslow.input_processor import EncodedPrompt
 from fastslow.output import Completion, Metrics, Output, Piece
 
@@ -182,6 +184,7 @@ class ChoiceHandle:
         kept = None if first.target is None else bool(tokens) and max(ttft, tpot) <= first.target
         notes = (note for one in self.requests for note in one.notes)
         thought, ended = self._thought(thinking)
+        predicted = tally.by_drafter.get(PREDICTION, DraftCounts())
         return Metrics(
             mode=self._mode(),
             drafter=request.speculation.drafter,
@@ -207,6 +210,8 @@ class ChoiceHandle:
             prompt_tokens=request.prompt_length,
             run_seconds=max(0.0, tally.last_token - tally.began),
             queue_seconds=max(0.0, tally.began - self._called),
+            prediction_accepted=predicted.accepted,
+            prediction_rejected=predicted.drafted - predicted.accepted,
             by_drafter=tally.by_drafter,
             **self._units.running(request.groups),
         )

@@ -161,6 +161,28 @@ class InputProcessor:
         self._measure_tokens(len(encoded.tokens))
         return encoded
 
+    def prediction(self, given: str | Sequence[SupportsIndex] | None) -> tuple[int, ...]:
+        """The token ids of what an answer is predicted to be; none where nothing is.
+
+        Raises:
+            ValueError: neither a text nor token ids, or too long.
+        """
+        if not isinstance(given, str | Sequence | None) or isinstance(given, BYTES):
+            raise ValueError(f"prediction={shown(given)} must be text, token ids or None")
+        if not given:
+            return ()
+        if isinstance(given, str):
+            longest = self._need_tokenizer().longest
+            if len(given) > longest * self.context:
+                raise ValueError(
+                    f"prediction has {len(given)} characters, which cannot fit the context of "
+                    f"{self.context}: no token is longer than {longest}"
+                )
+            given = self._text_ids(self._marks.parts(given), add_special=False)
+        if len(given) > self.context:
+            raise ValueError(f"prediction has {len(given)} tokens; the context is {self.context}")
+        return tuple(self._ids(given, "prediction"))
+
     def text(self, tokens: Sequence[SupportsIndex]) -> str:
         """The text of token ids, with that of special tokens.
 
@@ -341,7 +363,7 @@ class InputProcessor:
         end = self.tokenizer.decode(ids[-len(self.tags.open) - 8 :], skip_special=False)
         return self.tags.opened_by(end)
 
-    def _ids(self, prompt: Sequence[Any]) -> list[int]:
+    def _ids(self, prompt: Sequence[Any], what: str = "prompt") -> list[int]:
         last = self._config.vocab_size - 1
         ids: list[int] = []
         for place, part in enumerate(prompt):
@@ -350,7 +372,7 @@ class InputProcessor:
             except TypeError:
                 token = -1
             if isinstance(part, bool) or not 0 <= token <= last:
-                raise ValueError(f"prompt token {place} is {shown(part)}, not an id in 0..{last}")
+                raise ValueError(f"{what} token {place} is {shown(part)}, not an id in 0..{last}")
             ids.append(token)
         return ids
 

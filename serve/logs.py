@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
@@ -18,12 +18,12 @@ from fastslow.serve.log_writer import LogWriter
 if TYPE_CHECKING:
     from loguru import Message, Record
 
-Format = Literal["json", "text"]
 LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOUD = {
     "uvicorn.access": logging.CRITICAL,
     "asyncio": logging.WARNING,
 }  # we write of each request ourselves
+FORMAT, LEVEL, PATH = "FASTSLOW_LOG_FORMAT", "FASTSLOW_LOG_LEVEL", "FASTSLOW_LOG_FILE"
 MOST_CHARACTERS = 20_000  # of a line's message, and of each of its fields
 
 
@@ -41,9 +41,7 @@ class ServerLog:
         ValueError: no such format or level, or the file cannot be written.
     """
 
-    def __init__(
-        self, format: Format = "json", level: str = "INFO", path: Path | None = None
-    ) -> None:
+    def __init__(self, format: str = "json", level: str = "INFO", path: Path | None = None) -> None:
         if format not in FORMATS:
             raise ValueError(f"log_format={format!r} must be one of {', '.join(FORMATS)}")
         if level.upper() not in LEVELS:
@@ -69,6 +67,13 @@ class ServerLog:
         for name, lowest in LOUD.items():
             logging.getLogger(name).setLevel(lowest)
 
+    @classmethod
+    def of_environment(cls) -> ServerLog:
+        """That of the process which started this one, as `in_environment` told it."""
+        path = os.environ.get(PATH)
+        format, level = os.environ.get(FORMAT, "text"), os.environ.get(LEVEL, "info")
+        return cls(format, level, Path(path) if path else None)
+
     @property
     def lost(self) -> int:
         """Lines that could not be written."""
@@ -79,6 +84,11 @@ class ServerLog:
         logger.remove(self._sink)
         self._writer.close()
         os.close(self._number)
+
+
+def in_environment(format: str, level: str, path: Path | None) -> dict[str, str]:
+    """What processes started from this one need in their environment for the same log."""
+    return {FORMAT: format, LEVEL: level, PATH: "" if path is None else str(path.absolute())}
 
 
 class _ToLoguru(logging.Handler):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -36,6 +36,10 @@ class ObservedEngine:
     @property
     def ready(self) -> bool:
         return self.engine.ready
+
+    @property
+    def why_not_ready(self) -> str:
+        return self.engine.why_not_ready
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         record = CURRENT.get()
@@ -73,6 +77,9 @@ class ObservedEngine:
     async def detokenize(self, tokens: list[int]) -> str:
         return await self.engine.detokenize(tokens)
 
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        return await self.engine.token_bytes(tokens)
+
     async def close(self, drain: float = 0.0) -> None:
         await self.engine.close(drain)
 
@@ -88,6 +95,11 @@ def _note(answer: AnswerRecord, piece: Piece, latest: dict[int, float]) -> None:
         answer.sent += len(piece.token_ids)
     if piece.output is not None:
         answer.output = piece.output
+        if answer.first is None and any(choice.token_ids for choice in piece.output.choices):
+            # it was not streamed: the engine says when its first token was there
+            answer.last = time.perf_counter()
+            waited = min(choice.metrics.ttft for choice in piece.output.choices)
+            answer.first = min(answer.started + waited, answer.last)
 
 
 def _reason(error: Exception) -> str:

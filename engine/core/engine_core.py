@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 
 from loguru import logger
 
+from fastslow.engine.core.guarded import guarded_rule, record, survival_of
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import lay_rows
 from fastslow.engine.core.mask_maker import MaskMaker
@@ -28,11 +29,9 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.sampling.accept.accept import accept
-from fastslow.engine.sampling.accept.exact import Accepted, Place, Rule, TargetProbsAt
 from fastslow.engine.sampling.grammar import FURTHEST
 from fastslow.engine.sampling.rng import Purpose, stream
 from fastslow.engine.sampling.stop import Reason
-from fastslow.engine.sampling.token_mask import CERTAIN
 from fastslow.engine.types import AcceptResult, Drafter, StepCostModel, Stepped, Tree
 
 
@@ -112,7 +111,7 @@ class EngineCore:
             trees,
             target,
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
-            [_guarded(request) for request in ready],
+            [guarded_rule(request) for request in ready],
         )
         verdicts = list(result.accepted_nodes)  # whole, also where the answer ends inside a run
         confidences = cut_where_unsure(ready, layout, result, out.logits)
@@ -217,7 +216,7 @@ class EngineCore:
         """The drafts, cut to what pays over the whole batch."""
         if not any(tree.tokens for tree in trees):
             return trees
-        survival = [_survival(r, tree) if tree.tokens else () for r, tree in zip(ready, trees)]
+        survival = [survival_of(r, tree) if tree.tokens else () for r, tree in zip(ready, trees)]
         if not any(survival):  # all of fixed length
             return trees
         rows = sum(chunk for _, chunk in work)
@@ -255,7 +254,7 @@ class EngineCore:
             request.computed = base + len(nodes)
             self.kv.commit(request.id, base, nodes, request.tokens)
             if request.error is None:
-                _record(request, tree, nodes)
+                record(request, tree, nodes)
             request.tally.add(request.drafter, tree, nodes)
             request.tally.first_token = request.tally.first_token or now
             request.tally.last_token = now
@@ -335,42 +334,6 @@ def _certain(request: Request) -> int:
     if request.grammar is None or speculation.drafter == "off" or speculation.nodes is not None:
         return 0
     return len(request.grammar.ahead(request.tokens, (), FURTHEST))
-
-
-def _survival(request: Request, tree: Tree) -> Sequence[float] | None:
-    try:
-        chances = request.policy.survival(tree)
-        if chances is None or tree.by is None or CERTAIN not in tree.by:
-            return chances
-        chances = list(chances)
-        for node, (parent, by) in enumerate(zip(tree.parents, tree.by)):
-            if by == CERTAIN:
-                chances[node] = 1.0 if parent < 0 else chances[parent]
-        return chances
-    except Exception as error:  # noqa: BLE001 - its own settings: the others go on
-        request.fail(error)
-        return None
-
-
-def _guarded(request: Request) -> Rule:
-    """The request's rule; where that raises, this request alone ends."""
-
-    def rule(tree: Tree, target_probs: TargetProbsAt, place: Place) -> Accepted:
-        try:
-            return request.rule(tree, target_probs, place)
-        except Exception as error:  # noqa: BLE001 - its own settings: the others go on
-            request.fail(error)
-            return [], 0
-
-    return rule
-
-
-def _record(request: Request, tree: Tree, nodes: Sequence[int]) -> None:
-    try:
-        request.policy.record(tree, nodes)
-    except Exception as error:  # noqa: BLE001 - its own settings: the others go on
-        request.fail(error)
-        request.stopper.finish("error")
 
 
 def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:

@@ -166,6 +166,8 @@ class Grammar:
             own = found
         else:
             own = token
+            if (certain := self._certain(state)) is not None and token != certain:
+                return state._replace(lost=True)
         self._go(state.fed)
         if self._matcher.accept(own):
             self._path.append(own)

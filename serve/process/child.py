@@ -21,6 +21,7 @@ from fastslow.output import Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import Engine
 from fastslow.serve.engine_settings import EngineSettings
+from fastslow.serve.logs import ServerLog
 from fastslow.serve.loop import run
 from fastslow.serve.process.failures import KINDS, failure_of
 from fastslow.serve.process.frames import FrameReader, frame
@@ -228,12 +229,11 @@ def main() -> None:
     end_with_parent()
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the server says when to end, after a drain
         signal.signal(ignored, signal.SIG_IGN)
-    logger.enable("fastslow")
-    logger.remove()
-    logger.add(sys.stderr, level="INFO")
+    log = ServerLog.of_environment()
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.setblocking(False)
     run(serve(connection))
+    log.close()
     os._exit(0)  # threads that are inside of a kernel do not hold it up
 
 

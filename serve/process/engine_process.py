@@ -57,6 +57,7 @@ class EngineProcess:
 
     Attributes:
         gave_up: done with one sentence when it is not started again.
+        restarts: how often it was.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class EngineProcess:
         self._why = "the model is loading"
         self._closing = False
         self._supervisor: asyncio.Task[None] | None = None
+        self.restarts = 0
         self.gave_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
@@ -214,6 +216,7 @@ class EngineProcess:
             except (ValueError, RuntimeError, OSError) as error:
                 how = str(error)
             else:
+                self.restarts += 1
                 logger.info("the engine is back")
 
     def _give_up(self, why: str) -> None:

@@ -121,12 +121,11 @@ def test_requests_are_ended_by_name(http: httpx.Client) -> None:
     body = {"prompt": "The quick", "stream": True, "max_tokens": 480, "ignore_eos": True}
     named = {"x-request-id": "to-be-ended"}
     with http.stream("POST", "/v1/completions", json=body, headers=named) as answer:
-        lines = answer.iter_lines()
-        first = next(lines)
+        parts = answer.iter_text()
+        first = next(parts)
         assert http.post("/v1/requests/to-be-ended/stop_thinking").json()["done"] is False
         ended = http.delete("/v1/requests/to-be-ended")
         assert ended.json() == {"id": "to-be-ended", "done": True}
-        text = "\n".join([first, *lines])
-    last = events_of(text + "\n\n" if not text.endswith("\n\n") else text)[-1]
+        last = events_of("".join([first, *parts]))[-1]
     assert last["metrics"]["finish_reason"] == "cancelled"
     assert last["choices"][0]["finish_reason"] == "length"

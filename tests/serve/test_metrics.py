@@ -102,7 +102,22 @@ def test_an_answer_in_numbers() -> None:
     assert found["vllm:num_requests_waiting", ()] == 1
     assert found["vllm:kv_cache_usage_perc", ()] == pytest.approx(0.4)
     assert found["fastslow:engine_up", ()] == 1
-    assert not any("key" in labels for _, labels in found)
+    assert not any("key" in dict(labels) for _, labels in found)
+
+
+def test_an_answer_that_is_not_streamed_has_times_too() -> None:
+    async def script(ask: Ask) -> AsyncGenerator[Piece, None]:
+        await asyncio.sleep(0.25)
+        yield Piece(output=output())
+
+    with client(FakeEngine(script)) as ours:
+        ours.post("/v1/ask/x")
+        found = scraped(ours)
+    assert 0.2 <= found["vllm:time_to_first_token_seconds_sum", ()] < 0.25
+    assert found["vllm:e2e_request_latency_seconds_sum", ()] >= 0.25
+    assert found["vllm:inter_token_latency_seconds_count", ()] == 2
+    assert found["vllm:inter_token_latency_seconds_sum", ()] == pytest.approx(0.5)
+    assert found["fastslow:time_to_first_token_seconds_count", (("mode", "deep"),)] == 1
 
 
 def test_modes_drafters_and_endings() -> None:
@@ -178,7 +193,8 @@ def test_a_client_that_left_is_an_abort() -> None:
     app: Any = ours.app
 
     async def leave() -> None:
-        gone, asked = asyncio.Event(), []
+        gone = asyncio.Event()
+        asked: list[int] = []
 
         async def receive() -> dict[str, Any]:
             if not asked:
@@ -187,14 +203,19 @@ def test_a_client_that_left_is_an_abort() -> None:
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        pieces = []
+        pieces: list[Any] = []
 
         async def send(message: Any) -> None:
             pieces.append(message)
             if len(pieces) > 5:
                 gone.set()
 
-        scope = {"type": "http", "method": "GET", "path": "/stream", "raw_path": b"/stream"}
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": "GET",
+            "path": "/stream",
+            "raw_path": b"/stream",
+        }
         scope |= {"query_string": b"", "headers": [], "asgi": {"spec_version": "2.3"}}
         await app(scope, receive, send)
 
@@ -247,7 +268,7 @@ def test_names_are_those_of_the_table_and_formats_are_what_is_asked_for() -> Non
         for version in ("0.0.1", "1.0.0;escaping=underscores", "1.0.0;escaping=allow-utf-8"):
             accept = {"accept": f"application/openmetrics-text;version={version}"}
             assert "vllm:prompt_tokens_total{" in ours.get("/metrics", headers=accept).text
-    found = {family.name: family for family in parse_openmetrics(other.text)}
+    found = {family.name: family for family in parse_openmetrics(other.text)}  # type: ignore[no-untyped-call]
     assert set(found) == set(families)
     for name, family in found.items():
         assert family.type == families[name].type and family.documentation == families[name].help

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from fastslow.engine.core.tally import DraftCounts
@@ -92,6 +92,10 @@ class FakeEngine:
     def ready(self) -> bool:
         return True
 
+    @property
+    def why_not_ready(self) -> str:
+        return ""
+
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         self.asked.append(ask)
         async for piece in self.script(ask):
@@ -115,6 +119,9 @@ class FakeEngine:
 
     async def detokenize(self, tokens: list[int]) -> str:
         return "text"
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        return [(b"x", True) for _ in tokens]
 
     async def close(self, drain: float = 0.0) -> None:
         return None

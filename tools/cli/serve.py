@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fastslow.tools.cli.operation_options import OperationOptions
 from fastslow.tools.cli.options import INTERRUPTED, expand_options
 from fastslow.tools.cli.serve_options import ServeOptions
 
@@ -20,7 +21,7 @@ NEEDED = ("fastapi", "uvicorn", "httptools", "msgspec", "prometheus_client", "ll
 
 
 @expand_options
-def serve(options: ServeOptions) -> None:
+def serve(options: ServeOptions, operations: OperationOptions) -> None:
     """Serve MODEL over HTTP, as OpenAI's and Anthropic's clients expect it, with a chat page at /.
 
     Examples:
@@ -29,6 +30,7 @@ def serve(options: ServeOptions) -> None:
       fastslow serve path/to/model.gguf --kv-memory 4GiB --max-running 16
       fastslow serve path/to/checkpoint --quantization int4 --speculation tuned.json
       fastslow serve --unix-socket /run/fastslow.sock
+      fastslow serve --host 0.0.0.0 --api-keys keys.json --log-format json
 
     It listens at once: /health says that it lives, /ready that the model is loaded. The engine runs in a
     process of its own; if that dies, running requests get an error and a new one is started.
@@ -46,17 +48,20 @@ def serve(options: ServeOptions) -> None:
     from fastslow.serve.listen import listen
     from fastslow.serve.loop import run
     from fastslow.serve.server import StoppedError
-    from fastslow.tools.cli.screen import quiet_log
 
-    quiet_log()
-    with listen(options.host, options.port, options.unix_socket) as listener:
-        try:
-            run(_serve(options, listener))
-        except StoppedError:
-            raise typer.Exit(INTERRUPTED) from None
+    log = operations.open_log()
+    try:
+        with listen(options.host, options.port, options.unix_socket) as listener:
+            run(_serve(options, operations, listener))
+    except StoppedError:
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        log.close()
 
 
-async def _serve(options: ServeOptions, listener: socket.socket) -> None:
+async def _serve(
+    options: ServeOptions, operations: OperationOptions, listener: socket.socket
+) -> None:
     from fastslow.serve.app import create_app
     from fastslow.serve.engine import Engine
     from fastslow.serve.engine_settings import EngineSettings
@@ -67,6 +72,7 @@ async def _serve(options: ServeOptions, listener: socket.socket) -> None:
     from fastslow.tools.cli.screen import errors
 
     address = address_of(listener)
+    around = operations.settings(None if options.unix_socket else options.host, options.name)
     settings = EngineSettings(options.model, options.name, options.llm_options())
     if options.in_process:
         engine: Engine = await settings.open()
@@ -77,7 +83,7 @@ async def _serve(options: ServeOptions, listener: socket.socket) -> None:
     def announce(card: ModelCard) -> None:
         errors().print(_usage(address, card), soft_wrap=True)
 
-    app = create_app(engine, ServerSettings(default_mode=options.default_mode))
+    app = create_app(engine, ServerSettings(default_mode=options.default_mode), around)
     await serve_app(app, engine, listener, options.drain_seconds, announce)
 
 
