@@ -133,6 +133,14 @@ def test_a_required_call_is_valid_under_every_drafter(
     assert streamed(client, **fields) == (None, calls, "tool_calls")
 
 
+def test_the_thought_before_a_call_is_counted(
+    client: openai.OpenAI, request: pytest.FixtureRequest
+) -> None:
+    made = ask(client, tool_choice="required", temperature=0, parallel_tool_calls=False)
+    thought = made.usage.completion_tokens_details.reasoning_tokens
+    assert thought == 3 if "opened" in request.node.name else thought <= 3
+
+
 def test_a_named_function_is_called(client: openai.OpenAI) -> None:
     for name in SCHEMAS:
         named = {"type": "function", "function": {"name": name}}
