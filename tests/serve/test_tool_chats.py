@@ -95,7 +95,8 @@ def check(calls: list[tuple[str, str]]) -> None:
 
 
 def streamed(client: openai.OpenAI, **fields: Any) -> tuple[str | None, list[tuple[str, str]], str]:
-    content, calls, finish = "", [], None
+    content, finish = "", None
+    calls: list[list[str]] = []
     for chunk in ask(client, stream=True, **fields):
         for choice in chunk.choices:
             content += choice.delta.content or ""
@@ -160,7 +161,7 @@ def test_auto_and_none(client: openai.OpenAI) -> None:
             calls_of(made.message),
         )
     none = ask(client, tool_choice="none", max_tokens=8, temperature=0)
-    bare = client.chat.completions.create(
+    bare: Any = client.chat.completions.create(
         model="tiny", messages=ASKED, max_tokens=8, temperature=0, extra_body={"thinking_budget": 3}
     )
     assert none.choices[0].message.content == bare.choices[0].message.content
