@@ -12,11 +12,12 @@ from loguru import logger
 from fastslow.call import Prompt
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Mode, SamplingParams, shown
+from fastslow.engine.text.channels import END
 from fastslow.engine.text.marks import Marks, chat_parts
 from fastslow.engine.text.messages import Message, check_messages
 from fastslow.engine.text.switches import ThinkingSwitch
 from fastslow.engine.text.templates import ChatTemplate, PlainTemplate, Variables, load_template
-from fastslow.engine.text.thought import TagTokens, ThoughtTags, find_tags
+from fastslow.engine.text.thought import HARMONY, TagTokens, ThoughtTags, find_tags
 from fastslow.engine.text.tool_formats import GENERIC, ToolCalls
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.output import Completion
@@ -50,6 +51,7 @@ class InputProcessor:
         switch: what the chat template offers to turn thinking off.
         tags: None = the model does not think.
         thoughts: the tags in the model's tokens.
+        analysis: the same where a thought may be followed by a call, in a channel of its own.
         tool_calls: how the model writes calls of tools.
 
     Raises:
@@ -68,6 +70,7 @@ class InputProcessor:
         self.context = context
         self.tags: ThoughtTags | None = None
         self.thoughts: TagTokens | None = None
+        self.analysis: TagTokens | None = None
         self.switch = ThinkingSwitch()
         self.tool_calls = ToolCalls()
         self._config = config
@@ -257,6 +260,9 @@ class InputProcessor:
             logger.warning("{}: the model does not think", said)
             return
         self.tags, self.thoughts = tags, thoughts
+        self.analysis = thoughts
+        if tags == HARMONY:
+            self.analysis = TagTokens(tokenizer, ThoughtTags(HARMONY.open, END))
 
     def _text_ids(self, parts: Sequence[str], add_special: bool = True) -> list[int]:
         """Ids of a text's parts, all of them in the model's vocabulary."""
