@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
-Ending = Literal["budget", "loop", "settled"]
+Ending = Literal["budget", "loop", "settled", "caller"]
 """Why a thought was closed for the model."""
 
 
@@ -31,3 +31,28 @@ class ThinkingPolicy(Protocol):
 
     def lifts(self, spent: range) -> bool:
         """Whether `lift` is other than 0 anywhere in the range."""
+
+
+class CutThought:
+    """Another policy, and beside it: a thought ends at so many tokens, because its caller said so.
+
+    Args:
+        policy: that held before; None = nothing ended the thought.
+        most: tokens, over all thoughts of the answer.
+    """
+
+    def __init__(self, policy: ThinkingPolicy | None, most: int) -> None:
+        self._policy = policy
+        self._most = most
+        self.reads = 0 if policy is None else policy.reads
+
+    def judge(self, thought: Thought) -> Ending | None:
+        if thought.spent >= self._most:
+            return "caller"
+        return None if self._policy is None else self._policy.judge(thought)
+
+    def lift(self, spent: int) -> float:
+        return 0.0 if self._policy is None else self._policy.lift(spent)
+
+    def lifts(self, spent: range) -> bool:
+        return self._policy is not None and self._policy.lifts(spent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from threading import Condition
 from typing import Any, NoReturn
@@ -107,6 +108,21 @@ class PromptJob:
                 return
             requests = [request for choice in self._choices for request in choice.requests]
         self.worker.cancel(requests)
+
+    def stop_thinking(self) -> Future[bool]:
+        """Have the thoughts of all choices closed from the next step on; whether there was one.
+
+        Raises:
+            RuntimeError: it runs in another process.
+        """
+        with suppress(RuntimeError):  # a closed engine has ended it
+            if self._queued and not self.done:
+                each = self._choices
+                return self.worker.ask(lambda: 0 < sum(one.request.stop_thinking() for one in each))
+        self._home.check()
+        nothing = Future[bool]()
+        nothing.set_result(False)
+        return nothing
 
     def stream(self) -> None:
         """Have pieces made from now on."""

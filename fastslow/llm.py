@@ -79,6 +79,8 @@ class LLM:
             keeps the model's own, "auto" is int8 for w8a8 checkpoints that are made for it.
         kv_memory: memory for keys and values: bytes, text such as "2GiB", or a share (float) of
             what is free; None = a share of 0.3.
+        kv_spill: cached prefixes that memory has no room for go to a file of at most so many bytes, such
+            as "2GiB", in the cache folder, and are read back when a prompt begins so. On the CPU.
         max_model_len: most tokens of prompt plus answer; None = what the model can.
         prompt_rows: most rows of prompts read in one step (chunked prefill).
         max_running: most requests in one step.
@@ -117,6 +119,7 @@ class LLM:
         device: str = "auto",
         kv_dtype: str = "auto",
         kv_memory: float | str | None = None,
+        kv_spill: int | str | None = None,
         max_model_len: int | None = None,
         prompt_rows: int = 512,
         max_running: int = 64,
@@ -152,7 +155,7 @@ class LLM:
         )
 
         pages = partial(kv_pages, kv_memory, max_running, context)
-        self._kv = pages(self.model, prefix_caching)
+        self._kv = pages(self.model, prefix_caching, kv_spill)
         identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
         identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
         controller = SpeculationController(partial(curve_of, weakref.ref(self.model), identity))
@@ -208,8 +211,8 @@ class LLM:
                 they win over what the mode asks for. Or a list.
             priority: -1000 to 1000; requests with a smaller number start before others that wait, and lose
                 their pages after them. 0 is usual. No token depends on it. Or a list.
-            prediction: text, or for `submit` and `stream` token ids, that the answer probably repeats, such as a
-                file that is to be edited. It is drafted from, for this request alone. Or a list of texts.
+            prediction: text or token ids that the answer probably repeats, such as a file that is to be
+                edited. It is drafted from, for this request alone. For a list of prompts, a text or a list.
             progress: for a list of prompts, draw a bar on a terminal: how many are answered.
 
         Returns:
@@ -223,6 +226,8 @@ class LLM:
         refuse_unknown(options, BatchOptions.__annotations__)
         batch, single = self._requests.inputs.split(prompts)
         options["sampling"] = sampling
+        if single and "prediction" in options:  # which may be token ids
+            options["prediction"] = [options["prediction"]]
         each = [spread(name, value, len(batch)) for name, value in options.items()]
         asked = [dict(zip(options, one)) for one in zip(*each)]
         jobs = [self._job(PromptCall(called, p, **one)) for p, one in zip(batch, asked)]

@@ -36,7 +36,7 @@ class Metrics:
     target_ms: float | None = None  # of the time to the first token, and of the mean of all others
     target_kept: bool | None = None  # None without a target
     thinking_tokens: int = 0  # between the thinking tags, without them and without a closing phrase
-    # what ended the thinking: the model, its budget, early exit (loop, settled), or length (max_tokens
+    # what ended the thinking: the model, its budget, early exit (loop, settled), its caller, or length (max_tokens
     # was met inside a thought). None: there was no thought, or the answer ended otherwise inside one
     thinking_ended: Ended | Literal["length"] | None = None
     prompt_tokens: int = 0

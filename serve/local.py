@@ -87,7 +87,8 @@ class LocalEngine:
         return handle is not None
 
     async def stop_thinking(self, id: str) -> bool:
-        return False
+        handle = self._running.get(id)
+        return handle is not None and await self._llm.stop_thinking(handle)
 
     async def trace(self, id: str) -> Mapping[str, Any] | None:
         return self._traces.of(id, self._running.get(id))

@@ -165,6 +165,14 @@ class Request:
         missing = len(self.prompt_logprobs) < self.prompt_length - 1
         return self.params.prompt_logprobs is not None and missing
 
+    def stop_thinking(self) -> bool:
+        """Have its thought closed from the next step on, in the engine's thread. False: it has none."""
+        if self.done or self.thinking is None:
+            return False
+        if self.escape is not None and self.escape.thinking is not None:
+            self.escape.thinking.close(self.tokens)
+        return self.thinking.close(self.tokens)
+
     def fail(self, error: Exception) -> None:
         """The step that runs ends this request alone, with the first error."""
         if self.error is None:

@@ -57,7 +57,7 @@ def test_no_token_changes(llm: LLM, wish: Any, params: SamplingParams) -> None:
         [*other[:20], *plain],
         plain[:1],
     ):
-        out = llm.generate(PROMPT, params, speculation=wish, prediction=[predicted])
+        out = llm.generate(PROMPT, params, speculation=wish, prediction=predicted)
         assert out.token_ids == plain
         metrics = out.metrics
         counts = metrics.by_drafter.get(PREDICTION)
@@ -69,20 +69,20 @@ def test_no_token_changes(llm: LLM, wish: Any, params: SamplingParams) -> None:
 def test_a_right_prediction_saves_steps_and_costs_no_rejection(llm: LLM) -> None:
     fixed = Speculation(drafter="ngram", nodes=7)
     plain = llm.generate(PROMPT, GREEDY, speculation=fixed)
-    out = llm.generate(PROMPT, GREEDY, speculation=fixed, prediction=[plain.token_ids])
+    out = llm.generate(PROMPT, GREEDY, speculation=fixed, prediction=plain.token_ids)
     assert out.token_ids == plain.token_ids and out.metrics.steps <= 7 < plain.metrics.steps
     assert (out.metrics.prediction_accepted, out.metrics.prediction_rejected) == (
         out.metrics.accepted,
         0,
     )
-    wrong = llm.generate(PROMPT, GREEDY, speculation=fixed, prediction=[[44] * 48])
+    wrong = llm.generate(PROMPT, GREEDY, speculation=fixed, prediction=[44] * 48)
     assert wrong.metrics.prediction_accepted == 0 < wrong.metrics.prediction_rejected
     assert plain.metrics.prediction_accepted == plain.metrics.prediction_rejected == 0
 
 
 def test_it_is_not_used_without_speculation(llm: LLM) -> None:
     plain = llm.generate(PROMPT, GREEDY, speculation="off")
-    out = llm.generate(PROMPT, GREEDY, speculation="off", prediction=[plain.token_ids])
+    out = llm.generate(PROMPT, GREEDY, speculation="off", prediction=plain.token_ids)
     assert out.metrics.steps == plain.metrics.steps and not out.metrics.drafted
 
 
@@ -120,7 +120,7 @@ def test_the_answer_begins_behind_the_thought(llm: LLM, wish: str) -> None:
         mode=mode,
         speculation=fixed,
         allow_special=True,
-        prediction=[behind[-39:]],
+        prediction=behind[-39:],
     )
     assert out.token_ids == plain.token_ids
     assert out.metrics.prediction_accepted >= 30 and out.metrics.prediction_rejected <= 2 * 7
