@@ -8,14 +8,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 
 from fastslow.draft.adaptive import AdaptiveDrafter
+from fastslow.draft.fitted import certain_chain, fitted
+from fastslow.draft.prediction import PredictionDraft
 from fastslow.draft.several import columns, counted, on_each, union
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import FORCED, AcceptResult, Drafter, RequestView, Tree
+from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
 
 class DrafterRouter:
-    """Hands each request to the drafter that its `speculation` names. Tokens forced by a thinking budget
-    are drafted without asking the drafter.
+    """Hands each request to the drafter that its `speculation` names. Tokens forced by a thinking budget,
+    and those that the caller predicted, are drafted without asking the drafter, and so are those of a
+    grammar where they fill the draft. Other drafts under a grammar are cut where it forbids a token.
 
     Args:
         drafters: speculation settings -> drafter. The mapping may change while the engine runs;
@@ -34,6 +37,7 @@ class DrafterRouter:
     ) -> None:
         self._drafters = drafters
         self._drafted = drafted
+        self._predictions = PredictionDraft()
         self.features: tuple[int, ...] = ()
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
@@ -41,11 +45,12 @@ class DrafterRouter:
         parts = self._parts(batch)
         for drafter, members in parts:
             started = time.perf_counter()
-            forced = [_forced(batch[b], nodes[b]) for b in members]
-            left = [0 if tree.tokens else nodes[b] for tree, b in zip(forced, members)]
+            known = [self._known(batch[b], nodes[b]) for b in members]
+            left = [0 if tree.tokens else nodes[b] for tree, b in zip(known, members)]
             own = counted(drafter.propose([batch[b] for b in members], left), len(members))
             for i, b in enumerate(members):
-                trees[b] = forced[i] if forced[i].tokens else own[i]
+                tree = known[i] if known[i].tokens else own[i]
+                trees[b] = fitted(tree, batch[b], nodes[b])
             # an adaptive drafter measures each of its drafters itself
             if self._drafted is not None and not isinstance(drafter, AdaptiveDrafter):
                 most = max(len(tree.tokens) for tree in own)
@@ -101,7 +106,14 @@ class DrafterRouter:
 
     def release(self, requests: Collection[int]) -> None:
         drafters = list(self._drafters.values())  # another thread may add one
-        on_each(drafters, lambda drafter: drafter.release(requests))
+        on_each([self._predictions, *drafters], lambda drafter: drafter.release(requests))
+
+    def _known(self, request: RequestView, nodes: int) -> Tree:
+        """What is drafted without a drafter."""
+        forced = _forced(request, nodes)
+        if forced.tokens or not request.prediction:
+            return forced
+        return self._predictions.propose([request], [nodes])[0]
 
     def _parts(self, batch: Sequence[RequestView]) -> list[tuple[Drafter, list[int]]]:
         parts: dict[Speculation, tuple[Drafter, list[int]]] = {}
@@ -113,7 +125,6 @@ class DrafterRouter:
 
 
 def _forced(request: RequestView, nodes: int) -> Tree:
-    """The next tokens that a thinking budget forces, at most `nodes`."""
-    ahead = () if request.thinking is None else request.thinking.ahead(request.tokens)[:nodes]
-    sources = [FORCED] * len(ahead)
-    return Tree(ahead, range(-1, len(ahead) - 1), scores=[1.0] * len(ahead), sources=sources)
+    """The next tokens that are certain, where the drafter need not be asked."""
+    chain = certain_chain(request, nodes)
+    return Tree() if chain.by is not None and len(chain.tokens) < nodes else chain

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     import torch
 
     from fastslow.engine.params import SamplingParams, Speculation
+    from fastslow.engine.sampling.token_mask import GrammarRule
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 TARGET = "target"  # where a token came from: the model itself
+PREDICTION = "prediction"  # that the caller gave
 FORCED = "forced"  # no other token could come there, as where a thinking budget ends a thought
 ALL_GROUPS = -1  # in Rows.groups: every routed group runs, or every expert that a router chooses
 
@@ -208,55 +210,6 @@ class AcceptResult:
         self.accepted_nodes[b] = self.accepted_nodes[b][: max(0, size - 1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """What is known of a request before it runs: all that the choice of its mode may depend on."""
-
-    text: str  # what is asked: the last turn of the user, or the whole prompt
-    turns: int = 0  # messages before it, the system's not counted
-    words: int = 0  # of the whole prompt, with all that was said before
-    latency_ms: float | None = None  # the caller's target
-    busy: float = 0.0  # requests in the engine / `max_running`; above 1 some wait
-
-
-class ModeChoice(NamedTuple):
-    """A preset's name, and why it was taken, in one line for people."""
-
-    mode: str
-    why: str
-
-
-Chooser = Callable[[Situation], "str | ModeChoice"]
-"""Takes a mode for a request. It costs the caller's time, so it should be quick."""
-
-Ending = Literal["budget", "loop", "settled"]
-"""Why a thought was closed for the model."""
-
-
-class Thought(NamedTuple):
-    """The thought that a text ends in, as far as a policy may know it."""
-
-    spent: int  # tokens that began between the tags, over all thoughts of the answer
-    recent: Sequence[int] = ()  # the latest of this thought, at most as many as the policy reads
-    line: str = ""  # the line that its last token ended, "" inside a line
-    said: int = 0  # how often this thought has said that line by now
-
-
-class ThinkingPolicy(Protocol):
-    """Decides when a thought has to end. A pure function of the thought."""
-
-    reads: int  # latest tokens that it wants to see; 0 = neither tokens nor lines
-
-    def judge(self, thought: Thought) -> Ending | None:
-        """Why the thought is to be closed now; None = it may go on."""
-
-    def lift(self, spent: int) -> float:
-        """What is added to the closing tag's logit after so many tokens; 0 = nothing."""
-
-    def lifts(self, spent: range) -> bool:
-        """Whether `lift` is other than 0 anywhere in the range."""
-
-
 class ThinkingRule(Protocol):
     """How a thinking budget changes the target's probabilities: a function of the text alone, so it
     holds for drafted tokens as for committed ones."""
@@ -270,6 +223,9 @@ class ThinkingRule(Protocol):
 
     def lifts(self, tokens: Sequence[int]) -> bool:
         """Whether a logit may be raised within one step after `tokens`."""
+
+    def inside(self, tokens: Sequence[int]) -> bool:
+        """Whether `tokens` end inside a thought."""
 
 
 class RequestView(Protocol):
@@ -292,14 +248,16 @@ class RequestView(Protocol):
     @property
     def speculation(self) -> Speculation: ...
     @property
+    def drafter(self) -> str: ...  # the name of its drafter, for drafts that do not name one
+    @property
     def reproducible(self) -> bool:
         """Its tokens must depend on probabilities, seed and places alone. A drafter that would sample
         may draw its nodes with the numbers of acceptance instead, and say they are chosen."""
 
     @property
-    def thinking(self) -> ThinkingRule | None:
-        """How its thoughts are bounded; None = not at all."""
-
+    def thinking(self) -> ThinkingRule | None: ...  # how its thoughts are bounded
+    @property
+    def grammar(self) -> GrammarRule | None: ...  # what its answer has to look like
     @property
     def groups(self) -> int | None: ...
     @property
@@ -310,6 +268,10 @@ class RequestView(Protocol):
     def memory_key(self) -> str | None: ...  # only requests of one key share what is remembered
     @property
     def shared(self) -> bool: ...  # whether later requests may use its text
+    @property
+    def prediction(
+        self,
+    ) -> Sequence[int]: ...  # of its answer, by the caller; nobody else may see it
 
 
 class Drafter(Protocol):

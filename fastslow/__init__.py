@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from fastslow.api import chat, generate
     from fastslow.async_llm import AsyncLLM
     from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
+    from fastslow.engine.choosing import Chooser, ModeChoice, Situation
     from fastslow.engine.core.stats import EngineStats
     from fastslow.engine.parallel.sharding import Parallel
     from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
-    from fastslow.engine.text.templates import Message
-    from fastslow.engine.types import Chooser, ModeChoice, Situation
+    from fastslow.engine.text.messages import Message
     from fastslow.handle import PieceStream, RequestHandle, as_completed
     from fastslow.llm import LLM
     from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
@@ -78,7 +78,7 @@ _MODULES = {
     "engine.core.stats": "EngineStats",
     "engine.parallel.sharding": "Parallel",
     "engine.params": "Escalation Mode SamplingParams Speculation",
-    "engine.text.templates": "Message",
+    "engine.text.messages": "Message",
     "engine.types": "ModeChoice Chooser Situation",
     "warning": "FastslowWarning",
 }

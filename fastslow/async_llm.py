@@ -160,6 +160,11 @@ class AsyncLLM:
             raise
         return handle
 
+    async def stop_thinking(self, request: RequestHandle | PieceStream) -> bool:
+        """Have the thought of a request closed from the next step on, so that its answer comes. False: it
+        has no open thought, not yet or not any more."""
+        return await asyncio.wrap_future(request._job.stop_thinking())
+
     def stats(self) -> EngineStats:
         """As `LLM.stats`."""
         return self.llm.stats()

@@ -7,9 +7,10 @@ from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import Any, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeGuard, TypeVar
 
+from fastslow.engine.choosing import Chooser
+from fastslow.engine.core.scheduler import MOST_PRIORITY
 from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest, shown
-from fastslow.engine.text.templates import Message
-from fastslow.engine.types import Chooser
+from fastslow.engine.text.messages import Message
 
 Prompt = str | Sequence[SupportsIndex] | Sequence[Message]
 """Text (without a template), token ids, or chat messages (put through the template)."""
@@ -48,6 +49,8 @@ class CallOptions(TypedDict, total=False):
     memory_key: str | None
     allow_special: bool
     chat_template_kwargs: Mapping[str, object] | None
+    priority: int
+    prediction: str | Sequence[SupportsIndex] | None
 
 
 class HandleOptions(CallOptions, total=False):
@@ -80,6 +83,8 @@ class BatchOptions(TypedDict, total=False):
     memory_key: str | None | Sequence[str | None]
     allow_special: bool | Sequence[bool]
     chat_template_kwargs: Mapping[str, object] | None | Sequence[Mapping[str, object] | None]
+    priority: int | Sequence[int]
+    prediction: str | None | Sequence[str | Sequence[SupportsIndex] | None]
     progress: bool
 
 
@@ -99,6 +104,8 @@ class PromptCall(NamedTuple):
     memory_key: str | None = None
     allow_special: bool = False
     chat_template_kwargs: Mapping[str, object] | None = None
+    priority: int = 0
+    prediction: str | Sequence[SupportsIndex] | None = None
     trace: bool = False
 
     @property
@@ -192,6 +199,20 @@ def as_key(memory_key: object) -> str | None:
     raise ValueError(f"memory_key={shown(memory_key)} {limit}")
 
 
+def as_priority(priority: object) -> int:
+    """How urgent a call is.
+
+    Raises:
+        ValueError: it is no whole number, or outside the range.
+    """
+    whole = isinstance(priority, int) and not isinstance(priority, bool)
+    if whole and -MOST_PRIORITY <= priority <= MOST_PRIORITY:  # type: ignore[operator]
+        return priority  # type: ignore[return-value]
+    raise ValueError(
+        f"priority={shown(priority)} must be a whole number from {-MOST_PRIORITY} to {MOST_PRIORITY}"
+    )
+
+
 def sampling_in(mode: Mode, params: SamplingParams | None) -> SamplingParams:
     """The call's fields, then the mode's where the call gives none, then the defaults.
 
@@ -203,7 +224,7 @@ def sampling_in(mode: Mode, params: SamplingParams | None) -> SamplingParams:
     if params is None or mode.sampling is None:
         return params or mode.sampling or SamplingParams()
     own, asked = ({f: getattr(p, f) for f in p.model_fields_set} for p in (mode.sampling, params))
-    return SamplingParams(**{**own, **asked})
+    return type(params)(**{**own, **asked})  # whose class may have defaults of its own
 
 
 def _are_seconds(value: object) -> TypeGuard[float]:

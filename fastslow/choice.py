@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastslow.engine.core.request import Listener, Request
+from fastslow.engine.core.tally import DraftCounts
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
 from fastslow.engine.text.channels import splitter
 from fastslow.engine.text.thought import ThoughtTags
+from fastslow.engine.types import PREDICTION
 from fastslow.input_processor import EncodedPrompt
 from fastslow.output import Completion, Metrics, Output, Piece
 
@@ -109,10 +111,11 @@ class ChoiceHandle:
         stopper = request.stopper
         opened, thinking = self.prompt.opened, request.thinking
         asked = self._candidates[0].mode.thinking != "off" and not opened
-        if self._tags is not None and asked and self._tags.strayed(stopper.text):
+        held = request.grammar is not None  # where its answer begins is known
+        if self._tags is not None and asked and not held and self._tags.strayed(stopper.text):
             opened = True
             thinking = thinking and thinking.reopened()
-        whole = splitter(self._tags, opened)
+        whole = splitter(self._tags, opened, self.prompt.tools, held)
         parts = [whole.push(stopper.text), whole.finish()]
         return Completion(
             text="".join(text for _, text in parts),
@@ -127,7 +130,8 @@ class ChoiceHandle:
         )
 
     def _begin(self) -> None:
-        self._splitter = splitter(self._tags, self.prompt.opened)
+        held = self.request.grammar is not None
+        self._splitter = splitter(self._tags, self.prompt.opened, self.prompt.tools, held)
         self._sent = self.request.prompt_length
 
     def _on_step(self, request: Request) -> None:
@@ -180,6 +184,7 @@ class ChoiceHandle:
         kept = None if first.target is None else bool(tokens) and max(ttft, tpot) <= first.target
         notes = (note for one in self.requests for note in one.notes)
         thought, ended = self._thought(thinking)
+        predicted = tally.by_drafter.get(PREDICTION, DraftCounts())
         return Metrics(
             mode=self._mode(),
             drafter=request.speculation.drafter,
@@ -205,6 +210,8 @@ class ChoiceHandle:
             prompt_tokens=request.prompt_length,
             run_seconds=max(0.0, tally.last_token - tally.began),
             queue_seconds=max(0.0, tally.began - self._called),
+            prediction_accepted=predicted.accepted,
+            prediction_rejected=predicted.drafted - predicted.accepted,
             by_drafter=tally.by_drafter,
             **self._units.running(request.groups),
         )
@@ -213,7 +220,10 @@ class ChoiceHandle:
         """Tokens of thought, and what ended it."""
         if thinking is None:
             return 0, None
-        count, ended, still_open = thinking.outcome(self.request.tokens)
+        tokens: Sequence[int] = self.request.tokens
+        if self.request.grammar is not None:  # an answer may spell a tag
+            tokens = self.request.grammar.thought(tokens)
+        count, ended, still_open = thinking.outcome(tokens)
         if not still_open:
             return count, ended
         return count, "length" if self.request.stopper.reason == "length" else None

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 import torch
 
 from fastslow.call import Presets, SpeculationLike, refuse_unknown
+from fastslow.engine.choosing import Chooser
 from fastslow.engine.host.files import cache_folder
 from fastslow.engine.kv.budget import page_budget, parse_bytes, too_much
 from fastslow.engine.kv.cache import KVCache
@@ -18,7 +19,6 @@ from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Speculation, shown
-from fastslow.engine.types import Chooser
 from fastslow.policies.auto import checkpoint_selector, read_selector
 
 Build = TypeVar("Build", bound=Callable[..., None])

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, NoReturn
 
 from fastslow.call import as_wait
-from fastslow.engine.core.step_trace import StepTrace
+from fastslow.engine.core.request import StepNotes
 from fastslow.engine.params import shown
 from fastslow.job import PromptJob, start
 from fastslow.output import Output, Piece
@@ -71,9 +71,19 @@ class RequestHandle:
         return self._job.traced(index)
 
     @property
-    def step_traces(self) -> Sequence[StepTrace]:
+    def step_traces(self) -> Sequence[StepNotes]:
         """The same for all n answers, for who keeps traces longer than handles."""
         return tuple(self._job.traces)
+
+    def stop_thinking(self) -> bool:
+        """Have the thought that runs closed from the next step on, as a thinking budget does, so that the
+        answer comes. It waits until the step that runs is over; in asyncio ask `AsyncLLM.stop_thinking`.
+        False: there is no open thought, not yet or not any more.
+
+        Raises:
+            RuntimeError: the engine broke, or this is a forked process.
+        """
+        return self._job.stop_thinking().result()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a RequestHandle cannot be pickled; send its result")
@@ -109,6 +119,10 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
         """End the request, unless it is over. No more pieces come."""
         self._left = True
         self._job.cancel()
+
+    def stop_thinking(self) -> bool:
+        """As `RequestHandle.stop_thinking`."""
+        return RequestHandle(self._job).stop_thinking()
 
     async def aclose(self) -> None:
         """`close`, as asynchronous generators have it."""

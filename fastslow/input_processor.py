@@ -13,16 +13,11 @@ from fastslow.call import Prompt
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Mode, SamplingParams, shown
 from fastslow.engine.text.marks import Marks, chat_parts
+from fastslow.engine.text.messages import Message, check_messages
 from fastslow.engine.text.switches import ThinkingSwitch
-from fastslow.engine.text.templates import (
-    ChatTemplate,
-    Message,
-    PlainTemplate,
-    Variables,
-    check_messages,
-    load_template,
-)
+from fastslow.engine.text.templates import ChatTemplate, PlainTemplate, Variables, load_template
 from fastslow.engine.text.thought import TagTokens, ThoughtTags, find_tags
+from fastslow.engine.text.tool_formats import GENERIC, ToolCalls
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.output import Completion
 from fastslow.warning import warn
@@ -38,6 +33,7 @@ class EncodedPrompt(NamedTuple):
     chat: bool = False  # made from messages
     opened: bool = False  # the answer begins inside a thought
     goes_on: bool = True  # the answer continues a text, the assistant's own where it is a chat
+    tools: bool = False  # the chat offers tools, and the answer's text shows the marks of calls
 
 
 class InputProcessor:
@@ -54,6 +50,7 @@ class InputProcessor:
         switch: what the chat template offers to turn thinking off.
         tags: None = the model does not think.
         thoughts: the tags in the model's tokens.
+        tool_calls: how the model writes calls of tools.
 
     Raises:
         ValueError: the template or the tags do not fit.
@@ -72,6 +69,7 @@ class InputProcessor:
         self.tags: ThoughtTags | None = None
         self.thoughts: TagTokens | None = None
         self.switch = ThinkingSwitch()
+        self.tool_calls = ToolCalls()
         self._config = config
         self._template: ChatTemplate | None = None
         self._warned: set[str] = set()
@@ -80,7 +78,9 @@ class InputProcessor:
             self._template = load_template(folder, tokenizer, config.architecture)
             self.switch = self._template.switch
             self._set_tags(tokenizer, find_tags(folder, tokenizer, self._template, tags), tags)
-            self._marks = Marks(tokenizer, self.tags)
+            form = self._template.calls
+            self.tool_calls = ToolCalls(form, form.tokens(tokenizer))
+            self._marks = Marks(tokenizer, self.tags, form.marks)
 
     def silences(self, mode: Mode) -> bool:
         """Whether a chat in this mode has no thought: one that is opened is closed at once. It may have one
@@ -161,6 +161,28 @@ class InputProcessor:
         self._measure_tokens(len(encoded.tokens))
         return encoded
 
+    def prediction(self, given: str | Sequence[SupportsIndex] | None) -> tuple[int, ...]:
+        """The token ids of what an answer is predicted to be; none where nothing is.
+
+        Raises:
+            ValueError: neither a text nor token ids, or too long.
+        """
+        if not isinstance(given, str | Sequence | None) or isinstance(given, BYTES):
+            raise ValueError(f"prediction={shown(given)} must be text, token ids or None")
+        if not given:
+            return ()
+        if isinstance(given, str):
+            longest = self._need_tokenizer().longest
+            if len(given) > longest * self.context:
+                raise ValueError(
+                    f"prediction has {len(given)} characters, which cannot fit the context of "
+                    f"{self.context}: no token is longer than {longest}"
+                )
+            given = self._text_ids(self._marks.parts(given), add_special=False)
+        if len(given) > self.context:
+            raise ValueError(f"prediction has {len(given)} tokens; the context is {self.context}")
+        return tuple(self._ids(given, "prediction"))
+
     def text(self, tokens: Sequence[SupportsIndex]) -> str:
         """The text of token ids, with that of special tokens.
 
@@ -179,7 +201,7 @@ class InputProcessor:
             return {}
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
             raise ValueError(
-                f"chat_template_kwargs={shown(given)} must be a dict of the chat template's variables"
+                f"chat_template_kwargs={shown(given)} must be a dict of the chat template's variables by name"
             )
         return given
 
@@ -290,7 +312,21 @@ class InputProcessor:
         parts = [*begun, end]
         self._measure_text(sum(map(len, parts)))  # a template may write more than the messages hold
         ids = self._text_ids(parts, self._template.add_special)
-        return EncodedPrompt(ids, "".join(parts), True, opened, prefix)
+        tools = bool(variables.get("tools"))
+        if tools:
+            self._say_tools(self._template)
+        return EncodedPrompt(ids, "".join(parts), True, opened, prefix, tools)
+
+    def _say_tools(self, template: ChatTemplate) -> None:
+        """Say once where the template does not say how tools are called."""
+        said = None
+        if not template.reads_tools:
+            said = "the chat template knows no tools: a text in front of the chat describes them"
+        elif template.calls is GENERIC:
+            said = "how the chat template writes calls of tools is not known"
+        if said is not None and said not in self._warned:
+            self._warned.add(said)
+            logger.info("{}; calls are read as {}", said, template.calls.begin)
 
     def _say_switchless(self, mode: str, opens: bool) -> None:
         """Say once that nothing in the template turns thinking off; `opens`: it opens a thought itself."""
@@ -327,7 +363,7 @@ class InputProcessor:
         end = self.tokenizer.decode(ids[-len(self.tags.open) - 8 :], skip_special=False)
         return self.tags.opened_by(end)
 
-    def _ids(self, prompt: Sequence[Any]) -> list[int]:
+    def _ids(self, prompt: Sequence[Any], what: str = "prompt") -> list[int]:
         last = self._config.vocab_size - 1
         ids: list[int] = []
         for place, part in enumerate(prompt):
@@ -336,7 +372,7 @@ class InputProcessor:
             except TypeError:
                 token = -1
             if isinstance(part, bool) or not 0 <= token <= last:
-                raise ValueError(f"prompt token {place} is {shown(part)}, not an id in 0..{last}")
+                raise ValueError(f"{what} token {place} is {shown(part)}, not an id in 0..{last}")
             ids.append(token)
         return ids
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from threading import Condition
 from typing import Any, NoReturn
 
 from fastslow.choice import ChoiceHandle
-from fastslow.engine.core.step_trace import StepTrace
+from fastslow.engine.core.request import StepNotes
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.params import shown
@@ -48,7 +49,7 @@ class PromptJob:
         self.done = False
         self._queued = self._cancelled = self._streaming = False
         self._choices: list[ChoiceHandle] = []
-        self.traces: list[StepTrace] = []  # of every choice, where the call asks for it
+        self.traces: list[StepNotes] = []  # of every choice, where the call asks for it
         self._pieces: deque[Piece] = deque()
         self._output: Output | None = None
         self._error: BaseException | None = None  # why it did not get to the engine
@@ -64,9 +65,9 @@ class PromptJob:
         """
         choices, self._build = self._build(), _spent
         with self._news:
+            self._choices = choices
             traces = (choice.request.trace for choice in choices)
             self.traces = [trace for trace in traces if trace is not None]
-            self._choices = choices
             for choice in choices:
                 choice.pieces, choice.news = self._pieces, self._wake
                 choice.streaming = self._streaming
@@ -107,6 +108,21 @@ class PromptJob:
                 return
             requests = [request for choice in self._choices for request in choice.requests]
         self.worker.cancel(requests)
+
+    def stop_thinking(self) -> Future[bool]:
+        """Have the thoughts of all choices closed from the next step on; whether there was one.
+
+        Raises:
+            RuntimeError: it runs in another process.
+        """
+        with suppress(RuntimeError):  # a closed engine has ended it
+            if self._queued and not self.done:
+                each = self._choices
+                return self.worker.ask(lambda: 0 < sum(one.request.stop_thinking() for one in each))
+        self._home.check()
+        nothing = Future[bool]()
+        nothing.set_result(False)
+        return nothing
 
     def stream(self) -> None:
         """Have pieces made from now on."""

@@ -34,6 +34,7 @@ from fastslow.closing import Closed, curve_of, let_go
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
+from fastslow.engine.choosing import Chooser
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.core.worker import Worker
@@ -44,7 +45,7 @@ from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.params import shown
-from fastslow.engine.types import Chooser
+from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine_args import checks_arguments, chooser_of, context_length, kv_pages
 from fastslow.handle import PieceStream, RequestHandle, answer_all
 from fastslow.input_processor import InputProcessor
@@ -208,6 +209,10 @@ class LLM:
                 they are text, since a user may have written them. Or a list.
             chat_template_kwargs: variables of the chat template, such as {"reasoning_effort": "medium"};
                 they win over what the mode asks for. Or a list.
+            priority: -1000 to 1000; requests with a smaller number start before others that wait, and lose
+                their pages after them. 0 is usual. No token depends on it. Or a list.
+            prediction: text or token ids that the answer probably repeats, such as a file that is to be
+                edited. It is drafted from, for this request alone. For a list of prompts, a text or a list.
             progress: for a list of prompts, draw a bar on a terminal: how many are answered.
 
         Returns:
@@ -221,6 +226,8 @@ class LLM:
         refuse_unknown(options, BatchOptions.__annotations__)
         batch, single = self._requests.inputs.split(prompts)
         options["sampling"] = sampling
+        if single and "prediction" in options:  # which may be token ids
+            options["prediction"] = [options["prediction"]]
         each = [spread(name, value, len(batch)) for name, value in options.items()]
         asked = [dict(zip(options, one)) for one in zip(*each)]
         jobs = [self._job(PromptCall(called, p, **one)) for p, one in zip(batch, asked)]
@@ -325,6 +332,11 @@ class LLM:
             core.forget_prompts()
 
         self._worker.between_steps(forget)
+
+    @property
+    def tool_calls(self) -> ToolCalls:
+        """How the model writes them."""
+        return self._inputs.tool_calls
 
     @property
     def has_head(self) -> bool:

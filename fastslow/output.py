@@ -36,7 +36,7 @@ class Metrics:
     target_ms: float | None = None  # of the time to the first token, and of the mean of all others
     target_kept: bool | None = None  # None without a target
     thinking_tokens: int = 0  # between the thinking tags, without them and without a closing phrase
-    # what ended the thinking: the model, its budget, early exit (loop, settled), or length (max_tokens
+    # what ended the thinking: the model, its budget, early exit (loop, settled), its caller, or length (max_tokens
     # was met inside a thought). None: there was no thought, or the answer ended otherwise inside one
     thinking_ended: Ended | Literal["length"] | None = None
     prompt_tokens: int = 0
@@ -44,6 +44,9 @@ class Metrics:
     groups: int | None = None  # routed groups that ran for a token, at the end; None = it has none
     experts: int | None = None  # routed experts that ran, in a model without groups
     queue_seconds: float = 0.0  # from the call to the start of its first step
+    # tokens drafted from the call's prediction, see `LLM.generate`: those accepted, and all others
+    prediction_accepted: int = 0
+    prediction_rejected: int = 0
     by_drafter: dict[str, DraftCounts] = field(default_factory=dict)  # of the drafted tokens
 
     @property

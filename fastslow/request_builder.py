@@ -17,10 +17,12 @@ from fastslow.call import (
     PromptCall,
     SpeculationLike,
     as_key,
+    as_priority,
     sampling_in,
 )
 from fastslow.choice import Candidate, ChoiceHandle
 from fastslow.drafters import DrafterFactory
+from fastslow.engine.choosing import Chooser, Situation
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
 from fastslow.engine.core.step_trace import StepTrace
@@ -33,17 +35,16 @@ from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
-from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.templates import check_messages
-from fastslow.engine.types import Chooser, Situation
+from fastslow.engine.text.messages import check_messages
+from fastslow.grammars import Grammars
 from fastslow.input_processor import EncodedPrompt, InputProcessor
 from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
 from fastslow.policies.modes import find_mode, in_either
 from fastslow.policies.speculation.controller import SpeculationController
-from fastslow.policies.thinking_budget import ThinkingBudget
 from fastslow.settings import read_settings
+from fastslow.thinking_rules import ThinkingRules
 
 STEPWISE = "lossy-stepwise"
 
@@ -57,6 +58,8 @@ class _ParsedCall(NamedTuple):
     settings: Speculation
     deadline: float | None
     memory_key: str | None
+    priority: int
+    prediction: tuple[int, ...]
     called: float
     trace: bool
 
@@ -93,16 +96,16 @@ class RequestBuilder:
         self._config = core.model.config
         self._units = RoutedUnits.of(self._config)
         self._tokenizer = inputs.tokenizer
-        self._thoughts = inputs.thoughts
+        self._thinking = ThinkingRules(inputs, self._config.vocab_size)
         own_ids = inputs.tokenizer.eos_ids if inputs.tokenizer else frozenset[int]()
         ends = own_ids | frozenset(self._config.eos_ids)
         self._eos_ids = frozenset(token for token in ends if token < self._config.vocab_size)
         if ends > self._eos_ids:
             outside = sorted(ends - self._eos_ids)
             logger.warning("end tokens {} are outside the vocabulary: no answer has them", outside)
+        self._grammars = Grammars(inputs, self._config.vocab_size, self._eos_ids)
         self._ids = itertools.count()
         self._home = HomeProcess()
-        self._warned: set[str] = set()
         self._usual = self.speculation(usual, Mode(speculation=Speculation()))
 
     def mode(self, wish: ModeLike | None, prompt: Prompt) -> tuple[Mode, str]:
@@ -157,6 +160,7 @@ class RequestBuilder:
         if not isinstance(call.speculation, str | Speculation | None):
             self.speculation(call.speculation, Mode())
         as_key(call.memory_key)
+        as_priority(call.priority)
         if not isinstance(call.allow_special, bool):
             raise ValueError(f"allow_special={shown(call.allow_special)} must be True or False")
         if not isinstance(call.trace, bool):
@@ -219,10 +223,9 @@ class RequestBuilder:
         self.inputs.check_params(params)
         encoded = self._encode(call, mode)
         settings = self.speculation(call.speculation, mode)
-        key = as_key(call.memory_key)
-        return _ParsedCall(
-            encoded, params, mode, settings, call.deadline, key, call.called, call.trace
-        )
+        key, priority = as_key(call.memory_key), as_priority(call.priority)
+        more = priority, self.inputs.prediction(call.prediction), call.called, call.trace
+        return _ParsedCall(encoded, params, mode, settings, call.deadline, key, *more)
 
     def _candidates(
         self, calls: Sequence[_ParsedCall], escalated: Mode | None, seed: int, listener: Listener
@@ -235,7 +238,8 @@ class RequestBuilder:
         escalation = None
         if first.mode.escalate is not None and escalated is not None:
             keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
-            thinking = None if later else self._thinking(first, escalated)
+            room = self._room(first)
+            thinking = None if later else self._thinking.make(first.prompt, room, escalated)
             escalation = Escape(escalated.name, escalated.routed, keep, thinking, successor)
         requests = [own(first, seed, escalation=escalation), *later]
         return [Candidate(r, one.prompt, one.mode) for r, one in zip(requests, calls)]
@@ -280,6 +284,9 @@ class RequestBuilder:
         end_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             end_ids |= self._eos_ids
+        grammar = None
+        if params.grammar_spec is not None:
+            grammar = self._grammars.grammar(params.grammar_spec, prompt, mode, end_ids)
         drafter = self._drafters.make(settings)
         drafts = drafter.drafter != "off"
         reproducible = settings.accept == "reproducible"
@@ -296,7 +303,9 @@ class RequestBuilder:
             own_drafter=self._drafters.alone(drafter),
             mode=mode.name,
             called=call.called,
-            policy=self._controller.policy(settings if drafts else drafter, drafter),
+            policy=self._controller.policy(
+                settings if drafts else drafter, drafter, bool(call.prediction)
+            ),
             stopper=Stopper(params, end_ids, room, self._detokenizer(prompt)),
             groups=mode.routed,
             seed=seed,
@@ -307,9 +316,12 @@ class RequestBuilder:
             rule=self._rule(settings, reproducible),
             reproducible=reproducible,
             scored=settings.accept == STEPWISE,
-            thinking=self._thinking(call, mode),
+            thinking=self._thinking.make(prompt, room, mode),
+            grammar=grammar,
             listener=listener,
             trace=trace,
+            prediction=call.prediction if drafts else (),
+            priority=call.priority,
             deadline=call.deadline,
             target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,
@@ -339,37 +351,7 @@ class RequestBuilder:
         if self._tokenizer is None:
             return None
         shown = self.inputs.tags.ids(self._tokenizer) if self.inputs.tags else frozenset[int]()
+        if prompt.tools:
+            shown |= frozenset(self.inputs.tool_calls.tokens.values())
         before = prompt.tokens[-8:] if prompt.goes_on else []
         return Detokenizer(self._tokenizer, keep=shown, after=before)
-
-    def _thinking(self, call: _ParsedCall, mode: Mode) -> Thinking | None:
-        """A chat in a mode without thinking and without a budget has a budget of 0."""
-        prompt, room = call.prompt, self._room(call)
-        most, phrase = mode.thinking_budget, mode.closing or ""
-        if self._thoughts is None:
-            if most is not None or mode.early_exit:
-                self._warn_once(
-                    f"mode {mode.name!r} bounds its thoughts, but this model has no thinking tags: "
-                    "name them in fastslow.json or as thinking_tags"
-                )
-            return None
-        if most is None and self.inputs.silences(mode) and prompt.chat:
-            most, phrase = 0, ""
-        bounded = most is not None or mode.early_exit
-        policy = ThinkingBudget(most, mode.thinking_soft, mode.early_exit) if bounded else None
-        closing = self._thoughts.closing(phrase)
-        if (outside := max(closing)) >= self._config.vocab_size:
-            raise ValueError(
-                f"closing={shown(phrase)} holds token id {outside}, outside the vocabulary"
-            )
-        if most and most + len(closing) >= room:
-            self._warn_once(
-                f"mode {mode.name!r}: thinking_budget={most} leaves no room for an answer within "
-                f"max_tokens={room}"
-            )
-        return Thinking(self._thoughts, prompt.opened, len(prompt.tokens), policy, closing)
-
-    def _warn_once(self, warning: str) -> None:
-        if warning not in self._warned:
-            self._warned.add(warning)
-            logger.warning(warning)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastslow.engine.text.templates import Message
+from fastslow.engine.text.messages import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class Ask:
         chat_template_kwargs: variables of the chat template, `tools` among them.
         priority: requests with a smaller number go first.
         prediction: text that the answer probably repeats; it is drafted from.
+        defaults: fields of `SamplingParams` that hold where neither the client nor the mode gives them.
+        streamed: whether pieces are wanted as they are made, or only the last one, with the output.
         trace: whether its steps are noted, for `Engine.trace`.
     """
 
@@ -38,4 +40,6 @@ class Ask:
     chat_template_kwargs: Mapping[str, Any] | None = None
     priority: int = 0
     prediction: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    streamed: bool = True
     trace: bool = False

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fastslow.admission import Busy
@@ -25,6 +25,14 @@ class ModelCard:
     most: int  # of these, in every layer
     thinks: bool  # it has thinking tags
     has_head: bool  # a trained draft head
+    efforts: tuple[str, ...] = ()  # levels of `reasoning_effort` that the chat template knows
+    # the template's variable that keeps thoughts of earlier turns, and the value that does; None: it has none
+    keeps_thoughts: tuple[str, bool] | None = None
+    device: str = "cpu"
+    tool_format: str = "generic"  # a name of `engine.text.tool_formats`
+    tool_tokens: Mapping[str, int] = field(
+        default_factory=dict
+    )  # its marks that are special tokens
 
 
 class NotReady(RuntimeError):
@@ -41,6 +49,10 @@ class Engine(Protocol):
     @property
     def ready(self) -> bool:
         """Whether it takes requests now."""
+
+    @property
+    def why_not_ready(self) -> str:
+        """One sentence; "" while it is ready."""
 
     def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """The answer in pieces, in the order in which they are made; the last one has the `output`. With n
@@ -77,6 +89,10 @@ class Engine(Protocol):
         Raises:
             ValueError: an id is outside the vocabulary.
         """
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        """The bytes of each token, b"" outside the vocabulary; and whether answers show it: special tokens are
+        marks, not text."""
 
     async def close(self, drain: float = 0.0) -> None:
         """Take no more requests, let those that run go on for so many seconds, then end."""

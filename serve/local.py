@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.model.routed_units import RoutedUnits
-from fastslow.engine.params import SamplingParams
 from fastslow.handle import RequestHandle
 from fastslow.llm import LLM
 from fastslow.output import Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import ModelCard, NotReady
+from fastslow.serve.sampling import sampling_of
 from fastslow.serve.traces import TraceLog
 
 
@@ -33,6 +33,8 @@ class LocalEngine:
         self._running: dict[str, RequestHandle] = {}
         self._traces = TraceLog()
         units = RoutedUnits.of(llm.model.config)
+        inputs = llm._requests.inputs
+        switch = inputs.switch
         self._card = ModelCard(
             name=name,
             created=int(time.time()),
@@ -42,6 +44,10 @@ class LocalEngine:
             most=units.most,
             thinks=llm.thinks,
             has_head=llm.has_head,
+            efforts=switch.levels if switch.kind == "effort" else (),
+            device=str(llm.model.device),
+            tool_format=llm.tool_calls.form.name,
+            tool_tokens=llm.tool_calls.tokens,
         )
 
     @property
@@ -52,20 +58,27 @@ class LocalEngine:
     def ready(self) -> bool:
         return self._llm.accepting
 
+    @property
+    def why_not_ready(self) -> str:
+        return "" if self.ready else "the server is closing"
+
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         if not self.ready:
-            raise NotReady("the server is closing")
-        sampling = SamplingParams(**ask.sampling) if ask.sampling else None
-        handle = self._llm.submit(ask.prompt, sampling, trace=ask.trace, **_options(ask))
+            raise NotReady(self.why_not_ready)
+        handle = self._llm.submit(ask.prompt, sampling_of(ask), **_options(ask), trace=ask.trace)
         self._running[ask.id] = handle
         try:
+            if not ask.streamed:
+                yield Piece(output=await handle)
+                return
             async with aclosing(aiter(handle)) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
-            self._traces.keep(ask.id, handle)
             if self._running.get(ask.id) is handle:
                 del self._running[ask.id]
+            self._traces.keep(ask.id, handle)
+            handle.cancel()
 
     async def cancel(self, id: str) -> bool:
         handle = self._running.get(id)
@@ -74,7 +87,8 @@ class LocalEngine:
         return handle is not None
 
     async def stop_thinking(self, id: str) -> bool:
-        return False
+        handle = self._running.get(id)
+        return handle is not None and await self._llm.stop_thinking(handle)
 
     async def trace(self, id: str) -> Mapping[str, Any] | None:
         return self._traces.of(id, self._running.get(id))
@@ -88,6 +102,13 @@ class LocalEngine:
 
     async def detokenize(self, tokens: list[int]) -> str:
         return await asyncio.to_thread(self._llm.llm.detokenize, tokens)
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        tokenizer = self._llm.llm.tokenizer
+        if tokenizer is None:
+            return [(b"", False)] * len(tokens)
+        hidden = tokenizer.special_ids
+        return [(tokenizer.token_bytes(token), token not in hidden) for token in tokens]
 
     async def close(self, drain: float = 0.0) -> None:
         await self._llm.drain(drain)
@@ -103,4 +124,6 @@ def _options(ask: Ask) -> dict[str, Any]:
         "memory_key": ask.memory_key,
         "allow_special": ask.allow_special,
         "chat_template_kwargs": ask.chat_template_kwargs,
+        "priority": ask.priority,
+        "prediction": ask.prediction,
     }

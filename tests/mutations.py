@@ -650,8 +650,8 @@ MUTATIONS = (
     swap(
         "prompts with a target wait behind others",
         "engine/core/scheduler.py",
-        "return int(request.target is None), request.pending > 1",
-        "return 0, request.pending > 1",
+        "return int(request.target is None), request.pending > 1, request.priority",
+        "return 0, request.pending > 1, request.priority",
         ("tests/engine/test_targets.py",),
     ),
     swap(
@@ -660,6 +660,20 @@ MUTATIONS = (
         "request = min(self.waiting, key=_waiting_rank)",
         "request = min(self.waiting, key=_running_rank)",
         ("tests/engine/test_targets.py",),
+    ),
+    swap(
+        "the most urgent request loses its pages",
+        "engine/core/scheduler.py",
+        "victim = max(beside, key=lambda r: (r.priority, r.arrival))",
+        "victim = max(beside, key=_age)",
+        ("tests/engine/test_priority.py",),
+    ),
+    swap(
+        "a request of low priority waits for ever",
+        "engine/core/scheduler.py",
+        "oldest.priority = FIRST",
+        "pass",
+        ("tests/engine/test_priority.py",),
     ),
     swap(
         "a second answer is drawn as the first was",

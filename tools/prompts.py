@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastslow.engine.host.progress import bar
-from fastslow.engine.text.templates import Turn, check_messages
+from fastslow.engine.text.messages import Turn, check_messages
 
 T = TypeVar("T")
 Record = Mapping[str, Any]

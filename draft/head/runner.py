@@ -239,6 +239,8 @@ def load_head(path: Path, target: Path) -> HeadRunner:
     """
     if path.is_dir():
         return _load_published(path, target)
+    if path.name == "config.json":
+        raise ValueError(f"head {path}: give the folder of a published head, {path.parent}")
     config, weights = read_head(path)
     theirs = read_metadata(path).get("target")
     if theirs is not None and theirs != fingerprint(target):

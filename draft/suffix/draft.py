@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
 from fastslow.draft.base import BaseDrafter
@@ -11,6 +12,7 @@ from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
 from fastslow.engine.types import RequestView, Tree
 
 MIN_SCORE = 0.2  # lower drafts more and errs more: for models whose rows cost next to nothing
+MOST_KEYS = 64  # whose confidence is kept
 SPARE = 32  # tokens looked ahead beyond a draft, so that a run serves several steps
 
 
@@ -31,8 +33,8 @@ class SuffixDraft(BaseDrafter):
     Sources are the request's own text, `memory` and `corpus`. The longest match wins, and matches of
     equal length count as one. Where they disagree on what comes next, the draft branches.
 
-    What is learnt of the confidence in matches is shared by all requests: a share of right tokens by
-    length, which tells nothing of a text.
+    The confidence in matches, a share of right tokens by length, is learnt by all requests of one memory
+    key: drafts that depended on other keys' requests would tell how those went.
 
     Args:
         corpus: stored answers, or None.
@@ -51,7 +53,8 @@ class SuffixDraft(BaseDrafter):
         self._memory = memory
         self._corpus = corpus
         self._min_score = min_score
-        self._confidence = MatchConfidence()
+        # by memory key: what one caller's drafts were worth shows in nobody else's figures
+        self._confidences: OrderedDict[str | None, MatchConfidence] = OrderedDict()
         self._texts: dict[int, _SuffixText] = {}
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
@@ -76,15 +79,25 @@ class SuffixDraft(BaseDrafter):
             text = self._texts[request.id] = _SuffixText(request)
         if nodes == 0:
             return Tree()
-        tokens = request.tokens
+        tokens, confidence = request.tokens, self._confidence(request.memory_key)
         if len(tokens) > text.length:
-            text.runs.advance(tokens[text.length :], self._confidence)
+            text.runs.advance(tokens[text.length :], confidence)
             text.length = len(tokens)
         text.own.read(tokens)  # a little in each step, so that none takes long
         if not text.runs.enough_for(nodes):
             sources = [text.own, *self._shared(request)]
             text.runs = MatchRuns(sources, tokens[-MAX_MATCH:], nodes + SPARE)
-        return grow(text.runs, self._confidence, nodes, self._min_score)
+        return grow(text.runs, confidence, nodes, self._min_score)
+
+    def _confidence(self, key: str | None) -> MatchConfidence:
+        """What the drafts of a memory key's requests taught; of the MOST_KEYS keys used last."""
+        confidence = self._confidences.get(key)
+        if confidence is None:
+            confidence = self._confidences[key] = MatchConfidence()
+        self._confidences.move_to_end(key)
+        if len(self._confidences) > MOST_KEYS:
+            self._confidences.popitem(last=False)
+        return confidence
 
     def _shared(self, request: RequestView) -> list[Source]:
         """Texts of others that the request may be drafted from."""

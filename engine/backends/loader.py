@@ -238,7 +238,9 @@ def pick_dtype(
     if name != "auto":
         return DTYPES[own]
     if own == "float16" and place.kind == "cpu":
-        logger.info("the checkpoint is float16, which the CPU runs as bfloat16")
+        logger.info(
+            "the checkpoint is float16: activations, keys and values are bfloat16 on the CPU"
+        )
         return torch.bfloat16
     runs = DTYPES[own] if ops is None else ops.nearest(DTYPES[own])
     if runs != DTYPES[own]:

@@ -6,12 +6,16 @@ import itertools
 import time
 from bisect import insort
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from fastslow.engine.core.latency_budget import PATIENCE, LatencyBudget
+from fastslow.engine.core.latency_budget import LEAST, PATIENCE, LatencyBudget
 from fastslow.engine.core.request import Request
 from fastslow.engine.kv.cache import KVCache
+
+OVERTAKEN = 8  # more urgent requests that start in a row before the oldest that waits
+MOST_PRIORITY = 1000  # that a call may give, and its negative
+FIRST = -MOST_PRIORITY - 1  # before all of them
 
 
 class ScheduledChunk(NamedTuple):
@@ -27,16 +31,19 @@ class ScheduledChunk(NamedTuple):
 
 
 class Scheduler:
-    """Continuous batching, oldest first.
+    """Continuous batching, by priority (the smallest number first), then oldest first.
 
-    Waiting requests start in the order in which they came, whatever they ask for. Of running ones,
-    decoding goes before prefill. When pages run out, the youngest running request is preempted (its
-    pages are freed, and it is computed again later), so the oldest always goes on. A preempted request
-    keeps its age.
+    Waiting requests start in that order, whatever they ask for. Of running ones, decoding goes before
+    prefill, and prompts are read in that order, too, before those of less urgent requests that wait. When
+    pages run out, of the least urgent running requests the youngest is preempted (its pages are freed,
+    and it is computed again later), so the oldest of the most urgent ones always goes on. A preempted
+    request keeps its age.
 
     Requests with a latency target go before all others, waiting or running, and the rows of others
     are cut to what the tightest target leaves. Of requests that were skipped PATIENCE times in a row,
-    one a step runs before all others, however long that takes: none starves.
+    one a step runs before all others, however long that takes. Where OVERTAKEN requests in a row started
+    before an older, less urgent one, the oldest that waits is the most urgent of all from then on. So
+    none starves.
 
     Args:
         kv: whose pages are given out.
@@ -53,6 +60,10 @@ class Scheduler:
         self._prompt_rows = prompt_rows
         self._max_running = max_running
         self._arrivals = itertools.count()
+        self._overtakes = (
+            0  # requests that started one after the other before the oldest that waits
+        )
+        self._blocked = False  # in this step none of those that wait can start any more
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first
 
@@ -74,10 +85,17 @@ class Scheduler:
     def next(self) -> list[ScheduledChunk]:
         """This step's work, with pages reserved for it."""
         work: dict[int, ScheduledChunk] = {}
+        self._blocked = False
         self.latency_budget.begin((*self.running, *self.waiting))
-        for early in (True, False):
-            self._serve(early, work)
-            self._take_in(early, work)
+        self._serve([r for r in self.running if _goes_first(r)], work)
+        self._take_in(work, _goes_first)
+        others = [r for r in self.running if r.id not in work and not _goes_first(r)]
+        self._serve([r for r in others if r.pending <= 1], work)
+        reading = sorted((r for r in others if r.pending > 1), key=_priority)
+        for priority, alike in itertools.groupby(reading, key=_priority):
+            self._take_in(work, lambda r, than=priority: r.priority < than)  # type: ignore[misc]
+            self._serve(list(alike), work)
+        self._take_in(work, lambda _: True)
         self._count(work)
         for request, _ in work.values():
             if request.kept is not None and request.computed >= request.kept.length:
@@ -111,43 +129,58 @@ class Scheduler:
             return False
         return True
 
-    def _serve(self, early: bool, work: dict[int, ScheduledChunk]) -> None:
-        """Give rows to running requests: to those that go before others (`early`), or to the others."""
-        for request in sorted(self.running, key=_running_rank):
-            if request.id in work or _goes_first(request) is not early:
-                continue
+    def _serve(self, requests: Sequence[Request], work: dict[int, ScheduledChunk]) -> None:
+        """Give rows to running requests."""
+        for request in sorted(requests, key=_running_rank):
             left = self._prompt_rows - sum(chunk for _, chunk in work.values())
+            if request.skipped_steps >= PATIENCE and not self.latency_budget.limited:
+                # more urgent ones want some, too
+                left = min(left, max(LEAST, self._prompt_rows // 4))
             chunk = self.latency_budget.share(request, min(request.chunk_limit, left))
             if chunk > 0 and request in self.running and self._make_room(request, chunk, work):
                 work[request.id] = ScheduledChunk(request, chunk)
                 self.latency_budget.take(request, chunk)
 
-    def _take_in(self, early: bool, work: dict[int, ScheduledChunk]) -> None:
-        """Start waiting requests, the oldest first."""
-        while self.waiting and len(self.running) < self._max_running:
+    def _take_in(self, work: dict[int, ScheduledChunk], may: Callable[[Request], bool]) -> None:
+        """Start waiting requests in their order, as long as they `may`."""
+        while self.waiting and len(self.running) < self._max_running and not self._blocked:
             left = self._prompt_rows - sum(chunk for _, chunk in work.values())
+            oldest = min(self.waiting, key=_age)
+            if self._overtakes >= OVERTAKEN:
+                oldest.priority = FIRST
             request = min(self.waiting, key=_waiting_rank)
-            if left <= 0 or (early and not _goes_first(request)):
+            if left <= 0 or not may(request):
                 return
             chunk = self._admit(request, left)
             if not chunk:
+                self._blocked = True
                 return
+            if request is oldest:
+                self._overtakes = 0
+            else:
+                self._overtakes += request.priority < oldest.priority
             self.waiting.remove(request)
             insort(self.running, request, key=_age)
             work[request.id] = ScheduledChunk(request, chunk)
             self.latency_budget.take(request, chunk)
 
     def _count(self, work: Mapping[int, ScheduledChunk]) -> None:
-        """Count the steps for which requests were skipped because of a latency target."""
-        waiting = [min(self.waiting, key=_age)] if self.waiting else []
-        for request in (*self.running, *waiting):
-            served = request.id in work or not self.latency_budget.limited
+        """Count the steps for which requests were skipped because of a latency target, or of more urgent
+        ones that are read."""
+        limited = self.latency_budget.limited
+        contested = limited or len({r.priority for r in self.running}) > 1
+        for request in self.running:
+            served = request.id in work or not contested
             request.skipped_steps = 0 if served else request.skipped_steps + 1
+        if self.waiting:
+            oldest = min(self.waiting, key=_age)
+            oldest.skipped_steps = oldest.skipped_steps + 1 if limited else 0
 
     def _make_room(self, request: Request, chunk: int, work: dict[int, ScheduledChunk]) -> bool:
         while not self._kv.reserve(request.id, request.computed + chunk):
             rank = self._kv.dp_rank(request.id)
-            victim = next(r for r in reversed(self.running) if self._kv.dp_rank(r.id) == rank)
+            beside = (r for r in self.running if self._kv.dp_rank(r.id) == rank)
+            victim = max(beside, key=lambda r: (r.priority, r.arrival))
             work.pop(victim.id, None)
             self._preempt(victim)
             if victim is request:
@@ -201,15 +234,20 @@ def _age(request: Request) -> int:
     return request.arrival
 
 
-def _running_rank(request: Request) -> tuple[int, bool]:
+def _priority(request: Request) -> int:
+    return request.priority
+
+
+def _running_rank(request: Request) -> tuple[int, bool, int]:
     """Sort key: requests that were skipped long enough, then those with a latency target, then all
-    others; among these, decoding before prefill. Equals stay in their order."""
+    others; among these, decoding before prefill, then the most urgent. Equals stay in their order."""
     if request.skipped_steps >= PATIENCE:
-        return -request.skipped_steps, False
-    return int(request.target is None), request.pending > 1
+        return -request.skipped_steps, False, 0
+    return int(request.target is None), request.pending > 1, request.priority
 
 
-def _waiting_rank(request: Request) -> tuple[int, int]:
+def _waiting_rank(request: Request) -> tuple[int, int, int]:
     """The same, but of equals the oldest. How much a request has to read does not count: else many
     with little to read would keep out one with much."""
-    return _running_rank(request)[0], request.arrival
+    first, _, priority = _running_rank(request)
+    return first, priority, request.arrival

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from loguru import logger
 
@@ -17,6 +17,8 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.parallel.rank_group import RankError
 from fastslow.engine.sampling.stop import Reason
+
+T = TypeVar("T")
 
 PAUSE = 0.1  # seconds of idleness before pages are checked
 
@@ -84,21 +86,27 @@ class Worker:
             RuntimeError: the worker is closed, or was made in another process.
             Exception: what the action raised.
         """
-        if threading.current_thread() is self._thread:
-            action()
-            return
-        over = Future[None]()
+        self.ask(action).result()
+
+    def ask(self, action: Callable[[], T]) -> Future[T]:
+        """The same without waiting: a future of what the action returns, or raises.
+
+        Raises:
+            RuntimeError: the worker is closed, or was made in another process.
+        """
+        over = Future[T]()
 
         def run() -> None:
             try:
-                action()
+                over.set_result(action())
             except Exception as error:  # noqa: BLE001 - it is the caller's
                 over.set_exception(error)
-            else:
-                over.set_result(None)
 
-        self._put(_Errand(run, lambda error: over.set_exception(error or self._gone())))
-        over.result()
+        if threading.current_thread() is self._thread:
+            run()
+        else:
+            self._put(_Errand(run, lambda error: over.set_exception(error or self._gone())))
+        return over
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """End requests that are not over yet; a closed worker has ended all of them."""

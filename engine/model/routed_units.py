@@ -62,11 +62,11 @@ class RoutedUnits(NamedTuple):
         count = experts if groups is None else groups
         if count is None:
             return None
-        if self.most and name != self.name:
+        if not self.most:
+            raise ValueError(f"{what}{name}={count} must be left out: this model is dense")
+        if name != self.name:
             raise ValueError(f"{what}{name}={count} must be left out: {FIELDS[self.name]}")
         if not self.least <= count <= self.most:
-            if not self.most:
-                raise ValueError(f"{what}{name}={count} must be left out: this model is dense")
             why = ": no shared expert would run instead" if count < self.least else ""
             raise ValueError(f"{what}{name}={count} is outside {self.least}..{self.most}{why}")
         return None if count == self.most else count

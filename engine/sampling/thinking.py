@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self
 
 from fastslow.engine.text.thought import TagTokens
-from fastslow.engine.types import Ending, LogitBoost, OneHot, ThinkingPolicy, Thought
+from fastslow.engine.thoughts import CutThought, Ending, ThinkingPolicy, Thought
+from fastslow.engine.types import LogitBoost, OneHot
 
 FURTHEST = 64  # tokens that one step may add: most nodes of a draft
-Ended = Literal["model", "budget", "loop", "settled"]
+Ended = Literal["model", "budget", "loop", "settled", "caller"]
 
 
 class _Piece(NamedTuple):
@@ -92,6 +93,22 @@ class Thinking:
             return False
         spent = self._after(tokens, ()).spent
         return self._policy.lifts(range(spent, spent + FURTHEST + 1))
+
+    def inside(self, tokens: Sequence[int]) -> bool:
+        return self._after(tokens, ()).thinking
+
+    def close(self, tokens: Sequence[int]) -> bool:
+        """Have the thought that `tokens` end in closed from the next token on, as a budget does that is
+        used up there. Later thoughts are closed as they open. For the time between two steps. False:
+        `tokens` do not end inside a thought."""
+        state = self._after(tokens, ())
+        if not state.thinking:
+            return False
+        if not state.todo:  # else it is being closed
+            self._policy = CutThought(self._policy, state.spent)
+            self._state = self._judged(state, False)
+            self._drafts = {(): self._state}
+        return True
 
     def outcome(self, tokens: Sequence[int]) -> tuple[int, Ended | None, bool]:
         """Of a whole text: tokens of thought, what ended the latest one, whether one is still open."""

@@ -9,33 +9,42 @@ from types import MappingProxyType
 from typing import Any
 
 from fastslow.engine.params import Thinking
-from fastslow.engine.text.templates import ChatTemplate, Turn, Variables
-from fastslow.engine.text.thought import ThoughtTags
+from fastslow.engine.text.messages import Turn
+from fastslow.engine.text.templates import ChatTemplate, Variables
 from fastslow.engine.text.vocabulary import Tokenizer
 
 SPARE = range(0xF0000, 0x10FFFE)  # for private use: no template writes these characters
 
 
 class Marks:
-    """Finds the spellings of special tokens, and of thinking tags that are single tokens.
+    """Finds the spellings of special tokens, and of tags that are single tokens.
 
     A text is cut after the first character of each. `Tokenizer.encode_parts` reads no token across
     a cut, so what was cut is read as text. A mark of one character cannot be cut and stays one. Where
     a tokenizer makes a mark of other letters, such as wide ones, it gets them one at a time.
     """
 
-    def __init__(self, tokenizer: Tokenizer, tags: ThoughtTags | None = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, tags: Iterable[str] | None = None, calls: Iterable[str] = ()
+    ) -> None:
+        """`tags`: of thoughts; `calls`: around calls of tools and their results, which neither results
+        nor descriptions of tools may write."""
         self._as_matched = tokenizer.as_matched
         special = {
             tokenizer.token_bytes(n).decode("utf-8", "replace") for n in tokenizer.special_ids
         }
         single = {tag for tag in tags or () if tokenizer.token_id(tag) is not None}
-        self._every = _any_of(special | single)
-        self._special = _any_of(special - single)
+        of_tools = {mark for mark in calls if tokenizer.token_id(mark) is not None}
+        self._said = _any_of(special | single)
+        self._by_role = {
+            "assistant": _any_of(special - single),
+            "tool": _any_of(special | single | of_tools),
+        }
 
-    def parts(self, text: str, tags: bool = True) -> list[str]:
-        """A text, cut inside every mark that it spells; without `tags`, but not inside those."""
-        pattern = self._every if tags else self._special
+    def parts(self, text: str, role: object = "user") -> list[str]:
+        """A text of a role's, cut inside every mark that it spells. Thinking tags are part of what the
+        assistant said, and are not cut there."""
+        pattern = self._by_role.get(str(role), self._said)
         parts, begun, found = [], 0, pattern.search(text)
         while found is not None:
             parts.append(text[begun : found.start() + 1])
@@ -50,10 +59,9 @@ class Marks:
         return part if matched is not part and pattern.search(matched) else [part]
 
     def cut(self, message: Turn, sign: str) -> Turn:
-        """A message with `sign` at the cuts of all its texts. Thinking tags are part of what the
-        assistant said, and are not cut there."""
-        tags = message["role"] != "assistant"
-        cut: Turn = _each_text(message, lambda text: sign.join(self.parts(text, tags)))
+        """A message with `sign` at the cuts of all its texts, names in its objects too."""
+        role = message["role"]
+        cut: Turn = _each_text(message, lambda text: sign.join(self.parts(text, role)))
         return message if cut == message else cut
 
 
@@ -90,7 +98,7 @@ def chat_parts(
     cut, end = next(spare), next(spare)
     if marks is not None:
         messages = [marks.cut(message, cut) for message in messages]
-        variables = _each_text(variables, lambda text: cut.join(marks.parts(text)))
+        variables = _each_text(variables, lambda text: cut.join(marks.parts(text, "tool")))
     *before, last = messages
     begun = last.get("prefix")
     if begun is not None:
@@ -116,12 +124,13 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:
-    """A value of JSON's kinds with every text in it changed."""
+    """A value of JSON's kinds with every text in it changed, names in objects too."""
     match value:
         case str():
             return change(value)
         case Mapping():
-            return {key: _each_text(item, change) for key, item in value.items()}
+            names = (change(key) if isinstance(key, str) else key for key in value)
+            return dict(zip(names, (_each_text(item, change) for item in value.values())))
         case list() | tuple():
             return [_each_text(item, change) for item in value]
     return value

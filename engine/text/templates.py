@@ -17,71 +17,15 @@ from fastslow.engine.host.files import is_file
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.params import Thinking, shown
 from fastslow.engine.text.gguf import settings_of
+from fastslow.engine.text.messages import Turn, as_texts, check_messages
 from fastslow.engine.text.sandbox import Sandbox, limited
 from fastslow.engine.text.settings import Settings, read_data
 from fastslow.engine.text.switches import ThinkingSwitch, find_switch
+from fastslow.engine.text.tool_block import plain_turns
+from fastslow.engine.text.tool_formats import GENERIC, PANGU, ToolFormat, format_of
 from fastslow.engine.text.vocabulary import TURN_CLOSE, TURN_OPEN, Tokenizer, is_pangu
 
-Message = Mapping[str, object]  # role, content, and whatever else a template may know
-Turn = Mapping[str, Any]  # the same, checked: its content is text
 Variables = Mapping[str, object]  # of a template, by name
-
-ROLES = ("system", "user", "assistant", "tool")
-
-
-def check_messages(messages: Sequence[Message]) -> list[Turn]:
-    """The messages, with parts of a content joined by line breaks.
-
-    Raises ValueError with one sentence if there is no message, or for the first one whose role is not
-    among ROLES, whose content is neither a string nor a list of parts `{"type": "text", "text": ...}`,
-    or that is a `prefix` without being the last one and the assistant's.
-    """
-    if not messages:
-        raise ValueError("messages is empty; it needs at least one message")
-    checked = []
-    for index, message in enumerate(messages):
-        if not hasattr(message, "get"):
-            kind = type(message).__name__
-            raise ValueError(f"messages[{index}] is a {kind}; it must have a role and a content")
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise ValueError(
-                f"messages[{index}].role is {shown(role)}; it must be one of {', '.join(ROLES)}"
-            )
-        if (prefix := message.get("prefix")) is not None:
-            if not isinstance(prefix, bool):
-                raise ValueError(
-                    f"messages[{index}].prefix is {shown(prefix)}; it must be true or false"
-                )
-            if prefix and (role != "assistant" or index + 1 < len(messages)):
-                raise ValueError(
-                    f"messages[{index}].prefix is true, but only the last message may be the "
-                    "beginning of an answer, and must be the assistant's"
-                )
-        match content:
-            case str():
-                checked.append(message)
-            case list() | tuple():
-                place = f"messages[{index}].content"
-                text = "\n".join(_part(f"{place}[{i}]", part) for i, part in enumerate(content))
-                checked.append({**message, "content": text})
-            case None:
-                raise ValueError(f"messages[{index}].content is missing; it must be a string")
-            case _:
-                kind = type(content).__name__
-                raise ValueError(f"messages[{index}].content is a {kind}; it must be a string")
-    return checked
-
-
-def _part(place: str, part: object) -> str:
-    """The text of a part of a content; `place`: where it is, for messages."""
-    if not isinstance(part, Mapping):
-        raise ValueError(f"{place} is a {type(part).__name__}; a part must have a type and a text")
-    if (kind := part.get("type")) != "text":
-        raise ValueError(f"{place}.type is {shown(kind)}; this engine takes only 'text'")
-    if not isinstance(text := part.get("text"), str):
-        raise ValueError(f"{place}.text is a {type(text).__name__}; it must be a string")
-    return text
 
 
 class ChatTemplate(ABC):
@@ -91,12 +35,25 @@ class ChatTemplate(ABC):
         add_special: what `Tokenizer.encode` is to be given with the rendered text: False if the
             template writes its own bos.
         source: the text of a template file, "" for built-in templates.
-        names: variables that a caller may give it; those of a chat are not among them.
+        names: variables that a caller may give it; those of a chat are not among them. `tools` may
+            always be given: a template that does not read it gets what it needs as text.
+        tool_turns: it writes turns of the role "tool".
     """
 
     add_special = True
     source = ""
     names: frozenset[str] = frozenset()
+    tool_turns = False
+
+    @property
+    def reads_tools(self) -> bool:
+        """It describes tools itself, and writes calls."""
+        return "tools" in self.names
+
+    @property
+    def calls(self) -> ToolFormat:
+        """How its model writes calls."""
+        return GENERIC
 
     @property
     def switch(self) -> ThinkingSwitch:
@@ -120,12 +77,28 @@ class ChatTemplate(ABC):
         for variables that it does not read.
         """
         for name in variables:
-            if name not in self.names:
+            if name not in self.names and name != "tools":
                 known = ", ".join(sorted(self.names)) or "none"
                 raise ValueError(
                     f"chat_template_kwargs: the chat template reads no variable {shown(name)}; it reads {known}"
                 )
-        return self._render(check_messages(messages), thinking, add_generation_prompt, variables)
+        turns = check_messages(messages)
+        if not self.reads_tools:
+            tools = variables.get("tools") or []
+            variables = {name: value for name, value in variables.items() if name != "tools"}
+            if tools or any("tool_calls" in turn for turn in turns):
+                turns = self._without_tools(turns, tools)
+        return self._render(turns, thinking, add_generation_prompt, variables)
+
+    def _without_tools(self, turns: list[Turn], tools: Any) -> list[Turn]:
+        if not isinstance(tools, list | tuple):
+            raise ValueError(f"tools={shown(tools)} must be a list")
+        return plain_turns(turns, tools, self.calls, self.writes_system, self.tool_turns)
+
+    @property
+    def writes_system(self) -> bool:
+        """A system's turn is in the text."""
+        return True
 
     @abstractmethod
     def _render(
@@ -135,6 +108,7 @@ class ChatTemplate(ABC):
 
 LONGEST = 2**17  # characters of a template: several times the longest one so far
 GIVEN = {"messages", "add_generation_prompt", "bos_token", "eos_token"}  # a chat's own variables
+PROBE = "probe"  # a word that is looked for in what a template writes
 
 
 class JinjaTemplate(ChatTemplate):
@@ -181,9 +155,43 @@ class JinjaTemplate(ChatTemplate):
         with limited():  # once for all that is tried
             return find_switch(text, self.source)
 
+    @cached_property
+    def calls(self) -> ToolFormat:
+        found = format_of(self.source)
+        if not self.reads_tools:  # then the block says how, and a model may know openPangu's marks
+            return found if found is PANGU else GENERIC
+        return found or GENERIC
+
+    @cached_property
+    def writes_system(self) -> bool:
+        turns = [{"role": "system", "content": PROBE}, {"role": "user", "content": ""}]
+        return PROBE in (self._tried(turns) or "")
+
+    @cached_property
+    def _joins_arguments(self) -> bool:
+        """It takes the arguments of calls as texts and not as objects."""
+        function = {"name": PROBE, "arguments": {PROBE: 1}}
+        call = {"type": "function", "id": "123456789", "function": function}
+        turns: list[Turn] = [
+            {"role": "user", "content": ""},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "", "name": PROBE, "tool_call_id": "123456789"},
+        ]
+        return self._tried(turns) is None and self._tried([*map(as_texts, turns)]) is not None
+
+    def _tried(self, turns: Sequence[Turn]) -> str | None:
+        """What it makes of them; None: it refuses them."""
+        try:
+            with limited():
+                return self._written(turns, True, {})
+        except Exception:  # noqa: BLE001 - a template is a program: it may raise anything
+            return None
+
     def _render(
         self, messages: Sequence[Turn], thinking: Thinking, prompted: bool, variables: Variables
     ) -> str:
+        if any("tool_calls" in message for message in messages) and self._joins_arguments:
+            messages = [*map(as_texts, messages)]
         given = {**self.switch.variables(thinking), **variables}
         try:
             with limited([messages, given]):
@@ -275,6 +283,12 @@ class PanguTemplate(ChatTemplate):
     openPangu thinks slowly unless told otherwise, so "on" needs no switch.
     """
 
+    tool_turns = True
+
+    @property
+    def calls(self) -> ToolFormat:
+        return PANGU
+
     def _render(
         self, messages: Sequence[Turn], thinking: Thinking, prompted: bool, variables: Variables
     ) -> str:
@@ -303,6 +317,7 @@ class WordSwitch(ChatTemplate):
         self.add_special = inner.add_special
         self.source = inner.source
         self.names = inner.names
+        self.tool_turns = inner.tool_turns
         self._words: dict[Thinking, str] = {"off": off}
         if auto:
             self._words["auto"] = AUTO_THINK
@@ -311,6 +326,14 @@ class WordSwitch(ChatTemplate):
     @property
     def switch(self) -> ThinkingSwitch:
         return self._switch
+
+    @property
+    def calls(self) -> ToolFormat:
+        return self._inner.calls
+
+    @property
+    def writes_system(self) -> bool:
+        return self._inner.writes_system
 
     def _render(
         self, messages: Sequence[Turn], thinking: Thinking, prompted: bool, variables: Variables

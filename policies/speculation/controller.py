@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import MarginalValue, Policy, RequestView, Stepped
+from fastslow.engine.types import PREDICTION, MarginalValue, Policy, RequestView, Stepped
 from fastslow.policies.speculation.ab_gate import ABGate
 from fastslow.policies.speculation.acceptance import AcceptanceModel
 from fastslow.policies.speculation.planner import AdaptiveLength, FixedLength, admit
@@ -38,12 +38,14 @@ class SpeculationController:
         self.drafted = self._costs.drafted
         self.draft_seconds = self._costs.node_seconds
 
-    def policy(self, settings: Speculation, drafter: object) -> Policy:
-        """For a new request. Requests with the same drafter share its acceptance model."""
+    def policy(self, settings: Speculation, drafter: object, predicted: bool = False) -> Policy:
+        """For a new request. Requests with the same drafter share its acceptance model, but for those
+        that have a prediction: what is drafted from that costs nothing, and is accepted more often."""
         if settings.drafter == "off":
             return FixedLength(0)
         if settings.nodes is not None:
             return FixedLength(settings.nodes)
+        drafter = (drafter, PREDICTION) if predicted else drafter
         known = self._acceptance.get(drafter)
         if known is None:
             known = self._acceptance.setdefault(drafter, AcceptanceModel(self._tuning))
@@ -52,6 +54,7 @@ class SpeculationController:
     def forget(self, drafter: object) -> None:
         """A drafter is gone: what was learnt of it goes, too. Any thread may say so."""
         self._acceptance.pop(drafter, None)
+        self._acceptance.pop((drafter, PREDICTION), None)
         self._costs.forget(drafter)
 
     def selection(self, drafters: int, settings: Speculation) -> AdaptiveSelection:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from checkpoints import write_moge
 from engine_tools import write_kin
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schedule_tools import pages, request, run
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.router import DrafterRouter
@@ -27,15 +26,11 @@ from fastslow.engine.core.latency_budget import (
     LatencyBudget,
     RunEverything,
 )
-from fastslow.engine.core.request import KVHistory, Request
+from fastslow.engine.core.request import KVHistory
 from fastslow.engine.core.scheduler import Scheduler
-from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import kv_cache_for
-from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.engine.sampling.accept.exact import tokenwise
-from fastslow.engine.sampling.stop import Stopper
+from fastslow.engine.params import Mode, SamplingParams
 from fastslow.llm import LLM
-from fastslow.policies.speculation.planner import FixedLength
 
 
 class Linear(RunEverything):
@@ -59,53 +54,8 @@ class Timer:
         return self.now
 
 
-def request(number: int, prompt: int = 4, room: int = 8, **fields: Any) -> Request:
-    params = SamplingParams(max_tokens=room)
-    given: dict[str, Any] = {
-        "id": number,
-        "tokens": [3 + number % 7] * prompt,
-        "prompt_length": prompt,
-        "params": params,
-        "speculation": Speculation(drafter="off"),
-        "policy": FixedLength(0),
-        "stopper": Stopper(params, frozenset(), room, None),
-        "groups": None,
-        "seed": number,
-        "max_len": prompt + room - 1,
-        "rule": tokenwise,
-    }
-    return Request(**{**given, **fields})
-
-
-def pages(count: int = 200) -> KVCache:
-    return KVCache(
-        layers=1,
-        kv_heads=1,
-        head_dim=4,
-        pages=count,
-        page_size=4,
-        dtype=torch.float32,
-        device="cpu",
-    )
-
-
 def scheduler(budget: LatencyBudget, rows: int = 512, running: int = 8) -> Scheduler:
     return Scheduler(pages(), rows, running, budget)
-
-
-def run(step: Scheduler) -> dict[int, int]:
-    """One step as the core would do it: request -> rows."""
-    found = {}
-    for item in step.next():
-        one, chunk = item
-        found[one.id] = chunk
-        one.computed += chunk
-        if one.computed == len(one.tokens):
-            one.tokens.append(5)
-        step._kv.advance(one.id, one.computed, one.tokens)
-        if len(one.tokens) > one.max_len:
-            step.remove(one)
-    return found
 
 
 def test_without_a_target_nothing_is_limited() -> None:

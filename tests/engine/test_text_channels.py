@@ -47,11 +47,35 @@ CASES = [
 ]
 
 
-def split(pieces: list[str], opened: bool = False) -> tuple[str, str]:
-    whole = ChannelSplitter(opened)
+def split(pieces: list[str], opened: bool = False, calls: bool = False) -> tuple[str, str]:
+    whole = ChannelSplitter(opened, calls)
     parts = [*map(whole.push, pieces), whole.finish()]
     assert whole.finish() == ("", "")
     return "".join(reasoning for reasoning, _ in parts), "".join(answer for _, answer in parts)
+
+
+BEGUN = "<|start|>assistant" + CALL
+CALLED = [
+    (f"{CALL}{{}}", ("", f"{BEGUN}{{}}")),
+    (f"{ANALYSIS}a{NEXT}{CALL}{{}}<|call|>", ("a", f"{BEGUN}{{}}<|call|>")),
+    (
+        f"{ANALYSIS}a{NEXT}{COMMENTARY}I look.{NEXT}{CALL}{{}}<|call|>",
+        ("a\n\nI look.", f"{BEGUN}{{}}<|call|>"),
+    ),
+    (
+        f"{ANALYSIS}a<|end|><|start|>assistant to=functions.f{COMMENTARY}{{}}{CLOSE}so",
+        ("a", f"<|start|>assistant to=functions.f{COMMENTARY}{{}}<|end|>so"),
+    ),
+    (f"{ANALYSIS}a{NEXT}{COMMENTARY}to=functions.f", ("a\n\nto=functions.f", "")),
+    (f"{ANALYSIS}a{NEXT}<|channel|>analysis to=python<|message|>1+1", ("a\n\n1+1", "")),
+    (f"{FINAL}so<|call|>", ("", "so")),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), CALLED)
+def test_calls_are_answer_where_tools_are_offered(text: str, expected: tuple[str, str]) -> None:
+    assert split([text], calls=True) == split(list(text), calls=True) == expected
+    assert BEGUN not in split([text])[1]
 
 
 @pytest.mark.parametrize(("text", "expected"), CASES)

@@ -15,7 +15,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from tokenizers_tiny import SPECIAL, write_bpe, write_spm
 
 from fastslow.engine.text.marks import Marks, chat_parts
-from fastslow.engine.text.templates import ChatTemplate, Message, load_template
+from fastslow.engine.text.messages import Message
+from fastslow.engine.text.templates import ChatTemplate, load_template
 from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer

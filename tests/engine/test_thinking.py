@@ -19,7 +19,8 @@ from fastslow.engine.text.thought import (
 )
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.engine.types import LogitBoost, OneHot, Thought
+from fastslow.engine.thoughts import Thought
+from fastslow.engine.types import LogitBoost, OneHot
 from fastslow.policies.thinking_budget import ThinkingBudget
 
 OPEN, CLOSE = 3, 4  # <think>, </think> of the byte-level tokenizer

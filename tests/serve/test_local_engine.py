@@ -136,3 +136,34 @@ def test_it_drains(folder: Path) -> None:
         assert last.output is not None and last.output.finish_reason == "length"
 
     asyncio.run(main())
+
+
+def test_stopping_a_thought_by_id(engine: LocalEngine, llm: LLM) -> None:
+    async def main() -> None:
+        assert not await engine.stop_thinking("a"), "unknown"
+        told = False
+        ask = Ask("a", "<think>", LONG, allow_special=True)
+        async for piece in engine.stream(ask):
+            told = told or await engine.stop_thinking("a")
+            last = piece
+        assert told and last.output is not None
+        assert last.output.metrics.thinking_ended == "caller" and last.output.text
+
+    asyncio.run(main())
+
+
+def test_prediction_and_priority_reach_the_engine(engine: LocalEngine, llm: LLM) -> None:
+    async def main() -> None:
+        fixed = {"drafter": "ngram", "nodes": 6}
+        (*_, plain) = await read(engine, Ask("a", CHAT, TEN))
+        assert plain.output is not None
+        text = plain.output.text
+        (*_, last) = await read(engine, Ask("a", CHAT, TEN, speculation=fixed, prediction=text))
+        assert last.output is not None
+        assert last.output.token_ids == plain.output.token_ids
+        metrics = last.output.metrics
+        assert metrics.prediction_accepted + metrics.prediction_rejected > 0
+        with pytest.raises(ValueError, match="^priority=5000"):
+            await read(engine, Ask("a", CHAT, TEN, priority=5000))
+
+    asyncio.run(main())

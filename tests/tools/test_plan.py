@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import MOGE
+from checkpoints import MOGE, write_dense
+from gguf import GGMLQuantizationType as Kind
+from gguf_tools import matrices, write_gguf
 from typer.testing import CliRunner
 
 from fastslow.tools.cli.app import app, main
 from fastslow.tools.plan import device as device_module
 from fastslow.tools.plan.device import DEVICES, THIS_CPU, Device, find_device
-from fastslow.tools.plan.published import LARGE, ROWS, SMALL, calibrate, config_of
+from fastslow.tools.plan.published import LARGE, ROWS, SMALL, calibrate, config_of, precision_of
 from fastslow.tools.plan.search import (
     DraftCost,
     best,
@@ -157,6 +159,26 @@ def test_what_cannot_be_is_said() -> None:
         DraftCost.of(float("nan"), "mtp")
     with pytest.raises(ValueError, match="model='openpangu' is unknown"):
         config_of("openpangu")
+
+
+def test_a_gguf_file_is_planned_in_its_own_numbers(tmp_path: Path) -> None:
+    folder = write_dense(tmp_path / "model")
+    file = write_gguf(folder, tmp_path / "m.gguf", matrices(Kind.Q8_0))
+    own = precision_of(str(file), "own", "bf16")
+    assert own.head == 34 / 32 and 34 / 32 < own.weight < 1.2, "norms are float32"
+    assert precision_of(str(write_gguf(folder, tmp_path / "f.gguf")), "own", "bf16").weight == 4
+    with pytest.raises(ValueError, match="weights='own' is for GGUF files, and .*model is none"):
+        precision_of(str(folder), "own", "bf16")
+
+    def title(*arguments: str) -> str:
+        done = CliRunner().invoke(
+            app, ["plan", "--model", str(file), "--sequence", "64", *arguments]
+        )
+        assert done.exit_code == 0, done.output
+        return done.stdout.replace("\n", "")
+
+    assert f"m.gguf, own ({8 * own.weight:.1f} bits), KV bf16" in title()
+    assert "m.gguf, w8a8, KV bf16" in title("--weights", "w8a8")
 
 
 def test_this_machine_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fastslow.engine.text.templates import ChatTemplate, Turn, check_messages
+from fastslow.engine.text.messages import Turn, check_messages
+from fastslow.engine.text.templates import ChatTemplate
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.tools.prompts import Record, read_lines
 

@@ -23,6 +23,11 @@ SPECULATION = {  # option -> field
     **{name: name for name in ("nodes", "head", "corpus")},
     **{f"draft_{name}": name for name in ("model", "groups", "experts")},
 }
+ModesFile = Annotated[str | None, option("JSON file with presets of your own.", HOW)]
+AutoFile = Annotated[
+    str | None, option("File of `fastslow tune --modes`, which --mode auto then goes by.", HOW)
+]
+KVDtype = Annotated[str, option("Keys and values: auto, int8 (half the memory) or model.", MODEL)]
 USES = {"head": "head", "corpus": "suffix"}  # the drafter that an option is for
 
 
@@ -37,10 +42,8 @@ class AnswerOptions(ModelOptions):
     mode: Annotated[str, option("deep, fast or another preset: see `fastslow modes`.", HOW)] = (
         "deep"
     )
-    modes: Annotated[str | None, option("JSON file with presets of your own.", HOW)] = None
-    auto: Annotated[
-        str | None, option("File of `fastslow tune --modes`, which --mode auto then goes by.", HOW)
-    ] = None
+    modes: ModesFile = None
+    auto: AutoFile = None
     groups: Annotated[
         int | None, option("Routed groups to run instead of the mode's; 0 = shared only.", HOW)
     ] = None
@@ -93,9 +96,11 @@ class AnswerOptions(ModelOptions):
         list[str] | None, option("Text that ends the answer; may be repeated.", DRAW)
     ] = None
     system: Annotated[str | None, option("System message.")] = None
-    kv_dtype: Annotated[
-        str, option("Keys and values: auto, int8 (half the memory) or model.", MODEL)
-    ] = "auto"
+    template_kwargs: Annotated[
+        str | None,
+        option('Variables of the chat template, as JSON: \'{"reasoning_effort": "low"}\'.', HOW),
+    ] = None
+    kv_dtype: KVDtype = "auto"
     parallel: Annotated[
         str,
         option("Share the model among ranks: ep=2,tp=1,dp=1; default: those of torchrun.", MODEL),
@@ -107,6 +112,7 @@ class AnswerOptions(ModelOptions):
 
         for text in (self.system or "", *(getattr(self, "stop", None) or ())):
             check_text(text, "--system" if text == self.system else "--stop")
+        self._variables()
         Mode(**self._mode_changes())
         Speculation(**self._draft_changes())
         self._sampling()
@@ -151,7 +157,21 @@ class AnswerOptions(ModelOptions):
             if given.get("thinking", changes.get("thinking", plain)) == "off":
                 changes.pop("thinking_budget", None)  # off is a budget of 0
         mode = find_mode({**given, **changes} if changes else named, llm.modes, units)
-        return {"sampling": self._sampling(), "mode": mode, "speculation": self._speculation(mode)}
+        call = {"sampling": self._sampling(), "mode": mode, "speculation": self._speculation(mode)}
+        return call | {"chat_template_kwargs": self._variables()}
+
+    def _variables(self) -> dict[str, Any] | None:
+        """Those of the chat template.
+
+        Raises:
+            ValueError: the text is no JSON object.
+        """
+        from fastslow.tools.prompts import json_object, naming
+
+        if self.template_kwargs is None:
+            return None
+        with naming("--template-kwargs"):
+            return dict(json_object(self.template_kwargs))
 
     def _speculation(self, mode: Mode) -> str | Speculation:
         """What the command line says about drafts, else "auto"."""

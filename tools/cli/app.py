@@ -16,10 +16,12 @@ from fastslow.tools.cli.convert import convert
 from fastslow.tools.cli.corpus import corpus
 from fastslow.tools.cli.generate import generate
 from fastslow.tools.cli.inspect import inspect
+from fastslow.tools.cli.keys import keys
 from fastslow.tools.cli.modes import modes
 from fastslow.tools.cli.options import INTERRUPTED
 from fastslow.tools.cli.plan import plan
 from fastslow.tools.cli.quantize import quantize
+from fastslow.tools.cli.serve import serve
 from fastslow.tools.cli.train_draft import train_draft
 from fastslow.tools.cli.tune import tune
 
@@ -31,11 +33,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-JOBS = (generate, chat, inspect, modes, convert, quantize, bench, tune, train_draft, plan)
+JOBS = (generate, chat, serve, inspect, modes, convert, quantize, bench, tune, train_draft, plan)
 for command in JOBS:
     app.command()(command)
 app.add_typer(corpus)
 app.add_typer(cache)
+app.add_typer(keys)
 
 
 def _version(wanted: bool) -> None:
@@ -58,6 +61,7 @@ def _about(
 
       fastslow generate "Why is the sky blue?"
       fastslow chat --mode fast
+      fastslow serve smollm2-moge
       fastslow inspect path/to/checkpoint
       fastslow tune --prompts mine.jsonl
 

@@ -27,7 +27,8 @@ cache = typer.Typer(
 def show(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """Packed weights by when they were used last: of which model, in which format, how large.
+    """Packed weights by when they were used last: of which model, in which format, how large. Those under 64 MB
+    are made anew at each start, and are not kept.
 
     All of them together take no more than FASTSLOW_CACHE_LIMIT (in GB; 100, or half of the free disk if that is
     less): the ones used longest ago go when a new one is made.
@@ -44,7 +45,7 @@ def show(
     from fastslow.engine.host.files import cache_folder
     from fastslow.engine.kv.budget import format_bytes
 
-    every = packings()
+    every, most = packings(), limit()
     if as_json:
         for one in every:
             record: dict[str, Any] = {"path": str(one.path), "model": one.model and str(one.model)}
@@ -58,7 +59,7 @@ def show(
     console = Console()
     console.print(table)
     total = format_bytes(sum(one.size for one in every))
-    console.print(f"{total} of at most {format_bytes(limit())} in {cache_folder()}", soft_wrap=True)
+    console.print(f"{total} of at most {format_bytes(most)} in {cache_folder()}", soft_wrap=True)
 
 
 def _model(one: Packing) -> str:

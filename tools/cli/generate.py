@@ -29,7 +29,7 @@ def generate(
         Path | None,
         typer.Option(
             help="Many prompts: a text file with one a line, or JSON lines (.jsonl) with prompt or "
-            "messages; mode and sampling of a line are optional.",
+            "messages; mode, sampling and chat_template_kwargs of a line are optional.",
             show_default=False,
         ),
     ] = None,

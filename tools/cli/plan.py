@@ -25,7 +25,10 @@ NAMES = {"weights": "weights", "kv": "KV", "compute": "compute", "links": "links
 @expand_options
 def plan(
     model: Annotated[
-        str, typer.Option(help="A name as openpangu-pro-moe-72b, a folder, or a config.json.")
+        str,
+        typer.Option(
+            help="A name as openpangu-pro-moe-72b, a folder, a GGUF file, or a config.json."
+        ),
     ] = "openpangu-pro-moe-72b",
     device: Annotated[
         str, typer.Option(help="800i-a2, 300i-duo, h100, or this-cpu (probed).")
@@ -54,7 +57,11 @@ def plan(
         str, typer.Option(help="mtp: a layer and the head per drafted token; free: found in text.")
     ] = "mtp",
     weights: Annotated[
-        str, typer.Option(help="w8a8, bf16, float32, int8, int4; auto: w8a8, on this-cpu bf16.")
+        str,
+        typer.Option(
+            help="w8a8, bf16, float32, int8, int4, or own: a GGUF file's numbers. auto: own; "
+            "of other models w8a8, on this-cpu bf16."
+        ),
     ] = "auto",
     kv: Annotated[str, typer.Option(help="Keys and values: bf16, int8, float32.")] = "bf16",
     picture: Annotated[Path | None, typer.Option(help="HTML file to write.")] = None,
@@ -68,9 +75,10 @@ def plan(
       fastslow plan --cards 4 --sequence 2048 --latency-ms 100
       fastslow plan --model path/to/checkpoint --device this-cpu --batch 1 --acceptance 0.8
     """
+    from fastslow.engine.host.gguf_file import is_gguf
     from fastslow.tools.cli.screen import console, quiet_log, show
     from fastslow.tools.plan.device import THIS_CPU, find_device
-    from fastslow.tools.plan.published import calibrate, config_of
+    from fastslow.tools.plan.published import OWN, calibrate, config_of, precision_of
     from fastslow.tools.plan.report import page
     from fastslow.tools.plan.search import (
         DraftCost,
@@ -79,13 +87,14 @@ def plan(
         choose_nodes,
         fewest_cards,
     )
-    from fastslow.tools.plan.step import HOST, ForwardWork, Precision, Setting
+    from fastslow.tools.plan.step import HOST, ForwardWork, Setting
 
     quiet_log()
     if picture is not None:
         check_writable(picture)
-    spelled = weights if weights != "auto" else "bf16" if device == THIS_CPU else "w8a8"
-    precision = Precision.of(spelled, kv)
+    usual = OWN if is_gguf(Path(model)) else "bf16" if device == THIS_CPU else "w8a8"
+    spelled = usual if weights == "auto" else weights
+    precision = precision_of(model, spelled, kv)
     drafting = DraftCost.of(acceptance, drafter)
     config = config_of(model)
     sequence = min(2048, config.context) if sequence is None else sequence
@@ -105,7 +114,8 @@ def plan(
         choices = choose_nodes(setting, drafting, sequence, batch)
     prefill = setting.prefill(1, sequence)
     on = f"{setting.cards} x {device}" + (", the fewest that hold it" if cards is None else "")
-    title = f"{model}, {spelled}, KV {kv}, {sequence} tokens a request, on {on}"
+    bits = f" ({8 * precision.weight:.1f} bits)" if spelled == OWN else ""
+    title = f"{model}, {spelled}{bits}, KV {kv}, {sequence} tokens a request, on {on}"
     if picture is not None:
         picture.write_text(page(choices, title), "utf-8")
     if as_json:

@@ -25,13 +25,13 @@ NOTES = (
     "reference",
     "index",
 )  # what else such files hold, not used
-KNOWN = (*FIELDS, "mode", "sampling", *NOTES)
+KNOWN = (*FIELDS, "mode", "sampling", "chat_template_kwargs", *NOTES)
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 SHOWN, MEASURED = ("text", "reasoning", "finish_reason"), ("mode", "tokens", "tokens_per_second")
 
 
 class FilePrompt(NamedTuple):
-    """A line of the file, and what it says about its own answer: `mode` and `sampling`."""
+    """A line of the file, and what it says about its own answer: `mode`, `sampling`, `chat_template_kwargs`."""
 
     place: str  # for messages
     prompt: Prompt
@@ -100,7 +100,10 @@ class PromptFile:
         call = self._options.call(llm, mode)
         given: SamplingParams = call["sampling"]
         fields = {name: getattr(given, name) for name in given.model_fields_set}
-        return {**call, "sampling": SamplingParams(**{**fields, **own.get("sampling", {})})}
+        call["sampling"] = SamplingParams(**{**fields, **own.get("sampling", {})})
+        if "chat_template_kwargs" in own:
+            call["chat_template_kwargs"] = own["chat_template_kwargs"]
+        return call
 
     def _read(self, path: Path) -> Iterator[FilePrompt]:
         as_json = path.suffix in JSON_LINES

@@ -53,7 +53,7 @@ class Precision:
     """Bytes of one number.
 
     Attributes:
-        weight: of a matrix in a layer.
+        weight: of a matrix in a layer, a mean where they differ.
         head: of the head over the vocabulary.
         kv: of keys and values.
         int8: whether products with weights run in int8, else in 16 bits.

@@ -1,0 +1,155 @@
+"""Checks the messages of a chat: their contents, calls of tools and results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastslow.engine.params import shown
+
+Message = Mapping[str, object]  # role, content, and whatever else a template may know
+Turn = Mapping[str, Any]  # the same, checked: its content is text
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def check_messages(messages: Sequence[Message]) -> list[Turn]:
+    """The messages, with parts of a content joined by line breaks, and arguments of calls as objects.
+
+    Raises ValueError with one sentence if there is no message, or for the first one whose role is not
+    among ROLES, whose content is neither a string nor a list of parts `{"type": "text", "text": ...}`,
+    whose calls or results have another shape than OpenAI's, or that is a `prefix` without being the
+    last one and the assistant's.
+    """
+    if not messages:
+        raise ValueError("messages is empty; it needs at least one message")
+    checked: list[Turn] = []
+    called: dict[str, str] = {}
+    for index, message in enumerate(messages):
+        if not hasattr(message, "get"):
+            kind = type(message).__name__
+            raise ValueError(f"messages[{index}] is a {kind}; it must have a role and a content")
+        role = message.get("role")
+        if role not in ROLES:
+            raise ValueError(
+                f"messages[{index}].role is {shown(role)}; it must be one of {', '.join(ROLES)}"
+            )
+        message = _tool_fields(f"messages[{index}]", message, called)
+        content = message.get("content")
+        if (prefix := message.get("prefix")) is not None:
+            if not isinstance(prefix, bool):
+                raise ValueError(
+                    f"messages[{index}].prefix is {shown(prefix)}; it must be true or false"
+                )
+            if prefix and (role != "assistant" or index + 1 < len(messages)):
+                raise ValueError(
+                    f"messages[{index}].prefix is true, but only the last message may be the "
+                    "beginning of an answer, and must be the assistant's"
+                )
+        match content:
+            case str():
+                checked.append(message)
+            case list() | tuple():
+                place = f"messages[{index}].content"
+                text = "\n".join(_part(f"{place}[{i}]", part) for i, part in enumerate(content))
+                checked.append({**message, "content": text})
+            case None:
+                raise ValueError(f"messages[{index}].content is missing; it must be a string")
+            case _:
+                kind = type(content).__name__
+                raise ValueError(f"messages[{index}].content is a {kind}; it must be a string")
+    return checked
+
+
+def _part(place: str, part: object) -> str:
+    """The text of a part of a content; `place`: where it is, for messages."""
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{place} is a {type(part).__name__}; a part must have a type and a text")
+    if (kind := part.get("type")) != "text":
+        raise ValueError(f"{place}.type is {shown(kind)}; this engine takes only 'text'")
+    if not isinstance(text := part.get("text"), str):
+        raise ValueError(f"{place}.text is a {type(text).__name__}; it must be a string")
+    return text
+
+
+def _tool_fields(
+    place: str, message: Mapping[str, Any], names: dict[str, str]
+) -> Mapping[str, Any]:
+    """A message with `tool_calls` or of the role "tool", with the arguments of calls as objects.
+
+    Arguments that are no JSON object stay the text that they are. A message with calls may lack a content,
+    and a result its function's name, which the call with the same id has.
+
+    Args:
+        place: of the message, for messages.
+        names: function names by id of all calls so far; those of this message are added.
+
+    Raises:
+        ValueError: one sentence about a field of another shape.
+    """
+    if message["role"] == "tool":
+        for field in ("tool_call_id", "name"):
+            if not isinstance(message.get(field), str | None):
+                kind = type(message[field]).__name__
+                raise ValueError(f"{place}.{field} is a {kind}; it must be a string")
+        if message.get("name") is None and message.get("tool_call_id") in names:
+            message = {**message, "name": names[message["tool_call_id"]]}
+    if "tool_calls" not in message:
+        return message
+    calls = message["tool_calls"]
+    if not calls:
+        return {name: value for name, value in message.items() if name != "tool_calls"}
+    if message["role"] != "assistant":
+        raise ValueError(
+            f"{place}.tool_calls: only the assistant calls tools, not {message['role']}"
+        )
+    if not isinstance(calls, list | tuple):
+        raise ValueError(f"{place}.tool_calls is a {type(calls).__name__}; it must be a list")
+    checked = [_call(f"{place}.tool_calls[{i}]", call) for i, call in enumerate(calls)]
+    for call in checked:
+        if isinstance(id := call.get("id"), str):
+            names[id] = call["function"]["name"]
+    content = message.get("content")
+    return {**message, "content": "" if content is None else content, "tool_calls": checked}
+
+
+def _call(place: str, call: object) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+        raise ValueError(f"{place} must have a function with a name and arguments")
+    if not isinstance(name := function.get("name"), str) or not name:
+        raise ValueError(f"{place}.function.name is {shown(name)}; it must be a function's name")
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str | Mapping | None):
+        kind = type(arguments).__name__
+        raise ValueError(
+            f"{place}.function.arguments is a {kind}; it must be an object, or its JSON text"
+        )
+    function = {**function, "arguments": as_object(arguments)}
+    return {"type": "function", **call, "function": function}
+
+
+def as_object(arguments: str | Mapping[str, Any] | None) -> str | Mapping[str, Any]:
+    """Arguments as an object; a text that is none stays as it is."""
+    if not isinstance(arguments, str):
+        return arguments or {}
+    try:
+        read = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return arguments
+    return read if isinstance(read, dict) else arguments
+
+
+def as_texts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A checked message with the arguments of its calls as JSON texts, for templates that join them."""
+    if "tool_calls" not in message:
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call["function"]
+        arguments = function["arguments"]
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        calls.append({**call, "function": {**function, "arguments": arguments}})
+    return {**message, "tool_calls": calls}

@@ -1,0 +1,40 @@
+"""Which model a server runs, and how: plain JSON values, which also go to another process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastslow.serve.local import LocalEngine
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """A model and its options.
+
+    Attributes:
+        model: as `LLM` takes it.
+        name: what clients call it.
+        options: keyword arguments of `LLM`.
+    """
+
+    model: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    async def open(self) -> LocalEngine:
+        """Load the model, in a thread.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+            RuntimeError: a rank failed.
+        """
+        # with torch, which only the process that runs the model needs
+        from fastslow.llm import LLM
+        from fastslow.serve.local import LocalEngine
+
+        llm = await asyncio.to_thread(LLM, self.model, **self.options)
+        return LocalEngine(llm, self.name)

@@ -1,0 +1,72 @@
+"""/v1/models: the model, and the model in each of its modes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, Request
+from pydantic import BaseModel
+
+from fastslow.engine.params import shown
+from fastslow.serve.body import json_router
+from fastslow.serve.caller import Caller, caller
+from fastslow.serve.engine import ModelCard
+from fastslow.serve.errors import ApiError
+from fastslow.serve.openai.fields import MODE
+from fastslow.serve.settings import ServerSettings
+
+router = json_router()
+
+
+class Model(BaseModel):
+    """A name that requests may give as their `model`."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "fastslow"
+    root: str
+    parent: str | None = None
+    max_model_len: int
+    mode: str | None = None
+    modes: dict[str, Any]
+    thinks: bool
+    efforts: list[str]
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+@router.get("/v1/models")
+async def list_models(request: Request, who: Annotated[Caller, Depends(caller)]) -> ModelList:
+    """All names."""
+    return ModelList(data=_models(request.app.state.engine.card, request.app.state.settings))
+
+
+@router.get("/v1/models/{name:path}")
+async def get_model(name: str, request: Request, who: Annotated[Caller, Depends(caller)]) -> Model:
+    """One of them."""
+    for model in _models(request.app.state.engine.card, request.app.state.settings):
+        if model.id == name:
+            return model
+    raise ApiError(404, f"model={shown(name)} is not served here", code="model_not_found")
+
+
+def _models(card: ModelCard, settings: ServerSettings) -> list[Model]:
+    fields: dict[str, Any] = {
+        "created": card.created,
+        "root": card.name,
+        "max_model_len": card.context,
+        "modes": dict(card.modes),
+        "thinks": card.thinks,
+        "efforts": list(card.efforts),
+    }
+    made = [Model(id=card.name, **fields)]
+    made += [Model(id=alias, parent=card.name, **fields) for alias in settings.aliases]
+    made += [
+        Model(id=f"{card.name}{MODE}{mode}", parent=card.name, mode=mode, **fields)
+        for mode in card.modes
+    ]
+    return made

@@ -1,0 +1,1 @@
+"""The page at /: one file that loads nothing else."""

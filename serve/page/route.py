@@ -1,0 +1,86 @@
+"""The page at `/`, and the figures that its second tab shows."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+from functools import cache
+from importlib.resources import files
+from typing import Annotated, Any, NamedTuple
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from fastslow.serve.caller import Caller, caller
+from fastslow.serve.engine import NotReady
+
+router = APIRouter()
+PATIENCE = 5.0  # seconds that an engine has for its figures
+INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+
+
+class Page(NamedTuple):
+    """The file as it goes out.
+
+    Attributes:
+        policy: the Content-Security-Policy: the file's own scripts and styles by their hashes, this server
+            for all calls, and nothing else.
+    """
+
+    body: bytes
+    etag: str
+    policy: str
+
+
+@cache
+def page() -> Page:
+    """The page, read once."""
+    text = files(__package__).joinpath("index.html").read_text("utf-8")
+    hashes: dict[str, list[str]] = {"script": [], "style": []}
+    for kind, inside in INLINE.findall(text):
+        digest = hashlib.sha256(inside.encode()).digest()
+        hashes[kind].append(f"'sha256-{base64.b64encode(digest).decode()}'")
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {' '.join(hashes['script'])}",
+            f"style-src {' '.join(hashes['style'])}",
+            "connect-src 'self'",
+            "img-src data:",  # its icon
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",  # no text can become HTML or code
+            "trusted-types 'none'",
+        ]
+    )
+    body = text.encode()
+    return Page(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
+
+
+@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+async def show(request: Request) -> Response:
+    """The page. A browser asks each time and gets it again only where it has changed."""
+    own = page()
+    headers = {
+        "ETag": own.etag,
+        "Cache-Control": "no-cache",
+        "Content-Security-Policy": own.policy,
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+    known = request.headers.get("if-none-match", "")
+    if own.etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
+        return Response(status_code=304, headers=headers)
+    return Response(own.body, media_type="text/html; charset=utf-8", headers=headers)
+
+
+@router.get("/v1/stats")
+async def stats(request: Request, caller: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
+    """What the engine has done so far, and what it holds now: `EngineStats.to_dict()`."""
+    try:
+        return dict(await asyncio.wait_for(request.app.state.engine.stats(), PATIENCE))
+    except TimeoutError:
+        raise NotReady(f"the engine gave no figures within {PATIENCE:g} seconds") from None

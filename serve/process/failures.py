@@ -1,0 +1,27 @@
+"""Errors that cross from the engine's process to the server's: they keep their kind and their sentence."""
+
+from __future__ import annotations
+
+from fastslow.output import GenerationError
+from fastslow.serve.engine import Busy, NotReady
+from fastslow.serve.process.messages import Failure
+
+KINDS: tuple[type[Exception], ...] = (Busy, NotReady, TimeoutError, ValueError, RuntimeError)
+
+
+def failure_of(error: Exception) -> Failure:
+    """As a message. A kind that is not known is a RuntimeError, whose sentence names it."""
+    if isinstance(error, GenerationError):
+        return Failure(GenerationError.__name__, str(error), error.outputs)
+    for kind in KINDS:
+        if isinstance(error, kind):
+            return Failure(kind.__name__, str(error))
+    return Failure(RuntimeError.__name__, f"{type(error).__name__}: {error}")
+
+
+def error_of(failure: Failure) -> Exception:
+    """The error again."""
+    if failure.kind == GenerationError.__name__:
+        return GenerationError(failure.sentence, failure.outputs)
+    kinds = {kind.__name__: kind for kind in KINDS}
+    return kinds.get(failure.kind, RuntimeError)(failure.sentence)

@@ -1,0 +1,152 @@
+"""A thought that its caller closes: what follows is what a budget of so many tokens gives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_moge
+from gate import SOON, Gate, settled
+from tokenizers_tiny import write_bpe
+
+from fastslow import (
+    LLM,
+    AsyncLLM,
+    Escalation,
+    Mode,
+    SamplingParams,
+    Speculation,
+)
+
+PHRASE = " so"
+LONG = SamplingParams(max_tokens=80, ignore_eos=True)
+SEEDED = SamplingParams(max_tokens=80, ignore_eos=True, temperature=0.9, seed=5)
+CHAT = [{"role": "user", "content": "The quick"}]
+WISHES: list[Any] = [
+    "off",
+    "ngram",
+    Speculation(drafter="self", nodes=5),
+    Speculation(drafter="suffix|self", nodes=4),
+]
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    folder: Path = tmp_path_factory.mktemp("moge")
+    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>", 320)
+    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
+    tags = ("<think>", "</think>")
+    with LLM(folder, kv_memory="8MiB", progress=False, thinking_tags=tags) as llm:
+        yield llm
+
+
+class Stop:
+    """Has every request stop thinking after so many steps of it, between two steps."""
+
+    def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+        self._step, self._core, self._steps = llm._core.step, llm._core, steps
+        self.told: list[bool] = []
+        monkeypatch.setattr(llm._core, "step", self._stepped)
+
+    def _stepped(self) -> None:
+        self._step()
+        for request in self._core.scheduler.running:
+            if request.tally.steps == self._steps:
+                self.told.append(request.stop_thinking())
+
+
+@pytest.mark.parametrize("wish", WISHES, ids=str)
+@pytest.mark.parametrize("params", [LONG, SEEDED], ids=["greedy", "seeded"])
+def test_it_is_a_budget_that_is_used_up(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, wish: Any, params: SamplingParams
+) -> None:
+    with monkeypatch.context() as patch:
+        stop = Stop(llm, patch, 4)
+        out = llm.generate(CHAT, params, mode=Mode(closing=PHRASE), speculation=wish)
+    metrics = out.metrics
+    assert stop.told == [True]
+    assert metrics.thinking_ended == "caller" and 4 <= metrics.thinking_tokens < 40
+    budget = Mode(closing=PHRASE, thinking_budget=metrics.thinking_tokens)
+    plain = llm.generate(CHAT, params, mode=budget, speculation="off")
+    assert out.token_ids == plain.token_ids and len(out.token_ids) == 80
+    assert out.reasoning == plain.reasoning and out.reasoning.endswith(PHRASE) and out.text
+
+
+def test_beside_a_budget(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    mode = Mode(thinking_budget=50, thinking_soft=10, early_exit=True)
+    with monkeypatch.context() as patch:
+        Stop(llm, patch, 3)
+        out = llm.generate(CHAT, LONG, mode=mode, speculation="off")
+    assert (out.metrics.thinking_ended, out.metrics.thinking_tokens) == ("caller", 3)
+    whole = llm.generate(CHAT, LONG, mode=mode, speculation="off")
+    assert whole.metrics.thinking_tokens > 3, "other requests are not cut"
+
+
+def test_asking_twice_and_while_the_phrase_is_forced(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(llm, monkeypatch)
+    handle = llm.submit(CHAT, LONG, mode=Mode(closing=PHRASE), speculation="off")
+    with ThreadPoolExecutor(2) as pool:
+        assert gate.reached.acquire(timeout=SOON)
+        gate.steps(2)
+        both = [pool.submit(handle.stop_thinking) for _ in range(2)]
+        while not all(told.done() for told in both):
+            gate.steps()
+        assert all(told.result() for told in both)
+    gate.open()
+    out = handle.result(SOON)
+    assert out.metrics.thinking_ended == "caller" and out.reasoning.count(PHRASE) == 1
+    assert settled(llm)
+
+
+def test_a_thought_that_ended_or_never_began(llm: LLM) -> None:
+    done = llm.submit(CHAT, LONG)
+    done.result(SOON)
+    assert not done.stop_thinking()
+    fast = llm.stream(CHAT, LONG, mode={"thinking_budget": 2}, speculation="off")
+    for _, piece in zip(range(8), fast):
+        assert piece.token_ids
+    assert not fast.stop_thinking()
+    fast.close()
+    unstarted = llm.stream(CHAT, LONG)
+    assert not unstarted.stop_thinking()
+    unstarted.close()
+
+
+@pytest.mark.parametrize("how", ["keep", "recompute"])
+def test_a_request_that_goes_on_in_another_mode(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, how: Any
+) -> None:
+    doubt = Mode(groups=0, escalate=Escalation(below=1.0, window=6, how=how))
+    Stop(llm, monkeypatch, 4)
+    out = llm.generate(CHAT, LONG, mode=doubt, speculation="off")
+    assert out.metrics.escalated_at is not None
+    assert (out.metrics.thinking_ended, out.metrics.thinking_tokens) == ("caller", 4)
+
+
+def test_several_answers_and_an_event_loop(llm: LLM) -> None:
+    async def main() -> None:
+        served = AsyncLLM.around(llm)
+        handle = served.submit(CHAT, LONG.model_copy(update={"n": 2, "max_tokens": 300}))
+        async for piece in handle:
+            assert piece.output is None and not piece.text, "it thinks"
+            assert await served.stop_thinking(handle)
+            break
+        out = await handle  # leaving the loop cancelled it
+        assert {c.metrics.thinking_ended for c in out.choices} <= {"caller", None}
+        assert not await served.stop_thinking(handle)
+        stream = served.stream(CHAT, LONG, speculation="off")
+        told = False
+        async for _ in stream:
+            told = told or await served.stop_thinking(stream)
+        out = stream.output
+        assert told and out is not None
+        assert out.metrics.thinking_ended == "caller" and out.text
+
+    asyncio.run(main())
+    assert settled(llm)

@@ -1,0 +1,95 @@
+"""What a key stands for: its memory, and what it may ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fastslow.serve.ask import Ask
+from fastslow.serve.caller import Caller
+from fastslow.serve.engine import ModelCard
+from fastslow.serve.errors import ApiError
+from fastslow.serve.key_file import KeyLimits, StoredKey
+
+CARD = ModelCard(
+    "tiny", 0, 512, {"fast": {"sampling": {"max_tokens": 3}}, "deep": {}}, "groups", 4, True, False
+)
+
+
+def stored(n: int, **limits: Any) -> StoredKey:
+    return StoredKey(name=f"k{n}", id=f"{n:032x}", hash=f"{n:064x}", limits=KeyLimits(**limits))
+
+
+def test_memory_is_each_callers_own() -> None:
+    callers = [Caller.of(stored(n)) for n in range(3)] + [Caller()]
+    salts = [None, "", "a", "b", "ab", "a\0b", "\0"]
+    salts += [one.memory_key for one in callers[:3]]
+    found = [one.memory(salt) for one in callers for salt in salts]
+    known = [key for key in found if key is not None]
+    assert found.count(None) == 1  # who has no key and no salt
+    assert len(set(known)) == len(known)
+    assert all(len(key) == 64 for key in known)
+
+
+def test_memory_stays_the_same_and_does_not_show_the_key() -> None:
+    key = stored(7)
+    assert Caller.of(key).memory("a") == Caller.of(key).memory("a")
+    other = key.model_copy(update={"hash": "f" * 64, "name": "renamed"})
+    assert (
+        Caller.of(key).memory_key == Caller.of(other).memory_key
+    )  # a file with a new salt, or a new name
+    assert key.id not in str(Caller.of(key).memory_key)
+
+
+def admitted(ask: Ask, **limits: Any) -> Ask:
+    return Caller.of(stored(1, **limits)).admit(ask, CARD)
+
+
+def test_what_is_within_the_limits_passes() -> None:
+    ask = Ask("1", "x", mode="fast", priority=3, sampling={"max_tokens": 5})
+    assert admitted(ask) is ask
+    assert admitted(ask, modes=["fast"], priority=[0, 3], max_tokens=5) == ask
+    assert admitted(Ask("1", "x", priority=0), priority=[5, 9]).priority == 5
+    assert admitted(Ask("1", "x", priority=0), priority=[-9, -5]).priority == -5
+
+
+@pytest.mark.parametrize(
+    ("ask", "limits", "said"),
+    [
+        (Ask("1", "x"), {"modes": ["fast"]}, "mode='deep' is not open"),
+        (Ask("1", "x", mode="deep"), {"modes": ["fast"]}, "mode='deep'"),
+        (Ask("1", "x", mode={"name": "fast"}), {"modes": ["fast"]}, "mode={"),
+        (Ask("1", "x", priority=-1), {"priority": [0, 5]}, "priority=-1 must be from 0 to 5"),
+        (
+            Ask("1", "x", sampling={"max_tokens": 11}),
+            {"max_tokens": 10},
+            "max_tokens=11 is above 10",
+        ),
+    ],
+)
+def test_what_is_beyond_them_is_refused(ask: Ask, limits: dict[str, Any], said: str) -> None:
+    with pytest.raises(ApiError, match=said) as error:
+        admitted(ask, **limits)
+    assert error.value.status == 403
+
+
+@pytest.mark.parametrize(
+    ("mode", "most", "given"),
+    [
+        ("fast", 10, None),  # the preset has 3
+        ("fast", 2, 2),
+        ("deep", 10, 10),
+        (None, 10, 10),
+        ({"sampling": {"max_tokens": 4}}, 10, None),
+        ({"sampling": {"max_tokens": 40}}, 10, 10),
+        ("not there", 10, 10),  # the engine says what is wrong
+    ],
+)
+def test_who_gives_no_max_tokens_gets_the_most(mode: Any, most: int, given: int | None) -> None:
+    assert admitted(Ask("1", "x", mode=mode), max_tokens=most).sampling.get("max_tokens") == given
+
+
+def test_the_most_tokens_leave_a_number_that_is_none_to_the_engine() -> None:
+    ask = Ask("1", "x", sampling={"max_tokens": "many"})
+    assert admitted(ask, max_tokens=10) is ask

@@ -1,0 +1,202 @@
+"""The engine in this process and the one in its own behave alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serve_engines import (
+    LONG,
+    answer_of,
+    asked,
+    first_of,
+    idle,
+    pieces_of,
+    settings_of,
+    until,
+    write_served,
+)
+
+from fastslow.serve.ask import Ask
+from fastslow.serve.engine import Engine, NotReady
+from fastslow.serve.process.engine_process import EngineProcess
+
+Run = Callable[[Any], Any]
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_served(tmp_path_factory.mktemp("served"))
+
+
+async def started(kind: str, folder: Path) -> Engine:
+    if kind == "local":
+        return await settings_of(folder).open()
+    engine = EngineProcess(settings_of(folder))
+    await engine.start()
+    return engine
+
+
+@pytest.fixture(scope="module", params=["local", "process"])
+def engine(
+    request: pytest.FixtureRequest, runner: asyncio.Runner, folder: Path
+) -> Iterator[Engine]:
+    engine = runner.run(started(request.param, folder))
+    yield engine
+    runner.run(engine.close())
+
+
+@pytest.fixture(scope="module")
+def other(runner: asyncio.Runner, folder: Path) -> Iterator[Engine]:
+    """One in this process, to compare with."""
+    engine = runner.run(started("local", folder))
+    yield engine
+    runner.run(engine.close())
+
+
+@pytest.fixture
+def run(runner: asyncio.Runner) -> Run:
+    return runner.run
+
+
+def test_its_card(engine: Engine) -> None:
+    card = engine.card
+    assert engine.ready and engine.why_not_ready == ""
+    assert (card.name, card.context, card.units, card.most) == ("tiny", 4096, "groups", 4)
+    assert card.device == "cpu" and {"fast", "deep"} <= set(card.modes)
+    assert card.modes["fast"]["name"] == "fast"
+
+
+def test_pieces_join_to_the_output(engine: Engine, other: Engine, run: Run) -> None:
+    ask = asked(tokens=24, prompt=[{"role": "user", "content": "one two"}])
+    pieces, right = run(pieces_of(engine, ask)), run(answer_of(other, ask))
+    *made, last = pieces
+    assert last.output.token_ids == right.token_ids
+    assert [token for piece in made for token in piece.token_ids] == right.token_ids
+    assert "".join(piece.text for piece in made) == right.text == last.output.text
+    assert last.output.prompt_token_ids == right.prompt_token_ids
+    assert last.output.metrics.tokens == 24
+
+
+def test_all_fields_of_an_ask_arrive(engine: Engine, other: Engine, run: Run) -> None:
+    ask = Ask(
+        id="all",
+        prompt=[{"role": "user", "content": "one two three"}],
+        sampling={"max_tokens": 6, "temperature": 0.8, "seed": 3, "logprobs": 2, "stop": ["zz"]},
+        mode={"base": "fast", "groups": 1},
+        speculation={"drafter": "self", "nodes": 2},
+        timeout=60.0,
+        memory_key="me",
+        chat_template_kwargs={"enable_thinking": False},
+    )
+    output, right = run(answer_of(engine, ask)), run(answer_of(other, ask))
+    assert output.token_ids == right.token_ids
+    assert [set(place) for place in output.logprobs] == [set(p) for p in right.logprobs]
+    assert output.metrics.mode == right.metrics.mode and output.metrics.drafter == "self"
+
+
+def test_several_answers_to_one_prompt(engine: Engine, run: Run) -> None:
+    ask = asked(sampling={"n": 3, "temperature": 1.0, "seed": 1})
+    output = run(answer_of(engine, ask))
+    assert len(output.choices) == 3
+    assert all(len(choice.token_ids) == 8 for choice in output.choices)
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (asked(mode="dep"), "mode='dep' is unknown; did you mean 'deep'"),
+        (asked(sampling={"top_p": 5}), "top_p=5"),
+        (asked(prompt=[999999]), "999999"),
+        (asked(prompt="one " * 9000), "4096"),
+        (asked(sampling={"seed": 2**70}), "seed=|64 bits"),
+    ],
+)
+def test_what_does_not_fit_is_a_value_error(engine: Engine, ask: Ask, said: str, run: Run) -> None:
+    with pytest.raises(ValueError, match=said):
+        run(pieces_of(engine, ask))
+    assert len(run(answer_of(engine, asked())).token_ids) == 8
+
+
+def test_a_text_that_is_not_unicode_is_a_value_error(engine: Engine, run: Run) -> None:
+    with pytest.raises(ValueError):
+        run(pieces_of(engine, asked(prompt="one \ud800")))
+
+
+def test_who_leaves_the_loop_cancels(engine: Engine, run: Run) -> None:
+    piece = run(first_of(engine, asked(tokens=LONG)))
+    assert piece.token_ids
+    run(until(lambda: idle(engine)))
+
+
+def test_a_task_that_is_cancelled_cancels_its_request(engine: Engine, run: Run) -> None:
+    async def leave() -> None:
+        task = asyncio.create_task(pieces_of(engine, asked(tokens=LONG)))
+        await until(lambda: running(engine))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: idle(engine))
+
+    run(leave())
+
+
+async def running(engine: Engine) -> bool:
+    return bool((await engine.stats())["running"])
+
+
+def test_cancel_by_id_gives_the_answer_so_far(engine: Engine, run: Run) -> None:
+    async def cancelled() -> Any:
+        task = asyncio.create_task(answer_of(engine, asked("named", tokens=LONG)))
+        await until(lambda: running(engine))
+        assert await engine.cancel("named")
+        return await task
+
+    output = run(cancelled())
+    assert output.finish_reason == "cancelled" and len(output.token_ids) < LONG
+    assert not run(engine.cancel("named"))
+    assert not run(engine.stop_thinking("named")) and run(engine.trace("nobody")) is None
+
+
+def test_many_answers_at_once(engine: Engine, other: Engine, run: Run) -> None:
+    async def all_of(engine: Engine) -> list[list[int]]:
+        asks = [asked(str(n), 5 + n, f"one two {n}") for n in range(12)]
+        return [o.token_ids for o in await asyncio.gather(*(answer_of(engine, a) for a in asks))]
+
+    assert run(all_of(engine)) == run(all_of(other))
+
+
+def test_statistics(engine: Engine, run: Run) -> None:
+    run(answer_of(engine, asked()))
+    run(until(lambda: idle(engine)))
+    stats = run(engine.stats())
+    assert stats["tokens"] >= 8 and stats["ended"]["length"] >= 1 and stats["pages"] > 0
+
+
+@pytest.mark.parametrize("kind", ["local", "process"])
+@pytest.mark.parametrize(("drain", "reason"), [(60.0, "length"), (0.0, "cancelled")])
+def test_it_closes_after_a_drain(kind: str, drain: float, reason: str, folder: Path) -> None:
+    async def closing() -> str:
+        engine = await started(kind, folder)
+        tokens = 200 if drain else LONG
+        task = asyncio.create_task(answer_of(engine, asked(tokens=tokens)))
+        await until(lambda: running(engine))
+        close = asyncio.create_task(engine.close(drain))
+        await asyncio.sleep(0)
+        assert not engine.ready and "closing" in engine.why_not_ready
+        with pytest.raises(NotReady, match="closing"):
+            await first_of(engine, asked())
+        output = await task
+        await close
+        return output.finish_reason
+
+    assert asyncio.run(closing()) == reason

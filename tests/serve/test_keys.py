@@ -1,0 +1,269 @@
+"""API keys: the file, what a running server knows of it, and who is let in."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from fastapi import Depends, FastAPI
+from fastapi.testclient import TestClient
+
+from fastslow.serve import key_file
+from fastslow.serve.authentication import Authentication
+from fastslow.serve.caller import Caller, caller
+from fastslow.serve.key_file import KeyFile, KeyLimits, add_key, remove_key
+from fastslow.serve.keys import KeyRing, is_loopback, known_keys, warn_if_open
+from fastslow.tools.cli.app import main
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "config" / "keys.json"
+
+
+def name_of(ring: KeyRing, key: str) -> str | None:
+    found = ring.find(key)
+    return None if found is None else found.name
+
+
+def test_a_key_is_found_and_is_nowhere_in_its_file(path: Path) -> None:
+    key = add_key(path, "bot")
+    other = add_key(path, "page", KeyLimits(concurrent=2))
+    ring = KeyRing(path)
+    assert name_of(ring, key) == "bot" and name_of(ring, other) == "page"
+    assert ring.find(other).limits.concurrent == 2  # type: ignore[union-attr]
+    for wrong in ("", "x", key[:-1], key + "x", key.upper(), "é" * 40, "\udcff", "k" * 10**6):
+        assert ring.find(wrong) is None, wrong[:20]
+    assert key not in path.read_text("utf-8")
+    assert key.removeprefix("fs-") not in path.read_text("utf-8")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(key) > 40
+
+
+def test_a_hash_is_no_key(path: Path) -> None:
+    add_key(path, "bot")
+    stored = KeyFile.read(path).keys[0]
+    assert KeyRing(path).find(stored.hash) is None and KeyRing(path).find(stored.id) is None
+
+
+def test_the_file_is_read_again_when_it_changes(path: Path, logged: list[str]) -> None:
+    clock = Clock()
+    first = add_key(path, "first")
+    ring = KeyRing(path, clock=clock)
+    second = add_key(path, "second")
+    assert ring.find(second) is None  # no look yet
+    clock.now += 2
+    assert name_of(ring, second) == "second"
+    remove_key(path, "first")
+    clock.now += 2
+    assert ring.find(first) is None and name_of(ring, second) == "second"
+    assert sum("read" in line for line in logged) == 2
+
+
+def test_a_broken_file_keeps_the_keys_and_says_so_once(path: Path, logged: list[str]) -> None:
+    clock = Clock()
+    key = add_key(path, "bot")
+    whole = path.read_text("utf-8")
+    ring = KeyRing(path, clock=clock)
+    for broken in ("{", '{"salt": "x"}', "[]", ""):
+        logged.clear()
+        path.write_text(broken, "utf-8")
+        for _ in range(3):
+            clock.now += 2
+            assert name_of(ring, key) == "bot", broken
+        assert len(logged) == 1 and "known ones stay" in logged[0], logged
+    path.unlink()
+    clock.now += 2
+    assert name_of(ring, key) == "bot"
+    path.write_text(whole, "utf-8")
+    remove_key(path, "bot")
+    clock.now += 2
+    assert ring.find(key) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "holds no keys"),
+        ('{"salt": 3}', "salt=3 must"),
+        ('{"salt": "SALT", "keys": [{"name": "a b", "id": "ID", "hash": "HASH"}]}', "name"),
+        ('{"salt": "SALT", "keys": [{"name": "a", "id": "ID"}]}', "hash' is missing"),
+        ('{"salt": "SALT", "keys": [KEY, KEY]}', "name='a' stands there 2 times"),
+        ('{"salt": "SALT", "kys": []}', "field 'kys' is unknown"),
+        (
+            '{"salt": "SALT", "keys": [{"name": "a", "id": "ID", "hash": "HASH", "limits": {"concurrent": 0}}]}',
+            "concurrent=0 must",
+        ),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(path: Path, content: str, said: str) -> None:
+    key = '{"name": "a", "id": "ID", "hash": "HASH"}'
+    text = content.replace("KEY", key).replace("SALT", "a" * 64)
+    path.parent.mkdir()
+    path.write_text(text.replace("ID", "b" * 32).replace("HASH", "c" * 64), "utf-8")
+    with pytest.raises(ValueError, match=said) as error:
+        KeyRing(path)
+    assert "\n" not in str(error.value)
+
+
+def test_names_and_limits_are_checked(path: Path) -> None:
+    add_key(path, "bot")
+    for name in ("", "a b", "-x", "x" * 65, "é", "a\n", "../x"):
+        with pytest.raises(ValueError, match="name="):
+            add_key(path, name)
+    with pytest.raises(ValueError, match="is taken"):
+        add_key(path, "bot")
+    with pytest.raises(ValueError, match="did you mean 'bot'"):
+        remove_key(path, "bott")
+    with pytest.raises(ValueError, match="smallest and largest"):
+        KeyLimits(priority=[3, 1])
+
+
+def test_keys_made_at_once_are_all_there(path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(lambda n: add_key(path, f"key{n}"), range(24)))
+    ring = KeyRing(path)
+    assert [name_of(ring, key) for key in keys] == [f"key{n}" for n in range(24)]
+    assert [p.name for p in path.parent.iterdir()] == ["keys.json"]
+
+
+def test_a_file_that_others_read_is_warned_of(path: Path, logged: list[str]) -> None:
+    add_key(path, "bot")
+    KeyRing(path)
+    assert logged == []
+    path.chmod(0o644)
+    KeyRing(path)
+    assert len(logged) == 1 and "0644" in logged[0] and "chmod 600" in logged[0]
+
+
+def test_a_single_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, logged: list[str]) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("FASTSLOW_KEYS", raising=False)
+    monkeypatch.delenv("FASTSLOW_API_KEY", raising=False)
+    assert known_keys() is None
+    warn_if_open(None, "127.0.0.1")
+    assert logged == []
+    warn_if_open(None, "0.0.0.0")
+    assert len(logged) == 1 and "OPEN" in logged[0]
+    ring = known_keys(single=["a-key-of-some-length", "another-of-some-length"])
+    assert ring is not None and name_of(ring, "another-of-some-length") == "default"
+    one, other = ring.find("a-key-of-some-length"), ring.find("another-of-some-length")
+    assert one is not None and other is not None and one.id != other.id
+    assert ring.find("a-key-of-some-lengtH") is None
+    monkeypatch.setenv("FASTSLOW_API_KEY", "from-the-environment")
+    ring = known_keys()
+    assert ring is not None and name_of(ring, "from-the-environment") == "default"
+    monkeypatch.delenv("FASTSLOW_API_KEY")
+    key = add_key(
+        key_file.usual_file(), "bot"
+    )  # a file at the usual place counts without being named
+    ring = known_keys()
+    assert ring is not None and name_of(ring, key) == "bot"
+    for wrong in ("", "a b", "é" * 20, "x" * 513):
+        with pytest.raises(ValueError, match="an API key must have"):
+            KeyRing(single=[wrong])
+    monkeypatch.setenv("FASTSLOW_KEYS", str(tmp_path / "not there"))
+    with pytest.raises(ValueError, match="holds no keys"):
+        known_keys()
+
+
+@pytest.mark.parametrize(
+    ("host", "alone"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("[::1]", True), ("localhost", True)]
+    + [("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("example.com", False), ("", False)],
+)
+def test_loopback(host: str, alone: bool) -> None:
+    assert is_loopback(host) == alone
+
+
+def served(keys: KeyRing | None) -> TestClient:
+    app = FastAPI()
+    app.state.error_shapes = {}
+
+    @app.post("/v1/chat/completions")
+    async def ask(who: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
+        return {"name": who.name}
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {}
+
+    app.add_middleware(Authentication, keys=keys)
+    return TestClient(app)
+
+
+def test_who_is_let_in(path: Path) -> None:
+    key = add_key(path, "bot")
+    with served(KeyRing(path)) as client:
+        chat = "/v1/chat/completions"
+        known: tuple[dict[str, str], ...] = (
+            {"Authorization": f"Bearer {key}"},
+            {"authorization": f"bearer {key} "},
+            {"x-api-key": key},
+        )
+        for headers in known:
+            assert client.post(chat, headers=headers).json() == {"name": "bot"}
+        unknown: tuple[dict[str, str | bytes], ...] = (
+            {},
+            {"Authorization": key},
+            {"Authorization": "Basic abc"},
+            {"Authorization": "Bearer "},
+            {"x-api-key": "fs-other"},
+            {"x-api-key": b"\xff\x00"},
+        )
+        for wrong in unknown:
+            answer = client.post(chat, headers=wrong)  # type: ignore[arg-type]
+            assert answer.status_code == 401, wrong
+            error = answer.json()["error"]
+            assert error["code"] == "invalid_api_key" and error["param"] is None
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert client.get("/health").status_code == 200
+        assert client.get("/not-there").status_code == 401  # what is not named open is closed
+        assert client.get("/health/").status_code == 401
+
+
+def test_without_keys_all_are_let_in() -> None:
+    with served(None) as client:
+        assert client.post("/v1/chat/completions").json() == {"name": "anonymous"}
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["keys", *arguments])
+    return int(end.value.code or 0)
+
+
+def test_the_command(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ("--file", str(path))
+    limits = ("--concurrent", "2", "--allow-modes", "fast, auto", "--priority", "0,5")
+    assert run("add", "bot", *file, *limits) == 0
+    key = capsys.readouterr().out.strip()
+    assert name_of(KeyRing(path), key) == "bot"
+    assert run("list", "--json", *file) == 0
+    (record,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert record["limits"] == {"concurrent": 2, "modes": ["fast", "auto"], "priority": [0, 5]}
+    assert run("list", *file) == 0
+    shown = capsys.readouterr().out
+    assert "bot" in shown and key not in shown
+    assert run("add", "other", "--priority", "x", *file) == 2
+    assert run("add", "bot", *file) == 2
+    assert run("remove", "bot", *file) == 0
+    assert run("remove", "bot", *file) == 2
+    assert KeyRing(path).find(key) is None
+    assert not [p for p in path.parent.iterdir() if p != path]
+    assert os.stat(path).st_mode & 0o077 == 0

@@ -1,0 +1,233 @@
+"""Rates and places: of one key, of all together, and that they come back whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
+from fastapi.testclient import TestClient
+
+from fastslow.serve.authentication import Authentication
+from fastslow.serve.caller import Caller
+from fastslow.serve.errors import ApiError
+from fastslow.serve.key_file import KeyLimits, add_key
+from fastslow.serve.keys import KeyRing
+from fastslow.serve.limits import Limits, TokenBucket
+from fastslow.serve.rate_limit import RateLimit
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def who(name: str = "bot", **limits: Any) -> Caller:
+    return Caller(name, "m", KeyLimits(**limits))
+
+
+def refused(limits: Limits, caller: Caller) -> ApiError:
+    with pytest.raises(ApiError) as error:
+        limits.enter(caller)
+    assert error.value.status == 429
+    return error.value
+
+
+def test_a_bucket_fills_evenly() -> None:
+    bucket = TokenBucket(60, 0.0)
+    bucket.take(60, 0.0)
+    assert bucket.wait(1, 0.0) == 1.0
+    assert bucket.wait(1, 0.5) == 0.5
+    assert bucket.wait(1, 1.0) == 0
+    assert bucket.full_in(1.0) == 59.0
+    assert bucket.level(10_000.0) == 60.0
+    bucket.take(120, 10_000.0)
+    assert bucket.wait(1, 10_000.0) == 61.0
+    assert bucket.level(9_000.0) == -60.0  # a clock that goes back gives nothing
+
+
+def test_requests_a_minute() -> None:
+    clock = Clock()
+    limits, caller = Limits(clock=clock), who(requests_per_minute=3)
+    for left in (2, 1, 0):
+        slot = limits.enter(caller)
+        slot.give_back()
+        assert slot.headers["x-ratelimit-limit-requests"] == "3"
+        assert slot.headers["x-ratelimit-remaining-requests"] == str(left)
+    error = refused(limits, caller)
+    assert "3 requests a minute" in error.message and error.retry_after == 20.0
+    assert (error.headers or {})["x-ratelimit-reset-requests"] == "1m0s"
+    limits.enter(who("other", requests_per_minute=3))
+    clock.now += error.retry_after
+    limits.enter(caller)  # to wait as long as it says is enough
+    refused(limits, caller)
+
+
+def test_tokens_a_minute_are_counted_at_the_end() -> None:
+    clock = Clock()
+    limits, caller = Limits(clock=clock), who(tokens_per_minute=600)
+    slot = limits.enter(caller)
+    limits.spend(caller, 700)  # more than there was: it fills up first
+    slot.give_back()
+    error = refused(limits, caller)
+    assert (error.headers or {})["x-ratelimit-remaining-tokens"] == "0"
+    assert error.retry_after == pytest.approx(10.1)
+    clock.now += 10.2
+    limits.enter(caller)
+
+
+def test_requests_at_the_same_time() -> None:
+    limits, caller = Limits(concurrent=3), who(concurrent=2)
+    first, second = limits.enter(caller), limits.enter(caller)
+    assert "2 requests running" in refused(limits, caller).message
+    third = limits.enter(who("other"))
+    assert refused(limits, who("another")).code == "server_busy"
+    first.give_back()
+    first.give_back()  # once is all
+    assert limits.running == 2
+    limits.enter(caller)
+    refused(limits, caller)
+    second.give_back()
+    third.give_back()
+    assert limits.running == 1
+
+
+def test_changed_limits_count_at_once() -> None:
+    limits = Limits(clock=Clock())
+    limits.enter(who(requests_per_minute=1))
+    refused(limits, who(requests_per_minute=1))
+    limits.enter(who(requests_per_minute=2))
+    limits.enter(who())
+    limits.enter(who())
+
+
+@pytest.mark.parametrize("clock", [Clock()])
+def test_a_refusal_takes_nothing(clock: Clock) -> None:
+    limits, caller = Limits(clock=clock), who(requests_per_minute=2, concurrent=1)
+    slot = limits.enter(caller)
+    for _ in range(5):
+        refused(limits, caller)
+    slot.give_back()
+    assert limits.enter(caller).headers["x-ratelimit-remaining-requests"] == "0"
+
+
+def served(limits: Limits, keys: KeyRing | None = None) -> FastAPI:
+    app = FastAPI()
+    app.state.error_shapes = {}
+
+    @app.post("/whole")
+    async def whole() -> dict[str, int]:
+        return {"running": limits.running}
+
+    @app.post("/broken")
+    async def broken() -> None:
+        raise RuntimeError("it broke")
+
+    @app.post("/stream")
+    async def stream(request: Request) -> StreamingResponse:
+        async def parts() -> Any:
+            while True:
+                yield b"x"
+                await asyncio.sleep(0)
+
+        return StreamingResponse(parts())
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, int]:
+        return {"running": limits.running}
+
+    @app.post("/v1/requests/1/stop_thinking")
+    async def stop() -> dict[str, int]:
+        return {"running": limits.running}
+
+    app.add_middleware(RateLimit, limits=limits)
+    app.add_middleware(Authentication, keys=keys)
+    return app
+
+
+def test_the_place_comes_back_after_an_answer_and_an_error() -> None:
+    limits = Limits()
+    with TestClient(served(limits), raise_server_exceptions=False) as client:
+        assert client.post("/whole").json() == {"running": 1}
+        assert client.get("/v1/models").json() == {"running": 0}
+        assert client.post("/v1/requests/1/stop_thinking").json() == {"running": 0}
+        assert client.post("/broken").status_code == 500
+        assert client.post("/not-there").status_code == 404
+    assert limits.running == 0
+
+
+async def call(app: FastAPI, path: str, pieces_until_gone: int) -> list[dict[str, Any]]:
+    """A client that goes away after so many pieces."""
+    sent: list[dict[str, Any]] = []
+    gone = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if not sent and not gone.is_set() and not asked:
+            asked.append(1)
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if len(sent) >= pieces_until_gone:
+            gone.set()
+
+    asked: list[int] = []
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [],
+        "http_version": "1.1",
+        "scheme": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "client": ("127.0.0.1", 1),
+    }
+    await app(scope, receive, send)
+    return sent
+
+
+def test_the_place_comes_back_when_the_client_goes_away() -> None:
+    limits = Limits()
+    sent = asyncio.run(call(served(limits), "/stream", 20))
+    assert len(sent) >= 20 and limits.running == 0
+
+
+def test_the_place_comes_back_when_the_task_is_cancelled() -> None:
+    limits = Limits()
+
+    async def run() -> None:
+        task = asyncio.create_task(call(served(limits), "/stream", 10**9))
+        while limits.running == 0:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    assert limits.running == 0
+
+
+def test_what_a_client_is_told(tmp_path: Any) -> None:
+    path = tmp_path / "keys.json"
+    key = add_key(path, "bot", KeyLimits(requests_per_minute=1, tokens_per_minute=50))
+    with TestClient(served(Limits(), KeyRing(path)), headers={"x-api-key": key}) as client:
+        answer = client.post("/whole")
+        assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+        assert answer.headers["x-ratelimit-remaining-tokens"] == "50"
+        answer = client.post("/whole")
+        assert answer.status_code == 429
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        assert answer.headers["x-ratelimit-limit-requests"] == "1"
+        error = answer.json()["error"]
+        assert error["code"] == "rate_limit_exceeded" and error["type"] == "rate_limit_error"
+        assert "1 requests a minute" in error["message"]
+        assert client.get("/v1/models").status_code == 200

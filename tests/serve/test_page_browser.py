@@ -1,0 +1,485 @@
+"""The page in Chromium, in front of a server that makes up answers: what a person does, and what must not happen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from browser import ALONE, browser, missing, until
+from fake_chat_server import FakeEngine, create_fake
+from fake_chat_texts import ANSWER, HOSTILE
+from serve_tools import served
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(missing() is not None, reason=f"no browser: {missing()}"),
+]
+
+ENTER, ESCAPE, TAB, SPACE, ALT, CONTROL, SHIFT = (
+    "\ue007",
+    "\ue00c",
+    "\ue004",
+    "\ue00d",
+    "\ue00a",
+    "\ue009",
+    "\ue008",
+)
+ARROW_RIGHT, NULL = "\ue014", "\ue000"
+ANSWERED = ".answer > .rendered, .answer > .coloured"
+EXPECTED = "Failed to load resource"  # how Chromium notes an answer that is an error
+
+
+class Chat:
+    """The page, and its server."""
+
+    def __init__(self, driver: Any, url: str, engine: FakeEngine) -> None:
+        self.driver, self.url, self.engine = driver, url, engine
+
+    def open(self) -> None:
+        self.driver.get(self.url + "/")
+        until(lambda: self.all("#mode-list dt"), "the modes are shown")
+
+    def all(self, selector: str) -> list[Any]:
+        return list(self.driver.find_elements("css selector", selector))
+
+    def text(self, selector: str) -> str:
+        """The text of the last node of a selector, hidden or not."""
+        return str(self.all(selector)[-1].get_property("textContent"))
+
+    @property
+    def box(self) -> Any:
+        return self.driver.find_element("id", "prompt")
+
+    def ask(self, text: str) -> None:
+        self.box.send_keys(text, ENTER)
+        until(lambda: text in self.text(".asked p"), f"{text!r} is asked")
+
+    def ended(self) -> None:
+        until(lambda: not self.all(".running"), "the answer has ended", 60)
+
+    def mode(self, name: str) -> None:
+        self.driver.find_element("css selector", f'#modes input[value="{name}"]').send_keys(SPACE)
+
+    def press(self, *keys: str) -> None:
+        """Keys that go to whatever has the focus."""
+        self.driver.switch_to.active_element.send_keys(*keys, NULL)
+
+    def run(self, script: str) -> Any:
+        return self.driver.execute_script(script)
+
+    def button(self, text: str) -> Any:
+        return next(b for b in self.all("button") if b.text.startswith(text))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, FakeEngine]]:
+    engine = FakeEngine()
+    with served(create_fake(engine)) as url:
+        yield url, engine
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.fixture
+def chat(window: Any, server: tuple[str, FakeEngine]) -> Iterator[Chat]:
+    """The page without a past. At the end: no error was logged, and nobody else was called."""
+    url, engine = server
+    engine.busy, engine.key = 0, None
+    engine.bodies.clear()
+    window.get(url + "/")
+    window.execute_script("turns = []; localStorage.clear(); sessionStorage.clear()")
+    window.get_log("browser")
+    window.get_log("performance")
+    chat = Chat(window, url, engine)
+    chat.open()
+    yield chat
+    loud = [e for e in window.get_log("browser") if e["level"] == "SEVERE"]
+    assert [e for e in loud if EXPECTED not in e["message"]] == []
+    called = {
+        message["params"]["request"]["url"]
+        for entry in window.get_log("performance")
+        if (message := json.loads(entry["message"])["message"])["method"]
+        == "Network.requestWillBeSent"
+    }
+    assert called
+    assert {c for c in called if not c.startswith((url + "/", "data:image/svg+xml"))} == set()
+
+
+def test_the_browser_is_alone() -> None:
+    assert "--disable-background-networking" in ALONE
+
+
+def test_a_question_is_answered(chat: Chat) -> None:
+    chat.mode("deep")
+    chat.ask("Explain binary search")
+    until(lambda: chat.all(".thought[open]"), "the thought is open while it is thought")
+    chat.ended()
+    assert not chat.all(".thought[open]")
+    summary = chat.text(".thought summary")
+    assert summary.startswith("Thought for ") and "47 tokens" in summary
+    assert chat.text(".answer pre code").startswith("def find(values: list[int]")
+    assert [cell.text for cell in chat.all(".answer th")] == ["entries", "comparisons"]
+    assert len(chat.all(".answer li")) == 5
+    assert "96 of 120" in chat.text(".strip") and "42 ms" in chat.text(".strip")
+    assert "1: 84%" in chat.all(".strip .bars")[-1].get_attribute("aria-label")
+    assert "Mode deep, as you chose." in chat.text(".why")
+    assert "Drafts accepted: suffix 44 of 96, head 43 of 61." in chat.text(".why")
+    body = chat.engine.bodies[-1]
+    assert body["mode"] == "deep"
+    assert body["messages"] == [{"role": "user", "content": "Explain binary search"}]
+    assert body["stream_options"] == {"include_usage": True, "include_sources": True}
+
+
+def test_what_was_said_is_sent_and_thoughts_are_not(chat: Chat) -> None:
+    chat.mode("deep")
+    chat.ask("echo one")
+    chat.ended()
+    chat.mode("fast")
+    chat.ask("echo two")
+    chat.ended()
+    assert chat.engine.bodies[-1]["messages"] == [
+        {"role": "user", "content": "echo one"},
+        {"role": "assistant", "content": "one"},
+        {"role": "user", "content": "echo two"},
+    ]
+    assert chat.engine.bodies[-1]["mode"] == "fast"
+
+
+def test_escape_stops_and_keeps_what_came(chat: Chat) -> None:
+    chat.mode("fast")
+    chat.ask("slow")
+    until(lambda: len(chat.text(".answer .rendered")) > 40, "some text has come")
+    chat.press(ESCAPE)
+    chat.ended()
+    assert "Stopped." in chat.text(".why")
+    assert len(chat.text(".answer .rendered")) < 1000
+    assert "96 of 120" in chat.text(".strip")  # the last figures still came
+    assert not chat.all(".problem:not([hidden])")
+
+
+def test_a_thought_is_stopped(chat: Chat) -> None:
+    chat.mode("deep")
+    chat.ask("think")
+    until(lambda: chat.all("#stop-thinking:not([hidden])"), "thinking can be stopped")
+    chat.button("Stop thinking").click()
+    chat.ended()
+    assert chat.text(".answer .rendered") == "So it is."
+    assert "stopped by you" in chat.text(".thought summary")
+    assert not chat.all("#stop-thinking:not([hidden])")
+
+
+def test_auto_says_what_it_chose_and_why(chat: Chat) -> None:
+    chat.mode("auto")
+    chat.ask("echo yes")
+    chat.ended()
+    assert "Mode deep: the question asks for a proof." in chat.text(".why")
+    assert "chosen by auto" in chat.text(".answer header")
+
+
+def test_two_modes_are_compared_and_one_goes_on(chat: Chat) -> None:
+    chat.mode("deep")
+    chat.ask("echo same")
+    chat.ended()
+    chat.button("Compare with fast").click()
+    until(lambda: len(chat.all(".answer")) == 2, "both answers stand there")
+    chat.ended()
+    assert [head.text.split()[0] for head in chat.all(".answer > header")] == ["deep", "fast"]
+    assert [body["mode"] for body in chat.engine.bodies] == ["deep", "fast"]
+    assert chat.engine.bodies[0]["messages"] == chat.engine.bodies[1]["messages"]
+    assert len(chat.all(".answer[data-chosen]")) == 1
+    chat.button("Go on from this answer").click()
+    assert chat.all(".answer")[0].get_attribute("data-chosen") is not None
+
+
+def test_a_reload_keeps_the_conversation_and_the_settings(chat: Chat) -> None:
+    chat.mode("deep")
+    chat.run("setColours(true)")
+    chat.ask("Explain binary search")
+    chat.ended()
+    before = chat.text(".answer .coloured")
+    spans = len(chat.all(".answer .coloured span"))
+    strip, summary = chat.text(".strip"), chat.text(".thought summary")
+    chat.open()
+    assert chat.text(".asked p") == "Explain binary search"
+    assert chat.text(".answer .coloured") == before == ANSWER
+    assert len(chat.all(".answer .coloured span")) == spans > 100
+    assert (chat.text(".strip"), chat.text(".thought summary")) == (strip, summary)
+    assert chat.driver.find_element("css selector", '#modes input[value="deep"]').is_selected()
+    chat.ask("echo on")
+    chat.ended()
+    assert chat.engine.bodies[-1]["messages"][1]["content"] == ANSWER
+
+
+def test_a_reload_in_the_middle_keeps_what_came(chat: Chat) -> None:
+    chat.ask("slow")
+    until(lambda: len(chat.text(".answer .rendered")) > 40, "some text has come")
+    chat.open()
+    assert len(chat.text(".answer .rendered")) > 40
+    assert "Interrupted" in chat.text(".why")
+
+
+def test_a_cleared_conversation_can_be_had_back(chat: Chat) -> None:
+    chat.ask("echo old")
+    chat.ended()
+    chat.press(CONTROL, "k")
+    assert not chat.all(".turn")
+    assert chat.run("return localStorage.getItem('fastslow.turns')") == "[]"
+    chat.button("Undo").click()
+    assert chat.text(".asked p") == "echo old"
+
+
+def test_colours_say_where_tokens_came_from(chat: Chat) -> None:
+    chat.mode("fast")
+    chat.press(ALT, "c")
+    chat.ask("echo one two three four five six seven eight nine ten")
+    chat.ended()
+    kinds = [span.get_attribute("class") for span in chat.all(".answer .coloured span")]
+    expected = [
+        "target",
+        "suffix",
+        "suffix",
+        "target",
+        "head",
+        "head",
+        "head",
+        "target",
+        "target",
+        "prediction",
+    ]
+    assert kinds == [f"s-{name}" for name in expected]
+    assert [s.text for s in chat.all("#legend > span")] == [
+        "target",
+        "suffix",
+        "head",
+        "prediction",
+    ]
+    chat.run("document.querySelectorAll('.coloured')[1].focus()")
+    for _ in range(3):
+        chat.press(ARROW_RIGHT)
+    assert chat.text("#tip") == "suffix: drafted from earlier text"
+    assert chat.text("#status").startswith("three, suffix")
+    chat.press(ALT, "c")
+    assert not chat.all(".coloured")
+    assert chat.text(".answer .rendered").startswith("one two three")
+
+
+def test_keys_are_enough(chat: Chat) -> None:
+    chat.box.click()
+    chat.press(ALT, "1")
+    chat.press("a", SHIFT, ENTER)
+    chat.press("b")
+    assert chat.box.get_property("value") == "a\nb"
+    chat.press(TAB)  # to the modes
+    chat.press("2")
+    assert chat.run("return preferences.mode") == "deep"
+    chat.press(ARROW_RIGHT)
+    assert chat.run("return preferences.mode") == "auto"
+    outline = "return getComputedStyle(document.activeElement.nextElementSibling).outlineStyle"
+    assert chat.run(outline) == "solid"
+    chat.press(TAB, TAB)
+    assert chat.run("return document.activeElement.id") == "send"
+    chat.press(ENTER)
+    chat.ended()
+    assert chat.text(".asked p") == "a\nb"
+    assert chat.engine.bodies[-1]["mode"] == "auto"
+
+
+def test_tabs_follow_the_arrow_keys(chat: Chat) -> None:
+    chat.run("document.getElementById('tab-chat').focus()")
+    chat.press(ARROW_RIGHT)
+    until(lambda: len(chat.all("#cards .card")) == 7, "the server's figures are there")
+    assert chat.run("return document.activeElement.id") == "tab-server"
+    chat.press(ARROW_RIGHT)
+    assert chat.run("return document.getElementById('server').hidden")
+
+
+def test_errors_are_sentences_that_say_what_to_do(chat: Chat) -> None:
+    chat.engine.busy = 1
+    chat.ask("echo later")
+    chat.ended()
+    assert chat.text(".problem p") == (
+        "The server is busy. It says: the queue of 64 requests is full. Try again in 2 seconds."
+    )
+    again = until(lambda: [b for b in chat.all(".problem button") if b.is_enabled()], "again", 10)
+    assert again[0].text == "Try again"
+    again[0].click()
+    until(lambda: chat.all(".answer .rendered p"), "it is answered")
+    chat.ended()
+    assert chat.text(".answer .rendered") == "later"
+    for word, sentence in {
+        "wrong": "temperature=1000 must be at most 100.",
+        "off": "The connection ended in the middle of the answer. What came is kept; try again.",
+        "error": "the engine ended in the middle of the request",
+    }.items():
+        chat.ask(word)
+        chat.ended()
+        assert chat.text(".problem p") == sentence
+    chat.ask("echo fine")
+    chat.ended()
+    roles = [m["role"] for m in chat.engine.bodies[-1]["messages"]]
+    assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
+
+
+def test_a_key_is_asked_for_and_forgotten_with_the_tab(chat: Chat) -> None:
+    chat.engine.key = "secret"
+    chat.ask("echo hello")
+    chat.ended()
+    assert "asks for an API key" in chat.text(".problem p")
+    chat.driver.find_element("id", "key").send_keys("secret", ENTER)
+    chat.button("Try again").click()
+    until(lambda: chat.all(".answer .rendered p"), "it is answered")
+    chat.ended()
+    assert chat.run("return sessionStorage.getItem('fastslow.key')") == "secret"
+    assert "secret" not in chat.run("return JSON.stringify(localStorage)")
+
+
+def test_settings_are_sent_and_checked(chat: Chat) -> None:
+    chat.driver.find_element("id", "open-settings").click()
+    given = {
+        "system": "Be brief.",
+        "temperature": "0.5",
+        "max_tokens": "77",
+        "seed": "3",
+        "thinking_budget": "9",
+        "drafter": "off",
+        "schema": '{"type": "object"}',
+    }
+    for name, value in given.items():
+        chat.driver.find_element("css selector", f'[data-setting="{name}"]').send_keys(value, TAB)
+    schema = chat.driver.find_element("css selector", '[data-setting="schema"]')
+    schema.send_keys("}", TAB)
+    assert chat.text("#settings-wrong").startswith("JSON schema: ")
+    chat.press(ESCAPE)
+    chat.ask("echo x")
+    chat.ended()
+    body = chat.engine.bodies[-1]
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.5, 77, 3)
+    assert (body["thinking_budget"], body["speculation"]) == (9, "off")
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    chat.driver.find_element("id", "open-settings").click()
+    chat.button("Reset settings").click()
+    chat.press(ESCAPE)
+    chat.ask("echo y")
+    chat.ended()
+    assert "temperature" not in chat.engine.bodies[-1]
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_hostile_text_stays_text(chat: Chat, colours: bool) -> None:
+    chat.run(f"setColours({json.dumps(colours)})")
+    chat.mode("deep")
+    chat.ask("hostile <img src=x onerror=window.hurt=9>")
+    chat.ended()
+    assert HOSTILE.splitlines()[0] in chat.text(ANSWERED)
+    inside = "#turns script, #turns img, #turns iframe, #turns svg, #turns a, #turns b b"
+    assert chat.all(inside) == []
+    assert chat.run("return window.hurt ?? null") is None
+    policy = (
+        "try { document.body.innerHTML = '<b>x</b>'; return 'set' } catch (e) { return e.name }"
+    )
+    assert chat.run(policy) == "TypeError"
+    chat.driver.get_log("browser")  # that was an error, and the test's own
+
+
+STORED: dict[str, Any] = {
+    "no list": {"a": 1},
+    "null": None,
+    "wrong kinds": [
+        1,
+        None,
+        {"asked": 3},
+        {"asked": "x", "answers": [{"text": {}, "marks": ["<b>"]}]},
+    ],
+    "hostile": [
+        {
+            "asked": "<img src=x onerror=window.hurt=1>",
+            "answers": [
+                {
+                    "text": HOSTILE,
+                    "mode": "<script>window.hurt=2</script>",
+                    "marks": [16, 10**15, 33],
+                    "problem": "<img src=x onerror=window.hurt=3>",
+                    "metrics": {
+                        "mode": "<b>",
+                        "acceptance": ["<i>", 5, None],
+                        "decision": {"toString": 1},
+                        "drafter": "<u>",
+                        "thinking_ended": "__proto__",
+                    },
+                    "usage": {"prompt_tokens_details": {"cached_tokens": "<s>"}},
+                }
+            ],
+            "chosen": 99,
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_stored_conversation_is_not_trusted(chat: Chat, name: str) -> None:
+    for colours in (False, True):
+        stored = {
+            "turns": STORED[name],
+            "preferences": {"colours": colours, "mode": 5, "settings": []},
+        }
+        for key, value in stored.items():
+            chat.driver.execute_script(
+                "localStorage.setItem('fastslow.' + arguments[0], JSON.stringify(arguments[1]))",
+                key,
+                value,
+            )
+        chat.open()
+        assert chat.all("#turns img, #turns script, #turns iframe") == []
+        assert chat.run("return window.hurt ?? null") is None
+    chat.ask("echo still here")
+    chat.ended()
+    assert "still here" in chat.text(ANSWERED)
+
+
+def test_a_theme_is_remembered(chat: Chat) -> None:
+    def ground() -> str:
+        return str(chat.run("return getComputedStyle(document.body).backgroundColor"))
+
+    button = chat.driver.find_element("id", "theme")
+    assert button.get_attribute("aria-label") == "Theme: system"
+    button.click()
+    light = ground()
+    button.click()
+    dark = ground()
+    assert light != dark
+    chat.open()
+    assert ground() == dark
+    assert chat.driver.find_element("id", "theme").get_attribute("aria-label") == "Theme: dark"
+
+
+def test_figures_are_asked_for_only_in_view(chat: Chat) -> None:
+    before = chat.engine.calls
+    until(lambda: chat.run("return document.readyState") == "complete", "it is loaded")
+    assert chat.engine.calls == before
+    chat.driver.find_element("id", "tab-server").click()
+    until(lambda: chat.engine.calls >= before + 2, "they are asked for every two seconds")
+    chat.driver.find_element("id", "tab-chat").click()
+    seen = chat.engine.calls
+    chat.driver.execute_async_script("setTimeout(arguments[0], 2500)")
+    assert chat.engine.calls <= seen + 1
+
+
+def test_missing_figures_are_explained(chat: Chat) -> None:
+    chat.engine.figures = {"running": 1, "waiting": 0, "drafters": {}, "prompt_tokens": 0}
+    try:
+        chat.driver.find_element("id", "tab-server").click()
+        until(lambda: chat.all("#cards .card"), "there are figures")
+        cards = chat.text("#cards")
+    finally:
+        chat.engine.figures = {}
+    assert "Nothing was drafted yet." in cards
+    assert "This server does not count requests by mode." in cards
+    assert "No prompt has run yet." in cards
+    assert "NaN" not in cards and "undefined" not in cards

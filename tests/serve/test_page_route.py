@@ -1,0 +1,125 @@
+"""The page as a file: it loads nothing, its policy fits it, and browsers get it again only where it changed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from fastslow.serve.engine import NotReady
+from fastslow.serve.page import route
+from fastslow.serve.page.route import router
+
+TEXT = files("fastslow.serve.page").joinpath("index.html").read_text("utf-8")
+SCRIPTS = re.findall(r"<script>(.*?)</script>", TEXT, re.DOTALL)
+MOST_BYTES = 200_000
+
+
+class Figures:
+    """An engine that has figures and nothing else."""
+
+    async def stats(self) -> dict[str, Any]:
+        return {"running": 2, "waiting": 1}
+
+
+class Hanging:
+    """An engine that never says them."""
+
+    async def stats(self) -> dict[str, Any]:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+
+def client(engine: object) -> TestClient:
+    app = FastAPI()
+    app.state.engine = engine
+    app.include_router(router)
+    return TestClient(app)
+
+
+def test_it_is_small() -> None:
+    assert len(TEXT.encode()) < MOST_BYTES
+
+
+def test_it_loads_nothing() -> None:
+    without_data = re.sub(r'"data:image/svg\+xml,[^"]*"', "", TEXT)
+    addresses = set(re.findall(r"\b(?:https?|wss?):/*[^\s\"'`)]*", without_data))
+    assert addresses == {"http://www.w3.org/2000/svg"}  # a namespace, which nobody loads
+    assert not re.search(
+        r"@import|\burl\(|<(?:link rel=\"(?!icon)|img|iframe|object|embed)\b", TEXT
+    )
+    assert not re.search(r"<script[^>]+src|\bimport\s*\(|\bimport\s+[\w{*]", TEXT)
+
+
+@pytest.mark.parametrize(
+    "risky",
+    [
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "new Function",
+        "DOMParser",
+        "srcdoc",
+    ],
+)
+def test_no_text_can_become_html_or_code(risky: str) -> None:
+    assert risky not in "".join(SCRIPTS)
+
+
+def test_markup_has_no_inline_handlers_or_styles() -> None:
+    markup = re.sub(r"<(script|style)>.*?</\1>", "", TEXT, flags=re.DOTALL)
+    assert not re.search(r"<[^>]*\s(?:on[a-z]+|style)=", markup)
+
+
+def test_policy_allows_its_own_scripts_and_no_others() -> None:
+    policy = client(Figures()).get("/").headers["content-security-policy"]
+    parts = {name: rest for name, _, rest in (p.partition(" ") for p in policy.split("; "))}
+    own = {
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in SCRIPTS
+    }
+    assert set(parts["script-src"].split()) == own
+    assert parts["default-src"] == parts["base-uri"] == parts["frame-ancestors"] == "'none'"
+    assert parts["connect-src"] == "'self'"
+    assert "unsafe" not in policy and "*" not in policy
+
+
+def test_a_known_page_is_not_sent_again() -> None:
+    asking = client(Figures())
+    first = asking.get("/")
+    assert first.status_code == 200
+    assert first.headers["content-type"] == "text/html; charset=utf-8"
+    assert first.headers["cache-control"] == "no-cache"
+    assert first.content == TEXT.encode()
+    etag = first.headers["etag"]
+    for known in (etag, f"W/{etag}", f'"other", {etag}'):
+        again = asking.get("/", headers={"If-None-Match": known})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == etag
+    assert asking.get("/", headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+def test_head_has_the_headers_alone() -> None:
+    answer = client(Figures()).head("/")
+    assert answer.status_code == 200 and answer.content == b""
+    assert "content-security-policy" in answer.headers
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_figures_are_the_engines() -> None:
+    assert client(Figures()).get("/v1/stats").json() == {"running": 2, "waiting": 1}
+
+
+def test_an_engine_that_gives_no_figures_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route, "PATIENCE", 0.05)
+    with pytest.raises(NotReady, match="no figures within 0.05 seconds"):
+        client(Hanging()).get("/v1/stats")

@@ -1,0 +1,191 @@
+"""What goes wrong around the engine's process: it dies, the server dies, a reader is slow."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from contextlib import aclosing, suppress
+from pathlib import Path
+
+import pytest
+from serve_engines import LONG, answer_of, asked, idle, settings_of, until, write_served
+
+from fastslow.output import GenerationError
+from fastslow.serve.engine import NotReady
+from fastslow.serve.process.engine_process import EngineProcess, Restarts
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_served(tmp_path_factory.mktemp("served"))
+
+
+def test_a_killed_engine_is_told_of_and_comes_back(folder: Path, logged: list[str]) -> None:
+    async def killed() -> None:
+        engine = EngineProcess(settings_of(folder), Restarts(most=3, first=0.01))
+        with pytest.raises(NotReady, match="the model is loading"):
+            print(engine.card)
+        await engine.start()
+        right = (await answer_of(engine, asked())).token_ids
+        tasks = [asyncio.create_task(answer_of(engine, asked(str(n), LONG))) for n in range(3)]
+        link, first = engine._link, engine.pid
+        assert link is not None and first is not None
+        await until(lambda: link.answering == 3)
+        os.kill(first, signal.SIGKILL)
+        for task in tasks:
+            with pytest.raises(NotReady, match="the engine ended in the middle of the request"):
+                await task
+        assert not engine.ready and "started again" in engine.why_not_ready
+        assert engine.card.name == "tiny"  # which is known
+        with pytest.raises(NotReady, match="started again"):
+            await answer_of(engine, asked())
+        with pytest.raises(NotReady, match="started again"):
+            await engine.stats()
+        assert link.answering == 0
+        await until(lambda: engine.ready)
+        assert engine.pid != first and gone(first)
+        assert (await answer_of(engine, asked())).token_ids == right
+        await engine.close()
+
+    asyncio.run(killed())
+    said = "".join(logged)
+    assert "the engine's process was killed by SIGKILL; a new one starts in 0.01 s" in said
+    assert "the engine is back" in said
+
+
+def test_one_that_ends_again_and_again_is_given_up(folder: Path) -> None:
+    async def given_up() -> str:
+        engine = EngineProcess(settings_of(folder), Restarts(most=1))
+        await engine.start()
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        said = await engine.gave_up
+        assert not engine.ready and engine.why_not_ready == said
+        await engine.close()
+        return said
+
+    assert asyncio.run(given_up()) == (
+        "the engine is given up: the engine's process was killed by SIGKILL; "
+        "that was end 1 within 600 s"
+    )
+
+
+def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
+    async def missing() -> None:
+        await EngineProcess(settings_of(tmp_path / "missing")).start()
+
+    with pytest.raises(ValueError, match="missing"):
+        asyncio.run(missing())
+
+
+def test_one_that_dies_while_it_loads_is_one_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies() -> None:
+        engine = EngineProcess(settings_of(folder))
+        start = asyncio.create_task(engine.start())
+        await until(lambda: engine.pid is not None)
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        await start
+
+    with pytest.raises(RuntimeError, match="was killed by SIGKILL while it loaded"):
+        asyncio.run(dies())
+
+
+PARENT = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from serve_engines import asked, first_of, settings_of
+from fastslow.serve.process.engine_process import EngineProcess
+
+async def main():
+    engine = EngineProcess(settings_of(Path(sys.argv[1])))
+    await engine.start()
+    async for piece in engine.stream(asked(tokens=4000)):
+        print(engine.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+def test_it_ends_with_the_server(folder: Path) -> None:
+    paths = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    server = subprocess.run(
+        [sys.executable, "-c", PARENT, str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        timeout=120,
+        check=False,
+    )
+    assert server.returncode == -signal.SIGKILL
+    asyncio.run(until(lambda: gone(int(server.stdout)), 20.0))
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; nobody may have asked for its exit code."""
+    stat = Path(f"/proc/{pid}/stat")
+    with suppress(OSError):
+        if stat.read_text("utf-8").rpartition(")")[2].split()[0] == "Z":
+            return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_it_ends_where_only_the_connection_is_closed(folder: Path) -> None:
+    """As when the server is gone on a system that does not say so."""
+
+    async def closed() -> str:
+        engine = EngineProcess(settings_of(folder), Restarts(most=1))
+        await engine.start()
+        link = engine._link
+        assert link is not None
+        link.close()
+        return await engine.gave_up
+
+    assert "ended with exit code 0" in asyncio.run(closed())
+
+
+def test_a_slow_reader_holds_up_nobody_and_misses_nothing(folder: Path) -> None:
+    async def slow() -> None:
+        engine = EngineProcess(settings_of(folder))
+        await engine.start()
+        ask = asked("slow", 600)
+        async with aclosing(engine.stream(ask)) as pieces:
+            made = [await anext(pieces)]
+            right = (await answer_of(engine, asked("other", 600))).token_ids
+            await until(lambda: idle(engine))
+            made += [piece async for piece in pieces]
+        *parts, last = made
+        assert [token for piece in parts for token in piece.token_ids] == right
+        assert last.output is not None and last.output.token_ids == right
+        assert "".join(piece.text for piece in parts) == last.output.text
+        assert len(made) < 10  # what waited came together
+        await engine.close()
+
+    asyncio.run(slow())
+
+
+def test_who_reads_nothing_for_long_is_cut(folder: Path) -> None:
+    async def cut() -> None:
+        engine = EngineProcess(settings_of(folder), unread=0.05)
+        await engine.start()
+        async with aclosing(engine.stream(asked(tokens=LONG))) as pieces:
+            await anext(pieces)
+            await asyncio.sleep(0.1)
+            await until(lambda: idle(engine))
+            with pytest.raises(GenerationError, match=r"nothing .* was read for 0.05 s"):
+                await anext(pieces)
+        assert len((await answer_of(engine, asked())).token_ids) == 8
+        await engine.close()
+
+    asyncio.run(cut())

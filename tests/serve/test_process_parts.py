@@ -1,0 +1,126 @@
+"""Frames, failures and streams between the server's process and the engine's."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+
+from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
+from fastslow.serve.ask import Ask
+from fastslow.serve.engine import Busy, NotReady
+from fastslow.serve.process.answer_stream import CROWDED, AnswerStream, joined
+from fastslow.serve.process.failures import error_of, failure_of
+from fastslow.serve.process.frames import LENGTH, LONGEST, FrameReader, frame
+from fastslow.serve.process.link import as_fields
+from fastslow.serve.process.messages import (
+    Answers,
+    Failure,
+    GetTrace,
+    StartAnswer,
+    ToEngine,
+    ToServer,
+)
+
+METRICS = Metrics(
+    "deep", "auto", 0.1, 0.02, 2, 1, 4, 1, 0, [1], 0.1, 0.1, [0.5], 0, 0, thinking_ended="budget"
+)
+OUTPUT = Output(
+    None,
+    [1, 2],
+    [Completion("hi", "", [3, 4], "stop", None, [{3: -math.inf, 4: -0.5}] * 2, METRICS)],
+)
+
+
+def test_messages_arrive_whole_however_their_bytes_come() -> None:
+    sent = [
+        Answers([(3, Piece("a", token_ids=[5], logprobs=[{5: -math.inf}])), (4, Piece(output=OUTPUT))], []),
+        Answers([], [(3, None), (4, Failure("ValueError", "no", [OUTPUT]))]),
+    ]  # fmt: skip
+    data = b"".join(map(frame, sent))
+    for size in (1, 3, len(data) - 1, len(data)):
+        reader: FrameReader[ToServer] = FrameReader(ToServer)
+        found = []
+        for start in range(0, len(data), size):
+            found += reader.feed(data[start : start + size])
+        assert found == sent
+
+
+def test_bytes_that_are_no_message_are_refused() -> None:
+    for data in (LENGTH.pack(3) + b"abc", LENGTH.pack(LONGEST + 1), frame(["Unknown", 1])):
+        with pytest.raises(ValueError):
+            FrameReader[ToServer](ToServer).feed(data)
+    with pytest.raises(ValueError):  # a type that is not the field's
+        FrameReader[ToEngine](ToEngine).feed(frame(["GetTrace", 1, 2]))
+    assert FrameReader[ToEngine](ToEngine).feed(frame(GetTrace(1, "a"))) == [GetTrace(1, "a")]
+
+
+def test_what_no_message_can_hold_is_one_sentence() -> None:
+    with pytest.raises(ValueError, match="outside of 64 bits"):
+        frame(StartAnswer(0, as_fields(Ask("a", "b", {"seed": 2**64}))))
+    with pytest.raises(ValueError, match="not valid Unicode: see its character 3"):
+        frame(StartAnswer(0, as_fields(Ask("a", "b \ud800"))))
+    nested: list[object] = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(ValueError, match="nested too deeply"):
+        frame(StartAnswer(0, as_fields(Ask("a", "b", {"stop": nested}))))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a=1 must be 2"),
+        Busy("64 requests wait"),
+        NotReady("the server is closing"),
+        GenerationError("1 request failed", [OUTPUT]),
+        TimeoutError("late"),
+        RuntimeError("this LLM is closed"),
+    ],
+)
+def test_errors_keep_their_kind_and_sentence(error: Exception) -> None:
+    found = error_of(failure_of(error))
+    assert type(found) is type(error) and str(found) == str(error)
+    assert getattr(found, "outputs", None) == getattr(error, "outputs", None)
+
+
+def test_errors_of_other_kinds_are_named() -> None:
+    class Refused(ValueError):
+        pass
+
+    assert type(error_of(failure_of(Refused("no")))) is ValueError
+    assert str(error_of(failure_of(KeyError("x")))) == "KeyError: 'x'"
+
+
+def test_pieces_that_wait_are_joined_by_answer() -> None:
+    pieces = [
+        Piece(reasoning="think", token_ids=[1]),
+        Piece("a", token_ids=[2]),
+        Piece("b", token_ids=[3], logprobs=[{3: 0.0}]),
+        Piece("x", token_ids=[4], index=1),
+        Piece("c", token_ids=[5], logprobs=[{5: 0.0}]),
+        Piece(reasoning="again", token_ids=[6]),
+        Piece(output=OUTPUT),
+    ]
+    assert joined(pieces) == [
+        Piece("abc", "think", [1, 2, 3, 5], None, [{3: 0.0}, {5: 0.0}]),
+        Piece("x", token_ids=[4], index=1),
+        Piece(reasoning="again", token_ids=[6]),
+        Piece(output=OUTPUT),
+    ]
+
+
+def test_a_stream_keeps_few_pieces() -> None:
+    async def fill() -> None:
+        stream = AnswerStream()
+        for n in range(10 * CROWDED):
+            assert stream.put(Piece("x", token_ids=[n]))
+            assert len(stream._pieces) <= CROWDED + 1
+        stream.end(NotReady("gone"))
+        assert not stream.put(Piece("late"))
+        assert await stream.take() == [Piece("x" * 10 * CROWDED, "", [*range(10 * CROWDED)])]
+        with pytest.raises(NotReady, match="gone"):
+            await stream.take()
+
+    asyncio.run(fill())

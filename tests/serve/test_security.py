@@ -1,0 +1,83 @@
+"""Headers that browsers obey, names and origins that a server answers to, and requests too large at the front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+from fastapi.testclient import TestClient
+
+from fastslow.serve import security
+from fastslow.serve.security import LOOPBACK, Security, host_name
+
+
+def client(hosts: Sequence[str] | None = None, origins: Sequence[str] | None = None) -> TestClient:
+    app = FastAPI()
+    app.state.error_shapes = {}
+
+    @app.get("/v1/models")
+    @app.post("/v1/chat/completions")
+    async def answer() -> dict[str, str]:
+        return {}
+
+    @app.get("/")
+    async def page() -> HTMLResponse:
+        return HTMLResponse("x", headers={"cache-control": "max-age=9"})
+
+    app.add_middleware(Security, hosts=hosts, origins=origins)
+    return TestClient(app)
+
+
+def test_headers() -> None:
+    found = client().get("/v1/models").headers
+    assert found["x-content-type-options"] == "nosniff"
+    assert found["content-security-policy"].startswith("default-src 'none'")
+    assert found["cache-control"] == "no-store"
+    page = client().get("/").headers
+    assert "content-security-policy" not in page  # the page says itself what it needs
+    assert page["cache-control"] == "max-age=9" and page["x-frame-options"] == "DENY"
+    assert "access-control-allow-origin" not in found
+    assert client().get("/not-there").headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("a.b:80", "a.b"), ("A.b", "a.b"), ("[::1]:80", "::1"), ("[::1]", "::1"), ("", ""), ("[", "")],
+)
+def test_names(host: str, name: str) -> None:
+    assert host_name(host) == name
+
+
+def test_hosts() -> None:
+    ours = client(hosts=[*LOOPBACK, "Chat.example.com"])
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:8000", "chat.EXAMPLE.com"):
+        assert ours.get("/v1/models", headers={"host": host}).status_code == 200, host
+    for host in ("evil.example", "localhost.evil.example", "", "127.0.0.1.nip.io:8000"):
+        answer = ours.get("/v1/models", headers={"host": host})
+        assert answer.status_code == 400, host
+        assert "no name of this server" in answer.json()["error"]["message"]
+    assert client().get("/v1/models", headers={"host": "evil.example"}).status_code == 200
+
+
+def test_origins() -> None:
+    ours = client(origins=["https://chat.example.com"])
+    path, host = "/v1/chat/completions", {"host": "localhost:8000"}
+    for origin in ("https://chat.example.com", "http://localhost:8000"):
+        assert ours.post(path, headers={**host, "origin": origin}).status_code == 200
+    assert ours.post(path, headers=host).status_code == 200  # no browser
+    for origin in ("https://evil.example", "null", "http://localhost:9000", "", "http://["):
+        answer = ours.post(path, headers={**host, "origin": origin})
+        assert answer.status_code == 403, origin
+    assert ours.get("/v1/models", headers={"origin": "https://evil.example"}).status_code == 200
+    assert client(origins=["*"]).post(path, headers={"origin": "https://any"}).status_code == 200
+
+
+def test_what_is_too_large_at_the_front() -> None:
+    ours = client()
+    assert ours.get("/v1/models?" + "x" * security.MOST_URL).status_code == 414
+    long = {"x-long": "x" * security.MOST_HEADERS}
+    assert ours.get("/v1/models", headers=long).status_code == 431
+    many = {f"x-{n}": "" for n in range(security.MOST_FIELDS + 1)}
+    assert ours.get("/v1/models", headers=many).status_code == 431

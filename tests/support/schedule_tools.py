@@ -1,0 +1,60 @@
+"""A scheduler without a model: requests that want rows, and steps that give them a token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastslow.engine.core.request import Request
+from fastslow.engine.core.scheduler import Scheduler
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.sampling.accept.exact import tokenwise
+from fastslow.engine.sampling.stop import Stopper
+from fastslow.policies.speculation.planner import FixedLength
+
+
+def request(number: int, prompt: int = 4, room: int = 8, **fields: Any) -> Request:
+    params = SamplingParams(max_tokens=room)
+    given: dict[str, Any] = {
+        "id": number,
+        "tokens": [3 + number % 7] * prompt,
+        "prompt_length": prompt,
+        "params": params,
+        "speculation": Speculation(drafter="off"),
+        "policy": FixedLength(0),
+        "stopper": Stopper(params, frozenset(), room, None),
+        "groups": None,
+        "seed": number,
+        "max_len": prompt + room - 1,
+        "rule": tokenwise,
+    }
+    return Request(**{**given, **fields})
+
+
+def pages(count: int = 200) -> KVCache:
+    return KVCache(
+        layers=1,
+        kv_heads=1,
+        head_dim=4,
+        pages=count,
+        page_size=4,
+        dtype=torch.float32,
+        device="cpu",
+    )
+
+
+def run(step: Scheduler) -> dict[int, int]:
+    """One step as the core would do it: request -> rows."""
+    found = {}
+    for item in step.next():
+        one, chunk = item
+        found[one.id] = chunk
+        one.computed += chunk
+        if one.computed == len(one.tokens):
+            one.tokens.append(5)
+        step._kv.advance(one.id, one.computed, one.tokens)
+        if len(one.tokens) > one.max_len:
+            step.remove(one)
+    return found

@@ -1,0 +1,128 @@
+"""`fastslow keys`: who may use the server."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastslow.tools.cli.options import expand_options
+
+keys = typer.Typer(
+    name="keys",
+    help="Make, list and remove API keys of the server.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+Name = Annotated[str, typer.Argument(help="Whose key it is, as logs and metrics call it.")]
+File = Annotated[
+    Path | None,
+    typer.Option(
+        "--file", help="The keys file; default: FASTSLOW_KEYS, else ~/.config/fastslow/keys.json."
+    ),
+]
+
+
+@keys.command()
+@expand_options
+def add(
+    name: Name,
+    file: File = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Requests in a minute.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of prompts and answers in a minute.")
+    ] = None,
+    concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Requests at the same time.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of one answer.")] = None,
+    modes: Annotated[
+        str | None, typer.Option("--allow-modes", help="The only modes, such as fast,auto.")
+    ] = None,
+    priority: Annotated[
+        str | None, typer.Option(help="First and last priority it may ask for, such as 0,5.")
+    ] = None,
+) -> None:
+    """Make a key and print it, this once: the file has only its hash. A running server takes it within a second.
+
+    Examples:
+      fastslow keys add page
+      fastslow keys add bot --requests-per-minute 60 --concurrent 4 --allow-modes fast
+    """
+    from pydantic import ValidationError
+
+    from fastslow.engine.params import sentence
+    from fastslow.serve.key_file import KeyLimits, add_key, usual_file
+
+    limits: dict[str, Any] = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "concurrent": concurrent,
+        "max_tokens": max_tokens,
+        "modes": None if modes is None else [mode.strip() for mode in modes.split(",")],
+        "priority": None if priority is None else _numbers(priority),
+    }
+    try:
+        checked = KeyLimits(**limits)
+    except ValidationError as error:
+        raise ValueError(sentence(error)) from None
+    path = file or usual_file()
+    typer.echo(add_key(path, name, checked))
+    typer.echo(f"{name} is in {path}; the key is shown only now", err=True)
+
+
+@keys.command("list")
+@expand_options
+def show(
+    file: File = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Names of the keys, when they were made, and their limits.
+
+    Example:
+      fastslow keys list
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastslow.serve.key_file import KeyFile, usual_file
+
+    every = KeyFile.read(file or usual_file()).keys
+    table = Table("name", "made", "limits")
+    for key in every:
+        limits = key.limits.model_dump(mode="json", exclude_none=True)
+        if as_json:
+            record = {"name": key.name, "created": key.created, "limits": limits}
+            typer.echo(json.dumps(record))
+        made = time.strftime("%Y-%m-%d", time.gmtime(key.created))
+        table.add_row(key.name, made, ", ".join(f"{k} {v}" for k, v in limits.items()) or "none")
+    if not as_json:
+        Console().print(table)
+
+
+@keys.command()
+@expand_options
+def remove(name: Name, file: File = None) -> None:
+    """Take a key out of the file; a running server refuses it within a second.
+
+    Example:
+      fastslow keys remove page
+    """
+    from fastslow.serve.key_file import remove_key, usual_file
+
+    path = file or usual_file()
+    remove_key(path, name)
+    typer.echo(f"{name} is no longer in {path}")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"priority={text!r} must be two whole numbers, such as 0,5") from None
